@@ -1,0 +1,51 @@
+"""The two kinds of training batch, as tensors: whole windows of a sequence, and requests with their targets."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+Tensors = dict[str, Tensor]
+
+
+class WindowBatch(NamedTuple):
+    """B windows of L consecutive events in which every event may be a target, predicted from those before it."""
+
+    arrays: Tensors
+    """The history arrays of `serve.tower_inputs` and `user_codes`, `user_values`."""
+    history_rows: Tensor
+    """(B, L) item rows, 0 where padded."""
+    context_codes: Tensor
+    """(B, L, C) context of each event as a target."""
+    context_values: Tensor
+    """(B, L, V)."""
+    is_target: Tensor
+    """(B, L) bool."""
+    sees_history: Tensor
+    """(B, L) bool; the others are predicted from the empty history."""
+    recency: Tensor
+    """(B, L) int64 seconds from the event before to the target; 0 where the target's time is withheld."""
+
+
+class RequestBatch(NamedTuple):
+    """B requests, each with the items that followed."""
+
+    arrays: Tensors
+    """Everything the user tower reads but vectors, named as in `serve.tower_inputs`."""
+    history_rows: Tensor
+    """(B, L)."""
+    owned_rows: Tensor
+    """(E,) distinct items of each request's past, ordered by request and row."""
+    owned_users: Tensor
+    """(E,) request of each."""
+    target_users: Tensor
+    """(M,) request of each target."""
+    target_rows: Tensor
+    """(M,) item row of each target."""
+    target_weights: Tensor
+    """(M,)."""
+    target_owned: Tensor
+    """(M,) position of the target among `owned_rows`, -1 if novel."""
+    popularity: Tensor
+    """(N, P) of the catalogue, as of a moment not after any request of the batch."""

@@ -1,0 +1,165 @@
+"""From the cells of a column to typed values, and which cells are faults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+from datamodules.columns import Column
+from serve.clock import to_seconds
+from serve.encoding import to_text
+from serve.errors import SchemaError
+
+_CANONICAL_INTEGER = r"0|-?[1-9][0-9]{0,18}"
+_EXACT_FLOAT = 2**53
+
+
+@dataclass(frozen=True)
+class Cells:
+    """A typed column of n rows."""
+
+    values: pd.Series
+    faults: dict[str, np.ndarray] = field(default_factory=dict)
+    """Reason -> bool (n,): the rows at fault."""
+
+
+def read_cells(column: Column, cells: pd.Series, timezone: str | None, is_text: bool) -> Cells:
+    """Type one column by its role.
+
+    Args:
+        column: what is declared of it.
+        cells: raw values of n rows.
+        timezone: of naive times.
+        is_text: the column is text because its file is.
+
+    Raises:
+        SchemaError: the column as a whole is of a kind that its role does not allow.
+    """
+    plain = _to_plain(cells)
+    if column.role == "id":
+        return _read_ids(column, plain, is_text)
+    if column.role == "time":
+        return _read_times(column, plain, timezone)
+    if column.role in ("number", "order"):
+        return _read_numbers(column, plain)
+    return Cells(_to_texts(plain) if column.role == "text" else plain)
+
+
+def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
+    """Make the ids of one kind in several tables alike: integers only if they are in all."""
+    if all(types.is_integer_dtype(ids) for ids in columns):
+        return columns
+    return [ids.astype("str") for ids in columns]
+
+
+def _to_plain(cells: pd.Series) -> pd.Series:
+    """Turn categoricals, nullable kinds and lists into integers, floats, texts, times or plain objects."""
+    dtype = cells.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return _to_plain(cells.astype(dtype.categories.dtype))
+    if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
+        return cells.astype("str")
+    if types.is_extension_array_dtype(dtype) and not isinstance(dtype, pd.DatetimeTZDtype):
+        cells = cells.astype(object).where(cells.notna(), None)
+        cells = cells if cells.isna().any() else cells.infer_objects()
+    if not types.is_object_dtype(cells.dtype):
+        return cells
+    if types.infer_dtype(cells, skipna=True) == "string":
+        return cells.astype("str")
+    values = [tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell for cell in cells]
+    return pd.Series(values, cells.index, dtype=object)
+
+
+def _is_missing(cells: pd.Series) -> np.ndarray:
+    """Return which cells are null or blank."""
+    missing = cells.isna().to_numpy(bool)
+    if isinstance(cells.dtype, pd.StringDtype):
+        return missing | cells.str.strip().eq("").to_numpy(bool)
+    return missing
+
+
+def _to_texts(cells: pd.Series) -> pd.Series:
+    """Write each value the one way vocabularies know it."""
+    texts = {value: to_text(value) for value in cells.unique()}
+    return cells.map(texts).astype("str")
+
+
+def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
+    """Return int64 or texts; a missing id is 0 or blank, and a fault."""
+    missing = _is_missing(cells)
+    present = cells[~missing]
+    integers = _to_integers(column, present, is_text)
+    if integers is None:
+        ids = present.astype("str").reindex(cells.index, fill_value="")
+    else:
+        ids = integers.reindex(cells.index, fill_value=0)
+    return Cells(ids, {"missing": missing})
+
+
+def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
+    """Return int64 if the ids are integers, None if they are texts.
+
+    Texts of a text file are integers if each is written the one way an int64 is, without leading zeros.
+    """
+    kind = "string" if isinstance(ids.dtype, pd.StringDtype) else types.infer_dtype(ids)
+    if kind == "string" and not (is_text and len(ids) and ids.str.fullmatch(_CANONICAL_INTEGER).all()):
+        return None
+    if kind == "empty" or (
+        kind == "mixed-integer" and ids.map(lambda cell: isinstance(cell, (int, str))).all()
+    ):
+        return None
+    is_whole = kind == "floating" and ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT
+    if kind not in ("string", "integer") and not is_whole:
+        raise SchemaError(f"column '{column.source}' is {kind}; allowed for an id: integers or texts")
+    try:
+        return ids.astype("int64")
+    except (OverflowError, ValueError):  # beyond int64
+        return None
+
+
+def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells:
+    """Return int64 UTC seconds."""
+    if isinstance(cells.dtype, pd.DatetimeTZDtype):
+        moments, timezone = cells.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(), None
+    elif types.is_datetime64_dtype(cells.dtype) or types.is_numeric_dtype(cells.dtype):
+        moments = cells.to_numpy()
+    else:
+        moments = cells.astype(object).where(cells.notna(), None).to_numpy()
+    try:
+        seconds, is_valid = to_seconds(moments, timezone)
+    except SchemaError as error:
+        raise SchemaError(f"column '{column.source}': {error}") from error
+    missing = _is_missing(cells)
+    return Cells(pd.Series(seconds, cells.index), {"missing": missing, "not a time": ~is_valid & ~missing})
+
+
+def _read_numbers(column: Column, cells: pd.Series) -> Cells:
+    """Return float64, NaN where missing; an order of integers stays int64."""
+    if not (
+        types.is_numeric_dtype(cells.dtype)
+        or isinstance(cells.dtype, pd.StringDtype)
+        or cells.dtype == object
+    ):
+        raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
+    parsed = pd.to_numeric(cells, errors="coerce")
+    numbers = parsed.astype("float64")
+    missing = _is_missing(cells)
+    if isinstance(cells.dtype, pd.StringDtype):
+        missing = missing | cells.str.strip().str.lower().eq("nan").to_numpy(bool)
+    faults = {
+        "not a number": numbers.isna().to_numpy() & ~missing,
+        "not finite": np.isinf(numbers.to_numpy()),
+        f"below the minimum {column.low}": numbers.lt(
+            -np.inf if column.low is None else column.low
+        ).to_numpy(),
+        f"above the maximum {column.high}": numbers.gt(
+            np.inf if column.high is None else column.high
+        ).to_numpy(),
+    }
+    if not column.may_be_empty:
+        faults["missing"] = missing
+    is_exact = column.role == "order" and types.is_integer_dtype(parsed.dtype)
+    return Cells(parsed if is_exact else numbers, faults)

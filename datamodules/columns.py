@@ -1,0 +1,114 @@
+"""Which columns of each table are read, as what, and which of them must be there."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from datamodules.config import DataConfig, FeatureConfig, TableConfig
+from serve.errors import SchemaError, name_nearest
+
+Role = Literal["id", "time", "order", "number", "text", "value"]
+
+EVENT_ROLES: dict[str, Role] = {
+    "user_id": "id",
+    "item_id": "id",
+    "datetime": "time",
+    "position": "order",
+    "event": "text",
+    "weight": "number",
+}
+"""The columns of interactions that have a meaning of their own, in their order."""
+_DERIVED_KINDS = ("hour_of_day", "day_of_week")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column that is read."""
+
+    name: str
+    """Ours."""
+    source: str
+    """In the file."""
+    role: Role
+    is_declared: bool = True
+    """The table is refused without it."""
+    may_be_empty: bool = True
+    """An empty cell is a missing value, not a fault of its row."""
+    low: float | None = None
+    high: float | None = None
+
+
+def interaction_columns(config: DataConfig) -> tuple[Column, ...]:
+    """Return user_id and item_id, what else of an event is there, then the context features."""
+    features = list(config.features.of("context").values())
+    mapped = _check_mapping("interactions", config.interactions, EVENT_ROLES)
+    needed = {"user_id", "item_id", *mapped, *(str(feature.column) for feature in features)}
+    if config.split.kind == "time":
+        needed.add("datetime")
+    events = tuple(
+        Column(name, mapped.get(name, name), role, name in needed, name == "event", *_limits(features, name))
+        for name, role in EVENT_ROLES.items()
+    )
+    return events + _feature_columns("context", features, set(EVENT_ROLES))
+
+
+def user_columns(config: DataConfig) -> tuple[Column, ...]:
+    """Return user_id, the user features, then the columns kept for audits alone."""
+    features = list(config.features.of("user").values())
+    columns = _side_columns("user", config.users or TableConfig(), features)
+    for name in config.audit_only:
+        if name in {column.name for column in columns}:
+            raise SchemaError(
+                f"data.audit_only: column '{name}' is a feature as well; take it out of one of them"
+            )
+    return columns + tuple(Column(name, name, "value") for name in config.audit_only)
+
+
+def item_columns(config: DataConfig) -> tuple[Column, ...]:
+    """Return item_id, then the item features."""
+    return _side_columns("item", config.items or TableConfig(), list(config.features.of("item").values()))
+
+
+def _side_columns(side: str, table: TableConfig, features: list[FeatureConfig]) -> tuple[Column, ...]:
+    id_name = f"{side}_id"
+    mapped = _check_mapping(f"{side}s", table, {id_name})
+    id_column = Column(id_name, mapped.get(id_name, id_name), "id", may_be_empty=False)
+    return (id_column, *_feature_columns(side, features, {id_name}))
+
+
+def _check_mapping(table: str, config: TableConfig, allowed: dict[str, Role] | set[str]) -> dict[str, str]:
+    for name in config.columns:
+        if name not in allowed:
+            nearest = name_nearest(name, allowed)
+            raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {nearest}")
+    return config.columns
+
+
+def _feature_columns(side: str, features: list[FeatureConfig], taken: set[str]) -> tuple[Column, ...]:
+    """Return one column for each that the features read, apart from those taken already."""
+    names = dict.fromkeys(str(feature.column) for feature in features)
+    for feature in features:
+        if feature.kind in _DERIVED_KINDS and (side, feature.column) != ("context", "datetime"):
+            raise SchemaError(
+                f"data.features.{side}: kind {feature.kind} of column '{feature.column}'; allowed: a feature "
+                "of the context that reads 'datetime'"
+            )
+    return tuple(
+        Column(name, name, _role(features, name), True, True, *_limits(features, name))
+        for name in names
+        if name not in taken
+    )
+
+
+def _role(features: list[FeatureConfig], name: str) -> Role:
+    kinds = {feature.kind for feature in features if feature.column == name}
+    return "number" if "numeric" in kinds else "value"
+
+
+def _limits(features: list[FeatureConfig], name: str) -> tuple[float | None, float | None]:
+    """Return the limits declared for a column, the narrowest if several features read it."""
+    readers = [feature for feature in features if feature.column == name]
+    lows = [feature.min for feature in readers if feature.min is not None]
+    highs = [feature.max for feature in readers if feature.max is not None]
+    return max(lows, default=None), min(highs, default=None)

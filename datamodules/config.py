@@ -1,0 +1,100 @@
+"""What a user declares about the data: tables, features, split. Parsed by jsonargparse, checked once here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from serve.errors import SchemaError
+from serve.schema import Kind, Repeats, Ties
+
+
+@dataclass(frozen=True)
+class TableConfig:
+    """One table in a file."""
+
+    path: str | None = None
+    """CSV or Parquet, by suffix. Relative to the working directory."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
+
+
+@dataclass(frozen=True)
+class FeatureConfig:
+    """One feature, where its kind alone does not say enough."""
+
+    kind: Kind
+    column: str | None = None
+    """Column of the table; default: the name of the feature."""
+    separator: str = "|"
+    """Between the values of a `multi_categorical` cell."""
+    min: float | None = None
+    """A `numeric` value below it is impossible: its row is rejected. Default: no limit."""
+    max: float | None = None
+    """A `numeric` value above it is impossible: its row is rejected. Default: no limit."""
+
+
+@dataclass(frozen=True)
+class FeaturesConfig:
+    """The features of the three sides: name -> kind, or name -> {kind, column, ...}."""
+
+    user: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
+    item: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
+    context: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
+    """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
+
+    def of(self, side: str) -> dict[str, FeatureConfig]:
+        """Return the features of `user`, `item` or `context`, each with its column filled in."""
+        declared: dict[str, Kind | FeatureConfig] = getattr(self, side)
+        return {name: _complete(name, value) for name, value in declared.items()}
+
+
+@dataclass(frozen=True)
+class SplitConfig:
+    """How test and validation events are set apart, before anything is fitted."""
+
+    kind: Literal["leave_one_out", "time", "none"] = "leave_one_out"
+    """leave_one_out: each user's last event (or time group). time: everything from `at` on. none: all trains."""
+    at: str | None = None
+    """For `time`: first moment of the test, as an ISO date or time."""
+    strict: bool = False
+    """For `leave_one_out`: hold every user's second-last event out of training, not only a sample's."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Tables, features and split."""
+
+    interactions: TableConfig = field(default_factory=TableConfig)
+    users: TableConfig | None = None
+    items: TableConfig | None = None
+    features: FeaturesConfig = field(default_factory=FeaturesConfig)
+    audit_only: list[str] = field(default_factory=list)
+    """Columns of the users table that results are sliced by and that are never a feature."""
+    split: SplitConfig = field(default_factory=SplitConfig)
+    ties: Ties = "ordered"
+    """Events of a user at one time: in their order, or a set that came at once (baskets)."""
+    repeats: Repeats = "exclude"
+    """May an item that the user already has be recommended?"""
+    timezone: str | None = None
+    """IANA name; where hours and weekdays are taken and naive times are read. Default: times as given."""
+    history_length: int | None = None
+    """The most events the attention blocks read. Default: the 95th percentile of the data, at most 200."""
+    max_reject_rate: float = 0.01
+    """Stop if a larger share of a table's records is rejected."""
+
+    def __post_init__(self) -> None:
+        if self.split.kind == "time" and self.split.at is None:
+            raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
+        if not 0 <= self.max_reject_rate <= 1:
+            raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
+        if self.history_length is not None and self.history_length < 1:
+            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 1 or more")
+
+
+def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
+    feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+    if feature.column is not None:
+        return feature
+    column = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name
+    return FeatureConfig(feature.kind, column, feature.separator, feature.min, feature.max)

@@ -1,0 +1,140 @@
+"""Training by cuts: where baskets come at once or items repeat, an example is (user, moment) -> what follows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from datamodules.batch import RequestBatch
+from datamodules.missing import Withheld, hide_rows
+from datamodules.popularity import ItemTrends
+from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
+from datamodules.sequences import Sequences
+from serve.encoding import EncodedFeatures
+from serve.events import Events, Ints
+from serve.schema import Schema
+from serve.tower_inputs import last_moments, number_groups
+
+
+@dataclass(frozen=True)
+class CutPlan:
+    """One batch to make: cuts, where the targets of each end, and the seed of what is withheld in it."""
+
+    cuts: Cuts
+    ends: Ints
+    seed: tuple[int, ...]
+
+
+class Timeline(Protocol):
+    """Draws one cut of each user's own timeline."""
+
+    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Return user, stop, end of the targets, time, index of the trend moment, of the users that have a cut."""
+        ...
+
+
+class HorizonTimeline:
+    """Cuts at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
+
+    def __init__(self, events: Events, moments: Ints, horizon: int) -> None:
+        self.moments = moments
+        self.offsets = events.offsets
+        self.stops = positions_at(events, moments)  # (U, G)
+        self.ends = positions_at(events, moments + horizon)  # (U, G)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        chances = np.where(self.ends > self.stops, rng.random(self.stops.shape), -1.0)
+        moment = chances.argmax(axis=1)
+        users = np.flatnonzero(chances.max(axis=1, initial=-1.0) >= 0)
+        trend = moment[users]
+        return users, self.stops[users, trend], self.ends[users, trend], self.moments[trend], trend
+
+
+class NextGroupTimeline:
+    """Cuts just before one of the user's own time groups, which is the target."""
+
+    def __init__(self, events: Events, trends: ItemTrends, schema: Schema) -> None:
+        groups = number_groups(events, schema)
+        is_start = np.ones(len(groups), dtype=bool)
+        is_start[1:] = groups[1:] != groups[:-1]
+        is_start[events.offsets[:-1][events.counts > 0]] = True
+        self.starts = np.flatnonzero(is_start)
+        self.ends = np.append(self.starts[1:], len(groups))
+        self.users = events.segments()[self.starts]
+        self.times = events.time[self.starts]
+        self.trend = trends.at(self.times)
+
+    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        order = np.lexsort((rng.random(len(self.users)), self.users))
+        users, first = np.unique(self.users[order], return_index=True)
+        chosen = order[first]
+        return users, self.starts[chosen], self.ends[chosen], self.times[chosen], self.trend[chosen]
+
+
+def positions_at(events: Events, moments: Ints) -> Ints:
+    """Return where each user's events at or after each moment begin, (U, G)."""
+    span = np.int64(max(events.time.max(initial=0), moments.max(initial=0)) + 2)
+    keys = events.segments() * span + events.time
+    wanted = np.arange(len(events))[:, None] * span + moments[None, :]
+    return np.searchsorted(keys, wanted)
+
+
+class CutExamples:
+    """Draw one cut of each user's timeline anew each epoch; a batch shares the moment of its popularity."""
+
+    def __init__(
+        self,
+        sequences: Sequences,
+        maker: RequestMaker,
+        timeline: Timeline,
+        batch_size: int,
+        withheld: Withheld,
+    ) -> None:
+        self.sequences = sequences
+        self.maker = maker
+        self.timeline = timeline
+        self.batch_size = batch_size
+        self.withheld = withheld
+
+    def plan(self, seed: int, epoch: int) -> list[CutPlan]:
+        """Plan an epoch: a function of (seed, epoch) alone."""
+        rng = np.random.default_rng([seed, epoch])
+        users, stops, ends, times, trend = self.timeline.draw(rng)
+        starts = self.sequences.events.offsets[:-1][users]
+        groups: list[Ints] = []
+        for moment in np.unique(trend):
+            rows = rng.permutation(np.flatnonzero(trend == moment))
+            groups += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        plans = []
+        for number in rng.permutation(len(groups)):
+            rows = groups[number]
+            cuts = Cuts(users[rows], starts[rows], stops[rows], times[rows], int(trend[rows[0]]))
+            plans.append(CutPlan(cuts, ends[rows], (seed, epoch, int(number))))
+        return plans
+
+    def __getitem__(self, plan: CutPlan) -> RequestBatch:
+        rng = np.random.default_rng(plan.seed)
+        cuts, n = plan.cuts, len(plan.cuts.users)
+        events = self.sequences.events
+        targets = scale_by_user(distinct_targets(events.between(cuts.stops, plan.ends)), n)
+        starts = np.where(rng.random(n) < self.withheld.history, cuts.stops, cuts.starts)
+        last = last_moments(events.between(cuts.starts, cuts.stops))
+        is_timeless = (rng.random(n) < self.withheld.time) & (cuts.stops > starts)
+        times = np.where(is_timeless, last, cuts.times)
+        user = hide_rows(self.sequences.user.take(cuts.users), rng.random(n) < self.withheld.user)
+        return self.maker.make(
+            Cuts(cuts.users, starts, cuts.stops, times, cuts.trend), targets, user, self.context(cuts, rng)
+        )
+
+    def context(self, cuts: Cuts, rng: np.random.Generator) -> EncodedFeatures:
+        """Return the request context of each cut: that of the first event that follows."""
+        rows = np.minimum(cuts.stops, len(self.sequences.events.time) - 1)
+        return hide_rows(self.sequences.context.take(rows), rng.random(len(rows)) < self.withheld.context)
+
+
+def scale_by_user(targets: Targets, n_users: int) -> Targets:
+    """Divide weights by the root of each request's total: long lists count more, but not in proportion."""
+    total = np.bincount(targets.users, targets.weights, minlength=n_users)
+    return Targets(targets.users, targets.rows, (targets.weights / np.sqrt(total[targets.users])).astype(np.float32))

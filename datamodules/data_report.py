@@ -1,0 +1,170 @@
+"""What the tables hold: counted once, stored with the run, and printed in short."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.cleaning import CleaningReport
+from datamodules.config import DataConfig
+from datamodules.rejects import Rejects
+from datamodules.splits import Split
+from datamodules.tables import Tables
+
+QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+HEAD_SHARES = (0.01, 0.1)
+"""Shares of the items, the most popular first, whose share of the events is reported."""
+
+
+def report_data(
+    tables: Tables, rejects: Rejects, cleaning: CleaningReport, split: Split, config: DataConfig
+) -> dict[str, Any]:
+    """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing."""
+    events = tables.interactions
+    return {
+        "counts": _count(tables, split),
+        "split": {
+            "kind": split.kind,
+            "validation_at": _iso(split.validation_at),
+            "test_at": _iso(split.test_at),
+        },
+        "ties": config.ties,
+        "repeats": config.repeats,
+        "time": _time_range(events),
+        "missing": {name: _missing(frame) for name, frame in _frames(tables).items()},
+        "records": dict(rejects.records),
+        "rejected": {
+            str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()
+        },
+        "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
+        "cleaning": asdict(cleaning),
+        "cold": _cold(tables, split),
+        "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
+        "long_tail": _long_tail(events["item_id"].value_counts().to_numpy()),
+        "history_length": _quantiles(events["user_id"].value_counts().to_numpy()),
+    }
+
+
+def print_report(report: dict[str, Any], console: Console | None = None) -> None:
+    """Print the report in about twenty lines."""
+    table = Table.grid(padding=(0, 2))
+    for name, value in _lines(report):
+        table.add_row(name, value)
+    (console or Console()).print(table)
+
+
+def _frames(tables: Tables) -> dict[str, pd.DataFrame]:
+    return {"interactions": tables.interactions, "users": tables.users, "items": tables.items}
+
+
+def _count(tables: Tables, split: Split) -> dict[str, int]:
+    return {
+        "interactions": len(tables.interactions),
+        "users": tables.interactions["user_id"].nunique(),
+        "items": tables.interactions["item_id"].nunique(),
+        "users_table": len(tables.users),
+        "items_table": len(tables.items),
+        "train": len(split.train),
+        "validation": len(split.validation),
+        "test": len(split.test),
+    }
+
+
+def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
+    if "datetime" not in events:
+        return None
+    first, last = int(events["datetime"].min()), int(events["datetime"].max())
+    return {"first": _iso(first), "last": _iso(last), "days": (last - first) / 86400}
+
+
+def _iso(seconds: int | None) -> str | None:
+    return None if seconds is None else f"{np.datetime64(seconds, 's')}Z"
+
+
+def _missing(frame: pd.DataFrame) -> dict[str, float | None]:
+    return {str(name): _share(frame[name].isna()) for name in frame}
+
+
+def _cold(tables: Tables, split: Split) -> dict[str, float | None]:
+    """Say how much of the test could not be learnt from the rows before it."""
+    known = split.refit
+    users, items = split.test["user_id"].drop_duplicates(), split.test["item_id"].drop_duplicates()
+    pairs = split.test[["user_id", "item_id"]].drop_duplicates()
+    in_catalogue = pairs["item_id"].isin(tables.items["item_id"]) | pairs["item_id"].isin(known["item_id"])
+    owned = pd.MultiIndex.from_frame(known[["user_id", "item_id"]].drop_duplicates())
+    return {
+        "test_users_unseen": _share(~users.isin(known["user_id"])),
+        "test_items_unseen": _share(~items.isin(known["item_id"])),
+        "test_pairs_outside_catalogue": _share(~in_catalogue),
+        "test_pairs_owned_before": _share(pd.Series(pd.MultiIndex.from_frame(pairs).isin(owned))),
+    }
+
+
+def _share(mask: pd.Series) -> float | None:
+    return float(mask.mean()) if len(mask) else None
+
+
+def _long_tail(counts: np.ndarray) -> dict[str, float]:
+    """Return the share of events on the most popular items, and the Gini coefficient over items with events.
+
+    Args:
+        counts: events per item, in falling order.
+    """
+    n, total = len(counts), counts.sum()
+    tail = {
+        f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total) for share in HEAD_SHARES
+    }
+    ranks = np.arange(n, 0, -1)
+    return {**tail, "gini": float(2 * (ranks * counts).sum() / (n * total) - (n + 1) / n)}
+
+
+def _quantiles(lengths: np.ndarray) -> dict[str, float]:
+    """Return the least, the quartiles, the 95th percentile and the most events of a user."""
+    values = np.quantile(lengths, QUANTILES)
+    return {f"p{quantile * 100:g}": float(value) for quantile, value in zip(QUANTILES, values, strict=True)}
+
+
+def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
+    counts, cleaning, time, cold = report["counts"], report["cleaning"], report["time"], report["cold"]
+    n_rejected = sum(report["rejected"].values())
+    cleaned = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in cleaning.items() if count)
+    dropped = [f"{table}.{name}" for table, names in report["dropped_columns"].items() for name in names]
+    missing = {
+        f"{table}.{name}": share
+        for table, columns in report["missing"].items()
+        for name, share in columns.items()
+        if share
+    }
+    return [
+        (
+            "interactions",
+            f"{counts['interactions']:,} by {counts['users']:,} users on {counts['items']:,} items",
+        ),
+        ("tables", f"{counts['users_table']:,} users, {counts['items_table']:,} items"),
+        ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
+        ("split", f"{report['split']['kind']}: " + _join(counts, ("train", "validation", "test"))),
+        ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
+        ("cleaned", cleaned or "nothing"),
+        ("columns dropped", ", ".join(dropped) or "none"),
+        ("missing", ", ".join(f"{name} {_percent(share)}" for name, share in missing.items()) or "none"),
+        ("repeats", f"{_percent(report['repeat_share'])} of events are on an item the user had before"),
+        *((name.replace("_", " "), _percent(share)) for name, share in cold.items()),
+        ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
+        (
+            "events per user",
+            ", ".join(f"{name} {value:g}" for name, value in report["history_length"].items()),
+        ),
+    ]
+
+
+def _join(counts: dict[str, int], names: tuple[str, ...]) -> str:
+    return ", ".join(f"{counts[name]:,} {name}" for name in names)
+
+
+def _percent(share: float | None) -> str:
+    return "none" if share is None else f"{share:.1%}"

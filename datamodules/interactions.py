@@ -1,0 +1,131 @@
+"""The LightningDataModule: training examples by windows or by cuts, and validation requests."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytorch_lightning as pl
+from torch.utils.data import DataLoader
+
+from datamodules.batch import RequestBatch
+from datamodules.catalogue import Catalogue
+from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Timeline
+from datamodules.loading import Examples, train_loader, validation_loader
+from datamodules.missing import Withheld, hide_rows
+from datamodules.popularity import ItemTrends, measure_trends
+from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
+from datamodules.sequences import Sequences, build_sequences
+from datamodules.windows import WindowExamples
+from serve.events import Ints
+from serve.schema import Schema
+from serve.tower_inputs import last_moments
+
+N_MOMENTS = 12
+MOMENTS_PER_HORIZON = 3
+VALIDATION_BATCH = 256
+
+
+class InteractionsDataModule(pl.LightningDataModule):
+    """Batches of training rows, and of requests whose targets are the validation rows."""
+
+    def __init__(
+        self,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        users: pd.DataFrame,
+        catalogue: Catalogue,
+        schema: Schema,
+        batch_size: int,
+        seed: int,
+        horizon: int | None = None,
+        validation_at: int | None = None,
+        withheld: Withheld | None = None,
+    ) -> None:
+        """Index the tables.
+
+        Args:
+            train: interactions to learn from.
+            validation: interactions to stop by; may be empty.
+            users: users table.
+            catalogue: items by row.
+            schema: fitted on `train`.
+            batch_size: windows or users of a batch.
+            seed: of order, cuts and what is withheld.
+            horizon: seconds after a cut whose items are its targets; default: the next time group.
+            validation_at: moment of the validation requests; default: each user's last training event.
+            withheld: shares of targets predicted without a part of what is known.
+        """
+        super().__init__()
+        self.catalogue = catalogue
+        self.schema = schema
+        self.batch_size = batch_size
+        self.seed = seed
+        self.horizon = horizon
+        self.validation_at = validation_at
+        self.withheld = withheld or Withheld()
+        self.sequences = build_sequences(train, users, catalogue.item_ids, schema)
+        self.trends = self._measure_trends()
+        self.maker = RequestMaker(self.sequences, catalogue, self.trends, schema)
+        self.examples = self._make_examples()
+        self.validation_batches = self._make_validation(validation)
+
+    @property
+    def trains_on_windows(self) -> bool:
+        """Every position of a window is a target; else examples are cuts."""
+        return self.schema.ties == "ordered" and self.schema.repeats == "exclude"
+
+    def train_dataloader(self) -> DataLoader[Any]:
+        return train_loader(self.examples, self.seed)
+
+    def val_dataloader(self) -> DataLoader[Any]:
+        return validation_loader(self.validation_batches)
+
+    def _measure_trends(self) -> ItemTrends:
+        """Measure item trends at the moments that cuts are taken at, and last as of the end of training."""
+        events = self.sequences.events
+        first, end = int(events.time.min(initial=0)), self.schema.data_until
+        if self.schema.repeats == "exclude":
+            moments = np.array([end], dtype=np.int64)
+        elif self.horizon is None:
+            moments = np.linspace(first, end, N_MOMENTS + 1).astype(np.int64)
+        else:
+            step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
+            moments = end - self.horizon - step * np.arange(N_MOMENTS, dtype=np.int64)
+            moments = np.append(np.sort(moments[moments > first + self.horizon]), end)
+        return measure_trends(events, moments, self.schema.popularity_days, len(self.catalogue))
+
+    def _make_examples(self) -> Examples:
+        if self.trains_on_windows:
+            return WindowExamples(self.sequences, self.schema, self.batch_size, self.withheld)
+        timeline: Timeline
+        if self.horizon is None:
+            timeline = NextGroupTimeline(self.sequences.events, self.trends, self.schema)
+        else:
+            timeline = HorizonTimeline(self.sequences.events, self.trends.moments[:-1], self.horizon)
+        return CutExamples(self.sequences, self.maker, timeline, self.batch_size, self.withheld)
+
+    def _make_validation(self, validation: pd.DataFrame) -> list[RequestBatch]:
+        held_out = build_sequences(validation, validation[["user_id"]].drop_duplicates(), self.catalogue.item_ids, self.schema)
+        targets = distinct_targets(held_out.events)
+        users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
+        return [self._validation_batch(users, targets, rows) for rows in _tiles(len(users), VALIDATION_BATCH)]
+
+    def _validation_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:
+        """Make the requests of some validation users: with all their training events, without request context."""
+        offsets = self.sequences.events.offsets
+        starts, stops = offsets[:-1][users[rows]], offsets[1:][users[rows]]
+        times = last_moments(self.sequences.events.between(starts, stops))
+        if self.validation_at is not None:
+            times = np.full(len(rows), self.validation_at, dtype=np.int64)
+        cuts = Cuts(users[rows], starts, stops, times, len(self.trends.moments) - 1)
+        mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
+        chosen = Targets(targets.users[mine] - rows[0], targets.rows[mine], targets.weights[mine])
+        context = self.sequences.context.take(np.zeros(len(rows), dtype=np.int64))
+        hidden = hide_rows(context, np.ones(len(rows), dtype=bool))
+        return self.maker.make(cuts, chosen, self.sequences.user.take(cuts.users), hidden)
+
+
+def _tiles(n: int, size: int) -> list[Ints]:
+    return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]

@@ -1,0 +1,58 @@
+"""How popular each item was, and how often its buyers came back for it, as of moments of the past."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.events import Events, Floats, Ints
+from serve.owned import DAY
+
+PRIOR_BUYERS = 5.0
+
+
+@dataclass(frozen=True)
+class ItemTrends:
+    """Item-side facts as of G moments, from events strictly before each."""
+
+    moments: Ints
+    """(G,) UTC seconds, ascending."""
+    popularity: Floats
+    """(G, N, P)."""
+    repeat_rate: Floats
+    """(G, N)."""
+
+    def at(self, time: Ints) -> Ints:
+        """Return the index of the last moment at or before each time (the first moment where none is)."""
+        return np.maximum(np.searchsorted(self.moments, time, side="right") - 1, 0)
+
+
+def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
+    """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
+    segment = events.segments()
+    popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
+    rates = [_repeat_rate_at(events, segment, moment, n_items) for moment in moments]
+    return ItemTrends(moments, np.stack(popularity), np.stack(rates))
+
+
+def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: int) -> Floats:
+    """Return log(1 + events) of each item in each window before the moment, standardised over items, (N, P)."""
+    columns = []
+    for length in days:
+        is_inside = (events.time < moment) & (events.time >= moment - length * DAY)
+        log = np.log1p(np.bincount(events.item_row[is_inside], minlength=n_items))
+        columns.append((log - log.mean()) / max(log.std(), 1e-6))
+    return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((n_items, 0), np.float32)
+
+
+def _repeat_rate_at(events: Events, segment: Ints, moment: int, n_items: int) -> Floats:
+    """Return the log of events per buyer before the moment, shrunk to that of all items, (N,)."""
+    is_before = events.time < moment
+    rows = events.item_row[is_before]
+    lines = np.bincount(rows, minlength=n_items)
+    pairs = np.unique(segment[is_before] * n_items + rows)
+    buyers = np.bincount(pairs % n_items, minlength=n_items)
+    overall = lines.sum() / max(buyers.sum(), 1)
+    return np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)).astype(np.float32)

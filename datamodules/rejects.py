@@ -1,0 +1,74 @@
+"""Records that were left out while reading, one by one and with the reason."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.errors import SchemaError
+
+SCHEMA = pa.schema(
+    [
+        ("file", pa.string()),
+        ("line", pa.int64()),
+        ("column", pa.string()),
+        ("value", pa.string()),
+        ("reason", pa.string()),
+    ]
+)
+LONGEST_VALUE = 200
+"""Longer values are cut in the list of rejects."""
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """What of the files did not become a row."""
+
+    frame: pd.DataFrame
+    """file, line, column, value, reason; each bad record once, with its first fault. The line is that of a
+    CSV file, else the number of the record from 1; `column` and `value` are null where the fault has none."""
+    records: dict[str, int]
+    """Table -> records in its file, the bad ones included."""
+    dropped: dict[str, tuple[str, ...]]
+    """Table -> columns of its file that are not declared and were not read."""
+
+
+def reject_frame(
+    file: str, lines: pd.Series, column: pd.Series | str, values: pd.Series, reasons: pd.Series | str
+) -> pd.DataFrame:
+    """Make rejects of one file, in the columns of `Rejects.frame`."""
+    frame = pd.DataFrame(
+        {"file": file, "line": lines, "column": column, "value": values.astype(object), "reason": reasons}
+    )
+    is_null = frame["value"].isna()
+    texts = frame["value"].map(lambda value: str(value)[:LONGEST_VALUE])
+    return frame.assign(value=texts.mask(is_null, None).astype("str"))
+
+
+def check_reject_rate(table: str, rejected: pd.DataFrame, n_records: int, max_rate: float) -> None:
+    """Refuse a table of which too much is bad, naming its first bad record."""
+    if len(rejected) <= max_rate * n_records:
+        return
+    first = rejected.iloc[0]
+    raise SchemaError(
+        f"{table}: {len(rejected):,} of {n_records:,} records of {first['file']} are bad, more than "
+        f"data.max_reject_rate = {max_rate:g}; the first: line {first['line']}, column {first['column']}, "
+        f"value {first['value']!r}: {first['reason']}; mend the file or raise the rate"
+    )
+
+
+def write_rejects(rejects: Rejects, path: Path) -> None:
+    """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
+    table = pa.Table.from_pandas(rejects.frame, schema=SCHEMA, preserve_index=False)
+    staged = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        pq.write_table(table.replace_schema_metadata(None), staged, compression="zstd")
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)

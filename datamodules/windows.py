@@ -1,0 +1,93 @@
+"""Training on whole windows: where events are ordered and no item repeats, every position is a target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from datamodules.batch import WindowBatch
+from datamodules.missing import Withheld, hide_rows
+from datamodules.sequences import Sequences
+from serve.events import Ints
+from serve.schema import Schema
+from serve.tower_inputs import history_arrays
+
+
+@dataclass(frozen=True)
+class WindowPlan:
+    """One batch to make: event ranges in the flat arrays, and the seed of what is withheld in it."""
+
+    users: Ints
+    starts: Ints
+    stops: Ints
+    seed: tuple[int, ...]
+
+
+class WindowExamples:
+    """Cut every sequence at a random offset into windows of `history_length` events, anew each epoch."""
+
+    def __init__(self, sequences: Sequences, schema: Schema, batch_size: int, withheld: Withheld) -> None:
+        self.sequences = sequences
+        self.schema = schema
+        self.batch_size = batch_size
+        self.withheld = withheld
+
+    def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
+        """Plan an epoch: a function of (seed, epoch) alone. Windows of similar length share a batch."""
+        rng = np.random.default_rng([seed, epoch])
+        users, starts, stops = cut_windows(self.sequences.events.offsets, self.schema.history_length, rng)
+        lengths = stops - starts
+        order = np.argsort(lengths + rng.uniform(0, 2, len(lengths)), kind="stable")
+        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        return [
+            WindowPlan(users[rows], starts[rows], stops[rows], (seed, epoch, int(number)))
+            for number in rng.permutation(len(batches))
+            for rows in [batches[number]]
+        ]
+
+    def __getitem__(self, plan: WindowPlan) -> WindowBatch:
+        rng = np.random.default_rng(plan.seed)
+        events = self.sequences.events.between(plan.starts, plan.stops)
+        arrays, history_rows = history_arrays(events, self.schema)
+        shape = history_rows.shape
+        is_event = np.arange(shape[1]) < arrays["history_lengths"][:, None]  # (B, L)
+        is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
+        is_target = is_event.copy()
+        is_target[:, 0] &= is_first_window  # elsewhere the first event only gives the second one its past
+        flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
+        context = hide_rows(self.sequences.context.take(flat.ravel()), rng.random(flat.size) < self.withheld.context)
+        user = hide_rows(self.sequences.user.take(plan.users), rng.random(len(plan.users)) < self.withheld.user)
+        recency = np.diff(arrays["history_times"], axis=1, prepend=arrays["history_times"][:, :1])
+        recency[rng.random(shape) < self.withheld.time] = 0
+        arrays |= {"user_codes": user.codes, "user_values": user.values}
+        return WindowBatch(
+            {name: torch.from_numpy(array) for name, array in arrays.items()},
+            torch.from_numpy(history_rows),
+            torch.from_numpy(context.codes).view(*shape, context.codes.shape[1]),
+            torch.from_numpy(context.values).view(*shape, context.values.shape[1]),
+            torch.from_numpy(is_target),
+            torch.from_numpy(rng.random(shape) >= self.withheld.history),
+            torch.from_numpy(np.where(is_event, recency, 0)),
+        )
+
+
+def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
+    """Cut each sequence into windows of at most `length` events that overlap by one event.
+
+    The first cut of each sequence is random, so that over epochs each target is seen at every depth.
+
+    Returns:
+        The user, start and stop of each window; together, the windows without the first event of all but each
+        user's first are a partition of the events.
+    """
+    stride = max(length - 1, 1)
+    counts = np.diff(offsets)
+    first = rng.integers(1, stride + 1, len(counts))  # events of the first window
+    n_windows = np.where(counts > 0, 1 + -(-np.maximum(counts - first, 0) // stride), 0)
+    users = np.repeat(np.arange(len(counts)), n_windows)
+    number = np.arange(len(users)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)
+    stops = np.minimum(first[users] + number * stride, counts[users])
+    starts = np.where(number > 0, first[users] + (number - 1) * stride - 1, 0)
+    return users, offsets[users] + starts, offsets[users] + stops

@@ -1,0 +1,70 @@
+"""The console tables at the end of a run: a model against its baselines, one table per view."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+Views = Mapping[str, Mapping[str, Any]]
+"""view -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
+
+
+def print_results(
+    console: Console,
+    test: Mapping[str, Views],
+    paired: Mapping[str, Views],
+    metric: str,
+    others: tuple[str, ...] = (),
+) -> None:
+    """Print one table per view.
+
+    Args:
+        console: where to.
+        test: model -> view -> figures; the first model is the one the others are compared with.
+        paired: baseline -> view -> the first model's figures minus the baseline's.
+        metric: the one that is compared, with intervals.
+        others: metrics printed beside it.
+    """
+    champion = next(iter(test))
+    for view in test[champion]:
+        console.print(build_table(view, test, paired, metric, others))
+
+
+def build_table(
+    view: str,
+    test: Mapping[str, Views],
+    paired: Mapping[str, Views],
+    metric: str,
+    others: tuple[str, ...] = (),
+) -> Table:
+    """Lay out one view, the best model on `metric` first."""
+    champion = next(iter(test))
+    users = test[champion][view]["users"]
+    table = Table(title=f"view '{view}', {users:,} users", title_justify="left")
+    table.add_column("model")
+    for name in (metric, "95 % interval", f"{champion} minus it", "95 % interval", *others):
+        table.add_column(name, justify="right")
+    with_view = [model for model in test if metric in test[model].get(view, {})]
+    for model in sorted(with_view, key=lambda name: -test[name][view][metric]):
+        figures, difference = test[model][view], paired.get(model, {}).get(view, {})
+        cells = [*_format(figures, metric), *_compare(difference, metric)]
+        style = "bold" if model == champion else None
+        table.add_row(model, *cells, *(f"{figures[name]:.4f}" for name in others), style=style)
+    return table
+
+
+def _compare(difference: Mapping[str, Any], metric: str) -> list[str]:
+    """Format a difference: green where its interval is above 0, red where it is below."""
+    if metric not in difference:
+        return ["", ""]
+    low, high = difference[f"{metric}_ci95"]
+    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    return [f"[{colour}]{difference[metric]:+.4f}[/]", f"{low:+.4f} to {high:+.4f}"]
+
+
+def _format(figures: Mapping[str, Any], metric: str) -> list[str]:
+    low, high = figures[f"{metric}_ci95"]
+    return [f"{figures[metric]:.4f}", f"{low:.4f} to {high:.4f}"]

@@ -1,0 +1,99 @@
+"""Each baseline's one parameter is chosen on validation; the best is fitted again on all training events."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from evaluation.baselines import Baseline, Scorer
+from evaluation.events import Events, join_events
+from evaluation.ranking import Scores
+from evaluation.targets import Ints
+
+ScoreUsers = Callable[[Ints], Scores]
+"""User rows (b,) -> scores of the whole catalogue, float32 (b, N)."""
+
+Criterion = Callable[[ScoreUsers], float]
+"""How good a scorer is on validation; more is better."""
+
+MEMORY_SHARE = 0.5
+
+
+@dataclass(frozen=True)
+class FittedBaseline:
+    """A baseline ready to be tested."""
+
+    name: str
+    score: ScoreUsers
+    parameter: dict[str, float]
+    """What was chosen, e.g. {"days": 28}; empty without a parameter."""
+    validation: dict[float, float]
+    """Every value tried -> the criterion; empty without a parameter."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SkippedBaseline:
+    """A baseline that was not fitted."""
+
+    name: str
+    reason: str
+
+
+def fit_baselines(
+    baselines: Iterable[Baseline], train: Events, validation: Events, criterion: Criterion
+) -> Iterator[FittedBaseline | SkippedBaseline]:
+    """Tune and fit each baseline, or say why not; one after the other, so that one can be used and let go.
+
+    Args:
+        baselines: from `declare_baselines`.
+        train: what the parameter is tried on.
+        validation: joined to `train` for the final fit.
+        criterion: asked once per value, of a model fitted on `train`.
+    """
+    whole = join_events(train, validation)
+    for baseline in baselines:
+        reason = _find_obstacle(baseline, whole)
+        if reason is None:
+            yield _tune(baseline, train, whole, criterion)
+        else:
+            yield SkippedBaseline(baseline.name, reason)
+
+
+def read_free_bytes() -> int:
+    """Return the memory a process can still get, from the kernel's own estimate where it gives one."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+        if "MemAvailable" in fields:
+            return int(fields["MemAvailable"].split()[0]) * 1024
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
+    if baseline.needs_time and events.time is None:
+        return "the interactions have no times"
+    needed, free = baseline.estimate_bytes(events), read_free_bytes()
+    if needed > MEMORY_SHARE * free:
+        return f"needs about {needed / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB free"
+    return None
+
+
+def _tune(baseline: Baseline, train: Events, whole: Events, criterion: Criterion) -> FittedBaseline:
+    start = time.perf_counter()
+    validation: dict[float, float] = {}
+    best = baseline.values[0]
+    if baseline.parameter is not None:
+        validation = _try_values(baseline, train, criterion)
+        best = max(validation, key=lambda value: validation[value])
+    (scorer,) = baseline.fit(whole, [best])
+    parameter = {} if baseline.parameter is None else {baseline.parameter: best}
+    return FittedBaseline(baseline.name, scorer.score, parameter, validation, time.perf_counter() - start)
+
+
+def _try_values(baseline: Baseline, train: Events, criterion: Criterion) -> dict[float, float]:
+    scorers: Iterator[Scorer] = baseline.fit(train, baseline.values)
+    return {value: criterion(scorer.score) for value, scorer in zip(baseline.values, scorers, strict=True)}

@@ -1,0 +1,69 @@
+"""Feature columns to one vector: an embedding per code, a linear map for numbers, summed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from serve.encoding import code_slices
+from serve.schema import PADDING, UNKNOWN, Feature
+
+
+class FeatureEmbedding(nn.Module):
+    """Embed the encoded features of one side.
+
+    The codes of a multi-valued feature are averaged (embedding, mask, mean: an `EmbeddingBag` would export as a
+    loop); features are summed. Unknown codes of a feature start at zero: they say nothing until trained.
+    """
+
+    code_offsets: Tensor
+    feature_of_column: Tensor
+
+    def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
+        super().__init__()
+        slices = code_slices(features)
+        offsets, column_offsets, columns = 0, [], []
+        for position, (feature, columns_of_feature) in enumerate(slices):
+            width = columns_of_feature.stop - columns_of_feature.start
+            column_offsets += [offsets] * width
+            columns += [position] * width
+            offsets += feature.n_codes
+        self.dim = dim
+        self.table = nn.Embedding(max(offsets, 1), dim)
+        self.linear = nn.Linear(2 * sum(feature.is_numeric for feature in features), dim, bias=False)
+        self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
+        membership = torch.zeros(len(columns), max(len(slices), 1))
+        membership[torch.arange(len(columns)), columns] = 1.0
+        self.register_buffer("feature_of_column", membership, persistent=False)  # (C, features)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.table.weight, std=0.02)
+        nn.init.normal_(self.linear.weight, std=0.02)
+        with torch.no_grad():
+            for offset in self.code_offsets.unique().tolist():
+                self.table.weight[offset + PADDING] = 0.0
+                self.table.weight[offset + UNKNOWN] = 0.0
+
+    def forward(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Embed rows.
+
+        Args:
+            codes: (B, C) int64.
+            values: (B, V) float32.
+
+        Returns:
+            (B, dim).
+        """
+        present = (codes != PADDING).to(values.dtype)  # (B, C)
+        per_feature = present @ self.feature_of_column  # (B, features)
+        share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
+        embedded = self.table(codes + self.code_offsets)  # (B, C, D)
+        summed = (embedded * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
+        return summed + self.linear(values)  # (B, D)
+
+
+def has_content(codes: Tensor, values: Tensor) -> Tensor:
+    """Say which rows have any known feature value, (B,) bool."""
+    missing = values[:, 1::2]  # (B, V / 2) missing flags
+    return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)

@@ -1,0 +1,76 @@
+"""The item tower: id embedding + content features -> the vector that histories, targets and the index share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.features import FeatureEmbedding
+from serve.schema import Feature, Similarity
+
+
+class ItemTower(nn.Module):
+    """Map items to vectors of W = D + A + P entries: taste, category affinity, recent popularity.
+
+    Taste = id embedding + content, normalised under `cosine`. Affinity is a sum of one table row per
+    single-valued feature, popularity is given. Both join after the normalisation, and are still one dot product.
+    """
+
+    def __init__(
+        self,
+        features: tuple[Feature, ...],
+        n_items: int,
+        dim: int,
+        n_categories: int,
+        affinity_dim: int,
+        similarity: Similarity,
+        id_dropout: float,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.similarity = similarity
+        self.id_dropout = id_dropout
+        self.id_table = nn.Embedding(n_items, dim)
+        self.content = FeatureEmbedding(features, dim)
+        self.affinity_table = nn.Embedding(max(n_categories, 1), affinity_dim)
+        nn.init.normal_(self.id_table.weight, std=0.02)
+        nn.init.zeros_(self.affinity_table.weight)
+
+    def forward(
+        self,
+        item_rows: Tensor,
+        codes: Tensor,
+        values: Tensor,
+        categories: Tensor,
+        popularity: Tensor,
+        has_content: Tensor,
+    ) -> Tensor:
+        """Make the vectors of catalogue items.
+
+        Args:
+            item_rows: (N,) rows of the id table.
+            codes: (N, C) and `values` (N, V): encoded features.
+            values: see `codes`.
+            categories: (N, F) rows of the affinity table.
+            popularity: (N, P) standardised log popularity before the moment of the step.
+            has_content: (N,) bool; only these may lose their id part (in training, one draw per item and step).
+
+        Returns:
+            (N, W).
+        """
+        ids = self.id_table(item_rows)  # (N, D)
+        if self.training and self.id_dropout > 0:
+            is_dropped = torch.rand(len(item_rows), device=ids.device) < self.id_dropout  # (N,)
+            ids = ids * (~(is_dropped & has_content)).unsqueeze(1)  # (N, D)
+        return self.join(ids + self.content(codes, values), categories, popularity)  # (N, W)
+
+    def encode_content(self, codes: Tensor, values: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+        """Make the vectors of items that have no id part, (N, W)."""
+        return self.join(self.content(codes, values), categories, popularity)  # (N, W)
+
+    def join(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+        if self.similarity == "cosine":
+            taste = functional.normalize(taste, dim=-1)  # (N, D)
+        affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
+        return torch.cat([taste, affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)

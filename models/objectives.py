@@ -1,0 +1,60 @@
+"""What is minimised: next items of windows, or what follows a cut, by softmax over the catalogue."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from datamodules.batch import RequestBatch, WindowBatch
+from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+
+NOVEL_WEIGHT = 0.5
+
+
+def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
+    """Average the cross entropy of every target position.
+
+    Args:
+        users: (B, L, W) divided by the temperature.
+        items: (N, W).
+        batch: its windows.
+    """
+    chosen = users[batch.is_target]  # (M, W)
+    rows = batch.history_rows[batch.is_target]  # (M,)
+    log_sums = log_sum_exp(chosen, items, no_sparse(chosen))  # (M,)
+    positions = torch.arange(len(rows), device=rows.device)  # (M,)
+    logits = target_logits(chosen, items, positions, rows)  # (M,)
+    return softmax_loss(log_sums, logits, positions, torch.ones_like(logits))
+
+
+def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
+    """Rank the targets among all items, with the memory's scores; half as much, the novel ones among novel items.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        bonus: (E,) the memory's scores divided by the temperature.
+        items: (N, W).
+        batch: its requests.
+    """
+    memory = Sparse(batch.owned_users, batch.owned_rows, bonus.float())
+    log_sums = log_sum_exp(users, items, memory)  # (B,)
+    padded = torch.cat([bonus.float(), bonus.new_zeros(1, dtype=torch.float32)])  # (E + 1,); -1 reads the zero
+    logits = target_logits(users, items, batch.target_users, batch.target_rows) + padded[batch.target_owned]  # (M,)
+    every = softmax_loss(log_sums, logits, batch.target_users, batch.target_weights)
+    return every + NOVEL_WEIGHT * novel_loss(users, items, batch)
+
+
+def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
+    """Rank the targets that are not owned among the items that are not owned.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        items: (N, W).
+        batch: its requests.
+    """
+    barred = torch.full((len(batch.owned_rows),), float("-inf"), device=users.device)  # (E,)
+    log_sums = log_sum_exp(users, items, Sparse(batch.owned_users, batch.owned_rows, barred))  # (B,)
+    is_novel = batch.target_owned < 0  # (M,)
+    rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]
+    logits = target_logits(users, items, rows, targets)  # (novel targets,)
+    return softmax_loss(log_sums, logits, rows, batch.target_weights[is_novel])

@@ -1,0 +1,134 @@
+"""The LightningModule: steps, optimiser, logging and nothing else."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import pytorch_lightning as pl
+import torch
+from torch import Tensor, nn
+
+from datamodules.batch import RequestBatch, WindowBatch
+from models.objectives import novel_loss, repeat_loss, window_loss
+from models.towers import Towers
+from models.validation import request_ndcg
+
+SMALLEST_TEMPERATURE = 0.01
+STARTED_TABLE_RATE = float(__import__('os').environ.get('STR','0.1'))
+
+
+class TwoTower(pl.LightningModule):
+    """Train the two towers.
+
+    Under `cosine` logits are scores over a learned temperature; under `dot` the temperature is 1.
+    """
+
+    def __init__(
+        self,
+        towers: Towers,
+        learning_rate: float,
+        weight_decay: float,
+        warmup_steps: int,
+        temperature: float,
+        seed: int,
+        started_tables: tuple[str, ...] = (),
+    ) -> None:
+        """Wrap the towers.
+
+        Args:
+            towers: what is trained.
+            learning_rate: peak of the schedule.
+            weight_decay: of AdamW.
+            warmup_steps: linear rise before the cosine descent to 0.
+            temperature: first value; read under `cosine` only.
+            seed: dropout and id dropout are seeded from it and the epoch.
+            started_tables: names of parameters that start from the data and learn at a tenth of the rate.
+        """
+        super().__init__()
+        self.towers = towers
+        self.learning_rate = learning_rate
+        self.weight_decay = weight_decay
+        self.warmup_steps = warmup_steps
+        self.seed = seed
+        self.started_tables = started_tables
+        is_cosine = towers.item_tower.similarity == "cosine"
+        self.log_temperature = nn.Parameter(
+            torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
+        )
+        self.validation_values: dict[str, list[np.ndarray]] = {}
+
+    @property
+    def temperature(self) -> Tensor:
+        return self.log_temperature.exp().clamp(min=SMALLEST_TEMPERATURE)  # scalar
+
+    def on_train_epoch_start(self) -> None:
+        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it."""
+        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+
+    def training_step(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> Tensor:
+        loss = self.window_step(batch) if isinstance(batch, WindowBatch) else self.request_step(batch)
+        self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
+        return loss
+
+    def window_step(self, batch: WindowBatch) -> Tensor:
+        popularity = self.towers.item_values.new_zeros(self.towers.n_items, 0)  # (N, 0)
+        items = self.towers.item_vectors(popularity)  # (N, W)
+        users = self.towers.window_vectors(batch, items)  # (B, L, W)
+        return window_loss(users / self.temperature, items, batch)
+
+    def request_step(self, batch: RequestBatch) -> Tensor:
+        items = self.towers.item_vectors(batch.popularity)  # (N, W)
+        users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
+        users = users / self.temperature  # (B, W)
+        if self.towers.user_tower.memory is None:
+            return novel_loss(users, items, batch)
+        return repeat_loss(users, bonus / self.temperature, items, batch)
+
+    def on_validation_epoch_start(self) -> None:
+        self.validation_values = {"all": [], "novel": []}
+
+    def validation_step(self, batch: RequestBatch, batch_idx: int) -> None:
+        items = self.towers.item_vectors(batch.popularity)  # (N, W)
+        users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
+        for view, values in request_ndcg(users, bonus, items, batch).items():
+            self.validation_values[view].append(values)
+
+    def on_validation_epoch_end(self) -> None:
+        means = {view: float(np.concatenate(v).mean()) for view, v in self.validation_values.items() if v}
+        if self.towers.user_tower.memory is None:
+            means.pop("all", None)
+        for view, value in means.items():
+            self.log(f"val_ndcg_{view}", value)
+        self.log("val_ndcg", float(np.mean(list(means.values()))), prog_bar=True)
+
+    def configure_optimizers(self) -> Any:
+        started, fresh = [], []
+        for name, parameter in self.towers.named_parameters():
+            (started if name in self.started_tables else fresh).append(parameter)
+        mem=[p for n,p in self.towers.named_parameters() if '.memory.' in n and n not in self.started_tables]
+        ids={id(p) for p in mem}; fresh=[p for p in fresh if id(p) not in ids]
+        groups = [{"params":mem,"lr":float(__import__('os').environ.get('MLR','0.01'))},
+            {"params": [*fresh, self.log_temperature]},
+            {"params": started, "lr": self.learning_rate * STARTED_TABLE_RATE},
+        ]
+        optimizer = torch.optim.AdamW(
+            [group for group in groups if group["params"]],
+            lr=self.learning_rate,
+            betas=(0.9, 0.98),
+            weight_decay=self.weight_decay,
+        )
+        n_steps = int(self.trainer.estimated_stepping_batches)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: warm_cosine(step, self.warmup_steps, n_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+
+def warm_cosine(step: int, warmup_steps: int, n_steps: int) -> float:
+    """Return the factor of the rate: a linear rise, then half a cosine down to 0."""
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    progress = (step - warmup_steps) / max(n_steps - warmup_steps, 1)
+    return 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))

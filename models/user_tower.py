@@ -1,0 +1,173 @@
+"""The user tower: a history of item vectors, demographics and the request -> the user's vector.
+
+It reads item vectors, not ids: no table of the catalogue is in it, and a user it never saw is as good as any.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from models.blocks import EventBlocks
+from models.features import FeatureEmbedding
+from models.memory import Memory, MemoryInputs
+from models.time_basis import LogTimeBasis
+from serve.schema import Feature, Similarity
+
+N_RECENCY_FUNCTIONS = 12
+PADDING_GROUP = 1 << 40  # above every group: no token sees padding
+
+
+class UserTower(nn.Module):
+    """Encode events, take the state before the request, fuse it late with who asks and when.
+
+    `memory` adds what only repeated consumption has: a long-term profile, affinities, popularity and a score per
+    owned item.
+    """
+
+    def __init__(
+        self,
+        user_features: tuple[Feature, ...],
+        context_features: tuple[Feature, ...],
+        n_event_codes: int,
+        dim: int,
+        n_blocks: int,
+        n_heads: int,
+        dropout: float,
+        similarity: Similarity,
+        memory: Memory | None,
+    ) -> None:
+        super().__init__()
+        self.dim = dim
+        self.similarity = similarity
+        self.vector_scale = nn.Parameter(torch.tensor(float(dim) ** 0.5))
+        self.project_vector = nn.Linear(dim, dim)
+        self.event_table = nn.Embedding(n_event_codes, dim)
+        self.project_weight = nn.Linear(1, dim, bias=False)
+        self.time_basis = LogTimeBasis(N_RECENCY_FUNCTIONS)
+        self.project_gap = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
+        self.start_token = nn.Parameter(torch.empty(dim))
+        self.input_dropout = nn.Dropout(dropout)
+        self.blocks = EventBlocks(dim, n_blocks, n_heads, dropout)
+        self.demographics = FeatureEmbedding(user_features, dim)
+        self.context = FeatureEmbedding(context_features, dim)
+        self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
+        self.head = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.project_state = nn.Linear(dim, dim)
+        self.memory = memory
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.normal_(module.weight, std=0.02)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.start_token, std=0.02)
+        nn.init.normal_(self.event_table.weight, std=0.02)
+        nn.init.eye_(self.project_state.weight)
+        if self.memory is not None:
+            self.memory.reset_parameters()
+            nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
+
+    def encode_events(
+        self,
+        history_vectors: Tensor,
+        history_events: Tensor,
+        history_weights: Tensor,
+        history_times: Tensor,
+        history_groups: Tensor,
+        history_lengths: Tensor,
+    ) -> Tensor:
+        """Encode the start token and every event, each from what stood at or before it.
+
+        Args:
+            history_vectors: (B, L, D) item vectors, taste part.
+            history_events: (B, L) codes of event types.
+            history_weights: (B, L) standardised weights.
+            history_times: (B, L) int64 seconds.
+            history_groups: (B, L) int64 from 1.
+            history_lengths: (B,) events of each row; the rest is padding.
+
+        Returns:
+            (B, T, D): position 0 is the empty history, position i what is known after event i.
+        """
+        n_batch, length = history_events.shape
+        before = torch.cat([history_times[:, :1], history_times[:, :-1]], dim=1)  # (B, L)
+        gaps = self.time_basis(history_times - before)  # (B, L, K)
+        events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
+        events = events + self.event_table(history_events) + self.project_gap(gaps)  # (B, L, D)
+        events = events + self.project_weight(history_weights.unsqueeze(-1))  # (B, L, D)
+        start = self.start_token.expand(n_batch, 1, -1)  # (B, 1, D)
+        tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
+        positions = torch.arange(length, device=history_events.device)  # (L,)
+        is_padding = positions >= history_lengths.unsqueeze(1)  # (B, L)
+        groups = torch.where(is_padding, PADDING_GROUP, history_groups)  # (B, L)
+        groups = functional.pad(groups, (1, 0))  # (B, T)
+        times = functional.pad(history_times, (1, 0))  # (B, T)
+        return self.blocks(tokens, times, groups)  # type: ignore[no-any-return]  # (B, T, D)
+
+    def fuse(
+        self,
+        states: Tensor,
+        user_codes: Tensor,
+        user_values: Tensor,
+        context_codes: Tensor,
+        context_values: Tensor,
+        recency: Tensor,
+    ) -> Tensor:
+        """Join states (B, D) with demographics, request context and the seconds (B,) since the last event: (B, D)."""
+        who = self.demographics(user_codes, user_values)  # (B, D)
+        here = self.context(context_codes, context_values)  # (B, D)
+        now = self.project_recency(self.time_basis(recency))  # (B, D)
+        return states + self.head(torch.cat([states, who + here + now], dim=-1)) + who + here  # (B, D)
+
+    def finish(self, fused: Tensor) -> Tensor:
+        """Make the taste part of the user's vector from the fused state, (B, D)."""
+        taste = self.project_state(fused)  # (B, D)
+        return functional.normalize(taste, dim=-1) if self.similarity == "cosine" else taste  # (B, D)
+
+    def last_state(self, states: Tensor, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
+        """Average the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D)."""
+        positions = torch.arange(history_groups.shape[1], device=states.device)  # (L,)
+        is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
+        last_group = torch.where(is_event, history_groups, 0).amax(dim=1, keepdim=True)  # (B, 1)
+        is_last = (is_event & (history_groups == last_group)).to(states.dtype)  # (B, L)
+        is_empty = (history_lengths == 0).to(states.dtype).unsqueeze(1)  # (B, 1)
+        weights = torch.cat([is_empty, is_last], dim=1)  # (B, T)
+        weights = weights / weights.sum(dim=1, keepdim=True)  # (B, T)
+        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
+
+    def request_state(
+        self,
+        history_vectors: Tensor,
+        history_events: Tensor,
+        history_weights: Tensor,
+        history_times: Tensor,
+        history_groups: Tensor,
+        history_lengths: Tensor,
+        request_times: Tensor,
+        user_codes: Tensor,
+        user_values: Tensor,
+        context_codes: Tensor,
+        context_values: Tensor,
+    ) -> Tensor:
+        """Encode the history of each request and fuse it with the request, (B, D)."""
+        history = (history_events, history_weights, history_times, history_groups, history_lengths)
+        states = self.encode_events(history_vectors, *history)  # (B, T, D)
+        state = self.last_state(states, history_groups, history_lengths)  # (B, D)
+        last = torch.gather(history_times, 1, (history_lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (B,)
+        recency = torch.where(history_lengths > 0, request_times - last, 0)  # (B,)
+        return self.fuse(state, user_codes, user_values, context_codes, context_values, recency)  # (B, D)
+
+    def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
+        """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""
+        if self.memory is None:
+            raise ValueError("this user tower was built without memory")
+        taste = self.project_state(fused)  # (B, D)
+        vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
+        if self.similarity == "cosine":
+            taste, rest = vectors[:, : self.dim], vectors[:, self.dim :]
+            vectors = torch.cat([functional.normalize(taste, dim=-1), rest], dim=1)  # (B, W)
+        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)

@@ -1,0 +1,90 @@
+"""Start the tables from the data where repeats are learned: random item vectors over-fit there, measured.
+
+Taste: the right singular vectors of the user x item matrix. Affinity: those of the users' category lifts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.linalg import svds
+from torch import Tensor
+
+from models.memory import Memory
+from models.towers import Towers
+
+CONTENT_STEPS = 200
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The distinct (user, item) pairs of the training rows."""
+
+    user: np.ndarray
+    item_row: np.ndarray
+    n_users: int
+    n_items: int
+
+
+def item_factors(pairs: Pairs, dim: int, seed: int) -> Tensor:
+    """Factorise the binary user x item matrix with its columns scaled by (count + 1)^-.25.
+
+    Returns:
+        (N, dim) float32, of unit length on average.
+    """
+    counts = np.bincount(pairs.item_row, minlength=pairs.n_items)
+    scaled = (counts[pairs.item_row] + 1.0) ** -0.25
+    matrix = sp.csr_matrix((scaled, (pairs.user, pairs.item_row)), (pairs.n_users, pairs.n_items))
+    _, right = _leading(matrix, dim, seed)
+    return torch.from_numpy((right * np.sqrt(pairs.n_items / dim)).astype(np.float32))
+
+
+def start_taste(towers: Towers, factors: Tensor) -> None:
+    """Let content explain the factors as far as it can, and the id table the rest.
+
+    An item without id part, a new one, is then placed where the factors of items like it are.
+    """
+    tower = towers.item_tower
+    optimizer = torch.optim.Adam(tower.content.parameters(), lr=0.05)
+    codes, values = towers.item_codes, towers.item_values
+    for _ in range(CONTENT_STEPS if towers.item_has_content.any() else 0):
+        optimizer.zero_grad()
+        error = (tower.content(codes, values) - factors).square().sum(dim=1).mean()
+        penalty = 1e-4 * tower.content.table.weight.square().sum()
+        (error + penalty).backward()
+        optimizer.step()
+    with torch.no_grad():
+        tower.id_table.weight.copy_(factors - tower.content(codes, values))
+
+
+def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: int) -> None:
+    """Start both sides of the affinity part from the singular vectors of the category lifts.
+
+    Args:
+        towers: whose item tower holds one side.
+        memory: holds the other side.
+        preferences: (U, Q) `category_preferences` of training users.
+        seed: of the factorisation.
+    """
+    dim = memory.affinity_dim
+    with torch.no_grad():
+        lift = memory.category_lift(preferences).numpy()  # (U, Q)
+        sizes = np.bincount(towers.categories.numpy().ravel(), minlength=lift.shape[1])  # (Q,)
+        root = np.sqrt(sizes)
+        _, right = _leading(lift * root, dim, seed)  # (Q, A)
+        memory.affinity.weight.copy_(torch.from_numpy((right * root[:, None]).T.astype(np.float32)))
+        inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]
+        towers.item_tower.affinity_table.weight.copy_(torch.from_numpy((right * inverse).astype(np.float32)))
+
+
+def _leading(matrix: sp.csr_matrix | np.ndarray, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the `dim` leading singular values and right singular vectors (columns, dim), zero-padded if fewer."""
+    rank = min(dim, min(matrix.shape) - 1)
+    _, values, right = svds(matrix, k=rank, random_state=seed)
+    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
+    vectors = np.zeros((matrix.shape[1], dim))
+    vectors[:, :rank] = (right * signs[:, None])[::-1].T
+    return values[::-1], vectors

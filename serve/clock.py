@@ -1,0 +1,192 @@
+"""Times as they come in, and the calendar: one normaliser for training and serving.
+
+Inside, a time is an int64 of UTC seconds. Naive times are read in the given time zone, by default as UTC.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from datetime import date, datetime, tzinfo
+from typing import Any
+
+import numpy as np
+
+from serve.errors import SchemaError
+from serve.zones import EPOCH, HOUR, SECOND, find_zone, to_local, to_utc
+
+TICKS_PER_SECOND = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
+FIRST_TOLD, LAST_TOLD = 10**8, 10**10
+"""A number tells its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do
+not meet. A number nearer to 0 than all windows takes the unit of its column."""
+
+_FIRST = (datetime(1, 1, 2) - EPOCH) // SECOND
+_LAST = (datetime(9999, 12, 30) - EPOCH) // SECOND
+_DAY = 24 * HOUR
+_WEEKDAY_OF_EPOCH = 3
+_NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
+_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII)
+_PLAIN_ISO = "dddd-dd-dd dd:dd:dd"
+
+
+def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read a column of times as UTC seconds, rounded down.
+
+    ISO dates and times with or without offset, `date`, `datetime`, `datetime64` and epoch numbers (also as
+    text) in seconds, milliseconds, microseconds or nanoseconds. A column holds either numbers or dates: the
+    minority is invalid. The unit of numbers is one for the column.
+
+    Args:
+        values: n cells.
+        timezone: IANA name of the zone of naive times; None reads them as UTC.
+
+    Returns:
+        int64 seconds (n,), 0 where invalid, and bool is_valid (n,): False for a missing or unreadable cell
+        and outside the years 1 to 9999.
+
+    Raises:
+        SchemaError: the unit of the numbers is ambiguous or mixed, or the time zone is unknown.
+    """
+    zone = find_zone(timezone)
+    kind = values.dtype.kind if isinstance(values, np.ndarray) else None
+    if kind == "M":
+        seconds, is_valid = _read_moments(np.asarray(values), zone)
+    elif kind in ("i", "u", "f"):
+        seconds, is_valid = _read_numbers(np.asarray(values))
+    elif _is_plain_iso(values):
+        seconds, is_valid = _read_plain_iso(values, zone)
+    else:
+        seconds, is_valid = _read_cells(values, zone)
+    is_valid = is_valid & (seconds >= _FIRST) & (seconds <= _LAST)
+    return np.where(is_valid, seconds, 0), is_valid
+
+
+def hour_of_day(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
+    """Return the hour 0..23 on the clocks of a zone, int64 (n,)."""
+    return to_local(seconds, find_zone(timezone)) // HOUR % 24
+
+
+def day_of_week(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
+    """Return the day of the week in a zone, Monday = 0, int64 (n,)."""
+    return (to_local(seconds, find_zone(timezone)) // _DAY + _WEEKDAY_OF_EPOCH) % 7
+
+
+def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    local = moments.astype("datetime64[s]").astype(np.int64)
+    is_valid = ~np.isnat(moments) & (local >= _FIRST) & (local <= _LAST)
+    return to_utc(np.where(is_valid, local, 0), zone), is_valid
+
+
+def _read_numbers(ticks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    is_valid = np.isfinite(ticks)
+    finite = np.where(is_valid, ticks, 0)
+    return np.floor_divide(finite, _tell_ticks_per_second(finite[is_valid])).astype(np.int64), is_valid
+
+
+def _tell_ticks_per_second(ticks: np.ndarray) -> int:
+    """Tell the one unit that all numbers are in."""
+    if not len(ticks):
+        return 1
+    sizes = np.abs(ticks.astype(np.float64))
+    told = {
+        unit: (sizes >= FIRST_TOLD * factor) & (sizes < LAST_TOLD * factor)
+        for unit, factor in TICKS_PER_SECOND.items()
+    }
+    found = {unit: ticks[is_in][0] for unit, is_in in told.items() if is_in.any()}
+    if len(found) > 1:
+        seen = ", ".join(f"{value} ({unit})" for unit, value in found.items())
+        raise SchemaError(f"times are in mixed units: {seen}; give all in one unit, or as ISO times")
+    is_small = (sizes < FIRST_TOLD) & bool(found)
+    is_told = np.logical_or.reduce([is_small, *told.values()])
+    if not is_told.all():
+        raise SchemaError(
+            f"the unit of time {ticks[~is_told][0]} is ambiguous; allowed: epoch seconds, milliseconds, "
+            "microseconds or nanoseconds of the years 1973 to 2286; give ISO times, or use 'position' if the "
+            "number is only an order"
+        )
+    return TICKS_PER_SECOND[next(iter(found))]
+
+
+def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
+    """Tell whether all cells are `2017-12-01` in form, or all `2017-12-01 10:00:00`: the quick case."""
+    if not all(type(value) is str for value in values):
+        return False
+    widths = {len(value) for value in values}
+    if widths not in ({10}, {19}):
+        return False
+    width = widths.pop()
+    letters = np.array(values, f"U{width}").view(np.uint32).reshape(-1, width)
+    is_digit = (letters >= ord("0")) & (letters <= ord("9"))
+    is_right = [
+        is_digit[:, at]
+        if wanted == "d"
+        else np.isin(letters[:, at], [ord(wanted), ord(wanted.replace(" ", "T"))])
+        for at, wanted in enumerate(_PLAIN_ISO[:width])
+    ]
+    return bool(np.logical_and.reduce(is_right).all())
+
+
+def _read_plain_iso(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    try:
+        moments = np.array(texts, "datetime64[s]")
+    except ValueError:  # a month 13 among them: find it cell by cell
+        return _read_cells(texts, zone)
+    return _read_moments(moments, zone)
+
+
+def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    numbers, moments = {}, {}
+    for row, value in enumerate(values):
+        cell = _read_cell(value)
+        if isinstance(cell, datetime):
+            moments[row] = cell
+        elif cell is not None:
+            numbers[row] = cell
+    seconds, is_valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
+    rows = list(numbers if len(numbers) > len(moments) else moments)
+    if len(numbers) > len(moments):
+        seconds[rows], is_valid[rows] = _read_numbers(np.array(list(numbers.values())))
+    elif moments:
+        seconds[rows], is_valid[rows] = _read_datetimes(list(moments.values()), zone), True
+    return seconds, is_valid
+
+
+def _read_cell(value: Any) -> float | datetime | None:
+    if isinstance(value, str):
+        return _read_text(value.strip())
+    if isinstance(value, datetime):
+        return value if value == value else None  # pandas' NaT is a datetime that differs from itself
+    if isinstance(value, date):
+        return datetime(value.year, value.month, value.day)
+    if isinstance(value, np.datetime64):
+        moment = value.astype("datetime64[us]").item()
+        return moment if isinstance(moment, datetime) else None
+    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
+        return None
+    return _within_int64(value.item() if isinstance(value, np.generic) else value)
+
+
+def _read_text(text: str) -> float | datetime | None:
+    if _ISO.fullmatch(text):
+        try:
+            return datetime.fromisoformat(text)
+        except ValueError:
+            return None
+    if _NUMBER.fullmatch(text):
+        return _within_int64(int(text) if text.lstrip("+-").isdigit() else float(text))
+    return None
+
+
+def _within_int64(number: float) -> float | None:
+    return number if math.isfinite(number) and abs(number) < 2**63 else None
+
+
+def _read_datetimes(moments: list[datetime], zone: tzinfo) -> np.ndarray:
+    """Read naive ones as times of the zone, the others by their own offset."""
+    offsets = [moment.utcoffset() for moment in moments]
+    local = np.array([(moment.replace(tzinfo=None) - EPOCH) // SECOND for moment in moments], np.int64)
+    own = np.array([0 if offset is None else offset // SECOND for offset in offsets], np.int64)
+    is_naive = np.array([offset is None for offset in offsets])
+    local[is_naive] = to_utc(local[is_naive], zone)
+    return local - own

@@ -1,0 +1,28 @@
+"""The two errors of Bascule, both `ValueError`, so that a caller may catch either name.
+
+    ValueError
+    +-- SchemaError   a table, a request or a configuration does not fit what was declared
+    +-- BundleError   a bundle folder is incomplete, altered or put together from two
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class SchemaError(ValueError):
+    """Data does not fit the declaration; the message says what was got, what is allowed and what to do."""
+
+
+class BundleError(ValueError):
+    """A bundle cannot be trusted or read; the message names the file."""
+
+
+def name_nearest(got: str, allowed: Iterable[str]) -> str:
+    """Say which allowed name is meant, or list them all: the tail of an error about an unknown name."""
+    names = sorted(allowed)
+    near = difflib.get_close_matches(got, names, n=1)
+    if near:
+        return f"did you mean '{near[0]}'?"
+    return f"allowed: {', '.join(names) or 'none'}"

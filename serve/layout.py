@@ -1,0 +1,23 @@
+"""The files of a bundle folder: their names are part of the contract."""
+
+from __future__ import annotations
+
+BUNDLE = "bundle"
+"""Folder of a run's directory that holds the published bundle."""
+
+MANIFEST = "manifest.json"
+SCHEMA = "schema.json"
+USER_TOWER = "user_tower.onnx"
+ITEM_TOWER = "item_tower.onnx"
+VECTORS = "item_vectors.npy"
+INDEX = "items.faiss"
+ITEMS = "items.parquet"
+GOLDEN = "golden.json"
+MODEL_CARD = "MODEL_CARD.md"
+
+ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, VECTORS, INDEX, ITEMS})
+"""What answering a request needs: a stage with these can be evaluated."""
+PUBLISHED = ANSWERING | {GOLDEN}
+"""What a published bundle must hold beside its manifest."""
+KNOWN = PUBLISHED | {MODEL_CARD}
+"""What it may hold; any other file is refused."""

@@ -1,0 +1,206 @@
+"""Answers: the ranked items of many requests as flat arrays, and the table that a file of them holds."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from serve.errors import SchemaError
+from serve.requests import Id
+from serve.schema import IdType
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The ranked items of one request, best first."""
+
+    user_id: Id | None
+    item_id: NDArray[np.generic]
+    score: NDArray[np.float32]
+    rank: NDArray[np.int64]
+    """1 is the best."""
+    unknown_items: int
+    """Items of the history that the bundle does not know, so that they were left out."""
+
+
+@dataclass(frozen=True)
+class Recommendations:
+    """The answers of B requests, R items in all; request b has the entries `offsets[b]:offsets[b + 1]`."""
+
+    user_id: NDArray[np.object_]
+    """(B,), None where a request is anonymous."""
+    user_id_type: IdType
+    item_row: NDArray[np.int64]
+    """(R,), positions in `item_ids`."""
+    item_ids: NDArray[np.generic]
+    """(N,), the catalogue: int64, or object with texts."""
+    score: NDArray[np.float32]
+    rank: NDArray[np.int64]
+    offsets: NDArray[np.int64]
+    unknown_items: NDArray[np.int64]
+    """(B,), items of the history that the bundle does not know."""
+
+    @classmethod
+    def from_lists(
+        cls,
+        user_ids: Sequence[Id | None],
+        rows: NDArray[np.int64],
+        scores: NDArray[np.float32],
+        *,
+        item_ids: NDArray[np.generic],
+        unknown_items: NDArray[np.int64],
+        user_id_type: IdType,
+    ) -> Recommendations:
+        """Build from padded lists.
+
+        Args:
+            user_ids: B ids, None for an anonymous request.
+            rows: (B, K) item rows, best first; -1 where there is no item.
+            scores: (B, K).
+            item_ids: (N,) the id of each item row.
+            unknown_items: (B,).
+            user_id_type: type of the `user_id` column, also where all requests are anonymous.
+        """
+        is_item = rows >= 0
+        ids = np.empty(len(user_ids), dtype=np.object_)
+        ids[:] = user_ids
+        return cls(
+            user_id=ids,
+            user_id_type=user_id_type,
+            item_row=rows[is_item],
+            item_ids=item_ids,
+            score=scores[is_item].astype(np.float32),
+            rank=np.cumsum(is_item, axis=1, dtype=np.int64)[is_item],
+            offsets=np.concatenate([[0], np.cumsum(is_item.sum(axis=1))]).astype(np.int64),
+            unknown_items=unknown_items,
+        )
+
+    @property
+    def item_id(self) -> NDArray[np.generic]:
+        """The caller's ids of the ranked items, (R,)."""
+        return self.item_ids[self.item_row]
+
+    def __len__(self) -> int:
+        return len(self.user_id)
+
+    def __iter__(self) -> Iterator[Answer]:
+        return map(self.of, range(len(self)))
+
+    def of(self, index: int) -> Answer:
+        """Return the answer to one request."""
+        entries = slice(self.offsets[index], self.offsets[index + 1])
+        item_id = self.item_ids[self.item_row[entries]]
+        n_unknown = int(self.unknown_items[index])
+        return Answer(self.user_id[index], item_id, self.score[entries], self.rank[entries], n_unknown)
+
+    def to_table(self) -> pa.Table:
+        """Return `user_id, item_id, score, rank`, a row per ranked item; a null user is anonymous."""
+        request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
+        listed, index = np.unique(self.item_row, return_inverse=True)
+        columns = {
+            "user_id": _arrow_user_ids(self.user_id, self.user_id_type).take(to_arrow(request)),
+            "item_id": to_arrow(self.item_ids[listed]).take(to_arrow(index)),
+            "score": to_arrow(self.score),
+            "rank": to_arrow(self.rank),
+        }
+        return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return an Arrow array of numbers, or of the texts (None = null) of an object array.
+
+    Made from buffers, since `pa.array` imports pandas where it is installed.
+    """
+    if values.dtype == np.object_:
+        return _arrow_texts(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    valid = None if is_valid is None else _arrow_bits(is_valid)
+    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the numbers of a column without nulls, or its texts (None = null), equal ones as one object.
+
+    Read from buffers, since `to_numpy` of Arrow imports pandas where it is installed.
+    """
+    values = column.combine_chunks()
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return _numbers(values)
+    encoded = values.dictionary_encode(null_encoding="encode")
+    texts = np.empty(len(encoded.dictionary), dtype=np.object_)
+    texts[:] = encoded.dictionary.to_pylist()
+    taken: NDArray[Any] = texts[_numbers(encoded.indices)]
+    return taken
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    """Write a table as CSV or Parquet, by suffix; until it is complete, `path` is as it was.
+
+    Raises:
+        SchemaError: another suffix.
+    """
+    write = _WRITERS.get(path.suffix.lower())
+    if write is None:
+        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with staged.open("wb") as sink:
+            write(table, sink)
+            sink.flush()
+            os.fsync(sink.fileno())
+        staged.replace(path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def _write_csv(table: pa.Table, sink: BinaryIO) -> None:
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(table.column_names)  # Arrow would quote every name
+    sink.write(header.getvalue().encode())
+    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+
+
+def _write_parquet(table: pa.Table, sink: BinaryIO) -> None:
+    pq.write_table(table, sink, compression="zstd")
+
+
+_WRITERS: dict[str, Callable[[pa.Table, BinaryIO], None]] = {".csv": _write_csv, ".parquet": _write_parquet}
+
+
+def _arrow_user_ids(ids: NDArray[np.object_], id_type: IdType) -> pa.Array:
+    if id_type == "string":
+        return to_arrow(ids)
+    is_valid = np.array([value is not None for value in ids], dtype=np.bool_)
+    return to_arrow(np.where(is_valid, ids, 0).astype(np.int64), is_valid)
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    stop = values.offset + len(values)
+    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[
+        values.offset :
+    ]
+
+
+def _arrow_texts(texts: NDArray[np.object_]) -> pa.Array:
+    encoded = [b"" if text is None else text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    is_valid = np.array([text is not None for text in texts], dtype=np.bool_)
+    buffers = [_arrow_bits(is_valid), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
+
+
+def _arrow_bits(flags: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))

@@ -1,0 +1,137 @@
+"""What a bundle knows about its data: features with their vocabularies and scales, fitted on training rows.
+
+A schema is frozen, JSON, and the same object in training and in serving. Codes: 0 = padding, 1 = unknown
+(unseen or missing), 2.. = the vocabulary in its order. Vocabularies only grow at the end: no code changes.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from serve.errors import SchemaError, name_nearest
+
+Kind = Literal["categorical", "multi_categorical", "numeric", "hour_of_day", "day_of_week"]
+Similarity = Literal["dot", "cosine"]
+Ties = Literal["ordered", "simultaneous"]
+Repeats = Literal["exclude", "allow"]
+IdType = Literal["string", "integer"]
+
+PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """One declared feature and what was fitted for it."""
+
+    name: str
+    kind: Kind
+    column: str
+    """The column it is read from; `datetime` for the kinds taken from the time of the event."""
+    vocabulary: tuple[str, ...] = ()
+    """The known values; the value at index i has code i + 2. Empty for `numeric`."""
+    separator: str = "|"
+    """Between the values of a `multi_categorical` cell."""
+    width: int = 1
+    """How many codes a row has: 1, or the most values kept of a `multi_categorical` cell."""
+    mean: float = 0.0
+    """Of a `numeric` column over training rows; stands in for a missing value."""
+    scale: float = 1.0
+    """Standard deviation of a `numeric` column over training rows, never 0."""
+
+    @property
+    def is_numeric(self) -> bool:
+        return self.kind == "numeric"
+
+    @property
+    def n_codes(self) -> int:
+        """Rows an embedding table needs: padding, unknown, the vocabulary."""
+        return FIRST_CODE + len(self.vocabulary)
+
+    @cached_property
+    def codes(self) -> dict[str, int]:
+        """Known value -> code; built once, since a request must not pay for the whole vocabulary."""
+        return {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
+
+
+@dataclass(frozen=True)
+class Schema:
+    """Everything that training and serving must agree on."""
+
+    user_features: tuple[Feature, ...]
+    item_features: tuple[Feature, ...]
+    context_features: tuple[Feature, ...]
+    user_id_type: IdType
+    item_id_type: IdType
+    event_types: tuple[str, ...]
+    """Known values of the `event` column in code order; empty if the data has none."""
+    has_datetime: bool
+    has_weight: bool
+    weight_mean: float
+    weight_scale: float
+    timezone: str | None
+    """Where hours and weekdays are taken; None: times as given."""
+    ties: Ties
+    repeats: Repeats
+    history_length: int
+    """The most events the attention blocks read."""
+    memory_length: int
+    """The most events per user that counts and times of owned items are taken from."""
+    decay_days: tuple[float, ...]
+    """Time constants of the decayed counts of owned items, short to long."""
+    popularity_days: tuple[float, ...]
+    """Windows of recent popularity; empty: item vectors carry no popularity."""
+    data_until: int
+    """UTC seconds just after the last training event."""
+
+    def features(self, side: str) -> tuple[Feature, ...]:
+        """Return the features of a side: `user`, `item` or `context`."""
+        sides = {"user": self.user_features, "item": self.item_features, "context": self.context_features}
+        return sides[side]
+
+    def to_json(self) -> str:
+        """Write canonical JSON: the same schema gives the same bytes."""
+        return json.dumps({"format": FORMAT, **asdict(self)}, indent=1, sort_keys=True) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Schema:
+        """Read what `to_json` wrote.
+
+        Raises:
+            SchemaError: the text is no JSON of a schema, or of a format this version does not know.
+        """
+        try:
+            raw = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise SchemaError(f"schema.json is no JSON: {error}") from error
+        if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
+            raise SchemaError(f"schema.json is not of format {FORMAT}: export the bundle again")
+        check_names(raw, {field.name for field in fields(cls)}, "schema.json")
+        lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
+        sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
+        return cls(**{**raw, **lists, **sides})
+
+    @classmethod
+    def load(cls, path: Path) -> Schema:
+        return cls.from_json(path.read_text(encoding="utf-8"))
+
+
+def check_names(raw: dict[str, Any], allowed: set[str], where: str) -> None:
+    """Refuse unknown and missing keys of a mapping read from JSON."""
+    for name in raw:
+        if name not in allowed:
+            raise SchemaError(f"{where}: unknown key '{name}'; {name_nearest(name, allowed)}")
+    missing = sorted(allowed - raw.keys())
+    if missing:
+        raise SchemaError(f"{where}: key '{missing[0]}' is missing")
+
+
+def _read_feature(raw: dict[str, Any]) -> Feature:
+    check_names(raw, {field.name for field in fields(Feature)}, "schema.json, feature")
+    if raw["kind"] not in get_args(Kind):
+        raise SchemaError(f"feature '{raw['name']}': unknown kind '{raw['kind']}'")
+    return Feature(**{**raw, "vocabulary": tuple(raw["vocabulary"])})

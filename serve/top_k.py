@@ -1,0 +1,85 @@
+"""The k best of approximate scores, exactly: a cut that is provably low enough, then exact scores above it.
+
+The last bits of a float32 matrix product depend on the batch and on a row's place in it. So it only chooses
+candidates here; whoever calls scores these again exactly and lets `rank_candidates` order them. A score is
+then a function of one user and one item: equal vectors score equal, and a batch answers as one by one.
+Letters: T requests of a tile, N items, C candidates of all its requests.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float32]
+Ints = NDArray[np.int64]
+
+_FEWEST_BLOCKS = 256  # fewer make the maximum of a block slow, more make the partition slow
+_CHUNK = 2**18  # numbers; longer ones pay for fresh pages, and equal scores make all items candidates
+_LOWEST = np.finfo(np.float32).min  # above the -inf of an item that is not admissible
+
+
+def find_candidates(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, Ints]:
+    """Find all items that can be among the k best.
+
+    The items are dealt into blocks, at least 4 k of them. k block maxima are k items, so the k-th best
+    maximum is a lower bound of the k-th best item: two passes over the scores, no partition of a row.
+
+    Args:
+        approximate: (T, N) scores, -inf where an item is not admissible.
+        k: at most N.
+        slack: (T,) at least twice the largest error of a score.
+
+    Returns:
+        requests: (C,) rows of `approximate`, ascending.
+        rows: (C,) its columns, ascending within a request; nothing that is -inf.
+    """
+    n_requests, n_items = approximate.shape
+    n_blocks = min(n_items, max(4 * k, _FEWEST_BLOCKS))
+    depth = n_items // n_blocks
+    blocks = approximate[:, : depth * n_blocks].reshape(n_requests, depth, n_blocks)
+    maxima = blocks.max(axis=1)  # (T, blocks)
+    bound = np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k]  # (T,)
+    cut = np.maximum(bound - slack, _LOWEST)
+    requests, rows = np.divmod(np.flatnonzero(approximate >= cut[:, None]), n_items)
+    return requests, rows
+
+
+def rank_candidates(
+    requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int
+) -> tuple[Floats, Ints]:
+    """Order the candidates of each request by score, then by row, and keep k.
+
+    Args:
+        requests: (C,) ascending.
+        rows: (C,) item rows.
+        scores: (C,) exact scores.
+        n_requests: T.
+        k: length of a list.
+
+    Returns:
+        scores: (T, k), filled up with -inf.
+        rows: (T, k), filled up with -1.
+    """
+    order = np.lexsort((rows, -scores, requests))
+    requests = requests[order]
+    starts = np.searchsorted(requests, np.arange(n_requests))
+    rank = np.arange(len(requests)) - starts[requests]
+    is_kept = rank < k
+    place = (requests[is_kept], rank[is_kept])
+    best_scores = np.full((n_requests, k), -np.inf, dtype=np.float32)
+    best_rows = np.full((n_requests, k), -1, dtype=np.int64)
+    best_scores[place] = scores[order][is_kept]
+    best_rows[place] = rows[order][is_kept]
+    return best_scores, best_rows
+
+
+def dot_pairs(left: Floats, right: Floats, left_rows: Ints, right_rows: Ints) -> NDArray[np.float64]:
+    """Return the dot products of C pairs of rows in float64, each independent of the others, (C,)."""
+    products = np.empty(len(left_rows), dtype=np.float64)
+    chunk = max(1, _CHUNK // left.shape[1])
+    for start in range(0, len(products), chunk):
+        part = slice(start, start + chunk)
+        terms = np.multiply(left[left_rows[part]], right[right_rows[part]], dtype=np.float64)  # (chunk, D)
+        terms.sum(axis=1, out=products[part])
+    return products

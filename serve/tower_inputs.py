@@ -1,0 +1,120 @@
+"""From events and encoded features to the named arrays that the user tower reads: shared by training and serving.
+
+The tower reads item *vectors*; here stand item rows, which training gathers from its table and serving from
+the bundle's vectors. Letters: B requests, L history positions, E owned items of all requests, C codes, V values.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.encoding import EncodedFeatures
+from serve.events import Events, Ints
+from serve.owned import Owned
+from serve.schema import Schema
+
+Arrays = dict[str, np.ndarray]
+
+HISTORY_INPUTS = ("history_events", "history_weights", "history_times", "history_groups", "history_lengths")
+REQUEST_INPUTS = ("request_times", "user_codes", "user_values", "context_codes", "context_values")
+OWNED_INPUTS = ("owned_users", "owned_statistics", "owned_preferences", "user_statistics", "category_preferences")
+VECTOR_INPUTS = ("history_vectors", "owned_vectors")
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """`arrays` by name, and the item rows whose vectors complete them: history (B, L), owned (E,)."""
+
+    arrays: Arrays
+    history_rows: Ints
+    owned_rows: Ints
+
+
+def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
+    """Pad the last `history_length` events of each request to a rectangle.
+
+    Returns:
+        arrays: `history_events` and `_groups` (B, L) int64, `history_times` (B, L) int64 seconds,
+            `history_weights` (B, L) float32 standardised log, `history_lengths` (B,). Groups count from 1:
+            events of one group see each other. L is at least 1.
+        rows: (B, L) item rows, 0 where padded.
+    """
+    recent = events.last(schema.history_length)
+    width = max(1, int(recent.counts.max(initial=0)))
+    segment = recent.segments()
+    column = np.arange(len(segment)) - recent.offsets[segment]
+    weight = standardise_weight(recent.weight, schema)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros((len(recent), width), dtype=values.dtype)
+        padded[segment, column] = values
+        return padded  # (B, L)
+
+    arrays = {
+        "history_events": pad(recent.event),
+        "history_weights": pad(weight),
+        "history_times": pad(recent.time),
+        "history_groups": pad(number_groups(recent, schema)),
+        "history_lengths": recent.counts,
+    }
+    return arrays, pad(recent.item_row)
+
+
+def number_groups(events: Events, schema: Schema) -> Ints:
+    """Number the groups of events that see each other, from 1 in each segment: each alone, or all of one time."""
+    segment = events.segments()
+    is_new = np.ones(len(segment), dtype=bool)
+    if schema.ties == "simultaneous":
+        is_new[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
+    running = np.cumsum(is_new)
+    before = np.concatenate([[0], running])[events.offsets[:-1]]  # groups in the segments before
+    return running - before[segment]
+
+
+def standardise_weight(weight: np.ndarray, schema: Schema) -> np.ndarray:
+    """Scale log(1 + weight) by its mean and deviation over training rows; 0 where the data has no weight."""
+    if not schema.has_weight:
+        return np.zeros(len(weight), dtype=np.float32)
+    standard = (np.log1p(np.maximum(weight, 0)) - schema.weight_mean) / schema.weight_scale
+    return np.clip(standard, -10, 10).astype(np.float32)
+
+
+def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:
+    """Name the request's own arrays."""
+    return {
+        "request_times": moment,
+        "user_codes": user.codes,
+        "user_values": user.values,
+        "context_codes": context.codes,
+        "context_values": context.values,
+    }
+
+
+def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
+    """Name the memory's arrays and sum each user's preference by category.
+
+    Args:
+        owned: E owned items of B users.
+        categories: (N, F) category rows of the catalogue.
+        n_categories: Q, categories in all.
+    """
+    n_users = len(owned.user_statistics)
+    cell = owned.user[:, None] * n_categories + categories[owned.item_row]  # (E, F)
+    weights = np.broadcast_to(owned.preference[:, None], cell.shape)
+    summed = np.bincount(cell.ravel(), weights.ravel(), minlength=n_users * n_categories)
+    return {
+        "owned_users": owned.user,
+        "owned_statistics": owned.statistics,
+        "owned_preferences": owned.preference,
+        "user_statistics": owned.user_statistics,
+        "category_preferences": summed.reshape(n_users, n_categories).astype(np.float32),
+    }
+
+
+def last_moments(events: Events) -> Ints:
+    """Return the time of each segment's last event, 0 for an empty one, (B,)."""
+    last = np.maximum(events.offsets[1:] - 1, 0)
+    times = np.append(events.time, 0)
+    return np.where(events.counts > 0, times[last], 0)

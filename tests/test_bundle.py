@@ -1,0 +1,227 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from serve.bundle import Bundle, verify
+from serve.errors import BundleError
+from tests.tiny_bundle import (
+    FACTS,
+    METRICS,
+    SCHEMA,
+    D,
+    F,
+    P,
+    answer_with,
+    item_ids,
+    publish_tiny,
+    tiny_vectors,
+)
+
+FILES = sorted(
+    [
+        "schema.json",
+        "user_tower.onnx",
+        "item_tower.onnx",
+        "item_vectors.npy",
+        "items.faiss",
+        "items.parquet",
+        "golden.json",
+    ]
+)
+
+
+def test_a_bundle_holds_what_was_staged(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle(1))
+    assert np.array_equal(bundle.vectors, tiny_vectors(1))
+    assert bundle.schema == SCHEMA
+    assert bundle.manifest.facts == FACTS
+    assert bundle.manifest.metrics == METRICS
+    assert sorted(bundle.manifest.files) == FILES
+    assert bundle.items.column("item_id").to_pylist() == item_ids()
+    assert bundle.items.column("title")[3].as_py() == "Title 1 3"
+    assert bundle.manifest.dim == D
+
+
+def test_vectors_are_one_read_only_mapping_that_the_index_shares(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle(1))
+    assert bundle.index.vectors is bundle.vectors
+    assert not bundle.vectors.flags.writeable
+    base = bundle.vectors
+    while isinstance(base, np.ndarray):
+        base = base.base
+    assert type(getattr(base, "obj", base)).__name__ == "mmap"
+
+
+def test_towers_compute_their_formula(tiny_bundle):
+    bundle = Bundle.load(tiny_bundle(1))
+    rng = np.random.default_rng(1)
+    table, weights = (rng.standard_normal((rows, D)).astype(np.float32) for rows in (5, F))
+    numbers, codes = np.ones((3, F), dtype=np.float32), np.array([0, 4, 2])
+    users = bundle.run_user_tower({"codes": codes, "numbers": numbers})["user_vectors"]
+    np.testing.assert_allclose(users, table[codes] + numbers @ weights, rtol=1e-5)
+    assert bundle.run_item_tower({"numbers": numbers})["item_vectors"].shape == (3, D - P)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"codes": None}, r"user_tower\.onnx: inputs differ in codes; it takes codes, numbers"),
+        ({"more": np.zeros(1)}, "inputs differ in more"),
+        ({"codes": np.zeros(3, dtype=np.int32)}, "'codes' is int32; expected int64"),
+        ({"numbers": np.zeros((3, F))}, "'numbers' is float64; expected float32"),
+        ({"numbers": np.zeros((3, F + 1), dtype=np.float32)}, r"user_tower\.onnx refuses its inputs"),
+        ({"codes": np.full(3, 99)}, r"user_tower\.onnx refuses its inputs"),
+        ({"numbers": np.full((3, F), np.nan, dtype=np.float32)}, "'user_vectors' is not finite"),
+    ],
+)
+def test_towers_refuse(tiny_bundle, change, message):
+    inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.zeros((3, F), dtype=np.float32)} | change
+    with pytest.raises(ValueError, match=message):
+        Bundle.load(tiny_bundle(1)).run_user_tower(
+            {name: value for name, value in inputs.items() if value is not None}
+        )
+
+
+def test_verify_says_what_was_checked(tiny_bundle):
+    lines = verify(tiny_bundle(1), answer_with)
+    assert [line.split(":")[0] for line in lines] == ["files", "space_id", "golden", "version"]
+    assert "4 requests" in lines[2]
+
+
+def test_verify_refuses_a_bundle_that_answers_differently(tiny_bundle):
+    def answer_worse(bundle):
+        answer = answer_with(bundle)
+        return lambda requests, k: [(ids[1:] + ids[:1], scores) for ids, scores in answer(requests, 2 * k)]
+
+    with pytest.raises(BundleError, match=r"golden\.json, request 0"):
+        verify(tiny_bundle(1), answer_worse)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_flipped_byte_is_refused_naming_the_file(tiny_bundle, name):
+    path = tiny_bundle(1)
+    content = (path / name).read_bytes()
+    places = {
+        0,
+        len(content) // 2,
+        len(content) - 1,
+        *np.random.default_rng(7).integers(len(content), size=20),
+    }
+    for place in places:
+        altered = bytearray(content)
+        altered[place] ^= 0x10
+        (path / name).write_bytes(altered)
+        with pytest.raises(BundleError, match=re.escape(name)):
+            Bundle.load(path)
+    (path / name).write_bytes(content)
+    Bundle.load(path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_another_length_is_refused_naming_the_file(tiny_bundle, name):
+    path = tiny_bundle(1)
+    content = (path / name).read_bytes()
+    for altered in (b"", content[:1], content[: len(content) // 2], content[:-1], content + b"\0"):
+        (path / name).write_bytes(altered)
+        with pytest.raises(BundleError, match=re.escape(name)):
+            Bundle.load(path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_file_of_another_bundle_is_refused_naming_it(tiny_bundle, name):
+    path, other = tiny_bundle(1), tiny_bundle(2)
+    if (path / name).read_bytes() == (other / name).read_bytes():
+        assert name == "schema.json"  # two bundles of one schema: no mixture
+        return
+    shutil.copy(other / name, path / name)
+    with pytest.raises(BundleError, match=re.escape(name)):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
+def test_a_missing_file_is_refused_naming_it(tiny_bundle, name):
+    path = tiny_bundle(1)
+    (path / name).unlink()
+    with pytest.raises(BundleError, match=rf"{re.escape(name)} is missing"):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize("name", ["items.txt", "items.faiss.part", ".hidden", "model.pkl"])
+def test_an_extra_file_is_refused_naming_it(tiny_bundle, name):
+    path = tiny_bundle(1)
+    (path / name).touch()
+    with pytest.raises(BundleError, match=re.escape(name)):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link], ids=["symbolic link", "hard link"])
+@pytest.mark.parametrize("name", ["items.parquet", "manifest.json"])
+def test_a_link_is_refused_even_to_the_right_content(tiny_bundle, tmp_path, link, name):
+    path = tiny_bundle(1)
+    (path / name).rename(tmp_path / name)
+    link(tmp_path / name, path / name)
+    with pytest.raises(BundleError, match=rf"{re.escape(name)}.* links"):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo], ids=["folder", "pipe"])
+def test_what_is_no_file_is_refused(tiny_bundle, make):
+    path = tiny_bundle(1)
+    (path / "golden.json").unlink()
+    make(path / "golden.json")
+    with pytest.raises(BundleError, match=r"golden\.json"):
+        Bundle.load(path)
+
+
+@pytest.mark.parametrize(
+    "make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"]
+)
+def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
+    make(tmp_path / "nowhere")
+    with pytest.raises(BundleError, match=r"no bundle at .*nowhere"):
+        Bundle.load(tmp_path / "nowhere")
+
+
+def test_the_same_content_gives_the_same_version_wherever_it_is_made(tmp_path):
+    versions = {publish_tiny(tmp_path / name, 1).manifest.version for name in ("a", "b")}
+    assert len(versions) == 1
+    assert publish_tiny(tmp_path / "c", 2).manifest.version not in versions
+
+
+def test_the_space_of_the_manifest_is_that_of_the_files(tiny_bundle):
+    path = tiny_bundle(1)
+    expected = hashlib.sha256(tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()).hexdigest()[
+        :16
+    ]
+    bundle = Bundle.load(path)
+    assert bundle.manifest.space_id == bundle.user_tower.space_id == bundle.item_tower.space_id == expected
+
+
+def test_loading_and_searching_imports_neither_torch_nor_pandas(tiny_bundle):
+    script = """
+import sys
+from pathlib import Path
+import numpy as np
+from serve.bundle import Bundle
+import serve.staging
+bundle = Bundle.load(Path(sys.argv[1]))
+inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.ones((3, 3), dtype=np.float32)}
+users = bundle.run_user_tower(inputs)
+bundle.index.search(users["user_vectors"], 5)
+bundle.items.column("item_id").to_pylist()
+print(sorted({"torch", "pytorch_lightning", "pandas", "onnx"} & sys.modules.keys()))
+"""
+    command = [sys.executable, "-c", script, str(tiny_bundle(1))]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
+    )
+    assert result.stdout.strip() == "[]"

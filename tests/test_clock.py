@@ -1,0 +1,192 @@
+import subprocess
+import sys
+from datetime import UTC, date, datetime, timedelta, timezone
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.clock import day_of_week, hour_of_day, to_seconds
+from serve.errors import SchemaError
+
+SECONDS = [1512086400, 1512122405, 1483271606]
+MOMENTS = [datetime.fromtimestamp(value, UTC) for value in SECONDS]
+NAIVE = [moment.replace(tzinfo=None) for moment in MOMENTS]
+ENCODINGS = {
+    "epoch seconds": np.array(SECONDS),
+    "epoch milliseconds": np.array(SECONDS) * 10**3 + 7,
+    "epoch microseconds": np.array(SECONDS) * 10**6 + 7,
+    "epoch nanoseconds": np.array(SECONDS) * 10**9 + 7,
+    "float seconds": np.array(SECONDS) + 0.25,
+    "unsigned": np.array(SECONDS, "uint32"),
+    "list of numbers": [SECONDS[0], float(SECONDS[1]), np.int64(SECONDS[2])],
+    "numeric texts": [f" {value}000 " for value in SECONDS],
+    "numeric texts with a point": [f"{value}.9" for value in SECONDS],
+    "iso": [moment.isoformat() for moment in NAIVE],
+    "iso with a space": [moment.isoformat(" ") for moment in NAIVE],
+    "iso with Z": [moment.isoformat() + "Z" for moment in NAIVE],
+    "iso with an offset": [
+        moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat() for moment in MOMENTS
+    ],
+    "iso with nanoseconds": [moment.isoformat() + ".987654321" for moment in NAIVE],
+    "datetimes": NAIVE,
+    "aware datetimes": [moment.astimezone(ZoneInfo("Asia/Tokyo")) for moment in MOMENTS],
+    "datetime64[ns]": np.array(NAIVE, "datetime64[ns]"),
+    "datetime64[s]": np.array(NAIVE, "datetime64[s]"),
+    "datetime64 scalars": list(np.array(NAIVE, "datetime64[us]")),
+    "objects": np.array([NAIVE[0], MOMENTS[1], NAIVE[2].isoformat()], dtype=object),
+}
+
+
+@pytest.mark.parametrize("values", ENCODINGS.values(), ids=ENCODINGS.keys())
+def test_all_encodings_of_a_time_agree(values):
+    seconds, is_valid = to_seconds(values, None)
+    assert seconds.tolist() == SECONDS
+    assert seconds.dtype == np.int64
+    assert is_valid.all()
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        ["2017-12-01", "2017-12-02"],
+        [date(2017, 12, 1), date(2017, 12, 2)],
+        np.array(["2017-12-01", "2017-12-02"], "datetime64[D]"),
+    ],
+)
+def test_a_date_is_its_midnight_in_the_zone(values):
+    seconds, is_valid = to_seconds(values, "America/New_York")
+    assert seconds.tolist() == [1512086400 + 5 * 3600, 1512172800 + 5 * 3600]
+    assert is_valid.all()
+
+
+def test_an_offset_or_epoch_number_is_not_moved_by_the_zone():
+    assert to_seconds(["2017-12-01T00:00:00Z"], "Asia/Tokyo")[0].tolist() == [1512086400]
+    assert to_seconds([1512086400], "Asia/Tokyo")[0].tolist() == [1512086400]
+
+
+UNREADABLE = [
+    None,
+    "",
+    "  ",
+    "yesterday",
+    "2017-13-01",
+    "2017-02-30 10:00:00",
+    float("nan"),
+    float("inf"),
+    True,
+]
+UNREADABLE += [
+    b"2017-12-01",
+    "2017-12-01x10:00:00",
+    "now",
+    "NaT",
+    np.datetime64("NaT"),
+    "12/01/2017",
+    ["2017-12-01"],
+]
+
+
+@pytest.mark.parametrize("cell", UNREADABLE, ids=repr)
+def test_an_unreadable_cell_is_invalid_and_its_neighbours_are_not(cell):
+    cells = np.empty(3, object)
+    cells[:] = ["2017-12-01", cell, "2017-12-02 00:00:01"]
+    seconds, is_valid = to_seconds(cells, None)
+    assert is_valid.tolist() == [True, False, True]
+    assert seconds.tolist() == [1512086400, 0, 1512172801]
+
+
+def test_missing_numbers_and_moments_are_invalid():
+    assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [False, True, False]
+    assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [False, True]
+    assert to_seconds(np.array(["-0005", "20000"], "datetime64[Y]"), "Asia/Tokyo")[1].tolist() == [
+        False,
+        False,
+    ]
+
+
+def test_the_minority_of_a_column_of_numbers_and_dates_is_invalid():
+    assert to_seconds(["2017-12-01", "2017-12-02", 1512086400], None)[1].tolist() == [True, True, False]
+    assert to_seconds(["2017-12-01", 1512086400, "1512086401"], None)[1].tolist() == [False, True, True]
+
+
+def test_no_cells_give_no_times():
+    for empty in ([], np.array([]), np.array([], object), np.array([], "datetime64[s]")):
+        seconds, is_valid = to_seconds(empty, "Asia/Tokyo")
+        assert seconds.shape == is_valid.shape == (0,)
+
+
+def test_a_small_number_takes_the_unit_of_its_column():
+    assert to_seconds([86_400_000, 1_512_086_400_000, -1], None)[0].tolist() == [86_400, 1_512_086_400, -1]
+
+
+@pytest.mark.parametrize("values", [[20171201], ["17501", "17502"], np.array([1, 2, 3]), [5 * 10**10], [0]])
+def test_a_number_that_fits_no_unit_is_an_error(values):
+    with pytest.raises(SchemaError, match=f"time {values[0]} is ambiguous.*ISO"):
+        to_seconds(values, None)
+
+
+def test_mixed_units_are_an_error():
+    with pytest.raises(SchemaError, match=r"1500000000 \(seconds\), 1500000000000 \(milliseconds\)"):
+        to_seconds([1500000000, 1500000000000], None)
+
+
+@pytest.mark.parametrize("name", ["America/New_Yrok", "../etc/passwd", "", "America"])
+def test_an_unknown_zone_is_an_error(name):
+    with pytest.raises(SchemaError, match=f"time zone '{name}' is unknown"):
+        to_seconds(["2017-12-01"], name)
+
+
+def test_an_unknown_zone_names_the_nearest():
+    with pytest.raises(SchemaError, match="did you mean 'America/New_York'"):
+        hour_of_day(np.array([0]), "America/New_Yrok")
+
+
+ZONES = ["America/New_York", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "UTC"]
+MOMENT = st.integers(-(2**31), 2**32)
+
+
+@given(st.lists(MOMENT, min_size=1, max_size=7), st.sampled_from(ZONES))
+@settings(max_examples=60, deadline=None)
+def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
+    local = [
+        datetime.fromtimestamp(0, ZoneInfo(zone)).astimezone(UTC) + timedelta(seconds=m) for m in moments
+    ]
+    local = [moment.astimezone(ZoneInfo(zone)) for moment in local]
+    assert hour_of_day(np.array(moments), zone).tolist() == [moment.hour for moment in local]
+    assert day_of_week(np.array(moments), zone).tolist() == [moment.weekday() for moment in local]
+
+
+@given(st.lists(st.datetimes(datetime(1950, 1, 1), datetime(2050, 1, 1)), min_size=1), st.sampled_from(ZONES))
+@settings(max_examples=60, deadline=None)
+def test_naive_times_are_read_as_the_zone_reads_them(moments, zone):
+    expected = [int(m.replace(microsecond=0, tzinfo=ZoneInfo(zone)).timestamp()) for m in moments]
+    for values in (moments, np.array(moments, "datetime64[us]"), [m.isoformat() for m in moments]):
+        assert to_seconds(values, zone)[0].tolist() == expected
+
+
+def test_the_minute_of_a_change_of_the_clocks_is_exact():
+    # Newfoundland put its clocks back one minute past midnight in 2010: 00:01 became 23:01
+    before, after = datetime(2010, 11, 7, 2, 30, 59, tzinfo=UTC), datetime(2010, 11, 7, 2, 31, tzinfo=UTC)
+    moments = np.array([int(before.timestamp()), int(after.timestamp())])
+    assert hour_of_day(moments, "America/St_Johns").tolist() == [0, 23]
+    assert day_of_week(moments, "America/St_Johns").tolist() == [6, 5]
+
+
+@given(st.text(max_size=25))
+@settings(max_examples=300, deadline=None)
+def test_any_text_is_a_time_a_fault_or_an_ambiguous_number(text):
+    try:
+        seconds, is_valid = to_seconds([text, "2017-12-01T00:00:00.5", "2017-12-02"], None)
+    except SchemaError as error:
+        pytest.fail(str(error))
+    assert is_valid[1:].all()
+    assert is_valid[0] or seconds[0] == 0
+
+
+def test_importing_the_clock_needs_numpy_alone():
+    code = "import sys, serve.clock; print({'pandas', 'torch', 'pyarrow'} & set(sys.modules))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "set()"

@@ -1,0 +1,111 @@
+import io
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from rich.console import Console
+
+from datamodules.cleaning import clean
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.data_report import print_report, report_data
+from datamodules.splits import split_interactions
+from datamodules.tables import tables_from_frames
+
+DAY = 86400
+START = 1512086400
+
+
+@pytest.fixture
+def report():
+    """Three users; the last of nine days is test, the one before validation."""
+    config = DataConfig(
+        users=TableConfig(),
+        items=TableConfig(),
+        features=FeaturesConfig(user={"town": "categorical"}),
+        split=SplitConfig("time", "2017-12-09"),
+        max_reject_rate=0.5,
+    )
+    rows = [(1, "a", 0), (1, "a", 0), (1, "b", 1), (1, "a", 2), (2, "a", 3), (2, "c", 7), (None, "a", 4)]
+    rows += [(1, "a", 8), (1, "d", 8), (2, "e", 8.5), (3, "f", 9), (3, "f", 9), (3, "f", 8.75)]
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "day"])
+    events["datetime"] = (START + events.pop("day") * DAY).astype("int64")
+    events["till"] = 5
+    users = pd.DataFrame({"user_id": [1, 2, 3, 4], "town": ["x", None, None, None]})
+    items = pd.DataFrame({"item_id": ["a", "b", "c", "d"]})
+    tables, rejects = tables_from_frames(config, events, users, items)
+    tables, cleaning = clean(tables)
+    return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config)
+
+
+def test_the_report_counts(report):
+    assert report["counts"] == {
+        "interactions": 10,
+        "users": 3,
+        "items": 6,
+        "users_table": 4,
+        "items_table": 4,
+        "train": 4,
+        "validation": 1,
+        "test": 5,
+    }
+    assert report["time"] == {"first": "2017-12-01T00:00:00Z", "last": "2017-12-10T00:00:00Z", "days": 9.0}
+    assert report["split"]["test_at"] == "2017-12-09T00:00:00Z"
+    assert report["split"]["validation_at"] == "2017-12-08T00:00:00Z"
+    assert report["rejected"] == {"missing": 1}
+    assert report["records"] == {"interactions": 13, "users": 4, "items": 4}
+    assert report["dropped_columns"] == {"interactions": ["till"], "users": [], "items": []}
+    assert report["missing"]["users"] == {"user_id": 0.0, "town": 0.75}
+    assert report["cleaning"]["duplicate_events"] == 2
+
+
+def test_the_report_says_what_the_test_cannot_know(report):
+    # the test pairs: (1, a), (1, d), (2, e), (3, f); only the first is known, and d is in the items table
+    assert report["cold"] == {
+        "test_users_unseen": pytest.approx(1 / 3),
+        "test_items_unseen": pytest.approx(3 / 4),
+        "test_pairs_outside_catalogue": pytest.approx(2 / 4),
+        "test_pairs_owned_before": pytest.approx(1 / 4),
+    }
+    assert report["repeat_share"] == pytest.approx(3 / 10)  # a twice again by user 1, f once again by user 3
+
+
+def test_the_long_tail_is_that_of_a_naive_count():
+    rng = np.random.default_rng(0)
+    counts = rng.zipf(1.5, 37).clip(max=60)
+    events = pd.DataFrame(
+        {"user_id": np.arange(counts.sum()) % 11, "item_id": np.repeat(np.arange(37), counts)}
+    )
+    config = DataConfig(split=SplitConfig("none"))
+    tables, rejects = tables_from_frames(config, events)
+    _, cleaning = clean(tables)
+    report = report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config)
+    gini = np.abs(counts[:, None] - counts[None]).sum() / (2 * 37 * counts.sum())
+    assert report["long_tail"]["gini"] == pytest.approx(gini)
+    assert report["long_tail"]["top_10%"] == pytest.approx(np.sort(counts)[-4:].sum() / counts.sum())
+    assert report["long_tail"]["top_1%"] == pytest.approx(counts.max() / counts.sum())
+    lengths = np.bincount(events["user_id"])
+    assert report["history_length"]["p50"] == np.median(lengths)
+    assert report["history_length"]["p100"] == lengths.max()
+    assert report["time"] is None
+    assert report["cold"]["test_users_unseen"] is None
+    print_report(report, Console(file=io.StringIO()))
+
+
+def test_the_report_is_plain_json(report):
+    assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_the_printed_report_is_short(report):
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=110))
+    lines = text.getvalue().splitlines()
+    assert len(lines) <= 20
+    for part in (
+        "10 by 3 users on 6 items",
+        "1 of 21 records",
+        "interactions.till",
+        "users.town 75.0%",
+        "2 duplicate",
+    ):
+        assert any(part in line for line in lines), part

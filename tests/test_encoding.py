@@ -1,0 +1,217 @@
+from datetime import UTC, datetime
+from decimal import Decimal
+from zoneinfo import ZoneInfo
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.encoding import (
+    EncodedFeatures,
+    code_slices,
+    encode_features,
+    split_cell,
+    to_numbers,
+    to_text,
+    value_slices,
+)
+from serve.errors import SchemaError
+from serve.schema import Feature
+
+COLOUR = Feature("colour", "categorical", "farbe", ("red", "7", "true"))
+TAGS = Feature("tags", "multi_categorical", "tags", ("a", "b", "c", "d"), width=3)
+PRICE = Feature("price", "numeric", "price", mean=10.0, scale=4.0)
+STOCK = Feature("stock", "numeric", "stock", mean=-1.0, scale=0.5)
+HOUR = Feature("hour", "hour_of_day", "datetime", tuple(str(hour) for hour in range(24)))
+DAY = Feature("day", "day_of_week", "datetime", tuple(str(day) for day in range(7)))
+SIDE = (PRICE, COLOUR, TAGS, HOUR, STOCK, DAY)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (" red ", "red"),
+        ("007", "007"),
+        (7, "7"),
+        (7.0, "7"),
+        (-0.0, "0"),
+        (7.5, "7.5"),
+        (np.float32(0.1), "0.1"),
+        (np.int8(7), "7"),
+        (np.str_(" x"), "x"),
+        (Decimal("7.00"), "7"),
+        (1e22, "10000000000000000000000"),
+        (True, "true"),
+        (np.False_, "false"),
+        (float("inf"), "inf"),
+        (None, None),
+        ("", None),
+        ("  ", None),
+        (float("nan"), None),
+        (np.float32("nan"), None),
+        (Decimal("nan"), None),
+        (np.datetime64("NaT"), None),
+        (pd.NA, None),
+        (pd.NaT, None),
+    ],
+)
+def test_to_text(value, text):
+    assert to_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("cell", "values"),
+    [
+        ("a|b|a", ["a", "b"]),
+        (" a | |b|", ["a", "b"]),
+        (["b", None, "a", 7.0], ["b", "a", "7"]),
+        (["a|b", "b"], ["a", "b"]),
+        (np.array(["c", "d"]), ["c", "d"]),
+        (7, ["7"]),
+        (None, []),
+        (float("nan"), []),
+        ([], []),
+    ],
+)
+def test_split_cell(cell, values):
+    assert split_cell(cell, "|") == values
+
+
+def test_slices_follow_the_order_of_features():
+    assert code_slices(SIDE) == [
+        (COLOUR, slice(0, 1)),
+        (TAGS, slice(1, 4)),
+        (HOUR, slice(4, 5)),
+        (DAY, slice(5, 6)),
+    ]
+    assert value_slices(SIDE) == [(PRICE, slice(0, 2)), (STOCK, slice(2, 4))]
+    assert code_slices(()) == value_slices(()) == []
+
+
+def test_categories():
+    values = ["red", " red", "blue", None, 7, 7.0, "7", True, 1, ""]
+    encoded = encode_features((COLOUR,), {"farbe": values}, len(values))
+    assert encoded.codes[:, 0].tolist() == [2, 2, 1, 1, 3, 3, 3, 4, 1, 1]
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        np.array([7, 8, 7, 9, 7]),
+        np.array([7.0, np.nan, 7.0, 7.5, 7.0]),
+        ["7", "8", " 7", None, 7],
+        np.array(["7", "8", "7", "9", "7"]),
+        pd.Series(["7", None, "7", "9", "7"]),
+        pd.Series([7, None, 7, 9, 7], dtype="Int64"),
+        pd.Series([7, 8, 7, 9, 7], index=[3, 1, 4, 5, 9]),
+        pd.Series(["7", "8", "7", None, "7"], dtype="category"),
+    ],
+    ids=["ints", "floats", "list", "texts", "series", "nullable", "indexed", "category"],
+)
+def test_all_forms_of_a_column_give_the_same_codes(column):
+    assert encode_features((COLOUR,), {"farbe": column}, 5).codes[:, 0].tolist() == [3, 1, 3, 1, 3]
+
+
+def test_cells_of_several_values():
+    cells = ["a|b|c", "d|x|y", None, "", "a|a", ["c", "a"], "a|b|c|d", "x"]
+    encoded = encode_features((TAGS,), {"tags": cells}, len(cells))
+    assert encoded.codes.tolist() == [
+        [2, 3, 4],
+        [5, 1, 0],
+        [1, 0, 0],
+        [1, 0, 0],
+        [2, 0, 0],
+        [4, 2, 0],
+        [2, 3, 4],
+        [1, 0, 0],
+    ]
+
+
+def test_numbers_are_standardised_clipped_and_flagged():
+    values = encode_features((STOCK, PRICE), {"price": [12.0, None, 1e9, -1e308, 10]}, 5).values
+    expected = [[0, 1, 0.5, 0], [0, 1, 0, 1], [0, 1, 10, 0], [0, 1, -10, 0], [0, 1, 0, 0]]
+    assert values.dtype == np.float32
+    assert values.tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "column",
+    [np.array([2.0, np.nan]), [2, None], ["2", ""], pd.Series([2, None], dtype="Int64"), [Decimal(2), pd.NA]],
+)
+def test_to_numbers_reads_all_forms(column):
+    column = column if isinstance(column, list) else np.asarray(column)
+    np.testing.assert_array_equal(to_numbers(PRICE, column), [2.0, np.nan])
+
+
+@pytest.mark.parametrize("value", [float("inf"), -np.inf, "1e999"])
+def test_an_infinite_number_is_an_error(value):
+    with pytest.raises(SchemaError, match="'price': a value is infinite"):
+        encode_features((PRICE,), {"price": [1.0, value]}, 2)
+
+
+def test_what_is_no_number_is_an_error():
+    with pytest.raises(SchemaError, match="'price': 'cheap' is no number"):
+        encode_features((PRICE,), {"price": ["cheap"]}, 1)
+
+
+def test_a_column_of_another_length_is_an_error():
+    with pytest.raises(SchemaError, match="'farbe' has 1 values; expected 3"):
+        encode_features((COLOUR,), {"farbe": ["red"]}, 3)
+
+
+@pytest.mark.parametrize("zone", [None, "America/New_York"])
+def test_calendar(zone):
+    seconds = np.array([0, 1_700_000_000, 1_710_054_000, 1_710_057_600, 951_782_400])
+    encoded = encode_features((DAY, HOUR), {"datetime": seconds}, 5, zone)
+    moments = [datetime.fromtimestamp(int(s), UTC).astimezone(ZoneInfo(zone or "UTC")) for s in seconds]
+    assert encoded.codes.tolist() == [[2 + moment.weekday(), 2 + moment.hour] for moment in moments]
+
+
+def test_calendar_of_rows_without_a_time_is_unknown():
+    encoded = encode_features((HOUR,), {"datetime": [None, 7200]}, 2)
+    assert encoded.codes.tolist() == [[1], [4]]
+
+
+def test_absent_columns_are_missing_everywhere():
+    encoded = encode_features(SIDE, {}, 3)
+    assert encoded.codes.tolist() == [[1, 1, 0, 0, 1, 1]] * 3
+    assert encoded.values.tolist() == [[0, 1, 0, 1]] * 3
+
+
+@pytest.mark.parametrize("n", [0, 5])
+def test_no_features_and_no_rows(n):
+    none = encode_features((), {}, n)
+    assert (none.codes.shape, none.values.shape) == ((n, 0), (n, 0))
+    empty = encode_features(SIDE, {"farbe": [], "tags": [], "price": [], "datetime": []}, 0)
+    assert (empty.codes.shape, empty.values.shape) == ((0, 6), (0, 4))
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_infinity=False) | st.text(max_size=3)
+rows = st.fixed_dictionaries(
+    {
+        "farbe": scalars | st.sampled_from(["red", 7, True]),
+        "tags": scalars | st.lists(scalars, max_size=5) | st.lists(st.sampled_from("abcdx")).map("|".join),
+        "price": st.none() | st.floats(allow_infinity=False) | st.integers(-(2**63), 2**63),
+        "datetime": st.none() | st.integers(-(10**9), 4 * 10**9),
+    }
+)
+
+
+@given(table=st.lists(rows, max_size=7))
+@settings(max_examples=60, deadline=None)
+def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
+    columns = {name: [row[name] for row in table] for name in ("farbe", "tags", "price", "datetime")}
+    batch = encode_features(SIDE, columns, len(table), "Asia/Kolkata")
+    single = [encode_features(SIDE, {name: [row[name]] for name in row}, 1, "Asia/Kolkata") for row in table]
+    assert batch.codes.tolist() == [row.codes[0].tolist() for row in single]
+    assert batch.values.tolist() == [row.values[0].tolist() for row in single]
+    assert_within_bounds(batch)
+
+
+def assert_within_bounds(encoded: EncodedFeatures):
+    for feature, columns in code_slices(SIDE):
+        assert ((encoded.codes[:, columns] >= 0) & (encoded.codes[:, columns] < feature.n_codes)).all()
+    assert (np.abs(encoded.values) <= 10).all()
+    assert np.isin(encoded.values[:, 1::2], [0, 1]).all()

@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from serve.errors import BundleError
+from serve.golden import replay, write_golden
+from serve.golden_requests import draw_requests
+from serve.requests import parse_request
+from tests.tiny_bundle import SCHEMA, item_ids
+
+REFERENCE = [("a", 5.0), ("b", 4.0), ("c", 3.0), ("d", 2.9999), ("e", 2.5), ("f", 1.0), ("g", 0.5)]
+
+
+def answer_from(pairs):
+    def answer(requests, k):
+        ids, scores = zip(*pairs[:k], strict=True)
+        return [(list(ids), [np.float32(score) for score in scores])] * len(requests)
+
+    return answer
+
+
+@pytest.fixture
+def content(tmp_path):
+    write_golden(tmp_path / "golden.json", [{"history": []}, {"features": {}}], answer_from(REFERENCE), k=3)
+    return (tmp_path / "golden.json").read_bytes()
+
+
+def test_the_file_holds_requests_with_lists_longer_than_k(content):
+    first, second = json.loads(content)
+    assert (first["request"], second["request"]) == ({"history": []}, {"features": {}})
+    assert (first["k"], first["item_ids"]) == (3, ["a", "b", "c", "d", "e", "f"])
+    np.testing.assert_allclose(first["scores"], [5, 4, 3, 2.9999, 2.5, 1])
+
+
+@pytest.mark.parametrize(
+    "pairs",
+    [
+        REFERENCE,
+        [("b", 4.0), ("a", 5.0), ("c", 3.0)],
+        [("a", 5.0), ("b", 4.0), ("d", 3.0)],
+        [("a", 5.0001), ("b", 4.0), ("c", 2.9999)],
+    ],
+    ids=["the same", "another order", "an equally good item", "other last digits"],
+)
+def test_equally_good_lists_pass(content, pairs):
+    assert replay(content, answer_from(pairs)) == 2
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("a", 5.0), ("b", 4.0), ("e", 3.0)], "item 'e' is listed; its reference score is below 2.9994"),
+        ([("a", 5.0), ("b", 4.0), ("z", 3.0)], "item 'z' is listed"),
+        ([("a", 5.0), ("a", 5.0), ("b", 4.0)], "2 different items of 3; expected 3"),
+        ([("a", 5.0), ("b", 4.0)], "2 different items of 2; expected 3"),
+        ([("a", 5.01), ("b", 4.0), ("c", 3.0)], "item 'a' scores 5.01; expected 5"),
+        ([("a", float("nan")), ("b", 4.0), ("c", 3.0)], "item 'a' scores nan"),
+    ],
+)
+def test_a_worse_list_is_refused(content, pairs, message):
+    with pytest.raises(BundleError, match=rf"golden\.json, request 0: {message}"):
+        replay(content, answer_from(pairs))
+
+
+@pytest.mark.parametrize("content", [b"[]", b""])
+def test_no_request_is_no_proof(content):
+    with pytest.raises(BundleError, match=r"golden\.json holds no request"):
+        replay(content, answer_from(REFERENCE))
+
+
+def test_a_short_catalogue_has_short_lists(tmp_path):
+    write_golden(tmp_path / "golden.json", [{"history": []}], answer_from(REFERENCE[:2]), k=3)
+    assert replay((tmp_path / "golden.json").read_bytes(), answer_from(REFERENCE[:2])) == 1
+
+
+def test_a_score_that_is_not_finite_is_not_written(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_golden(tmp_path / "golden.json", [{"history": []}], answer_from([("a", float("inf"))]), k=1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_drawn_requests_are_valid_and_of_every_kind():
+    requests = draw_requests(SCHEMA, item_ids(), 43, np.random.default_rng(7))
+    parsed = [parse_request(request, SCHEMA) for request in requests]
+    assert {len(request.history or ()) for request in parsed} == set(range(21))
+    for part in ("features", "context", "datetime"):
+        assert {getattr(request, part) is None for request in parsed} == {True, False}
+    assert all(request.user_id is None for request in parsed)
+
+
+def test_drawn_requests_hold_only_catalogue_ids_and_vocabulary_values():
+    requests = json.loads(json.dumps(draw_requests(SCHEMA, item_ids(), 43, np.random.default_rng(7))))
+    events = [event for request in requests for event in request["history"]]
+    assert {event["item_id"] for event in events} <= set(item_ids())
+    assert {event["event"] for event in events} == {"view", "buy"}
+    assert {request["features"]["gender"] for request in requests if "features" in request} == {"f", "m"}
+    assert {request["context"]["device"] for request in requests if "context" in request} == {"phone", "web"}
+    assert all("hour" not in request.get("context", {}) for request in requests)
+
+
+def test_drawn_requests_are_a_function_of_the_seed():
+    first, again, other = (
+        draw_requests(SCHEMA, item_ids(), 13, np.random.default_rng(seed)) for seed in (7, 7, 8)
+    )
+    assert first == again != other

@@ -1,0 +1,293 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve import profiles as module
+from serve.encoding import encode_features
+from serve.errors import BundleError, SchemaError
+from serve.profiles import History, Profile, Profiles, erase_users, feature_values, write_profiles
+from serve.schema import Feature
+
+FEATURES = (
+    Feature("age", "numeric", "birth_year", mean=3.0, scale=2.0),
+    Feature("gender", "categorical", "sex", ("f", "7")),
+    Feature("user_id", "multi_categorical", "likes", ("a", "b", "c"), width=2),
+    Feature("hour", "hour_of_day", "datetime"),
+)
+COLUMNS = {
+    "birth_year": [1.5, None, 4, float("nan"), 5],
+    "sex": [" f", None, 7.0, "m", ""],
+    "likes": ["a|b", ["c", "a"], None, [], "x"],
+}
+COUNTS = [3, 0, 1, 5, 2]
+N_EVENTS = 11
+
+
+def texts(values):
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+def make(user_ids=("u0", "u1", "é", "007", "a b"), item_ids=None) -> Profiles:
+    return Profiles(
+        user_ids=texts(user_ids) if isinstance(user_ids[0], str) else np.array(user_ids),
+        features=feature_values(FEATURES, COLUMNS),
+        history=History(
+            item_id=np.arange(N_EVENTS) * 2**55 if item_ids is None else texts(item_ids),
+            datetime=np.arange(N_EVENTS) + 1_700_000_000,
+            event=texts(["view", None, "buy"] * 3 + ["view"] * 2),
+            weight=np.linspace(0, 1, N_EVENTS),
+        ),
+        offsets=np.array([0, 3, 3, 4, 9, 11]),
+    )
+
+
+def assert_same(left: Profiles, right: Profiles):
+    assert left.user_ids.tolist() == right.user_ids.tolist()
+    assert left.offsets.tolist() == right.offsets.tolist()
+    assert left.features.keys() == right.features.keys()
+    for name in left.features:
+        np.testing.assert_array_equal(left.features[name], right.features[name])
+    assert left.history.columns().keys() == right.history.columns().keys()
+    for name, values in left.history.columns().items():
+        assert values.tolist() == right.history.columns()[name].tolist()
+
+
+def test_raw_values_become_texts_and_numbers():
+    features = feature_values(FEATURES, COLUMNS)
+    assert list(features) == ["age", "gender", "user_id"]
+    np.testing.assert_array_equal(features["age"], [1.5, np.nan, 4, np.nan, 5])
+    assert features["gender"].tolist() == ["f", None, "7", "m", None]
+    assert features["user_id"].tolist() == ["a|b", "c|a", None, None, "x"]
+
+
+def test_stored_values_encode_as_the_raw_ones():
+    features = feature_values(FEATURES, pd.DataFrame({name: pd.Series(COLUMNS[name]) for name in COLUMNS}))
+    stored = {feature.column: features[feature.name] for feature in FEATURES[:3]}
+    raw, again = encode_features(FEATURES, COLUMNS, 5), encode_features(FEATURES, stored, 5)
+    np.testing.assert_array_equal(raw.codes, again.codes)
+    np.testing.assert_array_equal(raw.values, again.values)
+
+
+@pytest.mark.parametrize("user_ids", [("u0", "u1", "é", "007", "a b"), (5, -3, 2**60, 0, 7)])
+@pytest.mark.parametrize("item_ids", [None, ["a", "b", "a", "é", "", "007", "a", "b", "c", "d", "a"]])
+def test_round_trip(tmp_path, user_ids, item_ids):
+    profiles = make(user_ids, item_ids)
+    write_profiles(tmp_path / "profiles", profiles)
+    assert_same(Profiles.load(tmp_path / "profiles"), profiles)
+
+
+def test_a_history_of_items_alone(tmp_path):
+    profiles = Profiles(np.array([5, 3]), {}, History(np.array([7, 8, 9])), np.array([0, 1, 3]))
+    write_profiles(tmp_path, profiles)
+    loaded = Profiles.load(tmp_path)
+    assert_same(loaded, profiles)
+    assert loaded.get(3).history.columns().keys() == {"item_id"}
+
+
+def test_get():
+    profiles = make()
+    profile = profiles.get("007")
+    assert isinstance(profile, Profile)
+    assert profile.features == {"age": None, "gender": "m", "user_id": None}
+    assert profile.history.item_id.tolist() == [row * 2**55 for row in range(4, 9)]
+    assert profile.history.event.tolist() == [None, "buy", "view", None, "buy"]
+    assert profile.history.item_id.base is not None
+    assert profiles.get("u0").features == {"age": 1.5, "gender": "f", "user_id": "a|b"}
+    assert len(profiles.get("u1").history) == 0
+    assert profiles.get("7") is None
+    assert len(profiles) == 5
+
+
+@given(erased=st.sets(st.sampled_from(["u0", "u1", "é", "007", "a b", "unknown"])))
+@settings(max_examples=30, deadline=None)
+def test_without(erased):
+    profiles = make()
+    left = profiles.without(erased)
+    assert left.user_ids.tolist() == [user for user in profiles.user_ids if user not in erased]
+    assert all(left.get(user) is None for user in erased)
+    for user in left.user_ids:
+        assert left.get(user).features == profiles.get(user).features
+        assert left.get(user).history.item_id.tolist() == profiles.get(user).history.item_id.tolist()
+        assert left.get(user).history.weight.tolist() == profiles.get(user).history.weight.tolist()
+
+
+def test_erased_users_are_in_no_file(tmp_path):
+    write_profiles(tmp_path, make(("u0", "u1", "é", "secret", "a b")))
+    before = {path.name for path in tmp_path.iterdir()}
+    assert erase_users(tmp_path, ["secret", "unknown"]) == 1
+    after = {path.name for path in tmp_path.iterdir()}
+    assert len(after) == len(before) == 4
+    assert len(after & before) == 2  # the manifest and the lock
+    assert Profiles.load(tmp_path).user_ids.tolist() == ["u0", "u1", "é", "a b"]
+    assert erase_users(tmp_path, ["secret"]) == 0
+    assert erase_users(tmp_path, ["u0", "u1", "é", "a b"]) == 4
+    assert len(Profiles.load(tmp_path)) == 0
+
+
+def test_users_are_erased_by_integer_ids_too(tmp_path):
+    write_profiles(tmp_path, make((5, -3, 2**60, 0, 7)))
+    assert erase_users(tmp_path, ["-3", 7]) == 2
+    with pytest.raises(SchemaError, match="user_id is 'x'"):
+        erase_users(tmp_path, ["x"])
+    assert Profiles.load(tmp_path).user_ids.tolist() == [5, 2**60, 0]
+
+
+def test_the_same_profiles_give_the_same_bytes(tmp_path):
+    for name in ("left", "right"):
+        write_profiles(tmp_path / name, make())
+    assert (tmp_path / "left/manifest.json").read_bytes() == (tmp_path / "right/manifest.json").read_bytes()
+
+
+def test_the_manifest_counts(tmp_path):
+    write_profiles(tmp_path, make())
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["users"]["rows"], manifest["events"]["rows"]) == (5, N_EVENTS)
+
+
+@pytest.mark.parametrize("part", ["users", "events"])
+def test_an_altered_or_missing_file_is_named(tmp_path, part):
+    write_profiles(tmp_path, make())
+    path = next(tmp_path.glob(f"{part}-*"))
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(BundleError, match=f"'{path.name}' was altered"):
+        Profiles.load(tmp_path)
+    path.unlink()
+    with pytest.raises(BundleError, match=f"'{path.name}' is missing"):
+        Profiles.load(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("manifest", "message"),
+    [
+        ("{", "not a manifest of profiles: JSONDecodeError"),
+        ("[]", "not a manifest of profiles: TypeError"),
+        ('{"format": 1, "users": {}}', "KeyError"),
+        (
+            '{"format": 2, "users": {"file": "a", "sha256": "b"}, "events": {"file": "a", "sha256": "b"}}',
+            "format 1",
+        ),
+        (
+            '{"format": 1, "users": {"file": "../a", "sha256": "b"}, "events": {"file": "a", "sha256": "b"}}',
+            "not a manifest",
+        ),
+    ],
+)
+def test_another_manifest_is_refused(tmp_path, manifest, message):
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(BundleError, match=message):
+        Profiles.load(tmp_path)
+
+
+def test_a_folder_without_profiles_is_named(tmp_path):
+    with pytest.raises(BundleError, match=r"no profiles here, 'manifest\.json' is missing"):
+        Profiles.load(tmp_path / "none")
+
+
+def test_profiles_replaced_while_they_are_read(tmp_path, monkeypatch):
+    write_profiles(tmp_path, make())
+    read_part = module._read_part
+
+    def replace_then_read(folder, entry):
+        monkeypatch.setattr(module, "_read_part", read_part)
+        write_profiles(folder, make(("v0", "v1", "v2", "v3", "v4")))
+        return read_part(folder, entry)
+
+    monkeypatch.setattr(module, "_read_part", replace_then_read)
+    assert Profiles.load(tmp_path).user_ids.tolist() == ["v0", "v1", "v2", "v3", "v4"]
+
+
+NEW = ("v0", "v1", "v2", "v3", "v4")
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_failed_write_leaves_the_old_profiles(tmp_path, monkeypatch, call):
+    write_profiles(tmp_path, make())
+    names = {path.name for path in tmp_path.iterdir()}
+    real, steps = getattr(os, call), 0
+    while True:
+        steps += 1
+        left = iter(range(steps - 1))
+
+        def fail(*arguments, left=left):
+            if next(left, None) is None:
+                raise OSError(28, "No space left on device")
+            return real(*arguments)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, call, fail)
+            try:
+                write_profiles(tmp_path, make(NEW))
+            except OSError:
+                users = Profiles.load(tmp_path).user_ids.tolist()
+            else:
+                break
+        if users != list(NEW):  # else only the last wait for the disk failed: the new ones are in place
+            assert_same(Profiles.load(tmp_path), make())
+            assert {path.name for path in tmp_path.iterdir()} == names
+    assert steps > 3
+    assert_same(Profiles.load(tmp_path), make(NEW))
+
+
+KILLED_AT_EACH_STEP = """
+import os, sys
+from pathlib import Path
+from serve.profiles import erase_users
+
+def count_steps(real, left):
+    def step(*arguments, **options):
+        if next(left, None) is None:
+            os._exit(9)
+        return real(*arguments, **options)
+    return step
+
+for number, folder in enumerate(sys.argv[1:]):
+    child = os.fork()
+    if not child:
+        left = iter(range(number))
+        os.fsync, os.replace = count_steps(os.fsync, left), count_steps(os.replace, left)
+        Path.unlink = count_steps(Path.unlink, left)
+        erase_users(Path(folder), ["007"])
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
+
+
+def test_killed_at_any_step_it_is_the_old_or_the_new_profiles(tmp_path):
+    folders = [tmp_path / f"step{number}" for number in range(20)]
+    for folder in folders:
+        write_profiles(folder, make())
+    arguments = [sys.executable, "-c", KILLED_AT_EACH_STEP, *map(str, folders)]
+    child = subprocess.run(arguments, check=True, capture_output=True, cwd=Path(__file__).parents[1])
+    codes = [int(code) for code in child.stdout.split()]
+    assert codes == [9] * codes.count(9) + [0] * codes.count(0)
+    assert 6 < codes.count(9) < 20 == len(codes)
+    users = [Profiles.load(folder).user_ids.tolist() for folder in folders]
+    assert {tuple(ids) for ids in users} == {("u0", "u1", "é", "007", "a b"), ("u0", "u1", "é", "a b")}
+    assert users[-1] == ["u0", "u1", "é", "a b"]
+    for folder in folders:  # what a killed one has left goes with the next write
+        erase_users(folder, ["007"])
+        assert len(list(folder.iterdir())) == 4
+
+
+def test_loading_imports_no_pandas(tmp_path):
+    write_profiles(tmp_path, make())
+    code = (
+        "import sys; from pathlib import Path; from serve.profiles import Profiles, erase_users\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "assert len(Profiles.load(folder).get('007').history) == 5\n"
+        "assert erase_users(folder, ['u1']) == 1\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

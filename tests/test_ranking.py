@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import evaluation.ranking
+from evaluation.ranking import tiles, top_k
+
+SCORES = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]),
+    st.floats(width=32, allow_nan=False),
+)
+
+
+def rank_naively(scores: list[float], k: int) -> list[int]:
+    rows = [row for row, score in enumerate(scores) if math.isfinite(score)]
+    best = sorted(rows, key=lambda row: (-scores[row], row))[:k]
+    return best + [-1] * (k - len(best))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(SCORES, min_size=7, max_size=7), min_size=1, max_size=3), st.integers(1, 11))
+def test_lists_are_exact_with_ties_in_order_of_rows(scores, k):
+    matrix = np.array(scores, np.float32)
+    assert top_k(matrix, k).tolist() == [rank_naively(row, k) for row in matrix.tolist()]
+
+
+def test_ties_at_the_cut_are_stable():
+    assert top_k(np.zeros((3, 500), np.float32), 5).tolist() == [[0, 1, 2, 3, 4]] * 3
+
+
+def test_small_tiles_rank_alike(monkeypatch):
+    scores = np.random.default_rng(0).standard_normal((5, 11)).astype(np.float32)
+    whole = top_k(scores, 3)
+    monkeypatch.setattr(evaluation.ranking, "CACHED_CELLS", 25)
+    assert top_k(scores, 3).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(("cells", "sizes"), [(25, [2, 2, 1]), (3, [1] * 5), (1000, [5])])
+def test_tiles_cover_rows_once(cells, sizes):
+    runs = list(tiles(5, 11, cells))
+    assert [len(run) for run in runs] == sizes
+    assert np.concatenate(runs).tolist() == list(range(5))

@@ -1,0 +1,180 @@
+import csv
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.errors import SchemaError
+from serve.recommendations import Recommendations, to_arrow, to_numpy, write_table
+
+ROWS = np.array([[4, 0, 2, 6, 1], [5, 3, -1, -1, -1], [-1, -1, -1, -1, -1]])
+SCORES = np.array([[0.9, 0.7, 0.5, 0.5, 0.1], [0.3, -0.2, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32)
+TEXT_IDS = np.array(["a", "007", 'b,\n"c', "", "é", "f", "g"], dtype=object)
+NUMBER_IDS = np.array([10, 11, -12, 2**62, 14, 15, 16])
+
+
+def make(user_ids=("u", None, "w"), item_ids=TEXT_IDS, user_id_type="string"):
+    return Recommendations.from_lists(
+        user_ids,
+        ROWS,
+        SCORES,
+        item_ids=item_ids,
+        unknown_items=np.array([0, 2, 1]),
+        user_id_type=user_id_type,
+    )
+
+
+def naive_rows(user_ids, item_ids):
+    return [
+        {
+            "user_id": user_ids[b],
+            "item_id": item_ids[row],
+            "score": float(SCORES[b, place]),
+            "rank": place + 1,
+        }
+        for b in range(3)
+        for place, row in enumerate(ROWS[b])
+        if row >= 0
+    ]
+
+
+def test_flat_arrays():
+    answers = make()
+    assert len(answers) == 3
+    assert answers.offsets.tolist() == [0, 5, 7, 7]
+    assert answers.item_row.tolist() == [4, 0, 2, 6, 1, 5, 3]
+    assert answers.item_id.tolist() == [TEXT_IDS[row] for row in (4, 0, 2, 6, 1, 5, 3)]
+    assert answers.rank.tolist() == [1, 2, 3, 4, 5, 1, 2]
+    assert (answers.score.dtype, answers.rank.dtype, answers.offsets.dtype) == (
+        np.float32,
+        np.int64,
+        np.int64,
+    )
+
+
+def test_answer_of_each_request():
+    answers = make()
+    assert [answer.user_id for answer in answers] == ["u", None, "w"]
+    assert [answer.unknown_items for answer in answers] == [0, 2, 1]
+    assert [answer.item_id.tolist() for answer in answers][1:] == [["f", ""], []]
+    assert answers.of(1).score.tolist() == SCORES[1, :2].tolist()
+    assert answers.of(1).rank.tolist() == [1, 2]
+
+
+def test_table_of_texts():
+    table = make().to_table()
+    assert table.schema.types == [pa.string(), pa.string(), pa.float32(), pa.int64()]
+    assert table.to_pylist() == naive_rows(("u", None, "w"), TEXT_IDS.tolist())
+
+
+def test_table_of_integers():
+    table = make((7, None, 2**60), NUMBER_IDS, "integer").to_table()
+    assert table.schema.types == [pa.int64(), pa.int64(), pa.float32(), pa.int64()]
+    assert table.to_pylist() == naive_rows((7, None, 2**60), NUMBER_IDS.tolist())
+
+
+@pytest.mark.parametrize(("user_id_type", "kind"), [("string", pa.string()), ("integer", pa.int64())])
+def test_the_type_of_users_does_not_depend_on_who_asks(user_id_type, kind):
+    table = make((None, None, None), user_id_type=user_id_type).to_table()
+    assert table.schema.field("user_id").type == kind
+    assert table.column("user_id").null_count == 7
+
+
+def test_no_requests():
+    none = Recommendations.from_lists(
+        [],
+        np.zeros((0, 5), dtype=np.int64),
+        np.zeros((0, 5), dtype=np.float32),
+        item_ids=TEXT_IDS,
+        unknown_items=np.zeros(0, dtype=np.int64),
+        user_id_type="string",
+    )
+    assert (len(none), list(none), none.offsets.tolist()) == (0, [], [0])
+    assert none.to_table().num_rows == 0
+
+
+def test_csv(tmp_path):
+    path = tmp_path / "new" / "recs.csv"
+    write_table(make().to_table(), path)
+    assert path.read_text(encoding="utf-8").splitlines()[0] == "user_id,item_id,score,rank"
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected = naive_rows(("u", "", "w"), TEXT_IDS.tolist())
+    assert [(row["user_id"], row["item_id"], int(row["rank"])) for row in rows] == [
+        (row["user_id"], row["item_id"], row["rank"]) for row in expected
+    ]
+    assert [np.float32(row["score"]) for row in rows] == [np.float32(row["score"]) for row in expected]
+
+
+def test_parquet(tmp_path):
+    table = make((7, None, 9), NUMBER_IDS, "integer").to_table()
+    write_table(table, tmp_path / "recs.parquet")
+    assert pq.read_table(tmp_path / "recs.parquet").equals(table)
+
+
+def test_another_suffix_is_refused(tmp_path):
+    with pytest.raises(SchemaError, match=r"recs\.json: cannot write '\.json'; allowed: \.csv, \.parquet"):
+        write_table(make().to_table(), tmp_path / "recs.json")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"recs{suffix}"
+    path.write_text("old")
+
+    def fail(descriptor):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        write_table(make().to_table(), path)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, np.int32])
+def test_numbers_to_arrow_and_back(kind):
+    values = np.array([3, -1, 0, 5, 7], dtype=kind)[::-1]
+    assert to_arrow(values).to_pylist() == values.tolist()
+    np.testing.assert_array_equal(to_numpy(pa.chunked_array([to_arrow(values)])), values)
+
+
+@given(texts=st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=11))
+@settings(max_examples=40, deadline=None)
+def test_texts_to_arrow_and_back(texts):
+    values = np.empty(len(texts), dtype=object)
+    values[:] = texts
+    array = to_arrow(values)
+    array.validate(full=True)
+    assert array.to_pylist() == texts
+    assert to_numpy(pa.chunked_array([array, array[1:]])).tolist() == texts + texts[1:]
+
+
+def test_a_slice_of_a_column_is_read_from_its_start():
+    array = pa.array([1, 2, 3, 4, 5])
+    assert to_numpy(pa.chunked_array([array[2:4]])).tolist() == [3, 4]
+
+
+def test_nothing_imports_pandas(tmp_path):
+    code = (
+        "import sys; import numpy as np; from pathlib import Path\n"
+        "from serve.recommendations import Recommendations, to_numpy, write_table\n"
+        "rows, scores, none = np.array([[1, 0], [0, -1]]), np.ones((2, 2)), np.zeros(2, int)\n"
+        "texts = np.array(['a', 'b'], object)\n"
+        "for ids, user, kind in ((np.array([5, 6]), 3, 'integer'), (texts, 'u', 'string')):\n"
+        "    answers = Recommendations.from_lists(\n"
+        "        [user, None], rows, scores, item_ids=ids, unknown_items=none, user_id_type=kind\n"
+        "    )\n"
+        "    for suffix in ('csv', 'parquet'):\n"
+        f"        write_table(answers.to_table(), Path({str(tmp_path)!r}) / f'r.{{suffix}}')\n"
+        "    assert to_numpy(answers.to_table().column('item_id')).tolist() == answers.item_id.tolist()\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

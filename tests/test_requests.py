@@ -1,0 +1,272 @@
+from datetime import UTC, date, datetime
+from decimal import Decimal
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.errors import SchemaError
+from serve.requests import Event, Request, parse_id, parse_request, show
+from serve.schema import Feature, Schema
+
+
+def make_schema(user_id_type="string", item_id_type="integer", timezone=None):
+    return Schema(
+        user_features=(
+            Feature("age", "numeric", "birth_year"),
+            Feature("gender", "categorical", "sex", ("f", "m")),
+            Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2),
+        ),
+        item_features=(),
+        context_features=(
+            Feature("hour", "hour_of_day", "datetime"),
+            Feature("device", "categorical", "device", ("tv",)),
+        ),
+        user_id_type=user_id_type,
+        item_id_type=item_id_type,
+        event_types=("view",),
+        has_datetime=True,
+        has_weight=True,
+        weight_mean=0.0,
+        weight_scale=1.0,
+        timezone=timezone,
+        ties="ordered",
+        repeats="exclude",
+        history_length=5,
+        memory_length=11,
+        decay_days=(1.0,),
+        popularity_days=(),
+        data_until=0,
+    )
+
+
+SCHEMA = make_schema()
+NOON = 1_704_110_400
+
+
+def test_nothing_given():
+    assert parse_request({}, SCHEMA) == Request()
+    nothing = dict.fromkeys(["user_id", "features", "history", "context", "datetime", "exclude"])
+    assert parse_request(nothing, SCHEMA) == Request()
+
+
+def test_empty_is_not_the_same_as_not_given():
+    request = parse_request({"features": {}, "history": [], "context": {}, "exclude": []}, SCHEMA)
+    assert request == Request(features={}, history=(), context={}, exclude=())
+
+
+def test_everything_given():
+    raw = {
+        "user_id": "u7",
+        "features": {"age": 3, "gender": None, "likes": ["a", 5, None]},
+        "history": [
+            {"item_id": 11, "datetime": "2024-01-01", "event": " view ", "weight": 2},
+            {"item_id": "12", "datetime": "2024-01-01T12:00:00Z"},
+        ],
+        "context": {"device": True},
+        "datetime": NOON * 1000,
+        "exclude": [5, "5", 7],
+    }
+    assert parse_request(raw, SCHEMA) == Request(
+        user_id="u7",
+        features={"age": 3.0, "gender": None, "likes": ["a", 5, None]},
+        history=(Event(11, NOON - 43_200, "view", 2.0), Event(12, NOON)),
+        context={"device": True},
+        datetime=NOON,
+        exclude=(5, 7),
+    )
+
+
+def test_numpy_values_are_taken_as_python_values():
+    raw = {
+        "user_id": np.int64(7),
+        "features": {"age": np.float32(0.5), "likes": np.array(["a", "b"])},
+        "history": [{"item_id": np.int32(3), "datetime": np.datetime64("2024-01-01T12:00:00", "ns")}],
+        "exclude": np.array([9, 8]),
+    }
+    request = parse_request(raw, SCHEMA)
+    assert request.user_id == "7"
+    assert request.features == {"age": 0.5, "likes": ["a", "b"]}
+    assert request.history == (Event(3, NOON),)
+    assert request.exclude == (9, 8)
+
+
+@pytest.mark.parametrize(
+    "time",
+    [
+        NOON,
+        float(NOON),
+        str(NOON),
+        NOON * 10**9,
+        "2024-01-01 12:00",
+        "2024-01-01T13:00:00+01:00",
+        datetime(2024, 1, 1, 12),
+        datetime(2024, 1, 1, 12, tzinfo=UTC),
+        np.datetime64("2024-01-01T12", "us"),
+    ],
+)
+def test_forms_of_a_time(time):
+    assert parse_request({"datetime": time}, SCHEMA).datetime == NOON
+
+
+def test_naive_times_are_read_in_the_time_zone_of_the_data():
+    assert parse_request({"datetime": date(2024, 1, 1)}, make_schema(timezone="Etc/GMT+5")).datetime == (
+        NOON - 43_200 + 5 * 3600
+    )
+
+
+@pytest.mark.parametrize(
+    ("id_type", "value", "expected"),
+    [
+        ("integer", 7, 7),
+        ("integer", "7", 7),
+        ("integer", "-7", -7),
+        ("integer", -(2**63), -(2**63)),
+        ("integer", np.uint8(7), 7),
+        ("string", 7, "7"),
+        ("string", "007", "007"),
+        ("string", " a\u00e9\0", " a\u00e9\0"),
+    ],
+)
+def test_ids(id_type, value, expected):
+    parsed = parse_id(value, id_type, "item_id")
+    assert (parsed, type(parsed)) == (expected, type(expected))
+
+
+@pytest.mark.parametrize(
+    ("id_type", "value", "shown"),
+    [
+        ("integer", 7.5, r"7\.5 \(float\)"),
+        ("integer", 7.0, r"7\.0 \(float\)"),
+        ("integer", True, r"True \(bool\)"),
+        ("integer", "007", r"'007' \(str\)"),
+        ("integer", "7_0", "'7_0'"),
+        ("integer", "\u0667", "'\u0667'"),
+        ("integer", str(2**63), "more than 64 bits"),
+        ("integer", 2**63, "more than 64 bits"),
+        ("integer", None, r"None \(NoneType\)"),
+        ("string", "", "''"),
+        ("string", "  ", "'  '"),
+        ("string", "\ud800", r"'\\ud800'"),
+        ("string", 7.5, r"7\.5"),
+        ("string", ["a"], r"\['a'\] \(list\)"),
+    ],
+)
+def test_what_is_no_id_is_refused(id_type, value, shown):
+    with pytest.raises(SchemaError, match=f"item_id is .*{shown}.*expected"):
+        parse_id(value, id_type, "item_id")
+
+
+def test_an_integer_too_long_to_print_is_refused():
+    with pytest.raises(SchemaError, match="user_id is an integer of more than 64 bits"):
+        parse_request({"user_id": 10**5000}, SCHEMA)
+
+
+def at(*times):
+    return {"history": [{"item_id": 1, "datetime": time} for time in times]}
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        ([], r"request is \[\] \(list\); expected a mapping"),
+        ({"histroy": []}, "unknown name 'histroy' .*did you mean 'history'"),
+        ({7: 1}, r"unknown name 7 \(int\); allowed: context"),
+        ({"user_id": True}, "user_id is True"),
+        ({"features": [1]}, r"features is \[1\] \(list\)"),
+        ({"features": {"gendre": "f"}}, "features: unknown name 'gendre' .*did you mean 'gender'"),
+        ({"features": {"birth_year": 3}}, "features: unknown name 'birth_year'"),
+        ({"features": {"age": "3"}}, r"features\.age is '3' \(str\); expected a number"),
+        ({"features": {"age": True}}, r"features\.age is True \(bool\); expected a number"),
+        ({"features": {"age": float("nan")}}, r"features\.age is nan .*finite"),
+        ({"features": {"age": Decimal("Infinity")}}, r"features\.age is .*Infinity.*finite"),
+        ({"features": {"age": 10**400}}, r"features\.age is an integer of more than 64 bits"),
+        ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a text"),
+        ({"features": {"gender": float("inf")}}, r"features\.gender is inf"),
+        ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
+        ({"context": {"hour": 3}}, "context: 'hour' is taken from datetime"),
+        ({"context": {"devise": 3}}, "context: unknown name 'devise' .*did you mean 'device'"),
+        ({"history": "abc"}, r"history is 'abc' \(str\); expected a list"),
+        ({"history": {"item_id": 3}}, r"history is .*dict"),
+        ({"history": [5]}, r"history\[0\] is 5 \(int\); expected a mapping"),
+        ({"history": [{"item_id": 1}, {}]}, r"history\[1\]\.item_id is None"),
+        ({"history": [{"item_id": 1, "wait": 3}]}, r"history\[0\]: unknown name 'wait' .*mean 'weight'"),
+        ({"history": [{"item_id": 1, "weight": -0.5}]}, r"history\[0\]\.weight is -0\.5; expected 0 or more"),
+        ({"history": [{"item_id": 1, "weight": "2"}]}, r"history\[0\]\.weight is '2'"),
+        ({"history": [{"item_id": 1, "event": []}]}, r"history\[0\]\.event is \[\]"),
+        (at(NOON, NOON, NOON - 1), r"history\[2\] is earlier"),
+        (at(NOON, None, NOON), "2 of 3 events have a datetime"),
+        (at(NOON, "soon"), r"history\[1\]\.datetime is 'soon'"),
+        (at(NOON, NOON * 1000), r"history\[0\]\.datetime: .*mixed"),
+        ({"datetime": True}, "datetime is True"),
+        ({"datetime": float("inf")}, "datetime is inf"),
+        ({"datetime": 2**63}, "datetime is an integer of more than 64 bits"),
+        ({"datetime": "2024-13-01"}, "datetime is '2024-13-01'.*cannot be read"),
+        ({"datetime": {}}, r"datetime is \{\}"),
+        ({"datetime": 17}, "datetime: .*17 is ambiguous"),
+        ({"exclude": 5}, r"exclude is 5 \(int\); expected a list"),
+        ({"exclude": [5, 7.5]}, r"exclude\[1\] is 7\.5"),
+    ],
+)
+def test_what_is_wrong_is_named(raw, message):
+    with pytest.raises(SchemaError, match=message):
+        parse_request(raw, SCHEMA)
+
+
+def test_equal_times_and_a_request_before_the_last_event_are_accepted():
+    request = parse_request({**at(NOON, NOON), "datetime": NOON - 5}, SCHEMA)
+    assert [event.datetime for event in request.history] == [NOON, NOON]
+    assert request.datetime == NOON - 5
+
+
+LONG = {"text": "x" * 10**6, "list": ["y"] * 10**6, "name": {"z" * 10**6: 1}, "surrogates": "\ud800" * 10**6}
+
+
+@pytest.mark.parametrize("long", LONG)
+@pytest.mark.parametrize("field", ["user_id", "features", "history", "datetime", "exclude"])
+def test_messages_do_not_echo_long_values(field, long):
+    with pytest.raises(SchemaError) as error:
+        parse_request({field: LONG[long]}, make_schema("integer"))
+    assert len(str(error.value).encode()) < 250
+
+
+def test_show_gives_value_and_type():
+    assert show("abc") == "'abc' (str)"
+    assert len(show("a" * 99)) == 40 + len(" (str)")
+
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
+anything = st.recursive(
+    scalars,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=7,
+)
+events = st.dictionaries(st.sampled_from(["item_id", "datetime", "event", "weight"]), anything, max_size=4)
+fields = st.sampled_from(["user_id", "features", "history", "context", "datetime", "exclude"])
+
+
+@given(raw=st.dictionaries(fields, anything | st.lists(events, max_size=3), max_size=6))
+@settings(max_examples=150, deadline=None)
+def test_any_json_is_a_request_or_a_schema_error(raw):
+    try:
+        request = parse_request(raw, SCHEMA)
+    except SchemaError:
+        return
+    assert isinstance(request, Request)
+    assert request.user_id is None or isinstance(request.user_id, str)
+    assert all(isinstance(item_id, int) for item_id in request.exclude)
+
+
+@given(
+    times=st.lists(st.integers(10**9, 2 * 10**9), min_size=1, max_size=7),
+    weight=st.floats(0, 1e300),
+)
+@settings(max_examples=50, deadline=None)
+def test_a_sound_history_comes_back(times, weight):
+    raw = [
+        {"item_id": row, "datetime": time, "weight": weight, "event": "view"}
+        for row, time in enumerate(sorted(times))
+    ]
+    expected = tuple(Event(row, time, "view", weight) for row, time in enumerate(sorted(times)))
+    assert parse_request({"history": raw}, SCHEMA).history == expected

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+
+from rich.console import Console
+
+from evaluation.result_table import build_table, print_results
+
+
+def figures(value: float, users: int = 1234) -> dict:
+    return {
+        "users": users,
+        "NDCG@20": value,
+        "NDCG@20_ci95": [value - 0.01, value + 0.02],
+        "HR@10": 2 * value,
+    }
+
+
+TEST = {
+    "bascule": {"all": figures(0.31), "novel": figures(0.05)},
+    "ease": {"all": figures(0.35), "novel": figures(0.04)},
+    "popularity": {"novel": figures(0.03), "all": {"users": 0}},
+}
+PAIRED = {"ease": {"all": {"NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}}}
+
+
+def show(*tables) -> str:
+    console = Console(file=io.StringIO(), width=120)
+    for table in tables:
+        console.print(table)
+    return console.file.getvalue()
+
+
+def test_models_stand_in_order_with_intervals_and_differences():
+    text = show(build_table("all", TEST, PAIRED, "NDCG@20", ("HR@10",)))
+    rows = [line for line in text.splitlines() if "│" in line]
+    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+    assert cells == [
+        ["ease", "0.3500", "0.3400 to 0.3700", "-0.0400", "-0.0600 to -0.0200", "0.7000"],
+        ["bascule", "0.3100", "0.3000 to 0.3300", "", "", "0.6200"],
+    ]
+    assert "bascule minus it" in text
+    assert "1,234 users" in text
+
+
+def test_every_view_has_a_table():
+    console = Console(file=io.StringIO(), width=120)
+    print_results(console, TEST, PAIRED, "NDCG@20")
+    text = console.file.getvalue()
+    assert text.index("view 'all'") < text.index("view 'novel'")
+    assert text.count("popularity") == 1  # no figure of it in `all`
+
+
+def test_colours_say_whether_a_difference_is_one():
+    def style(low, high):
+        paired = {"ease": {"all": {"NDCG@20": (low + high) / 2, "NDCG@20_ci95": [low, high]}}}
+        return next(iter(build_table("all", TEST, paired, "NDCG@20").columns[3].cells))
+
+    assert "green" in style(0.01, 0.02)
+    assert "red" in style(-0.03, -0.02)
+    assert "default" in style(-0.01, 0.02)

@@ -1,0 +1,84 @@
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+import datamodules
+from datamodules.cleaning import clean
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.splits import split_interactions
+from datamodules.tables import read_tables
+
+SAMPLE = Path(datamodules.__file__).parent / "sample"
+DEMOGRAPHICS = [
+    "age",
+    "income",
+    "home_ownership",
+    "marital_status",
+    "household_size",
+    "household_comp",
+    "kids_count",
+]
+CONTENT = ["department", "category", "type", "brand", "size"]
+CONFIG = DataConfig(
+    interactions=TableConfig(str(SAMPLE / "interactions.parquet")),
+    users=TableConfig(str(SAMPLE / "users.parquet")),
+    items=TableConfig(str(SAMPLE / "items.parquet")),
+    features=FeaturesConfig(
+        user=dict.fromkeys(DEMOGRAPHICS, "categorical"),
+        item=dict.fromkeys(CONTENT, "categorical"),
+        context={"hour": "hour_of_day", "weekday": "day_of_week", "store": "categorical"},
+    ),
+    split=SplitConfig("time", "2017-12-01T00:00:00Z"),
+    ties="simultaneous",
+    repeats="allow",
+    timezone="America/New_York",
+)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return read_tables(CONFIG)
+
+
+def test_the_sample_is_small_and_typed():
+    files = {path.stem: path for path in SAMPLE.glob("*.parquet")}
+    assert set(files) == {"interactions", "users", "items"}
+    assert sum(path.stat().st_size for path in files.values()) <= 8e6
+    kinds = {field.name: str(field.type) for field in pq.read_schema(files["interactions"])}
+    assert kinds == {
+        "user_id": "int32",
+        "item_id": "int32",
+        "datetime": "timestamp[ms, tz=UTC]",
+        "store": "int32",
+        "weight": "int32",
+    }
+    for path in files.values():
+        assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
+
+
+def test_all_records_of_the_sample_are_read(sample):
+    tables, rejects = sample
+    assert rejects.frame.empty
+    assert rejects.records == {"interactions": 1_238_823, "users": 2_469, "items": 12_523}
+    assert set(rejects.dropped.values()) == {()}
+    assert list(tables.interactions) == ["user_id", "item_id", "datetime", "weight", "store"]
+    assert list(tables.users) == ["user_id", *DEMOGRAPHICS]
+    assert list(tables.items) == ["item_id", *CONTENT]
+    assert tables.interactions.dtypes[["user_id", "item_id", "datetime"]].eq("int64").all()
+    assert tables.users["age"].notna().sum() == 801
+    assert tables.interactions["datetime"].agg(["min", "max"]).tolist() == [1483271606, 1514779280]
+
+
+def test_the_figures_of_its_readme_hold(sample):
+    tables, report = clean(sample[0])
+    assert (report.duplicate_events, report.negative_weights, report.zero_weights_kept) == (6, 0, 7_610)
+    split = split_interactions(sample[0].interactions, CONFIG, 0)
+    assert len(split.refit) == 1_134_063
+    assert len(split.test) == 104_760
+    pairs = split.test[["user_id", "item_id"]].drop_duplicates()
+    owned = split.refit[["user_id", "item_id"]].drop_duplicates()
+    assert (len(pairs), pairs["user_id"].nunique()) == (89_106, 2_025)
+    assert round(len(pairs.merge(owned)) / len(pairs), 3) == 0.488
+    assert split.refit["item_id"].value_counts().min() >= 20
+    assert (~tables.interactions["item_id"].drop_duplicates().isin(tables.items["item_id"])).sum() == 3

@@ -1,0 +1,172 @@
+import math
+import statistics
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
+from datamodules.schema_fitting import fit_schema
+from datamodules.splits import split_interactions
+from datamodules.tables import Tables
+from serve.schema import Schema
+
+DAY = 86400
+CONFIG = DataConfig(
+    features=FeaturesConfig(
+        user={"town": "categorical", "income": "numeric"},
+        item={
+            "genres": FeatureConfig("multi_categorical", separator=","),
+            "colour": "categorical",
+            "price": "numeric",
+            "flat": "numeric",
+            "nothing": "numeric",
+        },
+        context={
+            "hour": "hour_of_day",
+            "day": "day_of_week",
+            "screen": FeatureConfig("categorical", column="device"),
+            "load": "numeric",
+        },
+    ),
+    ties="simultaneous",
+    timezone="Asia/Tokyo",
+)
+
+
+@pytest.fixture
+def tables():
+    interactions = pd.DataFrame(
+        {
+            "user_id": [1, 1, 2, 3, 3, 3, 2],
+            "item_id": ["a", "b", "a", "c", "a", "b", "z"],
+            "datetime": np.array([0, 1, 2, 10, 20, 100, 334]) * DAY,
+            "event": ["buy", "view", "view", "view", "buy", None, "secret"],
+            "weight": [0.0, 1, 2, 3, 4, 5, 1e6],
+            "device": [7.0, 7.0, 8.0, 8.0, None, 9.0, 5.0],
+            "load": [1.0, 2, np.nan, 4, 5, 6, 1e9],
+        }
+    )
+    users = pd.DataFrame(
+        {"user_id": [9, 3, 2, 1], "town": ["far", "x", " y ", "y"], "income": [1e9, 1.0, 3.0, np.nan]}
+    )
+    items = pd.DataFrame(
+        {
+            "item_id": ["a", "b", "c", "z"],
+            "genres": ["p,q, q", "q,r", None, ",".join("abcdefg")],
+            "colour": [True, None, False, "odd"],
+            "price": [1.0, 2.0, 4.5, 1e9],
+            "flat": [0.1, 0.1, 0.1, 5.0],
+            "nothing": [np.nan, np.nan, np.nan, 5.0],
+        }
+    )
+    return Tables(interactions, users, items)
+
+
+@pytest.fixture
+def schema(tables):
+    return fit_schema(tables, tables.interactions.head(6), CONFIG)
+
+
+def feature(schema, name):
+    every = schema.user_features + schema.item_features + schema.context_features
+    return next(entry for entry in every if entry.name == name)
+
+
+def test_vocabularies_are_of_training_rows_by_frequency_then_value(schema):
+    assert feature(schema, "town").vocabulary == ("y", "x")
+    assert feature(schema, "colour").vocabulary == ("false", "true")
+    assert feature(schema, "genres").vocabulary == ("q", "p", "r")
+    assert feature(schema, "screen").vocabulary == ("7", "8", "9")
+    assert feature(schema, "screen").column == "device"
+    assert feature(schema, "hour").vocabulary == tuple(str(hour) for hour in range(24))
+    assert feature(schema, "day").vocabulary == tuple(str(day) for day in range(7))
+    assert feature(schema, "hour").column == "datetime"
+    assert schema.event_types == ("view", "buy")
+
+
+def test_scales_are_of_known_training_values(schema):
+    for name, values in {"price": [1, 2, 4.5], "load": [1, 2, 4, 5, 6], "income": [1, 3]}.items():
+        assert feature(schema, name).mean == pytest.approx(statistics.mean(values))
+        assert feature(schema, name).scale == pytest.approx(statistics.pstdev(values))
+    assert (feature(schema, "flat").mean, feature(schema, "flat").scale) == (0.1, 1.0)
+    assert (feature(schema, "nothing").mean, feature(schema, "nothing").scale) == (0.0, 1.0)
+    logs = [math.log(1 + weight) for weight in range(6)]
+    assert schema.weight_mean == pytest.approx(statistics.mean(logs))
+    assert schema.weight_scale == pytest.approx(statistics.pstdev(logs))
+
+
+def test_the_width_of_a_cell_is_that_of_training_rows_and_limited(tables, schema):
+    assert feature(schema, "genres").width == 2
+    assert feature(schema, "genres").separator == ","
+    wide = tables.items.assign(genres=",".join(map(str, range(50))))
+    wide_schema = fit_schema(Tables(tables.interactions, tables.users, wide), tables.interactions, CONFIG)
+    assert feature(wide_schema, "genres").width == 32
+    assert len(feature(wide_schema, "genres").vocabulary) == 50
+
+
+def test_the_facts_of_the_data(schema):
+    assert (schema.user_id_type, schema.item_id_type) == ("integer", "string")
+    assert schema.has_datetime
+    assert schema.has_weight
+    assert schema.data_until == 100 * DAY + 1
+    assert (schema.timezone, schema.ties, schema.repeats) == ("Asia/Tokyo", "simultaneous", "exclude")
+    assert schema.memory_length == 4000
+    assert schema.decay_days == (3.0, 9.0, 27.0, 90.0)
+    assert schema.popularity_days == ()
+
+
+def test_windows_follow_the_span_of_training(tables):
+    schema = fit_schema(tables, tables.interactions, replace(CONFIG, repeats="allow"))
+    assert schema.popularity_days == (9.0, 28.0, 112.0)
+    assert schema.decay_days == (10.0, 30.1, 90.2, 301.0)
+    half = tables.interactions.assign(datetime=tables.interactions["datetime"] // 2)
+    assert fit_schema(tables, half, replace(CONFIG, repeats="allow")).popularity_days == (4.5, 14.0, 56.0)
+
+
+def test_without_times_and_weights():
+    interactions = pd.DataFrame({"user_id": ["u", "u"], "item_id": [1, 2]})
+    tables = Tables(interactions, interactions[["user_id"]].head(1), interactions[["item_id"]].head(0))
+    schema = fit_schema(tables, interactions, DataConfig(repeats="allow"))
+    assert not schema.has_datetime
+    assert not schema.has_weight
+    assert (schema.weight_mean, schema.weight_scale, schema.data_until) == (0.0, 1.0, 0)
+    assert (schema.event_types, schema.popularity_days) == ((), ())
+    assert schema.decay_days == (3.0, 9.0, 27.0, 90.0)
+    assert (schema.user_id_type, schema.item_id_type) == ("string", "integer")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [([1, 2, 3], 10), ([5] * 19 + [50], 10), (range(1, 101), 96), ([1000] * 7, 200)],
+)
+def test_history_length_covers_95_percent_of_users(lengths, expected):
+    interactions = pd.DataFrame({"user_id": np.repeat(np.arange(len(lengths)), lengths), "item_id": 1})
+    tables = Tables(interactions, interactions[["user_id"]].head(0), interactions[["item_id"]].head(0))
+    assert fit_schema(tables, interactions, DataConfig()).history_length == expected
+    assert fit_schema(tables, interactions, DataConfig(history_length=3)).history_length == 3
+
+
+def test_the_schema_comes_back_from_json(schema):
+    assert Schema.from_json(schema.to_json()) == schema
+
+
+def test_events_that_are_held_out_do_not_change_the_schema(tables):
+    config = replace(CONFIG, split=SplitConfig("time", "1970-03-02"), repeats="allow")
+    split = split_interactions(tables.interactions.head(6), config, 0)
+    assert (len(split.train), len(split.validation), len(split.test)) == (4, 1, 1)
+    later = tables.interactions.copy()
+    is_later = later["datetime"] > split.train["datetime"].max()
+    for name, value in {
+        "user_id": 9,
+        "item_id": "z",
+        "event": "new",
+        "weight": 77,
+        "device": 66,
+        "load": 55,
+    }.items():
+        later.loc[is_later, name] = value
+    changed = Tables(later, tables.users, tables.items)
+    train = later[~is_later]
+    assert fit_schema(changed, train, config) == fit_schema(tables, split.train, config)

@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from evaluation.metrics import measure_users
+from evaluation.slices import find_head, label_history, label_targets, measure_slices
+from evaluation.targets import ItemSets, Targets
+
+LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, 5, 6, 2], [4, 0, 2, 8, 1]])
+TARGETS = Targets(ItemSets(np.array([3, 10, 5, -1, 9, 1]), np.array([0, 2, 4, 6])), np.array([1, 3, 1]))
+EVENTS = np.array([50, 30, 4, 6, 1, 2, 0, 0, 3, 5, 20])
+
+
+def test_history_groups_at_their_borders():
+    lengths = np.array([0, 1, 4, 5, 19, 20, 900])
+    assert label_history(lengths).tolist() == ["0", "1-4", "1-4", "5-19", "5-19", "20+", "20+"]
+
+
+def test_head_is_the_smallest_set_with_four_fifths_of_events():
+    head = set(np.flatnonzero(find_head(EVENTS)).tolist())
+    assert head == {0, 1, 10}  # 50 + 30 = 80 are fewer than 96.8 of 121 events, 100 are not
+    assert find_head(np.array([8, 1, 1])).tolist() == [True, False, False]  # exactly 80 % is enough
+
+
+def test_labels_of_targets():
+    gender = np.array(["f", "m", "x", None], object)
+    got = label_targets(TARGETS, np.array([3, 40, 0]), EVENTS, {"gender": gender})
+    assert got["history"].tolist() == ["1-4", "1-4", "20+", "20+", "0", "0"]
+    assert got["item_events"].tolist() == ["5+", "5+", "0-4", "0-4", "5+", "5+"]
+    assert got["popularity"].tolist() == ["tail", "head", "tail", "tail", "tail", "head"]
+    assert got["gender"].tolist() == ["m", "m", None, None, "m", "m"]
+
+
+def test_a_slice_of_users_is_measured_as_if_alone():
+    labels = np.array(["a", "a", None, np.nan, "a", "a"], object)
+    got = measure_slices(LISTS, TARGETS, {"group": labels}, (5,))["group"]
+    alone = Targets(ItemSets(np.array([3, 10, 9, 1]), np.array([0, 2, 4])), np.array([1, 1]))
+    expected = measure_users(LISTS[[0, 2]], alone, (5,))["NDCG@5"]
+    assert sorted(got) == ["a", "missing"]
+    assert got["a"]["users"] == 1
+    assert got["a"]["NDCG@5"] == pytest.approx(expected.mean())
+    assert got["missing"]["Recall@5"] == pytest.approx(1 / 2)
+
+
+def test_a_slice_of_items_restricts_targets_and_not_lists():
+    labels = np.array([1, 2, 2, 1, 1, 2])
+    got = measure_slices(LISTS, TARGETS, {"kind": labels}, (5,))["kind"]
+    assert got["1"]["users"] == 2
+    assert got["1"]["Recall@5"] == pytest.approx(np.mean([(1 + 0) / 2, 0.0]))  # item 3 found, 9 and -1 not
+    assert got["2"]["MRR@5"] == pytest.approx(np.mean([(0 + 1 / 5) / 2, 1 / 3]))
+    assert len(got["2"]["MRR@5_ci95"]) == 2

@@ -1,0 +1,167 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import datamodules.splits
+from datamodules.config import DataConfig, SplitConfig
+from datamodules.splits import split_interactions
+from serve.errors import SchemaError
+
+LEAVE = DataConfig()
+STRICT = DataConfig(split=SplitConfig(strict=True))
+NONE = DataConfig(split=SplitConfig("none"))
+
+
+def baskets(config):
+    return replace(config, ties="simultaneous")
+
+
+def until(at):
+    return DataConfig(split=SplitConfig("time", at))
+
+
+def make_events(rows, columns=("user_id", "datetime")):
+    events = pd.DataFrame(rows, columns=columns)
+    return events.assign(item_id=np.arange(100, 100 + len(events)))
+
+
+def naive_parts(events, config, chosen):
+    """Go user by user: groups in order; the last is test, the one before validation of the chosen users."""
+    part = dict.fromkeys(events.index, "train")
+    keys = [name for name in ("datetime", "position") if name in events]
+    for user in sorted(events["user_id"].unique()):
+        mine = events[events["user_id"] == user]
+        rows = sorted(mine.index, key=lambda row: (*mine.loc[row, keys], row))
+        groups = [[row] for row in rows]
+        if config.ties == "simultaneous":
+            times = sorted(mine["datetime"].unique())
+            groups = [[row for row in rows if mine.loc[row, "datetime"] == time] for time in times]
+        if config.split.kind == "leave_one_out" and len(groups) > 1:
+            part.update(dict.fromkeys(groups.pop(), "test"))
+        elif config.split.kind == "leave_one_out":
+            continue
+        if user in chosen and len(groups) > 1:
+            part.update(dict.fromkeys(groups.pop(), "validation"))
+    return part
+
+
+def parts_of(split):
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return {row: name for name, frame in parts.items() for row in frame.index}
+
+
+EVENTS = st.lists(st.tuples(st.integers(1, 4), st.integers(0, 5), st.integers(0, 2)), min_size=1, max_size=23)
+CONFIGS = [LEAVE, STRICT, NONE, baskets(LEAVE), baskets(STRICT), baskets(NONE)]
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: f"{config.split.kind}-{config.ties}")
+@given(rows=EVENTS, seed=st.integers(0, 3))
+@settings(max_examples=25, deadline=None)
+def test_parts_are_those_of_a_naive_split(config, rows, seed):
+    events = make_events(rows, ("user_id", "datetime", "position"))
+    split = split_interactions(events, config, seed)
+    everyone = set(events["user_id"])
+    assert parts_of(split) == naive_parts(events, config, everyone)
+    assert len(split.train) + len(split.validation) + len(split.test) == len(events)
+    pd.testing.assert_frame_equal(split.refit, events.drop(split.test.index))
+    assert set(split.train["user_id"]) == everyone
+
+
+def test_ties_are_in_the_order_of_position_then_of_the_table():
+    rows = [(1, 5, 2.0), (1, 5, 1.0), (1, 5, 2.0), (1, 5, 0.0), (1, 4, 9.0)]
+    split = split_interactions(make_events(rows, ("user_id", "datetime", "position")), STRICT, 0)
+    assert split.test.index.tolist() == [2]
+    assert split.validation.index.tolist() == [0]
+
+
+def test_without_position_ties_are_in_the_order_of_the_table():
+    n = 1000
+    events = make_events([(1, 5)] * n + [(2, 5)] * n)
+    split = split_interactions(events.sample(frac=1, random_state=0).sort_index(), LEAVE, 0)
+    assert split.test.index.tolist() == [n - 1, 2 * n - 1]
+
+
+def test_position_alone_orders_events():
+    events = make_events([(1, 3), (1, 9), (1, 1), (1, 5)], ("user_id", "position"))
+    split = split_interactions(events, STRICT, 0)
+    assert (split.test.index.tolist(), split.validation.index.tolist()) == ([1], [3])
+
+
+def test_a_set_is_split_by_the_seed_and_not_by_the_order_of_the_table():
+    events = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 11), "item_id": np.tile(np.arange(11), 3)})
+    shuffled = events.sample(frac=1, random_state=1, ignore_index=True)
+    pairs = []
+    for frame, seed in [(events, 0), (shuffled, 0), (events, 1)]:
+        test = split_interactions(frame, LEAVE, seed).test
+        assert sorted(test["user_id"]) == [1, 2, 3]
+        pairs.append(set(map(tuple, test.to_numpy())))
+    assert pairs[0] == pairs[1] != pairs[2]
+
+
+@pytest.mark.parametrize(("config", "held_out"), [(LEAVE, 7), (STRICT, 20), (NONE, 7)])
+def test_validation_is_of_a_sample_drawn_by_the_seed(monkeypatch, config, held_out):
+    monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
+    events = make_events([(user, time) for user in range(20) for time in range(5)])
+    split = split_interactions(events, config, 3)
+    assert split.validation["user_id"].nunique() == len(split.validation) == held_out
+    again, other = (split_interactions(events, config, seed).validation for seed in (3, 4))
+    pd.testing.assert_frame_equal(again, split.validation)
+    assert held_out == 20 or set(other["user_id"]) != set(again["user_id"])
+
+
+def test_the_time_split_has_two_windows_of_one_length():
+    day = 86400
+    start = 1512086400  # 2017-12-01
+    times = start + day * np.array([-9, -3, -2, -1, 0, 1, 2])
+    split = split_interactions(make_events([(1, time) for time in times]), until("2017-12-01"), 0)
+    assert split.train.index.tolist() == [0, 1]
+    assert split.validation.index.tolist() == [2, 3]
+    assert split.test.index.tolist() == [4, 5, 6]
+    assert (split.validation_at, split.test_at, split.kind) == (start - 2 * day, start, "time")
+
+
+def test_the_moment_of_a_time_split_is_read_in_the_zone():
+    events = make_events([(1, 0), (1, 1512086400), (1, 1512086400 + 5 * 3600)])
+    config = replace(until("2017-12-01"), timezone="America/New_York")
+    assert split_interactions(events, config, 0).test_at == 1512086400 + 5 * 3600
+    config = replace(config, split=SplitConfig("time", "2017-12-01T00:00:00Z"))
+    with pytest.raises(SchemaError, match="nothing to train on"):
+        split_interactions(events.tail(2), config, 0)
+    assert split_interactions(events, config, 0).test_at == 1512086400
+
+
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [
+        ("2017-11-24", r"at is '2017-11-24'.*2017-11-22T00:00:00 and 2017-12-01T00:00:00.*7.0 days"),
+        ("2017-12-02", "nothing to train on or to test"),
+        ("2017-11-26T12:00:00", "4.5 days"),
+        ("soon", "at is 'soon'; allowed: an ISO date"),
+    ],
+)
+def test_a_moment_that_leaves_a_part_empty_is_refused(at, message):
+    events = make_events([(1, 1512086400 - 9 * 86400), (1, 1512086400)])
+    with pytest.raises(SchemaError, match=message):
+        split_interactions(events, until(at), 0)
+
+
+def test_the_last_basket_of_many_users_is_their_test():
+    rng = np.random.default_rng(0)
+    n = 200_000
+    events = pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 20_000, n).astype(str),
+            "item_id": 1,
+            "datetime": rng.integers(0, 10**6, n),
+        }
+    )
+    split = split_interactions(events, baskets(LEAVE), 0)
+    last = events.groupby("user_id")["datetime"].max()
+    assert (
+        split.test.groupby("user_id")["datetime"].min()
+        == last.loc[split.test["user_id"].unique()].sort_index()
+    ).all()

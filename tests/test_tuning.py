@@ -1,0 +1,116 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import evaluation.tuning
+from evaluation.baselines import declare_baselines
+from evaluation.events import Events
+from evaluation.tuning import FittedBaseline, SkippedBaseline, fit_baselines, read_free_bytes
+
+U, N = 13, 7
+TRAIN_EVENTS, VALIDATION_EVENTS = 60, 17
+REPEATING = ["popularity", "popularity-recent", "personal", "personal-decayed", "itemknn", "ease"]
+EXCLUDING = ["popularity", "popularity-recent", "itemknn", "ease"]
+
+
+def make(n_events: int) -> Events:
+    rng = np.random.default_rng(n_events)
+    time = rng.integers(0, 10**7, n_events)
+    return Events(rng.integers(U, size=n_events), rng.integers(N, size=n_events), time, U, N)
+
+
+TRAIN, VALIDATION = make(TRAIN_EVENTS), make(VALIDATION_EVENTS)
+
+
+class Asked:
+    """A criterion that likes the model it is asked about as `wanted`, counted from 0, best."""
+
+    def __init__(self, wanted: int) -> None:
+        self.wanted = wanted
+        self.answers: list[np.ndarray] = []
+
+    def __call__(self, score) -> float:
+        self.answers.append(score(np.arange(U)))
+        return 1.0 if len(self.answers) == self.wanted + 1 else 0.0
+
+
+@pytest.mark.parametrize(("repeats", "names"), [("allow", REPEATING), ("exclude", EXCLUDING)])
+def test_every_baseline_scores_the_catalogue(repeats, names):
+    fitted = list(fit_baselines(declare_baselines(repeats), TRAIN, VALIDATION, lambda score: 0.0))
+    assert [baseline.name for baseline in fitted] == names
+    for baseline in fitted:
+        scores = baseline.score(np.array([3, 0, 12, 5]))
+        assert scores.shape == (4, N)
+        assert scores.dtype == np.float32
+        assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize("repeats", ["allow", "exclude"])
+def test_at_most_five_values_are_tried(repeats):
+    for baseline in declare_baselines(repeats):
+        assert len(set(baseline.values)) == len(baseline.values) <= 5
+
+
+def find(name: str):
+    return next(baseline for baseline in declare_baselines("allow") if baseline.name == name)
+
+
+@pytest.mark.parametrize("name", ["popularity-recent", "personal-decayed", "itemknn", "ease"])
+def test_the_best_value_is_fitted_again_on_everything(name):
+    baseline, criterion = find(name), Asked(wanted=2)
+    (got,) = fit_baselines([baseline], TRAIN, VALIDATION, criterion)
+    assert isinstance(got, FittedBaseline)
+    assert got.parameter == {baseline.parameter: baseline.values[2]}
+    assert got.validation == {value: float(at == 2) for at, value in enumerate(baseline.values)}
+    assert len(criterion.answers) == 5
+    whole = Events(
+        *(np.concatenate(parts) for parts in zip(columns(TRAIN), columns(VALIDATION), strict=True)), U, N
+    )
+    (expected,) = baseline.fit(whole, [baseline.values[2]])
+    assert (got.score(np.arange(U)) == expected.score(np.arange(U))).all()
+    for answer, scorer in zip(criterion.answers, baseline.fit(TRAIN, baseline.values), strict=True):
+        assert (answer == scorer.score(np.arange(U))).all()
+
+
+def columns(events: Events):
+    return events.user_row, events.item_row, events.time
+
+
+def test_without_a_parameter_validation_is_not_asked():
+    criterion = Asked(wanted=0)
+    (got,) = fit_baselines([find("personal")], TRAIN, VALIDATION, criterion)
+    assert (got.parameter, got.validation, criterion.answers) == ({}, {}, [])
+
+
+def test_what_does_not_fit_in_memory_is_skipped_with_figures(monkeypatch):
+    monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
+    large = replace(find("ease"), estimate_bytes=lambda events: 2 * 2**30)
+    small = replace(find("itemknn"), estimate_bytes=lambda events: 2**30)
+    skipped, fitted = fit_baselines([large, small], TRAIN, VALIDATION, lambda score: 0.0)
+    assert skipped == SkippedBaseline("ease", "needs about 2.0 GiB, more than half of the 3.0 GiB free")
+    assert fitted.name == "itemknn"
+
+
+@pytest.mark.parametrize("name", ["itemknn", "ease"])
+def test_memory_is_estimated_from_sizes(name):
+    estimate = find(name).estimate_bytes
+    assert estimate(replace(TRAIN, n_users=10**6, n_items=10**6)) > 4 * 10**9
+    assert estimate(replace(TRAIN, n_users=1000, n_items=10**6)) < 2**34
+    assert estimate(TRAIN) < 2**20
+
+
+def test_baselines_that_need_times_are_skipped_without():
+    train, validation = replace(TRAIN, time=None), replace(VALIDATION, time=None)
+    got = fit_baselines(declare_baselines("allow"), train, validation, lambda score: 0.0)
+    skipped = {baseline.name: baseline.reason for baseline in got if isinstance(baseline, SkippedBaseline)}
+    assert set(skipped) == {"popularity-recent", "personal-decayed"}
+    assert set(skipped.values()) == {"the interactions have no times"}
+
+
+def test_free_memory_is_what_the_kernel_says(monkeypatch):
+    assert 2**20 < read_free_bytes() < 2**50
+    monkeypatch.setattr(evaluation.tuning.Path, "exists", lambda path: False)
+    assert 2**20 < read_free_bytes() < 2**50

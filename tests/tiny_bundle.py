@@ -1,0 +1,134 @@
+"""Make complete bundles of 11 items in 7 dimensions, 2 of them popularity."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serve.bundle import Bundle
+from serve.golden import Answer, write_golden
+from serve.index import ItemIndex
+from serve.items import write_items
+from serve.manifest import Facts, compute_space_id
+from serve.schema import Feature, Schema
+from serve.staging import Stage, publish
+from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
+
+N, D, P, F = 11, 7, 2, 3  # items, dimensions, of them popularity, numbers that a tower reads
+
+FACTS = Facts(
+    similarity="dot",
+    popularity_dims=P,
+    index_recall=1.0,
+    counts={"items": N, "users": 5},
+    libraries={"numpy": np.__version__},
+    data_until=1_500_000_000,
+    config={"seed": 3},
+)
+METRICS = {"test": {"bascule": {"all": {"NDCG@10": 0.25, "NDCG@10_ci95": [0.2, 0.3]}}}}
+
+SCHEMA = Schema(
+    user_features=(
+        Feature("gender", "categorical", "gender", ("f", "m")),
+        Feature("income", "numeric", "income", mean=3.0, scale=2.0),
+    ),
+    item_features=(Feature("genres", "multi_categorical", "genres", ("a", "b", "c"), width=2),),
+    context_features=(
+        Feature("device", "categorical", "device", ("phone", "web")),
+        Feature("hour", "hour_of_day", "datetime", tuple(map(str, range(24)))),
+    ),
+    user_id_type="string",
+    item_id_type="string",
+    event_types=("view", "buy"),
+    has_datetime=True,
+    has_weight=True,
+    weight_mean=1.0,
+    weight_scale=1.0,
+    timezone=None,
+    ties="ordered",
+    repeats="allow",
+    history_length=5,
+    memory_length=4000,
+    decay_days=(1.0, 3.0),
+    popularity_days=(9.0, 28.0),
+    data_until=1_500_000_000,
+)
+
+
+def tiny_vectors(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((N, D), dtype=np.float32)
+
+
+def item_ids() -> list[str]:
+    return [f"item-{row:02d}" for row in range(N)]
+
+
+def tiny_user_tower(space_id: str, seed: int, width: int = D) -> bytes:
+    """user_vectors = table[codes] + numbers @ weights."""
+    rng = np.random.default_rng(seed)
+    return onnx_model(
+        [
+            node("Gather", ["table", "codes"], "rows"),
+            node("MatMul", ["numbers", "weights"], "product"),
+            node("Add", ["rows", "product"], "user_vectors"),
+        ],
+        [value("codes", INT64, ["batch"]), value("numbers", FLOAT, ["batch", F])],
+        [value("user_vectors", FLOAT, ["batch", width])],
+        {"table": rng.standard_normal((5, width)), "weights": rng.standard_normal((F, width))},
+        {"space_id": space_id},
+    )
+
+
+def tiny_item_tower(space_id: str, seed: int, width: int = D - P) -> bytes:
+    """item_vectors = numbers @ weights."""
+    weights = np.random.default_rng(seed).standard_normal((F, width))
+    return onnx_model(
+        [node("MatMul", ["numbers", "weights"], "item_vectors")],
+        [value("numbers", FLOAT, ["batch", F])],
+        [value("item_vectors", FLOAT, ["batch", width])],
+        {"weights": weights},
+        {"space_id": space_id},
+    )
+
+
+def write_stage(folder: Path, seed: int) -> None:
+    """Write all files but the golden requests and the manifest."""
+    vectors = tiny_vectors(seed)
+    schema = SCHEMA.to_json().encode()
+    space_id = compute_space_id(vectors, schema)
+    (folder / "schema.json").write_bytes(schema)
+    (folder / "user_tower.onnx").write_bytes(tiny_user_tower(space_id, seed))
+    (folder / "item_tower.onnx").write_bytes(tiny_item_tower(space_id, seed))
+    np.save(folder / "item_vectors.npy", vectors)
+    ItemIndex.build(vectors).save(folder / "items.faiss")
+    titles = [f"Title {seed} {row}" for row in range(N)]
+    write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")
+
+
+def answer_with(bundle: Bundle) -> Answer:
+    """Answer a raw request by the length of its history alone."""
+
+    def answer(requests, k):
+        lengths = np.array([len(request["history"]) for request in requests])
+        numbers = np.stack([lengths, lengths % 3, np.ones(len(lengths))], axis=1).astype(np.float32)
+        users = bundle.run_user_tower({"codes": lengths % 5, "numbers": numbers})["user_vectors"]
+        scores, rows = bundle.index.search(users, k)
+        ids = bundle.items.column("item_id").to_pylist()
+        return [([ids[row] for row in line], list(score)) for line, score in zip(rows, scores, strict=True)]
+
+    return answer
+
+
+def complete_stage(stage: Stage, seed: int) -> None:
+    write_stage(stage.path, seed)
+    stage.seal(FACTS, {})
+    requests = [{"history": ["item-01"] * length} for length in range(4)]
+    write_golden(stage.path / "golden.json", requests, answer_with(Bundle.load_staged(stage.path)), k=3)
+
+
+def publish_tiny(directory: Path, seed: int, overwrite: bool = False) -> Bundle:
+    with Stage.open(directory) as stage:
+        complete_stage(stage, seed)
+        return publish(stage, FACTS, METRICS, overwrite)
