@@ -7,6 +7,9 @@ from typing import Literal
 
 from serve.errors import SchemaError
 from serve.schema import Kind, Repeats, Ties
+from serve.zones import find_zone
+
+_ENCODINGS = ("utf-8", "latin-1")
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,17 @@ class TableConfig:
     """CSV or Parquet, by suffix. Relative to the working directory."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
+    names: list[str] | None = None
+    """All columns, in order, of a text file without a header line. With them its suffix may be any."""
+    delimiter: str | None = None
+    """Between the cells of a text file: one character. Default: told from the first line."""
+    encoding: str = "utf-8"
+    """Of a text file: utf-8 or latin-1."""
+
+    @property
+    def declares_text(self) -> bool:
+        """Whether something is declared that only a text file has."""
+        return (self.names, self.delimiter, self.encoding) != (None, None, _ENCODINGS[0])
 
 
 @dataclass(frozen=True)
@@ -54,11 +68,22 @@ class SplitConfig:
     """How test and validation events are set apart, before anything is fitted."""
 
     kind: Literal["leave_one_out", "time", "none"] = "leave_one_out"
-    """leave_one_out: each user's last event (or time group). time: everything from `at` on. none: all trains."""
+    """leave_one_out: each user's last event or time group. time: all from `at` on. none: all trains."""
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
     """For `leave_one_out`: hold every user's second-last event out of training, not only a sample's."""
+
+    def __post_init__(self) -> None:
+        if self.kind == "time" and self.at is None:
+            raise SchemaError(
+                "data.split.kind is 'time' but data.split.at is not set: give the first test moment"
+            )
+        if self.strict and self.kind != "leave_one_out":
+            raise SchemaError(
+                f"data.split.strict is true and data.split.kind is '{self.kind}'; allowed: strict with "
+                "leave_one_out alone: take it out or change the kind"
+            )
 
 
 @dataclass(frozen=True)
@@ -84,12 +109,32 @@ class DataConfig:
     """Stop if a larger share of a table's records is rejected."""
 
     def __post_init__(self) -> None:
-        if self.split.kind == "time" and self.split.at is None:
-            raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
         if not 0 <= self.max_reject_rate <= 1:
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
         if self.history_length is not None and self.history_length < 1:
             raise SchemaError(f"data.history_length is {self.history_length}; allowed: 1 or more")
+        for name in ("interactions", "users", "items"):
+            _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
+        _check_timezone(self.timezone)
+
+
+def _check_text_layout(name: str, table: TableConfig) -> None:
+    if table.encoding not in _ENCODINGS:
+        raise SchemaError(
+            f"{name}.encoding is '{table.encoding}'; allowed: {', '.join(_ENCODINGS)}; save the file as UTF-8"
+        )
+    if table.delimiter is not None and (len(table.delimiter) != 1 or table.delimiter in '"\r\n'):
+        raise SchemaError(
+            f"{name}.delimiter is {table.delimiter!r}; allowed: one character that is no quote and no line "
+            "end; leave it out to have it told from the first line"
+        )
+
+
+def _check_timezone(timezone: str | None) -> None:
+    try:
+        find_zone(timezone)
+    except SchemaError as error:
+        raise SchemaError(f"data.timezone: {error}") from error
 
 
 def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:

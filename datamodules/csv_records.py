@@ -14,75 +14,121 @@ from typing import TextIO
 
 import numpy as np
 
+from datamodules.config import TableConfig
 from serve.errors import SchemaError
 
 _DELIMITERS = ",;\t|"
+_END_NAMES = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
 
 
 @dataclass(frozen=True)
-class CsvHeader:
+class CsvLayout:
+    """How a delimited text file is laid out."""
+
     names: tuple[str, ...]
     delimiter: str
+    encoding: str
+    has_header: bool
 
 
 @dataclass(frozen=True)
 class CsvRecords:
-    """What follows the header, in file order, blank lines included."""
+    """The records in file order, blank lines included, the header left out."""
 
     first_line: np.ndarray
     """int64: the line of the file, from 1, on which the record begins."""
     is_blank: np.ndarray
     """bool: an empty line, which is no record."""
+    too_long: dict[int, str]
+    """Place from 0 of each record with more cells than columns -> its text."""
 
 
-def read_header(path: Path) -> CsvHeader:
-    """Read the names of the columns and tell the delimiter: the one that splits the first line most often."""
+def read_layout(path: Path, table: TableConfig) -> CsvLayout:
+    """Tell from the first record what of the layout is not declared.
+
+    Raises:
+        SchemaError: there is no first record, it is a header that cannot be decoded, or it has not as many
+            cells as names are declared.
+    """
+    cells, delimiter = _read_first_record(path, table)
+    if table.names is None:
+        return CsvLayout(_read_names(path, cells), delimiter, table.encoding, has_header=True)
+    if not cells:
+        raise SchemaError(f"{path} is empty, or its first line is: expected a record")
+    if len(cells) != len(table.names):
+        raise SchemaError(
+            f"{path}: {len(table.names)} names are declared, but line 1 has {len(cells)} cells between "
+            f"{delimiter!r}; give one name for each, also for columns that are not used"
+        )
+    return CsvLayout(tuple(table.names), delimiter, table.encoding, has_header=False)
+
+
+def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
+    """Return the cells and the delimiter: if not declared, the one that splits the first line most often."""
     try:
-        # bytes that are not UTF-8 may follow in the records, where they are faults of their own
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+        with _open(path, table.encoding) as file:
             line = file.readline()
-            delimiter = max(_DELIMITERS, key=line.count)
+            delimiter = table.delimiter or max(_DELIMITERS, key=line.count)
             file.seek(0)
-            names = next(csv.reader(file, delimiter=delimiter), [])
-        "".join(names).encode()
-    except UnicodeEncodeError as error:
-        raise SchemaError(f"{path}: the header is not UTF-8; save the file as UTF-8") from error
+            return next(csv.reader(file, delimiter=delimiter), []), delimiter
     except (OSError, csv.Error) as error:
         raise SchemaError(f"{path} cannot be read: {error}") from error
-    if not any(names):
-        raise SchemaError(f"{path} is empty: expected a header and at least one record")
-    return CsvHeader(tuple(name.strip() for name in names), delimiter)
 
 
-def find_records(path: Path, header: CsvHeader) -> CsvRecords:
+def _read_names(path: Path, cells: list[str]) -> tuple[str, ...]:
+    try:
+        "".join(cells).encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError(
+            f"{path}: the header is not UTF-8; save the file as UTF-8, or declare its encoding"
+        ) from error
+    if not any(cells):
+        raise SchemaError(f"{path} is empty, or its first line is: expected a header and at least one record")
+    return tuple(cell.strip() for cell in cells)
+
+
+def _open(path: Path, encoding: str) -> TextIO:
+    # bytes that are not UTF-8 are faults of their record alone, and a byte order mark is part of none
+    codec = "utf-8-sig" if encoding == "utf-8" else encoding
+    return path.open(encoding=codec, errors="surrogateescape", newline="")
+
+
+def find_records(path: Path, layout: CsvLayout) -> CsvRecords:
     """Find where each record begins.
 
     Raises:
         SchemaError: a quote is opened and not closed properly on its line or a later one, so that records
             cannot be told apart; the message names the last good line.
     """
-    # Latin-1 decodes any byte, and a delimiter, quote or line end is never part of another UTF-8 letter
-    with path.open(encoding="latin-1", newline="") as file:
-        ends, is_blank = _scan(path, file, header)
-    lines = np.array(ends, np.int64)
-    first_line = np.concatenate([[1], lines[:-1] + 1])
-    return CsvRecords(first_line[1:], np.array(is_blank[1:], bool) & (len(header.names) > 1))
+    with _open(path, layout.encoding) as file:
+        ends, is_blank, too_long = _scan(path, file, layout)
+    start = int(layout.has_header)
+    first_line = np.array([0, *ends[:-1]], np.int64) + 1
+    return CsvRecords(
+        first_line[start:],
+        np.array(is_blank[start:], bool) & (len(layout.names) > 1),
+        {place - start: text for place, text in too_long.items()},
+    )
 
 
-def _scan(path: Path, file: TextIO, header: CsvHeader) -> tuple[list[int], list[bool]]:
-    """Return the last line of each record, the header's first, and whether it is blank."""
-    reader = csv.reader(file, delimiter=header.delimiter, strict=True)
-    ends: list[int] = []
+def _scan(path: Path, file: TextIO, layout: CsvLayout) -> tuple[list[int], list[bool], dict[int, str]]:
+    """Return the last line of each record, whether it is blank, and those that are too long."""
+    reader = csv.reader(file, delimiter=layout.delimiter, strict=True)
+    n_columns = len(layout.names)
+    ends: list[int] = [0]
     is_blank: list[bool] = []
+    too_long: dict[int, str] = {}
     for record in _records(reader):
-        if record is None and reader.line_num > (ends[-1] if ends else 0) + 1:
+        if record is None and reader.line_num > ends[-1] + 1:
             raise SchemaError(
                 f"{path}: the quote opened on line {ends[-1] + 1} is not closed; the last good line is "
                 f"{ends[-1]}: close it, or double the quotes inside a quoted cell"
             )
+        if record is not None and len(record) > n_columns:
+            too_long[len(is_blank)] = layout.delimiter.join(record)
         ends.append(reader.line_num)
         is_blank.append(record == [])
-    return ends, is_blank
+    return ends[1:], is_blank, too_long
 
 
 def _records(reader: Iterator[list[str]]) -> Iterator[list[str] | None]:
@@ -93,3 +139,18 @@ def _records(reader: Iterator[list[str]]) -> Iterator[list[str] | None]:
             return
         except csv.Error:
             yield None
+
+
+def find_mixed_end(path: Path, layout: CsvLayout) -> str | None:
+    """Say which line ends in another way than the first; None if all, quoted ones aside, end alike."""
+    first, n_quotes = "", 0
+    with _open(path, layout.encoding) as file:
+        for number, line in enumerate(file, start=1):
+            n_quotes += line.count('"')
+            end = line[len(line.rstrip("\r\n")) :]
+            if n_quotes % 2 or not end:
+                continue
+            first = first or end
+            if end != first:
+                return f"line {number} ends in {_END_NAMES[end]}, the lines before it in {_END_NAMES[first]}"
+    return None

@@ -13,7 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.columns import Column
-from datamodules.csv_records import CsvHeader, CsvRecords, find_records, read_header
+from datamodules.config import TableConfig
+from datamodules.csv_records import CsvLayout, CsvRecords, find_mixed_end, find_records, read_layout
 from datamodules.rejects import reject_frame
 from serve.errors import SchemaError, name_nearest
 
@@ -45,24 +46,42 @@ class RawTable:
     """Every cell is text because the file is, so a column of canonical integers means integers."""
 
 
-def read_raw(path: Path, columns: tuple[Column, ...]) -> RawTable:
-    """Read a file by its suffix.
+def read_raw(name: str, table: TableConfig, columns: tuple[Column, ...]) -> RawTable:
+    """Read the file of a table: text or Parquet, by its suffix.
+
+    Args:
+        name: of the table, for messages.
+        table: path and layout.
+        columns: those to look for.
 
     Raises:
-        SchemaError: the file is missing, empty, unreadable or of an unknown suffix, lacks a declared column,
-            or its records do not add up.
+        SchemaError: the path is not set, the file is missing, empty, unreadable or of an unknown suffix, it
+            lacks a declared column, or its records do not add up.
     """
-    readers = {".csv": _read_csv, ".tsv": _read_csv, ".parquet": _read_parquet}
-    reader = readers.get(path.suffix.lower())
-    if reader is None:
-        raise SchemaError(f"{path}: unknown suffix '{path.suffix}'; allowed: {', '.join(readers)}")
+    if table.path is None:
+        raise SchemaError(f"data.{name}.path is not set: give a CSV or Parquet file")
+    path = Path(table.path)
+    is_text = _is_text(path, table)
     if not path.is_file():
         raise SchemaError(f"{path} does not exist; paths are relative to {Path.cwd()}")
     try:
-        table = reader(path, columns)
+        return _check_filled(_read_text(path, table, columns) if is_text else _read_parquet(path, columns))
     except (duckdb.Error, pa.ArrowException, OSError) as error:
         raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
-    return _check_filled(table)
+
+
+def _is_text(path: Path, table: TableConfig) -> bool:
+    suffix = path.suffix.lower()
+    if suffix == ".parquet" and table.declares_text:
+        raise SchemaError(
+            f"{path}: names, delimiter and encoding are those of a text file; take them out for Parquet"
+        )
+    if table.names is None and suffix not in (".csv", ".tsv", ".parquet"):
+        raise SchemaError(
+            f"{path}: unknown suffix '{path.suffix}'; allowed: .csv, .tsv, .parquet, and any other for a "
+            "text file without a header line whose columns are declared as 'names'"
+        )
+    return suffix != ".parquet"
 
 
 def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> RawTable:
@@ -87,41 +106,73 @@ def _read_parquet(path: Path, columns: tuple[Column, ...]) -> RawTable:
     return RawTable(str(path), found, frame, lines, _no_rejects(str(path)), n_records, dropped, is_text=False)
 
 
-def _read_csv(path: Path, columns: tuple[Column, ...]) -> RawTable:
-    header = read_header(path)
-    found, dropped = _find_columns(str(path), columns, header.names)
-    records = find_records(path, header)
-    with duckdb.connect() as connection:
-        frame = _select_csv(connection, path, header, found)
-        rejected = connection.sql("FROM reject_errors").df()
-    faults = rejected.sort_values(["line", "column_idx"]).drop_duplicates("line")
-    at = faults["line"].to_numpy(np.int64) - 2  # counted from 1, and the header is the first
-    lines = _conserve(path, records, at, len(frame))
-    names = {f"c{position}": name for position, name in enumerate(header.names)}
+def _read_text(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> RawTable:
+    layout = read_layout(path, table)
+    found, dropped = _find_columns(str(path), columns, layout.names)
+    records = find_records(path, layout)
+    try:
+        frame, faults = _select_text(path, layout, found)
+        places = _conserve(path, records, faults.index.to_numpy(), len(frame))
+    except (duckdb.Error, SchemaError) as error:
+        mixed = find_mixed_end(path, layout)
+        if mixed is None:
+            raise
+        raise SchemaError(f"{path}: {mixed}; save the file with one kind of line end") from error
+    # empty cells after the last column are no fault to DuckDB
+    is_long = np.isin(places, list(records.too_long))
+    faults = pd.concat([faults, _list_too_long(records, places[is_long])])
     rejects = reject_frame(
         str(path),
-        pd.Series(records.first_line[at]),
-        faults["column_name"].map(names).reset_index(drop=True),
-        faults["csv_line"].str.strip().reset_index(drop=True),
-        faults["error_type"].map(lambda kind: _REASONS.get(kind, str(kind).lower())).reset_index(drop=True),
+        pd.Series(records.first_line[faults.index]),
+        *(faults[name].reset_index(drop=True) for name in ("column", "value", "reason")),
     )
-    n_records = len(frame) + len(rejects)
-    return RawTable(str(path), found, frame, lines, rejects, n_records, dropped, is_text=True)
+    kept, lines = frame[~is_long].reset_index(drop=True), records.first_line[places[~is_long]]
+    n_records = len(kept) + len(rejects)
+    return RawTable(str(path), found, kept, lines, rejects, n_records, dropped, is_text=True)
 
 
-def _select_csv(
-    connection: duckdb.DuckDBPyConnection, path: Path, header: CsvHeader, columns: tuple[Column, ...]
-) -> pd.DataFrame:
-    """Read texts; names are replaced by their position, since a file may use any name twice."""
-    where = [header.names.index(column.source) for column in columns]
+def _list_too_long(records: CsvRecords, places: np.ndarray) -> pd.DataFrame:
+    texts = [records.too_long[place] for place in places]
+    return pd.DataFrame({"column": None, "value": texts, "reason": "too many columns"}, places, dtype=object)
+
+
+def _select_text(
+    path: Path, layout: CsvLayout, columns: tuple[Column, ...]
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Read texts, and the faults that DuckDB finds: column, value, reason, by the place of the record.
+
+    Names are replaced by their position, since a file may use any name twice.
+    """
+    where = [layout.names.index(column.source) for column in columns]
     selected = ", ".join(f"c{at} AS {_quote(column.name)}" for at, column in zip(where, columns, strict=True))
-    types = ", ".join(f"c{at}: 'VARCHAR'" for at in range(len(header.names)))
+    types = ", ".join(f"c{at}: 'VARCHAR'" for at in range(len(layout.names)))
     source = (
         f"FROM read_csv($path, columns = {{{types}}}, delim = $delimiter, quote = '\"', escape = '\"', "
-        "comment = '', header = true, auto_detect = false, store_rejects = true, rejects_limit = 0)"
+        "comment = '', header = $header, encoding = $encoding, auto_detect = false, store_rejects = true, "
+        "rejects_limit = 0)"
     )
-    records = connection.sql(source, params={"path": str(path), "delimiter": header.delimiter})
-    return _to_frame(records.project(selected))
+    options = {
+        "path": str(path),
+        "delimiter": layout.delimiter,
+        "header": layout.has_header,
+        "encoding": layout.encoding,
+    }
+    with duckdb.connect() as connection:
+        frame = _to_frame(connection.sql(source, params=options).project(selected))
+        return frame, _list_faults(connection, layout)
+
+
+def _list_faults(connection: duckdb.DuckDBPyConnection, layout: CsvLayout) -> pd.DataFrame:
+    rejected = connection.sql("FROM reject_errors").df().sort_values(["line", "column_idx"])
+    faults = rejected.drop_duplicates("line")
+    names = {f"c{position}": name for position, name in enumerate(layout.names)}
+    return pd.DataFrame(
+        {
+            "column": faults["column_name"].map(names),
+            "value": faults["csv_line"].str.strip(),
+            "reason": faults["error_type"].map(lambda kind: _REASONS.get(kind, str(kind).lower())),
+        }
+    ).set_axis(faults["line"].to_numpy(np.int64) - 1 - layout.has_header)  # DuckDB counts a header as line 1
 
 
 def _to_frame(relation: duckdb.DuckDBPyRelation) -> pd.DataFrame:
@@ -153,12 +204,11 @@ def _find_columns(
 
 
 def _conserve(path: Path, records: CsvRecords, rejected: np.ndarray, n_kept: int) -> np.ndarray:
-    """Return the line of each kept row; refuse a file of which a record is neither kept nor rejected."""
+    """Return the place of each kept row; refuse a file of which a record is neither kept nor rejected."""
     is_kept = ~records.is_blank
     is_kept[rejected] = False
     if np.count_nonzero(is_kept) == n_kept and not records.is_blank[rejected].any():
-        kept: np.ndarray = records.first_line[is_kept]
-        return kept
+        return np.flatnonzero(is_kept)
     last_good = records.first_line[rejected].min(initial=records.first_line[-1] + 1) - 1
     raise SchemaError(
         f"{path}: {np.count_nonzero(~records.is_blank):,} records counted, but {n_kept:,} read and "

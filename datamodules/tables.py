@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
 from datamodules.cells import read_cells, unify_ids
 from datamodules.columns import Column, interaction_columns, item_columns, user_columns
-from datamodules.config import DataConfig, TableConfig
+from datamodules.config import DataConfig
 from datamodules.raw_tables import RawTable, read_raw, take_frame
 from datamodules.rejects import Rejects, check_reject_rate, reject_frame
 from serve.errors import SchemaError
@@ -36,11 +35,11 @@ def read_tables(config: DataConfig) -> tuple[Tables, Rejects]:
         SchemaError: a table as a whole does not fit: file missing, empty, unreadable or of unknown suffix,
             declared column absent, one id with two different rows, too many bad records.
     """
-    raw = {"interactions": read_raw(_path("interactions", config.interactions), interaction_columns(config))}
+    raw = {"interactions": read_raw("interactions", config.interactions, interaction_columns(config))}
     if config.users is not None:
-        raw["users"] = read_raw(_path("users", config.users), user_columns(config))
+        raw["users"] = read_raw("users", config.users, user_columns(config))
     if config.items is not None:
-        raw["items"] = read_raw(_path("items", config.items), item_columns(config))
+        raw["items"] = read_raw("items", config.items, item_columns(config))
     return _type_tables(config, raw)
 
 
@@ -57,12 +56,6 @@ def tables_from_frames(
     if items is not None:
         raw["items"] = take_frame("items", items, item_columns(config))
     return _type_tables(config, raw)
-
-
-def _path(table: str, config: TableConfig) -> Path:
-    if config.path is None:
-        raise SchemaError(f"data.{table}.path is not set: give a CSV or Parquet file")
-    return Path(config.path)
 
 
 def _type_tables(config: DataConfig, raw: dict[str, RawTable]) -> tuple[Tables, Rejects]:

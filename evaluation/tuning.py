@@ -44,7 +44,7 @@ class SkippedBaseline:
 
 
 def fit_baselines(
-    baselines: Iterable[Baseline], train: Events, validation: Events, criterion: Criterion
+    baselines: Iterable[Baseline], train: Events, validation: Events, criterion: Criterion | None
 ) -> Iterator[FittedBaseline | SkippedBaseline]:
     """Tune and fit each baseline, or say why not; one after the other, so that one can be used and let go.
 
@@ -52,7 +52,8 @@ def fit_baselines(
         baselines: from `declare_baselines`.
         train: what the parameter is tried on.
         validation: joined to `train` for the final fit.
-        criterion: asked once per value, of a model fitted on `train`.
+        criterion: asked once per value, of a model fitted on `train`; None, for want of validation events,
+            takes the middle value.
     """
     whole = join_events(train, validation)
     for baseline in baselines:
@@ -82,11 +83,11 @@ def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     return None
 
 
-def _tune(baseline: Baseline, train: Events, whole: Events, criterion: Criterion) -> FittedBaseline:
+def _tune(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> FittedBaseline:
     start = time.perf_counter()
     validation: dict[float, float] = {}
-    best = baseline.values[0]
-    if baseline.parameter is not None:
+    best = baseline.values[len(baseline.values) // 2]
+    if baseline.parameter is not None and criterion is not None:
         validation = _try_values(baseline, train, criterion)
         best = max(validation, key=lambda value: validation[value])
     (scorer,) = baseline.fit(whole, [best])

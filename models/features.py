@@ -29,6 +29,7 @@ class FeatureEmbedding(nn.Module):
             columns += [position] * width
             offsets += feature.n_codes
         self.dim = dim
+        self.has_features = len(features) > 0
         self.table = nn.Embedding(max(offsets, 1), dim)
         self.linear = nn.Linear(2 * sum(feature.is_numeric for feature in features), dim, bias=False)
         self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
@@ -55,6 +56,8 @@ class FeatureEmbedding(nn.Module):
         Returns:
             (B, dim).
         """
+        if not self.has_features:
+            return torch.zeros(len(codes), self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
         present = (codes != PADDING).to(values.dtype)  # (B, C)
         per_feature = present @ self.feature_of_column  # (B, features)
         share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)

@@ -15,6 +15,7 @@ from torch.nn import functional
 
 N_STATE_FEATURES = 8
 FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.4, 0.4, 0.3
+PRODUCT_SCALE = 0.1
 PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a category
 
 
@@ -107,6 +108,7 @@ class Memory(nn.Module):
             nn.Linear(hidden, 1),
         )
         self.skip = nn.Linear(n_decays, 1)
+        self.product_share = nn.Parameter(torch.tensor(1.0))  # of u . v_i that the memory takes back
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -121,7 +123,8 @@ class Memory(nn.Module):
             last = self.item_score[-1]
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.constant_(self.skip.weight, 0.5)
-            nn.init.constant_(self.skip.bias, 2.0)
+            nn.init.constant_(self.skip.bias, 4.0)
+            self.product_share.fill_(1.0)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
         """Sum the taste vectors of each user's owned items by learned weights, to unit length, (B, D)."""
@@ -157,15 +160,16 @@ class Memory(nn.Module):
             inputs: the memory's arrays.
 
         Returns:
-            (E,) m_u(i), not negative.
+            (E,) m_u(i).
         """
         statistics = self.standardise(inputs.owned_statistics)  # (E, S)
         of_user = torch.cat([self.standardise_user(inputs.user_statistics), self.project_state(state)], dim=1)
         product = (vectors[inputs.owned_users] * inputs.owned_vectors).sum(dim=1, keepdim=True)  # (E, 1)
-        columns = [statistics, of_user[inputs.owned_users], product / self.unit]
+        product = product / self.unit  # (E, 1) in units of logits
+        columns = [statistics, of_user[inputs.owned_users], PRODUCT_SCALE * product]
         learned = self.item_score(torch.cat(columns, dim=1))  # (E, 1)
-        decayed = statistics[:, : self.n_decays]  # (E, decays)
-        return self.unit * functional.softplus(learned + self.skip(decayed)).squeeze(-1)  # (E,)
+        frequency = functional.softplus(learned + self.skip(statistics[:, : self.n_decays]))  # (E, 1)
+        return self.unit * (frequency - self.product_share * product).squeeze(-1)  # (E,)
 
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:

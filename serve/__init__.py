@@ -1,0 +1,31 @@
+"""Serve a bundle: numpy, onnxruntime, faiss and pyarrow, nothing of training.
+
+The names below are imported when they are first asked for, so that `python -m serve --help` is quick.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from serve.errors import BundleError, SchemaError
+    from serve.recommendations import Recommendations
+    from serve.recommender import Recommender
+    from serve.requests import Request
+
+__all__ = ["BundleError", "Recommendations", "Recommender", "Request", "SchemaError"]
+
+_MODULES = {
+    "BundleError": "serve.errors",
+    "Recommendations": "serve.recommendations",
+    "Recommender": "serve.recommender",
+    "Request": "serve.requests",
+    "SchemaError": "serve.errors",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module 'serve' has no attribute '{name}'")
+    return getattr(import_module(_MODULES[name]), name)

@@ -69,7 +69,7 @@ def summarise_owned(
     starts = _run_starts(segment, item_row)
     ends = np.append(starts[1:], len(order))
     count = (ends - starts).astype(np.float64)  # (E,)
-    since_first, since_last = since[starts], since[ends - 1]
+    since_first, since_last = since[starts], since[np.maximum(ends - 1, 0)] if len(since) else since
     decayed = [_sum_runs(np.exp(-since / days), starts) for days in decay_days]
     user, rows = segment[starts], item_row[starts]
     mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -151,6 +151,15 @@ def write_table(table: pa.Table, path: Path) -> None:
     Raises:
         SchemaError: another suffix.
     """
+    write_tables([table], table.schema, path)
+
+
+def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
+    """Write tables of one schema below each other, as `write_table` does; one at a time is in memory.
+
+    Raises:
+        SchemaError: another suffix; no table is asked for then.
+    """
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
@@ -158,7 +167,7 @@ def write_table(table: pa.Table, path: Path) -> None:
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with staged.open("wb") as sink:
-            write(table, sink)
+            write(tables, schema, sink)
             sink.flush()
             os.fsync(sink.fileno())
         staged.replace(path)
@@ -166,18 +175,24 @@ def write_table(table: pa.Table, path: Path) -> None:
         staged.unlink(missing_ok=True)
 
 
-def _write_csv(table: pa.Table, sink: BinaryIO) -> None:
+def _write_csv(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
     header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(table.column_names)  # Arrow would quote every name
+    csv.writer(header, lineterminator="\n").writerow(schema.names)  # Arrow would quote every name
     sink.write(header.getvalue().encode())
-    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+    for table in tables:
+        pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
 
 
-def _write_parquet(table: pa.Table, sink: BinaryIO) -> None:
-    pq.write_table(table, sink, compression="zstd")
+def _write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
+    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
-_WRITERS: dict[str, Callable[[pa.Table, BinaryIO], None]] = {".csv": _write_csv, ".parquet": _write_parquet}
+_WRITERS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, BinaryIO], None]] = {
+    ".csv": _write_csv,
+    ".parquet": _write_parquet,
+}
 
 
 def _arrow_user_ids(ids: NDArray[np.object_], id_type: IdType) -> pa.Array:

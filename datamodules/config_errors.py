@@ -1,0 +1,110 @@
+"""From what jsonargparse says about a wrong configuration to one line that names the key that is meant."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterable
+from dataclasses import fields
+from textwrap import dedent
+
+from jsonargparse import ArgumentError
+
+from datamodules.config import FeatureConfig, TableConfig
+from serve.errors import name_nearest
+
+_UNKNOWN_IN_GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'")
+_UNKNOWN = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
+_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)")
+_MISSING = re.compile(r"the following arguments are required: (?P<key>\w+)")
+_VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\n(?P<problem>.+)', re.DOTALL)
+_OF_CLASS = re.compile(
+    r"Problem with given class_path '[\w.]*?(?P<name>\w+)':\n(?P<problem>.+?)(?=\n    - |\n  Given |\Z)",
+    re.DOTALL,
+)
+_GOT = re.compile(r"(?:Got|Given) value: (?P<got>.*)")
+_EXPECTED = re.compile(
+    r"Expected (?:an? )?(?:<class '(?P<type>[\w.]+)'>|typing\.Literal(?P<choices>\[.*?\]))"
+)
+_ARGUMENTS = re.compile(r"init_args=Namespace\((?P<given>.*?)\)")
+
+_KEYS = {cls.__name__: [field.name for field in fields(cls)] for cls in (FeatureConfig, TableConfig)}
+"""Classes that stand for one of several kinds of value, so that their keys are no options of the parser."""
+
+
+def explain(error: ArgumentError | str, allowed: Iterable[str]) -> str:
+    """Say in one line which key or value is wrong, what is allowed, and which name is nearest.
+
+    Args:
+        error: what jsonargparse raised, or its message; one of unknown form comes back in one line.
+        allowed: dotted names of all options, as of `parser.get_defaults().keys()`.
+    """
+    message = str(error)
+    if match := _UNKNOWN_IN_GROUP.match(message):
+        return _explain_key(f"{match['group']}.{match['key']}", allowed)
+    if match := _UNKNOWN.match(message):
+        return _explain_key(match["key"], allowed)
+    if match := _UNKNOWN_OPTION.match(message):
+        return f"option --{match['key']}: {_explain_key(match['key'], allowed)}"
+    if match := _VALUE.match(message):
+        return _explain_value(match["key"], match["problem"])
+    return _join(message)
+
+
+def _explain_key(key: str, allowed: Iterable[str]) -> str:
+    """Find the first part of a dotted key that is not allowed where it stands."""
+    paths = [name.split(".") for name in allowed]
+    parts = key.split(".")
+    for depth, part in enumerate(parts):
+        siblings = {path[depth] for path in paths if path[:depth] == parts[:depth] and len(path) > depth}
+        if part not in siblings:
+            return _say_unknown(".".join(parts[:depth]), part, siblings)
+    return f"unknown key '{key}'"
+
+
+def _say_unknown(where: str, key: str, allowed: Iterable[str]) -> str:
+    prefix = f"{where}: " if where else ""
+    return f"{prefix}unknown key '{key}'; {name_nearest(key, allowed)}"
+
+
+def _explain_value(key: str, problem: str) -> str:
+    if match := _OF_CLASS.search(problem):
+        return _explain_inside(key, match["name"], dedent(match["problem"]), _find_got(problem))
+    if not _EXPECTED.search(problem):
+        return f"{key}: {_join(problem)}"
+    got = _find_got(problem)
+    choices, types = _find_expected(problem)
+    if choices:
+        return f"{key}: '{got}' is not allowed; {name_nearest(got, choices)}"
+    return f"{key} is '{got}'; allowed: {' or '.join(types)}"
+
+
+def _explain_inside(key: str, name: str, problem: str, got: str) -> str:
+    """Explain what is wrong inside a value that is read as one of our classes."""
+    if match := _UNKNOWN.match(problem):
+        return _say_unknown(key, match["key"], _KEYS.get(name, ()))
+    if match := _MISSING.match(problem):
+        return f"{key}: '{match['key']}' is missing in {_join(got)}"
+    if match := _VALUE.match(problem):
+        return _explain_value(f"{key}.{match['key']}", match["problem"])
+    return f"{key}: {_join(problem)}"
+
+
+def _find_got(problem: str) -> str:
+    match = _ARGUMENTS.search(problem) or _GOT.search(problem)
+    return match[1] if match else ""
+
+
+def _find_expected(problem: str) -> tuple[list[str], list[str]]:
+    """Return the allowed words and the allowed types."""
+    choices, types = [], []
+    for match in _EXPECTED.finditer(problem):
+        if match["choices"]:
+            choices += ast.literal_eval(match["choices"])
+        elif match["type"]:
+            types.append("null" if match["type"] == "NoneType" else match["type"])
+    return choices, types
+
+
+def _join(text: str) -> str:
+    return " ".join(text.split())

@@ -1,0 +1,108 @@
+"""Evaluate any bundle on any holdout: python -m evaluation --bundle DIR --holdout FILE --train FILE."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from evaluation.evaluate import evaluate
+from evaluation.examination import headline_metric
+from evaluation.frames import read_interactions, read_moment, read_users
+from evaluation.histories import profiles_from_frame
+from evaluation.result_table import print_results
+from evaluation.validation import hold_out_last, hold_out_window
+from serve.bundle import Bundle
+from serve.durable import write_file
+from serve.errors import BundleError, SchemaError
+from serve.recommender import Recommender
+from serve.schema import Schema
+
+OTHERS = ("HR@10", "Recall@20", "MRR@10")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 after one line about what is wrong."""
+    arguments = _parse(argv)
+    try:
+        run(arguments)
+    except (SchemaError, BundleError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """Evaluate, print the tables and write the figures.
+
+    Raises:
+        SchemaError: a file or the moment cannot be read.
+        BundleError: the bundle cannot be trusted.
+    """
+    bundle = Bundle.load(arguments.bundle)
+    schema = bundle.schema
+    holdout = read_interactions(arguments.holdout, schema)
+    train = read_interactions(arguments.train, schema)
+    users = _read_users(arguments.users, schema)
+    at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
+    recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
+    parts = _split(train, holdout, at)
+    metrics = evaluate(
+        recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress=_say
+    )
+    print_results(Console(), metrics["test"], metrics["paired"], headline_metric(schema.repeats), OTHERS)
+    if arguments.json is not None:
+        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
+        print(f"figures: {arguments.json}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
+    options: dict[str, dict[str, Any]] = {
+        "--bundle": {"type": Path, "required": True, "help": "folder of the bundle"},
+        "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV or Parquet"},
+        "--train": {"type": Path, "required": True, "help": "interactions before them: the users' histories"},
+        "--users": {"type": Path, "help": "user features; without it they count as missing"},
+        "--at": {"help": "one request per user at this moment; default: one per user and time held out"},
+        "--seed": {"type": int, "default": 0, "help": "draws validation users where there are very many"},
+        "--json": {"type": Path, "help": "write the figures here"},
+    }
+    for name, option in options.items():
+        parser.add_argument(name, **option)
+    return parser.parse_args(argv)
+
+
+def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
+    if path is not None:
+        return read_users(path, schema)
+    return pd.DataFrame(
+        {"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")}
+    )
+
+
+def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part validation from training as the holdout was: a window as long, or else each user's last."""
+    if at is not None and "datetime" in train and "datetime" in holdout:
+        parts = hold_out_window(train, at, max(int(holdout["datetime"].max()) - at, 1))
+        if all(map(len, parts)):
+            return parts
+    return hold_out_last(train)
+
+
+def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:
+    categories = [feature.column for feature in schema.user_features if feature.kind == "categorical"]
+    return [column for column in categories if column in users]
+
+
+def _say(message: str) -> None:
+    print(message, file=sys.stderr)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

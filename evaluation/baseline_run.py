@@ -1,0 +1,106 @@
+"""The baselines in the same examination, tuned on validation and fitted on all that came before the test."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from evaluation.baselines import declare_baselines
+from evaluation.events import Events, join_events
+from evaluation.examination import Examination, Examined, TuningCriterion
+from evaluation.holdout import Ids, group_requests
+from evaluation.tuning import Criterion, FittedBaseline, SkippedBaseline, fit_baselines
+from evaluation.validation import sample_users
+from serve.schema import Repeats
+from serve.threads import set_search_threads
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class BaselineRun:
+    """What became of one baseline."""
+
+    name: str
+    record: dict[str, Any]
+    """Its parameter, the validation of each value tried and the seconds of the fit; or why it was skipped."""
+    examined: Examined | None
+    """None if it was skipped."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What baselines learn from."""
+
+    train: Events
+    validation: Events
+    criterion: Criterion | None
+    """None without validation events."""
+
+    @property
+    def past(self) -> Events:
+        """All events before the test."""
+        return join_events(self.train, self.validation)
+
+    @classmethod
+    def prepare(
+        cls,
+        ids: Ids,
+        train: pd.DataFrame,
+        validation: pd.DataFrame,
+        at: int | None,
+        repeats: Repeats,
+        seed: int,
+    ) -> Knowledge:
+        """Number the interactions and make requests of the validation as the holdout's are made."""
+        events = ids.events(train)
+        criterion = None
+        if len(validation):
+            held_out = group_requests(sample_users(validation, seed), ids, at)
+            criterion = TuningCriterion.prepare(held_out.targets, events, repeats)
+        return cls(events, ids.events(validation), criterion)
+
+
+def run_baselines(
+    examination: Examination, knowledge: Knowledge, repeats: Repeats, progress: Progress
+) -> Iterator[BaselineRun]:
+    """Fit and examine one baseline after the other; none stays in memory.
+
+    Matrix products use all cores from here on: loading a bundle set them to the threads of serving.
+    """
+    set_search_threads(_count_cores())
+    for baseline in declare_baselines(repeats):
+        start = time.perf_counter()
+        (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.validation, knowledge.criterion)
+        run = _run(examination, fitted)
+        progress(f"{baseline.name}: {_say(run.record)}, {time.perf_counter() - start:.1f} s")
+        yield run
+
+
+def _run(examination: Examination, fitted: FittedBaseline | SkippedBaseline) -> BaselineRun:
+    if isinstance(fitted, SkippedBaseline):
+        return BaselineRun(fitted.name, {"skipped": fitted.reason}, None)
+    record = {
+        "parameter": fitted.parameter,
+        "validation": {f"{value:g}": score for value, score in fitted.validation.items()},
+        "seconds": round(fitted.seconds, 3),
+    }
+    return BaselineRun(fitted.name, record, examination.examine(examination.rank(fitted.score)))
+
+
+def _say(record: dict[str, Any]) -> str:
+    if "skipped" in record:
+        return f"skipped, {record['skipped']}"
+    return ", ".join(f"{name} {value:g}" for name, value in record["parameter"].items()) or "no parameter"
+
+
+def _count_cores() -> int:
+    """Count the cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

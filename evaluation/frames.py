@@ -1,0 +1,128 @@
+"""Interactions and users from a CSV or Parquet file, with ids and times as a bundle knows them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from serve.clock import to_seconds
+from serve.encoding import to_numbers
+from serve.errors import SchemaError, name_nearest
+from serve.requests import DERIVED, parse_id
+from serve.schema import Feature, IdType, Schema
+
+
+def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read `user_id`, `item_id` and what there is of `datetime`, `event`, `weight` and context columns.
+
+    Raises:
+        SchemaError: no such file, not CSV or Parquet, a column missing, or a value that cannot be read.
+    """
+    frame = _read_frame(path)
+    _check_columns(frame, ("user_id", "item_id"), path)
+    columns = {
+        "user_id": _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id"),
+        "item_id": _read_ids(frame["item_id"], schema.item_id_type, f"{path.name}: item_id"),
+    }
+    if "datetime" in frame:
+        columns["datetime"] = _read_times(frame["datetime"], schema.timezone, f"{path.name}: datetime")
+    if "weight" in frame:
+        columns["weight"] = _read_weights(frame["weight"], f"{path.name}: weight")
+    if "event" in frame:
+        columns["event"] = frame["event"].to_numpy(object)
+    stated = [feature for feature in schema.context_features if feature.kind not in DERIVED]
+    return pd.DataFrame(columns | _read_features(frame, stated))
+
+
+def read_users(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read `user_id` and the columns of the user features.
+
+    Raises:
+        SchemaError: as for interactions, or a user in two rows.
+    """
+    frame = _read_frame(path)
+    features = [feature for feature in schema.user_features if feature.kind not in DERIVED]
+    _check_columns(frame, ("user_id", *(feature.column for feature in features)), path)
+    ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
+    users = pd.DataFrame({"user_id": ids} | _read_features(frame, features))
+    is_twin = users["user_id"].duplicated()
+    if is_twin.any():
+        raise SchemaError(
+            f"{path.name}: user_id {users['user_id'][is_twin].iloc[0]!r} is there twice; keep one row"
+        )
+    return users
+
+
+def read_moment(text: str, timezone: str | None) -> int:
+    """Read an ISO date or time, or an epoch number, as UTC seconds."""
+    seconds, is_valid = to_seconds([text], timezone)
+    if not is_valid[0]:
+        raise SchemaError(f"moment '{text}' cannot be read; allowed: an ISO date or time such as 2017-12-01")
+    return int(seconds[0])
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read all cells as text: an id such as 007, or NA, is what it says."""
+    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": _read_csv, ".parquet": pd.read_parquet}
+
+
+def _read_frame(path: Path) -> pd.DataFrame:
+    read = _READERS.get(path.suffix.lower())
+    if read is None:
+        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(_READERS)}")
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such file")
+    try:
+        return read(path)
+    except (ValueError, OSError) as error:  # of pandas' and Arrow's parsers
+        raise SchemaError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+
+
+def _check_columns(frame: pd.DataFrame, needed: Iterable[str], path: Path) -> None:
+    for column in needed:
+        if column not in frame:
+            raise SchemaError(f"{path.name}: no column '{column}'; {name_nearest(column, map(str, frame))}")
+
+
+def _read_ids(column: pd.Series[Any], id_type: IdType, where: str) -> np.ndarray:
+    _refuse_missing(column.isna().to_numpy(), column, where)
+    codes, values = pd.factorize(column)
+    kind = np.int64 if id_type == "integer" else object
+    return np.array([parse_id(value, id_type, where) for value in values], kind)[codes]
+
+
+def _read_times(column: pd.Series[Any], timezone: str | None, where: str) -> np.ndarray:
+    seconds, is_valid = to_seconds(column.to_numpy(), timezone)
+    _refuse_missing(~is_valid, column, where)
+    return seconds
+
+
+def _read_weights(column: pd.Series[Any], where: str) -> np.ndarray:
+    weights = pd.to_numeric(column, errors="coerce").to_numpy(np.float64)
+    _refuse_missing(~(np.isfinite(weights) & (weights >= 0)), column, where)
+    return weights
+
+
+def _refuse_missing(is_bad: np.ndarray, column: pd.Series[Any], where: str) -> None:
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        got = f"{column.iloc[row]!r} in record {row + 1}"
+        raise SchemaError(f"{where} is {got}, which cannot be read; mend it or leave the record out")
+
+
+def _read_features(frame: pd.DataFrame, features: Iterable[Feature]) -> dict[str, Any]:
+    """Return the columns that the frame has of the features, numbers as float64."""
+    return {
+        feature.column: to_numbers(feature, frame[feature.column].to_numpy())
+        if feature.is_numeric
+        else frame[feature.column].to_numpy(object)
+        for feature in features
+        if feature.column in frame
+    }

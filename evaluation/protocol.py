@@ -1,0 +1,50 @@
+"""How figures were made, in words and numbers that stand beside them in `metrics.json`."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import numpy as np
+
+from evaluation.examination import LIST_LENGTH, Examination, headline_metric
+from evaluation.intervals import RESAMPLES
+from serve.schema import Repeats
+
+VIEWS = {
+    "all": "nothing is excluded; all targets",
+    "repeat": "the same ranking among the items a user has; targets are those she has",
+    "novel": "items a user has are excluded; targets are those she does not have",
+}
+NOVEL_ALONE = "items a user has are excluded; all targets, of which those she has are out of reach"
+
+
+def describe_protocol(examination: Examination, at: int | None, repeats: Repeats) -> dict[str, Any]:
+    """Say what was asked, how often, and how the figures were averaged."""
+    metric = headline_metric(repeats)
+    criterion = (
+        f"{metric}, mean of the views all and novel" if repeats == "allow" else f"{metric}, view novel"
+    )
+    return {
+        "split": "held-out interactions" if at is None else "time",
+        "requests": _describe_requests(at),
+        "n_requests": len(examination.user),
+        "n_users": len(np.unique(examination.user)),
+        "n_items": examination.n_items,
+        "repeats": repeats,
+        "views": VIEWS if repeats == "allow" else {"novel": NOVEL_ALONE},
+        "k": LIST_LENGTH,
+        "ranking": "exact, the whole catalogue; equal scores in the order of the catalogue",
+        "history": "training and validation interactions",
+        "average": "within a user, then over users; users without history count",
+        "intervals": f"95 %, {RESAMPLES} bootstrap samples of users; differences are paired",
+        "tuning": f"baselines: {criterion}, on validation",
+        "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
+    }
+
+
+def _describe_requests(at: int | None) -> str:
+    if at is None:
+        return "one per user and time of the holdout, without datetime and context"
+    moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
+    return f"one per user of the holdout, at {moment.isoformat()}, without context"

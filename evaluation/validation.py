@@ -1,0 +1,34 @@
+"""Interactions that the parameters of baselines are chosen on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+MOST_USERS = 2048
+
+
+def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Keep at most `MOST_USERS` users, drawn by the seed: enough to choose among five values."""
+    users = np.sort(interactions["user_id"].unique())
+    if len(users) <= MOST_USERS:
+        return interactions
+    drawn = np.random.default_rng(seed).permutation(users)[:MOST_USERS]
+    return interactions[interactions["user_id"].isin(drawn)]
+
+
+def hold_out_window(train: pd.DataFrame, at: int, length: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part the `length` seconds before `at`, and what is later, from what came before them."""
+    is_late = train["datetime"].to_numpy() >= at - length
+    return train[~is_late], train[is_late]
+
+
+def hold_out_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part each user's last event, or all of her last moment, from what came before it.
+
+    Without times the last one is the last row. Who has nothing before it keeps it.
+    """
+    moment = train["datetime"] if "datetime" in train else pd.Series(np.arange(len(train)), train.index)
+    of_user = moment.groupby(train["user_id"])
+    is_last = (moment == of_user.transform("max")) & (moment > of_user.transform("min"))
+    return train[~is_last], train[is_last]

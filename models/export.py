@@ -1,0 +1,209 @@
+"""Export the towers to ONNX and refuse an export that computes anything else than torch."""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from torch import Tensor, nn
+
+from models.item_tower import ItemTower
+from models.memory import memory_inputs
+from models.user_tower import UserTower
+from serve.errors import BundleError
+from serve.tower import SPACE_ID, Arrays, Tower
+
+PARITY = 1e-5
+"""Largest difference of a vector's entry between torch and ONNX on the exporting machine."""
+FULL_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
+
+_USER_AXES = {
+    "history_vectors": "BL",
+    "history_events": "BL",
+    "history_weights": "BL",
+    "history_times": "BL",
+    "history_groups": "BL",
+    "history_lengths": "B",
+    "request_times": "B",
+    "user_codes": "B",
+    "user_values": "B",
+    "context_codes": "B",
+    "context_values": "B",
+}
+_MEMORY_AXES = {
+    "owned_vectors": "E",
+    "owned_users": "E",
+    "owned_statistics": "E",
+    "owned_preferences": "E",
+    "user_statistics": "B",
+    "category_preferences": "B",
+}
+_ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N", "popularity": "N"}
+
+
+class UserGraph(nn.Module):
+    """The user tower of requests, without memory."""
+
+    def __init__(self, tower: UserTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(
+        self,
+        history_vectors: Tensor,
+        history_events: Tensor,
+        history_weights: Tensor,
+        history_times: Tensor,
+        history_groups: Tensor,
+        history_lengths: Tensor,
+        request_times: Tensor,
+        user_codes: Tensor,
+        user_values: Tensor,
+        context_codes: Tensor,
+        context_values: Tensor,
+    ) -> Tensor:
+        """Return the user vectors (B, W)."""
+        history = (history_vectors, history_events, history_weights, history_times, history_groups, history_lengths)
+        request = (request_times, user_codes, user_values, context_codes, context_values)
+        return self.tower.finish(self.tower.request_state(*history, *request))  # (B, W)
+
+
+class RepeatUserGraph(nn.Module):
+    """The user tower of requests, with memory."""
+
+    def __init__(self, tower: UserTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(
+        self,
+        history_vectors: Tensor,
+        history_events: Tensor,
+        history_weights: Tensor,
+        history_times: Tensor,
+        history_groups: Tensor,
+        history_lengths: Tensor,
+        request_times: Tensor,
+        user_codes: Tensor,
+        user_values: Tensor,
+        context_codes: Tensor,
+        context_values: Tensor,
+        owned_vectors: Tensor,
+        owned_users: Tensor,
+        owned_statistics: Tensor,
+        owned_preferences: Tensor,
+        user_statistics: Tensor,
+        category_preferences: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
+        history = (history_vectors, history_events, history_weights, history_times, history_groups, history_lengths)
+        request = (request_times, user_codes, user_values, context_codes, context_values)
+        arrays = {
+            "owned_users": owned_users,
+            "owned_statistics": owned_statistics,
+            "owned_preferences": owned_preferences,
+            "user_statistics": user_statistics,
+            "category_preferences": category_preferences,
+        }
+        fused = self.tower.request_state(*history, *request)  # (B, D)
+        return self.tower.complete(fused, memory_inputs(arrays, owned_vectors))  # (B, W), (E,)
+
+
+class ItemGraph(nn.Module):
+    """The item tower of items that have content and no id part."""
+
+    def __init__(self, tower: ItemTower) -> None:
+        super().__init__()
+        self.tower = tower
+
+    def forward(self, item_codes: Tensor, item_values: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+        """Return the item vectors (N, W)."""
+        return self.tower.encode_content(item_codes, item_values, categories, popularity)  # (N, W)
+
+
+@dataclass(frozen=True)
+class Graph:
+    """A module to export, with the names of its inputs' dynamic axes and of its outputs."""
+
+    module: nn.Module
+    axes: dict[str, str]
+    outputs: tuple[str, ...]
+
+
+def user_graph(tower: UserTower) -> Graph:
+    if tower.memory is None:
+        return Graph(UserGraph(tower), _USER_AXES, ("user_vectors",))
+    return Graph(RepeatUserGraph(tower), _USER_AXES | _MEMORY_AXES, ("user_vectors", "memory"))
+
+
+def item_graph(tower: ItemTower) -> Graph:
+    return Graph(ItemGraph(tower), _ITEM_AXES, ("item_vectors",))
+
+
+def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
+    """Write the graph as a single ONNX file.
+
+    Args:
+        graph: in evaluation mode, on the CPU.
+        example: an array for each input, with no axis of length 0 or 1 that is dynamic.
+        path: of the file.
+        space_id: written into the file's metadata, so that it is served with no other bundle's parts.
+    """
+    inputs = {name: torch.from_numpy(example[name]) for name in graph.axes}
+    shapes = {
+        name: {position: FULL_NAMES[letter] for position, letter in enumerate(axes)}
+        for name, axes in graph.axes.items()
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        program = torch.onnx.export(
+            graph.module.eval(),
+            (),
+            kwargs=inputs,
+            dynamo=True,
+            dynamic_shapes=shapes,
+            output_names=list(graph.outputs),
+            external_data=False,
+            verbose=False,
+        )
+    if program is None:
+        raise BundleError(f"{path.name}: torch exported nothing")
+    program.save(str(path))
+    model = onnx.load(str(path))
+    onnx.helper.set_model_props(model, {SPACE_ID: space_id})
+    onnx.save(model, str(path))
+
+
+def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
+    """Compare the file, run by ONNX Runtime, with torch.
+
+    Args:
+        graph: what was exported.
+        path: the file.
+        cases: name of a case -> an array for each input.
+
+    Raises:
+        BundleError: an output differs by more than `PARITY` (relative where it is above 1).
+    """
+    tower = Tower(path.name, path.read_bytes(), n_threads=1)
+    for case, arrays in cases.items():
+        got = tower.run({name: arrays[name] for name in tower.inputs})
+        for name, expected in run_torch(graph, arrays).items():
+            difference = np.abs(got[name] - expected) / np.maximum(1.0, np.abs(expected))
+            if difference.size and not difference.max() <= PARITY:
+                raise BundleError(
+                    f"{path.name}, {case}: output '{name}' differs from torch by {difference.max():.2e}; "
+                    f"allowed: {PARITY:.0e}. Nothing is published"
+                )
+
+
+def run_torch(graph: Graph, arrays: Arrays) -> Arrays:
+    """Run the module on named arrays."""
+    with torch.no_grad():
+        outputs = graph.module.eval()(**{name: torch.from_numpy(arrays[name]) for name in graph.axes})
+    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+    return {name: output.numpy() for name, output in zip(graph.outputs, outputs, strict=True)}

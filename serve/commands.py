@@ -1,0 +1,97 @@
+"""What the commands of `python -m serve` do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from serve.bundle import Bundle, verify
+from serve.item_facts import REPEAT_RATE
+from serve.recommendations import to_arrow, write_tables
+from serve.recommender import Recommender, golden_answer
+from serve.request_files import read_requests
+from serve.requests import Request
+from serve.schema import Repeats
+
+_REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
+_MOST_SHOWN = 40
+
+
+def recommend_file(
+    recommender: Recommender, requests: Iterable[Request], k: int, repeats: Repeats | None, out: Path
+) -> int:
+    """Answer requests into a CSV or Parquet file.
+
+    Args:
+        recommender: what answers.
+        requests: read as they are needed.
+        k: length of a list.
+        repeats: may owned items be listed; None: as in the data of the bundle.
+        out: the file; as it was until all answers are in it.
+
+    Returns:
+        How many requests were answered.
+
+    Raises:
+        SchemaError: a request that cannot be read, or another suffix.
+    """
+    filter_viewed = None if repeats is None else repeats == "exclude"
+    schema = recommender.recommend([], k, filter_viewed).to_table().schema
+    n_answered = 0
+
+    def answer() -> Iterator[pa.Table]:
+        nonlocal n_answered
+        for some in _in_batches(requests):
+            n_answered += len(some)
+            yield recommender.recommend(some, k, filter_viewed).to_table()
+
+    write_tables(answer(), schema, out)
+    return n_answered
+
+
+def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
+    """Read the requests of a file as they are needed."""
+    return read_requests(path, recommender.bundle.schema)
+
+
+def user_requests(recommender: Recommender) -> Iterator[Request]:
+    """Make a request of each user that has a profile, in the order of the profiles."""
+    return (Request(user_id=user_id) for user_id in recommender.profiles.user_ids.tolist())
+
+
+def describe_similar(path: Path, item_id: str, k: int) -> list[str]:
+    """Return the lines of a table: the item, then those nearest to it, with cosine and the item's columns."""
+    recommender = Recommender(Bundle.load(path))
+    ids, cosines = recommender.similar_items(item_id, k)
+    rows = recommender.item_rows([item_id, *ids.tolist()])
+    items = recommender.bundle.items
+    names = [name for name in items.column_names if name != REPEAT_RATE]
+    shown = items.select(names).take(to_arrow(rows)).to_pylist()
+    scores = ["", *(f"{cosine:.3f}" for cosine in cosines.tolist())]
+    cells = [[score, *map(_show, item.values())] for score, item in zip(scores, shown, strict=True)]
+    return _align([["cosine", *names], *cells])
+
+
+def verify_bundle(path: Path) -> list[str]:
+    """Check a bundle: hashes, space, golden requests. Returns lines to say."""
+    return verify(path, lambda bundle: golden_answer(Recommender(bundle)))
+
+
+def _in_batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
+    remaining = iter(requests)
+    while some := list(islice(remaining, _REQUESTS_AT_ONCE)):
+        yield some
+
+
+def _show(value: Any) -> str:
+    text = "" if value is None else " ".join(str(value).split())
+    return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
+
+
+def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -1,0 +1,76 @@
+"""Pairs of a request and an item, flat: what is owned, excluded, remembered or a candidate."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve.index import Ragged
+from serve.top_k import Floats, Ints, rank_candidates
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """C pairs of a request of the tile and an item row, in any order unless it is said."""
+
+    requests: Ints
+    rows: Ints
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def take(self, index: NDArray[np.generic]) -> Pairs:
+        return Pairs(self.requests[index], self.rows[index])
+
+    def keys(self, n_items: int) -> Ints:
+        """Return one number per pair, in the order of request and row."""
+        return self.requests * n_items + self.rows
+
+
+def join_pairs(*parts: Pairs) -> Pairs:
+    """Put pairs one after another."""
+    return Pairs(
+        np.concatenate([part.requests for part in parts]), np.concatenate([part.rows for part in parts])
+    )
+
+
+def distinct_pairs(pairs: Pairs, n_items: int) -> Pairs:
+    """Return each pair once, ordered by request and row."""
+    return Pairs(*np.divmod(np.unique(pairs.keys(n_items)), n_items))
+
+
+def to_ragged(pairs: Pairs, n_requests: int) -> Ragged:
+    """Return the rows of each request, as the index takes exclusions; a pair may be there more than once."""
+    order = np.argsort(pairs.requests, kind="stable")
+    counts = np.bincount(pairs.requests, minlength=n_requests)
+    return pairs.rows[order], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+def are_among(pairs: Pairs, others: Pairs, n_items: int) -> NDArray[np.bool_]:
+    """Tell which pairs are among others, (C,)."""
+    if not len(others):
+        return np.zeros(len(pairs), dtype=np.bool_)
+    return np.isin(pairs.keys(n_items), others.keys(n_items))
+
+
+def spread_scores(known: Pairs, scores: Floats, pairs: Pairs, n_items: int) -> Floats:
+    """Return the score of each of C pairs, 0 for a pair that is not among the known.
+
+    Args:
+        known: ordered by request and row, all of them among `pairs`.
+        scores: of the known.
+        pairs: ordered by request and row.
+        n_items: N.
+    """
+    spread = np.zeros(len(pairs), dtype=np.float32)
+    spread[np.searchsorted(pairs.keys(n_items), known.keys(n_items))] = scores
+    return spread
+
+
+def rank_pairs(pairs: Pairs, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
+    """Order each request's pairs by score, then by row, and keep k; padded as `rank_candidates` does."""
+    order = np.argsort(pairs.requests, kind="stable")
+    ordered = pairs.take(order)
+    return rank_candidates(ordered.requests, ordered.rows, scores[order], n_requests, k)

@@ -1,0 +1,191 @@
+"""What would this user want, here and now: requests in, ranked items out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from serve import golden
+from serve.bundle import Bundle
+from serve.errors import SchemaError, name_nearest
+from serve.feature_rows import encode_rows
+from serve.index import ItemIndex
+from serve.item_facts import read_item_facts
+from serve.item_ids import ItemIds
+from serve.known_users import encode_profiles, no_profiles
+from serve.merging import Lists, Scored, rank_all, rank_novel, rank_owned
+from serve.profiles import MANIFEST, Profiles
+from serve.recommendations import Recommendations, to_numpy
+from serve.requests import Request, parse_request
+from serve.top_k import Floats, Ints
+from serve.tower_runs import TowerRuns
+from serve.user_inputs import RequestEncoder
+
+PROFILES = "profiles"
+"""Folder beside a bundle that holds the profiles of its users."""
+
+RawRequest = Mapping[str, Any] | Request
+
+_Row = TypeVar("_Row")
+
+_TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
+
+
+class Recommender:
+    """A bundle and the profiles of its users, ready to answer. Nothing in it changes."""
+
+    def __init__(self, bundle: Bundle, profiles: Profiles | None = None) -> None:
+        """Put a bundle and profiles together.
+
+        Args:
+            bundle: as loaded.
+            profiles: what is known of users; without them, requests bring their own histories.
+
+        Raises:
+            BundleError: the towers read what cannot be given, or the profiles are of other data.
+        """
+        schema = bundle.schema
+        self.bundle = bundle
+        self.profiles = no_profiles(schema) if profiles is None else profiles
+        self._item_ids = ItemIds(to_numpy(bundle.items.column("item_id")))
+        known = encode_profiles(self.profiles, self._item_ids, schema)
+        facts = read_item_facts(bundle.items, schema) if schema.repeats == "allow" else None
+        self._encoder = RequestEncoder(schema, self._item_ids, known, facts)
+        self._towers = TowerRuns(bundle)
+
+    @classmethod
+    def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
+        """Load a published bundle.
+
+        Args:
+            directory: of the bundle.
+            profiles: or their folder; by default the folder `profiles` beside the bundle, if there is one.
+
+        Raises:
+            BundleError: bundle or profiles are missing, altered, or do not belong together.
+        """
+        beside = Path(directory).absolute().parent / PROFILES
+        if profiles is None and (beside / MANIFEST).exists():
+            profiles = beside
+        known = Profiles.load(Path(profiles)) if isinstance(profiles, (str, Path)) else profiles
+        return cls(Bundle.load(Path(directory)), known)
+
+    def recommend(
+        self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None
+    ) -> Recommendations:
+        """Rank the catalogue for each request.
+
+        Args:
+            requests: as `serve.requests` describes them. What a request gives replaces that part of the
+                user's profile; a user without a profile has an empty one.
+            k: length of a list; shorter only where fewer items are admissible.
+            filter_viewed: leave out the items of the history; by default what the data says of repeats. Items
+                that a request excludes are always left out.
+
+        Raises:
+            SchemaError: a request that cannot be read.
+            ValueError: k below 1.
+        """
+        if filter_viewed is None:
+            filter_viewed = self.bundle.schema.repeats == "exclude"
+        return self._answer(requests, k, rank_novel if filter_viewed else rank_all)
+
+    def rank_owned(self, requests: Iterable[RawRequest], k: int = 10) -> Recommendations:
+        """Rank the items of each request's history: what `recommend` of all items says of these."""
+        return self._answer(requests, k, rank_owned)
+
+    def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
+        """Find the items nearest to an item by cosine, itself excluded.
+
+        Returns:
+            ids and falling cosines, min(k, N - 1) of each.
+
+        Raises:
+            SchemaError: an item that the bundle does not know.
+        """
+        (row,) = self.item_rows([item_id])
+        scores, rows = self.bundle.index.similar(int(row), k, self._towers.taste_dim)
+        return self._item_ids.ids[rows], scores
+
+    def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
+        """Return the user vector of each request, (B, W)."""
+        tiles = [scored.vectors for scored in self._score(self._check(requests))]
+        return np.concatenate([np.empty((0, self.bundle.vectors.shape[1]), np.float32), *tiles])
+
+    def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
+        """Place items that the bundle does not have by their features.
+
+        Args:
+            rows: feature column -> raw value of each item; a column that is not given is missing.
+
+        Returns:
+            (n, W) vectors, as popular as the least popular item.
+
+        Raises:
+            SchemaError: a column that no feature reads, or a number that does not parse.
+        """
+        schema = self.bundle.schema
+        columns = {feature.column for feature in schema.item_features}
+        for name in {name: None for row in rows for name in row}:
+            if name not in columns:
+                raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), columns)}")
+        encoded = (encode_rows(schema.item_features, tile, schema.timezone) for tile in _tiles(rows))
+        empty = np.empty((0, self.bundle.vectors.shape[1]), np.float32)
+        return np.concatenate([empty, *map(self._towers.items, encoded)])
+
+    def item_rows(self, ids: Sequence[Any]) -> Ints:
+        """Return the position of each item in the catalogue.
+
+        Raises:
+            SchemaError: an item that the bundle does not know.
+        """
+        return self._item_ids.require(ids)
+
+    def _answer(
+        self, requests: Iterable[RawRequest], k: int, rank: Callable[[ItemIndex, Scored, int], Lists]
+    ) -> Recommendations:
+        if k < 1:
+            raise ValueError(f"k is {k}; allowed: 1 or more")
+        checked, length = self._check(requests), min(k, len(self._item_ids))
+        scores, rows = [np.empty((0, length), np.float32)], [np.empty((0, length), np.int64)]
+        unknown = [np.empty(0, np.int64)]
+        for scored in self._score(checked):
+            tile_scores, tile_rows = rank(self.bundle.index, scored, length)
+            scores.append(tile_scores)
+            rows.append(tile_rows)
+            unknown.append(scored.requests.unknown_items)
+        return Recommendations.from_lists(
+            [request.user_id for request in checked],
+            np.concatenate(rows),
+            np.concatenate(scores),
+            item_ids=self._item_ids.ids,
+            unknown_items=np.concatenate(unknown),
+            user_id_type=self.bundle.schema.user_id_type,
+        )
+
+    def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
+        schema = self.bundle.schema
+        return [raw if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests]
+
+    def _score(self, requests: Sequence[Request]) -> Iterator[Scored]:
+        for tile in _tiles(requests):
+            encoded = self._encoder.encode(tile)
+            yield Scored(encoded, *self._towers.users(encoded.tower))
+
+
+def golden_answer(recommender: Recommender) -> golden.Answer:
+    """Return what answers golden requests: `recommend`, in the form that `serve.golden` compares."""
+
+    def answer(requests: list[golden.Request], k: int) -> list[tuple[Sequence[str | int], Sequence[float]]]:
+        answers = recommender.recommend(requests, k)
+        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
+
+    return answer
+
+
+def _tiles(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
+    return (rows[start : start + _TILE] for start in range(0, len(rows), _TILE))

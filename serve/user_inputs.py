@@ -1,0 +1,125 @@
+"""From requests to what the user tower reads: profile and request put together, encoded as in training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from serve.encoding import EncodedFeatures
+from serve.events import Events, Ints
+from serve.feature_rows import TIME, encode_rows, keyed_by_name
+from serve.histories import NO_TIME, Histories, encode_histories, flatten_events, limit_times, pick_histories
+from serve.item_facts import ItemFacts
+from serve.item_ids import ItemIds
+from serve.known_users import KnownUsers
+from serve.owned import summarise_owned
+from serve.pairs import Pairs
+from serve.requests import Request
+from serve.schema import Schema
+from serve.tower_inputs import Arrays, TowerInputs, history_arrays, owned_arrays, request_arrays
+
+
+@dataclass(frozen=True)
+class EncodedRequests:
+    """T requests, at least one."""
+
+    tower: TowerInputs
+    remembered: Pairs
+    """The items that the memory scores, ordered by request and row; none where repeats are not allowed."""
+    owned: Pairs
+    """All events of each history whose item is known."""
+    excluded: Pairs
+    """The items of the requests' exclude lists that are known."""
+    unknown_items: Ints
+    """(T,)."""
+
+    def __len__(self) -> int:
+        return len(self.unknown_items)
+
+
+class RequestEncoder:
+    """Encode requests for one bundle with one set of profiles."""
+
+    def __init__(self, schema: Schema, item_ids: ItemIds, known: KnownUsers, facts: ItemFacts | None) -> None:
+        """Keep what requests are encoded by.
+
+        Args:
+            schema: of the bundle.
+            item_ids: its catalogue.
+            known: the profiles.
+            facts: what the memory reads of items; None if there is no memory.
+        """
+        self.schema = schema
+        self.item_ids = item_ids
+        self.known = known
+        self.facts = facts
+        self._user_features = keyed_by_name(schema.user_features)
+        self._context_features = keyed_by_name(schema.context_features)
+
+    def encode(self, requests: Sequence[Request]) -> EncodedRequests:
+        """Encode requests, at least one.
+
+        The moment of a request is its datetime, else its last event's time, else the end of the training
+        data. Events later than that count as happening at it.
+        """
+        positions = np.array([self.known.position(request.user_id) for request in requests], dtype=np.int64)
+        histories = self._histories(requests, positions)
+        moment = self._moments(requests, histories)
+        events = limit_times(histories.events, moment)
+        arrays, history_rows = history_arrays(events, self.schema)
+        arrays |= request_arrays(moment, self._users(requests, positions), self._contexts(requests))
+        remembered = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        if self.facts is not None:
+            more, remembered = self._remember(events, moment, self.facts)
+            arrays |= more
+        return EncodedRequests(
+            tower=TowerInputs(arrays, history_rows, remembered.rows),
+            remembered=remembered,
+            owned=Pairs(events.segments(), events.item_row),
+            excluded=self._excluded(requests),
+            unknown_items=histories.unknown_items,
+        )
+
+    def _histories(self, requests: Sequence[Request], positions: Ints) -> Histories:
+        inline = [request.history for request in requests if request.history is not None]
+        given = encode_histories(*flatten_events(inline, self.item_ids), self.item_ids, self.schema)
+        numbers = iter(range(len(inline)))
+        return pick_histories(
+            [
+                (self.known.histories, position) if request.history is None else (given, next(numbers))
+                for request, position in zip(requests, positions.tolist(), strict=True)
+            ]
+        )
+
+    def _moments(self, requests: Sequence[Request], histories: Histories) -> Ints:
+        """Return the moment of each request; 0, the time of all events, where the data has no time."""
+        if not self.schema.has_datetime:
+            return np.zeros(len(requests), dtype=np.int64)
+        last = np.where(histories.last_time == NO_TIME, self.schema.data_until, histories.last_time)
+        given = [request.datetime for request in requests]
+        return np.array([last[i] if time is None else time for i, time in enumerate(given)], dtype=np.int64)
+
+    def _users(self, requests: Sequence[Request], positions: Ints) -> EncodedFeatures:
+        users = self.known.features.take(positions)
+        inline = {i: request.features for i, request in enumerate(requests) if request.features is not None}
+        if inline:
+            given = encode_rows(self._user_features, list(inline.values()), self.schema.timezone)
+            users.codes[list(inline)], users.values[list(inline)] = given.codes, given.values
+        return users
+
+    def _contexts(self, requests: Sequence[Request]) -> EncodedFeatures:
+        rows = [{**(request.context or {}), TIME: request.datetime} for request in requests]
+        return encode_rows(self._context_features, rows, self.schema.timezone)
+
+    def _remember(self, events: Events, moment: Ints, facts: ItemFacts) -> tuple[Arrays, Pairs]:
+        n_types = len(self.schema.event_types)
+        recent = events.last(self.schema.memory_length)
+        owned = summarise_owned(recent, moment, self.schema.decay_days, n_types, facts.repeat_rate)
+        return owned_arrays(owned, facts.categories, facts.n_categories), Pairs(owned.user, owned.item_row)
+
+    def _excluded(self, requests: Sequence[Request]) -> Pairs:
+        owner = np.repeat(np.arange(len(requests)), [len(request.exclude) for request in requests])
+        rows = self.item_ids.find([item_id for request in requests for item_id in request.exclude])
+        return Pairs(owner[rows >= 0], rows[rows >= 0])

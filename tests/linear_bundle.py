@@ -1,0 +1,323 @@
+"""Bundles whose towers are linear and read every input of the contract, so that a few loops can say what they answer.
+
+Two worlds of 23 items in 10 columns (7 of taste, 1 of affinity, 2 of popularity): SHOP with repeats, baskets,
+texts as ids and a memory, and FILMS without repeats, ordered, with integers as ids.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from serve.bundle import Bundle
+from serve.golden import write_golden
+from serve.golden_requests import draw_requests
+from serve.index import ItemIndex
+from serve.items import write_items
+from serve.manifest import Facts, compute_space_id
+from serve.owned import statistic_names
+from serve.profiles import History, Profiles
+from serve.recommender import Recommender, golden_answer
+from serve.schema import Feature, Schema
+from serve.staging import Stage, publish
+from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
+
+N, D, W, P = 23, 7, 10, 2
+DAY = 86_400
+UNTIL = 1_500_000_000
+DEPARTMENTS, BRANDS = ("dairy", "meat", "fruit"), ("x", "y")
+GENDERS, DEVICES = ("f", "m"), ("phone", "web")
+REPEAT_RATES = np.linspace(-1, 1, N).astype(np.float32)
+
+SHOP = Schema(
+    user_features=(
+        Feature("gender", "categorical", "sex", GENDERS),
+        Feature("income", "numeric", "income", mean=3.0, scale=2.0),
+    ),
+    item_features=(
+        Feature("department", "categorical", "department", DEPARTMENTS),
+        Feature("price", "numeric", "price", mean=1.0, scale=4.0),
+        Feature("brand", "categorical", "brand", BRANDS),
+    ),
+    context_features=(
+        Feature("device", "categorical", "device", DEVICES),
+        Feature("hour", "hour_of_day", "datetime", tuple(map(str, range(24)))),
+    ),
+    user_id_type="string",
+    item_id_type="string",
+    event_types=("view", "buy"),
+    has_datetime=True,
+    has_weight=True,
+    weight_mean=0.8,
+    weight_scale=0.5,
+    timezone=None,
+    ties="simultaneous",
+    repeats="allow",
+    history_length=5,
+    memory_length=8,
+    decay_days=(1.0, 3.0),
+    popularity_days=(9.0, 28.0),
+    data_until=UNTIL,
+)
+FILMS = replace(
+    SHOP,
+    user_id_type="integer",
+    item_id_type="integer",
+    event_types=(),
+    has_weight=False,
+    ties="ordered",
+    repeats="exclude",
+    popularity_days=(),
+)
+
+
+def item_ids(schema: Schema) -> list:
+    """Return ids that are not in the order of rows."""
+    numbers = [(7 * row) % N + 100 for row in range(N)]
+    return numbers if schema.item_id_type == "integer" else [f"i{number}" for number in numbers]
+
+
+def item_values(row: int) -> dict:
+    """Return the raw features of an item; some are missing."""
+    return {
+        "department": None if row % 5 == 4 else DEPARTMENTS[row % 3],
+        "price": None if row % 7 == 6 else row / 3,
+        "brand": BRANDS[row % 2],
+    }
+
+
+def vectors_of(seed: int) -> np.ndarray:
+    return np.random.default_rng(seed).standard_normal((N, W), dtype=np.float32)
+
+
+def weights_of(seed: int) -> dict[str, np.ndarray]:
+    """Draw what the towers multiply by."""
+    rng = np.random.default_rng(seed + 1000)
+    shapes = {"project": (D, W), "user_c": (2, W), "user_v": (2, W), "context_c": (2, W)}
+    shapes |= {"item_c": (2, W), "item_v": (2, W), "item_k": (2, W), "item_p": (P, W)}
+    return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
+
+
+def category_weights() -> np.ndarray:
+    """Return the memory's weight of each of the 5 codes of departments and 4 of brands."""
+    return np.linspace(0.1, 0.5, 5 + 4).astype(np.float32)
+
+
+def user_tower(schema: Schema, space_id: str, seed: int) -> bytes:
+    """attention = 1 + .1 event + .2 weight + 1e-6 gap + .05 group; user = mean(attention x vector) and more."""
+    floats = {name: node("CastLike", [name, "one"], f"{name}_f") for name in _FLOATED}
+    nodes = [
+        node("CastLike", ["one", "history_lengths"], "axis"),
+        *floats.values(),
+        node("Min", ["history_groups_f", "one"], "mask"),
+        node("Unsqueeze", ["request_times", "axis"], "now"),
+        node("Sub", ["now", "history_times"], "gaps"),
+        node("CastLike", ["gaps", "one"], "gaps_f"),
+        node("Mul", ["gaps_f", "per_gap"], "by_gap"),
+        node("Mul", ["history_events_f", "per_event"], "by_event"),
+        node("Mul", ["history_weights", "per_weight"], "by_weight"),
+        node("Mul", ["history_groups_f", "per_group"], "by_group"),
+        node("Sum", ["one", "by_gap", "by_event", "by_weight", "by_group"], "raw_attention"),
+        node("Mul", ["raw_attention", "mask"], "attention"),
+        node("Unsqueeze", ["attention", "axis"], "rows"),
+        node("MatMul", ["rows", "history_vectors"], "summed_rows"),
+        node("Squeeze", ["summed_rows", "axis"], "summed"),
+        node("Max", ["history_lengths_f", "one"], "counts"),
+        node("Unsqueeze", ["counts", "axis"], "divisors"),
+        node("Div", ["summed", "divisors"], "state"),
+        node("MatMul", ["state", "project"], "projected"),
+        node("MatMul", ["user_codes_f", "user_c"], "by_codes"),
+        node("MatMul", ["user_values", "user_v"], "by_values"),
+        node("MatMul", ["context_codes_f", "context_c"], "by_context"),
+        node("Sum", ["projected", "by_codes", "by_values", "by_context"], "user_vectors"),
+    ]
+    inputs = [
+        value("history_vectors", FLOAT, ["B", "L", D]),
+        *(value(name, INT64, ["B", "L"]) for name in ("history_events", "history_times", "history_groups")),
+        value("history_weights", FLOAT, ["B", "L"]),
+        *(value(name, INT64, ["B"]) for name in ("history_lengths", "request_times")),
+        *(value(name, INT64, ["B", 2]) for name in ("user_codes", "context_codes")),
+        value("user_values", FLOAT, ["B", 2]),
+    ]
+    outputs = [value("user_vectors", FLOAT, ["B", W])]
+    weights = {name: array for name, array in weights_of(seed).items() if not name.startswith("item")}
+    weights |= {"one": np.ones(1), "per_event": np.array([0.1]), "per_weight": np.array([0.2])}
+    weights |= {"per_gap": np.array([1e-6]), "per_group": np.array([0.05])}
+    if schema.repeats == "allow":
+        names = statistic_names(schema.decay_days, schema.event_types)
+        per_statistic = [{"count": 0.2, "repeat_rate": 0.1, "event_buy": 0.15}.get(name, 0.0) for name in names]
+        nodes += _MEMORY
+        inputs += [
+            value("owned_vectors", FLOAT, ["E", W]),
+            value("owned_users", INT64, ["E"]),
+            value("owned_statistics", FLOAT, ["E", len(names)]),
+            value("owned_preferences", FLOAT, ["E"]),
+            value("user_statistics", FLOAT, ["B", 6]),
+            value("category_preferences", FLOAT, ["B", 9]),
+        ]
+        outputs.append(value("memory", FLOAT, ["E"]))
+        weights |= {
+            "per_statistic": np.array(per_statistic)[:, None],
+            "per_user": np.array([0, 0, 0.05, 0, 0, 0])[:, None],
+            "per_category": category_weights()[:, None],
+            "per_preference": np.array([0.5]),
+            "per_product": np.full((W, 1), 0.3),
+        }
+    return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
+
+
+_FLOATED = ("history_groups", "history_events", "history_lengths", "user_codes", "context_codes")
+_MEMORY = [
+    node("Gather", ["user_vectors", "owned_users"], "of_users"),
+    node("Mul", ["of_users", "owned_vectors"], "terms"),
+    node("MatMul", ["terms", "per_product"], "by_product"),
+    node("MatMul", ["owned_statistics", "per_statistic"], "by_statistic"),
+    node("MatMul", ["user_statistics", "per_user"], "by_user"),
+    node("MatMul", ["category_preferences", "per_category"], "by_category"),
+    node("Sum", ["by_user", "by_category"], "per_request"),
+    node("Gather", ["per_request", "owned_users"], "by_request"),
+    node("Sum", ["by_product", "by_statistic", "by_request"], "column"),
+    node("Squeeze", ["column", "axis"], "flat"),
+    node("Mul", ["owned_preferences", "per_preference"], "by_preference"),
+    node("Sum", ["flat", "by_preference"], "memory"),
+]
+
+
+def item_tower(space_id: str, seed: int) -> bytes:
+    nodes = [
+        node("CastLike", ["item_codes", "one"], "codes"),
+        node("CastLike", ["categories", "one"], "cats"),
+        node("MatMul", ["codes", "item_c"], "by_codes"),
+        node("MatMul", ["item_values", "item_v"], "by_values"),
+        node("MatMul", ["cats", "item_k"], "by_categories"),
+        node("MatMul", ["popularity", "item_p"], "by_popularity"),
+        node("Sum", ["by_codes", "by_values", "by_categories", "by_popularity"], "item_vectors"),
+    ]
+    inputs = [
+        *(value(name, INT64, ["N", 2]) for name in ("item_codes", "categories")),
+        *(value(name, FLOAT, ["N", 2]) for name in ("item_values", "popularity")),
+    ]
+    weights = {name: array for name, array in weights_of(seed).items() if name.startswith("item")}
+    weights["one"] = np.ones(1)
+    outputs = [value("item_vectors", FLOAT, ["N", W])]
+    return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
+
+
+def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Path:
+    """Publish a bundle with golden answers and return its folder."""
+    vectors = vectors_of(seed) if vectors is None else vectors
+    text = schema.to_json().encode()
+    space_id = compute_space_id(vectors, text)
+    items = {"item_id": item_ids(schema), "title": [f"Title {row}" for row in range(N)]}
+    items |= {name: [item_values(row)[name] for row in range(N)] for name in ("department", "price", "brand")}
+    if schema.repeats == "allow":
+        items["repeat_rate"] = REPEAT_RATES
+    facts = Facts("dot", P, 1.0, {"items": N}, {"numpy": np.__version__}, UNTIL, {"seed": seed})
+    with Stage.open(directory) as stage:
+        (stage.path / "schema.json").write_bytes(text)
+        (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
+        (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
+        np.save(stage.path / "item_vectors.npy", vectors)
+        ItemIndex.build(vectors).save(stage.path / "items.faiss")
+        write_items(pa.table(items), stage.path / "items.parquet")
+        stage.seal(facts, {})
+        requests = draw_requests(schema, item_ids(schema), 8, np.random.default_rng(seed))
+        answer = golden_answer(Recommender(Bundle.load_staged(stage.path)))
+        write_golden(stage.path / "golden.json", requests, answer, k=4)
+        return publish(stage, facts, {}).path
+
+
+def make_profiles(schema: Schema, known: dict) -> Profiles:
+    """Build profiles from {user_id: {features, history}}, written like requests, times in seconds."""
+    events = [event for user in known.values() for event in user["history"]]
+    texts = schema.item_id_type == "string"
+    columns = {"item_id": np.array([e["item_id"] for e in events], dtype=object if texts else np.int64)}
+    columns["datetime"] = np.array([event["datetime"] for event in events], dtype=np.int64)
+    if schema.event_types:
+        columns["event"] = np.array([event.get("event") for event in events], dtype=object)
+    if schema.has_weight:
+        columns["weight"] = np.array([event["weight"] for event in events], dtype=np.float64)
+    return Profiles(
+        user_ids=np.array(list(known), dtype=object if schema.user_id_type == "string" else np.int64),
+        features={
+            "gender": np.array([user["features"].get("gender") for user in known.values()], dtype=object),
+            "income": np.array([user["features"].get("income", np.nan) for user in known.values()], dtype=float),
+        },
+        history=History(**columns),
+        offsets=np.cumsum([0, *(len(user["history"]) for user in known.values())]),
+    )
+
+
+def naive_scores(schema: Schema, seed: int, known: dict, request: dict) -> tuple[np.ndarray, list[float], set[int]]:
+    """Say what a request should get: its vector (W,), a score per item, and the rows of its owned items."""
+    profile = known.get(request.get("user_id"), {"features": {}, "history": []})
+    features, history = request.get("features", profile["features"]), request.get("history", profile["history"])
+    context, time = request.get("context", {}), request.get("datetime")
+    moment = time if time is not None else history[-1].get("datetime", UNTIL) if history else UNTIL
+    rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    events = [
+        (rows[e["item_id"]], min(e.get("datetime", moment), moment), e.get("event"), e.get("weight"))
+        for e in history
+        if e["item_id"] in rows
+    ]
+    items = vectors_of(seed).astype(float)
+    user = _naive_vector(schema, weights_of(seed), items, events, moment)
+    w = weights_of(seed)
+    user = user + np.array([_code(GENDERS, features.get("gender")), 0.0])[:1] @ w["user_c"][:1]
+    user = user + _number(features.get("income"), 3.0, 2.0) @ w["user_v"]
+    hour = 1 if time is None else time // 3600 % 24 + 2
+    user = user + np.array([_code(DEVICES, context.get("device")), hour]) @ w["context_c"]
+    scores = items @ user
+    if schema.repeats == "allow":
+        for row, extra in _naive_memory(schema, events[-schema.memory_length :], moment, scores).items():
+            scores[row] += extra
+    return user, scores.tolist(), {event[0] for event in events}
+
+
+def _naive_vector(schema, w, items, events, moment):
+    recent = events[-schema.history_length :]
+    state, group = np.zeros(D), 0
+    for place, (row, time, event, weight) in enumerate(recent):
+        if place == 0 or schema.ties == "ordered" or time != recent[place - 1][1]:
+            group += 1
+        code = schema.event_types.index(event) + 2 if event in schema.event_types else 1
+        standard = 0.0
+        if schema.has_weight and weight is not None:
+            standard = (math.log1p(weight) - schema.weight_mean) / schema.weight_scale
+        attention = 1 + 0.1 * code + 0.2 * standard + 1e-6 * (moment - time) + 0.05 * group
+        state = state + attention * items[row, :D]
+    return state / max(len(recent), 1) @ w["project"]
+
+
+def _naive_memory(schema, events, moment, products):
+    owned: dict[int, list] = {}
+    for row, time, event, _ in events:
+        owned.setdefault(row, []).append((max(moment - time, 0) / DAY, event))
+    preference = {row: math.log1p(3 * sum(math.exp(-since / 3.0) for since, _ in of)) for row, of in owned.items()}
+    per_category, by_category = category_weights(), 0.0
+    for row, amount in preference.items():
+        values = item_values(row)
+        by_category += amount * per_category[_code(DEPARTMENTS, values["department"])]
+        by_category += amount * per_category[5 + _code(BRANDS, values["brand"])]
+    by_user = 0.05 * math.log1p(len(events)) + by_category
+    return {
+        row: 0.5 * preference[row]
+        + 0.2 * math.log1p(len(of))
+        + 0.1 * REPEAT_RATES[row]
+        + 0.15 * math.log1p(sum(event == "buy" for _, event in of))
+        + 0.3 * products[row]
+        + by_user
+        for row, of in owned.items()
+    }
+
+
+def _code(vocabulary, raw):
+    return vocabulary.index(raw) + 2 if raw in vocabulary else 1
+
+
+def _number(raw, mean, scale):
+    return np.array([0.0, 1.0]) if raw is None else np.array([(raw - mean) / scale, 0.0])

@@ -1,0 +1,110 @@
+import jsonargparse
+import pytest
+
+from datamodules.config import DataConfig
+from datamodules.config_errors import explain
+
+
+def make_parser():
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config")
+    parser.add_argument("--data", type=DataConfig)
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def explain_arguments(*arguments):
+    parser = make_parser()
+    with pytest.raises(jsonargparse.ArgumentError) as error:
+        parser.parse_args(list(arguments))
+    return explain(error.value, parser.get_defaults().keys())
+
+
+def explain_file(folder, text):
+    (folder / "run.yaml").write_text(text)
+    return explain_arguments("--config", str(folder / "run.yaml"))
+
+
+KINDS = "categorical, day_of_week, hour_of_day, multi_categorical, numeric"
+FILES = [
+    ("sed: 3", "unknown key 'sed'; did you mean 'seed'?"),
+    ("zzz: 3", "unknown key 'zzz'; allowed: config, data, seed"),
+    ("dat: {ties: ordered}", "unknown key 'dat'; did you mean 'data'?"),
+    ("data: {featurs: {user: {age: numeric}}}", "data: unknown key 'featurs'; did you mean 'features'?"),
+    ("data: {features: {usr: {age: numeric}}}", "data.features: unknown key 'usr'; did you mean 'user'?"),
+    ("data: {split: {att: now}}", "data.split: unknown key 'att'; did you mean 'at'?"),
+    ("data: {interactions: {pth: a}}", "data.interactions: unknown key 'pth'; did you mean 'path'?"),
+    ("data: {users: {pth: a}}", "data.users: unknown key 'pth'; did you mean 'path'?"),
+    (
+        "data: {features: {user: {age: numric}}}",
+        "data.features.user: 'numric' is not allowed; did you mean 'numeric'?",
+    ),
+    ("data: {features: {item: {a: 3}}}", f"data.features.item: '3' is not allowed; allowed: {KINDS}"),
+    (
+        "data: {features: {user: {age: {kind: numric}}}}",
+        "data.features.user.kind: 'numric' is not allowed; did you mean 'numeric'?",
+    ),
+    (
+        "data: {features: {user: {age: {kind: numeric, colum: a}}}}",
+        "data.features.user: unknown key 'colum'; did you mean 'column'?",
+    ),
+    (
+        "data: {features: {user: {age: {kind: numeric, min: low}}}}",
+        "data.features.user.min is 'low'; allowed: float or null",
+    ),
+    ("data: {split: {kind: nne}}", "data.split.kind: 'nne' is not allowed; did you mean 'none'?"),
+    ("data: {history_length: many}", "data.history_length is 'many'; allowed: int or null"),
+    ("data: {audit_only: 3}", "data.audit_only is '3'; allowed: list"),
+    ("data: {interactions: {names: a}}", "data.interactions.names is 'a'; allowed: list or null"),
+    ("data: {items: {columns: {item_id: 3}}}", "data.items.columns is '3'; allowed: str"),
+]
+
+
+@pytest.mark.parametrize(("text", "expected"), FILES)
+def test_a_fault_in_a_file_is_named_in_one_line(tmp_path, text, expected):
+    assert explain_file(tmp_path, text) == expected
+
+
+def test_a_feature_without_a_kind_is_named_by_what_it_has(tmp_path):
+    message = explain_file(tmp_path, "data: {features: {user: {age: {column: years}}}}")
+    assert message.startswith("data.features.user: 'kind' is missing in ")
+    assert "column='years'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (
+            ["--data.split.knd", "none"],
+            "option --data.split.knd: data.split: unknown key 'knd'; did you mean 'kind'?",
+        ),
+        (
+            ["--data.featurs.user.age=numeric"],
+            "option --data.featurs.user.age: data: unknown key 'featurs'; did you mean 'features'?",
+        ),
+        (["--sed", "3"], "option --sed: unknown key 'sed'; did you mean 'seed'?"),
+        (["--data.tie", "ordered"], "option --data.tie: data: unknown key 'tie'; did you mean 'ties'?"),
+        (["--data.users.pth", "a"], "data.users: unknown key 'pth'; did you mean 'path'?"),
+        (
+            ["--data.features.user.age.kind", "numric"],
+            "data.features.user.kind: 'numric' is not allowed; did you mean 'numeric'?",
+        ),
+        (["--seed", "x"], "seed is 'x'; allowed: int"),
+        (["--data.split.kind", "nne"], "data.split.kind: 'nne' is not allowed; did you mean 'none'?"),
+        (["extra"], "unrecognized arguments: extra"),
+    ],
+)
+def test_a_fault_on_the_command_line_is_named_in_one_line(arguments, expected):
+    assert explain_arguments(*arguments) == expected
+
+
+def test_what_is_no_yaml_or_no_file_comes_back_in_one_line(tmp_path):
+    message = explain_file(tmp_path, "data: {a: b: c}")
+    assert "line 1, column 12" in message
+    assert "\n" not in message
+    assert "does not exist" in explain_arguments("--config", str(tmp_path / "none.yaml"))
+
+
+def test_a_message_of_unknown_form_is_kept():
+    assert explain("Something\n  quite new", ["seed"]) == "Something quite new"
+    assert explain('Parser key "data.x":\n  Is\n  odd', ["data.x"]) == "data.x: Is odd"
