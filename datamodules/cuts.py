@@ -99,14 +99,15 @@ class CutExamples:
         self.withheld = withheld
 
     def plan(self, seed: int, epoch: int) -> list[CutPlan]:
-        """Plan an epoch: a function of (seed, epoch) alone."""
+        """Plan an epoch: a function of (seed, epoch) alone, always of as many batches."""
         rng = np.random.default_rng([seed, epoch])
         users, stops, ends, times, trend = self.timeline.draw(rng)
         starts = self.sequences.events.offsets[:-1][users]
+        n_batches = max(-(-len(users) // self.batch_size), len(self.maker.trends.moments))
+        moments, counts = np.unique(trend, return_counts=True)
         groups: list[Ints] = []
-        for moment in np.unique(trend):
-            rows = rng.permutation(np.flatnonzero(trend == moment))
-            groups += [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
+        for moment, n_parts in zip(moments, share_batches(counts, n_batches), strict=True):
+            groups += np.array_split(rng.permutation(np.flatnonzero(trend == moment)), n_parts)
         plans = []
         for number in rng.permutation(len(groups)):
             rows = groups[number]
@@ -132,6 +133,19 @@ class CutExamples:
         """Return the request context of each cut: that of the first event that follows."""
         rows = np.minimum(cuts.stops, len(self.sequences.events.time) - 1)
         return hide_rows(self.sequences.context.take(rows), rng.random(len(rows)) < self.withheld.context)
+
+
+def share_batches(counts: Ints, n_batches: int) -> Ints:
+    """Share an epoch's batches among its moments by their numbers of cuts, at least one each.
+
+    Args:
+        counts: (moments,) cuts of each, at least 1.
+        n_batches: in all, not below the number of moments; fewer only where there are fewer cuts.
+    """
+    parts = np.ones(len(counts), dtype=np.int64)
+    for _ in range(min(n_batches, int(counts.sum())) - len(counts)):
+        parts[np.argmax(counts / parts)] += 1
+    return parts
 
 
 def scale_by_user(targets: Targets, n_users: int) -> Targets:

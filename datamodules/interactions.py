@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from datamodules.batch import RequestBatch
 from datamodules.catalogue import Catalogue
 from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Timeline
 from datamodules.loading import Examples, train_loader, validation_loader
-from datamodules.missing import Withheld, hide_rows
+from datamodules.missing import Withheld, hide_all
 from datamodules.popularity import ItemTrends, measure_trends
 from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Sequences, build_sequences
@@ -22,9 +23,10 @@ from serve.events import Ints
 from serve.schema import Schema
 from serve.tower_inputs import last_moments
 
-N_MOMENTS = 12
+N_CUT_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
-VALIDATION_BATCH = 256
+N_TREND_MOMENTS = 16
+REQUESTS_PER_BATCH = 256
 
 
 class InteractionsDataModule(pl.LightningDataModule):
@@ -89,10 +91,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         if self.schema.repeats == "exclude":
             moments = np.array([end], dtype=np.int64)
         elif self.horizon is None:
-            moments = np.linspace(first, end, N_MOMENTS + 1).astype(np.int64)
+            moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
             step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
-            moments = end - self.horizon - step * np.arange(N_MOMENTS, dtype=np.int64)
+            moments = end - self.horizon - step * np.arange(N_CUT_MOMENTS, dtype=np.int64)
             moments = np.append(np.sort(moments[moments > first + self.horizon]), end)
         return measure_trends(events, moments, self.schema.popularity_days, len(self.catalogue))
 
@@ -106,25 +108,44 @@ class InteractionsDataModule(pl.LightningDataModule):
             timeline = HorizonTimeline(self.sequences.events, self.trends.moments[:-1], self.horizon)
         return CutExamples(self.sequences, self.maker, timeline, self.batch_size, self.withheld)
 
+    def early_pairs(self) -> tuple[Ints, Ints]:
+        """Return user and item row of the events that factors may be taken from.
+
+        With a horizon these are the events before the first cut: factors that had seen the targets of the cuts
+        would teach the towers to trust them too much.
+        """
+        events = self.sequences.events
+        limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]
+        is_early = events.time < limit
+        return events.segments()[is_early], events.item_row[is_early]
+
+    def final_requests(self) -> Iterator[RequestBatch]:
+        """Yield a request of every user with all her training events, and no target."""
+        nothing = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        users = np.arange(len(self.sequences.user_ids))
+        for rows in _tiles(len(users), REQUESTS_PER_BATCH):
+            yield self._final_batch(users, nothing, rows)
+
     def _make_validation(self, validation: pd.DataFrame) -> list[RequestBatch]:
-        held_out = build_sequences(validation, validation[["user_id"]].drop_duplicates(), self.catalogue.item_ids, self.schema)
+        known = validation[["user_id"]].drop_duplicates()
+        held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
         targets = distinct_targets(held_out.events)
         users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
-        return [self._validation_batch(users, targets, rows) for rows in _tiles(len(users), VALIDATION_BATCH)]
+        return [self._final_batch(users, targets, rows) for rows in _tiles(len(users), REQUESTS_PER_BATCH)]
 
-    def _validation_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:
-        """Make the requests of some validation users: with all their training events, without request context."""
+    def _final_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:
+        """Make the requests of some users with all their training events, without request context."""
         offsets = self.sequences.events.offsets
-        starts, stops = offsets[:-1][users[rows]], offsets[1:][users[rows]]
+        chosen = users[rows]
+        starts, stops = offsets[:-1][chosen], offsets[1:][chosen]
         times = last_moments(self.sequences.events.between(starts, stops))
         if self.validation_at is not None:
             times = np.full(len(rows), self.validation_at, dtype=np.int64)
-        cuts = Cuts(users[rows], starts, stops, times, len(self.trends.moments) - 1)
-        mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
-        chosen = Targets(targets.users[mine] - rows[0], targets.rows[mine], targets.weights[mine])
-        context = self.sequences.context.take(np.zeros(len(rows), dtype=np.int64))
-        hidden = hide_rows(context, np.ones(len(rows), dtype=bool))
-        return self.maker.make(cuts, chosen, self.sequences.user.take(cuts.users), hidden)
+        cuts = Cuts(chosen, starts, stops, times, len(self.trends.moments) - 1)
+        is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
+        mine = Targets(targets.users[is_mine] - rows[0], targets.rows[is_mine], targets.weights[is_mine])
+        context = hide_all(self.sequences.context, len(rows))
+        return self.maker.make(cuts, mine, self.sequences.user.take(chosen), context)
 
 
 def _tiles(n: int, size: int) -> list[Ints]:

@@ -32,3 +32,12 @@ def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray) -> EncodedFeature
     values[is_hidden, 0::2] = 0.0
     values[is_hidden, 1::2] = 1.0
     return EncodedFeatures(codes, values)
+
+
+def hide_all(like: EncodedFeatures, n: int) -> EncodedFeatures:
+    """Encode n rows of which nothing is known, with the columns of `like`."""
+    blank = EncodedFeatures(
+        np.full((n, like.codes.shape[1]), UNKNOWN, dtype=np.int64),
+        np.zeros((n, like.values.shape[1]), dtype=np.float32),
+    )
+    return hide_rows(blank, np.ones(n, dtype=bool))

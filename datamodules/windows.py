@@ -37,10 +37,11 @@ class WindowExamples:
     def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
         """Plan an epoch: a function of (seed, epoch) alone. Windows of similar length share a batch."""
         rng = np.random.default_rng([seed, epoch])
-        users, starts, stops = cut_windows(self.sequences.events.offsets, self.schema.history_length, rng)
+        offsets, length = self.sequences.events.offsets, self.schema.history_length
+        users, starts, stops = cut_windows(offsets, length, rng)
         lengths = stops - starts
         order = np.argsort(lengths + rng.uniform(0, 2, len(lengths)), kind="stable")
-        batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
+        batches = np.array_split(order, count_batches(np.diff(offsets), length, self.batch_size))
         return [
             WindowPlan(users[rows], starts[rows], stops[rows], (seed, epoch, int(number)))
             for number in rng.permutation(len(batches))
@@ -73,6 +74,24 @@ class WindowExamples:
         )
 
 
+def count_batches(counts: Ints, length: int, batch_size: int) -> int:
+    """Return how many batches every epoch has: those of the mean number of windows.
+
+    It must not vary with the cuts. Lightning counts the batches of the first epoch only: it would leave out
+    what a longer one has more, and not validate after a shorter one.
+
+    Args:
+        counts: (U,) events of each user.
+        length: of a window.
+        batch_size: windows of a batch, on average.
+    """
+    stride = max(length - 1, 1)
+    has_events = counts > 0
+    fewest = int(np.maximum(-(-(counts - 1) // stride), has_events).sum())
+    mean = has_events.sum() + np.maximum(counts - 2, 0).sum() / stride  # over the cuts
+    return max(1, min(int(np.ceil(mean / batch_size)), fewest))
+
+
 def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
     """Cut each sequence into windows of at most `length` events that overlap by one event.
 
@@ -84,7 +103,7 @@ def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[I
     """
     stride = max(length - 1, 1)
     counts = np.diff(offsets)
-    first = rng.integers(1, stride + 1, len(counts))  # events of the first window
+    first = rng.integers(2, stride + 2, len(counts))  # events of the first window
     n_windows = np.where(counts > 0, 1 + -(-np.maximum(counts - first, 0) // stride), 0)
     users = np.repeat(np.arange(len(counts)), n_windows)
     number = np.arange(len(users)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)

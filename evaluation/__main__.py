@@ -24,7 +24,7 @@ from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender
 from serve.schema import Schema
 
-OTHERS = ("HR@10", "Recall@20", "MRR@10")
+OTHERS = ("HR@10",)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,7 +16,6 @@ from evaluation.holdout import Ids, group_requests
 from evaluation.tuning import Criterion, FittedBaseline, SkippedBaseline, fit_baselines
 from evaluation.validation import sample_users
 from serve.schema import Repeats
-from serve.threads import set_search_threads
 
 Progress = Callable[[str], None]
 
@@ -69,11 +67,7 @@ class Knowledge:
 def run_baselines(
     examination: Examination, knowledge: Knowledge, repeats: Repeats, progress: Progress
 ) -> Iterator[BaselineRun]:
-    """Fit and examine one baseline after the other; none stays in memory.
-
-    Matrix products use all cores from here on: loading a bundle set them to the threads of serving.
-    """
-    set_search_threads(_count_cores())
+    """Fit and examine one baseline after the other; none stays in memory."""
     for baseline in declare_baselines(repeats):
         start = time.perf_counter()
         (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.validation, knowledge.criterion)
@@ -97,10 +91,3 @@ def _say(record: dict[str, Any]) -> str:
     if "skipped" in record:
         return f"skipped, {record['skipped']}"
     return ", ".join(f"{name} {value:g}" for name, value in record["parameter"].items()) or "no parameter"
-
-
-def _count_cores() -> int:
-    """Count the cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

@@ -15,18 +15,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
-from scipy import linalg, sparse
+from scipy import sparse
 
 from evaluation.events import Events, Strength, as_counts
+from evaluation.lapack import invert_regularised
 from evaluation.metrics import Floats
 from evaluation.ranking import Scores, tiles
 from evaluation.targets import Ints
-
-Real = TypeVar("Real", np.float32, np.float64)
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,7 @@ def fit_primal_ease(
     gram = (matrix.T @ matrix).toarray()  # (N, N)
     popularity = events.popularity(as_counts)
     for regularisation in regularisations:
-        weights = _invert(gram, regularisation)
+        weights = invert_regularised(gram, regularisation)
         weights /= -weights.diagonal()
         np.fill_diagonal(weights, 0)
         yield PrimalEase(matrix, weights, popularity)
@@ -104,21 +101,10 @@ def fit_dual_ease(events: Events, regularisations: Sequence[float], strength: St
     popularity = events.popularity(as_counts)
     strengths = matrix.astype(np.float32)
     for regularisation in regularisations:
-        inverse = _invert(gram, regularisation)
+        inverse = invert_regularised(gram, regularisation)
         diagonal = (1 - _explain_items(matrix, by_item, inverse)) / regularisation
         scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
         yield DualEase(strengths, scaled_items, inverse.astype(np.float32), popularity)
-
-
-def _invert(gram: npt.NDArray[Real], regularisation: float) -> npt.NDArray[Real]:
-    """Return (gram + lambda I)^-1 through its Cholesky factor."""
-    regularised = gram.copy(order="F")
-    np.fill_diagonal(regularised, gram.diagonal() + regularisation)
-    factor = linalg.cholesky(regularised, lower=True, overwrite_a=True, check_finite=False)
-    invert_factor = linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
-    lower, _ = invert_factor(factor, lower=1, overwrite_c=1)
-    inverse: npt.NDArray[Real] = lower + np.tril(lower, -1).T
-    return inverse
 
 
 def _explain_items(matrix: sparse.csr_array, by_item: sparse.csr_array, inverse: Floats) -> Floats:

@@ -1,7 +1,7 @@
 """From held-out interactions to test requests: who is asked about, at which moment, and what is right.
 
-Interactions are data frames of `user_id`, `item_id`, `datetime` (int64 UTC seconds) where the data has it, and
-context columns. Letters: B requests, N items of the catalogue.
+Interactions are data frames of `user_id`, `item_id`, context columns and, where the data has times,
+`datetime` (int64 UTC seconds). B test requests.
 """
 
 from __future__ import annotations

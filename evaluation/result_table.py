@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -43,28 +44,36 @@ def build_table(
     """Lay out one view, the best model on `metric` first."""
     champion = next(iter(test))
     users = test[champion][view]["users"]
-    table = Table(title=f"view '{view}', {users:,} users", title_justify="left")
-    table.add_column("model")
-    for name in (metric, "95 % interval", f"{champion} minus it", "95 % interval", *others):
-        table.add_column(name, justify="right")
+    title = f"view '{view}', {users:,} users, 95 % intervals"
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("model", no_wrap=True)
+    for name in (metric, f"{champion} minus it", *others):
+        table.add_column(name, justify="right", no_wrap=True)
     with_view = [model for model in test if metric in test[model].get(view, {})]
     for model in sorted(with_view, key=lambda name: -test[name][view][metric]):
         figures, difference = test[model][view], paired.get(model, {}).get(view, {})
-        cells = [*_format(figures, metric), *_compare(difference, metric)]
+        cells = [_format(figures, metric), _compare(difference, metric)]
         style = "bold" if model == champion else None
         table.add_row(model, *cells, *(f"{figures[name]:.4f}" for name in others), style=style)
     return table
 
 
-def _compare(difference: Mapping[str, Any], metric: str) -> list[str]:
+def _compare(difference: Mapping[str, Any], metric: str) -> str:
     """Format a difference: green where its interval is above 0, red where it is below."""
     if metric not in difference:
-        return ["", ""]
+        return ""
     low, high = difference[f"{metric}_ci95"]
     colour = "green" if low > 0 else "red" if high < 0 else "default"
-    return [f"[{colour}]{difference[metric]:+.4f}[/]", f"{low:+.4f} to {high:+.4f}"]
+    ends = _shorten(f"{low:+.3f}, {high:+.3f}")
+    return f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
 
 
-def _format(figures: Mapping[str, Any], metric: str) -> list[str]:
+def _format(figures: Mapping[str, Any], metric: str) -> str:
     low, high = figures[f"{metric}_ci95"]
-    return [f"{figures[metric]:.4f}", f"{low:.4f} to {high:.4f}"]
+    ends = _shorten(f"{low:.3f}, {high:.3f}")
+    return f"{figures[metric]:.4f} ({ends})"
+
+
+def _shorten(numbers: str) -> str:
+    """Leave out the 0 before a point, so that a table fits in 80 columns."""
+    return numbers.replace("0.", ".")

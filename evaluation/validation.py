@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-MOST_USERS = 2048
+MOST_USERS = 1024
 
 
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:

@@ -16,7 +16,8 @@ class EventBlocks(nn.Module):
     """Pre-norm transformer blocks in which token i sees token j where group j <= group i.
 
     The score of a pair adds two learned functions to the product of query and key: one of the distance in
-    order, one of log(1 + gap in seconds). Nothing depends on the target, so every position is a state.
+    groups, one of log(1 + gap in seconds). Nothing depends on the target, so every position is a state; nor on the
+    order within a group, so a basket is a set.
     """
 
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
@@ -37,13 +38,11 @@ class EventBlocks(nn.Module):
         Returns:
             (B, T, D), normalised.
         """
-        n_tokens = tokens.shape[1]
         is_seen = groups.unsqueeze(1) <= groups.unsqueeze(2)  # (B, T, T) query, key
         gaps = self.gap_basis(times.unsqueeze(2) - times.unsqueeze(1))  # (B, T, T, K)
         not_start = (groups > 0).to(tokens.dtype)  # (B, T)
         gaps = gaps * (not_start.unsqueeze(1) * not_start.unsqueeze(2)).unsqueeze(-1)  # (B, T, T, K)
-        position = torch.arange(n_tokens, device=tokens.device)  # (T,)
-        distance = (position.unsqueeze(1) - position.unsqueeze(0)).clamp(0, FARTHEST)  # (T, T)
+        distance = (groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, T, T)
         for block in self.blocks:
             tokens = block(tokens, gaps, distance, is_seen)  # (B, T, D)
         return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
@@ -69,10 +68,17 @@ class EventBlock(nn.Module):
 
     def forward(self, tokens: Tensor, gaps: Tensor, distance: Tensor, is_seen: Tensor) -> Tensor:
         bias = self.gap_bias(gaps).permute(0, 3, 1, 2)  # (B, H, T, T)
-        bias = bias + self.distance_bias(distance).permute(2, 0, 1)  # (B, H, T, T)
+        bias = bias + self.look_up(distance)  # (B, H, T, T)
         bias = bias.masked_fill(~is_seen.unsqueeze(1), float("-inf"))  # (B, H, T, T)
         tokens = tokens + self.dropout(self.attend(self.attention_norm(tokens), bias))  # (B, T, D)
         return tokens + self.dropout(self.feed_forward(tokens))  # (B, T, D)
+
+    def look_up(self, distance: Tensor) -> Tensor:
+        """Look up the bias of each distance (B, T, T), (B, H, T, T): a gather, whose gradient is the cheaper one."""
+        n_batch, n_tokens, _ = distance.shape
+        table = self.distance_bias.weight.T.unsqueeze(0).unsqueeze(2)  # (1, H, 1, distances)
+        table = table.expand(n_batch, -1, n_tokens, -1)  # (B, H, T, distances)
+        return table.gather(3, distance.unsqueeze(1).expand(-1, self.n_heads, -1, -1))  # (B, H, T, T)
 
     def attend(self, tokens: Tensor, bias: Tensor) -> Tensor:
         n_batch, n_tokens, dim = tokens.shape

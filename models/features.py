@@ -31,7 +31,8 @@ class FeatureEmbedding(nn.Module):
         self.dim = dim
         self.has_features = len(features) > 0
         self.table = nn.Embedding(max(offsets, 1), dim)
-        self.linear = nn.Linear(2 * sum(feature.is_numeric for feature in features), dim, bias=False)
+        n_values = 2 * sum(feature.is_numeric for feature in features)
+        self.number_table = nn.Parameter(torch.empty(n_values, dim))  # (V, D)
         self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
         membership = torch.zeros(len(columns), max(len(slices), 1))
         membership[torch.arange(len(columns)), columns] = 1.0
@@ -40,7 +41,7 @@ class FeatureEmbedding(nn.Module):
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table.weight, std=0.02)
-        nn.init.normal_(self.linear.weight, std=0.02)
+        nn.init.normal_(self.number_table, std=0.02)
         with torch.no_grad():
             for offset in self.code_offsets.unique().tolist():
                 self.table.weight[offset + PADDING] = 0.0
@@ -63,7 +64,7 @@ class FeatureEmbedding(nn.Module):
         share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
         embedded = self.table(codes + self.code_offsets)  # (B, C, D)
         summed = (embedded * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
-        return summed + self.linear(values)  # (B, D)
+        return summed + values @ self.number_table  # (B, D)
 
 
 def has_content(codes: Tensor, values: Tensor) -> Tensor:

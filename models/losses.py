@@ -84,7 +84,8 @@ class _ChunkedLogSumExp(torch.autograd.Function):
             logits.logsumexp(dim=1) for _, _, logits in _chunks(users, items, rows, columns, values)
         ]  # each (chunk,)
         log_sums = torch.cat(parts) if parts else users.new_zeros(0)  # (B,)
-        ctx.save_for_backward(users, items, rows, columns, values, log_sums)
+        finite = log_sums.clamp(min=torch.finfo(log_sums.dtype).min)  # (B,) no share in a row without an item
+        ctx.save_for_backward(users, items, rows, columns, values, finite)
         return log_sums
 
     @staticmethod

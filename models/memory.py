@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 N_STATE_FEATURES = 8
-FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.4, 0.4, 0.3
+FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.2, 0.2, 0.3
 PRODUCT_SCALE = 0.1
 PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a category
 

@@ -16,7 +16,7 @@ from models.towers import Towers
 from models.validation import request_ndcg
 
 SMALLEST_TEMPERATURE = 0.01
-STARTED_TABLE_RATE = float(__import__('os').environ.get('STR','0.1'))
+STARTED_TABLE_RATE = 0.03
 
 
 class TwoTower(pl.LightningModule):
@@ -29,30 +29,36 @@ class TwoTower(pl.LightningModule):
         self,
         towers: Towers,
         learning_rate: float,
+        memory_learning_rate: float,
         weight_decay: float,
         warmup_steps: int,
         temperature: float,
         seed: int,
-        started_tables: tuple[str, ...] = (),
+        started_tables: tuple[str, ...],
+        max_epochs: int,
     ) -> None:
         """Wrap the towers.
 
         Args:
             towers: what is trained.
             learning_rate: peak of the schedule.
+            memory_learning_rate: peak for the weights of the memory.
             weight_decay: of AdamW.
             warmup_steps: linear rise before the cosine descent to 0.
             temperature: first value; read under `cosine` only.
             seed: dropout and id dropout are seeded from it and the epoch.
-            started_tables: names of parameters that start from the data and learn at a tenth of the rate.
+            started_tables: names of parameters that start from the data and learn slowly.
+            max_epochs: length of the schedule, also where training ends earlier.
         """
         super().__init__()
         self.towers = towers
         self.learning_rate = learning_rate
+        self.memory_learning_rate = memory_learning_rate
         self.weight_decay = weight_decay
         self.warmup_steps = warmup_steps
         self.seed = seed
         self.started_tables = started_tables
+        self.max_epochs = max_epochs
         is_cosine = towers.item_tower.similarity == "cosine"
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
@@ -103,23 +109,25 @@ class TwoTower(pl.LightningModule):
             self.log(f"val_ndcg_{view}", value)
         self.log("val_ndcg", float(np.mean(list(means.values()))), prog_bar=True)
 
+    def rate_of(self, name: str) -> float:
+        """Return the peak rate of a parameter of the towers."""
+        if name in self.started_tables:
+            return self.learning_rate * STARTED_TABLE_RATE
+        return self.memory_learning_rate if ".memory." in name else self.learning_rate
+
     def configure_optimizers(self) -> Any:
-        started, fresh = [], []
+        groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.towers.named_parameters():
-            (started if name in self.started_tables else fresh).append(parameter)
-        mem=[p for n,p in self.towers.named_parameters() if '.memory.' in n and n not in self.started_tables]
-        ids={id(p) for p in mem}; fresh=[p for p in fresh if id(p) not in ids]
-        groups = [{"params":mem,"lr":float(__import__('os').environ.get('MLR','0.01'))},
-            {"params": [*fresh, self.log_temperature]},
-            {"params": started, "lr": self.learning_rate * STARTED_TABLE_RATE},
-        ]
+            groups.setdefault(self.rate_of(name), []).append(parameter)
+        groups.setdefault(self.learning_rate, []).append(self.log_temperature)
         optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
+            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
             lr=self.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=self.weight_decay,
         )
-        n_steps = int(self.trainer.estimated_stepping_batches)
+        steps_per_epoch = self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
+        n_steps = int(self.max_epochs * steps_per_epoch)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: warm_cosine(step, self.warmup_steps, n_steps)
         )

@@ -94,16 +94,18 @@ class UserTower(nn.Module):
             (B, T, D): position 0 is the empty history, position i what is known after event i.
         """
         n_batch, length = history_events.shape
-        before = torch.cat([history_times[:, :1], history_times[:, :-1]], dim=1)  # (B, L)
+        positions = torch.arange(length, device=history_events.device)  # (L,)
+        is_padding = positions >= history_lengths.unsqueeze(1)  # (B, L)
+        groups = torch.where(is_padding, PADDING_GROUP, history_groups)  # (B, L)
+        is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L) event, earlier event
+        first = history_times[:, :1].unsqueeze(2)  # (B, 1, 1)
+        before = torch.where(is_earlier, history_times.unsqueeze(1), first).amax(dim=2)  # (B, L) the group before
         gaps = self.time_basis(history_times - before)  # (B, L, K)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(history_events) + self.project_gap(gaps)  # (B, L, D)
         events = events + self.project_weight(history_weights.unsqueeze(-1))  # (B, L, D)
         start = self.start_token.expand(n_batch, 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
-        positions = torch.arange(length, device=history_events.device)  # (L,)
-        is_padding = positions >= history_lengths.unsqueeze(1)  # (B, L)
-        groups = torch.where(is_padding, PADDING_GROUP, history_groups)  # (B, L)
         groups = functional.pad(groups, (1, 0))  # (B, T)
         times = functional.pad(history_times, (1, 0))  # (B, T)
         return self.blocks(tokens, times, groups)  # type: ignore[no-any-return]  # (B, T, D)

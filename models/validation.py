@@ -9,7 +9,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from evaluation.metrics import ndcg
 
-TOP = 20
+TOP = 10
 
 
 def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:

@@ -5,8 +5,6 @@ Taste: the right singular vectors of the user x item matrix. Affinity: those of 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import scipy.sparse as sp
 import torch
@@ -16,30 +14,35 @@ from torch import Tensor
 from models.memory import Memory
 from models.towers import Towers
 
-CONTENT_STEPS = 200
+CONTENT_STEPS = 60
+STARTED_TABLES = (
+    "item_tower.id_table.weight",
+    "item_tower.content.table.weight",
+    "item_tower.content.number_table",
+    "item_tower.affinity_table.weight",
+    "user_tower.memory.affinity.weight",
+)
+"""The parameters of `Towers` that `start_taste` and `start_affinity` set."""
 
 
-@dataclass(frozen=True)
-class Pairs:
-    """The distinct (user, item) pairs of the training rows."""
-
-    user: np.ndarray
-    item_row: np.ndarray
-    n_users: int
-    n_items: int
-
-
-def item_factors(pairs: Pairs, dim: int, seed: int) -> Tensor:
+def item_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Tensor:
     """Factorise the binary user x item matrix with its columns scaled by (count + 1)^-.25.
+
+    Args:
+        user: (E,) user of each event.
+        item_row: (E,) item of each event.
+        shape: (U, N).
+        dim: factors.
+        seed: of the factorisation's first vector.
 
     Returns:
         (N, dim) float32, of unit length on average.
     """
-    counts = np.bincount(pairs.item_row, minlength=pairs.n_items)
-    scaled = (counts[pairs.item_row] + 1.0) ** -0.25
-    matrix = sp.csr_matrix((scaled, (pairs.user, pairs.item_row)), (pairs.n_users, pairs.n_items))
-    _, right = _leading(matrix, dim, seed)
-    return torch.from_numpy((right * np.sqrt(pairs.n_items / dim)).astype(np.float32))
+    pairs = np.unique(user * shape[1] + item_row)
+    users, items = pairs // shape[1], pairs % shape[1]
+    scaled = (np.bincount(items, minlength=shape[1])[items] + 1.0) ** -0.25
+    vectors = _right_vectors(sp.csr_array((scaled, (users, items)), shape), dim, seed)
+    return torch.from_numpy((vectors * np.sqrt(shape[1] / dim)).astype(np.float32))  # (N, D)
 
 
 def start_taste(towers: Towers, factors: Tensor) -> None:
@@ -74,17 +77,17 @@ def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: in
         lift = memory.category_lift(preferences).numpy()  # (U, Q)
         sizes = np.bincount(towers.categories.numpy().ravel(), minlength=lift.shape[1])  # (Q,)
         root = np.sqrt(sizes)
-        _, right = _leading(lift * root, dim, seed)  # (Q, A)
+        right = _right_vectors(lift * root, dim, seed)  # (Q, A)
         memory.affinity.weight.copy_(torch.from_numpy((right * root[:, None]).T.astype(np.float32)))
         inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]
         towers.item_tower.affinity_table.weight.copy_(torch.from_numpy((right * inverse).astype(np.float32)))
 
 
-def _leading(matrix: sp.csr_matrix | np.ndarray, dim: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the `dim` leading singular values and right singular vectors (columns, dim), zero-padded if fewer."""
+def _right_vectors(matrix: sp.csr_array | np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """Return the `dim` leading right singular vectors as columns, zeros where there are fewer."""
     rank = min(dim, min(matrix.shape) - 1)
-    _, values, right = svds(matrix, k=rank, random_state=seed)
+    _, _, right = svds(matrix, k=rank, random_state=seed)
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
     vectors = np.zeros((matrix.shape[1], dim))
     vectors[:, :rank] = (right * signs[:, None])[::-1].T
-    return values[::-1], vectors
+    return vectors

@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+MOST_NAMES = 20  # listed in a message
+
 
 class SchemaError(ValueError):
     """Data does not fit the declaration; the message says what was got, what is allowed and what to do."""
@@ -25,4 +27,5 @@ def name_nearest(got: str, allowed: Iterable[str]) -> str:
     near = difflib.get_close_matches(got, names, n=1)
     if near:
         return f"did you mean '{near[0]}'?"
-    return f"allowed: {', '.join(names) or 'none'}"
+    shown = ", ".join(names[:MOST_NAMES]) or "none"
+    return f"allowed: {shown}" + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")

@@ -29,6 +29,9 @@ class Pairs:
         return self.requests * n_items + self.rows
 
 
+NO_PAIRS = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
 def join_pairs(*parts: Pairs) -> Pairs:
     """Put pairs one after another."""
     return Pairs(

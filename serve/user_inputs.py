@@ -15,7 +15,7 @@ from serve.item_facts import ItemFacts
 from serve.item_ids import ItemIds
 from serve.known_users import KnownUsers
 from serve.owned import summarise_owned
-from serve.pairs import Pairs
+from serve.pairs import NO_PAIRS, Pairs
 from serve.requests import Request
 from serve.schema import Schema
 from serve.tower_inputs import Arrays, TowerInputs, history_arrays, owned_arrays, request_arrays
@@ -70,7 +70,7 @@ class RequestEncoder:
         events = limit_times(histories.events, moment)
         arrays, history_rows = history_arrays(events, self.schema)
         arrays |= request_arrays(moment, self._users(requests, positions), self._contexts(requests))
-        remembered = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+        remembered = NO_PAIRS
         if self.facts is not None:
             more, remembered = self._remember(events, moment, self.facts)
             arrays |= more
@@ -83,15 +83,15 @@ class RequestEncoder:
         )
 
     def _histories(self, requests: Sequence[Request], positions: Ints) -> Histories:
+        """Take the inline history where there is one, else that of the profile."""
         inline = [request.history for request in requests if request.history is not None]
-        given = encode_histories(*flatten_events(inline, self.item_ids), self.item_ids, self.schema)
-        numbers = iter(range(len(inline)))
-        return pick_histories(
-            [
-                (self.known.histories, position) if request.history is None else (given, next(numbers))
-                for request, position in zip(requests, positions.tolist(), strict=True)
-            ]
-        )
+        sources = [(self.known.histories, position) for position in positions.tolist()]
+        if inline:
+            given = encode_histories(*flatten_events(inline, self.item_ids), self.item_ids, self.schema)
+            places = [place for place, request in enumerate(requests) if request.history is not None]
+            for number, place in enumerate(places):
+                sources[place] = (given, number)
+        return pick_histories(sources)
 
     def _moments(self, requests: Sequence[Request], histories: Histories) -> Ints:
         """Return the moment of each request; 0, the time of all events, where the data has no time."""
@@ -120,6 +120,8 @@ class RequestEncoder:
         return owned_arrays(owned, facts.categories, facts.n_categories), Pairs(owned.user, owned.item_row)
 
     def _excluded(self, requests: Sequence[Request]) -> Pairs:
+        if not any(request.exclude for request in requests):
+            return NO_PAIRS
         owner = np.repeat(np.arange(len(requests)), [len(request.exclude) for request in requests])
         rows = self.item_ids.find([item_id for request in requests for item_id in request.exclude])
-        return Pairs(owner[rows >= 0], rows[rows >= 0])
+        return Pairs(owner, rows).take(rows >= 0)

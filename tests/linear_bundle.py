@@ -1,4 +1,4 @@
-"""Bundles whose towers are linear and read every input of the contract, so that a few loops can say what they answer.
+"""Bundles whose towers are linear and read every input of the contract, so that loops can say their answers.
 
 Two worlds of 23 items in 10 columns (7 of taste, 1 of affinity, 2 of popularity): SHOP with repeats, baskets,
 texts as ids and a memory, and FILMS without repeats, ordered, with integers as ids.
@@ -6,7 +6,6 @@ texts as ids and a memory, and FILMS without repeats, ordered, with integers as 
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +19,6 @@ from serve.index import ItemIndex
 from serve.items import write_items
 from serve.manifest import Facts, compute_space_id
 from serve.owned import statistic_names
-from serve.profiles import History, Profiles
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
 from serve.staging import Stage, publish
@@ -63,6 +61,7 @@ SHOP = Schema(
     popularity_days=(9.0, 28.0),
     data_until=UNTIL,
 )
+STATISTICS = statistic_names(SHOP.decay_days, SHOP.event_types)
 FILMS = replace(
     SHOP,
     user_id_type="integer",
@@ -97,7 +96,7 @@ def vectors_of(seed: int) -> np.ndarray:
 def weights_of(seed: int) -> dict[str, np.ndarray]:
     """Draw what the towers multiply by."""
     rng = np.random.default_rng(seed + 1000)
-    shapes = {"project": (D, W), "user_c": (2, W), "user_v": (2, W), "context_c": (2, W)}
+    shapes = {"project": (D, W), "user_c": (1, W), "user_v": (2, W), "context_c": (2, W)}
     shapes |= {"item_c": (2, W), "item_v": (2, W), "item_k": (2, W), "item_p": (P, W)}
     return {name: rng.standard_normal(shape, dtype=np.float32) for name, shape in shapes.items()}
 
@@ -107,70 +106,41 @@ def category_weights() -> np.ndarray:
     return np.linspace(0.1, 0.5, 5 + 4).astype(np.float32)
 
 
-def user_tower(schema: Schema, space_id: str, seed: int) -> bytes:
-    """attention = 1 + .1 event + .2 weight + 1e-6 gap + .05 group; user = mean(attention x vector) and more."""
-    floats = {name: node("CastLike", [name, "one"], f"{name}_f") for name in _FLOATED}
-    nodes = [
-        node("CastLike", ["one", "history_lengths"], "axis"),
-        *floats.values(),
-        node("Min", ["history_groups_f", "one"], "mask"),
-        node("Unsqueeze", ["request_times", "axis"], "now"),
-        node("Sub", ["now", "history_times"], "gaps"),
-        node("CastLike", ["gaps", "one"], "gaps_f"),
-        node("Mul", ["gaps_f", "per_gap"], "by_gap"),
-        node("Mul", ["history_events_f", "per_event"], "by_event"),
-        node("Mul", ["history_weights", "per_weight"], "by_weight"),
-        node("Mul", ["history_groups_f", "per_group"], "by_group"),
-        node("Sum", ["one", "by_gap", "by_event", "by_weight", "by_group"], "raw_attention"),
-        node("Mul", ["raw_attention", "mask"], "attention"),
-        node("Unsqueeze", ["attention", "axis"], "rows"),
-        node("MatMul", ["rows", "history_vectors"], "summed_rows"),
-        node("Squeeze", ["summed_rows", "axis"], "summed"),
-        node("Max", ["history_lengths_f", "one"], "counts"),
-        node("Unsqueeze", ["counts", "axis"], "divisors"),
-        node("Div", ["summed", "divisors"], "state"),
-        node("MatMul", ["state", "project"], "projected"),
-        node("MatMul", ["user_codes_f", "user_c"], "by_codes"),
-        node("MatMul", ["user_values", "user_v"], "by_values"),
-        node("MatMul", ["context_codes_f", "context_c"], "by_context"),
-        node("Sum", ["projected", "by_codes", "by_values", "by_context"], "user_vectors"),
-    ]
-    inputs = [
-        value("history_vectors", FLOAT, ["B", "L", D]),
-        *(value(name, INT64, ["B", "L"]) for name in ("history_events", "history_times", "history_groups")),
-        value("history_weights", FLOAT, ["B", "L"]),
-        *(value(name, INT64, ["B"]) for name in ("history_lengths", "request_times")),
-        *(value(name, INT64, ["B", 2]) for name in ("user_codes", "context_codes")),
-        value("user_values", FLOAT, ["B", 2]),
-    ]
-    outputs = [value("user_vectors", FLOAT, ["B", W])]
-    weights = {name: array for name, array in weights_of(seed).items() if not name.startswith("item")}
-    weights |= {"one": np.ones(1), "per_event": np.array([0.1]), "per_weight": np.array([0.2])}
-    weights |= {"per_gap": np.array([1e-6]), "per_group": np.array([0.05])}
-    if schema.repeats == "allow":
-        names = statistic_names(schema.decay_days, schema.event_types)
-        per_statistic = [{"count": 0.2, "repeat_rate": 0.1, "event_buy": 0.15}.get(name, 0.0) for name in names]
-        nodes += _MEMORY
-        inputs += [
-            value("owned_vectors", FLOAT, ["E", W]),
-            value("owned_users", INT64, ["E"]),
-            value("owned_statistics", FLOAT, ["E", len(names)]),
-            value("owned_preferences", FLOAT, ["E"]),
-            value("user_statistics", FLOAT, ["B", 6]),
-            value("category_preferences", FLOAT, ["B", 9]),
-        ]
-        outputs.append(value("memory", FLOAT, ["E"]))
-        weights |= {
-            "per_statistic": np.array(per_statistic)[:, None],
-            "per_user": np.array([0, 0, 0.05, 0, 0, 0])[:, None],
-            "per_category": category_weights()[:, None],
-            "per_preference": np.array([0.5]),
-            "per_product": np.full((W, 1), 0.3),
-        }
-    return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
-
-
 _FLOATED = ("history_groups", "history_events", "history_lengths", "user_codes", "context_codes")
+_STATE = [
+    node("CastLike", ["one", "history_lengths"], "axis"),
+    *(node("CastLike", [name, "one"], f"{name}_f") for name in _FLOATED),
+    node("Min", ["history_groups_f", "one"], "mask"),
+    node("Unsqueeze", ["request_times", "axis"], "now"),
+    node("Sub", ["now", "history_times"], "gaps"),
+    node("CastLike", ["gaps", "one"], "gaps_f"),
+    node("Mul", ["gaps_f", "per_gap"], "by_gap"),
+    node("Mul", ["history_events_f", "per_event"], "by_event"),
+    node("Mul", ["history_weights", "per_weight"], "by_weight"),
+    node("Mul", ["history_groups_f", "per_group"], "by_group"),
+    node("Sum", ["one", "by_gap", "by_event", "by_weight", "by_group"], "raw_attention"),
+    node("Mul", ["raw_attention", "mask"], "attention"),
+    node("Unsqueeze", ["attention", "axis"], "rows"),
+    node("MatMul", ["rows", "history_vectors"], "summed_rows"),
+    node("Squeeze", ["summed_rows", "axis"], "summed"),
+    node("Max", ["history_lengths_f", "one"], "counts"),
+    node("Unsqueeze", ["counts", "axis"], "divisors"),
+    node("Div", ["summed", "divisors"], "state"),
+    node("MatMul", ["state", "project"], "projected"),
+    node("MatMul", ["user_codes_f", "user_c"], "by_codes"),
+    node("MatMul", ["user_values", "user_v"], "by_values"),
+    node("MatMul", ["context_codes_f", "context_c"], "by_context"),
+    node("Sum", ["projected", "by_codes", "by_values", "by_context"], "user_vectors"),
+]
+_STATE_INPUTS = [
+    value("history_vectors", FLOAT, ["B", "L", D]),
+    *(value(name, INT64, ["B", "L"]) for name in ("history_events", "history_times", "history_groups")),
+    value("history_weights", FLOAT, ["B", "L"]),
+    *(value(name, INT64, ["B"]) for name in ("history_lengths", "request_times")),
+    value("user_codes", INT64, ["B", 1]),
+    value("context_codes", INT64, ["B", 2]),
+    value("user_values", FLOAT, ["B", 2]),
+]
 _MEMORY = [
     node("Gather", ["user_vectors", "owned_users"], "of_users"),
     node("Mul", ["of_users", "owned_vectors"], "terms"),
@@ -185,6 +155,34 @@ _MEMORY = [
     node("Mul", ["owned_preferences", "per_preference"], "by_preference"),
     node("Sum", ["flat", "by_preference"], "memory"),
 ]
+_MEMORY_INPUTS = [
+    value("owned_vectors", FLOAT, ["E", W]),
+    value("owned_users", INT64, ["E"]),
+    value("owned_statistics", FLOAT, ["E", len(STATISTICS)]),
+    value("owned_preferences", FLOAT, ["E"]),
+    value("user_statistics", FLOAT, ["B", 6]),
+    value("category_preferences", FLOAT, ["B", 9]),
+]
+
+
+def user_tower(schema: Schema, space_id: str, seed: int) -> bytes:
+    """attention = 1 + .1 event + .2 weight + 1e-6 gap + .05 group; user = mean(attention x vector) + ..."""
+    weights = {name: array for name, array in weights_of(seed).items() if not name.startswith("item")}
+    weights |= {"one": np.ones(1), "per_event": np.array([0.1]), "per_weight": np.array([0.2])}
+    weights |= {"per_gap": np.array([1e-6]), "per_group": np.array([0.05])}
+    vectors, metadata = value("user_vectors", FLOAT, ["B", W]), {"space_id": space_id}
+    if schema.repeats == "exclude":
+        return onnx_model(_STATE, _STATE_INPUTS, [vectors], weights, metadata)
+    weighed = {"count": 0.2, "repeat_rate": 0.1, "event_buy": 0.15}
+    weights |= {
+        "per_statistic": np.array([weighed.get(name, 0.0) for name in STATISTICS])[:, None],
+        "per_user": np.array([0, 0, 0.05, 0, 0, 0])[:, None],
+        "per_category": category_weights()[:, None],
+        "per_preference": np.array([0.5]),
+        "per_product": np.full((W, 1), 0.3),
+    }
+    outputs = [vectors, value("memory", FLOAT, ["E"])]
+    return onnx_model(_STATE + _MEMORY, _STATE_INPUTS + _MEMORY_INPUTS, outputs, weights, metadata)
 
 
 def item_tower(space_id: str, seed: int) -> bytes:
@@ -229,95 +227,3 @@ def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarr
         answer = golden_answer(Recommender(Bundle.load_staged(stage.path)))
         write_golden(stage.path / "golden.json", requests, answer, k=4)
         return publish(stage, facts, {}).path
-
-
-def make_profiles(schema: Schema, known: dict) -> Profiles:
-    """Build profiles from {user_id: {features, history}}, written like requests, times in seconds."""
-    events = [event for user in known.values() for event in user["history"]]
-    texts = schema.item_id_type == "string"
-    columns = {"item_id": np.array([e["item_id"] for e in events], dtype=object if texts else np.int64)}
-    columns["datetime"] = np.array([event["datetime"] for event in events], dtype=np.int64)
-    if schema.event_types:
-        columns["event"] = np.array([event.get("event") for event in events], dtype=object)
-    if schema.has_weight:
-        columns["weight"] = np.array([event["weight"] for event in events], dtype=np.float64)
-    return Profiles(
-        user_ids=np.array(list(known), dtype=object if schema.user_id_type == "string" else np.int64),
-        features={
-            "gender": np.array([user["features"].get("gender") for user in known.values()], dtype=object),
-            "income": np.array([user["features"].get("income", np.nan) for user in known.values()], dtype=float),
-        },
-        history=History(**columns),
-        offsets=np.cumsum([0, *(len(user["history"]) for user in known.values())]),
-    )
-
-
-def naive_scores(schema: Schema, seed: int, known: dict, request: dict) -> tuple[np.ndarray, list[float], set[int]]:
-    """Say what a request should get: its vector (W,), a score per item, and the rows of its owned items."""
-    profile = known.get(request.get("user_id"), {"features": {}, "history": []})
-    features, history = request.get("features", profile["features"]), request.get("history", profile["history"])
-    context, time = request.get("context", {}), request.get("datetime")
-    moment = time if time is not None else history[-1].get("datetime", UNTIL) if history else UNTIL
-    rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
-    events = [
-        (rows[e["item_id"]], min(e.get("datetime", moment), moment), e.get("event"), e.get("weight"))
-        for e in history
-        if e["item_id"] in rows
-    ]
-    items = vectors_of(seed).astype(float)
-    user = _naive_vector(schema, weights_of(seed), items, events, moment)
-    w = weights_of(seed)
-    user = user + np.array([_code(GENDERS, features.get("gender")), 0.0])[:1] @ w["user_c"][:1]
-    user = user + _number(features.get("income"), 3.0, 2.0) @ w["user_v"]
-    hour = 1 if time is None else time // 3600 % 24 + 2
-    user = user + np.array([_code(DEVICES, context.get("device")), hour]) @ w["context_c"]
-    scores = items @ user
-    if schema.repeats == "allow":
-        for row, extra in _naive_memory(schema, events[-schema.memory_length :], moment, scores).items():
-            scores[row] += extra
-    return user, scores.tolist(), {event[0] for event in events}
-
-
-def _naive_vector(schema, w, items, events, moment):
-    recent = events[-schema.history_length :]
-    state, group = np.zeros(D), 0
-    for place, (row, time, event, weight) in enumerate(recent):
-        if place == 0 or schema.ties == "ordered" or time != recent[place - 1][1]:
-            group += 1
-        code = schema.event_types.index(event) + 2 if event in schema.event_types else 1
-        standard = 0.0
-        if schema.has_weight and weight is not None:
-            standard = (math.log1p(weight) - schema.weight_mean) / schema.weight_scale
-        attention = 1 + 0.1 * code + 0.2 * standard + 1e-6 * (moment - time) + 0.05 * group
-        state = state + attention * items[row, :D]
-    return state / max(len(recent), 1) @ w["project"]
-
-
-def _naive_memory(schema, events, moment, products):
-    owned: dict[int, list] = {}
-    for row, time, event, _ in events:
-        owned.setdefault(row, []).append((max(moment - time, 0) / DAY, event))
-    preference = {row: math.log1p(3 * sum(math.exp(-since / 3.0) for since, _ in of)) for row, of in owned.items()}
-    per_category, by_category = category_weights(), 0.0
-    for row, amount in preference.items():
-        values = item_values(row)
-        by_category += amount * per_category[_code(DEPARTMENTS, values["department"])]
-        by_category += amount * per_category[5 + _code(BRANDS, values["brand"])]
-    by_user = 0.05 * math.log1p(len(events)) + by_category
-    return {
-        row: 0.5 * preference[row]
-        + 0.2 * math.log1p(len(of))
-        + 0.1 * REPEAT_RATES[row]
-        + 0.15 * math.log1p(sum(event == "buy" for _, event in of))
-        + 0.3 * products[row]
-        + by_user
-        for row, of in owned.items()
-    }
-
-
-def _code(vocabulary, raw):
-    return vocabulary.index(raw) + 2 if raw in vocabulary else 1
-
-
-def _number(raw, mean, scale):
-    return np.array([0.0, 1.0]) if raw is None else np.array([(raw - mean) / scale, 0.0])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 from rich.console import Console
 
@@ -33,14 +34,23 @@ def show(*tables) -> str:
 
 def test_models_stand_in_order_with_intervals_and_differences():
     text = show(build_table("all", TEST, PAIRED, "NDCG@20", ("HR@10",)))
-    rows = [line for line in text.splitlines() if "│" in line]
-    cells = [[cell.strip() for cell in row.strip("│").split("│")] for row in rows]
+    cells = [re.findall(r"[^ ]+ \(.*?\)|[^ ]+", line) for line in text.splitlines() if "(" in line]
     assert cells == [
-        ["ease", "0.3500", "0.3400 to 0.3700", "-0.0400", "-0.0600 to -0.0200", "0.7000"],
-        ["bascule", "0.3100", "0.3000 to 0.3300", "", "", "0.6200"],
+        ["ease", "0.3500 (.340, .370)", "-0.0400 (-.060, -.020)", "0.7000"],
+        ["bascule", "0.3100 (.300, .330)", "0.6200"],
     ]
     assert "bascule minus it" in text
     assert "1,234 users" in text
+
+
+def test_a_table_fits_in_80_columns():
+    console = Console(file=io.StringIO(), width=80)
+    longest = {"bascule": TEST["bascule"], "popularity-recent": TEST["ease"]}
+    console.print(
+        build_table("all", longest, {"popularity-recent": PAIRED["ease"]}, "NDCG@20", ("HR@10", "HR@10"))
+    )
+    assert "popularity-recent" in console.file.getvalue()
+    assert "\N{HORIZONTAL ELLIPSIS}" not in console.file.getvalue()
 
 
 def test_every_view_has_a_table():
@@ -54,7 +64,7 @@ def test_every_view_has_a_table():
 def test_colours_say_whether_a_difference_is_one():
     def style(low, high):
         paired = {"ease": {"all": {"NDCG@20": (low + high) / 2, "NDCG@20_ci95": [low, high]}}}
-        return next(iter(build_table("all", TEST, paired, "NDCG@20").columns[3].cells))
+        return next(iter(build_table("all", TEST, paired, "NDCG@20").columns[2].cells))
 
     assert "green" in style(0.01, 0.02)
     assert "red" in style(-0.03, -0.02)

@@ -85,6 +85,11 @@ def test_without_a_parameter_validation_is_not_asked():
     assert (got.parameter, got.validation, criterion.answers) == ({}, {}, [])
 
 
+def test_without_validation_the_middle_value_is_taken():
+    (got,) = fit_baselines([find("itemknn")], TRAIN, VALIDATION, None)
+    assert (got.parameter, got.validation) == ({"neighbours": 20}, {})
+
+
 def test_what_does_not_fit_in_memory_is_skipped_with_figures(monkeypatch):
     monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
     large = replace(find("ease"), estimate_bytes=lambda events: 2 * 2**30)

@@ -1,0 +1,54 @@
+"""Size of the towers and how they are trained; `train.py` unpacks it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from serve.errors import SchemaError
+from serve.schema import Similarity
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The two towers and their optimiser."""
+
+    dim: int = 64
+    """Entries of the taste part of a vector."""
+    affinity_dim: int = 64
+    """Entries of the category part of a vector; read where `data.repeats` is `allow`."""
+    n_blocks: int = 1
+    """Attention blocks of the user tower."""
+    n_heads: int = 1
+    """Heads of a block; divides `dim`."""
+    dropout: float = 0.2
+    """On the tower's input, in its blocks and in its head."""
+    id_dropout: float = 0.1
+    """Share of the items that lose their id part in a step, so that content alone places an item."""
+    similarity: Similarity = "dot"
+    """Inner product, or cosine with a learned temperature."""
+    temperature: float = 0.07
+    """First temperature under `cosine`."""
+    learning_rate: float = 1e-3
+    """Peak of the schedule."""
+    memory_learning_rate: float = 1e-2
+    """Of the few weights of the memory; read where `data.repeats` is `allow`."""
+    weight_decay: float = 0.01
+    """Of AdamW."""
+    warmup_steps: int = 50
+    """Steps of linear rise before the cosine descent."""
+    batch_size: int = 128
+    """Windows or users of a batch."""
+    max_epochs: int = 20
+    """Length of the schedule."""
+    patience: int = 5
+    """Epochs without a better validation NDCG before training stops."""
+
+    def __post_init__(self) -> None:
+        if self.dim % self.n_heads:
+            raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
+        for name in ("dim", "n_blocks", "batch_size", "max_epochs", "warmup_steps", "patience", "affinity_dim"):
+            if getattr(self, name) < 1:
+                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("dropout", "id_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 0 to less than 1")

@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import json
+import math
+from datetime import UTC, datetime
+from functools import cache
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.evaluate import evaluate
+from serve.errors import SchemaError
+from tests.fake_recommender import FakeRecommender
+
+N, U = 31, 13
+ITEMS = [f"item-{row:02d}" for row in np.random.default_rng(9).permutation(N)]  # the catalogue is in no order
+USERS = [f"user-{row}" for row in range(U)]
+NEW_USER, NEW_ITEM = "user-new", "item-new"
+AT = 1_600_000_000
+DAY = 86_400
+KEEP = {
+    "all": lambda item, owned: True,
+    "repeat": lambda item, owned: item in owned,
+    "novel": lambda item, owned: item not in owned,
+}
+MODELS_ALLOW = [
+    "bascule",
+    "popularity",
+    "popularity-recent",
+    "personal",
+    "personal-decayed",
+    "itemknn",
+    "ease",
+]
+MODELS_EXCLUDE = ["bascule", "popularity", "popularity-recent", "itemknn", "ease"]
+
+
+def make_rows(n, first, last, seed) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "user_id": rng.choice(USERS, n),
+            "item_id": rng.choice(ITEMS, n),
+            "datetime": rng.integers(first, last, n),
+            "device": rng.choice(np.array(["web", "phone", None], object), n),
+        }
+    )
+
+
+TRAIN = make_rows(150, AT - 90 * DAY, AT - 20 * DAY, 1)
+VALIDATION = make_rows(47, AT - 20 * DAY, AT, 2)
+HOLDOUT = pd.concat(
+    [
+        make_rows(59, AT, AT + 20 * DAY, 3),
+        pd.DataFrame(
+            {
+                "user_id": [NEW_USER, NEW_USER, USERS[0], USERS[0]],
+                "item_id": [ITEMS[4], NEW_ITEM, "item-other", NEW_ITEM],
+                "datetime": [AT + 5] * 4,
+            }
+        ),
+    ],
+    ignore_index=True,
+)
+DEMOGRAPHICS = pd.DataFrame({"user_id": USERS[:7], "gender": ["f", "m", "f", None, "m", "f", "f"]})
+
+
+def owned_items() -> dict[str, set[str]]:
+    past = pd.concat([TRAIN, VALIDATION])
+    return {user: set(items) for user, items in past.groupby("user_id")["item_id"]}
+
+
+def make_recommender(**schema) -> FakeRecommender:
+    return FakeRecommender(ITEMS, [*USERS, NEW_USER], owned_items(), **schema)
+
+
+def run(recommender, at, holdout=HOLDOUT, validation=VALIDATION, progress=lambda message: None):
+    return evaluate(
+        recommender, holdout, TRAIN, validation, DEMOGRAPHICS, at, ["gender"], seed=3, progress=progress
+    )
+
+
+@cache
+def run_allowing() -> tuple[FakeRecommender, dict]:
+    recommender = make_recommender(repeats="allow")
+    return recommender, run(recommender, AT)
+
+
+def naive_metrics(ranked: list, wanted: set) -> dict[str, float]:
+    """Loop over one list, as the benchmark's scorer defines the metrics."""
+
+    def ndcg(k):
+        gained = sum(1 / math.log2(place + 2) for place, item in enumerate(ranked[:k]) if item in wanted)
+        return gained / sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted))))
+
+    hits = [place + 1 for place, item in enumerate(ranked[:10]) if item in wanted]
+    return {
+        "HR@10": 1.0 if hits else 0.0,
+        "Recall@20": len(wanted & set(ranked[:20])) / len(wanted),
+        "NDCG@10": ndcg(10),
+        "NDCG@20": ndcg(20),
+        "MRR@10": 1 / hits[0] if hits else 0.0,
+    }
+
+
+def naive_evaluation(recommender, targets, keep_list, keep_target, extra=lambda key: {}) -> dict[str, float]:
+    """Average over requests within a user, then over users.
+
+    `targets`: (user, anything) -> set of items.
+    """
+    by_user: dict[str, list[dict[str, float]]] = {}
+    for key, items in targets.items():
+        owned = recommender.owned.get(key[0], set())
+        wanted = {item for item in items if keep_target(item, owned)}
+        if wanted:
+            request = {"user_id": key[0]} | extra(key)
+            ranked = [ITEMS[row] for row in recommender.rank(request, 20, keep_list)]
+            by_user.setdefault(key[0], []).append(naive_metrics(ranked, wanted))
+    means = [{name: np.mean([one[name] for one in some]) for name in some[0]} for some in by_user.values()]
+    return {"users": len(means)} | {name: np.mean([mean[name] for mean in means]) for name in means[0]}
+
+
+def assert_figures(got, expected):
+    assert {name: got[name] for name in expected} == pytest.approx(expected, abs=1e-12)
+    for name in expected.keys() - {"users"}:
+        low, high = got[f"{name}_ci95"]
+        assert low <= got[name] <= high
+
+
+def targets_by(keys) -> dict[tuple, set[str]]:
+    return {
+        key if isinstance(key, tuple) else (key,): set(items)
+        for key, items in HOLDOUT.groupby(keys if len(keys) > 1 else keys[0])["item_id"]
+    }
+
+
+@pytest.mark.parametrize("view", ["all", "repeat", "novel"])
+def test_time_split_asks_each_user_once(view):
+    recommender, metrics = run_allowing()
+    assert all(
+        request == {"user_id": request["user_id"], "datetime": datetime.fromtimestamp(AT, UTC)}
+        for requests in recommender.asked
+        for request in requests
+    )
+    assert {len(requests) for requests in recommender.asked} == {HOLDOUT["user_id"].nunique()}
+    expected = naive_evaluation(recommender, targets_by(["user_id"]), KEEP[view], KEEP[view])
+    assert_figures(metrics["test"]["bascule"][view], expected)
+
+
+def test_time_split_with_repeats_has_all_parts():
+    _, metrics = run_allowing()
+    assert json.loads(json.dumps(metrics)) == metrics
+    assert list(metrics["test"]) == MODELS_ALLOW
+    assert all(list(views) == ["all", "repeat", "novel"] for views in metrics["test"].values())
+    assert list(metrics["paired"]) == list(metrics["baselines"]) == MODELS_ALLOW[1:]
+    assert list(metrics["beyond_accuracy"]) == MODELS_ALLOW
+    assert "with_context" not in metrics
+    assert metrics["protocol"]["n_requests"] == HOLDOUT["user_id"].nunique()
+    figures = metrics["test"]["bascule"]
+    pairs = HOLDOUT.drop_duplicates(["user_id", "item_id"])
+    assert {view: figures[view]["targets_outside_catalogue"] for view in figures} == {
+        "all": 3,
+        "repeat": 0,
+        "novel": 3,
+    }
+    assert figures["all"]["targets"] == len(pairs)
+    assert figures["repeat"]["targets"] + figures["novel"]["targets"] == len(pairs)
+    assert {figures[view]["unreachable_targets"] for view in figures} == {0}
+
+
+@pytest.mark.parametrize("ties", ["ordered", "simultaneous"])
+def test_leave_one_out_asks_once_per_user_and_time(ties):
+    recommender = make_recommender(repeats="exclude", ties=ties)
+    metrics = run(recommender, at=None)
+    targets = targets_by(["user_id", "datetime"])
+    assert list(metrics["test"]) == MODELS_EXCLUDE
+    assert recommender.asked[0] == [{"user_id": user} for user, _ in sorted(targets)]
+    everything = KEEP["all"]
+    assert_figures(
+        metrics["test"]["bascule"]["novel"], naive_evaluation(recommender, targets, KEEP["novel"], everything)
+    )
+    owned = recommender.owned
+    unreachable = sum(item in owned.get(user, ()) for (user, _), items in targets.items() for item in items)
+    assert metrics["test"]["bascule"]["novel"]["unreachable_targets"] == unreachable > 0
+
+
+def test_context_is_a_second_block():
+    recommender = make_recommender(repeats="exclude")
+    metrics = run(recommender, at=None)
+    (plain, contextual), first = recommender.asked, HOLDOUT.groupby(["user_id", "datetime"]).nth(0)
+    assert len(plain) == len(contextual)
+    devices = {(row.user_id, row.datetime): row.device for row in first.itertuples()}
+    assert {type(request["context"]["device"]) for request in contextual} == {str, type(None)}
+    for request in contextual:
+        device = devices[request["user_id"], int(request["datetime"].timestamp())]
+        assert request["context"] == {"device": None if pd.isna(device) else device}
+    expected = naive_evaluation(
+        recommender,
+        targets_by(["user_id", "datetime"]),
+        KEEP["novel"],
+        KEEP["all"],
+        lambda key: {"context": {}},
+    )
+    assert_figures(metrics["with_context"]["bascule"]["novel"], expected)
+    assert (
+        metrics["with_context"]["bascule"]["novel"]["NDCG@10"]
+        != metrics["test"]["bascule"]["novel"]["NDCG@10"]
+    )
+
+
+def test_without_times_and_context_there_is_no_second_block():
+    recommender = make_recommender(repeats="exclude", has_datetime=False, context_features=())
+    holdout = HOLDOUT.drop(columns=["datetime", "device"])
+    metrics = run(recommender, at=None, holdout=holdout)
+    assert "with_context" not in metrics
+    assert recommender.asked == [[{"user_id": user} for user in sorted(holdout["user_id"].unique())]]
+
+
+def test_paired_differences_are_of_the_same_users():
+    _, metrics = run_allowing()
+    for name, views in metrics["paired"].items():
+        for view, difference in views.items():
+            model, baseline = metrics["test"]["bascule"][view], metrics["test"][name][view]
+            assert difference["users"] == model["users"] == baseline["users"]
+            assert difference["NDCG@20"] == pytest.approx(model["NDCG@20"] - baseline["NDCG@20"])
+
+
+def test_popularity_is_the_ranking_of_counts():
+    _, metrics = run_allowing()
+    past = pd.concat([TRAIN, VALIDATION])["item_id"].tolist()
+    ranked = sorted(range(N), key=lambda row: (-past.count(ITEMS[row]), row))
+    popular = FakeRecommender(ITEMS, [*USERS, NEW_USER], owned_items())
+    popular.rank = lambda request, k, keep: [
+        row for row in ranked if keep(ITEMS[row], popular.owned.get(request["user_id"], set()))
+    ][:k]
+    for view in KEEP:
+        expected = naive_evaluation(popular, targets_by(["user_id"]), KEEP[view], KEEP[view])
+        assert_figures(metrics["test"]["popularity"][view], expected)
+
+
+def test_beyond_accuracy_is_of_the_headline_lists():
+    recommender, metrics = run_allowing()
+    users = HOLDOUT["user_id"].unique()
+    shown = {row for user in users for row in recommender.rank({"user_id": user}, 10, KEEP["all"])}
+    assert metrics["beyond_accuracy"]["bascule"]["coverage@10"] == len(shown) / N
+
+
+def test_slices_are_parts_of_the_targets():
+    recommender, metrics = run_allowing()
+    slices = metrics["slices"]
+    assert list(slices) == ["all", "repeat", "novel"]
+    assert set(slices["all"]) == {"history", "item_events", "popularity", "gender"}
+    gender = DEMOGRAPHICS.dropna().set_index("user_id")["gender"].to_dict()
+    for value in ("f", "m", "missing"):
+        some = {
+            key: items
+            for key, items in targets_by(["user_id"]).items()
+            if gender.get(key[0], "missing") == value
+        }
+        assert_figures(
+            slices["all"]["gender"][value], naive_evaluation(recommender, some, KEEP["all"], KEEP["all"])
+        )
+    assert slices["all"]["history"]["0"]["users"] == 1  # the new one
+
+
+def test_parameters_are_chosen_on_validation():
+    baselines = run_allowing()[1]["baselines"]
+    tried = baselines["personal-decayed"]["validation"]
+    assert list(tried) == ["15", "30", "60", "120", "240"]
+    best = baselines["personal-decayed"]["parameter"]["days"]
+    assert tried[f"{best:g}"] == max(tried.values())
+    assert baselines["popularity"]["parameter"] == {}
+
+
+def test_criterion_is_the_mean_of_two_views_on_validation(monkeypatch):
+    """Personal frequency by a naive loop, on the validation window, from training events alone."""
+    history = {user: items.tolist() for user, items in TRAIN.groupby("user_id")["item_id"]}
+    counts = TRAIN["item_id"].tolist()
+
+    def rank(request, k, keep):
+        mine = history.get(request["user_id"], [])
+        places = [(-mine.count(item), -counts.count(item), row) for row, item in enumerate(ITEMS)]
+        return [row for *_, row in sorted(places) if keep(ITEMS[row], set(mine))][:k]
+
+    naive = FakeRecommender(ITEMS, USERS, {user: set(items) for user, items in history.items()})
+    naive.rank = rank
+    wanted = {(user,): set(items) for user, items in VALIDATION.groupby("user_id")["item_id"]}
+    expected = [
+        naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")
+    ]
+    monkeypatch.setattr(
+        "evaluation.baseline_run.declare_baselines", lambda repeats: [personal_with_a_parameter()]
+    )
+    baselines = run(make_recommender(repeats="allow"), AT)["baselines"]
+    assert baselines["personal"]["validation"]["1"] == pytest.approx(np.mean(expected))
+
+
+def personal_with_a_parameter():
+    from evaluation.baselines import Baseline
+    from evaluation.popularity import fit_personal
+
+    return Baseline("personal", lambda events, values: iter([fit_personal(events)]), "nothing", (1,))
+
+
+def test_without_validation_the_middle_value_is_taken():
+    metrics = run(make_recommender(repeats="allow"), AT, validation=VALIDATION[:0])
+    assert metrics["baselines"]["itemknn"]["parameter"] == {"neighbours": 20}
+    assert metrics["baselines"]["itemknn"]["validation"] == {}
+
+
+def test_order_of_rows_does_not_matter():
+    _, first = run_allowing()
+    second = run(make_recommender(repeats="allow"), AT, holdout=HOLDOUT.sample(frac=1.0, random_state=5))
+    assert first["test"] == second["test"]
+    assert first["slices"] == second["slices"]
+
+
+def test_progress_names_every_model():
+    said = []
+    run(make_recommender(repeats="allow"), AT, progress=said.append)
+    assert [message.split(":")[0] for message in said] == MODELS_ALLOW
+
+
+def test_nothing_held_out_is_refused():
+    with pytest.raises(SchemaError, match="holdout has no interactions"):
+        run(make_recommender(repeats="allow"), AT, holdout=HOLDOUT[:0])
+
+
+def test_an_unknown_group_is_refused():
+    with pytest.raises(SchemaError, match=r"'gendre' .* did you mean 'gender'"):
+        evaluate(make_recommender(), HOLDOUT, TRAIN, VALIDATION, DEMOGRAPHICS, AT, ["gendre"], seed=3)

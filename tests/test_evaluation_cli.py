@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluation.__main__
+from evaluation.__main__ import main
+from evaluation.frames import read_interactions, read_moment, read_users
+from evaluation.histories import profiles_from_frame
+from evaluation.validation import hold_out_last, hold_out_window, sample_users
+from serve.errors import SchemaError
+from tests.fake_recommender import FakeRecommender
+from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
+
+USERS = ["007", "8", "NA"]
+AT = 1_600_000_000
+DAY = 86_400
+
+
+def make_rows(n, first, last, seed) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    return pd.DataFrame(
+        {
+            "user_id": rng.choice(USERS, n),
+            "item_id": rng.choice(item_ids(), n),
+            "datetime": pd.to_datetime(rng.integers(first, last, n), unit="s").strftime("%Y-%m-%d %H:%M:%S"),
+            "weight": rng.integers(1, 5, n),
+            "device": rng.choice(["web", "phone"], n),
+        }
+    )
+
+
+TRAIN = make_rows(59, AT - 90 * DAY, AT, 1)
+HOLDOUT = make_rows(17, AT, AT + 20 * DAY, 2)
+
+
+@pytest.fixture(scope="module")
+def bundle_folder(tmp_path_factory):
+    return publish_tiny(tmp_path_factory.mktemp("run"), seed=1).path
+
+
+@pytest.fixture
+def built(monkeypatch):
+    """Put the fake in the place of the recommender, and keep what it was built of."""
+    made = []
+
+    def build(bundle, profiles):
+        made.append((bundle, profiles))
+        owned = {user: set(profiles.get(user).history.item_id) for user in USERS}
+        return FakeRecommender(item_ids(), USERS, owned)
+
+    monkeypatch.setattr(evaluation.__main__, "Recommender", build)
+    return made
+
+
+def write(folder, frame, name):
+    path = folder / name
+    frame.to_csv(path, index=False) if name.endswith(".csv") else frame.to_parquet(path)
+    return str(path)
+
+
+def arguments(bundle_folder, tmp_path, kind=".csv"):
+    holdout, train = write(tmp_path, HOLDOUT, f"holdout{kind}"), write(tmp_path, TRAIN, f"train{kind}")
+    return ["--bundle", str(bundle_folder), "--holdout", holdout, "--train", train]
+
+
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+def test_figures_of_a_bundle_and_a_holdout(bundle_folder, built, tmp_path, capsys, kind):
+    out = tmp_path / "figures.json"
+    options = ["--at", "2020-09-13T12:26:40", "--json", str(out)]
+    assert main([*arguments(bundle_folder, tmp_path, kind), *options]) == 0
+    metrics = json.loads(out.read_text())
+    assert metrics["protocol"]["n_users"] == 3
+    assert metrics["test"]["bascule"]["all"]["targets"] == len(
+        HOLDOUT.drop_duplicates(["user_id", "item_id"])
+    )
+    assert metrics["baselines"]["personal-decayed"]["validation"]
+    said = capsys.readouterr()
+    assert "view 'all', 3 users" in said.out
+    assert "view 'novel'" in said.out
+    assert "NDCG@20" in said.out
+    assert "ease: lambda" in said.err
+    (_, profiles), *_ = built
+    assert profiles.user_ids.tolist() == USERS
+    assert len(profiles.history) == len(TRAIN)
+
+
+def test_without_a_moment_every_time_is_a_request(bundle_folder, built, tmp_path):
+    out = tmp_path / "figures.json"
+    users = pd.DataFrame({"user_id": ["8", "007"], "gender": ["f", None], "income": [2.5, None]})
+    options = ["--json", str(out), "--users", write(tmp_path, users, "users.csv")]
+    assert main([*arguments(bundle_folder, tmp_path), *options]) == 0
+    metrics = json.loads(out.read_text())
+    assert metrics["protocol"]["n_requests"] == len(HOLDOUT.drop_duplicates(["user_id", "datetime"]))
+    assert list(metrics["with_context"]) == ["bascule"]
+    assert set(metrics["slices"]["all"]["gender"]) == {"f", "missing"}
+    ((_, profiles),) = built
+    assert profiles.get("8").features == {"gender": "f", "income": 2.5}
+    assert profiles.get("007").features == {"gender": None, "income": None}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--at": "yesterday"}, "moment 'yesterday' cannot be read"),
+        ({"--holdout": "nowhere.csv"}, "nowhere.csv: no such file"),
+        ({"--train": "train.xlsx"}, "cannot read '.xlsx'; allowed: .csv, .parquet"),
+        ({"--bundle": "nowhere"}, "nowhere"),
+        ({"--json": "no/folder/out.json"}, "no/folder"),
+    ],
+)
+def test_faults_are_one_line(bundle_folder, built, tmp_path, capsys, change, message):
+    options = arguments(bundle_folder, tmp_path)
+    pairs = dict(zip(options[::2], options[1::2], strict=True)) | change
+    assert main([word for pair in pairs.items() for word in pair]) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert last.startswith("error: ")
+    assert message in last
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (TRAIN.rename(columns={"item_id": "item"}), "no column 'item_id'; did you mean 'item'"),
+        (TRAIN.assign(user_id=[None, *TRAIN["user_id"][1:]]), "user_id is nan in record 1"),
+        (
+            TRAIN.assign(datetime=["2020-13-01 00:00:00", *TRAIN["datetime"][1:]]),
+            "'2020-13-01 00:00:00' in record 1",
+        ),
+        (TRAIN.assign(weight=["many", *TRAIN["weight"][1:]]), "weight is 'many' in record 1"),
+        (TRAIN.assign(weight=-2.5), "weight is '-2.5' in record 1"),
+        (TRAIN[:0].drop(columns=list(TRAIN)), "cannot be read"),
+    ],
+)
+def test_unreadable_interactions_are_refused(tmp_path, frame, message):
+    path = tmp_path / "events.csv"
+    frame.to_csv(path, index=False)
+    with pytest.raises(SchemaError) as caught:
+        read_interactions(path, SCHEMA)
+    assert message in str(caught.value)
+    assert "events.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+def test_interactions_come_in_the_types_of_the_bundle(tmp_path, kind):
+    frame = pd.DataFrame(
+        {
+            "user_id": [12, 5, 12],
+            "item_id": ["007", "NA", "8"],
+            "datetime": [AT, AT + 7, AT + 1],
+            "event": ["buy", None, "view"],
+            "other": 1,
+        }
+    )
+    path = tmp_path / f"events{kind}"
+    frame.to_csv(path, index=False) if kind == ".csv" else frame.to_parquet(path)
+    got = read_interactions(path, replace(SCHEMA, user_id_type="integer"))
+    assert got["user_id"].tolist() == [12, 5, 12]
+    assert got["user_id"].dtype == np.int64
+    assert got["item_id"].tolist() == ["007", "NA", "8"]
+    assert got["datetime"].tolist() == [AT, AT + 7, AT + 1]
+    assert "other" not in got
+    profiles = profiles_from_frame(got, pd.DataFrame({"user_id": [3, 12]}), SCHEMA)
+    assert profiles.user_ids.tolist() == [3, 5, 12]
+    assert profiles.get(12).history.item_id.tolist() == ["007", "8"]
+    assert profiles.get(12).history.event.tolist() == ["buy", "view"]
+    assert pd.isna(profiles.get(5).history.event[0])
+    assert len(profiles.get(3).history) == 0
+
+
+def test_a_user_twice_is_refused(tmp_path):
+    path = tmp_path / "users.csv"
+    pd.DataFrame({"user_id": ["a", "b", "a"], "gender": "f", "income": 1}).to_csv(path, index=False)
+    with pytest.raises(SchemaError, match="user_id 'a' is there twice"):
+        read_users(path, SCHEMA)
+
+
+def test_a_missing_feature_column_is_refused(tmp_path):
+    path = tmp_path / "users.csv"
+    pd.DataFrame({"user_id": ["a", "b"], "gander": "f", "income": 1}).to_csv(path, index=False)
+    with pytest.raises(SchemaError, match="no column 'gender'; did you mean 'gander'"):
+        read_users(path, SCHEMA)
+
+
+def test_moments_are_read_in_the_zone_of_the_bundle():
+    assert read_moment("2020-09-13T12:26:40Z", None) == AT
+    assert read_moment("2020-09-13T14:26:40", "Europe/Berlin") == AT
+
+
+def test_histories_are_oldest_first():
+    rows = pd.DataFrame({"user_id": ["b", "a", "b", "b"], "item_id": list("pqrs"), "datetime": [9, 4, 2, 9]})
+    profiles = profiles_from_frame(rows, pd.DataFrame({"user_id": []}, dtype=object), SCHEMA)
+    assert profiles.get("b").history.item_id.tolist() == ["r", "p", "s"]
+    assert profiles.get("b").history.datetime.tolist() == [2, 9, 9]
+    assert profiles.get("a").features == {}
+
+
+def test_the_last_moment_of_each_user_is_held_out():
+    rows = pd.DataFrame({"user_id": list("abaab"), "item_id": list("pqrst"), "datetime": [3, 5, 7, 7, 5]})
+    train, validation = hold_out_last(rows)
+    assert train.index.tolist() == [0, 1, 4]  # b has one moment only
+    assert validation.index.tolist() == [2, 3]
+    train, validation = hold_out_last(rows.drop(columns="datetime"))
+    assert validation.index.tolist() == [3, 4]
+
+
+def test_a_window_is_held_out():
+    rows = pd.DataFrame({"user_id": list("abaab"), "datetime": [3, 5, 7, 6, 1]})
+    train, validation = hold_out_window(rows, at=8, length=2)
+    assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])
+
+
+def test_validation_users_are_drawn_by_the_seed(monkeypatch):
+    monkeypatch.setattr("evaluation.validation.MOST_USERS", 3)
+    rows = pd.DataFrame({"user_id": list("abcdefgabc")})
+    drawn = [sample_users(rows, seed) for seed in (1, 1, 2)]
+    assert drawn[0].equals(drawn[1])
+    assert drawn[0]["user_id"].nunique() == drawn[2]["user_id"].nunique() == 3
+    assert {tuple(part["user_id"].unique()) for part in drawn} != {tuple(drawn[0]["user_id"].unique())}
+    assert sample_users(rows[:2], 1).equals(rows[:2])

@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from datamodules.batch import WindowBatch
+from models.features import FeatureEmbedding, has_content
+from models.losses import log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.objectives import repeat_loss, window_loss
+from serve.schema import PADDING, UNKNOWN, Feature
+from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_module, make_towers, make_world
+
+WITHOUT_CONTENT = [N - 2, N - 1]
+
+
+@pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
+def side(request):
+    world = make_world(request.param)
+    data = make_data(world)
+    batch = max(batches(data), key=lambda batch: len(batch.history_rows))
+    return world, data, batch
+
+
+def popularity_of(data) -> torch.Tensor:
+    return torch.from_numpy(data.trends.popularity[-1])
+
+
+def gradient(towers, loss: torch.Tensor) -> torch.Tensor:
+    towers.zero_grad()
+    loss.backward()
+    return towers.item_tower.id_table.weight.grad.clone()  # (N, D)
+
+
+def role_losses(towers, batch, popularity, role: str) -> torch.Tensor:
+    """Compute the window loss where the item table is a variable in one role and a constant in the others."""
+    items = towers.item_vectors(popularity)
+    held = {name: items if name == role else items.detach() for name in ("history", "target", "negative")}
+    users = towers.window_vectors(batch, held["history"])[batch.is_target]
+    rows = batch.history_rows[batch.is_target]
+    sums = log_sum_exp(users, held["negative"], no_sparse(users))
+    positions = torch.arange(len(rows))
+    logits = target_logits(users, held["target"], positions, rows)
+    return softmax_loss(sums, logits, positions, torch.ones(len(rows)))
+
+
+def test_gradients_reach_the_item_table_through_each_role():
+    world = make_world(ORDERED)
+    data = make_data(world)
+    batch, popularity, towers = batches(data)[0], popularity_of(data), make_towers(world, data)
+    roles = {
+        role: gradient(towers, role_losses(towers, batch, popularity, role))
+        for role in ("history", "target", "negative")
+    }
+    items = towers.item_vectors(popularity)
+    whole = gradient(towers, window_loss(towers.window_vectors(batch, items), items, batch))
+    length = batch.arrays["history_lengths"][:, None]
+    places = torch.arange(batch.history_rows.shape[1])
+    wanted = {
+        "history": set(batch.history_rows[places < length - 1].tolist()),  # the last one is nobody's past
+        "target": set(batch.history_rows[batch.is_target].tolist()),
+        "negative": set(range(N)),
+    }
+    for role, found in roles.items():
+        assert set(found.abs().amax(dim=1).nonzero().flatten().tolist()) == wanted[role], role
+    assert (sum(roles.values()) - whole).abs().max() <= 1e-5
+
+
+def test_gradients_reach_the_item_table_through_history_and_memory():
+    world = make_world(BASKETS)
+    data = make_data(world)
+    batch, towers = max(batches(data), key=lambda batch: len(batch.owned_rows)), make_towers(world, data)
+
+    def loss(in_history: bool, in_memory: bool, in_scores: bool) -> torch.Tensor:
+        items = towers.item_vectors(batch.popularity)
+        history, memory, scored = (
+            items if is_variable else items.detach() for is_variable in (in_history, in_memory, in_scores)
+        )
+        shifted = batch._replace(owned_rows=batch.owned_rows + N)  # the memory reads the second half
+        users, bonus = towers.request_vectors(shifted, torch.cat([history, memory]))
+        return repeat_loss(users, bonus, scored, batch)
+
+    parts = [gradient(towers, loss(*(place == role for place in range(3)))) for role in range(3)]
+    whole = gradient(towers, loss(True, True, True))
+    assert all(part.abs().max() > 1e-4 for part in parts)
+    assert (sum(parts) - whole).abs().max() <= 1e-5
+    outside = torch.ones(N, dtype=torch.bool)
+    outside[batch.owned_rows] = False
+    assert parts[0][outside].abs().max() == 0
+    assert parts[1][outside].abs().max() == 0
+
+
+def test_id_dropout_drops_only_items_with_content(side):
+    world, data, _ = side
+    towers, popularity = make_towers(world, data), popularity_of(data)
+    tower = towers.item_tower
+    complete = towers.item_vectors(popularity)
+    content = tower.encode_content(towers.item_codes, towers.item_values, towers.categories, popularity)
+    towers.train()
+    for seed in range(5):
+        torch.manual_seed(seed)
+        items = towers.item_vectors(popularity)
+        is_kept = (items[:, :D] == complete[:, :D]).all(dim=1)
+        assert torch.equal(items, torch.where(is_kept.unsqueeze(1), complete, content))
+        assert is_kept[WITHOUT_CONTENT].all()
+        assert is_kept[:-2].any()
+        assert not is_kept.all()
+
+
+def test_a_dropped_id_learns_in_no_role(side):
+    world, data, batch = side
+    towers = make_towers(world, data).train()
+    drawn = []
+    make_vectors = towers.item_vectors
+
+    def spy(popularity):
+        items = make_vectors(popularity)
+        (grad,) = torch.autograd.grad(
+            items[:, :D].sum(), towers.item_tower.id_table.weight, retain_graph=True
+        )
+        drawn.append((grad != 0).any(dim=1))
+        return items
+
+    towers.item_vectors = spy
+    torch.manual_seed(3)
+    step = make_module(towers)
+    loss = step.window_step(batch) if isinstance(batch, WindowBatch) else step.request_step(batch)
+    found = gradient(towers, loss).abs().amax(dim=1) > 0
+    assert len(drawn) == 1
+    assert torch.equal(found, drawn[0])
+
+
+def test_an_item_without_id_is_placed_by_its_content(side):
+    world, data, _ = side
+    towers, popularity = make_towers(world, data), popularity_of(data)
+    tower = towers.item_tower
+    content = tower.encode_content(towers.item_codes, towers.item_values, towers.categories, popularity)
+    assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
+    with torch.no_grad():
+        tower.id_table.weight.zero_()
+    assert torch.equal(content, towers.item_vectors(popularity))
+
+
+def test_cosine_makes_the_taste_part_unit_and_leaves_the_rest(side):
+    world, data, _ = side
+    popularity = popularity_of(data)
+    plain = make_towers(world, data, "dot").item_vectors(popularity)
+    unit = make_towers(world, data, "cosine").item_vectors(popularity)
+    assert (unit[:, :D].norm(dim=1) - 1).abs().max() <= 1e-6
+    assert (unit[:, :D] - plain[:, :D] / plain[:, :D].norm(dim=1, keepdim=True)).abs().max() <= 1e-6
+    assert torch.equal(unit[:, D:], plain[:, D:])
+    assert (plain[:, :D].norm(dim=1) - 1).abs().max() > 0.01
+
+
+def test_features_are_summed_and_values_of_a_cell_averaged():
+    features = (
+        Feature("tags", "multi_categorical", "tags", ("a", "b", "c"), width=3),
+        Feature("price", "numeric", "price"),
+        Feature("brand", "categorical", "brand", ("x", "y")),
+    )
+    embed = FeatureEmbedding(features, D)
+    torch.nn.init.normal_(embed.table.weight)
+    codes, values = torch.tensor([[2, 4, 0, 3], [1, 0, 0, 2]]), torch.tensor([[0.7, 0.0], [0.0, 1.0]])
+    tags, brand = embed.table.weight[:5], embed.table.weight[5:]
+    first = (tags[2] + tags[4]) / 2 + brand[3] + 0.7 * embed.number_table[0]
+    second = tags[1] + brand[2] + embed.number_table[1]
+    assert (embed(codes, values) - torch.stack([first, second])).abs().max() <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "features",
+    [(), (Feature("price", "numeric", "price"),), (Feature("brand", "categorical", "brand", ("x",)),)],
+)
+def test_a_side_may_have_features_of_one_kind_or_none(features):
+    n_codes, n_values = sum(not f.is_numeric for f in features), 2 * sum(f.is_numeric for f in features)
+    embed = FeatureEmbedding(features, D)
+    found = embed(torch.full((3, n_codes), 2), torch.ones(3, n_values))
+    assert found.shape == (3, D)
+    assert (found.abs().max() > 0) == (len(features) > 0)
+
+
+def test_what_is_unknown_says_nothing_before_training():
+    features = (
+        Feature("brand", "categorical", "brand", ("x", "y")),
+        Feature("hour", "hour_of_day", "t", ("0", "1")),
+    )
+    embed = FeatureEmbedding(features, D)
+    assert embed(torch.full((2, 2), UNKNOWN), torch.zeros(2, 0)).abs().max() == 0
+    assert embed(torch.full((2, 2), PADDING), torch.zeros(2, 0)).abs().max() == 0
+
+
+def test_content_is_any_known_value():
+    codes = torch.tensor([[1, 0], [2, 0], [1, 0], [1, 3]])
+    values = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
+    assert has_content(codes, values).tolist() == [False, True, True, True]

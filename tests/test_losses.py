@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from models import losses
+from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+
+B, W, N, M = 7, 5, 11, 9
+CELLS = [(0, 3), (0, 8), (2, 0), (2, 1), (2, 10), (4, 4), (6, 2)]
+BARRED = (1, 4)  # positions in CELLS that hold -inf
+
+
+def double(generator: torch.Generator, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def make(seed: int, bars: tuple[int, ...] = ()):
+    generator = torch.Generator().manual_seed(seed)
+    users, items, values = (double(generator, *shape) for shape in ((B, W), (N, W), (len(CELLS),)))
+    barred = torch.zeros(len(CELLS), dtype=torch.float64)
+    barred[list(bars)] = -math.inf
+    rows, columns = (torch.tensor(part) for part in zip(*CELLS, strict=True))
+    return users, items, values, Sparse(rows, columns, values + barred)
+
+
+def dense_logits(users, items, sparse) -> torch.Tensor:
+    cells = zip(sparse.rows.tolist(), sparse.columns.tolist(), sparse.values, strict=True)
+    added = {(row, column): value for row, column, value in cells}
+    zero = torch.zeros((), dtype=users.dtype)
+    return torch.stack(
+        [
+            torch.stack([users[b] @ items[i] + added.get((b, i), zero) for i in range(len(items))])
+            for b in range(len(users))
+        ]
+    )
+
+
+@pytest.fixture(params=[1, 3, B, 100], ids="rows_{}".format)
+def _chunks(request, monkeypatch):
+    monkeypatch.setattr(losses, "CHUNK_CELLS", request.param * N)
+
+
+@pytest.mark.usefixtures("_chunks")
+@pytest.mark.parametrize("bars", [(), BARRED], ids=["finite", "barred"])
+def test_loss_and_all_gradients_equal_the_naive_softmax(bars):
+    users, items, values, sparse = make(1, bars)
+    generator = torch.Generator().manual_seed(2)
+    rows = torch.randint(B, (M,), generator=generator)
+    columns = torch.tensor([5, 9, 6, 7, 5, 9, 6, 7, 5])  # no cell of CELLS
+    weights = torch.rand(M, generator=generator, dtype=torch.float64)
+    found = softmax_loss(
+        log_sum_exp(users, items, sparse), target_logits(users, items, rows, columns), rows, weights
+    )
+    naive_logits = dense_logits(users, items, sparse)
+    picked = -torch.log_softmax(naive_logits, dim=1)[rows, columns]
+    naive = (picked * weights).sum() / weights.sum()
+    assert (found - naive).abs() <= 1e-10
+    inputs = (users, items, values)
+    for got, expected in zip(
+        torch.autograd.grad(found, inputs), torch.autograd.grad(naive, inputs), strict=True
+    ):
+        assert torch.isfinite(got).all()
+        assert (got - expected).abs().max() <= 1e-10
+
+
+@pytest.mark.usefixtures("_chunks")
+def test_log_sum_exp_passes_gradcheck():
+    users, items, values, sparse = make(3)
+
+    def compute(users, items, values):
+        return log_sum_exp(users, items, Sparse(sparse.rows, sparse.columns, values))
+
+    assert torch.autograd.gradcheck(compute, (users, items, values))
+
+
+def test_a_row_without_any_item_left_spoils_no_gradient():
+    generator = torch.Generator().manual_seed(4)
+    users, items = double(generator, B, W), double(generator, N, W)
+    rows, columns = torch.full((N,), 2), torch.arange(N)
+    sums = log_sum_exp(users, items, Sparse(rows, columns, torch.full((N,), -math.inf)))
+    assert sums[2] == -math.inf
+    kept = [0, 1, 3, 4, 5, 6]
+    found = torch.autograd.grad(sums[kept].sum(), (users, items))
+    naive = torch.autograd.grad((users[kept] @ items.T).logsumexp(dim=1).sum(), (users, items))
+    for got, expected in zip(found, naive, strict=True):
+        assert (got - expected).abs().max() <= 1e-10
+
+
+def test_no_user_gives_an_empty_result():
+    generator = torch.Generator().manual_seed(5)
+    users, items = double(generator, 0, W), double(generator, N, W)
+    sums = log_sum_exp(users, items, no_sparse(users))
+    nothing = torch.zeros(0, dtype=torch.int64)
+    loss = softmax_loss(sums, target_logits(users, items, nothing, nothing), nothing, torch.zeros(0))
+    assert sums.shape == (0,)
+    assert loss == 0
+    loss.backward()
+    assert (items.grad == 0).all()
+
+
+def test_targets_without_weight_cost_nothing():
+    users, items, _, sparse = make(6)
+    rows = torch.tensor([0, 1])
+    sums, logits = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
+    assert softmax_loss(sums, logits, rows, torch.zeros(2)) == 0
+
+
+def test_autocast_does_not_reach_the_loss():
+    users, items, _, sparse = make(7)
+    users, items = users.float(), items.float()
+    rows = torch.arange(B)
+    expected = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
+        loss = softmax_loss(*found, rows, torch.ones(B))
+    assert loss.dtype == torch.float32
+    for got, value in zip(found, expected, strict=True):
+        assert torch.equal(got, value)
+
+
+def test_bfloat16_vectors_are_summed_in_float32():
+    users, items, _, sparse = make(8)
+    short_users, short_items = (part.detach().bfloat16().requires_grad_() for part in (users, items))
+    found = log_sum_exp(short_users, short_items, sparse)
+    expected = dense_logits(short_users.double(), short_items.double(), sparse).logsumexp(dim=1)
+    assert found.dtype == torch.float32
+    assert (found - expected).abs().max() <= 1e-5
+    found.sum().backward()
+    assert short_users.grad.dtype == torch.bfloat16
+
+
+def peak_bytes(positions: int, n_items: int) -> int:
+    """Return the most bytes that a step holds beyond its inputs, by torch's own record of allocations."""
+    generator = torch.Generator().manual_seed(9)
+    users = torch.randn(positions, W, generator=generator).requires_grad_()
+    items = torch.randn(n_items, W, generator=generator).requires_grad_()
+    targets = torch.arange(positions)
+    with torch.profiler.profile(
+        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
+    ) as profile:
+        sums = log_sum_exp(users, items, no_sparse(users))
+        logits = target_logits(users, items, targets, targets)
+        softmax_loss(sums, logits, targets, torch.ones(positions)).backward()
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    held = peak = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        held += event.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def test_four_times_the_positions_need_no_more_memory():
+    few, many = peak_bytes(512, 20_000), peak_bytes(2048, 20_000)
+    naive = 2048 * 20_000 * 4
+    assert few > losses.CHUNK_CELLS * 4  # the record sees the chunks
+    assert many <= 1.15 * few
+    assert many < 0.5 * naive

@@ -1,0 +1,267 @@
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.bundle import Bundle, verify
+from serve.errors import BundleError, SchemaError
+from serve.profiles import write_profiles
+from serve.recommender import Recommender, golden_answer
+from serve.requests import parse_request
+from tests.linear_bundle import (
+    DAY,
+    FILMS,
+    SHOP,
+    UNTIL,
+    D,
+    N,
+    W,
+    item_ids,
+    item_values,
+    publish_linear,
+    vectors_of,
+)
+from tests.linear_profiles import draw_history, known_users, make_profiles, requests_of
+from tests.linear_reference import naive_item, naive_list, naive_scores
+
+SEED = 3
+WORLDS = {"shop": SHOP, "films": FILMS}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("linear")
+    for name, schema in WORLDS.items():
+        path = publish_linear(folder / name, schema, SEED)
+        write_profiles(path.parent / "profiles", make_profiles(schema, known_users(schema)))
+    return {name: folder / name / "bundle" for name in WORLDS}
+
+
+@pytest.fixture(scope="module")
+def recommenders(folders):
+    return {name: Recommender.load(path) for name, path in folders.items()}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("k", [1, 4, N + 5])
+@pytest.mark.parametrize("mode", ["all", "novel", "owned"])
+def test_answers_are_those_of_brute_force(recommenders, world, k, mode):
+    schema, recommender, requests = WORLDS[world], recommenders[world], requests_of(WORLDS[world])
+    ask = {
+        "all": lambda: recommender.recommend(requests, k, filter_viewed=False),
+        "novel": lambda: recommender.recommend(requests, k, filter_viewed=True),
+        "owned": lambda: recommender.rank_owned(requests, k),
+    }
+    answers = ask[mode]()
+    row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    for request, answer in zip(requests, answers, strict=True):
+        _, scores, owned = naive_scores(schema, SEED, known_users(schema), request)
+        rows = {"all": set(range(N)), "novel": set(range(N)) - owned, "owned": owned}[mode]
+        expected = naive_list(scores, rows - {row_of[item_id] for item_id in request.get("exclude", [])}, k)
+        assert [row_of[item_id] for item_id in answer.item_id] == expected
+        np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
+        assert answer.rank.tolist() == list(range(1, len(expected) + 1))
+        assert answer.user_id == request.get("user_id")
+
+
+@pytest.mark.parametrize(("world", "filter_viewed"), [("shop", False), ("films", True)])
+def test_owned_items_are_listed_by_default_where_data_repeats(recommenders, world, filter_viewed):
+    recommender, requests = recommenders[world], requests_of(WORLDS[world])
+    rows = recommender.recommend(requests, 4).item_row.tolist()
+    assert rows == recommender.recommend(requests, 4, filter_viewed).item_row.tolist()
+    assert rows != recommender.recommend(requests, 4, not filter_viewed).item_row.tolist()
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_user_vectors_and_batches(recommenders, world):
+    schema, recommender, requests = WORLDS[world], recommenders[world], requests_of(WORLDS[world])
+    expected = [naive_scores(schema, SEED, known_users(schema), request)[0] for request in requests]
+    np.testing.assert_allclose(recommender.encode_users(requests), expected, rtol=1e-4, atol=1e-4)
+    many = requests * 20  # more than a tile
+    one_by_one = np.concatenate([recommender.encode_users([request]) for request in requests] * 20)
+    assert np.abs(recommender.encode_users(many) - one_by_one).max() <= 1e-6
+    batch = recommender.recommend(many, 5)
+    lists = [recommender.recommend([request], 5).item_row.tolist() for request in requests] * 20
+    assert [row_list.tolist() for row_list in np.split(batch.item_row, batch.offsets[1:-1])] == lists
+
+
+def test_no_request_gives_no_answer(recommenders):
+    assert len(recommenders["shop"].recommend([], 4)) == 0
+    assert len(recommenders["shop"].rank_owned([], 4)) == 0
+    assert recommenders["shop"].encode_users([]).shape == (0, W)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_a_stranger_with_a_users_history_and_features_is_that_user(recommenders, world):
+    for user_id, profile in known_users(WORLDS[world]).items():
+        known = recommenders[world].encode_users([{"user_id": user_id}])
+        stranger = recommenders[world].encode_users([dict(profile)])
+        assert np.abs(known - stranger).max() <= 1e-6
+
+
+def test_checked_requests_are_taken_as_they_are(recommenders):
+    raw = requests_of(SHOP)
+    checked = [parse_request(request, SHOP) for request in raw]
+    np.testing.assert_array_equal(
+        recommenders["shop"].recommend(checked, 4).score, recommenders["shop"].recommend(raw, 4).score
+    )
+
+
+def test_unknown_items_are_counted_once_each(recommenders):
+    ids = item_ids(SHOP)
+    histories = [["gone", ids[0], "gone", "lost"], [], [ids[0]], ["gone"]]
+    requests = [{"history": [{"item_id": item_id} for item_id in history]} for history in histories]
+    assert recommenders["shop"].recommend(requests, 3).unknown_items.tolist() == [2, 0, 0, 1]
+    users = known_users(SHOP)
+    expected = [int(any(e["item_id"] == "gone" for e in user["history"])) for user in users.values()]
+    answers = recommenders["shop"].recommend([{"user_id": user_id} for user_id in users], 3)
+    assert answers.unknown_items.tolist() == expected
+    assert sum(expected) > 0
+
+
+def test_an_item_older_than_the_memory_is_still_owned(recommenders):
+    ids = item_ids(SHOP)
+    history = [{"item_id": ids[1]}] + [{"item_id": ids[2]}] * SHOP.memory_length
+    novel = recommenders["shop"].recommend([{"history": history}], N, filter_viewed=True)
+    assert set(ids[1:3]) & set(novel.item_id) == set()
+    assert len(novel.item_id) == N - 2
+    assert set(recommenders["shop"].rank_owned([{"history": history}], N).item_id) == set(ids[1:3])
+    everything = recommenders["shop"].recommend([{"history": history}], N, filter_viewed=False)
+    assert sorted(everything.item_row) == list(range(N))
+
+
+def test_a_missing_weight_is_the_mean_and_not_1(recommenders):
+    event = {"item_id": item_ids(SHOP)[0], "datetime": UNTIL}
+    mean = {**event, "weight": float(np.expm1(SHOP.weight_mean))}
+    vectors = recommenders["shop"].encode_users([{"history": [event]}, {"history": [mean]}])
+    np.testing.assert_allclose(vectors[0], vectors[1], atol=1e-6)
+
+
+def test_data_without_times_ignores_them(tmp_path):
+    schema = replace(FILMS, has_datetime=False)
+    recommender = Recommender.load(publish_linear(tmp_path, schema, SEED))
+    timed = draw_history(schema, 6, np.random.default_rng(8))
+    untimed = [{"item_id": event["item_id"]} for event in timed]
+    requests = [{"history": timed}, {"history": timed, "datetime": UNTIL + DAY}, {"history": []}]
+    naive = [{"history": untimed}, {"history": untimed, "datetime": UNTIL + DAY}, {"history": []}]
+    expected = [naive_scores(schema, SEED, {}, request)[0] for request in naive]
+    np.testing.assert_allclose(recommender.encode_users(requests), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_equal_items_are_ordered_by_row(tmp_path):
+    vectors = np.repeat(vectors_of(SEED)[:1], N, axis=0)
+    recommender = Recommender.load(publish_linear(tmp_path, FILMS, SEED, vectors))
+    assert recommender.recommend([{}], 6).item_row.tolist() == list(range(6))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(data=st.data())
+def test_lists_are_full_and_admissible(recommenders, data):
+    world = data.draw(st.sampled_from(sorted(WORLDS)))
+    ids = item_ids(WORLDS[world])
+    rows = st.lists(st.integers(0, N - 1), max_size=12)
+    history, excluded = data.draw(rows), set(data.draw(rows))
+    k, filter_viewed = data.draw(st.integers(1, N + 3)), data.draw(st.booleans())
+    request = {"history": [{"item_id": ids[row]} for row in history]}
+    request["exclude"] = [ids[row] for row in excluded]
+    answer = recommenders[world].recommend([request], k, filter_viewed).of(0)
+    listed = [ids.index(item_id) for item_id in answer.item_id]
+    admissible = set(range(N)) - excluded - (set(history) if filter_viewed else set())
+    assert set(listed) <= admissible
+    assert len(set(listed)) == len(listed) == min(k, len(admissible))
+    assert np.isfinite(answer.score).all()
+    assert (np.diff(answer.score) <= 0).all()
+
+
+def test_new_items_are_placed_by_content(recommenders):
+    rows = [item_values(4), {}, {"brand": "new", "price": 2.5}, {"department": "meat", "price": None}]
+    got = recommenders["shop"].encode_items(rows)
+    np.testing.assert_allclose(got, [naive_item(SEED, row) for row in rows], rtol=1e-4, atol=1e-4)
+    many = recommenders["shop"].encode_items(rows * 100)
+    np.testing.assert_allclose(many, np.tile(got, (100, 1)), atol=1e-6)
+    assert recommenders["shop"].encode_items([]).shape == (0, W)
+
+
+def test_a_column_that_no_feature_reads_is_refused(recommenders):
+    with pytest.raises(SchemaError, match="unknown column 'prise'; did you mean 'price'"):
+        recommenders["shop"].encode_items([{"price": 1.0}, {"prise": 1.0}])
+    with pytest.raises(SchemaError, match="'price': 'dear' is no number"):
+        recommenders["shop"].encode_items([{"price": "dear"}])
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_similar_items_are_near_in_taste(recommenders, world):
+    ids, taste = item_ids(WORLDS[world]), vectors_of(SEED)[:, :D].astype(float)
+    unit = taste / np.linalg.norm(taste, axis=1, keepdims=True)
+    expected = [row for row in np.argsort(-(unit @ unit[6]), kind="stable") if row != 6][:4]
+    found, cosines = recommenders[world].similar_items(ids[6], 4)
+    assert found.tolist() == [ids[row] for row in expected]
+    np.testing.assert_allclose(cosines, (unit @ unit[6])[expected], atol=1e-6)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_item_rows(recommenders, world):
+    ids = item_ids(WORLDS[world])
+    assert recommenders[world].item_rows([ids[4], ids[0], ids[4]]).tolist() == [4, 0, 4]
+    with pytest.raises(SchemaError, match=r"item_id .*777.* is unknown; allowed: the 23 ids"):
+        recommenders[world].item_rows([ids[4], 777])
+
+
+def test_faults_of_requests_are_named(recommenders):
+    with pytest.raises(SchemaError, match=r"'ages'.*allowed"):
+        recommenders["shop"].recommend([{"features": {"ages": 3}}])
+    with pytest.raises(ValueError, match="k is 0; allowed: 1 or more"):
+        recommenders["shop"].recommend([], 0)
+
+
+def test_golden_answers_are_repeated(folders):
+    for path in folders.values():
+        lines = verify(path, lambda bundle: golden_answer(Recommender(bundle)))
+        assert any("8 requests" in line for line in lines)
+
+
+def test_profiles_are_found_beside_the_bundle_or_where_it_is_said(folders, tmp_path):
+    assert len(Recommender.load(folders["shop"]).profiles) == 5
+    assert len(Recommender(Bundle.load(folders["shop"])).profiles) == 0
+    two = dict(list(known_users(SHOP).items())[:2])
+    write_profiles(tmp_path, make_profiles(SHOP, two))
+    assert len(Recommender.load(folders["shop"], tmp_path).profiles) == 2
+    assert len(Recommender.load(folders["shop"], make_profiles(SHOP, two)).profiles) == 2
+    with pytest.raises(BundleError, match="no profiles here"):
+        Recommender.load(folders["shop"], tmp_path / "none")
+
+
+def test_profiles_of_other_data_are_refused(folders):
+    with pytest.raises(BundleError, match=r"user_id is integer.*string"):
+        Recommender(Bundle.load(folders["shop"]), make_profiles(FILMS, known_users(FILMS)))
+
+
+def test_towers_of_another_contract_are_refused(tiny_bundle):
+    with pytest.raises(BundleError, match="repeat_rate"):
+        Recommender.load(tiny_bundle(1))
+
+
+def test_serving_imports_nothing_of_training(folders):
+    code = (
+        "import sys\n"
+        "from serve import Recommender\n"
+        f"recommender = Recommender.load({str(folders['shop'])!r})\n"
+        "history = [{'item_id': 'i100', 'datetime': '2017-01-01'}]\n"
+        "answers = recommender.recommend([{'user_id': 'u1'}, {'history': history}], 3)\n"
+        "answers.to_table(), recommender.rank_owned([{'user_id': 'u1'}]).to_table()\n"
+        "recommender.encode_items([{'price': 1.0}]), recommender.similar_items('i100', 2)\n"
+        "assert len(answers.item_id) == 6\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code],
+        check=True,
+        cwd=Path(__file__).parents[1],
+        env={**os.environ, "PYTHONPATH": "."},
+    )

@@ -1,0 +1,247 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from models.memory import memory_inputs
+from models.parity_cases import draw_features
+from models.towers import STATE_INPUTS, Towers
+from serve.events import Events
+from serve.item_facts import ItemFacts
+from serve.item_ids import ItemIds
+from serve.known_users import encode_profiles, no_profiles
+from serve.owned import summarise_owned
+from serve.requests import parse_request
+from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
+from serve.user_inputs import RequestEncoder
+from tests.tiny_data import (
+    BASKETS,
+    DAY,
+    FIRST,
+    ORDERED,
+    N,
+    batches,
+    draw_events,
+    make_data,
+    make_towers,
+    make_world,
+)
+
+CLOSE, FAR = 1e-6, 1e-4
+MOMENT = FIRST + 300 * DAY
+
+
+class Side:
+    """Everything that one protocol's vectors are made with."""
+
+    def __init__(self, config, similarity="dot"):
+        self.world = make_world(config)
+        self.data = make_data(self.world)
+        self.towers: Towers = make_towers(self.world, self.data, similarity)
+        popularity = torch.from_numpy(self.data.trends.popularity[-1])
+        with torch.no_grad():
+            self.items = self.towers.item_vectors(popularity)
+
+    def arrays(self, events: Events, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
+        moment = np.full(len(events), MOMENT)
+        arrays, rows = history_arrays(events, schema)
+        user, context = (
+            draw_features(schema.features(side), len(events), rng) for side in ("user", "context")
+        )
+        arrays |= request_arrays(moment, user, context)
+        rates = np.linspace(-1, 1, N).astype(np.float32)
+        owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
+        arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)
+        return arrays, rows, owned.item_row
+
+    @torch.no_grad()
+    def vectors(self, arrays, rows, owned_rows) -> np.ndarray:
+        """Return user vectors and, flat beside them, memory scores."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tower = self.towers.user_tower
+        history = self.items[torch.from_numpy(rows)][..., : tower.dim]
+        fused = tower.request_state(history, *(tensors[name] for name in STATE_INPUTS))
+        if tower.memory is None:
+            return tower.finish(fused).numpy()
+        vectors, _ = tower.complete(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
+        return vectors.numpy()
+
+    def of(self, events: Events) -> np.ndarray:
+        return self.vectors(*self.arrays(events))
+
+
+@pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
+def side(request):
+    return Side(*request.param)
+
+
+@pytest.fixture(scope="module")
+def ordered():
+    return Side(ORDERED, "cosine")
+
+
+@pytest.fixture(scope="module")
+def baskets():
+    return Side(BASKETS)
+
+
+def change(events: Events, position: int, row: int) -> Events:
+    rows = events.item_row.copy()
+    rows[position] = row
+    return Events(rows, events.time, events.event, events.weight, events.offsets)
+
+
+def reorder(events: Events, order: np.ndarray) -> Events:
+    columns = (events.item_row, events.time, events.event, events.weight)
+    return Events(*(column[order] for column in columns), events.offsets)
+
+
+@torch.no_grad()
+def window_vectors(side: Side, batch) -> np.ndarray:
+    return side.towers.window_vectors(batch, side.items).numpy()
+
+
+def test_nothing_at_or_after_a_target_changes_its_vector(ordered):
+    batch = max(batches(ordered.data), key=lambda batch: batch.history_rows.shape[1])
+    before = window_vectors(ordered, batch)
+    length = batch.history_rows.shape[1]
+    for position in range(length):
+        rows = batch.history_rows.clone()
+        rows[:, position:] = (rows[:, position:] + 7) % N
+        arrays = dict(batch.arrays)
+        for name, amount in (("history_events", 1), ("history_weights", 0.7), ("history_times", 9 * DAY)):
+            arrays[name] = arrays[name].clone()
+            arrays[name][:, position:] += amount
+        arrays["history_events"] %= 4
+        after = window_vectors(ordered, batch._replace(history_rows=rows, arrays=arrays))
+        difference, is_target = np.abs(after - before).max(axis=2), batch.is_target.numpy()
+        is_later = np.arange(length) > position
+        assert difference[is_target & ~is_later].max() <= CLOSE
+        assert (difference[is_target & is_later] > FAR).all()
+
+
+def test_every_event_before_the_request_changes_its_vector(side):
+    events = draw_events([4], side.world.schema, np.random.default_rng(0))
+    before = side.of(events)
+    for position in range(4):
+        other = (int(events.item_row[position]) + 5) % N
+        assert np.abs(side.of(change(events, position, other)) - before).max() > FAR
+
+
+def test_a_basket_is_a_set(baskets):
+    rng = np.random.default_rng(3)
+    days = np.array([1, 4, 4, 9, 9])
+    events = Events(
+        np.array([3, 8, 1, 12, 5]), FIRST + DAY * days, np.array([1, 2, 3, 1, 2]),
+        rng.integers(1, 6, 5).astype(np.float32), np.array([0, 5]),
+    )  # fmt: skip
+    expected = baskets.of(events)
+    for order in ([0, 2, 1, 3, 4], [0, 1, 2, 4, 3], [0, 2, 1, 4, 3]):
+        assert np.abs(baskets.of(reorder(events, np.array(order))) - expected).max() <= CLOSE
+
+
+def test_all_of_the_last_basket_is_seen(baskets):
+    events = draw_events([5], baskets.world.schema, np.random.default_rng(2))
+    same = Events(events.item_row, np.full(5, FIRST), events.event, events.weight, events.offsets)
+    arrays, rows, owned_rows = baskets.arrays(same)
+    expected = baskets.vectors(arrays, rows, owned_rows)
+    for position in range(5):
+        changed = rows.copy()
+        changed[0, position] = (changed[0, position] + 5) % N  # in the history alone, not in the memory
+        assert np.abs(baskets.vectors(arrays, changed, owned_rows) - expected).max() > FAR
+
+
+def test_an_empty_history_is_the_start_token(side):
+    events = draw_events([0, 4, 0], side.world.schema, np.random.default_rng(4))
+    arrays, rows, _ = side.arrays(events)
+    tower = side.towers.user_tower
+    names = STATE_INPUTS[:5]
+    tensors = [torch.from_numpy(arrays[name]) for name in names]
+    with torch.no_grad():
+        history = side.items[torch.from_numpy(rows)][..., : tower.dim]
+        states = tower.last_state(tower.encode_events(history, *tensors), tensors[3], tensors[4])
+        token = tower.start_token.view(1, 1, -1)
+        alone = tower.blocks(
+            token, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
+        )
+    assert np.isfinite(side.of(events)).all()
+    assert (states[[0, 2]] - alone[0, 0]).abs().max() <= CLOSE
+    assert (states[1] - alone[0, 0]).abs().max() > FAR
+
+
+def test_requests_of_nobody_with_any_history_are_finite(side):
+    assert np.isfinite(side.of(draw_events([0, 0, 0], side.world.schema, np.random.default_rng(5)))).all()
+
+
+def test_a_batch_answers_as_one_by_one(side):
+    counts = [3, 0, 5, 1, 4]
+    events = draw_events(counts, side.world.schema, np.random.default_rng(6))
+    together = side.of(events)
+    arrays, _, _ = side.arrays(events)
+    for number in range(len(counts)):
+        alone, rows, owned_rows = side.arrays(
+            events.between(events.offsets[number : number + 1], events.offsets[number + 1 : number + 2])
+        )
+        for name in ("user_codes", "user_values", "context_codes", "context_values"):
+            alone[name] = arrays[name][number : number + 1]
+        assert np.abs(side.vectors(alone, rows, owned_rows)[0] - together[number]).max() <= 1e-5
+
+
+def test_padding_is_never_read(side):
+    arrays, rows, owned_rows = side.arrays(draw_events([3, 5], side.world.schema, np.random.default_rng(7)))
+    expected = side.vectors(arrays, rows, owned_rows)
+    for name in ("history_events", "history_weights", "history_times", "history_groups"):
+        arrays[name][0, 3:] = 3
+    rows[0, 3:] = 9
+    assert np.abs(side.vectors(arrays, rows, owned_rows) - expected).max() <= CLOSE
+
+
+def test_one_window_pass_equals_a_request_per_position(ordered):
+    plans = ordered.data.examples.plan(7, 0)
+    sequences, n_checked = ordered.data.sequences, 0
+    for plan in plans:
+        batch = ordered.data.examples[plan]
+        found = window_vectors(ordered, batch)
+        for b, i in np.argwhere(batch.is_target.numpy()):
+            stop = plan.starts[[b]] + i
+            events = sequences.events.between(plan.starts[[b]], stop)
+            arrays, rows = history_arrays(events, ordered.world.schema)
+            user, context = sequences.user.take(plan.users[[b]]), sequences.context.take(stop)
+            arrays |= request_arrays(sequences.events.time[stop], user, context)
+            assert np.abs(ordered.vectors(arrays, rows, rows) - found[b, i]).max() <= 1e-5
+            n_checked += 1
+    assert n_checked == len(ordered.world.tables.interactions)
+
+
+def raw_request(side: Side, user_id: int) -> dict:
+    """Write what the tables say of a user as a request of nobody known."""
+    events, users = side.world.tables.interactions, side.world.tables.users
+    mine = events[events["user_id"] == user_id].sort_values("datetime", kind="stable")
+    person = users[users["user_id"] == user_id].iloc[0]
+    return {
+        "history": mine[["item_id", "datetime", "event", "weight"]].to_dict("records"),
+        "features": {name: person[name] for name in ("gender", "income") if not pd.isna(person[name])},
+    }
+
+
+def test_a_user_never_seen_gets_the_vector_of_the_known_one(side):
+    schema, trends, ids = side.world.schema, side.data.trends, ItemIds(side.world.catalogue.item_ids)
+    catalogue = side.world.catalogue
+    facts = ItemFacts(trends.repeat_rate[-1], catalogue.categories, catalogue.n_categories)
+    nobody = encode_profiles(no_profiles(schema), ids, schema)
+    encoder = RequestEncoder(schema, ids, nobody, facts if schema.repeats == "allow" else None)
+    user_ids = side.data.sequences.user_ids.tolist()
+    requests = [parse_request(raw_request(side, user_id), schema) for user_id in user_ids]
+    inline = encoder.encode(requests).tower
+    (known,) = side.data.final_requests()
+    arrays = {name: array.numpy() for name, array in known.arrays.items()}
+    has_history = known.arrays["history_lengths"].numpy() > 0
+    for name, array in inline.arrays.items():
+        is_same = array == arrays[name]
+        assert (is_same[has_history] if name == "request_times" else is_same).all(), name
+    found = side.vectors(inline.arrays, inline.history_rows, inline.owned_rows)
+    expected = side.vectors(arrays, known.history_rows.numpy(), known.owned_rows.numpy())
+    assert np.abs(found - expected).max() <= CLOSE

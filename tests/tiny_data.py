@@ -1,0 +1,156 @@
+"""A small shop in two protocols, and towers without a zero weight, so that every path counts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+
+from datamodules.batch import RequestBatch, WindowBatch
+from datamodules.catalogue import Catalogue, build_catalogue
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig
+from datamodules.interactions import InteractionsDataModule
+from datamodules.missing import Withheld
+from datamodules.schema_fitting import fit_schema
+from datamodules.tables import Tables
+from models.assembly import build_memory, build_towers
+from models.towers import Towers
+from models.two_tower import TwoTower
+from serve.events import Events
+from serve.schema import Repeats, Schema, Ties
+
+U, N = 13, 23  # users, items; the last two items have no row in the items table
+D, A, L = 6, 4, 5  # taste, affinity, history length
+DAY = 86_400
+FIRST = 1_400_000_000
+EVERYTHING_SHOWN = Withheld(history=0.0, user=0.0, context=0.0, time=0.0)
+FEATURES = FeaturesConfig(
+    user={"gender": "categorical", "income": "numeric"},
+    item={"category": "categorical", "tags": FeatureConfig("multi_categorical"), "price": "numeric"},
+    context={"device": "categorical", "hour": "hour_of_day"},
+)
+ORDERED = DataConfig(features=FEATURES, history_length=L)
+BASKETS = replace(ORDERED, ties="simultaneous", repeats="allow")
+
+
+@dataclass(frozen=True)
+class World:
+    """Tables and what is made of them."""
+
+    tables: Tables
+    schema: Schema
+    catalogue: Catalogue
+
+
+def user_table(rng: np.random.Generator) -> pd.DataFrame:
+    income = np.where(rng.random(U) < 0.3, np.nan, rng.normal(5, 2, U))
+    gender = rng.choice(np.array(["f", "m", None], dtype=object), U)
+    return pd.DataFrame({"user_id": np.arange(U) + 100, "gender": gender, "income": income})
+
+
+def item_table(rng: np.random.Generator) -> pd.DataFrame:
+    n = N - 2
+    price = np.where(rng.random(n) < 0.2, np.nan, rng.normal(3, 1, n))
+    category, tags = rng.choice(["a", "b", "c", "d"], n), rng.choice(["x", "x|y", "y|z|x", "z"], n)
+    return pd.DataFrame({"item_id": np.arange(n) + 500, "category": category, "tags": tags, "price": price})
+
+
+def event_table(rng: np.random.Generator, ties: Ties, repeats: Repeats) -> pd.DataFrame:
+    """Draw 0 to 17 events of each user; user 102 has none and user 103 a single one."""
+    parts = []
+    for user in range(U):
+        n = {2: 0, 3: 1}.get(user, int(rng.integers(2, 18)))
+        items = rng.permutation(N)[:n] if repeats == "exclude" else rng.integers(0, N, n)
+        steps = rng.integers(0, 3, n) * DAY if ties == "simultaneous" else rng.integers(0, 3, n) * 5000
+        times = FIRST + user * 1000 + np.cumsum(steps)
+        parts.append(pd.DataFrame({"user_id": user + 100, "item_id": items + 500, "datetime": times}))
+    events = pd.concat(
+        [*parts, pd.DataFrame({"user_id": [101, 104], "item_id": 500 + N - 2, "datetime": FIRST})]
+    )
+    events.loc[events.index[-1], "item_id"] = 500 + N - 1
+    n = len(events)
+    events["event"], events["weight"] = rng.choice(["view", "buy"], n), rng.integers(1, 6, n).astype(float)
+    events["device"] = rng.choice(["phone", "web"], n)
+    return events.sample(frac=1, random_state=3).reset_index(drop=True)
+
+
+def make_world(config: DataConfig, seed: int = 0) -> World:
+    rng = np.random.default_rng(seed)
+    tables = Tables(event_table(rng, config.ties, config.repeats), user_table(rng), item_table(rng))
+    schema = fit_schema(tables, tables.interactions, config)
+    return World(tables, schema, build_catalogue(tables.items, tables.interactions, schema))
+
+
+def make_data(
+    world: World,
+    withheld: Withheld = EVERYTHING_SHOWN,
+    validation: pd.DataFrame | None = None,
+    batch_size: int = 4,
+    seed: int = 7,
+    horizon: int | None = None,
+) -> InteractionsDataModule:
+    train = world.tables.interactions
+    return InteractionsDataModule(
+        train,
+        train.head(9) if validation is None else validation,
+        world.tables.users,
+        world.catalogue,
+        world.schema,
+        batch_size,
+        seed,
+        horizon,
+        withheld=withheld,
+    )
+
+
+def make_towers(world: World, data: InteractionsDataModule, similarity: str = "dot", seed: int = 5) -> Towers:
+    """Build towers in evaluation mode whose weights are all drawn anew."""
+    memory = None
+    if world.schema.repeats == "allow":
+        memory, _ = build_memory(world.schema, data.final_requests(), D, A, 1.0)
+    encoded = world.catalogue.features
+    codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
+    categories = torch.from_numpy(world.catalogue.categories)
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        towers = build_towers(world.schema, codes, values, categories, memory, D, 2, 2, 0.1, 0.5, similarity)
+        for parameter in towers.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return towers.eval()
+
+
+def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
+    return TwoTower(
+        towers,
+        learning_rate=learning_rate,
+        memory_learning_rate=learning_rate,
+        weight_decay=0.0,
+        warmup_steps=5,
+        temperature=0.1,
+        seed=seed,
+        started_tables=(),
+        max_epochs=max_epochs,
+    )
+
+
+def batches(data: InteractionsDataModule, epoch: int = 0) -> list[WindowBatch | RequestBatch]:
+    """Make all batches of an epoch."""
+    return [data.examples[plan] for plan in data.examples.plan(data.seed, epoch)]
+
+
+def draw_events(counts: list[int], schema: Schema, rng: np.random.Generator) -> Events:
+    """Draw histories of the given lengths, of baskets of about two items under `simultaneous`."""
+    n = sum(counts)
+    step = 2 if schema.ties == "simultaneous" else 1000
+    segment = np.repeat(np.arange(len(counts)), counts)
+    times = FIRST + DAY * rng.integers(0, step * max(counts) // 4 + 2, n)
+    order = np.lexsort((times, segment))
+    return Events(
+        rng.integers(0, N, n),
+        times[order],
+        rng.integers(1, 4, n),
+        rng.integers(1, 6, n).astype(np.float32),
+        np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )

@@ -1,0 +1,400 @@
+"""Train, export, evaluate and publish a two-tower recommender: one run, read from top to bottom.
+
+    python train.py                                    the bundled grocery sample, into runs/grocery
+    python train.py --config configs/template.yaml     your own tables
+    python train.py --help                             every option
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from rich.console import Console
+
+from datamodules.catalogue import Catalogue, build_catalogue
+from datamodules.cleaning import clean
+from datamodules.config import DataConfig
+from datamodules.config_errors import explain
+from datamodules.data_report import print_report, report_data
+from datamodules.interactions import InteractionsDataModule
+from datamodules.rejects import write_rejects
+from datamodules.schema_fitting import fit_schema
+from datamodules.splits import Split, split_interactions
+from datamodules.tables import Tables, read_tables, tables_from_frames
+from datamodules.user_profiles import make_profiles
+from evaluation.evaluate import evaluate
+from evaluation.result_table import print_results
+from models.assembly import build_memory, build_towers
+from models.bundle_export import export_bundle
+from models.config import ModelConfig
+from models.fitting import fit
+from models.memory import Memory
+from models.towers import Towers
+from models.two_tower import TwoTower
+from models.warm_start import STARTED_TABLES, item_factors, start_affinity, start_taste
+from serve.bundle import Bundle
+from serve.errors import SchemaError
+from serve.golden import write_golden
+from serve.golden_requests import draw_requests
+from serve.index import measure_recall
+from serve.layout import GOLDEN
+from serve.manifest import Facts
+from serve.profiles import Profiles, write_profiles
+from serve.recommender import Recommender, golden_answer
+from serve.schema import Schema
+from serve.staging import Stage, publish
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
+LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
+N_GOLDEN = 32
+RECALL_USERS = 256
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `pytorch_lightning.Trainer` that are not its defaults."""
+    out: Path = Path("runs/run")
+    """Folder of the run's outputs."""
+    seed: int = 0
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    overwrite: bool = False
+    """Replace what a finished run left in `out`."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run leaves."""
+
+    bundle: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Towers with everything they were trained on."""
+
+    towers: Towers
+    schema: Schema
+    catalogue: Catalogue
+    data: InteractionsDataModule
+    epochs: int
+
+
+def run(config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] | None = None) -> Run:
+    """Run everything: tables -> towers -> bundle -> metrics.
+
+    Args:
+        config: of the run.
+        tables: interactions, users and items at hand, instead of the files that `config.data` names.
+
+    Raises:
+        SchemaError: the tables do not fit what is declared.
+        BundleError: the export differs from the towers; nothing is published.
+    """
+    started = time.monotonic()
+    check_out(config)
+    cleaned, report = read(config, tables)
+    split = split_interactions(cleaned.interactions, config.data, config.seed)
+    report["data"] = report_data(cleaned, report.pop("rejects"), report.pop("cleaning"), split, config.data)
+    print_report(report["data"], console)
+    trained, seconds = train(config, cleaned, split)
+    with Stage.open(config.out) as stage:
+        facts, recommender = stage_bundle(config, trained, cleaned, split, stage)
+        begun = time.monotonic()
+        metrics, durations = measure(config, recommender, cleaned, split)
+        seconds |= durations | {"evaluation": time.monotonic() - begun}
+        bundle = publish(stage, facts, metrics, overwrite=config.overwrite)
+    write_profiles(config.out / "profiles", recommender.profiles)
+    timing = {"timing": {name: round(value, 2) for name, value in seconds.items()}}
+    timing["timing"]["total"] = round(time.monotonic() - started, 2)
+    write_json(config.out / "metrics.json", {"version": bundle.manifest.version, **metrics, **report, **timing})
+    print_summary(config, metrics)
+    return Run(config.out / "bundle", metrics)
+
+
+def check_out(config: Config) -> None:
+    """Refuse to write over a finished run."""
+    if (config.out / "bundle").exists() and not config.overwrite:
+        raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
+    config.out.mkdir(parents=True, exist_ok=True)
+
+
+def read(config: Config, frames: tuple[pd.DataFrame, ...] | None) -> tuple[Tables, dict[str, Any]]:
+    """Read and clean the tables; rows that do not fit go to `rejects.parquet`."""
+    tables, rejects = read_tables(config.data) if frames is None else tables_from_frames(config.data, *frames)
+    write_rejects(rejects, config.out / "rejects.parquet")
+    tables, cleaning = clean(tables)
+    return tables, {"rejects": rejects, "cleaning": cleaning}
+
+
+def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
+    """Train with early stopping; after a split by time, train again on everything before the test."""
+    begun = time.monotonic()
+    console.rule("training")
+    first = fit_towers(config, tables, split.train, split.validation, split.validation_at, _horizon(split), None)
+    seconds = {"training": time.monotonic() - begun}
+    if split.kind != "time":
+        return first, seconds
+    begun = time.monotonic()
+    console.rule(f"training again on all before the test, {first.epochs} epochs")
+    none = split.validation.iloc[:0]
+    last = fit_towers(config, tables, split.refit, none, split.test_at, _horizon(split), first.epochs)
+    return last, seconds | {"training_again": time.monotonic() - begun}
+
+
+def fit_towers(
+    config: Config,
+    tables: Tables,
+    rows: pd.DataFrame,
+    validation: pd.DataFrame,
+    at: int | None,
+    horizon: int | None,
+    epochs: int | None,
+) -> Trained:
+    """Fit schema and towers on `rows`.
+
+    Args:
+        config: of the run.
+        tables: users and items.
+        rows: interactions to learn from.
+        validation: interactions to stop by.
+        at: moment of the validation requests.
+        horizon: seconds after a cut that its targets lie in.
+        epochs: None: stop by validation. A number: stop there on the same schedule, without validation.
+    """
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    schema = fit_schema(tables, rows, config.data)
+    catalogue = build_catalogue(tables.items, rows, schema)
+    settings = config.model
+    data = InteractionsDataModule(
+        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, horizon, at
+    )
+    model = TwoTower(
+        build(settings, schema, catalogue, data, config.seed),
+        settings.learning_rate,
+        settings.memory_learning_rate,
+        settings.weight_decay,
+        settings.warmup_steps,
+        settings.temperature,
+        config.seed,
+        STARTED_TABLES if schema.repeats == "allow" else (),
+        settings.max_epochs,
+    )
+    is_selecting = epochs is None and len(validation) > 0
+    trained_for = fit(
+        model,
+        data,
+        config.out if epochs is None else config.out / "again",
+        settings.max_epochs if epochs is None else epochs,
+        settings.patience if is_selecting else None,
+        config.trainer,
+        config.resume,
+    )
+    return Trained(model.towers, schema, catalogue, data, trained_for)
+
+
+def build(
+    settings: ModelConfig, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule, seed: int
+) -> Towers:
+    """Build the towers; where repeats are learned, start their tables from the data."""
+    memory: Memory | None = None
+    preferences = torch.zeros(0, 0)
+    if schema.repeats == "allow":
+        unit = settings.temperature if settings.similarity == "cosine" else 1.0
+        requests = data.final_requests()
+        memory, preferences = build_memory(schema, requests, settings.dim, settings.affinity_dim, unit)
+    towers = build_towers(
+        schema,
+        torch.from_numpy(catalogue.features.codes),
+        torch.from_numpy(catalogue.features.values),
+        torch.from_numpy(catalogue.categories),
+        memory,
+        settings.dim,
+        settings.n_blocks,
+        settings.n_heads,
+        settings.dropout,
+        settings.id_dropout,
+        settings.similarity,
+    )
+    if memory is not None:
+        shape = (len(data.sequences.user_ids), len(catalogue))
+        start_taste(towers, item_factors(*data.early_pairs(), shape, settings.dim, seed))
+        start_affinity(towers, memory, preferences, seed)
+    return towers
+
+
+def stage_bundle(
+    config: Config, trained: Trained, tables: Tables, split: Split, stage: Stage
+) -> tuple[Facts, Recommender]:
+    """Write the bundle's files out of sight and open them as serving does."""
+    console.rule("export")
+    schema, trends = trained.schema, trained.data.trends
+    items = pa.Table.from_pandas(trained.catalogue.table, preserve_index=False).replace_schema_metadata(None)
+    if schema.repeats == "allow":
+        items = items.append_column("repeat_rate", pa.array(trends.repeat_rate[-1]))
+    export_bundle(trained.towers, schema, items, trends.popularity[-1], stage, config.seed)
+    facts = Facts(
+        similarity=config.model.similarity,
+        popularity_dims=len(schema.popularity_days),
+        index_recall=1.0,
+        counts={"items": len(items), "users": len(trained.data.sequences.user_ids), "epochs": trained.epochs},
+        libraries={name: version(name) for name in LIBRARIES},
+        data_until=schema.data_until,
+        config=portable(config),
+    )
+    stage.seal(facts, {})
+    bundle = Bundle.load_staged(stage.path, n_threads=n_cores())
+    profiles = make_profiles(split.refit, tables.users, schema)
+    recommender = Recommender(bundle, profiles)
+    requests = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
+    write_golden(stage.path / GOLDEN, requests, golden_answer(recommender), k=10)
+    users = recommender.encode_users([{"user_id": user} for user in profiles.user_ids[:RECALL_USERS].tolist()])
+    return replace(facts, index_recall=measure_recall(bundle.index, users, 100)), recommender
+
+
+def measure(
+    config: Config, recommender: Recommender, tables: Tables, split: Split
+) -> tuple[dict[str, Any], dict[str, float]]:
+    """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
+    if not len(split.test):
+        return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
+    console.rule("evaluation of the bundle")
+    user_features = config.data.features.of("user").values()
+    groups = [feature.column for feature in user_features if feature.kind == "categorical" and feature.column]
+    metrics = evaluate(
+        recommender,
+        split.test,
+        split.train,
+        split.validation,
+        tables.users,
+        split.test_at,
+        [*groups, *config.data.audit_only],
+        config.seed,
+        console.log,
+    )
+    durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
+    return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
+
+
+def portable(config: Config) -> dict[str, Any]:
+    """Return the configuration without anything of this machine: no path, no trainer option."""
+    data = asdict(config.data)
+    for table in ("interactions", "users", "items"):
+        data.pop(table)
+    return {"data": data, "model": asdict(config.model), "seed": config.seed}
+
+
+def print_summary(config: Config, metrics: dict[str, Any]) -> None:
+    """Say how good it is, where everything lies, and what to try next."""
+    console.rule("results")
+    if "test" in metrics:
+        metric = "NDCG@20" if config.data.repeats == "allow" else "NDCG@10"
+        print_results(console, metrics["test"], metrics["paired"], metric, ("HR@10", "Recall@20"))
+    bundle = config.out / "bundle"
+    item_id = Bundle.load(bundle).items.column("item_id")[0].as_py()
+    console.print(f"metrics  {config.out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
+    for command in (
+        f"recommend --bundle {bundle} --all-users --k 10 --out {config.out / 'recommendations.csv'}",
+        f"similar --bundle {bundle} --item {item_id} --k 5",
+        f"verify --bundle {bundle}",
+    ):
+        console.print(f"  {sys.executable and 'python'} -m serve {command}", highlight=False, soft_wrap=True)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+
+
+def n_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _horizon(split: Split) -> int | None:
+    """Return the length of the test window after a split by time: cuts look as far ahead in training."""
+    if split.validation_at is None or split.test_at is None:
+        return None
+    return split.test_at - split.validation_at
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False, print_config="--print_config"
+    )
+    parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
+    parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="'last': go on where --out stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
+    parser.add_argument("--data", type=DataConfig, default=DataConfig())
+    parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
+    parser.add_class_arguments(pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"})
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, str]:
+    """Parse the command line.
+
+    Returns:
+        The configuration, and its YAML for `config.yaml`.
+
+    Raises:
+        SchemaError: an unknown key or a wrong value, with the nearest key.
+    """
+    parser = make_parser()
+    argv = list(argv)
+    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+        argv = [f"--config={DEFAULT_CONFIG}", *argv]
+    try:
+        parsed = parser.parse_args(argv)
+        for name in ("data", "model", "trainer"):
+            if not isinstance(parsed[name], Namespace):
+                raise SchemaError(f"{name} is {parsed[name]!r}; expected a mapping of its keys")
+        defaults = parser.get_defaults().trainer
+        trainer = {name: value for name, value in parsed.trainer.items() if value != defaults[name]}
+        made = parser.instantiate(parsed)
+    except ArgumentError as error:
+        raise SchemaError(explain(error, parser.get_defaults().keys())) from error
+    if parsed.ckpt_path not in (None, "last"):
+        raise SchemaError(f"--ckpt_path is '{parsed.ckpt_path}'; allowed: last")
+    stem = Path(str(parsed.config[-1])).stem
+    out = Path(parsed.out or f"runs/{stem}")
+    config = Config(made.data, made.model, trainer, out, made.seed, parsed.ckpt_path == "last", made.overwrite)
+    return config, parser.dump(parsed, skip_none=True)
+
+
+def main(argv: Sequence[str]) -> int:
+    try:
+        config, text = parse(argv)
+        check_out(config)
+        (config.out / "config.yaml").write_text(text, encoding="utf-8")
+        run(config)
+    except (SchemaError, OSError, ValueError) as error:
+        print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
