@@ -1,8 +1,8 @@
 """Train, export, evaluate and publish a two-tower recommender: one run, read from top to bottom.
 
-    python train.py                                    the bundled grocery sample, into runs/grocery
-    python train.py --config configs/template.yaml     your own tables
-    python train.py --help                             every option
+python train.py                                    the bundled grocery sample, into runs/grocery
+python train.py --config configs/template.yaml     your own tables
+python train.py --help                             every option
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ import pandas as pd
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentError, ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from rich.console import Console
 
 from datamodules.catalogue import Catalogue, build_catalogue
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig
-from datamodules.config_errors import explain
+from datamodules.config_errors import parse_config
 from datamodules.data_report import print_report, report_data
 from datamodules.interactions import InteractionsDataModule
 from datamodules.rejects import write_rejects
@@ -38,22 +38,21 @@ from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.user_profiles import make_profiles
 from evaluation.evaluate import evaluate
 from evaluation.result_table import print_results
-from models.assembly import build_memory, build_towers
+from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.bundle_export import export_bundle
 from models.config import ModelConfig
 from models.fitting import fit
-from models.memory import Memory
 from models.towers import Towers
 from models.two_tower import TwoTower
-from models.warm_start import STARTED_TABLES, item_factors, start_affinity, start_taste
+from models.warm_start import STARTED_TABLES
 from serve.bundle import Bundle
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.golden import write_golden
 from serve.golden_requests import draw_requests
 from serve.index import measure_recall
 from serve.layout import GOLDEN
 from serve.manifest import Facts
-from serve.profiles import Profiles, write_profiles
+from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Schema
 from serve.staging import Stage, publish
@@ -150,12 +149,12 @@ def read(config: Config, frames: tuple[pd.DataFrame, ...] | None) -> tuple[Table
 
 
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
-    """Train with early stopping; after a split by time, train again on everything before the test."""
+    """Train with early stopping, then again on everything before the test for as many epochs."""
     begun = time.monotonic()
     console.rule("training")
     first = fit_towers(config, tables, split.train, split.validation, split.validation_at, _horizon(split), None)
     seconds = {"training": time.monotonic() - begun}
-    if split.kind != "time":
+    if config.data.split.strict or not len(split.validation):
         return first, seconds
     begun = time.monotonic()
     console.rule(f"training again on all before the test, {first.epochs} epochs")
@@ -187,12 +186,26 @@ def fit_towers(
     pl.seed_everything(config.seed, workers=True, verbose=False)
     schema = fit_schema(tables, rows, config.data)
     catalogue = build_catalogue(tables.items, rows, schema)
-    settings = config.model
+    settings, features = config.model, catalogue.features
     data = InteractionsDataModule(
         rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, horizon, at
     )
+    towers = build_towers(
+        schema,
+        EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories))),
+        PastOfAll(data.final_requests(), data.early_pairs()),
+        settings.dim,
+        settings.affinity_dim,
+        settings.n_blocks,
+        settings.n_heads,
+        settings.dropout,
+        settings.id_dropout,
+        settings.similarity,
+        settings.temperature,
+        config.seed,
+    )
     model = TwoTower(
-        build(settings, schema, catalogue, data, config.seed),
+        towers,
         settings.learning_rate,
         settings.memory_learning_rate,
         settings.weight_decay,
@@ -206,43 +219,14 @@ def fit_towers(
     trained_for = fit(
         model,
         data,
-        config.out if epochs is None else config.out / "again",
+        config.out,
+        "select" if epochs is None else "final",
         settings.max_epochs if epochs is None else epochs,
         settings.patience if is_selecting else None,
         config.trainer,
         config.resume,
     )
     return Trained(model.towers, schema, catalogue, data, trained_for)
-
-
-def build(
-    settings: ModelConfig, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule, seed: int
-) -> Towers:
-    """Build the towers; where repeats are learned, start their tables from the data."""
-    memory: Memory | None = None
-    preferences = torch.zeros(0, 0)
-    if schema.repeats == "allow":
-        unit = settings.temperature if settings.similarity == "cosine" else 1.0
-        requests = data.final_requests()
-        memory, preferences = build_memory(schema, requests, settings.dim, settings.affinity_dim, unit)
-    towers = build_towers(
-        schema,
-        torch.from_numpy(catalogue.features.codes),
-        torch.from_numpy(catalogue.features.values),
-        torch.from_numpy(catalogue.categories),
-        memory,
-        settings.dim,
-        settings.n_blocks,
-        settings.n_heads,
-        settings.dropout,
-        settings.id_dropout,
-        settings.similarity,
-    )
-    if memory is not None:
-        shape = (len(data.sequences.user_ids), len(catalogue))
-        start_taste(towers, item_factors(*data.early_pairs(), shape, settings.dim, seed))
-        start_affinity(towers, memory, preferences, seed)
-    return towers
 
 
 def stage_bundle(
@@ -320,7 +304,7 @@ def print_summary(config: Config, metrics: dict[str, Any]) -> None:
         f"similar --bundle {bundle} --item {item_id} --k 5",
         f"verify --bundle {bundle}",
     ):
-        console.print(f"  {sys.executable and 'python'} -m serve {command}", highlight=False, soft_wrap=True)
+        console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -340,7 +324,11 @@ def _horizon(split: Split) -> int | None:
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(
-        prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False, print_config="--print_config"
+        prog="train.py",
+        description=__doc__,
+        exit_on_error=False,
+        allow_abbrev=False,
+        print_config="--print_config",
     )
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
     parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
@@ -349,7 +337,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
-    parser.add_class_arguments(pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"})
+    parser.add_class_arguments(pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"}, instantiate=False)
     return parser
 
 
@@ -363,25 +351,16 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         SchemaError: an unknown key or a wrong value, with the nearest key.
     """
     parser = make_parser()
-    argv = list(argv)
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
+    if not any(word.split("=")[0] == "--config" for word in argv):
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
-    try:
-        parsed = parser.parse_args(argv)
-        for name in ("data", "model", "trainer"):
-            if not isinstance(parsed[name], Namespace):
-                raise SchemaError(f"{name} is {parsed[name]!r}; expected a mapping of its keys")
-        defaults = parser.get_defaults().trainer
-        trainer = {name: value for name, value in parsed.trainer.items() if value != defaults[name]}
-        made = parser.instantiate(parsed)
-    except ArgumentError as error:
-        raise SchemaError(explain(error, parser.get_defaults().keys())) from error
-    if parsed.ckpt_path not in (None, "last"):
-        raise SchemaError(f"--ckpt_path is '{parsed.ckpt_path}'; allowed: last")
-    stem = Path(str(parsed.config[-1])).stem
-    out = Path(parsed.out or f"runs/{stem}")
-    config = Config(made.data, made.model, trainer, out, made.seed, parsed.ckpt_path == "last", made.overwrite)
-    return config, parser.dump(parsed, skip_none=True)
+    given, made = parse_config(parser, argv, ("data", "model", "trainer"))
+    if given.ckpt_path not in (None, "last"):
+        raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
+    defaults = parser.get_defaults().trainer
+    trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
+    out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
+    config = Config(made.data, made.model, trainer, out, made.seed, given.ckpt_path == "last", made.overwrite)
+    return config, parser.dump(given, skip_none=True)
 
 
 def main(argv: Sequence[str]) -> int:
@@ -390,7 +369,7 @@ def main(argv: Sequence[str]) -> int:
         check_out(config)
         (config.out / "config.yaml").write_text(text, encoding="utf-8")
         run(config)
-    except (SchemaError, OSError, ValueError) as error:
+    except (SchemaError, BundleError, OSError) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -107,9 +107,7 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
     kind = "string" if isinstance(ids.dtype, pd.StringDtype) else types.infer_dtype(ids)
     if kind == "string" and not (is_text and len(ids) and ids.str.fullmatch(_CANONICAL_INTEGER).all()):
         return None
-    if kind == "empty" or (
-        kind == "mixed-integer" and ids.map(lambda cell: isinstance(cell, (int, str))).all()
-    ):
+    if kind == "empty" or (kind == "mixed-integer" and ids.map(lambda cell: isinstance(cell, (int, str))).all()):
         return None
     is_whole = kind == "floating" and ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT
     if kind not in ("string", "integer") and not is_whole:
@@ -138,11 +136,7 @@ def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64."""
-    if not (
-        types.is_numeric_dtype(cells.dtype)
-        or isinstance(cells.dtype, pd.StringDtype)
-        or cells.dtype == object
-    ):
+    if not (types.is_numeric_dtype(cells.dtype) or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
     parsed = pd.to_numeric(cells, errors="coerce")
     numbers = parsed.astype("float64")
@@ -152,12 +146,8 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     faults = {
         "not a number": numbers.isna().to_numpy() & ~missing,
         "not finite": np.isinf(numbers.to_numpy()),
-        f"below the minimum {column.low}": numbers.lt(
-            -np.inf if column.low is None else column.low
-        ).to_numpy(),
-        f"above the maximum {column.high}": numbers.gt(
-            np.inf if column.high is None else column.high
-        ).to_numpy(),
+        f"below the minimum {column.low}": numbers.lt(-np.inf if column.low is None else column.low).to_numpy(),
+        f"above the maximum {column.high}": numbers.gt(np.inf if column.high is None else column.high).to_numpy(),
     }
     if not column.may_be_empty:
         faults["missing"] = missing

@@ -59,9 +59,7 @@ def user_columns(config: DataConfig) -> tuple[Column, ...]:
     columns = _side_columns("user", config.users or TableConfig(), features)
     for name in config.audit_only:
         if name in {column.name for column in columns}:
-            raise SchemaError(
-                f"data.audit_only: column '{name}' is a feature as well; take it out of one of them"
-            )
+            raise SchemaError(f"data.audit_only: column '{name}' is a feature as well; take it out of one of them")
     return columns + tuple(Column(name, name, "value") for name in config.audit_only)
 
 

@@ -76,9 +76,7 @@ class SplitConfig:
 
     def __post_init__(self) -> None:
         if self.kind == "time" and self.at is None:
-            raise SchemaError(
-                "data.split.kind is 'time' but data.split.at is not set: give the first test moment"
-            )
+            raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
         if self.strict and self.kind != "leave_one_out":
             raise SchemaError(
                 f"data.split.strict is true and data.split.kind is '{self.kind}'; allowed: strict with "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import fields
 from textwrap import dedent
 
-from jsonargparse import ArgumentError
+from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from datamodules.config import FeatureConfig, TableConfig
-from serve.errors import name_nearest
+from serve.errors import SchemaError, name_nearest
 
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'")
 _UNKNOWN = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
@@ -23,13 +23,35 @@ _OF_CLASS = re.compile(
     re.DOTALL,
 )
 _GOT = re.compile(r"(?:Got|Given) value: (?P<got>.*)")
-_EXPECTED = re.compile(
-    r"Expected (?:an? )?(?:<class '(?P<type>[\w.]+)'>|typing\.Literal(?P<choices>\[.*?\]))"
-)
+_EXPECTED = re.compile(r"Expected (?:an? )?(?:<class '(?P<type>[\w.]+)'>|typing\.Literal(?P<choices>\[.*?\]))")
 _ARGUMENTS = re.compile(r"init_args=Namespace\((?P<given>.*?)\)")
 
 _KEYS = {cls.__name__: [field.name for field in fields(cls)] for cls in (FeatureConfig, TableConfig)}
 """Classes that stand for one of several kinds of value, so that their keys are no options of the parser."""
+
+
+def parse_config(parser: ArgumentParser, argv: Sequence[str], sections: Iterable[str]) -> tuple[Namespace, Namespace]:
+    """Parse a command line with its configuration files.
+
+    Args:
+        parser: made with `exit_on_error=False`.
+        argv: the command line.
+        sections: names of options that must be mappings.
+
+    Returns:
+        What was given, and the same with the dataclasses made of it.
+
+    Raises:
+        SchemaError: an unknown key or a wrong value, in one line with the nearest key.
+    """
+    try:
+        given = parser.parse_args(list(argv))
+        for name in sections:
+            if not isinstance(given[name], Namespace):
+                raise SchemaError(f"{name} is {given[name]!r}; expected a mapping of its keys")
+        return given, parser.instantiate(given)
+    except ArgumentError as error:
+        raise SchemaError(explain(error, parser.get_defaults().keys())) from error
 
 
 def explain(error: ArgumentError | str, allowed: Iterable[str]) -> str:

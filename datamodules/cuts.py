@@ -75,9 +75,11 @@ class NextGroupTimeline:
 
 def positions_at(events: Events, moments: Ints) -> Ints:
     """Return where each user's events at or after each moment begin, (U, G)."""
-    span = np.int64(max(events.time.max(initial=0), moments.max(initial=0)) + 2)
-    keys = events.segments() * span + events.time
-    wanted = np.arange(len(events))[:, None] * span + moments[None, :]
+    times = np.concatenate([events.time, moments])
+    first = times.min(initial=0)  # below 0 before 1970
+    span = times.max(initial=0) - first + 1
+    keys = events.segments() * span + (events.time - first)
+    wanted = np.arange(len(events))[:, None] * span + (moments - first)[None, :]
     return np.searchsorted(keys, wanted)
 
 
@@ -124,7 +126,8 @@ class CutExamples:
         last = last_moments(events.between(cuts.starts, cuts.stops))
         is_timeless = (rng.random(n) < self.withheld.time) & (cuts.stops > starts)
         times = np.where(is_timeless, last, cuts.times)
-        user = hide_rows(self.sequences.user.take(cuts.users), rng.random(n) < self.withheld.user)
+        is_nameless = rng.random(n) < self.withheld.user
+        user = hide_rows(self.sequences.user.take(cuts.users), is_nameless, self.maker.schema.user_features)
         return self.maker.make(
             Cuts(cuts.users, starts, cuts.stops, times, cuts.trend), targets, user, self.context(cuts, rng)
         )
@@ -132,7 +135,8 @@ class CutExamples:
     def context(self, cuts: Cuts, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each cut: that of the first event that follows."""
         rows = np.minimum(cuts.stops, len(self.sequences.events.time) - 1)
-        return hide_rows(self.sequences.context.take(rows), rng.random(len(rows)) < self.withheld.context)
+        is_hidden = rng.random(len(rows)) < self.withheld.context
+        return hide_rows(self.sequences.context.take(rows), is_hidden, self.maker.schema.context_features)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:

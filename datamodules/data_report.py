@@ -38,9 +38,7 @@ def report_data(
         "time": _time_range(events),
         "missing": {name: _missing(frame) for name, frame in _frames(tables).items()},
         "records": dict(rejects.records),
-        "rejected": {
-            str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()
-        },
+        "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": _cold(tables, split),
@@ -116,9 +114,7 @@ def _long_tail(counts: np.ndarray) -> dict[str, float]:
         counts: events per item, in falling order.
     """
     n, total = len(counts), counts.sum()
-    tail = {
-        f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total) for share in HEAD_SHARES
-    }
+    tail = {f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total) for share in HEAD_SHARES}
     ranks = np.arange(n, 0, -1)
     return {**tail, "gini": float(2 * (ranks * counts).sum() / (n * total) - (n + 1) / n)}
 

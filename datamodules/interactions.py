@@ -14,11 +14,12 @@ from datamodules.batch import RequestBatch
 from datamodules.catalogue import Catalogue
 from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Timeline
 from datamodules.loading import Examples, train_loader, validation_loader
-from datamodules.missing import Withheld, hide_all
+from datamodules.missing import Withheld
 from datamodules.popularity import ItemTrends, measure_trends
 from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
-from datamodules.sequences import Sequences, build_sequences
+from datamodules.sequences import build_sequences
 from datamodules.windows import WindowExamples
+from serve.encoding import encode_features
 from serve.events import Ints
 from serve.schema import Schema
 from serve.tower_inputs import last_moments
@@ -67,7 +68,8 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.horizon = horizon
         self.validation_at = validation_at
         self.withheld = withheld or Withheld()
-        self.sequences = build_sequences(train, users, catalogue.item_ids, schema)
+        everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates("user_id")
+        self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
         self.maker = RequestMaker(self.sequences, catalogue, self.trends, schema)
         self.examples = self._make_examples()
@@ -87,7 +89,8 @@ class InteractionsDataModule(pl.LightningDataModule):
     def _measure_trends(self) -> ItemTrends:
         """Measure item trends at the moments that cuts are taken at, and last as of the end of training."""
         events = self.sequences.events
-        first, end = int(events.time.min(initial=0)), self.schema.data_until
+        end = self.schema.data_until
+        first = int(events.time.min(initial=end))
         if self.schema.repeats == "exclude":
             moments = np.array([end], dtype=np.int64)
         elif self.horizon is None:
@@ -95,7 +98,8 @@ class InteractionsDataModule(pl.LightningDataModule):
         else:
             step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
             moments = end - self.horizon - step * np.arange(N_CUT_MOMENTS, dtype=np.int64)
-            moments = np.append(np.sort(moments[moments > first + self.horizon]), end)
+            earliest = min(first + self.horizon, end - self.horizon)  # one moment stays, however short the past
+            moments = np.append(np.sort(moments[moments >= earliest]), end)
         return measure_trends(events, moments, self.schema.popularity_days, len(self.catalogue))
 
     def _make_examples(self) -> Examples:
@@ -117,6 +121,8 @@ class InteractionsDataModule(pl.LightningDataModule):
         events = self.sequences.events
         limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]
         is_early = events.time < limit
+        if not is_early.any():  # a past shorter than the horizon: late factors are better than none
+            is_early = np.ones_like(is_early)
         return events.segments()[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
@@ -144,7 +150,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         cuts = Cuts(chosen, starts, stops, times, len(self.trends.moments) - 1)
         is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
         mine = Targets(targets.users[is_mine] - rows[0], targets.rows[is_mine], targets.weights[is_mine])
-        context = hide_all(self.sequences.context, len(rows))
+        context = encode_features(self.schema.context_features, {}, len(rows))
         return self.maker.make(cuts, mine, self.sequences.user.take(chosen), context)
 
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.encoding import EncodedFeatures
-from serve.schema import PADDING, UNKNOWN
+from serve.encoding import EncodedFeatures, encode_features
+from serve.schema import Feature
 
 
 @dataclass(frozen=True)
@@ -24,20 +24,8 @@ class Withheld:
     """Without the time of the request: recency counts from the user's last event."""
 
 
-def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray) -> EncodedFeatures:
-    """Encode the marked rows as if nothing were known of them."""
-    codes, values = encoded.codes.copy(), encoded.values.copy()
-    hidden = codes[is_hidden]
-    codes[is_hidden] = np.where(hidden == PADDING, PADDING, UNKNOWN)
-    values[is_hidden, 0::2] = 0.0
-    values[is_hidden, 1::2] = 1.0
-    return EncodedFeatures(codes, values)
-
-
-def hide_all(like: EncodedFeatures, n: int) -> EncodedFeatures:
-    """Encode n rows of which nothing is known, with the columns of `like`."""
-    blank = EncodedFeatures(
-        np.full((n, like.codes.shape[1]), UNKNOWN, dtype=np.int64),
-        np.zeros((n, like.values.shape[1]), dtype=np.float32),
-    )
-    return hide_rows(blank, np.ones(n, dtype=bool))
+def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray, features: tuple[Feature, ...]) -> EncodedFeatures:
+    """Encode the marked rows as serving does where nothing is known of them."""
+    missing = encode_features(features, {}, 1)
+    codes = np.where(is_hidden[:, None], missing.codes, encoded.codes)
+    return EncodedFeatures(codes, np.where(is_hidden[:, None], missing.values, encoded.values))

@@ -55,4 +55,5 @@ def _repeat_rate_at(events: Events, segment: Ints, moment: int, n_items: int) ->
     pairs = np.unique(segment[is_before] * n_items + rows)
     buyers = np.bincount(pairs % n_items, minlength=n_items)
     overall = max(lines.sum(), 1) / max(buyers.sum(), 1)
-    return np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)).astype(np.float32)
+    rates: Floats = np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)).astype(np.float32)
+    return rates

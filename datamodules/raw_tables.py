@@ -73,9 +73,7 @@ def read_raw(name: str, table: TableConfig, columns: tuple[Column, ...]) -> RawT
 def _is_text(path: Path, table: TableConfig) -> bool:
     suffix = path.suffix.lower()
     if suffix == ".parquet" and table.declares_text:
-        raise SchemaError(
-            f"{path}: names, delimiter and encoding are those of a text file; take them out for Parquet"
-        )
+        raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for Parquet")
     if table.names is None and suffix not in (".csv", ".tsv", ".parquet"):
         raise SchemaError(
             f"{path}: unknown suffix '{path.suffix}'; allowed: .csv, .tsv, .parquet, and any other for a "
@@ -89,9 +87,7 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
     found, dropped = _find_columns(name, columns, [str(column) for column in frame.columns])
     taken = pd.DataFrame({column.name: frame[column.source].reset_index(drop=True) for column in found})
     lines = np.arange(1, len(frame) + 1)
-    return _check_filled(
-        RawTable(name, found, taken, lines, _no_rejects(name), len(frame), dropped, is_text=False)
-    )
+    return _check_filled(RawTable(name, found, taken, lines, _no_rejects(name), len(frame), dropped, is_text=False))
 
 
 def _read_parquet(path: Path, columns: tuple[Column, ...]) -> RawTable:
@@ -136,9 +132,7 @@ def _list_too_long(records: CsvRecords, places: np.ndarray) -> pd.DataFrame:
     return pd.DataFrame({"column": None, "value": texts, "reason": "too many columns"}, places, dtype=object)
 
 
-def _select_text(
-    path: Path, layout: CsvLayout, columns: tuple[Column, ...]
-) -> tuple[pd.DataFrame, pd.DataFrame]:
+def _select_text(path: Path, layout: CsvLayout, columns: tuple[Column, ...]) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Read texts, and the faults that DuckDB finds: column, value, reason, by the place of the record.
 
     Names are replaced by their position, since a file may use any name twice.
@@ -195,9 +189,7 @@ def _find_columns(
         if count > 1:
             raise SchemaError(f"{file}: {count} columns are called '{column.source}'; rename all but one")
         if column.is_declared and not count:
-            raise SchemaError(
-                f"{file}: column '{column.source}' is absent; {name_nearest(column.source, names)}"
-            )
+            raise SchemaError(f"{file}: column '{column.source}' is absent; {name_nearest(column.source, names)}")
     asked = {column.source for column in columns}
     found = tuple(column for column in columns if column.source in names)
     return found, tuple(name for name in names if name not in asked)

@@ -31,9 +31,7 @@ def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
     return interactions.sort_values(keys, kind="stable", ignore_index=True)
 
 
-def build_sequences(
-    interactions: pd.DataFrame, users: pd.DataFrame, item_ids: np.ndarray, schema: Schema
-) -> Sequences:
+def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: np.ndarray, schema: Schema) -> Sequences:
     """Build the sequences of all users of the users table and of the interactions.
 
     Interactions with items outside `item_ids` are left out: the towers have no vector for them.
@@ -70,7 +68,7 @@ def encode_event_types(values: np.ndarray, schema: Schema) -> Ints:
     codes = {name: FIRST_CODE + i for i, name in enumerate(schema.event_types)}
     if not codes:
         return np.full(len(values), UNKNOWN, dtype=np.int64)
-    return pd.Series(values).map(codes).fillna(UNKNOWN).to_numpy(np.int64)
+    return np.asarray(pd.Series(values).map(codes).fillna(UNKNOWN), dtype=np.int64)
 
 
 def columns_of(frame: pd.DataFrame, features: tuple[Feature, ...]) -> dict[str, np.ndarray]:

@@ -123,9 +123,7 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
             "nothing to train on or to test: choose another moment"
         )
     is_test = times >= test_at
-    return _take_parts(
-        interactions, (times >= validation_at) & ~is_test, is_test, "time", validation_at, test_at
-    )
+    return _take_parts(interactions, (times >= validation_at) & ~is_test, is_test, "time", validation_at, test_at)
 
 
 def _take_parts(

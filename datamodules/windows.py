@@ -58,8 +58,11 @@ class WindowExamples:
         is_target = is_event.copy()
         is_target[:, 0] &= is_first_window  # elsewhere the first event only gives the second one its past
         flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
-        context = hide_rows(self.sequences.context.take(flat.ravel()), rng.random(flat.size) < self.withheld.context)
-        user = hide_rows(self.sequences.user.take(plan.users), rng.random(len(plan.users)) < self.withheld.user)
+        is_placeless = rng.random(flat.size) < self.withheld.context
+        is_nameless = rng.random(len(plan.users)) < self.withheld.user
+        context, user = self.sequences.context.take(flat.ravel()), self.sequences.user.take(plan.users)
+        context = hide_rows(context, is_placeless, self.schema.context_features)
+        user = hide_rows(user, is_nameless, self.schema.user_features)
         recency = np.diff(arrays["history_times"], axis=1, prepend=arrays["history_times"][:, :1])
         recency[rng.random(shape) < self.withheld.time] = 0
         arrays |= {"user_codes": user.codes, "user_values": user.values}

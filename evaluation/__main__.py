@@ -53,9 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
     recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
     parts = _split(train, holdout, at)
-    metrics = evaluate(
-        recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress=_say
-    )
+    metrics = evaluate(recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress=_say)
     print_results(Console(), metrics["test"], metrics["paired"], headline_metric(schema.repeats), OTHERS)
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
@@ -81,9 +79,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
     if path is not None:
         return read_users(path, schema)
-    return pd.DataFrame(
-        {"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")}
-    )
+    return pd.DataFrame({"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")})
 
 
 def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -79,9 +79,7 @@ def estimate_ease_bytes(events: Events) -> int:
     return 5 * 4 * events.n_items**2
 
 
-def fit_primal_ease(
-    events: Events, regularisations: Sequence[float], strength: Strength
-) -> Iterator[PrimalEase]:
+def fit_primal_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[PrimalEase]:
     """Yield one model per lambda from the items' Gram matrix."""
     matrix = events.matrix(strength).astype(np.float32)
     gram = (matrix.T @ matrix).toarray()  # (N, N)

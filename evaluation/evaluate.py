@@ -113,9 +113,7 @@ def _label_users(users: pd.DataFrame, ids: Ids, columns: list[str]) -> dict[str,
     """Return every column as a label per user row, missing for users that the table does not have."""
     for column in columns:
         if column not in users:
-            raise SchemaError(
-                f"users have no column '{column}' to slice by; {name_nearest(column, map(str, users))}"
-            )
+            raise SchemaError(f"users have no column '{column}' to slice by; {name_nearest(column, map(str, users))}")
     known = users.set_index("user_id")[columns].reindex(ids.users)
     return {column: known[column].to_numpy(object) for column in columns}
 

@@ -59,9 +59,7 @@ class Examination:
 
     def examine(self, lists: Lists) -> Examined:
         """Measure the lists of a model, made for the requests in their order."""
-        return Examined(
-            lists, {view: measure_users(lists[view], targets) for view, targets in self.views.items()}
-        )
+        return Examined(lists, {view: measure_users(lists[view], targets) for view, targets in self.views.items()})
 
     def describe(self, examined: Examined) -> dict[str, Summary]:
         """Return view -> metrics with intervals, and what they are counted over."""
@@ -82,9 +80,7 @@ class Examination:
 
 def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
     """Return view -> the first model's metrics minus the other's, with intervals."""
-    return {
-        view: summarise_difference(values, other.values[view]) for view, values in examined.values.items()
-    }
+    return {view: summarise_difference(values, other.values[view]) for view, values in examined.values.items()}
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -109,9 +105,7 @@ class TuningCriterion:
     def __call__(self, score: ScoreUsers) -> float:
         """Return how good the scores are; a view without targets says nothing."""
         examined = self.examination.examine(self.examination.rank(score))
-        means = [
-            _mean(values, self.metric) for values in examined.values.values() if len(values[self.metric])
-        ]
+        means = [_mean(values, self.metric) for values in examined.values.values() if len(values[self.metric])]
         return float(np.mean(means))
 
 

@@ -51,9 +51,7 @@ def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     users = pd.DataFrame({"user_id": ids} | _read_features(frame, features))
     is_twin = users["user_id"].duplicated()
     if is_twin.any():
-        raise SchemaError(
-            f"{path.name}: user_id {users['user_id'][is_twin].iloc[0]!r} is there twice; keep one row"
-        )
+        raise SchemaError(f"{path.name}: user_id {users['user_id'][is_twin].iloc[0]!r} is there twice; keep one row")
     return users
 
 

@@ -69,9 +69,7 @@ def group_requests(holdout: pd.DataFrame, ids: Ids, at: int | None) -> HeldOut:
         SchemaError: nothing is held out.
     """
     if holdout.empty:
-        raise SchemaError(
-            "the holdout has no interactions; give at least one, or a split that holds some out"
-        )
+        raise SchemaError("the holdout has no interactions; give at least one, or a split that holds some out")
     is_by_time = at is None and "datetime" in holdout
     keys = ["user_id", "datetime"] if is_by_time else ["user_id"]
     request = holdout.groupby(keys).ngroup().to_numpy(np.int64)

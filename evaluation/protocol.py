@@ -22,9 +22,7 @@ NOVEL_ALONE = "items a user has are excluded; all targets, of which those she ha
 def describe_protocol(examination: Examination, at: int | None, repeats: Repeats) -> dict[str, Any]:
     """Say what was asked, how often, and how the figures were averaged."""
     metric = headline_metric(repeats)
-    criterion = (
-        f"{metric}, mean of the views all and novel" if repeats == "allow" else f"{metric}, view novel"
-    )
+    criterion = f"{metric}, mean of the views all and novel" if repeats == "allow" else f"{metric}, view novel"
     return {
         "split": "held-out interactions" if at is None else "time",
         "requests": _describe_requests(at),

@@ -16,9 +16,7 @@ from serve.recommender import Recommender
 Ask = Callable[[Sequence[Mapping[str, Any]], int], Recommendations]
 
 
-def recommend_views(
-    recommender: Recommender, requests: Sequence[Mapping[str, Any]], views: Iterable[str]
-) -> Lists:
+def recommend_views(recommender: Recommender, requests: Sequence[Mapping[str, Any]], views: Iterable[str]) -> Lists:
     """Ask for the lists of each view: of everything, of owned items, of the others."""
     ask: dict[str, Ask] = {
         "all": partial(recommender.recommend, filter_viewed=False),

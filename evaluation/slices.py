@@ -80,9 +80,7 @@ def _of_items(marked: Bools, targets: Targets) -> Bools:
     return np.append(marked, True)[targets.items.item_row]
 
 
-def _measure_slice(
-    lists: Ints, targets: Targets, labels: Labels, cutoffs: tuple[int, ...]
-) -> dict[str, Summary]:
+def _measure_slice(lists: Ints, targets: Targets, labels: Labels, cutoffs: tuple[int, ...]) -> dict[str, Summary]:
     values = np.where(pd.isna(labels), MISSING, labels.astype(str))
     return {
         str(value): summarise(measure_users(lists, targets.keep(values == value), cutoffs))

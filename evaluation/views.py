@@ -33,9 +33,7 @@ def find_owned(targets: Targets, owned: ItemSets) -> Bools:
     return owned.contain(targets.items.request, targets.items.item_row)
 
 
-def rank_views(
-    score_tile: ScoreTile, owned: ItemSets, n_items: int, k: int, views: Iterable[str]
-) -> dict[str, Ints]:
+def rank_views(score_tile: ScoreTile, owned: ItemSets, n_items: int, k: int, views: Iterable[str]) -> dict[str, Ints]:
     """Rank the whole catalogue for every request; each tile of scores serves all views.
 
     Args:

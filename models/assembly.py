@@ -1,9 +1,11 @@
-"""Build the towers for a schema and a catalogue."""
+"""Build the towers for a schema and a catalogue; where repeats are learned, start their tables from the data."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,16 +14,80 @@ from models.item_tower import ItemTower
 from models.memory import Memory
 from models.towers import Towers
 from models.user_tower import UserTower
+from models.warm_start import item_factors, start_affinity, start_taste
 from serve.categories import category_features, count_categories
 from serve.schema import FIRST_CODE, Schema, Similarity
 
 
+@dataclass(frozen=True)
+class EncodedItems:
+    """The encoded catalogue of N items."""
+
+    codes: Tensor
+    """(N, C)"""
+    values: Tensor
+    """(N, V)"""
+    categories: Tensor
+    """(N, F)"""
+
+
+@dataclass(frozen=True)
+class PastOfAll:
+    """What the memory starts from."""
+
+    requests: Iterable[RequestBatch]
+    """One of each training user, with all her events."""
+    pairs: tuple[np.ndarray, np.ndarray]
+    """(E,) user and (E,) item row of the events that factors may be taken from."""
+
+
 def build_towers(
     schema: Schema,
-    item_codes: Tensor,
-    item_values: Tensor,
-    categories: Tensor,
+    items: EncodedItems,
+    past: PastOfAll,
+    dim: int,
+    affinity_dim: int,
+    n_blocks: int,
+    n_heads: int,
+    dropout: float,
+    id_dropout: float,
+    similarity: Similarity,
+    temperature: float,
+    seed: int,
+) -> Towers:
+    """Build both towers.
+
+    Args:
+        schema: of the data.
+        items: the catalogue.
+        past: read where repeats are allowed.
+        dim: D.
+        affinity_dim: A; read where repeats are allowed and items have single-valued features.
+        n_blocks: attention blocks.
+        n_heads: heads of a block.
+        dropout: in the user tower.
+        id_dropout: in the item tower.
+        similarity: `dot` or `cosine`.
+        temperature: first one; under `cosine` the unit of the memory's scores.
+        seed: of the factorisations.
+    """
+    if schema.repeats == "exclude":
+        return _join(schema, items, None, 0, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
+    unit = temperature if similarity == "cosine" else 1.0
+    affinity_dim = affinity_dim if category_features(schema.item_features) else 0
+    memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)
+    towers = _join(schema, items, memory, affinity_dim, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
+    start_taste(towers, item_factors(*past.pairs, (len(preferences), len(items.codes)), dim, seed))
+    if affinity_dim:
+        start_affinity(towers, memory, preferences, seed)
+    return towers
+
+
+def _join(
+    schema: Schema,
+    items: EncodedItems,
     memory: Memory | None,
+    affinity_dim: int,
     dim: int,
     n_blocks: int,
     n_heads: int,
@@ -29,26 +95,8 @@ def build_towers(
     id_dropout: float,
     similarity: Similarity,
 ) -> Towers:
-    """Build both towers.
-
-    Args:
-        schema: of the data.
-        item_codes: (N, C) encoded catalogue, with `item_values` (N, V) and `categories` (N, F).
-        item_values: see `item_codes`.
-        categories: see `item_codes`.
-        memory: of the user tower, where repeats are allowed.
-        dim: D.
-        n_blocks: attention blocks.
-        n_heads: heads of a block.
-        dropout: in the user tower.
-        id_dropout: in the item tower.
-        similarity: `dot` or `cosine`.
-    """
-    affinity_dim = 0 if memory is None else memory.affinity_dim
-    n_categories = count_categories(schema.item_features)
-    item_tower = ItemTower(
-        schema.item_features, len(item_codes), dim, n_categories, affinity_dim, similarity, id_dropout
-    )
+    features, n_categories = schema.item_features, count_categories(schema.item_features)
+    item_tower = ItemTower(features, len(items.codes), dim, n_categories, affinity_dim, similarity, id_dropout)
     user_tower = UserTower(
         schema.user_features,
         schema.context_features,
@@ -60,31 +108,20 @@ def build_towers(
         similarity,
         memory,
     )
-    return Towers(item_tower, user_tower, item_codes, item_values, categories)
+    return Towers(item_tower, user_tower, items.codes, items.values, items.categories)
 
 
-def build_memory(
+def _build_memory(
     schema: Schema, requests: Iterable[RequestBatch], dim: int, affinity_dim: int, unit: float
 ) -> tuple[Memory, Tensor]:
-    """Build the memory from requests of training users.
-
-    Args:
-        schema: of the data.
-        requests: give the samples to standardise by.
-        dim: D.
-        affinity_dim: A; 0 is taken where items have no single-valued feature.
-        unit: see `Memory`.
-
-    Returns:
-        The memory, and the category preferences (U, Q) of all users.
-    """
+    """Build the memory, and return the category preferences (U, Q) of all users with it."""
     arrays = [batch.arrays for batch in requests]
     preferences = torch.cat([part["category_preferences"] for part in arrays])  # (U, Q)
-    n_features = len(category_features(schema.item_features))
     shares = preferences.sum(dim=0)  # (Q,)
+    n_features = len(category_features(schema.item_features))
     memory = Memory(
         dim,
-        affinity_dim if n_features else 0,
+        affinity_dim,
         len(schema.popularity_days),
         len(schema.decay_days),
         torch.cat([part["owned_statistics"] for part in arrays]),

@@ -62,7 +62,11 @@ class EventBlock(nn.Module):
         self.gap_bias = nn.Linear(N_GAP_FUNCTIONS, n_heads, bias=False)
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim)
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * dim),
+            nn.GELU(),
+            nn.Dropout(dropout),
+            nn.Linear(2 * dim, dim),
         )
         self.dropout = nn.Dropout(dropout)
 
@@ -71,7 +75,8 @@ class EventBlock(nn.Module):
         bias = bias + self.look_up(distance)  # (B, H, T, T)
         bias = bias.masked_fill(~is_seen.unsqueeze(1), float("-inf"))  # (B, H, T, T)
         tokens = tokens + self.dropout(self.attend(self.attention_norm(tokens), bias))  # (B, T, D)
-        return tokens + self.dropout(self.feed_forward(tokens))  # (B, T, D)
+        result: Tensor = tokens + self.dropout(self.feed_forward(tokens))  # (B, T, D)
+        return result
 
     def look_up(self, distance: Tensor) -> Tensor:
         """Look up the bias of each distance (B, T, T), (B, H, T, T): a gather, whose gradient is the cheaper one."""
@@ -85,4 +90,6 @@ class EventBlock(nn.Module):
         heads = self.project_in(tokens).view(n_batch, n_tokens, 3, self.n_heads, dim // self.n_heads)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D / H)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        return self.project_out(mixed.transpose(1, 2).reshape(n_batch, n_tokens, dim))  # type: ignore[no-any-return]
+        joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, T, D); a reshape would not export with several heads
+        result: Tensor = self.project_out(joined)  # (B, T, D)
+        return result

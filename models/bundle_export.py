@@ -29,7 +29,9 @@ class Exported:
     space_id: str
 
 
-def export_bundle(towers: Towers, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int) -> Exported:
+def export_bundle(
+    towers: Towers, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
+) -> Exported:
     """Write towers, vectors, index, items and schema into a stage; refuse if ONNX and torch differ.
 
     Args:
@@ -64,9 +66,7 @@ def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
     return result
 
 
-def _export_user_tower(
-    towers: Towers, schema: Schema, vectors: Floats, stage: Stage, space_id: str, seed: int
-) -> None:
+def _export_user_tower(towers: Towers, schema: Schema, vectors: Floats, stage: Stage, space_id: str, seed: int) -> None:
     graph, path = user_graph(towers.user_tower), stage.path / USER_TOWER
     dim, categories = towers.user_tower.dim, towers.categories.numpy()
     rng = np.random.default_rng(seed)

@@ -46,7 +46,15 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.dim % self.n_heads:
             raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
-        for name in ("dim", "n_blocks", "batch_size", "max_epochs", "warmup_steps", "patience", "affinity_dim"):
+        for name in (
+            "dim",
+            "n_blocks",
+            "batch_size",
+            "max_epochs",
+            "warmup_steps",
+            "patience",
+            "affinity_dim",
+        ):
             if getattr(self, name) < 1:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
         for name in ("dropout", "id_dropout"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +68,14 @@ class UserGraph(nn.Module):
         context_values: Tensor,
     ) -> Tensor:
         """Return the user vectors (B, W)."""
-        history = (history_vectors, history_events, history_weights, history_times, history_groups, history_lengths)
+        history = (
+            history_vectors,
+            history_events,
+            history_weights,
+            history_times,
+            history_groups,
+            history_lengths,
+        )
         request = (request_times, user_codes, user_values, context_codes, context_values)
         return self.tower.finish(self.tower.request_state(*history, *request))  # (B, W)
 
@@ -100,7 +108,14 @@ class RepeatUserGraph(nn.Module):
         category_preferences: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
-        history = (history_vectors, history_events, history_weights, history_times, history_groups, history_lengths)
+        history = (
+            history_vectors,
+            history_events,
+            history_weights,
+            history_times,
+            history_groups,
+            history_lengths,
+        )
         request = (request_times, user_codes, user_values, context_codes, context_values)
         arrays = {
             "owned_users": owned_users,
@@ -158,6 +173,7 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         name: {position: FULL_NAMES[letter] for position, letter in enumerate(axes)}
         for name, axes in graph.axes.items()
     }
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # on torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(

@@ -43,7 +43,7 @@ class FeatureEmbedding(nn.Module):
         nn.init.normal_(self.table.weight, std=0.02)
         nn.init.normal_(self.number_table, std=0.02)
         with torch.no_grad():
-            for offset in self.code_offsets.unique().tolist():
+            for offset in sorted(set(self.code_offsets.tolist())):
                 self.table.weight[offset + PADDING] = 0.0
                 self.table.weight[offset + UNKNOWN] = 0.0
 
@@ -64,7 +64,8 @@ class FeatureEmbedding(nn.Module):
         share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
         embedded = self.table(codes + self.code_offsets)  # (B, C, D)
         summed = (embedded * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
-        return summed + values @ self.number_table  # (B, D)
+        result: Tensor = summed + values @ self.number_table  # (B, D)
+        return result
 
 
 def has_content(codes: Tensor, values: Tensor) -> Tensor:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import logging
+import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ def fit(
     model: TwoTower,
     data: pl.LightningDataModule,
     folder: Path,
+    stage: str,
     max_epochs: int,
     patience: int | None,
     trainer_options: Mapping[str, Any],
@@ -32,8 +36,9 @@ def fit(
     Args:
         model: to train.
         data: its batches.
-        folder: of the run; checkpoints and logs go below it.
-        max_epochs: length of the schedule.
+        folder: of the run; `checkpoints/<stage>` and `logs/<stage>` go below it.
+        stage: name of this training in the run.
+        max_epochs: when to stop at the latest.
         patience: epochs without improvement before training stops; None: no validation, the last weights stay.
         trainer_options: arguments of `pl.Trainer` that the user gave.
         resume: go on from the last checkpoint in the folder, if there is one.
@@ -44,7 +49,9 @@ def fit(
     Raises:
         SystemExit: with status 143 if the process was told to stop.
     """
-    checkpoints = folder / "checkpoints"
+    checkpoints = folder / "checkpoints" / stage
+    if not resume:
+        shutil.rmtree(checkpoints, ignore_errors=True)
     best = ModelCheckpoint(
         dirpath=checkpoints,
         filename="best",
@@ -56,11 +63,10 @@ def fit(
     callbacks: list[Callback] = [best]
     if patience is not None:
         callbacks.append(EarlyStopping(MONITOR, mode="max", patience=patience))
-    trainer = _make_trainer(callbacks, folder, max_epochs, validates=patience is not None, options=trainer_options)
-    last = checkpoints / "last.ckpt"
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-        warnings.filterwarnings("ignore", message=".*Checkpoint directory .* exists and is not empty.*")
+    logger = CSVLogger(str(folder / "logs"), name=stage, version="")
+    with _quiet_lightning():
+        trainer = _make_trainer(callbacks, logger, max_epochs, patience is not None, trainer_options)
+        last = checkpoints / "last.ckpt"
         trainer.fit(model, data, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
@@ -68,22 +74,41 @@ def fit(
 
 
 def _make_trainer(
-    callbacks: list[Callback], folder: Path, max_epochs: int, validates: bool, options: Mapping[str, Any]
+    callbacks: list[Callback], logger: CSVLogger, max_epochs: int, validates: bool, options: Mapping[str, Any]
 ) -> pl.Trainer:
     given = dict(options)
     if given.get("enable_progress_bar", True):
         callbacks = [*callbacks, RichProgressBar(leave=False)]
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
-        "logger": CSVLogger(str(folder), name="logs", version=""),
+        "logger": logger,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "log_every_n_steps": 10,
+        "log_every_n_steps": 1,
         "limit_val_batches": None if validates else 0,
         "gradient_clip_val": 1.0,
     }
     callbacks = [*callbacks, *given.pop("callbacks", [])]
     return pl.Trainer(**{**ours, **given}, callbacks=callbacks)
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notes on hardware, products and loaders from the run's own output."""
+    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
+                ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+                ".*exists and is not empty.*",  # resuming
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _load_best(model: TwoTower, path: Path) -> int:

@@ -96,7 +96,7 @@ class Memory(nn.Module):
         self.register_buffer("category_shares", category_shares.clamp(min=1e-6))
         first_gates = torch.tensor([FIRST_TASTE * dim**0.5, FIRST_AFFINITY] + [FIRST_POPULARITY] * popularity_dim)
         self.register_buffer("first_gates", first_gates * unit)
-        self.affinity = nn.Linear(len(category_shares), affinity_dim, bias=False)
+        self.affinity_table = nn.Parameter(torch.empty(len(category_shares), affinity_dim))  # (Q, A)
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(dim, N_STATE_FEATURES)
@@ -112,6 +112,7 @@ class Memory(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
+        nn.init.normal_(self.affinity_table, std=0.02)
         for layer in (self.profile_weight, self.gates):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
@@ -148,7 +149,7 @@ class Memory(nn.Module):
         change = self.gates(self.standardise_user(inputs.user_statistics))  # (B, 2 + P)
         gates = self.first_gates * torch.exp(change.clamp(-4.0, 4.0))  # (B, 2 + P)
         taste = taste + gates[:, :1] * self.profile(inputs, len(taste))  # (B, D)
-        affinity = gates[:, 1:2] * self.affinity(self.category_lift(inputs.category_preferences))  # (B, A)
+        affinity = gates[:, 1:2] * (self.category_lift(inputs.category_preferences) @ self.affinity_table)  # (B, A)
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
     def score_owned(self, state: Tensor, vectors: Tensor, inputs: MemoryInputs) -> Tensor:

@@ -30,7 +30,12 @@ def user_cases(schema: Schema, vectors: Floats, taste_dim: int, categories: Ints
     longest = schema.history_length
     cases: dict[str, Arrays] = {}
     for batch in BATCHES:
-        lengths = {"0": [0] * batch, "1": [1] * batch, "max": [longest] * batch, "any": rng.integers(0, longest, batch)}
+        lengths = {
+            "0": [0] * batch,
+            "1": [1] * batch,
+            "max": [longest] * batch,
+            "any": rng.integers(0, longest, batch),
+        }
         for name, counts in lengths.items():
             events = draw_events(np.asarray(counts, dtype=np.int64), schema, len(vectors), rng)
             cases[f"batch {batch}, history {name}"] = user_case(events, schema, vectors, taste_dim, categories, rng)
@@ -90,7 +95,8 @@ def item_case(schema: Schema, n: int, rng: np.random.Generator) -> Arrays:
 def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generator) -> EncodedFeatures:
     """Draw codes within each vocabulary, unknown among them, and numbers with some missing."""
     codes = [
-        rng.integers(1, feature.n_codes, (n, columns.stop - columns.start)) for feature, columns in code_slices(features)
+        rng.integers(1, feature.n_codes, (n, columns.stop - columns.start))
+        for feature, columns in code_slices(features)
     ]
     is_missing = rng.random((n, len(value_slices(features)))) < 0.2
     values = np.stack([np.where(is_missing, 0.0, rng.normal(size=is_missing.shape)), is_missing], axis=2)

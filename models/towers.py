@@ -21,7 +21,12 @@ class Towers(nn.Module):
     item_has_content: Tensor
 
     def __init__(
-        self, item_tower: ItemTower, user_tower: UserTower, item_codes: Tensor, item_values: Tensor, categories: Tensor
+        self,
+        item_tower: ItemTower,
+        user_tower: UserTower,
+        item_codes: Tensor,
+        item_values: Tensor,
+        categories: Tensor,
     ) -> None:
         super().__init__()
         self.item_tower = item_tower

@@ -102,12 +102,13 @@ class TwoTower(pl.LightningModule):
             self.validation_values[view].append(values)
 
     def on_validation_epoch_end(self) -> None:
-        means = {view: float(np.concatenate(v).mean()) for view, v in self.validation_values.items() if v}
+        values = {view: np.concatenate([*parts, np.zeros(0)]) for view, parts in self.validation_values.items()}
+        means = {view: float(measured.mean()) for view, measured in values.items() if len(measured)}
         if self.towers.user_tower.memory is None:
             means.pop("all", None)
         for view, value in means.items():
             self.log(f"val_ndcg_{view}", value)
-        self.log("val_ndcg", float(np.mean(list(means.values()))), prog_bar=True)
+        self.log("val_ndcg", float(np.mean(list(means.values()) or [0.0])), prog_bar=True)
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""

@@ -123,7 +123,9 @@ class UserTower(nn.Module):
         who = self.demographics(user_codes, user_values)  # (B, D)
         here = self.context(context_codes, context_values)  # (B, D)
         now = self.project_recency(self.time_basis(recency))  # (B, D)
-        return states + self.head(torch.cat([states, who + here + now], dim=-1)) + who + here  # (B, D)
+        change: Tensor = self.head(torch.cat([states, who + here + now], dim=-1))  # (B, D)
+        fused: Tensor = states + change + who + here  # (B, D)
+        return fused
 
     def finish(self, fused: Tensor) -> Tensor:
         """Make the taste part of the user's vector from the fused state, (B, D)."""

@@ -25,7 +25,8 @@ def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatc
         `all` (nothing excluded) and `novel` (owned items excluded, novel targets only): NDCG@10 of each request
         that has a target in the view, (at most B,).
     """
-    scores = users.float() @ items.float().T  # (B, N)
+    with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
+        scores = users.float() @ items.float().T  # (B, N)
     owned = (batch.owned_users, batch.owned_rows)
     wanted = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
     wanted[batch.target_users, batch.target_rows] = True

@@ -20,7 +20,7 @@ STARTED_TABLES = (
     "item_tower.content.table.weight",
     "item_tower.content.number_table",
     "item_tower.affinity_table.weight",
-    "user_tower.memory.affinity.weight",
+    "user_tower.memory.affinity_table",
 )
 """The parameters of `Towers` that `start_taste` and `start_affinity` set."""
 
@@ -78,7 +78,7 @@ def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: in
         sizes = np.bincount(towers.categories.numpy().ravel(), minlength=lift.shape[1])  # (Q,)
         root = np.sqrt(sizes)
         right = _right_vectors(lift * root, dim, seed)  # (Q, A)
-        memory.affinity.weight.copy_(torch.from_numpy((right * root[:, None]).T.astype(np.float32)))
+        memory.affinity_table.copy_(torch.from_numpy((right * root[:, None]).astype(np.float32)))
         inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]
         towers.item_tower.affinity_table.weight.copy_(torch.from_numpy((right * inverse).astype(np.float32)))
 

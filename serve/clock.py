@@ -90,8 +90,7 @@ def _tell_ticks_per_second(ticks: np.ndarray) -> int:
         return 1
     sizes = np.abs(ticks.astype(np.float64))
     told = {
-        unit: (sizes >= FIRST_TOLD * factor) & (sizes < LAST_TOLD * factor)
-        for unit, factor in TICKS_PER_SECOND.items()
+        unit: (sizes >= FIRST_TOLD * factor) & (sizes < LAST_TOLD * factor) for unit, factor in TICKS_PER_SECOND.items()
     }
     found = {unit: ticks[is_in][0] for unit, is_in in told.items() if is_in.any()}
     if len(found) > 1:
@@ -119,9 +118,7 @@ def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
     letters = np.array(values, f"U{width}").view(np.uint32).reshape(-1, width)
     is_digit = (letters >= ord("0")) & (letters <= ord("9"))
     is_right = [
-        is_digit[:, at]
-        if wanted == "d"
-        else np.isin(letters[:, at], [ord(wanted), ord(wanted.replace(" ", "T"))])
+        is_digit[:, at] if wanted == "d" else np.isin(letters[:, at], [ord(wanted), ord(wanted.replace(" ", "T"))])
         for at, wanted in enumerate(_PLAIN_ISO[:width])
     ]
     return bool(np.logical_and.reduce(is_right).all())

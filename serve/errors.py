@@ -1,8 +1,8 @@
 """The two errors of Bascule, both `ValueError`, so that a caller may catch either name.
 
-    ValueError
-    +-- SchemaError   a table, a request or a configuration does not fit what was declared
-    +-- BundleError   a bundle folder is incomplete, altered or put together from two
+ValueError
++-- SchemaError   a table, a request or a configuration does not fit what was declared
++-- BundleError   a bundle folder is incomplete, altered or put together from two
 """
 
 from __future__ import annotations

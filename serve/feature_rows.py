@@ -16,9 +16,7 @@ TIME = "the time of the request"
 
 def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
     """Let features be read by their names, since two may share a column; hours and weekdays from `TIME`."""
-    return tuple(
-        replace(feature, column=TIME if feature.kind in DERIVED else feature.name) for feature in features
-    )
+    return tuple(replace(feature, column=TIME if feature.kind in DERIVED else feature.name) for feature in features)
 
 
 def encode_rows(

@@ -190,9 +190,7 @@ def check_vectors(vectors: Floats) -> None:
         ValueError: not (N, D) float32 in C order, empty, or not finite.
     """
     if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.size == 0:
-        raise ValueError(
-            f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, D), not empty"
-        )
+        raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, D), not empty")
     if not vectors.flags.c_contiguous:
         raise ValueError("item vectors are not in C order: pass np.ascontiguousarray of them")
     is_finite = np.isfinite(vectors).all(axis=1)
@@ -225,9 +223,7 @@ def _check_excluded(excluded: Ragged | None, n_requests: int, n_items: int) -> R
     rows, offsets = excluded
     if len(offsets) != n_requests + 1 or offsets[0] != 0 or offsets[-1] != len(rows):
         got = f"{len(offsets)} offsets and {len(rows)} rows"
-        raise ValueError(
-            f"excluded has {got}; expected {n_requests + 1} offsets, from 0 to the number of rows"
-        )
+        raise ValueError(f"excluded has {got}; expected {n_requests + 1} offsets, from 0 to the number of rows")
     if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
         wrong = rows[(rows < 0) | (rows >= n_items)][0]
         raise ValueError(f"excluded item row is {wrong}; allowed: 0 to {n_items - 1}")

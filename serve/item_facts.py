@@ -39,9 +39,7 @@ def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
     features = tuple(feature for feature, _ in category_features(schema.item_features))
     for name in (REPEAT_RATE, *(feature.column for feature in features)):
         if name not in items.column_names:
-            raise BundleError(
-                f"{ITEMS} has no column '{name}', which the memory reads: export the bundle again"
-            )
+            raise BundleError(f"{ITEMS} has no column '{name}', which the memory reads: export the bundle again")
     codes = [_codes(feature, items.column(feature.column)) for feature in features]
     codes.append(np.empty((items.num_rows, 0), dtype=np.int64))  # so that no feature is no special case
     return ItemFacts(

@@ -55,7 +55,5 @@ class ItemIds:
         rows = self.find(checked)
         for item_id, row in zip(checked, rows, strict=True):
             if row == UNKNOWN_ROW:
-                raise SchemaError(
-                    f"item_id {show(item_id)} is unknown; allowed: the {len(self)} ids of the bundle"
-                )
+                raise SchemaError(f"item_id {show(item_id)} is unknown; allowed: the {len(self)} ids of the bundle")
         return rows

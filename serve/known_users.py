@@ -48,9 +48,7 @@ def encode_profiles(profiles: Profiles, item_ids: ItemIds, schema: Schema) -> Kn
     return KnownUsers(
         profiles.positions,
         encode_histories(profiles.history, offsets, item_ids, schema),
-        EncodedFeatures(
-            np.concatenate([known.codes, nobody.codes]), np.concatenate([known.values, nobody.values])
-        ),
+        EncodedFeatures(np.concatenate([known.codes, nobody.codes]), np.concatenate([known.values, nobody.values])),
     )
 
 
@@ -65,6 +63,4 @@ def no_profiles(schema: Schema) -> Profiles:
 def _check_ids(name: str, ids: np.ndarray, expected: str) -> None:
     got = "string" if ids.dtype == np.object_ else "integer"
     if got != expected:
-        raise BundleError(
-            f"profiles: {name} is {got}; the bundle has {expected}: give the profiles of its data"
-        )
+        raise BundleError(f"profiles: {name} is {got}; the bundle has {expected}: give the profiles of its data")

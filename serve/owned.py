@@ -33,7 +33,14 @@ class Owned:
     """(B, G), columns as in `USER_STATISTICS`."""
 
 
-USER_STATISTICS = ("items", "recent_events", "events", "recent_visits", "days_since_visit", "days_of_membership")
+USER_STATISTICS = (
+    "items",
+    "recent_events",
+    "events",
+    "recent_visits",
+    "days_since_visit",
+    "days_of_membership",
+)
 
 
 def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> list[str]:
@@ -131,4 +138,5 @@ def _summarise_users(events: Events, moment: Ints, n_items: Ints, decay_days: Se
         np.where(has_events, days[last], 0.0),
         np.where(has_events, days[first], 0.0),
     ]
-    return np.log1p(np.stack(columns, axis=1)).astype(np.float32)
+    summary: Floats = np.log1p(np.stack(columns, axis=1)).astype(np.float32)
+    return summary

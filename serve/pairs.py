@@ -34,9 +34,7 @@ NO_PAIRS = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 def join_pairs(*parts: Pairs) -> Pairs:
     """Put pairs one after another."""
-    return Pairs(
-        np.concatenate([part.requests for part in parts]), np.concatenate([part.rows for part in parts])
-    )
+    return Pairs(np.concatenate([part.requests for part in parts]), np.concatenate([part.rows for part in parts]))
 
 
 def distinct_pairs(pairs: Pairs, n_items: int) -> Pairs:

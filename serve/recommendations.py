@@ -204,9 +204,7 @@ def _arrow_user_ids(ids: NDArray[np.object_], id_type: IdType) -> pa.Array:
 
 def _numbers(values: pa.Array) -> NDArray[Any]:
     stop = values.offset + len(values)
-    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[
-        values.offset :
-    ]
+    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[values.offset :]
 
 
 def _arrow_texts(texts: NDArray[np.object_]) -> pa.Array:

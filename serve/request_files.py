@@ -116,9 +116,7 @@ def _read_csv(path: Path, schema: Schema) -> Iterator[Placed]:
     rows = _read_rows(path)
     line, names = next(rows, (1, []))
     sections = _place_columns(names, schema, f"{path.name}, line {line}")
-    is_number = {
-        feature.name: feature.is_numeric for feature in schema.user_features + schema.context_features
-    }
+    is_number = {feature.name: feature.is_numeric for feature in schema.user_features + schema.context_features}
     for line, cells in rows:
         if len(cells) != len(names):
             raise SchemaError(f"{path.name}, line {line}: {len(cells)} cells; the header has {len(names)}")

@@ -45,9 +45,7 @@ def find_candidates(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, I
     return requests, rows
 
 
-def rank_candidates(
-    requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int
-) -> tuple[Floats, Ints]:
+def rank_candidates(requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
     """Order the candidates of each request by score, then by row, and keep k.
 
     Args:

@@ -23,9 +23,7 @@ _DTYPES = {
     "tensor(int32)": np.dtype(np.int32),
     "tensor(bool)": np.dtype(np.bool_),
 }
-_ERRORS = tuple(
-    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
-)
+_ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
 """ONNX Runtime's own errors; they share no base but Exception."""
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.encoding import EncodedFeatures
-from serve.events import Events, Ints
+from serve.events import Events, Floats, Ints
 from serve.owned import Owned
 from serve.schema import Schema
 
@@ -19,7 +19,13 @@ Arrays = dict[str, np.ndarray]
 
 HISTORY_INPUTS = ("history_events", "history_weights", "history_times", "history_groups", "history_lengths")
 REQUEST_INPUTS = ("request_times", "user_codes", "user_values", "context_codes", "context_values")
-OWNED_INPUTS = ("owned_users", "owned_statistics", "owned_preferences", "user_statistics", "category_preferences")
+OWNED_INPUTS = (
+    "owned_users",
+    "owned_statistics",
+    "owned_preferences",
+    "user_statistics",
+    "category_preferences",
+)
 VECTOR_INPUTS = ("history_vectors", "owned_vectors")
 
 
@@ -70,15 +76,17 @@ def number_groups(events: Events, schema: Schema) -> Ints:
         is_new[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
     running = np.cumsum(is_new)
     before = np.concatenate([[0], running])[events.offsets[:-1]]  # groups in the segments before
-    return running - before[segment]
+    numbers: Ints = running - before[segment]
+    return numbers
 
 
-def standardise_weight(weight: np.ndarray, schema: Schema) -> np.ndarray:
+def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
     """Scale log(1 + weight) by its mean and deviation over training rows; 0 where the data has no weight."""
     if not schema.has_weight:
         return np.zeros(len(weight), dtype=np.float32)
     standard = (np.log1p(np.maximum(weight, 0)) - schema.weight_mean) / schema.weight_scale
-    return np.clip(standard, -10, 10).astype(np.float32)
+    clipped: Floats = np.clip(standard, -10, 10).astype(np.float32)
+    return clipped
 
 
 def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:

@@ -66,9 +66,7 @@ def _pick(arrays: Mapping[str, np.ndarray], tower: Tower) -> dict[str, np.ndarra
 def _check_inputs(tower: Tower, made: tuple[str, ...]) -> None:
     for name in tower.inputs:
         if name not in made:
-            raise BundleError(
-                f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: export the bundle again"
-            )
+            raise BundleError(f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: export the bundle again")
 
 
 def _read_taste_dim(bundle: Bundle) -> int:
@@ -76,7 +74,5 @@ def _read_taste_dim(bundle: Bundle) -> int:
     width = None if entry is None else entry.shape[-1]
     if not isinstance(width, int) or not 1 <= width <= bundle.vectors.shape[1]:
         allowed = f"1 to {bundle.vectors.shape[1]}"
-        raise BundleError(
-            f"{USER_TOWER}: history_vectors has width {width}; allowed: {allowed}: export again"
-        )
+        raise BundleError(f"{USER_TOWER}: history_vectors has width {width}; allowed: {allowed}: export again")
     return width

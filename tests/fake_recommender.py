@@ -17,9 +17,7 @@ class FakeRecommender:
 
     def __init__(self, item_ids, users, owned, seed=0, **schema):
         self.item_ids = item_ids
-        self.scores = dict(
-            zip(users, np.random.default_rng(seed).random((len(users), len(item_ids))), strict=True)
-        )
+        self.scores = dict(zip(users, np.random.default_rng(seed).random((len(users), len(item_ids))), strict=True))
         self.owned = owned
         self.asked = []
         items = pa.table({"item_id": pa.array(item_ids)})

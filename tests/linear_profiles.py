@@ -69,9 +69,7 @@ def make_profiles(schema: Schema, known: dict) -> Profiles:
         user_ids=np.array(list(known), dtype=object if schema.user_id_type == "string" else np.int64),
         features={
             "gender": np.array([given.get("gender") for given in features], dtype=object),
-            "income": np.array(
-                [user["features"].get("income", np.nan) for user in known.values()], dtype=float
-            ),
+            "income": np.array([user["features"].get("income", np.nan) for user in known.values()], dtype=float),
         },
         history=History(**columns),
         offsets=np.cumsum([0, *(len(user["history"]) for user in known.values())]),

@@ -86,9 +86,7 @@ def test_towers_compute_their_formula(tiny_bundle):
 def test_towers_refuse(tiny_bundle, change, message):
     inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.zeros((3, F), dtype=np.float32)} | change
     with pytest.raises(ValueError, match=message):
-        Bundle.load(tiny_bundle(1)).run_user_tower(
-            {name: value for name, value in inputs.items() if value is not None}
-        )
+        Bundle.load(tiny_bundle(1)).run_user_tower({name: value for name, value in inputs.items() if value is not None})
 
 
 def test_verify_says_what_was_checked(tiny_bundle):
@@ -182,9 +180,7 @@ def test_what_is_no_file_is_refused(tiny_bundle, make):
         Bundle.load(path)
 
 
-@pytest.mark.parametrize(
-    "make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"]
-)
+@pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"no bundle at .*nowhere"):
@@ -199,9 +195,7 @@ def test_the_same_content_gives_the_same_version_wherever_it_is_made(tmp_path):
 
 def test_the_space_of_the_manifest_is_that_of_the_files(tiny_bundle):
     path = tiny_bundle(1)
-    expected = hashlib.sha256(tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()).hexdigest()[
-        :16
-    ]
+    expected = hashlib.sha256(tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()).hexdigest()[:16]
     bundle = Bundle.load(path)
     assert bundle.manifest.space_id == bundle.user_tower.space_id == bundle.item_tower.space_id == expected
 
@@ -221,7 +215,5 @@ bundle.items.column("item_id").to_pylist()
 print(sorted({"torch", "pytorch_lightning", "pandas", "onnx"} & sys.modules.keys()))
 """
     command = [sys.executable, "-c", script, str(tiny_bundle(1))]
-    result = subprocess.run(
-        command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent
-    )
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     assert result.stdout.strip() == "[]"

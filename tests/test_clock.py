@@ -151,9 +151,7 @@ MOMENT = st.integers(-(2**31), 2**32)
 @given(st.lists(MOMENT, min_size=1, max_size=7), st.sampled_from(ZONES))
 @settings(max_examples=60, deadline=None)
 def test_the_calendar_is_that_of_the_clocks_of_the_zone(moments, zone):
-    local = [
-        datetime.fromtimestamp(0, ZoneInfo(zone)).astimezone(UTC) + timedelta(seconds=m) for m in moments
-    ]
+    local = [datetime.fromtimestamp(0, ZoneInfo(zone)).astimezone(UTC) + timedelta(seconds=m) for m in moments]
     local = [moment.astimezone(ZoneInfo(zone)) for moment in local]
     assert hour_of_day(np.array(moments), zone).tolist() == [moment.hour for moment in local]
     assert day_of_week(np.array(moments), zone).tolist() == [moment.weekday() for moment in local]

@@ -73,9 +73,7 @@ def test_the_report_says_what_the_test_cannot_know(report):
 def test_the_long_tail_is_that_of_a_naive_count():
     rng = np.random.default_rng(0)
     counts = rng.zipf(1.5, 37).clip(max=60)
-    events = pd.DataFrame(
-        {"user_id": np.arange(counts.sum()) % 11, "item_id": np.repeat(np.arange(37), counts)}
-    )
+    events = pd.DataFrame({"user_id": np.arange(counts.sum()) % 11, "item_id": np.repeat(np.arange(37), counts)})
     config = DataConfig(split=SplitConfig("none"))
     tables, rejects = tables_from_frames(config, events)
     _, cleaning = clean(tables)

@@ -76,9 +76,7 @@ def make_recommender(**schema) -> FakeRecommender:
 
 
 def run(recommender, at, holdout=HOLDOUT, validation=VALIDATION, progress=lambda message: None):
-    return evaluate(
-        recommender, holdout, TRAIN, validation, DEMOGRAPHICS, at, ["gender"], seed=3, progress=progress
-    )
+    return evaluate(recommender, holdout, TRAIN, validation, DEMOGRAPHICS, at, ["gender"], seed=3, progress=progress)
 
 
 @cache
@@ -203,10 +201,7 @@ def test_context_is_a_second_block():
         lambda key: {"context": {}},
     )
     assert_figures(metrics["with_context"]["bascule"]["novel"], expected)
-    assert (
-        metrics["with_context"]["bascule"]["novel"]["NDCG@10"]
-        != metrics["test"]["bascule"]["novel"]["NDCG@10"]
-    )
+    assert metrics["with_context"]["bascule"]["novel"]["NDCG@10"] != metrics["test"]["bascule"]["novel"]["NDCG@10"]
 
 
 def test_without_times_and_context_there_is_no_second_block():
@@ -253,14 +248,8 @@ def test_slices_are_parts_of_the_targets():
     assert set(slices["all"]) == {"history", "item_events", "popularity", "gender"}
     gender = DEMOGRAPHICS.dropna().set_index("user_id")["gender"].to_dict()
     for value in ("f", "m", "missing"):
-        some = {
-            key: items
-            for key, items in targets_by(["user_id"]).items()
-            if gender.get(key[0], "missing") == value
-        }
-        assert_figures(
-            slices["all"]["gender"][value], naive_evaluation(recommender, some, KEEP["all"], KEEP["all"])
-        )
+        some = {key: items for key, items in targets_by(["user_id"]).items() if gender.get(key[0], "missing") == value}
+        assert_figures(slices["all"]["gender"][value], naive_evaluation(recommender, some, KEEP["all"], KEEP["all"]))
     assert slices["all"]["history"]["0"]["users"] == 1  # the new one
 
 
@@ -286,12 +275,8 @@ def test_criterion_is_the_mean_of_two_views_on_validation(monkeypatch):
     naive = FakeRecommender(ITEMS, USERS, {user: set(items) for user, items in history.items()})
     naive.rank = rank
     wanted = {(user,): set(items) for user, items in VALIDATION.groupby("user_id")["item_id"]}
-    expected = [
-        naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")
-    ]
-    monkeypatch.setattr(
-        "evaluation.baseline_run.declare_baselines", lambda repeats: [personal_with_a_parameter()]
-    )
+    expected = [naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")]
+    monkeypatch.setattr("evaluation.baseline_run.declare_baselines", lambda repeats: [personal_with_a_parameter()])
     baselines = run(make_recommender(repeats="allow"), AT)["baselines"]
     assert baselines["personal"]["validation"]["1"] == pytest.approx(np.mean(expected))
 

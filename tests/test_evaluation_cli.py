@@ -75,9 +75,7 @@ def test_figures_of_a_bundle_and_a_holdout(bundle_folder, built, tmp_path, capsy
     assert main([*arguments(bundle_folder, tmp_path, kind), *options]) == 0
     metrics = json.loads(out.read_text())
     assert metrics["protocol"]["n_users"] == 3
-    assert metrics["test"]["bascule"]["all"]["targets"] == len(
-        HOLDOUT.drop_duplicates(["user_id", "item_id"])
-    )
+    assert metrics["test"]["bascule"]["all"]["targets"] == len(HOLDOUT.drop_duplicates(["user_id", "item_id"]))
     assert metrics["baselines"]["personal-decayed"]["validation"]
     said = capsys.readouterr()
     assert "view 'all', 3 users" in said.out

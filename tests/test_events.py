@@ -25,9 +25,7 @@ def test_strengths_of_pairs(strength, of_three):
     expected[0, 3] = of_three
     expected[0, 6] = expected[2, 3] = expected[2, 1] = 1
     assert make().matrix(strength).toarray() == pytest.approx(expected)
-    assert make().popularity(strength) * (expected.sum(axis=0).max() + 1) == pytest.approx(
-        expected.sum(axis=0)
-    )
+    assert make().popularity(strength) * (expected.sum(axis=0).max() + 1) == pytest.approx(expected.sum(axis=0))
 
 
 def test_owned_items_are_distinct_and_strangers_own_none():

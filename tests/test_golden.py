@@ -102,7 +102,5 @@ def test_drawn_requests_hold_only_catalogue_ids_and_vocabulary_values():
 
 
 def test_drawn_requests_are_a_function_of_the_seed():
-    first, again, other = (
-        draw_requests(SCHEMA, item_ids(), 13, np.random.default_rng(seed)) for seed in (7, 7, 8)
-    )
+    first, again, other = (draw_requests(SCHEMA, item_ids(), 13, np.random.default_rng(seed)) for seed in (7, 7, 8))
     assert first == again != other

@@ -52,9 +52,7 @@ def searches(draw_from):
 def test_search_equals_a_sort_of_all_items(case):
     vectors, users, k, excluded = case
     scores, rows = ItemIndex.build(vectors).search(users, k, to_ragged(excluded))
-    expected = [
-        search_naively(vectors, user, k, set(rows)) for user, rows in zip(users, excluded, strict=True)
-    ]
+    expected = [search_naively(vectors, user, k, set(rows)) for user, rows in zip(users, excluded, strict=True)]
     assert scores.shape == rows.shape == (len(users), min(k, len(vectors)))
     assert scores.tolist() == [score for score, _ in expected]
     assert rows.tolist() == [row for _, row in expected]

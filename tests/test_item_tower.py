@@ -114,9 +114,7 @@ def test_a_dropped_id_learns_in_no_role(side):
 
     def spy(popularity):
         items = make_vectors(popularity)
-        (grad,) = torch.autograd.grad(
-            items[:, :D].sum(), towers.item_tower.id_table.weight, retain_graph=True
-        )
+        (grad,) = torch.autograd.grad(items[:, :D].sum(), towers.item_tower.id_table.weight, retain_graph=True)
         drawn.append((grad != 0).any(dim=1))
         return items
 

@@ -7,6 +7,8 @@ import torch
 
 from models import losses
 from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.objectives import novel_loss, repeat_loss, window_loss
+from tests.tiny_data import BASKETS, ORDERED, batches, hold_out, make_data, make_world
 
 B, W, N, M = 7, 5, 11, 9
 CELLS = [(0, 3), (0, 8), (2, 0), (2, 1), (2, 10), (4, 4), (6, 2)]
@@ -51,17 +53,13 @@ def test_loss_and_all_gradients_equal_the_naive_softmax(bars):
     rows = torch.randint(B, (M,), generator=generator)
     columns = torch.tensor([5, 9, 6, 7, 5, 9, 6, 7, 5])  # no cell of CELLS
     weights = torch.rand(M, generator=generator, dtype=torch.float64)
-    found = softmax_loss(
-        log_sum_exp(users, items, sparse), target_logits(users, items, rows, columns), rows, weights
-    )
+    found = softmax_loss(log_sum_exp(users, items, sparse), target_logits(users, items, rows, columns), rows, weights)
     naive_logits = dense_logits(users, items, sparse)
     picked = -torch.log_softmax(naive_logits, dim=1)[rows, columns]
     naive = (picked * weights).sum() / weights.sum()
     assert (found - naive).abs() <= 1e-10
     inputs = (users, items, values)
-    for got, expected in zip(
-        torch.autograd.grad(found, inputs), torch.autograd.grad(naive, inputs), strict=True
-    ):
+    for got, expected in zip(torch.autograd.grad(found, inputs), torch.autograd.grad(naive, inputs), strict=True):
         assert torch.isfinite(got).all()
         assert (got - expected).abs().max() <= 1e-10
 
@@ -132,15 +130,45 @@ def test_bfloat16_vectors_are_summed_in_float32():
     assert short_users.grad.dtype == torch.bfloat16
 
 
+def test_window_loss_is_the_mean_cross_entropy_of_the_targets():
+    world = make_world(ORDERED)
+    batch = batches(make_data(world))[0]
+    generator = torch.Generator().manual_seed(10)
+    users = torch.randn(*batch.history_rows.shape, W, generator=generator, dtype=torch.float64)
+    items = torch.randn(len(world.catalogue), W, generator=generator, dtype=torch.float64)
+    losses_of = [
+        -torch.log_softmax(items @ users[b, i], dim=0)[batch.history_rows[b, i]]
+        for b, i in batch.is_target.nonzero().tolist()
+    ]
+    assert (window_loss(users, items, batch) - sum(losses_of) / len(losses_of)).abs() <= 1e-10
+
+
+def test_repeat_loss_ranks_all_items_and_half_as_much_the_novel_ones():
+    world, validation = hold_out(make_world(BASKETS))
+    (batch,) = make_data(world, validation=validation).validation_batches
+    generator = torch.Generator().manual_seed(11)
+    users = torch.randn(len(batch.history_rows), W, generator=generator)
+    items = torch.randn(len(world.catalogue), W, generator=generator)
+    bonus = torch.randn(len(batch.owned_rows), generator=generator)
+    logits, owned = (users.double() @ items.double().T), (batch.owned_users, batch.owned_rows)
+    among_all = logits.index_put(owned, bonus.double(), accumulate=True).log_softmax(dim=1)
+    among_novel = logits.index_put(owned, torch.tensor(-math.inf, dtype=torch.float64)).log_softmax(dim=1)
+    targets = list(zip(*(part.tolist() for part in batch[4:7]), batch.target_owned.tolist(), strict=True))
+    everything = [(weight, -weight * among_all[b, row]) for b, row, weight, _ in targets]
+    novel = [(weight, -weight * among_novel[b, row]) for b, row, weight, place in targets if place < 0]
+    assert 0 < len(novel) < len(targets)
+    expected_all, expected_novel = (sum(x for _, x in part) / sum(w for w, _ in part) for part in (everything, novel))
+    assert (novel_loss(users, items, batch) - expected_novel).abs() <= 1e-5
+    assert (repeat_loss(users, bonus, items, batch) - expected_all - 0.5 * expected_novel).abs() <= 1e-5
+
+
 def peak_bytes(positions: int, n_items: int) -> int:
     """Return the most bytes that a step holds beyond its inputs, by torch's own record of allocations."""
     generator = torch.Generator().manual_seed(9)
     users = torch.randn(positions, W, generator=generator).requires_grad_()
     items = torch.randn(n_items, W, generator=generator).requires_grad_()
     targets = torch.arange(positions)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         sums = log_sum_exp(users, items, no_sparse(users))
         logits = target_logits(users, items, targets, targets)
         softmax_loss(sums, logits, targets, torch.ones(positions)).backward()

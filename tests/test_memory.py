@@ -34,9 +34,7 @@ def days(later: int, earlier: int) -> float:
     return max(later - earlier, 0) / DAY
 
 
-def naive_statistics(
-    happened: list[tuple[int, int]], moment: int, n_events: int, row: int
-) -> dict[str, float]:
+def naive_statistics(happened: list[tuple[int, int]], moment: int, n_events: int, row: int) -> dict[str, float]:
     since = [days(moment, time) for time, _ in happened]
     count, last, first = len(since), since[-1], since[0]
     gap = (first - last) / (count - 1) if count > 1 else 0.0
@@ -92,9 +90,7 @@ def test_statistics_equal_a_loop_over_users_and_items(counts, seed):
         decayed = sum(math.exp(-days(int(moment[user]), time) / DECAYS[2]) for time, _ in mine)
         assert preference == pytest.approx(math.log(1 + 3 * decayed), abs=1e-5)
     for line, mine, at in zip(owned.user_statistics, by_user, moment.tolist(), strict=True):
-        assert dict(zip(USER_STATISTICS, line.tolist(), strict=True)) == pytest.approx(
-            naive_user(mine, at), abs=1e-5
-        )
+        assert dict(zip(USER_STATISTICS, line.tolist(), strict=True)) == pytest.approx(naive_user(mine, at), abs=1e-5)
 
 
 def test_preferences_are_summed_by_category():
@@ -217,6 +213,6 @@ def test_profile_and_vector_equal_a_loop():
         profile = summed / max(float(summed.norm()), 1e-6)
         of_user = memory.standardise_user(inputs.user_statistics)[user]
         gates = memory.first_gates * memory.gates(of_user).clamp(-4, 4).exp()
-        affinity = gates[1] * memory.affinity(memory.category_lift(inputs.category_preferences)[user])
+        affinity = gates[1] * (memory.category_lift(inputs.category_preferences)[user] @ memory.affinity_table)
         expected = torch.cat([taste[user] + gates[0] * profile, affinity, gates[2:]])
         assert (found[user] - expected).abs().max() <= 1e-5

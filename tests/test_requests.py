@@ -265,8 +265,7 @@ def test_any_json_is_a_request_or_a_schema_error(raw):
 @settings(max_examples=50, deadline=None)
 def test_a_sound_history_comes_back(times, weight):
     raw = [
-        {"item_id": row, "datetime": time, "weight": weight, "event": "view"}
-        for row, time in enumerate(sorted(times))
+        {"item_id": row, "datetime": time, "weight": weight, "event": "view"} for row, time in enumerate(sorted(times))
     ]
     expected = tuple(Event(row, time, "view", weight) for row, time in enumerate(sorted(times)))
     assert parse_request({"history": raw}, SCHEMA).history == expected

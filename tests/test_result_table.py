@@ -46,9 +46,7 @@ def test_models_stand_in_order_with_intervals_and_differences():
 def test_a_table_fits_in_80_columns():
     console = Console(file=io.StringIO(), width=80)
     longest = {"bascule": TEST["bascule"], "popularity-recent": TEST["ease"]}
-    console.print(
-        build_table("all", longest, {"popularity-recent": PAIRED["ease"]}, "NDCG@20", ("HR@10", "HR@10"))
-    )
+    console.print(build_table("all", longest, {"popularity-recent": PAIRED["ease"]}, "NDCG@20", ("HR@10", "HR@10")))
     assert "popularity-recent" in console.file.getvalue()
     assert "\N{HORIZONTAL ELLIPSIS}" not in console.file.getvalue()
 

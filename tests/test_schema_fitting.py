@@ -48,9 +48,7 @@ def tables():
             "load": [1.0, 2, np.nan, 4, 5, 6, 1e9],
         }
     )
-    users = pd.DataFrame(
-        {"user_id": [9, 3, 2, 1], "town": ["far", "x", " y ", "y"], "income": [1e9, 1.0, 3.0, np.nan]}
-    )
+    users = pd.DataFrame({"user_id": [9, 3, 2, 1], "town": ["far", "x", " y ", "y"], "income": [1e9, 1.0, 3.0, np.nan]})
     items = pd.DataFrame(
         {
             "item_id": ["a", "b", "c", "z"],

@@ -60,10 +60,7 @@ def read_csv(path):
 def test_a_file_of_requests_is_answered(bundle, requests_file, tmp_path, repeats, filter_viewed, capsys):
     option = () if repeats is None else ("--repeats", repeats)
     out = tmp_path / "new" / "recs.csv"
-    assert (
-        run("recommend", "--bundle", bundle, "--requests", requests_file, "--k", 4, "--out", out, *option)
-        == 0
-    )
+    assert run("recommend", "--bundle", bundle, "--requests", requests_file, "--k", 4, "--out", out, *option) == 0
     assert "3 requests answered" in capsys.readouterr().out
     answers = Recommender.load(bundle).recommend(REQUESTS, 4, filter_viewed)
     rows = read_csv(out)
@@ -87,10 +84,7 @@ def test_all_users_are_answered_in_batches_and_in_their_order(bundle, tmp_path, 
 def test_other_profiles_can_be_named(bundle, tmp_path):
     write_profiles(tmp_path / "others", make_profiles(SHOP, {"only": USERS["u1"]}))
     out, profiles = tmp_path / "recs.csv", tmp_path / "others"
-    assert (
-        run("recommend", "--bundle", bundle, "--all-users", "--profiles", profiles, "--k", 2, "--out", out)
-        == 0
-    )
+    assert run("recommend", "--bundle", bundle, "--all-users", "--profiles", profiles, "--k", 2, "--out", out) == 0
     assert [row["user_id"] for row in read_csv(out)] == ["only"] * 2
 
 

@@ -162,6 +162,5 @@ def test_the_last_basket_of_many_users_is_their_test():
     split = split_interactions(events, baskets(LEAVE), 0)
     last = events.groupby("user_id")["datetime"].max()
     assert (
-        split.test.groupby("user_id")["datetime"].min()
-        == last.loc[split.test["user_id"].unique()].sort_index()
+        split.test.groupby("user_id")["datetime"].min() == last.loc[split.test["user_id"].unique()].sort_index()
     ).all()

@@ -204,9 +204,7 @@ def test_bad_records_are_named_where_lines_end_as_on_windows(tmp_path):
     assert tables.interactions["item_id"].tolist() == [2]
 
 
-HOSTILE = st.lists(
-    st.sampled_from(["1", "a", '"', '""', ",", "\n", " ", "\\", "#", "\0", "ü", "\udcff"]), max_size=30
-)
+HOSTILE = st.lists(st.sampled_from(["1", "a", '"', '""', ",", "\n", " ", "\\", "#", "\0", "ü", "\udcff"]), max_size=30)
 
 
 @given(HOSTILE)
@@ -253,18 +251,14 @@ def test_a_blank_line_of_one_column_is_a_missing_id(tmp_path):
     assert rejects.frame[["line", "column", "reason"]].to_numpy().tolist() == [[3, "user_id", "missing"]]
 
 
-@pytest.mark.parametrize(
-    "tail", ['1,2,2017-12-01,"3\n4,5,2017-12-01,6\n', '1,2,2017-12-01,"3\n4,5,x,"6"\n7,8,x,9\n']
-)
+@pytest.mark.parametrize("tail", ['1,2,2017-12-01,"3\n4,5,2017-12-01,6\n', '1,2,2017-12-01,"3\n4,5,x,"6"\n7,8,x,9\n'])
 def test_an_open_quote_stops_and_names_the_last_good_line(tmp_path, tail):
     with pytest.raises(SchemaError, match="quote opened on line 4 is not closed; the last good line is 3"):
         read(tmp_path, EVENTS + "8,8,2017-12-01,1\n9,9,2017-12-01,1\n" + tail)
 
 
 def test_faults_of_features(tmp_path):
-    (tmp_path / "items.csv").write_text(
-        "item_id,price,kind\n1,5,a\n2,,\n3,x,b\n4,-1,c\n5,11,d\n6,nan,e\n7,inf,f\n"
-    )
+    (tmp_path / "items.csv").write_text("item_id,price,kind\n1,5,a\n2,,\n3,x,b\n4,-1,c\n5,11,d\n6,nan,e\n7,inf,f\n")
     features = FeaturesConfig(item={"price": FeatureConfig("numeric", min=0, max=10), "kind": "categorical"})
     tables, rejects = read(
         tmp_path, "user_id,item_id\n1,2\n", items=TableConfig(str(tmp_path / "items.csv")), features=features

@@ -19,9 +19,7 @@ def as_lists(sets: ItemSets) -> list[list[int]]:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    st.lists(st.tuples(ROWS, st.lists(st.integers(-1, 12), min_size=5, max_size=5)), min_size=1, max_size=4)
-)
+@given(st.lists(st.tuples(ROWS, st.lists(st.integers(-1, 12), min_size=5, max_size=5)), min_size=1, max_size=4))
 def test_hits_are_found_and_missing_never_hits(requests):
     wanted = [rows for rows, _ in requests]
     lists = np.array([places for _, places in requests], np.int64)

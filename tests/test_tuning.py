@@ -66,9 +66,7 @@ def test_the_best_value_is_fitted_again_on_everything(name):
     assert got.parameter == {baseline.parameter: baseline.values[2]}
     assert got.validation == {value: float(at == 2) for at, value in enumerate(baseline.values)}
     assert len(criterion.answers) == 5
-    whole = Events(
-        *(np.concatenate(parts) for parts in zip(columns(TRAIN), columns(VALIDATION), strict=True)), U, N
-    )
+    whole = Events(*(np.concatenate(parts) for parts in zip(columns(TRAIN), columns(VALIDATION), strict=True)), U, N)
     (expected,) = baseline.fit(whole, [baseline.values[2]])
     assert (got.score(np.arange(U)) == expected.score(np.arange(U))).all()
     for answer, scorer in zip(criterion.answers, baseline.fit(TRAIN, baseline.values), strict=True):

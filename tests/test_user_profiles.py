@@ -89,9 +89,7 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
             "weight": draw([0.0, 1.0, 2.5]),
         }
     )
-    users = pd.DataFrame(
-        {"user_id": ["s", "p"] if is_text else [13, 5], "sex": ["m", "z"], "income": [1.0, None]}
-    )
+    users = pd.DataFrame({"user_id": ["s", "p"] if is_text else [13, 5], "sex": ["m", "z"], "income": [1.0, None]})
     features = (*schema.user_features, Feature("sexes", "multi_categorical", "sex", ("f", "m"), width=2))
     schema = replace(schema, user_features=features)
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
@@ -122,7 +120,5 @@ def test_the_last_time_counts_unknown_items_too():
 def test_an_empty_table_of_events_is_no_special_case():
     profiles = make_profiles(EVENTS[:0], USERS, SHOP)
     assert profiles.offsets.tolist() == [0, 0, 0, 0]
-    histories = encode_histories(
-        profiles.history, profiles.offsets, ItemIds(np.array(["i1"], dtype=object)), SHOP
-    )
+    histories = encode_histories(profiles.history, profiles.offsets, ItemIds(np.array(["i1"], dtype=object)), SHOP)
     assert histories.unknown_items.tolist() == [0, 0, 0]

@@ -48,9 +48,7 @@ class Side:
         schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
         moment = np.full(len(events), MOMENT)
         arrays, rows = history_arrays(events, schema)
-        user, context = (
-            draw_features(schema.features(side), len(events), rng) for side in ("user", "context")
-        )
+        user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
         arrays |= request_arrays(moment, user, context)
         rates = np.linspace(-1, 1, N).astype(np.float32)
         owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
@@ -131,6 +129,14 @@ def test_every_event_before_the_request_changes_its_vector(side):
         assert np.abs(side.of(change(events, position, other)) - before).max() > FAR
 
 
+def test_an_event_added_before_the_request_changes_its_vector(side):
+    events = draw_events([5], side.world.schema, np.random.default_rng(8))
+    for n_added in range(1, 5):
+        fewer = events.between(np.array([n_added]), np.array([5]))
+        more = events.between(np.array([n_added - 1]), np.array([5]))
+        assert np.abs(side.of(fewer) - side.of(more)).max() > FAR
+
+
 def test_a_basket_is_a_set(baskets):
     rng = np.random.default_rng(3)
     days = np.array([1, 4, 4, 9, 9])
@@ -164,9 +170,7 @@ def test_an_empty_history_is_the_start_token(side):
         history = side.items[torch.from_numpy(rows)][..., : tower.dim]
         states = tower.last_state(tower.encode_events(history, *tensors), tensors[3], tensors[4])
         token = tower.start_token.view(1, 1, -1)
-        alone = tower.blocks(
-            token, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64)
-        )
+        alone = tower.blocks(token, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
     assert np.isfinite(side.of(events)).all()
     assert (states[[0, 2]] - alone[0, 0]).abs().max() <= CLOSE
     assert (states[1] - alone[0, 0]).abs().max() > FAR

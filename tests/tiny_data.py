@@ -15,7 +15,7 @@ from datamodules.interactions import InteractionsDataModule
 from datamodules.missing import Withheld
 from datamodules.schema_fitting import fit_schema
 from datamodules.tables import Tables
-from models.assembly import build_memory, build_towers
+from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.towers import Towers
 from models.two_tower import TwoTower
 from serve.events import Events
@@ -63,12 +63,10 @@ def event_table(rng: np.random.Generator, ties: Ties, repeats: Repeats) -> pd.Da
     for user in range(U):
         n = {2: 0, 3: 1}.get(user, int(rng.integers(2, 18)))
         items = rng.permutation(N)[:n] if repeats == "exclude" else rng.integers(0, N, n)
-        steps = rng.integers(0, 3, n) * DAY if ties == "simultaneous" else rng.integers(0, 3, n) * 5000
-        times = FIRST + user * 1000 + np.cumsum(steps)
+        steps = rng.integers(0, 18, n) * DAY if ties == "simultaneous" else np.cumsum(rng.integers(0, 3, n)) * 5000
+        times = FIRST + user * 1000 + np.sort(steps)
         parts.append(pd.DataFrame({"user_id": user + 100, "item_id": items + 500, "datetime": times}))
-    events = pd.concat(
-        [*parts, pd.DataFrame({"user_id": [101, 104], "item_id": 500 + N - 2, "datetime": FIRST})]
-    )
+    events = pd.concat([*parts, pd.DataFrame({"user_id": [101, 104], "item_id": 500 + N - 2, "datetime": FIRST})])
     events.loc[events.index[-1], "item_id"] = 500 + N - 1
     n = len(events)
     events["event"], events["weight"] = rng.choice(["view", "buy"], n), rng.integers(1, 6, n).astype(float)
@@ -81,6 +79,13 @@ def make_world(config: DataConfig, seed: int = 0) -> World:
     tables = Tables(event_table(rng, config.ties, config.repeats), user_table(rng), item_table(rng))
     schema = fit_schema(tables, tables.interactions, config)
     return World(tables, schema, build_catalogue(tables.items, tables.interactions, schema))
+
+
+def hold_out(world: World) -> tuple[World, pd.DataFrame]:
+    """Take every fifth event out of training."""
+    events = world.tables.interactions
+    is_out = np.arange(len(events)) % 5 == 0
+    return replace(world, tables=replace(world.tables, interactions=events[~is_out])), events[is_out].copy()
 
 
 def make_data(
@@ -105,17 +110,31 @@ def make_data(
     )
 
 
-def make_towers(world: World, data: InteractionsDataModule, similarity: str = "dot", seed: int = 5) -> Towers:
+def make_towers(
+    world: World, data: InteractionsDataModule, similarity: str = "dot", n_blocks: int = 2, seed: int = 5
+) -> Towers:
     """Build towers in evaluation mode whose weights are all drawn anew."""
-    memory = None
-    if world.schema.repeats == "allow":
-        memory, _ = build_memory(world.schema, data.final_requests(), D, A, 1.0)
     encoded = world.catalogue.features
     codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
-    categories = torch.from_numpy(world.catalogue.categories)
+    items = EncodedItems(codes, values, torch.from_numpy(world.catalogue.categories))
+    past = PastOfAll(data.final_requests(), data.early_pairs())
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
-        towers = build_towers(world.schema, codes, values, categories, memory, D, 2, 2, 0.1, 0.5, similarity)
+        with torch.enable_grad():
+            towers = build_towers(
+                world.schema,
+                items,
+                past,
+                dim=D,
+                affinity_dim=A,
+                n_blocks=n_blocks,
+                n_heads=2,
+                dropout=0.1,
+                id_dropout=0.5,
+                similarity=similarity,
+                temperature=1.0,
+                seed=seed,
+            )
         for parameter in towers.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)
     return towers.eval()

@@ -27,17 +27,11 @@ def onnx_model(
     )
     properties = [_field(1, key.encode()) + _field(2, value.encode()) for key, value in metadata.items()]
     opset = _field(1, b"") + _number(2, 20)
-    return b"".join(
-        [_number(1, 10), _field(7, graph), _field(8, opset), *(_field(14, entry) for entry in properties)]
-    )
+    return b"".join([_number(1, 10), _field(7, graph), _field(8, opset), *(_field(14, entry) for entry in properties)])
 
 
 def node(kind: str, inputs: Sequence[str], output: str) -> bytes:
-    return (
-        b"".join(_field(1, name.encode()) for name in inputs)
-        + _field(2, output.encode())
-        + _field(4, kind.encode())
-    )
+    return b"".join(_field(1, name.encode()) for name in inputs) + _field(2, output.encode()) + _field(4, kind.encode())
 
 
 def value(name: str, element: int, shape: Sequence[int | str]) -> bytes:

@@ -1,0 +1,44 @@
+# Two commands for people, and what they share with CI.
+PYTHON ?= python3
+BIN := .venv/bin
+LIGHT := .venv-light
+LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock encoding golden index manifest mixtures \
+	profiles recommendations recommender request_files requests schema serve_cli staging))
+
+.PHONY: demo test lint test-light wheel clean
+
+demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
+	$(BIN)/python train.py --out runs/demo --overwrite
+
+test: .venv/.dev            ## the quick suite
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+
+lint: .venv/.dev            ## style, form and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy datamodules evaluation models serve train.py
+
+test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
+	$(LIGHT)/bin/python -m pytest -q $(LIGHT_TESTS)
+
+wheel: .venv/.dev           ## the built distribution holds our packages and nothing else
+	rm -rf build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	$(BIN)/python -m pytest -q tests/wheel_contents.py
+
+clean:
+	rm -rf .venv $(LIGHT) build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+.venv/.train: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[train]"
+	touch $@
+
+.venv/.dev: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
+	touch $@ .venv/.train
+
+$(LIGHT)/.base: pyproject.toml
+	$(PYTHON) -m venv $(LIGHT)
+	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -e . pytest pytest-timeout hypothesis
+	touch $@

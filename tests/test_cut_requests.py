@@ -1,0 +1,110 @@
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets, find_owned
+from serve.owned import Owned, summarise_owned
+from serve.tower_inputs import history_arrays
+from tests.tiny_data import BASKETS, FIRST, ORDERED, N, draw_events, make_data, make_world
+
+WORLD = make_world(BASKETS)
+counts_of_users = st.lists(st.integers(0, 9), min_size=1, max_size=5)
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=counts_of_users, seed=st.integers(0, 99))
+def test_targets_are_the_distinct_items_of_each_segment(counts, seed):
+    events = draw_events(counts, WORLD.schema, np.random.default_rng(seed))
+    segments = np.repeat(np.arange(len(counts)), counts).tolist()
+    expected = sorted(Counter(zip(segments, events.item_row.tolist(), strict=True)).items())
+    found = distinct_targets(events)
+    assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == [pair for pair, _ in expected]
+    assert found.weights.tolist() == pytest.approx([1 + math.log(count) for _, count in expected])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    owned=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9))),
+    wanted=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 12))),
+)
+def test_targets_are_found_among_the_owned_items(owned, wanted):
+    has, asks = sorted(owned), sorted(wanted)
+    users, rows = (np.array([pair[i] for pair in has], dtype=np.int64) for i in range(2))
+    empty = np.zeros((0, 0), np.float32)
+    columns = [np.array([pair[i] for pair in asks], dtype=np.int64) for i in range(2)]
+    targets = Targets(*columns, np.ones(len(asks), np.float32))
+    expected = [has.index(pair) if pair in owned else -1 for pair in asks]
+    assert find_owned(Owned(users, rows, empty, empty, empty), targets).tolist() == expected
+
+
+def all_cuts(data) -> Cuts:
+    offsets = data.sequences.events.offsets
+    users = np.arange(len(offsets) - 1)
+    stops = (offsets[:-1] + offsets[1:] + 1) // 2
+    return Cuts(users, offsets[:-1], stops, np.full(len(users), FIRST + 10**7), 3)
+
+
+NO_TARGETS = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+
+
+@pytest.mark.parametrize("memory_length", [3, 4000])
+def test_requests_hold_what_is_known_at_the_cut(memory_length):
+    data = make_data(WORLD)
+    schema = replace(WORLD.schema, memory_length=memory_length)
+    cuts = all_cuts(data)
+    maker = RequestMaker(data.sequences, WORLD.catalogue, data.trends, schema)
+    context = data.sequences.context.take(cuts.users)
+    batch = maker.make(cuts, NO_TARGETS, data.sequences.user, context)
+    events = data.sequences.events
+    expected_pairs = []
+    for user, (start, stop) in enumerate(zip(cuts.starts, cuts.stops, strict=True)):
+        past = events.item_row[start:stop][-memory_length:].tolist()
+        expected_pairs += [(user, row) for row in sorted(set(past))]
+        recent = past[-schema.history_length :]
+        length = int(batch.arrays["history_lengths"][user])
+        assert batch.history_rows[user, :length].tolist() == recent
+        assert (batch.history_rows[user, length:] == 0).all()
+    found = list(zip(batch.owned_users.tolist(), batch.owned_rows.tolist(), strict=True))
+    assert found == expected_pairs
+    assert torch.equal(batch.popularity, torch.from_numpy(data.trends.popularity[3]))
+    past = events.between(cuts.starts, cuts.stops).last(memory_length)
+    rates = data.trends.repeat_rate[3]
+    owned = summarise_owned(past, cuts.times, schema.decay_days, len(schema.event_types), rates)
+    assert np.array_equal(batch.arrays["owned_statistics"], owned.statistics)
+
+
+def test_memory_is_read_only_where_repeats_are_allowed():
+    for config, has_memory in ((BASKETS, True), (ORDERED, False)):
+        data = make_data(make_world(config))
+        (batch,) = data.final_requests()
+        assert ("owned_statistics" in batch.arrays) == has_memory
+        assert len(batch.owned_rows) > 0
+
+
+def test_groups_are_baskets_or_single_events():
+    events = draw_events([7, 0, 4, 9], WORLD.schema, np.random.default_rng(3))
+    for config in (ORDERED, BASKETS):
+        schema = make_world(config).schema
+        arrays, _ = history_arrays(events, schema)
+        for segment, count in enumerate([7, 0, 4, 9]):
+            times = events.time[events.offsets[segment] : events.offsets[segment + 1]][-schema.history_length :]
+            one_each = list(range(1, len(times) + 1))
+            baskets = [sorted(set(times.tolist())).index(time) + 1 for time in times.tolist()]
+            expected = one_each if config is ORDERED else baskets
+            assert arrays["history_groups"][segment, : len(times)].tolist() == expected
+            assert arrays["history_lengths"][segment] == min(count, schema.history_length)
+
+
+def test_no_row_of_the_catalogue_is_negative():
+    (batch,) = make_data(WORLD).final_requests()
+    for rows in (batch.history_rows, batch.owned_rows):
+        assert rows.min() >= 0
+        assert rows.max() < N

@@ -1,0 +1,189 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.cuts import positions_at, scale_by_user, share_batches
+from datamodules.missing import Withheld
+from datamodules.requests import Targets
+from serve.events import Events
+from tests.tiny_data import BASKETS, DAY, ORDERED, World, batches, make_data, make_world
+
+HORIZON = 2 * DAY
+WORLDS = {
+    "next basket": (make_world(BASKETS), None),
+    "horizon": (make_world(BASKETS), HORIZON),
+    "next basket, nothing twice": (make_world(replace(ORDERED, ties="simultaneous")), None),
+    "next event, repeats": (make_world(replace(ORDERED, repeats="allow")), None),
+}
+
+
+@pytest.fixture(params=WORLDS)
+def case(request):
+    return WORLDS[request.param]
+
+
+def table_of(data) -> pd.DataFrame:
+    """Return the events in the order of the flat arrays."""
+    events = data.sequences.events
+    return pd.DataFrame({"user": events.segments(), "item": events.item_row, "time": events.time})
+
+
+def targets_of(batch, request: int) -> list[int]:
+    return batch.target_rows[batch.target_users == request].tolist()
+
+
+def test_history_ends_where_targets_begin(case):
+    world, horizon = case
+    data = make_data(world, horizon=horizon)
+    table = table_of(data)
+    for epoch in range(3):
+        for plan in data.examples.plan(7, epoch):
+            batch = data.examples[plan]
+            moment = data.trends.moments[plan.cuts.trend]
+            for b, (user, time) in enumerate(zip(plan.cuts.users, plan.cuts.times, strict=True)):
+                mine = table[table["user"] == user]
+                if world.schema.ties == "ordered":
+                    place = plan.cuts.stops[b]
+                    before, after = mine[mine.index < place], mine[mine.index == place]
+                    assert after["time"].item() == time
+                else:
+                    before, after = mine[mine["time"] < time], mine[mine["time"] >= time]
+                    last = after["time"].min() + 1 if horizon is None else time + horizon
+                    after = after[after["time"] < last]
+                assert targets_of(batch, b) == sorted(set(after["item"]))
+                length = int(batch.arrays["history_lengths"][b])
+                recent = before["item"].tolist()[-world.schema.history_length :]
+                assert batch.history_rows[b, :length].tolist() == recent
+                owned = batch.owned_rows[batch.owned_users == b].tolist()
+                assert owned == sorted(set(before["item"]))
+                assert batch.arrays["request_times"][b] == time
+                assert moment <= time or plan.cuts.trend == 0
+            is_owned = [row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)]
+            assert (batch.target_owned >= 0).tolist() == is_owned
+
+
+def pairs(batch) -> list[tuple[int, int]]:
+    return list(zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True))
+
+
+def with_changed_future(world: World, user_id: int, time: int) -> World:
+    """Give the user's events from a moment on, and all others' too, other items, types and weights."""
+    events = world.tables.interactions.copy()
+    is_later = (events["datetime"] >= time).to_numpy()
+    other = {"view": "buy", "buy": "view"}
+    events.loc[is_later, "item_id"] = (events.loc[is_later, "item_id"] - 500 + 5) % 23 + 500
+    events.loc[is_later, "event"] = events.loc[is_later, "event"].map(other)
+    events.loc[is_later, "weight"] += 3
+    return replace(world, tables=replace(world.tables, interactions=events))
+
+
+@pytest.mark.parametrize("horizon", [None, HORIZON], ids=["next basket", "horizon"])
+def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
+    world = make_world(BASKETS)
+    data = make_data(world, horizon=horizon)
+    for plan in data.examples.plan(7, 0)[:6]:
+        first = int(plan.cuts.times.min())
+        kept = plan.cuts.times == first
+        batch = data.examples[plan]
+        later = make_data(with_changed_future(world, 0, first), horizon=horizon)
+        again = later.examples[plan]
+        for name, array in batch.arrays.items():
+            if name not in ("owned_users", "owned_statistics", "owned_preferences"):
+                assert torch.equal(array[kept], again.arrays[name][kept]), name
+        rows, users = np.flatnonzero(kept), batch.owned_users.numpy()
+        mine, mine_again = np.isin(users, rows), np.isin(again.owned_users.numpy(), rows)
+        assert torch.equal(batch.history_rows[kept], again.history_rows[kept])
+        assert torch.equal(batch.owned_rows[mine], again.owned_rows[mine_again])
+        if data.trends.moments[plan.cuts.trend] <= first:
+            assert torch.equal(batch.popularity, again.popularity)
+            for name in ("owned_statistics", "owned_preferences"):
+                assert torch.equal(batch.arrays[name][mine], again.arrays[name][mine_again]), name
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch(case):
+    world, horizon = case
+    examples = make_data(world, horizon=horizon).examples
+
+    def key(seed: int, epoch: int) -> str:
+        plans = examples.plan(seed, epoch)
+        return str([(p.cuts.users.tolist(), p.cuts.stops.tolist(), p.cuts.trend, p.ends.tolist()) for p in plans])
+
+    keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
+    assert keys == {place: key(*place) for place in reversed(keys)}
+    assert len(set(keys.values())) == 6
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5, 99])
+def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
+    world, horizon = case
+    data = make_data(world, horizon=horizon, batch_size=batch_size)
+    epochs = [data.examples.plan(3, epoch) for epoch in range(9)]
+    asked = [sorted(user for plan in plans for user in plan.cuts.users.tolist()) for plans in epochs]
+    assert len({len(plans) for plans in epochs}) == 1
+    assert all(users == asked[0] for users in asked)
+    assert len(set(asked[0])) == len(asked[0]) > 5
+    assert all(len(plan.cuts.users) > 0 for plans in epochs for plan in plans)
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=7), n_batches=st.integers(7, 60))
+def test_batches_are_shared_by_numbers_of_cuts(counts, n_batches):
+    parts = share_batches(np.array(counts), n_batches)
+    assert parts.sum() == min(n_batches, sum(counts))
+    assert (parts >= 1).all()
+    assert (parts <= counts).all()
+    sizes = np.array(counts) / parts
+    assert (sizes.max() <= np.array(counts) / np.maximum(parts - 1, 1) + 1e-9).all() or (parts == 1).any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    users=st.lists(st.lists(st.integers(-30, 30), max_size=6).map(sorted), min_size=1, max_size=5),
+    moments=st.lists(st.integers(-40, 40), min_size=1, max_size=4),
+)
+def test_positions_are_where_a_users_later_events_begin(users, moments):
+    times = np.array([time for mine in users for time in mine], dtype=np.int64)
+    offsets = np.cumsum([0, *map(len, users)])
+    blank = np.zeros(len(times), np.int64)
+    found = positions_at(Events(blank, times, blank, blank.astype(np.float32), offsets), np.array(moments))
+    for user, mine in enumerate(users):
+        expected = [offsets[user] + sum(time < moment for time in mine) for moment in moments]
+        assert found[user].tolist() == expected
+
+
+def test_weights_are_divided_by_the_root_of_their_sum():
+    users, weights = np.array([0, 0, 2, 2, 2]), np.array([1.0, 3.0, 2.0, 5.0, 2.0], np.float32)
+    expected = [
+        w / math.sqrt(sum(v for v, u in zip(weights, users, strict=True) if u == user))
+        for w, user in zip(weights, users, strict=True)
+    ]
+    found = scale_by_user(Targets(users, np.arange(5), weights), 3)
+    assert found.weights.tolist() == pytest.approx(expected)
+
+
+def test_what_is_withheld_is_withheld():
+    world = make_world(BASKETS)
+    data = make_data(world, Withheld(history=1.0, user=1.0, context=1.0, time=0.0))
+    for batch in batches(data):
+        assert batch.arrays["history_lengths"].sum() == len(batch.owned_rows) == 0
+        assert (batch.target_owned == -1).all()
+        assert (batch.arrays["user_codes"] == 1).all()
+        assert (batch.arrays["context_codes"] == 1).all()
+
+
+def test_without_the_time_recency_counts_from_the_last_event():
+    data = make_data(make_world(BASKETS), Withheld(history=0.0, user=0.0, context=0.0, time=1.0))
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        lengths, times = batch.arrays["history_lengths"], batch.arrays["history_times"]
+        for b, length in enumerate(lengths.tolist()):
+            last = times[b, length - 1] if length else plan.cuts.times[b]
+            assert batch.arrays["request_times"][b] == last

@@ -1,0 +1,182 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pyarrow as pa
+import pytest
+import torch
+
+from models.bundle_export import Exported, export_bundle
+from models.export import check_parity, item_graph, user_graph
+from models.memory import memory_inputs
+from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
+from models.towers import STATE_INPUTS, Towers
+from serve.errors import BundleError
+from serve.index import ItemIndex
+from serve.layout import INDEX, ITEM_TOWER, ITEMS, SCHEMA, USER_TOWER, VECTORS
+from serve.manifest import compute_space_id
+from serve.schema import Schema
+from serve.staging import Stage
+from tests.tiny_data import BASKETS, ORDERED, D, L, N, World, make_data, make_towers, make_world
+
+PARITY = 1e-5
+
+
+@dataclass(frozen=True)
+class Shipped:
+    """Towers and the folder they were exported to."""
+
+    world: World
+    towers: Towers
+    popularity: np.ndarray
+    folder: Path
+    exported: Exported
+
+    @property
+    def schema(self) -> Schema:
+        return self.world.schema
+
+
+def ship(stage: Stage, config, similarity: str) -> Shipped:
+    world = make_world(config)
+    data = make_data(world)
+    towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
+    items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
+    exported = export_bundle(towers, world.schema, items, popularity, stage, seed=1)
+    return Shipped(world, towers, popularity, stage.path, exported)
+
+
+@pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
+def shipped(request, tmp_path_factory) -> Iterator[Shipped]:
+    with Stage.open(tmp_path_factory.mktemp("shipped")) as stage:
+        yield ship(stage, *request.param)
+
+
+def run_onnx(path: Path, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return session.run(None, {entry.name: arrays[entry.name] for entry in session.get_inputs()})
+
+
+@torch.no_grad()
+def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+    """Run the user tower without the graphs that are exported."""
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    tower = towers.user_tower
+    fused = tower.request_state(tensors["history_vectors"], *(tensors[name] for name in STATE_INPUTS))
+    if tower.memory is None:
+        return [tower.finish(fused).numpy()]
+    return [output.numpy() for output in tower.complete(fused, memory_inputs(tensors, tensors["owned_vectors"]))]
+
+
+def make_case(shipped: Shipped, batch: int, length: int, seed: int = 9) -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    events = draw_events(np.full(batch, length), shipped.schema, N, rng)
+    categories = shipped.world.catalogue.categories
+    return user_case(events, shipped.schema, shipped.exported.vectors, D, categories, rng)
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+@pytest.mark.parametrize("length", [0, 1, L])
+def test_user_tower_answers_as_torch(shipped, batch, length):
+    arrays = make_case(shipped, batch, length)
+    found, expected = run_onnx(shipped.folder / USER_TOWER, arrays), run_towers(shipped.towers, arrays)
+    assert len(found) == len(expected)
+    assert found[0].shape[0] == batch
+    for got, value in zip(found, expected, strict=True):
+        assert got.shape == value.shape
+        assert np.isfinite(got).all()
+        assert got.size == 0 or np.abs(got - value).max() <= PARITY
+
+
+@pytest.mark.parametrize("batch", [1, 7, 256])
+def test_item_tower_places_items_by_content_as_torch(shipped, batch):
+    arrays = item_case(shipped.schema, batch, np.random.default_rng(batch))
+    (found,) = run_onnx(shipped.folder / ITEM_TOWER, arrays)
+    names = ("item_codes", "item_values", "categories", "popularity")
+    with torch.no_grad():
+        expected = shipped.towers.item_tower.encode_content(*(torch.from_numpy(arrays[name]) for name in names))
+    assert np.abs(found - expected.numpy()).max() <= PARITY
+
+
+def test_every_file_is_written_alone_and_names_its_space(shipped):
+    names = {path.name for path in shipped.folder.iterdir()}
+    assert names == {SCHEMA, VECTORS, INDEX, ITEMS, USER_TOWER, ITEM_TOWER}
+    for name in (USER_TOWER, ITEM_TOWER):
+        model = onnx.load(shipped.folder / name, load_external_data=False)
+        assert not any(tensor.external_data for tensor in model.graph.initializer)
+        assert {entry.key: entry.value for entry in model.metadata_props}["space_id"] == shipped.exported.space_id
+
+
+def test_vectors_and_index_are_those_of_the_item_tower(shipped):
+    with torch.no_grad():
+        expected = shipped.towers.item_vectors(torch.from_numpy(shipped.popularity)).numpy()
+    vectors = np.load(shipped.folder / VECTORS)
+    assert np.array_equal(vectors, expected)
+    schema = (shipped.folder / SCHEMA).read_bytes()
+    assert Schema.from_json(schema.decode()) == shipped.schema
+    assert shipped.exported.space_id == compute_space_id(vectors, schema)
+    users = expected[:3]
+    scores, rows = ItemIndex.load(shipped.folder / INDEX, vectors).search(users, 5)
+    order = np.argsort(-(users @ expected.T), axis=1)[:, :5]
+    assert np.array_equal(rows, order)
+    assert np.abs(scores - np.take_along_axis(users @ expected.T, order, axis=1)).max() <= 1e-5
+
+
+def test_the_user_tower_holds_no_table_of_the_catalogue(shipped):
+    model = onnx.load(shipped.folder / USER_TOWER)
+    assert all(N not in tensor.dims for tensor in model.graph.initializer)
+
+
+def test_an_item_vector_changed_after_the_export_is_noticed(shipped):
+    arrays = make_case(shipped, 7, L)
+    before = run_onnx(shipped.folder / USER_TOWER, arrays)[0]
+    changed = arrays | {"history_vectors": arrays["history_vectors"] + 0.1}
+    assert np.abs(run_onnx(shipped.folder / USER_TOWER, changed)[0] - before).max() > 1e-3
+
+
+def weights_of(shipped: Shipped) -> list[tuple]:
+    towers = shipped.towers
+    user, item = user_graph(towers.user_tower), item_graph(towers.item_tower)
+    weights = [
+        (user, USER_TOWER, towers.user_tower.blocks.blocks[0].gap_bias.weight),
+        (user, USER_TOWER, towers.user_tower.head[0].weight),
+        (item, ITEM_TOWER, towers.item_tower.content.table.weight),
+    ]
+    memory = towers.user_tower.memory
+    return weights if memory is None else [*weights, (user, USER_TOWER, memory.item_score[0].weight)]
+
+
+def test_a_graph_that_computes_something_else_is_refused(shipped):
+    cases = {
+        USER_TOWER: {"7 requests": make_case(shipped, 7, L)},
+        ITEM_TOWER: {"7 items": item_case(shipped.schema, 7, np.random.default_rng(3))},
+    }
+    for graph, name, weight in weights_of(shipped):
+        check_parity(graph, shipped.folder / name, cases[name])
+        with torch.no_grad():
+            weight.add_(0.01)
+            try:
+                with pytest.raises(BundleError, match=rf"{name}, .*differs from torch.*Nothing is published"):
+                    check_parity(graph, shipped.folder / name, cases[name])
+            finally:
+                weight.sub_(0.01)
+
+
+def test_cases_cover_the_shapes_that_serving_meets(shipped):
+    vectors, categories = shipped.exported.vectors, shipped.world.catalogue.categories
+    cases = user_cases(shipped.schema, vectors, D, categories, seed=2)
+    shapes = {
+        (len(case["history_lengths"]), tuple(sorted(set(case["history_lengths"].tolist())))) for case in cases.values()
+    }
+    for batch in (1, 7, 256):
+        assert {(batch, (0,)), (batch, (1,)), (batch, (L,))} <= shapes
+    features = shipped.schema.user_features
+    drawn = draw_features(features, 99, np.random.default_rng(4))
+    assert drawn.codes.min() == 1
+    assert drawn.codes.max() == features[0].n_codes - 1
+    assert set(drawn.values[:, 1]) == {0.0, 1.0}

@@ -1,0 +1,111 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.interactions import InteractionsDataModule
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, hold_out, make_data, make_world
+
+
+@pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
+def world(request):
+    return make_world(request.param)
+
+
+def held_out(world: World) -> tuple[World, pd.DataFrame]:
+    """Hold events out, and give a user whom training does not know two of them."""
+    world, validation = hold_out(world)
+    validation.iloc[:2, validation.columns.get_loc("user_id")] = 104_000
+    validation["datetime"] += 40 * DAY
+    return world, validation
+
+
+def test_a_validation_request_is_all_of_a_users_training_events(world):
+    world, validation = held_out(world)
+    data = make_data(world, validation=validation)
+    (batch,) = data.validation_batches
+    train = world.tables.interactions
+    row_of = {item_id: row for row, item_id in enumerate(world.catalogue.item_ids.tolist())}
+    users = sorted(validation["user_id"].unique())
+    assert len(batch.history_rows) == len(users)
+    for b, user_id in enumerate(users):
+        mine = train[train["user_id"] == user_id].sort_values("datetime", kind="stable")
+        recent = [row_of[item_id] for item_id in mine["item_id"]][-world.schema.history_length :]
+        length = int(batch.arrays["history_lengths"][b])
+        assert batch.history_rows[b, :length].tolist() == recent
+        assert batch.owned_rows[batch.owned_users == b].tolist() == sorted({row_of[i] for i in mine["item_id"]})
+        wanted = sorted({row_of[i] for i in validation[validation["user_id"] == user_id]["item_id"]})
+        assert batch.target_rows[batch.target_users == b].tolist() == wanted
+        assert batch.arrays["request_times"][b] == mine["datetime"].max() if length else True
+    assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
+
+
+def test_a_user_known_to_validation_alone_has_no_history(world):
+    world, validation = held_out(world)
+    for user_id in (99, 104_000):  # before and after all others
+        alone = validation.head(3).assign(user_id=user_id)
+        (batch,) = make_data(world, validation=alone).validation_batches
+        assert batch.arrays["history_lengths"].tolist() == [0]
+        assert len(batch.owned_rows) == 0
+        assert (batch.arrays["user_codes"] == 1).all()
+
+
+def test_there_may_be_nothing_to_validate_on(world):
+    data = make_data(world, validation=world.tables.interactions.head(0))
+    assert data.validation_batches == []
+    assert len(data.val_dataloader()) == 0
+
+
+def test_validation_is_asked_at_its_moment():
+    world = make_world(BASKETS)
+    at = FIRST + 50 * DAY
+    train = world.tables.interactions
+    data = InteractionsDataModule(
+        train, train.head(9), world.tables.users, world.catalogue, world.schema, 4, 7, validation_at=at
+    )
+    (batch,) = data.validation_batches
+    assert set(batch.arrays["request_times"].tolist()) == {at}
+    assert np.array_equal(batch.popularity, data.trends.popularity[-1])
+    assert data.trends.moments[-1] == world.schema.data_until
+
+
+def test_cuts_leave_room_for_their_horizon():
+    world = make_world(BASKETS)
+    data = make_data(world, horizon=3 * DAY)
+    moments, end = data.trends.moments, world.schema.data_until
+    assert moments[-1] == end
+    assert len(moments) > 2
+    assert (moments[:-1] <= end - 3 * DAY).all()
+    assert (np.diff(moments) > 0).all()
+
+
+@pytest.mark.parametrize("days", [10, 17, 30])
+def test_a_horizon_as_long_as_the_data_still_trains(days):
+    world = make_world(BASKETS)
+    data = make_data(world, horizon=days * DAY)
+    plans = data.examples.plan(7, 0)
+    assert sum(len(data.examples[plan].target_rows) for plan in plans) > 0
+    assert len(data.trends.moments) == 2
+    assert len(data.early_pairs()[0]) > 0
+
+
+def test_factors_see_no_target_of_a_cut():
+    world = make_world(BASKETS)
+    data = make_data(world, horizon=3 * DAY)
+    users, rows = data.early_pairs()
+    events = data.sequences.events
+    is_early = events.time < data.trends.moments[0]
+    assert rows.tolist() == events.item_row[is_early].tolist()
+    assert users.tolist() == events.segments()[is_early].tolist()
+    assert 0 < len(rows) < len(events.time)
+    assert len(make_data(world).early_pairs()[0]) == len(events.time)
+
+
+def test_windows_need_order_and_no_repeats():
+    for ties in ("ordered", "simultaneous"):
+        for repeats in ("exclude", "allow"):
+            data = make_data(make_world(replace(ORDERED, ties=ties, repeats=repeats)))
+            assert data.trains_on_windows == (ties == "ordered" and repeats == "exclude")

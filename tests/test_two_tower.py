@@ -1,0 +1,263 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import pytorch_lightning as pl
+import torch
+
+from datamodules.catalogue import build_catalogue
+from datamodules.config import DataConfig, FeaturesConfig
+from datamodules.interactions import InteractionsDataModule
+from datamodules.schema_fitting import fit_schema
+from datamodules.tables import Tables
+from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.two_tower import TwoTower, warm_cosine
+from models.validation import request_ndcg
+from models.warm_start import STARTED_TABLES
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_module, make_towers, make_world
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
+    pytest.mark.filterwarnings("ignore:.*LeafSpec.*:FutureWarning"),  # within Lightning
+]
+GROUPS, ITEMS_OF_GROUP, USERS = 8, 10, 160
+N = GROUPS * ITEMS_OF_GROUP
+CHAINS = DataConfig(history_length=8)
+SHOPPERS = DataConfig(ties="simultaneous", repeats="allow", history_length=20)
+STRANGERS = DataConfig(features=FeaturesConfig(user={"town": "categorical"}), history_length=8)
+
+
+def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int, precision: str = "32-true") -> pl.Trainer:
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        max_epochs=max_epochs,
+        precision=precision,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+    )
+    trainer.fit(model, data)
+    return trainer
+
+
+def learn(config: DataConfig, events: pd.DataFrame, held_out: pd.DataFrame, users: pd.DataFrame, epochs: int):
+    """Train small towers and return the scores of the validation requests, (B, N), with the batch."""
+    items = pd.DataFrame({"item_id": np.arange(N)})
+    schema = fit_schema(Tables(events, users, items), events, config)
+    catalogue = build_catalogue(items, events, schema)
+    data = InteractionsDataModule(events, held_out, users, catalogue, schema, batch_size=32, seed=1)
+    encoded = catalogue.features
+    tensors = [torch.from_numpy(array) for array in (encoded.codes, encoded.values, catalogue.categories)]
+    pl.seed_everything(1, verbose=False)
+    towers = build_towers(
+        schema,
+        EncodedItems(*tensors),
+        PastOfAll(data.final_requests(), data.early_pairs()),
+        dim=16,
+        affinity_dim=3,
+        n_blocks=1,
+        n_heads=1,
+        dropout=0.1,
+        id_dropout=0.0,
+        similarity="dot",
+        temperature=0.1,
+        seed=1,
+    )
+    model = make_module(towers, max_epochs=epochs)
+    fit(model, data, epochs)
+    (batch,) = data.validation_batches
+    model.eval()
+    with torch.no_grad():
+        vectors = towers.item_vectors(batch.popularity)
+        users_of, bonus = towers.request_vectors(batch, vectors)
+        scores = users_of @ vectors.T
+    return scores.index_put((batch.owned_users, batch.owned_rows), bonus, accumulate=True), batch
+
+
+def bar_owned(scores: torch.Tensor, batch) -> torch.Tensor:
+    barred = scores.clone()
+    barred[batch.owned_users, batch.owned_rows] = -torch.inf
+    return barred
+
+
+def hit_rate(scores: torch.Tensor, batch, k: int) -> float:
+    top = scores.topk(k, dim=1).indices
+    wanted = torch.zeros_like(scores, dtype=torch.bool)
+    wanted[batch.target_users, batch.target_rows] = True
+    has_target = wanted.any(dim=1)
+    return float(wanted.gather(1, top).any(dim=1)[has_target].float().mean())
+
+
+def popularity(events: pd.DataFrame, n_requests: int) -> torch.Tensor:
+    counts = np.bincount(events["item_id"], minlength=N)
+    return torch.from_numpy(counts).float().expand(n_requests, N)
+
+
+def part(events: pd.DataFrame, is_held_out: pd.Series) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return events[~is_held_out].reset_index(drop=True), events[is_held_out].reset_index(drop=True)
+
+
+def test_the_next_item_of_a_chain_is_learned():
+    rng = np.random.default_rng(0)
+    successor = rng.permutation(N)
+    rows = []
+    for user in range(USERS):
+        item = int(rng.integers(N))
+        for step in range(9):
+            rows.append((user, item, FIRST + step * DAY))
+            item = int(successor[item])
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"]).drop_duplicates(["user_id", "item_id"])
+    last = events.groupby("user_id")["datetime"].transform("max")
+    train, held_out = part(events, events["datetime"] == last)
+    users = events[["user_id"]].drop_duplicates()
+    scores, batch = learn(CHAINS, train, held_out, users, epochs=12)
+    barred = bar_owned(scores, batch)
+    assert hit_rate(barred, batch, 1) > 0.8
+    assert hit_rate(barred, batch, 1) > 2 * hit_rate(bar_owned(popularity(train, USERS), batch), batch, 1)
+
+
+def shopping(rng: np.random.Generator) -> pd.DataFrame:
+    """Draw baskets: each user buys from the items of her group, some of them again and again."""
+    rows = []
+    for user in range(USERS):
+        group = user % GROUPS * ITEMS_OF_GROUP
+        favourites = group + rng.permutation(ITEMS_OF_GROUP)[:3]
+        for week in range(6):
+            others = group + rng.permutation(ITEMS_OF_GROUP)[:2]
+            basket = {int(item) for item in [*favourites[rng.random(3) < 0.8], *others]}
+            rows += [(user, item, FIRST + week * 7 * DAY) for item in basket]
+    return pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+
+
+def test_what_is_bought_again_and_what_is_new_are_learned():
+    events = shopping(np.random.default_rng(1))
+    train, held_out = part(events, events["datetime"] == events["datetime"].max())
+    scores, batch = learn(SHOPPERS, train, held_out, events[["user_id"]].drop_duplicates(), epochs=6)
+    popular = popularity(train, USERS)
+    assert hit_rate(scores, batch, 1) > 0.6
+    assert hit_rate(scores, batch, 5) > 2 * hit_rate(popular, batch, 5)
+    new, popular_new = (hit_rate(bar_owned(part, batch), only_novel(batch), 5) for part in (scores, popular))
+    assert new > 0.6
+    assert new > 2 * popular_new
+
+
+def only_novel(batch):
+    is_novel = batch.target_owned < 0
+    return batch._replace(target_users=batch.target_users[is_novel], target_rows=batch.target_rows[is_novel])
+
+
+def test_demographics_alone_place_a_user_nobody_knows():
+    rng = np.random.default_rng(2)
+    rows = [
+        (user, int(user % GROUPS * ITEMS_OF_GROUP + item), FIRST + step * DAY)
+        for user in range(USERS)
+        for step, item in enumerate(rng.permutation(ITEMS_OF_GROUP)[:6])
+    ]
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+    users = pd.DataFrame({"user_id": np.arange(USERS), "town": [f"t{user % GROUPS}" for user in range(USERS)]})
+    train, strangers = part(events, events["user_id"] >= USERS - 40)
+    held_out = strangers.groupby("user_id").head(1)
+    scores, batch = learn(STRANGERS, train, held_out, users, epochs=12)
+    assert batch.arrays["history_lengths"].sum() == 0
+    assert hit_rate(scores, batch, 10) > 0.8
+    assert hit_rate(scores, batch, 10) > 2 * hit_rate(popularity(train, 40), batch, 10)
+
+
+@pytest.fixture(params=[(ORDERED, "cosine"), (BASKETS, "dot")], ids=["ordered", "baskets"])
+def tiny(request):
+    config, similarity = request.param
+    world = make_world(config)
+    return world, similarity
+
+
+def trained(tiny, precision: str = "32-true", seed: int = 0) -> tuple[TwoTower, pl.Trainer]:
+    world, similarity = tiny
+    world, validation = hold_out(world)
+    data = make_data(world, validation=validation)
+    model = make_module(make_towers(world, data, similarity).train(), seed=seed)
+    return model, fit(model, data, 2, precision)
+
+
+def test_the_same_seed_gives_the_same_weights(tiny):
+    torch.manual_seed(1)
+    first, _ = trained(tiny)
+    torch.manual_seed(2)
+    second, _ = trained(tiny)
+    third, _ = trained(tiny, seed=3)
+    for name, weight in first.state_dict().items():
+        assert torch.equal(weight, second.state_dict()[name]), name
+    assert any(not torch.equal(weight, third.state_dict()[name]) for name, weight in first.state_dict().items())
+
+
+def test_bfloat16_trains_and_validates(tiny):
+    model, trainer = trained(tiny, "bf16-mixed")
+    before = dict(make_module(make_towers(tiny[0], make_data(tiny[0]), tiny[1])).named_parameters())
+    assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
+    assert any(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
+    assert np.isfinite(float(trainer.callback_metrics["train_loss"]))
+    assert 0 <= float(trainer.callback_metrics["val_ndcg"]) <= 1
+
+
+def test_validation_measures_each_view(tiny):
+    _, trainer = trained(tiny)
+    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
+    if tiny[0].schema.repeats == "exclude":
+        assert set(metrics) == {"val_ndcg", "val_ndcg_novel"}
+        assert metrics["val_ndcg"] == metrics["val_ndcg_novel"]
+    else:
+        assert metrics["val_ndcg"] == pytest.approx((metrics["val_ndcg_all"] + metrics["val_ndcg_novel"]) / 2)
+
+
+def test_a_view_that_nobody_is_asked_in_is_left_out():
+    world = make_world(BASKETS)
+    events = world.tables.interactions
+    model = make_module(make_towers(world, make_data(world)).train())
+    owned = fit(model, make_data(world, validation=events.head(9)), 1).callback_metrics
+    assert "val_ndcg_novel" not in owned
+    assert owned["val_ndcg"] == owned["val_ndcg_all"]
+
+
+def test_ndcg_of_requests_equals_a_loop():
+    world = make_world(BASKETS)
+    (batch,) = make_data(world).validation_batches
+    generator = torch.Generator().manual_seed(3)
+    users, items = torch.randn(len(batch.history_rows), 5, generator=generator), torch.randn(23, 5, generator=generator)
+    bonus = torch.randn(len(batch.owned_rows), generator=generator)
+    found = request_ndcg(users, bonus, items, batch)
+    expected: dict[str, list[float]] = {"all": [], "novel": []}
+    for b in range(len(users)):
+        scores = (users[b] @ items.T).tolist()
+        owned = batch.owned_rows[batch.owned_users == b].tolist()
+        wanted = set(batch.target_rows[batch.target_users == b].tolist())
+        mine = bonus[batch.owned_users == b].tolist()
+        everything = [score + (mine[owned.index(row)] if row in owned else 0) for row, score in enumerate(scores)]
+        orders = {
+            "all": (sorted(range(23), key=lambda row: -everything[row]), wanted),
+            "novel": (sorted(set(range(23)) - set(owned), key=lambda row: -scores[row]), wanted - set(owned)),
+        }
+        for view, (order, targets) in orders.items():
+            gain = sum(1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in targets)
+            best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(targets))))
+            expected[view] += [gain / best] if targets else []
+    for view, values in expected.items():
+        assert found[view].tolist() == pytest.approx(values)
+
+
+def test_the_rate_rises_then_falls_to_nothing():
+    rates = [warm_cosine(step, 4, 20) for step in range(21)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[12] == pytest.approx(0.5)
+    assert rates[20] == pytest.approx(0)
+
+
+def test_started_tables_are_parameters_that_learn_slowly():
+    world = make_world(BASKETS)
+    towers = make_towers(world, make_data(world))
+    model = make_module(towers)
+    assert set(STARTED_TABLES) <= {name for name, _ in towers.named_parameters()}
+    model.started_tables = STARTED_TABLES
+    assert max(map(model.rate_of, STARTED_TABLES)) < 0.1 * model.rate_of("user_tower.start_token")

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.missing import Withheld, hide_rows
+from datamodules.windows import WindowExamples, count_batches, cut_windows
+from serve.encoding import encode_features
+from tests.tiny_data import ORDERED, batches, make_data, make_world
+
+WORLD = make_world(ORDERED)
+counts_of_users = st.lists(st.integers(0, 40), min_size=1, max_size=9)
+
+
+def offsets_of(counts: list[int]) -> np.ndarray:
+    return np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+
+@settings(max_examples=60, deadline=None)
+@given(counts=counts_of_users, length=st.integers(2, 11), seed=st.integers(0, 99))
+def test_windows_are_a_partition_of_the_targets(counts, length, seed):
+    offsets = offsets_of(counts)
+    users, starts, stops = cut_windows(offsets, length, np.random.default_rng(seed))
+    targets: Counter[int] = Counter()
+    for user, start, stop in zip(users, starts, stops, strict=True):
+        assert offsets[user] <= start < stop <= offsets[user + 1]
+        assert stop - start <= length
+        targets.update(range(start + (start > offsets[user]), stop))
+    assert targets == Counter(range(sum(counts)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(counts=counts_of_users, length=st.integers(2, 11), size=st.integers(1, 5))
+def test_every_epoch_has_as_many_batches(counts, length, size):
+    n_batches = count_batches(np.array(counts), length, size)
+    n_windows = [len(cut_windows(offsets_of(counts), length, np.random.default_rng(seed))[0]) for seed in range(30)]
+    assert n_batches == max(1, min(n_batches, *n_windows))  # no batch is empty, unless all are
+    assert n_batches <= -(-max(n_windows) // size) or n_batches == 1
+
+
+def test_batches_hold_about_as_many_windows_as_asked():
+    counts = np.random.default_rng(0).integers(1, 300, 500)
+    n_batches = count_batches(counts, 50, 16)
+    n_windows = [len(cut_windows(offsets_of(counts), 50, np.random.default_rng(seed))[0]) for seed in range(9)]
+    assert np.abs(np.array(n_windows) / n_batches / 16 - 1).max() < 0.03
+
+
+def plan_key(plan) -> tuple:
+    return plan.users.tolist(), plan.starts.tolist(), plan.stops.tolist(), plan.seed
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch():
+    examples = make_data(WORLD).examples
+    assert isinstance(examples, WindowExamples)
+    plans = {(seed, epoch): list(map(plan_key, examples.plan(seed, epoch))) for seed in (1, 2) for epoch in (0, 1, 2)}
+    again = {(seed, epoch): list(map(plan_key, examples.plan(seed, epoch))) for seed, epoch in reversed(plans)}
+    assert plans == again
+    assert len({str(plan) for plan in plans.values()}) == 6
+    assert len({len(plan) for plan in plans.values()}) == 1
+
+
+def test_a_plan_makes_the_same_batch_twice():
+    examples = make_data(WORLD, Withheld(0.3, 0.3, 0.3, 0.3)).examples
+    plan = examples.plan(1, 1)[2]
+    first, second = examples[plan], examples[plan]
+    for name, tensor in first.arrays.items():
+        assert torch.equal(tensor, second.arrays[name])
+    for one, other in zip(first[1:], second[1:], strict=True):
+        assert torch.equal(one, other)
+
+
+def test_a_batch_equals_a_loop_over_the_table():
+    data = make_data(WORLD)
+    sequences, events = data.sequences, data.sequences.events
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        lengths = plan.stops - plan.starts
+        assert batch.history_rows.shape == (len(lengths), lengths.max())
+        assert batch.arrays["history_lengths"].tolist() == lengths.tolist()
+        for b, (user, start) in enumerate(zip(plan.users, plan.starts, strict=True)):
+            assert torch.equal(batch.arrays["user_codes"][b], torch.from_numpy(sequences.user.codes[user]))
+            for i in range(lengths.max()):
+                place = start + i
+                is_first = place == events.offsets[user]
+                assert batch.is_target[b, i] == (i < lengths[b] and (i > 0 or is_first))
+                if i >= lengths[b]:
+                    assert batch.recency[b, i] == 0
+                    continue
+                assert batch.history_rows[b, i] == events.item_row[place]
+                assert batch.arrays["history_times"][b, i] == events.time[place]
+                assert batch.arrays["history_events"][b, i] == events.event[place]
+                assert batch.arrays["history_groups"][b, i] == i + 1
+                assert batch.context_codes[b, i].tolist() == sequences.context.codes[place].tolist()
+                assert batch.recency[b, i] == (events.time[place] - events.time[place - 1] if i else 0)
+        assert batch.sees_history.all()
+
+
+def test_windows_of_similar_length_share_a_batch():
+    plans = sorted(make_data(WORLD).examples.plan(3, 0), key=lambda plan: (plan.stops - plan.starts).mean())
+    for shorter, longer in itertools.pairwise(plans):
+        assert (shorter.stops - shorter.starts).max() <= (longer.stops - longer.starts).min() + 2
+
+
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_what_is_withheld_is_withheld_from_that_share(share):
+    data = make_data(WORLD, Withheld(share, share, share, share))
+    flags: dict[str, list[float]] = {"history": [], "user": [], "context": [], "time": []}
+    for epoch in range(12):
+        for batch in batches(data, epoch):
+            is_target = batch.is_target
+            flags["history"] += (~batch.sees_history[is_target]).tolist()
+            flags["user"] += (batch.arrays["user_codes"][:, 0] == 1).tolist()
+            flags["context"] += (batch.context_codes[is_target][:, 1] == 1).tolist()  # the hour is always known
+            times = batch.arrays["history_times"]
+            has_gap = is_target[:, 1:] & (times[:, 1:] > times[:, :-1])
+            flags["time"] += (batch.recency[:, 1:][has_gap] == 0).tolist()
+    unknown = (data.sequences.user.codes[:, 0] == 1).mean()
+    for name, values in flags.items():
+        least = share + (1 - share) * unknown if name == "user" else share
+        assert np.mean(values) == pytest.approx(least, abs=0.12 if name == "user" else 0.05), name
+
+
+def test_hidden_rows_are_encoded_as_missing():
+    for side in ("user", "item", "context"):
+        features = WORLD.schema.features(side)
+        columns = {
+            "gender": ["f", None, "m", "f", "m", "f", "m"],
+            "income": [1.5, 2.5, np.nan, 9.0, 4.0, 1.0, 0.0],
+            "category": ["a", "b", "c", "d", "a", "b", None],
+            "tags": ["x", "x|y", "y|z|x", "", "z|y", "y|z|x", "x"],
+            "price": [1.5, 2.5, 9.0, np.nan, 4.0, 1.0, 0.0],
+            "device": ["web", "phone", "web", "tv", "web", "web", "phone"],
+            "datetime": np.arange(7) * 5000,
+        }
+        known, missing = encode_features(features, columns, 7), encode_features(features, {}, 7)
+        is_hidden = np.array([True, False, True, False, False, True, False])
+        hidden = hide_rows(known, is_hidden, features)
+        for name in ("codes", "values"):
+            expected = np.where(is_hidden[:, None], getattr(missing, name), getattr(known, name))
+            found = getattr(hidden, name)
+            assert np.array_equal(found, expected), (side, name)
+            assert found.dtype == expected.dtype

@@ -1,0 +1,14 @@
+"""What `make wheel` built; not collected by default."""
+
+from pathlib import Path
+from zipfile import ZipFile
+
+PACKAGES = {"datamodules", "evaluation", "models", "serve"}
+
+
+def test_the_wheel_holds_our_packages_and_the_sample_and_nothing_else():
+    (wheel,) = Path("build/wheel").glob("bascule-*.whl")
+    names = ZipFile(wheel).namelist()
+    tops = {name.split("/")[0] for name in names}
+    assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
+    assert {"datamodules/sample/interactions.parquet", "datamodules/sample/README.md"} <= set(names)
