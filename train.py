@@ -337,7 +337,9 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
-    parser.add_class_arguments(pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"}, instantiate=False)
+    parser.add_class_arguments(
+        pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"}, instantiate=False
+    )
     return parser
 
 
