@@ -8,7 +8,6 @@ python train.py --help                             every option
 from __future__ import annotations
 
 import json
-import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -56,6 +55,7 @@ from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Schema
 from serve.staging import Stage, publish
+from serve.threads import count_cores
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
@@ -126,9 +126,10 @@ def run(config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] 
         seconds |= durations | {"evaluation": time.monotonic() - begun}
         bundle = publish(stage, facts, metrics, overwrite=config.overwrite)
     write_profiles(config.out / "profiles", recommender.profiles)
-    timing = {"timing": {name: round(value, 2) for name, value in seconds.items()}}
-    timing["timing"]["total"] = round(time.monotonic() - started, 2)
-    write_json(config.out / "metrics.json", {"version": bundle.manifest.version, **metrics, **report, **timing})
+    seconds["total"] = time.monotonic() - started
+    timing = {name: round(value, 2) for name, value in seconds.items()}
+    content = {"version": bundle.manifest.version, **metrics, **report, "timing": timing}
+    (config.out / "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print_summary(config, metrics)
     return Run(config.out / "bundle", metrics)
 
@@ -152,43 +153,36 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
     """Train with early stopping, then again on everything before the test for as many epochs."""
     begun = time.monotonic()
     console.rule("training")
-    first = fit_towers(config, tables, split.train, split.validation, split.validation_at, _horizon(split), None)
+    first = fit_towers(config, tables, split, None)
     seconds = {"training": time.monotonic() - begun}
     if config.data.split.strict or not len(split.validation):
         return first, seconds
     begun = time.monotonic()
     console.rule(f"training again on all before the test, {first.epochs} epochs")
-    none = split.validation.iloc[:0]
-    last = fit_towers(config, tables, split.refit, none, split.test_at, _horizon(split), first.epochs)
+    last = fit_towers(config, tables, split, first.epochs)
     return last, seconds | {"training_again": time.monotonic() - begun}
 
 
-def fit_towers(
-    config: Config,
-    tables: Tables,
-    rows: pd.DataFrame,
-    validation: pd.DataFrame,
-    at: int | None,
-    horizon: int | None,
-    epochs: int | None,
-) -> Trained:
-    """Fit schema and towers on `rows`.
+def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
+    """Fit schema and towers.
 
     Args:
         config: of the run.
         tables: users and items.
-        rows: interactions to learn from.
-        validation: interactions to stop by.
-        at: moment of the validation requests.
-        horizon: seconds after a cut that its targets lie in.
-        epochs: None: stop by validation. A number: stop there on the same schedule, without validation.
+        split: of the interactions.
+        epochs: None: learn from the training rows and stop by the validation rows. A number: learn from both, and
+            stop there on the same schedule.
     """
+    if epochs is None:
+        rows, validation, at = split.train, split.validation, split.validation_at
+    else:
+        rows, validation, at = split.refit, split.validation.iloc[:0], split.test_at
     pl.seed_everything(config.seed, workers=True, verbose=False)
     schema = fit_schema(tables, rows, config.data)
     catalogue = build_catalogue(tables.items, rows, schema)
     settings, features = config.model, catalogue.features
     data = InteractionsDataModule(
-        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, horizon, at
+        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, _horizon(split), at
     )
     towers = build_towers(
         schema,
@@ -215,14 +209,13 @@ def fit_towers(
         STARTED_TABLES if schema.repeats == "allow" else (),
         settings.max_epochs,
     )
-    is_selecting = epochs is None and len(validation) > 0
     trained_for = fit(
         model,
         data,
         config.out,
         "select" if epochs is None else "final",
         settings.max_epochs if epochs is None else epochs,
-        settings.patience if is_selecting else None,
+        settings.patience if len(validation) else None,
         config.trainer,
         config.resume,
     )
@@ -246,10 +239,10 @@ def stage_bundle(
         counts={"items": len(items), "users": len(trained.data.sequences.user_ids), "epochs": trained.epochs},
         libraries={name: version(name) for name in LIBRARIES},
         data_until=schema.data_until,
-        config=portable(config),
+        config={"data": config.data.declared(), "model": asdict(config.model), "seed": config.seed},
     )
     stage.seal(facts, {})
-    bundle = Bundle.load_staged(stage.path, n_threads=n_cores())
+    bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
     profiles = make_profiles(split.refit, tables.users, schema)
     recommender = Recommender(bundle, profiles)
     requests = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
@@ -282,14 +275,6 @@ def measure(
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
 
 
-def portable(config: Config) -> dict[str, Any]:
-    """Return the configuration without anything of this machine: no path, no trainer option."""
-    data = asdict(config.data)
-    for table in ("interactions", "users", "items"):
-        data.pop(table)
-    return {"data": data, "model": asdict(config.model), "seed": config.seed}
-
-
 def print_summary(config: Config, metrics: dict[str, Any]) -> None:
     """Say how good it is, where everything lies, and what to try next."""
     console.rule("results")
@@ -305,14 +290,6 @@ def print_summary(config: Config, metrics: dict[str, Any]) -> None:
         f"verify --bundle {bundle}",
     ):
         console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-
-
-def n_cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _horizon(split: Split) -> int | None:
@@ -362,7 +339,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
     out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
     config = Config(made.data, made.model, trainer, out, made.seed, given.ckpt_path == "last", made.overwrite)
-    return config, parser.dump(given, skip_none=True)
+    return config, parser.dump(given)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from serve.errors import SchemaError
 from serve.schema import Kind, Repeats, Ties
@@ -105,6 +105,10 @@ class DataConfig:
     """The most events the attention blocks read. Default: the 95th percentile of the data, at most 200."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
+
+    def declared(self) -> dict[str, Any]:
+        """Return what is declared about the data, without anything of this machine: no path."""
+        return {name: value for name, value in asdict(self).items() if name not in ("interactions", "users", "items")}
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_reject_rate <= 1:

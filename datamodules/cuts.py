@@ -80,7 +80,8 @@ def positions_at(events: Events, moments: Ints) -> Ints:
     span = times.max(initial=0) - first + 1
     keys = events.segments() * span + (events.time - first)
     wanted = np.arange(len(events))[:, None] * span + (moments - first)[None, :]
-    return np.searchsorted(keys, wanted)
+    places: Ints = np.searchsorted(keys, wanted)
+    return places
 
 
 class CutExamples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from pathlib import Path
 
@@ -28,6 +29,11 @@ def set_search_threads(n_threads: int) -> None:
         for symbol in _SYMBOLS:
             if hasattr(library, symbol):
                 getattr(library, symbol)(ctypes.c_int(n_threads))
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache

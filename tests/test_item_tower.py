@@ -8,9 +8,16 @@ from models.features import FeatureEmbedding, has_content
 from models.losses import log_sum_exp, no_sparse, softmax_loss, target_logits
 from models.objectives import repeat_loss, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
-from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_module, make_towers, make_world
+from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
+from tests.tiny_towers import make_module, make_towers, one_thread
 
 WITHOUT_CONTENT = [N - 2, N - 1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])

@@ -13,9 +13,9 @@ from datamodules.schema_fitting import fit_schema
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.two_tower import TwoTower, warm_cosine
-from models.validation import request_ndcg
 from models.warm_start import STARTED_TABLES
-from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_module, make_towers, make_world
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
+from tests.tiny_towers import make_module, make_towers, one_thread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -26,6 +26,12 @@ N = GROUPS * ITEMS_OF_GROUP
 CHAINS = DataConfig(history_length=8)
 SHOPPERS = DataConfig(ties="simultaneous", repeats="allow", history_length=20)
 STRANGERS = DataConfig(features=FeaturesConfig(user={"town": "categorical"}), history_length=8)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
 
 
 def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int, precision: str = "32-true") -> pl.Trainer:
@@ -218,32 +224,6 @@ def test_a_view_that_nobody_is_asked_in_is_left_out():
     owned = fit(model, make_data(world, validation=events.head(9)), 1).callback_metrics
     assert "val_ndcg_novel" not in owned
     assert owned["val_ndcg"] == owned["val_ndcg_all"]
-
-
-def test_ndcg_of_requests_equals_a_loop():
-    world = make_world(BASKETS)
-    (batch,) = make_data(world).validation_batches
-    generator = torch.Generator().manual_seed(3)
-    users, items = torch.randn(len(batch.history_rows), 5, generator=generator), torch.randn(23, 5, generator=generator)
-    bonus = torch.randn(len(batch.owned_rows), generator=generator)
-    found = request_ndcg(users, bonus, items, batch)
-    expected: dict[str, list[float]] = {"all": [], "novel": []}
-    for b in range(len(users)):
-        scores = (users[b] @ items.T).tolist()
-        owned = batch.owned_rows[batch.owned_users == b].tolist()
-        wanted = set(batch.target_rows[batch.target_users == b].tolist())
-        mine = bonus[batch.owned_users == b].tolist()
-        everything = [score + (mine[owned.index(row)] if row in owned else 0) for row, score in enumerate(scores)]
-        orders = {
-            "all": (sorted(range(23), key=lambda row: -everything[row]), wanted),
-            "novel": (sorted(set(range(23)) - set(owned), key=lambda row: -scores[row]), wanted - set(owned)),
-        }
-        for view, (order, targets) in orders.items():
-            gain = sum(1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in targets)
-            best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(targets))))
-            expected[view] += [gain / best] if targets else []
-    for view, values in expected.items():
-        assert found[view].tolist() == pytest.approx(values)
 
 
 def test_the_rate_rises_then_falls_to_nothing():

@@ -5,70 +5,24 @@ import pandas as pd
 import pytest
 import torch
 
-from models.memory import memory_inputs
-from models.parity_cases import draw_features
-from models.towers import STATE_INPUTS, Towers
+from models.towers import STATE_INPUTS
 from serve.events import Events
 from serve.item_facts import ItemFacts
 from serve.item_ids import ItemIds
 from serve.known_users import encode_profiles, no_profiles
-from serve.owned import summarise_owned
 from serve.requests import parse_request
-from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
+from serve.tower_inputs import history_arrays, request_arrays
 from serve.user_inputs import RequestEncoder
-from tests.tiny_data import (
-    BASKETS,
-    DAY,
-    FIRST,
-    ORDERED,
-    N,
-    batches,
-    draw_events,
-    make_data,
-    make_towers,
-    make_world,
-)
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
+from tests.tiny_towers import Side, one_thread
 
 CLOSE, FAR = 1e-6, 1e-4
-MOMENT = FIRST + 300 * DAY
 
 
-class Side:
-    """Everything that one protocol's vectors are made with."""
-
-    def __init__(self, config, similarity="dot"):
-        self.world = make_world(config)
-        self.data = make_data(self.world)
-        self.towers: Towers = make_towers(self.world, self.data, similarity)
-        popularity = torch.from_numpy(self.data.trends.popularity[-1])
-        with torch.no_grad():
-            self.items = self.towers.item_vectors(popularity)
-
-    def arrays(self, events: Events, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
-        schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
-        moment = np.full(len(events), MOMENT)
-        arrays, rows = history_arrays(events, schema)
-        user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
-        arrays |= request_arrays(moment, user, context)
-        rates = np.linspace(-1, 1, N).astype(np.float32)
-        owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
-        arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)
-        return arrays, rows, owned.item_row
-
-    @torch.no_grad()
-    def vectors(self, arrays, rows, owned_rows) -> np.ndarray:
-        """Return user vectors and, flat beside them, memory scores."""
-        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-        tower = self.towers.user_tower
-        history = self.items[torch.from_numpy(rows)][..., : tower.dim]
-        fused = tower.request_state(history, *(tensors[name] for name in STATE_INPUTS))
-        if tower.memory is None:
-            return tower.finish(fused).numpy()
-        vectors, _ = tower.complete(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
-        return vectors.numpy()
-
-    def of(self, events: Events) -> np.ndarray:
-        return self.vectors(*self.arrays(events))
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
 
 
 @pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])

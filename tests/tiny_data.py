@@ -1,4 +1,4 @@
-"""A small shop in two protocols, and towers without a zero weight, so that every path counts."""
+"""A small shop in two protocols: ordered without repeats, and baskets with repeats."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-import torch
 
 from datamodules.batch import RequestBatch, WindowBatch
 from datamodules.catalogue import Catalogue, build_catalogue
@@ -15,9 +14,6 @@ from datamodules.interactions import InteractionsDataModule
 from datamodules.missing import Withheld
 from datamodules.schema_fitting import fit_schema
 from datamodules.tables import Tables
-from models.assembly import EncodedItems, PastOfAll, build_towers
-from models.towers import Towers
-from models.two_tower import TwoTower
 from serve.events import Events
 from serve.schema import Repeats, Schema, Ties
 
@@ -107,50 +103,6 @@ def make_data(
         seed,
         horizon,
         withheld=withheld,
-    )
-
-
-def make_towers(
-    world: World, data: InteractionsDataModule, similarity: str = "dot", n_blocks: int = 2, seed: int = 5
-) -> Towers:
-    """Build towers in evaluation mode whose weights are all drawn anew."""
-    encoded = world.catalogue.features
-    codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
-    items = EncodedItems(codes, values, torch.from_numpy(world.catalogue.categories))
-    past = PastOfAll(data.final_requests(), data.early_pairs())
-    with torch.random.fork_rng(), torch.no_grad():
-        torch.manual_seed(seed)
-        with torch.enable_grad():
-            towers = build_towers(
-                world.schema,
-                items,
-                past,
-                dim=D,
-                affinity_dim=A,
-                n_blocks=n_blocks,
-                n_heads=2,
-                dropout=0.1,
-                id_dropout=0.5,
-                similarity=similarity,
-                temperature=1.0,
-                seed=seed,
-            )
-        for parameter in towers.parameters():
-            parameter.add_(torch.randn(parameter.shape) * 0.3)
-    return towers.eval()
-
-
-def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
-    return TwoTower(
-        towers,
-        learning_rate=learning_rate,
-        memory_learning_rate=learning_rate,
-        weight_decay=0.0,
-        warmup_steps=5,
-        temperature=0.1,
-        seed=seed,
-        started_tables=(),
-        max_epochs=max_epochs,
     )
 
 

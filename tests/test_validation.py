@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from models.validation import request_ndcg
+from tests.tiny_data import BASKETS, make_data, make_world
+
+
+def test_ndcg_of_requests_equals_a_loop():
+    world = make_world(BASKETS)
+    (batch,) = make_data(world).validation_batches
+    generator = torch.Generator().manual_seed(3)
+    users, items = torch.randn(len(batch.history_rows), 5, generator=generator), torch.randn(23, 5, generator=generator)
+    bonus = torch.randn(len(batch.owned_rows), generator=generator)
+    found = request_ndcg(users, bonus, items, batch)
+    expected: dict[str, list[float]] = {"all": [], "novel": []}
+    for b in range(len(users)):
+        scores = (users[b] @ items.T).tolist()
+        owned = batch.owned_rows[batch.owned_users == b].tolist()
+        wanted = set(batch.target_rows[batch.target_users == b].tolist())
+        mine = bonus[batch.owned_users == b].tolist()
+        everything = [score + (mine[owned.index(row)] if row in owned else 0) for row, score in enumerate(scores)]
+        orders = {
+            "all": (sorted(range(23), key=lambda row: -everything[row]), wanted),
+            "novel": (sorted(set(range(23)) - set(owned), key=lambda row: -scores[row]), wanted - set(owned)),
+        }
+        for view, (order, targets) in orders.items():
+            gain = sum(1 / np.log2(rank + 2) for rank, row in enumerate(order[:10]) if row in targets)
+            best = sum(1 / np.log2(rank + 2) for rank in range(min(10, len(targets))))
+            expected[view] += [gain / best] if targets else []
+    for view, values in expected.items():
+        assert found[view].tolist() == pytest.approx(values)

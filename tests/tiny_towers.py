@@ -1,0 +1,115 @@
+"""Towers of the small shop without a zero weight, so that every path through them counts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+from datamodules.interactions import InteractionsDataModule
+from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.memory import memory_inputs
+from models.parity_cases import draw_features
+from models.towers import STATE_INPUTS, Towers
+from models.two_tower import TwoTower
+from serve.events import Events
+from serve.owned import summarise_owned
+from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
+from tests.tiny_data import DAY, FIRST, A, D, N, World, make_data, make_world
+
+MOMENT = FIRST + 300 * DAY
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work alone: on tensors this small, threads only wait for each other."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def make_towers(
+    world: World, data: InteractionsDataModule, similarity: str = "dot", n_blocks: int = 2, seed: int = 5
+) -> Towers:
+    """Build towers in evaluation mode whose weights are all drawn anew."""
+    encoded = world.catalogue.features
+    codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
+    items = EncodedItems(codes, values, torch.from_numpy(world.catalogue.categories))
+    past = PastOfAll(data.final_requests(), data.early_pairs())
+    with torch.random.fork_rng(), torch.no_grad():
+        torch.manual_seed(seed)
+        with torch.enable_grad():
+            towers = build_towers(
+                world.schema,
+                items,
+                past,
+                dim=D,
+                affinity_dim=A,
+                n_blocks=n_blocks,
+                n_heads=2,
+                dropout=0.1,
+                id_dropout=0.5,
+                similarity=similarity,
+                temperature=1.0,
+                seed=seed,
+            )
+        for parameter in towers.parameters():
+            parameter.add_(torch.randn(parameter.shape) * 0.3)
+    return towers.eval()
+
+
+def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
+    return TwoTower(
+        towers,
+        learning_rate=learning_rate,
+        memory_learning_rate=learning_rate,
+        weight_decay=0.0,
+        warmup_steps=5,
+        temperature=0.1,
+        seed=seed,
+        started_tables=(),
+        max_epochs=max_epochs,
+    )
+
+
+class Side:
+    """Everything that one protocol's vectors are made with."""
+
+    def __init__(self, config, similarity="dot"):
+        self.world = make_world(config)
+        self.data = make_data(self.world)
+        self.towers: Towers = make_towers(self.world, self.data, similarity)
+        popularity = torch.from_numpy(self.data.trends.popularity[-1])
+        with torch.no_grad():
+            self.items = self.towers.item_vectors(popularity)
+
+    def arrays(self, events: Events, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
+        schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
+        moment = np.full(len(events), MOMENT)
+        arrays, rows = history_arrays(events, schema)
+        user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
+        arrays |= request_arrays(moment, user, context)
+        rates = np.linspace(-1, 1, N).astype(np.float32)
+        owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
+        arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)
+        return arrays, rows, owned.item_row
+
+    @torch.no_grad()
+    def vectors(self, arrays, rows, owned_rows) -> np.ndarray:
+        """Return user vectors and, flat beside them, memory scores."""
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        tower = self.towers.user_tower
+        history = self.items[torch.from_numpy(rows)][..., : tower.dim]
+        fused = tower.request_state(history, *(tensors[name] for name in STATE_INPUTS))
+        if tower.memory is None:
+            return tower.finish(fused).numpy()
+        vectors, _ = tower.complete(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
+        return vectors.numpy()
+
+    def of(self, events: Events) -> np.ndarray:
+        return self.vectors(*self.arrays(events))
