@@ -12,6 +12,7 @@ import onnx
 import torch
 from torch import Tensor, nn
 
+from datamodules.batch import Tensors
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
@@ -53,31 +54,9 @@ class UserGraph(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(
-        self,
-        history_vectors: Tensor,
-        history_events: Tensor,
-        history_weights: Tensor,
-        history_times: Tensor,
-        history_groups: Tensor,
-        history_lengths: Tensor,
-        request_times: Tensor,
-        user_codes: Tensor,
-        user_values: Tensor,
-        context_codes: Tensor,
-        context_values: Tensor,
-    ) -> Tensor:
+    def forward(self, arrays: Tensors) -> Tensor:
         """Return the user vectors (B, W)."""
-        history = (
-            history_vectors,
-            history_events,
-            history_weights,
-            history_times,
-            history_groups,
-            history_lengths,
-        )
-        request = (request_times, user_codes, user_values, context_codes, context_values)
-        return self.tower.finish(self.tower.request_state(*history, *request))  # (B, W)
+        return self.tower.finish(self.tower.request_state(arrays["history_vectors"], arrays))  # (B, W)
 
 
 class RepeatUserGraph(nn.Module):
@@ -87,45 +66,10 @@ class RepeatUserGraph(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(
-        self,
-        history_vectors: Tensor,
-        history_events: Tensor,
-        history_weights: Tensor,
-        history_times: Tensor,
-        history_groups: Tensor,
-        history_lengths: Tensor,
-        request_times: Tensor,
-        user_codes: Tensor,
-        user_values: Tensor,
-        context_codes: Tensor,
-        context_values: Tensor,
-        owned_vectors: Tensor,
-        owned_users: Tensor,
-        owned_statistics: Tensor,
-        owned_preferences: Tensor,
-        user_statistics: Tensor,
-        category_preferences: Tensor,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
-        history = (
-            history_vectors,
-            history_events,
-            history_weights,
-            history_times,
-            history_groups,
-            history_lengths,
-        )
-        request = (request_times, user_codes, user_values, context_codes, context_values)
-        arrays = {
-            "owned_users": owned_users,
-            "owned_statistics": owned_statistics,
-            "owned_preferences": owned_preferences,
-            "user_statistics": user_statistics,
-            "category_preferences": category_preferences,
-        }
-        fused = self.tower.request_state(*history, *request)  # (B, D)
-        return self.tower.complete(fused, memory_inputs(arrays, owned_vectors))  # (B, W), (E,)
+        fused = self.tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+        return self.tower.complete(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
 
 
 class ItemGraph(nn.Module):
@@ -135,9 +79,9 @@ class ItemGraph(nn.Module):
         super().__init__()
         self.tower = tower
 
-    def forward(self, item_codes: Tensor, item_values: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+    def forward(self, arrays: Tensors) -> Tensor:
         """Return the item vectors (N, W)."""
-        return self.tower.encode_content(item_codes, item_values, categories, popularity)  # (N, W)
+        return self.tower.encode_content(*(arrays[name] for name in _ITEM_AXES))  # (N, W)
 
 
 @dataclass(frozen=True)
@@ -146,6 +90,7 @@ class Graph:
 
     module: nn.Module
     axes: dict[str, str]
+    """Input -> the letters of its dynamic axes, in the order in which torch flattens the inputs."""
     outputs: tuple[str, ...]
 
 
@@ -179,9 +124,10 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         program = torch.onnx.export(
             graph.module.eval(),
             (),
-            kwargs=inputs,
+            kwargs={"arrays": inputs},
             dynamo=True,
-            dynamic_shapes=shapes,
+            dynamic_shapes={"arrays": shapes},
+            input_names=list(graph.axes),
             output_names=list(graph.outputs),
             external_data=False,
             verbose=False,
@@ -220,6 +166,6 @@ def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
 def run_torch(graph: Graph, arrays: Arrays) -> Arrays:
     """Run the module on named arrays."""
     with torch.no_grad():
-        outputs = graph.module.eval()(**{name: torch.from_numpy(arrays[name]) for name in graph.axes})
+        outputs = graph.module.eval()({name: torch.from_numpy(arrays[name]) for name in graph.axes})
     outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
     return {name: output.numpy() for name, output in zip(graph.outputs, outputs, strict=True)}

@@ -54,14 +54,7 @@ class Towers(nn.Module):
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
         """Make the user vector for every position of every window, from what stands before it, (B, L, D)."""
         tower, arrays = self.user_tower, batch.arrays
-        states = tower.encode_events(
-            items[batch.history_rows][..., : tower.dim],
-            arrays["history_events"],
-            arrays["history_weights"],
-            arrays["history_times"],
-            arrays["history_groups"],
-            arrays["history_lengths"],
-        )  # (B, T, D)
+        states = tower.encode_events(items[batch.history_rows][..., : tower.dim], arrays)  # (B, T, D)
         before = torch.where(batch.sees_history.unsqueeze(-1), states[:, :-1], states[:, :1])  # (B, L, D)
         n_windows, length, dim = before.shape
         fused = tower.fuse(
@@ -77,25 +70,7 @@ class Towers(nn.Module):
     def request_vectors(self, batch: RequestBatch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""
         tower, arrays = self.user_tower, batch.arrays
-        fused = tower.request_state(
-            items[batch.history_rows][..., : tower.dim],
-            *(arrays[name] for name in STATE_INPUTS),
-        )  # (B, D)
+        fused = tower.request_state(items[batch.history_rows][..., : tower.dim], arrays)  # (B, D)
         if tower.memory is None:
             return tower.finish(fused), items.new_zeros(len(batch.owned_rows))  # (B, D), (E,)
         return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)
-
-
-STATE_INPUTS = (
-    "history_events",
-    "history_weights",
-    "history_times",
-    "history_groups",
-    "history_lengths",
-    "request_times",
-    "user_codes",
-    "user_values",
-    "context_codes",
-    "context_values",
-)
-"""Inputs of `UserTower.request_state` after the vectors, in its order."""

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from datamodules.batch import Tensors
 from models.blocks import EventBlocks
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
@@ -71,28 +72,21 @@ class UserTower(nn.Module):
             self.memory.reset_parameters()
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
 
-    def encode_events(
-        self,
-        history_vectors: Tensor,
-        history_events: Tensor,
-        history_weights: Tensor,
-        history_times: Tensor,
-        history_groups: Tensor,
-        history_lengths: Tensor,
-    ) -> Tensor:
+    def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event, each from what stood at or before it.
 
         Args:
             history_vectors: (B, L, D) item vectors, taste part.
-            history_events: (B, L) codes of event types.
-            history_weights: (B, L) standardised weights.
-            history_times: (B, L) int64 seconds.
-            history_groups: (B, L) int64 from 1.
-            history_lengths: (B,) events of each row; the rest is padding.
+            arrays: `history_events` (B, L) codes of event types, `history_weights` (B, L) standardised,
+                `history_times` (B, L) int64 seconds, `history_groups` (B, L) int64 from 1, `history_lengths` (B,)
+                events of each row; the rest is padding.
 
         Returns:
             (B, T, D): position 0 is the empty history, position i what is known after event i.
         """
+        history_events, history_weights = arrays["history_events"], arrays["history_weights"]  # (B, L)
+        history_times, history_groups = arrays["history_times"], arrays["history_groups"]  # (B, L)
+        history_lengths = arrays["history_lengths"]  # (B,)
         n_batch, length = history_events.shape
         positions = torch.arange(length, device=history_events.device)  # (L,)
         is_padding = positions >= history_lengths.unsqueeze(1)  # (B, L)
@@ -143,27 +137,29 @@ class UserTower(nn.Module):
         weights = weights / weights.sum(dim=1, keepdim=True)  # (B, T)
         return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
-    def request_state(
-        self,
-        history_vectors: Tensor,
-        history_events: Tensor,
-        history_weights: Tensor,
-        history_times: Tensor,
-        history_groups: Tensor,
-        history_lengths: Tensor,
-        request_times: Tensor,
-        user_codes: Tensor,
-        user_values: Tensor,
-        context_codes: Tensor,
-        context_values: Tensor,
-    ) -> Tensor:
-        """Encode the history of each request and fuse it with the request, (B, D)."""
-        history = (history_events, history_weights, history_times, history_groups, history_lengths)
-        states = self.encode_events(history_vectors, *history)  # (B, T, D)
-        state = self.last_state(states, history_groups, history_lengths)  # (B, D)
-        last = torch.gather(history_times, 1, (history_lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (B,)
-        recency = torch.where(history_lengths > 0, request_times - last, 0)  # (B,)
-        return self.fuse(state, user_codes, user_values, context_codes, context_values, recency)  # (B, D)
+    def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
+        """Encode the history of each request and fuse it with the request.
+
+        Args:
+            history_vectors: (B, L, D) item vectors, taste part.
+            arrays: the other inputs by name, as `serve.tower_inputs` makes them.
+
+        Returns:
+            (B, D).
+        """
+        times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
+        states = self.encode_events(history_vectors, arrays)  # (B, T, D)
+        state = self.last_state(states, groups, lengths)  # (B, D)
+        last = torch.gather(times, 1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (B,)
+        recency = torch.where(lengths > 0, arrays["request_times"] - last, 0)  # (B,)
+        return self.fuse(
+            state,
+            arrays["user_codes"],
+            arrays["user_values"],
+            arrays["context_codes"],
+            arrays["context_values"],
+            recency,
+        )  # (B, D)
 
     def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""

@@ -15,7 +15,7 @@ from models.bundle_export import Exported, export_bundle
 from models.export import check_parity, item_graph, user_graph
 from models.memory import memory_inputs
 from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
-from models.towers import STATE_INPUTS, Towers
+from models.towers import Towers
 from serve.errors import BundleError
 from serve.index import ItemIndex
 from serve.layout import INDEX, ITEM_TOWER, ITEMS, SCHEMA, USER_TOWER, VECTORS
@@ -74,7 +74,7 @@ def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray
     """Run the user tower without the graphs that are exported."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     tower = towers.user_tower
-    fused = tower.request_state(tensors["history_vectors"], *(tensors[name] for name in STATE_INPUTS))
+    fused = tower.request_state(tensors["history_vectors"], tensors)
     if tower.memory is None:
         return [tower.finish(fused).numpy()]
     return [output.numpy() for output in tower.complete(fused, memory_inputs(tensors, tensors["owned_vectors"]))]

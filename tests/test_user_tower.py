@@ -5,7 +5,6 @@ import pandas as pd
 import pytest
 import torch
 
-from models.towers import STATE_INPUTS
 from serve.events import Events
 from serve.item_facts import ItemFacts
 from serve.item_ids import ItemIds
@@ -118,11 +117,11 @@ def test_an_empty_history_is_the_start_token(side):
     events = draw_events([0, 4, 0], side.world.schema, np.random.default_rng(4))
     arrays, rows, _ = side.arrays(events)
     tower = side.towers.user_tower
-    names = STATE_INPUTS[:5]
-    tensors = [torch.from_numpy(arrays[name]) for name in names]
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
         history = side.items[torch.from_numpy(rows)][..., : tower.dim]
-        states = tower.last_state(tower.encode_events(history, *tensors), tensors[3], tensors[4])
+        encoded = tower.encode_events(history, tensors)
+        states = tower.last_state(encoded, tensors["history_groups"], tensors["history_lengths"])
         token = tower.start_token.view(1, 1, -1)
         alone = tower.blocks(token, torch.zeros(1, 1, dtype=torch.int64), torch.zeros(1, 1, dtype=torch.int64))
     assert np.isfinite(side.of(events)).all()

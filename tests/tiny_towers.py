@@ -12,7 +12,7 @@ from datamodules.interactions import InteractionsDataModule
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.memory import memory_inputs
 from models.parity_cases import draw_features
-from models.towers import STATE_INPUTS, Towers
+from models.towers import Towers
 from models.two_tower import TwoTower
 from serve.events import Events
 from serve.owned import summarise_owned
@@ -105,7 +105,7 @@ class Side:
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
         tower = self.towers.user_tower
         history = self.items[torch.from_numpy(rows)][..., : tower.dim]
-        fused = tower.request_state(history, *(tensors[name] for name in STATE_INPUTS))
+        fused = tower.request_state(history, tensors)
         if tower.memory is None:
             return tower.finish(fused).numpy()
         vectors, _ = tower.complete(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
