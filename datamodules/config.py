@@ -72,7 +72,7 @@ class SplitConfig:
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
-    """For `leave_one_out`: hold every user's second-last event out of training, not only a sample's."""
+    """For `leave_one_out`: never train on any user's second-last event. Else the last training sees it."""
 
     def __post_init__(self) -> None:
         if self.kind == "time" and self.at is None:
@@ -113,8 +113,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not 0 <= self.max_reject_rate <= 1:
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
-        if self.history_length is not None and self.history_length < 1:
-            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 1 or more")
+        if self.history_length is not None and self.history_length < 2:
+            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 or more")
         for name in ("interactions", "users", "items"):
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)

@@ -127,7 +127,7 @@ def test_the_template_shows_every_key_and_states_the_defaults():
         ),
         ({"timezone": "../etc/passwd"}, "data.timezone: time zone '../etc/passwd' is unknown"),
         ({"max_reject_rate": 1.5}, "data.max_reject_rate is 1.5; allowed: 0 to 1"),
-        ({"history_length": 0}, "data.history_length is 0; allowed: 1 or more"),
+        ({"history_length": 1}, "data.history_length is 1; allowed: 2 or more"),
         (
             {"users": TableConfig(encoding="utf-16")},
             "data.users.encoding is 'utf-16'; allowed: utf-8, latin-1",
