@@ -99,6 +99,7 @@ class Trained:
     catalogue: Catalogue
     data: InteractionsDataModule
     epochs: int
+    temperature: float
 
 
 def run(config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] | None = None) -> Run:
@@ -128,6 +129,7 @@ def run(config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] 
     write_profiles(config.out / "profiles", recommender.profiles)
     seconds["total"] = time.monotonic() - started
     timing = {name: round(value, 2) for name, value in seconds.items()}
+    report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature}
     content = {"version": bundle.manifest.version, **metrics, **report, "timing": timing}
     (config.out / "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
     print_summary(config, metrics)
@@ -219,7 +221,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
         config.trainer,
         config.resume,
     )
-    return Trained(model.towers, schema, catalogue, data, trained_for)
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
 
 
 def stage_bundle(
