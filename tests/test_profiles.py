@@ -5,7 +5,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,7 +70,7 @@ def test_raw_values_become_texts_and_numbers():
 
 
 def test_stored_values_encode_as_the_raw_ones():
-    features = feature_values(FEATURES, pd.DataFrame({name: pd.Series(COLUMNS[name]) for name in COLUMNS}))
+    features = feature_values(FEATURES, COLUMNS)
     stored = {feature.column: features[feature.name] for feature in FEATURES[:3]}
     raw, again = encode_features(FEATURES, COLUMNS, 5), encode_features(FEATURES, stored, 5)
     np.testing.assert_array_equal(raw.codes, again.codes)
