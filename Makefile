@@ -11,7 +11,7 @@ demo: .venv/.train          ## train, export, evaluate and publish on the bundle
 	$(BIN)/python train.py --out runs/demo --overwrite
 
 test: .venv/.dev            ## the quick suite
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .

@@ -18,7 +18,9 @@ def make(pairs=PAIRS, time=True) -> Events:
 
 
 @pytest.mark.parametrize(
-    ("strength", "of_three"), [(as_counts, 3), (as_binary, 1), (as_logs, 1 + math.log(3))], ids=str
+    ("strength", "of_three"),
+    [(as_counts, 3), (as_binary, 1), (as_logs, 1 + math.log(3))],
+    ids=["counts", "binary", "logs"],
 )
 def test_strengths_of_pairs(strength, of_three):
     expected = np.zeros((U, N))
