@@ -184,7 +184,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
     catalogue = build_catalogue(tables.items, rows, schema)
     settings, features = config.model, catalogue.features
     data = InteractionsDataModule(
-        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, _horizon(split), at
+        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, split.horizon, at
     )
     towers = build_towers(
         schema,
@@ -294,21 +294,8 @@ def print_summary(config: Config, metrics: dict[str, Any]) -> None:
         console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
 
 
-def _horizon(split: Split) -> int | None:
-    """Return the length of the test window after a split by time: cuts look as far ahead in training."""
-    if split.validation_at is None or split.test_at is None:
-        return None
-    return split.test_at - split.validation_at
-
-
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(
-        prog="train.py",
-        description=__doc__,
-        exit_on_error=False,
-        allow_abbrev=False,
-        print_config="--print_config",
-    )
+    parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
     parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
     parser.add_argument("--seed", type=int, default=0)

@@ -28,6 +28,13 @@ class Split:
     test_at: int | None = None
 
     @property
+    def horizon(self) -> int | None:
+        """Seconds of the test window of a split by time, which training looks ahead too; None: the next time group."""
+        if self.validation_at is None or self.test_at is None:
+            return None
+        return self.test_at - self.validation_at
+
+    @property
     def refit(self) -> pd.DataFrame:
         """Training and validation rows, in the order of the table."""
         return pd.concat([self.train, self.validation]).sort_index()
