@@ -26,7 +26,7 @@ wheel: .venv/.dev           ## the built distribution holds our packages and not
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
 
 clean:
-	rm -rf .venv $(LIGHT) build runs .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LIGHT) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.train: pyproject.toml
 	$(PYTHON) -m venv .venv

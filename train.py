@@ -22,6 +22,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from rich.console import Console
 
 from datamodules.catalogue import Catalogue, build_catalogue
@@ -36,7 +37,8 @@ from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.user_profiles import make_profiles
 from evaluation.evaluate import evaluate
-from evaluation.result_table import print_results
+from evaluation.examination import headline_metric
+from evaluation.summary import print_summary
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.bundle_export import export_bundle
 from models.config import ModelConfig
@@ -59,8 +61,18 @@ from serve.threads import count_cores
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
-N_GOLDEN = 32
-RECALL_USERS = 256
+N_GOLDEN, RECALL_USERS = 32, 256
+NOT_OURS = {
+    "logger",
+    "callbacks",
+    "plugins",
+    "strategy",
+    "profiler",
+    "fast_dev_run",
+    "enable_checkpointing",
+    "max_epochs",
+}
+"""Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
 
 console = Console()
 
@@ -125,14 +137,16 @@ def run(config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] 
         begun = time.monotonic()
         metrics, durations = measure(config, recommender, cleaned, split)
         seconds |= durations | {"evaluation": time.monotonic() - begun}
-        bundle = publish(stage, facts, metrics, overwrite=config.overwrite)
+        published = {name: value for name, value in metrics.items() if name != "slices"}  # groups may be a few people
+        bundle = publish(stage, facts, published, overwrite=config.overwrite)
     write_profiles(config.out / "profiles", recommender.profiles)
     seconds["total"] = time.monotonic() - started
-    timing = {name: round(value, 2) for name, value in seconds.items()}
+    report["timing"] = {name: round(value, 2) for name, value in seconds.items()}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature}
-    content = {"version": bundle.manifest.version, **metrics, **report, "timing": timing}
+    content = {"version": bundle.manifest.version, **metrics, **report}
     (config.out / "metrics.json").write_text(json.dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    print_summary(config, metrics)
+    item_id = bundle.items.column("item_id")[0].as_py()
+    print_summary(console, config.out, metrics, headline_metric(config.data.repeats), item_id)
     return Run(config.out / "bundle", metrics)
 
 
@@ -148,6 +162,8 @@ def read(config: Config, frames: tuple[pd.DataFrame, ...] | None) -> tuple[Table
     tables, rejects = read_tables(config.data) if frames is None else tables_from_frames(config.data, *frames)
     write_rejects(rejects, config.out / "rejects.parquet")
     tables, cleaning = clean(tables)
+    if not len(tables.interactions):
+        raise SchemaError(f"no interaction is left: {cleaning.negative_weights} have a weight below 0")
     return tables, {"rejects": rejects, "cleaning": cleaning}
 
 
@@ -182,10 +198,27 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
     pl.seed_everything(config.seed, workers=True, verbose=False)
     schema = fit_schema(tables, rows, config.data)
     catalogue = build_catalogue(tables.items, rows, schema)
-    settings, features = config.model, catalogue.features
+    settings = config.model
     data = InteractionsDataModule(
         rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, split.horizon, at
     )
+    model = make_model(config, schema, catalogue, data)
+    trained_for = fit(
+        model,
+        data,
+        config.out,
+        "select" if epochs is None else "final",
+        settings.max_epochs if epochs is None else epochs,
+        settings.patience if len(validation) else None,
+        config.trainer,
+        config.resume,
+    )
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
+
+
+def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule) -> TwoTower:
+    """Build the towers and what trains them."""
+    settings, features = config.model, catalogue.features
     towers = build_towers(
         schema,
         EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories))),
@@ -200,7 +233,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
         settings.temperature,
         config.seed,
     )
-    model = TwoTower(
+    return TwoTower(
         towers,
         settings.learning_rate,
         settings.memory_learning_rate,
@@ -211,17 +244,6 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
         STARTED_TABLES if schema.repeats == "allow" else (),
         settings.max_epochs,
     )
-    trained_for = fit(
-        model,
-        data,
-        config.out,
-        "select" if epochs is None else "final",
-        settings.max_epochs if epochs is None else epochs,
-        settings.patience if len(validation) else None,
-        config.trainer,
-        config.resume,
-    )
-    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
 
 
 def stage_bundle(
@@ -230,7 +252,7 @@ def stage_bundle(
     """Write the bundle's files out of sight and open them as serving does."""
     console.rule("export")
     schema, trends = trained.schema, trained.data.trends
-    items = pa.Table.from_pandas(trained.catalogue.table, preserve_index=False).replace_schema_metadata(None)
+    items = trained.catalogue.to_arrow()
     if schema.repeats == "allow":
         items = items.append_column("repeat_rate", pa.array(trends.repeat_rate[-1]))
     export_bundle(trained.towers, schema, items, trends.popularity[-1], stage, config.seed)
@@ -261,7 +283,7 @@ def measure(
         return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
     console.rule("evaluation of the bundle")
     user_features = config.data.features.of("user").values()
-    groups = [feature.column for feature in user_features if feature.kind == "categorical" and feature.column]
+    groups = [str(feature.column) for feature in user_features if feature.kind in ("categorical", "numeric")]
     metrics = evaluate(
         recommender,
         split.test,
@@ -277,23 +299,6 @@ def measure(
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
 
 
-def print_summary(config: Config, metrics: dict[str, Any]) -> None:
-    """Say how good it is, where everything lies, and what to try next."""
-    console.rule("results")
-    if "test" in metrics:
-        metric = "NDCG@20" if config.data.repeats == "allow" else "NDCG@10"
-        print_results(console, metrics["test"], metrics["paired"], metric, ("HR@10", "Recall@20"))
-    bundle = config.out / "bundle"
-    item_id = Bundle.load(bundle).items.column("item_id")[0].as_py()
-    console.print(f"metrics  {config.out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
-    for command in (
-        f"recommend --bundle {bundle} --all-users --k 10 --out {config.out / 'recommendations.csv'}",
-        f"similar --bundle {bundle} --item {item_id} --k 5",
-        f"verify --bundle {bundle}",
-    ):
-        console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
-
-
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
@@ -303,9 +308,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
-    parser.add_class_arguments(
-        pl.Trainer, "trainer", skip={"logger", "callbacks", "plugins", "strategy", "profiler"}, instantiate=False
-    )
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
     return parser
 
 
@@ -314,14 +317,13 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
 
     Returns:
         The configuration, and its YAML for `config.yaml`.
-
-    Raises:
-        SchemaError: an unknown key or a wrong value, with the nearest key.
     """
     parser = make_parser()
     if not any(word.split("=")[0] == "--config" for word in argv):
         argv = [f"--config={DEFAULT_CONFIG}", *argv]
     given, made = parse_config(parser, argv, ("data", "model", "trainer"))
+    if made.seed < 0:
+        raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
     if given.ckpt_path not in (None, "last"):
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
     defaults = parser.get_defaults().trainer
@@ -337,7 +339,7 @@ def main(argv: Sequence[str]) -> int:
         check_out(config)
         (config.out / "config.yaml").write_text(text, encoding="utf-8")
         run(config)
-    except (SchemaError, BundleError, OSError) as error:
+    except (SchemaError, BundleError, OSError, MisconfigurationException) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     return 0

@@ -6,10 +6,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 
 from datamodules.sequences import columns_of
 from serve.categories import category_rows, count_categories
-from serve.encoding import EncodedFeatures, encode_features
+from serve.encoding import EncodedFeatures, encode_features, to_text
 from serve.events import Ints
 from serve.schema import Schema
 
@@ -29,6 +30,13 @@ class Catalogue:
 
     def __len__(self) -> int:
         return len(self.item_ids)
+
+    def to_arrow(self) -> pa.Table:
+        """Return the table as it is served; a column of mixed Python values becomes text."""
+        mixed = [str(name) for name in self.table if self.table[name].dtype == object]
+        texts = {name: self.table[name].map(to_text) for name in mixed}
+        items = self.table.assign(**texts)
+        return pa.Table.from_pandas(items, preserve_index=False).replace_schema_metadata(None)
 
 
 def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) -> Catalogue:

@@ -77,6 +77,11 @@ class SplitConfig:
     def __post_init__(self) -> None:
         if self.kind == "time" and self.at is None:
             raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
+        if self.at is not None and self.kind != "time":
+            raise SchemaError(
+                f"data.split.at is '{self.at}' and data.split.kind is '{self.kind}'; allowed: at with kind time alone: "
+                "take it out or set the kind"
+            )
         if self.strict and self.kind != "leave_one_out":
             raise SchemaError(
                 f"data.split.strict is true and data.split.kind is '{self.kind}'; allowed: strict with "
@@ -141,6 +146,8 @@ def _check_timezone(timezone: str | None) -> None:
 
 def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
     feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+    if feature.kind != "numeric" and (feature.min, feature.max) != (None, None):
+        raise SchemaError(f"feature '{name}' is {feature.kind} and has min or max; allowed: with kind numeric alone")
     if feature.column is not None:
         return feature
     column = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name

@@ -28,7 +28,7 @@ class CutPlan:
 
 
 class Timeline(Protocol):
-    """Draws one cut of each user's own timeline."""
+    """Draws one cut of each user that has any."""
 
     def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
         """Return user, stop, end of the targets, time, index of the trend moment, of the users that have a cut."""

@@ -91,7 +91,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         events = self.sequences.events
         end = self.schema.data_until
         first = int(events.time.min(initial=end))
-        if self.schema.repeats == "exclude":
+        if self.trains_on_windows:
             moments = np.array([end], dtype=np.int64)
         elif self.horizon is None:
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
@@ -116,7 +116,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         """Return user and item row of the events that factors may be taken from.
 
         With a horizon these are the events before the first cut: factors that had seen the targets of the cuts
-        would teach the towers to trust them too much.
+        teach the towers to trust them too much. Cuts at any of a user's times leave no such events: all are taken.
         """
         events = self.sequences.events
         limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]

@@ -35,9 +35,6 @@ class Cuts:
     trend: int
     """Index of the moment whose popularity holds for the batch."""
 
-    def take(self, rows: Ints) -> Cuts:
-        return Cuts(self.users[rows], self.starts[rows], self.stops[rows], self.times[rows], self.trend)
-
 
 @dataclass(frozen=True)
 class Targets:

@@ -11,6 +11,8 @@ import pandas as pd
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
 from serve.encoding import split_cell, to_text
+from serve.errors import SchemaError
+from serve.owned import DAY
 from serve.schema import Feature, IdType, Schema
 
 MEMORY_LENGTH = 4000
@@ -23,7 +25,6 @@ DEFAULT_SPAN = 100.0
 POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)
 """Windows of recent popularity that did well on grocery data of 334 days, as shares of the span."""
 _CALENDAR = {"hour_of_day": tuple(map(str, range(24))), "day_of_week": tuple(map(str, range(7)))}
-_DAY = 86400
 
 
 def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schema:
@@ -33,7 +34,14 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schem
         tables: cleaned tables; of users and items, only those with training rows are looked at.
         train: training rows of the interactions.
         config: features, ties, repeats, timezone and history length.
+
+    Raises:
+        SchemaError: baskets are declared and there is no time to tell them apart.
     """
+    if config.ties == "simultaneous" and "datetime" not in train:
+        raise SchemaError(
+            "data.ties is 'simultaneous' and the interactions have no datetime: events at one time need one"
+        )
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train)
@@ -123,7 +131,7 @@ def _fit_history_length(train: pd.DataFrame) -> int:
 def _span_days(train: pd.DataFrame) -> float:
     if "datetime" not in train:
         return DEFAULT_SPAN
-    return float(max(train["datetime"].max() - train["datetime"].min(), 1)) / _DAY
+    return float(max(train["datetime"].max() - train["datetime"].min(), 1)) / DAY
 
 
 def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:

@@ -10,7 +10,7 @@ import torch
 from datamodules.batch import WindowBatch
 from datamodules.missing import Withheld, hide_rows
 from datamodules.sequences import Sequences
-from serve.events import Ints
+from serve.events import Events, Ints
 from serve.schema import Schema
 from serve.tower_inputs import history_arrays
 
@@ -33,6 +33,7 @@ class WindowExamples:
         self.schema = schema
         self.batch_size = batch_size
         self.withheld = withheld
+        self.is_first_time = mark_first_times(sequences.events)
 
     def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
         """Plan an epoch: a function of (seed, epoch) alone. Windows of similar length share a batch."""
@@ -58,6 +59,7 @@ class WindowExamples:
         is_target = is_event.copy()
         is_target[:, 0] &= is_first_window  # elsewhere the first event only gives the second one its past
         flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
+        is_target &= self.is_first_time[flat]
         is_placeless = rng.random(flat.size) < self.withheld.context
         is_nameless = rng.random(len(plan.users)) < self.withheld.user
         context, user = self.sequences.context.take(flat.ravel()), self.sequences.user.take(plan.users)
@@ -93,6 +95,14 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     fewest = int(np.maximum(-(-(counts - 1) // stride), has_events).sum())
     mean = has_events.sum() + np.maximum(counts - 2, 0).sum() / stride  # over the cuts
     return max(1, min(int(np.ceil(mean / batch_size)), fewest))
+
+
+def mark_first_times(events: Events) -> np.ndarray:
+    """Mark the events on an item that the user did not have before: the others can never be recommended, (E,)."""
+    pairs = events.segments() * (int(events.item_row.max(initial=0)) + 1) + events.item_row
+    is_first = np.zeros(len(pairs), dtype=bool)
+    is_first[np.unique(pairs, return_index=True)[1]] = True
+    return is_first
 
 
 def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:

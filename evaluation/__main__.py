@@ -20,7 +20,6 @@ from evaluation.result_table import print_results
 from evaluation.validation import hold_out_last, hold_out_window
 from serve.bundle import Bundle
 from serve.durable import write_file
-from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender
 from serve.schema import Schema
 
@@ -32,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = _parse(argv)
     try:
         run(arguments)
-    except (SchemaError, BundleError, OSError) as error:
-        print(f"error: {error}", file=sys.stderr)
+    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     return 0
 
@@ -92,8 +91,8 @@ def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None) -> tuple[
 
 
 def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:
-    categories = [feature.column for feature in schema.user_features if feature.kind == "categorical"]
-    return [column for column in categories if column in users]
+    single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
+    return [column for column in single if column in users]
 
 
 def _say(message: str) -> None:

@@ -25,7 +25,7 @@ from evaluation.holdout import (
 )
 from evaluation.protocol import describe_protocol
 from evaluation.recommended import recommend_views
-from evaluation.slices import Labels, label_targets, measure_slices
+from evaluation.slices import Labels, label_column, label_targets, measure_slices
 from evaluation.targets import Ints
 from serve.errors import SchemaError, name_nearest
 from serve.recommender import Recommender
@@ -105,7 +105,7 @@ def evaluate(
     examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, at), progress)
     in_context = {} if at is not None else _ask_in_context(recommender, trial, progress)
     runs = list(run_baselines(trial.examination, knowledge, schema.repeats, progress))
-    protocol = {"protocol": describe_protocol(trial.examination, at, schema.repeats)}
+    protocol = {"protocol": describe_protocol(trial.examination, at, schema)}
     return _compare_models(trial, examined, runs) | in_context | protocol
 
 
@@ -114,8 +114,9 @@ def _label_users(users: pd.DataFrame, ids: Ids, columns: list[str]) -> dict[str,
     for column in columns:
         if column not in users:
             raise SchemaError(f"users have no column '{column}' to slice by; {name_nearest(column, map(str, users))}")
-    known = users.set_index("user_id")[columns].reindex(ids.users)
-    return {column: known[column].to_numpy(object) for column in columns}
+    distinct = dict.fromkeys(columns)  # two features may be read from one column
+    labels = {column: pd.Series(label_column(users[column]), users["user_id"]) for column in distinct}
+    return {column: known.reindex(ids.users).to_numpy(object) for column, known in labels.items()}
 
 
 def _ask(recommender: Recommender, trial: Trial, requests: Requests, progress: Progress) -> Examined:

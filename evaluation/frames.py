@@ -10,14 +10,14 @@ import numpy as np
 import pandas as pd
 
 from serve.clock import to_seconds
-from serve.encoding import to_numbers
+from serve.encoding import to_numbers, to_text
 from serve.errors import SchemaError, name_nearest
 from serve.requests import DERIVED, parse_id
 from serve.schema import Feature, IdType, Schema
 
 
 def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read `user_id`, `item_id` and what there is of `datetime`, `event`, `weight` and context columns.
+    """Read `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context.
 
     Raises:
         SchemaError: no such file, not CSV or Parquet, a column missing, or a value that cannot be read.
@@ -30,10 +30,12 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
     }
     if "datetime" in frame:
         columns["datetime"] = _read_times(frame["datetime"], schema.timezone, f"{path.name}: datetime")
+    if "position" in frame:
+        columns["position"] = _read_positions(frame["position"], f"{path.name}: position")
     if "weight" in frame:
         columns["weight"] = _read_weights(frame["weight"], f"{path.name}: weight")
     if "event" in frame:
-        columns["event"] = frame["event"].to_numpy(object)
+        columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
     stated = [feature for feature in schema.context_features if feature.kind not in DERIVED]
     return pd.DataFrame(columns | _read_features(frame, stated))
 
@@ -100,6 +102,12 @@ def _read_times(column: pd.Series[Any], timezone: str | None, where: str) -> np.
     seconds, is_valid = to_seconds(column.to_numpy(), timezone)
     _refuse_missing(~is_valid, column, where)
     return seconds
+
+
+def _read_positions(column: pd.Series[Any], where: str) -> np.ndarray:
+    positions = pd.to_numeric(column, errors="coerce")
+    _refuse_missing(~np.isfinite(positions.to_numpy(np.float64)), column, where)
+    return positions.to_numpy()
 
 
 def _read_weights(column: pd.Series[Any], where: str) -> np.ndarray:

@@ -16,11 +16,12 @@ def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema:
     """Make the profiles of all users of both tables.
 
     Args:
-        interactions: rows with ids in the types of the schema; ordered here by time where they have one.
+        interactions: rows with ids in the types of the schema; ordered here by time and position, where they have
+            these, then by place.
         users: `user_id`, at most once, and columns of user features; a column that is absent is missing.
         schema: says what features there are.
     """
-    keys = [name for name in ("user_id", "datetime") if name in interactions]
+    keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
     events = interactions.sort_values(keys, kind="stable")
     user_ids = np.unique(pd.concat([interactions["user_id"], users["user_id"]]).to_numpy())
     counts = np.bincount(np.searchsorted(user_ids, events["user_id"].to_numpy()), minlength=len(user_ids))

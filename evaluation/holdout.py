@@ -16,6 +16,7 @@ import pandas as pd
 
 from evaluation.events import Events
 from evaluation.targets import ItemSets, Targets
+from serve.encoding import split_cell, to_text
 from serve.errors import SchemaError
 from serve.requests import DERIVED
 from serve.schema import Feature, Schema
@@ -100,7 +101,7 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = _as_moment(seconds)
     features = _given_features(rows, schema)
-    columns = [_raw_values(rows[feature.column]) for feature in features]
+    columns = [_raw_values(feature, rows[feature.column]) for feature in features]
     names = [feature.name for feature in features]
     for request, values in zip(requests, zip(*columns, strict=True), strict=False):
         request["context"] = dict(zip(names, values, strict=True))
@@ -113,7 +114,12 @@ def _given_features(rows: pd.DataFrame, schema: Schema) -> list[Feature]:
     return [feature for feature in stated if feature.column in rows]
 
 
-def _raw_values(column: pd.Series[Any]) -> list[Any]:
+def _raw_values(feature: Feature, column: pd.Series[Any]) -> list[Any]:
+    """Return the values as a request states them: numbers, texts or lists of texts, None where missing."""
+    if feature.kind == "categorical":
+        return [to_text(value) for value in column]
+    if feature.kind == "multi_categorical":
+        return [split_cell(cell, feature.separator) or None for cell in column]
     values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
     return values
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import cache
-from pathlib import Path
 from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import scipy
 from scipy import linalg
+
+from serve.threads import wheel_blas
 
 Real = TypeVar("Real", np.float32, np.float64)
 
@@ -56,7 +56,7 @@ def _mirror(matrix: npt.NDArray[Real]) -> None:
 @contextmanager
 def _one_thread() -> Iterator[None]:
     """Keep the OpenBLAS of scipy's wheel to one thread; another BLAS is left as it is."""
-    libraries = _wheel_blas()
+    libraries = [library for library in wheel_blas(scipy) if hasattr(library, _GET) and hasattr(library, _SET)]
     before = [getattr(library, _GET)() for library in libraries]
     try:
         for library in libraries:
@@ -65,11 +65,3 @@ def _one_thread() -> Iterator[None]:
     finally:
         for library, n_threads in zip(libraries, before, strict=True):
             getattr(library, _SET)(ctypes.c_int(n_threads))
-
-
-@cache
-def _wheel_blas() -> tuple[ctypes.CDLL, ...]:
-    """Return the OpenBLAS that scipy has loaded already, none if it is not the wheel's own."""
-    beside = Path(scipy.__file__).parent.parent / "scipy.libs"
-    libraries = (ctypes.CDLL(str(path)) for path in sorted(beside.glob("lib*openblas*")))
-    return tuple(library for library in libraries if hasattr(library, _GET) and hasattr(library, _SET))

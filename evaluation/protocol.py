@@ -9,7 +9,8 @@ import numpy as np
 
 from evaluation.examination import LIST_LENGTH, Examination, headline_metric
 from evaluation.intervals import RESAMPLES
-from serve.schema import Repeats
+from serve.requests import DERIVED
+from serve.schema import Schema
 
 VIEWS = {
     "all": "nothing is excluded; all targets",
@@ -19,13 +20,14 @@ VIEWS = {
 NOVEL_ALONE = "items a user has are excluded; all targets, of which those she has are out of reach"
 
 
-def describe_protocol(examination: Examination, at: int | None, repeats: Repeats) -> dict[str, Any]:
+def describe_protocol(examination: Examination, at: int | None, schema: Schema) -> dict[str, Any]:
     """Say what was asked, how often, and how the figures were averaged."""
+    repeats = schema.repeats
     metric = headline_metric(repeats)
     criterion = f"{metric}, mean of the views all and novel" if repeats == "allow" else f"{metric}, view novel"
     return {
         "split": "held-out interactions" if at is None else "time",
-        "requests": _describe_requests(at),
+        "requests": _describe_requests(at, schema),
         "n_requests": len(examination.user),
         "n_users": len(np.unique(examination.user)),
         "n_items": examination.n_items,
@@ -41,8 +43,10 @@ def describe_protocol(examination: Examination, at: int | None, repeats: Repeats
     }
 
 
-def _describe_requests(at: int | None) -> str:
+def _describe_requests(at: int | None, schema: Schema) -> str:
     if at is None:
         return "one per user and time of the holdout, without datetime and context"
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
-    return f"one per user of the holdout, at {moment.isoformat()}, without context"
+    derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
+    context = f"{derived} of that moment, no other context" if derived else "without context"
+    return f"one per user of the holdout, at {moment.isoformat()}, {context}"

@@ -7,6 +7,7 @@ stay as they are.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evaluation.intervals import Summary, summarise
-from evaluation.metrics import CUTOFFS, measure_users
+from evaluation.metrics import measure_users
 from evaluation.targets import Bools, Ints, Targets
 
 Labels = npt.NDArray[Any]
@@ -22,21 +23,23 @@ Labels = npt.NDArray[Any]
 HISTORY_GROUPS = {0: "0", 1: "1-4", 5: "5-19", 20: "20+"}
 COLD_EVENTS = 5
 HEAD_SHARE = 0.8
-MISSING = "missing"
+NUMBERS = ("integer", "floating", "mixed-integer-float")
+MOST_NUMBERS = 12
+"""Numbers with more distinct values are labelled by quartile."""
+MOST_VALUES = 20
+"""Values of a slice that are measured, the most frequent ones; the others count together."""
+MISSING, OTHER = "missing", "other"
 
 
-def measure_slices(
-    lists: Ints, targets: Targets, labels: Mapping[str, Labels], cutoffs: tuple[int, ...] = CUTOFFS
-) -> dict[str, dict[str, Summary]]:
+def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Summary]]:
     """Return slice -> value -> metrics with intervals and the number of users.
 
     Args:
         lists: (B, K).
         targets: of the B requests, T in all.
         labels: slice -> (T,), a label per target; None and NaN become the value `missing`.
-        cutoffs: of the metrics.
     """
-    return {name: _measure_slice(lists, targets, column, cutoffs) for name, column in labels.items()}
+    return {name: _measure_slice(lists, targets, column) for name, column in labels.items()}
 
 
 def label_targets(
@@ -57,6 +60,21 @@ def label_targets(
         "popularity": np.where(_of_items(~find_head(event_count), targets), "tail", "head"),
     }
     return labels | {name: column[targets.user][request] for name, column in groups.items()}
+
+
+def label_column(column: pd.Series[Any]) -> Labels:
+    """Label each row by its value, or by quartile where there are many numbers; None or NaN where missing."""
+    labels: Labels = column.to_numpy(object)
+    if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS or column.nunique() <= MOST_NUMBERS:
+        return labels
+    numbers = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
+    is_finite = np.isfinite(numbers)
+    edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
+    names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], object)
+    quartile = np.searchsorted(edges[1:-1], numbers, side="right")
+    labels = names[quartile.clip(max=len(names) - 1)]
+    labels[~is_finite] = None
+    return labels
 
 
 def label_history(history_length: Ints) -> Labels:
@@ -80,9 +98,13 @@ def _of_items(marked: Bools, targets: Targets) -> Bools:
     return np.append(marked, True)[targets.items.item_row]
 
 
-def _measure_slice(lists: Ints, targets: Targets, labels: Labels, cutoffs: tuple[int, ...]) -> dict[str, Summary]:
-    values = np.where(pd.isna(labels), MISSING, labels.astype(str))
-    return {
-        str(value): summarise(measure_users(lists, targets.keep(values == value), cutoffs))
-        for value in np.unique(values)
-    }
+def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, Summary]:
+    values = _join_rare(np.where(pd.isna(labels), MISSING, labels.astype(str)))
+    return {str(value): summarise(measure_users(lists, targets.keep(values == value))) for value in np.unique(values)}
+
+
+def _join_rare(values: Labels) -> Labels:
+    """Rename all but the most frequent values; of equally frequent ones the first in order stay."""
+    distinct, counts = np.unique(values, return_counts=True)
+    frequent = distinct[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
+    return np.where(np.isin(values, frequent), values, OTHER)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -20,6 +21,10 @@ Criterion = Callable[[ScoreUsers], float]
 """How good a scorer is on validation; more is better."""
 
 MEMORY_SHARE = 0.5
+TOO_LARGE = "needs more than half of the free memory"
+
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
@@ -65,22 +70,33 @@ def fit_baselines(
 
 
 def read_free_bytes() -> int:
-    """Return the memory a process can still get, from the kernel's own estimate where it gives one."""
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines() if ":" in line)
+    """Return the memory this process can still get: what the machine has free, within a container's limit."""
+    return int(min(_free_of_machine(), _left_of_limit()))
+
+
+def _free_of_machine() -> int:
+    """Return the kernel's own estimate where it gives one, else the free pages, or all of them (macOS)."""
+    if _MEMINFO.exists():
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
         if "MemAvailable" in fields:
             return int(fields["MemAvailable"].split()[0]) * 1024
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
+    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _left_of_limit() -> float:
+    """Return what the limit of the control group leaves, infinite without one."""
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return math.inf
+    return max(int(limit) - int(used), 0) if limit.isdecimal() and used.isdecimal() else math.inf
 
 
 def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     if baseline.needs_time and events.time is None:
         return "the interactions have no times"
-    needed, free = baseline.estimate_bytes(events), read_free_bytes()
-    if needed > MEMORY_SHARE * free:
-        return f"needs about {needed / 2**30:.1f} GiB, more than half of the {free / 2**30:.1f} GiB free"
-    return None
+    return TOO_LARGE if baseline.estimate_bytes(events) > MEMORY_SHARE * read_free_bytes() else None
 
 
 def _tune(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> FittedBaseline:

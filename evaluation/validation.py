@@ -26,9 +26,11 @@ def hold_out_window(train: pd.DataFrame, at: int, length: int) -> tuple[pd.DataF
 def hold_out_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Part each user's last event, or all of her last moment, from what came before it.
 
-    Without times the last one is the last row. Who has nothing before it keeps it.
+    Without times the highest position is the last one, without positions the last row. Who has nothing before
+    it keeps it.
     """
-    moment = train["datetime"] if "datetime" in train else pd.Series(np.arange(len(train)), train.index)
+    place = pd.Series(np.arange(len(train)), train.index)
+    moment = next((train[name] for name in ("datetime", "position") if name in train), place)
     of_user = moment.groupby(train["user_id"])
     is_last = (moment == of_user.transform("max")) & (moment > of_user.transform("min"))
     return train[~is_last], train[is_last]

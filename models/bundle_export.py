@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -20,18 +18,7 @@ from serve.schema import Schema
 from serve.staging import Stage
 
 
-@dataclass(frozen=True)
-class Exported:
-    """What was written."""
-
-    vectors: Floats
-    """(N, W) item vectors."""
-    space_id: str
-
-
-def export_bundle(
-    towers: Towers, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
-) -> Exported:
+def export_bundle(towers: Towers, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int) -> None:
     """Write towers, vectors, index, items and schema into a stage; refuse if ONNX and torch differ.
 
     Args:
@@ -55,7 +42,6 @@ def export_bundle(
     space_id = compute_space_id(vectors, schema_bytes)
     _export_user_tower(towers, schema, vectors, stage, space_id, seed)
     _export_item_tower(item_graph(towers.item_tower), schema, stage, space_id, seed)
-    return Exported(vectors, space_id)
 
 
 def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:

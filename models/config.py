@@ -44,19 +44,23 @@ class ModelConfig:
     """Epochs without a better validation NDCG before training stops."""
 
     def __post_init__(self) -> None:
-        if self.dim % self.n_heads:
-            raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
         for name in (
             "dim",
+            "affinity_dim",
             "n_blocks",
+            "n_heads",
             "batch_size",
             "max_epochs",
             "warmup_steps",
             "patience",
-            "affinity_dim",
         ):
             if getattr(self, name) < 1:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
+        for name in ("temperature", "learning_rate", "memory_learning_rate"):
+            if not getattr(self, name) > 0:
+                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: more than 0")
+        if self.dim % self.n_heads:
+            raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
         for name in ("dropout", "id_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 0 to less than 1")

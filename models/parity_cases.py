@@ -7,13 +7,12 @@ import numpy as np
 from serve.categories import count_categories
 from serve.encoding import EncodedFeatures, code_slices, value_slices
 from serve.events import Events, Floats, Ints
-from serve.owned import summarise_owned
+from serve.owned import DAY, summarise_owned
 from serve.schema import FIRST_CODE, Feature, Schema
 from serve.tower import Arrays
 from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
 
 BATCHES = (1, 7, 256)
-DAY = 86_400
 
 
 def user_cases(schema: Schema, vectors: Floats, taste_dim: int, categories: Ints, seed: int) -> dict[str, Arrays]:
@@ -45,7 +44,7 @@ def user_cases(schema: Schema, vectors: Floats, taste_dim: int, categories: Ints
 def draw_events(counts: Ints, schema: Schema, n_items: int, rng: np.random.Generator) -> Events:
     """Draw histories of the given lengths from few items, so that some come again."""
     total, segment = int(counts.sum()), np.repeat(np.arange(len(counts)), counts)
-    times = schema.data_until - rng.integers(0, 300, total) * DAY
+    times = schema.data_until - (rng.integers(0, 300, total) * DAY).astype(np.int64)
     return Events(
         item_row=rng.integers(0, max(1, n_items // 3), total),
         time=times[np.lexsort((times, segment))] if schema.has_datetime else np.zeros(total, dtype=np.int64),

@@ -120,9 +120,9 @@ class TwoTower(pl.LightningModule):
         groups: dict[float, list[nn.Parameter]] = {}
         for name, parameter in self.towers.named_parameters():
             groups.setdefault(self.rate_of(name), []).append(parameter)
-        groups.setdefault(self.learning_rate, []).append(self.log_temperature)
+        temperature = {"params": [self.log_temperature], "weight_decay": 0.0}  # decay would pull it towards 1
         optimizer = torch.optim.AdamW(
-            [{"params": parameters, "lr": rate} for rate, parameters in groups.items()],
+            [temperature, *({"params": parameters, "lr": rate} for rate, parameters in groups.items())],
             lr=self.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=self.weight_decay,

@@ -86,6 +86,8 @@ def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: in
 def _right_vectors(matrix: sp.csr_array | np.ndarray, dim: int, seed: int) -> np.ndarray:
     """Return the `dim` leading right singular vectors as columns, zeros where there are fewer."""
     rank = min(dim, min(matrix.shape) - 1)
+    if rank < 1:  # a single user or item
+        return np.zeros((matrix.shape[1], dim))
     _, _, right = svds(matrix, k=rank, random_state=seed)
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
     vectors = np.zeros((matrix.shape[1], dim))

@@ -1,6 +1,7 @@
 """Read a bundle folder so that nothing unverified is ever used: manifest, exact file set, sizes, hashes.
 
-Each file is opened once, without following links, and mapped; what is hashed is what is used afterwards.
+Each file is opened once, without following links, and mapped; what is hashed is what is used afterwards. A
+published folder is replaced as a whole, never written into, so that a mapping keeps what was hashed.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def identify_folder(path: Path) -> tuple[int, int] | None:
     """Return which folder stands at a path, None if there is none."""
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     return status.st_dev, status.st_ino
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from serve.requests import DERIVED
 from serve.schema import Feature, Schema
 
-_DERIVED = ("hour_of_day", "day_of_week")
 _LONGEST = 20  # events
 _DAY = 86_400
 
@@ -29,7 +29,7 @@ def _draw_request(
     if number % 3 < 2:
         request["features"] = {feature.name: _draw_value(feature, rng) for feature in schema.user_features}
     if number % 3 > 0:
-        given = [feature for feature in schema.context_features if feature.kind not in _DERIVED]
+        given = [feature for feature in schema.context_features if feature.kind not in DERIVED]
         request["context"] = {feature.name: _draw_value(feature, rng) for feature in given}
         if schema.has_datetime:
             request["datetime"] = _write_time(schema.data_until)

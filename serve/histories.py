@@ -114,4 +114,5 @@ def _weights(history: History, schema: Schema) -> Floats:
     mean = np.expm1(schema.weight_mean) if schema.has_weight else 1.0
     if history.weight is None:
         return np.full(len(history), mean, dtype=np.float32)
-    return np.where(np.isnan(history.weight), mean, history.weight).astype(np.float32)
+    weights = np.where(np.isnan(history.weight), mean, history.weight)
+    return np.minimum(weights, np.finfo(np.float32).max).astype(np.float32)  # float64 reaches further

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from serve.errors import BundleError
 from serve.layout import INDEX, VECTORS
-from serve.top_k import Floats, Ints, dot_pairs, find_candidates, rank_candidates
+from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
 
 Ragged = tuple[Ints, Ints]
 """(item_rows, offsets): request i has item_rows[offsets[i] : offsets[i + 1]]."""
@@ -140,10 +140,10 @@ class ItemIndex:
         approximate = ((part @ direction) / lengths).astype(np.float32)[None]  # (1, N)
         approximate[0, row] = -np.inf
         slack = np.array([2.0**-22 * (n_dims + 8)], dtype=np.float32)
-        found = find_candidates(approximate, k, slack)
+        found = find_contenders(approximate, k, slack)
         dots = dot_pairs(part[row][None], part, *found)
         cosines = (dots / (lengths[row] * lengths[found[1]])).astype(np.float32)
-        scores, rows = rank_candidates(*found, cosines, 1, k)
+        scores, rows = rank_contenders(*found, cosines, 1, k)
         return scores[0], rows[0]
 
     def _search_tile(
@@ -153,9 +153,9 @@ class ItemIndex:
         rows, offsets = excluded
         approximate = np.matmul(users, self.vectors.T, out=product[: len(users)])  # (T, N)
         approximate[np.repeat(np.arange(len(users)), np.diff(offsets)), rows] = -np.inf
-        requests, items = find_candidates(approximate, k, slack)
+        requests, items = find_contenders(approximate, k, slack)
         scores = dot_pairs(users, self.vectors, requests, items).astype(np.float32)
-        return rank_candidates(requests, items, scores, len(users), k)
+        return rank_contenders(requests, items, scores, len(users), k)
 
     def _lengths_of(self, n_dims: int) -> NDArray[np.float64]:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""

@@ -68,7 +68,7 @@ def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> t
         k: length of a list.
 
     Returns:
-        scores and rows (T, k) as of `rank_candidates`: equal scores order by row, -inf and -1 fill the end.
+        scores and rows (T, k) as of `rank_contenders`: equal scores order by row, -inf and -1 fill the end.
     """
     n_requests = len(found[1])
     requests, place = np.nonzero(found[1] >= 0)

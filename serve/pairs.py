@@ -1,4 +1,4 @@
-"""Pairs of a request and an item, flat: what is owned, excluded, remembered or a candidate."""
+"""Pairs of a request and an item, flat: what is owned, excluded, remembered or a contender."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.index import Ragged
-from serve.top_k import Floats, Ints, rank_candidates
+from serve.top_k import Floats, Ints, rank_contenders
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ def spread_scores(known: Pairs, scores: Floats, pairs: Pairs, n_items: int) -> F
 
 
 def rank_pairs(pairs: Pairs, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
-    """Order each request's pairs by score, then by row, and keep k; padded as `rank_candidates` does."""
+    """Order each request's pairs by score, then by row, and keep k; padded as `rank_contenders` does."""
     order = np.argsort(pairs.requests, kind="stable")
     ordered = pairs.take(order)
-    return rank_candidates(ordered.requests, ordered.rows, scores[order], n_requests, k)
+    return rank_contenders(ordered.requests, ordered.rows, scores[order], n_requests, k)

@@ -66,13 +66,16 @@ class Recommender:
             profiles: or their folder; by default the folder `profiles` beside the bundle, if there is one.
 
         Raises:
-            BundleError: bundle or profiles are missing, altered, or do not belong together.
+            BundleError: bundle or profiles are missing, altered, or do not belong together; or the golden requests are
+                answered differently here than where the bundle was made.
         """
         beside = Path(directory).absolute().parent / PROFILES
         if profiles is None and (beside / MANIFEST).exists():
             profiles = beside
         known = Profiles.load(Path(profiles)) if isinstance(profiles, (str, Path)) else profiles
-        return cls(Bundle.load(Path(directory)), known)
+        recommender = cls(Bundle.load(Path(directory)), known)
+        golden.replay(recommender.bundle.golden, golden_answer(recommender))
+        return recommender
 
     def recommend(
         self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None

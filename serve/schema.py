@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 from serve.errors import SchemaError, name_nearest
@@ -114,10 +113,6 @@ class Schema:
         lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
         sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
         return cls(**{**raw, **lists, **sides})
-
-    @classmethod
-    def load(cls, path: Path) -> Schema:
-        return cls.from_json(path.read_text(encoding="utf-8"))
 
 
 def check_names(raw: dict[str, Any], allowed: set[str], where: str) -> None:

@@ -6,6 +6,7 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 
 import faiss
 import numpy as np
@@ -25,7 +26,7 @@ def set_search_threads(n_threads: int) -> None:
     if n_threads < 1:
         raise ValueError(f"threads is {n_threads}; allowed: 1 or more")
     faiss.omp_set_num_threads(n_threads)
-    for library in _wheel_blas():
+    for library in wheel_blas(np):
         for symbol in _SYMBOLS:
             if hasattr(library, symbol):
                 getattr(library, symbol)(ctypes.c_int(n_threads))
@@ -37,7 +38,7 @@ def count_cores() -> int:
 
 
 @cache
-def _wheel_blas() -> tuple[ctypes.CDLL, ...]:
-    """Return the OpenBLAS that numpy has loaded already, none if it is not the wheel's own."""
-    beside = Path(np.__file__).parent.parent / "numpy.libs"
+def wheel_blas(package: ModuleType) -> tuple[ctypes.CDLL, ...]:
+    """Return the OpenBLAS that numpy or scipy has loaded already, none if it is not the wheel's own."""
+    beside = Path(str(package.__file__)).parent.parent / f"{package.__name__}.libs"
     return tuple(ctypes.CDLL(str(path)) for path in sorted(beside.glob("lib*openblas*")))

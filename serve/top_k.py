@@ -1,9 +1,9 @@
 """The k best of approximate scores, exactly: a cut that is provably low enough, then exact scores above it.
 
 The last bits of a float32 matrix product depend on the batch and on a row's place in it. So it only chooses
-candidates here; whoever calls scores these again exactly and lets `rank_candidates` order them. A score is
+contenders here; whoever calls scores these again exactly and lets `rank_contenders` order them. A score is
 then a function of one user and one item: equal vectors score equal, and a batch answers as one by one.
-Letters: T requests of a tile, N items, C candidates of all its requests.
+Letters: T requests of a tile, N items, C contenders of all its requests.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ Floats = NDArray[np.float32]
 Ints = NDArray[np.int64]
 
 _FEWEST_BLOCKS = 256  # fewer make the maximum of a block slow, more make the partition slow
-_CHUNK = 2**18  # numbers; longer ones pay for fresh pages, and equal scores make all items candidates
+_CHUNK = 2**18  # numbers; longer ones pay for fresh pages, and equal scores make all items contenders
 _LOWEST = np.finfo(np.float32).min  # above the -inf of an item that is not admissible
 
 
-def find_candidates(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, Ints]:
+def find_contenders(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, Ints]:
     """Find all items that can be among the k best.
 
     The items are dealt into blocks, at least 4 k of them. k block maxima are k items, so the k-th best
@@ -45,8 +45,8 @@ def find_candidates(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, I
     return requests, rows
 
 
-def rank_candidates(requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
-    """Order the candidates of each request by score, then by row, and keep k.
+def rank_contenders(requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
+    """Order the contenders of each request by score, then by row, and keep k.
 
     Args:
         requests: (C,) ascending.

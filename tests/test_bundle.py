@@ -180,6 +180,12 @@ def test_what_is_no_file_is_refused(tiny_bundle, make):
         Bundle.load(path)
 
 
+def test_a_path_below_a_file_is_refused(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(BundleError, match=r"no bundle at .*file/bundle"):
+        Bundle.load(tmp_path / "file" / "bundle")
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")

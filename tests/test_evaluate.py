@@ -10,7 +10,9 @@ import pandas as pd
 import pytest
 
 from evaluation.evaluate import evaluate
+from evaluation.holdout import contextual_requests
 from serve.errors import SchemaError
+from serve.schema import Feature
 from tests.fake_recommender import FakeRecommender
 
 N, U = 31, 13
@@ -310,6 +312,32 @@ def test_progress_names_every_model():
 def test_nothing_held_out_is_refused():
     with pytest.raises(SchemaError, match="holdout has no interactions"):
         run(make_recommender(repeats="allow"), AT, holdout=HOLDOUT[:0])
+
+
+def test_a_group_may_be_named_twice_and_hold_numbers():
+    users = DEMOGRAPHICS.assign(age=[30, 31, 30, 30, 31, 31, 30])
+    metrics = evaluate(make_recommender(), HOLDOUT, TRAIN, VALIDATION, users, AT, ["age", "gender", "age"], seed=3)
+    assert set(metrics["slices"]["all"]) == {"history", "item_events", "popularity", "gender", "age"}
+    assert set(metrics["slices"]["all"]["age"]) == {"30", "31", "missing"}
+
+
+def test_context_is_stated_as_vocabularies_know_it():
+    days = pd.to_datetime(["2020-02-03", None, "2020-02-05"]).date
+    features = (Feature("day", "categorical", "day"), Feature("tags", "multi_categorical", "tags"))
+    rows = pd.DataFrame({"user_id": ["a", "b", "c"], "day": days, "tags": ["x|y", None, " z "]})
+    schema = make_recommender(has_datetime=False, context_features=features).bundle.schema
+    assert [request["context"] for request in contextual_requests(rows, schema)] == [
+        {"day": "2020-02-03", "tags": ["x", "y"]},
+        {"day": None, "tags": None},
+        {"day": "2020-02-05", "tags": ["z"]},
+    ]
+
+
+def test_protocol_says_where_derived_context_comes_from():
+    hour = Feature("hour", "hour_of_day", "datetime")
+    metrics = run(make_recommender(context_features=(hour,)), AT)
+    assert metrics["protocol"]["requests"].endswith("+00:00, hour of that moment, no other context")
+    assert run(make_recommender(context_features=()), AT)["protocol"]["requests"].endswith(", without context")
 
 
 def test_an_unknown_group_is_refused():

@@ -120,6 +120,15 @@ def test_faults_are_one_line(bundle_folder, built, tmp_path, capsys, change, mes
     assert message in last
 
 
+def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, monkeypatch):
+    def fail(*arguments, **named):
+        raise ValueError("no such\n  thing")
+
+    monkeypatch.setattr(evaluation.__main__, "evaluate", fail)
+    assert main(arguments(bundle_folder, tmp_path)) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: no such thing"
+
+
 @pytest.mark.parametrize(
     ("frame", "message"),
     [
@@ -130,6 +139,7 @@ def test_faults_are_one_line(bundle_folder, built, tmp_path, capsys, change, mes
             "'2020-13-01 00:00:00' in record 1",
         ),
         (TRAIN.assign(weight=["many", *TRAIN["weight"][1:]]), "weight is 'many' in record 1"),
+        (TRAIN.assign(position=["first", *range(1, 59)]), "position is 'first' in record 1"),
         (TRAIN.assign(weight=-2.5), "weight is '-2.5' in record 1"),
         (TRAIN[:0].drop(columns=list(TRAIN)), "cannot be read"),
     ],
@@ -150,7 +160,8 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, kind):
             "user_id": [12, 5, 12],
             "item_id": ["007", "NA", "8"],
             "datetime": [AT, AT + 7, AT + 1],
-            "event": ["buy", None, "view"],
+            "event": [" buy ", None, "view"],
+            "position": [2, 3, 5],
             "other": 1,
         }
     )
@@ -161,6 +172,7 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, kind):
     assert got["user_id"].dtype == np.int64
     assert got["item_id"].tolist() == ["007", "NA", "8"]
     assert got["datetime"].tolist() == [AT, AT + 7, AT + 1]
+    assert got["position"].tolist() == [2, 3, 5]
     assert "other" not in got
     profiles = profiles_from_frame(got, pd.DataFrame({"user_id": [3, 12]}), SCHEMA)
     assert profiles.user_ids.tolist() == [3, 5, 12]
@@ -197,6 +209,12 @@ def test_histories_are_oldest_first():
     assert profiles.get("a").features == {}
 
 
+def test_position_orders_equal_times():
+    rows = pd.DataFrame({"user_id": "b", "item_id": list("pqrs"), "datetime": [9, 2, 9, 9], "position": [7, 8, 5, 5]})
+    nobody = pd.DataFrame({"user_id": []}, dtype=object)
+    assert profiles_from_frame(rows, nobody, SCHEMA).get("b").history.item_id.tolist() == ["q", "r", "s", "p"]
+
+
 def test_the_last_moment_of_each_user_is_held_out():
     rows = pd.DataFrame({"user_id": list("abaab"), "item_id": list("pqrst"), "datetime": [3, 5, 7, 7, 5]})
     train, validation = hold_out_last(rows)
@@ -204,6 +222,8 @@ def test_the_last_moment_of_each_user_is_held_out():
     assert validation.index.tolist() == [2, 3]
     train, validation = hold_out_last(rows.drop(columns="datetime"))
     assert validation.index.tolist() == [3, 4]
+    train, validation = hold_out_last(rows.drop(columns="datetime").assign(position=[9, 4, 5, 2, 3]))
+    assert validation.index.tolist() == [0, 1]
 
 
 def test_a_window_is_held_out():

@@ -7,7 +7,9 @@ import pandas as pd
 import pytest
 
 from datamodules.interactions import InteractionsDataModule
-from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, hold_out, make_data, make_world
+from datamodules.schema_fitting import fit_schema
+from serve.errors import SchemaError
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
@@ -109,3 +111,20 @@ def test_windows_need_order_and_no_repeats():
         for repeats in ("exclude", "allow"):
             data = make_data(make_world(replace(ORDERED, ties=ties, repeats=repeats)))
             assert data.trains_on_windows == (ties == "ordered" and repeats == "exclude")
+
+
+@pytest.mark.parametrize("horizon", [None, 20 * DAY])
+@pytest.mark.parametrize("repeats", ["exclude", "allow"])
+@pytest.mark.parametrize("ties", ["ordered", "simultaneous"])
+def test_every_protocol_gives_batches_with_targets(ties, repeats, horizon):
+    world = make_world(replace(ORDERED, ties=ties, repeats=repeats))
+    data = make_data(world, horizon=horizon)
+    n_targets = [int(b.is_target.sum() if hasattr(b, "is_target") else len(b.target_rows)) for b in batches(data, 0)]
+    assert min(n_targets) > 0
+
+
+def test_baskets_without_time_are_refused():
+    world = make_world(BASKETS)
+    rows = world.tables.interactions.drop(columns="datetime")
+    with pytest.raises(SchemaError, match=r"simultaneous.*no datetime"):
+        fit_schema(world.tables, rows, BASKETS)

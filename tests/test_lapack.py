@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy
 
 import evaluation.lapack
 from evaluation.lapack import invert_regularised
+from serve.threads import wheel_blas
 
 
 def make(n: int, dtype) -> np.ndarray:
@@ -27,7 +29,7 @@ def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
 
 
 def test_threads_are_as_before():
-    libraries = evaluation.lapack._wheel_blas()
+    libraries = wheel_blas(scipy)
     before = [getattr(library, evaluation.lapack._GET)() for library in libraries]
     invert_regularised(make(7, np.float64), 3.0)
     assert [getattr(library, evaluation.lapack._GET)() for library in libraries] == before

@@ -37,11 +37,6 @@ def test_round_trip_gives_an_equal_schema_and_equal_bytes():
     assert Schema.from_json(text).to_json() == text
 
 
-def test_load_reads_the_file(tmp_path):
-    (tmp_path / "schema.json").write_text(SCHEMA.to_json(), encoding="utf-8")
-    assert Schema.load(tmp_path / "schema.json") == SCHEMA
-
-
 def test_codes_start_after_padding_and_unknown():
     assert GENRES.codes == {"drama": 2, "é": 3, "war": 4}
     assert GENRES.n_codes == 5

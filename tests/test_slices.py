@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from evaluation.metrics import measure_users
-from evaluation.slices import find_head, label_history, label_targets, measure_slices
+from evaluation.slices import find_head, label_column, label_history, label_targets, measure_slices
 from evaluation.targets import ItemSets, Targets
 
 LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, 5, 6, 2], [4, 0, 2, 8, 1]])
@@ -34,19 +35,54 @@ def test_labels_of_targets():
 
 def test_a_slice_of_users_is_measured_as_if_alone():
     labels = np.array(["a", "a", None, np.nan, "a", "a"], object)
-    got = measure_slices(LISTS, TARGETS, {"group": labels}, (5,))["group"]
+    got = measure_slices(LISTS, TARGETS, {"group": labels})["group"]
     alone = Targets(ItemSets(np.array([3, 10, 9, 1]), np.array([0, 2, 4])), np.array([1, 1]))
-    expected = measure_users(LISTS[[0, 2]], alone, (5,))["NDCG@5"]
+    expected = measure_users(LISTS[[0, 2]], alone)["NDCG@10"]
     assert sorted(got) == ["a", "missing"]
     assert got["a"]["users"] == 1
-    assert got["a"]["NDCG@5"] == pytest.approx(expected.mean())
-    assert got["missing"]["Recall@5"] == pytest.approx(1 / 2)
+    assert got["a"]["NDCG@10"] == pytest.approx(expected.mean())
+    assert got["missing"]["Recall@10"] == pytest.approx(1 / 2)
 
 
 def test_a_slice_of_items_restricts_targets_and_not_lists():
     labels = np.array([1, 2, 2, 1, 1, 2])
-    got = measure_slices(LISTS, TARGETS, {"kind": labels}, (5,))["kind"]
+    got = measure_slices(LISTS, TARGETS, {"kind": labels})["kind"]
     assert got["1"]["users"] == 2
-    assert got["1"]["Recall@5"] == pytest.approx(np.mean([(1 + 0) / 2, 0.0]))  # item 3 found, 9 and -1 not
-    assert got["2"]["MRR@5"] == pytest.approx(np.mean([(0 + 1 / 5) / 2, 1 / 3]))
-    assert len(got["2"]["MRR@5_ci95"]) == 2
+    assert got["1"]["Recall@10"] == pytest.approx(np.mean([(1 + 0) / 2, 0.0]))  # item 3 found, 9 and -1 not
+    assert got["2"]["MRR@10"] == pytest.approx(np.mean([(0 + 1 / 5) / 2, 1 / 3]))
+    assert len(got["2"]["MRR@10_ci95"]) == 2
+
+
+def test_rare_values_are_one_slice():
+    n_values, n_rare = 23, 3
+    often = [f"value-{number:02d}" for number in range(n_values - n_rare) for _ in range(2)]
+    rare = [f"value-{number:02d}" for number in range(n_values - n_rare, n_values)]
+    labels = np.array([*rare, *often], object)
+    requests = np.arange(len(labels) + 1)
+    targets = Targets(ItemSets(np.zeros(len(labels), np.int64), requests), requests[:-1])
+    got = measure_slices(np.full((len(labels), 5), 7), targets, {"city": labels})["city"]
+    assert sorted(got) == ["other", *sorted(set(often))]
+    assert got["other"]["users"] == n_rare
+    assert {got[value]["users"] for value in often} == {2}
+
+
+def test_many_numbers_are_labelled_by_quartile():
+    ages = pd.Series([*range(10, 27), None], dtype="float64")  # 17 values: the quartiles are 14, 18 and 22
+    got = label_column(ages).tolist()
+    expected = ["10 to 14"] * 4 + ["14 to 18"] * 4 + ["18 to 22"] * 4 + ["22 to 26"] * 5
+    assert got == [*expected, None]
+    whole = ages.astype("Int64")
+    for same in (whole, whole.astype(object).where(whole.notna(), None)):
+        assert label_column(same).tolist() == got
+
+
+def test_numbers_that_are_mostly_one_have_fewer_groups():
+    got = label_column(pd.Series([0] * 31 + list(range(1, 14)))).tolist()
+    assert got[:31] == ["0 to 2.25"] * 31  # of 44 values the upper quartile lies a quarter from 2 to 3
+    assert set(got) == {"0 to 2.25", "2.25 to 13"}
+
+
+def test_few_numbers_and_texts_are_labels_themselves():
+    assert label_column(pd.Series([3, 5, 3])).tolist() == [3, 5, 3]
+    texts = [f"{number}" for number in range(17)]
+    assert label_column(pd.Series(texts)).tolist() == texts

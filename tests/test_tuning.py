@@ -88,12 +88,12 @@ def test_without_validation_the_middle_value_is_taken():
     assert (got.parameter, got.validation) == ({"neighbours": 20}, {})
 
 
-def test_what_does_not_fit_in_memory_is_skipped_with_figures(monkeypatch):
+def test_what_does_not_fit_in_memory_is_skipped_without_figures(monkeypatch):
     monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
     large = replace(find("ease"), estimate_bytes=lambda events: 2 * 2**30)
     small = replace(find("itemknn"), estimate_bytes=lambda events: 2**30)
     skipped, fitted = fit_baselines([large, small], TRAIN, VALIDATION, lambda score: 0.0)
-    assert skipped == SkippedBaseline("ease", "needs about 2.0 GiB, more than half of the 3.0 GiB free")
+    assert skipped == SkippedBaseline("ease", "needs more than half of the free memory")
     assert fitted.name == "itemknn"
 
 
@@ -113,7 +113,29 @@ def test_baselines_that_need_times_are_skipped_without():
     assert set(skipped.values()) == {"the interactions have no times"}
 
 
-def test_free_memory_is_what_the_kernel_says(monkeypatch):
-    assert 2**20 < read_free_bytes() < 2**50
-    monkeypatch.setattr(evaluation.tuning.Path, "exists", lambda path: False)
-    assert 2**20 < read_free_bytes() < 2**50
+def test_free_memory_is_what_the_kernel_says(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal:  97 kB\nMemAvailable:  53 kB\n")
+    monkeypatch.setattr(evaluation.tuning, "_MEMINFO", meminfo)
+    assert read_free_bytes() == 53 * 1024
+
+
+def test_free_memory_without_the_kernels_estimate(monkeypatch, tmp_path):
+    monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
+    monkeypatch.setattr(evaluation.tuning, "_MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(evaluation.tuning.os, "sysconf", {"SC_PHYS_PAGES": 11, "SC_PAGE_SIZE": 7}.get)
+    monkeypatch.setattr(evaluation.tuning.os, "sysconf_names", {"SC_PHYS_PAGES": 1, "SC_PAGE_SIZE": 2})
+    assert read_free_bytes() == 77
+
+
+@pytest.mark.parametrize(
+    ("limit", "used", "expected"),
+    [("5000", "1300", 3700), ("5000", "5003", 0), ("max", "1300", 53 * 1024), ("5000", "", 53 * 1024)],
+)
+def test_a_containers_limit_counts(monkeypatch, tmp_path, limit, used, expected):
+    for name, text in {"meminfo": "MemAvailable: 53 kB", "memory.max": limit, "memory.current": used}.items():
+        (tmp_path / name).write_text(f"{text}\n")
+    monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
+    monkeypatch.setattr(evaluation.tuning, "_MEMINFO", tmp_path / "meminfo")
+    assert read_free_bytes() == expected

@@ -88,7 +88,8 @@ def test_a_batch_equals_a_loop_over_the_table():
             for i in range(lengths.max()):
                 place = start + i
                 is_first = place == events.offsets[user]
-                assert batch.is_target[b, i] == (i < lengths[b] and (i > 0 or is_first))
+                is_new = i < lengths[b] and events.item_row[place] not in events.item_row[events.offsets[user] : place]
+                assert batch.is_target[b, i] == (is_new and (i > 0 or is_first))
                 if i >= lengths[b]:
                     assert batch.recency[b, i] == 0
                     continue

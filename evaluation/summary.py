@@ -1,0 +1,33 @@
+"""The last words of a run: how good it is, where everything lies, and what to try next."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from evaluation.result_table import print_results
+
+
+def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: str, item_id: str | int) -> None:
+    """Print the tables of a run's metrics, the paths of what it left, and three commands.
+
+    Args:
+        console: where to.
+        out: the run's folder.
+        metrics: as `evaluate` returns them; without `test`, where nothing was held out.
+        metric: the one that models are compared by.
+        item_id: an item to try.
+    """
+    console.rule("results")
+    if "test" in metrics:
+        print_results(console, metrics["test"], metrics["paired"], metric, ("HR@10", "Recall@20"))
+    bundle = out / "bundle"
+    console.print(f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
+    for command in (
+        f"recommend --bundle {bundle} --all-users --k 10 --out {out / 'recommendations.csv'}",
+        f"similar --bundle {bundle} --item {item_id} --k 5",
+        f"verify --bundle {bundle}",
+    ):
+        console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
