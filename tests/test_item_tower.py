@@ -60,10 +60,10 @@ def test_gradients_reach_the_item_table_through_each_role():
     }
     items = towers.item_vectors(popularity)
     whole = gradient(towers, window_loss(towers.window_vectors(batch, items), items, batch))
-    length = batch.arrays["history_lengths"][:, None]
     places = torch.arange(batch.history_rows.shape[1])
+    last_target = torch.where(batch.is_target, places, -1).amax(dim=1, keepdim=True)
     wanted = {
-        "history": set(batch.history_rows[places < length - 1].tolist()),  # the last one is nobody's past
+        "history": set(batch.history_rows[places < last_target].tolist()),  # what follows is nobody's past
         "target": set(batch.history_rows[batch.is_target].tolist()),
         "negative": set(range(N)),
     }
