@@ -81,6 +81,7 @@ def _make_trainer(
         callbacks = [*callbacks, RichProgressBar(leave=False)]
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
+        "deterministic": "warn",  # else threads sum the gradients of gathered rows in any order
         "logger": logger,
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
@@ -118,6 +119,7 @@ def test_verify_passes(finished):
 def test_the_same_seed_gives_the_same_bundle(baskets, tmp_path):
     again = make_run(tmp_path / "run", BASKETS)
     assert again.metrics == baskets.metrics
+    assert torch.are_deterministic_algorithms_enabled()  # with several threads it takes this too
     versions = [Recommender.load(run.bundle).bundle.manifest.version for run in (baskets, again)]
     assert versions[0] == versions[1]
     for name in (
