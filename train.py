@@ -22,7 +22,7 @@ import pyarrow as pa
 import pytorch_lightning as pl
 import torch
 from jsonargparse import ArgumentParser
-from lightning_fabric.utilities.exceptions import MisconfigurationException
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 
 from datamodules.catalogue import Catalogue, build_catalogue
