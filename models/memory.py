@@ -6,7 +6,6 @@ is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 N_STATE_FEATURES = 8
+HIDDEN = 32  # width of the item score's layers
 FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.2, 0.2, 0.3
 PRODUCT_SCALE = 0.1
 PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a category
@@ -72,7 +72,6 @@ class Memory(nn.Module):
         user_statistics: Tensor,
         category_shares: Tensor,
         unit: float,
-        hidden: int = 32,
     ) -> None:
         """Build it from samples of its inputs.
 
@@ -85,7 +84,6 @@ class Memory(nn.Module):
             user_statistics: (any, G) rows to standardise by.
             category_shares: (Q,) each category's share of all preference, per feature.
             unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
-            hidden: width of the two hidden layers of the item score.
         """
         super().__init__()
         self.dim, self.affinity_dim, self.popularity_dim = dim, affinity_dim, popularity_dim
@@ -101,11 +99,11 @@ class Memory(nn.Module):
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(dim, N_STATE_FEATURES)
         self.item_score = nn.Sequential(
-            nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, hidden),
+            nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN),
             nn.GELU(),
-            nn.Linear(hidden, hidden),
+            nn.Linear(HIDDEN, HIDDEN),
             nn.GELU(),
-            nn.Linear(hidden, 1),
+            nn.Linear(HIDDEN, 1),
         )
         self.skip = nn.Linear(n_decays, 1)
         self.product_share = nn.Parameter(torch.tensor(1.0))  # of u . v_i that the memory takes back
@@ -124,7 +122,7 @@ class Memory(nn.Module):
             last = self.item_score[-1]
             nn.init.zeros_(last.weight)  # type: ignore[arg-type]
             nn.init.constant_(self.skip.weight, 0.5)
-            nn.init.constant_(self.skip.bias, 4.0)
+            nn.init.constant_(self.skip.bias, 4.0)  # owned items begin above most others
             self.product_share.fill_(1.0)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
@@ -175,5 +173,11 @@ class Memory(nn.Module):
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:
     """Pick the memory's arrays by name."""
-    names: Sequence[str] = tuple(MemoryInputs.__annotations__)[1:]
-    return MemoryInputs(owned_vectors, *(arrays[name] for name in names))
+    return MemoryInputs(
+        owned_vectors,
+        arrays["owned_users"],
+        arrays["owned_statistics"],
+        arrays["owned_preferences"],
+        arrays["user_statistics"],
+        arrays["category_preferences"],
+    )

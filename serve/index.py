@@ -9,6 +9,8 @@ index, which would be a second copy. Median ms with 1 thread, k = 20, 100 exclus
     IndexFlatIP, selectors    .17      60     2.2     562    (a selector is per call: one by one)
     IndexFlatIP, none masked  .10      28     1.6     496
 
+(`python tests/benchmarks/search.py` repeats it as ratios.)
+
 `items.faiss` is the same vectors for whoever reads the bundle with FAISS; loading checks that it agrees. An
 approximate index would be another class with these methods: `load`, `save`, `search`, `similar`.
 """
