@@ -10,8 +10,8 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,14 +21,11 @@ import pandas as pd
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
-from jsonargparse import ArgumentParser
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 
 from datamodules.catalogue import Catalogue, build_catalogue
 from datamodules.cleaning import clean
-from datamodules.config import DataConfig
-from datamodules.config_errors import parse_config
 from datamodules.data_report import print_report, report_data
 from datamodules.interactions import InteractionsDataModule
 from datamodules.rejects import write_rejects
@@ -41,11 +38,11 @@ from evaluation.examination import headline_metric
 from evaluation.summary import print_summary
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.bundle_export import export_bundle
-from models.config import ModelConfig
 from models.fitting import fit
 from models.towers import Towers
 from models.two_tower import TwoTower
 from models.warm_start import STARTED_TABLES
+from run_config import Config, parse
 from serve.bundle import Bundle
 from serve.errors import BundleError, SchemaError
 from serve.golden import write_golden
@@ -59,39 +56,9 @@ from serve.schema import Schema
 from serve.staging import Stage, publish
 from serve.threads import count_cores
 
-DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN, RECALL_USERS = 32, 256
-NOT_OURS = {
-    "logger",
-    "callbacks",
-    "plugins",
-    "strategy",
-    "profiler",
-    "fast_dev_run",
-    "enable_checkpointing",
-    "max_epochs",
-}
-"""Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
-
 console = Console()
-
-
-@dataclass(frozen=True)
-class Config:
-    """A whole run."""
-
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    trainer: Mapping[str, Any] = field(default_factory=dict)
-    """Arguments of `pytorch_lightning.Trainer` that are not its defaults."""
-    out: Path = Path("runs/run")
-    """Folder of the run's outputs."""
-    seed: int = 0
-    resume: bool = False
-    """Go on from the last checkpoint in `out`."""
-    overwrite: bool = False
-    """Replace what a finished run left in `out`."""
 
 
 @dataclass(frozen=True)
@@ -297,40 +264,6 @@ def measure(
     )
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
-
-
-def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py", description=__doc__, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
-    parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--ckpt_path", type=str | None, default=None, help="'last': go on where --out stopped")
-    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
-    parser.add_argument("--data", type=DataConfig, default=DataConfig())
-    parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
-    return parser
-
-
-def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Parse the command line.
-
-    Returns:
-        The configuration, and its YAML for `config.yaml`.
-    """
-    parser = make_parser()
-    if not any(word.split("=")[0] == "--config" for word in argv):
-        argv = [f"--config={DEFAULT_CONFIG}", *argv]
-    given, made = parse_config(parser, argv, ("data", "model", "trainer"))
-    if made.seed < 0:
-        raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
-    if given.ckpt_path not in (None, "last"):
-        raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
-    defaults = parser.get_defaults().trainer
-    trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
-    out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
-    config = Config(made.data, made.model, trainer, out, made.seed, given.ckpt_path == "last", made.overwrite)
-    return config, parser.dump(given)
 
 
 def main(argv: Sequence[str]) -> int:

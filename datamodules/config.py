@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -10,6 +11,10 @@ from serve.schema import Kind, Repeats, Ties
 from serve.zones import find_zone
 
 _ENCODINGS = ("utf-8", "latin-1")
+_SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
+"""Key of the split -> the one kind that it belongs to."""
+_SPLIT_FILES = ("validation", "test")
+_TABLES = ("interactions", "users", "items")
 
 
 @dataclass(frozen=True)
@@ -17,7 +22,7 @@ class TableConfig:
     """One table in a file."""
 
     path: str | None = None
-    """CSV or Parquet, by suffix. Relative to the working directory."""
+    """CSV, TSV, JSON Lines or Parquet, by suffix; * and ? name several files. Relative to the working directory."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
     names: list[str] | None = None
@@ -67,26 +72,44 @@ class FeaturesConfig:
 class SplitConfig:
     """How test and validation events are set apart, before anything is fitted."""
 
-    kind: Literal["leave_one_out", "time", "none"] = "leave_one_out"
-    """leave_one_out: each user's last event or time group. time: all from `at` on. none: all trains."""
+    kind: Literal["leave_one_out", "time", "pairs", "files", "none"] = "leave_one_out"
+    """leave_one_out: each user's last event or time group. time: all from `at` on. pairs: a random share of each
+    user's items, with all events on them. files: given. none: all trains."""
     at: str | None = None
     """For `time`: first moment of the test, as an ISO date or time."""
     strict: bool = False
     """For `leave_one_out`: never train on any user's second-last event. Else the last training sees it."""
+    share: float | None = None
+    """For `pairs`: share of each user's items that is the test. Default: 0.2."""
+    validation: str | None = None
+    """For `files`: a file laid out as the interactions, to stop training by."""
+    test: str | None = None
+    """For `files`: a file laid out as the interactions, to measure on."""
 
     def __post_init__(self) -> None:
+        for name, kind in _SPLIT_KEYS.items():
+            value = getattr(self, name)
+            if value not in (None, False) and self.kind != kind:
+                raise SchemaError(
+                    f"data.split.{name} is {value!r} and data.split.kind is '{self.kind}'; allowed: {name} with kind "
+                    f"{kind} alone: take it out or change the kind"
+                )
         if self.kind == "time" and self.at is None:
             raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
-        if self.at is not None and self.kind != "time":
-            raise SchemaError(
-                f"data.split.at is '{self.at}' and data.split.kind is '{self.kind}'; allowed: at with kind time alone: "
-                "take it out or set the kind"
-            )
-        if self.strict and self.kind != "leave_one_out":
-            raise SchemaError(
-                f"data.split.strict is true and data.split.kind is '{self.kind}'; allowed: strict with "
-                "leave_one_out alone: take it out or change the kind"
-            )
+        if self.kind == "files" and self.test is None:
+            raise SchemaError("data.split.kind is 'files' but data.split.test is not set: give the file to measure on")
+        if self.share is not None and not 0 < self.share < 1:
+            raise SchemaError(f"data.split.share is {self.share}; allowed: more than 0 and less than 1")
+
+
+@dataclass(frozen=True)
+class TargetsConfig:
+    """Which events are predicted; the others stay evidence in histories."""
+
+    events: list[str] | None = None
+    """Types of events. Default: all."""
+    min_weight: float | None = None
+    """The least weight, such as a rating. Default: any."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +122,12 @@ class DataConfig:
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     audit_only: list[str] = field(default_factory=list)
     """Columns of the users table that results are sliced by and that are never a feature."""
+    events: dict[str, float] = field(default_factory=dict)
+    """Type of event -> weight of its loss as a target. Default: 1 each."""
+    targets: TargetsConfig = field(default_factory=TargetsConfig)
     split: SplitConfig = field(default_factory=SplitConfig)
+    leaks: Literal["warn", "stop"] = "warn"
+    """What to do where a column seems to give the target away, or the test stands in training."""
     ties: Ties = "ordered"
     """Events of a user at one time: in their order, or a set that came at once (baskets)."""
     repeats: Repeats = "exclude"
@@ -113,16 +141,21 @@ class DataConfig:
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
-        return {name: value for name, value in asdict(self).items() if name not in ("interactions", "users", "items")}
+        declared = {name: value for name, value in asdict(self).items() if name not in _TABLES}
+        declared["split"] = {name: value for name, value in declared["split"].items() if name not in _SPLIT_FILES}
+        return declared
 
     def __post_init__(self) -> None:
         if not 0 <= self.max_reject_rate <= 1:
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
         if self.history_length is not None and self.history_length < 2:
             raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 or more")
-        for name in ("interactions", "users", "items"):
+        for name in _TABLES:
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)
+        for name, weight in self.events.items():
+            if not 0 < weight < math.inf:
+                raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
 
 
 def _check_text_layout(name: str, table: TableConfig) -> None:

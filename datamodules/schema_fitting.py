@@ -60,7 +60,7 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schem
         weight_mean=weight_mean,
         weight_scale=weight_scale,
         timezone=config.timezone,
-        ties=config.ties,
+        ties="simultaneous" if is_set(train) else config.ties,
         repeats=config.repeats,
         history_length=config.history_length or _fit_history_length(train),
         memory_length=MEMORY_LENGTH,
@@ -68,6 +68,11 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schem
         popularity_days=_scale_days(POPULARITY_SHARES, span) if has_popularity else (),
         data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
     )
+
+
+def is_set(interactions: pd.DataFrame) -> bool:
+    """Say whether a user's events have no order: there is neither a time nor a position."""
+    return "datetime" not in interactions and "position" not in interactions
 
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame) -> tuple[Feature, ...]:

@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args
 
 from serve.errors import SchemaError, name_nearest
 
-Kind = Literal["categorical", "multi_categorical", "numeric", "hour_of_day", "day_of_week"]
+Kind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "hour_of_day", "day_of_week"]
 Similarity = Literal["dot", "cosine"]
 Ties = Literal["ordered", "simultaneous"]
 Repeats = Literal["exclude", "allow"]

@@ -5,7 +5,7 @@ import jsonargparse
 import pytest
 import yaml
 
-from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
 from datamodules.tables import read_tables
 from serve.errors import SchemaError
 
@@ -109,11 +109,12 @@ def test_the_template_shows_every_key_and_states_the_defaults():
     assert set(block) == list_keys(DataConfig)
     assert set(block["interactions"]) == list_keys(TableConfig)
     assert set(block["split"]) == list_keys(SplitConfig)
+    assert set(block["targets"]) == list_keys(TargetsConfig)
     assert set(block["features"]) == list_keys(FeaturesConfig)
     declared = [value for side in block["features"].values() for value in side.values()]
     assert {key for value in declared if isinstance(value, dict) for key in value} == list_keys(FeatureConfig)
     config = load("template")
-    for name in ("split", "ties", "repeats", "history_length", "max_reject_rate"):
+    for name in ("split", "targets", "leaks", "ties", "repeats", "history_length", "max_reject_rate"):
         assert getattr(config, name) == getattr(DataConfig(), name)
     assert not config.interactions.declares_text
 
@@ -127,6 +128,7 @@ def test_the_template_shows_every_key_and_states_the_defaults():
         ),
         ({"timezone": "../etc/passwd"}, "data.timezone: time zone '../etc/passwd' is unknown"),
         ({"max_reject_rate": 1.5}, "data.max_reject_rate is 1.5; allowed: 0 to 1"),
+        ({"events": {"buy": 0.0}}, "data.events: 'buy' is 0.0; allowed: a finite number above 0"),
         ({"history_length": 1}, "data.history_length is 1; allowed: 2 or more"),
         (
             {"users": TableConfig(encoding="utf-16")},
@@ -149,9 +151,13 @@ def test_a_value_that_cannot_be_is_refused_at_once(options, message):
         ({"kind": "time"}, "data.split.at is not set"),
         (
             {"kind": "time", "at": "2017-12-01", "strict": True},
-            "strict is true and data.split.kind is 'time'",
+            "strict is True and data.split.kind is 'time'",
         ),
-        ({"kind": "none", "strict": True}, "strict is true and data.split.kind is 'none'"),
+        ({"kind": "time", "at": "2020-01-01", "share": 0.1}, "share is 0.1 and data.split.kind is 'time'"),
+        ({"kind": "pairs", "test": "a.csv"}, "test is 'a.csv' and data.split.kind is 'pairs'"),
+        ({"kind": "pairs", "share": 1.0}, "share is 1.0; allowed: more than 0 and less than 1"),
+        ({"kind": "files"}, "data.split.test is not set"),
+        ({"kind": "none", "strict": True}, "strict is True and data.split.kind is 'none'"),
     ],
 )
 def test_a_split_that_contradicts_itself_is_refused(options, message):

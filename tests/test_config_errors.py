@@ -25,7 +25,7 @@ def explain_file(folder, text):
     return explain_arguments("--config", str(folder / "run.yaml"))
 
 
-KINDS = "categorical, day_of_week, hour_of_day, multi_categorical, numeric"
+KINDS = "categorical, day_of_week, hour_of_day, multi_categorical, numeric, text, vector"
 FILES = [
     ("sed: 3", "unknown key 'sed'; did you mean 'seed'?"),
     ("zzz: 3", "unknown key 'zzz'; allowed: config, data, seed"),

@@ -1,0 +1,86 @@
+"""What a run is told: one object for Python, the command line for everybody else."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from jsonargparse import ArgumentParser
+
+from datamodules.config import DataConfig
+from datamodules.config_errors import parse_config
+from models.config import ModelConfig
+from serve.errors import SchemaError
+
+DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
+DESCRIPTION = """Train, export, evaluate and publish a two-tower recommender.
+
+python train.py                                    the bundled grocery sample, into runs/grocery
+python train.py --config configs/template.yaml     your own tables
+python train.py --help                             every option
+"""
+NOT_OURS = {
+    "logger",
+    "callbacks",
+    "plugins",
+    "strategy",
+    "profiler",
+    "fast_dev_run",
+    "enable_checkpointing",
+    "max_epochs",
+}
+"""Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A whole run."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    trainer: Mapping[str, Any] = field(default_factory=dict)
+    """Arguments of `pytorch_lightning.Trainer` that are not its defaults."""
+    out: Path = Path("runs/run")
+    """Folder of the run's outputs."""
+    seed: int = 0
+    resume: bool = False
+    """Go on from the last checkpoint in `out`."""
+    overwrite: bool = False
+    """Replace what a finished run left in `out`."""
+
+
+def make_parser() -> ArgumentParser:
+    parser = ArgumentParser(prog="train.py", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
+    parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--ckpt_path", type=str | None, default=None, help="'last': go on where --out stopped")
+    parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
+    parser.add_argument("--data", type=DataConfig, default=DataConfig())
+    parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
+    return parser
+
+
+def parse(argv: Sequence[str]) -> tuple[Config, str]:
+    """Parse the command line.
+
+    Returns:
+        The configuration, and its YAML for `config.yaml`.
+    """
+    parser = make_parser()
+    if not any(word.split("=")[0] == "--config" for word in argv):
+        argv = [f"--config={DEFAULT_CONFIG}", *argv]
+    given, made = parse_config(parser, argv, ("data", "model", "trainer"))
+    if made.seed < 0:
+        raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
+    if given.ckpt_path not in (None, "last"):
+        raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
+    defaults = parser.get_defaults().trainer
+    trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
+    out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
+    config = Config(made.data, made.model, trainer, out, made.seed, given.ckpt_path == "last", made.overwrite)
+    return config, parser.dump(given)
