@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock encoding golden index manifest mixtures \
-	profiles recommendations recommender request_files requests schema serve_cli staging))
+	item_files profiles progress recommendations recommender request_files requests schema serve_cli serve_export staging))
 
 .PHONY: demo test lint test-light wheel clean
 
@@ -16,7 +16,7 @@ test: .venv/.dev            ## the quick suite
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy datamodules evaluation models serve run_config.py train.py
+	$(BIN)/mypy datamodules evaluation models serve run_config.py run_state.py train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	$(LIGHT)/bin/python -m pytest -q $(LIGHT_TESTS)

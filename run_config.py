@@ -50,12 +50,15 @@ class Config:
     """Go on from the last checkpoint in `out`."""
     overwrite: bool = False
     """Replace what a finished run left in `out`."""
+    previous: Path | None = None
+    """Bundle of an earlier run whose codes stay what they were; new values of features come after them."""
 
 
 def make_parser() -> ArgumentParser:
     parser = ArgumentParser(prog="train.py", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
     parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
+    parser.add_argument("--previous", type=str | None, default=None, help="earlier bundle whose codes are kept")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="'last': go on where --out stopped")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
@@ -82,5 +85,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     defaults = parser.get_defaults().trainer
     trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
     out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
-    config = Config(made.data, made.model, trainer, out, made.seed, given.ckpt_path == "last", made.overwrite)
+    previous = None if given.previous is None else Path(given.previous)
+    resume = given.ckpt_path == "last"
+    config = Config(made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous)
     return config, parser.dump(given)

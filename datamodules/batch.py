@@ -20,12 +20,16 @@ class WindowBatch(NamedTuple):
     """(B, L, C) context of each event as a target."""
     context_values: Tensor
     """(B, L, V)."""
-    is_target: Tensor
-    """(B, L) bool."""
+    target_weights: Tensor
+    """(B, L) float32; 0 where the event is no target."""
     sees_history: Tensor
     """(B, L) bool; the others are predicted from the empty history."""
     recency: Tensor
     """(B, L) int64 seconds from the event before to the target; 0 where the target's time is withheld."""
+
+    @property
+    def is_target(self) -> Tensor:
+        return self.target_weights > 0  # (B, L)
 
 
 class RequestBatch(NamedTuple):

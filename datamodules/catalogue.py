@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -10,9 +12,10 @@ import pyarrow as pa
 
 from datamodules.sequences import columns_of
 from serve.categories import category_rows, count_categories
-from serve.encoding import EncodedFeatures, encode_features, to_text
+from serve.encoding import EncodedFeatures, encode_features, join_text, split_cell, to_text, to_vectors
 from serve.events import Ints
-from serve.schema import Schema
+from serve.schema import Feature, Schema
+from serve.vectors import vectors_to_arrow
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,26 @@ class Catalogue:
     n_categories: int
     table: pd.DataFrame
     """item_id and the declared columns as read, in row order."""
+    item_features: tuple[Feature, ...]
+    """What the columns are read as."""
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def to_arrow(self) -> pa.Table:
-        """Return the table as it is served; a column of mixed Python values becomes text."""
-        mixed = [str(name) for name in self.table if self.table[name].dtype == object]
-        texts = {name: self.table[name].map(to_text) for name in mixed}
-        items = self.table.assign(**texts)
-        return pa.Table.from_pandas(items, preserve_index=False).replace_schema_metadata(None)
+        """Return the table as it is served.
+
+        Vectors become lists of fixed length, lists of values or texts one text, and mixed Python values texts.
+        """
+        readers = {feature.column: feature for feature in self.item_features}
+        vectors = {name: feature for name, feature in readers.items() if feature.kind == "vector"}
+        plain = self.table.drop(columns=list(vectors))
+        mixed = [str(name) for name in plain if plain[name].dtype == object]
+        texts = {name: plain[name].map(partial(_write_cell, readers.get(name))) for name in mixed}
+        items = pa.Table.from_pandas(plain.assign(**texts), preserve_index=False).replace_schema_metadata(None)
+        for name, feature in vectors.items():
+            items = items.append_column(name, vectors_to_arrow(to_vectors(feature, self.table[name])))
+        return items
 
 
 def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) -> Catalogue:
@@ -51,4 +64,12 @@ def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) ->
         category_rows(schema.item_features, features.codes),
         count_categories(schema.item_features),
         table,
+        schema.item_features,
     )
+
+
+def _write_cell(feature: Feature | None, cell: Any) -> str | None:
+    """Write a cell as a text that is read as the cell was."""
+    if feature is not None and feature.kind == "multi_categorical":
+        return to_text(feature.separator.join(split_cell(cell, feature.separator)))
+    return join_text(cell)

@@ -12,6 +12,7 @@ from datamodules.columns import Column
 from serve.clock import to_seconds
 from serve.encoding import to_text
 from serve.errors import SchemaError
+from serve.vectors import Vector, read_vector
 
 _CANONICAL_INTEGER = r"0|-?[1-9][0-9]{0,18}"
 _EXACT_FLOAT = 2**53
@@ -38,6 +39,8 @@ def read_cells(column: Column, cells: pd.Series, timezone: str | None, is_text: 
     Raises:
         SchemaError: the column as a whole is of a kind that its role does not allow.
     """
+    if column.role == "vector":
+        return _read_vectors(column, cells)
     plain = _to_plain(cells)
     if column.role == "id":
         return _read_ids(column, plain, is_text)
@@ -116,6 +119,37 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
         return ids.astype("int64")
     except (OverflowError, ValueError):  # beyond int64
         return None
+
+
+def _read_vectors(column: Column, cells: pd.Series) -> Cells:
+    """Return a `Vector` or None for each cell.
+
+    Raises:
+        SchemaError: two vectors have different widths.
+    """
+    faults: dict[str, np.ndarray] = {}
+    vectors: list[Vector | None] = [None] * len(cells)
+    places = np.flatnonzero(~_is_missing(cells))
+    for row, cell in zip(places, cells.iloc[places], strict=True):
+        try:
+            entries = read_vector(cell)
+        except ValueError as error:
+            faults.setdefault(str(error), np.zeros(len(cells), bool))[row] = True
+        else:
+            vectors[row] = None if entries is None else Vector.pack(entries)
+    _check_widths(column, vectors)
+    return Cells(pd.Series(vectors, cells.index, dtype=object), faults)
+
+
+def _check_widths(column: Column, vectors: list[Vector | None]) -> None:
+    widths = {row: len(vector) for row, vector in enumerate(vectors) if vector is not None}
+    first = next(iter(widths.values()), 0)
+    for row, width in widths.items():
+        if width != first:
+            raise SchemaError(
+                f"column '{column.source}': the vector of record {row + 1} has {width} numbers, the first one {first}; "
+                "all vectors of a column have one width"
+            )
 
 
 def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells:

@@ -8,7 +8,7 @@ from typing import Literal
 from datamodules.config import DataConfig, FeatureConfig, TableConfig
 from serve.errors import SchemaError, name_nearest
 
-Role = Literal["id", "time", "order", "number", "text", "value"]
+Role = Literal["id", "time", "order", "number", "text", "vector", "value"]
 
 EVENT_ROLES: dict[str, Role] = {
     "user_id": "id",
@@ -86,6 +86,8 @@ def _check_mapping(table: str, config: TableConfig, allowed: dict[str, Role] | s
 def _feature_columns(side: str, features: list[FeatureConfig], taken: set[str]) -> tuple[Column, ...]:
     """Return one column for each that the features read, apart from those taken already."""
     names = dict.fromkeys(str(feature.column) for feature in features)
+    for name in names:
+        _check_readers(side, name, features)
     for feature in features:
         if feature.kind in _DERIVED_KINDS and (side, feature.column) != ("context", "datetime"):
             raise SchemaError(
@@ -99,8 +101,20 @@ def _feature_columns(side: str, features: list[FeatureConfig], taken: set[str]) 
     )
 
 
+def _check_readers(side: str, name: str, features: list[FeatureConfig]) -> None:
+    """Refuse a column that is read as a vector and as something else."""
+    kinds = {feature.kind for feature in features if feature.column == name}
+    if "vector" in kinds and len(kinds) > 1:
+        others = ", ".join(sorted(kinds - {"vector"}))
+        raise SchemaError(
+            f"data.features.{side}: column '{name}' is read as vector and as {others}; allowed: as vector alone"
+        )
+
+
 def _role(features: list[FeatureConfig], name: str) -> Role:
     kinds = {feature.kind for feature in features if feature.column == name}
+    if "vector" in kinds:
+        return "vector"
     return "number" if "numeric" in kinds else "value"
 
 

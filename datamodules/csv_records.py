@@ -18,6 +18,7 @@ from datamodules.config import TableConfig
 from serve.errors import SchemaError
 
 _DELIMITERS = ",;\t|"
+_DELIMITER_OF_SUFFIX = {".tsv": "\t"}
 _END_NAMES = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
 
 
@@ -64,11 +65,15 @@ def read_layout(path: Path, table: TableConfig) -> CsvLayout:
 
 
 def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
-    """Return the cells and the delimiter: if not declared, the one that splits the first line most often."""
+    """Return the cells and the delimiter: that of the suffix, or else the one that splits the first line most often.
+
+    A declared one is not guessed.
+    """
+    known = table.delimiter or _DELIMITER_OF_SUFFIX.get(path.suffix.lower())
     try:
         with _open(path, table.encoding) as file:
             line = file.readline()
-            delimiter = table.delimiter or max(_DELIMITERS, key=line.count)
+            delimiter = known or max(_DELIMITERS, key=line.count)
             file.seek(0)
             return next(csv.reader(file, delimiter=delimiter), []), delimiter
     except (OSError, csv.Error) as error:
@@ -118,14 +123,17 @@ def _scan(path: Path, file: TextIO, layout: CsvLayout) -> tuple[list[int], list[
     ends: list[int] = [0]
     is_blank: list[bool] = []
     too_long: dict[int, str] = {}
+    good_end = 0  # of the last record before those whose quotes are wrong, which may be parts of one
     for record in _records(reader):
         if record is None and reader.line_num > ends[-1] + 1:
             raise SchemaError(
-                f"{path}: the quote opened on line {ends[-1] + 1} is not closed; the last good line is "
-                f"{ends[-1]}: close it, or double the quotes inside a quoted cell"
+                f"{path}: the quote opened on line {good_end + 1} is not closed; the last good line is "
+                f"{good_end}: close it, or double the quotes inside a quoted cell"
             )
-        if record is not None and len(record) > n_columns:
-            too_long[len(is_blank)] = layout.delimiter.join(record)
+        if record is not None:
+            good_end = reader.line_num
+            if len(record) > n_columns:
+                too_long[len(is_blank)] = layout.delimiter.join(record)
         ends.append(reader.line_num)
         is_blank.append(record == [])
     return ends[1:], is_blank, too_long

@@ -10,12 +10,30 @@ import numpy as np
 from datamodules.batch import RequestBatch
 from datamodules.missing import Withheld, hide_rows
 from datamodules.popularity import ItemTrends
-from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
+from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Sequences
 from serve.encoding import EncodedFeatures
-from serve.events import Events, Ints
+from serve.events import Events, Floats, Ints, spans
 from serve.schema import Schema
 from serve.tower_inputs import last_moments, number_groups
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """B requests at a moment: all before `stops` is known, the targets follow.
+
+    Positions are into the flat arrays of the sequences.
+    """
+
+    users: Ints
+    starts: Ints
+    """First known event of each request."""
+    stops: Ints
+    """One past the last known event."""
+    times: Ints
+    """Moment of each request, UTC seconds."""
+    trend: int
+    """Index of the moment whose popularity holds for the batch."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +56,14 @@ class Timeline(Protocol):
 class HorizonTimeline:
     """Cuts at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
 
-    def __init__(self, events: Events, moments: Ints, horizon: int) -> None:
+    def __init__(self, events: Events, target_weight: Floats, moments: Ints, horizon: int) -> None:
         self.moments = moments
-        self.offsets = events.offsets
         self.stops = positions_at(events, moments)  # (U, G)
         self.ends = positions_at(events, moments + horizon)  # (U, G)
+        self.has_target = has_target(target_weight, self.stops, self.ends)  # (U, G)
 
     def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        chances = np.where(self.ends > self.stops, rng.random(self.stops.shape), -1.0)
+        chances = np.where(self.has_target, rng.random(self.stops.shape), -1.0)
         moment = chances.argmax(axis=1)
         users = np.flatnonzero(chances.max(axis=1, initial=-1.0) >= 0)
         trend = moment[users]
@@ -55,13 +73,15 @@ class HorizonTimeline:
 class NextGroupTimeline:
     """Cuts just before one of the user's own time groups, which is the target."""
 
-    def __init__(self, events: Events, trends: ItemTrends, schema: Schema) -> None:
+    def __init__(self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema) -> None:
         groups = number_groups(events, schema)
         is_start = np.ones(len(groups), dtype=bool)
         is_start[1:] = groups[1:] != groups[:-1]
         is_start[events.offsets[:-1][events.counts > 0]] = True
-        self.starts = np.flatnonzero(is_start)
-        self.ends = np.append(self.starts[1:], len(groups))
+        starts = np.flatnonzero(is_start)
+        ends = np.append(starts[1:], len(groups))
+        is_cut = has_target(target_weight, starts, ends)
+        self.starts, self.ends = starts[is_cut], ends[is_cut]
         self.users = events.segments()[self.starts]
         self.times = events.time[self.starts]
         self.trend = trends.at(self.times)
@@ -71,6 +91,13 @@ class NextGroupTimeline:
         users, first = np.unique(self.users[order], return_index=True)
         chosen = order[first]
         return users, self.starts[chosen], self.ends[chosen], self.times[chosen], self.trend[chosen]
+
+
+def has_target(weight: Floats, starts: Ints, ends: Ints) -> np.ndarray:
+    """Say which spans of events hold a target: bool of the shape of `starts`."""
+    before = np.concatenate([[0], np.cumsum(weight > 0)])
+    held: np.ndarray = before[ends] > before[starts]
+    return held
 
 
 def positions_at(events: Events, moments: Ints) -> Ints:
@@ -122,16 +149,16 @@ class CutExamples:
         rng = np.random.default_rng(plan.seed)
         cuts, n = plan.cuts, len(plan.cuts.users)
         events = self.sequences.events
-        targets = scale_by_user(distinct_targets(events.between(cuts.stops, plan.ends)), n)
+        weight = self.sequences.target_weight[spans(cuts.stops, plan.ends)]
+        targets = scale_by_user(distinct_targets(events.between(cuts.stops, plan.ends), weight), n)
         starts = np.where(rng.random(n) < self.withheld.history, cuts.stops, cuts.starts)
         last = last_moments(events.between(cuts.starts, cuts.stops))
         is_timeless = (rng.random(n) < self.withheld.time) & (cuts.stops > starts)
         times = np.where(is_timeless, last, cuts.times)
         is_nameless = rng.random(n) < self.withheld.user
         user = hide_rows(self.sequences.user.take(cuts.users), is_nameless, self.maker.schema.user_features)
-        return self.maker.make(
-            Cuts(cuts.users, starts, cuts.stops, times, cuts.trend), targets, user, self.context(cuts, rng)
-        )
+        past = events.between(starts, cuts.stops)
+        return self.maker.make(past, times, cuts.trend, targets, user, self.context(cuts, rng))
 
     def context(self, cuts: Cuts, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each cut: that of the first event that follows."""

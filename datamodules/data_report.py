@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -12,6 +13,7 @@ from rich.table import Table
 
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
+from datamodules.leaks.leak import Leak
 from datamodules.rejects import Rejects
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -22,9 +24,23 @@ HEAD_SHARES = (0.01, 0.1)
 
 
 def report_data(
-    tables: Tables, rejects: Rejects, cleaning: CleaningReport, split: Split, config: DataConfig
+    tables: Tables,
+    rejects: Rejects,
+    cleaning: CleaningReport,
+    split: Split,
+    config: DataConfig,
+    leaks: Sequence[Leak],
 ) -> dict[str, Any]:
-    """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing."""
+    """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing.
+
+    Args:
+        tables: cleaned.
+        rejects: of reading.
+        cleaning: what was taken out.
+        split: of the interactions.
+        config: what is declared.
+        leaks: what `find_leaks` found.
+    """
     events = tables.interactions
     return {
         "counts": _count(tables, split),
@@ -45,6 +61,7 @@ def report_data(
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(events["item_id"].value_counts().to_numpy()),
         "history_length": _quantiles(events["user_id"].value_counts().to_numpy()),
+        "leaks": [_describe(leak) for leak in leaks],
     }
 
 
@@ -103,6 +120,10 @@ def _cold(tables: Tables, split: Split) -> dict[str, float | None]:
     }
 
 
+def _describe(leak: Leak) -> dict[str, Any]:
+    return {"kind": leak.kind, "column": f"{leak.table}.{leak.column}", "power": leak.power, "message": leak.message}
+
+
 def _share(mask: pd.Series) -> float | None:
     return float(mask.mean()) if len(mask) else None
 
@@ -155,7 +176,12 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "events per user",
             ", ".join(f"{name} {value:g}" for name, value in report["history_length"].items()),
         ),
+        *_leak_lines(report["leaks"]),
     ]
+
+
+def _leak_lines(leaks: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [("leak", leak["message"]) for leak in leaks] or [("leaks", "none found")]
 
 
 def _join(counts: dict[str, int], names: tuple[str, ...]) -> str:

@@ -1,4 +1,4 @@
-"""The LightningDataModule: training examples by windows or by cuts, and validation requests."""
+"""The LightningDataModule: training examples by windows, cuts or parts of sets, and validation requests."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Ti
 from datamodules.loading import Examples, train_loader, validation_loader
 from datamodules.missing import Withheld
 from datamodules.popularity import ItemTrends, measure_trends
-from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets
+from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import build_sequences
+from datamodules.sets import SetExamples
 from datamodules.windows import WindowExamples
 from serve.encoding import encode_features
 from serve.events import Ints
@@ -71,7 +72,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
-        self.maker = RequestMaker(self.sequences, catalogue, self.trends, schema)
+        self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
         self.validation_batches = self._make_validation(validation)
 
@@ -93,6 +94,8 @@ class InteractionsDataModule(pl.LightningDataModule):
         first = int(events.time.min(initial=end))
         if self.trains_on_windows:
             moments = np.array([end], dtype=np.int64)
+        elif self.schema.is_set:
+            moments = np.array([end + 1], dtype=np.int64)  # after all events, which are at 0
         elif self.horizon is None:
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
@@ -105,11 +108,14 @@ class InteractionsDataModule(pl.LightningDataModule):
     def _make_examples(self) -> Examples:
         if self.trains_on_windows:
             return WindowExamples(self.sequences, self.schema, self.batch_size, self.withheld)
+        if self.schema.is_set:
+            return SetExamples(self.sequences, self.maker, self.batch_size, self.withheld)
         timeline: Timeline
+        events, weight = self.sequences.events, self.sequences.target_weight
         if self.horizon is None:
-            timeline = NextGroupTimeline(self.sequences.events, self.trends, self.schema)
+            timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
         else:
-            timeline = HorizonTimeline(self.sequences.events, self.trends.moments[:-1], self.horizon)
+            timeline = HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
         return CutExamples(self.sequences, self.maker, timeline, self.batch_size, self.withheld)
 
     def early_pairs(self) -> tuple[Ints, Ints]:
@@ -135,7 +141,7 @@ class InteractionsDataModule(pl.LightningDataModule):
     def _make_validation(self, validation: pd.DataFrame) -> list[RequestBatch]:
         known = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
-        targets = distinct_targets(held_out.events)
+        targets = distinct_targets(held_out.events, held_out.target_weight)
         users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
         return [self._final_batch(users, targets, rows) for rows in _tiles(len(users), REQUESTS_PER_BATCH)]
 
@@ -144,14 +150,15 @@ class InteractionsDataModule(pl.LightningDataModule):
         offsets = self.sequences.events.offsets
         chosen = users[rows]
         starts, stops = offsets[:-1][chosen], offsets[1:][chosen]
-        times = last_moments(self.sequences.events.between(starts, stops))
+        past = self.sequences.events.between(starts, stops)
+        times = last_moments(past)
         if self.validation_at is not None:
             times = np.full(len(rows), self.validation_at, dtype=np.int64)
-        cuts = Cuts(chosen, starts, stops, times, len(self.trends.moments) - 1)
         is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
         mine = Targets(targets.users[is_mine] - rows[0], targets.rows[is_mine], targets.weights[is_mine])
         context = encode_features(self.schema.context_features, {}, len(rows))
-        return self.maker.make(cuts, mine, self.sequences.user.take(chosen), context)
+        last = len(self.trends.moments) - 1
+        return self.maker.make(past, times, last, mine, self.sequences.user.take(chosen), context)
 
 
 def _tiles(n: int, size: int) -> list[Ints]:

@@ -27,7 +27,11 @@ class EpochSampler(Sampler[Any]):
         self.plans = self.examples.plan(self.seed, epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        return iter(self.plans)
+        """Look at the plans when the first is asked for.
+
+        Lightning makes the iterator of a resumed epoch before it says which epoch that is.
+        """
+        yield from self.plans
 
     def __len__(self) -> int:
         return len(self.plans)

@@ -30,19 +30,25 @@ LONGEST_VALUE = 200
 class Rejects:
     """What of the files did not become a row."""
 
-    frame: pd.DataFrame
-    """file, line, column, value, reason; each bad record once, with its first fault. The line is that of a
-    CSV file, else the number of the record from 1; `column` and `value` are null where the fault has none."""
+    tables: dict[str, pd.DataFrame]
+    """Table -> file, line, column, value, reason; each bad record once, with its first fault. The line is that of a
+    CSV or JSON Lines file, else the number of the record from 1; `column` and `value` are null where the fault has
+    none. The files that a split names are tables of their own: `validation` and `test`."""
     records: dict[str, int]
-    """Table -> records in its file, the bad ones included."""
+    """Table -> records in its files, the bad ones included."""
     dropped: dict[str, tuple[str, ...]]
-    """Table -> columns of its file that are not declared and were not read."""
+    """Table -> columns of its files that are not declared and were not read."""
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rejects of all tables."""
+        return pd.concat(self.tables.values(), ignore_index=True)
 
 
 def reject_frame(
     file: str, lines: pd.Series, column: pd.Series | str, values: pd.Series, reasons: pd.Series | str
 ) -> pd.DataFrame:
-    """Make rejects of one file, in the columns of `Rejects.frame`."""
+    """Make rejects of one file, in the columns of `Rejects.tables`."""
     frame = pd.DataFrame(
         {"file": file, "line": lines, "column": column, "value": values.astype(object), "reason": reasons}
     )
@@ -51,16 +57,26 @@ def reject_frame(
     return frame.assign(value=texts.mask(is_null, None).astype("str"))
 
 
-def check_reject_rate(table: str, rejected: pd.DataFrame, n_records: int, max_rate: float) -> None:
-    """Refuse a table of which too much is bad, naming its first bad record."""
-    if len(rejected) <= max_rate * n_records:
-        return
-    first = rejected.iloc[0]
-    raise SchemaError(
-        f"{table}: {len(rejected):,} of {n_records:,} records of {first['file']} are bad, more than "
-        f"data.max_reject_rate = {max_rate:g}; the first: line {first['line']}, column {first['column']}, "
-        f"value {first['value']!r}: {first['reason']}; mend the file or raise the rate"
-    )
+def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
+    """Refuse a table of which too much is bad, naming its first bad record.
+
+    Call it when the rejects are written, so that they can be looked at.
+
+    Raises:
+        SchemaError: a larger share of a table's records is rejected.
+    """
+    for table, rejected in rejects.tables.items():
+        n_records = rejects.records[table]
+        if len(rejected) <= max_rate * n_records:
+            continue
+        first = rejected.iloc[0]
+        column = "" if pd.isna(first["column"]) else f"column '{first['column']}', "
+        value = "no value" if pd.isna(first["value"]) else f"value {first['value']!r}"
+        raise SchemaError(
+            f"{table}: {len(rejected):,} of {n_records:,} records are bad, more than data.max_reject_rate = "
+            f"{max_rate:g}; the first: {first['file']}, line {first['line']}, {column}{value}: {first['reason']}; "
+            "mend the files or raise the rate"
+        )
 
 
 def write_rejects(rejects: Rejects, path: Path) -> None:

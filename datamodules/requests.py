@@ -10,30 +10,11 @@ import torch
 from datamodules.batch import RequestBatch
 from datamodules.catalogue import Catalogue
 from datamodules.popularity import ItemTrends
-from datamodules.sequences import Sequences
 from serve.encoding import EncodedFeatures
 from serve.events import Events, Floats, Ints
 from serve.owned import Owned, summarise_owned
 from serve.schema import Schema
 from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
-
-
-@dataclass(frozen=True)
-class Cuts:
-    """B requests at a moment: all before `stops` is known, the targets follow.
-
-    Positions are into the flat arrays of the sequences.
-    """
-
-    users: Ints
-    starts: Ints
-    """First known event of each request."""
-    stops: Ints
-    """One past the last known event."""
-    times: Ints
-    """Moment of each request, UTC seconds."""
-    trend: int
-    """Index of the moment whose popularity holds for the batch."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +26,47 @@ class Targets:
     weights: Floats
 
 
-def distinct_targets(events: Events) -> Targets:
-    """Return the distinct items of each segment; the weight is 1 + log of how often it occurs there."""
-    segment = events.segments()
+def distinct_targets(events: Events, weight: Floats) -> Targets:
+    """Return the distinct items of each segment's targets.
+
+    Args:
+        events: E of them.
+        weight: (E,) of each event as a target; those of 0 are none. The weight of an item is their mean times
+            1 + log of their number.
+    """
+    is_target = weight > 0
     stride = int(events.item_row.max(initial=0)) + 1
-    pairs, counts = np.unique(segment * stride + events.item_row, return_counts=True)
-    return Targets(pairs // stride, pairs % stride, (1 + np.log(counts)).astype(np.float32))
+    keys = events.segments()[is_target] * stride + events.item_row[is_target]
+    pairs, index, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    means = np.bincount(index, weight[is_target], minlength=len(pairs)) / counts
+    return Targets(pairs // stride, pairs % stride, (means * (1 + np.log(counts))).astype(np.float32))
 
 
 class RequestMaker:
-    """Make batches of requests from sequences."""
+    """Make batches of requests."""
 
-    def __init__(self, sequences: Sequences, catalogue: Catalogue, trends: ItemTrends, schema: Schema) -> None:
-        self.sequences = sequences
+    def __init__(self, catalogue: Catalogue, trends: ItemTrends, schema: Schema) -> None:
         self.catalogue = catalogue
         self.trends = trends
         self.schema = schema
 
-    def make(self, cuts: Cuts, targets: Targets, user: EncodedFeatures, context: EncodedFeatures) -> RequestBatch:
+    def make(
+        self, past: Events, times: Ints, trend: int, targets: Targets, user: EncodedFeatures, context: EncodedFeatures
+    ) -> RequestBatch:
         """Make one batch.
 
         Args:
-            cuts: B requests.
+            past: what is known of each of B requests.
+            times: (B,) moment of each, UTC seconds.
+            trend: index of the moment whose popularity holds for the batch.
             targets: what followed each.
             user: demographics, one row per request.
             context: request context, one row per request.
         """
-        past = self.sequences.events.between(cuts.starts, cuts.stops).last(self.schema.memory_length)
+        past = past.last(self.schema.memory_length)
         arrays, history_rows = history_arrays(past, self.schema)
-        owned = self.summarise(past, cuts)
-        arrays |= request_arrays(cuts.times, user, context)
+        owned = self.summarise(past, times, trend)
+        arrays |= request_arrays(times, user, context)
         if self.schema.repeats == "allow":
             arrays |= owned_arrays(owned, self.catalogue.categories, self.catalogue.n_categories)
         return RequestBatch(
@@ -89,18 +81,18 @@ class RequestMaker:
                     targets.rows,
                     targets.weights,
                     find_owned(owned, targets),
-                    self.trends.popularity[cuts.trend],
+                    self.trends.popularity[trend],
                 ),
             ),
         )
 
-    def summarise(self, past: Events, cuts: Cuts) -> Owned:
+    def summarise(self, past: Events, times: Ints, trend: int) -> Owned:
         return summarise_owned(
             past,
-            cuts.times,
+            times,
             self.schema.decay_days,
             len(self.schema.event_types),
-            self.trends.repeat_rate[cuts.trend],
+            self.trends.repeat_rate[trend],
         )
 
 

@@ -2,41 +2,42 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable
 
 import numpy as np
 import pandas as pd
 
-from datamodules.config import DataConfig, FeatureConfig
+from datamodules.config import DataConfig
+from datamodules.feature_fitting import append_new, by_frequency, fit_feature, mean_and_scale
+from datamodules.ordering import is_set
 from datamodules.tables import Tables
-from serve.encoding import split_cell, to_text
 from serve.errors import SchemaError
 from serve.owned import DAY
 from serve.schema import Feature, IdType, Schema
 
 MEMORY_LENGTH = 4000
 SHORTEST_HISTORY, LONGEST_HISTORY = 10, 200
-WIDEST_CELL = 32
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
 DEFAULT_SPAN = 100.0
 """Days taken for the span where the data has no times."""
 POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)
 """Windows of recent popularity that did well on grocery data of 334 days, as shares of the span."""
-_CALENDAR = {"hour_of_day": tuple(map(str, range(24))), "day_of_week": tuple(map(str, range(7)))}
 
 
-def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schema:
+def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous: Schema | None = None) -> Schema:
     """Fit everything that training and serving must agree on.
 
     Args:
         tables: cleaned tables; of users and items, only those with training rows are looked at.
         train: training rows of the interactions.
         config: features, ties, repeats, timezone and history length.
+        previous: a schema fitted before, whose codes and scales stay: vocabularies and event types grow at their end
+            alone, a value that is gone keeps its code, and means, scales, buckets and vector widths are as before.
 
     Raises:
-        SchemaError: baskets are declared and there is no time to tell them apart.
+        SchemaError: baskets are declared and there is no time to tell them apart; or a feature's kind or the type of
+            the ids is not the previous one.
     """
     if config.ties == "simultaneous" and "datetime" not in train:
         raise SchemaError(
@@ -44,17 +45,17 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schem
         )
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
-    weight_mean, weight_scale = _fit_weight(train)
+    weight_mean, weight_scale = _fit_weight(train, previous)
     span = _span_days(train)
     has_datetime = "datetime" in train
     has_popularity = config.repeats == "allow" and has_datetime
     return Schema(
-        user_features=_fit_features(config, "user", users),
-        item_features=_fit_features(config, "item", items),
-        context_features=_fit_features(config, "context", train),
-        user_id_type=_id_type(train["user_id"]),
-        item_id_type=_id_type(train["item_id"]),
-        event_types=_by_frequency(train["event"]) if "event" in train else (),
+        user_features=_fit_features(config, "user", users, previous),
+        item_features=_fit_features(config, "item", items, previous),
+        context_features=_fit_features(config, "context", train, previous),
+        user_id_type=_fit_id_type(train, "user", previous),
+        item_id_type=_fit_id_type(train, "item", previous),
+        event_types=_fit_event_types(train, previous),
         has_datetime=has_datetime,
         has_weight="weight" in train,
         weight_mean=weight_mean,
@@ -70,61 +71,35 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig) -> Schem
     )
 
 
-def is_set(interactions: pd.DataFrame) -> bool:
-    """Say whether a user's events have no order: there is neither a time nor a position."""
-    return "datetime" not in interactions and "position" not in interactions
+def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:
+    before = {} if previous is None else {feature.name: feature for feature in previous.features(side)}
+    return tuple(
+        fit_feature(name, declared, rows[str(declared.column)], before.get(name))
+        for name, declared in config.features.of(side).items()
+    )
 
 
-def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame) -> tuple[Feature, ...]:
-    declared = config.features.of(side)
-    return tuple(_fit_feature(name, feature, rows) for name, feature in declared.items())
+def _fit_event_types(train: pd.DataFrame, previous: Schema | None) -> tuple[str, ...]:
+    found = by_frequency(train["event"]) if "event" in train else ()
+    return append_new(() if previous is None else previous.event_types, found)
 
 
-def _fit_feature(name: str, feature: FeatureConfig, rows: pd.DataFrame) -> Feature:
-    column = str(feature.column)
-    cells = rows[column]
-    if feature.kind == "numeric":
-        mean, scale = _mean_and_scale(cells.to_numpy(np.float64))
-        return Feature(name, feature.kind, column, separator=feature.separator, mean=mean, scale=scale)
-    if feature.kind == "multi_categorical":
-        values = [split_cell(cell, feature.separator) for cell in cells]
-        width = min(max(map(len, values), default=1), WIDEST_CELL)
-        vocabulary = _order(Counter(value for cell in values for value in cell))
-        return Feature(name, feature.kind, column, vocabulary, feature.separator, max(width, 1))
-    vocabulary = _CALENDAR.get(feature.kind) or _by_frequency(cells)
-    return Feature(name, feature.kind, column, vocabulary, feature.separator)
+def _fit_id_type(train: pd.DataFrame, side: str, previous: Schema | None) -> IdType:
+    name = f"{side}_id"
+    found: IdType = "integer" if pd.api.types.is_integer_dtype(train[name]) else "string"
+    before = found if previous is None else getattr(previous, f"{name}_type")
+    if found != before:
+        raise SchemaError(f"{name} is {found}; the previous schema has {before} ids: give the ids as they were")
+    return found
 
 
-def _by_frequency(cells: pd.Series) -> tuple[str, ...]:
-    """Return the distinct texts of a column, the most frequent first."""
-    counts: Counter[str] = Counter()
-    for value, count in cells.value_counts().items():
-        text = to_text(value)
-        if text is not None:  # 7, 7.0 and "7" are one text
-            counts[text] += int(count)
-    return _order(counts)
-
-
-def _order(counts: Counter[str]) -> tuple[str, ...]:
-    """Order by falling frequency, then by value."""
-    return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
-
-
-def _mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
-    """Return mean and standard deviation of the finite numbers; a deviation of 0 becomes 1."""
-    known = numbers[np.isfinite(numbers)]
-    if not len(known):
-        return 0.0, 1.0
-    if known.min() == known.max():  # rounding could leave a deviation that is tiny and not 0
-        return float(known[0]), 1.0
-    return float(known.mean()), float(known.std())
-
-
-def _fit_weight(train: pd.DataFrame) -> tuple[float, float]:
+def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, float]:
     """Return mean and scale of log(1 + weight)."""
+    if previous is not None and previous.has_weight:
+        return previous.weight_mean, previous.weight_scale
     if "weight" not in train:
         return 0.0, 1.0
-    return _mean_and_scale(np.log1p(train["weight"].to_numpy(np.float64)))
+    return mean_and_scale(np.log1p(train["weight"].to_numpy(np.float64)))
 
 
 def _fit_history_length(train: pd.DataFrame) -> int:
@@ -142,7 +117,3 @@ def _span_days(train: pd.DataFrame) -> float:
 def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
     """Return shares of the span in days, to three digits."""
     return tuple(float(f"{share * span:.3g}") for share in shares)
-
-
-def _id_type(ids: pd.Series) -> IdType:
-    return "integer" if pd.api.types.is_integer_dtype(ids) else "string"

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from datamodules.ordering import is_set
+from datamodules.targets import TARGET_WEIGHT
 from serve.encoding import EncodedFeatures, encode_features
-from serve.events import Events, Ints
+from serve.events import Events, Floats, Ints
 from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
 
 
@@ -19,6 +21,8 @@ class Sequences:
     events: Events
     context: EncodedFeatures
     """One row per event."""
+    target_weight: Floats
+    """(E,) how much each event counts as a target; 0: evidence alone."""
     user: EncodedFeatures
     """One row per user."""
     user_ids: np.ndarray
@@ -26,8 +30,10 @@ class Sequences:
 
 
 def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
-    """Order by user, time, position and, stable, place in the file."""
-    keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
+    """Order by user, time, position and, stable, place in the table; a set by user and item."""
+    keys = ["user_id", "item_id"]
+    if not is_set(interactions):
+        keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
     return interactions.sort_values(keys, kind="stable", ignore_index=True)
 
 
@@ -58,6 +64,7 @@ def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: n
     return Sequences(
         events,
         encode_features(schema.context_features, columns_of(interactions, schema.context_features), n, schema.timezone),
+        _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32),
         encode_features(schema.user_features, columns_of(known, schema.user_features), len(user_ids), schema.timezone),
         user_ids,
     )

@@ -8,11 +8,16 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig
+from datamodules.ordering import is_set
+from datamodules.tables import PART
+from datamodules.targets import TARGET_WEIGHT
 from serve.clock import to_seconds
 from serve.errors import SchemaError
 
 VALIDATION_USERS = 2048
 """The most users of whom an event is held out for early stopping, where not all of them are."""
+DEFAULT_SHARE = 0.2
+"""Of each user's items, held out by a split by pairs."""
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,22 @@ class Split:
 
 @dataclass(frozen=True)
 class _Groups:
-    """Where each event stands in its user's timeline; one event or one basket is a group."""
+    """Where each event stands in its user's timeline; one event, one basket or, in a set, one item is a group."""
 
     user: np.ndarray
     """int64 (n,): number of the user, in ascending order of ids."""
     from_end: np.ndarray
-    """int64 (n,): groups of the user after the one of the event; 0 in her last."""
-    per_user: np.ndarray
-    """int64 (U,): how many groups she has."""
+    """int64 (n,): later groups of the user that hold a target; 0 from her last one on."""
+    is_able: np.ndarray
+    """bool (n, 2): the user has events before her last, before her second-last group with a target."""
 
 
 def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
     """Split as `config.split` says.
 
     Within a user, events are in the order of time, position and place in the table. Where there is neither
-    time nor position they are a set, and which one is the last is drawn by the seed.
+    time nor position they are a set of items, and which one is the last is drawn by the seed. Where only some events
+    are targets (`datamodules.targets`), the parts begin at targets, and events after them go with them.
 
     Args:
         interactions: cleaned rows.
@@ -64,53 +70,98 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
         seed: draws the users whose events are validation.
 
     Raises:
-        SchemaError: a time split whose moment leaves one of the three parts empty.
+        SchemaError: a time split whose moment leaves one of the three parts empty, or files without a test event.
     """
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
+    if config.split.kind == "files":
+        return _split_by_file(interactions)
+    if config.split.kind == "pairs":
+        return _split_by_pair(interactions, DEFAULT_SHARE if config.split.share is None else config.split.share, seed)
     groups = _find_groups(interactions, config.ties == "simultaneous", np.random.default_rng(seed))
     if config.split.kind == "none":
         is_validation = _is_of_sample(groups, 0, VALIDATION_USERS, seed)
         return _take_parts(interactions, is_validation, np.zeros(len(interactions), bool), "none")
-    is_test = (groups.from_end == 0) & (groups.per_user[groups.user] > 1)
-    most_users = len(groups.per_user) if config.split.strict else VALIDATION_USERS
+    is_test = (groups.from_end == 0) & groups.is_able[:, 0]
+    most_users = len(interactions) if config.split.strict else VALIDATION_USERS
     return _take_parts(interactions, _is_of_sample(groups, 1, most_users, seed), is_test, "leave_one_out")
 
 
 def _find_groups(interactions: pd.DataFrame, is_simultaneous: bool, rng: np.random.Generator) -> _Groups:
-    user, ids = pd.factorize(interactions["user_id"], sort=True)
-    keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
-    order = np.lexsort([*(keys or [_draw_order(interactions, rng)])[::-1], user])
-    user_sorted = user[order]
-    is_start = np.concatenate([[True], user_sorted[1:] != user_sorted[:-1]])
-    if is_simultaneous and keys:
-        moment = keys[0][order]
-        is_start[1:] |= moment[1:] != moment[:-1]
-    else:
-        is_start[:] = True
-    group = np.cumsum(is_start) - 1
-    per_user = np.bincount(user_sorted[is_start], minlength=len(ids))
-    from_end = np.empty(len(order), np.int64)
-    from_end[order] = (np.cumsum(per_user) - 1)[user_sorted] - group
-    return _Groups(user, from_end, per_user)
-
-
-def _draw_order(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Draw a rank for each event that does not depend on its place in the table."""
-    item, _ = pd.factorize(interactions["item_id"], sort=True)
     user, _ = pd.factorize(interactions["user_id"], sort=True)
-    rank = np.empty(len(interactions), np.int64)
-    rank[np.lexsort([item, user])] = rng.permutation(len(interactions))
-    return rank
+    keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
+    unordered = is_set(interactions)
+    order = np.lexsort([*([_draw_pairs(interactions, rng)] if unordered else keys)[::-1], user])
+    user_sorted = user[order]
+    same = interactions["item_id"].to_numpy() if unordered else keys[0]
+    is_start = np.ones(len(order), bool)
+    if unordered or is_simultaneous:
+        is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (same[order][1:] != same[order][:-1])
+    group = np.cumsum(is_start) - 1
+    first_event = np.searchsorted(user_sorted, np.arange(user_sorted[-1] + 1))
+    is_target = np.isin(np.arange(group[-1] + 1), group[_is_target(interactions)[order]])  # (groups,)
+    up_to = np.cumsum(is_target)  # targets up to and with each group
+    last_of_user = np.append(group[first_event[1:]] - 1, group[-1])
+    later = up_to[last_of_user[user_sorted]] - up_to[group]
+    most = np.maximum.reduceat(later, first_event)[user_sorted]
+    from_end, is_able = np.empty(len(order), np.int64), np.empty((len(order), 2), bool)
+    from_end[order] = later
+    is_able[order] = np.stack([most > 0, most > 1], axis=1)
+    return _Groups(user, from_end, is_able)
+
+
+def _is_target(interactions: pd.DataFrame) -> np.ndarray:
+    if TARGET_WEIGHT not in interactions:
+        return np.ones(len(interactions), bool)
+    is_target: np.ndarray = interactions[TARGET_WEIGHT].to_numpy() > 0
+    return is_target
+
+
+def _draw_pairs(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Draw a rank for each (user, item) pair that does not depend on its place in the table, (n,)."""
+    user, _ = pd.factorize(interactions["user_id"], sort=True)
+    item, items = pd.factorize(interactions["item_id"], sort=True)
+    pairs, index = np.unique(user * len(items) + item, return_inverse=True)
+    ranks: np.ndarray = rng.permutation(len(pairs))[index]
+    return ranks
 
 
 def _is_of_sample(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
-    """Return the events of one group per drawn user, of users with an earlier group left to train on."""
-    able = np.flatnonzero(groups.per_user > from_end + 1)
-    is_drawn = np.zeros(len(groups.per_user), bool)
-    is_drawn[np.random.default_rng(seed).permutation(able)[:most_users]] = True
-    is_of_sample: np.ndarray = (groups.from_end == from_end) & is_drawn[groups.user]
+    """Mark one target group, with what follows it, of drawn users who have earlier events left to train on."""
+    able = np.unique(groups.user[groups.is_able[:, from_end]])
+    drawn = np.random.default_rng(seed).permutation(able)[:most_users]
+    is_of_sample: np.ndarray = (groups.from_end == from_end) & np.isin(groups.user, drawn)
     return is_of_sample
+
+
+def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split:
+    """Hold out a share of every user's items, all events on them together; of the rest as much again to stop by."""
+    rng = np.random.default_rng(seed)
+    is_test = _draw_items(interactions, np.ones(len(interactions), bool), share, rng)
+    is_validation = _draw_items(interactions, ~is_test, share, rng)
+    if not is_test.any():
+        raise SchemaError(f"data.split.share is {share:g}, but no user has enough items to hold one out: raise it")
+    return _take_parts(interactions, is_validation, is_test, "pairs")
+
+
+def _draw_items(interactions: pd.DataFrame, is_left: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
+    """Mark the rows of a share of each user's items, of those whose rows are left; one item stays with each user."""
+    user, _ = pd.factorize(interactions["user_id"], sort=True)
+    item, items = pd.factorize(interactions["item_id"], sort=True)
+    pair = user * len(items) + item
+    pairs = np.unique(pair[is_left])
+    owner = pairs // len(items)
+    order = np.lexsort((rng.permutation(len(pairs)), owner))
+    size = np.bincount(owner)
+    rank = np.arange(len(pairs)) - (np.cumsum(size) - size)[owner]  # pairs are ascending, so owners are
+    n_drawn = np.minimum(np.floor(size * share + 0.5), size - 1)
+    is_drawn: np.ndarray = np.isin(pair, pairs[order][rank < n_drawn[owner]]) & is_left
+    return is_drawn
+
+
+def _split_by_file(interactions: pd.DataFrame) -> Split:
+    part = interactions[PART].to_numpy()
+    return _take_parts(interactions.drop(columns=PART), part == "validation", part == "test", "files")
 
 
 def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) -> Split:

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
-from datamodules.cells import read_cells, unify_ids
+from datamodules.cells import unify_ids
 from datamodules.columns import Column, interaction_columns, item_columns, user_columns
 from datamodules.config import DataConfig
-from datamodules.raw_tables import RawTable, read_raw, take_frame
-from datamodules.rejects import Rejects, check_reject_rate, reject_frame
+from datamodules.raw_records import RawRecords, take_frame
+from datamodules.raw_tables import read_raw
+from datamodules.rejects import Rejects
+from datamodules.typed_tables import TypedTable, check_same_columns, join_frames, type_table
 from serve.errors import SchemaError
+
+PART = "part of the split"
+"""Reserved column of the interactions where the split is given by files: train, validation or test."""
+_PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
+"""Table -> its part."""
 
 
 @dataclass(frozen=True)
@@ -21,7 +28,7 @@ class Tables:
 
     interactions: pd.DataFrame
     """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight (float64);
-    context feature columns. In file order."""
+    context feature columns; `PART` where the split is given by files. In file order, part by part."""
     users: pd.DataFrame
     """user_id, user feature columns, audit columns; without a users table the ids of the interactions."""
     items: pd.DataFrame
@@ -31,15 +38,17 @@ class Tables:
 def read_tables(config: DataConfig) -> tuple[Tables, Rejects]:
     """Read the files of a configuration.
 
+    How many records were rejected is for `check_reject_rates` to judge, once they are written.
+
     Raises:
         SchemaError: a table as a whole does not fit: file missing, empty, unreadable or of unknown suffix,
-            declared column absent, one id with two different rows, too many bad records.
+            declared column absent or of another kind, one id with two different rows.
     """
-    raw = {"interactions": read_raw("interactions", config.interactions, interaction_columns(config))}
+    raw = {"interactions": read_raw("data.interactions.path", config.interactions, interaction_columns(config))}
     if config.users is not None:
-        raw["users"] = read_raw("users", config.users, user_columns(config))
+        raw["users"] = read_raw("data.users.path", config.users, user_columns(config))
     if config.items is not None:
-        raw["items"] = read_raw("items", config.items, item_columns(config))
+        raw["items"] = read_raw("data.items.path", config.items, item_columns(config))
     return _type_tables(config, raw)
 
 
@@ -49,86 +58,102 @@ def tables_from_frames(
     users: pd.DataFrame | None = None,
     items: pd.DataFrame | None = None,
 ) -> tuple[Tables, Rejects]:
-    """Take data frames in place of the files; checks and errors are those of `read_tables`."""
-    raw = {"interactions": take_frame("interactions", interactions, interaction_columns(config))}
+    """Take data frames in place of the files; the files that a split names are read all the same.
+
+    Checks and errors are those of `read_tables`.
+    """
+    raw = {"interactions": [take_frame("interactions", interactions, interaction_columns(config))]}
     if users is not None:
-        raw["users"] = take_frame("users", users, user_columns(config))
+        raw["users"] = [take_frame("users", users, user_columns(config))]
     if items is not None:
-        raw["items"] = take_frame("items", items, item_columns(config))
+        raw["items"] = [take_frame("items", items, item_columns(config))]
     return _type_tables(config, raw)
 
 
-def _type_tables(config: DataConfig, raw: dict[str, RawTable]) -> tuple[Tables, Rejects]:
+def _type_tables(config: DataConfig, raw: dict[str, list[RawRecords]]) -> tuple[Tables, Rejects]:
     _check_sides(config, raw)
-    typed, rejected = {}, {}
-    for name, table in raw.items():
-        typed[name], rejected[name] = _type_table(table, config.timezone)
-        check_reject_rate(name, rejected[name], table.n_records, config.max_reject_rate)
-    for side in ("user", "item"):
-        _unify_side(typed, f"{side}_id", f"{side}s")
-    interactions = typed["interactions"]
-    tables = Tables(
-        interactions,
-        typed.get("users", interactions[["user_id"]].drop_duplicates(ignore_index=True)),
-        typed.get("items", interactions[["item_id"]].head(0)),
-    )
+    raw |= _read_split_files(config)
+    _check_parts_apart(raw)
+    for files in ([raw[name] for name in _PARTS if name in raw], [raw.get("users", [])], [raw.get("items", [])]):
+        check_same_columns([file for part in files for file in part])
+    typed = {name: type_table(files, _columns_of(name, config), config.timezone) for name, files in raw.items()}
+    for name, id_name in (("users", "user_id"), ("items", "item_id")):
+        if name in typed:
+            _check_one_row_each(name, typed[name], id_name)
     rejects = Rejects(
-        pd.concat(rejected.values(), ignore_index=True),
-        {name: table.n_records for name, table in raw.items()},
-        {name: table.dropped for name, table in raw.items()},
+        {name: table.rejects for name, table in typed.items()},
+        {name: table.n_records for name, table in typed.items()},
+        {name: table.dropped for name, table in typed.items()},
     )
-    return tables, rejects
+    return _join_tables(config, typed), rejects
 
 
-def _check_sides(config: DataConfig, raw: dict[str, RawTable]) -> None:
+def _columns_of(name: str, config: DataConfig) -> tuple[Column, ...]:
+    return {"users": user_columns, "items": item_columns}.get(name, interaction_columns)(config)
+
+
+def _check_sides(config: DataConfig, raw: dict[str, list[RawRecords]]) -> None:
     """Refuse features of a table that is not given."""
-    for name, columns in (("users", user_columns(config)), ("items", item_columns(config))):
+    for name in ("users", "items"):
+        columns = _columns_of(name, config)
         if name not in raw and len(columns) > 1:
             raise SchemaError(
                 f"column '{columns[1].source}' is declared, but there is no {name} table: set data.{name}"
             )
 
 
-def _type_table(raw: RawTable, timezone: str | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the good rows and all rejects of a table, each bad record with its first fault."""
-    typed: dict[str, pd.Series] = {}
-    rejects = [raw.rejects]
-    is_bad = np.zeros(len(raw.frame), bool)
-    for column in raw.columns:
-        try:
-            cells = read_cells(column, raw.frame[column.name], timezone, raw.is_text)
-        except SchemaError as error:
-            raise SchemaError(f"{raw.file}: {error}") from error
-        typed[column.name] = cells.values
-        for reason, is_fault in cells.faults.items():
-            is_new = is_fault & ~is_bad
-            is_bad |= is_new
-            if is_new.any():
-                rejects.append(_reject(raw, column, is_new, reason))
-    frame = pd.DataFrame(typed)[~is_bad].reset_index(drop=True)
-    return frame, pd.concat(rejects).sort_values("line", ignore_index=True)
+def _read_split_files(config: DataConfig) -> dict[str, list[RawRecords]]:
+    """Read what a split names: files laid out as the interactions."""
+    paths = {"validation": config.split.validation, "test": config.split.test}
+    columns = interaction_columns(config)
+    if config.split.kind == "files" and PART in {column.name for column in columns}:
+        raise SchemaError(f"column '{PART}' is reserved where the split is given by files: rename yours")
+    return {
+        name: read_raw(f"data.split.{name}", replace(config.interactions, path=path), columns)
+        for name, path in paths.items()
+        if path is not None
+    }
 
 
-def _reject(raw: RawTable, column: Column, is_fault: np.ndarray, reason: str) -> pd.DataFrame:
-    values = raw.frame.loc[is_fault, column.name].reset_index(drop=True)
-    return reject_frame(raw.file, pd.Series(raw.lines[is_fault]), column.source, values, reason)
+def _check_parts_apart(raw: dict[str, list[RawRecords]]) -> None:
+    """Refuse a file that would be trained on and tested with."""
+    part_of: dict[Path, str] = {}
+    for name in filter(raw.__contains__, _PARTS):
+        for file in raw[name]:
+            other = part_of.setdefault(Path(file.file).resolve(), name)
+            if other != name:
+                raise SchemaError(f"{file.file} is a file of {name} and of {other}: give each part files of its own")
 
 
-def _unify_side(typed: dict[str, pd.DataFrame], id_name: str, table: str) -> None:
-    """Give a side's ids one type in both tables, and each id one row in its own."""
-    names = [name for name in ("interactions", table) if name in typed]
-    for name, ids in zip(names, unify_ids([typed[name][id_name] for name in names]), strict=True):
-        typed[name] = typed[name].assign(**{id_name: ids})
-    if table in typed:
-        _check_one_row_each(typed[table], id_name, table)
+def _join_tables(config: DataConfig, typed: dict[str, TypedTable]) -> Tables:
+    """Name the parts of the split, and give the ids of a side one type in both of its tables."""
+    frames = {name: table.frame for name, table in typed.items() if name not in _PARTS}
+    frames["interactions"] = typed["interactions"].frame
+    if config.split.kind == "files":
+        parts = [typed[name].frame.assign(**{PART: part}) for name, part in _PARTS.items() if name in typed]
+        frames["interactions"] = join_frames(parts, interaction_columns(config))
+    for name, id_name in (("users", "user_id"), ("items", "item_id")):
+        filled = [table for table in ("interactions", name) if len(frames.get(table, ()))]
+        for table, ids in zip(filled, unify_ids([frames[table][id_name] for table in filled]), strict=True):
+            frames[table] = frames[table].assign(**{id_name: ids})
+    interactions = frames["interactions"]
+    return Tables(
+        interactions,
+        frames.get("users", interactions[["user_id"]].drop_duplicates(ignore_index=True)),
+        frames.get("items", interactions[["item_id"]].head(0)),
+    )
 
 
-def _check_one_row_each(frame: pd.DataFrame, id_name: str, table: str) -> None:
+def _check_one_row_each(name: str, table: TypedTable, id_name: str) -> None:
     """Refuse two different rows of one id; equal ones are for cleaning."""
-    distinct = frame[~frame.duplicated()]
+    rows = table.frame[table.frame[id_name].duplicated(keep=False)]
+    distinct = rows[~rows.duplicated()]
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if len(conflicting):
+        first = conflicting.tolist()[0]
+        places = distinct.index[distinct[id_name].eq(first)]
+        files = dict.fromkeys(table.files[place] for place in table.file_of_row[places])
         raise SchemaError(
-            f"{table}: {id_name} {conflicting.tolist()[0]!r} has rows that differ "
-            f"({conflicting.nunique()} such ids); keep one row each"
+            f"{name}: {id_name} {first!r} has rows that differ ({conflicting.nunique()} such ids), in "
+            f"{' and '.join(files)}; keep one row each"
         )

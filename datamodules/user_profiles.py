@@ -38,7 +38,7 @@ def _make_history(interactions: pd.DataFrame, schema: Schema) -> History:
     columns: dict[str, NDArray[Any]] = {"item_id": _to_ids(interactions["item_id"], schema.item_id_type)}
     if schema.has_datetime:
         columns["datetime"] = interactions["datetime"].to_numpy(np.int64)
-    if schema.event_types:
+    if schema.event_types and "event" in interactions:
         columns["event"] = _to_texts(interactions["event"])
     if schema.has_weight:
         columns["weight"] = interactions["weight"].to_numpy(np.float64)

@@ -60,6 +60,7 @@ class WindowExamples:
         is_target[:, 0] &= is_first_window  # elsewhere the first event only gives the second one its past
         flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
         is_target &= self.is_first_time[flat]
+        target_weights = np.where(is_target, self.sequences.target_weight[flat], 0).astype(np.float32)  # (B, L)
         is_placeless = rng.random(flat.size) < self.withheld.context
         is_nameless = rng.random(len(plan.users)) < self.withheld.user
         context, user = self.sequences.context.take(flat.ravel()), self.sequences.user.take(plan.users)
@@ -73,7 +74,7 @@ class WindowExamples:
             torch.from_numpy(history_rows),
             torch.from_numpy(context.codes).view(*shape, context.codes.shape[1]),
             torch.from_numpy(context.values).view(*shape, context.values.shape[1]),
-            torch.from_numpy(is_target),
+            torch.from_numpy(target_weights),
             torch.from_numpy(rng.random(shape) >= self.withheld.history),
             torch.from_numpy(np.where(is_event, recency, 0)),
         )

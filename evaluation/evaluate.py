@@ -19,6 +19,7 @@ from evaluation.holdout import (
     Ids,
     contextual_requests,
     group_requests,
+    group_situations,
     has_context,
     number_ids,
     plain_requests,
@@ -103,7 +104,10 @@ def evaluate(
     groups = _label_users(users, ids, group_columns)
     trial = Trial.prepare(group_requests(holdout, ids, at), knowledge.past, schema.repeats, groups)
     examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, at), progress)
-    in_context = {} if at is not None else _ask_in_context(recommender, trial, progress)
+    in_context = {}
+    if at is None and has_context(holdout, schema):
+        situations = Trial.prepare(group_situations(holdout, ids), knowledge.past, schema.repeats, groups)
+        in_context = _ask_in_context(recommender, situations, progress)
     runs = list(run_baselines(trial.examination, knowledge, schema.repeats, progress))
     protocol = {"protocol": describe_protocol(trial.examination, at, schema)}
     return _compare_models(trial, examined, runs) | in_context | protocol
@@ -128,11 +132,9 @@ def _ask(recommender: Recommender, trial: Trial, requests: Requests, progress: P
 
 
 def _ask_in_context(recommender: Recommender, trial: Trial, progress: Progress) -> dict[str, Any]:
-    """Ask again at the times and in the context of the targets, where they have any."""
-    rows, schema = trial.held_out.rows, recommender.bundle.schema
-    if not has_context(rows, schema):
-        return {}
-    examined = _ask(recommender, trial, contextual_requests(rows, schema), progress)
+    """Ask again at the times and in the context of the targets."""
+    requests = contextual_requests(trial.held_out.rows, recommender.bundle.schema)
+    examined = _ask(recommender, trial, requests, progress)
     return {"with_context": {MODEL: trial.examination.describe(examined)}}
 
 

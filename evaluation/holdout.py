@@ -72,7 +72,18 @@ def group_requests(holdout: pd.DataFrame, ids: Ids, at: int | None) -> HeldOut:
     if holdout.empty:
         raise SchemaError("the holdout has no interactions; give at least one, or a split that holds some out")
     is_by_time = at is None and "datetime" in holdout
-    keys = ["user_id", "datetime"] if is_by_time else ["user_id"]
+    return _group(holdout, ids, ["user_id", "datetime"] if is_by_time else ["user_id"])
+
+
+def group_situations(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
+    """Make a request of every situation that targets were held out in.
+
+    That is a user at a time, and without times a user and an item, in the context of its first event.
+    """
+    return _group(holdout, ids, ["user_id", "datetime" if "datetime" in holdout else "item_id"])
+
+
+def _group(holdout: pd.DataFrame, ids: Ids, keys: list[str]) -> HeldOut:
     request = holdout.groupby(keys).ngroup().to_numpy(np.int64)
     _, first = np.unique(request, return_index=True)
     rows = holdout.iloc[first]

@@ -17,7 +17,7 @@ class EventBlocks(nn.Module):
 
     The score of a pair adds two learned functions to the product of query and key: one of the distance in
     groups, one of log(1 + gap in seconds). Nothing depends on the target, so every position is a state; nor on the
-    order within a group, so a basket is a set.
+    order within a group, so a basket is a set. Without blocks a token is its own state.
     """
 
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
@@ -38,6 +38,8 @@ class EventBlocks(nn.Module):
         Returns:
             (B, T, D), normalised.
         """
+        if not len(self.blocks):
+            return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
         is_seen = groups.unsqueeze(1) <= groups.unsqueeze(2)  # (B, T, T) query, key
         gaps = self.gap_basis(times.unsqueeze(2) - times.unsqueeze(1))  # (B, T, T, K)
         not_start = (groups > 0).to(tokens.dtype)  # (B, T)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pyarrow as pa
 import torch
@@ -9,6 +11,7 @@ import torch
 from models.export import Graph, check_parity, export_graph, item_graph, user_graph
 from models.parity_cases import draw_events, item_case, user_case, user_cases
 from models.towers import Towers
+from serve.durable import name_file, write_file
 from serve.events import Floats
 from serve.index import ItemIndex
 from serve.items import write_items
@@ -35,13 +38,20 @@ def export_bundle(towers: Towers, schema: Schema, items: pa.Table, popularity: F
     towers = towers.eval()
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
-    (stage.path / SCHEMA).write_bytes(schema_bytes)
-    np.save(stage.path / VECTORS, vectors)
+    write_file(stage.path / SCHEMA, schema_bytes)
+    write_vectors(vectors, stage.path / VECTORS)
     ItemIndex.build(vectors).save(stage.path / INDEX)
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
     _export_user_tower(towers, schema, vectors, stage, space_id, seed)
     _export_item_tower(item_graph(towers.item_tower), schema, stage, space_id, seed)
+
+
+def write_vectors(vectors: Floats, path: Path) -> None:
+    """Write what `np.save` does, which says of a full disk only how much it could write."""
+    with name_file(path), path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
+        file.write(vectors.data)
 
 
 def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:

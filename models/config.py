@@ -17,7 +17,7 @@ class ModelConfig:
     affinity_dim: int = 64
     """Entries of the category part of a vector; read where `data.repeats` is `allow`."""
     n_blocks: int = 1
-    """Attention blocks of the user tower."""
+    """Attention blocks of the user tower. 0: a history is the mean of its events, which often suits sets."""
     n_heads: int = 1
     """Heads of a block; divides `dim`."""
     dropout: float = 0.2
@@ -47,7 +47,6 @@ class ModelConfig:
         for name in (
             "dim",
             "affinity_dim",
-            "n_blocks",
             "n_heads",
             "batch_size",
             "max_epochs",
@@ -56,6 +55,8 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
+        if self.n_blocks < 0:
+            raise SchemaError(f"model.n_blocks is {self.n_blocks}; allowed: 0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
             if not getattr(self, name) > 0:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: more than 0")

@@ -16,6 +16,7 @@ from datamodules.batch import Tensors
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
+from serve.durable import write_file
 from serve.errors import BundleError
 from serve.tower import SPACE_ID, Arrays, Tower
 
@@ -134,10 +135,9 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
         )
     if program is None:
         raise BundleError(f"{path.name}: torch exported nothing")
-    program.save(str(path))
-    model = onnx.load(str(path))
+    model = program.model_proto
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
-    onnx.save(model, str(path))
+    write_file(path, model.SerializeToString())
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:

@@ -1,23 +1,26 @@
-"""Feature columns to one vector: an embedding per code, a linear map for numbers, summed."""
+"""Feature columns to one vector: an embedding per code, a linear map for numbers and vectors, summed."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
-from serve.encoding import code_slices
+from serve.encoding import code_slices, value_slices
 from serve.schema import PADDING, UNKNOWN, Feature
 
 
 class FeatureEmbedding(nn.Module):
     """Embed the encoded features of one side.
 
-    The codes of a multi-valued feature are averaged (embedding, mask, mean: an `EmbeddingBag` would export as a
-    loop); features are summed. Unknown codes of a feature start at zero: they say nothing until trained.
+    The codes of a multi-valued feature, n-grams of a text among them, are averaged (embedding, mask, mean: an
+    `EmbeddingBag` would export as a loop); features are summed. Unknown codes of a feature start at zero: they say
+    nothing until trained.
     """
 
     code_offsets: Tensor
     feature_of_column: Tensor
+    missing_columns: Tensor
 
     def __init__(self, features: tuple[Feature, ...], dim: int) -> None:
         super().__init__()
@@ -30,9 +33,11 @@ class FeatureEmbedding(nn.Module):
             offsets += feature.n_codes
         self.dim = dim
         self.has_features = len(features) > 0
+        self.has_texts = any(feature.kind == "text" for feature in features)
         self.table = nn.Embedding(max(offsets, 1), dim)
-        n_values = 2 * sum(feature.is_numeric for feature in features)
-        self.number_table = nn.Parameter(torch.empty(n_values, dim))  # (V, D)
+        stops = [columns_of_feature.stop for _, columns_of_feature in value_slices(features)]
+        self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))  # (V, D)
+        self.register_buffer("missing_columns", torch.tensor(stops, dtype=torch.int64) - 1, persistent=False)
         self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
         membership = torch.zeros(len(columns), max(len(slices), 1))
         membership[torch.arange(len(columns)), columns] = 1.0
@@ -62,13 +67,22 @@ class FeatureEmbedding(nn.Module):
         present = (codes != PADDING).to(values.dtype)  # (B, C)
         per_feature = present @ self.feature_of_column  # (B, features)
         share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
-        embedded = self.table(codes + self.code_offsets)  # (B, C, D)
-        summed = (embedded * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
-        result: Tensor = summed + values @ self.number_table  # (B, D)
+        result: Tensor = self._sum_codes(codes + self.code_offsets, share) + values @ self.number_table  # (B, D)
         return result
 
+    def _sum_codes(self, rows: Tensor, share: Tensor) -> Tensor:
+        """Sum table rows (B, C) by their shares (B, C), (B, D).
 
-def has_content(codes: Tensor, values: Tensor) -> Tensor:
-    """Say which rows have any known feature value, (B,) bool."""
-    missing = values[:, 1::2]  # (B, V / 2) missing flags
-    return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)
+        Training on texts does without the (B, C, D) in between, which is large for a whole catalogue.
+        """
+        summed: Tensor
+        if self.training and self.has_texts:
+            summed = functional.embedding_bag(rows, self.table.weight, mode="sum", per_sample_weights=share)  # (B, D)
+        else:
+            summed = (self.table(rows) * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
+        return summed
+
+    def has_content(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Say which rows have any known feature value, (B,) bool."""
+        missing = values[:, self.missing_columns]  # (B, numeric and vector features)
+        return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)

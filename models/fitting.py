@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -13,12 +12,32 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import CSVLogger
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 
+from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
+from models.curves import Curves
 from models.two_tower import TwoTower
 
+LOGS = "logs"
 MONITOR = "val_ndcg"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
+
+
+class ResumedStopping(EarlyStopping):
+    """Stop by the validation; a training that had stopped and is resumed does not begin another epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
+class MovableCheckpoint(ModelCheckpoint):
+    """Keep one file; where the folder was moved since, it is known by its new place."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
+        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        kept = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none before the first
+        super().load_state_dict({**state_dict, **here, "best_k_models": kept})
 
 
 def fit(
@@ -29,9 +48,9 @@ def fit(
     max_epochs: int,
     patience: int | None,
     trainer_options: Mapping[str, Any],
-    resume: bool,
+    origin: Mapping[str, Any],
 ) -> int:
-    """Train, and leave the best weights in `model`.
+    """Train, going on from the last checkpoint if there is one, and leave the best weights in `model`.
 
     Args:
         model: to train.
@@ -41,40 +60,46 @@ def fit(
         max_epochs: when to stop at the latest.
         patience: epochs without improvement before training stops; None: no validation, the last weights stay.
         trainer_options: arguments of `pl.Trainer` that the user gave.
-        resume: go on from the last checkpoint in the folder, if there is one.
+        origin: what this training is made of, as JSON values; a checkpoint of anything else is refused.
 
     Returns:
         How many epochs the weights in `model` were trained for.
 
     Raises:
+        SchemaError: the checkpoint is of another run.
+        BundleError: a checkpoint is torn or altered.
+        FloatingPointError: the loss, or a trained weight, is not finite.
+        OSError: the disk is full or fails.
         SystemExit: with status 143 if the process was told to stop.
     """
-    checkpoints = folder / "checkpoints" / stage
-    if not resume:
-        shutil.rmtree(checkpoints, ignore_errors=True)
-    best = ModelCheckpoint(
-        dirpath=checkpoints,
-        filename="best",
-        monitor=MONITOR if patience is not None else None,
-        mode="max",
-        save_last=True,
-        enable_version_counter=False,
-    )
-    callbacks: list[Callback] = [best]
-    if patience is not None:
-        callbacks.append(EarlyStopping(MONITOR, mode="max", patience=patience))
-    logger = CSVLogger(str(folder / "logs"), name=stage, version="")
+    checkpoints = folder / CHECKPOINTS / stage
+    last = checkpoints / "last.ckpt"
+    callbacks = [Curves(folder / LOGS / stage / "metrics.csv"), *_make_checkpoints(checkpoints, patience)]
     with _quiet_lightning():
-        trainer = _make_trainer(callbacks, logger, max_epochs, patience is not None, trainer_options)
-        last = checkpoints / "last.ckpt"
-        trainer.fit(model, data, ckpt_path=str(last) if resume and last.exists() else None, weights_only=True)
+        trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is not None, trainer_options)
+        trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
-    return _load_best(model, Path(best.best_model_path or last))
+    return _load_weights(model, last if patience is None else checkpoints / "best.ckpt")
+
+
+def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
+    last = MovableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
+    if patience is None:
+        return [last]
+    stopping = ResumedStopping(MONITOR, mode="max", patience=patience)
+    best = MovableCheckpoint(
+        folder, "best", monitor=MONITOR, mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return [stopping, best, last]  # what the last checkpoint says of the best one must be so
 
 
 def _make_trainer(
-    callbacks: list[Callback], logger: CSVLogger, max_epochs: int, validates: bool, options: Mapping[str, Any]
+    callbacks: list[Callback],
+    checkpoints: RunCheckpoints,
+    max_epochs: int,
+    validates: bool,
+    options: Mapping[str, Any],
 ) -> pl.Trainer:
     given = dict(options)
     if given.get("enable_progress_bar", True):
@@ -82,10 +107,10 @@ def _make_trainer(
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
         "deterministic": "warn",  # else threads sum the gradients of gathered rows in any order
-        "logger": logger,
+        "logger": False,
+        "plugins": [checkpoints],
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
-        "log_every_n_steps": 1,
         "limit_val_batches": None if validates else 0,
         "gradient_clip_val": 1.0,
     }
@@ -96,7 +121,7 @@ def _make_trainer(
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's notes on hardware, products and loaders from the run's own output."""
-    logger = logging.getLogger("pytorch_lightning.utilities.rank_zero")
+    logger = logging.getLogger("pytorch_lightning")
     level = logger.level
     logger.setLevel(logging.WARNING)
     try:
@@ -112,8 +137,11 @@ def _quiet_lightning() -> Iterator[None]:
         logger.setLevel(level)
 
 
-def _load_best(model: TwoTower, path: Path) -> int:
-    checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+def _load_weights(model: TwoTower, path: Path) -> int:
+    checkpoint = read_checkpoint(path)
     model.load_state_dict(checkpoint["state_dict"])
     model.cpu().eval()
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"after training '{name}' is not finite: lower --model.learning_rate")
     return int(checkpoint["epoch"]) + 1

@@ -12,19 +12,19 @@ NOVEL_WEIGHT = 0.5
 
 
 def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
-    """Average the cross entropy of every target position.
+    """Average the cross entropy of every target position by its weight.
 
     Args:
         users: (B, L, W) divided by the temperature.
         items: (N, W).
         batch: its windows.
     """
-    chosen = users[batch.is_target]  # (M, W)
-    rows = batch.history_rows[batch.is_target]  # (M,)
+    is_target = batch.is_target  # (B, L)
+    chosen, rows, weights = users[is_target], batch.history_rows[is_target], batch.target_weights[is_target]
     log_sums = log_sum_exp(chosen, items, no_sparse(chosen))  # (M,)
     positions = torch.arange(len(rows), device=rows.device)  # (M,)
     logits = target_logits(chosen, items, positions, rows)  # (M,)
-    return softmax_loss(log_sums, logits, positions, torch.ones_like(logits))
+    return softmax_loss(log_sums, logits, positions, weights)
 
 
 def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:

@@ -8,7 +8,7 @@ from serve.categories import count_categories
 from serve.encoding import EncodedFeatures, code_slices, value_slices
 from serve.events import Events, Floats, Ints
 from serve.owned import DAY, summarise_owned
-from serve.schema import FIRST_CODE, Feature, Schema
+from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import Arrays
 from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
 
@@ -92,14 +92,17 @@ def item_case(schema: Schema, n: int, rng: np.random.Generator) -> Arrays:
 
 
 def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generator) -> EncodedFeatures:
-    """Draw codes within each vocabulary, unknown among them, and numbers with some missing."""
-    codes = [
-        rng.integers(1, feature.n_codes, (n, columns.stop - columns.start))
-        for feature, columns in code_slices(features)
-    ]
-    is_missing = rng.random((n, len(value_slices(features)))) < 0.2
-    values = np.stack([np.where(is_missing, 0.0, rng.normal(size=is_missing.shape)), is_missing], axis=2)
-    return EncodedFeatures(
-        np.concatenate([np.zeros((n, 0), dtype=np.int64), *codes], axis=1),
-        values.reshape(n, -1).astype(np.float32) if is_missing.size else np.zeros((n, 0), np.float32),
-    )
+    """Draw codes within each vocabulary, unknown among them, and numbers and vectors with some missing.
+
+    Of several codes a row has at least one; the rest is padding.
+    """
+    codes, values = [np.zeros((n, 0), dtype=np.int64)], [np.zeros((n, 0))]
+    for feature, _ in code_slices(features):
+        drawn = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
+        counts = rng.integers(1, feature.width + 1, (n, 1))
+        codes.append(np.where(np.arange(feature.width) < counts, drawn, PADDING))
+    for feature, _ in value_slices(features):
+        is_missing = rng.random((n, 1)) < 0.2
+        drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
+        values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
+    return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1).astype(np.float32))

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch, WindowBatch
-from models.features import has_content
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
@@ -35,7 +34,7 @@ class Towers(nn.Module):
             "item_codes": item_codes,  # (N, C)
             "item_values": item_values,  # (N, V)
             "categories": categories,  # (N, F)
-            "item_has_content": has_content(item_codes, item_values),  # (N,)
+            "item_has_content": item_tower.content.has_content(item_codes, item_values),  # (N,)
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)

@@ -69,12 +69,22 @@ class TwoTower(pl.LightningModule):
     def temperature(self) -> Tensor:
         return self.log_temperature.exp().clamp(min=SMALLEST_TEMPERATURE)  # scalar
 
-    def on_train_epoch_start(self) -> None:
-        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it."""
-        torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
+    def on_train_batch_start(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> None:
+        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it.
+
+        At the first batch, since Lightning skips the start of the epoch after which a run is resumed, and making the
+        iterator draws a number.
+        """
+        if batch_idx == 0:
+            torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> Tensor:
         loss = self.window_step(batch) if isinstance(batch, WindowBatch) else self.request_step(batch)
+        if not torch.isfinite(loss):  # before a step that would spoil every weight
+            raise FloatingPointError(
+                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {self.global_step}: nothing is "
+                "published; lower --model.learning_rate, or look for extreme values in the features"
+            )
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)
         return loss
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from datetime import date, datetime, tzinfo
+from datetime import UTC, date, datetime, tzinfo
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,8 @@ _DAY = 24 * HOUR
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII)
-_PLAIN_ISO = "dddd-dd-dd dd:dd:dd"
+_TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
 
 
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -73,8 +74,8 @@ def day_of_week(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
 
 
 def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
-    local = moments.astype("datetime64[s]").astype(np.int64)
-    is_valid = ~np.isnat(moments) & (local >= _FIRST) & (local <= _LAST)
+    local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
+    is_valid = (local >= _FIRST) & (local <= _LAST)  # NaT is the least number
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 
 
@@ -108,28 +109,26 @@ def _tell_ticks_per_second(ticks: np.ndarray) -> int:
 
 
 def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
-    """Tell whether all cells are `2017-12-01` in form, or all `2017-12-01 10:00:00`: the quick case."""
-    if not all(type(value) is str for value in values):
+    """Tell whether all cells are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z`: the quick case.
+
+    The first cell must be of that form, and the others alike but for their digits.
+    """
+    if set(map(type, values)) != {str} or not _PLAIN_ISO.fullmatch(values[0]):
         return False
-    widths = {len(value) for value in values}
-    if widths not in ({10}, {19}):
+    joined = "".join(values)
+    if set(map(len, values)) != {len(values[0])} or not joined.isascii():
         return False
-    width = widths.pop()
-    letters = np.array(values, f"U{width}").view(np.uint32).reshape(-1, width)
-    is_digit = (letters >= ord("0")) & (letters <= ord("9"))
-    is_right = [
-        is_digit[:, at] if wanted == "d" else np.isin(letters[:, at], [ord(wanted), ord(wanted.replace(" ", "T"))])
-        for at, wanted in enumerate(_PLAIN_ISO[:width])
-    ]
-    return bool(np.logical_and.reduce(is_right).all())
+    form: str = values[0]
+    return joined.encode().translate(_TO_ZEROS) == form.encode().translate(_TO_ZEROS) * len(values)
 
 
 def _read_plain_iso(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    is_utc = texts[0].endswith("Z")
     try:
-        moments = np.array(texts, "datetime64[s]")
+        moments = np.array([text[:-1] for text in texts] if is_utc else texts, "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return _read_cells(texts, zone)
-    return _read_moments(moments, zone)
+    return _read_moments(moments, UTC if is_utc else zone)
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
@@ -10,12 +11,14 @@ from typing import Any
 import pyarrow as pa
 
 from serve.bundle import Bundle, verify
+from serve.export import export_items, export_users
 from serve.item_facts import REPEAT_RATE
 from serve.recommendations import to_arrow, write_tables
 from serve.recommender import Recommender, golden_answer
 from serve.request_files import read_requests
 from serve.requests import Request
 from serve.schema import Repeats
+from serve.shards import Side
 
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
 _MOST_SHOWN = 40
@@ -61,6 +64,15 @@ def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
 def user_requests(recommender: Recommender) -> Iterator[Request]:
     """Make a request of each user that has a profile, in the order of the profiles."""
     return (Request(user_id=user_id) for user_id in recommender.profiles.user_ids.tolist())
+
+
+def export_file(
+    bundle: Path, profiles: Path | None, side: Side, rows: Path | None, out: Path, overwrite: bool
+) -> list[str]:
+    """Export vectors with a progress bar on stderr; see `serve.export`. Returns lines to say."""
+    recommender = Recommender.load(bundle, profiles)
+    export = export_users if side == "user" else export_items
+    return export(recommender, rows, out, overwrite, sys.stderr)
 
 
 def describe_similar(path: Path, item_id: str, k: int) -> list[str]:

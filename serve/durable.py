@@ -6,24 +6,41 @@ import ctypes
 import errno
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Write a file and wait until it is on disk; an existing one is replaced in one step."""
+def write_file(path: Path, content: bytes | memoryview) -> None:
+    """Write a file and wait until it is on disk; an existing one is replaced in one step.
+
+    Raises:
+        OSError: the disk is full or fails; names the file. The existing one stays.
+    """
     partial = path.with_name(f"{path.name}.part")
     try:
-        with partial.open("wb") as file:
+        with name_file(path), partial.open("wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
-    except OSError:
+    finally:
         partial.unlink(missing_ok=True)
-        raise
+
+
+@contextmanager
+def name_file(path: Path) -> Iterator[None]:
+    """Let an error of the disk say which file it is about: one of `write` does not, unlike one of `open`."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
 def sync_files(folder: Path) -> None:
@@ -41,7 +58,8 @@ def sync_folder(folder: Path) -> None:
 def _sync(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
-        os.fsync(descriptor)
+        with name_file(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)
 

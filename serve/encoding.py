@@ -2,8 +2,8 @@
 
 A side (user, item or context) becomes two matrices, whose layout `code_slices` and `value_slices` give:
 
-    codes   int64   (n, C)  one column per categorical and calendar kind, `width` per multi_categorical
-    values  float32 (n, V)  two columns per numeric: the standardised value, then 1.0 where it is missing
+    codes   int64   (n, C)  one column per categorical and calendar kind, `width` per multi_categorical and text
+    values  float32 (n, V)  per numeric and vector the standardised numbers, then 1.0 where they are missing
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from decimal import Decimal
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -20,13 +21,16 @@ from numpy.typing import NDArray
 
 from serve.clock import day_of_week, hour_of_day
 from serve.errors import SchemaError
-from serve.schema import PADDING, UNKNOWN, Feature
+from serve.ngrams import encode_texts
+from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature
+from serve.vectors import Vector, is_missing_row, read_vector, stack_vectors
 
 LIMIT = 10.0
-"""Standardised values are clipped to +- this many standard deviations."""
+"""Standardised values are clipped to +- this many times the scale of their feature."""
 
 _HOURS = 24
 _FRACTIONS = (float, np.floating, Decimal)
+_LISTS = (list, tuple, np.ndarray)
 _CALENDAR: dict[str, Callable[[NDArray[np.int64], str | None], NDArray[np.int64]]] = {
     "hour_of_day": hour_of_day,
     "day_of_week": day_of_week,
@@ -65,10 +69,17 @@ def split_cell(cell: Any, separator: str) -> list[str]:
 
     Values of a list are split as well, so that a list and its joined text mean the same.
     """
-    parts = cell if isinstance(cell, (list, tuple, np.ndarray)) else (cell,)
+    parts = cell if isinstance(cell, _LISTS) else (cell,)
     texts = (to_text(part) for part in parts)
     pieces = chain.from_iterable(text.split(separator) for text in texts if text is not None)
     return list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
+
+
+def join_text(cell: Any) -> str | None:
+    """Return the text of a `text` cell, which is a text or a list of texts: a line each."""
+    if not isinstance(cell, _LISTS):
+        return to_text(cell)
+    return "\n".join(text for text in map(to_text, cell) if text is not None) or None
 
 
 def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
@@ -86,14 +97,33 @@ def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
     return numbers
 
 
+def to_vectors(feature: Feature, values: Any) -> NDArray[np.float32]:
+    """Read a vector column as float32 (n, W), NaN where missing.
+
+    Args:
+        feature: of W entries.
+        values: n cells as `read_vector` reads them, or a matrix (n, W) as returned.
+
+    Raises:
+        SchemaError: a vector that does not parse, is not finite or has another width.
+    """
+    if not (isinstance(values, np.ndarray) and values.ndim == 2):
+        return stack_vectors([_to_vector(feature, value) for value in values], feature.width)
+    _check_width(feature, values.shape[1])
+    matrix: NDArray[np.float32] = values.astype(np.float32)
+    if np.isinf(matrix).any() or np.isnan(matrix[~is_missing_row(matrix)]).any():
+        raise SchemaError(f"feature '{feature.name}': an entry is not finite; give numbers, or a row of NaN if missing")
+    return matrix
+
+
 def code_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
     """Return each coded feature with its columns of `EncodedFeatures.codes`."""
-    return _slices([(feature, feature.width) for feature in features if not feature.is_numeric])
+    return _slices([(feature, feature.width) for feature in features if not feature.has_values])
 
 
 def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
-    """Return each numeric feature with its two columns of `EncodedFeatures.values`."""
-    return _slices([(feature, 2) for feature in features if feature.is_numeric])
+    """Return each numeric and vector feature with its columns of `EncodedFeatures.values`; the last is the flag."""
+    return _slices([(feature, feature.width + 1) for feature in features if feature.has_values])
 
 
 def encode_features(
@@ -112,16 +142,18 @@ def encode_features(
         timezone: where hours and weekdays are taken.
 
     Raises:
-        SchemaError: a column of another length, or a number that does not parse or is infinite.
+        SchemaError: a column of another length, a number or vector that does not parse or is not finite, or a
+            vector of another width.
     """
     features = tuple(features)
-    coded, numeric = code_slices(features), value_slices(features)
+    coded, valued = code_slices(features), value_slices(features)
     codes = np.full((n, coded[-1][1].stop if coded else 0), PADDING, dtype=np.int64)
-    values = np.zeros((n, 2 * len(numeric)), dtype=np.float32)
+    values = np.zeros((n, valued[-1][1].stop if valued else 0), dtype=np.float32)
     for feature, columns_of in coded:
         codes[:, columns_of] = _encode_codes(feature, _column(columns, feature, n), n, timezone)
-    for feature, columns_of in numeric:
-        values[:, columns_of] = _encode_numbers(feature, _column(columns, feature, n), n)
+    for feature, columns_of in valued:
+        encode = _encode_numbers if feature.is_numeric else _encode_vectors
+        values[:, columns_of] = encode(feature, _column(columns, feature, n), n)
     return EncodedFeatures(codes, values)
 
 
@@ -145,8 +177,8 @@ def _column(columns: Mapping[str, Any], feature: Feature, n: int) -> Any:
 
 def _encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> NDArray[np.int64]:
     """Return (n, width) codes."""
-    if feature.kind == "multi_categorical":
-        return _encode_cells(feature, [None] * n if values is None else values)
+    if feature.kind in _SEVERAL:
+        return _SEVERAL[feature.kind](feature, [None] * n if values is None else values)
     if values is None:
         return np.full((n, 1), UNKNOWN, dtype=np.int64)
     if feature.kind in _CALENDAR:
@@ -167,8 +199,15 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> NDA
     numbers = to_numbers(feature, values)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
-    table = np.array([feature.codes.get(str(number), UNKNOWN) for number in range(_HOURS)])
-    return np.where(is_known, table[_CALENDAR[feature.kind](seconds, timezone)], UNKNOWN)
+    codes = _calendar_codes(feature.vocabulary)[_CALENDAR[feature.kind](seconds, timezone)]
+    return np.where(is_known, codes, UNKNOWN)
+
+
+@lru_cache(maxsize=64)
+def _calendar_codes(vocabulary: tuple[str, ...]) -> NDArray[np.int64]:
+    """Return the code of each hour or weekday, kept since a request must not pay for it."""
+    codes = {text: FIRST_CODE + index for index, text in enumerate(vocabulary)}
+    return np.array([codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
 
 
 def _encode_cells(feature: Feature, cells: Any) -> NDArray[np.int64]:
@@ -191,6 +230,42 @@ def _encode_cell(feature: Feature, cell: Any) -> list[int]:
     texts = split_cell(cell, feature.separator)
     codes = list(dict.fromkeys(feature.codes.get(text, UNKNOWN) for text in texts)) or [UNKNOWN]
     return (codes + [PADDING] * feature.width)[: feature.width]
+
+
+def _encode_texts(feature: Feature, cells: Any) -> NDArray[np.int64]:
+    """Return (n, width) codes of n-grams, each once a row, PADDING at the end."""
+    return encode_texts(list(map(join_text, cells)), feature.width, feature.buckets)
+
+
+def _encode_vectors(feature: Feature, values: Any, n: int) -> NDArray[np.float32]:
+    """Return (n, W + 1): standardised entries, missing flag."""
+    if values is None:
+        return np.concatenate([np.zeros((n, feature.width)), np.ones((n, 1))], axis=1).astype(np.float32)
+    vectors = to_vectors(feature, values)
+    is_missing = is_missing_row(vectors)
+    with np.errstate(over="ignore"):
+        standard = np.clip(vectors / np.float32(feature.scale), -LIMIT, LIMIT)
+    standard[is_missing] = 0.0
+    return np.column_stack([standard, is_missing]).astype(np.float32)
+
+
+def _to_vector(feature: Feature, value: Any) -> NDArray[np.float32] | None:
+    if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:
+        return None
+    try:
+        vector = read_vector(value)
+    except ValueError as error:
+        raise SchemaError(f"feature '{feature.name}': {error}: {str(value)[:40]}") from error
+    if vector is not None:
+        _check_width(feature, len(vector))
+    return vector
+
+
+def _check_width(feature: Feature, width: int) -> None:
+    if width != feature.width:
+        raise SchemaError(
+            f"feature '{feature.name}': a vector of {width} numbers; expected {feature.width}, as in the training data"
+        )
 
 
 def _encode_numbers(feature: Feature, values: Any, n: int) -> NDArray[np.float32]:
@@ -216,3 +291,9 @@ def _is_missing(value: Any) -> bool:
     if type(value).__name__ in ("NAType", "NaTType"):
         return True
     return isinstance(value, (*_FRACTIONS, np.datetime64)) and bool(value != value)
+
+
+_SEVERAL: dict[str, Callable[[Feature, Any], NDArray[np.int64]]] = {
+    "multi_categorical": _encode_cells,
+    "text": _encode_texts,
+}

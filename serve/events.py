@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,23 +31,38 @@ class Events:
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    @property
+    @cached_property
     def counts(self) -> Ints:
         """Events per segment, (B,)."""
         return np.diff(self.offsets)
 
     def segments(self) -> Ints:
         """Return the segment of each event, (E,)."""
+        return self._segments
+
+    @cached_property
+    def _segments(self) -> Ints:
         return np.repeat(np.arange(len(self)), self.counts)
 
     def between(self, start: Ints, stop: Ints) -> Events:
         """Take the events `start[b]:stop[b]` (positions in the flat arrays) as segment b."""
-        counts = stop - start
-        offsets = np.concatenate([[0], np.cumsum(counts)])
-        flat = np.repeat(start - offsets[:-1], counts) + np.arange(offsets[-1])
-        return Events(self.item_row[flat], self.time[flat], self.event[flat], self.weight[flat], offsets)
+        return self.pick(spans(start, stop), np.concatenate([[0], np.cumsum(stop - start)]))
+
+    def pick(self, places: Ints, offsets: Ints) -> Events:
+        """Take events by their place in the flat arrays, as the segments that `offsets` says."""
+        return Events(self.item_row[places], self.time[places], self.event[places], self.weight[places], offsets)
 
     def last(self, length: int) -> Events:
         """Keep the last `length` events of each segment."""
+        if self.counts.max(initial=0) <= length:
+            return self
         stop = self.offsets[1:]
         return self.between(np.maximum(self.offsets[:-1], stop - length), stop)
+
+
+def spans(start: Ints, stop: Ints) -> Ints:
+    """Return the places `start[b]:stop[b]` of all b one after the other."""
+    counts = stop - start
+    ends = np.cumsum(counts)
+    places: Ints = np.repeat(start - ends + counts, counts) + np.arange(counts.sum())
+    return places

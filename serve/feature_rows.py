@@ -25,7 +25,10 @@ def encode_rows(
     """Encode one row per mapping; what a mapping does not have is missing.
 
     Raises:
-        SchemaError: a number that does not parse or is infinite.
+        SchemaError: a number or vector that does not parse, is not finite or has another width.
     """
-    columns = {feature.column: [row.get(feature.column) for row in rows] for feature in features}
+    given = set().union(*rows)
+    columns = {
+        name: [row.get(name) for row in rows] for name in (feature.column for feature in features) if name in given
+    }
     return encode_features(features, columns, len(rows), timezone)

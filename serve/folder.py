@@ -46,13 +46,16 @@ def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str
     return manifest, contents
 
 
-def identify_folder(path: Path) -> tuple[int, int] | None:
-    """Return which folder stands at a path, None if there is none."""
+def identify_folder(path: Path) -> tuple[int, int, int] | None:
+    """Return which folder stands at a path, None if there is none.
+
+    The time of its last change tells a folder from a later one that was given the inode of a removed one.
+    """
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 def hash_file(path: Path) -> FileEntry:

@@ -12,6 +12,7 @@ from serve.requests import DERIVED
 from serve.schema import Feature, Schema
 
 _LONGEST = 20  # events
+_WORDS = 5  # of a text: any are as good, since they are hashed
 _DAY = 86_400
 
 
@@ -55,9 +56,14 @@ def _draw_history(
     return events
 
 
-def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[str] | None:
+def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[str] | list[float] | None:
     if feature.is_numeric:
         return float(feature.mean + feature.scale * rng.standard_normal())
+    if feature.kind == "vector":
+        entries = rng.standard_normal(feature.width) * feature.scale / feature.width**0.5
+        return [float(f"{entry:.4g}") for entry in entries]
+    if feature.kind == "text":
+        return " ".join(f"word{number}" for number in rng.integers(feature.buckets, size=_WORDS))
     if not feature.vocabulary:
         return None
     if feature.kind == "multi_categorical":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,8 +41,7 @@ def encode_histories(history: History, offsets: Ints, item_ids: ItemIds, schema:
     """
     rows, time = item_ids.find(history.item_id), _times(history, schema)
     given = Events(rows, time, _event_codes(history, schema), _weights(history, schema), offsets)
-    last = np.append(time, NO_TIME)[offsets[1:] - 1]
-    last_time = np.where(given.counts > 0, last, NO_TIME)
+    last_time = np.append(time, NO_TIME)[np.where(given.counts > 0, offsets[1:] - 1, len(time))]
     is_known = rows >= 0
     if is_known.all():
         return Histories(given, last_time, np.zeros(len(given), dtype=np.int64))
@@ -53,14 +53,16 @@ def encode_histories(history: History, offsets: Ints, item_ids: ItemIds, schema:
 
 def flatten_events(histories: Sequence[Sequence[Event]], item_ids: ItemIds) -> tuple[History, Ints]:
     """Turn inline histories into the arrays that `encode_histories` reads, with their offsets."""
-    events = [event for history in histories for event in history]
-    ids, types = np.empty(len(events), dtype=item_ids.ids.dtype), np.empty(len(events), dtype=np.object_)
-    ids[:] = [event.item_id for event in events]
-    types[:] = [event.event for event in events]
-    times = [NO_TIME if event.datetime is None else event.datetime for event in events]
-    weights = [np.nan if event.weight is None else event.weight for event in events]
-    offsets = np.cumsum([0, *map(len, histories)], dtype=np.int64)
-    return History(ids, np.array(times, dtype=np.int64), types, np.array(weights, dtype=np.float64)), offsets
+    ids, times, types, weights = zip(*chain.from_iterable(histories), strict=True) if any(histories) else [()] * 4
+    history = History(
+        np.array(ids, dtype=item_ids.ids.dtype),
+        np.array([NO_TIME if time is None else time for time in times] if None in times else times, dtype=np.int64),
+        np.array(types, dtype=np.object_) if any(types) else None,
+        None
+        if weights.count(None) == len(weights)
+        else np.array(weights, dtype=np.float64),  # a None among them is NaN
+    )
+    return history, np.array([*accumulate(map(len, histories), initial=0)], dtype=np.int64)
 
 
 def pick_histories(parts: Sequence[tuple[Histories, int]]) -> Histories:
@@ -72,7 +74,7 @@ def pick_histories(parts: Sequence[tuple[Histories, int]]) -> Histories:
         np.concatenate([events.time[start:stop] for events, start, stop in sources]),
         np.concatenate([events.event[start:stop] for events, start, stop in sources]),
         np.concatenate([events.weight[start:stop] for events, start, stop in sources]),
-        np.cumsum([0, *counts], dtype=np.int64),
+        np.array([*accumulate(counts, initial=0)], dtype=np.int64),
     )
     last_time = np.array([part.last_time[i] for part, i in parts], dtype=np.int64)
     unknown_items = np.array([part.unknown_items[i] for part, i in parts], dtype=np.int64)
@@ -81,7 +83,7 @@ def pick_histories(parts: Sequence[tuple[Histories, int]]) -> Histories:
 
 def limit_times(events: Events, moment: Ints) -> Events:
     """Let events later than the moment (B,) of their segment happen at it."""
-    time = np.minimum(events.time, moment[events.segments()])
+    time = np.minimum(events.time, np.repeat(moment, events.counts))
     return Events(events.item_row, time, events.event, events.weight, events.offsets)
 
 

@@ -23,6 +23,7 @@ import faiss
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.durable import write_file
 from serve.errors import BundleError
 from serve.layout import INDEX, VECTORS
 from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
@@ -84,7 +85,7 @@ class ItemIndex:
         """Write the index as a FAISS file, `IndexFlatIP`."""
         index = faiss.IndexFlatIP(self.vectors.shape[1])
         index.add(self.vectors)
-        faiss.write_index(index, str(path))
+        write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
 
     def search(self, users: Floats, k: int, excluded: Ragged | None = None) -> tuple[Floats, Ints]:
         """Find the k items with the largest inner product among those not excluded.

@@ -42,8 +42,9 @@ class ItemIds:
             texts = ids.tolist() if isinstance(ids, np.ndarray) else ids
             return np.array([self._rows.get(text, UNKNOWN_ROW) for text in texts], dtype=np.int64)
         numbers = np.asarray(ids, dtype=np.int64)
-        place = np.minimum(np.searchsorted(self._sorted, numbers), len(self) - 1)
-        return np.where(self._sorted[place] == numbers, self._order[place], UNKNOWN_ROW)
+        place = self._sorted.searchsorted(numbers)  # N for a number above all: the last one is looked at then
+        is_known = self._sorted.take(place, mode="clip") == numbers
+        return np.where(is_known, self._order.take(place, mode="clip"), UNKNOWN_ROW)
 
     def require(self, ids: Sequence[Any]) -> Ints:
         """Return the row of each id as a caller wrote it.

@@ -8,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.durable import name_file
 from serve.errors import BundleError
 from serve.layout import ITEMS
 from serve.schema import IdType
@@ -17,7 +18,8 @@ _TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
 
 def write_items(items: pa.Table, path: Path) -> None:
     """Write the catalogue; row i is the item of vector i."""
-    pq.write_table(items, path, compression="zstd")
+    with name_file(path):
+        pq.write_table(items, path, compression="zstd")
 
 
 def read_items(content: np.ndarray, n_items: int, id_type: IdType) -> pa.Table:

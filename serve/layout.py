@@ -4,6 +4,8 @@ from __future__ import annotations
 
 BUNDLE = "bundle"
 """Folder of a run's directory that holds the published bundle."""
+PROFILES = "profiles"
+"""Folder beside a bundle that holds the profiles of its users."""
 
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
@@ -17,7 +19,5 @@ MODEL_CARD = "MODEL_CARD.md"
 
 ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, VECTORS, INDEX, ITEMS})
 """What answering a request needs: a stage with these can be evaluated."""
-PUBLISHED = ANSWERING | {GOLDEN}
-"""What a published bundle must hold beside its manifest."""
-KNOWN = PUBLISHED | {MODEL_CARD}
-"""What it may hold; any other file is refused."""
+PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}
+"""What a published bundle holds beside its manifest; any other file is refused."""

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import BundleError, name_nearest
-from serve.layout import KNOWN, MANIFEST
+from serve.layout import MANIFEST, PUBLISHED
 from serve.schema import Similarity
 
 FORMAT = 1
@@ -177,7 +177,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_entry(name: str, entry: Any) -> bool:
-    if name not in KNOWN or not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
+    if name not in PUBLISHED or not isinstance(entry, dict) or entry.keys() != {"sha256", "size"}:
         return False
     return _is_digest(entry["sha256"], _SHA256) and _is_count(entry["size"]) and entry["size"] > 0
 
@@ -202,7 +202,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "space_id": (lambda value: _is_digest(value, _SPACE), "16 hex digits"),
     "files": (
         lambda value: isinstance(value, dict) and all(_is_entry(*item) for item in value.items()),
-        f"sha256 and size of files among {', '.join(sorted(KNOWN))}",
+        f"sha256 and size of files among {', '.join(sorted(PUBLISHED))}",
     ),
     "dim": (lambda value: _is_count(value) and value > 0, "a count above 0"),
     "metrics": (lambda value: isinstance(value, dict), "an object"),

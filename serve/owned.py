@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from serve.events import Events, Floats, Ints
+from serve.schema import FIRST_CODE
 
 DAY = 86_400.0
 SCALE_CONSTANT = 2  # index into decay_days: the constant that preferences and profile weights decay with
@@ -74,34 +75,36 @@ def summarise_owned(
     segment, item_row = segment[order], events.item_row[order]
     since = np.maximum(moment[segment] - events.time[order], 0) / DAY  # (events,) days
     starts = _run_starts(segment, item_row)
-    ends = np.append(starts[1:], len(order))
-    count = (ends - starts).astype(np.float64)  # (E,)
-    since_first, since_last = since[starts], since[np.maximum(ends - 1, 0)] if len(since) else since
-    decayed = [_sum_runs(np.exp(-since / days), starts) for days in decay_days]
+    ends = np.append(starts, len(order))[1:]
+    count = ends - starts  # (E,)
+    since_first, since_last = since[starts], since[ends - 1]
+    decayed = _sum_runs(np.exp(since / -np.array(decay_days)[:, None]), starts)  # (decays, E)
+    by_type = _sum_runs(events.event[order] == FIRST_CODE + np.arange(n_event_types)[:, None], starts)
     user, rows = segment[starts], item_row[starts]
-    mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)
-    is_repeated = count > 1
     columns = [
-        *(np.log(column + 0.01) for column in decayed),
-        np.log1p(count),
-        np.log1p(since_last),
-        np.log1p(since_first),
-        is_repeated,
-        np.where(is_repeated, np.log((since_last + 1) / (mean_gap + 1)), 0.0),
-        np.log1p(mean_gap),
-        np.exp(-since_last / (0.7 * decay_days[0])),
+        *np.log(decayed + 0.01),
+        *_rhythm(count, since_last, since_first),
+        np.exp(since_last / (-0.7 * decay_days[0])),
         np.log(count / np.maximum(events.counts, 1)[user]),
         repeat_rate[rows],
-        *_counts_by_type(events.event[order], starts, n_event_types),
+        *np.log1p(by_type),
     ]
     preference = np.log1p(PREFERENCE_GAIN * decayed[min(SCALE_CONSTANT, len(decayed) - 1)])
     return Owned(
         user,
         rows,
-        np.stack(columns, axis=1).astype(np.float32),
+        _as_columns(columns),
         preference.astype(np.float32),
         _summarise_users(events, moment, np.bincount(user, minlength=len(events)), decay_days),
     )
+
+
+def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> list[np.ndarray]:
+    """Return the columns from `count` to `mean_gap`, (E,) each."""
+    mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)
+    is_repeated = count > 1
+    log_count, log_last, log_first, log_gap = np.log1p(np.array([count, since_last, since_first, mean_gap]))
+    return [log_count, log_last, log_first, is_repeated, is_repeated * (log_last - log_gap), log_gap]
 
 
 def _run_starts(segment: Ints, item_row: Ints) -> Ints:
@@ -112,11 +115,12 @@ def _run_starts(segment: Ints, item_row: Ints) -> Ints:
 
 
 def _sum_runs(values: np.ndarray, starts: Ints) -> np.ndarray:
-    return np.add.reduceat(values, starts) if len(starts) else np.zeros(0)
+    """Sum each run of each row of `values`, (rows, E) float64."""
+    return np.add.reduceat(values, starts, axis=1, dtype=np.float64)
 
 
-def _counts_by_type(codes: Ints, starts: Ints, n_event_types: int) -> list[np.ndarray]:
-    return [np.log1p(_sum_runs((codes == 2 + i).astype(np.float64), starts)) for i in range(n_event_types)]
+def _as_columns(columns: Sequence[np.ndarray]) -> Floats:
+    return np.ascontiguousarray(np.array(columns, dtype=np.float32).T)
 
 
 def _summarise_users(events: Events, moment: Ints, n_items: Ints, decay_days: Sequence[float]) -> Floats:
@@ -130,7 +134,7 @@ def _summarise_users(events: Events, moment: Ints, n_items: Ints, decay_days: Se
     first = np.where(has_events, events.offsets[:-1], 0)
     last = np.where(has_events, events.offsets[1:] - 1, 0)
     days = np.append(since, 0.0)  # so that a table without events has an entry 0 to point to
-    columns = [
+    counts = [
         n_items,
         np.bincount(segment[is_recent], minlength=n),
         events.counts,
@@ -138,5 +142,4 @@ def _summarise_users(events: Events, moment: Ints, n_items: Ints, decay_days: Se
         np.where(has_events, days[last], 0.0),
         np.where(has_events, days[first], 0.0),
     ]
-    summary: Floats = np.log1p(np.stack(columns, axis=1)).astype(np.float32)
-    return summary
+    return _as_columns(list(np.log1p(np.array(counts, dtype=np.float64))))

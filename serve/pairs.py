@@ -34,7 +34,10 @@ NO_PAIRS = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
 
 def join_pairs(*parts: Pairs) -> Pairs:
     """Put pairs one after another."""
-    return Pairs(np.concatenate([part.requests for part in parts]), np.concatenate([part.rows for part in parts]))
+    some = [part for part in parts if len(part)]
+    if len(some) < 2:
+        return some[0] if some else NO_PAIRS
+    return Pairs(np.concatenate([part.requests for part in some]), np.concatenate([part.rows for part in some]))
 
 
 def distinct_pairs(pairs: Pairs, n_items: int) -> Pairs:
@@ -44,9 +47,10 @@ def distinct_pairs(pairs: Pairs, n_items: int) -> Pairs:
 
 def to_ragged(pairs: Pairs, n_requests: int) -> Ragged:
     """Return the rows of each request, as the index takes exclusions; a pair may be there more than once."""
-    order = np.argsort(pairs.requests, kind="stable")
-    counts = np.bincount(pairs.requests, minlength=n_requests)
-    return pairs.rows[order], np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    order = pairs.requests.argsort(kind="stable")
+    offsets = np.zeros(n_requests + 1, dtype=np.int64)
+    np.bincount(pairs.requests, minlength=n_requests).cumsum(out=offsets[1:])
+    return pairs.rows[order], offsets
 
 
 def are_among(pairs: Pairs, others: Pairs, n_items: int) -> NDArray[np.bool_]:
@@ -72,6 +76,4 @@ def spread_scores(known: Pairs, scores: Floats, pairs: Pairs, n_items: int) -> F
 
 def rank_pairs(pairs: Pairs, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
     """Order each request's pairs by score, then by row, and keep k; padded as `rank_contenders` does."""
-    order = np.argsort(pairs.requests, kind="stable")
-    ordered = pairs.take(order)
-    return rank_contenders(ordered.requests, ordered.rows, scores[order], n_requests, k)
+    return rank_contenders(pairs.requests, pairs.rows, scores, n_requests, k)

@@ -74,6 +74,8 @@ class Recommendations:
             user_id_type: type of the `user_id` column, also where all requests are anonymous.
         """
         is_item = rows >= 0
+        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
+        is_item.sum(axis=1).cumsum(out=offsets[1:])
         ids = np.empty(len(user_ids), dtype=np.object_)
         ids[:] = user_ids
         return cls(
@@ -81,9 +83,9 @@ class Recommendations:
             user_id_type=user_id_type,
             item_row=rows[is_item],
             item_ids=item_ids,
-            score=scores[is_item].astype(np.float32),
-            rank=np.cumsum(is_item, axis=1, dtype=np.int64)[is_item],
-            offsets=np.concatenate([[0], np.cumsum(is_item.sum(axis=1))]).astype(np.int64),
+            score=scores[is_item].astype(np.float32, copy=False),
+            rank=is_item.cumsum(axis=1, dtype=np.int64)[is_item],
+            offsets=offsets,
             unknown_items=unknown_items,
         )
 
@@ -110,7 +112,7 @@ class Recommendations:
         request = np.repeat(np.arange(len(self)), np.diff(self.offsets))
         listed, index = np.unique(self.item_row, return_inverse=True)
         columns = {
-            "user_id": _arrow_user_ids(self.user_id, self.user_id_type).take(to_arrow(request)),
+            "user_id": ids_to_arrow(self.user_id, self.user_id_type).take(to_arrow(request)),
             "item_id": to_arrow(self.item_ids[listed]).take(to_arrow(index)),
             "score": to_arrow(self.score),
             "rank": to_arrow(self.rank),
@@ -128,6 +130,16 @@ def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) ->
     kind = pa.from_numpy_dtype(values.dtype)
     valid = None if is_valid is None else _arrow_bits(is_valid)
     return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+
+
+def ids_to_arrow(ids: Sequence[Id | None] | NDArray[np.object_], id_type: IdType) -> pa.Array:
+    """Return ids as an Arrow array of their type, null where there is none."""
+    given = np.empty(len(ids), dtype=np.object_)
+    given[:] = ids
+    if id_type == "string":
+        return to_arrow(given)
+    is_valid = np.array([value is not None for value in ids], dtype=np.bool_)
+    return to_arrow(np.where(is_valid, given, 0).astype(np.int64), is_valid)
 
 
 def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
@@ -193,13 +205,6 @@ _WRITERS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, BinaryIO], None]] =
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
-
-
-def _arrow_user_ids(ids: NDArray[np.object_], id_type: IdType) -> pa.Array:
-    if id_type == "string":
-        return to_arrow(ids)
-    is_valid = np.array([value is not None for value in ids], dtype=np.bool_)
-    return to_arrow(np.where(is_valid, ids, 0).astype(np.int64), is_valid)
 
 
 def _numbers(values: pa.Array) -> NDArray[Any]:

@@ -11,22 +11,22 @@ from numpy.typing import NDArray
 
 from serve import golden
 from serve.bundle import Bundle
+from serve.encoding import encode_features
 from serve.errors import SchemaError, name_nearest
-from serve.feature_rows import encode_rows
+from serve.folder import identify_folder
 from serve.index import ItemIndex
 from serve.item_facts import read_item_facts
 from serve.item_ids import ItemIds
 from serve.known_users import encode_profiles, no_profiles
+from serve.layout import PROFILES
 from serve.merging import Lists, Scored, rank_all, rank_novel, rank_owned
-from serve.profiles import MANIFEST, Profiles
+from serve.profile_store import MANIFEST
+from serve.profiles import Profiles
 from serve.recommendations import Recommendations, to_numpy
 from serve.requests import Request, parse_request
 from serve.top_k import Floats, Ints
 from serve.tower_runs import TowerRuns
 from serve.user_inputs import RequestEncoder
-
-PROFILES = "profiles"
-"""Folder beside a bundle that holds the profiles of its users."""
 
 RawRequest = Mapping[str, Any] | Request
 
@@ -69,11 +69,14 @@ class Recommender:
             BundleError: bundle or profiles are missing, altered, or do not belong together; or the golden requests are
                 answered differently here than where the bundle was made.
         """
-        beside = Path(directory).absolute().parent / PROFILES
+        path = Path(directory)
+        beside = path.absolute().parent / PROFILES
         if profiles is None and (beside / MANIFEST).exists():
             profiles = beside
-        known = Profiles.load(Path(profiles)) if isinstance(profiles, (str, Path)) else profiles
-        recommender = cls(Bundle.load(Path(directory)), known)
+        if isinstance(profiles, (str, Path)):
+            recommender = cls(*_load_both(path, Path(profiles)))
+        else:
+            recommender = cls(Bundle.load(path), profiles)
         golden.replay(recommender.bundle.golden, golden_answer(recommender))
         return recommender
 
@@ -131,14 +134,20 @@ class Recommender:
         Raises:
             SchemaError: a column that no feature reads, or a number that does not parse.
         """
+        names = {name: None for row in rows for name in row}
+        return self.encode_item_columns({name: [row.get(name) for row in rows] for name in names}, len(rows))
+
+    def encode_item_columns(self, columns: Mapping[str, Any], n_items: int) -> Floats:
+        """Do as `encode_items` with a table: feature column -> a list or numpy array of `n_items` raw values."""
         schema = self.bundle.schema
-        columns = {feature.column for feature in schema.item_features}
-        for name in {name: None for row in rows for name in row}:
-            if name not in columns:
-                raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), columns)}")
-        encoded = (encode_rows(schema.item_features, tile, schema.timezone) for tile in _tiles(rows))
-        empty = np.empty((0, self.bundle.vectors.shape[1]), np.float32)
-        return np.concatenate([empty, *map(self._towers.items, encoded)])
+        known = {feature.column for feature in schema.item_features}
+        for name in columns:
+            if name not in known:
+                raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), known)}")
+        encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
+        empty, places = np.empty((0, self.bundle.vectors.shape[1]), np.float32), np.arange(n_items)
+        tiles = (encoded.take(places[start : start + _TILE]) for start in range(0, n_items, _TILE))
+        return np.concatenate([empty, *map(self._towers.items, tiles)])
 
     def item_rows(self, ids: Sequence[Any]) -> Ints:
         """Return the position of each item in the catalogue.
@@ -178,6 +187,16 @@ class Recommender:
         for tile in _tiles(requests):
             encoded = self._encoder.encode(tile)
             yield Scored(encoded, *self._towers.users(encoded.tower))
+
+
+def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:
+    """Load a bundle and the profiles in a folder; both again where another bundle took its place meanwhile."""
+    while True:
+        found = identify_folder(path)
+        bundle = Bundle.load(path)
+        profiles = Profiles.load(folder, bundle.manifest.version)
+        if identify_folder(path) == found:
+            return bundle, profiles
 
 
 def golden_answer(recommender: Recommender) -> golden.Answer:

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 import re
 import reprlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import date
+from datetime import date, datetime
 from decimal import Decimal
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -23,6 +24,7 @@ from serve.clock import to_seconds
 from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Feature, IdType, Schema
+from serve.vectors import Vector, read_vector
 
 Id = str | int
 
@@ -30,15 +32,14 @@ DERIVED = ("hour_of_day", "day_of_week")
 """Kinds that are taken from the datetime of a request and never given."""
 
 _REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude")
-_EVENT_FIELDS = ("item_id", "datetime", "event", "weight")
 _INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+_NOTHING = {type(None)}
 _MOST_SHOWN = 40
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _MOST_SHOWN
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """One event of an inline history."""
 
     item_id: Id
@@ -46,6 +47,10 @@ class Event:
     """UTC seconds."""
     event: str | None = None
     weight: float | None = None
+
+
+_EVENT_FIELDS = frozenset(Event._fields)
+_make_event: Callable[[tuple[Any, ...]], Event] = partial(tuple.__new__, Event)  # runs no Python for each event
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
         features=_parse_features(fields.get("features"), schema.user_features, "features"),
         history=_parse_history(fields.get("history"), schema),
         context=_parse_features(fields.get("context"), schema.context_features, "context"),
-        datetime=None if time is None else _parse_times([time], schema.timezone, ["datetime"])[0],
+        datetime=None if time is None else _parse_times([time], schema.timezone, lambda _: "datetime")[0],
         exclude=_parse_ids(() if exclude is None else exclude, schema.item_id_type, "exclude"),
     )
 
@@ -145,7 +150,9 @@ def _parse_value(value: Any, feature: Feature, where: str) -> Any:
         return None
     if feature.kind == "numeric":
         return _parse_number(value, where)
-    if feature.kind == "multi_categorical" and isinstance(value, (list, tuple, np.ndarray)):
+    if feature.kind == "vector":
+        return _parse_vector(value, feature, where)
+    if feature.kind in ("multi_categorical", "text") and isinstance(value, (list, tuple, np.ndarray)):
         return [_parse_label(part, f"{where}[{index}]") for index, part in enumerate(value)]
     return _parse_label(value, where)
 
@@ -158,6 +165,19 @@ def _parse_number(value: Any, where: str) -> float:
     if (isinstance(value, int) and abs(value) >= 2**1023) or not math.isfinite(value):
         raise SchemaError(f"{where} is {show(value)}; expected a finite number, or null if missing")
     return float(value)
+
+
+def _parse_vector(value: Any, feature: Feature, where: str) -> Vector | None:
+    """Read a list of numbers, or the text that a CSV cell holds; None if it is empty, which is missing."""
+    try:
+        entries = read_vector(value)
+    except ValueError as error:
+        raise SchemaError(f"{where} is {show(value)}: {error}; expected {feature.width} finite numbers") from error
+    if entries is None:
+        return None
+    if len(entries) != feature.width:
+        raise SchemaError(f"{where} has {len(entries)} numbers; expected {feature.width}, as in the training data")
+    return Vector.pack(entries)
 
 
 def _parse_label(value: Any, where: str) -> Any:
@@ -173,50 +193,90 @@ def _parse_label(value: Any, where: str) -> Any:
 
 
 def _parse_history(raw: Any, schema: Schema) -> tuple[Event, ...] | None:
+    """Check events column by column, since most columns are seen to be in order at one look."""
     if raw is None:
         return None
-    listed = _check_list(raw, "history")
-    names = [f"history[{index}]" for index in range(len(listed))]
-    entries = [_check_fields(entry, _EVENT_FIELDS, name) for entry, name in zip(listed, names, strict=True)]
-    times = _parse_history_times([entry.get("datetime") for entry in entries], schema.timezone, names)
-    return tuple(map(_parse_event, entries, times, [schema.item_id_type] * len(names), names))
+    entries = _check_list(raw, "history")
+    names = set().union(*entries) if set(map(type, entries)) <= {dict} else None
+    if names is None or not names <= _EVENT_FIELDS:
+        for index, entry in enumerate(entries):
+            _check_fields(entry, _EVENT_FIELDS, f"history[{index}]")
+    ids, times, events, weights = (_read_column(entries, name, names) for name in Event._fields)
+    ids = parse_ids(ids, schema.item_id_type, lambda i: f"history[{i}].item_id")
+    if not set(map(type, events)) <= _NOTHING:
+        events = [to_text(_parse_label(value, f"history[{i}].event")) for i, value in enumerate(events)]
+    if not set(map(type, weights)) <= _NOTHING:
+        weights = [_parse_weight(value, f"history[{i}].weight") for i, value in enumerate(weights)]
+    return tuple(map(_make_event, zip(ids, _parse_history_times(times, schema.timezone), events, weights, strict=True)))
 
 
-def _parse_event(entry: Mapping[str, Any], time: int | None, id_type: IdType, where: str) -> Event:
-    item_id = parse_id(entry.get("item_id"), id_type, f"{where}.item_id")
-    event = to_text(_parse_label(entry.get("event"), f"{where}.event"))
-    weight = None if entry.get("weight") is None else _parse_number(entry["weight"], f"{where}.weight")
+def _read_column(entries: Sequence[Mapping[str, Any]], name: str, names: Collection[str] | None) -> list[Any]:
+    """Return one field of all events; `names` are those that any of them has, None if that is not known."""
+    if names is not None and name not in names:
+        return [None] * len(entries)
+    return [entry.get(name) for entry in entries]
+
+
+def parse_ids(values: list[Any], id_type: IdType, name_of: Callable[[int], str]) -> list[Id]:
+    """Check ids as `parse_id` does.
+
+    Args:
+        values: of one column.
+        id_type: of the bundle.
+        name_of: says where the value at an index stands.
+
+    Raises:
+        SchemaError: a value is no id of that type.
+    """
+    if _are_plain_ids(values, id_type):
+        return values
+    return [parse_id(value, id_type, name_of(index)) for index, value in enumerate(values)]
+
+
+def _are_plain_ids(values: list[Any], id_type: IdType) -> bool:
+    """Tell at one look that `parse_id` would return every value as it is; False where it takes a second look."""
+    kinds = set(map(type, values))
+    if id_type == "integer":
+        return kinds == {int} and min(values) >= -(2**63) and max(values) < 2**63
+    return kinds == {str} and all(map(str.strip, values)) and "".join(values).isascii()
+
+
+def _parse_weight(value: Any, where: str) -> float | None:
+    weight = None if value is None else _parse_number(value, where)
     if weight is not None and weight < 0:
-        raise SchemaError(f"{where}.weight is {weight}; expected 0 or more")
-    return Event(item_id, time, event, weight)
+        raise SchemaError(f"{where} is {weight}; expected 0 or more")
+    return weight
 
 
-def _parse_history_times(values: list[Any], timezone: str | None, names: list[str]) -> Sequence[int | None]:
-    n_given = sum(value is not None for value in values)
-    if n_given == 0:
-        return [None] * len(values)
-    if n_given < len(values):
+def _parse_history_times(values: list[Any], timezone: str | None) -> Sequence[int | None]:
+    kinds = set(map(type, values))
+    if kinds <= _NOTHING:
+        return values
+    if kinds > _NOTHING:
+        n_given = sum(value is not None for value in values)
         raise SchemaError(f"history: {n_given} of {len(values)} events have a datetime; give all or none")
-    times = _parse_times(values, timezone, [f"{name}.datetime" for name in names])
-    for index in range(1, len(times)):
-        if times[index] < times[index - 1]:
-            raise SchemaError(f"{names[index]} is earlier than the event before it; give the oldest first")
+    times = _parse_times(values, timezone, lambda index: f"history[{index}].datetime")
+    if times != sorted(times):
+        index = next(index for index in range(1, len(times)) if times[index] < times[index - 1])
+        raise SchemaError(f"history[{index}] is earlier than the event before it; give the oldest first")
     return times
 
 
-def _parse_times(values: list[Any], timezone: str | None, names: list[str]) -> list[int]:
+def _parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int], str]) -> list[int]:
     """Return UTC seconds; all values are read in one unit."""
-    for value, name in zip(values, names, strict=True):
-        if not _is_time(value):
-            raise SchemaError(f"{name} is {show(value)}; expected an ISO date or time, or seconds since 1970")
-    is_plain = all(type(value) is int for value in values)  # as an array they are read at once
+    kinds = set(map(type, values))
+    if not kinds <= {str, date, datetime}:
+        for index, value in enumerate(values):
+            if not _is_time(value):
+                message = f"{name_of(index)} is {show(value)}; expected an ISO date or time, or seconds since 1970"
+                raise SchemaError(message)
     try:
-        seconds, is_valid = to_seconds(np.array(values, dtype=np.int64) if is_plain else values, timezone)
+        seconds, is_valid = to_seconds(np.array(values, dtype=np.int64) if kinds == {int} else values, timezone)
     except SchemaError as error:
-        raise SchemaError(f"{names[0]}: {error}") from error
+        raise SchemaError(f"{name_of(0)}: {error}") from error
     if not is_valid.all():
         index = int(np.argmin(is_valid))
-        raise SchemaError(f"{names[index]} is {show(values[index])}; it cannot be read as a date or time")
+        raise SchemaError(f"{name_of(index)} is {show(values[index])}; it cannot be read as a date or time")
     times: list[int] = seconds.tolist()
     return times
 

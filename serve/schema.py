@@ -1,7 +1,8 @@
 """What a bundle knows about its data: features with their vocabularies and scales, fitted on training rows.
 
 A schema is frozen, JSON, and the same object in training and in serving. Codes: 0 = padding, 1 = unknown
-(unseen or missing), 2.. = the vocabulary in its order. Vocabularies only grow at the end: no code changes.
+(unseen or missing), 2.. = the vocabulary in its order, or the buckets of hashed n-grams. Vocabularies only grow at the
+end: no code changes.
 """
 
 from __future__ import annotations
@@ -32,24 +33,32 @@ class Feature:
     column: str
     """The column it is read from; `datetime` for the kinds taken from the time of the event."""
     vocabulary: tuple[str, ...] = ()
-    """The known values; the value at index i has code i + 2. Empty for `numeric`."""
+    """The known values; the value at index i has code i + 2. Empty for `numeric`, `text` and `vector`."""
     separator: str = "|"
     """Between the values of a `multi_categorical` cell."""
     width: int = 1
-    """How many codes a row has: 1, or the most values kept of a `multi_categorical` cell."""
+    """Codes or numbers of a row: the most values kept of a `multi_categorical` cell, the most n-grams kept of a
+    `text`, the entries of a `vector`; else 1."""
     mean: float = 0.0
     """Of a `numeric` column over training rows; stands in for a missing value."""
     scale: float = 1.0
-    """Standard deviation of a `numeric` column over training rows, never 0."""
+    """Over training rows, never 0: standard deviation of a `numeric` column, root mean square length of a `vector`."""
+    buckets: int = 0
+    """What the n-grams of a `text` are hashed into: a power of two."""
 
     @property
     def is_numeric(self) -> bool:
         return self.kind == "numeric"
 
     @property
+    def has_values(self) -> bool:
+        """Whether a row is numbers and a missing flag; else it is codes."""
+        return self.kind in ("numeric", "vector")
+
+    @property
     def n_codes(self) -> int:
-        """Rows an embedding table needs: padding, unknown, the vocabulary."""
-        return FIRST_CODE + len(self.vocabulary)
+        """Rows an embedding table needs: padding, unknown, then the vocabulary or the buckets."""
+        return FIRST_CODE + len(self.vocabulary) + self.buckets
 
     @cached_property
     def codes(self) -> dict[str, int]:
@@ -86,6 +95,11 @@ class Schema:
     """Windows of recent popularity; empty: item vectors carry no popularity."""
     data_until: int
     """UTC seconds just after the last training event."""
+
+    @property
+    def is_set(self) -> bool:
+        """Whether a user's events have no order: the data has neither times nor positions."""
+        return self.ties == "simultaneous" and not self.has_datetime
 
     def features(self, side: str) -> tuple[Feature, ...]:
         """Return the features of a side: `user`, `item` or `context`."""
@@ -126,6 +140,7 @@ def check_names(raw: dict[str, Any], allowed: set[str], where: str) -> None:
 
 
 def _read_feature(raw: dict[str, Any]) -> Feature:
+    raw = {"buckets": 0, **raw}  # schemas written before there was `text` have none
     check_names(raw, {field.name for field in fields(Feature)}, "schema.json, feature")
     if raw["kind"] not in get_args(Kind):
         raise SchemaError(f"feature '{raw['name']}': unknown kind '{raw['kind']}'")

@@ -2,9 +2,14 @@
 
 DIR/.lock              held from the opening of a stage to its end: one stage at a time
 DIR/.bundle-<uuid>/    the stage; files are written here, evaluated, sealed by a manifest
+DIR/.beside-<uuid>/    files that come into DIR with the bundle, such as its metrics
 DIR/bundle/            what readers see
 
-stage = Stage.open(DIR); write files into stage.path; stage.seal(...); evaluate; publish(stage, ...)
+stage = Stage.open(DIR); write files into stage.path; stage.seal(...); evaluate; publish(stage.prepare(...))
+
+The bundle's change of place is the one step that counts. Its profiles are staged before it, and readers of the new
+bundle find them. The files beside follow it, named by the version until they have their place: where a kill comes
+between, the next stage that is opened moves them.
 """
 
 from __future__ import annotations
@@ -14,6 +19,7 @@ import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,12 +30,14 @@ from serve.bundle import Bundle
 from serve.durable import place_folder, sync_files, sync_folder, write_file
 from serve.errors import BundleError
 from serve.folder import hash_file
-from serve.layout import ANSWERING, BUNDLE, KNOWN, MANIFEST, PUBLISHED, SCHEMA, VECTORS
+from serve.layout import ANSWERING, BUNDLE, MANIFEST, PROFILES, PUBLISHED, SCHEMA, VECTORS
 from serve.manifest import Facts, Manifest, compute_space_id
+from serve.profiles import settle_profiles
 
 _LOCK = ".lock"
 _STAGED = f".{BUNDLE}-"
 _ASIDE = f".{BUNDLE}-old-"
+_BESIDE = ".beside-"
 
 
 @dataclass(frozen=True)
@@ -38,6 +46,8 @@ class Stage:
 
     path: Path
     """Where the files go."""
+    beside: Path
+    """Where the files go that come into the directory with the bundle."""
     target: Path
     """Where the bundle will be."""
     lock: BinaryIO
@@ -45,17 +55,19 @@ class Stage:
 
     @classmethod
     def open(cls, directory: Path) -> Stage:
-        """Begin a stage in a run's directory and clear what a killed run left there.
+        """Begin a stage in a run's directory; complete or clear what a killed run left there.
 
         Raises:
             BundleError: another stage is open in the directory.
         """
         directory.mkdir(parents=True, exist_ok=True)
         lock = _take_lock(directory)
-        _clear_leftovers(directory)
-        path = directory / f"{_STAGED}{uuid.uuid4().hex}"
-        path.mkdir()
-        return cls(path, directory / BUNDLE, lock)
+        _settle(directory)
+        name = uuid.uuid4().hex
+        stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE, lock)
+        stage.path.mkdir()
+        stage.beside.mkdir()
+        return stage
 
     def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
         """Hash the files and write the manifest over them; again whenever a file was added.
@@ -65,10 +77,32 @@ class Stage:
         """
         return _seal(self.path, ANSWERING, facts, metrics)
 
+    def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
+        """Bring a complete stage to disk, seal and verify it.
+
+        Args:
+            facts: for the manifest.
+            metrics: for the manifest.
+
+        Raises:
+            BundleError: a file is missing, the golden requests too, or the stage does not verify.
+            OSError: the disk is full or fails.
+        """
+        sync_files(self.path)
+        manifest = _seal(self.path, PUBLISHED, facts, metrics)
+        sync_folder(self.path)
+        Bundle.load(self.path)
+        return Ready(self, manifest.version)
+
     def abandon(self) -> None:
-        """Remove the stage, if it is still there, and give the directory free."""
-        shutil.rmtree(self.path, ignore_errors=True)
-        self.lock.close()
+        """Remove what was not published, and give the directory free."""
+        if self.lock.closed:
+            return
+        try:
+            with suppress(OSError):  # what stays goes when the next stage is opened
+                _settle(self.target.parent)
+        finally:
+            self.lock.close()
 
     def __enter__(self) -> Stage:
         return self
@@ -77,46 +111,64 @@ class Stage:
         self.abandon()
 
 
-def publish(stage: Stage, facts: Facts, metrics: Mapping[str, Any], overwrite: bool = False) -> Bundle:
-    """Make the stage the bundle of its directory, verified before and after.
+@dataclass(frozen=True)
+class Ready:
+    """A stage that may be published."""
+
+    stage: Stage
+    version: str
+    """Of the bundle."""
+
+
+def publish(ready: Ready, overwrite: bool = False) -> Bundle:
+    """Make the stage the bundle of its directory and verify it there; its profiles and the files beside come along.
+
+    With that the stage is over, and the directory free.
 
     Args:
-        stage: with all its files, the golden requests too.
-        facts: for the manifest.
-        metrics: for the manifest.
+        ready: the stage.
         overwrite: replace a bundle that is there.
 
     Returns:
         The bundle, read again from where it is now.
 
     Raises:
-        BundleError: there is a bundle already, or the stage does not verify.
+        BundleError: there is a bundle already, or the new one does not verify in its place.
         OSError: the disk is full or fails. In both cases readers see what they saw before.
     """
+    stage = ready.stage
     if stage.target.exists() and not overwrite:
         raise BundleError(f"{stage.target} exists: publish into another directory, or overwrite it")
-    sync_files(stage.path)
-    _seal(stage.path, PUBLISHED, facts, metrics)
-    sync_folder(stage.path)
-    Bundle.load(stage.path)
+    directory = stage.target.parent
+    sync_files(stage.beside)
+    os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
+    sync_folder(directory)
     old = place_folder(stage.path, stage.target)
     try:
-        sync_folder(stage.target.parent)
+        sync_folder(directory)
         bundle = Bundle.load(stage.target)
     except (BundleError, OSError):
         _take_back(stage, old)
         raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)  # what stays goes when the next stage is opened
+    _settle(directory)
+    stage.lock.close()
     return bundle
+
+
+def read_version(bundle: Path) -> str | None:
+    """Read the version of a published bundle from its manifest alone; None where there is none."""
+    try:
+        return Manifest.from_bytes((bundle / MANIFEST).read_bytes()).version
+    except (BundleError, OSError):
+        return None  # nothing can belong to it
 
 
 def _seal(path: Path, required: frozenset[str], facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
     names = {entry.name for entry in path.iterdir()} - {MANIFEST}
     for name in sorted(required - names):
         raise BundleError(f"{name} is missing from the stage: write it before the manifest")
-    for name in sorted(names - KNOWN):
-        raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(KNOWN))}")
+    for name in sorted(names - PUBLISHED):
+        raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
     vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
     space_id = compute_space_id(vectors, (path / SCHEMA).read_bytes())
     files = {name: hash_file(path / name) for name in sorted(names)}
@@ -146,11 +198,18 @@ def _take_lock(directory: Path) -> BinaryIO:
     return lock
 
 
-def _clear_leftovers(directory: Path) -> None:
-    """Remove the stages of dead runs; the lock says that no living one has any."""
+def _settle(directory: Path) -> None:
+    """Give the bundle what belongs to it and remove stages; the lock says that nobody else works on them."""
     target = directory / BUNDLE
     for aside in sorted(directory.glob(f"{_ASIDE}*")):
         if not target.exists():  # killed between two renames
             os.rename(aside, target)
-    for path in directory.glob(f"{_STAGED}*"):
-        shutil.rmtree(path, ignore_errors=True)
+    version = read_version(target)
+    settle_profiles(directory / PROFILES, version)
+    for folder in directory.glob(f"{_BESIDE}{version}"):
+        for path in sorted(folder.iterdir()):
+            os.replace(path, directory / path.name)
+        sync_folder(directory)
+    for pattern in (_STAGED, _BESIDE):
+        for path in directory.glob(f"{pattern}*"):
+            shutil.rmtree(path, ignore_errors=True)  # what stays goes when the next stage is opened

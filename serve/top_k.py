@@ -49,7 +49,7 @@ def rank_contenders(requests: Ints, rows: Ints, scores: Floats, n_requests: int,
     """Order the contenders of each request by score, then by row, and keep k.
 
     Args:
-        requests: (C,) ascending.
+        requests: (C,) of the tile, in any order.
         rows: (C,) item rows.
         scores: (C,) exact scores.
         n_requests: T.

@@ -26,6 +26,7 @@ OWNED_INPUTS = (
     "user_statistics",
     "category_preferences",
 )
+_SCATTER, _SCATTERED = 2654435761, 1 << 32  # multiplicative hashing (Knuth, TAOCP 3, 6.4)
 VECTOR_INPUTS = ("history_vectors", "owned_vectors")
 
 
@@ -47,15 +48,14 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
             events of one group see each other. L is at least 1.
         rows: (B, L) item rows, 0 where padded.
     """
-    recent = events.last(schema.history_length)
+    recent = (shuffle(events) if schema.is_set else events).last(schema.history_length)
     width = max(1, int(recent.counts.max(initial=0)))
-    segment = recent.segments()
-    column = np.arange(len(segment)) - recent.offsets[segment]
+    is_event = np.arange(width) < recent.counts[:, None]  # (B, L)
     weight = standardise_weight(recent.weight, schema)
 
     def pad(values: np.ndarray) -> np.ndarray:
-        padded = np.zeros((len(recent), width), dtype=values.dtype)
-        padded[segment, column] = values
+        padded = np.zeros(is_event.shape, dtype=values.dtype)
+        padded[is_event] = values
         return padded  # (B, L)
 
     arrays = {
@@ -68,14 +68,24 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
     return arrays, pad(recent.item_row)
 
 
+def shuffle(events: Events) -> Events:
+    """Put the events of each request in an order that depends on their items alone, and on no order of the ids.
+
+    The last of them are then as good as any part of a set.
+    """
+    order = np.lexsort((events.item_row * _SCATTER % _SCATTERED, events.segments()))
+    return events.pick(order, events.offsets)
+
+
 def number_groups(events: Events, schema: Schema) -> Ints:
     """Number the groups of events that see each other, from 1 in each segment: each alone, or all of one time."""
     segment = events.segments()
+    if schema.ties == "ordered":
+        return np.arange(1, len(segment) + 1) - events.offsets[segment]
     is_new = np.ones(len(segment), dtype=bool)
-    if schema.ties == "simultaneous":
-        is_new[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
+    is_new[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
     running = np.cumsum(is_new)
-    before = np.concatenate([[0], running])[events.offsets[:-1]]  # groups in the segments before
+    before = np.append(0, running)[events.offsets[:-1]]  # groups in the segments before
     numbers: Ints = running - before[segment]
     return numbers
 

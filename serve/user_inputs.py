@@ -110,7 +110,10 @@ class RequestEncoder:
         return users
 
     def _contexts(self, requests: Sequence[Request]) -> EncodedFeatures:
-        rows = [{**(request.context or {}), TIME: request.datetime} for request in requests]
+        rows = [dict(request.context or {}) for request in requests]
+        for row, request in zip(rows, requests, strict=True):
+            if request.datetime is not None:
+                row[TIME] = request.datetime
         return encode_rows(self._context_features, rows, self.schema.timezone)
 
     def _remember(self, events: Events, moment: Ints, facts: ItemFacts) -> tuple[Arrays, Pairs]:

@@ -75,7 +75,7 @@ def attempt(folder: Path, new: Path, stop_at: int, how: str) -> None:
         for module, name in calls:
             steps.wrap(module, name)
         try:
-            publish(stage, FACTS, METRICS, overwrite=True)
+            publish(stage.prepare(FACTS, METRICS), overwrite=True)
         except OSError as error:
             stage.abandon()
             os._exit(FAILED if error.errno == errno.ENOSPC else 1)

@@ -205,8 +205,8 @@ def item_tower(space_id: str, seed: int) -> bytes:
     return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
 
 
-def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Path:
-    """Publish a bundle with golden answers and return its folder."""
+def write_linear(stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Facts:
+    """Write all files of a bundle with golden answers into a stage."""
     vectors = vectors_of(seed) if vectors is None else vectors
     text = schema.to_json().encode()
     space_id = compute_space_id(vectors, text)
@@ -215,15 +215,22 @@ def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarr
     if schema.repeats == "allow":
         items["repeat_rate"] = REPEAT_RATES
     facts = Facts("dot", P, 1.0, {"items": N}, {"numpy": np.__version__}, UNTIL, {"seed": seed})
+    (stage.path / "schema.json").write_bytes(text)
+    (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
+    (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
+    np.save(stage.path / "item_vectors.npy", vectors)
+    ItemIndex.build(vectors).save(stage.path / "items.faiss")
+    write_items(pa.table(items), stage.path / "items.parquet")
+    (stage.path / "MODEL_CARD.md").write_text("# Model card\n")
+    stage.seal(facts, {})
+    requests = draw_requests(schema, item_ids(schema), 8, np.random.default_rng(seed))
+    answer = golden_answer(Recommender(Bundle.load_staged(stage.path)))
+    write_golden(stage.path / "golden.json", requests, answer, k=4)
+    return facts
+
+
+def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Path:
+    """Publish a bundle with golden answers and return its folder."""
     with Stage.open(directory) as stage:
-        (stage.path / "schema.json").write_bytes(text)
-        (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
-        (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
-        np.save(stage.path / "item_vectors.npy", vectors)
-        ItemIndex.build(vectors).save(stage.path / "items.faiss")
-        write_items(pa.table(items), stage.path / "items.parquet")
-        stage.seal(facts, {})
-        requests = draw_requests(schema, item_ids(schema), 8, np.random.default_rng(seed))
-        answer = golden_answer(Recommender(Bundle.load_staged(stage.path)))
-        write_golden(stage.path / "golden.json", requests, answer, k=4)
-        return publish(stage, facts, {}).path
+        facts = write_linear(stage, schema, seed, vectors)
+        return publish(stage.prepare(facts, {})).path

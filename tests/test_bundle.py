@@ -35,6 +35,7 @@ FILES = sorted(
         "items.faiss",
         "items.parquet",
         "golden.json",
+        "MODEL_CARD.md",
     ]
 )
 

@@ -64,7 +64,7 @@ ROW = st.tuples(
 
 
 @given(st.lists(ROW, min_size=1, max_size=17))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_cleaning_is_idempotent_and_does_not_see_a_table_given_twice(rows):
     once, _ = clean(make_tables(rows))
     again, report = clean(once)

@@ -98,6 +98,33 @@ def test_an_unreadable_cell_is_invalid_and_its_neighbours_are_not(cell):
     assert seconds.tolist() == [1512086400, 0, 1512172801]
 
 
+@given(
+    moments=st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=7),
+    form=st.sampled_from(["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]),
+    odd=st.sampled_from(
+        [None, "2024-13-01T00:00:00Z", "2024-01-01T00:00:0xZ", "2024-01-01", "٢024-01-01T00:00:00Z", 7]
+    ),
+)
+@settings(max_examples=60, deadline=None)
+def test_cells_of_one_form_are_read_as_each_alone(moments, form, odd):
+    cells = [datetime.fromtimestamp(moment, UTC).strftime(form) for moment in moments]
+    cells += [] if odd is None else [odd]
+    seconds, is_valid = to_seconds(cells, "Europe/Berlin")
+    for place, cell in enumerate(cells):
+        if type(cell) is str:  # a number alone has no unit
+            alone, is_alone_valid = to_seconds([cell], "Europe/Berlin")
+            assert (seconds[place], is_valid[place]) == (alone[0], is_alone_valid[0])
+        else:
+            assert not is_valid[place]
+
+
+def test_texts_with_z_are_utc_in_every_zone():
+    cells = ["2024-07-01T12:00:00Z", "1970-01-01T00:00:10Z"]
+    seconds, is_valid = to_seconds(cells, "Asia/Tokyo")
+    assert seconds.tolist() == [1_719_835_200, 10]
+    assert is_valid.all()
+
+
 def test_missing_numbers_and_moments_are_invalid():
     assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [False, True, False]
     assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [False, True]

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import replace
 
 import numpy as np
@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.requests import Cuts, RequestMaker, Targets, distinct_targets, find_owned
+from datamodules.cuts import Cuts
+from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
 from serve.owned import Owned, summarise_owned
 from serve.tower_inputs import history_arrays
 from tests.tiny_data import BASKETS, FIRST, ORDERED, N, draw_events, make_data, make_world
@@ -25,9 +26,26 @@ def test_targets_are_the_distinct_items_of_each_segment(counts, seed):
     events = draw_events(counts, WORLD.schema, np.random.default_rng(seed))
     segments = np.repeat(np.arange(len(counts)), counts).tolist()
     expected = sorted(Counter(zip(segments, events.item_row.tolist(), strict=True)).items())
-    found = distinct_targets(events)
+    found = distinct_targets(events, np.ones(sum(counts), np.float32))
     assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == [pair for pair, _ in expected]
     assert found.weights.tolist() == pytest.approx([1 + math.log(count) for _, count in expected])
+
+
+@settings(max_examples=30, deadline=None)
+@given(counts=counts_of_users, seed=st.integers(0, 99))
+def test_evidence_is_no_target_and_targets_count_as_declared(counts, seed):
+    rng = np.random.default_rng(seed)
+    events = draw_events(counts, WORLD.schema, rng)
+    weight = rng.choice([0.0, 0.5, 3.0], sum(counts)).astype(np.float32)
+    weights = defaultdict(list)
+    for segment, row, value in zip(events.segments().tolist(), events.item_row.tolist(), weight.tolist(), strict=True):
+        if value > 0:
+            weights[segment, row].append(value)
+    found = distinct_targets(events, weight)
+    assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == sorted(weights)
+    parts = [weights[pair] for pair in sorted(weights)]
+    expected = [sum(part) / len(part) * (1 + math.log(len(part))) for part in parts]
+    assert found.weights.tolist() == pytest.approx(expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -60,10 +78,11 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     data = make_data(WORLD)
     schema = replace(WORLD.schema, memory_length=memory_length)
     cuts = all_cuts(data)
-    maker = RequestMaker(data.sequences, WORLD.catalogue, data.trends, schema)
+    maker = RequestMaker(WORLD.catalogue, data.trends, schema)
     context = data.sequences.context.take(cuts.users)
-    batch = maker.make(cuts, NO_TARGETS, data.sequences.user, context)
     events = data.sequences.events
+    known = events.between(cuts.starts, cuts.stops)
+    batch = maker.make(known, cuts.times, cuts.trend, NO_TARGETS, data.sequences.user, context)
     expected_pairs = []
     for user, (start, stop) in enumerate(zip(cuts.starts, cuts.stops, strict=True)):
         past = events.item_row[start:stop][-memory_length:].tolist()

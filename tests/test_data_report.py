@@ -9,6 +9,7 @@ from rich.console import Console
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.data_report import print_report, report_data
+from datamodules.leaks.leak import Leak
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 
@@ -35,7 +36,7 @@ def report():
     items = pd.DataFrame({"item_id": ["a", "b", "c", "d"]})
     tables, rejects = tables_from_frames(config, events, users, items)
     tables, cleaning = clean(tables)
-    return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config)
+    return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
 
 
 def test_the_report_counts(report):
@@ -77,7 +78,7 @@ def test_the_long_tail_is_that_of_a_naive_count():
     config = DataConfig(split=SplitConfig("none"))
     tables, rejects = tables_from_frames(config, events)
     _, cleaning = clean(tables)
-    report = report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config)
+    report = report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config, ())
     gini = np.abs(counts[:, None] - counts[None]).sum() / (2 * 37 * counts.sum())
     assert report["long_tail"]["gini"] == pytest.approx(gini)
     assert report["long_tail"]["top_10%"] == pytest.approx(np.sort(counts)[-4:].sum() / counts.sum())
@@ -92,6 +93,24 @@ def test_the_long_tail_is_that_of_a_naive_count():
 
 def test_the_report_is_plain_json(report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
+
+
+def test_leaks_are_listed_and_printed(report):
+    assert report["leaks"] == []
+    config = DataConfig(split=SplitConfig("none"))
+    tables, rejects = tables_from_frames(config, pd.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "a"]}))
+    tables, cleaning = clean(tables)
+    leak = Leak("fact of the item", "interactions", "cost", 0.75, "interactions.cost is a fact of the item")
+    for leaks, printed in (((), "none found"), ((leak,), leak.message)):
+        split = split_interactions(tables.interactions, config, 0)
+        found = report_data(tables, rejects, cleaning, split, config, leaks)
+        text = io.StringIO()
+        print_report(found, Console(file=text, width=110))
+        assert printed in text.getvalue()
+    found = report_data(tables, rejects, cleaning, split, config, [leak])["leaks"]
+    assert found == [
+        {"kind": leak.kind, "column": "interactions.cost", "power": 0.75, "message": leak.message},
+    ]
 
 
 def test_the_printed_report_is_short(report):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from datamodules.batch import WindowBatch
-from models.features import FeatureEmbedding, has_content
+from models.features import FeatureEmbedding
 from models.losses import log_sum_exp, no_sparse, softmax_loss, target_logits
 from models.objectives import repeat_loss, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
@@ -193,7 +193,39 @@ def test_what_is_unknown_says_nothing_before_training():
     assert embed(torch.full((2, 2), PADDING), torch.zeros(2, 0)).abs().max() == 0
 
 
+def test_texts_and_vectors_are_embedded_in_training_as_in_what_is_exported():
+    features = (
+        Feature("title", "text", "title", width=5, buckets=8),
+        Feature("image", "vector", "image", width=3),
+        Feature("brand", "categorical", "brand", ("x", "y")),
+    )
+    embed = FeatureEmbedding(features, D)
+    torch.nn.init.normal_(embed.table.weight)
+    codes, values = (
+        torch.tensor([[2, 9, 5, 0, 0, 3], [1, 0, 0, 0, 0, 2]]),
+        torch.tensor([[0.5, -2, 0, 0], [0.0, 0, 0, 1]]),
+    )
+    words, brand, numbers = embed.table.weight[:10], embed.table.weight[10:], embed.number_table
+    first = (words[2] + words[9] + words[5]) / 3 + brand[3] + 0.5 * numbers[0] - 2 * numbers[1]
+    expected = torch.stack([first, words[1] + brand[2] + numbers[3]])
+    weights = torch.arange(2.0 * D).view(2, D)
+    (gradient,) = torch.autograd.grad((expected * weights).sum(), embed.table.weight)
+    for is_training in (True, False):
+        found = embed.train(is_training)(codes, values)
+        assert (found - expected).abs().max() <= 1e-6
+        (found_gradient,) = torch.autograd.grad((found * weights).sum(), embed.table.weight)
+        assert (found_gradient - gradient).abs().max() <= 1e-5
+
+
 def test_content_is_any_known_value():
-    codes = torch.tensor([[1, 0], [2, 0], [1, 0], [1, 3]])
-    values = torch.tensor([[0.0, 1.0], [0.0, 1.0], [0.0, 0.0], [0.0, 1.0]])
-    assert has_content(codes, values).tolist() == [False, True, True, True]
+    features = (
+        Feature("title", "text", "title", width=2, buckets=4),
+        Feature("price", "numeric", "price"),
+        Feature("image", "vector", "image", width=3),
+    )
+    codes = torch.tensor([[1, 0], [2, 0], [1, 0], [1, 0], [1, 3]])
+    values = torch.tensor([[0.0, 1, 0, 0, 0, 1]] * 5)
+    values[2, 1] = 0.0  # a price of 0 is known
+    values[3, 2:] = torch.tensor([0.0, 5, 0, 0])
+    embed = FeatureEmbedding(features, D)
+    assert embed.has_content(codes, values).tolist() == [False, True, True, True, True]

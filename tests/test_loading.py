@@ -70,6 +70,13 @@ def test_a_sampler_yields_the_plans_of_its_epoch():
     assert len(sampler) == 3
 
 
+def test_an_iterator_made_before_the_epoch_is_known_yields_the_plans_of_the_epoch():
+    sampler = EpochSampler(Plans(3), seed=5)
+    iterator = iter(sampler)  # as Lightning does where a training is resumed
+    sampler.set_epoch(4)
+    assert list(iterator) == [(5, 4, 0), (5, 4, 1), (5, 4, 2)]
+
+
 def test_every_epoch_trains_its_own_plans_and_is_validated():
     recorder = train(train_loader(Plans(4), seed=5), validation_loader(["a", "b"]))
     assert [tuple(batch) for batch in recorder.trained] == [

@@ -9,10 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve import profiles as module
+from serve import profile_store as module
 from serve.encoding import encode_features
 from serve.errors import BundleError, SchemaError
-from serve.profiles import History, Profile, Profiles, erase_users, feature_values, write_profiles
+from serve.profiles import (
+    History,
+    Profile,
+    Profiles,
+    erase_users,
+    feature_values,
+    settle_profiles,
+    stage_profiles,
+    write_profiles,
+)
 from serve.schema import Feature
 
 FEATURES = (
@@ -237,6 +246,49 @@ def test_a_failed_write_leaves_the_old_profiles(tmp_path, monkeypatch, call):
             assert {path.name for path in tmp_path.iterdir()} == names
     assert steps > 3
     assert_same(Profiles.load(tmp_path), make(NEW))
+
+
+def test_staged_profiles_are_read_for_their_bundle_alone(tmp_path):
+    write_profiles(tmp_path, make())
+    stage_profiles(tmp_path, make(NEW), "version-2")
+    for version in (None, "version-1"):
+        assert_same(Profiles.load(tmp_path, version), make())
+    assert_same(Profiles.load(tmp_path, "version-2"), make(NEW))
+
+
+@pytest.mark.parametrize(("version", "kept"), [("version-2", NEW), ("version-1", None), (None, None)])
+def test_staged_profiles_stay_with_their_bundle(tmp_path, version, kept):
+    write_profiles(tmp_path, make())
+    stage_profiles(tmp_path, make(NEW), "version-2")
+    settle_profiles(tmp_path, version)
+    settle_profiles(tmp_path, version)
+    assert_same(Profiles.load(tmp_path, "version-2"), make(kept) if kept else make())
+    assert_same(Profiles.load(tmp_path), make(kept) if kept else make())
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+def test_the_first_profiles_are_nobody_elses_before_their_bundle_is_published(tmp_path):
+    stage_profiles(tmp_path / "profiles", make(NEW), "version-1")
+    with pytest.raises(BundleError, match="of a bundle that is not published"):
+        Profiles.load(tmp_path / "profiles", "version-0")
+    assert_same(Profiles.load(tmp_path / "profiles", "version-1"), make(NEW))
+    settle_profiles(tmp_path / "profiles", None)
+    assert [path.name for path in (tmp_path / "profiles").iterdir()] == [".lock"]
+
+
+def test_new_profiles_take_the_place_of_staged_ones(tmp_path):
+    stage_profiles(tmp_path, make(), "version-2")
+    write_profiles(tmp_path, make(NEW))
+    assert_same(Profiles.load(tmp_path, "version-2"), make(NEW))
+
+
+def test_users_are_erased_from_staged_profiles_too(tmp_path):
+    write_profiles(tmp_path, make())
+    stage_profiles(tmp_path, make(("007", "v1", "v2", "v3", "v4")), "version-2")
+    assert erase_users(tmp_path, ["007", "v3", "nobody"]) == 2
+    assert Profiles.load(tmp_path).user_ids.tolist() == ["u0", "u1", "é", "a b"]
+    assert Profiles.load(tmp_path, "version-2").user_ids.tolist() == ["v1", "v2", "v4"]
+    assert len(list(tmp_path.iterdir())) == 6
 
 
 KILLED_AT_EACH_STEP = """

@@ -1,5 +1,7 @@
+import re
 from datetime import UTC, date, datetime
 from decimal import Decimal
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -7,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import Event, Request, parse_id, parse_request, show
+from serve.requests import Event, Request, parse_id, parse_ids, parse_request, show
 from serve.schema import Feature, Schema
 
 
@@ -269,3 +271,28 @@ def test_a_sound_history_comes_back(times, weight):
     ]
     expected = tuple(Event(row, time, "view", weight) for row, time in enumerate(sorted(times)))
     assert parse_request({"history": raw}, SCHEMA).history == expected
+
+
+ids = st.integers(-(2**64), 2**64) | st.text(max_size=3) | st.sampled_from([None, "7", "-07", "\ud800", True, 3.0])
+
+
+@given(values=st.lists(ids, max_size=5), id_type=st.sampled_from(["integer", "string"]))
+@settings(max_examples=200, deadline=None)
+def test_many_ids_are_checked_as_each_alone(values, id_type):
+    def check_each():
+        return [parse_id(value, id_type, f"id {index}") for index, value in enumerate(values)]
+
+    try:
+        expected = check_each()
+    except SchemaError as error:
+        with pytest.raises(SchemaError, match=re.escape(str(error))):
+            parse_ids(values, id_type, lambda index: f"id {index}")
+    else:
+        assert parse_ids(values, id_type, lambda index: f"id {index}") == expected
+
+
+def test_an_event_may_be_any_mapping():
+    raw = {"history": [{"item_id": 5}, MappingProxyType({"item_id": "6", "event": " view "})]}
+    assert parse_request(raw, SCHEMA).history == (Event(5), Event(6, None, "view"))
+    with pytest.raises(SchemaError, match=r"history\[1\]: unknown name 'itm'"):
+        parse_request({"history": [{"item_id": 5}, MappingProxyType({"itm": 6})]}, SCHEMA)

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -9,6 +10,8 @@ from hypothesis import strategies as st
 import datamodules.splits
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.splits import split_interactions
+from datamodules.tables import PART
+from datamodules.targets import TARGET_WEIGHT, only_targets
 from serve.errors import SchemaError
 
 LEAVE = DataConfig()
@@ -164,3 +167,62 @@ def test_the_last_basket_of_many_users_is_their_test():
     assert (
         split.test.groupby("user_id")["datetime"].min() == last.loc[split.test["user_id"].unique()].sort_index()
     ).all()
+
+
+def test_some_events_are_targets_and_the_parts_begin_at_them():
+    rows = [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 1), (2, 2), (3, 1)]
+    events = make_events(rows).assign(**{TARGET_WEIGHT: [1, 0, 2, 0, 2, 0, 0, 1, 1]})
+    split = split_interactions(events, STRICT, 0)
+    assert split.test.index.tolist() == [4, 5, 7]  # what follows the last target is not known before it
+    assert split.validation.index.tolist() == [2, 3]
+    assert split.train.index.tolist() == [0, 1, 6, 8]
+    assert only_targets(split.test).index.tolist() == [4, 7]
+
+
+@given(
+    rows=st.lists(st.tuples(st.integers(1, 4), st.integers(0, 9), st.integers(0, 2)), min_size=9, max_size=60),
+    share=st.sampled_from([0.2, 0.5, 0.9]),
+    seed=st.integers(0, 3),
+)
+@settings(max_examples=40, deadline=None)
+def test_pairs_hold_out_a_share_of_each_users_items_whole(rows, share, seed):
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", "city"])
+    config = DataConfig(split=SplitConfig("pairs", share=share))
+    sizes = events.groupby("user_id")["item_id"].nunique()
+    expected = {user: min(math.floor(size * share + 0.5), size - 1) for user, size in sizes.items()}
+    if not sum(expected.values()):
+        with pytest.raises(SchemaError, match="no user has enough items"):
+            split_interactions(events, config, seed)
+        return
+    split = split_interactions(events, config, seed)
+    parts = [
+        set(map(tuple, part[["user_id", "item_id"]].to_numpy().tolist()))
+        for part in (split.train, split.validation, split.test)
+    ]
+    assert sum(map(len, parts)) == len(set.union(*parts)) == sizes.sum()  # no pair in two parts
+    for user, size in sizes.items():
+        of_user = [sum(pair[0] == user for pair in part) for part in parts]
+        left = size - expected[user]
+        held_out = min(math.floor(left * share + 0.5), left - 1)
+        assert of_user == [left - held_out, held_out, expected[user]]
+    shuffled = events.sample(frac=1, random_state=seed, ignore_index=True)
+    again = split_interactions(shuffled, config, seed).test
+    assert sorted(map(tuple, again.to_numpy())) == sorted(map(tuple, split.test.to_numpy()))
+
+
+def test_files_are_the_parts_they_are_given_as():
+    events = make_events([(1, 1), (1, 2), (2, 3), (2, 4)])
+    parts = ["train", "validation", "test", "train"]
+    split = split_interactions(events.assign(**{PART: parts}), DataConfig(split=SplitConfig("files", test="t.csv")), 0)
+    assert parts_of(split) == dict(enumerate(parts))
+    assert PART not in split.train
+    assert split.horizon is None
+
+
+def test_all_events_of_a_pair_of_a_set_are_held_out_together():
+    pairs = [(user, item) for user in range(7) for item in range(5)]
+    events = pd.DataFrame(pairs * 3, columns=["user_id", "item_id"]).assign(city=np.repeat([0, 1, 2], len(pairs)))
+    split = split_interactions(events, LEAVE, 4)
+    assert split.test.groupby("user_id")["item_id"].agg(["nunique", "size"]).to_numpy().tolist() == [[1, 3]] * 7
+    known = set(map(tuple, split.refit[["user_id", "item_id"]].to_numpy()))
+    assert not known & set(map(tuple, split.test[["user_id", "item_id"]].to_numpy()))

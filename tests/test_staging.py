@@ -7,15 +7,24 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from serve import durable
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.staging import Stage, publish
+from serve.index import ItemIndex
+from serve.items import write_items
+from serve.profiles import stage_profiles
+from serve.recommender import Recommender
+from serve.staging import Stage, publish, read_version
+from tests.linear_bundle import SHOP, write_linear
+from tests.linear_profiles import make_profiles
 from tests.tiny_bundle import FACTS, METRICS, complete_stage, publish_tiny, write_stage
 
 
@@ -23,10 +32,69 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """Let no file grow above 100 bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def publish_with_profiles(directory: Path, seed: int) -> Path:
+    """Publish a bundle of a seed with the profile of one user, named by the seed."""
+    profiles = make_profiles(SHOP, {f"u{seed}": {"features": {}, "history": []}})
+    with Stage.open(directory) as stage:
+        ready = stage.prepare(write_linear(stage, SHOP, seed), {})
+        stage_profiles(directory / "profiles", profiles, ready.version)
+        return publish(ready, overwrite=True).path
+
+
 def test_a_published_bundle_stands_alone_in_its_directory(tmp_path):
     bundle = publish_tiny(tmp_path / "runs" / "one", 1)
     assert bundle.path == tmp_path / "runs" / "one" / "bundle"
     assert names(tmp_path / "runs" / "one") == [".lock", "bundle"]
+
+
+def test_what_lies_beside_a_stage_comes_with_its_bundle(tmp_path):
+    for seed in (1, 2):
+        with Stage.open(tmp_path) as stage:
+            complete_stage(stage, seed)
+            ready = stage.prepare(FACTS, METRICS)
+            (stage.beside / "metrics.json").write_text(ready.version)
+            if seed == 2:
+                assert (tmp_path / "metrics.json").read_text() != ready.version
+            bundle = publish(ready, overwrite=True)
+        assert (tmp_path / "metrics.json").read_text() == bundle.manifest.version == ready.version
+        assert names(tmp_path) == [".lock", "bundle", "metrics.json"]
+
+
+def test_what_lies_beside_an_abandoned_stage_goes_with_it(tmp_path):
+    with Stage.open(tmp_path) as stage:
+        (stage.beside / "metrics.json").touch()
+    assert names(tmp_path) == [".lock"]
+
+
+def test_an_abandoned_stage_leaves_those_of_others_alone(tmp_path):
+    stage = Stage.open(tmp_path)
+    stage.abandon()
+    with Stage.open(tmp_path) as other:
+        stage.abandon()
+        assert other.path.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"{}"])
+def test_a_bundle_without_a_manifest_has_no_version(tmp_path, content):
+    bundle = publish_tiny(tmp_path, 1)
+    assert read_version(bundle.path) == bundle.manifest.version
+    (bundle.path / "manifest.json").unlink()
+    if content is not None:
+        (bundle.path / "manifest.json").write_bytes(content)
+    assert read_version(bundle.path) is None
 
 
 def test_an_abandoned_stage_leaves_nothing(tmp_path):
@@ -60,13 +128,13 @@ def test_the_next_stage_clears_what_a_killed_run_left(tmp_path):
     assert names(tmp_path) == [".lock", "metrics.json"]
 
 
-@pytest.mark.parametrize("name", ["items.faiss", "golden.json"])
+@pytest.mark.parametrize("name", ["items.faiss", "golden.json", "MODEL_CARD.md"])
 def test_an_incomplete_stage_is_not_published(tmp_path, name):
     with Stage.open(tmp_path) as stage:
         complete_stage(stage, 1)
         (stage.path / name).unlink()
         with pytest.raises(BundleError, match=f"{name} is missing from the stage"):
-            publish(stage, FACTS, METRICS)
+            publish(stage.prepare(FACTS, METRICS))
     assert names(tmp_path) == [".lock"]
 
 
@@ -75,7 +143,7 @@ def test_a_file_of_no_known_name_is_not_published(tmp_path):
         complete_stage(stage, 1)
         (stage.path / "model.ckpt").touch()
         with pytest.raises(BundleError, match=r"model\.ckpt"):
-            publish(stage, FACTS, METRICS)
+            publish(stage.prepare(FACTS, METRICS))
 
 
 def test_a_stage_that_does_not_verify_is_not_published(tmp_path):
@@ -85,7 +153,7 @@ def test_a_stage_that_does_not_verify_is_not_published(tmp_path):
         vectors = np.load(stage.path / "item_vectors.npy")
         np.save(stage.path / "item_vectors.npy", vectors[::-1])
         with pytest.raises(BundleError, match="onnx is of space"):
-            publish(stage, FACTS, METRICS, overwrite=True)
+            publish(stage.prepare(FACTS, METRICS), overwrite=True)
     assert Bundle.load(tmp_path / "bundle").manifest.version == old
     assert names(tmp_path) == [".lock", "bundle"]
 
@@ -108,7 +176,7 @@ def test_a_bundle_that_does_not_verify_in_place_is_taken_back(tmp_path, monkeypa
     with Stage.open(tmp_path) as stage:
         complete_stage(stage, 2)
         with pytest.raises(BundleError, match=r"items\.faiss"):
-            publish(stage, FACTS, METRICS, overwrite=True)
+            publish(stage.prepare(FACTS, METRICS), overwrite=True)
     assert names(tmp_path) == [".lock", *(["bundle"] if has_old else [])]
     assert not has_old or load(tmp_path / "bundle").manifest.version == old
 
@@ -138,18 +206,11 @@ def test_a_full_disk_leaves_the_old_bundle_and_no_half_manifest(tmp_path):
     old = publish_tiny(tmp_path, 1).manifest.version
     with Stage.open(tmp_path) as stage:
         complete_stage(stage, 2)
-        limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-        handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-        resource.setrlimit(resource.RLIMIT_FSIZE, (100, limits[1]))
-        try:
-            with pytest.raises(OSError, match="File too large"):
-                publish(stage, FACTS, METRICS, overwrite=True)
-        finally:
-            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
-            signal.signal(signal.SIGXFSZ, handler)
+        with full_disk(), pytest.raises(OSError, match=r"File too large: '.*manifest\.json'"):
+            publish(stage.prepare(FACTS, METRICS), overwrite=True)
         assert "manifest.json.part" not in names(stage.path)
         assert Bundle.load(tmp_path / "bundle").manifest.version == old
-        assert publish(stage, FACTS, METRICS, overwrite=True).manifest.version != old  # there is room again
+        assert publish(stage.prepare(FACTS, METRICS), overwrite=True).manifest.version != old  # there is room again
 
 
 def test_a_reader_finds_a_whole_bundle_while_others_are_published(tmp_path):
@@ -175,6 +236,25 @@ def test_a_reader_finds_a_whole_bundle_while_others_are_published(tmp_path):
     assert set(seen) == set(versions)
 
 
+def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_published(tmp_path):
+    path = publish_with_profiles(tmp_path, 1)
+    is_done = threading.Event()
+    seen: set[tuple[int, str]] = set()
+
+    def read() -> None:
+        while not is_done.is_set():
+            recommender = Recommender.load(path)
+            seen.add((recommender.bundle.manifest.facts.config["seed"], recommender.profiles.user_ids[0]))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    for number in range(2, 14):
+        publish_with_profiles(tmp_path, 1 + number % 2)
+    is_done.set()
+    reader.join()
+    assert seen == {(1, "u1"), (2, "u2")}
+
+
 def test_folders_change_places_in_one_step_where_the_system_can(tmp_path):
     for name in ("left", "right"):
         (tmp_path / name).mkdir()
@@ -185,6 +265,21 @@ def test_folders_change_places_in_one_step_where_the_system_can(tmp_path):
     assert names(tmp_path / "right") == ["left"]
     with pytest.raises(OSError, match="No such file"):
         durable.exchange(tmp_path / "left", tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        lambda path: durable.write_file(path, b"x" * 1000),
+        lambda path: write_items(pa.table({"item_id": np.arange(1000)}), path),
+        lambda path: ItemIndex.build(np.ones((50, 7), np.float32)).save(path),
+    ],
+    ids=["write_file", "write_items", "index"],
+)
+def test_a_full_disk_is_named_with_the_file(tmp_path, write):
+    with full_disk(), pytest.raises(OSError, match=rf"File too large: '{tmp_path}/part'"):
+        write(tmp_path / "part")
+    assert not (tmp_path / "part.part").exists()
 
 
 def test_written_files_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):

@@ -90,7 +90,7 @@ def finished(request):
 def test_a_run_leaves_what_it_promises(finished):
     folder = finished.bundle.parent
     names = {path.name for path in folder.iterdir()} - {".lock"}
-    assert names == {"bundle", "profiles", "metrics.json", "rejects.parquet", "checkpoints", "logs"}
+    assert names == {"bundle", "profiles", "metrics.json", "report.html", "rejects.parquet", "checkpoints", "logs"}
     metrics = json.loads((folder / "metrics.json").read_text())
     for view, figures in metrics["test"]["bascule"].items():
         low, high = figures["NDCG@10_ci95"]
@@ -128,6 +128,7 @@ def test_the_same_seed_gives_the_same_bundle(baskets, tmp_path):
         "item_tower.onnx",
         "items.faiss",
         "golden.json",
+        "MODEL_CARD.md",
         "manifest.json",
     ):
         assert (baskets.bundle / name).read_bytes() == (again.bundle / name).read_bytes(), name

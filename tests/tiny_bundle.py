@@ -123,6 +123,7 @@ def answer_with(bundle: Bundle) -> Answer:
 
 def complete_stage(stage: Stage, seed: int) -> None:
     write_stage(stage.path, seed)
+    (stage.path / "MODEL_CARD.md").write_text(f"# Model card of seed {seed}\n")
     stage.seal(FACTS, {})
     requests = [{"history": ["item-01"] * length} for length in range(4)]
     write_golden(stage.path / "golden.json", requests, answer_with(Bundle.load_staged(stage.path)), k=3)
@@ -131,4 +132,4 @@ def complete_stage(stage: Stage, seed: int) -> None:
 def publish_tiny(directory: Path, seed: int, overwrite: bool = False) -> Bundle:
     with Stage.open(directory) as stage:
         complete_stage(stage, seed)
-        return publish(stage, FACTS, METRICS, overwrite)
+        return publish(stage.prepare(FACTS, METRICS), overwrite)

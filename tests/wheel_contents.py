@@ -3,6 +3,13 @@
 from pathlib import Path
 from zipfile import ZipFile
 
+REQUIRED = {
+    "datamodules/sample/interactions.parquet",
+    "datamodules/sample/README.md",
+    "evaluation/report/templates/report.html",
+    "evaluation/report/templates/report.css",
+    "evaluation/report/templates/MODEL_CARD.md",
+}
 PACKAGES = {"datamodules", "evaluation", "models", "serve"}
 
 
@@ -11,4 +18,4 @@ def test_the_wheel_holds_our_packages_and_the_sample_and_nothing_else():
     names = ZipFile(wheel).namelist()
     tops = {name.split("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == PACKAGES
-    assert {"datamodules/sample/interactions.parquet", "datamodules/sample/README.md"} <= set(names)
+    assert set(names) >= REQUIRED

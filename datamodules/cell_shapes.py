@@ -1,0 +1,60 @@
+"""Cells of a kind that no cell of their column may be: lists and objects out of place, among others."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from pandas.api import types
+
+from datamodules.columns import Column
+
+_LISTS = (list, tuple, np.ndarray)
+_NESTED = (*_LISTS, dict, set)
+_Cleared = tuple[pd.Series, dict[str, np.ndarray]]
+
+
+def clear_misshapen(column: Column, cells: pd.Series) -> _Cleared:
+    """Empty the cells that the typing of their column could not even look at.
+
+    Columns of one plain type pass at once; numbers, times and vectors are looked at one by one when they are typed.
+
+    Returns:
+        The cells, and reason -> bool (n,): the rows at fault.
+    """
+    if not types.is_object_dtype(cells.dtype) or column.role not in ("id", "text", "value"):
+        return cells, {}
+    if column.role == "id":
+        return _clear_ids(cells)
+    if column.role == "text":
+        return _clear(cells, _NESTED, "not a text")
+    cells, faults = _clear(cells, (dict, set), "not a value or a list of values")
+    is_nested = np.array([isinstance(cell, _LISTS) and _is_nested(cell) for cell in cells], bool)
+    if not is_nested.any():
+        return cells, faults
+    return cells.mask(is_nested, None), {**faults, "a list of lists": is_nested}
+
+
+def _clear_ids(cells: pd.Series) -> _Cleared:
+    """Refuse lists, truth values and, among integers or texts, fractions; a blank text becomes a gap."""
+    cells = cells.where(cells.notna(), None)
+    kinds = set(map(type, cells))
+    if str in kinds:
+        is_blank = np.array([isinstance(cell, str) and not cell.strip() for cell in cells], bool)
+        cells = cells.mask(is_blank, None)
+    fractions = (float,) if kinds & {int, str} else ()  # alone they may be integers that a gap has widened
+    return _clear(cells, (*_NESTED, bool, np.bool_, *fractions), "not an id")
+
+
+def _clear(cells: pd.Series, wrong: tuple[type, ...], reason: str) -> _Cleared:
+    if not any(issubclass(kind, wrong) for kind in set(map(type, cells))):
+        return cells, {}
+    is_wrong = np.array([isinstance(cell, wrong) for cell in cells], bool)
+    return cells.mask(is_wrong, None), {reason: is_wrong}
+
+
+def _is_nested(values: Any) -> bool:
+    if isinstance(values, np.ndarray) and values.dtype != object:
+        return values.ndim > 1
+    return not set(map(type, values)).isdisjoint(_NESTED)

@@ -1,0 +1,31 @@
+"""Read the declared columns of a Parquet file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import duckdb
+import numpy as np
+import pyarrow.parquet as pq
+
+from datamodules.columns import Column
+from datamodules.duckdb_frames import quote_name, quote_path, to_frame
+from datamodules.raw_records import RawRecords, find_columns, no_rejects
+from serve.errors import SchemaError
+
+
+def read_parquet(path: Path, columns: tuple[Column, ...]) -> RawRecords:
+    """Read one file; its records are numbered from 1.
+
+    Raises:
+        SchemaError: a declared column is absent, or not all records can be read.
+    """
+    found, dropped = find_columns(str(path), columns, pq.read_schema(path).names)
+    selected = ", ".join(f"{quote_name(column.source)} AS {quote_name(column.name)}" for column in found)
+    with duckdb.connect() as connection:
+        frame = to_frame(connection.read_parquet(quote_path(path)).project(selected))
+    n_records = pq.read_metadata(path).num_rows
+    if len(frame) != n_records:
+        raise SchemaError(f"{path}: {len(frame)} of {n_records} records could be read; the file is damaged")
+    lines = np.arange(1, n_records + 1)
+    return RawRecords(str(path), found, frame, lines, no_rejects(str(path)), n_records, dropped, is_text=False)

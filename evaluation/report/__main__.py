@@ -1,0 +1,59 @@
+"""Write the report of a finished run again: python -m evaluation.report --run DIR [--holdout FILE]."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from evaluation.frames import read_interactions
+from evaluation.report.page import REPORT, write_report
+from serve.errors import SchemaError
+from serve.layout import BUNDLE
+from serve.recommender import Recommender
+
+METRICS = "metrics.json"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; return 0, or 2 after one line about what is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__)
+    parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
+    parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
+    arguments = parser.parse_args(argv)
+    try:
+        run(arguments.run, arguments.holdout)
+    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    print(f"report: {arguments.run / REPORT}")
+    return 0
+
+
+def run(folder: Path, holdout: Path | None) -> None:
+    """Write the report.
+
+    Raises:
+        SchemaError: no finished run, or the holdout cannot be read.
+        BundleError: the bundle cannot be trusted.
+    """
+    content = _read_metrics(folder / METRICS)
+    recommender = Recommender.load(folder / BUNDLE)
+    held_out = None if holdout is None else read_interactions(holdout, recommender.bundle.schema)
+    write_report(folder, folder, content, recommender, held_out)
+
+
+def _read_metrics(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such file; give the folder of a finished run of train.py")
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    if "data" not in content:
+        raise SchemaError(f"{path}: no data report in it; give the folder of a finished run of train.py")
+    return content
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,138 @@
+"""The data report in words: what the tables held, what was left out, and how new the test is."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.report.wording import amount, count, percent, plain, say_day, say_moment
+
+Report = Mapping[str, Any]
+"""What `metrics.json` holds under `data`."""
+
+COLD = {
+    "test_users_unseen": "Test users without any event before",
+    "test_items_unseen": "Test items without any event before",
+    "test_pairs_outside_catalogue": "Test pairs whose item is not in the catalogue",
+    "test_pairs_owned_before": "Test pairs whose user had the item before",
+}
+SPLITS = {
+    "leave_one_out": "the last event of each user",
+    "time": "everything from one moment on",
+    "pairs": "a random share of each user's items",
+    "files": "a given file",
+    "none": "nothing: everything trains",
+}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A short table of facts."""
+
+    title: str
+    rows: list[tuple[str, str]]
+
+
+def describe_data(report: Report, timezone: str | None) -> list[Facts]:
+    """Return the facts of a data report, in tables that each have a row at least."""
+    tables = [
+        Facts("Size and time", [*_sizes(report["counts"]), *_times(report["time"], timezone)]),
+        Facts("Split", _split(report)),
+        Facts("Rejected and cleaned", [*_rejects(report), *_cleaning(report["cleaning"])]),
+        Facts("Columns that were not read", _dropped(report["dropped_columns"])),
+        Facts("Missing values", _missing(report["missing"])),
+        Facts("How new the test is", _cold(report["cold"])),
+        Facts("Habits", _habits(report)),
+    ]
+    return [table for table in tables if table.rows]
+
+
+def list_leaks(report: Report) -> list[str] | None:
+    """Return what the leak check says, None where it was not made."""
+    leaks = report.get("leaks")
+    return None if leaks is None else [str(leak["message"]) for leak in leaks]
+
+
+def say_period(report: Report) -> str:
+    """Say when the events happened."""
+    time = report["time"]
+    return (
+        "at times that are not known" if time is None else f"from {say_day(time['first'])} to {say_day(time['last'])}"
+    )
+
+
+def say_split(report: Report) -> str:
+    """Say what was held out."""
+    split = report["split"]
+    held_out = SPLITS.get(split["kind"], split["kind"])
+    return f"{held_out}, {say_moment(split['test_at'])}" if split.get("test_at") else held_out
+
+
+def count_rejected(report: Report) -> int:
+    """Count the records that were rejected."""
+    return sum(report["rejected"].values())
+
+
+def _sizes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [
+        ("Events", count(counts["interactions"])),
+        ("Users with events", count(counts["users"])),
+        ("Items with events", count(counts["items"])),
+        ("Rows of the users table", count(counts["users_table"])),
+        ("Rows of the items table", count(counts["items_table"])),
+    ]
+
+
+def _times(time: Mapping[str, Any] | None, timezone: str | None) -> list[tuple[str, str]]:
+    if time is None:
+        return [("Times", "none in the data")]
+    return [
+        ("First event", say_moment(time["first"])),
+        ("Last event", say_moment(time["last"])),
+        ("Days", plain(round(time["days"], 1))),
+        ("Time zone", timezone or "times as given"),
+    ]
+
+
+def _split(report: Report) -> list[tuple[str, str]]:
+    counts = report["counts"]
+    parts = [(name.capitalize(), amount(counts[name], "event")) for name in ("train", "validation", "test")]
+    return [("Held out for the test", say_split(report)), *parts]
+
+
+def _rejects(report: Report) -> list[tuple[str, str]]:
+    records = sum(report["records"].values())
+    total = f"{count(count_rejected(report))} of {count(records)}" if records else count(count_rejected(report))
+    return [("Records rejected", total), *((f"– {reason}", count(n)) for reason, n in report["rejected"].items())]
+
+
+def _cleaning(cleaning: Mapping[str, int]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " ").capitalize(), count(n)) for name, n in cleaning.items() if n]
+
+
+def _dropped(dropped: Mapping[str, list[str]]) -> list[tuple[str, str]]:
+    return [(table.capitalize(), ", ".join(names)) for table, names in dropped.items() if names]
+
+
+def _missing(missing: Mapping[str, Mapping[str, float | None]]) -> list[tuple[str, str]]:
+    return [
+        (f"{table}: {name}", percent(share))
+        for table, columns in missing.items()
+        for name, share in columns.items()
+        if share
+    ]
+
+
+def _cold(cold: Mapping[str, float | None]) -> list[tuple[str, str]]:
+    return [(COLD.get(name, name), percent(share)) for name, share in cold.items() if share is not None]
+
+
+def _habits(report: Report) -> list[tuple[str, str]]:
+    lengths, tail = report["history_length"], report["long_tail"]
+    rows = [("Events on an item the user had before", percent(report["repeat_share"]))]
+    rows += [
+        ("Events of a user, median", count(lengths["p50"])),
+        ("Events of a user, 95th percentile", count(lengths["p95"])),
+    ]
+    return [*rows, ("Events on the top 1 % of items", percent(tail["top_1%"])), ("Gini of items", plain(tail["gini"]))]

@@ -1,0 +1,139 @@
+"""The figures of `metrics.json` laid out for reading: per view a row per model, with what differs from it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from evaluation.evaluate import MODEL
+from evaluation.examination import headline_metric
+from evaluation.report.wording import VIEWS, name_model
+
+OTHER_METRICS = ("HR@10", "Recall@20", "MRR@10")
+VERDICTS = {1: "better", 0: "no clear difference", -1: "worse"}
+
+Content = Mapping[str, Any]
+"""What `metrics.json` holds."""
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A metric with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def sign(self) -> int:
+        """Of a difference: 1 or -1 where the interval is on one side of 0, else 0."""
+        return int(self.low > 0) - int(self.high < 0)
+
+
+@dataclass(frozen=True)
+class ModelRow:
+    """One model in one view."""
+
+    name: str
+    label: str
+    is_ours: bool
+    headline: Figure
+    others: dict[str, Figure]
+    difference: Figure | None
+    """Ours minus this one, user by user; None for ours."""
+
+    @property
+    def verdict(self) -> str:
+        """Say how ours does against this one."""
+        return "" if self.difference is None else VERDICTS[self.difference.sign]
+
+
+@dataclass(frozen=True)
+class ViewResult:
+    """All models in one view, the best first."""
+
+    name: str
+    title: str
+    meaning: str
+    metric: str
+    users: int
+    targets: int
+    outside_catalogue: int
+    unreachable: int
+    rows: tuple[ModelRow, ...]
+    """Empty where no user has a target in this view."""
+
+    @property
+    def ours(self) -> ModelRow:
+        return next(row for row in self.rows if row.is_ours)
+
+    @property
+    def rival(self) -> ModelRow | None:
+        """The best baseline, None if all were skipped."""
+        return next((row for row in self.rows if not row.is_ours), None)
+
+
+def read_figure(figures: Mapping[str, Any], metric: str) -> Figure:
+    """Read a metric and its interval from the summary of a model in a view."""
+    low, high = figures[f"{metric}_ci95"]
+    return Figure(figures[metric], low, high)
+
+
+def read_views(content: Content) -> list[ViewResult]:
+    """Lay out the test of all models, view by view; nothing where nothing was held out."""
+    if "test" not in content:
+        return []
+    metric = headline_metric(content["protocol"]["repeats"])
+    return [_read_view(content, view, metric) for view in content["test"][MODEL]]
+
+
+def read_contextual(content: Content) -> list[tuple[str, Figure, Figure]]:
+    """Return for each view its title, the headline without request context and the one with it."""
+    asked_again = content.get("with_context", {}).get(MODEL, {})
+    pairs = []
+    for view in read_views(content):
+        if view.rows and view.metric in asked_again.get(view.name, {}):
+            pairs.append((view.title, view.ours.headline, read_figure(asked_again[view.name], view.metric)))
+    return pairs
+
+
+def read_all_metrics(content: Content, view: str) -> dict[str, Figure]:
+    """Return every metric of ours in a view."""
+    figures = content["test"][MODEL][view]
+    return {name: read_figure(figures, name) for name in figures if f"{name}_ci95" in figures}
+
+
+def find_skipped(content: Content) -> dict[str, str]:
+    """Return why baselines were skipped, by the name that people read."""
+    records = content.get("baselines", {})
+    return {name_model(name): record["skipped"] for name, record in records.items() if "skipped" in record}
+
+
+def _read_view(content: Content, view: str, metric: str) -> ViewResult:
+    ours = content["test"][MODEL][view]
+    measured = {name: views[view] for name, views in content["test"].items() if metric in views.get(view, {})}
+    rows = [_read_row(name, figures, content["paired"], view, metric) for name, figures in measured.items()]
+    return ViewResult(
+        name=view,
+        title=VIEWS[view],
+        meaning=content["protocol"]["views"][view],
+        metric=metric,
+        users=ours["users"],
+        targets=ours["targets"],
+        outside_catalogue=ours["targets_outside_catalogue"],
+        unreachable=ours["unreachable_targets"],
+        rows=tuple(sorted(rows, key=lambda row: -row.headline.value)),
+    )
+
+
+def _read_row(name: str, figures: Mapping[str, Any], paired: Mapping[str, Any], view: str, metric: str) -> ModelRow:
+    difference = paired.get(name, {}).get(view, {})
+    return ModelRow(
+        name=name,
+        label=name_model(name),
+        is_ours=name == MODEL,
+        headline=read_figure(figures, metric),
+        others={other: read_figure(figures, other) for other in OTHER_METRICS},
+        difference=read_figure(difference, metric) if metric in difference else None,
+    )

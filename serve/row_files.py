@@ -1,0 +1,136 @@
+"""Rows in files: JSON Lines, Parquet and CSV, read in constant memory, each with its place for messages."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.errors import SchemaError
+from serve.requests import show
+
+SUFFIXES = (".jsonl", ".parquet", ".csv")
+
+_CHUNK = 2**20  # bytes
+
+
+def check_file(path: Path) -> None:
+    """Refuse a file that no reader here reads.
+
+    Raises:
+        SchemaError: a missing file or an unknown suffix.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(SUFFIXES)}")
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such file")
+
+
+def count_rows(path: Path) -> int:
+    """Count the rows: of Parquet exactly, of text the lines.
+
+    Raises:
+        SchemaError: no Parquet that can be read.
+    """
+    if path.suffix.lower() == ".parquet":
+        with _open_parquet(path) as file:
+            return int(file.metadata.num_rows)
+    with path.open("rb") as file:
+        return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
+
+
+def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
+    """Give the JSON of each line that is not blank, with the number of the line."""
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if line.strip():
+                yield number, _read_json(line, f"{path.name}, line {number}")
+
+
+def _read_json(line: bytes, place: str) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"), object_pairs_hook=_refuse_twins)
+    except (ValueError, RecursionError) as error:
+        raise SchemaError(f"{place}: not one JSON object in UTF-8: {error}") from error
+
+
+def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """Build an object; JSON allows a key twice, and which of the two counts would be a guess."""
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        twin = next(name for name in names if names.count(name) > 1)
+        raise SchemaError(f"key {show(twin)} is given twice")
+    return fields
+
+
+def read_record_batches(path: Path, n_rows: int) -> Iterator[pa.RecordBatch]:
+    """Give the rows of a Parquet file, at most `n_rows` at once; timestamps as ISO text of whole seconds."""
+    with _open_parquet(path) as file:
+        yield from map(_with_times_as_text, file.iter_batches(n_rows))
+
+
+@contextmanager
+def _open_parquet(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path.name}: no Parquet that can be read: {error}") from error
+
+
+def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Write timestamps as text: as Python values, Arrow would import pandas for them."""
+    for unit_of in (_in_seconds, _as_text):
+        types = [_map_timestamps(field.type, unit_of) for field in batch.schema]
+        columns = [column.cast(kind, safe=False) for column, kind in zip(batch.columns, types, strict=True)]
+        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    return batch
+
+
+def _map_timestamps(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
+    if pa.types.is_timestamp(kind):
+        return change(kind)
+    if pa.types.is_list(kind):
+        return pa.list_(_map_timestamps(kind.value_type, change))
+    if pa.types.is_large_list(kind):
+        return pa.large_list(_map_timestamps(kind.value_type, change))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _map_timestamps(field.type, change)) for field in kind])
+    return kind
+
+
+def _in_seconds(kind: pa.DataType) -> pa.DataType:
+    return pa.timestamp("s", "UTC" if kind.tz else None)
+
+
+def _as_text(_: pa.DataType) -> pa.DataType:
+    return pa.string()
+
+
+def read_csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """Give the header, then the rows that are not blank and as long, each with the line it ends on."""
+    rows = _read_csv_rows(path)
+    line, names = next(rows, (1, []))
+    if not names or len(set(names)) < len(names):
+        raise SchemaError(f"{path.name}, line {line}: the header is {show(names)}; expected distinct column names")
+    yield line, names
+    for line, cells in rows:
+        if len(cells) != len(names):
+            raise SchemaError(f"{path.name}, line {line}: {len(cells)} cells; the header has {len(names)}")
+        yield line, cells
+
+
+def _read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        rows = csv.reader(text, strict=True)
+        try:
+            yield from ((rows.line_num, cells) for cells in rows if cells)
+        except (csv.Error, UnicodeDecodeError) as error:
+            raise SchemaError(f"{path.name}, after line {rows.line_num}: no CSV in UTF-8: {error}") from error

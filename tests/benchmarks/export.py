@@ -1,0 +1,76 @@
+"""Export of a million item rows of a Parquet file through the item tower: speed beside the tower alone, and memory.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/export.py [--rows 1000000]
+
+The tower alone runs in the same process on a part of the same rows, encoded already, in batches as large as the
+export's. Peak memory is that of this process at the end of the export, everything it loaded included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from unittest import mock
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from serve.export import export_items  # noqa: E402
+from serve.item_files import ITEM_ID, ItemFile  # noqa: E402
+from serve.recommender import Recommender  # noqa: E402
+
+N_ITEMS, HISTORY, DIM, N_TIMED = 12_000, 50, 64, 65_536
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rows", type=int, default=1_000_000)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        make("bundle", folder / "run", "exclude", N_ITEMS, HISTORY, DIM)
+        make("items", folder / "items.parquet", args.rows)
+        recommender = Recommender.load(folder / "run" / "bundle")
+        rate = time_export(recommender, folder, args.rows)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        alone = time_tower(recommender, folder / "items.parquet")
+    width = recommender.bundle.vectors.shape[1]
+    print(f"{args.rows} rows x {width}: {rate:,.0f} rows a second, peak {peak:,.0f} MB")
+    print(f"the tower alone: {alone:,.0f} rows a second; export / tower {rate / alone:.2f}")
+
+
+def make(what: str, *arguments: object) -> None:
+    """Make bundle or rows in another process, whose memory is not counted."""
+    command = [sys.executable, str(ROOT / "tests" / "benchmarks" / "synthetic.py"), what, *map(str, arguments)]
+    subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+
+
+def time_export(recommender: Recommender, folder: Path, n_rows: int) -> float:
+    """Return rows a second, from opening the file to the last rename."""
+    start = time.perf_counter()
+    export_items(recommender, folder / "items.parquet", folder / "out", overwrite=False, stream=io.StringIO())
+    return n_rows / (time.perf_counter() - start)
+
+
+def time_tower(recommender: Recommender, path: Path) -> float:
+    """Return rows a second of the session on the arrays that the export makes of the first rows."""
+    rows = next(iter(ItemFile(path, recommender.bundle.schema).blocks(N_TIMED)))
+    columns = {name: values for name, values in rows.columns.items() if name != ITEM_ID}
+    tower = recommender.bundle.item_tower
+    with mock.patch.object(tower, "run", wraps=tower.run) as run:
+        recommender.encode_item_columns(columns, len(rows))
+    feeds = [call.args[0] for call in run.call_args_list]
+    start = time.perf_counter()
+    for feed in feeds:
+        tower._session.run(None, feed)
+    return len(rows) / (time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+"""Texts and vectors as codes and values."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.encoding import code_slices, encode_features, join_text, to_vectors, value_slices
+from serve.errors import SchemaError
+from serve.ngrams import encode_texts
+from serve.schema import Feature
+from serve.vectors import Vector
+
+TITLE = Feature("title", "text", "name", width=5, buckets=64)
+IMAGE = Feature("image", "vector", "pixels", width=3, scale=2.0)
+COLOUR = Feature("colour", "categorical", "farbe", ("red",))
+PRICE = Feature("price", "numeric", "price", mean=10.0, scale=4.0)
+SIDE = (PRICE, TITLE, IMAGE, COLOUR)
+NAN = float("nan")
+
+
+def test_slices_give_each_feature_its_width():
+    assert code_slices(SIDE) == [(TITLE, slice(0, 5)), (COLOUR, slice(5, 6))]
+    assert value_slices(SIDE) == [(PRICE, slice(0, 2)), (IMAGE, slice(2, 6))]
+    assert (TITLE.n_codes, IMAGE.n_codes) == (66, 2)
+
+
+@pytest.mark.parametrize(
+    ("cell", "text"),
+    [
+        (" The Lord ", "The Lord"),
+        (["one", None, " two "], "one\ntwo"),
+        (("one", 1984.0), "one\n1984"),
+        (np.array(["one"], dtype=object), "one"),
+        (1984, "1984"),
+        (None, None),
+        (NAN, None),
+        ([], None),
+        (["", None], None),
+        (" ", None),
+    ],
+)
+def test_join_text(cell, text):
+    assert join_text(cell) == text
+    assert join_text(join_text(cell)) == text
+
+
+def test_texts_are_coded_and_blank_ones_unknown():
+    cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b"]
+    codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
+    expected = encode_texts(["a b", None, None, None, "a\nb", None, "a b"], 5, 64)
+    assert codes.tolist() == expected.tolist()
+    assert codes[1].tolist() == [1, 0, 0, 0, 0]
+    assert set(codes[0]) != set(codes[4])  # no pair of words across the values of a list
+
+
+def test_vectors_are_divided_by_one_scale_and_flagged():
+    cells = [[2.0, -4, 0], None, "[1, 2, 3]", Vector.pack(np.float32([0, 0, 0])), NAN, "", [1e30, -1e30, 1]]
+    values = encode_features((IMAGE, PRICE), {"pixels": cells}, len(cells)).values
+    expected = [[1, -2, 0, 0], [0, 0, 0, 1], [0.5, 1, 1.5, 0], [0] * 4, [0, 0, 0, 1], [0, 0, 0, 1], [10, -10, 0.5, 0]]
+    assert values.dtype == np.float32
+    assert values[:, :4].tolist() == expected
+    assert encode_features((IMAGE,), {}, 2).values.tolist() == [[0, 0, 0, 1]] * 2
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.int64])
+def test_a_matrix_is_a_column_of_vectors(dtype):
+    matrix = np.arange(12).reshape(4, 3).astype(dtype)
+    rows = encode_features((IMAGE,), {"pixels": list(matrix)}, 4).values
+    assert np.array_equal(encode_features((IMAGE,), {"pixels": matrix}, 4).values, rows)
+
+
+def test_rows_of_nan_in_a_matrix_are_missing():
+    matrix = np.array([[1.0, 2, 3], [NAN] * 3])
+    assert encode_features((IMAGE,), {"pixels": matrix}, 2).values[:, 3].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([[1.0, 2], None], "'image': a vector of 2 numbers; expected 3"),
+        (["1 2 3 4"], "'image': a vector of 4 numbers; expected 3"),
+        (np.ones((2, 4)), "'image': a vector of 4 numbers; expected 3"),
+        ([[1, NAN, 2]], "'image': an entry is not finite"),
+        (np.array([[1, NAN, 2]]), "'image': an entry is not finite"),
+        (np.array([[1, np.inf, 2]]), "'image': an entry is not finite"),
+        (["a b c"], "'image': no list of numbers: a b c"),
+        ([5.0], "'image': no list of numbers: 5.0"),
+    ],
+)
+def test_what_is_no_vector_of_this_width_is_named(values, message):
+    with pytest.raises(SchemaError, match=message):
+        to_vectors(IMAGE, values)
+
+
+finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
+rows = st.fixed_dictionaries(
+    {
+        "name": st.none() | st.text(max_size=12) | st.lists(st.none() | st.text(max_size=5), max_size=3),
+        "pixels": st.none() | st.lists(finite, min_size=3, max_size=3) | st.just([]) | st.just("1 2 3"),
+        "farbe": st.sampled_from(["red", None, "blue"]),
+        "price": st.none() | finite,
+    }
+)
+
+
+@given(table=st.lists(rows, max_size=7))
+@settings(max_examples=50, deadline=None)
+def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
+    names = ("name", "pixels", "farbe", "price")
+    batch = encode_features(SIDE, {name: [row[name] for row in table] for name in names}, len(table))
+    single = [encode_features(SIDE, {name: [row[name]] for name in names}, 1) for row in table]
+    assert batch.codes.tolist() == [row.codes[0].tolist() for row in single]
+    assert batch.values.tolist() == [row.values[0].tolist() for row in single]
+    for feature, columns in code_slices(SIDE):
+        codes = batch.codes[:, columns]
+        assert ((codes >= 0) & (codes < feature.n_codes)).all()
+        assert (codes[:, 0] > 0).all()
+    assert (np.abs(batch.values) <= 10).all()
+    for _, columns in value_slices(SIDE):
+        assert np.isin(batch.values[:, columns.stop - 1], [0, 1]).all()

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.fingerprint import fingerprint
+from serve.encoding import EncodedFeatures
+from tests.tiny_data import BASKETS, ORDERED, make_data, make_world
+
+CODES = np.arange(15).reshape(3, 5)
+VALUES = np.arange(21, dtype=np.float32).reshape(3, 7)
+
+
+def test_the_same_data_has_the_same_fingerprint():
+    left, right = (EncodedFeatures(CODES.copy(), VALUES.copy()) for _ in range(2))
+    assert fingerprint(left, {"a": [1, "b", None]}) == fingerprint(right, {"a": [1, "b", None]})
+    assert fingerprint(VALUES) == fingerprint(torch.from_numpy(VALUES)) == fingerprint(np.asfortranarray(VALUES))
+
+
+@pytest.mark.parametrize(
+    ("left", "right"),
+    [
+        (CODES, CODES + 1),
+        (CODES, CODES.T),
+        (CODES, CODES.astype(np.int32)),
+        (np.array(["a", "bc"], dtype=object), np.array(["ab", "c"], dtype=object)),
+        (np.array(["7"], dtype=object), np.array([7], dtype=object)),
+        (np.zeros((0, 3)), np.zeros((3, 0))),
+        (["a", "b"], ["ab"]),
+        (["a", ["b"]], ["a", "b"]),
+        ({"a": 1}, {"b": 1}),
+        (EncodedFeatures(CODES, VALUES), EncodedFeatures(CODES, VALUES[:, ::-1])),
+        ((1,), (True,)),
+    ],
+)
+def test_other_data_has_another(left, right):
+    assert fingerprint(left) != fingerprint(right)
+
+
+@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
+def test_one_changed_event_changes_that_of_training(config):
+    data = make_data(make_world(config))
+    events = data.sequences.events
+    changed = replace(data.sequences, events=replace(events, time=events.time + (np.arange(len(events.time)) == 5)))
+    parts = (data.schema, data.validation_batches)
+    assert fingerprint(data.sequences, *parts) == fingerprint(make_data(make_world(config)).sequences, *parts)
+    assert fingerprint(data.sequences, *parts) != fingerprint(changed, *parts)

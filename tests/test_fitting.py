@@ -1,0 +1,192 @@
+"""Fitting: what it leaves, how it goes on, what stops it, and training in 16 bits."""
+
+from __future__ import annotations
+
+import csv
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import train
+from models.checkpoints import read_checkpoint
+from models.fitting import fit
+from models.two_tower import TwoTower
+from serve.errors import BundleError, SchemaError
+from serve.staging import Stage
+from tests.killed_training import DATA, MODEL, make_tables
+from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
+from tests.tiny_towers import make_module, make_towers, one_thread
+
+EPOCHS = 7
+QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}
+CONFIGS = [ORDERED, BASKETS]
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    with one_thread():
+        yield
+
+
+def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None, rate=0.05, **options):
+    """Fit the towers of the small shop; return the module and the epochs of its weights."""
+    world, validation = hold_out(make_world(config))
+    data = make_data(world, validation=validation)
+    model = make_module(make_towers(world, data).train(), learning_rate=rate, max_epochs=EPOCHS)
+    given = {**QUIET, **options}
+    return model, fit(model, data, folder, "select", EPOCHS, patience, given, origin or {"seed": 1})
+
+
+def curve(folder: Path) -> list[dict[str, str]]:
+    with (folder / "logs" / "select" / "metrics.csv").open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def count_steps(monkeypatch, stop_after: int | None = None) -> list[int]:
+    """Count training steps from now on; the one after the last raises as a kill in the midst would end it."""
+    steps: list[int] = []
+    step = TwoTower.training_step
+
+    def counted(self, batch, batch_idx):
+        if len(steps) == stop_after:
+            raise KeyError("killed")
+        steps.append(self.current_epoch)
+        return step(self, batch, batch_idx)
+
+    monkeypatch.setattr(TwoTower, "training_step", counted)
+    return steps
+
+
+def assert_same(left: TwoTower, right: TwoTower) -> None:
+    for name, weight in left.state_dict().items():
+        assert torch.equal(weight, right.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("patience", [2, None])
+def test_each_epoch_is_a_row_of_the_curves(tmp_path, patience):
+    _, epochs = fit_tiny(tmp_path, patience=patience)
+    rows = curve(tmp_path)
+    assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
+    assert all(float(row["train_loss"]) > 0 for row in rows)
+    if patience is None:
+        assert len(rows) == epochs == EPOCHS
+        assert rows[0].keys() == {"epoch", "step", "train_loss"}
+    else:
+        ndcg = [float(row["val_ndcg"]) for row in rows]
+        assert ndcg.index(max(ndcg)) + 1 == epochs
+        assert len(rows) == min(EPOCHS, epochs + patience)
+
+
+def test_a_training_that_had_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
+    model, epochs = fit_tiny(tmp_path, patience=1, rate=0.5)
+    rows = curve(tmp_path)
+    assert len(rows) < EPOCHS  # it stopped by the validation
+    steps = count_steps(monkeypatch)
+    again, same = fit_tiny(tmp_path, patience=1, rate=0.5)
+    assert steps == []
+    assert same == epochs
+    assert curve(tmp_path) == rows
+    assert_same(model, again)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["ordered", "baskets"])
+def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatch):
+    whole, epochs = fit_tiny(tmp_path / "whole", config, patience=9)
+    per_epoch = len(make_data(hold_out(make_world(config))[0]).examples.plan(0, 0))
+    with monkeypatch.context() as patch:
+        count_steps(patch, stop_after=3 * per_epoch + 1)
+        with pytest.raises(KeyError, match="killed"):
+            fit_tiny(tmp_path / "here", config, patience=9)
+    (tmp_path / "here").rename(tmp_path / "there")
+    steps = count_steps(monkeypatch)
+    resumed, same = fit_tiny(tmp_path / "there", config, patience=9)
+    assert min(steps) == 3
+    assert same == epochs
+    assert curve(tmp_path / "there") == curve(tmp_path / "whole")
+    assert_same(whole, resumed)
+
+
+def test_a_checkpoint_of_another_run_is_refused(tmp_path):
+    fit_tiny(tmp_path)
+    with pytest.raises(SchemaError, match=r"last\.ckpt is of another run: seed is 1 there and 2 here"):
+        fit_tiny(tmp_path, origin={"seed": 2})
+
+
+@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
+def test_a_torn_checkpoint_is_named(tmp_path, name):
+    fit_tiny(tmp_path)
+    path = tmp_path / "checkpoints" / "select" / name
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(BundleError, match=f"{name} is torn or altered"):
+        fit_tiny(tmp_path)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=["ordered", "baskets"])
+@pytest.mark.parametrize("spoilt", [float("nan"), float("inf")])
+def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, config, spoilt, monkeypatch):
+    name = "window_step" if config is ORDERED else "request_step"
+    losses = iter([1.0, 1.0, spoilt])
+    real = getattr(TwoTower, name)
+    monkeypatch.setattr(TwoTower, name, lambda self, batch: real(self, batch) * next(losses))
+    message = f"the loss is {spoilt} in epoch 0, step 2: nothing is published; lower --model.learning_rate"
+    with pytest.raises(FloatingPointError, match=message) as error:
+        fit_tiny(tmp_path, config)
+    assert "\n" not in str(error.value)
+    assert not list(tmp_path.rglob("*.ckpt"))
+
+
+def test_weights_that_are_not_finite_are_refused(tmp_path, monkeypatch):
+    def spoil(self):
+        self.towers.user_tower.start_token.data.fill_(float("nan"))
+
+    monkeypatch.setattr(TwoTower, "on_train_epoch_end", spoil)
+    with pytest.raises(FloatingPointError, match=r"after training 'towers\.user_tower\.start_token' is not finite"):
+        fit_tiny(tmp_path, patience=None, max_epochs=1)
+
+
+@pytest.mark.parametrize("call", ["fsync", "replace"])
+def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(tmp_path, call, monkeypatch):
+    whole, _ = fit_tiny(tmp_path / "whole")
+    real, left = getattr(os, call), iter(range(4))  # a curve and two checkpoints an epoch
+
+    def fail(*arguments):
+        if next(left, None) is None:
+            raise OSError(28, "No space left on device", *([str(arguments[1])] if call == "replace" else []))
+        return real(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, call, fail)
+        with pytest.raises(OSError, match=r"No space left on device: '.*(best\.ckpt|metrics\.csv|last\.ckpt)'"):
+            fit_tiny(tmp_path / "full")
+    assert not list(tmp_path.rglob("*.part"))
+    assert read_checkpoint(tmp_path / "full" / "checkpoints" / "select" / "last.ckpt")["epoch"] == 0
+    resumed, _ = fit_tiny(tmp_path / "full")
+    assert_same(whole, resumed)
+
+
+def run_in_16_bits(folder: Path, protocol: str, accelerator: str) -> None:
+    """Train and export a small run; the export compares ONNX with torch."""
+    model = replace(MODEL, max_epochs=2)
+    trainer = {"enable_progress_bar": False, "precision": "bf16-mixed", "accelerator": accelerator}
+    config = train.Config(DATA[protocol], model, trainer, folder)
+    cleaned, _ = train.read(config, make_tables(protocol == "baskets"), folder)
+    split = train.split_interactions(cleaned.interactions, config.data, config.seed)
+    trained, _ = train.train(config, cleaned, split)
+    assert {parameter.device.type for parameter in trained.towers.parameters()} == {"cpu"}
+    assert {parameter.dtype for parameter in trained.towers.parameters()} == {torch.float32}
+    with Stage.open(folder) as stage:
+        _, recommender = train.stage_bundle(config, trained, cleaned, split, stage)
+        assert len(recommender.recommend([{}], k=5).of(0).item_id) == 5
+
+
+def test_bfloat16_on_the_cpu_trains_and_exports(tmp_path):
+    run_in_16_bits(tmp_path, "ordered", "cpu")
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here: training on one is not tried")
+@pytest.mark.parametrize("protocol", ["ordered", "baskets"])
+def test_bfloat16_on_a_gpu_trains_and_exports_from_the_cpu(tmp_path, protocol):
+    run_in_16_bits(tmp_path, protocol, "gpu")

@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+
+from evaluation.report.groups import find_gaps, read_slices
+
+
+def summary(users, value):
+    return {"users": users, "NDCG@10": value, "NDCG@10_ci95": [value - 0.125, value + 0.125]}
+
+
+def content(name, groups):
+    slices = {"novel": {name: {label: summary(*figures) for label, figures in groups.items()}}}
+    return {"protocol": {"repeats": "exclude"}, "slices": slices}
+
+
+@pytest.mark.parametrize(
+    ("name", "labels"),
+    [
+        ("history", ["0", "1-4", "5-19", "20+"]),
+        ("income", ["Under 15K", "15-24K", "100-124K", "250K+"]),
+        ("age", ["7 to 25", "25 to 31", "43 to 73", "missing"]),
+        ("job", ["artist", "writer", "other", "missing"]),
+    ],
+)
+def test_groups_are_in_the_order_people_expect(name, labels):
+    groups = {label: (20, 0.5) for label in sorted(labels)}
+    (one,) = read_slices(content(name, groups))
+    assert [group.label for group in one.groups] == labels
+
+
+def test_small_groups_are_hidden_and_counted():
+    (one,) = read_slices(content("age", {"a": (19, 0.5), "b": (20, 0.5), "c": (1, 0.5)}))
+    assert [group.label for group in one.groups] == ["b"]
+    assert one.hidden == 2
+
+
+def test_the_gap_is_between_known_groups_of_users():
+    groups = {"a": (20, 0.25), "b": (31, 0.75), "c": (3, 0.9), "missing": (27, 0.1), "other": (40, 0.95)}
+    (gap,) = find_gaps(read_slices(content("shoe_size", groups)))
+    assert (gap.title, gap.best, gap.worst, gap.size, gap.is_clear) == ("Shoe size", "b", "a", 0.5, True)
+    assert gap.unknown is not None
+    assert gap.unknown[0] == 27
+    assert not find_gaps(read_slices(content("history", {"0": (20, 0.25), "20+": (31, 0.75)})))
+    assert not find_gaps(read_slices(content("age", {"a": (20, 0.25), "b": (19, 0.75)})))
+
+
+def test_nothing_held_out_has_no_slices():
+    assert read_slices({"protocol": {"split": "none"}}) == []

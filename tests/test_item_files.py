@@ -1,0 +1,91 @@
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.item_files import ItemFile
+from serve.row_files import count_rows
+from tests.linear_bundle import SHOP
+
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=4)
+ROWS = st.lists(st.tuples(TEXTS, st.none() | st.integers(-9, 9)), min_size=1, max_size=13)
+
+
+def write_all(folder, rows):
+    """Write the same rows in the three formats."""
+    pq.write_table(pa.table(rows, schema=pa.schema([("item_id", pa.int32()), ("brand", "string"), ("price", "int64")])),
+                   folder / "i.parquet", row_group_size=4)  # fmt: skip
+    names = list(rows)
+    records = [dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    (folder / "i.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    with (folder / "i.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NOTNULL if hasattr(csv, "QUOTE_NOTNULL") else csv.QUOTE_MINIMAL)
+        writer.writerow(names)
+        writer.writerows(zip(*rows.values(), strict=True))
+
+
+@given(rows=ROWS, size=st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_the_formats_hold_the_same_items_in_blocks_of_one_size(tmp_path_factory, rows, size):
+    folder = tmp_path_factory.mktemp("items")
+    brands, prices = map(list, zip(*rows, strict=True))
+    ids = list(range(100, 100 + len(rows)))
+    write_all(folder, {"item_id": ids, "brand": brands, "price": prices})
+    for suffix in ("parquet", "jsonl", "csv"):
+        blocks = list(ItemFile(folder / f"i.{suffix}", SHOP).blocks(size))
+        assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+        assert 0 < len(blocks[-1]) <= size
+        read = {
+            name: [value for b in blocks for value in list(b.columns[name])] for name in ("item_id", "brand", "price")
+        }
+        if suffix == "csv":
+            assert list(map(int, read["item_id"])) == ids
+            assert [value or None for value in read["brand"]] == brands
+            assert [int(value) if value else None for value in read["price"]] == prices
+        else:
+            assert read == {"item_id": ids, "brand": brands, "price": prices}
+
+
+def test_places_are_lines_of_text_and_rows_of_parquet(tmp_path):
+    (tmp_path / "i.csv").write_text('item_id,brand\na,"x\ny"\n\nb,z\n')
+    (tmp_path / "i.jsonl").write_text('\n{"item_id": 1, "brand": "x"}\n\n{"item_id": 2}\n')
+    pq.write_table(pa.table({"item_id": range(5), "brand": ["x"] * 5}), tmp_path / "i.parquet")
+    places = {}
+    for suffix in ("csv", "jsonl", "parquet"):
+        file = ItemFile(tmp_path / f"i.{suffix}", SHOP)
+        places[suffix] = [file.name_place(place) for block in file.blocks(2) for place in block.places]
+    assert places["csv"] == ["i.csv, line 3", "i.csv, line 5"]
+    assert places["jsonl"] == ["i.jsonl, line 2", "i.jsonl, line 4"]
+    assert places["parquet"] == [f"i.parquet, row {row}" for row in range(1, 6)]
+
+
+def test_numbers_without_gaps_are_arrays(tmp_path):
+    table = {"item_id": pa.array(range(7), pa.int64()), "price": pa.array(np.arange(7.0)), "brand": [None] * 7}
+    pq.write_table(pa.table(table), tmp_path / "i.parquet")
+    (block,) = ItemFile(tmp_path / "i.parquet", SHOP).blocks(11)
+    assert block.columns["price"].dtype == np.float64
+    assert block.columns["brand"] == [None] * 7
+
+
+def test_remarks_name_the_columns_that_do_not_fit(tmp_path):
+    (tmp_path / "i.jsonl").write_text('{"item_id": 1, "brand": "x"}\n{"item_id": 2, "title": "t", "brand": "y"}\n')
+    file = ItemFile(tmp_path / "i.jsonl", SHOP)
+    list(file.blocks(1))
+    assert file.remarks() == [
+        "columns that no feature reads: title",
+        "columns that are not there, taken as missing: department, price",
+    ]
+    bare = ItemFile(tmp_path / "i.jsonl", replace(SHOP, item_features=()))
+    assert len(list(bare.blocks(2))) == 1
+
+
+def test_rows_are_counted(tmp_path):
+    (tmp_path / "i.csv").write_text("item_id\n1\n2\n")
+    pq.write_table(pa.table({"item_id": range(5)}), tmp_path / "i.parquet")
+    assert count_rows(tmp_path / "i.csv") == 3
+    assert count_rows(tmp_path / "i.parquet") == 5

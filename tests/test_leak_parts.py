@@ -1,0 +1,137 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.config import DataConfig, SplitConfig
+from datamodules.leaks.parts import find_shared_events
+from datamodules.splits import Split, split_interactions
+
+N_USERS, N_EVENTS, N_ITEMS = 83, 17, 41
+START = 1_500_000_000
+
+
+@pytest.fixture
+def events():
+    rng = np.random.default_rng(0)
+    items = np.concatenate([rng.permutation(N_ITEMS)[:N_EVENTS] for _ in range(N_USERS)])
+    user = np.repeat(np.arange(N_USERS), N_EVENTS)
+    time = START + 40 * rng.permutation(len(user))
+    frame = pd.DataFrame({"user_id": user, "item_id": items, "datetime": time})
+    return frame.sort_values(["user_id", "datetime"], ignore_index=True)
+
+
+def parts(train, test, kind="files", **more):
+    return Split(train, train.head(0), test, kind, **more)
+
+
+def by_last(events):
+    is_last = ~events.duplicated("user_id", keep="last")
+    return events[~is_last], events[is_last]
+
+
+def found(split):
+    return [(leak.kind, leak.column, round(leak.power, 4)) for leak in find_shared_events(split)]
+
+
+@pytest.mark.parametrize("columns", [["datetime"], ["position"], ["datetime", "position", "event"], []])
+@pytest.mark.parametrize("kind", ["leave_one_out", "pairs", "none"])
+def test_our_own_splits_share_nothing(events, kind, columns):
+    events = events.assign(position=np.arange(len(events)), event="view")
+    events = events[["user_id", "item_id", *columns]]
+    again = pd.concat([events, events.head(29)], ignore_index=True) if kind == "pairs" else events
+    assert found(split_interactions(again, DataConfig(split=SplitConfig(kind)), 0)) == []
+
+
+def test_a_split_by_time_shares_nothing(events):
+    at = pd.Timestamp(START + 30 * len(events), unit="s").isoformat()
+    assert found(split_interactions(events, DataConfig(split=SplitConfig("time", at)), 0)) == []
+
+
+def test_events_in_two_parts_are_counted(events):
+    train, test = by_last(events)
+    split = parts(pd.concat([train, test.head(5)]), test)
+    assert ("test in training", "user_id, item_id, datetime", round(5 / N_USERS, 4)) in found(split)
+    (message,) = (leak.message for leak in find_shared_events(split))
+    assert message.startswith(
+        "5 of 83 test events (6.0%) are in training too, with the same user_id, item_id, datetime"
+    )
+
+
+def test_a_position_counts_anew_in_each_file(events):
+    train, test = by_last(events)
+    copied = pd.concat([train.assign(position=1), test.head(5).assign(position=2)])
+    assert found(parts(copied, test.assign(position=3)))[0][0] == "test in training"
+    assert found(parts(copied, test.assign(position=3), "leave_one_out")) == []
+
+
+def test_validation_events_in_training_are_counted(events):
+    train, validation = by_last(events)
+    split = replace(parts(pd.concat([train, validation.head(3)]), train.head(0), "none"), validation=validation)
+    assert found(split) == [("test in training", "user_id, item_id, datetime", round(3 / N_USERS, 4))]
+    assert "3 of 83 validation events" in next(find_shared_events(split)).message
+
+
+def test_a_pair_in_two_parts_is_counted(events):
+    train, test = by_last(events)
+    again = test.head(7).assign(datetime=START - 1)
+    assert found(parts(pd.concat([train, again]), test, "pairs")) == [
+        ("test in training", "user_id, item_id", round(7 / N_USERS, 4))
+    ]
+
+
+def test_training_events_after_the_test_began_are_counted(events):
+    at = START + 30 * len(events)
+    is_test = events["datetime"] >= at
+    late = events[is_test].head(11)
+    train = pd.concat([events[~is_test], late.assign(item_id=N_ITEMS)])
+    assert found(parts(train, events[is_test], "time", test_at=at)) == [
+        ("test in training", "datetime", round(11 / len(train), 4))
+    ]
+
+
+def test_files_split_by_the_last_event_or_by_time_or_by_user_are_clean(events):
+    assert found(parts(*by_last(events))) == []
+    middle = events["datetime"].median()
+    assert found(parts(events[events["datetime"] < middle], events[events["datetime"] >= middle])) == []
+    assert found(parts(events[events["user_id"] < 50], events[events["user_id"] >= 50])) == []
+
+
+def test_files_split_at_random_know_the_future_of_their_users(events):
+    rng = np.random.default_rng(1)
+    is_test = rng.random(len(events)) < 0.2
+    train, test = events[~is_test], events[is_test]
+    first, last = test.groupby("user_id")["datetime"].min(), train.groupby("user_id")["datetime"].max()
+    share = (last.reindex(first.index) > first).mean()
+    assert share > 0.8
+    assert found(parts(train, test)) == [("test in training", "datetime", round(share, 4))]
+
+
+def test_a_few_training_events_later_than_the_test_are_counted(events):
+    middle = events["datetime"].median()
+    is_test = (events["datetime"] >= middle) & (events["user_id"] >= 3)
+    later = events["datetime"] >= middle
+    train, test = events[~later], events[is_test]
+    stray = events[later & (events["user_id"] < 3)]
+    n = int((stray["datetime"] > test["datetime"].min()).sum())
+    assert 0 < n <= 0.05 * len(test)
+    assert found(parts(pd.concat([train, stray]), test)) == [
+        ("test in training", "datetime", round(n / (len(train) + len(stray)), 4))
+    ]
+
+
+@pytest.mark.parametrize("columns", [["datetime"], []])
+def test_a_few_users_in_two_parts_are_counted(events, columns):
+    events = events[["user_id", "item_id", *columns]]
+    is_test = (events["user_id"] >= 40) | ((events["user_id"] < 2) & ~events.duplicated("user_id", keep="last"))
+    n_users = N_USERS - 40 + 2
+    assert found(parts(events[~is_test], events[is_test])) == [("user in two parts", "user_id", round(2 / n_users, 4))]
+    leak = next(find_shared_events(parts(events[~is_test], events[is_test])))
+    assert leak.message.startswith("2 of 45 test users (4.4%) have events in training and all others have none")
+
+
+def test_a_set_is_compared_by_its_pairs(events):
+    train, test = by_last(events[["user_id", "item_id"]])
+    split = parts(pd.concat([train, test.head(13)]), test, "leave_one_out")
+    assert found(split) == [("test in training", "user_id, item_id", round(13 / N_USERS, 4))]

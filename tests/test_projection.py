@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+
+from evaluation.report.projection import OTHER, choose_colouring, colour_by, project, share_of_alike
+from serve.schema import Feature
+from tests.linear_bundle import SHOP
+
+
+def test_the_plane_is_that_of_the_two_largest_eigenvectors():
+    vectors = np.random.default_rng(3).standard_normal((31, 7)) * [5, 1, 3, 1, 1, 1, 1]
+    points, share = project(vectors)
+    values, axes = np.linalg.eigh(np.cov(vectors.T, bias=True))
+    expected = (vectors - vectors.mean(0)) @ axes[:, [-1, -2]]
+    np.testing.assert_allclose(np.abs(points), np.abs(expected), atol=1e-9)
+    assert abs(share - values[-2:].sum() / values.sum()) < 1e-9
+
+
+def test_vectors_of_one_column_and_equal_vectors_have_a_plane():
+    points, share = project(np.arange(5.0)[:, None])
+    assert points.shape == (5, 2)
+    assert share == 1
+    points, share = project(np.ones((4, 3)))
+    assert not points.any()
+    assert share == 0
+
+
+def test_the_colouring_parts_the_items_and_covers_them():
+    n = 60
+    columns = {
+        "one": ["same"] * n,
+        "many": [f"v{row}" for row in range(n)],
+        "two": [("a", "b")[row % 2] for row in range(n)],
+        "five": [f"c{row % 5}" if row else None for row in range(n)],
+        "flag": [row % 2 for row in range(n)],
+    }
+    schema = replace(SHOP, item_features=tuple(Feature(name, "categorical", name) for name in columns))
+    items = pa.table({"item_id": list(range(n)), **columns})
+    assert choose_colouring(items, schema).column == "five"
+    assert choose_colouring(items.select(["item_id", "one", "flag"]), schema) is None
+
+
+def test_the_most_frequent_values_have_colours_and_the_rest_one():
+    values = [letter for count, letter in enumerate("abcdefghij", 1) for _ in range(count)] + [None]
+    colouring = colour_by(pa.table({"x": values}), "x")
+    assert colouring.labels == ("j", "i", "h", "g", "f", "e", "d", "c", OTHER)
+    assert [colouring.labels[code] for code in colouring.codes] == [
+        value if value in colouring.labels else OTHER for value in values
+    ]
+    assert {colouring.labels[code] for code in colouring.named[colouring.named >= 0]} == set("jihgfedc")
+
+
+def test_likeness_is_counted_over_nearest_items():
+    rng = np.random.default_rng(5)
+    vectors, codes = rng.standard_normal((19, 3)), rng.integers(-1, 3, 19)
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    same, pairs, met = [], 0, 0
+    for row in range(19):
+        if codes[row] < 0:
+            continue
+        others = [other for other in range(19) if other != row]
+        nearest = sorted(others, key=lambda other: -unit[row] @ unit[other])[:4]
+        same += [codes[other] == codes[row] for other in nearest]
+        pairs += len(others)
+        met += sum(codes[other] == codes[row] for other in others)
+    alike, by_chance = share_of_alike(vectors, codes, 4)
+    assert abs(alike - np.mean(same)) < 1e-12
+    assert abs(by_chance - met / pairs) < 1e-12

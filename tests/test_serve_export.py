@@ -1,0 +1,323 @@
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serve import export, shards
+from serve.__main__ import main
+from serve.bundle import Bundle
+from serve.durable import write_file
+from serve.errors import SchemaError
+from serve.profiles import write_profiles
+from serve.recommender import Recommender
+from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
+from tests.linear_profiles import known_users, make_profiles, requests_of
+
+ROOT = Path(__file__).parents[1]
+WORLDS = {"shop": SHOP, "films": FILMS}
+NOWHERE = io.StringIO()
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    for name, schema in WORLDS.items():
+        path = publish_linear(folder / name, schema, seed=3)
+        write_profiles(path.parent / "profiles", make_profiles(schema, known_users(schema)))
+    return {name: folder / name / "bundle" for name in WORLDS}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(export, "ROWS_PER_SHARD", 6)
+    monkeypatch.setattr(export, "_ROWS_AT_ONCE", 3)
+
+
+def run(bundle, side, out, *more):
+    return main([str(word) for word in ("export", "--bundle", bundle, "--side", side, "--out", out, *more)])
+
+
+def read(folder, side):
+    """Return ids and vectors of all shards."""
+    table = pq.read_table(folder)  # names with _ are left out
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), W)
+    return table.column(f"{side}_id").to_pylist(), np.array(table.column("vector").to_pylist(), np.float32)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def write_rows(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def shop_rows(n):
+    """Return rows of items that no bundle has, with a column that no feature reads."""
+    return [{"item_id": f"new{row}", "title": "t", **item_values(row)} for row in range(n)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_catalogue_is_exported_in_its_order(bundles, tmp_path, world, capsys):
+    assert run(bundles[world], "item", tmp_path / "out") == 0
+    assert f"{N} item vectors" in capsys.readouterr().out
+    ids, vectors = read(tmp_path / "out", "item")
+    assert ids == item_ids(WORLDS[world])
+    np.testing.assert_array_equal(vectors, Bundle.load(bundles[world]).vectors)
+    names = [f"part-0000{shard}.parquet" for shard in range(4)]
+    assert sorted(contents(tmp_path / "out")) == ["_SUCCESS", "_plan.json", *names]
+    assert [pq.read_metadata(tmp_path / "out" / name).num_rows for name in names] == [6, 6, 6, 5]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_users_with_profiles_are_as_served_one_by_one(bundles, tmp_path, world):
+    assert run(bundles[world], "user", tmp_path / "out") == 0
+    ids, vectors = read(tmp_path / "out", "user")
+    assert ids == list(known_users(WORLDS[world]))
+    served = Recommender.load(bundles[world])
+    single = [served.encode_users([{"user_id": user_id}])[0] for user_id in ids]
+    np.testing.assert_allclose(vectors, single, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_requests_of_a_file_are_as_served(bundles, tmp_path, world):
+    requests = requests_of(WORLDS[world])
+    rows = write_rows(tmp_path / "r.jsonl", requests)
+    assert run(bundles[world], "user", tmp_path / "out", "--rows", rows) == 0
+    ids, vectors = read(tmp_path / "out", "user")
+    assert ids == [request.get("user_id") for request in requests]
+    np.testing.assert_allclose(vectors, Recommender.load(bundles[world]).encode_users(requests), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_items_of_a_file_are_placed_by_their_features(bundles, tmp_path, suffix, capsys):
+    rows = shop_rows(17)
+    path = write_rows(tmp_path / f"items.{suffix}", rows)
+    assert run(bundles["shop"], "item", tmp_path / "out", "--rows", path) == 0
+    assert "columns that no feature reads: title" in capsys.readouterr().out
+    ids, vectors = read(tmp_path / "out", "item")
+    assert ids == [row["item_id"] for row in rows]
+    served = Recommender.load(bundles["shop"])
+    single = [served.encode_items([item_values(row)])[0] for row in range(17)]
+    np.testing.assert_allclose(vectors, single, atol=1e-6)
+
+
+def test_integer_ids_are_read_from_text(bundles, tmp_path):
+    path = tmp_path / "items.csv"
+    path.write_text("item_id,price\n7,1.5\n-12,\n")
+    assert run(bundles["films"], "item", tmp_path / "out", "--rows", path) == 0
+    assert read(tmp_path / "out", "item")[0] == [7, -12]
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_no_row_gives_an_empty_shard(bundles, tmp_path, side):
+    path = tmp_path / "none.jsonl"
+    path.write_text("\n")
+    assert run(bundles["shop"], side, tmp_path / "out", "--rows", path) == 0
+    assert pq.read_table(tmp_path / "out").column_names == [f"{side}_id", "vector"]
+
+
+def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundles, tmp_path, monkeypatch):
+    recommender = Recommender.load(bundles["shop"])
+    path = write_rows(tmp_path / "items.parquet", shop_rows(17))
+    export.export_items(recommender, path, tmp_path / "whole", False, NOWHERE)
+    whole, out = contents(tmp_path / "whole"), tmp_path / "out"
+    for failing in range(5):  # the plan, three shards, success
+        names = []
+
+        def write(path, content, failing=failing, names=names):
+            names.append(path.name)
+            if len(names) == failing + 1:
+                raise OSError("disk full")
+            write_file(path, content)
+
+        monkeypatch.setattr(shards, "write_file", write)
+        with pytest.raises(OSError, match="disk full"):
+            export.export_items(recommender, path, out, True, NOWHERE)
+        assert "_SUCCESS" not in contents(out)
+        export.export_items(recommender, path, out, False, NOWHERE)
+        parts = [name for name in names if name.startswith("part")]
+        assert sorted(set(parts)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+        assert len(parts) == 3 + (1 <= failing <= 3)  # a finished shard is not written again
+        assert contents(out) == whole
+
+
+SLOW = """
+import sys, time
+from serve import export
+from serve.__main__ import main
+export.ROWS_PER_SHARD, export._ROWS_AT_ONCE = 6, 3
+table = export._encode_all
+def slowly(*arguments):
+    time.sleep(0.2)
+    return table(*arguments)
+export._encode_all = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_killed_export_goes_on_where_it_stopped(bundles, tmp_path, sent, status):
+    run(bundles["shop"], "item", tmp_path / "whole")
+    out = tmp_path / "out"
+    words = ["export", "--bundle", bundles["shop"], "--side", "item", "--out", out]
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (out / "part-00000.parquet").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    assert process.wait() == status
+    assert "_SUCCESS" not in contents(out)
+    first = (out / "part-00000.parquet").stat().st_mtime_ns
+    assert run(bundles["shop"], "item", out) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    assert (out / "part-00000.parquet").stat().st_mtime_ns == first
+
+
+def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
+    out, path = tmp_path / "out", write_rows(tmp_path / "items.jsonl", shop_rows(9))
+    recommender = Recommender.load(bundles["shop"])
+    export.export_items(recommender, None, out, False, NOWHERE)
+    assert run(bundles["shop"], "item", out) == 2
+    assert "holds a finished export" in capsys.readouterr().err
+    (out / "_SUCCESS").unlink()
+    others = {
+        "space_id": (bundles["films"], "item"),
+        "side": (bundles["shop"], "user"),
+        "source": (bundles["shop"], "item", "--rows", path),
+    }
+    for field, (bundle, side, *more) in others.items():
+        assert run(bundle, side, out, *more) == 2
+        message = capsys.readouterr().err
+        assert f"part of another export, of {field} " in message
+        assert len(message.splitlines()) == 1
+    assert len(contents(out)) == 5
+    assert run(bundles["shop"], "item", out, "--rows", path, "--overwrite") == 0
+    assert read(out, "item")[0] == [f"new{row}" for row in range(9)]
+
+
+def test_changed_rows_or_profiles_are_another_source(bundles, tmp_path):
+    recommender, path = Recommender.load(bundles["shop"]), write_rows(tmp_path / "r.jsonl", [{"user_id": "u1"}] * 7)
+    export.export_users(recommender, path, tmp_path / "out", False, NOWHERE)
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    without = Recommender(recommender.bundle, recommender.profiles.without(["u2"]))
+    with pytest.raises(SchemaError, match="of source"):
+        export.export_users(without, path, tmp_path / "out", False, NOWHERE)
+    path.write_text(path.read_text().replace("u1", "u3"))
+    with pytest.raises(SchemaError, match="of source"):
+        export.export_users(recommender, path, tmp_path / "out", False, NOWHERE)
+
+
+def test_a_file_that_changes_meanwhile_is_refused(bundles, tmp_path, monkeypatch):
+    recommender, path = Recommender.load(bundles["shop"]), write_rows(tmp_path / "items.jsonl", shop_rows(9))
+    encode = recommender.encode_item_columns
+
+    def encode_and_append(columns, n_items):
+        with path.open("a") as file:
+            file.write('{"item_id": "late", "price": 1}\n')
+        return encode(columns, n_items)
+
+    monkeypatch.setattr(recommender, "encode_item_columns", encode_and_append)
+    with pytest.raises(SchemaError, match=r"items\.jsonl changed while it was read"):
+        export.export_items(recommender, path, tmp_path / "out", False, NOWHERE)
+    assert "_SUCCESS" not in contents(tmp_path / "out")
+
+
+FAULTS = {
+    "no.csv": (
+        "item_id,price\na,1\nb,2\nc,3\nd,4\ne,5\nf,6\ng,7\nh,old\n",
+        "line 9: feature 'price': 'old' is no number",
+    ),
+    "id.csv": ("item_id,price\na,1\n ,2\n", "line 3: item_id is ' '"),
+    "key.csv": ("item,price\na,1\n", "line 2: no column 'item_id'; did you mean"),
+    "none.csv": ("item_id,cost\na,1\n", "line 2: no column is a feature of items; allowed: brand, department, price"),
+    "long.csv": ("item_id,price\na,1,2\n", "line 2: 3 cells; the header has 2"),
+    "bad.jsonl": ('{"item_id": "a", "price": 1}\n\n{"item_id": "b", "price": "x"}\n', "line 3: feature 'price': 'x'"),
+    "list.jsonl": ("[]\n", "line 1: item is"),
+    "cut.parquet": ("PAR1", "no Parquet that can be read"),
+    "rows.xlsx": ("", "cannot read '.xlsx'; allowed: .jsonl, .parquet, .csv"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_names_file_and_row_and_keeps_finished_shards(bundles, tmp_path, name, capsys):
+    text, message = FAULTS[name]
+    (tmp_path / name).write_text(text)
+    assert run(bundles["shop"], "item", tmp_path / "out", "--rows", tmp_path / name) == 2
+    error = capsys.readouterr().err
+    assert len(error.splitlines()) == 1
+    assert name in error
+    assert message in error
+    if name == "no.csv":
+        assert sorted(contents(tmp_path / "out")) == ["_plan.json", "part-00000.parquet"]
+
+
+def test_faults_of_folders_and_requests(bundles, tmp_path, capsys):
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").touch()
+    alone = publish_linear(tmp_path / "alone", SHOP, seed=3)
+    requests = tmp_path / "r.jsonl"
+    requests.write_text('{"user_id": "u1"}\n{"user": 3}\n')
+    faults = {
+        "holds 'notes.txt', which is of no export": (bundles["shop"], "item", tmp_path / "other", "--overwrite"),
+        "r.jsonl, line 2: request: unknown name": (
+            bundles["shop"],
+            "user",
+            tmp_path / "a",
+            "--rows",
+            tmp_path / "r.jsonl",
+        ),
+        "gone.csv: no such file": (bundles["shop"], "item", tmp_path / "b", "--rows", tmp_path / "gone.csv"),
+        "there are no profiles": (alone, "user", tmp_path / "c"),
+    }
+    for message, arguments in faults.items():
+        assert run(*arguments) == 2
+        error = capsys.readouterr().err
+        assert message in error
+        assert len(error.splitlines()) == 1
+
+
+def test_two_exports_do_not_write_into_one_folder(bundles, tmp_path):
+    plan = shards.Plan("s", "v", "item", {}, 6)
+    with (
+        shards.Shards.open(tmp_path, plan, False),
+        pytest.raises(SchemaError, match="another export writes into"),
+        shards.Shards.open(tmp_path, plan, False),
+    ):
+        pass
+
+
+def test_export_imports_nothing_of_training(bundles, tmp_path):
+    rows = write_rows(tmp_path / "items.parquet", shop_rows(9))
+    requests = write_rows(tmp_path / "r.parquet", [{"user_id": "u1", "datetime": 1_500_000_000}])
+    code = (
+        "import sys\nfrom serve.__main__ import main\n"
+        f"start = ['export', '--bundle', {str(bundles['shop'])!r}, '--out']\n"
+        f"out = {str(tmp_path)!r}\n"
+        "for number, words in enumerate((['--side', 'item'], ['--side', 'user'], "
+        f"['--side', 'item', '--rows', {str(rows)!r}], ['--side', 'user', '--rows', {str(requests)!r}])):\n"
+        "    assert main([*start, f'{out}/{number}', *words]) == 0\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stderr == ""  # no bar where nobody looks

@@ -1,0 +1,130 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from datamodules.catalogue import build_catalogue
+from datamodules.missing import Withheld
+from datamodules.schema_fitting import fit_schema
+from datamodules.sets import FOLDS, SetExamples
+from datamodules.targets import TARGET_WEIGHT
+from serve.events import Events
+from serve.tower_inputs import history_arrays
+from tests.tiny_data import BASKETS, EVERYTHING_SHOWN, FEATURES, ORDERED, N, make_data, make_world
+from tests.tiny_data import World as TinyWorld
+
+NO_CONTEXT = replace(FEATURES, context={})
+DEVICE = replace(FEATURES, context={"device": "categorical"})
+
+
+def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> TinyWorld:
+    """Take times out of the shop, and tie events to pairs more than once."""
+    config = replace(ORDERED, features=replace(FEATURES, context={}), repeats=repeats, history_length=length)
+    tables = make_world(BASKETS).tables
+    events = tables.interactions.drop(columns="datetime").drop_duplicates(ignore_index=True)
+    tables = replace(tables, interactions=events)
+    config = replace(config, features=features)
+    schema = fit_schema(tables, events, config)
+    return TinyWorld(tables, schema, build_catalogue(tables.items, events, schema))
+
+
+def pairs_of(data) -> dict[int, set[int]]:
+    events = data.sequences.events
+    owned: dict[int, set[int]] = {}
+    for user, row in zip(events.segments().tolist(), events.item_row.tolist(), strict=True):
+        owned.setdefault(user, set()).add(row)
+    return owned
+
+
+def test_a_set_is_told_from_its_columns():
+    data = make_data(make_set_world())
+    assert data.schema.is_set
+    assert isinstance(data.examples, SetExamples)
+    assert not make_world(BASKETS).schema.is_set
+
+
+@pytest.mark.parametrize("features", [NO_CONTEXT, DEVICE], ids=["alone", "in context"])
+def test_every_item_is_predicted_once_an_epoch_from_others_alone(features):
+    data = make_data(make_set_world(features))
+    owned = pairs_of(data)
+    for epoch in range(3):
+        asked: dict[int, list[int]] = {}
+        for plan in data.examples.plan(7, epoch):
+            batch = data.examples[plan]
+            for b, user in enumerate(plan.users.tolist()):
+                targets = set(batch.target_rows[batch.target_users == b].tolist())
+                seen = set(batch.owned_rows[batch.owned_users == b].tolist())
+                length = int(batch.arrays["history_lengths"][b])
+                assert set(batch.history_rows[b, :length].tolist()) == seen
+                assert targets
+                assert not targets & seen
+                assert targets | seen <= owned[user]
+                assert len(targets) == 1 if features is DEVICE else len(targets) <= -(-len(owned[user]) // FOLDS)
+                asked.setdefault(user, []).extend(targets)
+        assert {user: sorted(rows) for user, rows in asked.items()} == {u: sorted(rows) for u, rows in owned.items()}
+
+
+def test_a_plan_is_a_function_of_seed_and_epoch_and_every_epoch_has_as_many_batches():
+    examples = make_data(make_set_world()).examples
+    first, again, later = examples.plan(7, 3), examples.plan(7, 3), examples.plan(7, 4)
+    assert len(first) == len(later)
+    for plan, same in zip(first, again, strict=True):
+        assert np.array_equal(plan.users, same.users)
+        assert np.array_equal(plan.fold_of_event, same.fold_of_event)
+        one, other = examples[plan], examples[same]
+        assert all(np.array_equal(one.arrays[name], other.arrays[name]) for name in one.arrays)
+    assert not np.array_equal(first[0].fold_of_event, later[0].fold_of_event)
+
+
+def test_the_context_is_that_of_an_event_on_the_target():
+    data = make_data(make_set_world(DEVICE), EVERYTHING_SHOWN)
+    events, codes = data.sequences.events, data.sequences.context.codes[:, 0]
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        for b, user in enumerate(plan.users.tolist()):
+            (row,) = batch.target_rows[batch.target_users == b].tolist()
+            mine = np.arange(events.offsets[user], events.offsets[user + 1])
+            assert batch.arrays["context_codes"][b, 0].item() in codes[mine[events.item_row[mine] == row]]
+
+
+def test_evidence_stays_in_the_history_and_is_never_asked_for():
+    world = make_set_world()
+    rows = world.tables.interactions
+    weighed = rows.assign(**{TARGET_WEIGHT: (rows["event"] == "buy").astype(float)})
+    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
+    events, weight = data.sequences.events, data.sequences.target_weight
+    bought = set(zip(events.segments()[weight > 0].tolist(), events.item_row[weight > 0].tolist(), strict=True))
+    asked = set()
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        users = plan.users[batch.target_users.numpy()].tolist()
+        asked |= set(zip(users, batch.target_rows.tolist(), strict=True))
+    assert asked == bought
+
+
+def test_what_is_withheld_is_withheld():
+    data = make_data(make_set_world(), Withheld(history=1.0, user=1.0, context=0.0, time=0.0))
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        assert batch.arrays["history_lengths"].max() == 0
+        assert (batch.arrays["user_codes"] == 1).all()
+
+
+def test_the_order_of_a_set_reaches_no_tower():
+    schema = make_set_world(length=7).schema
+    rng = np.random.default_rng(0)
+    rows = rng.permutation(N)[:17].astype(np.int64)
+    blank = np.zeros(17, np.int64)
+
+    def read(order):
+        events = Events(rows[order], blank, blank + 1, np.ones(17, np.float32), np.array([0, 17]))
+        arrays, read_rows = history_arrays(events, schema)
+        assert arrays["history_groups"].tolist() == [[1] * 7]
+        return read_rows[0].tolist()
+
+    chosen = read(np.arange(17))
+    assert read(rng.permutation(17)) == chosen
+    assert set(chosen) <= set(rows.tolist())
+    assert set(chosen) != set(sorted(rows.tolist())[-7:])  # not the items with the highest rows

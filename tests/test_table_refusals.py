@@ -1,0 +1,125 @@
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.tables import read_tables, tables_from_frames
+from serve.errors import SchemaError
+from tests.written_tables import EVENTS, read
+
+TABLE_FAULTS = [
+    ("", {}, "is empty"),
+    (EVENTS, {}, "is empty: expected at least one record"),
+    ("user_id,item\n1,2\n", {}, "column 'item_id' is absent; did you mean 'item'"),
+    ("user_id,item_id,item_id\n1,2,3\n", {}, "2 columns are called 'item_id'"),
+    (EVENTS + "1,2,20171201,3\n", {}, "column 'datetime': the unit of time 20171201 is ambiguous"),
+    (
+        EVENTS + "1,2,2017-12-01,3\n",
+        {"features": FeaturesConfig(user={"age": "numeric"})},
+        "'age' is declared.*data.users",
+    ),
+    (
+        EVENTS + "1,2,2017-12-01,3\n",
+        {"features": FeaturesConfig(context={"devce": "categorical"})},
+        "'devce' is absent",
+    ),
+    (
+        "user_id,item_id\n1,2\n",
+        {"features": FeaturesConfig(context={"hour": "hour_of_day"})},
+        "'datetime' is absent",
+    ),
+    ("user_id,item_id\n1,2\n", {"split": SplitConfig("time", "2017-12-01")}, "'datetime' is absent"),
+    (
+        "user_id,item_id,weight\n1,2,3\n1,3,red\n1,4,blue\n",
+        {},
+        "column 'weight' holds no numbers: 2 of its 3 values are none, the first in .*events.csv, line 3: 'red'",
+    ),
+    (EVENTS + "1,2,noon,3\n", {}, "column 'datetime' holds no times: 1 of its 1 values are none.*'noon'"),
+    (
+        "user_id,item_id,colour\n1,2,red\n1,3,\n1,4,blue\n",
+        {"features": FeaturesConfig(context={"colour": "numeric"})},
+        "column 'colour' holds no numbers: 2 of its 2 values",
+    ),
+    (b"user_id,it\xffem_id\n1,2\n", {}, "header is not UTF-8"),
+]
+
+
+@pytest.mark.parametrize(("text", "options", "message"), TABLE_FAULTS)
+def test_a_table_that_does_not_fit_is_refused_in_one_line(tmp_path, text, options, message):
+    with pytest.raises(SchemaError, match=message) as error:
+        read(tmp_path, text, **options)
+    assert "\n" not in str(error.value)
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    damaged = tmp_path / "damaged.parquet"
+    damaged.write_bytes(b"PAR1 no more PAR1")
+    (tmp_path / "events.xlsx").touch()
+    for path, message in [
+        (tmp_path / "none.csv", "does not exist"),
+        (tmp_path / "events.xlsx", r"unknown suffix '.xlsx'; allowed: .csv.*as 'names'"),
+        (damaged, "damaged.parquet cannot be read"),
+        (tmp_path, r"is a folder; .*a pattern such as .*\*.parquet"),
+        (tmp_path / "none-*.csv", r"none-\*.csv matches no file; data.interactions.path is relative to"),
+    ]:
+        with pytest.raises(SchemaError, match=message):
+            read_tables(DataConfig(interactions=TableConfig(str(path))))
+    with pytest.raises(SchemaError, match=r"data.interactions.path is not set"):
+        read_tables(DataConfig())
+
+
+@pytest.mark.parametrize("layout", [{"names": ["user_id", "item_id"]}, {"delimiter": ","}, {"encoding": "latin-1"}])
+def test_a_text_layout_of_parquet_is_refused(tmp_path, layout):
+    path = tmp_path / "events.parquet"
+    pd.DataFrame({"user_id": [1], "item_id": [2]}).to_parquet(path)
+    with pytest.raises(SchemaError, match="names, delimiter and encoding are those of a text file"):
+        read_tables(DataConfig(interactions=TableConfig(str(path), **layout)))
+
+
+@pytest.mark.parametrize(
+    ("ids", "kind"),
+    [([1.5, 2.0], "floating"), ([True, False], "boolean"), ([pd.Timestamp(0)] * 2, "datetime64")],
+)
+def test_ids_of_another_kind_are_refused(ids, kind):
+    with pytest.raises(SchemaError, match=f"column 'item_id' is {kind}; allowed for an id"):
+        tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
+@pytest.mark.parametrize("layout", [{"names": ["user_id", "item_id"]}, {"delimiter": ","}])
+@pytest.mark.parametrize("suffix", [".jsonl", ".ndjson"])
+def test_a_text_layout_of_json_lines_is_refused(tmp_path, layout, suffix):
+    path = tmp_path / f"events{suffix}"
+    path.write_text('{"user_id": 1, "item_id": 2}\n')
+    with pytest.raises(SchemaError, match=f"those of a text file; take them out for {suffix}"):
+        read_tables(DataConfig(interactions=TableConfig(str(path), **layout)))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            {"interactions": TableConfig(columns={"user": "u"})},
+            "'user' is no column of ours; did you mean 'user_id'",
+        ),
+        ({"features": FeaturesConfig(user={"h": "hour_of_day"})}, "kind hour_of_day of column 'datetime'"),
+        (
+            {"features": FeaturesConfig(user={"town": "categorical"}), "audit_only": ["town"]},
+            "'town' is a feature",
+        ),
+        ({"interactions": TableConfig(columns={"weight": "stars"})}, "'stars' is absent"),
+    ],
+)
+def test_a_declaration_that_contradicts_itself_is_refused(options, message):
+    events = pd.DataFrame({"user_id": [1], "item_id": [2], "u": [1]})
+    users = pd.DataFrame({"user_id": [1], "town": ["x"]})
+    with pytest.raises(SchemaError, match=message):
+        tables_from_frames(DataConfig(**options), events, users)
+
+
+def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_not():
+    events = pd.DataFrame({"user_id": [1], "item_id": [2]})
+    config = DataConfig(features=FeaturesConfig(user={"age": "numeric"}))
+    equal = pd.DataFrame({"user_id": [4, 4], "age": [None, np.nan]})
+    assert len(tables_from_frames(config, events, equal)[0].users) == 2
+    with pytest.raises(SchemaError, match=r"users: user_id 4 has rows that differ \(1 such ids\)"):
+        tables_from_frames(config, events, pd.DataFrame({"user_id": [4, 4, 5], "age": [1, 2, 3]}))

@@ -1,0 +1,133 @@
+"""Runs on tables of other shapes: rows in any order, sets without times, targets that are some of the events."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import train
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TargetsConfig
+from datamodules.splits import split_interactions
+from serve import Recommender
+from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
+from tests.tiny_towers import one_thread
+
+SETS = DataConfig(
+    features=FeaturesConfig(item={"category": "categorical"}, context={"place": "categorical"}),
+    split=SplitConfig("pairs", share=0.3),
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def make_set_tables():
+    """Take the times away and give every event a place, and every fourth one a second place."""
+    events, users, items = make_tables(3, simultaneous=False)
+    events = events.drop(columns=["datetime", "weight"])
+    place = np.array(["home", "work", "away"])
+    events["place"] = place[np.arange(len(events)) % 3]
+    return pd.concat([events, events[::4].assign(place="abroad")], ignore_index=True), users, items
+
+
+def shuffle(frame: pd.DataFrame, seed: int) -> pd.DataFrame:
+    return frame.sample(frac=1, random_state=seed, ignore_index=True)
+
+
+TABLES = {
+    "ordered": (ORDERED, lambda: make_tables(3, simultaneous=False)),
+    "baskets": (BASKETS, lambda: make_tables(3, simultaneous=True)),
+    "set": (SETS, make_set_tables),
+}
+
+
+def fit(data, frames, folder):
+    """Train as a run does and return the weights, without export and evaluation."""
+    config = train.Config(data, SMALL, QUIET, folder)
+    folder.mkdir()
+    tables, _ = train.read(config, frames, folder)
+    trained, _ = train.train(config, tables, split_interactions(tables.interactions, data, config.seed))
+    return trained.towers.state_dict(), trained.schema.to_json()
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_rows_in_another_order_give_the_same_towers(name, tmp_path):
+    data, make = TABLES[name]
+    events, users, items = make()
+    weights, schema = fit(data, (events, users, items), tmp_path / "one")
+    frames = (shuffle(events, 1), shuffle(users, 2), shuffle(items, 3))
+    again, again_schema = fit(data, frames, tmp_path / "other")
+    assert again_schema == schema
+    assert all(torch.equal(weights[key], again[key]) for key in weights)
+
+
+@pytest.fixture(scope="module")
+def set_run(tmp_path_factory):
+    model = replace(SMALL, n_blocks=0, max_epochs=6)
+    return train.run(train.Config(SETS, model, QUIET, tmp_path_factory.mktemp("set") / "run"), make_set_tables())
+
+
+def test_a_set_is_learned_and_measured_with_and_without_context(set_run):
+    test = set_run.metrics["test"]
+    assert test["bascule"]["novel"]["NDCG@10"] > 2 * test["popularity"]["novel"]["NDCG@10"]
+    n_targets = test["bascule"]["novel"]["targets"]
+    assert set_run.metrics["with_context"]["bascule"]["novel"]["targets"] == n_targets
+    report = json.loads((set_run.bundle.parent / "metrics.json").read_text())["data"]
+    assert report["split"]["kind"] == "pairs"
+    assert report["cold"]["test_pairs_owned_before"] == 0
+
+
+def test_a_served_set_has_no_order(set_run):
+    recommender = Recommender.load(set_run.bundle)
+    history = [{"item_id": item} for item in (100, 117, 105, 131, 110)]
+    requests = [
+        {"history": history, "context": {"place": "home"}},
+        {"history": history[::-1], "context": {"place": "home"}},
+    ]
+    first, second = recommender.encode_users(requests)
+    assert np.abs(first - second).max() <= 1e-6
+    elsewhere = recommender.encode_users([{"history": history, "context": {"place": "work"}}])
+    assert np.abs(first - elsewhere).max() > 1e-4
+
+
+def test_disliked_items_are_evidence_and_no_targets(tmp_path):
+    events, users, items = make_tables(3, simultaneous=False)
+    events["weight"] = np.where(np.arange(len(events)) % 3 == 0, 1.0, 5.0)
+    data = replace(ORDERED, targets=TargetsConfig(min_weight=4))
+    config = train.Config(data, SMALL, QUIET, tmp_path / "run")
+    config.out.mkdir()
+    tables, _ = train.read(config, (events, users, items), config.out)
+    split = split_interactions(tables.interactions, data, 0)
+    trained, _ = train.train(config, tables, split)
+    disliked = set(map(tuple, events[events["weight"] < 4][["user_id", "item_id"]].to_numpy()))
+    ids, users_of = trained.catalogue.item_ids, trained.data.sequences.user_ids
+    asked, seen = set(), set()
+    for plan in trained.data.examples.plan(0, 0):
+        batch = trained.data.examples[plan]
+        for b, user in enumerate(users_of[plan.users]):
+            rows, is_target = batch.history_rows[b].numpy(), batch.is_target[b].numpy()
+            asked |= {(user, ids[row]) for row in rows[is_target]}
+            seen |= {(user, ids[row]) for row in rows[: batch.arrays["history_lengths"][b]]}
+    assert asked
+    assert not asked & disliked
+    assert seen & disliked
+
+
+def test_a_later_run_keeps_the_codes_of_an_earlier_one(set_run, tmp_path):
+    events, users, items = make_set_tables()
+    items["category"] = items["category"].replace("c0", "a new one")
+    config = train.Config(SETS, SMALL, QUIET, tmp_path / "run", previous=set_run.bundle)
+    config.out.mkdir()
+    tables, _ = train.read(config, (events, users, items), config.out)
+    trained, _ = train.train(config, tables, split_interactions(tables.interactions, SETS, 0))
+    (before,), (after,) = Recommender.load(set_run.bundle).bundle.schema.item_features, trained.schema.item_features
+    assert "c0" in before.vocabulary
+    assert after.vocabulary == (*before.vocabulary, "a new one")
