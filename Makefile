@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock encoding golden index manifest mixtures \
-	item_files profiles progress recommendations recommender request_files requests schema serve_cli serve_export staging))
+	interruption item_files profiles progress recommendations recommender request_files requests schema serve_cli serve_export staging))
 
 .PHONY: demo test lint test-light wheel clean
 

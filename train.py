@@ -140,7 +140,7 @@ def produce(
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature}
     card = render_card(metrics, report["data"], trained.schema, facts)
-    (stage.path / MODEL_CARD).write_text(card, encoding="utf-8")
+    write_file(stage.path / MODEL_CARD, card.encode())
     return facts, recommender, metrics, report, only_targets(split.test)
 
 

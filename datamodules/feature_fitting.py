@@ -18,7 +18,7 @@ from serve.vectors import Floats, read_vector
 
 WIDEST_CELL, WIDEST_TEXT = 32, 64
 """The most values kept of a `multi_categorical` cell, and n-grams of a `text`."""
-FEWEST_BUCKETS, MOST_BUCKETS = 2**8, 2**16
+FEWEST_BUCKETS, MOST_BUCKETS = 2**8, 2**14
 _CALENDAR = {"hour_of_day": tuple(map(str, range(24))), "day_of_week": tuple(map(str, range(7)))}
 
 

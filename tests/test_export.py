@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
-from models.bundle_export import export_bundle
+from models.bundle_export import export_bundle, write_vectors
 from models.export import check_parity, item_graph, user_graph
 from models.memory import memory_inputs
 from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
@@ -192,3 +192,15 @@ def test_cases_cover_the_shapes_that_serving_meets(shipped):
     assert drawn.codes.min() == 1
     assert drawn.codes.max() == features[0].n_codes - 1
     assert set(drawn.values[:, 1]) == {0.0, 1.0}
+
+
+def test_vectors_are_written_as_numpy_does(tmp_path):
+    vectors = np.random.default_rng(0).standard_normal((11, 7), dtype=np.float32)
+    np.save(tmp_path / "expected.npy", vectors)
+    write_vectors(vectors, tmp_path / "vectors.npy")
+    assert (tmp_path / "vectors.npy").read_bytes() == (tmp_path / "expected.npy").read_bytes()
+
+
+def test_a_full_disk_is_named(tmp_path):
+    with pytest.raises(OSError, match="No space left on device: '/dev/full'"):
+        write_vectors(np.ones((11, 7), np.float32), Path("/dev/full"))

@@ -26,7 +26,7 @@ def test_a_text_has_as_many_buckets_as_tokens_within_limits():
     assert fit("text", cells).width == 64
     assert fit("text", cells).buckets == 1024  # 64 x 11 = 704 words
     many = [f"{number} {number}x {number}y" for number in range(9000)]
-    assert fit("text", many).buckets == 2**16
+    assert fit("text", many).buckets == 2**14
     assert (fit("text", [None]).width, fit("text", []).buckets) == (1, 256)
 
 

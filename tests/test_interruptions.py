@@ -20,6 +20,7 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.profiles import Profiles
 from serve.recommender import Recommender
+from tests.killed_training import make_tables
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
 
@@ -218,6 +219,18 @@ def test_an_overwriting_run_that_was_interrupted_goes_on(tmp_path, quick):
     assert (tmp_path / "checkpoints").exists()
     with pytest.raises(SchemaError, match="add --overwrite"):
         run_state.is_finished(make_config(tmp_path, resume=True))
+
+
+def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, capsys):
+    model = ModelConfig(dim=8, max_epochs=3, warmup_steps=1, learning_rate=1e30)
+    config = make_config(tmp_path, model=model)
+    monkeypatch.setattr(train, "parse", lambda argv: (config, ""))
+    monkeypatch.setattr(train, "read_tables", lambda data: train.tables_from_frames(data, *make_tables(False)))
+    assert train.main([]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "in epoch 0, step " in line
+    assert "lower --model.learning_rate" in line
+    assert not (tmp_path / "bundle").exists()
 
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
