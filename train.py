@@ -31,7 +31,7 @@ from datamodules.fingerprint import fingerprint
 from datamodules.interactions import InteractionsDataModule
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
-from datamodules.rejects import Rejects, check_reject_rates, write_rejects
+from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames

@@ -14,7 +14,7 @@ from rich.table import Table
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
 from datamodules.leaks.leak import Leak
-from datamodules.rejects import Rejects
+from datamodules.reading.rejects import Rejects
 from datamodules.splits import Split
 from datamodules.tables import Tables
 

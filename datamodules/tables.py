@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from datamodules.cells import unify_ids
-from datamodules.columns import Column, interaction_columns, item_columns, user_columns
 from datamodules.config import DataConfig
-from datamodules.raw_records import RawRecords, take_frame
-from datamodules.raw_tables import read_raw
-from datamodules.rejects import Rejects
-from datamodules.typed_tables import TypedTable, check_same_columns, join_frames, type_table
+from datamodules.reading.cells import unify_ids
+from datamodules.reading.columns import Column, interaction_columns, item_columns, user_columns
+from datamodules.reading.raw_records import RawRecords, take_frame
+from datamodules.reading.raw_tables import read_raw
+from datamodules.reading.rejects import Rejects
+from datamodules.reading.typed_tables import TypedTable, check_same_columns, join_frames, type_table
 from serve.errors import SchemaError
 
 PART = "part of the split"

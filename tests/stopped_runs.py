@@ -33,7 +33,7 @@ import torch
 
 import train
 from datamodules.config import DataConfig
-from datamodules.rejects import Rejects, reject_frame
+from datamodules.reading.rejects import Rejects, reject_frame
 from models.two_tower import TwoTower
 from serve import durable, interruption, staging
 from serve.bundle import Bundle

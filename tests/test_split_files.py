@@ -3,7 +3,7 @@ import pytest
 
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.rejects import check_reject_rates
+from datamodules.reading.rejects import check_reject_rates
 from datamodules.tables import PART, read_tables, tables_from_frames
 from serve.errors import SchemaError
 

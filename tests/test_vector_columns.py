@@ -9,10 +9,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.catalogue import build_catalogue
-from datamodules.cells import read_cells
 from datamodules.cleaning import clean
-from datamodules.columns import Column
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
+from datamodules.reading.cells import read_cells
+from datamodules.reading.columns import Column
 from datamodules.schema_fitting import fit_schema
 from datamodules.tables import read_tables, tables_from_frames
 from serve.errors import SchemaError

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from datamodules.cell_shapes import clear_misshapen
-from datamodules.cells import Cells, read_cells, unify_ids
-from datamodules.columns import Column
-from datamodules.raw_records import RawRecords
-from datamodules.rejects import reject_frame
-from datamodules.wrong_kinds import KindCounts, check_kinds, count_kinds
+from datamodules.reading.cell_shapes import clear_misshapen
+from datamodules.reading.cells import Cells, read_cells, unify_ids
+from datamodules.reading.columns import Column
+from datamodules.reading.raw_records import RawRecords
+from datamodules.reading.rejects import reject_frame
+from datamodules.reading.wrong_kinds import KindCounts, check_kinds, count_kinds
 from serve.errors import SchemaError
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from datamodules.columns import Column
-from datamodules.rejects import reject_frame
+from datamodules.reading.columns import Column
+from datamodules.reading.rejects import reject_frame
 from serve.errors import SchemaError, name_nearest
 
 

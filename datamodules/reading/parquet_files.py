@@ -8,9 +8,9 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 
-from datamodules.columns import Column
-from datamodules.duckdb_frames import quote_name, quote_path, to_frame
-from datamodules.raw_records import RawRecords, find_columns, no_rejects
+from datamodules.reading.columns import Column
+from datamodules.reading.duckdb_frames import quote_name, quote_path, to_frame
+from datamodules.reading.raw_records import RawRecords, find_columns, no_rejects
 from serve.errors import SchemaError
 
 

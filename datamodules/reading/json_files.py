@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from datamodules.columns import Column
-from datamodules.raw_records import RawRecords, find_columns
-from datamodules.rejects import LONGEST_VALUE, reject_frame
+from datamodules.reading.columns import Column
+from datamodules.reading.raw_records import RawRecords, find_columns
+from datamodules.reading.rejects import LONGEST_VALUE, reject_frame
 
 
 class _TwinKeysError(ValueError):

@@ -8,12 +8,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from datamodules.columns import Column
 from datamodules.config import TableConfig
-from datamodules.csv_files import read_csv
-from datamodules.json_files import read_json_lines
-from datamodules.parquet_files import read_parquet
-from datamodules.raw_records import RawRecords
+from datamodules.reading.columns import Column
+from datamodules.reading.csv_files import read_csv
+from datamodules.reading.json_files import read_json_lines
+from datamodules.reading.parquet_files import read_parquet
+from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
 
 _TYPED = {".parquet": read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from datamodules.columns import Column
+from datamodules.reading.columns import Column
 from serve.clock import to_seconds
 from serve.encoding import to_text
 from serve.errors import SchemaError

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from datamodules.columns import Column
+from datamodules.reading.columns import Column
 
 _LISTS = (list, tuple, np.ndarray)
 _NESTED = (*_LISTS, dict, set)

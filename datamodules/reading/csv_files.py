@@ -8,12 +8,12 @@ import duckdb
 import numpy as np
 import pandas as pd
 
-from datamodules.columns import Column
 from datamodules.config import TableConfig
-from datamodules.csv_records import CsvLayout, CsvRecords, find_mixed_end, find_records, read_layout
-from datamodules.duckdb_frames import quote_name, quote_path, to_frame
-from datamodules.raw_records import RawRecords, find_columns
-from datamodules.rejects import reject_frame
+from datamodules.reading.columns import Column
+from datamodules.reading.csv_records import CsvLayout, CsvRecords, find_mixed_end, find_records, read_layout
+from datamodules.reading.duckdb_frames import quote_name, quote_path, to_frame
+from datamodules.reading.raw_records import RawRecords, find_columns
+from datamodules.reading.rejects import reject_frame
 from serve.errors import SchemaError
 
 _REASONS = {

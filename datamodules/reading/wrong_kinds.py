@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from datamodules.cells import Cells
-from datamodules.columns import Column
-from datamodules.raw_records import RawRecords
+from datamodules.reading.cells import Cells
+from datamodules.reading.columns import Column
+from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
 
 _KINDS = {

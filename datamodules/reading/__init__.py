@@ -1,0 +1,1 @@
+"""From files and data frames to typed columns, with every bad record set aside and named."""
