@@ -9,11 +9,11 @@ A side (user, item or context) becomes two matrices, whose layout `code_slices` 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from decimal import Decimal
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class EncodedFeatures:
 
     def take(self, rows: NDArray[np.int64]) -> EncodedFeatures:
         """Pick rows, in any order and as often as named."""
-        return EncodedFeatures(self.codes[rows], self.values[rows])
+        return EncodedFeatures(self.codes.take(rows, axis=0), self.values.take(rows, axis=0))
 
 
 def to_text(value: Any) -> str | None:
@@ -127,7 +127,7 @@ def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
 
 
 def encode_features(
-    features: Iterable[Feature],
+    features: Sequence[Feature],
     columns: Mapping[str, Any],
     n: int,
     timezone: str | None = None,
@@ -145,24 +145,35 @@ def encode_features(
         SchemaError: a column of another length, a number or vector that does not parse or is not finite, or a
             vector of another width.
     """
-    features = tuple(features)
     coded, valued = code_slices(features), value_slices(features)
     codes = np.full((n, coded[-1][1].stop if coded else 0), PADDING, dtype=np.int64)
     values = np.zeros((n, valued[-1][1].stop if valued else 0), dtype=np.float32)
-    for feature, columns_of in coded:
-        codes[:, columns_of] = _encode_codes(feature, _column(columns, feature, n), n, timezone)
-    for feature, columns_of in valued:
-        encode = _encode_numbers if feature.is_numeric else _encode_vectors
-        values[:, columns_of] = encode(feature, _column(columns, feature, n), n)
+    for feature, place in coded:
+        codes[:, place] = encode_codes(feature, _column(columns, feature, n), n, timezone)
+    for feature, place in valued:
+        values[:, place] = encode_values(feature, _column(columns, feature, n), n)
     return EncodedFeatures(codes, values)
 
 
+def encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> NDArray[np.int64]:
+    """Return (n, width) codes of n raw values, or of None: missing in every row."""
+    if feature.kind in _SEVERAL:
+        return _SEVERAL[feature.kind](feature, [None] * n if values is None else values)
+    if values is None:
+        return np.full((n, 1), UNKNOWN, dtype=np.int64)
+    if feature.kind in _CALENDAR:
+        return _encode_calendar(feature, values, timezone)[:, None]
+    return _look_up(feature, values)[:, None]
+
+
+def encode_values(feature: Feature, values: Any, n: int) -> NDArray[np.float32]:
+    """Return (n, width + 1) numbers and missing flag of n raw values, or of None: missing in every row."""
+    return _encode_numbers(feature, values, n) if feature.is_numeric else _encode_vectors(feature, values, n)
+
+
 def _slices(widths: list[tuple[Feature, int]]) -> list[tuple[Feature, slice]]:
-    slices, stop = [], 0
-    for feature, width in widths:
-        slices.append((feature, slice(stop, stop + width)))
-        stop += width
-    return slices
+    stops = accumulate(width for _, width in widths)
+    return [(feature, slice(stop - width, stop)) for (feature, width), stop in zip(widths, stops, strict=True)]
 
 
 def _column(columns: Mapping[str, Any], feature: Feature, n: int) -> Any:
@@ -173,17 +184,6 @@ def _column(columns: Mapping[str, Any], feature: Feature, n: int) -> Any:
     if len(values) != n:
         raise SchemaError(f"column '{feature.column}' has {len(values)} values; expected {n}, one a row")
     return values if isinstance(values, (list, tuple)) else np.asarray(values)
-
-
-def _encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> NDArray[np.int64]:
-    """Return (n, width) codes."""
-    if feature.kind in _SEVERAL:
-        return _SEVERAL[feature.kind](feature, [None] * n if values is None else values)
-    if values is None:
-        return np.full((n, 1), UNKNOWN, dtype=np.int64)
-    if feature.kind in _CALENDAR:
-        return _encode_calendar(feature, values, timezone)[:, None]
-    return _look_up(feature, values)[:, None]
 
 
 def _look_up(feature: Feature, values: Any) -> NDArray[np.int64]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,8 +13,11 @@ from numpy.typing import NDArray
 from serve.events import Events, Floats, Ints
 from serve.item_ids import ItemIds
 from serve.profiles import History
-from serve.requests import Event
+from serve.requests import InlineHistory
 from serve.schema import FIRST_CODE, UNKNOWN, Schema
+
+Place = tuple["Histories", int]
+"""A single history: among which it is, and its position there."""
 
 NO_TIME = int(np.iinfo(np.int64).max)
 """Time of an event that has none: later than every moment, so that it counts as happening at the moment."""
@@ -41,7 +45,7 @@ def encode_histories(history: History, offsets: Ints, item_ids: ItemIds, schema:
     """
     rows, time = item_ids.find(history.item_id), _times(history, schema)
     given = Events(rows, time, _event_codes(history, schema), _weights(history, schema), offsets)
-    last_time = np.append(time, NO_TIME)[np.where(given.counts > 0, offsets[1:] - 1, len(time))]
+    last_time = _last_times(time, offsets)
     is_known = rows >= 0
     if is_known.all():
         return Histories(given, last_time, np.zeros(len(given), dtype=np.int64))
@@ -51,40 +55,49 @@ def encode_histories(history: History, offsets: Ints, item_ids: ItemIds, schema:
     return Histories(_keep(given, is_known), last_time, n_unknown)
 
 
-def flatten_events(histories: Sequence[Sequence[Event]], item_ids: ItemIds) -> tuple[History, Ints]:
+def flatten_histories(inline: Sequence[InlineHistory], item_ids: ItemIds) -> tuple[History, Ints]:
     """Turn inline histories into the arrays that `encode_histories` reads, with their offsets."""
-    ids, times, types, weights = zip(*chain.from_iterable(histories), strict=True) if any(histories) else [()] * 4
+    counts = [len(one) for one in inline]
     history = History(
-        np.array(ids, dtype=item_ids.ids.dtype),
-        np.array([NO_TIME if time is None else time for time in times] if None in times else times, dtype=np.int64),
-        np.array(types, dtype=np.object_) if any(types) else None,
-        None
-        if weights.count(None) == len(weights)
-        else np.array(weights, dtype=np.float64),  # a None among them is NaN
+        np.array([*chain.from_iterable(one.item_id for one in inline)], dtype=item_ids.ids.dtype),
+        _flatten([one.datetime for one in inline], counts, NO_TIME, np.int64),
+        _flatten([one.event for one in inline], counts, None, np.object_),
+        _flatten([one.weight for one in inline], counts, None, np.float64),  # None becomes NaN
     )
-    return history, np.array([*accumulate(map(len, histories), initial=0)], dtype=np.int64)
+    return history, _to_offsets(counts)
 
 
-def pick_histories(parts: Sequence[tuple[Histories, int]]) -> Histories:
-    """Join single histories, each named by where it is and its position there; at least one."""
-    sources = [(part.events, *part.events.offsets[i : i + 2].tolist()) for part, i in parts]
-    counts = [stop - start for _, start, stop in sources]
-    events = Events(
-        np.concatenate([events.item_row[start:stop] for events, start, stop in sources]),
-        np.concatenate([events.time[start:stop] for events, start, stop in sources]),
-        np.concatenate([events.event[start:stop] for events, start, stop in sources]),
-        np.concatenate([events.weight[start:stop] for events, start, stop in sources]),
-        np.array([*accumulate(counts, initial=0)], dtype=np.int64),
+def join_events(places: Sequence[Place], moment: Ints) -> Events:
+    """Put the events of single histories together, at least one; later ones than its moment (B,) happen at it."""
+    sources = [(part.events, slice(*part.events.offsets[i : i + 2].tolist())) for part, i in places]
+    counts = [span.stop - span.start for _, span in sources]
+    time = np.concatenate([events.time[span] for events, span in sources])
+    return Events(
+        np.concatenate([events.item_row[span] for events, span in sources]),
+        np.minimum(time, moment.repeat(counts)),
+        np.concatenate([events.event[span] for events, span in sources]),
+        np.concatenate([events.weight[span] for events, span in sources]),
+        _to_offsets(counts),
     )
-    last_time = np.array([part.last_time[i] for part, i in parts], dtype=np.int64)
-    unknown_items = np.array([part.unknown_items[i] for part, i in parts], dtype=np.int64)
-    return Histories(events, last_time, unknown_items)
 
 
-def limit_times(events: Events, moment: Ints) -> Events:
-    """Let events later than the moment (B,) of their segment happen at it."""
-    time = np.minimum(events.time, np.repeat(moment, events.counts))
-    return Events(events.item_row, time, events.event, events.weight, events.offsets)
+def _flatten(columns: Sequence[Sequence[Any] | None], counts: Sequence[int], missing: Any, dtype: Any) -> Any:
+    """Put one column of all histories in an array, `missing` where a history lacks it; None if all do."""
+    if not any(columns):
+        return None
+    filled = ([missing] * n if column is None else column for column, n in zip(columns, counts, strict=True))
+    return np.array([*chain.from_iterable(filled)], dtype=dtype)
+
+
+def _to_offsets(counts: Sequence[int]) -> Ints:
+    return np.array([0, *accumulate(counts)], dtype=np.int64)
+
+
+def _last_times(time: Ints, offsets: Ints) -> Ints:
+    """Return the time of each history's last event, `NO_TIME` of an empty one, (B,)."""
+    stops = np.where(offsets[1:] > offsets[:-1], offsets[1:], 0)
+    last: Ints = np.concatenate([time, [NO_TIME]])[stops - 1]
+    return last
 
 
 def _keep(events: Events, is_kept: NDArray[np.bool_]) -> Events:

@@ -35,9 +35,8 @@ def rank_all(index: ItemIndex, scored: Scored, k: int) -> Lists:
     requests, remembered = scored.requests, scored.requests.remembered
     masked = to_ragged(join_pairs(requests.excluded, remembered), len(requests))
     found = index.search(scored.vectors, k, masked)
-    is_kept = ~are_among(remembered, requests.excluded, len(index))
-    kept = remembered.take(is_kept)
-    return merge(found, kept, _score(index, scored.vectors, kept, scored.memory[is_kept]), k)
+    kept, memory = _leave_out(requests.excluded, remembered, scored.memory, len(index))
+    return merge(found, kept, _score(index, scored.vectors, kept, memory), k)
 
 
 def rank_novel(index: ItemIndex, scored: Scored, k: int) -> Lists:
@@ -52,10 +51,8 @@ def rank_owned(index: ItemIndex, scored: Scored, k: int) -> Lists:
     requests = scored.requests
     owned = distinct_pairs(requests.owned, len(index))
     memory = spread_scores(requests.remembered, scored.memory, owned, len(index))
-    is_kept = ~are_among(owned, requests.excluded, len(index))
-    kept = owned.take(is_kept)
-    scores = _score(index, scored.vectors, kept, memory[is_kept])
-    return rank_pairs(kept, scores, len(requests), k)
+    kept, memory = _leave_out(requests.excluded, owned, memory, len(index))
+    return rank_pairs(kept, _score(index, scored.vectors, kept, memory), len(requests), k)
 
 
 def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> tuple[Floats, Ints]:
@@ -70,11 +67,17 @@ def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> t
     Returns:
         scores and rows (T, k) as of `rank_contenders`: equal scores order by row, -inf and -1 fill the end.
     """
-    n_requests = len(found[1])
-    requests, place = np.nonzero(found[1] >= 0)
-    pairs = join_pairs(Pairs(requests, found[1][requests, place]), owned)
-    joined = np.concatenate([found[0][requests, place], scores])
-    return rank_pairs(pairs, joined, n_requests, k)
+    n_requests, length = found[1].shape
+    listed = Pairs(np.arange(n_requests).repeat(length), found[1].ravel())  # no item is ranked as it comes: last
+    return rank_pairs(join_pairs(listed, owned), np.concatenate([found[0].ravel(), scores]), n_requests, k)
+
+
+def _leave_out(excluded: Pairs, pairs: Pairs, memory: Floats, n_items: int) -> tuple[Pairs, Floats]:
+    """Return the pairs that are not excluded, with their memory."""
+    if not len(excluded):
+        return pairs, memory
+    is_kept = ~are_among(pairs, excluded, n_items)
+    return pairs.take(is_kept), memory[is_kept]
 
 
 def _score(index: ItemIndex, users: Floats, pairs: Pairs, memory: Floats) -> Floats:

@@ -8,8 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.events import Events, Floats, Ints
 from serve.schema import FIRST_CODE
@@ -71,32 +73,37 @@ def summarise_owned(
         repeat_rate: (N,) per item_row, how often a buyer of the item buys it again.
     """
     segment = events.segments()
-    order = np.lexsort((events.item_row, segment))  # stable: an item's events stay oldest first
-    segment, item_row = segment[order], events.item_row[order]
-    since = np.maximum(moment[segment] - events.time[order], 0) / DAY  # (events,) days
-    starts = _run_starts(segment, item_row)
-    ends = np.append(starts, len(order))[1:]
-    count = ends - starts  # (E,)
-    since_first, since_last = since[starts], since[ends - 1]
-    decayed = _sum_runs(np.exp(since / -np.array(decay_days)[:, None]), starts)  # (decays, E)
-    by_type = _sum_runs(events.event[order] == FIRST_CODE + np.arange(n_event_types)[:, None], starts)
-    user, rows = segment[starts], item_row[starts]
+    since = np.maximum(moment[segment] - events.time, 0) / DAY  # (events,) days
+    key = segment * len(repeat_rate) + events.item_row
+    order = key.argsort(kind="stable")  # an item's events stay oldest first
+    runs = _run_offsets(key[order])
+    firsts = order[runs[:-1]]  # (E,) where an item's first event is
+    user, rows = segment[firsts], events.item_row[firsts]
+    count = runs[1:] - runs[:-1]
+    since_first, since_last = since[firsts], since[order[runs[1:] - 1]]
+    decayed, by_type = _sum_runs(since[order], events.event[order], runs, decay_days, n_event_types)
     columns = [
-        *np.log(decayed + 0.01),
-        *_rhythm(count, since_last, since_first),
-        np.exp(since_last / (-0.7 * decay_days[0])),
-        np.log(count / np.maximum(events.counts, 1)[user]),
-        repeat_rate[rows],
-        *np.log1p(by_type),
+        np.log(decayed + 0.01),
+        _rhythm(count, since_last, since_first),
+        [np.exp(since_last / (-0.7 * decay_days[0])), np.log(count / events.counts[user]), repeat_rate[rows]],
+        np.log1p(by_type),
     ]
     preference = np.log1p(PREFERENCE_GAIN * decayed[min(SCALE_CONSTANT, len(decayed) - 1)])
     return Owned(
         user,
         rows,
-        _as_columns(columns),
+        np.concatenate(columns).T.astype(np.float32, order="C"),
         preference.astype(np.float32),
-        _summarise_users(events, moment, np.bincount(user, minlength=len(events)), decay_days),
+        _summarise_users(events, since, np.bincount(user, minlength=len(events)), decay_days),
     )
+
+
+def first_of_times(events: Events) -> NDArray[np.bool_]:
+    """Tell which events are the first at their time in their segment, (events,)."""
+    is_first = np.ones(len(events.time) + 1, dtype=bool)
+    np.not_equal(events.time[1:], events.time[:-1], out=is_first[1:-1])
+    is_first[events.offsets[:-1]] = True  # empty segments at the end begin one past the events
+    return is_first[:-1]
 
 
 def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> list[np.ndarray]:
@@ -107,39 +114,35 @@ def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> lis
     return [log_count, log_last, log_first, is_repeated, is_repeated * (log_last - log_gap), log_gap]
 
 
-def _run_starts(segment: Ints, item_row: Ints) -> Ints:
-    """Return where each (segment, item) run begins."""
-    is_start = np.ones(len(segment), dtype=bool)
-    is_start[1:] = (segment[1:] != segment[:-1]) | (item_row[1:] != item_row[:-1])
-    return np.flatnonzero(is_start)
+def _run_offsets(keys: Ints) -> Ints:
+    """Return where each run of equal keys begins, and after these where the last one ends, (runs + 1,)."""
+    is_edge = np.ones(len(keys) + 1, dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_edge[1:-1])
+    return is_edge.nonzero()[0]
 
 
-def _sum_runs(values: np.ndarray, starts: Ints) -> np.ndarray:
-    """Sum each run of each row of `values`, (rows, E) float64."""
-    return np.add.reduceat(values, starts, axis=1, dtype=np.float64)
+def _sum_runs(
+    since: np.ndarray, event: Ints, runs: Ints, decay_days: Sequence[float], n_event_types: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the events of each run: with each decay (decays, E), and of each type (types, E), float64."""
+    decays = np.array(decay_days)[:, None]
+    types = np.arange(FIRST_CODE, FIRST_CODE + n_event_types)[:, None]
+    terms = np.concatenate([np.exp(since / -decays), event == types])  # (decays + types, events)
+    sums = np.add.reduceat(terms, runs[:-1], axis=1)
+    return sums[: len(decays)], sums[len(decays) :]
 
 
-def _as_columns(columns: Sequence[np.ndarray]) -> Floats:
-    return np.ascontiguousarray(np.array(columns, dtype=np.float32).T)
-
-
-def _summarise_users(events: Events, moment: Ints, n_items: Ints, decay_days: Sequence[float]) -> Floats:
+def _summarise_users(events: Events, since: np.ndarray, n_items: Ints, decay_days: Sequence[float]) -> Floats:
     """Summarise how much and how lately each user came, (B, G)."""
     segment, n = events.segments(), len(events)
-    since = np.maximum(moment[segment] - events.time, 0) / DAY
     is_recent = since < decay_days[min(1, len(decay_days) - 1)]
-    is_visit = np.ones(len(segment), dtype=bool)
-    is_visit[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
-    has_events = events.counts > 0
-    first = np.where(has_events, events.offsets[:-1], 0)
-    last = np.where(has_events, events.offsets[1:] - 1, 0)
-    days = np.append(since, 0.0)  # so that a table without events has an entry 0 to point to
+    spans = [*pairwise(events.offsets.tolist())]
     counts = [
         n_items,
-        np.bincount(segment[is_recent], minlength=n),
+        np.bincount(segment, is_recent, n),
         events.counts,
-        np.bincount(segment[is_recent & is_visit], minlength=n),
-        np.where(has_events, days[last], 0.0),
-        np.where(has_events, days[first], 0.0),
+        np.bincount(segment, is_recent & first_of_times(events), n),
+        [since[stop - 1] if stop > start else 0.0 for start, stop in spans],
+        [since[start] if stop > start else 0.0 for start, stop in spans],
     ]
-    return _as_columns(list(np.log1p(np.array(counts, dtype=np.float64))))
+    return np.log1p(np.array(counts, dtype=np.float64)).T.astype(np.float32, order="C")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,8 +29,6 @@ from serve.tower_runs import TowerRuns
 from serve.user_inputs import RequestEncoder
 
 RawRequest = Mapping[str, Any] | Request
-
-_Row = TypeVar("_Row")
 
 _TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
 
@@ -146,7 +144,7 @@ class Recommender:
                 raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), known)}")
         encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
         empty, places = np.empty((0, self.bundle.vectors.shape[1]), np.float32), np.arange(n_items)
-        tiles = (encoded.take(places[start : start + _TILE]) for start in range(0, n_items, _TILE))
+        tiles = (encoded.take(places[tile]) for tile in _tiles(n_items))
         return np.concatenate([empty, *map(self._towers.items, tiles)])
 
     def item_rows(self, ids: Sequence[Any]) -> Ints:
@@ -163,19 +161,18 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
         checked, length = self._check(requests), min(k, len(self._item_ids))
-        scores, rows = [np.empty((0, length), np.float32)], [np.empty((0, length), np.int64)]
-        unknown = [np.empty(0, np.int64)]
-        for scored in self._score(checked):
-            tile_scores, tile_rows = rank(self.bundle.index, scored, length)
-            scores.append(tile_scores)
-            rows.append(tile_rows)
-            unknown.append(scored.requests.unknown_items)
+        shape = (len(checked), length)
+        scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        unknown = np.empty(len(checked), np.int64)
+        for tile, scored in zip(_tiles(len(checked)), self._score(checked), strict=True):
+            scores[tile], rows[tile] = rank(self.bundle.index, scored, length)
+            unknown[tile] = scored.requests.unknown_items
         return Recommendations.from_lists(
             [request.user_id for request in checked],
-            np.concatenate(rows),
-            np.concatenate(scores),
+            rows,
+            scores,
             item_ids=self._item_ids.ids,
-            unknown_items=np.concatenate(unknown),
+            unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
         )
 
@@ -184,8 +181,8 @@ class Recommender:
         return [raw if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests]
 
     def _score(self, requests: Sequence[Request]) -> Iterator[Scored]:
-        for tile in _tiles(requests):
-            encoded = self._encoder.encode(tile)
+        for tile in _tiles(len(requests)):
+            encoded = self._encoder.encode(requests[tile])
             yield Scored(encoded, *self._towers.users(encoded.tower))
 
 
@@ -209,5 +206,5 @@ def golden_answer(recommender: Recommender) -> golden.Answer:
     return answer
 
 
-def _tiles(rows: Sequence[_Row]) -> Iterator[Sequence[_Row]]:
-    return (rows[start : start + _TILE] for start in range(0, len(rows), _TILE))
+def _tiles(n: int) -> Iterator[slice]:
+    return (slice(start, start + _TILE) for start in range(0, n, _TILE))

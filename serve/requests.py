@@ -12,11 +12,10 @@ import math
 import re
 import reprlib
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import date, datetime
 from decimal import Decimal
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -39,18 +38,21 @@ _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = _MOST_SHOWN
 
 
-class Event(NamedTuple):
-    """One event of an inline history."""
+@dataclass(frozen=True)
+class InlineHistory:
+    """The events of a request, oldest first, a column per field; None where no event has it."""
 
-    item_id: Id
-    datetime: int | None = None
+    item_id: Sequence[Id]
+    datetime: Sequence[int] | None = None
     """UTC seconds."""
-    event: str | None = None
-    weight: float | None = None
+    event: Sequence[str | None] | None = None
+    weight: Sequence[float | None] | None = None
+
+    def __len__(self) -> int:
+        return len(self.item_id)
 
 
-_EVENT_FIELDS = frozenset(Event._fields)
-_make_event: Callable[[tuple[Any, ...]], Event] = partial(tuple.__new__, Event)  # runs no Python for each event
+_EVENT_FIELDS = frozenset(field.name for field in fields(InlineHistory))
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ class Request:
     user_id: Id | None = None
     features: Mapping[str, Any] | None = None
     """Feature name -> raw value, None where it is said to be missing."""
-    history: tuple[Event, ...] | None = None
+    history: InlineHistory | None = None
     context: Mapping[str, Any] | None = None
     datetime: int | None = None
     """UTC seconds."""
@@ -192,29 +194,30 @@ def _parse_label(value: Any, where: str) -> Any:
     raise SchemaError(f"{where} is {show(value)}; expected a text or finite number, or null")
 
 
-def _parse_history(raw: Any, schema: Schema) -> tuple[Event, ...] | None:
+def _parse_history(raw: Any, schema: Schema) -> InlineHistory | None:
     """Check events column by column, since most columns are seen to be in order at one look."""
     if raw is None:
         return None
     entries = _check_list(raw, "history")
     names = set().union(*entries) if set(map(type, entries)) <= {dict} else None
     if names is None or not names <= _EVENT_FIELDS:
-        for index, entry in enumerate(entries):
-            _check_fields(entry, _EVENT_FIELDS, f"history[{index}]")
-    ids, times, events, weights = (_read_column(entries, name, names) for name in Event._fields)
-    ids = parse_ids(ids, schema.item_id_type, lambda i: f"history[{i}].item_id")
-    if not set(map(type, events)) <= _NOTHING:
+        for i, entry in enumerate(entries):
+            _check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
+    ids = parse_ids([one.get("item_id") for one in entries], schema.item_id_type, lambda i: f"history[{i}].item_id")
+    times, events, weights = (_read_column(entries, name, names) for name in ("datetime", "event", "weight"))
+    if events is not None:
         events = [to_text(_parse_label(value, f"history[{i}].event")) for i, value in enumerate(events)]
-    if not set(map(type, weights)) <= _NOTHING:
+    if weights is not None:
         weights = [_parse_weight(value, f"history[{i}].weight") for i, value in enumerate(weights)]
-    return tuple(map(_make_event, zip(ids, _parse_history_times(times, schema.timezone), events, weights, strict=True)))
+    return InlineHistory(ids, None if times is None else _parse_history_times(times, schema.timezone), events, weights)
 
 
-def _read_column(entries: Sequence[Mapping[str, Any]], name: str, names: Collection[str] | None) -> list[Any]:
+def _read_column(entries: Sequence[Mapping[str, Any]], name: str, names: Collection[str] | None) -> list[Any] | None:
     """Return one field of all events; `names` are those that any of them has, None if that is not known."""
     if names is not None and name not in names:
-        return [None] * len(entries)
-    return [entry.get(name) for entry in entries]
+        return None
+    values = [entry.get(name) for entry in entries]
+    return None if set(map(type, values)) <= _NOTHING else values
 
 
 def parse_ids(values: list[Any], id_type: IdType, name_of: Callable[[int], str]) -> list[Id]:
@@ -248,11 +251,8 @@ def _parse_weight(value: Any, where: str) -> float | None:
     return weight
 
 
-def _parse_history_times(values: list[Any], timezone: str | None) -> Sequence[int | None]:
-    kinds = set(map(type, values))
-    if kinds <= _NOTHING:
-        return values
-    if kinds > _NOTHING:
+def _parse_history_times(values: list[Any], timezone: str | None) -> list[int]:
+    if type(None) in map(type, values):
         n_given = sum(value is not None for value in values)
         raise SchemaError(f"history: {n_given} of {len(values)} events have a datetime; give all or none")
     times = _parse_times(values, timezone, lambda index: f"history[{index}].datetime")

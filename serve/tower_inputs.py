@@ -6,13 +6,14 @@ the bundle's vectors. Letters: B requests, L history positions, E owned items of
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from serve.encoding import EncodedFeatures
 from serve.events import Events, Floats, Ints
-from serve.owned import Owned
+from serve.owned import Owned, first_of_times
 from serve.schema import Schema
 
 Arrays = dict[str, np.ndarray]
@@ -49,23 +50,30 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
         rows: (B, L) item rows, 0 where padded.
     """
     recent = (shuffle(events) if schema.is_set else events).last(schema.history_length)
-    width = max(1, int(recent.counts.max(initial=0)))
-    is_event = np.arange(width) < recent.counts[:, None]  # (B, L)
-    weight = standardise_weight(recent.weight, schema)
-
-    def pad(values: np.ndarray) -> np.ndarray:
-        padded = np.zeros(is_event.shape, dtype=values.dtype)
-        padded[is_event] = values
-        return padded  # (B, L)
-
+    pad = _make_pad(recent)
     arrays = {
         "history_events": pad(recent.event),
-        "history_weights": pad(weight),
+        "history_weights": pad(standardise_weight(recent.weight, schema)),
         "history_times": pad(recent.time),
         "history_groups": pad(number_groups(recent, schema)),
         "history_lengths": recent.counts,
     }
     return arrays, pad(recent.item_row)
+
+
+def _make_pad(events: Events) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what lays a value of each event out as (B, L), 0 where there is no event."""
+    shape = (len(events), max(1, int(events.counts.max(initial=0))))
+    if len(events.item_row) == shape[0] * shape[1]:  # nothing to pad, as in a single request
+        return lambda values: values.reshape(shape)
+    is_event = np.arange(shape[1]) < events.counts[:, None]  # (B, L)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros(shape, dtype=values.dtype)
+        padded[is_event] = values
+        return padded
+
+    return pad
 
 
 def shuffle(events: Events) -> Events:
@@ -82,11 +90,8 @@ def number_groups(events: Events, schema: Schema) -> Ints:
     segment = events.segments()
     if schema.ties == "ordered":
         return np.arange(1, len(segment) + 1) - events.offsets[segment]
-    is_new = np.ones(len(segment), dtype=bool)
-    is_new[1:] = (segment[1:] != segment[:-1]) | (events.time[1:] != events.time[:-1])
-    running = np.cumsum(is_new)
-    before = np.append(0, running)[events.offsets[:-1]]  # groups in the segments before
-    numbers: Ints = running - before[segment]
+    running = first_of_times(events).cumsum()
+    numbers: Ints = running - running[events.offsets[segment]] + 1
     return numbers
 
 
@@ -120,8 +125,8 @@ def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
     """
     n_users = len(owned.user_statistics)
     cell = owned.user[:, None] * n_categories + categories[owned.item_row]  # (E, F)
-    weights = np.broadcast_to(owned.preference[:, None], cell.shape)
-    summed = np.bincount(cell.ravel(), weights.ravel(), minlength=n_users * n_categories)
+    weights = owned.preference.repeat(cell.shape[1])
+    summed = np.bincount(cell.ravel(), weights, minlength=n_users * n_categories)
     return {
         "owned_users": owned.user,
         "owned_statistics": owned.statistics,

@@ -38,7 +38,7 @@ class TowerRuns:
         """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory."""
         arrays = inputs.arrays | {
             "history_vectors": self._taste[inputs.history_rows],
-            "owned_vectors": self.bundle.vectors[inputs.owned_rows],
+            "owned_vectors": self.bundle.vectors.take(inputs.owned_rows, axis=0),
         }
         outputs = self.bundle.run_user_tower(_pick(arrays, self.bundle.user_tower))
         no_memory = np.zeros(len(inputs.owned_rows), dtype=np.float32)

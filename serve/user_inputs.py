@@ -9,8 +9,8 @@ import numpy as np
 
 from serve.encoding import EncodedFeatures
 from serve.events import Events, Ints
-from serve.feature_rows import TIME, encode_rows, keyed_by_name
-from serve.histories import NO_TIME, Histories, encode_histories, flatten_events, limit_times, pick_histories
+from serve.feature_rows import TIME, RowEncoder
+from serve.histories import NO_TIME, Place, encode_histories, flatten_histories, join_events
 from serve.item_facts import ItemFacts
 from serve.item_ids import ItemIds
 from serve.known_users import KnownUsers
@@ -55,8 +55,8 @@ class RequestEncoder:
         self.item_ids = item_ids
         self.known = known
         self.facts = facts
-        self._user_features = keyed_by_name(schema.user_features)
-        self._context_features = keyed_by_name(schema.context_features)
+        self._user_rows = RowEncoder(schema.user_features, schema.timezone)
+        self._context_rows = RowEncoder(schema.context_features, schema.timezone)
 
     def encode(self, requests: Sequence[Request]) -> EncodedRequests:
         """Encode requests, at least one.
@@ -65,9 +65,9 @@ class RequestEncoder:
         data. Events later than that count as happening at it.
         """
         positions = np.array([self.known.position(request.user_id) for request in requests], dtype=np.int64)
-        histories = self._histories(requests, positions)
-        moment = self._moments(requests, histories)
-        events = limit_times(histories.events, moment)
+        places = self._histories(requests, positions)
+        moment = self._moments(requests, places)
+        events = join_events(places, moment)
         arrays, history_rows = history_arrays(events, self.schema)
         arrays |= request_arrays(moment, self._users(requests, positions), self._contexts(requests))
         remembered = NO_PAIRS
@@ -79,33 +79,34 @@ class RequestEncoder:
             remembered=remembered,
             owned=Pairs(events.segments(), events.item_row),
             excluded=self._excluded(requests),
-            unknown_items=histories.unknown_items,
+            unknown_items=np.array([part.unknown_items[i] for part, i in places], dtype=np.int64),
         )
 
-    def _histories(self, requests: Sequence[Request], positions: Ints) -> Histories:
+    def _histories(self, requests: Sequence[Request], positions: Ints) -> list[Place]:
         """Take the inline history where there is one, else that of the profile."""
         inline = [request.history for request in requests if request.history is not None]
-        sources = [(self.known.histories, position) for position in positions.tolist()]
+        places = [(self.known.histories, position) for position in positions.tolist()]
         if inline:
-            given = encode_histories(*flatten_events(inline, self.item_ids), self.item_ids, self.schema)
-            places = [place for place, request in enumerate(requests) if request.history is not None]
-            for number, place in enumerate(places):
-                sources[place] = (given, number)
-        return pick_histories(sources)
+            given = encode_histories(*flatten_histories(inline, self.item_ids), self.item_ids, self.schema)
+            replaced = [index for index, request in enumerate(requests) if request.history is not None]
+            for number, index in enumerate(replaced):
+                places[index] = (given, number)
+        return places
 
-    def _moments(self, requests: Sequence[Request], histories: Histories) -> Ints:
+    def _moments(self, requests: Sequence[Request], places: Sequence[Place]) -> Ints:
         """Return the moment of each request; 0, the time of all events, where the data has no time."""
         if not self.schema.has_datetime:
             return np.zeros(len(requests), dtype=np.int64)
-        last = np.where(histories.last_time == NO_TIME, self.schema.data_until, histories.last_time)
+        last = [part.last_time[i] for part, i in places]
         given = [request.datetime for request in requests]
-        return np.array([last[i] if time is None else time for i, time in enumerate(given)], dtype=np.int64)
+        moments = [time if at is None else at for time, at in zip(last, given, strict=True)]
+        return np.array([self.schema.data_until if time == NO_TIME else time for time in moments], dtype=np.int64)
 
     def _users(self, requests: Sequence[Request], positions: Ints) -> EncodedFeatures:
         users = self.known.features.take(positions)
         inline = {i: request.features for i, request in enumerate(requests) if request.features is not None}
         if inline:
-            given = encode_rows(self._user_features, list(inline.values()), self.schema.timezone)
+            given = self._user_rows.encode(list(inline.values()))
             users.codes[list(inline)], users.values[list(inline)] = given.codes, given.values
         return users
 
@@ -114,7 +115,7 @@ class RequestEncoder:
         for row, request in zip(rows, requests, strict=True):
             if request.datetime is not None:
                 row[TIME] = request.datetime
-        return encode_rows(self._context_features, rows, self.schema.timezone)
+        return self._context_rows.encode(rows)
 
     def _remember(self, events: Events, moment: Ints, facts: ItemFacts) -> tuple[Arrays, Pairs]:
         n_types = len(self.schema.event_types)

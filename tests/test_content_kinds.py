@@ -11,7 +11,7 @@ from datamodules.config import DataConfig, FeaturesConfig
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
 from serve import Recommender
-from serve.feature_rows import encode_rows
+from serve.feature_rows import RowEncoder
 from serve.vectors import Vector
 from tests.tiny_towers import one_thread
 
@@ -129,7 +129,7 @@ def test_training_encodes_as_serving(recommender, tables):
     frames, _ = tables_from_frames(DataConfig(features=FEATURES), *tables)
     assert isinstance(frames.items["image"][0], Vector)
     trained = build_catalogue(frames.items, frames.interactions, schema)
-    served = encode_rows(schema.item_features, items.to_dict("records"), None)
+    served = RowEncoder(schema.item_features, None).encode(items.to_dict("records"))
     assert np.array_equal(trained.features.codes, served.codes)
     assert np.array_equal(trained.features.values, served.values)
     table = trained.to_arrow()

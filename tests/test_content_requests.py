@@ -8,7 +8,7 @@ import pytest
 
 from serve.encoding import encode_features
 from serve.errors import SchemaError
-from serve.feature_rows import encode_rows, keyed_by_name
+from serve.feature_rows import RowEncoder, keyed_by_name
 from serve.golden_requests import draw_requests
 from serve.profiles import History, Profiles, feature_values, write_profiles
 from serve.request_files import read_requests
@@ -101,7 +101,7 @@ def test_a_profile_is_as_good_as_the_same_features_in_a_request():
     given = [dict(profiles.get(user).features) for user in profiles.user_ids.tolist()]
     assert [row["face"] is None for row in given] == [False, True, False, True, False]
     parsed = [parse_request({"features": row}, SCHEMA).features for row in given]
-    inline = encode_rows(features, parsed, None)
+    inline = RowEncoder(SCHEMA.user_features, None).encode(parsed)
     assert np.array_equal(stored.codes, inline.codes)
     assert np.array_equal(stored.values, inline.values)
 
@@ -122,7 +122,7 @@ def test_golden_requests_are_plain_json_and_valid():
     requests = json.loads(json.dumps(draw_requests(SCHEMA, item_ids(SCHEMA), 11, np.random.default_rng(7))))
     parsed = [parse_request(request, SCHEMA) for request in requests]
     drawn = [request.features for request in parsed if request.features is not None]
-    codes = encode_rows(keyed_by_name(SCHEMA.user_features), drawn, None).codes
+    codes = RowEncoder(SCHEMA.user_features, None).encode(drawn).codes
     assert (codes[:, 0] >= 2).all()
     assert len({tuple(row) for row in codes.tolist()}) > 1
     assert all(len(features["face"]) == 3 for features in drawn)

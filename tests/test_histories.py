@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.histories import encode_histories, flatten_events
+from serve.histories import NO_TIME, encode_histories, flatten_histories, join_events
 from serve.item_ids import ItemIds
-from serve.requests import Event
+from serve.requests import InlineHistory
 from serve.tower_inputs import standardise_weight
 from tests.tiny_bundle import SCHEMA
 
@@ -16,7 +16,52 @@ from tests.tiny_bundle import SCHEMA
 def test_a_weight_beyond_float32_is_clipped(weight):
     schema = replace(SCHEMA, has_weight=True, weight_mean=1.5, weight_scale=0.5)
     items = ItemIds(np.array(["p", "q", "r"], dtype=object))
-    history, offsets = flatten_events([[Event("q", None, None, weight), Event("p", None, None, 3.0)]], items)
+    history, offsets = flatten_histories([InlineHistory(["q", "p"], weight=[weight, 3.0])], items)
     got = encode_histories(history, offsets, items, schema).events.weight
     assert got.tolist() == [float(np.finfo(np.float32).max), 3.0]
     assert np.isfinite(standardise_weight(got, schema)).all()
+
+
+ITEMS = ItemIds(np.array(["p", "q", "r"], dtype=object))
+INLINE = [
+    InlineHistory(["q", "x", "p"], [5, 7, 7], ["view", None, "buy"]),
+    InlineHistory([]),
+    InlineHistory(["r", "y"], weight=[None, 4.0]),
+]
+
+
+def test_a_column_that_a_history_lacks_is_filled():
+    history, offsets = flatten_histories(INLINE, ITEMS)
+    assert offsets.tolist() == [0, 3, 3, 5]
+    assert history.item_id.tolist() == ["q", "x", "p", "r", "y"]
+    assert history.datetime.tolist() == [5, 7, 7, NO_TIME, NO_TIME]
+    assert history.event.tolist() == ["view", None, "buy", None, None]
+    assert np.array_equal(history.weight, [np.nan] * 4 + [4.0], equal_nan=True)
+
+
+def test_a_column_that_all_histories_lack_is_none():
+    history, offsets = flatten_histories([InlineHistory(["q"]), InlineHistory([])], ITEMS)
+    assert history.columns().keys() == {"item_id"}
+    assert offsets.tolist() == [0, 1, 1]
+    nothing, offsets = flatten_histories([InlineHistory([])], ITEMS)
+    assert len(nothing) == 0
+    assert offsets.tolist() == [0, 0]
+
+
+def test_the_last_time_is_that_of_the_last_event_known_or_not():
+    schema = replace(SCHEMA, has_datetime=True)
+    for order in ([0, 1, 2], [1, 1, 0], [1], [1, 2, 0, 1]):
+        inline = [INLINE[i] for i in order]
+        got = encode_histories(*flatten_histories(inline, ITEMS), ITEMS, schema)
+        assert got.last_time.tolist() == [[7, NO_TIME, NO_TIME][i] for i in order]
+        assert got.unknown_items.tolist() == [[1, 0, 1][i] for i in order]
+
+
+def test_joined_events_are_those_of_each_history_up_to_its_moment():
+    schema = replace(SCHEMA, has_datetime=True)
+    both = encode_histories(*flatten_histories(INLINE, ITEMS), ITEMS, schema)
+    other = encode_histories(*flatten_histories([InlineHistory(["p", "r"], [1, 9])], ITEMS), ITEMS, schema)
+    joined = join_events([(other, 0), (both, 2), (both, 1), (both, 0)], np.array([8, 6, 3, 6]))
+    assert joined.item_row.tolist() == [0, 2, 2, 1, 0]
+    assert joined.time.tolist() == [1, 8, 6, 5, 6]
+    assert joined.offsets.tolist() == [0, 2, 3, 3, 5]

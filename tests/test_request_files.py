@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from serve.errors import SchemaError
 from serve.request_files import read_requests
-from serve.requests import Event, Request, parse_request
+from serve.requests import InlineHistory, Request, parse_request
 from serve.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -53,7 +53,7 @@ RAW = [
 ]
 EXPECTED = [
     Request(user_id="007", features={"age": 3.5, "gender": "f"}),
-    Request(history=(Event(11, NOON, None, 2.0),), exclude=(7,)),
+    Request(history=InlineHistory([11], [NOON], None, [2.0]), exclude=(7,)),
     Request(user_id="é", context={"device": "tv"}, datetime=NOON),
 ]
 
@@ -166,8 +166,8 @@ def nested_table() -> pa.Table:
 def test_parquet(tmp_path):
     pq.write_table(nested_table(), tmp_path / "r.parquet")
     assert list(read_requests(tmp_path / "r.parquet", SCHEMA)) == [
-        Request("a", {"age": 3.0, "likes": ["a", "b"]}, (Event(11, NOON),), None, NOON),
-        Request(history=()),
+        Request("a", {"age": 3.0, "likes": ["a", "b"]}, InlineHistory([11], [NOON]), None, NOON),
+        Request(history=InlineHistory([])),
         Request("c", {"age": None, "likes": None}),
     ]
 

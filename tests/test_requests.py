@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import Event, Request, parse_id, parse_ids, parse_request, show
+from serve.requests import InlineHistory, Request, parse_id, parse_ids, parse_request, show
 from serve.schema import Feature, Schema
 
 
@@ -55,7 +55,7 @@ def test_nothing_given():
 
 def test_empty_is_not_the_same_as_not_given():
     request = parse_request({"features": {}, "history": [], "context": {}, "exclude": []}, SCHEMA)
-    assert request == Request(features={}, history=(), context={}, exclude=())
+    assert request == Request(features={}, history=InlineHistory([]), context={}, exclude=())
 
 
 def test_everything_given():
@@ -73,7 +73,7 @@ def test_everything_given():
     assert parse_request(raw, SCHEMA) == Request(
         user_id="u7",
         features={"age": 3.0, "gender": None, "likes": ["a", 5, None]},
-        history=(Event(11, NOON - 43_200, "view", 2.0), Event(12, NOON)),
+        history=InlineHistory([11, 12], [NOON - 43_200, NOON], ["view", None], [2.0, None]),
         context={"device": True},
         datetime=NOON,
         exclude=(5, 7),
@@ -90,7 +90,7 @@ def test_numpy_values_are_taken_as_python_values():
     request = parse_request(raw, SCHEMA)
     assert request.user_id == "7"
     assert request.features == {"age": 0.5, "likes": ["a", "b"]}
-    assert request.history == (Event(3, NOON),)
+    assert request.history == InlineHistory([3], [NOON])
     assert request.exclude == (9, 8)
 
 
@@ -218,7 +218,7 @@ def test_what_is_wrong_is_named(raw, message):
 
 def test_equal_times_and_a_request_before_the_last_event_are_accepted():
     request = parse_request({**at(NOON, NOON), "datetime": NOON - 5}, SCHEMA)
-    assert [event.datetime for event in request.history] == [NOON, NOON]
+    assert request.history.datetime == [NOON, NOON]
     assert request.datetime == NOON - 5
 
 
@@ -269,7 +269,8 @@ def test_a_sound_history_comes_back(times, weight):
     raw = [
         {"item_id": row, "datetime": time, "weight": weight, "event": "view"} for row, time in enumerate(sorted(times))
     ]
-    expected = tuple(Event(row, time, "view", weight) for row, time in enumerate(sorted(times)))
+    n = len(times)
+    expected = InlineHistory(list(range(n)), sorted(times), ["view"] * n, [weight] * n)
     assert parse_request({"history": raw}, SCHEMA).history == expected
 
 
@@ -293,6 +294,6 @@ def test_many_ids_are_checked_as_each_alone(values, id_type):
 
 def test_an_event_may_be_any_mapping():
     raw = {"history": [{"item_id": 5}, MappingProxyType({"item_id": "6", "event": " view "})]}
-    assert parse_request(raw, SCHEMA).history == (Event(5), Event(6, None, "view"))
+    assert parse_request(raw, SCHEMA).history == InlineHistory([5, 6], None, [None, "view"])
     with pytest.raises(SchemaError, match=r"history\[1\]: unknown name 'itm'"):
         parse_request({"history": [{"item_id": 5}, MappingProxyType({"itm": 6})]}, SCHEMA)
