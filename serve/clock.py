@@ -59,8 +59,14 @@ def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tupl
         seconds, is_valid = _read_plain_iso(values, zone)
     else:
         seconds, is_valid = _read_cells(values, zone)
+    if _are_within_years(seconds) and is_valid.all():
+        return seconds, is_valid
     is_valid = is_valid & (seconds >= _FIRST) & (seconds <= _LAST)
     return np.where(is_valid, seconds, 0), is_valid
+
+
+def _are_within_years(seconds: np.ndarray) -> bool:
+    return len(seconds) > 0 and bool(seconds.min() >= _FIRST and seconds.max() <= _LAST)
 
 
 def hour_of_day(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
@@ -75,6 +81,8 @@ def day_of_week(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
 
 def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
+    if _are_within_years(local):
+        return to_utc(local, zone), np.ones(len(local), dtype=bool)
     is_valid = (local >= _FIRST) & (local <= _LAST)  # NaT is the least number
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 

@@ -34,7 +34,7 @@ class Events:
     @cached_property
     def counts(self) -> Ints:
         """Events per segment, (B,)."""
-        return np.diff(self.offsets)
+        return self.offsets[1:] - self.offsets[:-1]
 
     def segments(self) -> Ints:
         """Return the segment of each event, (E,)."""
@@ -54,7 +54,7 @@ class Events:
 
     def last(self, length: int) -> Events:
         """Keep the last `length` events of each segment."""
-        if self.counts.max(initial=0) <= length:
+        if len(self.item_row) <= length or self.counts.max(initial=0) <= length:
             return self
         stop = self.offsets[1:]
         return self.between(np.maximum(self.offsets[:-1], stop - length), stop)

@@ -73,18 +73,17 @@ class Recommendations:
             unknown_items: (B,).
             user_id_type: type of the `user_id` column, also where all requests are anonymous.
         """
-        is_item = rows >= 0
-        offsets = np.zeros(len(rows) + 1, dtype=np.int64)
-        is_item.sum(axis=1).cumsum(out=offsets[1:])
+        requests, places = (rows >= 0).nonzero()
+        offsets = requests.searchsorted(np.arange(len(rows) + 1))
         ids = np.empty(len(user_ids), dtype=np.object_)
         ids[:] = user_ids
         return cls(
             user_id=ids,
             user_id_type=user_id_type,
-            item_row=rows[is_item],
+            item_row=rows[requests, places],
             item_ids=item_ids,
-            score=scores[is_item].astype(np.float32, copy=False),
-            rank=is_item.cumsum(axis=1, dtype=np.int64)[is_item],
+            score=scores[requests, places].astype(np.float32, copy=False),
+            rank=places + 1,
             offsets=offsets,
             unknown_items=unknown_items,
         )
