@@ -36,12 +36,17 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
             alone, a value that is gone keeps its code, and means, scales, buckets and vector widths are as before.
 
     Raises:
-        SchemaError: baskets are declared and there is no time to tell them apart; or a feature's kind or the type of
-            the ids is not the previous one.
+        SchemaError: baskets or repeats are declared and there is no time or order to tell them by; or a feature's
+            kind or the type of the ids is not the previous one.
     """
     if config.ties == "simultaneous" and "datetime" not in train:
         raise SchemaError(
             "data.ties is 'simultaneous' and the interactions have no datetime: events at one time need one"
+        )
+    if config.repeats == "allow" and is_set(train):
+        raise SchemaError(
+            "data.repeats is 'allow' and the interactions have neither datetime nor position: without an order nothing "
+            "says what is taken again; allowed: exclude, or columns that order the events"
         )
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]

@@ -10,6 +10,7 @@ from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitC
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables
+from serve.errors import SchemaError
 from serve.schema import Schema
 
 DAY = 86400
@@ -124,7 +125,7 @@ def test_windows_follow_the_span_of_training(tables):
 
 
 def test_without_times_and_weights():
-    interactions = pd.DataFrame({"user_id": ["u", "u"], "item_id": [1, 2]})
+    interactions = pd.DataFrame({"user_id": ["u", "u"], "item_id": [1, 2], "position": [0, 1]})
     tables = Tables(interactions, interactions[["user_id"]].head(1), interactions[["item_id"]].head(0))
     schema = fit_schema(tables, interactions, DataConfig(repeats="allow"))
     assert not schema.has_datetime
@@ -168,3 +169,10 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
     changed = Tables(later, tables.users, tables.items)
     train = later[~is_later]
     assert fit_schema(changed, train, config) == fit_schema(tables, split.train, config)
+
+
+def test_repeats_need_an_order():
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5]})
+    tables = Tables(events, events[["user_id"]].drop_duplicates(), events[["item_id"]].drop_duplicates())
+    with pytest.raises(SchemaError, match="repeats is 'allow' and the interactions have neither datetime nor position"):
+        fit_schema(tables, events, DataConfig(repeats="allow"))
