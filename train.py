@@ -46,6 +46,7 @@ from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.bundle_export import export_bundle
 from models.checkpoints import note_published
 from models.fitting import fit
+from models.sampling import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
 from models.warm_start import STARTED_TABLES
@@ -272,6 +273,8 @@ def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: Inter
         config.seed,
         STARTED_TABLES if schema.repeats == "allow" else (),
         settings.max_epochs,
+        NegativeSampler.make(settings.negatives, settings.in_batch_negatives, torch.from_numpy(data.count_targets())),
+        settings.correction,
     )
 
 

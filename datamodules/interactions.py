@@ -118,6 +118,11 @@ class InteractionsDataModule(pl.LightningDataModule):
             timeline = HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
         return CutExamples(self.sequences, self.maker, timeline, self.batch_size, self.withheld)
 
+    def count_targets(self) -> Ints:
+        """Count how often each item can be a target of an epoch, (N,)."""
+        is_target = self.sequences.target_weight > 0
+        return np.bincount(self.sequences.events.item_row[is_target], minlength=len(self.catalogue))
+
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from serve.errors import SchemaError
 from serve.schema import Similarity
+
+Correction = Literal["negatives", "every_logit"]
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,12 @@ class ModelConfig:
     """Inner product, or cosine with a learned temperature."""
     temperature: float = 0.07
     """First temperature under `cosine`."""
+    negatives: int = 0
+    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, always."""
+    in_batch_negatives: int = 0
+    """Drawn besides from the targets of the step, which come as often as items do; read where `negatives` > 0."""
+    correction: Correction = "negatives"
+    """What is corrected by how often an item is drawn: the negatives, or the logit of the target as well."""
     learning_rate: float = 1e-3
     """Peak of the schedule."""
     memory_learning_rate: float = 1e-2
@@ -55,8 +64,9 @@ class ModelConfig:
         ):
             if getattr(self, name) < 1:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
-        if self.n_blocks < 0:
-            raise SchemaError(f"model.n_blocks is {self.n_blocks}; allowed: 0 or more")
+        for name in ("n_blocks", "negatives", "in_batch_negatives"):
+            if getattr(self, name) < 0:
+                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
             if not getattr(self, name) > 0:
                 raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: more than 0")

@@ -6,7 +6,10 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch, WindowBatch
+from models.config import Correction
 from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.sampled_softmax import find_own, log_q_losses, sampled_softmax_losses
+from models.sampling import Negatives
 
 NOVEL_WEIGHT = 0.5
 
@@ -25,6 +28,38 @@ def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
     positions = torch.arange(len(rows), device=rows.device)  # (M,)
     logits = target_logits(chosen, items, positions, rows)  # (M,)
     return softmax_loss(log_sums, logits, positions, weights)
+
+
+def sampled_window_loss(
+    users: Tensor,
+    items: Tensor,
+    batch: WindowBatch,
+    negatives: Negatives,
+    positive_expected: Tensor,
+    correction: Correction,
+) -> Tensor:
+    """Average the cross entropy of every target position against the negatives of the step by its weight.
+
+    Args:
+        users: (B, L, W) divided by the temperature.
+        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these.
+        batch: its windows.
+        negatives: K items.
+        positive_expected: (M,) log of how often each target is expected among them.
+        correction: whose logits are corrected.
+    """
+    is_target = batch.is_target  # (B, L)
+    chosen, rows, weights = users[is_target], batch.history_rows[is_target], batch.target_weights[is_target]
+    positions = torch.arange(len(rows), device=rows.device)  # (M,)
+    positive = target_logits(chosen, items, positions, rows)  # (M,)
+    negative = (chosen @ items[negatives.rows].T).to(positive.dtype)  # (M, K)
+    is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
+    is_barred = is_own[is_target.nonzero()[:, 0]]  # (M, K) with the target itself
+    if correction == "every_logit":
+        losses = log_q_losses(positive, negative, positive_expected, negatives.log_expected, is_barred)  # (M,)
+    else:
+        losses = sampled_softmax_losses(positive, negative, negatives.log_expected, is_barred)  # (M,)
+    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
 
 
 def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:

@@ -50,6 +50,17 @@ class Towers(nn.Module):
             rows, self.item_codes, self.item_values, self.categories, popularity, self.item_has_content
         )  # (N, W)
 
+    def some_item_vectors(self, rows: Tensor) -> Tensor:
+        """Make the vectors of some items (n,) of a catalogue without popularity, (n, W)."""
+        return self.item_tower(  # type: ignore[no-any-return]
+            rows,
+            self.item_codes[rows],
+            self.item_values[rows],
+            self.categories[rows],
+            self.item_values.new_zeros(len(rows), 0),
+            self.item_has_content[rows],
+        )  # (n, W)
+
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
         """Make the user vector for every position of every window, from what stands before it, (B, L, D)."""
         tower, arrays = self.user_tower, batch.arrays

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch, WindowBatch
-from models.objectives import novel_loss, repeat_loss, window_loss
+from models.config import Correction
+from models.objectives import novel_loss, repeat_loss, sampled_window_loss, window_loss
+from models.sampling import NegativeSampler
 from models.towers import Towers
 from models.validation import request_ndcg
 
@@ -36,6 +39,8 @@ class TwoTower(pl.LightningModule):
         seed: int,
         started_tables: tuple[str, ...],
         max_epochs: int,
+        sampler: NegativeSampler | None,
+        correction: Correction,
     ) -> None:
         """Wrap the towers.
 
@@ -49,6 +54,8 @@ class TwoTower(pl.LightningModule):
             seed: dropout and id dropout are seeded from it and the epoch.
             started_tables: names of parameters that start from the data and learn slowly.
             max_epochs: length of the schedule, also where training ends earlier.
+            sampler: of the negatives of windows; None: every target is told from the whole catalogue.
+            correction: whose logits are corrected for being drawn.
         """
         super().__init__()
         self.towers = towers
@@ -59,6 +66,8 @@ class TwoTower(pl.LightningModule):
         self.seed = seed
         self.started_tables = started_tables
         self.max_epochs = max_epochs
+        self.sampler = sampler
+        self.correction = correction
         is_cosine = towers.item_tower.similarity == "cosine"
         self.log_temperature = nn.Parameter(
             torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
@@ -89,10 +98,26 @@ class TwoTower(pl.LightningModule):
         return loss
 
     def window_step(self, batch: WindowBatch) -> Tensor:
+        if self.sampler is not None:
+            return self.sampled_window_step(batch, self.sampler)
         popularity = self.towers.item_values.new_zeros(self.towers.n_items, 0)  # (N, 0)
         items = self.towers.item_vectors(popularity)  # (N, W)
         users = self.towers.window_vectors(batch, items)  # (B, L, W)
         return window_loss(users / self.temperature, items, batch)
+
+    def sampled_window_step(self, batch: WindowBatch, sampler: NegativeSampler) -> Tensor:
+        """Tell targets from a sample: of the catalogue, only what histories and the sample hold is computed."""
+        targets = batch.history_rows[batch.is_target]  # (M,)
+        negatives = sampler.draw(targets)
+        needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
+        distinct, places = torch.unique(needed, return_inverse=True)  # (n,), (B * L + K,)
+        n_history = batch.history_rows.numel()
+        local = batch._replace(history_rows=places[:n_history].view_as(batch.history_rows))
+        items = self.towers.some_item_vectors(distinct)  # (n, W)
+        users = self.towers.window_vectors(local, items)  # (B, L, W)
+        drawn = replace(negatives, rows=places[n_history:])
+        expected = sampler.log_expected(targets)  # (M,)
+        return sampled_window_loss(users / self.temperature, items, local, drawn, expected, self.correction)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
         items = self.towers.item_vectors(batch.popularity)  # (N, W)

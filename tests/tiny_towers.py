@@ -74,6 +74,8 @@ def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2
         seed=seed,
         started_tables=(),
         max_epochs=max_epochs,
+        sampler=None,
+        correction="negatives",
     )
 
 
