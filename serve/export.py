@@ -19,7 +19,7 @@ from serve.export_sources import Block, Source, catalogue_items, file_items, fil
 from serve.progress import Progress
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
-from serve.requests import Id
+from serve.request_values import Id
 from serve.schema import IdType
 from serve.shards import Plan, Shards, Side
 

@@ -17,7 +17,8 @@ from serve.profiles import Profiles
 from serve.recommendations import to_arrow, to_numpy
 from serve.recommender import Recommender
 from serve.request_files import read_requests
-from serve.requests import Id, Request, parse_ids
+from serve.request_values import Id, parse_ids
+from serve.requests import Request
 from serve.row_files import check_file, count_rows
 from serve.top_k import Floats
 

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import to_numpy
-from serve.requests import show
+from serve.request_values import show
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
 from serve.schema import Schema
 

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import SchemaError, name_nearest
-from serve.requests import DERIVED, Request, parse_request, show
+from serve.request_values import show
+from serve.requests import DERIVED, Request, parse_request
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
 from serve.schema import Schema
 

@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.errors import SchemaError
-from serve.requests import show
+from serve.request_values import show
 
 SUFFIXES = (".jsonl", ".parquet", ".csv")
 
