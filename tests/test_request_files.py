@@ -197,7 +197,7 @@ def test_other_files_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['[{"user_id": "a"}, {"user_id": "b"}]', '\n [\n{"user_id": "a"},\n{"user_id": "b"}]\n']
+    "text", ['[{"user_id": "a"},{"user_id": "b"}]', '\n [\n{"user_id": "a"},\n{"user_id": "b"}]\n']
 )
 def test_an_array_is_told_how_to_become_lines(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)

@@ -88,7 +88,6 @@ def test_other_profiles_can_be_named(bundle, tmp_path):
     assert [row["user_id"] for row in read_csv(out)] == ["only"] * 2
 
 
-@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_what_the_bundle_does_not_know_is_said_after_the_answers(bundle, tmp_path, capsys):
     requests = [
         {"user_id": "secret", "context": {"device": "fridge"}, "history": [{"item_id": "gone"}, {"item_id": IDS[3]}]},
@@ -123,6 +122,7 @@ def test_a_slip_on_the_command_line_is_one_line(words, message, capsys):
     assert len(error.splitlines()) == 1
 
 
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_no_request_gives_a_file_without_rows(bundle, tmp_path, suffix):
     empty, out = tmp_path / "none.jsonl", tmp_path / f"recs.{suffix}"
     empty.write_text("")
