@@ -12,9 +12,9 @@ def test_what_to_try_next_names_the_python_that_ran(tmp_path, monkeypatch):
     monkeypatch.setenv("PATH", "")
     monkeypatch.setattr(sys, "executable", str(tmp_path / "env" / "bin" / "python3"))
     text = io.StringIO()
-    print_summary(Console(file=text, width=40), Path("runs/a"), {}, "NDCG@10", "i7")
+    print_summary(Console(file=text, width=40), Path("r/a"), {}, "NDCG@10", "i7")
     assert text.getvalue().splitlines()[-3:] == [
-        "  env/bin/python3 -m serve recommend --bundle runs/a/bundle --all-users --k 10 --out runs/a/recommendations.csv",
-        "  env/bin/python3 -m serve similar --bundle runs/a/bundle --item i7 --k 5",
-        "  env/bin/python3 -m serve verify --bundle runs/a/bundle",
+        "  env/bin/python3 -m serve recommend --bundle r/a/bundle --all-users --k 10 --out r/a/recommendations.csv",
+        "  env/bin/python3 -m serve similar --bundle r/a/bundle --item i7 --k 5",
+        "  env/bin/python3 -m serve verify --bundle r/a/bundle",
     ]
