@@ -1,11 +1,11 @@
-"""Train, export, evaluate and publish a two-tower recommender: one run, read from top to bottom.
-
-python train.py                                    the bundled grocery sample, into runs/grocery
-python train.py --config configs/template.yaml     your own tables
-python train.py --help                             every option
-"""
+"""Train, export, evaluate and publish a two-tower recommender: one run, read from top to bottom."""
 
 from __future__ import annotations
+
+if __name__ == "__main__":  # before anything that may be missing is imported
+    from serve.interpreter import TRAINING, require_packages
+
+    require_packages(TRAINING)
 
 import json
 import sys

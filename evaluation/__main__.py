@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything that may be missing is imported
+    from serve.interpreter import EVALUATING, require_packages
+
+    require_packages(EVALUATING)
+
 import argparse
 import json
 import sys
@@ -19,21 +24,25 @@ from evaluation.histories import profiles_from_frame
 from evaluation.result_table import print_results
 from evaluation.validation import hold_out_last, hold_out_window
 from serve.bundle import Bundle
+from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
 from serve.recommender import Recommender
 from serve.schema import Schema
 
 OTHERS = ("HR@10",)
+_DESCRIPTION = """Evaluate any bundle on any holdout.
+
+example:
+  python -m evaluation --bundle runs/grocery/bundle --holdout test.parquet --train train.parquet --json figures.json"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 after one line about what is wrong."""
-    arguments = _parse(argv)
     try:
-        run(arguments)
+        run(_parse(argv))
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return FAULT
     return 0
 
 
@@ -60,7 +69,7 @@ def run(arguments: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m evaluation", description=__doc__)
+    parser = make_parser("python -m evaluation", _DESCRIPTION)
     options: dict[str, dict[str, Any]] = {
         "--bundle": {"type": Path, "required": True, "help": "folder of the bundle"},
         "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV or Parquet"},
@@ -72,7 +81,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     }
     for name, option in options.items():
         parser.add_argument(name, **option)
-    return parser.parse_args(argv)
+    return parse_options(parser, argv)
 
 
 def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:

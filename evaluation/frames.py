@@ -12,7 +12,8 @@ import pandas as pd
 from serve.clock import to_seconds
 from serve.encoding import to_numbers, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.requests import DERIVED, parse_id
+from serve.request_values import parse_id
+from serve.requests import DERIVED
 from serve.schema import Feature, IdType, Schema
 
 

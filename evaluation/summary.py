@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 
 from evaluation.result_table import print_results
+from serve.interpreter import name_interpreter
 
 
 def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: str, item_id: str | int) -> None:
@@ -30,4 +31,4 @@ def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: 
         f"similar --bundle {bundle} --item {item_id} --k 5",
         f"verify --bundle {bundle}",
     ):
-        console.print(f"  python -m serve {command}", highlight=False, soft_wrap=True)
+        console.print(f"  {name_interpreter()} -m serve {command}", highlight=False, soft_wrap=True)

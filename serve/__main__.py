@@ -7,23 +7,58 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from serve.command_line import FAULT, make_parser, parse_command
+from serve.interpreter import SERVING, require_packages
 from serve.interruption import ending_on_signals
+from serve.row_layout import read_layout
 
-_FAILED = 2
-_VECTORS = """The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is
-the whole score only of items that the user does not own yet: the rest of an owned item's score lies in no vector,
-and recommend knows it."""
+_PROGRAM = "python -m serve"
+_SUMMARY = """Answer requests from a bundle.
+
+commands:
+  recommend   write the best items of many requests to a file
+  similar     show the items nearest to an item
+  export      write the vectors of users or items to a folder of Parquet files
+  verify      check files, space and golden answers
+
+`python -m serve COMMAND --help` shows the options of a command, with examples."""
+_RECOMMEND = """Write the best items of many requests to a file.
+
+A line of a JSON Lines file of requests; whatever is left out counts as missing:
+  {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
+
+examples:
+  python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet
+  python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv"""
+_SIMILAR = """Show the items nearest to an item.
+
+example:
+  python -m serve similar --bundle runs/grocery/bundle --item 1029743 --k 5"""
+_EXPORT = """Write the vectors of users or items to a folder of Parquet files.
+
+The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is
+the whole score only of items that the user does not own yet: the rest of an owned item's score lies in
+no vector, and recommend knows it.
+
+examples:
+  python -m serve export --bundle runs/grocery/bundle --side item --out vectors
+  python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
+_VERIFY = """Check files, space and golden answers of a bundle.
+
+example:
+  python -m serve verify --bundle runs/grocery/bundle"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a fault is one line on stderr and exit code 2, SIGTERM is exit code 143."""
-    given = _parser().parse_args(arguments)
     try:
+        given = parse_command(make_parser(_PROGRAM, _SUMMARY, f"{_PROGRAM} [-h] COMMAND ..."), _commands(), arguments)
+        require_packages(SERVING)
         with ending_on_signals():
             given.run(given)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return _FAILED
+        return FAULT
     return 0
 
 
@@ -33,8 +68,10 @@ def _recommend(given: argparse.Namespace) -> None:
 
     recommender = Recommender.load(given.bundle, given.profiles)
     requests = user_requests(recommender) if given.all_users else file_requests(recommender, given.requests)
-    n_answered = recommend_file(recommender, requests, given.k, given.repeats, given.out)
+    n_answered, notes = recommend_file(recommender, requests, given.k, given.repeats, given.out)
     print(f"{n_answered} requests answered: {given.out}")
+    for note in notes:
+        print(note, file=sys.stderr)
 
 
 def _similar(given: argparse.Namespace) -> None:
@@ -46,7 +83,8 @@ def _similar(given: argparse.Namespace) -> None:
 def _export(given: argparse.Namespace) -> None:
     from serve.commands import export_file
 
-    arguments = (given.bundle, given.profiles, given.side, given.rows, given.out, given.overwrite)
+    layout = read_layout(given.delimiter, given.columns)
+    arguments = (given.bundle, given.profiles, given.side, given.rows, layout, given.out, given.overwrite)
     print("\n".join(export_file(*arguments)))
 
 
@@ -56,25 +94,24 @@ def _verify(given: argparse.Namespace) -> None:
     print("\n".join(verify_bundle(given.bundle)))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _commands() -> dict[str, argparse.ArgumentParser]:
     """Describe the commands; what they need is imported when one runs, so that help is quick."""
-    parser = argparse.ArgumentParser(prog="python -m serve", description="Answer requests from a bundle.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    text = "write the best items of many requests to a file"
-    _describe_recommend(commands.add_parser("recommend", help=text, description=text))
-    text = "show the items nearest to an item"
-    _describe_similar(commands.add_parser("similar", help=text, description=text))
-    text = "write the vectors of users or items to a folder of Parquet files"
-    _describe_export(commands.add_parser("export", help=text, description=f"{text[0].upper()}{text[1:]}. {_VECTORS}"))
-    text = "check files, space and golden answers"
-    _describe_bundle(commands.add_parser("verify", help=text, description=text), _verify)
-    return parser
+    described = {
+        "recommend": (_RECOMMEND, _describe_recommend),
+        "similar": (_SIMILAR, _describe_similar),
+        "export": (_EXPORT, _describe_export),
+        "verify": (_VERIFY, _describe_verify),
+    }
+    parsers = {name: make_parser(f"{_PROGRAM} {name}", text) for name, (text, _) in described.items()}
+    for name, (_, describe) in described.items():
+        describe(parsers[name])
+    return parsers
 
 
 def _describe_recommend(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _recommend)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, Parquet or CSV")
+    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, Parquet, CSV or TSV")
     source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
     parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
     repeats = "may items of the history be listed (default: as in the data)"
@@ -85,19 +122,27 @@ def _describe_recommend(parser: argparse.ArgumentParser) -> None:
 
 def _describe_similar(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _similar)
-    parser.add_argument("--item", required=True, metavar="ID")
+    parser.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
 
 
 def _describe_export(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _export)
-    parser.add_argument("--side", choices=("user", "item"), required=True)
-    rows = "JSON Lines, Parquet or CSV: requests, or items with item_id and features (default: all users with a "
-    parser.add_argument("--rows", type=Path, metavar="FILE", help=rows + "profile, or the catalogue)")
+    parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
+    rows = "requests, or items with item_id and features: JSON Lines, Parquet, CSV or TSV"
+    parser.add_argument("--rows", type=Path, metavar="FILE", help=f"{rows} (default: all users, or the catalogue)")
+    delimiter = "between the cells of --rows (default: told from the first line)"
+    parser.add_argument("--delimiter", metavar="CHARACTER", help=delimiter)
+    columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
+    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
     _describe_profiles(parser)
     folder = "gets part-00000.parquet and so on, and _SUCCESS at the end; a run that was stopped goes on there"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=folder)
     parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
+
+
+def _describe_verify(parser: argparse.ArgumentParser) -> None:
+    _describe_bundle(parser, _verify)
 
 
 def _describe_profiles(parser: argparse.ArgumentParser) -> None:
@@ -107,7 +152,7 @@ def _describe_profiles(parser: argparse.ArgumentParser) -> None:
 
 def _describe_bundle(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     """Add what every command has: the bundle, and what runs the command."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
     parser.set_defaults(run=run)
 
 

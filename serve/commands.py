@@ -11,14 +11,17 @@ from typing import Any
 import pyarrow as pa
 
 from serve.bundle import Bundle, verify
+from serve.errors import SchemaError
 from serve.export import export_items, export_users
 from serve.item_facts import REPEAT_RATE
 from serve.recommendations import to_arrow, write_tables
 from serve.recommender import Recommender, golden_answer
 from serve.request_files import read_requests
 from serve.requests import Request
+from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Repeats
 from serve.shards import Side
+from serve.unseen import Unseen
 
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
 _MOST_SHOWN = 40
@@ -26,7 +29,7 @@ _MOST_SHOWN = 40
 
 def recommend_file(
     recommender: Recommender, requests: Iterable[Request], k: int, repeats: Repeats | None, out: Path
-) -> int:
+) -> tuple[int, list[str]]:
     """Answer requests into a CSV or Parquet file.
 
     Args:
@@ -37,23 +40,25 @@ def recommend_file(
         out: the file; as it was until all answers are in it.
 
     Returns:
-        How many requests were answered.
+        How many requests were answered, and notes on what the bundle does not know of them.
 
     Raises:
         SchemaError: a request that cannot be read, or another suffix.
     """
     filter_viewed = None if repeats is None else repeats == "exclude"
     schema = recommender.recommend([], k, filter_viewed).to_table().schema
-    n_answered = 0
+    n_answered, unseen = 0, Unseen(recommender.bundle.schema)
 
     def answer() -> Iterator[pa.Table]:
         nonlocal n_answered
-        for some in _in_batches(requests):
+        for some in _in_batches(unseen.watch(requests)):
+            answers = recommender.recommend(some, k, filter_viewed)
             n_answered += len(some)
-            yield recommender.recommend(some, k, filter_viewed).to_table()
+            unseen.count_items(answers.unknown_items)
+            yield answers.to_table()
 
     write_tables(answer(), schema, out)
-    return n_answered
+    return n_answered, unseen.notes()
 
 
 def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
@@ -67,12 +72,14 @@ def user_requests(recommender: Recommender) -> Iterator[Request]:
 
 
 def export_file(
-    bundle: Path, profiles: Path | None, side: Side, rows: Path | None, out: Path, overwrite: bool
+    bundle: Path, profiles: Path | None, side: Side, rows: Path | None, layout: RowLayout, out: Path, overwrite: bool
 ) -> list[str]:
     """Export vectors with a progress bar on stderr; see `serve.export`. Returns lines to say."""
+    if rows is None and layout != AS_OURS:
+        raise SchemaError("a delimiter and columns are those of a file of rows: give it with --rows")
     recommender = Recommender.load(bundle, profiles)
     export = export_users if side == "user" else export_items
-    return export(recommender, rows, out, overwrite, sys.stderr)
+    return export(recommender, rows, out, overwrite, sys.stderr, layout)
 
 
 def describe_similar(path: Path, item_id: str, k: int) -> list[str]:

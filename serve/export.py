@@ -19,7 +19,8 @@ from serve.export_sources import Block, Source, catalogue_items, file_items, fil
 from serve.progress import Progress
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
-from serve.requests import Id
+from serve.request_values import Id
+from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import IdType
 from serve.shards import Plan, Shards, Side
 
@@ -28,7 +29,12 @@ _ROWS_AT_ONCE = 4096  # a divisor of a shard
 
 
 def export_items(
-    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, stream: TextIO
+    recommender: Recommender,
+    rows: Path | None,
+    folder: Path,
+    overwrite: bool,
+    stream: TextIO,
+    layout: RowLayout = AS_OURS,
 ) -> list[str]:
     """Export item vectors.
 
@@ -38,6 +44,7 @@ def export_items(
         folder: of the shards.
         overwrite: replace an export that is there.
         stream: gets a progress bar if it is a terminal.
+        layout: of the file of rows.
 
     Returns:
         Lines to say: how many vectors there are, and what was not read.
@@ -46,12 +53,20 @@ def export_items(
         SchemaError: a row that cannot be encoded, by file and place, or a folder that holds something else. Shards
             that are finished stay.
     """
-    source = file_items(recommender, rows, _ROWS_AT_ONCE) if rows else catalogue_items(recommender, _ROWS_AT_ONCE)
+    if rows is None:
+        source = catalogue_items(recommender, _ROWS_AT_ONCE)
+    else:
+        source = file_items(recommender, rows, _ROWS_AT_ONCE, layout)
     return _export(recommender, "item", source, folder, overwrite, stream)
 
 
 def export_users(
-    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, stream: TextIO
+    recommender: Recommender,
+    rows: Path | None,
+    folder: Path,
+    overwrite: bool,
+    stream: TextIO,
+    layout: RowLayout = AS_OURS,
 ) -> list[str]:
     """Export user vectors, as `export_items` does.
 
@@ -61,8 +76,12 @@ def export_users(
         folder: of the shards.
         overwrite: replace an export that is there.
         stream: gets a progress bar if it is a terminal.
+        layout: of the file of rows.
     """
-    source = file_users(recommender, rows, _ROWS_AT_ONCE) if rows else profile_users(recommender, _ROWS_AT_ONCE)
+    if rows is None:
+        source = profile_users(recommender, _ROWS_AT_ONCE)
+    else:
+        source = file_users(recommender, rows, _ROWS_AT_ONCE, layout)
     return _export(recommender, "user", source, folder, overwrite, stream)
 
 

@@ -17,9 +17,12 @@ from serve.profiles import Profiles
 from serve.recommendations import to_arrow, to_numpy
 from serve.recommender import Recommender
 from serve.request_files import read_requests
-from serve.requests import Id, Request, parse_ids
+from serve.request_values import Id, parse_ids
+from serve.requests import Request
 from serve.row_files import check_file, count_rows
+from serve.row_layout import RowLayout
 from serve.top_k import Floats
+from serve.unseen import Unseen
 
 Ids = Sequence[Id | None] | np.ndarray
 """Of some rows; None for an anonymous request."""
@@ -58,19 +61,19 @@ def catalogue_items(recommender: Recommender, rows_at_once: int) -> Source:
     return Source({"kind": "catalogue"}, len(ids), map(block, _parts(len(ids), rows_at_once)))
 
 
-def file_items(recommender: Recommender, path: Path, rows_at_once: int) -> Source:
+def file_items(recommender: Recommender, path: Path, rows_at_once: int, layout: RowLayout) -> Source:
     """Take the items of a file, to be placed by their features.
 
     Raises:
         SchemaError: a missing file or an unknown suffix; later, while the blocks are read and encoded, a row
             that is no item, by file and place.
     """
-    items = ItemFile(path, recommender.bundle.schema)
+    items = ItemFile(path, recommender.bundle.schema, layout)
 
     def block(rows: ItemRows) -> Block:
         return Block(len(rows), lambda: _encode_items(recommender, items, rows))
 
-    identity = _identify(path)
+    identity = _identify(path, layout)
     blocks = map(block, items.blocks(rows_at_once))
     return Source(identity, count_rows(path), _unchanged(path, blocks), items.remarks)
 
@@ -89,16 +92,17 @@ def profile_users(recommender: Recommender, rows_at_once: int) -> Source:
     return Source(identity, len(profiles), _request_blocks(recommender, requests, rows_at_once))
 
 
-def file_users(recommender: Recommender, path: Path, rows_at_once: int) -> Source:
+def file_users(recommender: Recommender, path: Path, rows_at_once: int, layout: RowLayout) -> Source:
     """Take the requests of a file.
 
     Raises:
         SchemaError: as `file_items`.
     """
-    requests = read_requests(path, recommender.bundle.schema)
-    identity = {**_identify(path), "profiles": _fingerprint(recommender.profiles)}
+    unseen = Unseen(recommender.bundle.schema)
+    requests = unseen.watch(read_requests(path, recommender.bundle.schema, layout))
+    identity = {**_identify(path, layout), "profiles": _fingerprint(recommender.profiles)}
     blocks = _request_blocks(recommender, requests, rows_at_once)
-    return Source(identity, count_rows(path), _unchanged(path, blocks))
+    return Source(identity, count_rows(path), _unchanged(path, blocks), unseen.notes)
 
 
 def _parts(n_rows: int, rows_at_once: int) -> Iterator[slice]:
@@ -138,11 +142,12 @@ def _find_fault(recommender: Recommender, items: ItemFile, rows: ItemRows, featu
             raise SchemaError(f"{items.name_place(place)}: {error}") from error
 
 
-def _identify(path: Path) -> dict[str, Any]:
+def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
     check_file(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return {"kind": "file", "suffix": path.suffix.lower(), "sha256": digest, "size": file.tell()}
+        about = {"kind": "file", "suffix": path.suffix.lower(), "sha256": digest, "size": file.tell()}
+        return about | layout.identity()
 
 
 def _unchanged(path: Path, blocks: Iterator[Block]) -> Iterator[Block]:

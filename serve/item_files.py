@@ -5,7 +5,7 @@ Columns that no feature reads are left out, as they are in training.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -15,8 +15,9 @@ import pyarrow as pa
 
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import to_numpy
-from serve.requests import show
+from serve.request_values import show
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
+from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Schema
 
 ITEM_ID = "item_id"
@@ -42,18 +43,26 @@ class ItemRows:
 class ItemFile:
     """A file of items."""
 
-    def __init__(self, path: Path, schema: Schema) -> None:
-        """Check the name; the file is opened when it is read.
+    def __init__(self, path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> None:
+        """Check the names; the file is opened when it is read.
+
+        Args:
+            path: of the file.
+            schema: of the bundle.
+            layout: of the file; its columns are `item_id` and those that features are read from.
 
         Raises:
-            SchemaError: a missing file or an unknown suffix.
+            SchemaError: a missing file or an unknown suffix, or a layout that is not of such a file.
         """
         check_file(path)
+        layout.check_suffix(path)
         self.path = path
+        self.layout = layout
         self.is_numbered_by_line = path.suffix.lower() != ".parquet"
         self._read = _READERS[path.suffix.lower()]
         self._features = {feature.column for feature in schema.item_features}
         self._seen: set[str] = set()
+        _check_names(layout.columns, self._features | {ITEM_ID})
 
     def blocks(self, n_rows: int) -> Iterator[ItemRows]:
         """Read the items in constant memory, `n_rows` at once and at last what remains.
@@ -61,7 +70,7 @@ class ItemFile:
         Raises:
             SchemaError: what cannot be read, or has no `item_id`, or no feature at all; names file and place.
         """
-        for rows in self._read(self.path, n_rows):
+        for rows in self._read(self.path, n_rows, self.layout):
             self._check_columns(rows)
             self._seen |= rows.columns.keys()
             wanted = self._features | {ITEM_ID}
@@ -82,14 +91,21 @@ class ItemFile:
     def _check_columns(self, rows: ItemRows) -> None:
         place = self.name_place(rows.places[0])
         if ITEM_ID not in rows.columns:
-            raise SchemaError(f"{place}: no column '{ITEM_ID}'; {name_nearest(ITEM_ID, rows.columns)}")
+            nearest = name_nearest(self.layout.columns.get(ITEM_ID, ITEM_ID), rows.columns)
+            raise SchemaError(f"{place}: no column '{ITEM_ID}'; {nearest} Name it with --columns {ITEM_ID}=COLUMN")
         if self._features and not self._features & rows.columns.keys():
             allowed = ", ".join(sorted(self._features))
             raise SchemaError(f"{place}: no column is a feature of items; allowed: {allowed}")
 
 
-def _read_json_blocks(path: Path, n_rows: int) -> Iterator[ItemRows]:
-    lines = read_json_lines(path)
+def _check_names(ours: Iterable[str], allowed: Collection[str]) -> None:
+    for name in ours:
+        if name not in allowed:
+            raise SchemaError(f"columns: no feature of items reads '{name}'; {name_nearest(name, allowed)}")
+
+
+def _read_json_blocks(path: Path, n_rows: int, layout: RowLayout) -> Iterator[ItemRows]:
+    lines = read_json_lines(path, layout)
     while some := list(islice(lines, n_rows)):
         for number, raw in some:
             if not isinstance(raw, dict):
@@ -99,17 +115,17 @@ def _read_json_blocks(path: Path, n_rows: int) -> Iterator[ItemRows]:
         yield ItemRows(columns, [number for number, _ in some])
 
 
-def _read_csv_blocks(path: Path, n_rows: int) -> Iterator[ItemRows]:
-    lines = read_csv_cells(path)
+def _read_csv_blocks(path: Path, n_rows: int, layout: RowLayout) -> Iterator[ItemRows]:
+    lines = read_csv_cells(path, layout)
     _, names = next(lines)
     while some := list(islice(lines, n_rows)):
         cells = map(list, zip(*(cells for _, cells in some), strict=True))
         yield ItemRows(dict(zip(names, cells, strict=True)), [line for line, _ in some])
 
 
-def _read_parquet_blocks(path: Path, n_rows: int) -> Iterator[ItemRows]:
+def _read_parquet_blocks(path: Path, n_rows: int, layout: RowLayout) -> Iterator[ItemRows]:
     start = 1
-    for table in _join_batches(read_record_batches(path, n_rows), n_rows):
+    for table in _join_batches(read_record_batches(path, n_rows, layout), n_rows):
         columns = {name: _values(table.column(name)) for name in table.column_names}
         yield ItemRows(columns, range(start, start + table.num_rows))
         start += table.num_rows
@@ -137,8 +153,9 @@ def _values(column: pa.ChunkedArray) -> Any:
     return column.to_pylist()
 
 
-_READERS: Mapping[str, Callable[[Path, int], Iterator[ItemRows]]] = {
+_READERS: Mapping[str, Callable[[Path, int, RowLayout], Iterator[ItemRows]]] = {
     ".jsonl": _read_json_blocks,
     ".parquet": _read_parquet_blocks,
     ".csv": _read_csv_blocks,
+    ".tsv": _read_csv_blocks,
 }

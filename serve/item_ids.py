@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import SchemaError
-from serve.requests import Id, parse_id, show
+from serve.request_values import Id, parse_id, show
 from serve.schema import IdType
 from serve.top_k import Ints
 

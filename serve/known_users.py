@@ -13,7 +13,7 @@ from serve.feature_rows import keyed_by_name
 from serve.histories import Histories, encode_histories
 from serve.item_ids import ItemIds
 from serve.profiles import History, Profiles
-from serve.requests import Id
+from serve.request_values import Id
 from serve.schema import Schema
 
 

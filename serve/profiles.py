@@ -24,7 +24,8 @@ from serve.profile_store import (
     write_parts,
     writing,
 )
-from serve.requests import DERIVED, Id, parse_id
+from serve.request_values import Id, parse_id
+from serve.requests import DERIVED
 from serve.schema import Feature, IdType
 
 _FEATURE = "feature:"

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.errors import SchemaError
-from serve.requests import Id
+from serve.request_values import Id
 from serve.schema import IdType
 
 

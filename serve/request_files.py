@@ -1,4 +1,4 @@
-"""Requests in files: JSON Lines and Parquet hold them nested, CSV as flat columns without history.
+"""Requests in files: JSON Lines and Parquet hold them nested, CSV and TSV as flat columns without history.
 
 A CSV column is `user_id`, `datetime`, or the name of a user or context feature; an empty cell is not given.
 """
@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import SchemaError, name_nearest
-from serve.requests import DERIVED, Request, parse_request, show
+from serve.request_values import show
+from serve.requests import DERIVED, Request, parse_request
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
+from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Schema
 
 Placed = tuple[str, Any]
@@ -20,14 +22,20 @@ Placed = tuple[str, Any]
 _ROWS_AT_ONCE = 4096
 
 
-def read_requests(path: Path, schema: Schema) -> Iterator[Request]:
+def read_requests(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Iterator[Request]:
     """Read and check the requests of a file one by one, in constant memory.
+
+    Args:
+        path: of the file.
+        schema: of the bundle.
+        layout: of the file; its columns are the fields of a request, in CSV also features.
 
     Raises:
         SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and line.
     """
     check_file(path)
-    return _parse_all(path.name, _READERS[path.suffix.lower()](path, schema), schema)
+    layout.check_suffix(path)
+    return _parse_all(path.name, _READERS[path.suffix.lower()](path, schema, layout), schema)
 
 
 def _parse_all(file: str, requests: Iterator[Placed], schema: Schema) -> Iterator[Request]:
@@ -39,20 +47,20 @@ def _parse_all(file: str, requests: Iterator[Placed], schema: Schema) -> Iterato
         yield request
 
 
-def _read_json_lines(path: Path, _: Schema) -> Iterator[Placed]:
-    return ((f"line {number}", raw) for number, raw in read_json_lines(path))
+def _read_json_lines(path: Path, _: Schema, layout: RowLayout) -> Iterator[Placed]:
+    return ((f"line {number}", raw) for number, raw in read_json_lines(path, layout))
 
 
-def _read_parquet(path: Path, _: Schema) -> Iterator[Placed]:
+def _read_parquet(path: Path, _: Schema, layout: RowLayout) -> Iterator[Placed]:
     number = 0
-    for batch in read_record_batches(path, _ROWS_AT_ONCE):
+    for batch in read_record_batches(path, _ROWS_AT_ONCE, layout):
         for raw in batch.to_pylist():
             number += 1
             yield f"row {number}", raw
 
 
-def _read_csv(path: Path, schema: Schema) -> Iterator[Placed]:
-    rows = read_csv_cells(path)
+def _read_csv(path: Path, schema: Schema, layout: RowLayout) -> Iterator[Placed]:
+    rows = read_csv_cells(path, layout)
     line, names = next(rows)
     sections = _place_columns(names, schema, f"{path.name}, line {line}")
     is_number = {feature.name: feature.is_numeric for feature in schema.user_features + schema.context_features}
@@ -89,8 +97,9 @@ def _read_number(cell: str) -> float | str:
         return cell
 
 
-_READERS: Mapping[str, Callable[[Path, Schema], Iterator[Placed]]] = {
+_READERS: Mapping[str, Callable[[Path, Schema, RowLayout], Iterator[Placed]]] = {
     ".jsonl": _read_json_lines,
     ".parquet": _read_parquet,
     ".csv": _read_csv,
+    ".tsv": _read_csv,
 }

@@ -1,9 +1,11 @@
-"""Rows in files: JSON Lines, Parquet and CSV, read in constant memory, each with its place for messages."""
+"""Rows in files: JSON Lines, Parquet, CSV and TSV, read in constant memory, each with its place for messages."""
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,10 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.errors import SchemaError
-from serve.requests import show
+from serve.interpreter import name_interpreter
+from serve.request_values import show
+from serve.row_layout import TEXT_SUFFIXES, RowLayout
 
-SUFFIXES = (".jsonl", ".parquet", ".csv")
+SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
 
+_TO_LINES = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"
 _CHUNK = 2**20  # bytes
 
 
@@ -27,7 +32,8 @@ def check_file(path: Path) -> None:
         SchemaError: a missing file or an unknown suffix.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(SUFFIXES)}")
+        meant = f"; {_explain_lines(path)}" if path.suffix.lower() == ".json" else ""
+        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(SUFFIXES)}{meant}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
 
@@ -45,12 +51,23 @@ def count_rows(path: Path) -> int:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
-def read_json_lines(path: Path) -> Iterator[tuple[int, Any]]:
-    """Give the JSON of each line that is not blank, with the number of the line."""
+def read_json_lines(path: Path, layout: RowLayout) -> Iterator[tuple[int, Any]]:
+    """Give the JSON of each line that is not blank, with the number of the line; keys under our names."""
+    is_first = True
     with path.open("rb") as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                yield number, _read_json(line, f"{path.name}, line {number}")
+                if is_first and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
+                    raise SchemaError(f"{path.name}: expected an object on each line; {_explain_lines(path)}")
+                is_first = False
+                raw = _read_json(line, f"{path.name}, line {number}")
+                yield number, layout.rename(raw) if isinstance(raw, dict) else raw
+
+
+def _explain_lines(path: Path) -> str:
+    """Say how a JSON array becomes JSON Lines."""
+    source, target = shlex.quote(str(path)), shlex.quote(f"{path.stem}-lines.jsonl")
+    return f'to make lines of one array: {name_interpreter()} -c "{_TO_LINES}" < {source} > {target}'
 
 
 def _read_json(line: bytes, place: str) -> Any:
@@ -70,10 +87,15 @@ def _refuse_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return fields
 
 
-def read_record_batches(path: Path, n_rows: int) -> Iterator[pa.RecordBatch]:
+def read_record_batches(path: Path, n_rows: int, layout: RowLayout) -> Iterator[pa.RecordBatch]:
     """Give the rows of a Parquet file, at most `n_rows` at once; timestamps as ISO text of whole seconds."""
     with _open_parquet(path) as file:
-        yield from map(_with_times_as_text, file.iter_batches(n_rows))
+        names = file.schema_arrow.names
+        layout.check_columns(names, path.name)
+        places = layout.rename({name: place for place, name in enumerate(names)})
+        for batch in file.iter_batches(n_rows):
+            columns = [batch.column(place) for place in places.values()]
+            yield _with_times_as_text(pa.RecordBatch.from_arrays(columns, names=list(places)))
 
 
 @contextmanager
@@ -114,22 +136,26 @@ def _as_text(_: pa.DataType) -> pa.DataType:
     return pa.string()
 
 
-def read_csv_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """Give the header, then the rows that are not blank and as long, each with the line it ends on."""
-    rows = _read_csv_rows(path)
+def read_csv_cells(path: Path, layout: RowLayout) -> Iterator[tuple[int, list[str]]]:
+    """Give our names, then the cells of the rows that are not blank, each with the line it ends on."""
+    rows = _read_csv_rows(path, layout)
     line, names = next(rows, (1, []))
     if not names or len(set(names)) < len(names):
         raise SchemaError(f"{path.name}, line {line}: the header is {show(names)}; expected distinct column names")
-    yield line, names
+    layout.check_columns(names, f"{path.name}, line {line}")
+    places = layout.rename({name: place for place, name in enumerate(names)})
+    yield line, list(places)
     for line, cells in rows:
         if len(cells) != len(names):
             raise SchemaError(f"{path.name}, line {line}: {len(cells)} cells; the header has {len(names)}")
-        yield line, cells
+        yield line, [cells[place] for place in places.values()]
 
 
-def _read_csv_rows(path: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_csv_rows(path: Path, layout: RowLayout) -> Iterator[tuple[int, list[str]]]:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+        header = text.readline()
     with path.open(encoding="utf-8-sig", newline="") as text:
-        rows = csv.reader(text, strict=True)
+        rows = csv.reader(text, strict=True, delimiter=layout.delimiter_of(path, header))
         try:
             yield from ((rows.line_num, cells) for cells in rows if cells)
         except (csv.Error, UnicodeDecodeError) as error:

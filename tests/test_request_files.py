@@ -196,6 +196,27 @@ def test_other_files_are_refused_at_once(tmp_path):
         read_requests(tmp_path / "gone.csv", SCHEMA)
 
 
+@pytest.mark.parametrize(
+    "text", ['[{"user_id": "a"},{"user_id": "b"}]', '\n [\n{"user_id": "a"},\n{"user_id": "b"}]\n']
+)
+def test_an_array_is_told_how_to_become_lines(tmp_path, monkeypatch, text):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SchemaError, match=r"^r\.jsonl: expected an object on each line; .* > r-lines\.jsonl$") as error:
+        read(tmp_path / "r.jsonl", text)
+    command = str(error.value).partition("one array: ")[2]
+    subprocess.run(["bash", "-c", command], check=True)
+    assert [request.user_id for request in read_requests(tmp_path / "r-lines.jsonl", SCHEMA)] == ["a", "b"]
+    with pytest.raises(SchemaError, match=r"r\.json: cannot read '\.json'; .*to make lines of one array: "):
+        read_requests(tmp_path / "r.json", SCHEMA)
+
+
+def test_semicolons_and_tabs_are_told_from_the_header(tmp_path):
+    expected = [Request(user_id="a,b", features={"gender": "f"})]
+    assert read(tmp_path / "r.csv", "user_id;gender\na,b;f\n") == expected
+    assert read(tmp_path / "r.csv", 'user_id|"gender"\n"a,b"|f\n') == expected
+    assert read(tmp_path / "r.tsv", "user_id\tgender\na,b\tf\n") == expected
+
+
 def test_the_three_formats_agree(tmp_path):
     raw = {"user_id": "a", "features": {"age": 3.5, "gender": "f"}, "datetime": NOON}
     pq.write_table(pa.Table.from_pylist([raw]), tmp_path / "r.parquet")

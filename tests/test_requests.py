@@ -9,7 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import InlineHistory, Request, parse_id, parse_ids, parse_request, show
+from serve.request_values import parse_id, parse_ids, show
+from serve.requests import InlineHistory, Request, parse_request
 from serve.schema import Feature, Schema
 
 
@@ -297,3 +298,22 @@ def test_an_event_may_be_any_mapping():
     assert parse_request(raw, SCHEMA).history == InlineHistory([5, 6], None, [None, "view"])
     with pytest.raises(SchemaError, match=r"history\[1\]: unknown name 'itm'"):
         parse_request({"history": [{"item_id": 5}, MappingProxyType({"itm": 6})]}, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("raw", "message"),
+    [
+        (
+            {"device": "tv"},
+            r"request: unknown name 'device' .*is a context feature: put it in \"context\": {\"device\": ",
+        ),
+        ({"gender": "f"}, r"'gender' is a user feature: put it in \"features\": {\"gender\": \.\.\.}"),
+        ({"context": {"gender": "f"}}, r"context: unknown name 'gender' .*is a user feature: put it in \"features\""),
+        ({"history": [{"item_id": 1, "device": "tv"}]}, r"history\[0\]: .*'device' is a context feature"),
+        ({"hour": 3}, "'hour' is taken from datetime"),
+        ({"devise": "tv"}, "unknown name 'devise' .*; allowed: context"),
+    ],
+)
+def test_a_feature_in_another_place_is_told_where_it_belongs(raw, message):
+    with pytest.raises(SchemaError, match=message):
+        parse_request(raw, SCHEMA)

@@ -88,6 +88,40 @@ def test_other_profiles_can_be_named(bundle, tmp_path):
     assert [row["user_id"] for row in read_csv(out)] == ["only"] * 2
 
 
+def test_what_the_bundle_does_not_know_is_said_after_the_answers(bundle, tmp_path, capsys):
+    requests = [
+        {"user_id": "secret", "context": {"device": "fridge"}, "history": [{"item_id": "gone"}, {"item_id": IDS[3]}]},
+        {"user_id": "u1"},
+    ]
+    path, out = tmp_path / "r.jsonl", tmp_path / "recs.csv"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 2, "--out", out) == 0
+    said = capsys.readouterr()
+    assert said.out == f"2 requests answered: {out}\n"
+    assert said.err.splitlines() == [
+        "note: 1 of 2 requests name values not seen in training: context.device 'fridge' (1 times); taken as unknown",
+        "note: the histories of 1 of 2 requests hold 1 items that are not in the bundle; left out",
+    ]
+    assert run("recommend", "--bundle", bundle, "--all-users", "--k", 2, "--out", out) == 0
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "no command is given; allowed: export, recommend, similar, verify; see python -m serve --help"),
+        (("recomend",), "unknown command 'recomend'; did you mean 'recommend'?"),
+        (("verify", "--bundel", "b"), "unknown option '--bundel'; did you mean '--bundle'?"),
+        (("similar", "--bundle", "b"), "the following arguments are required: --item; see python -m serve similar"),
+    ],
+)
+def test_a_slip_on_the_command_line_is_one_line(words, message, capsys):
+    assert run(*words) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert len(error.splitlines()) == 1
+
+
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
 def test_no_request_gives_a_file_without_rows(bundle, tmp_path, suffix):
     empty, out = tmp_path / "none.jsonl", tmp_path / f"recs.{suffix}"

@@ -252,9 +252,10 @@ FAULTS = {
     "none.csv": ("item_id,cost\na,1\n", "line 2: no column is a feature of items; allowed: brand, department, price"),
     "long.csv": ("item_id,price\na,1,2\n", "line 2: 3 cells; the header has 2"),
     "bad.jsonl": ('{"item_id": "a", "price": 1}\n\n{"item_id": "b", "price": "x"}\n', "line 3: feature 'price': 'x'"),
-    "list.jsonl": ("[]\n", "line 1: item is"),
+    "list.jsonl": ('{"item_id": "a", "price": 1}\n[]\n', "line 2: item is"),
+    "array.jsonl": ('[{"item_id": "a", "price": 1}]', "expected an object on each line"),
     "cut.parquet": ("PAR1", "no Parquet that can be read"),
-    "rows.xlsx": ("", "cannot read '.xlsx'; allowed: .jsonl, .parquet, .csv"),
+    "rows.xlsx": ("", "cannot read '.xlsx'; allowed: .jsonl, .parquet, .csv, .tsv"),
 }
 
 

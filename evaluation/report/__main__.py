@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-import argparse
+if __name__ == "__main__":  # before anything that may be missing is imported
+    from serve.interpreter import EVALUATING, require_packages
+
+    require_packages(EVALUATING)
+
 import json
 import sys
 from collections.abc import Sequence
@@ -11,6 +15,7 @@ from typing import Any
 
 from evaluation.frames import read_interactions
 from evaluation.report.page import REPORT, write_report
+from serve.command_line import FAULT, make_parser, parse_options
 from serve.errors import SchemaError
 from serve.layout import BUNDLE
 from serve.recommender import Recommender
@@ -20,15 +25,15 @@ METRICS = "metrics.json"
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command; return 0, or 2 after one line about what is wrong."""
-    parser = argparse.ArgumentParser(prog="python -m evaluation.report", description=__doc__)
+    parser = make_parser("python -m evaluation.report", "Write the report of a finished run again.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
-    arguments = parser.parse_args(argv)
     try:
+        arguments = parse_options(parser, argv)
         run(arguments.run, arguments.holdout)
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return FAULT
     print(f"report: {arguments.run / REPORT}")
     return 0
 

@@ -1,0 +1,93 @@
+"""What requests name that the bundle does not know: no error, since the world moves on, and yet often a slip."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from serve.encoding import split_cell, to_text
+from serve.requests import Request
+from serve.schema import Feature, Schema
+from serve.top_k import Ints
+
+_MOST_KEPT = 1000  # distinct values: memory does not grow with a file
+_MOST_NAMED = 5
+_LONGEST = 40
+
+
+class Unseen:
+    """Counts over many requests; beside answering, so that a single request does not pay for it."""
+
+    def __init__(self, schema: Schema) -> None:
+        self._schema = schema
+        self._context, self._features = map(_named, (schema.context_features, schema.user_features))
+        self._n_requests = self._n_naming = self._n_lacking = self._n_items = 0
+        self._values: Counter[tuple[str, str]] = Counter()
+        self._unread: Counter[str] = Counter()
+
+    def watch(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Pass requests on and count what they name."""
+        for request in requests:
+            self._n_requests += 1
+            values = dict.fromkeys(self._find_values(request))
+            self._n_naming += bool(values)
+            self._values.update(one for one in values if one in self._values or len(self._values) < _MOST_KEPT)
+            self._unread.update(self._find_unread(request))
+            yield request
+
+    def count_items(self, unknown_items: Ints) -> None:
+        """Add the items that answers say are unknown, (B,)."""
+        self._n_items += int(unknown_items.sum())
+        self._n_lacking += int((unknown_items > 0).sum())
+
+    def notes(self) -> list[str]:
+        """Return a line for each kind of what was met."""
+        notes, of_all = [], f"of {self._n_requests} requests"
+        if self._values:
+            most = self._values.most_common(_MOST_NAMED)
+            shown = ", ".join(f"{place} {text!r} ({count} times)" for (place, text), count in most)
+            more = ", and others" if len(self._values) > _MOST_NAMED else ""
+            notes.append(f"{self._n_naming} {of_all} name values not seen in training: {shown}{more}; taken as unknown")
+        if self._unread:
+            fields = ", ".join(f"{name} ({count} times)" for name, count in sorted(self._unread.items()))
+            notes.append(f"not read, since the training data has no such field: {fields}")
+        if self._n_items:
+            items = f"{self._n_items} items that are not in the bundle"
+            notes.append(f"the histories of {self._n_lacking} {of_all} hold {items}; left out")
+        return [f"note: {note}" for note in notes]
+
+    def _find_values(self, request: Request) -> Iterator[tuple[str, str]]:
+        yield from _find_unknown("context", self._context, request.context or {})
+        yield from _find_unknown("features", self._features, request.features or {})
+        types = self._schema.event_types
+        if request.history is not None and request.history.event is not None and types:
+            texts = (event for event in request.history.event if event is not None and event not in types)
+            yield from (("history.event", text[:_LONGEST]) for text in texts)
+
+    def _find_unread(self, request: Request) -> Iterator[str]:
+        history, schema = request.history, self._schema
+        if request.datetime is not None and not schema.has_datetime:
+            yield "datetime"
+        if history is None:
+            return
+        is_read = {"datetime": schema.has_datetime, "event": bool(schema.event_types), "weight": schema.has_weight}
+        yield from (f"history.{name}" for name, read in is_read.items() if not read and getattr(history, name))
+
+
+def _named(features: Iterable[Feature]) -> dict[str, Feature]:
+    return {feature.name: feature for feature in features if feature.kind in ("categorical", "multi_categorical")}
+
+
+def _find_unknown(place: str, known: Mapping[str, Feature], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for feature in (known[name] for name in given if name in known):
+        for text in _read_texts(feature, given[feature.name]):
+            if text not in feature.codes:
+                yield f"{place}.{feature.name}", text[:_LONGEST]
+
+
+def _read_texts(feature: Feature, value: Any) -> Iterable[str]:
+    """Return the values as the vocabulary would have them; none where they are missing."""
+    if feature.kind == "multi_categorical":
+        return split_cell(value, feature.separator)
+    return filter(None, [to_text(value)])
