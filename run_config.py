@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
+import yaml
 from jsonargparse import ArgumentParser
 
 from datamodules.config import DataConfig
@@ -52,6 +53,13 @@ class Config:
     """Replace what a finished run left in `out`."""
     previous: Path | None = None
     """Bundle of an earlier run whose codes stay what they were; new values of features come after them."""
+
+
+def complete_text(text: str, config: Config) -> str:
+    """Return the YAML of a configuration with what the data decided since: whoever runs it again gets the same."""
+    content = yaml.safe_load(text)
+    content["model"] = asdict(config.model)
+    return str(yaml.safe_dump(content, sort_keys=False))
 
 
 def make_parser() -> ArgumentParser:

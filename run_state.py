@@ -18,7 +18,7 @@ SHOWN = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 
 
 def declare(config: Config) -> dict[str, Any]:
-    """Return what makes the run what it is, as JSON values, without the data itself."""
+    """Return what makes a run, whose configuration is whole, what it is, as JSON values, without the data itself."""
     trainer = {name: value for name, value in config.trainer.items() if name not in SHOWN}
     return {
         "data": config.data.declared(),
@@ -26,6 +26,19 @@ def declare(config: Config) -> dict[str, Any]:
         "trainer": {name: value if _is_plain(value) else type(value).__name__ for name, value in trainer.items()},
         "seed": config.seed,
     }
+
+
+def refuse_replacing(config: Config) -> None:
+    """Refuse to begin where a finished run would be replaced and nobody said that it may be.
+
+    Raises:
+        SchemaError: `config.out` holds a bundle.
+    """
+    bundle = config.out / BUNDLE
+    version, _ = read_published(config.out)
+    is_done = version is not None and version == read_version(bundle)
+    if bundle.exists() and not config.overwrite and not (config.resume and is_done):
+        raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
 
 
 def is_finished(config: Config) -> bool:
@@ -41,8 +54,7 @@ def is_finished(config: Config) -> bool:
     version, run = read_published(config.out)
     is_done = version is not None and version == read_version(bundle)
     if bundle.exists() and not config.overwrite:
-        if not (config.resume and is_done):
-            raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
+        refuse_replacing(config)
         for difference in compare(run, declare(config)):
             raise SchemaError(
                 f"{config.out} holds another run, finished: {difference}; choose another --out, or add --overwrite"

@@ -19,20 +19,14 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pytorch_lightning as pl
-import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 
-from datamodules.catalogue import Catalogue, build_catalogue
 from datamodules.cleaning import clean
 from datamodules.data_report import print_report, report_data
-from datamodules.fingerprint import fingerprint
-from datamodules.interactions import InteractionsDataModule
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
-from datamodules.schema_fitting import fit_schema
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
 from datamodules.targets import only_evidence, only_targets, weigh_targets
@@ -42,16 +36,12 @@ from evaluation.examination import headline_metric
 from evaluation.report.model_card import render_card
 from evaluation.report.page import write_report
 from evaluation.summary import print_summary
-from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.bundle_export import export_bundle
 from models.checkpoints import note_published
-from models.fitting import fit
-from models.sampling import NegativeSampler
-from models.towers import Towers
-from models.two_tower import TwoTower
-from models.warm_start import STARTED_TABLES
-from run_config import Config, parse
-from run_state import declare, is_finished
+from models.defaults import Choice
+from run_config import Config, complete_text, parse
+from run_state import declare, is_finished, refuse_replacing
+from run_training import Trained, print_choices, settle, train
 from serve.bundle import Bundle
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
@@ -63,7 +53,6 @@ from serve.layout import GOLDEN, MODEL_CARD, PROFILES
 from serve.manifest import Facts
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender, golden_answer
-from serve.schema import Schema
 from serve.staging import Stage, publish
 from serve.threads import count_cores
 
@@ -82,15 +71,15 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Trained:
-    """Towers with everything they were trained on."""
+class Work:
+    """Clean tables, and a configuration in which nothing is left open."""
 
-    towers: Towers
-    schema: Schema
-    catalogue: Catalogue
-    data: InteractionsDataModule
-    epochs: int
-    temperature: float
+    config: Config
+    tables: Tables
+    report: dict[str, Any]
+    """What reading and cleaning say of the tables."""
+    choices: list[Choice]
+    """What the data decided."""
 
 
 def run(
@@ -108,29 +97,37 @@ def run(
         BundleError: the export differs from the towers, or a file is damaged; nothing is published.
         FloatingPointError: the training diverged; nothing is published.
     """
+    refuse_replacing(config)
     with Stage.open(config.out) as stage:
-        if is_finished(config):
+        work = prepare(config, tables, stage)
+        if is_finished(work.config):
             console.print(f"{config.out} holds this run, finished: nothing is left to do")
             return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
         if text is not None:
-            write_file(stage.beside / "config.yaml", text.encode())
-        return release(config, stage, *produce(config, tables, stage))
+            write_file(stage.beside / "config.yaml", complete_text(text, work.config).encode())
+        return release(work.config, stage, *produce(work, stage))
 
 
-def produce(
-    config: Config, frames: tuple[pd.DataFrame, ...] | None, stage: Stage
-) -> tuple[Facts, Recommender, dict[str, Any], dict[str, Any], pd.DataFrame]:
-    """Read, train, export and evaluate.
+def prepare(config: Config, frames: tuple[pd.DataFrame, ...] | None, stage: Stage) -> Work:
+    """Read the tables and decide what the configuration leaves open."""
+    tables, report = read(config, frames, stage.beside)
+    config, choices = settle(config, tables)
+    return Work(config, tables, report, choices)
+
+
+def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any], dict[str, Any], pd.DataFrame]:
+    """Train, export and evaluate.
 
     Returns:
         Facts of the bundle in the stage, what answers with it, its metrics, what else is to be reported, and the test.
     """
     started = time.monotonic()
-    cleaned, report = read(config, frames, stage.beside)
+    config, cleaned, report = work.config, work.tables, dict(work.report)
     split = split_interactions(cleaned.interactions, config.data, config.seed)
     leaks = find_leaks(cleaned, split, config.data)
     report["data"] = report_data(cleaned, report.pop("rejects"), report.pop("cleaning"), split, config.data, leaks)
     print_report(report["data"], console)
+    print_choices(work.choices, console)
     if config.data.leaks == "stop":
         stop_on_leaks(leaks)
     trained, seconds = train(config, cleaned, split)
@@ -139,7 +136,8 @@ def produce(
     metrics, durations = measure(config, recommender, cleaned, split)
     seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()}
-    report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature}
+    chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
+    report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())
     return facts, recommender, metrics, report, only_targets(split.test)
@@ -195,89 +193,6 @@ def keep_rejects(rejects: Rejects, config: Config, beside: Path) -> None:
         write_rejects(rejects, beside / REJECTS)
 
 
-def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
-    """Train with early stopping, then again on everything before the test for as many epochs."""
-    begun = time.monotonic()
-    console.rule("training")
-    first = fit_towers(config, tables, split, None)
-    seconds = {"training": time.monotonic() - begun}
-    if config.data.split.strict or not len(split.validation):
-        return first, seconds
-    begun = time.monotonic()
-    console.rule(f"training again on all before the test, {first.epochs} epochs")
-    last = fit_towers(config, tables, split, first.epochs)
-    return last, seconds | {"training_again": time.monotonic() - begun}
-
-
-def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
-    """Fit schema and towers.
-
-    Args:
-        config: of the run.
-        tables: users and items.
-        split: of the interactions.
-        epochs: None: learn from the training rows and stop by the validation rows. A number: learn from both, and
-            stop there on the same schedule.
-    """
-    if epochs is None:
-        rows, validation, at = split.train, split.validation, split.validation_at
-    else:
-        rows, validation, at = split.refit, split.validation.iloc[:0], split.test_at
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    previous = None if config.previous is None else Bundle.load(config.previous).schema
-    schema = fit_schema(tables, rows, config.data, previous)
-    catalogue = build_catalogue(tables.items, rows, schema)
-    settings = config.model
-    data = InteractionsDataModule(
-        rows, validation, tables.users, catalogue, schema, settings.batch_size, config.seed, split.horizon, at
-    )
-    model = make_model(config, schema, catalogue, data)
-    read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
-    trained_for = fit(
-        model,
-        data,
-        config.out,
-        "select" if epochs is None else "final",
-        settings.max_epochs if epochs is None else epochs,
-        settings.patience if len(validation) else None,
-        config.trainer,
-        {**declare(config), "training data": read},
-    )
-    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
-
-
-def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule) -> TwoTower:
-    """Build the towers and what trains them."""
-    settings, features = config.model, catalogue.features
-    towers = build_towers(
-        schema,
-        EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories))),
-        PastOfAll(data.final_requests(), data.early_pairs()),
-        settings.dim,
-        settings.affinity_dim,
-        settings.n_blocks,
-        settings.n_heads,
-        settings.dropout,
-        settings.id_dropout,
-        settings.similarity,
-        settings.temperature,
-        config.seed,
-    )
-    return TwoTower(
-        towers,
-        settings.learning_rate,
-        settings.memory_learning_rate,
-        settings.weight_decay,
-        settings.warmup_steps,
-        settings.temperature,
-        config.seed,
-        STARTED_TABLES if schema.repeats == "allow" else (),
-        settings.max_epochs,
-        NegativeSampler.make(settings.negatives, settings.in_batch_negatives, torch.from_numpy(data.count_targets())),
-        settings.correction,
-    )
-
-
 def stage_bundle(
     config: Config, trained: Trained, tables: Tables, split: Split, stage: Stage
 ) -> tuple[Facts, Recommender]:
@@ -289,7 +204,7 @@ def stage_bundle(
         items = items.append_column("repeat_rate", pa.array(trends.repeat_rate[-1]))
     export_bundle(trained.towers, schema, items, trends.popularity[-1], stage, config.seed)
     facts = Facts(
-        similarity=config.model.similarity,
+        similarity=trained.towers.item_tower.similarity,
         popularity_dims=len(schema.popularity_days),
         index_recall=1.0,
         counts={"items": len(items), "users": len(trained.data.sequences.user_ids), "epochs": trained.epochs},

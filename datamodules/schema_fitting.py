@@ -53,7 +53,6 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
     weight_mean, weight_scale = _fit_weight(train, previous)
     span = _span_days(train)
     has_datetime = "datetime" in train
-    has_popularity = config.repeats == "allow" and has_datetime
     return Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
@@ -71,9 +70,19 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         history_length=config.history_length or _fit_history_length(train),
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
-        popularity_days=_scale_days(POPULARITY_SHARES, span) if has_popularity else (),
+        popularity_days=_popularity_days(config, train, span),
         data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
     )
+
+
+def _popularity_days(config: DataConfig, train: pd.DataFrame, span: float) -> tuple[float, ...]:
+    """Choose the windows of popularity: recent ones as of a moment; of a set, which has no time, one of everything.
+
+    Elsewhere every event of a window is a target, and popularity would be of the future too.
+    """
+    if is_set(train):
+        return (1.0,)
+    return _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and "datetime" in train else ()
 
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:

@@ -14,7 +14,7 @@ from models.item_tower import ItemTower
 from models.memory import Memory
 from models.towers import Towers
 from models.user_tower import UserTower
-from models.warm_start import item_factors, start_affinity, start_taste
+from models.warm_start import item_factors, start_affinity, start_pooling, start_taste
 from serve.categories import category_features, count_categories
 from serve.schema import FIRST_CODE, Schema, Similarity
 
@@ -71,9 +71,12 @@ def build_towers(
         temperature: first one; under `cosine` the unit of the memory's scores.
         seed: of the factorisations.
     """
-    if schema.repeats == "exclude":
-        return _join(schema, items, None, 0, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
     unit = temperature if similarity == "cosine" else 1.0
+    if schema.repeats == "exclude":
+        towers = _join(schema, items, None, 0, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
+        if schema.is_set and not n_blocks:
+            start_pooling(towers, *past.pairs, unit, seed)
+        return towers
     affinity_dim = affinity_dim if category_features(schema.item_features) else 0
     memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)
     towers = _join(schema, items, memory, affinity_dim, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
@@ -106,6 +109,7 @@ def _join(
         n_heads,
         dropout,
         similarity,
+        len(schema.popularity_days),
         memory,
     )
     return Towers(item_tower, user_tower, items.codes, items.values, items.categories)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.dropout import Dropout
 from models.time_basis import LogTimeBasis
 
 N_GAP_FUNCTIONS = 12
@@ -17,7 +18,7 @@ class EventBlocks(nn.Module):
 
     The score of a pair adds two learned functions to the product of query and key: one of the distance in
     groups, one of log(1 + gap in seconds). Nothing depends on the target, so every position is a state; nor on the
-    order within a group, so a basket is a set. Without blocks a token is its own state.
+    order within a group, so a basket is a set. Without blocks a token is its own state, as it is.
     """
 
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
@@ -25,7 +26,7 @@ class EventBlocks(nn.Module):
         self.n_heads = n_heads
         self.gap_basis = LogTimeBasis(N_GAP_FUNCTIONS)
         self.blocks = nn.ModuleList([EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)])
-        self.norm = nn.LayerNorm(dim)
+        self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
 
     def forward(self, tokens: Tensor, times: Tensor, groups: Tensor) -> Tensor:
         """Encode tokens.
@@ -36,10 +37,10 @@ class EventBlocks(nn.Module):
             groups: (B, T) int64: 0 for the start token, rising by order, above all others where padded.
 
         Returns:
-            (B, T, D), normalised.
+            (B, T, D), normalised if there is a block.
         """
         if not len(self.blocks):
-            return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
+            return tokens  # (B, T, D)
         is_seen = groups.unsqueeze(1) <= groups.unsqueeze(2)  # (B, T, T) query, key
         gaps = self.gap_basis(times.unsqueeze(2) - times.unsqueeze(1))  # (B, T, T, K)
         not_start = (groups > 0).to(tokens.dtype)  # (B, T)
@@ -67,10 +68,10 @@ class EventBlock(nn.Module):
             nn.LayerNorm(dim),
             nn.Linear(dim, 2 * dim),
             nn.GELU(),
-            nn.Dropout(dropout),
+            Dropout(dropout),
             nn.Linear(2 * dim, dim),
         )
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(self, tokens: Tensor, gaps: Tensor, distance: Tensor, is_seen: Tensor) -> Tensor:
         bias = self.gap_bias(gaps).permute(0, 3, 1, 2)  # (B, H, T, T)

@@ -1,8 +1,9 @@
-"""Size of the towers and how they are trained; `train.py` unpacks it."""
+"""Size of the towers and how they are trained: what a configuration may fix, and the whole that is run."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from typing import Literal
 
 from serve.errors import SchemaError
@@ -13,65 +14,88 @@ Correction = Literal["negatives", "every_logit"]
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """The two towers and their optimiser."""
+    """The two towers and their optimiser; what is left out is chosen from the data, see `models.defaults`."""
 
-    dim: int = 64
+    dim: int | None = None
     """Entries of the taste part of a vector."""
-    affinity_dim: int = 64
-    """Entries of the category part of a vector; read where `data.repeats` is `allow`."""
-    n_blocks: int = 1
+    n_blocks: int | None = None
     """Attention blocks of the user tower. 0: a history is the mean of its events, which often suits sets."""
-    n_heads: int = 1
+    n_heads: int | None = None
     """Heads of a block; divides `dim`."""
-    dropout: float = 0.2
+    dropout: float | None = None
     """On the tower's input, in its blocks and in its head."""
-    id_dropout: float = 0.1
+    id_dropout: float | None = None
     """Share of the items that lose their id part in a step, so that content alone places an item."""
-    similarity: Similarity = "dot"
+    similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
+    negatives: int | None = None
+    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, always."""
+    learning_rate: float | None = None
+    """Peak of the schedule."""
+    warmup_steps: int | None = None
+    """Steps of linear rise before the cosine descent."""
+    batch_size: int | None = None
+    """Windows or users of a batch."""
+    max_epochs: int | None = None
+    """Length of the schedule."""
+    patience: int | None = None
+    """Epochs without a better validation NDCG before training stops."""
     temperature: float = 0.07
     """First temperature under `cosine`."""
-    negatives: int = 0
-    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, always."""
     in_batch_negatives: int = 0
     """Drawn besides from the targets of the step, which come as often as items do; read where `negatives` > 0."""
     correction: Correction = "negatives"
     """What is corrected by how often an item is drawn: the negatives, or the logit of the target as well."""
-    learning_rate: float = 1e-3
-    """Peak of the schedule."""
-    memory_learning_rate: float = 1e-2
-    """Of the few weights of the memory; read where `data.repeats` is `allow`."""
     weight_decay: float = 0.01
     """Of AdamW."""
-    warmup_steps: int = 50
-    """Steps of linear rise before the cosine descent."""
-    batch_size: int = 128
-    """Windows or users of a batch."""
-    max_epochs: int = 20
-    """Length of the schedule."""
-    patience: int = 5
-    """Epochs without a better validation NDCG before training stops."""
+    affinity_dim: int = 64
+    """Entries of the category part of a vector; read where `data.repeats` is `allow`."""
+    memory_learning_rate: float = 1e-2
+    """Of the few weights of the memory; read where `data.repeats` is `allow`."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "dim",
-            "affinity_dim",
-            "n_heads",
-            "batch_size",
-            "max_epochs",
-            "warmup_steps",
-            "patience",
-        ):
-            if getattr(self, name) < 1:
-                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 1 or more")
-        for name in ("n_blocks", "negatives", "in_batch_negatives"):
-            if getattr(self, name) < 0:
-                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 0 or more")
+        for name in ("dim", "affinity_dim", "n_heads", "batch_size", "max_epochs", "warmup_steps", "patience"):
+            self._check(name, lambda value: value >= 1, "1 or more")
+        for name in ("n_blocks", "negatives", "in_batch_negatives", "weight_decay"):
+            self._check(name, lambda value: value >= 0, "0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: more than 0")
-        if self.dim % self.n_heads:
-            raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
+            self._check(name, lambda value: value > 0, "more than 0")
         for name in ("dropout", "id_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise SchemaError(f"model.{name} is {getattr(self, name)}; allowed: 0 to less than 1")
+            self._check(name, lambda value: 0 <= value < 1, "0 to less than 1")
+        if self.dim is not None and self.n_heads is not None and self.dim % self.n_heads:
+            raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
+
+    def _check(self, name: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
+        value = getattr(self, name)
+        if value is not None and not is_allowed(value):
+            raise SchemaError(f"model.{name} is {value}; allowed: {allowed}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `ModelConfig` may leave open, decided; its docstrings say what each is."""
+
+    dim: int
+    n_blocks: int
+    n_heads: int
+    dropout: float
+    id_dropout: float
+    similarity: Similarity
+    negatives: int
+    learning_rate: float
+    warmup_steps: int
+    batch_size: int
+    max_epochs: int
+    patience: int
+
+
+def recipe_of(config: ModelConfig) -> Recipe:
+    """Return the recipe of a configuration that is whole.
+
+    Raises:
+        SchemaError: something is left open.
+    """
+    values = {field.name: getattr(config, field.name) for field in fields(Recipe)}
+    for name in [name for name, value in values.items() if value is None]:
+        raise SchemaError(f"model.{name} is left open: `settle` decides it from the data")
+    return Recipe(**values)

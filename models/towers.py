@@ -62,7 +62,7 @@ class Towers(nn.Module):
         )  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
-        """Make the user vector for every position of every window, from what stands before it, (B, L, D)."""
+        """Make the user vector for every position of every window, from what stands before it, (B, L, W)."""
         tower, arrays = self.user_tower, batch.arrays
         states = tower.encode_events(items[batch.history_rows][..., : tower.dim], arrays)  # (B, T, D)
         before = torch.where(batch.sees_history.unsqueeze(-1), states[:, :-1], states[:, :1])  # (B, L, D)
@@ -75,12 +75,12 @@ class Towers(nn.Module):
             batch.context_values.flatten(0, 1),
             torch.where(batch.sees_history, batch.recency, 0).flatten(),
         )  # (B * L, D)
-        return tower.finish(fused).view(n_windows, length, dim)  # (B, L, D)
+        return tower.finish(fused).view(n_windows, length, -1)  # (B, L, W)
 
     def request_vectors(self, batch: RequestBatch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""
         tower, arrays = self.user_tower, batch.arrays
         fused = tower.request_state(items[batch.history_rows][..., : tower.dim], arrays)  # (B, D)
         if tower.memory is None:
-            return tower.finish(fused), items.new_zeros(len(batch.owned_rows))  # (B, D), (E,)
+            return tower.finish(fused), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
         return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)

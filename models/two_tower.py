@@ -161,6 +161,7 @@ class TwoTower(pl.LightningModule):
             lr=self.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=self.weight_decay,
+            fused=True,
         )
         steps_per_epoch = self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
         n_steps = int(self.max_epochs * steps_per_epoch)
@@ -168,6 +169,17 @@ class TwoTower(pl.LightningModule):
             optimizer, lambda step: warm_cosine(step, self.warmup_steps, n_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip the gradients; Lightning refuses to where the optimiser is fused, for float16's sake."""
+        clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
+        if gradient_clip_val:
+            clip(self.parameters(), gradient_clip_val)
 
 
 def warm_cosine(step: int, warmup_steps: int, n_steps: int) -> float:

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from datamodules.batch import Tensors
 from models.blocks import EventBlocks
+from models.dropout import Dropout
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
 from models.time_basis import LogTimeBasis
@@ -23,8 +24,8 @@ PADDING_GROUP = 1 << 40  # above every group: no token sees padding
 class UserTower(nn.Module):
     """Encode events, take the state before the request, fuse it late with who asks and when.
 
-    `memory` adds what only repeated consumption has: a long-term profile, affinities, popularity and a score per
-    owned item.
+    With `popularity_dim` the vector also says how much popularity counts for this user. `memory` adds what only
+    repeated consumption has: a long-term profile, affinities, popularity and a score per owned item.
     """
 
     def __init__(
@@ -37,6 +38,7 @@ class UserTower(nn.Module):
         n_heads: int,
         dropout: float,
         similarity: Similarity,
+        popularity_dim: int,
         memory: Memory | None,
     ) -> None:
         super().__init__()
@@ -49,13 +51,15 @@ class UserTower(nn.Module):
         self.time_basis = LogTimeBasis(N_RECENCY_FUNCTIONS)
         self.project_gap = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
         self.start_token = nn.Parameter(torch.empty(dim))
-        self.input_dropout = nn.Dropout(dropout)
+        self.input_dropout = Dropout(dropout)
         self.blocks = EventBlocks(dim, n_blocks, n_heads, dropout)
         self.demographics = FeatureEmbedding(user_features, dim)
         self.context = FeatureEmbedding(context_features, dim)
         self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
-        self.head = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.head = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.Linear(2 * dim, dim))
         self.project_state = nn.Linear(dim, dim)
+        self.pool_power = nn.Parameter(torch.tensor(1.0 if n_blocks else 0.5), requires_grad=n_blocks == 0)
+        self.popularity_gate = nn.Linear(dim, popularity_dim) if popularity_dim and memory is None else None
         self.memory = memory
         self.reset_parameters()
 
@@ -68,6 +72,9 @@ class UserTower(nn.Module):
         nn.init.normal_(self.start_token, std=0.02)
         nn.init.normal_(self.event_table.weight, std=0.02)
         nn.init.eye_(self.project_state.weight)
+        if self.popularity_gate is not None:
+            nn.init.zeros_(self.popularity_gate.weight)
+            nn.init.ones_(self.popularity_gate.bias)
         if self.memory is not None:
             self.memory.reset_parameters()
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
@@ -122,19 +129,27 @@ class UserTower(nn.Module):
         return fused
 
     def finish(self, fused: Tensor) -> Tensor:
-        """Make the taste part of the user's vector from the fused state, (B, D)."""
+        """Make the user's vector from the fused state (B, D): taste and, where items carry it, popularity (B, W)."""
         taste = self.project_state(fused)  # (B, D)
-        return functional.normalize(taste, dim=-1) if self.similarity == "cosine" else taste  # (B, D)
+        if self.similarity == "cosine":
+            taste = functional.normalize(taste, dim=-1)  # (B, D)
+        if self.popularity_gate is None:
+            return taste  # type: ignore[no-any-return]  # (B, D)
+        return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
 
     def last_state(self, states: Tensor, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
-        """Average the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D)."""
+        """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D).
+
+        With blocks, the mean of the n states. Without, their sum over n^p with a learned p: a longer history may say
+        more than a short one.
+        """
         positions = torch.arange(history_groups.shape[1], device=states.device)  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
         last_group = torch.where(is_event, history_groups, 0).amax(dim=1, keepdim=True)  # (B, 1)
         is_last = (is_event & (history_groups == last_group)).to(states.dtype)  # (B, L)
         is_empty = (history_lengths == 0).to(states.dtype).unsqueeze(1)  # (B, 1)
         weights = torch.cat([is_empty, is_last], dim=1)  # (B, T)
-        weights = weights / weights.sum(dim=1, keepdim=True)  # (B, T)
+        weights = weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
         return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:

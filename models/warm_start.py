@@ -1,4 +1,4 @@
-"""Start the tables from the data where repeats are learned: random item vectors over-fit there, measured.
+"""Start the tables from the data where repeats are learned, and for sets: random item vectors over-fit there, measured.
 
 Taste: the right singular vectors of the user x item matrix. Affinity: those of the users' category lifts.
 """
@@ -15,6 +15,7 @@ from models.memory import Memory
 from models.towers import Towers
 
 CONTENT_STEPS = 60
+FIRST_SCORE = 0.3  # of a pooled history: about where training on sets takes it
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -61,6 +62,33 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
         optimizer.step()
     with torch.no_grad():
         tower.id_table.weight.copy_(factors - tower.content(codes, values))
+
+
+def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
+    """Let a user without blocks start as the sum of her items' factors, and popularity count as it is.
+
+    Items weigh (count + 1)^-.25 in a history, as columns do in the factorisation.
+
+    Args:
+        towers: of a schema of sets.
+        user: (E,) user of each event.
+        item_row: (E,) item of each event.
+        unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
+        seed: of the factorisation.
+    """
+    tower, dim = towers.user_tower, towers.user_tower.dim
+    factors = item_factors(user, item_row, (int(user.max(initial=0)) + 1, towers.n_items), dim, seed)  # (N, D)
+    counts = np.bincount(item_row, minlength=towers.n_items)  # (N,)
+    start_taste(towers, factors * torch.from_numpy((counts + 1.0) ** -0.25).float().unsqueeze(1))
+    with torch.no_grad():
+        tower.vector_scale.fill_(1.0)
+        for layer, scale in ((tower.project_vector, 1.0), (tower.project_state, FIRST_SCORE)):
+            layer.weight.copy_(torch.eye(dim) * scale)
+            layer.bias.zero_()
+        for table in (tower.event_table.weight, tower.project_weight.weight, tower.start_token):
+            table.zero_()
+        if tower.popularity_gate is not None:
+            tower.popularity_gate.bias.fill_(unit)
 
 
 def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: int) -> None:

@@ -53,13 +53,16 @@ def stand_in(seed: int) -> None:
     """Replace what is between opening the stage and preparing it, in this process."""
     users = {f"{seed}-{number}": user for number, user in enumerate(known_users(SHOP).values())}
 
-    def produce(config: train.Config, frames: Any, stage: Stage) -> Any:
+    def prepare(config: train.Config, frames: Any, stage: Stage) -> train.Work:
         train.keep_rejects(Rejects({"items": REJECTED}, {"items": 900}, {}), config, stage.beside)
+        return train.Work(config, frames, {}, [])
+
+    def produce(work: train.Work, stage: Stage) -> Any:
         facts = write_linear(stage, SHOP, seed)
         stage.seal(facts, {})
         return facts, Recommender(Bundle.load_staged(stage.path), make_profiles(SHOP, users)), {"seed": seed}, {}, None
 
-    train.produce = produce
+    train.prepare, train.produce = prepare, produce
     train.write_report = train.print_summary = lambda *_: None
 
 

@@ -173,6 +173,7 @@ def run_in_16_bits(folder: Path, protocol: str, accelerator: str) -> None:
     trainer = {"enable_progress_bar": False, "precision": "bf16-mixed", "accelerator": accelerator}
     config = train.Config(DATA[protocol], model, trainer, folder)
     cleaned, _ = train.read(config, make_tables(protocol == "baskets"), folder)
+    config, _ = train.settle(config, cleaned)
     split = train.split_interactions(cleaned.interactions, config.data, config.seed)
     trained, _ = train.train(config, cleaned, split)
     assert {parameter.device.type for parameter in trained.towers.parameters()} == {"cpu"}

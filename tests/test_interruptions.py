@@ -161,12 +161,13 @@ def make_config(out: Path, **options) -> train.Config:
 def quick(monkeypatch) -> None:
     """Let a run be as quick as the linear bundle that stands in for it."""
 
-    def produce(config, frames, stage):
+    def produce(work, stage):
         facts = write_linear(stage, SHOP, 1)
         stage.seal(facts, {})
         recommender = Recommender(Bundle.load_staged(stage.path), make_profiles(SHOP, known_users(SHOP)))
-        return facts, recommender, {"seed": config.seed}, {}, None
+        return facts, recommender, {"seed": work.config.seed}, {}, None
 
+    monkeypatch.setattr(train, "prepare", lambda config, tables, stage: train.Work(config, None, {}, []))
     monkeypatch.setattr(train, "produce", produce)
     monkeypatch.setattr(train, "write_report", lambda *_: None)
     monkeypatch.setattr(train, "print_summary", lambda *_: None)

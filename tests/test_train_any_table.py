@@ -54,6 +54,7 @@ def fit(data, frames, folder):
     config = train.Config(data, SMALL, QUIET, folder)
     folder.mkdir()
     tables, _ = train.read(config, frames, folder)
+    config, _ = train.settle(config, tables)
     trained, _ = train.train(config, tables, split_interactions(tables.interactions, data, config.seed))
     return trained.towers.state_dict(), trained.schema.to_json()
 
@@ -105,6 +106,7 @@ def test_disliked_items_are_evidence_and_no_targets(tmp_path):
     config = train.Config(data, SMALL, QUIET, tmp_path / "run")
     config.out.mkdir()
     tables, _ = train.read(config, (events, users, items), config.out)
+    config, _ = train.settle(config, tables)
     split = split_interactions(tables.interactions, data, 0)
     trained, _ = train.train(config, tables, split)
     disliked = set(map(tuple, events[events["weight"] < 4][["user_id", "item_id"]].to_numpy()))
@@ -127,6 +129,7 @@ def test_a_later_run_keeps_the_codes_of_an_earlier_one(set_run, tmp_path):
     config = train.Config(SETS, SMALL, QUIET, tmp_path / "run", previous=set_run.bundle)
     config.out.mkdir()
     tables, _ = train.read(config, (events, users, items), config.out)
+    config, _ = train.settle(config, tables)
     trained, _ = train.train(config, tables, split_interactions(tables.interactions, SETS, 0))
     (before,), (after,) = Recommender.load(set_run.bundle).bundle.schema.item_features, trained.schema.item_features
     assert "c0" in before.vocabulary

@@ -1,0 +1,154 @@
+"""From counts of the data to the size of the towers and their training, with the reason for each choice.
+
+The numbers are measured on the boards that README lists; between them a rule follows what the data has, not its name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from models.config import ModelConfig, Recipe
+
+Rule = Callable[["DataCounts"], tuple[Any, str]]
+
+LONG_HISTORY = 40
+"""Mean events of a user above which an inner product with two blocks beats cosine with one."""
+MANY_ITEMS = 5_000
+"""Catalogue above which targets are told from a sample."""
+SHOWN_TARGETS = 2_600_000
+"""Targets that a training on short histories looks at, over all epochs."""
+
+
+@dataclass(frozen=True)
+class DataCounts:
+    """What the choice depends on."""
+
+    n_users: int
+    n_items: int
+    n_events: int
+    mean_history: float
+    long_history: float
+    """95th percentile of events per user."""
+    is_set: bool
+    is_repeated: bool
+    """Repeats are recommended, so that the memory is learned."""
+    has_content: bool
+
+    @property
+    def is_long(self) -> bool:
+        return self.mean_history > LONG_HISTORY
+
+    @property
+    def shape(self) -> str:
+        if self.is_repeated:
+            return "items are consumed again"
+        if self.is_set:
+            return "events have no order"
+        return f"{self.mean_history:.0f} events a user"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One decision."""
+
+    name: str
+    value: Any
+    reason: str
+
+
+def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list[Choice]]:
+    """Decide what the configuration leaves open.
+
+    Returns:
+        The whole recipe, and the choices made.
+    """
+    choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
+    given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
+    recipe = Recipe(**given | {choice.name: choice.value for choice in choices})
+    if recipe.dim % recipe.n_heads:
+        single = Choice("n_heads", 1, f"divides {recipe.dim} entries")
+        return replace(recipe, n_heads=1), [single if choice.name == "n_heads" else choice for choice in choices]
+    return recipe, choices
+
+
+def _dim(counts: DataCounts) -> tuple[int, str]:
+    return 64, "more entries over-fit on every board"
+
+
+def _blocks(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_set:
+        return 0, counts.shape
+    return (2 if counts.is_long and not counts.is_repeated else 1), counts.shape
+
+
+def _heads(counts: DataCounts) -> tuple[int, str]:
+    return (2 if counts.is_long and not counts.is_repeated else 1), counts.shape
+
+
+def _dropout(counts: DataCounts) -> tuple[float, str]:
+    if counts.is_repeated:
+        return 0.2, counts.shape
+    return (0.3 if counts.is_long and not counts.is_set else 0.5), counts.shape
+
+
+def _id_dropout(counts: DataCounts) -> tuple[float, str]:
+    return (0.1, "new items are placed by content") if counts.has_content else (0.0, "items have no content")
+
+
+def _similarity(counts: DataCounts) -> tuple[str, str]:
+    is_short = not (counts.is_long or counts.is_repeated or counts.is_set)
+    return ("cosine" if is_short else "dot"), counts.shape
+
+
+def _negatives(counts: DataCounts) -> tuple[int, str]:
+    is_sampled = counts.n_items > MANY_ITEMS and not counts.is_repeated and not counts.is_set
+    return (512 if is_sampled else 0), f"{counts.n_items:,} items, {counts.shape}"
+
+
+def _learning_rate(counts: DataCounts) -> tuple[float, str]:
+    if counts.is_repeated:
+        return 5e-4, counts.shape
+    return (1e-3 if counts.is_set else 2e-3), counts.shape
+
+
+def _warmup(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_repeated or counts.is_set:
+        return 10, counts.shape
+    return (50 if counts.is_long else 200), counts.shape
+
+
+def _batch_size(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_repeated:
+        return 256, counts.shape
+    return (64 if counts.is_long and not counts.is_set else 128), counts.shape
+
+
+def _epochs(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_repeated:
+        return 8, counts.shape
+    if counts.is_set:
+        return 10, counts.shape
+    epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
+    return min(max(epochs, 10), 24), f"{counts.n_events:,} events"
+
+
+def _patience(counts: DataCounts) -> tuple[int, str]:
+    return (3 if counts.is_repeated or counts.is_set else 8), counts.shape
+
+
+RULES: dict[str, Rule] = {
+    "dim": _dim,
+    "n_blocks": _blocks,
+    "n_heads": _heads,
+    "dropout": _dropout,
+    "id_dropout": _id_dropout,
+    "similarity": _similarity,
+    "negatives": _negatives,
+    "learning_rate": _learning_rate,
+    "warmup_steps": _warmup,
+    "batch_size": _batch_size,
+    "max_epochs": _epochs,
+    "patience": _patience,
+}

@@ -1,0 +1,162 @@
+"""Train the towers of a run: what the data decides, early stopping, and once more on all before the test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.catalogue import Catalogue, build_catalogue
+from datamodules.config import DataConfig
+from datamodules.fingerprint import fingerprint
+from datamodules.interactions import InteractionsDataModule
+from datamodules.ordering import is_set
+from datamodules.schema_fitting import fit_schema
+from datamodules.splits import Split
+from datamodules.tables import Tables
+from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.config import recipe_of
+from models.defaults import Choice, DataCounts, choose_recipe
+from models.fitting import fit
+from models.sampling import NegativeSampler
+from models.towers import Towers
+from models.two_tower import TwoTower
+from models.warm_start import STARTED_TABLES
+from run_config import Config
+from run_state import declare
+from serve.bundle import Bundle
+from serve.schema import Schema
+
+console = Console()
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Towers with everything they were trained on."""
+
+    towers: Towers
+    schema: Schema
+    catalogue: Catalogue
+    data: InteractionsDataModule
+    epochs: int
+    temperature: float
+
+
+def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
+    """Decide from the data what the configuration leaves open; return it whole, with the choices made."""
+    recipe, choices = choose_recipe(config.model, count_data(tables, config.data))
+    return replace(config, model=replace(config.model, **asdict(recipe))), choices
+
+
+def print_choices(choices: Sequence[Choice], console: Console) -> None:
+    """Print what the data decided, and why."""
+    if not choices:
+        return
+    console.rule("chosen from the data")
+    table = Table.grid(padding=(0, 2))
+    for choice in choices:
+        table.add_row(f"model.{choice.name}", f"{choice.value}", choice.reason)
+    console.print(table)
+
+
+def count_data(tables: Tables, config: DataConfig) -> DataCounts:
+    rows = tables.interactions
+    history = rows.groupby("user_id").size()
+    return DataCounts(
+        n_users=len(history),
+        n_items=rows["item_id"].nunique(),
+        n_events=len(rows),
+        mean_history=float(history.mean()),
+        long_history=float(history.quantile(0.95)),
+        is_set=is_set(rows),
+        is_repeated=config.repeats == "allow",
+        has_content=bool(config.features.item),
+    )
+
+
+def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
+    """Train with early stopping, then again on everything before the test for as many epochs."""
+    begun = time.monotonic()
+    console.rule("training")
+    first = fit_towers(config, tables, split, None)
+    seconds = {"training": time.monotonic() - begun}
+    if config.data.split.strict or not len(split.validation):
+        return first, seconds
+    begun = time.monotonic()
+    console.rule(f"training again on all before the test, {first.epochs} epochs")
+    last = fit_towers(config, tables, split, first.epochs)
+    return last, seconds | {"training_again": time.monotonic() - begun}
+
+
+def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
+    """Fit schema and towers.
+
+    Args:
+        config: of the run.
+        tables: users and items.
+        split: of the interactions.
+        epochs: None: learn from the training rows and stop by the validation rows. A number: learn from both, and
+            stop there on the same schedule.
+    """
+    if epochs is None:
+        rows, validation, at = split.train, split.validation, split.validation_at
+    else:
+        rows, validation, at = split.refit, split.validation.iloc[:0], split.test_at
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    previous = None if config.previous is None else Bundle.load(config.previous).schema
+    schema = fit_schema(tables, rows, config.data, previous)
+    catalogue = build_catalogue(tables.items, rows, schema)
+    recipe = recipe_of(config.model)
+    data = InteractionsDataModule(
+        rows, validation, tables.users, catalogue, schema, recipe.batch_size, config.seed, split.horizon, at
+    )
+    model = make_model(config, schema, catalogue, data)
+    read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
+    trained_for = fit(
+        model,
+        data,
+        config.out,
+        "select" if epochs is None else "final",
+        recipe.max_epochs if epochs is None else epochs,
+        recipe.patience if len(validation) else None,
+        config.trainer,
+        {**declare(config), "training data": read},
+    )
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
+
+
+def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule) -> TwoTower:
+    """Build the towers and what trains them."""
+    settings, recipe, features = config.model, recipe_of(config.model), catalogue.features
+    towers = build_towers(
+        schema,
+        EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories))),
+        PastOfAll(data.final_requests(), data.early_pairs()),
+        recipe.dim,
+        settings.affinity_dim,
+        recipe.n_blocks,
+        recipe.n_heads,
+        recipe.dropout,
+        recipe.id_dropout,
+        recipe.similarity,
+        settings.temperature,
+        config.seed,
+    )
+    return TwoTower(
+        towers,
+        recipe.learning_rate,
+        settings.memory_learning_rate,
+        settings.weight_decay,
+        recipe.warmup_steps,
+        settings.temperature,
+        config.seed,
+        STARTED_TABLES if schema.repeats == "allow" else (),
+        recipe.max_epochs,
+        NegativeSampler.make(recipe.negatives, settings.in_batch_negatives, torch.from_numpy(data.count_targets())),
+        settings.correction,
+    )
