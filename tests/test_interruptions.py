@@ -228,7 +228,7 @@ def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, caps
     monkeypatch.setattr(train, "read_tables", lambda data: train.tables_from_frames(data, *make_tables(False)))
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "in epoch 0, step " in line
+    assert "in epoch 1, step " in line
     assert "lower --model.learning_rate" in line
     assert not (tmp_path / "bundle").exists()
 
