@@ -88,7 +88,7 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
     if config.data.split.strict or not len(split.validation):
         return first, seconds
     begun = time.monotonic()
-    console.rule(f"training again on all before the test, {first.epochs} epochs")
+    console.rule(f"training again on all but the test, {first.epochs} epochs")
     last = fit_towers(config, tables, split, first.epochs)
     return last, seconds | {"training_again": time.monotonic() - begun}
 

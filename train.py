@@ -33,6 +33,7 @@ from datamodules.targets import only_evidence, only_targets, weigh_targets
 from datamodules.user_profiles import make_profiles
 from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
+from evaluation.progress import Watched
 from evaluation.report.model_card import render_card
 from evaluation.report.page import write_report
 from evaluation.summary import print_summary
@@ -59,7 +60,7 @@ from serve.threads import count_cores
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN, RECALL_USERS = 32, 256
 METRICS, REJECTS = "metrics.json", "rejects.parquet"
-console = Console()
+console = Console(log_path=False)
 
 
 @dataclass(frozen=True)
@@ -232,17 +233,18 @@ def measure(
     console.rule("evaluation of the bundle")
     user_features = config.data.features.of("user").values()
     groups = [str(feature.column) for feature in user_features if feature.kind in ("categorical", "numeric")]
-    metrics = evaluate(
-        recommender,
-        test,
-        pd.concat([split.train, only_evidence(split.validation)]),
-        validation,
-        tables.users,
-        split.test_at,
-        [*groups, *config.data.audit_only],
-        config.seed,
-        console.log,
-    )
+    with Watched(console, config.trainer.get("enable_progress_bar", True)) as progress:
+        metrics = evaluate(
+            recommender,
+            test,
+            pd.concat([split.train, only_evidence(split.validation)]),
+            validation,
+            tables.users,
+            split.test_at,
+            [*groups, *config.data.audit_only],
+            config.seed,
+            progress,
+        )
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
 

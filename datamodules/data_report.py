@@ -169,8 +169,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", ", ".join(f"{name} {_percent(share)}" for name, share in missing.items()) or "none"),
-        ("repeats", f"{_percent(report['repeat_share'])} of events are on an item the user had before"),
-        *((name.replace("_", " "), _percent(share)) for name, share in cold.items()),
+        ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
+        *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
         (
             "events per user",

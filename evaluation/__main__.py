@@ -21,7 +21,8 @@ from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
-from evaluation.result_table import print_results
+from evaluation.progress import Watched
+from evaluation.result_table import print_metrics
 from evaluation.validation import hold_out_last, hold_out_window
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
@@ -61,8 +62,9 @@ def run(arguments: argparse.Namespace) -> None:
     at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
     recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
     parts = _split(train, holdout, at)
-    metrics = evaluate(recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress=_say)
-    print_results(Console(), metrics["test"], metrics["paired"], headline_metric(schema.repeats), OTHERS)
+    with Watched(Console(stderr=True, log_path=False), has_bar=True) as progress:
+        metrics = evaluate(recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress)
+    print_metrics(Console(), metrics, headline_metric(schema.repeats), OTHERS)
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
         print(f"figures: {arguments.json}")
@@ -102,10 +104,6 @@ def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None) -> tuple[
 def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:
     single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
     return [column for column in single if column in users]
-
-
-def _say(message: str) -> None:
-    print(message, file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from evaluation.baselines import declare_baselines
+from evaluation.baselines import Baseline, declare_baselines
 from evaluation.events import Events, join_events
 from evaluation.examination import Examination, Examined, TuningCriterion
 from evaluation.holdout import Ids, group_requests
-from evaluation.tuning import Criterion, FittedBaseline, SkippedBaseline, fit_baselines
+from evaluation.progress import Progress
+from evaluation.tuning import Criterion, FittedBaseline, ScoreUsers, SkippedBaseline, fit_baselines
 from evaluation.validation import sample_users
 from serve.schema import Repeats
-
-Progress = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -68,12 +67,45 @@ def run_baselines(
     examination: Examination, knowledge: Knowledge, repeats: Repeats, progress: Progress
 ) -> Iterator[BaselineRun]:
     """Fit and examine one baseline after the other; none stays in memory."""
-    for baseline in declare_baselines(repeats):
+    baselines = declare_baselines(repeats)
+    criterion = None if knowledge.criterion is None else _Stepwise(knowledge.criterion, progress)
+    n_fits = [_count_values(baseline, criterion) + 1 for baseline in baselines]
+    progress.expect(sum(n_fits))
+    for baseline, n_steps in zip(baselines, n_fits, strict=True):
         start = time.perf_counter()
-        (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.validation, knowledge.criterion)
+        progress.say(f"{baseline.name}: {_announce(baseline, knowledge.train, n_steps - 1)}")
+        (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.validation, criterion)
         run = _run(examination, fitted)
-        progress(f"{baseline.name}: {_say(run.record)}, {time.perf_counter() - start:.1f} s")
+        progress.advance(n_steps if run.examined is None else 1)
+        progress.say(f"{baseline.name}: {_say(run.record)}, {time.perf_counter() - start:.1f} s")
         yield run
+
+
+@dataclass(frozen=True)
+class _Stepwise:
+    """A criterion that counts what it was asked."""
+
+    criterion: Criterion
+    progress: Progress
+
+    def __call__(self, score: ScoreUsers) -> float:
+        value = self.criterion(score)
+        self.progress.advance(1)
+        return value
+
+
+def _count_values(baseline: Baseline, criterion: Criterion | None) -> int:
+    """Return how many values of its parameter are tried."""
+    return 0 if baseline.parameter is None or criterion is None else len(baseline.values)
+
+
+def _announce(baseline: Baseline, events: Events, n_values: int) -> str:
+    """Say what is going to be computed."""
+    size = f"{events.n_items:,} items, {events.n_users:,} users"
+    if not n_values:
+        return f"{size}, one fit"
+    ends = f"{baseline.values[0]:g} to {baseline.values[-1]:g}"
+    return f"{size}, {n_values} fits to choose {baseline.parameter} from {ends}, then one on all events"
 
 
 def _run(examination: Examination, fitted: FittedBaseline | SkippedBaseline) -> BaselineRun:

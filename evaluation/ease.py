@@ -85,7 +85,7 @@ def fit_primal_ease(events: Events, regularisations: Sequence[float], strength: 
     gram = (matrix.T @ matrix).toarray()  # (N, N)
     popularity = events.popularity(as_counts)
     for regularisation in regularisations:
-        weights = invert_regularised(gram, regularisation)
+        weights = invert_regularised(gram, regularisation).T  # symmetric; users read it by rows
         weights /= -weights.diagonal()
         np.fill_diagonal(weights, 0)
         yield PrimalEase(matrix, weights, popularity)

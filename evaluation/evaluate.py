@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.baseline_run import BaselineRun, Knowledge, Progress, run_baselines
+from evaluation.baseline_run import BaselineRun, Knowledge, run_baselines
 from evaluation.beyond_accuracy import describe_lists
 from evaluation.events import Events
 from evaluation.examination import Examination, Examined, compare
@@ -24,7 +24,8 @@ from evaluation.holdout import (
     number_ids,
     plain_requests,
 )
-from evaluation.protocol import describe_protocol
+from evaluation.progress import UNWATCHED, Progress
+from evaluation.protocol import describe_protocol, describe_situations
 from evaluation.recommended import recommend_views
 from evaluation.slices import Labels, label_column, label_targets, measure_slices
 from evaluation.targets import Ints
@@ -33,6 +34,7 @@ from serve.recommender import Recommender
 from serve.schema import Repeats
 
 MODEL = "bascule"
+WITHOUT_CONTEXT = f"{MODEL} without context"
 DEPTH = 10
 """Places of a list that coverage, novelty, popularity lift and exposure are taken from."""
 
@@ -76,7 +78,7 @@ def evaluate(
     at: int | None,
     group_columns: list[str],
     seed: int,
-    progress: Progress = lambda message: None,
+    progress: Progress = UNWATCHED,
 ) -> dict[str, Any]:
     """Measure a recommender and the baselines on held-out interactions.
 
@@ -89,11 +91,12 @@ def evaluate(
         at: UTC seconds of one request per user; None: one request per user and time of the holdout.
         group_columns: the columns of `users` to slice by.
         seed: draws the validation users where there are more than are needed.
-        progress: is told what was done, with its seconds.
+        progress: is told what comes, and what was done with its seconds.
 
     Returns:
         What `metrics.json` holds: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
-        `baselines`, `protocol` and, where requests at a held-out time or with context differ, `with_context`.
+        `baselines`, `protocol` and, where requests at a held-out time or with context differ, `with_context` and
+        `paired_with_context`: the same requests, answered with their context and without.
 
     Raises:
         SchemaError: nothing is held out, or a column to slice by is missing.
@@ -104,13 +107,14 @@ def evaluate(
     groups = _label_users(users, ids, group_columns)
     trial = Trial.prepare(group_requests(holdout, ids, at), knowledge.past, schema.repeats, groups)
     examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, at), progress)
+    protocol = describe_protocol(trial.examination, at, schema)
     in_context = {}
     if at is None and has_context(holdout, schema):
         situations = Trial.prepare(group_situations(holdout, ids), knowledge.past, schema.repeats, groups)
-        in_context = _ask_in_context(recommender, situations, progress)
+        protocol["with_context"] = describe_situations(situations.examination, "datetime" in holdout)
+        in_context = _ask_in_context(recommender, situations, trial, examined, progress)
     runs = list(run_baselines(trial.examination, knowledge, schema.repeats, progress))
-    protocol = {"protocol": describe_protocol(trial.examination, at, schema)}
-    return _compare_models(trial, examined, runs) | in_context | protocol
+    return _compare_models(trial, examined, runs) | in_context | {"protocol": protocol}
 
 
 def _label_users(users: pd.DataFrame, ids: Ids, columns: list[str]) -> dict[str, Labels]:
@@ -125,17 +129,31 @@ def _label_users(users: pd.DataFrame, ids: Ids, columns: list[str]) -> dict[str,
 
 def _ask(recommender: Recommender, trial: Trial, requests: Requests, progress: Progress) -> Examined:
     start = time.perf_counter()
+    progress.say(f"{MODEL}: answering {len(requests):,} requests")
     examination = trial.examination
     examined = examination.examine(recommend_views(recommender, requests, examination.views))
-    progress(f"{MODEL}: {len(requests)} requests, {time.perf_counter() - start:.1f} s")
+    progress.say(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
     return examined
 
 
-def _ask_in_context(recommender: Recommender, trial: Trial, progress: Progress) -> dict[str, Any]:
-    """Ask again at the times and in the context of the targets."""
-    requests = contextual_requests(trial.held_out.rows, recommender.bundle.schema)
-    examined = _ask(recommender, trial, requests, progress)
-    return {"with_context": {MODEL: trial.examination.describe(examined)}}
+def _ask_in_context(
+    recommender: Recommender, situations: Trial, trial: Trial, plain: Examined, progress: Progress
+) -> dict[str, Any]:
+    """Ask again at the times and in the context of the targets, and judge the answers without it by the same targets.
+
+    Without context an answer depends on the user alone, so hers is taken from the trial.
+    """
+    examination = situations.examination
+    requests = contextual_requests(situations.held_out.rows, recommender.bundle.schema)
+    informed = _ask(recommender, situations, requests, progress)
+    users, first = np.unique(trial.examination.user, return_index=True)
+    same = first[np.searchsorted(users, examination.user)]
+    uninformed = examination.examine({view: lists[same] for view, lists in plain.lists.items()})
+    models = {MODEL: informed, WITHOUT_CONTEXT: uninformed}
+    return {
+        "with_context": {name: examination.describe(examined) for name, examined in models.items()},
+        "paired_with_context": {WITHOUT_CONTEXT: compare(informed, uninformed)},
+    }
 
 
 def _compare_models(trial: Trial, examined: Examined, runs: Sequence[BaselineRun]) -> dict[str, Any]:

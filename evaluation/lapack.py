@@ -26,7 +26,7 @@ _BLOCK = 256
 
 def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.NDArray[Real]:
     """Return (gram + lambda I)^-1 of a symmetric matrix without negative eigenvalues, (n, n)."""
-    regularised = gram.copy(order="F")
+    regularised = gram.T.copy(order="F")  # symmetric: of a matrix in order of rows a plain copy
     np.fill_diagonal(regularised, gram.diagonal() + regularisation)
     if len(gram) >= SMALL:
         return _invert(regularised)

@@ -46,8 +46,17 @@ def describe_protocol(examination: Examination, at: int | None, schema: Schema) 
 def _describe_requests(at: int | None, schema: Schema) -> str:
     if at is None:
         each = "user and time" if schema.has_datetime else "user"
-        return f"one per {each} of the holdout, without datetime and context"
+        return f"one per {each} of the holdout, without {'datetime and context' if schema.has_datetime else 'context'}"
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
     derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
     context = f"{derived} of that moment, no other context" if derived else "without context"
     return f"one per user of the holdout, at {moment.isoformat()}, {context}"
+
+
+def describe_situations(examination: Examination, has_times: bool) -> str:
+    """Say what was asked with context, and what the figures of it may be compared with."""
+    each = "user and time" if has_times else "user and item"
+    return (
+        f"{len(examination.user):,} requests, one per {each} of the holdout, in the context of its first event; the "
+        "figure without context beside it is of the same requests, and only that one compares"
+    )

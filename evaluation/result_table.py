@@ -13,12 +13,33 @@ Views = Mapping[str, Mapping[str, Any]]
 """view -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
 
 
+def print_metrics(console: Console, metrics: Mapping[str, Any], metric: str, others: tuple[str, ...] = ()) -> None:
+    """Print the tables of an evaluation, and those of requests with context where there are any.
+
+    Args:
+        console: where to.
+        metrics: as `evaluate` returns them.
+        metric: the one that is compared, with intervals.
+        others: metrics printed beside it.
+    """
+    print_results(console, metrics["test"], metrics["paired"], metric, others)
+    if "with_context" in metrics:
+        asked, paired = (_shorten_names(metrics[part]) for part in ("with_context", "paired_with_context"))
+        print_results(console, asked, paired, metric, others, ", with request context")
+
+
+def _shorten_names(models: Mapping[str, Views]) -> dict[str, Views]:
+    """Leave out the model's name before what it is asked without, so that a table fits in 80 columns."""
+    return {name[name.find(" without ") + 1 :]: views for name, views in models.items()}
+
+
 def print_results(
     console: Console,
     test: Mapping[str, Views],
     paired: Mapping[str, Views],
     metric: str,
     others: tuple[str, ...] = (),
+    remark: str = "",
 ) -> None:
     """Print one table per view.
 
@@ -28,10 +49,11 @@ def print_results(
         paired: baseline -> view -> the first model's figures minus the baseline's.
         metric: the one that is compared, with intervals.
         others: metrics printed beside it.
+        remark: follows the name of the view in its title.
     """
     champion = next(iter(test))
     for view in test[champion]:
-        console.print(build_table(view, test, paired, metric, others))
+        console.print(build_table(view, test, paired, metric, others, remark))
 
 
 def build_table(
@@ -40,11 +62,12 @@ def build_table(
     paired: Mapping[str, Views],
     metric: str,
     others: tuple[str, ...] = (),
+    remark: str = "",
 ) -> Table:
     """Lay out one view, the best model on `metric` first."""
     champion = next(iter(test))
     users = test[champion][view]["users"]
-    title = f"view '{view}', {users:,} users, 95 % intervals"
+    title = f"view '{view}'{remark}, {users:,} users, 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("model", no_wrap=True)
     for name in (metric, f"{champion} minus it", *others):

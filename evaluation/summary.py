@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.console import Console
 
-from evaluation.result_table import print_results
+from evaluation.result_table import print_metrics
 from serve.interpreter import name_interpreter
 
 
@@ -23,7 +23,7 @@ def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: 
     """
     console.rule("results")
     if "test" in metrics:
-        print_results(console, metrics["test"], metrics["paired"], metric, ("HR@10", "Recall@20"))
+        print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
     bundle = out / "bundle"
     console.print(f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
     for command in (

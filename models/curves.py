@@ -17,7 +17,7 @@ _FIRST = ("epoch", "step", LOSS)
 
 
 class Curves(Callback):
-    """Write loss and validation metrics of each epoch to a CSV file: one row per epoch."""
+    """Write loss and validation metrics of each epoch to a CSV file: one row per epoch, the first is 1."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -38,7 +38,7 @@ class Curves(Callback):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Add the epoch; the checkpoint is written after this."""
         loss = float(trainer.callback_metrics[LOSS])
-        row = {"epoch": trainer.current_epoch, "step": trainer.global_step, LOSS: loss, **self.validated}
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, LOSS: loss, **self.validated}
         self.rows.append(row)
         self.validated = {}
         self._write()

@@ -30,6 +30,14 @@ class ResumedStopping(EarlyStopping):
         trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
 
 
+class EpochsFromOne(RichProgressBar):
+    """Count epochs as people, the curves and the report do."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        longest = len(self.validation_description)  # bars of one width do not flicker
+        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(longest)
+
+
 class MovableCheckpoint(ModelCheckpoint):
     """Keep one file; where the folder was moved since, it is known by its new place."""
 
@@ -103,7 +111,7 @@ def _make_trainer(
 ) -> pl.Trainer:
     given = dict(options)
     if given.get("enable_progress_bar", True):
-        callbacks = [*callbacks, RichProgressBar(leave=False)]
+        callbacks = [*callbacks, EpochsFromOne(leave=False)]
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
         "deterministic": "warn",  # else threads sum the gradients of gathered rows in any order

@@ -91,7 +91,7 @@ class TwoTower(pl.LightningModule):
         loss = self.window_step(batch) if isinstance(batch, WindowBatch) else self.request_step(batch)
         if not torch.isfinite(loss):  # before a step that would spoil every weight
             raise FloatingPointError(
-                f"the loss is {loss.item()} in epoch {self.current_epoch}, step {self.global_step}: nothing is "
+                f"the loss is {loss.item()} in epoch {self.current_epoch + 1}, step {self.global_step}: nothing is "
                 "published; lower --model.learning_rate, or look for extreme values in the features"
             )
         self.log("train_loss", loss, on_step=False, on_epoch=True, prog_bar=True, batch_size=1)

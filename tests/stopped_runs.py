@@ -30,6 +30,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+import yaml
 
 import train
 from datamodules.config import DataConfig
@@ -126,7 +127,7 @@ def look(run: Path) -> dict[str, Any]:
         "reader": read(run),
         "metrics": [metrics["version"], metrics["seed"]],
         "version": staging.read_version(run / "bundle"),
-        "config": (run / "config.yaml").read_text(),
+        "config": yaml.safe_load((run / "config.yaml").read_bytes())["seed"],
         "names": sorted({path.name for path in run.iterdir()} - {"checkpoints", "logs"}),
         "profiles": len(list((run / "profiles").iterdir())),
     }

@@ -94,7 +94,7 @@ def test_without_a_moment_every_time_is_a_request(bundle_folder, built, tmp_path
     assert main([*arguments(bundle_folder, tmp_path), *options]) == 0
     metrics = json.loads(out.read_text())
     assert metrics["protocol"]["n_requests"] == len(HOLDOUT.drop_duplicates(["user_id", "datetime"]))
-    assert list(metrics["with_context"]) == ["bascule"]
+    assert list(metrics["with_context"]) == ["bascule", "bascule without context"]
     assert set(metrics["slices"]["all"]["gender"]) == {"f", "missing"}
     ((_, profiles),) = built
     assert profiles.get("8").features == {"gender": "f", "income": 2.5}

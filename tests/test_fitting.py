@@ -6,13 +6,14 @@ import csv
 import os
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import train
 from models.checkpoints import read_checkpoint
-from models.fitting import fit
+from models.fitting import EpochsFromOne, fit
 from models.two_tower import TwoTower
 from serve.errors import BundleError, SchemaError
 from serve.staging import Stage
@@ -69,7 +70,7 @@ def assert_same(left: TwoTower, right: TwoTower) -> None:
 def test_each_epoch_is_a_row_of_the_curves(tmp_path, patience):
     _, epochs = fit_tiny(tmp_path, patience=patience)
     rows = curve(tmp_path)
-    assert [int(row["epoch"]) for row in rows] == list(range(len(rows)))
+    assert [int(row["epoch"]) for row in rows] == list(range(1, len(rows) + 1))
     assert all(float(row["train_loss"]) > 0 for row in rows)
     if patience is None:
         assert len(rows) == epochs == EPOCHS
@@ -131,7 +132,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(tmp_path, config, spoilt, m
     losses = iter([1.0, 1.0, spoilt])
     real = getattr(TwoTower, name)
     monkeypatch.setattr(TwoTower, name, lambda self, batch: real(self, batch) * next(losses))
-    message = f"the loss is {spoilt} in epoch 0, step 2: nothing is published; lower --model.learning_rate"
+    message = f"the loss is {spoilt} in epoch 1, step 2: nothing is published; lower --model.learning_rate"
     with pytest.raises(FloatingPointError, match=message) as error:
         fit_tiny(tmp_path, config)
     assert "\n" not in str(error.value)
@@ -191,3 +192,9 @@ def test_bfloat16_on_the_cpu_trains_and_exports(tmp_path):
 @pytest.mark.parametrize("protocol", ["ordered", "baskets"])
 def test_bfloat16_on_a_gpu_trains_and_exports_from_the_cpu(tmp_path, protocol):
     run_in_16_bits(tmp_path, protocol, "gpu")
+
+
+def test_the_bar_counts_epochs_from_one():
+    bar = EpochsFromOne()
+    bar._trainer = SimpleNamespace(max_epochs=9)
+    assert bar._get_train_description(0).strip() == "Epoch 1/9"

@@ -144,7 +144,7 @@ def test_a_run_without_a_test_has_a_card():
     assert "Nothing was held out" in section(text, "How good it is")
     assert "no group was measured" in section(text, "For whom")
     assert "histories alone" in section(text, "What the model reads")
-    assert "test users without any event before 3.1" in section(text, "Limits")
+    assert "test users without any event in training 3.1" in section(text, "Limits")
 
 
 def test_a_skipped_baseline_is_named_without_its_reason(shop):

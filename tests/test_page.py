@@ -145,8 +145,9 @@ def test_every_metric_of_ours_and_every_list_figure_is_there(run):
     assert shown["beyond"] == [value for figures in beyond for value in figures.values()]
     if "with_context" in run.content:
         metric = headline(run)
-        contextual = run.content["with_context"]["bascule"]
-        assert shown["with-context"] == [figures[view][metric] for view in ours for figures in (ours, contextual)]
+        informed, plain = (run.content["with_context"][name] for name in ("bascule", "bascule without context"))
+        gain = run.content["paired_with_context"]["bascule without context"]
+        assert shown["with-context"] == [part[view][metric] for view in ours for part in (plain, informed, gain)]
 
 
 def test_groups_of_fewer_than_20_users_are_hidden(run):
@@ -237,7 +238,7 @@ def test_a_world_of_ids_alone_has_a_page(films, tmp_path):
     recommender = Recommender(bare, replace(profiles, history=history, features={}))
     text = render_report(tmp_path, content, recommender, films.holdout, None)
     Page(text)
-    assert "at times that are not known" in text
+    assert "its events have an order and no times" in text
     assert re.search(r"<li( class=\"hit\")?>item 1\d\d", text)
     assert "Colours are the column" not in text
 

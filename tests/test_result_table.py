@@ -5,7 +5,7 @@ import re
 
 from rich.console import Console
 
-from evaluation.result_table import build_table, print_results
+from evaluation.result_table import build_table, print_metrics, print_results
 
 
 def figures(value: float, users: int = 1234) -> dict:
@@ -67,3 +67,16 @@ def test_colours_say_whether_a_difference_is_one():
     assert "green" in style(0.01, 0.02)
     assert "red" in style(-0.03, -0.02)
     assert "default" in style(-0.01, 0.02)
+
+
+def test_figures_with_context_have_tables_of_their_own():
+    console = Console(file=io.StringIO(), width=120)
+    metrics = {"test": {"bascule": {"novel": figures(0.31)}}, "paired": {}}
+    print_metrics(console, metrics, "NDCG@20")
+    assert "context" not in console.file.getvalue()
+    asked = {"bascule": {"novel": figures(0.21)}, "bascule without context": {"novel": figures(0.18)}}
+    gain = {"bascule without context": {"novel": {"NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}}}
+    print_metrics(console, metrics | {"with_context": asked, "paired_with_context": gain}, "NDCG@20", ("HR@10",))
+    text = console.file.getvalue().split("view 'novel', with request context, 1,234 users")[1]
+    assert re.search(r"bascule +0\.2100", text)
+    assert re.search(r"(?m)^without context +0\.1800 .* \+0\.0300 \(\+\.010, \+\.050\)", text)

@@ -9,15 +9,15 @@ def write(folder, stage, text):
 
 
 def test_curves_are_read_by_epoch(tmp_path):
-    write(tmp_path, "final", "epoch,step,train_loss\n0,3,5.0\n1,7,4.0\n")
-    write(tmp_path, "select", "epoch,step,train_loss,val_ndcg\n0,3,,0.25\n0,3,6.0,\n1,7,,0.5\n")
+    write(tmp_path, "final", "epoch,step,train_loss\n1,3,5.0\n2,7,4.0\n")
+    write(tmp_path, "select", "epoch,step,train_loss,val_ndcg\n1,3,,0.25\n1,3,6.0,\n2,7,,0.5\n")
     first, last = read_logs(tmp_path)
     assert first.curves == {"val_ndcg": [(1, 0.25), (2, 0.5)], "train_loss": [(1, 6.0)]}
     assert last.curves == {"train_loss": [(1, 5.0), (2, 4.0)]}
 
 
 def test_an_epoch_that_was_run_again_counts_once(tmp_path):
-    write(tmp_path, "select", "epoch,step,train_loss\n0,3,5.0\n1,5,4.5\n1,7,4.0\n2,9,nan\n")
+    write(tmp_path, "select", "epoch,step,train_loss\n1,3,5.0\n2,5,4.5\n2,7,4.0\n3,9,nan\n")
     (only,) = read_logs(tmp_path)
     assert only.curves == {"train_loss": [(1, 5.0), (2, 4.0)]}
 

@@ -20,8 +20,8 @@ from tests.linear_bundle import DAY, UNTIL, N, item_ids, publish_linear
 U = 61
 HOSTILE = "<script>alert('&')</script>"
 LOGS = {
-    "select": "epoch,step,train_loss,val_ndcg,val_ndcg_all\n0,3,5.5,,\n0,3,,0.125,0.25\n1,7,4.25,,\n1,7,,0.1875,0.5\n",
-    "final": "epoch,step,train_loss\n0,3,5.0\n1,7,4.0\n",
+    "select": "epoch,step,train_loss,val_ndcg,val_ndcg_all\n1,3,5.5,,\n1,3,,0.125,0.25\n2,7,4.25,,\n2,7,,0.1875,0.5\n",
+    "final": "epoch,step,train_loss\n1,3,5.0\n2,7,4.0\n",
 }
 DATA: dict[str, Any] = {
     "counts": {

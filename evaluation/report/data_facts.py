@@ -7,15 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from evaluation.report.wording import amount, count, percent, plain, say_day, say_moment
+from serve.schema import Schema
 
 Report = Mapping[str, Any]
 """What `metrics.json` holds under `data`."""
 
 COLD = {
-    "test_users_unseen": "Test users without any event before",
-    "test_items_unseen": "Test items without any event before",
+    "test_users_unseen": "Test users without any event in training",
+    "test_items_unseen": "Test items without any event in training",
     "test_pairs_outside_catalogue": "Test pairs whose item is not in the catalogue",
-    "test_pairs_owned_before": "Test pairs whose user had the item before",
+    "test_pairs_owned_before": "Test pairs whose user has the item in training too",
 }
 SPLITS = {
     "leave_one_out": "the last event of each user",
@@ -24,6 +25,8 @@ SPLITS = {
     "files": "a given file",
     "none": "nothing: everything trains",
 }
+DRAWN = "one item of each user, drawn by chance"
+"""What `leave_one_out` holds out where no event is the last."""
 
 
 @dataclass(frozen=True)
@@ -34,15 +37,15 @@ class Facts:
     rows: list[tuple[str, str]]
 
 
-def describe_data(report: Report, timezone: str | None) -> list[Facts]:
+def describe_data(report: Report, schema: Schema) -> list[Facts]:
     """Return the facts of a data report, in tables that each have a row at least."""
     tables = [
-        Facts("Size and time", [*_sizes(report["counts"]), *_times(report["time"], timezone)]),
-        Facts("Split", _split(report)),
+        Facts("Size and time", [*_sizes(report["counts"]), *_times(report["time"], schema)]),
+        Facts("Split", _split(report, schema)),
         Facts("Rejected and cleaned", [*_rejects(report), *_cleaning(report["cleaning"])]),
         Facts("Columns that were not read", _dropped(report["dropped_columns"])),
         Facts("Missing values", _missing(report["missing"])),
-        Facts("How new the test is", _cold(report["cold"])),
+        Facts("What is new in the test", _cold(report["cold"])),
         Facts("Habits", _habits(report)),
     ]
     return [table for table in tables if table.rows]
@@ -57,15 +60,14 @@ def list_leaks(report: Report) -> list[str] | None:
 def say_period(report: Report) -> str:
     """Say when the events happened."""
     time = report["time"]
-    return (
-        "at times that are not known" if time is None else f"from {say_day(time['first'])} to {say_day(time['last'])}"
-    )
+    return "without times" if time is None else f"from {say_day(time['first'])} to {say_day(time['last'])}"
 
 
-def say_split(report: Report) -> str:
+def say_split(report: Report, schema: Schema) -> str:
     """Say what was held out."""
     split = report["split"]
-    held_out = SPLITS.get(split["kind"], split["kind"])
+    is_drawn = schema.is_set and split["kind"] == "leave_one_out"
+    held_out = DRAWN if is_drawn else SPLITS.get(split["kind"], split["kind"])
     return f"{held_out}, {say_moment(split['test_at'])}" if split.get("test_at") else held_out
 
 
@@ -84,21 +86,21 @@ def _sizes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
     ]
 
 
-def _times(time: Mapping[str, Any] | None, timezone: str | None) -> list[tuple[str, str]]:
+def _times(time: Mapping[str, Any] | None, schema: Schema) -> list[tuple[str, str]]:
     if time is None:
-        return [("Times", "none in the data")]
+        return [("Times", "none, and no order" if schema.is_set else "none in the data")]
     return [
         ("First event", say_moment(time["first"])),
         ("Last event", say_moment(time["last"])),
         ("Days", plain(round(time["days"], 1))),
-        ("Time zone", timezone or "times as given"),
+        ("Time zone", schema.timezone or "times as given"),
     ]
 
 
-def _split(report: Report) -> list[tuple[str, str]]:
+def _split(report: Report, schema: Schema) -> list[tuple[str, str]]:
     counts = report["counts"]
     parts = [(name.capitalize(), amount(counts[name], "event")) for name in ("train", "validation", "test")]
-    return [("Held out for the test", say_split(report)), *parts]
+    return [("Held out for the test", say_split(report, schema)), *parts]
 
 
 def _rejects(report: Report) -> list[tuple[str, str]]:
@@ -130,7 +132,7 @@ def _cold(cold: Mapping[str, float | None]) -> list[tuple[str, str]]:
 
 def _habits(report: Report) -> list[tuple[str, str]]:
     lengths, tail = report["history_length"], report["long_tail"]
-    rows = [("Events on an item the user had before", percent(report["repeat_share"]))]
+    rows = [("Events that repeat a pair of user and item", percent(report["repeat_share"]))]
     rows += [
         ("Events of a user, median", count(lengths["p50"])),
         ("Events of a user, 95th percentile", count(lengths["p95"])),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from evaluation.evaluate import MODEL
+from evaluation.evaluate import MODEL, WITHOUT_CONTEXT
 from evaluation.examination import headline_metric
 from evaluation.report.wording import VIEWS, name_model
 
@@ -88,14 +88,31 @@ def read_views(content: Content) -> list[ViewResult]:
     return [_read_view(content, view, metric) for view in content["test"][MODEL]]
 
 
-def read_contextual(content: Content) -> list[tuple[str, Figure, Figure]]:
-    """Return for each view its title, the headline without request context and the one with it."""
-    asked_again = content.get("with_context", {}).get(MODEL, {})
-    pairs = []
+@dataclass(frozen=True)
+class Contextual:
+    """What the context of the same requests adds in one view."""
+
+    title: str
+    without: Figure
+    informed: Figure
+    gain: Figure
+
+    @property
+    def verdict(self) -> str:
+        return VERDICTS[self.gain.sign]
+
+
+def read_contextual(content: Content) -> list[Contextual]:
+    """Lay out the requests that were answered with context and without, view by view."""
+    asked, paired = content.get("with_context", {}), content.get("paired_with_context", {})
+    if WITHOUT_CONTEXT not in asked:
+        return []
+    results = []
     for view in read_views(content):
-        if view.rows and view.metric in asked_again.get(view.name, {}):
-            pairs.append((view.title, view.ours.headline, read_figure(asked_again[view.name], view.metric)))
-    return pairs
+        parts = [part[view.name] for part in (asked[WITHOUT_CONTEXT], asked[MODEL], paired[WITHOUT_CONTEXT])]
+        if all(view.metric in part for part in parts):
+            results.append(Contextual(view.title, *(read_figure(part, view.metric) for part in parts)))
+    return results
 
 
 def read_all_metrics(content: Content, view: str) -> dict[str, Figure]:

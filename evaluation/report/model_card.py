@@ -43,7 +43,7 @@ def render_card(metrics: Mapping[str, Any], data: Mapping[str, Any], schema: Sch
         view_titles=VIEWS,
         words=plain_words,
         data=data,
-        data_facts=describe_data(data, schema.timezone),
+        data_facts=describe_data(data, schema),
         cold_names=COLD,
         leaks=list_leaks(data),
         features=[(title, schema.features(side)) for side, title in SIDES.items()],

@@ -26,6 +26,7 @@ from evaluation.report.wording import BEYOND, EXPLAINED_MODELS, METRICS, PRODUCT
 from evaluation.targets import Ints
 from serve.durable import write_file
 from serve.recommender import Recommender
+from serve.schema import Schema
 
 REPORT = "report.html"
 CONFIG = "config.yaml"
@@ -35,6 +36,7 @@ PROTOCOL = {
     "n_items": "Size of the catalogue",
     "k": "Length of a list",
     "repeats": "Items the user had",
+    "with_context": "With the context of the request",
 }
 
 
@@ -92,12 +94,12 @@ def render_report(
         map=pictures.picture_map(recommender, event_count),
         command=command,
         python=platform.python_version(),
-        **_describe_figures(run, content, bundle.schema.timezone),
+        **_describe_figures(run, content, bundle.schema),
         tail=None if served.exposure is None else pictures.picture_tail(served.exposure),
     )
 
 
-def _describe_figures(run: Path, content: Content, timezone: str | None) -> dict[str, Any]:
+def _describe_figures(run: Path, content: Content, schema: Schema) -> dict[str, Any]:
     """Lay out what `metrics.json` and the logs say."""
     views, slices = read_views(content), read_slices(content)
     beyond = content.get("beyond_accuracy", {})
@@ -109,7 +111,7 @@ def _describe_figures(run: Path, content: Content, timezone: str | None) -> dict
         "metric_meanings": METRICS,
         "model_meanings": _explain_models(content),
         "tiles": plain_words.make_tiles(views, coverage),
-        "sentences": _summarise(content, views),
+        "sentences": _summarise(content, views, schema),
         "curves": pictures.picture_training(read_logs(run), content.get("training", {}).get("epochs")),
         "slices": [(one, pictures.picture_slice(one, views[0].metric)) for one in slices],
         "headline": views[0].metric if views else "",
@@ -119,7 +121,7 @@ def _describe_figures(run: Path, content: Content, timezone: str | None) -> dict
         "beyond": [(name_model(name), row) for name, row in beyond.items()],
         "beyond_meanings": {f"{name}@{DEPTH}": meaning for name, meaning in BEYOND.items()},
         "protocol": _describe_protocol(content["protocol"]),
-        "data_facts": describe_data(content["data"], timezone),
+        "data_facts": describe_data(content["data"], schema),
         "leaks": list_leaks(content["data"]),
     }
 
@@ -130,9 +132,9 @@ def _describe_protocol(protocol: Content) -> list[tuple[str, str]]:
     return [(PROTOCOL.get(name, name.replace("_", " ").capitalize()), f"{value}") for name, value in single.items()]
 
 
-def _summarise(content: Content, views: list[Any]) -> list[str]:
+def _summarise(content: Content, views: list[Any], schema: Schema) -> list[str]:
     data = content["data"]
-    sentences = [f"{plain_words.say_training(data)} {plain_words.say_test(data, views)}"]
+    sentences = [f"{plain_words.say_training(data, schema)} {plain_words.say_test(data, views, schema)}"]
     if views and views[0].rows:
         sentences[0] += f" {plain_words.say_hits(views[0])}"
     return sentences + [f"{view.title}: {plain_words.say_comparison(view)}" for view in views if view.name != "repeat"]

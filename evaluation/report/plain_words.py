@@ -9,6 +9,7 @@ from evaluation.report.data_facts import Report, say_period, say_split
 from evaluation.report.figures import Figure, ModelRow, ViewResult
 from evaluation.report.groups import Gap
 from evaluation.report.wording import EXPLAINED_MODELS, PRODUCT, amount, figure, percent, say_day, signed
+from serve.schema import Schema
 
 FIRST_HIT = "HR@10"
 CONFIDENCE = "95\N{NO-BREAK SPACE}%"
@@ -24,22 +25,46 @@ class Tile:
     label: str
 
 
-def say_training(report: Report) -> str:
+def say_training(report: Report, schema: Schema) -> str:
     """Say what was learnt from."""
     counts = report["counts"]
     learnt = amount(counts["interactions"] - counts["test"], "event")
     sizes = f"{amount(counts['users'], 'user')} and {amount(counts['items'], 'item')}"
-    return f"{PRODUCT} learned from {learnt}. The data has {sizes}, with events {say_period(report)}."
+    return f"{PRODUCT} learned from {learnt}. The data has {sizes}{_say_order(report, schema)}."
 
 
-def say_test(report: Report, views: Sequence[ViewResult]) -> str:
+def say_test(report: Report, views: Sequence[ViewResult], schema: Schema) -> str:
     """Say what it was asked, or that nothing was held out."""
     if not views:
         return "Nothing was held out, so this run does not say how good the recommendations are."
-    moment = report["split"].get("test_at")
-    when = f"from {say_day(moment)} on" if moment else f"next: the test is {say_split(report)}"
-    users = amount(views[0].users, "user")
-    return f"It was asked what {users} would choose {when}. Its lists were compared with what they did choose."
+    question = _say_question(report, amount(views[0].users, "user"), schema)
+    return f"It was asked what {question}. Its lists were compared with what they did choose."
+
+
+def say_order(schema: Schema) -> str:
+    """Say what of a user's events is read besides their items."""
+    if schema.is_set:
+        return "of a user's events, which have neither times nor an order, only what they are on"
+    return "the order and times of a user's events" if schema.has_datetime else "the order of a user's events"
+
+
+def _say_order(report: Report, schema: Schema) -> str:
+    if report["time"] is not None:
+        return f", with events {say_period(report)}"
+    return (
+        "; its events have neither times nor an order" if schema.is_set else "; its events have an order and no times"
+    )
+
+
+def _say_question(report: Report, users: str, schema: Schema) -> str:
+    """Say what was asked: of the future only where what is held out comes last."""
+    split = report["split"]
+    if split.get("test_at"):
+        return f"{users} would choose from {say_day(split['test_at'])} on"
+    held_out = say_split(report, schema)
+    if split["kind"] == "leave_one_out" and not schema.is_set:
+        return f"{users} would choose next: the test is {held_out}"
+    return f"else {users} chose: the test is {held_out}"
 
 
 def say_hits(view: ViewResult) -> str:

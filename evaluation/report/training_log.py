@@ -7,11 +7,11 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = {"select": "First training, to find the number of epochs", "final": "Training again, on all before the test"}
+STAGES = {"select": "First training, to find the number of epochs", "final": "Training again, on all but the test"}
 LOGS, FILE = "logs", "metrics.csv"
 
 Points = list[tuple[float, float]]
-"""(epoch, value), epochs from 1."""
+"""(epoch, value), epochs counted from 1."""
 
 
 @dataclass(frozen=True)
@@ -42,5 +42,5 @@ def _read_curves(path: Path) -> dict[str, Points]:
         for row in csv.DictReader(file):
             for name, cell in row.items():
                 if cell and name not in ("epoch", "step") and math.isfinite(float(cell)):
-                    by_name.setdefault(name, {})[float(row["epoch"]) + 1] = float(cell)
+                    by_name.setdefault(name, {})[float(row["epoch"])] = float(cell)
     return {name: sorted(points.items()) for name, points in by_name.items()}

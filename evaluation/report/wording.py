@@ -41,7 +41,7 @@ BEYOND = {
 }
 SLICES = {
     "history": "Events in the user's history",
-    "item_events": "Events of the right item so far",
+    "item_events": "Events of the right item in training",
     "popularity": "Popularity of the right item",
 }
 """Slices that every evaluation has; all others are columns of the users table."""

@@ -1,0 +1,84 @@
+"""Words fit the data: nothing comes before or next where nothing has an order."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+
+import pytest
+
+from evaluation.report.model_card import render_card
+from evaluation.report.page import render_report
+from evaluation.report.plain_words import say_order, say_test, say_training
+from serve.recommender import Recommender
+from tests.linear_bundle import FILMS
+from tests.tiny_run import DATA, make_tiny_run
+from tests.tiny_towers import one_thread
+
+SET = replace(FILMS, has_datetime=False, ties="simultaneous", context_features=())
+RANKED = replace(SET, ties="ordered")
+OF_TIME = re.compile(r"\b(before|next|last events?|so far|not yet|datetime|times of)\b", re.IGNORECASE)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    with one_thread():
+        return make_tiny_run(tmp_path_factory.mktemp("films"), FILMS)
+
+
+def data_of(kind):
+    split = {"kind": kind, "validation_at": None, "test_at": None}
+    return DATA | {"time": None, "repeats": "exclude", "split": split, "leaks": []}
+
+
+def make_unordered(films, kind):
+    """Return the run as if its data had neither times nor positions."""
+    recommender = films.recommender
+    history = replace(recommender.profiles.history, datetime=None)
+    bundle = replace(recommender.bundle, schema=replace(SET, context_features=FILMS.context_features))
+    unordered = Recommender(bundle, replace(recommender.profiles, history=history))
+    protocol = films.content["protocol"] | {"requests": "one per user of the holdout, without context"}
+    kept = {name: films.content[name] for name in films.content if "with_context" not in name}
+    return unordered, kept | {"data": data_of(kind), "protocol": protocol}
+
+
+@pytest.mark.parametrize("kind", ["pairs", "files", "leave_one_out", "none"])
+def test_the_page_of_a_set_speaks_of_no_order(films, kind):
+    recommender, content = make_unordered(films, kind)
+    page = render_report(films.folder, content, recommender, films.holdout.drop(columns="datetime"), None)
+    assert OF_TIME.findall(re.sub(r"<style>.*?</style>|<[^>]*>", " ", page, flags=re.DOTALL)) == []
+    assert "Some of the events" in page
+    assert "neither times nor an order" in page
+
+
+@pytest.mark.parametrize("kind", ["pairs", "files", "leave_one_out", "none"])
+def test_the_card_of_a_set_speaks_of_no_order(films, kind):
+    recommender, content = make_unordered(films, kind)
+    metrics = {name: content[name] for name in content if name not in ("data", "timing", "version", "training")}
+    card = render_card(metrics, content["data"], SET, recommender.bundle.manifest.facts)
+    assert OF_TIME.findall(card) == []
+    assert "only what they are on" in card
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind", "said"),
+    [
+        (SET, "pairs", "else 3 users chose: the test is a random share of each user's items."),
+        (FILMS, "pairs", "else 3 users chose: the test is a random share of each user's items."),
+        (SET, "files", "else 3 users chose: the test is a given file."),
+        (SET, "leave_one_out", "else 3 users chose: the test is one item of each user, drawn by chance."),
+        (RANKED, "leave_one_out", "3 users would choose next: the test is the last event of each user."),
+    ],
+)
+def test_the_question_is_of_the_future_where_the_test_is(schema, kind, said):
+    class View:
+        users = 3
+
+    assert f"It was asked what {said} " in say_test(data_of(kind), [View()], schema)
+
+
+def test_what_is_known_of_the_order_is_said():
+    assert say_training(data_of("pairs"), SET).endswith("; its events have neither times nor an order.")
+    assert say_training(data_of("pairs"), RANKED).endswith("; its events have an order and no times.")
+    assert say_order(RANKED) == "the order of a user's events"
+    assert say_order(FILMS) == "the order and times of a user's events"
