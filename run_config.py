@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import io
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 from datamodules.config import DataConfig
 from datamodules.config_errors import parse_config
+from datamodules.config_files import check_config_files
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
@@ -23,6 +28,7 @@ python train.py                                    the bundled grocery sample, i
 python train.py --config configs/template.yaml     your own tables
 python train.py --help                             every option
 """
+SAMPLE_NOTE = f"# the bundled sample's config, configs/{DEFAULT_CONFIG.name}: what runs where no --config is given"
 NOT_OURS = {
     "logger",
     "callbacks",
@@ -62,8 +68,18 @@ def complete_text(text: str, config: Config) -> str:
     return str(yaml.safe_dump(content, sort_keys=False))
 
 
+class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Leave the lines of the description as they are."""
+
+
 def make_parser() -> ArgumentParser:
-    parser = ArgumentParser(prog="train.py", description=DESCRIPTION, exit_on_error=False, allow_abbrev=False)
+    parser = ArgumentParser(
+        prog="train.py",
+        description=DESCRIPTION,
+        formatter_class=_HelpFormatter,
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
     parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
     parser.add_argument("--previous", type=str | None, default=None, help="earlier bundle whose codes are kept")
@@ -83,9 +99,12 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         The configuration, and its YAML for `config.yaml`.
     """
     parser = make_parser()
-    if not any(word.split("=")[0] == "--config" for word in argv):
-        argv = [f"--config={DEFAULT_CONFIG}", *argv]
-    given, made = parse_config(parser, argv, ("data", "model", "trainer"))
+    check_config_files(argv)
+    is_sample = not any(word.split("=")[0] == "--config" for word in argv)
+    prints = any(word.split("=")[0] == "--print_config" for word in argv)
+    with _headed(SAMPLE_NOTE) if is_sample and prints else nullcontext():
+        words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else argv
+        given, made = parse_config(parser, words, ("data", "model", "trainer"))
     if made.seed < 0:
         raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
     if given.ckpt_path not in (None, "last"):
@@ -97,3 +116,15 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     resume = given.ckpt_path == "last"
     config = Config(made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous)
     return config, parser.dump(given)
+
+
+@contextmanager
+def _headed(line: str) -> Iterator[None]:
+    """Put a line above what is printed where printing it ends the process."""
+    printed = io.StringIO()
+    try:
+        with redirect_stdout(printed):
+            yield
+    except SystemExit:
+        sys.stdout.write(f"{line}\n{printed.getvalue()}")
+        raise

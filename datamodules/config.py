@@ -31,6 +31,8 @@ class TableConfig:
     """Between the cells of a text file: one character. Default: told from the first line."""
     encoding: str = "utf-8"
     """Of a text file: utf-8 or latin-1."""
+    missing: list[str] = field(default_factory=list)
+    """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
 
     @property
     def declares_text(self) -> bool:

@@ -11,11 +11,16 @@ from textwrap import dedent
 from jsonargparse import ArgumentError, ArgumentParser, Namespace
 
 from datamodules.config import FeatureConfig, TableConfig
+from datamodules.config_files import OPTION, SUFFIXES
 from serve.errors import SchemaError, name_nearest
 
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'")
 _UNKNOWN = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
 _UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)")
+_STRAY = re.compile(r"unrecognized arguments: (?P<word>\S+)")
+_NO_VALUE = re.compile(r"argument (?P<option>--[\w.]+)\S*: expected one argument")
+_NEEDLESS_VALUE = re.compile(r"argument (?P<option>--[\w.]+): ignored explicit argument (?P<got>.+)")
+_NO_CONFIG = re.compile(r"Unable to load config '(?P<got>.*?)'")
 _MISSING = re.compile(r"the following arguments are required: (?P<key>\w+)")
 _VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\n(?P<problem>.+)', re.DOTALL)
 _OF_CLASS = re.compile(
@@ -26,6 +31,8 @@ _GOT = re.compile(r"(?:Got|Given) value: (?P<got>.*)")
 _EXPECTED = re.compile(r"Expected (?:an? )?(?:<class '(?P<type>[\w.]+)'>|typing\.Literal(?P<choices>\[.*?\]))")
 _ARGUMENTS = re.compile(r"init_args=Namespace\((?P<given>.*?)\)")
 
+_COMMANDS = ("help", "print_config")
+"""Options that are no keys of a file."""
 _KEYS = {cls.__name__: [field.name for field in fields(cls)] for cls in (FeatureConfig, TableConfig)}
 """Classes that stand for one of several kinds of value, so that their keys are no options of the parser."""
 
@@ -61,13 +68,19 @@ def explain(error: ArgumentError | str, allowed: Iterable[str]) -> str:
         error: what jsonargparse raised, or its message; one of unknown form comes back in one line.
         allowed: dotted names of all options, as of `parser.get_defaults().keys()`.
     """
-    message = str(error)
+    message, allowed = str(error), list(allowed)
     if match := _UNKNOWN_IN_GROUP.match(message):
         return _explain_key(f"{match['group']}.{match['key']}", allowed)
     if match := _UNKNOWN.match(message):
         return _explain_key(match["key"], allowed)
     if match := _UNKNOWN_OPTION.match(message):
-        return f"option --{match['key']}: {_explain_key(match['key'], allowed)}"
+        return f"option --{match['key']}: {_explain_key(match['key'], [*allowed, *_COMMANDS])}"
+    if match := _STRAY.match(message):
+        return _explain_stray(match["word"], allowed)
+    if match := _NO_VALUE.match(message):
+        return f"option {match['option']}: a value is missing; write {match['option']} VALUE"
+    if match := _NEEDLESS_VALUE.match(message):
+        return f"option {match['option']} takes no value; got {match['got']}"
     if match := _VALUE.match(message):
         return _explain_value(match["key"], match["problem"])
     return _join(message)
@@ -80,25 +93,43 @@ def _explain_key(key: str, allowed: Iterable[str]) -> str:
     for depth, part in enumerate(parts):
         siblings = {path[depth] for path in paths if path[:depth] == parts[:depth] and len(path) > depth}
         if part not in siblings:
-            return _say_unknown(".".join(parts[:depth]), part, siblings)
+            where = ".".join(parts[:depth])
+            elsewhere = [path for path in paths if path[-1] == part]
+            if len(elsewhere) == 1:
+                return f"{_place(where)}unknown key '{part}'; did you mean '{'.'.join(elsewhere[0])}'?"
+            return _say_unknown(where, part, siblings)
     return f"unknown key '{key}'"
 
 
+def _explain_stray(word: str, allowed: Iterable[str]) -> str:
+    """Explain a word that belongs to no option."""
+    if word.endswith(SUFFIXES):
+        return f"'{word}' belongs to no option; did you mean '{OPTION} {word}'?"
+    options = {name.split(".")[0] for name in allowed} | set(_COMMANDS)
+    return f"'{word}' belongs to no option; {name_nearest(f'--{word}', [f'--{name}' for name in options])}"
+
+
 def _say_unknown(where: str, key: str, allowed: Iterable[str]) -> str:
-    prefix = f"{where}: " if where else ""
-    return f"{prefix}unknown key '{key}'; {name_nearest(key, allowed)}"
+    return f"{_place(where)}unknown key '{key}'; {name_nearest(key, allowed)}"
+
+
+def _place(where: str) -> str:
+    return f"{where}: " if where else ""
 
 
 def _explain_value(key: str, problem: str) -> str:
     if match := _OF_CLASS.search(problem):
         return _explain_inside(key, match["name"], dedent(match["problem"]), _find_got(problem))
+    if match := _NO_CONFIG.search(problem):
+        return f"{key} is '{match['got']}'; allowed: a mapping of its keys, or a YAML file of them"
     if not _EXPECTED.search(problem):
         return f"{key}: {_join(problem)}"
     got = _find_got(problem)
     choices, types = _find_expected(problem)
     if choices:
         return f"{key}: '{got}' is not allowed; {name_nearest(got, choices)}"
-    return f"{key} is '{got}'; allowed: {' or '.join(types)}"
+    quotes = "; put it in quotes" if types == ["str"] else ""
+    return f"{key} is '{got}'; allowed: {' or '.join(types)}{quotes}"
 
 
 def _explain_inside(key: str, name: str, problem: str, got: str) -> str:
@@ -119,13 +150,14 @@ def _find_got(problem: str) -> str:
 
 def _find_expected(problem: str) -> tuple[list[str], list[str]]:
     """Return the allowed words and the allowed types."""
-    choices, types = [], []
+    choices: list[str] = []
+    types: list[str] = []
     for match in _EXPECTED.finditer(problem):
         if match["choices"]:
-            choices += ast.literal_eval(match["choices"])
+            choices += map(str, ast.literal_eval(match["choices"]))
         elif match["type"]:
             types.append("null" if match["type"] == "NoneType" else match["type"])
-    return choices, types
+    return list(dict.fromkeys(choices)), types
 
 
 def _join(text: str) -> str:

@@ -14,6 +14,7 @@ from rich.table import Table
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
 from datamodules.leaks.leak import Leak
+from datamodules.reading.mark_hints import hint_at_marks
 from datamodules.reading.rejects import Rejects
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -55,6 +56,7 @@ def report_data(
         "missing": {name: _missing(frame) for name, frame in _frames(tables).items()},
         "records": dict(rejects.records),
         "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
+        "missing_marks": [hint for name, frame in rejects.tables.items() for hint in hint_at_marks(name, frame)],
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": _cold(tables, split),
@@ -166,6 +168,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
         ("split", f"{report['split']['kind']}: " + _join(counts, ("train", "validation", "test"))),
         ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
+        *(("a mark?", hint) for hint in report["missing_marks"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", ", ".join(f"{name} {_percent(share)}" for name, share in missing.items()) or "none"),

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
-from datamodules.config import DataConfig
+from datamodules.config import DataConfig, TableConfig
 from datamodules.reading.cells import unify_ids
 from datamodules.reading.columns import Column, interaction_columns, item_columns, user_columns
+from datamodules.reading.missing_marks import empty_marks
 from datamodules.reading.raw_records import RawRecords, take_frame
 from datamodules.reading.raw_tables import read_raw
 from datamodules.reading.rejects import Rejects
-from datamodules.reading.typed_tables import TypedTable, check_same_columns, join_frames, type_table
+from datamodules.reading.typed_tables import TypedTable, check_same_columns, check_same_widths, join_frames, type_table
 from serve.errors import SchemaError
 
 PART = "part of the split"
@@ -74,9 +75,13 @@ def _type_tables(config: DataConfig, raw: dict[str, list[RawRecords]]) -> tuple[
     _check_sides(config, raw)
     raw |= _read_split_files(config)
     _check_parts_apart(raw)
-    for files in ([raw[name] for name in _PARTS if name in raw], [raw.get("users", [])], [raw.get("items", [])]):
-        check_same_columns([file for part in files for file in part])
-    typed = {name: type_table(files, _columns_of(name, config), config.timezone) for name, files in raw.items()}
+    raw = {name: [empty_marks(file, _layout_of(name, config).missing) for file in raw[name]] for name in raw}
+    alike = [[name for name in names if name in raw] for names in (_PARTS, ("users",), ("items",))]
+    for names in alike:
+        check_same_columns([file for name in names for file in raw[name]])
+    typed = {name: type_table(name, files, _columns_of(name, config), config.timezone) for name, files in raw.items()}
+    for names in filter(None, alike):
+        check_same_widths([typed[name] for name in names], _columns_of(names[0], config))
     for name, id_name in (("users", "user_id"), ("items", "item_id")):
         if name in typed:
             _check_one_row_each(name, typed[name], id_name)
@@ -92,13 +97,18 @@ def _columns_of(name: str, config: DataConfig) -> tuple[Column, ...]:
     return {"users": user_columns, "items": item_columns}.get(name, interaction_columns)(config)
 
 
+def _layout_of(name: str, config: DataConfig) -> TableConfig:
+    return {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
+
+
 def _check_sides(config: DataConfig, raw: dict[str, list[RawRecords]]) -> None:
     """Refuse features of a table that is not given."""
     for name in ("users", "items"):
         columns = _columns_of(name, config)
         if name not in raw and len(columns) > 1:
             raise SchemaError(
-                f"column '{columns[1].source}' is declared, but there is no {name} table: set data.{name}"
+                f"column '{columns[1].source}' is declared, {columns[1].reason}, but there is no {name} table: set "
+                f"data.{name}"
             )
 
 

@@ -13,10 +13,12 @@ import pytorch_lightning as pl
 import torch
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.curves import Curves
 from models.two_tower import TwoTower
+from serve.errors import SchemaError
 
 LOGS = "logs"
 MONITOR = "val_ndcg"
@@ -74,7 +76,7 @@ def fit(
         How many epochs the weights in `model` were trained for.
 
     Raises:
-        SchemaError: the checkpoint is of another run.
+        SchemaError: the checkpoint is of another run, or Lightning refuses an argument of the trainer.
         BundleError: a checkpoint is torn or altered.
         FloatingPointError: the loss, or a trained weight, is not finite.
         OSError: the disk is full or fails.
@@ -123,7 +125,10 @@ def _make_trainer(
         "gradient_clip_val": 1.0,
     }
     callbacks = [*callbacks, *given.pop("callbacks", [])]
-    return pl.Trainer(**{**ours, **given}, callbacks=callbacks)
+    try:
+        return pl.Trainer(**{**ours, **given}, callbacks=callbacks)
+    except (MisconfigurationException, ValueError, TypeError) as error:
+        raise SchemaError(f"trainer: {' '.join(str(error).split())}") from error
 
 
 @contextmanager

@@ -1,3 +1,5 @@
+from typing import Literal
+
 import jsonargparse
 import pytest
 
@@ -10,6 +12,8 @@ def make_parser():
     parser.add_argument("--config", action="config")
     parser.add_argument("--data", type=DataConfig)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--overwrite", action="store_true")
+    parser.add_argument("--precision", type=Literal[16, "16", "16-true"], default=16)
     return parser
 
 
@@ -28,7 +32,7 @@ def explain_file(folder, text):
 KINDS = "categorical, day_of_week, hour_of_day, multi_categorical, numeric, text, vector"
 FILES = [
     ("sed: 3", "unknown key 'sed'; did you mean 'seed'?"),
-    ("zzz: 3", "unknown key 'zzz'; allowed: config, data, seed"),
+    ("zzz: 3", "unknown key 'zzz'; allowed: config, data, overwrite, precision, seed"),
     ("dat: {ties: ordered}", "unknown key 'dat'; did you mean 'data'?"),
     ("data: {featurs: {user: {age: numeric}}}", "data: unknown key 'featurs'; did you mean 'features'?"),
     ("data: {features: {usr: {age: numeric}}}", "data.features: unknown key 'usr'; did you mean 'user'?"),
@@ -56,7 +60,12 @@ FILES = [
     ("data: {history_length: many}", "data.history_length is 'many'; allowed: int or null"),
     ("data: {audit_only: 3}", "data.audit_only is '3'; allowed: list"),
     ("data: {interactions: {names: a}}", "data.interactions.names is 'a'; allowed: list or null"),
-    ("data: {items: {columns: {item_id: 3}}}", "data.items.columns is '3'; allowed: str"),
+    ("data: {items: {columns: {item_id: 3}}}", "data.items.columns is '3'; allowed: str; put it in quotes"),
+    ("data: {users: {missing: [NA, no]}}", "data.users.missing is 'False'; allowed: str; put it in quotes"),
+    ("ties: ordered", "unknown key 'ties'; did you mean 'data.ties'?"),
+    ("data: {at: now}", "data: unknown key 'at'; did you mean 'data.split.at'?"),
+    ("data: {split: pairs}", "data.split is 'pairs'; allowed: a mapping of its keys, or a YAML file of them"),
+    ("precision: 7", "precision: '7' is not allowed; allowed: 16, 16-true"),
 ]
 
 
@@ -91,7 +100,17 @@ def test_a_feature_without_a_kind_is_named_by_what_it_has(tmp_path):
         ),
         (["--seed", "x"], "seed is 'x'; allowed: int"),
         (["--data.split.kind", "nne"], "data.split.kind: 'nne' is not allowed; did you mean 'none'?"),
-        (["extra"], "unrecognized arguments: extra"),
+        (["seed"], "'seed' belongs to no option; did you mean '--seed'?"),
+        (["mine.yaml"], "'mine.yaml' belongs to no option; did you mean '--config mine.yaml'?"),
+        (
+            ["-q"],
+            "'-q' belongs to no option; allowed: --config, --data, --help, --overwrite, --precision, --print_config, "
+            "--seed",
+        ),
+        (["--print_confg"], "option --print_confg: unknown key 'print_confg'; did you mean 'print_config'?"),
+        (["--seed"], "option --seed: a value is missing; write --seed VALUE"),
+        (["--overwrite=yes"], "option --overwrite takes no value; got 'yes'"),
+        (["--data", "mine"], "data is 'mine'; allowed: a mapping of its keys, or a YAML file of them"),
     ],
 )
 def test_a_fault_on_the_command_line_is_named_in_one_line(arguments, expected):

@@ -114,7 +114,11 @@ def test_cells_too_many_are_shown_and_counted_once(tmp_path):
         ("", {}, "events.data is empty"),
         ("\n1,2,3,4\n", {}, "is empty, or its first line is"),
         ("1,2,3,4\n", {"names": ["user_id", "item_id", "x", "item_id"]}, "2 columns are called 'item_id'"),
-        ("1,2,3,4\n", {"names": ["user_id", "item", "x", "y"]}, "'item_id' is absent; did you mean 'item'"),
+        (
+            "1,2,3,4\n",
+            {"names": ["user_id", "item", "x", "y"]},
+            "'item_id' is absent, the default of .*columns.item_id; did you mean 'item'",
+        ),
         ('1,2,3,"4\n5,6,7,8\n', {}, "quote opened on line 1 is not closed"),
     ],
 )

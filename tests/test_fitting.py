@@ -110,6 +110,20 @@ def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatc
     assert_same(whole, resumed)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"accelerator": "abacus"}, "trainer: .*invalid accelerator name: `accelerator='abacus'`"),
+        ({"devices": "many"}, "trainer: `devices` .* should be an int > 0"),
+        ({"max_time": "soon"}, "trainer: .*'soon'.* is not a valid duration"),
+    ],
+)
+def test_what_lightning_refuses_is_said_in_one_line(tmp_path, options, message):
+    with pytest.raises(SchemaError, match=message) as error:
+        fit_tiny(tmp_path, **options)
+    assert "\n" not in str(error.value)
+
+
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit_tiny(tmp_path)
     with pytest.raises(SchemaError, match=r"last\.ckpt is of another run: seed is 1 there and 2 here"):

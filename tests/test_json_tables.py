@@ -152,7 +152,9 @@ def test_a_file_without_a_record_is_refused(tmp_path):
 
 
 def test_a_declared_key_that_no_record_has_is_refused(tmp_path):
-    with pytest.raises(SchemaError, match="column 'sku' is absent; did you mean 'sku_'"):
+    with pytest.raises(
+        SchemaError, match=r"column 'sku' is absent, named in data.interactions.columns.item_id; did you mean 'sku_'"
+    ):
         read_lines(tmp_path, b'{"user_id": 1, "sku_": 2}\n', {"item_id": "sku"})
 
 

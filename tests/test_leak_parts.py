@@ -131,6 +131,23 @@ def test_a_few_users_in_two_parts_are_counted(events, columns):
     assert leak.message.startswith("2 of 45 test users (4.4%) have events in training and all others have none")
 
 
+def test_lines_of_one_purchase_that_differ_in_weight_are_shared_between_files_alone(events):
+    again = events.drop_duplicates("user_id", keep="last").assign(weight=2.0)
+    lines = pd.concat([events.assign(weight=1.0), again], ignore_index=True)
+    lines = lines.sort_values(["user_id", "datetime"], ignore_index=True, kind="stable")
+    split = split_interactions(lines, DataConfig(split=SplitConfig("leave_one_out")), 0)
+    assert split.test["weight"].eq(2).all()
+    assert found(split) == []
+    by_files = found(parts(*by_last(lines)))
+    assert by_files == [("test in training", "user_id, item_id, datetime", 1.0)]
+
+
+def test_events_of_one_weight_in_two_parts_are_counted(events):
+    train, test = by_last(events.assign(weight=3.0))
+    split = parts(pd.concat([train, test.head(5)]), test, "leave_one_out")
+    assert found(split) == [("test in training", "user_id, item_id, datetime, weight", round(5 / N_USERS, 4))]
+
+
 def test_a_set_is_compared_by_its_pairs(events):
     train, test = by_last(events[["user_id", "item_id"]])
     split = parts(pd.concat([train, test.head(13)]), test, "leave_one_out")

@@ -87,7 +87,7 @@ def test_the_unit_of_time_is_told_for_each_file(tmp_path):
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
-        ("e2.csv", "user,item_id\n1,2\n", "e2.csv: column 'user_id' is absent; did you mean 'user'"),
+        ("e2.csv", "user,item_id\n1,2\n", "e2.csv: column 'user_id' is absent, the default .*; did you mean 'user'"),
         ("e2.csv", "user_id,item_id\n1,2\n", "e2.csv: column 'weight' is absent, which .*e1.csv has"),
         ("e2.csv", "user_id,item_id,weight,event\n1,2,3,x\n", "e1.csv: column 'event' is absent, which .*e2.csv has"),
         ("e2.csv", "", "e2.csv is empty, or its first line is"),

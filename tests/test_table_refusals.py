@@ -2,7 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.tables import read_tables, tables_from_frames
 from serve.errors import SchemaError
 from tests.written_tables import EVENTS, read
@@ -10,7 +10,11 @@ from tests.written_tables import EVENTS, read
 TABLE_FAULTS = [
     ("", {}, "is empty"),
     (EVENTS, {}, "is empty: expected at least one record"),
-    ("user_id,item\n1,2\n", {}, "column 'item_id' is absent; did you mean 'item'"),
+    (
+        "user_id,item\n1,2\n",
+        {},
+        "column 'item_id' is absent, the default of data.interactions.columns.item_id; did you mean 'item'",
+    ),
     ("user_id,item_id,item_id\n1,2,3\n", {}, "2 columns are called 'item_id'"),
     (EVENTS + "1,2,20171201,3\n", {}, "column 'datetime': the unit of time 20171201 is ambiguous"),
     (
@@ -83,6 +87,65 @@ def test_a_text_layout_of_parquet_is_refused(tmp_path, layout):
 def test_ids_of_another_kind_are_refused(ids, kind):
     with pytest.raises(SchemaError, match=f"column 'item_id' is {kind}; allowed for an id"):
         tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
+DEVICE = FeatureConfig("categorical", "devise")
+ASKED_BY = [
+    ({}, "'item_id' is absent, the default of data.interactions.columns.item_id; did you mean 'itemid'"),
+    (
+        {"interactions": {"weight": "tier"}},
+        "'tier' is absent, named in data.interactions.columns.weight; did you mean 'tiers'",
+    ),
+    (
+        {"split": SplitConfig("time", "2017-12-01")},
+        "'datetime' is absent, needed by data.split.kind 'time'; .*said in data.interactions.columns.datetime; did you",
+    ),
+    (
+        {"features": FeaturesConfig(context={"hour": "hour_of_day"})},
+        "'datetime' is absent, read by data.features.context.hour; .* in data.interactions.columns.datetime; did you",
+    ),
+    (
+        {"features": FeaturesConfig(context={"device": DEVICE})},
+        "'devise' is absent, read by data.features.context.device.column; did you mean 'device'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("options", "message"), ASKED_BY)
+def test_an_absent_column_is_named_with_the_key_that_asks_for_it(tmp_path, options, message):
+    path = tmp_path / "events.csv"
+    item = "itemid" if not options else "item_id"
+    path.write_text(f"user_id,{item},tiers,date_time,device\n1,2,3,2017-12-01,x\n")
+    table = TableConfig(str(path), options.get("interactions", {}))
+    with pytest.raises(SchemaError, match=f"events.csv: column {message}"):
+        read_tables(DataConfig(**{**options, "interactions": table}))
+
+
+def test_an_absent_column_of_users_is_named_with_the_key_that_asks_for_it():
+    events = pd.DataFrame({"user_id": [1], "item_id": [2]})
+    users = pd.DataFrame({"user_id": [1], "towns": ["x"]})
+    for config, message in [
+        (DataConfig(features=FeaturesConfig(user={"town": "text"})), "read by data.features.user.town"),
+        (DataConfig(audit_only=["town"]), "named in data.audit_only"),
+    ]:
+        with pytest.raises(SchemaError, match=f"users: column 'town' is absent, {message}; did you mean 'towns'"):
+            tables_from_frames(config, events, users)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_lists_in_a_column_of_single_values_are_refused(tmp_path, suffix):
+    items = pd.DataFrame({"item_id": [2, 3, 4], "genres": [None, ["a", "b"], ["c"]]})
+    path = tmp_path / f"items{suffix}"
+    items.to_parquet(path) if suffix == ".parquet" else items.to_json(path, orient="records", lines=True)
+    (tmp_path / "events.csv").write_text("user_id,item_id\n1,2\n")
+    tables = {"interactions": TableConfig(str(tmp_path / "events.csv")), "items": TableConfig(str(path))}
+    message = (
+        rf"items{suffix}: column 'genres', read by data.features.item.genres as categorical, holds lists, the first in "
+        r"line 2: .*'a', 'b'.*declare the kind multi_categorical for several values, or vector"
+    )
+    with pytest.raises(SchemaError, match=message):
+        read_tables(DataConfig(**tables, features=FeaturesConfig(item={"genres": "categorical"})))
+    read_tables(DataConfig(**tables, features=FeaturesConfig(item={"genres": "multi_categorical"})))
 
 
 @pytest.mark.parametrize("layout", [{"names": ["user_id", "item_id"]}, {"delimiter": ","}])

@@ -23,7 +23,7 @@ VECTORS = [[0.5, -1.0, 2.0], None, [3e5, 0.0, 0.25], [0.0, 0.0, 1.0]]
 TITLES = ["One, two", None, "Three", "one"]
 TAGS = ["a|b", "c", None, "a"]
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [10, 11, 12, 13], "datetime": [10**9 + n for n in range(4)]})
-IMAGE = Column("image", "picture", "vector")
+IMAGE = Column("image", "picture", "vector", "read by data.features.item.image")
 
 
 def write_items(path, vectors, titles=TITLES):
@@ -97,6 +97,22 @@ def test_unequal_widths_stop_with_both_and_the_record(tmp_path, name):
     message = "column 'image': the vector of record 4 has 3 numbers, the first one 2; all vectors of a column have one"
     with pytest.raises(SchemaError, match=message):
         read_items(path)
+
+
+def test_unequal_widths_of_two_files_stop_with_both(tmp_path):
+    for name, ids, vectors in [
+        ("items-1.jsonl", [10, 11], [None, [1, 2]]),
+        ("items-2.jsonl", [12], [None]),
+        ("items-3.jsonl", [13], [[1, 2, 3]]),
+    ]:
+        records = [
+            {"item_id": item, "image": vector, "title": "x", "tags": "y"}
+            for item, vector in zip(ids, vectors, strict=True)
+        ]
+        (tmp_path / name).write_text("".join(json.dumps(record) + "\n" for record in records))
+    message = r"items-3.jsonl: the vectors of column 'image' have 3 numbers, those of .*items-1.jsonl have 2; all"
+    with pytest.raises(SchemaError, match=message):
+        read_items(tmp_path / "items-*.jsonl")
 
 
 @pytest.mark.parametrize("kind", ["text", "numeric", "categorical"])

@@ -63,13 +63,17 @@ def _find_same_events(before: pd.DataFrame, held_out: pd.DataFrame, name: str, k
 
 
 def _event_columns(events: pd.DataFrame, kind: str) -> list[str]:
-    """Return what makes two events the same; a position counts anew in each file."""
+    """Return what makes two events the same; a position counts anew in each file.
+
+    Between files a weight does not tell events apart: rows of one moment that lie in two of them are one choice, seen
+    in training. Where we split the rows of one table, those that differ in weight are lines of one purchase.
+    """
     keys = ["user_id", "item_id"]
     if kind == "pairs" or is_set(events):
         return keys
     if kind == "files" and "datetime" in events:
         return [*keys, "datetime"]
-    return keys + [name for name in ("datetime", "position", "event") if name in events]
+    return keys + [name for name in ("datetime", "position", "event", "weight") if name in events]
 
 
 def _find_late_events(before: pd.DataFrame, test_at: int) -> Iterator[Leak]:

@@ -10,8 +10,8 @@ from pandas.api import types
 
 from datamodules.reading.columns import Column
 
-_LISTS = (list, tuple, np.ndarray)
-_NESTED = (*_LISTS, dict, set)
+LISTS = (list, tuple, np.ndarray)
+_NESTED = (*LISTS, dict, set)
 _Cleared = tuple[pd.Series, dict[str, np.ndarray]]
 
 
@@ -23,14 +23,16 @@ def clear_misshapen(column: Column, cells: pd.Series) -> _Cleared:
     Returns:
         The cells, and reason -> bool (n,): the rows at fault.
     """
-    if not types.is_object_dtype(cells.dtype) or column.role not in ("id", "text", "value"):
+    if not types.is_object_dtype(cells.dtype) or column.role not in ("id", "text", "category", "value"):
         return cells, {}
     if column.role == "id":
         return _clear_ids(cells)
     if column.role == "text":
         return _clear(cells, _NESTED, "not a text")
+    if column.role == "category":
+        return _clear(cells, _NESTED, "not a value")
     cells, faults = _clear(cells, (dict, set), "not a value or a list of values")
-    is_nested = np.array([isinstance(cell, _LISTS) and _is_nested(cell) for cell in cells], bool)
+    is_nested = np.array([isinstance(cell, LISTS) and _is_nested(cell) for cell in cells], bool)
     if not is_nested.any():
         return cells, faults
     return cells.mask(is_nested, None), {**faults, "a list of lists": is_nested}

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from datamodules.config import DataConfig, FeatureConfig, TableConfig
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from serve.errors import SchemaError, name_nearest
 
-Role = Literal["id", "time", "order", "number", "text", "vector", "value"]
+Role = Literal["id", "time", "order", "number", "text", "vector", "category", "value"]
 
 EVENT_ROLES: dict[str, Role] = {
     "user_id": "id",
@@ -31,6 +31,8 @@ class Column:
     source: str
     """In the file."""
     role: Role
+    reason: str
+    """Which key of the configuration asks for it, in words."""
     is_declared: bool = True
     """The table is refused without it."""
     may_be_empty: bool = True
@@ -43,35 +45,41 @@ def interaction_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return user_id and item_id, what else of an event is there, then the context features."""
     features = list(config.features.of("context").values())
     mapped = _check_mapping("interactions", config.interactions, EVENT_ROLES)
-    needed = {"user_id", "item_id", *mapped, *(str(feature.column) for feature in features)}
-    if config.split.kind == "time":
-        needed.add("datetime")
+    reasons = _explain_events(config)
     events = tuple(
-        Column(name, mapped.get(name, name), role, name in needed, name == "event", *_limits(features, name))
+        Column(
+            name,
+            mapped.get(name, name),
+            role,
+            reasons.get(name, ""),
+            name in reasons,
+            name == "event",
+            *_limits(features, name),
+        )
         for name, role in EVENT_ROLES.items()
     )
-    return events + _feature_columns("context", features, set(EVENT_ROLES))
+    return events + _feature_columns("context", config.features, set(EVENT_ROLES))
 
 
 def user_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return user_id, the user features, then the columns kept for audits alone."""
-    features = list(config.features.of("user").values())
-    columns = _side_columns("user", config.users or TableConfig(), features)
+    columns = _side_columns("user", config.users or TableConfig(), config.features)
     for name in config.audit_only:
         if name in {column.name for column in columns}:
             raise SchemaError(f"data.audit_only: column '{name}' is a feature as well; take it out of one of them")
-    return columns + tuple(Column(name, name, "value") for name in config.audit_only)
+    return columns + tuple(Column(name, name, "value", "named in data.audit_only") for name in config.audit_only)
 
 
 def item_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return item_id, then the item features."""
-    return _side_columns("item", config.items or TableConfig(), list(config.features.of("item").values()))
+    return _side_columns("item", config.items or TableConfig(), config.features)
 
 
-def _side_columns(side: str, table: TableConfig, features: list[FeatureConfig]) -> tuple[Column, ...]:
+def _side_columns(side: str, table: TableConfig, features: FeaturesConfig) -> tuple[Column, ...]:
     id_name = f"{side}_id"
     mapped = _check_mapping(f"{side}s", table, {id_name})
-    id_column = Column(id_name, mapped.get(id_name, id_name), "id", may_be_empty=False)
+    reason = _explain_name(f"{side}s", id_name, mapped)
+    id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
     return (id_column, *_feature_columns(side, features, {id_name}))
 
 
@@ -83,8 +91,43 @@ def _check_mapping(table: str, config: TableConfig, allowed: dict[str, Role] | s
     return config.columns
 
 
-def _feature_columns(side: str, features: list[FeatureConfig], taken: set[str]) -> tuple[Column, ...]:
+def _explain_events(config: DataConfig) -> dict[str, str]:
+    """Say of each column of an event that must be there what asks for it."""
+    mapped = config.interactions.columns
+    reasons = {}
+    if config.split.kind == "time":
+        reasons["datetime"] = f"needed by data.split.kind 'time'; {_say_where('datetime')}"
+    for name, key in _list_readers("context", config.features).items():
+        if name in EVENT_ROLES:
+            reasons[name] = f"read by {key}; {_say_where(name)}"
+    for name in ("user_id", "item_id", *mapped):
+        reasons[name] = _explain_name("interactions", name, mapped)
+    return reasons
+
+
+def _say_where(name: str) -> str:
+    return f"what it is called is said in data.interactions.columns.{name}"
+
+
+def _explain_name(table: str, name: str, mapped: dict[str, str]) -> str:
+    key = f"data.{table}.columns.{name}"
+    return f"named in {key}" if name in mapped else f"the default of {key}"
+
+
+def _list_readers(side: str, features: FeaturesConfig) -> dict[str, str]:
+    """Return column -> key of the first feature that reads it."""
+    readers: dict[str, str] = {}
+    declared = getattr(features, side)
+    for name, feature in features.of(side).items():
+        has_column = isinstance(declared[name], FeatureConfig) and declared[name].column is not None
+        readers.setdefault(str(feature.column), f"data.features.{side}.{name}" + ".column" * has_column)
+    return readers
+
+
+def _feature_columns(side: str, declared: FeaturesConfig, taken: set[str]) -> tuple[Column, ...]:
     """Return one column for each that the features read, apart from those taken already."""
+    features = list(declared.of(side).values())
+    readers = _list_readers(side, declared)
     names = dict.fromkeys(str(feature.column) for feature in features)
     for name in names:
         _check_readers(side, name, features)
@@ -95,7 +138,7 @@ def _feature_columns(side: str, features: list[FeatureConfig], taken: set[str]) 
                 "of the context that reads 'datetime'"
             )
     return tuple(
-        Column(name, name, _role(features, name), True, True, *_limits(features, name))
+        Column(name, name, _role(features, name), f"read by {readers[name]}", True, True, *_limits(features, name))
         for name in names
         if name not in taken
     )
@@ -115,7 +158,9 @@ def _role(features: list[FeatureConfig], name: str) -> Role:
     kinds = {feature.kind for feature in features if feature.column == name}
     if "vector" in kinds:
         return "vector"
-    return "number" if "numeric" in kinds else "value"
+    if "numeric" in kinds:
+        return "number"
+    return "category" if "categorical" in kinds else "value"
 
 
 def _limits(features: list[FeatureConfig], name: str) -> tuple[float | None, float | None]:

@@ -46,7 +46,8 @@ def find_columns(
         if count > 1:
             raise SchemaError(f"{file}: {count} columns are called '{column.source}'; rename all but one")
         if column.is_declared and not count:
-            raise SchemaError(f"{file}: column '{column.source}' is absent; {name_nearest(column.source, names)}")
+            nearest = name_nearest(column.source, names)
+            raise SchemaError(f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}")
     asked = {column.source for column in columns}
     found = tuple(column for column in columns if column.source in names)
     return found, tuple(name for name in names if name not in asked)

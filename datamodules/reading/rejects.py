@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datamodules.reading.mark_hints import hint_at_marks
 from serve.errors import SchemaError
 
 SCHEMA = pa.schema(
@@ -75,7 +76,7 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
         raise SchemaError(
             f"{table}: {len(rejected):,} of {n_records:,} records are bad, more than data.max_reject_rate = "
             f"{max_rate:g}; the first: {first['file']}, line {first['line']}, {column}{value}: {first['reason']}; "
-            "mend the files or raise the rate"
+            f"{next(hint_at_marks(table, rejected), 'mend the files or raise the rate')}"
         )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +13,7 @@ from datamodules.reading.cells import Cells, read_cells, unify_ids
 from datamodules.reading.columns import Column
 from datamodules.reading.raw_records import RawRecords
 from datamodules.reading.rejects import reject_frame
-from datamodules.reading.wrong_kinds import KindCounts, check_kinds, count_kinds
+from datamodules.reading.wrong_kinds import KindCounts, check_kinds, count_kinds, refuse_lists
 from serve.errors import SchemaError
 
 
@@ -31,10 +31,11 @@ class TypedTable:
     dropped: tuple[str, ...]
 
 
-def type_table(files: Sequence[RawRecords], columns: tuple[Column, ...], timezone: str | None) -> TypedTable:
+def type_table(name: str, files: Sequence[RawRecords], columns: tuple[Column, ...], timezone: str | None) -> TypedTable:
     """Type the cells, file by file; ids are of one type over all.
 
     Args:
+        name: of the table, for messages.
         files: at least one.
         columns: those asked for.
         timezone: of naive times.
@@ -44,7 +45,7 @@ def type_table(files: Sequence[RawRecords], columns: tuple[Column, ...], timezon
     """
     counts: KindCounts = {}
     frames, rejects = zip(*(_type_file(raw, timezone, counts) for raw in files), strict=True)
-    check_kinds(counts)
+    check_kinds(name, counts)
     return TypedTable(
         join_frames(frames, columns),
         np.repeat(np.arange(len(files)), list(map(len, frames))),
@@ -66,6 +67,33 @@ def check_same_columns(files: Sequence[RawRecords]) -> None:
                 f"{raw.file}: column '{missing[0].source}' is absent, which {having[missing[0]]} has; the files of a "
                 "table have the same columns"
             )
+
+
+def check_same_widths(tables: Sequence[TypedTable], columns: tuple[Column, ...]) -> None:
+    """Refuse vectors of one column that are of one width in one file and of another in the next.
+
+    Args:
+        tables: whose files have the same columns; inside a file the widths are equal already.
+        columns: those asked for.
+    """
+    for column in (column for column in columns if column.role == "vector"):
+        found = [pair for table in tables for pair in _list_widths(table, column.name)]
+        for file, width in found:
+            first_file, first = found[0]
+            if width != first:
+                raise SchemaError(
+                    f"{file}: the vectors of column '{column.source}' have {width} numbers, those of {first_file} have "
+                    f"{first}; all vectors of a column have one width"
+                )
+
+
+def _list_widths(table: TypedTable, name: str) -> Iterator[tuple[str, int]]:
+    """Return each file that has a vector in a column, and how wide its first one is."""
+    cells = table.frame[name]
+    is_there = cells.notna().to_numpy()
+    places, rows = np.unique(table.file_of_row[is_there], return_index=True)
+    for place, cell in zip(places, cells[is_there].iloc[rows], strict=True):
+        yield table.files[place], len(cell)
 
 
 def join_frames(frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -103,6 +131,7 @@ def _type_file(raw: RawRecords, timezone: str | None, counts: KindCounts) -> tup
 
 
 def _read_column(raw: RawRecords, column: Column, timezone: str | None) -> Cells:
+    refuse_lists(raw, column)
     cells, misshapen = clear_misshapen(column, raw.frame[column.name])
     try:
         read = read_cells(column, cells, timezone, raw.is_text)

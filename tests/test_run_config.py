@@ -1,0 +1,46 @@
+import pytest
+import yaml
+
+from run_config import DEFAULT_CONFIG, SAMPLE_NOTE, parse
+from serve.errors import SchemaError
+
+
+def print_of(capsys, *words):
+    with pytest.raises(SystemExit) as end:
+        parse(words)
+    assert end.value.code in (0, None)
+    return capsys.readouterr().out
+
+
+def test_the_printed_config_of_the_sample_says_so(capsys, tmp_path):
+    printed = print_of(capsys, "--print_config", "--seed", "5")
+    assert printed.startswith(f"{SAMPLE_NOTE}\n")
+    assert f"configs/{DEFAULT_CONFIG.name}" in SAMPLE_NOTE
+    sample = yaml.safe_load(DEFAULT_CONFIG.read_text())
+    assert yaml.safe_load(printed)["data"]["interactions"]["path"] == sample["data"]["interactions"]["path"]
+    assert yaml.safe_load(printed)["seed"] == 5
+
+
+def test_the_printed_config_of_a_file_has_no_note(capsys, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text("data: {interactions: {path: mine.csv}}\n")
+    printed = print_of(capsys, "--config", str(path), "--print_config")
+    assert not printed.startswith("#")
+    assert yaml.safe_load(printed)["data"]["interactions"]["path"] == "mine.csv"
+
+
+def test_a_fault_beside_print_config_is_all_that_is_said(capsys):
+    with pytest.raises(SchemaError, match="did you mean 'ties'"):
+        parse(["--print_config", "--data.tie", "ordered"])
+    assert capsys.readouterr().out == ""
+
+
+def test_the_examples_of_the_help_have_a_line_each(capsys):
+    lines = print_of(capsys, "--help").splitlines()
+    for command in ("python train.py", "python train.py --config configs/template.yaml", "python train.py --help"):
+        assert any(line.startswith(f"{command}  ") for line in lines)
+
+
+def test_an_option_that_is_set_elsewhere_is_named_by_its_key():
+    with pytest.raises(SchemaError, match=r"unknown key 'max_epochs'; did you mean 'model.max_epochs'"):
+        parse(["--trainer.max_epochs", "3"])
