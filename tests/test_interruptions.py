@@ -225,7 +225,7 @@ def test_an_overwriting_run_that_was_interrupted_goes_on(tmp_path, quick):
 def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, capsys):
     model = ModelConfig(dim=8, max_epochs=3, warmup_steps=1, learning_rate=1e30)
     config = make_config(tmp_path, model=model)
-    monkeypatch.setattr(train, "parse", lambda argv: (config, ""))
+    monkeypatch.setattr(train, "parse", lambda argv: (config, "seed: 0"))
     monkeypatch.setattr(train, "read_tables", lambda data: train.tables_from_frames(data, *make_tables(False)))
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -236,9 +236,9 @@ def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, caps
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
     config = make_config(tmp_path)
-    monkeypatch.setattr(train, "parse", lambda argv: (config, ""))
+    monkeypatch.setattr(train, "parse", lambda argv: (config, "seed: 0"))
     codes = []
-    monkeypatch.setattr(train, "produce", lambda *_: codes.append(train.main([])) or sys.exit(5))
+    monkeypatch.setattr(train, "prepare", lambda *_: codes.append(train.main([])) or sys.exit(5))
     with pytest.raises(SystemExit):
         train.run(config)
     assert codes == [2]
