@@ -23,7 +23,7 @@ from datamodules.windows import WindowExamples
 from serve.encoding import encode_features
 from serve.events import Ints
 from serve.schema import Schema
-from serve.tower_inputs import last_moments
+from serve.tower_inputs import as_sets, last_moments
 
 N_CUT_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
@@ -95,6 +95,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         if self.trains_on_windows:
             moments = np.array([end], dtype=np.int64)
         elif self.schema.is_set:
+            events = as_sets(events)
             moments = np.array([end + 1], dtype=np.int64)  # after all events, which are at 0
         elif self.horizon is None:
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)

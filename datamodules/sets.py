@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -85,6 +85,8 @@ class SetExamples:
         is_seen = ~is_target & (rng.random(len(places)) < self.draw_shares(n, rng)[segment])
         asked = _pick(events, places, segment, is_target, n)
         targets = scale_by_user(distinct_targets(asked, self.sequences.target_weight[places[is_target]]), n)
+        share = self.n_folds[plan.users] ** -0.5  # of each of a user's parts: many items count more, not as many times
+        targets = replace(targets, weights=(targets.weights * share[targets.users]).astype(np.float32))
         user = self.sequences.user.take(plan.users)
         user = hide_rows(user, rng.random(n) < self.withheld.user, self.maker.schema.user_features)
         context = self.context(places[is_target], segment[is_target], rng)

@@ -26,7 +26,7 @@ class WindowPlan:
 
 
 class WindowExamples:
-    """Cut every sequence at a random offset into windows of `history_length` events, anew each epoch."""
+    """Cut long sequences at a random offset into windows of `history_length` events, anew each epoch."""
 
     def __init__(self, sequences: Sequences, schema: Schema, batch_size: int, withheld: Withheld) -> None:
         self.sequences = sequences
@@ -94,7 +94,7 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     stride = max(length - 1, 1)
     has_events = counts > 0
     fewest = int(np.maximum(-(-(counts - 1) // stride), has_events).sum())
-    mean = has_events.sum() + np.maximum(counts - 2, 0).sum() / stride  # over the cuts
+    mean = has_events.sum() + np.maximum(counts[counts > length] - 2, 0).sum() / stride  # over the cuts
     return max(1, min(int(np.ceil(mean / batch_size)), fewest))
 
 
@@ -109,7 +109,7 @@ def mark_first_times(events: Events) -> np.ndarray:
 def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
     """Cut each sequence into windows of at most `length` events that overlap by one event.
 
-    The first cut of each sequence is random, so that over epochs each target is seen at every depth.
+    The first cut of a sequence that is longer is random, so that over epochs each target is seen at every depth.
 
     Returns:
         The user, start and stop of each window; together, the windows without the first event of all but each
@@ -118,6 +118,7 @@ def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[I
     stride = max(length - 1, 1)
     counts = np.diff(offsets)
     first = rng.integers(2, stride + 2, len(counts))  # events of the first window
+    first = np.where(counts <= length, length, first)
     n_windows = np.where(counts > 0, 1 + -(-np.maximum(counts - first, 0) // stride), 0)
     users = np.repeat(np.arange(len(counts)), n_windows)
     number = np.arange(len(users)) - np.repeat(np.cumsum(n_windows) - n_windows, n_windows)

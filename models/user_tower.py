@@ -44,7 +44,7 @@ class UserTower(nn.Module):
         super().__init__()
         self.dim = dim
         self.similarity = similarity
-        self.vector_scale = nn.Parameter(torch.tensor(float(dim) ** 0.5))
+        self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
         self.event_table = nn.Embedding(n_event_codes, dim)
         self.project_weight = nn.Linear(1, dim, bias=False)
@@ -72,6 +72,7 @@ class UserTower(nn.Module):
         nn.init.normal_(self.start_token, std=0.02)
         nn.init.normal_(self.event_table.weight, std=0.02)
         nn.init.eye_(self.project_state.weight)
+        nn.init.eye_(self.project_vector.weight)  # a history starts near its items in the space that it is searched in
         if self.popularity_gate is not None:
             nn.init.zeros_(self.popularity_gate.weight)
             nn.init.ones_(self.popularity_gate.bias)
@@ -106,7 +107,9 @@ class UserTower(nn.Module):
         events = events + self.event_table(history_events) + self.project_gap(gaps)  # (B, L, D)
         events = events + self.project_weight(history_weights.unsqueeze(-1))  # (B, L, D)
         start = self.start_token.expand(n_batch, 1, -1)  # (B, 1, D)
-        tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
+        tokens = torch.cat([start, events], dim=1)  # (B, T, D)
+        if self.blocks.blocks:
+            tokens = self.input_dropout(tokens)  # (B, T, D)
         groups = functional.pad(groups, (1, 0))  # (B, T)
         times = functional.pad(history_times, (1, 0))  # (B, T)
         return self.blocks(tokens, times, groups)  # type: ignore[no-any-return]  # (B, T, D)
@@ -150,7 +153,8 @@ class UserTower(nn.Module):
         is_empty = (history_lengths == 0).to(states.dtype).unsqueeze(1)  # (B, 1)
         weights = torch.cat([is_empty, is_last], dim=1)  # (B, T)
         weights = weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
-        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
+        pooled = (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
+        return pooled if self.blocks.blocks else self.input_dropout(pooled)  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the history of each request and fuse it with the request.

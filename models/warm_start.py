@@ -15,7 +15,7 @@ from models.memory import Memory
 from models.towers import Towers
 
 CONTENT_STEPS = 60
-FIRST_SCORE = 0.3  # of a pooled history: about where training on sets takes it
+FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -67,8 +67,6 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
 def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
     """Let a user without blocks start as the sum of her items' factors, and popularity count as it is.
 
-    Items weigh (count + 1)^-.25 in a history, as columns do in the factorisation.
-
     Args:
         towers: of a schema of sets.
         user: (E,) user of each event.
@@ -77,18 +75,16 @@ def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: 
         seed: of the factorisation.
     """
     tower, dim = towers.user_tower, towers.user_tower.dim
+    pairs = np.unique(user * towers.n_items + item_row)
     factors = item_factors(user, item_row, (int(user.max(initial=0)) + 1, towers.n_items), dim, seed)  # (N, D)
-    counts = np.bincount(item_row, minlength=towers.n_items)  # (N,)
-    start_taste(towers, factors * torch.from_numpy((counts + 1.0) ** -0.25).float().unsqueeze(1))
+    start_taste(towers, factors)
     with torch.no_grad():
-        tower.vector_scale.fill_(1.0)
-        for layer, scale in ((tower.project_vector, 1.0), (tower.project_state, FIRST_SCORE)):
-            layer.weight.copy_(torch.eye(dim) * scale)
-            layer.bias.zero_()
+        tower.project_state.weight.mul_(FIRST_SCORE)
         for table in (tower.event_table.weight, tower.project_weight.weight, tower.start_token):
             table.zero_()
         if tower.popularity_gate is not None:
-            tower.popularity_gate.bias.fill_(unit)
+            counts = np.bincount(pairs % towers.n_items, minlength=towers.n_items)
+            tower.popularity_gate.bias.fill_(unit * float(np.log1p(counts).std()))  # which was divided by it
 
 
 def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: int) -> None:

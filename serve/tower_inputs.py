@@ -49,7 +49,7 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
             events of one group see each other. L is at least 1.
         rows: (B, L) item rows, 0 where padded.
     """
-    recent = (shuffle(events) if schema.is_set else events).last(schema.history_length)
+    recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
     pad = _make_pad(recent)
     arrays = {
         "history_events": pad(recent.event),
@@ -76,13 +76,18 @@ def _make_pad(events: Events) -> Callable[[np.ndarray], np.ndarray]:
     return pad
 
 
-def shuffle(events: Events) -> Events:
-    """Put the events of each request in an order that depends on their items alone, and on no order of the ids.
+def as_sets(events: Events) -> Events:
+    """Keep one event of each item, the heaviest, in an order that depends on the items alone, not on that of the ids.
 
-    The last of them are then as good as any part of a set.
+    An item that stands in many rows is still one preference. The last events are as good as any part of a set.
     """
-    order = np.lexsort((events.item_row * _SCATTER % _SCATTERED, events.segments()))
-    return events.pick(order, events.offsets)
+    segment = events.segments()
+    order = np.lexsort((events.event, events.weight, events.item_row * _SCATTER % _SCATTERED, segment))
+    segment, row = segment[order], events.item_row[order]
+    is_last = np.ones(len(order), dtype=bool)
+    is_last[:-1] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
+    counts = np.bincount(segment[is_last], minlength=len(events))
+    return events.pick(order[is_last], np.concatenate([[0], np.cumsum(counts)]))
 
 
 def number_groups(events: Events, schema: Schema) -> Ints:
