@@ -75,6 +75,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         long_history=float(history.quantile(0.95)),
         is_set=is_set(rows),
         is_repeated=config.repeats == "allow",
+        trains_on_windows=config.ties == "ordered" and config.repeats == "exclude" and not is_set(rows),
         has_content=bool(config.features.item),
     )
 

@@ -29,7 +29,8 @@ class ModelConfig:
     similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
     negatives: int | None = None
-    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, always."""
+    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, as always in sets, in
+    baskets and where `data.repeats` is `allow`."""
     learning_rate: float | None = None
     """Peak of the schedule."""
     warmup_steps: int | None = None

@@ -5,7 +5,8 @@ The numbers are measured on the boards that README lists; between them a rule fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -19,6 +20,8 @@ MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
 SHOWN_TARGETS = 2_600_000
 """Targets that a training on short histories looks at, over all epochs."""
+WARMUP_SHARE = 0.25
+"""Of a training of few steps that the rate may rise for; each user is counted as one example."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,8 @@ class DataCounts:
     is_set: bool
     is_repeated: bool
     """Repeats are recommended, so that the memory is learned."""
+    trains_on_windows: bool
+    """Every event is a target of those before it; only there are targets told from a sample."""
     has_content: bool
 
     @property
@@ -67,10 +72,23 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     recipe = Recipe(**given | {choice.name: choice.value for choice in choices})
+    fitted = {choice.name: choice for choice in _fit_together(recipe, config, counts)}
+    choices = [fitted.get(choice.name, choice) for choice in choices]
+    return replace(recipe, **{choice.name: choice.value for choice in choices}), choices
+
+
+def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> Iterator[Choice]:
+    """Yield what is open and must be another value beside the others."""
     if recipe.dim % recipe.n_heads:
-        single = Choice("n_heads", 1, f"divides {recipe.dim} entries")
-        return replace(recipe, n_heads=1), [single if choice.name == "n_heads" else choice for choice in choices]
-    return recipe, choices
+        if config.n_heads is None:
+            yield Choice("n_heads", 1, f"divides {recipe.dim} entries")
+        else:
+            dim = math.ceil(recipe.dim / recipe.n_heads) * recipe.n_heads
+            yield Choice("dim", dim, f"divided by {recipe.n_heads} heads")
+    n_steps = recipe.max_epochs * math.ceil(counts.n_users / recipe.batch_size)
+    longest = max(1, int(WARMUP_SHARE * n_steps))
+    if config.warmup_steps is None and recipe.warmup_steps > longest:
+        yield Choice("warmup_steps", longest, f"of about {n_steps:,} steps")
 
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
@@ -103,7 +121,7 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
-    is_sampled = counts.n_items > MANY_ITEMS and not counts.is_repeated and not counts.is_set
+    is_sampled = counts.n_items > MANY_ITEMS and counts.trains_on_windows
     return (512 if is_sampled else 0), f"{counts.n_items:,} items, {counts.shape}"
 
 

@@ -1,0 +1,176 @@
+from __future__ import annotations
+
+from dataclasses import asdict, fields, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from models.config import ModelConfig, Recipe, recipe_of
+from models.defaults import LONG_HISTORY, MANY_ITEMS, RULES, DataCounts, choose_recipe
+
+NAMES = [field.name for field in fields(Recipe)]
+SHORT = DataCounts(
+    n_users=20_000,
+    n_items=MANY_ITEMS + 1,
+    n_events=170_000,
+    mean_history=8.5,
+    long_history=21.0,
+    is_set=False,
+    is_repeated=False,
+    trains_on_windows=True,
+    has_content=True,
+)
+LONG = replace(SHORT, n_users=900, n_items=1_700, n_events=99_000, mean_history=LONG_HISTORY + 66.0, long_history=310.0)
+SET = replace(SHORT, is_set=True, trains_on_windows=False)
+REPEATED = replace(SHORT, n_users=2_000, is_repeated=True, trains_on_windows=False)
+FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "repeated": REPEATED}
+GIVEN = ModelConfig(
+    dim=24,
+    n_blocks=3,
+    n_heads=6,
+    dropout=0.13,
+    id_dropout=0.17,
+    similarity="cosine",
+    negatives=19,
+    learning_rate=0.0123,
+    warmup_steps=7,
+    batch_size=29,
+    max_epochs=31,
+    patience=11,
+    temperature=0.21,
+)
+counts_of_data = st.builds(
+    DataCounts,
+    n_users=st.integers(1, 10**7),
+    n_items=st.integers(1, 10**7),
+    n_events=st.integers(1, 10**9),
+    mean_history=st.floats(1, 10**4),
+    long_history=st.floats(1, 10**4),
+    is_set=st.booleans(),
+    is_repeated=st.booleans(),
+    trains_on_windows=st.booleans(),
+    has_content=st.booleans(),
+)
+
+
+def choose(counts: DataCounts, **given_values) -> Recipe:
+    return choose_recipe(ModelConfig(**given_values), counts)[0]
+
+
+@pytest.fixture(params=FAMILIES)
+def counts(request):
+    return FAMILIES[request.param]
+
+
+def test_every_open_field_of_a_configuration_has_a_rule():
+    is_open = [field.name for field in fields(ModelConfig) if field.default is None]
+    assert sorted(RULES) == sorted(is_open) == sorted(NAMES)
+
+
+def test_what_is_given_stays(counts):
+    recipe, choices = choose_recipe(GIVEN, counts)
+    assert recipe == recipe_of(GIVEN)
+    assert choices == []
+
+
+def test_what_is_left_open_is_chosen_with_a_reason(counts):
+    recipe, choices = choose_recipe(ModelConfig(), counts)
+    assert [choice.name for choice in choices] == list(RULES)
+    assert {choice.name: choice.value for choice in choices} == asdict(recipe)
+    assert all(choice.reason for choice in choices)
+
+
+@given(counts=counts_of_data, names=st.sets(st.sampled_from(NAMES)))
+@settings(max_examples=80, deadline=None)
+def test_a_recipe_is_what_was_given_and_what_was_chosen(counts, names):
+    kept = {name: getattr(GIVEN, name) for name in names}
+    recipe, choices = choose_recipe(ModelConfig(**kept), counts)
+    assert {choice.name for choice in choices} == set(NAMES) - kept.keys()
+    assert asdict(recipe) == kept | {choice.name: choice.value for choice in choices}
+    whole = ModelConfig(**asdict(recipe))  # its checks hold for whatever is chosen
+    assert choose_recipe(whole, counts) == (recipe, [])
+
+
+@given(counts=counts_of_data, dim=st.integers(1, 300))
+@settings(max_examples=80, deadline=None)
+def test_heads_divide_any_dim(counts, dim):
+    recipe, choices = choose_recipe(ModelConfig(dim=dim), counts)
+    assert recipe.dim == dim
+    assert dim % recipe.n_heads == 0
+    (heads,) = [choice for choice in choices if choice.name == "n_heads"]
+    assert heads.value == recipe.n_heads
+
+
+@given(counts=counts_of_data, n_heads=st.integers(1, 100))
+@settings(max_examples=40, deadline=None)
+def test_a_number_of_heads_that_was_given_stays_and_divides_dim(counts, n_heads):
+    recipe, choices = choose_recipe(ModelConfig(n_heads=n_heads), counts)
+    assert recipe.n_heads == n_heads
+    assert recipe.dim % n_heads == 0
+    assert "n_heads" not in {choice.name for choice in choices}
+    assert choose(counts).dim <= recipe.dim < choose(counts).dim + n_heads
+
+
+def test_heads_that_do_not_divide_are_replaced_and_the_reason_says_so():
+    assert choose(LONG).n_heads == 2
+    _, choices = choose_recipe(ModelConfig(dim=33), LONG)
+    (heads,) = [choice for choice in choices if choice.name == "n_heads"]
+    assert (heads.value, heads.reason) == (1, "divides 33 entries")
+
+
+@given(counts=counts_of_data)
+@settings(max_examples=80, deadline=None)
+def test_targets_are_told_from_a_sample_where_each_event_is_one_and_items_are_many(counts):
+    recipe = choose(counts)
+    assert (recipe.negatives > 0) == (counts.trains_on_windows and counts.n_items > MANY_ITEMS)
+
+
+@given(counts=counts_of_data)
+@settings(max_examples=80, deadline=None)
+def test_sets_alone_have_no_blocks(counts):
+    assert choose(replace(counts, is_set=True)).n_blocks == 0
+    assert choose(replace(counts, is_set=False)).n_blocks >= 1
+
+
+@given(counts=counts_of_data)
+@settings(max_examples=80, deadline=None)
+def test_the_rate_is_up_before_a_quarter_of_the_training_is_over(counts):
+    recipe = choose(counts)
+    n_batches = -(-counts.n_users // recipe.batch_size)
+    assert recipe.warmup_steps <= max(1, recipe.max_epochs * n_batches / 4)
+
+
+def test_a_warmup_that_was_given_is_kept_however_short_the_training():
+    assert choose(replace(SHORT, n_users=3, n_events=40), warmup_steps=777).warmup_steps == 777
+
+
+def test_id_dropout_is_for_items_with_content(counts):
+    assert choose(replace(counts, has_content=True)).id_dropout > 0
+    assert choose(replace(counts, has_content=False)).id_dropout == 0
+
+
+def test_long_histories_get_more_blocks_and_an_inner_product():
+    long, short = choose(LONG), choose(SHORT)
+    assert (long.similarity, short.similarity) == ("dot", "cosine")
+    assert long.n_blocks > short.n_blocks
+    assert long.dropout < short.dropout
+    assert choose(replace(SHORT, mean_history=float(LONG_HISTORY))).similarity == "cosine"
+
+
+def test_sets_and_repeats_are_scored_by_the_inner_product():
+    assert choose(SET).similarity == choose(REPEATED).similarity == "dot"
+
+
+def test_fewer_events_are_looked_at_more_often():
+    epochs = [choose(replace(SHORT, n_events=n)).max_epochs for n in (10**4, 10**5, 2 * 10**5, 10**6, 10**8)]
+    assert epochs == sorted(epochs, reverse=True)
+    assert epochs[0] > epochs[-1] >= 1
+
+
+def test_the_reasons_name_what_the_data_has():
+    said = {name: {choice.reason for choice in choose_recipe(ModelConfig(), c)[1]} for name, c in FAMILIES.items()}
+    assert "events have no order" in said["set"]
+    assert "items are consumed again" in said["repeated"]
+    assert "106 events a user" in said["long"]
+    assert any(reason.startswith(f"{MANY_ITEMS + 1:,} items") for reason in said["short"])

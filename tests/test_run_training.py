@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, fields, replace
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from rich.console import Console
+
+import train
+from datamodules.config import DataConfig, FeaturesConfig
+from datamodules.tables import tables_from_frames
+from models.config import ModelConfig, Recipe, recipe_of
+from models.defaults import Choice
+from run_config import Config, complete_text, parse
+from run_state import declare, is_finished
+from run_training import count_data, print_choices, settle
+from serve.errors import SchemaError
+from tests.test_train import ORDERED, make_tables
+from tests.tiny_towers import one_thread
+
+OPEN = {field.name for field in fields(Recipe)}
+SMALL = {"dim": 7, "max_epochs": 2, "learning_rate": 1e-5, "batch_size": 16}
+"""What a configuration fixes; the rate is one that YAML writes with an exponent."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """Run a configuration that leaves most of the model open, from the command line."""
+    folder = tmp_path_factory.mktemp("open")
+    for name, table in zip(("interactions", "users", "items"), make_tables(3, simultaneous=False), strict=True):
+        table.to_parquet(folder / f"{name}.parquet")
+    data = {name: {"path": str(folder / f"{name}.parquet")} for name in ("interactions", "users", "items")}
+    data["features"] = {"item": {"category": "categorical"}}
+    (folder / "mine.yaml").write_text(yaml.safe_dump({"data": data, "model": SMALL}))
+    command = [f"--config={folder / 'mine.yaml'}", f"--out={folder / 'run'}", "--trainer.enable_progress_bar=false"]
+    assert train.main(command) == 0
+    return folder / "run", command
+
+
+def read_again(run):
+    """Parse the `config.yaml` of a run and decide what it leaves open."""
+    config, text = parse([f"--config={run / 'config.yaml'}", f"--out={run}"])
+    (run.parent / "beside").mkdir(exist_ok=True)
+    tables, _ = train.read(config, None, run.parent / "beside")
+    return config, text, *settle(config, tables)
+
+
+def test_the_config_of_a_run_holds_all_that_was_chosen(finished):
+    run, _ = finished
+    model = yaml.safe_load((run / "config.yaml").read_text())["model"]
+    assert model.keys() == {field.name for field in fields(ModelConfig)}
+    assert not [name for name, value in model.items() if value is None]
+    assert {name: model[name] for name in SMALL} == SMALL
+    chosen = json.loads((run / "metrics.json").read_text())["training"]["chosen"]
+    assert chosen.keys() == OPEN - SMALL.keys()
+    assert {name: choice["value"] for name, choice in chosen.items()} == {name: model[name] for name in chosen}
+    assert all(choice["reason"] for choice in chosen.values())
+
+
+def test_the_config_of_a_run_leaves_nothing_to_choose_and_is_the_same_run(finished):
+    run, command = finished
+    config, text, whole, choices = read_again(run)
+    assert choices == []
+    assert whole == config
+    assert yaml.safe_load(complete_text(text, whole))["model"] == asdict(whole.model)
+    first, _ = parse(command)
+    tables, _ = train.read(first, None, run.parent / "beside")
+    settled, choices = settle(first, tables)
+    assert {choice.name for choice in choices} == OPEN - SMALL.keys()
+    assert declare(settled) == declare(replace(whole, trainer=settled.trainer))
+    assert declare(whole) != declare(first)
+
+
+def test_a_finished_run_with_options_left_open_is_known_by_its_command(finished, capsys):
+    run, command = finished
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
+    assert train.main([*command, "--ckpt_path", "last"]) == 0
+    assert "finished: nothing is left to do" in " ".join(capsys.readouterr().out.split())
+    assert {path: path.stat().st_mtime_ns for path in before} == before
+    _, _, whole, _ = read_again(run)
+    assert is_finished(replace(whole, resume=True))
+
+
+def test_another_value_of_what_was_chosen_is_another_run(finished, capsys):
+    _, command = finished
+    chosen = yaml.safe_load((finished[0] / "config.yaml").read_text())["model"]["patience"]
+    assert train.main([*command, "--ckpt_path", "last", f"--model.patience={chosen + 1}"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"model.patience is {chosen} there and {chosen + 1} here" in line
+
+
+def test_what_is_counted_is_what_the_tables_hold(tmp_path):
+    rng = np.random.default_rng(0)
+    events = pd.DataFrame({"user_id": rng.integers(9, size=83), "item_id": rng.integers(31, size=83)})
+    events["datetime"] = np.arange(83) + 1_600_000_000
+    config = DataConfig(features=FeaturesConfig(context={"hour": "hour_of_day"}))
+    frames = (events, pd.DataFrame({"user_id": range(20)}), pd.DataFrame({"item_id": range(50)}))
+    counts = count_data(tables_from_frames(config, *frames)[0], config)
+    sizes = [sum(events["user_id"] == user) for user in set(events["user_id"])]
+    assert (counts.n_users, counts.n_events) == (len(sizes), 83)
+    assert counts.n_items == len(set(events["item_id"]))
+    assert counts.mean_history == pytest.approx(sum(sizes) / len(sizes))
+    assert counts.long_history == pytest.approx(np.quantile(sizes, 0.95))
+    assert not counts.has_content
+    assert (counts.is_set, counts.is_repeated, counts.trains_on_windows) == (False, False, True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "options", "is_set", "trains_on_windows"),
+    [
+        (["datetime"], {}, False, True),
+        (["position"], {}, False, True),
+        ([], {}, True, False),
+        (["datetime"], {"ties": "simultaneous"}, False, False),
+        (["datetime"], {"ties": "simultaneous", "repeats": "allow"}, False, False),
+    ],
+)
+def test_targets_are_sampled_only_where_every_event_is_one(columns, options, is_set, trains_on_windows):
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 3]})
+    for name in columns:
+        events[name] = [1_600_000_000, 1_600_000_060, 1_600_000_120]
+    config = DataConfig(**options)
+    frames = (events, pd.DataFrame({"user_id": [1, 2]}), pd.DataFrame({"item_id": [3, 4]}))
+    counts = count_data(tables_from_frames(config, *frames)[0], config)
+    assert (counts.is_set, counts.trains_on_windows) == (is_set, trains_on_windows)
+    assert counts.is_repeated == (options.get("repeats") == "allow")
+
+
+def test_what_was_chosen_is_printed_with_its_reason():
+    console = Console(record=True, width=100)
+    print_choices([Choice("dim", 37, "of the reason"), Choice("similarity", "cosine", "12 events a user")], console)
+    lines = console.export_text().splitlines()
+    assert "chosen from the data" in lines[0]
+    assert [line.rstrip().split(maxsplit=2) for line in lines[1:]] == [
+        ["model.dim", "37", "of the reason"],
+        ["model.similarity", "cosine", "12 events a user"],
+    ]
+
+
+def test_nothing_is_printed_where_nothing_was_chosen():
+    console = Console(record=True, width=100)
+    print_choices([], console)
+    assert console.export_text() == ""
+
+
+def test_a_recipe_with_an_open_part_is_refused_naming_it():
+    whole, _ = settle(Config(data=ORDERED), tables_from_frames(ORDERED, *make_tables(3, False))[0])
+    assert recipe_of(whole.model).dim == whole.model.dim
+    with pytest.raises(SchemaError, match=r"model\.patience is left open"):
+        recipe_of(replace(whole.model, patience=None))
