@@ -13,7 +13,7 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float) -> None:
         super().__init__()
-        self.n_dropped = round(p * LEVELS)
+        self.n_dropped = min(round(p * LEVELS), LEVELS - 1)  # something is left to be scaled
 
     def extra_repr(self) -> str:
         return f"p={self.n_dropped / LEVELS:g}"
