@@ -80,8 +80,9 @@ def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: 
     start_taste(towers, factors)
     with torch.no_grad():
         tower.project_state.weight.mul_(FIRST_SCORE)
-        for table in (tower.event_table.weight, tower.project_weight.weight, tower.start_token):
-            table.zero_()
+        for layer in (tower.event_table, tower.project_weight, tower.project_gap):  # a gap of 0 s has a weight too
+            layer.weight.zero_()
+        tower.start_token.zero_()
         if tower.popularity_gate is not None:
             counts = np.bincount(pairs % towers.n_items, minlength=towers.n_items)
             tower.popularity_gate.bias.fill_(unit * float(np.log1p(counts).std()))  # which was divided by it

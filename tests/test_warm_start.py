@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from datamodules.config import FeaturesConfig
+from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.towers import Towers
+from models.warm_start import FIRST_SCORE, item_factors
+from tests.test_sets import make_set_world, pairs_of
+from tests.tiny_data import D, N, U, make_data
+from tests.tiny_towers import one_thread
+
+TEMPERATURE = 0.3
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def data():
+    return make_data(make_set_world(FeaturesConfig()))
+
+
+def start_towers(data, similarity: str) -> Towers:
+    """Build the towers of a set as a run does, and take away what the head adds at random."""
+    encoded = data.catalogue.features
+    tensors = map(torch.from_numpy, (encoded.codes, encoded.values, data.catalogue.categories))
+    towers = build_towers(
+        data.schema,
+        EncodedItems(*tensors),
+        PastOfAll(data.final_requests(), data.early_pairs()),
+        dim=D,
+        affinity_dim=3,
+        n_blocks=0,
+        n_heads=1,
+        dropout=0.5,
+        id_dropout=0.0,
+        similarity=similarity,
+        temperature=TEMPERATURE,
+        seed=2,
+    ).eval()
+    torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
+    return towers
+
+
+@torch.no_grad()
+def score_everything(data, towers: Towers) -> np.ndarray:
+    items = towers.item_vectors(torch.from_numpy(data.trends.popularity[-1]))
+    return np.concatenate([(towers.request_vectors(one, items)[0] @ items.T).numpy() for one in data.final_requests()])
+
+
+def count_owners(data) -> np.ndarray:
+    owners = np.zeros(N)
+    for rows in pairs_of(data).values():
+        owners[sorted(rows)] += 1
+    return owners
+
+
+def normalise(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-12)
+
+
+def test_popularity_of_a_set_counts_users_and_not_rows(data):
+    rows = np.bincount(data.sequences.events.item_row, minlength=N)
+    owners = count_owners(data)
+    assert (rows > owners).any()
+    log = np.log1p(owners)
+    assert np.allclose(data.trends.popularity[-1][:, 0], (log - log.mean()) / log.std(), atol=1e-5)
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(data, similarity):
+    towers = start_towers(data, similarity)
+    factors = towers.item_tower.id_table.weight.detach().double().numpy()
+    factors = factors if similarity == "dot" else normalise(factors)
+    log = np.log1p(count_owners(data))
+    popular = (log - log.mean()) * (1.0 if similarity == "dot" else TEMPERATURE)
+    expected = np.tile(popular, (U, 1))  # all that there is of a user without items
+    for user, rows in pairs_of(data).items():
+        taste = FIRST_SCORE * factors[sorted(rows)].sum(axis=0) / len(rows) ** 0.5
+        expected[user] += factors @ (taste if similarity == "dot" else normalise(taste))
+    assert np.abs(score_everything(data, towers) - expected).max() < 2e-5
+
+
+def test_items_start_as_the_factors_of_who_has_what(data):
+    pairs = pairs_of(data)
+    owned = np.zeros((U, N))
+    for user, rows in pairs.items():
+        owned[user, sorted(rows)] = 1
+    scaled = owned * (owned.sum(axis=0) + 1) ** -0.25
+    _, _, right = np.linalg.svd(scaled, full_matrices=False)
+    expected = right[:D].T * (N / D) ** 0.5
+    factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
+    assert np.allclose(factors @ factors.T, expected @ expected.T, atol=1e-4)  # up to the signs of the columns
+    again = item_factors(*data.early_pairs(), (U, N), D, 2)
+    assert np.allclose(again.numpy(), factors, atol=1e-6)
+
+
+def test_the_length_of_a_history_counts_by_a_power_that_is_learned_without_blocks(data):
+    power = start_towers(data, "dot").user_tower.pool_power
+    assert power.requires_grad
+    assert power.item() == 0.5
+
+
+def test_what_the_head_adds_at_the_start_is_small(data):
+    towers = start_towers(data, "dot")
+    before = score_everything(data, towers)
+    torch.manual_seed(0)
+    torch.nn.init.normal_(towers.user_tower.head[-1].weight, std=0.02)
+    assert np.abs(score_everything(data, towers) - before).max() < 0.05 * before.std()
