@@ -161,7 +161,7 @@ class TwoTower(pl.LightningModule):
             lr=self.learning_rate,
             betas=(0.9, 0.98),
             weight_decay=self.weight_decay,
-            fused=True,
+            fused=self.trainer.precision != "16-mixed",  # there gradients are to be unscaled before they are clipped
         )
         steps_per_epoch = self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
         n_steps = int(self.max_epochs * steps_per_epoch)
@@ -176,7 +176,7 @@ class TwoTower(pl.LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Clip the gradients; Lightning refuses to where the optimiser is fused, for float16's sake."""
+        """Clip the gradients; Lightning refuses to where the optimiser is fused, even without float16."""
         clip = nn.utils.clip_grad_value_ if gradient_clip_algorithm == "value" else nn.utils.clip_grad_norm_
         if gradient_clip_val:
             clip(self.parameters(), gradient_clip_val)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -241,3 +243,51 @@ def test_started_tables_are_parameters_that_learn_slowly():
     assert set(STARTED_TABLES) <= {name for name, _ in towers.named_parameters()}
     model.started_tables = STARTED_TABLES
     assert max(map(model.rate_of, STARTED_TABLES)) < 0.1 * model.rate_of("user_tower.start_token")
+
+
+class Watch(pl.Callback):
+    """Keep the gradients that the optimiser saw in each step but the last."""
+
+    def __init__(self):
+        self.seen: list[np.ndarray] = []
+
+    def on_before_zero_grad(self, trainer, pl_module, optimizer):
+        gradients = [one.grad.flatten().numpy() for one in pl_module.parameters() if one.grad is not None]
+        if gradients:
+            self.seen.append(np.concatenate(gradients))
+
+
+def watch_gradients(**clipping) -> list[np.ndarray]:
+    world = make_world(ORDERED)
+    data, watch = make_data(world), Watch()
+    model = make_module(make_towers(world, data, "cosine").train())
+    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
+    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, callbacks=[watch], **quiet, **clipping)
+    trainer.fit(model, data)
+    assert len(watch.seen) > 1
+    return watch.seen
+
+
+@pytest.mark.parametrize("algorithm", [None, "norm"])
+def test_gradients_are_clipped_by_their_norm(algorithm):
+    free = watch_gradients()[0]
+    largest = float(np.linalg.norm(free)) / 3
+    clipped = watch_gradients(gradient_clip_val=largest, gradient_clip_algorithm=algorithm)
+    np.testing.assert_allclose(clipped[0], free / 3, rtol=1e-4, atol=1e-8)
+    assert all(np.linalg.norm(one) <= largest * 1.0001 for one in clipped)
+
+
+def test_gradients_are_clipped_by_their_values():
+    free = watch_gradients()[0]
+    largest = float(np.abs(free).max()) / 3
+    clipped = watch_gradients(gradient_clip_val=largest, gradient_clip_algorithm="value")
+    np.testing.assert_allclose(clipped[0], np.clip(free, -largest, largest), rtol=1e-5)
+    assert all(np.abs(one).max() <= np.float32(largest) for one in clipped)
+
+
+@pytest.mark.parametrize(("precision", "is_fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
+def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_scaled(precision, is_fused):
+    world = make_world(ORDERED)
+    model = make_module(make_towers(world, make_data(world)))
+    model._trainer = SimpleNamespace(precision=precision, estimated_stepping_batches=8, max_epochs=2)
+    assert model.configure_optimizers()["optimizer"].defaults["fused"] is is_fused
