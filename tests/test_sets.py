@@ -78,6 +78,22 @@ def test_a_plan_is_a_function_of_seed_and_epoch_and_every_epoch_has_as_many_batc
     assert not np.array_equal(first[0].fold_of_event, later[0].fold_of_event)
 
 
+@pytest.mark.parametrize("features", [NO_CONTEXT, DEVICE], ids=["alone", "in context"])
+def test_the_examples_of_a_user_weigh_together_like_the_root_of_how_many_items_she_has(features):
+    world = make_set_world(features)
+    rows = world.tables.interactions.drop_duplicates(["user_id", "item_id"], ignore_index=True)
+    data = make_data(replace(world, tables=replace(world.tables, interactions=rows)))
+    totals = dict.fromkeys(pairs_of(data), 0.0)
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        owners = plan.users[batch.target_users.numpy()].tolist()
+        for user, weight in zip(owners, batch.target_weights.tolist(), strict=True):
+            totals[user] += weight
+    roots = {user: len(items) ** 0.5 for user, items in pairs_of(data).items()}
+    assert len(set(roots.values())) > 4
+    assert totals == pytest.approx(roots, rel=0.02)  # parts of unlike size are a little less
+
+
 def test_the_context_is_that_of_an_event_on_the_target():
     data = make_data(make_set_world(DEVICE), EVERYTHING_SHOWN)
     events, codes = data.sequences.events, data.sequences.context.codes[:, 0]

@@ -87,6 +87,15 @@ def test_a_set_is_learned_and_measured_with_and_without_context(set_run):
     assert report["cold"]["test_pairs_owned_before"] == 0
 
 
+def test_popularity_in_the_bundle_of_a_set_counts_users(set_run, tmp_path):
+    tables, _ = train.read(train.Config(SETS, SMALL, QUIET, tmp_path), make_set_tables(), tmp_path)
+    pairs = split_interactions(tables.interactions, SETS, 0).refit[["user_id", "item_id"]].drop_duplicates()
+    bundle = Recommender.load(set_run.bundle).bundle
+    owners = pairs["item_id"].value_counts().reindex(bundle.items.column("item_id").to_numpy(), fill_value=0)
+    log = np.log1p(owners.to_numpy())
+    assert np.allclose(bundle.vectors[:, -1], (log - log.mean()) / log.std(), atol=1e-5)
+
+
 def test_a_served_set_has_no_order(set_run):
     recommender = Recommender.load(set_run.bundle)
     history = [{"item_id": item} for item in (100, 117, 105, 131, 110)]
