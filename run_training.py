@@ -45,6 +45,8 @@ class Trained:
     data: InteractionsDataModule
     epochs: int
     temperature: float
+    pace: dict[str, float]
+    """What `models.stopwatch` says of the training that was validated, where there is one."""
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
@@ -90,7 +92,7 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
     begun = time.monotonic()
     console.rule(f"training again on all but the test, {first.epochs} epochs")
     last = fit_towers(config, tables, split, first.epochs)
-    return last, seconds | {"training_again": time.monotonic() - begun}
+    return replace(last, pace=first.pace), seconds | {"training_again": time.monotonic() - begun}
 
 
 def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
@@ -117,7 +119,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
     )
     model = make_model(config, schema, catalogue, data)
     read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
-    trained_for = fit(
+    trained_for, pace = fit(
         model,
         data,
         config.out,
@@ -127,7 +129,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
         config.trainer,
         {**declare(config), "training data": read},
     )
-    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()), pace)
 
 
 def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule) -> TwoTower:

@@ -117,9 +117,10 @@ def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, fl
 
 
 def _fit_history_length(train: pd.DataFrame) -> int:
-    """Return the length that 95 % of the users do not exceed, within limits."""
+    """Return the length that 95 % of the users do not exceed, within limits; of sets, in which none is older, 100 %."""
     lengths = train["user_id"].value_counts().to_numpy()
-    return int(np.clip(np.ceil(np.quantile(lengths, 0.95)), SHORTEST_HISTORY, LONGEST_HISTORY))
+    longest = np.quantile(lengths, 1.0 if is_set(train) else 0.95)
+    return int(np.clip(np.ceil(longest), SHORTEST_HISTORY, LONGEST_HISTORY))
 
 
 def _span_days(train: pd.DataFrame) -> float:

@@ -74,7 +74,7 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
 
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
-    return 64, "more entries over-fit on every board"
+    return (48 if counts.is_set else 64), counts.shape
 
 
 def _blocks(counts: DataCounts) -> tuple[int, str]:
@@ -129,7 +129,7 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 8, counts.shape
     if counts.is_set:
-        return 10, counts.shape
+        return 5, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
     return min(max(epochs, 10), 24), f"{counts.n_events:,} events"
 
