@@ -68,6 +68,8 @@ def print_choices(choices: Sequence[Choice], console: Console) -> None:
 
 def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     rows = tables.interactions
+    if is_set(rows):  # rows of one pair are one preference
+        rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
     return DataCounts(
         n_users=len(history),

@@ -17,7 +17,7 @@ LONG_HISTORY = 40
 """Mean events of a user above which an inner product with two blocks beats cosine with one."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
-SHOWN_TARGETS = 2_600_000
+SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 
 
