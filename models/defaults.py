@@ -94,7 +94,9 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _id_dropout(counts: DataCounts) -> tuple[float, str]:
-    return (0.1, "new items are placed by content") if counts.has_content else (0.0, "items have no content")
+    if counts.is_repeated and counts.has_content:
+        return 0.1, f"{counts.shape}: an item is placed by its content too"
+    return 0.0, "warm items lose more than new ones win"
 
 
 def _similarity(counts: DataCounts) -> tuple[str, str]:
@@ -129,7 +131,7 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 8, counts.shape
     if counts.is_set:
-        return 5, f"{counts.shape}: the start from factors is near the end"
+        return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
     return min(max(epochs, 10), 24), f"{counts.n_events:,} events"
 

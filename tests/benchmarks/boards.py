@@ -113,6 +113,8 @@ def train(board: Board, tables: Path, out: Path, seed: int, is_data_only: bool, 
         config.write_text(text + "\n")
     words = [word.format(tables=tables) for word in board.options]
     command = [sys.executable, ROOT / "train.py", "--config", config, "--data.interactions.path", tables / board.table]
+    for side in ("users", "items"):
+        command += [f"--data.{side}.path", tables / f"{side}.csv"]
     subprocess.run([*command, *words, "--seed", str(seed), "--out", out, *options], check=True, cwd=ROOT)
 
 
