@@ -14,7 +14,7 @@ from models.config import ModelConfig, Recipe
 Rule = Callable[["DataCounts"], tuple[Any, str]]
 
 LONG_HISTORY = 40
-"""Mean events of a user above which an inner product with two blocks beats cosine with one."""
+"""Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
 SHOWN_TARGETS = 2_800_000
@@ -100,8 +100,7 @@ def _id_dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _similarity(counts: DataCounts) -> tuple[str, str]:
-    is_short = not (counts.is_long or counts.is_repeated or counts.is_set)
-    return ("cosine" if is_short else "dot"), counts.shape
+    return ("dot" if counts.is_repeated or counts.is_set else "cosine"), counts.shape
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
