@@ -45,6 +45,8 @@ class Trained:
     data: InteractionsDataModule
     epochs: int
     temperature: float
+    pace: dict[str, float]
+    """What `models.stopwatch` says of the training that was validated, where there is one."""
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
@@ -66,6 +68,8 @@ def print_choices(choices: Sequence[Choice], console: Console) -> None:
 
 def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     rows = tables.interactions
+    if is_set(rows):  # rows of one pair are one preference
+        rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
     return DataCounts(
         n_users=len(history),
@@ -91,7 +95,7 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
     begun = time.monotonic()
     console.rule(f"training again on all but the test, {first.epochs} epochs")
     last = fit_towers(config, tables, split, first.epochs)
-    return last, seconds | {"training_again": time.monotonic() - begun}
+    return replace(last, pace=first.pace), seconds | {"training_again": time.monotonic() - begun}
 
 
 def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
@@ -118,7 +122,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
     )
     model = make_model(config, schema, catalogue, data)
     read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
-    trained_for = fit(
+    trained_for, pace = fit(
         model,
         data,
         config.out,
@@ -128,7 +132,7 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
         config.trainer,
         {**declare(config), "training data": read},
     )
-    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()))
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()), pace)
 
 
 def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule) -> TwoTower:

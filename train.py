@@ -136,7 +136,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     begun = time.monotonic()
     metrics, durations = measure(config, recommender, cleaned, split)
     seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
-    report["timing"] = {name: round(value, 2) for name, value in seconds.items()}
+    report["timing"] = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
     card = render_card(metrics, report["data"], trained.schema, facts)

@@ -13,10 +13,11 @@ from datamodules.ordering import is_set
 from datamodules.tables import Tables
 from serve.errors import SchemaError
 from serve.owned import DAY
-from serve.schema import Feature, IdType, Schema
+from serve.schema import Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
-SHORTEST_HISTORY, LONGEST_HISTORY = 10, 200
+SHORTEST_HISTORY, LONGEST_HISTORY = 10, 100
+LONGEST_SET, LONGEST_RECENT = 200, 20
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
 DEFAULT_SPAN = 100.0
@@ -67,7 +68,7 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         timezone=config.timezone,
         ties="simultaneous" if is_set(train) else config.ties,
         repeats=config.repeats,
-        history_length=config.history_length or _fit_history_length(train),
+        history_length=config.history_length or _fit_history_length(train, config.repeats),
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=_popularity_days(config, train, span),
@@ -116,10 +117,15 @@ def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, fl
     return mean_and_scale(np.log1p(train["weight"].to_numpy(np.float64)))
 
 
-def _fit_history_length(train: pd.DataFrame) -> int:
-    """Return the length that 95 % of the users do not exceed, within limits."""
-    lengths = train["user_id"].value_counts().to_numpy()
-    return int(np.clip(np.ceil(np.quantile(lengths, 0.95)), SHORTEST_HISTORY, LONGEST_HISTORY))
+def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
+    """Return the length that nearly no history exceeds, within limits.
+
+    With repeats the memory holds the whole past, and the blocks are for the recent part of it.
+    """
+    pairs = train[["user_id", "item_id"]].drop_duplicates() if is_set(train) else train
+    longest = np.ceil(np.quantile(pairs["user_id"].value_counts().to_numpy(), 0.99))
+    limit = LONGEST_RECENT if repeats == "allow" else LONGEST_SET if is_set(train) else LONGEST_HISTORY
+    return int(np.clip(longest, SHORTEST_HISTORY, limit))
 
 
 def _span_days(train: pd.DataFrame) -> float:

@@ -15,10 +15,10 @@ from models.config import ModelConfig, Recipe
 Rule = Callable[["DataCounts"], tuple[Any, str]]
 
 LONG_HISTORY = 40
-"""Mean events of a user above which an inner product with two blocks beats cosine with one."""
+"""Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
-SHOWN_TARGETS = 2_600_000
+SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 WARMUP_SHARE = 0.25
 """Of a training of few steps that the rate may rise for; each user is counted as one example."""
@@ -92,7 +92,7 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
 
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
-    return 64, "more entries over-fit on every board"
+    return (48 if counts.is_set else 64), counts.shape
 
 
 def _blocks(counts: DataCounts) -> tuple[int, str]:
@@ -112,12 +112,13 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _id_dropout(counts: DataCounts) -> tuple[float, str]:
-    return (0.1, "new items are placed by content") if counts.has_content else (0.0, "items have no content")
+    if counts.is_repeated and counts.has_content:
+        return 0.1, f"{counts.shape}: an item is placed by its content too"
+    return 0.0, "warm items lose more than new ones win"
 
 
 def _similarity(counts: DataCounts) -> tuple[str, str]:
-    is_short = not (counts.is_long or counts.is_repeated or counts.is_set)
-    return ("cosine" if is_short else "dot"), counts.shape
+    return ("dot" if counts.is_repeated or counts.is_set else "cosine"), counts.shape
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
@@ -147,7 +148,7 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 8, counts.shape
     if counts.is_set:
-        return 10, counts.shape
+        return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
     return min(max(epochs, 10), 24), f"{counts.n_events:,} events"
 

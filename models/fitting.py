@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.curves import Curves
+from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
 from serve.errors import SchemaError
 
@@ -59,7 +60,7 @@ def fit(
     patience: int | None,
     trainer_options: Mapping[str, Any],
     origin: Mapping[str, Any],
-) -> int:
+) -> tuple[int, dict[str, float]]:
     """Train, going on from the last checkpoint if there is one, and leave the best weights in `model`.
 
     Args:
@@ -73,7 +74,7 @@ def fit(
         origin: what this training is made of, as JSON values; a checkpoint of anything else is refused.
 
     Returns:
-        How many epochs the weights in `model` were trained for.
+        How many epochs the weights in `model` were trained for, and what `Stopwatch` says of them.
 
     Raises:
         SchemaError: the checkpoint is of another run, or Lightning refuses an argument of the trainer.
@@ -84,13 +85,14 @@ def fit(
     """
     checkpoints = folder / CHECKPOINTS / stage
     last = checkpoints / "last.ckpt"
-    callbacks = [Curves(folder / LOGS / stage / "metrics.csv"), *_make_checkpoints(checkpoints, patience)]
+    stopwatch = Stopwatch()
+    callbacks = [stopwatch, Curves(folder / LOGS / stage / "metrics.csv"), *_make_checkpoints(checkpoints, patience)]
     with _quiet_lightning():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is not None, trainer_options)
         trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
-    return _load_weights(model, last if patience is None else checkpoints / "best.ckpt")
+    return _load_weights(model, last if patience is None else checkpoints / "best.ckpt"), stopwatch.summary()
 
 
 def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:

@@ -38,7 +38,7 @@ def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None
     data = make_data(world, validation=validation)
     model = make_module(make_towers(world, data).train(), learning_rate=rate, max_epochs=EPOCHS)
     given = {**QUIET, **options}
-    return model, fit(model, data, folder, "select", EPOCHS, patience, given, origin or {"seed": 1})
+    return model, fit(model, data, folder, "select", EPOCHS, patience, given, origin or {"seed": 1})[0]
 
 
 def curve(folder: Path) -> list[dict[str, str]]:

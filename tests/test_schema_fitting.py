@@ -136,15 +136,29 @@ def test_without_times_and_weights():
     assert (schema.user_id_type, schema.item_id_type) == ("string", "integer")
 
 
+def make_histories(lengths, columns) -> tuple[Tables, pd.DataFrame]:
+    """Make one user for each length, all items of hers distinct, two rows each."""
+    rows = [(user, item, item) for user, length in enumerate(lengths) for item in range(length)]
+    interactions = pd.DataFrame(rows * 2, columns=["user_id", "item_id", "datetime"])[["user_id", "item_id", *columns]]
+    return Tables(interactions, interactions[["user_id"]].head(0), interactions[["item_id"]].head(0)), interactions
+
+
 @pytest.mark.parametrize(
-    ("lengths", "expected"),
-    [([1, 2, 3], 10), ([5] * 19 + [50], 10), (range(1, 101), 96), ([1000] * 7, 200)],
+    ("lengths", "columns", "repeats", "expected"),
+    [
+        ([1, 2, 3], ["datetime"], "exclude", 10),
+        (range(1, 41), ["datetime"], "exclude", 80),  # the 99th percentile of two rows each is 79.2
+        ([1000] * 3, ["datetime"], "exclude", 100),
+        ([1000] * 3, ["datetime"], "allow", 20),
+        (range(1, 101), [], "exclude", 100),  # a set counts items, not rows
+        ([1000] * 3, [], "exclude", 200),
+    ],
 )
-def test_history_length_covers_95_percent_of_users(lengths, expected):
-    interactions = pd.DataFrame({"user_id": np.repeat(np.arange(len(lengths)), lengths), "item_id": 1})
-    tables = Tables(interactions, interactions[["user_id"]].head(0), interactions[["item_id"]].head(0))
-    assert fit_schema(tables, interactions, DataConfig()).history_length == expected
-    assert fit_schema(tables, interactions, DataConfig(history_length=3)).history_length == 3
+def test_history_length_covers_nearly_all_users(lengths, columns, repeats, expected):
+    tables, interactions = make_histories(lengths, columns)
+    assert fit_schema(tables, interactions, DataConfig(repeats=repeats)).history_length == expected
+    given = DataConfig(repeats=repeats, history_length=3)
+    assert fit_schema(tables, interactions, given).history_length == 3
 
 
 def test_the_schema_comes_back_from_json(schema):
