@@ -7,6 +7,7 @@ import yaml
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
 from datamodules.tables import read_tables
+from models.config import ModelConfig
 from serve.errors import SchemaError
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -46,7 +47,7 @@ def load(name):
 def test_the_grocery_config_declares_the_sample():
     config = load("grocery")
     assert config.split == SplitConfig("time", "2017-12-01")
-    assert (config.ties, config.repeats, config.history_length) == ("simultaneous", "allow", 20)
+    assert (config.ties, config.repeats, config.history_length) == ("simultaneous", "allow", None)
     assert config.features.context == {}
     for table in (config.interactions, config.users, config.items):
         assert (CONFIGS.parent / table.path).is_file()
@@ -84,7 +85,7 @@ def test_the_movielens_config_reads_its_files_as_they_are(tmp_path):
         SplitConfig("leave_one_out"),
         "ordered",
         "exclude",
-        100,
+        None,
     )
     tables, rejects = read_tables(write_movielens(tmp_path, config))
     assert rejects.frame.empty
@@ -167,3 +168,9 @@ def test_a_split_that_contradicts_itself_is_refused(options, message):
 
 def test_a_strict_split_leaves_one_out():
     assert SplitConfig(strict=True).kind == "leave_one_out"
+
+
+def test_the_template_leaves_the_model_open_or_states_the_defaults():
+    block = yaml.safe_load((CONFIGS / "template.yaml").read_text())["model"]
+    assert ModelConfig(**block) == ModelConfig()
+    assert block.keys() <= list_keys(ModelConfig)
