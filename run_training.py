@@ -17,6 +17,7 @@ from datamodules.fingerprint import fingerprint
 from datamodules.interactions import InteractionsDataModule
 from datamodules.ordering import is_set
 from datamodules.schema_fitting import fit_schema
+from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
@@ -73,6 +74,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     history = rows.groupby("user_id").size()
     return DataCounts(
         n_users=len(history),
+        n_examples=int(history.clip(upper=FOLDS).sum()) if is_set(rows) else len(history),
         n_items=rows["item_id"].nunique(),
         n_events=len(rows),
         mean_history=float(history.mean()),

@@ -21,7 +21,7 @@ MANY_ITEMS = 5_000
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 WARMUP_SHARE = 0.25
-"""Of a training of few steps that the rate may rise for; each user is counted as one example."""
+"""Of the steps of a training, during which the rate may rise."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +29,8 @@ class DataCounts:
     """What the choice depends on."""
 
     n_users: int
+    n_examples: int
+    """Users, or parts of their sets, that an epoch shows at least."""
     n_items: int
     n_events: int
     mean_history: float
@@ -85,10 +87,10 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
         else:
             dim = math.ceil(recipe.dim / recipe.n_heads) * recipe.n_heads
             yield Choice("dim", dim, f"divided by {recipe.n_heads} heads")
-    n_steps = recipe.max_epochs * math.ceil(counts.n_users / recipe.batch_size)
+    n_steps = recipe.max_epochs * math.ceil(counts.n_examples / recipe.batch_size)
     longest = max(1, int(WARMUP_SHARE * n_steps))
     if config.warmup_steps is None and recipe.warmup_steps > longest:
-        yield Choice("warmup_steps", longest, f"of about {n_steps:,} steps")
+        yield Choice("warmup_steps", longest, f"of at least {n_steps:,} steps")
 
 
 def _dim(counts: DataCounts) -> tuple[int, str]:

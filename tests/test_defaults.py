@@ -12,6 +12,7 @@ from models.defaults import LONG_HISTORY, MANY_ITEMS, RULES, DataCounts, choose_
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
     n_users=20_000,
+    n_examples=20_000,
     n_items=MANY_ITEMS + 1,
     n_events=170_000,
     mean_history=8.5,
@@ -21,9 +22,17 @@ SHORT = DataCounts(
     trains_on_windows=True,
     has_content=True,
 )
-LONG = replace(SHORT, n_users=900, n_items=1_700, n_events=99_000, mean_history=LONG_HISTORY + 66.0, long_history=310.0)
+LONG = replace(
+    SHORT,
+    n_users=900,
+    n_examples=900,
+    n_items=1_700,
+    n_events=99_000,
+    mean_history=LONG_HISTORY + 66.0,
+    long_history=310.0,
+)
 SET = replace(SHORT, is_set=True, trains_on_windows=False)
-REPEATED = replace(SHORT, n_users=2_000, is_repeated=True, trains_on_windows=False)
+REPEATED = replace(SHORT, n_users=2_000, n_examples=2_000, is_repeated=True, trains_on_windows=False)
 FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "repeated": REPEATED}
 GIVEN = ModelConfig(
     dim=24,
@@ -43,6 +52,7 @@ GIVEN = ModelConfig(
 counts_of_data = st.builds(
     DataCounts,
     n_users=st.integers(1, 10**7),
+    n_examples=st.integers(1, 10**7),
     n_items=st.integers(1, 10**7),
     n_events=st.integers(1, 10**9),
     mean_history=st.floats(1, 10**4),
@@ -137,29 +147,29 @@ def test_sets_alone_have_no_blocks(counts):
 @settings(max_examples=80, deadline=None)
 def test_the_rate_is_up_before_a_quarter_of_the_training_is_over(counts):
     recipe = choose(counts)
-    n_batches = -(-counts.n_users // recipe.batch_size)
+    n_batches = -(-counts.n_examples // recipe.batch_size)
     assert recipe.warmup_steps <= max(1, recipe.max_epochs * n_batches / 4)
 
 
 def test_a_warmup_that_was_given_is_kept_however_short_the_training():
-    assert choose(replace(SHORT, n_users=3, n_events=40), warmup_steps=777).warmup_steps == 777
+    assert choose(replace(SHORT, n_users=3, n_examples=3, n_events=40), warmup_steps=777).warmup_steps == 777
 
 
-def test_id_dropout_is_for_items_with_content(counts):
-    assert choose(replace(counts, has_content=True)).id_dropout > 0
+def test_no_item_without_content_loses_its_id_part(counts):
     assert choose(replace(counts, has_content=False)).id_dropout == 0
 
 
-def test_long_histories_get_more_blocks_and_an_inner_product():
+def test_long_histories_get_more_blocks_and_less_dropout():
     long, short = choose(LONG), choose(SHORT)
-    assert (long.similarity, short.similarity) == ("dot", "cosine")
     assert long.n_blocks > short.n_blocks
     assert long.dropout < short.dropout
-    assert choose(replace(SHORT, mean_history=float(LONG_HISTORY))).similarity == "cosine"
+    at_the_limit = replace(SHORT, mean_history=float(LONG_HISTORY))
+    assert choose(at_the_limit).n_blocks == short.n_blocks
 
 
-def test_sets_and_repeats_are_scored_by_the_inner_product():
+def test_sets_and_repeats_are_scored_by_the_inner_product_and_orders_by_cosine():
     assert choose(SET).similarity == choose(REPEATED).similarity == "dot"
+    assert choose(SHORT).similarity == "cosine"
 
 
 def test_fewer_events_are_looked_at_more_often():
