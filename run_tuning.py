@@ -7,6 +7,7 @@ DIR/tuning/study.png   the figure of each trial, and each parameter that was sea
 
 from __future__ import annotations
 
+import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -184,7 +185,8 @@ def finish(given: Config, whole: Config, tried: Sequence[Tried], text: str) -> N
     write_file(folder / PICTURE, draw_study(tried))
     print_outcome(folder, best, default, changed)
     again = " --overwrite" if (given.out / BUNDLE).exists() else ""
-    console.print(f"train it: {name_interpreter()} train.py --config {folder / BEST}{again}", soft_wrap=True)
+    path = shlex.quote(str(folder / BEST))
+    console.print(f"train it: {name_interpreter()} train.py --config {path}{again}", soft_wrap=True, highlight=False)
 
 
 def print_outcome(folder: Path, best: Tried, default: Tried, changed: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from io import BytesIO
 from itertools import accumulate
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -16,7 +17,12 @@ COLUMNS = 3
 WIDTH, HEIGHT = 4.0, 2.8
 """Inches of one small chart."""
 WHOLE, ENDED, MARKED = "#2b6cb0", "#b9c4d0", "#c05621"
-LOGARITHMIC = {"learning_rate", "warmup_steps", "negatives", "batch_size"}
+MOST_PLACES = 8
+"""Distinct values up to which each has a place of its own on the axis."""
+MOST_LETTERS = 7
+"""Of a value that is written level."""
+WIDE = 4
+"""Ratio of the largest to the smallest value from which on the axis is logarithmic."""
 TITLE = "validation NDCG@10"
 
 
@@ -46,15 +52,30 @@ def _draw_course(axes: Axes, tried: Sequence[Tried]) -> None:
         axes.axhline(tried[0].figure or 0.0, color=MARKED, linestyle="--", linewidth=1, label="what the data chose")
     axes.set_xlabel("trial")
     axes.set_ylabel(TITLE)
-    axes.legend(loc="best", fontsize="small")
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
 def _draw_parameter(axes: Axes, tried: Sequence[Tried], name: str) -> None:
     colours = [WHOLE if one.is_whole else ENDED for one in tried]
-    axes.scatter([one.values[name] for one in tried], [one.figure or 0.0 for one in tried], c=colours)
+    places = _place(axes, [one.values[name] for one in tried])
+    figures = [one.figure or 0.0 for one in tried]
+    axes.scatter(places, figures, c=colours)
     if tried[0].number == 1:
-        axes.scatter([tried[0].values[name]], [tried[0].figure or 0.0], facecolors="none", edgecolors=MARKED, s=90)
-    if name in LOGARITHMIC:
-        axes.set_xscale("log", base=10 if name == "learning_rate" else 2)
+        axes.scatter(places[:1], figures[:1], facecolors="none", edgecolors=MARKED, s=90)
     axes.set_xlabel(name)
     axes.set_ylabel(TITLE)
+
+
+def _place(axes: Axes, values: Sequence[Any]) -> list[float]:
+    """Return where values lie on the level axis, and say so on it."""
+    distinct = sorted(set(values))
+    if len(distinct) <= MOST_PLACES:
+        labels = [f"{value}" for value in distinct]
+        axes.set_xticks(range(len(distinct)), labels, rotation=0 if max(map(len, labels)) < MOST_LETTERS else 30)
+        axes.set_xlim(-0.5, len(distinct) - 0.5)
+        return [float(distinct.index(value)) for value in values]
+    if 0 < WIDE * distinct[0] <= distinct[-1]:
+        axes.set_xscale("log")
+        axes.set_xticks([distinct[0], values[0], distinct[-1]], [f"{distinct[0]}", f"{values[0]}", f"{distinct[-1]}"])
+        axes.set_xticks([], minor=True)
+    return [float(value) for value in values]
