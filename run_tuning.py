@@ -72,7 +72,7 @@ def tune(given: Config, whole: Config, tables: Tables, split: Split, text: str) 
     folder = prepare_folder(given)
     origin = {
         **declare(whole),
-        "searched": list(space),
+        "searched": {name: repr(space[name]) for name in space},
         "previous": str(given.previous),
         "rows": hash_data(tables, split),
     }

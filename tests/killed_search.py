@@ -24,7 +24,7 @@ from models.two_tower import TwoTower
 from tests.killed_training import LONGEST_WAIT, finish, make_tables, tell, wait_for
 from tuning.study import DATABASE
 
-N_TRIALS = 4
+N_TRIALS = 3
 CONFIG: dict[str, Any] = {
     "data": {"features": {"item": {"category": "categorical"}}},
     "model": {"dim": 8, "n_heads": 2, "max_epochs": 2, "batch_size": 64, "warmup_steps": 3, "id_dropout": 0.1},

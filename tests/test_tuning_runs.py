@@ -12,11 +12,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import optuna
+import pandas as pd
 import pytest
 import yaml
 
 import run_tuning
 import train
+from datamodules.splits import Split
+from datamodules.tables import Tables
 from models.config import ModelConfig, Recipe
 from models.two_tower import TwoTower
 from run_config import TuneConfig
@@ -29,7 +32,7 @@ from tuning.space import default_of, make_space, tidy
 from tuning.study import open_study
 
 ROOT = Path(__file__).parent.parent
-N_KILLS = 3
+N_KILLS = 2
 RECIPE = Recipe(64, 1, 2, 0.3, 0.1, "dot", 512, 2e-3, 50, 128, 12, 5)
 FIELDS = list(asdict(RECIPE))
 
@@ -179,6 +182,22 @@ def test_a_trial_that_diverges_counts_and_is_not_the_best(shop, tmp_path, monkey
     assert yaml.safe_load((tmp_path / "tuning" / "best.yaml").read_text())["model"] == CONFIG["model"]
 
 
+def test_a_trial_that_falls_behind_is_ended(shop, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(optuna.trial.Trial, "should_prune", lambda self: self.number == 1)
+    assert train.main(["--config", str(shop), "--out", str(tmp_path), "--tune.trials", "2"]) == 0
+    assert "(ended at epoch 1)" in capsys.readouterr().out
+    (whole, _, first), (ended, _, second) = read_study(tmp_path)["tried"]
+    assert (whole, len(first), ended, len(second)) == ("COMPLETE", 2, "PRUNED", 1)
+    assert yaml.safe_load((tmp_path / "tuning" / "best.yaml").read_text())["model"] == CONFIG["model"]
+
+
+def test_trials_need_a_validation():
+    rows = pd.DataFrame({"user_id": [3, 3, 5], "item_id": [7, 11, 7]})
+    split = Split(rows, rows.iloc[:0], rows, "files")
+    with pytest.raises(SchemaError, match="of kind 'files' leaves no validation event"):
+        run_tuning.without_test(Tables(rows, rows[["user_id"]], rows[["item_id"]]), split)
+
+
 def test_nothing_that_can_be_trained_is_a_fault(shop, tmp_path, monkeypatch, capsys):
     def diverge(self, batch, batch_idx):
         raise FloatingPointError("the loss is nan")
@@ -194,7 +213,7 @@ def test_another_study_is_not_gone_on_with(searched, capsys):
     (line,) = capsys.readouterr().err.splitlines()
     assert "holds another study: model.weight_decay is 0.01 there and 0.5 here" in line
     assert train.main([*words, "--model.dropout", "0.5"]) == 2
-    assert "holds another study: model.dropout" in capsys.readouterr().err
+    assert "holds another study: searched.dropout is " in capsys.readouterr().err
 
 
 def test_a_damaged_database_is_one_line(shop, tmp_path, capsys):
