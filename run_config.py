@@ -26,6 +26,7 @@ DESCRIPTION = """Train, export, evaluate and publish a two-tower recommender.
 
 python train.py                                    the bundled grocery sample, into runs/grocery
 python train.py --config configs/template.yaml     your own tables
+python train.py --config F --tune.trials 30        search for better values of `model`, by validation alone
 python train.py --help                             every option
 """
 SAMPLE_NOTE = f"# the bundled sample's config, configs/{DEFAULT_CONFIG.name}: what runs where no --config is given"
@@ -40,6 +41,21 @@ NOT_OURS = {
     "max_epochs",
 }
 """Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
+
+OF_A_SEARCH = {"tune", "overwrite", "ckpt_path"}
+"""Keys that the configuration which a search leaves does not have."""
+
+
+@dataclass(frozen=True)
+class TuneConfig:
+    """A search for a better recipe, in place of a run."""
+
+    trials: int | None = None
+    """Trainings to judge by validation, those of an interrupted search included. Default: a run, no search."""
+
+    def __post_init__(self) -> None:
+        if self.trials is not None and self.trials < 1:
+            raise SchemaError(f"tune.trials is {self.trials}; allowed: 1 or more")
 
 
 @dataclass(frozen=True)
@@ -59,6 +75,7 @@ class Config:
     """Replace what a finished run left in `out`."""
     previous: Path | None = None
     """Bundle of an earlier run whose codes stay what they were; new values of features come after them."""
+    tune: TuneConfig = field(default_factory=TuneConfig)
 
 
 def complete_text(text: str, config: Config) -> str:
@@ -66,6 +83,14 @@ def complete_text(text: str, config: Config) -> str:
     content = yaml.safe_load(text)
     content["model"] = asdict(config.model)
     return str(yaml.safe_dump(content, sort_keys=False))
+
+
+def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
+    """Return the YAML of a configuration with other values of the model, without what is left at its default."""
+    parser = make_parser()
+    content = yaml.safe_load(parser.dump(parser.parse_string(text), skip_default=True)) or {}
+    kept = {name: value for name, value in content.items() if name not in OF_A_SEARCH}
+    return str(yaml.safe_dump({**kept, "out": str(out), "model": {**kept.get("model", {}), **model}}, sort_keys=False))
 
 
 class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
@@ -88,6 +113,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
+    parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
     parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
     return parser
 
@@ -104,17 +130,19 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     prints = any(word.split("=")[0] == "--print_config" for word in argv)
     with _headed(SAMPLE_NOTE) if is_sample and prints else nullcontext():
         words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else argv
-        given, made = parse_config(parser, words, ("data", "model", "trainer"))
+        given, made = parse_config(parser, words, ("data", "model", "trainer", "tune"))
     if made.seed < 0:
         raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
     if given.ckpt_path not in (None, "last"):
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
+    if given.ckpt_path is not None and made.tune.trials is not None:
+        raise SchemaError("--ckpt_path belongs to a run; a search goes on where it stopped by itself: leave it out")
     defaults = parser.get_defaults().trainer
     trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
     out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
     previous = None if given.previous is None else Path(given.previous)
     resume = given.ckpt_path == "last"
-    config = Config(made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous)
+    config = Config(made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous, made.tune)
     return config, parser.dump(given)
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from serve.errors import BundleError, SchemaError
 from serve.golden import write_golden
 from serve.golden_requests import draw_requests
 from serve.index import measure_recall
+from serve.interpreter import name_interpreter
 from serve.interruption import ENDED, ending_on_signals, undisturbed
 from serve.layout import GOLDEN, MODEL_CARD, PROFILES
 from serve.manifest import Facts
@@ -107,6 +109,23 @@ def run(
         if text is not None:
             write_file(stage.beside / "config.yaml", complete_text(text, work.config).encode())
         return release(work.config, stage, *produce(work, stage))
+
+
+def search(config: Config, text: str) -> None:
+    """Search for a better recipe in place of a run; the test is set apart and not looked at.
+
+    Raises:
+        SchemaError: the tables do not fit what is declared, or there is nothing to search or to judge by.
+    """
+    if find_spec("optuna") is None:
+        raise SchemaError(f"--tune.trials needs optuna: {name_interpreter()} -m pip install -e '.[tune]'")
+    from run_tuning import tune  # optuna is no part of what a run needs
+
+    with Stage.open(config.out) as stage:
+        work = prepare(config, None, stage)
+        split = split_interactions(work.tables.interactions, config.data, config.seed)
+        print_choices(work.choices, console)
+        tune(config, work.config, work.tables, split, text)
 
 
 def prepare(config: Config, frames: tuple[pd.DataFrame, ...] | None, stage: Stage) -> Work:
@@ -250,16 +269,21 @@ def measure(
 
 
 def main(argv: Sequence[str]) -> int:
+    goes_on = "--ckpt_path last"
     try:
         with ending_on_signals():
             config, text = parse(argv)
-            run(config, text=text)
+            if config.tune.trials is None:
+                run(config, text=text)
+            else:
+                goes_on = "the same command"
+                search(config, text)
     except (SchemaError, BundleError, OSError, FloatingPointError, MisconfigurationException) as error:
         print(f"train.py: {error}", file=sys.stderr)
         return 2
     except SystemExit as end:
         if end.code in ENDED:
-            print("train.py: told to stop: nothing is published; --ckpt_path last goes on", file=sys.stderr)
+            print(f"train.py: told to stop: nothing is published; {goes_on} goes on", file=sys.stderr)
         raise
     return 0
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = {"datamodules", "evaluation", "models", "serve"}
+OURS = {"datamodules", "evaluation", "models", "serve", "tuning"}
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
     "evaluation": {"evaluation", "serve"},
     "models": {"models", "serve", "datamodules.batch", "evaluation.metrics"},
+    "tuning": {"tuning", "models", "evaluation", "serve"},
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 

@@ -10,7 +10,7 @@ REQUIRED = {
     "evaluation/report/templates/report.css",
     "evaluation/report/templates/MODEL_CARD.md",
 }
-PACKAGES = {"datamodules", "evaluation", "models", "serve"}
+PACKAGES = {"datamodules", "evaluation", "models", "serve", "tuning"}
 
 
 def test_the_wheel_holds_our_packages_and_the_sample_and_nothing_else():
