@@ -20,6 +20,9 @@ MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
+FEWEST_STEPS = 16
+"""Batches of an epoch: where there is little data they are smaller, rather than few."""
+SMALLEST_BATCH = 16
 WARMUP_SHARE = 0.25
 """Of the steps of a training, during which the rate may rise."""
 
@@ -143,7 +146,9 @@ def _warmup(counts: DataCounts) -> tuple[int, str]:
 def _batch_size(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 256, counts.shape
-    return (64 if counts.is_long and not counts.is_set else 128), counts.shape
+    largest = 64 if counts.is_long and not counts.is_set else 128
+    fitting = 2 ** round(math.log2(max(counts.n_examples, 1) / FEWEST_STEPS))
+    return min(max(fitting, SMALLEST_BATCH), largest), f"{counts.n_examples:,} examples, {counts.shape}"
 
 
 def _epochs(counts: DataCounts) -> tuple[int, str]:
