@@ -81,7 +81,7 @@ def day_of_week(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
 
 def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
-    if _are_within_years(local):
+    if zone is UTC or _are_within_years(local):  # in UTC there is nothing to convert that could overflow
         return to_utc(local, zone), np.ones(len(local), dtype=bool)
     is_valid = (local >= _FIRST) & (local <= _LAST)  # NaT is the least number
     return to_utc(np.where(is_valid, local, 0), zone), is_valid

@@ -44,6 +44,14 @@ class Events:
     def _segments(self) -> Ints:
         return np.repeat(np.arange(len(self)), self.counts)
 
+    @cached_property
+    def is_first_of_time(self) -> NDArray[np.bool_]:
+        """Which events are the first at their time in their segment, (E,)."""
+        is_first = np.ones(len(self.time) + 1, dtype=bool)
+        np.not_equal(self.time[1:], self.time[:-1], out=is_first[1:-1])
+        is_first[self.offsets[:-1]] = True  # empty segments at the end begin one past the events
+        return is_first[:-1]
+
     def between(self, start: Ints, stop: Ints) -> Events:
         """Take the events `start[b]:stop[b]` (positions in the flat arrays) as segment b."""
         return self.pick(spans(start, stop), np.concatenate([[0], np.cumsum(stop - start)]))

@@ -71,14 +71,15 @@ def join_events(places: Sequence[Place], moment: Ints) -> Events:
     """Put the events of single histories together, at least one; later ones than its moment (B,) happen at it."""
     sources = [(part.events, slice(*part.events.offsets[i : i + 2].tolist())) for part, i in places]
     counts = [span.stop - span.start for _, span in sources]
-    time = np.concatenate([events.time[span] for events, span in sources])
-    return Events(
-        np.concatenate([events.item_row[span] for events, span in sources]),
-        np.minimum(time, moment.repeat(counts)),
-        np.concatenate([events.event[span] for events, span in sources]),
-        np.concatenate([events.weight[span] for events, span in sources]),
-        _to_offsets(counts),
+    row, time, event, weight = (
+        _join([getattr(events, name)[span] for events, span in sources])
+        for name in ("item_row", "time", "event", "weight")
     )
+    return Events(row, np.minimum(time, moment.repeat(counts)), event, weight, _to_offsets(counts))
+
+
+def _join(parts: list[np.ndarray]) -> np.ndarray:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 
 def _flatten(columns: Sequence[Sequence[Any] | None], counts: Sequence[int], missing: Any, dtype: Any) -> Any:

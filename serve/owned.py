@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
-from numpy.typing import NDArray
 
 from serve.events import Events, Floats, Ints
 from serve.schema import FIRST_CODE
@@ -98,14 +97,6 @@ def summarise_owned(
     )
 
 
-def first_of_times(events: Events) -> NDArray[np.bool_]:
-    """Tell which events are the first at their time in their segment, (events,)."""
-    is_first = np.ones(len(events.time) + 1, dtype=bool)
-    np.not_equal(events.time[1:], events.time[:-1], out=is_first[1:-1])
-    is_first[events.offsets[:-1]] = True  # empty segments at the end begin one past the events
-    return is_first[:-1]
-
-
 def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> list[np.ndarray]:
     """Return the columns from `count` to `mean_gap`, (E,) each."""
     mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)
@@ -141,7 +132,7 @@ def _summarise_users(events: Events, since: np.ndarray, n_items: Ints, decay_day
         n_items,
         np.bincount(segment, is_recent, n),
         events.counts,
-        np.bincount(segment, is_recent & first_of_times(events), n),
+        np.bincount(segment, is_recent & events.is_first_of_time, n),
         [since[stop - 1] if stop > start else 0.0 for start, stop in spans],
         [since[start] if stop > start else 0.0 for start, stop in spans],
     ]

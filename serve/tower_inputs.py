@@ -13,7 +13,7 @@ import numpy as np
 
 from serve.encoding import EncodedFeatures
 from serve.events import Events, Floats, Ints
-from serve.owned import Owned, first_of_times
+from serve.owned import Owned
 from serve.schema import Schema
 
 Arrays = dict[str, np.ndarray]
@@ -95,7 +95,7 @@ def number_groups(events: Events, schema: Schema) -> Ints:
     segment = events.segments()
     if schema.ties == "ordered":
         return np.arange(1, len(segment) + 1) - events.offsets[segment]
-    running = first_of_times(events).cumsum()
+    running = events.is_first_of_time.cumsum()
     numbers: Ints = running - running[events.offsets[segment]] + 1
     return numbers
 
