@@ -73,12 +73,10 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         rows = rows.drop_duplicates(["user_id", "item_id"])
     history = rows.groupby("user_id").size()
     return DataCounts(
-        n_users=len(history),
         n_examples=int(history.clip(upper=FOLDS).sum()) if is_set(rows) else len(history),
         n_items=rows["item_id"].nunique(),
         n_events=len(rows),
         mean_history=float(history.mean()),
-        long_history=float(history.quantile(0.95)),
         is_set=is_set(rows),
         is_repeated=config.repeats == "allow",
         trains_on_windows=config.ties == "ordered" and config.repeats == "exclude" and not is_set(rows),

@@ -1,6 +1,6 @@
 """From counts of the data to the size of the towers and their training, with the reason for each choice.
 
-The numbers are measured on the boards that README lists; between them a rule follows what the data has, not its name.
+The numbers were chosen with the boards that README lists; between them a rule follows what the data has, not its name.
 """
 
 from __future__ import annotations
@@ -31,14 +31,11 @@ WARMUP_SHARE = 0.25
 class DataCounts:
     """What the choice depends on."""
 
-    n_users: int
     n_examples: int
     """Users, or parts of their sets, that an epoch shows at least."""
     n_items: int
     n_events: int
     mean_history: float
-    long_history: float
-    """95th percentile of events per user."""
     is_set: bool
     is_repeated: bool
     """Repeats are recommended, so that the memory is learned."""

@@ -11,12 +11,10 @@ from models.defaults import LONG_HISTORY, MANY_ITEMS, RULES, DataCounts, choose_
 
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
-    n_users=20_000,
     n_examples=20_000,
     n_items=MANY_ITEMS + 1,
     n_events=170_000,
     mean_history=8.5,
-    long_history=21.0,
     is_set=False,
     is_repeated=False,
     trains_on_windows=True,
@@ -24,15 +22,13 @@ SHORT = DataCounts(
 )
 LONG = replace(
     SHORT,
-    n_users=900,
     n_examples=900,
     n_items=1_700,
     n_events=99_000,
     mean_history=LONG_HISTORY + 66.0,
-    long_history=310.0,
 )
 SET = replace(SHORT, is_set=True, trains_on_windows=False)
-REPEATED = replace(SHORT, n_users=2_000, n_examples=2_000, is_repeated=True, trains_on_windows=False)
+REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, trains_on_windows=False)
 FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "repeated": REPEATED}
 GIVEN = ModelConfig(
     dim=24,
@@ -51,12 +47,10 @@ GIVEN = ModelConfig(
 )
 counts_of_data = st.builds(
     DataCounts,
-    n_users=st.integers(1, 10**7),
     n_examples=st.integers(1, 10**7),
     n_items=st.integers(1, 10**7),
     n_events=st.integers(1, 10**9),
     mean_history=st.floats(1, 10**4),
-    long_history=st.floats(1, 10**4),
     is_set=st.booleans(),
     is_repeated=st.booleans(),
     trains_on_windows=st.booleans(),
@@ -152,7 +146,7 @@ def test_the_rate_is_up_before_a_quarter_of_the_training_is_over(counts):
 
 
 def test_a_warmup_that_was_given_is_kept_however_short_the_training():
-    assert choose(replace(SHORT, n_users=3, n_examples=3, n_events=40), warmup_steps=777).warmup_steps == 777
+    assert choose(replace(SHORT, n_examples=3, n_events=40), warmup_steps=777).warmup_steps == 777
 
 
 def test_no_item_without_content_loses_its_id_part(counts):
