@@ -40,7 +40,7 @@ class ModelConfig:
     max_epochs: int | None = None
     """Length of the schedule."""
     patience: int | None = None
-    """Epochs without a better validation NDCG before training stops."""
+    """Epochs without a better validation NDCG, the mean of the last three, before training stops."""
     temperature: float = 0.07
     """First temperature under `cosine`."""
     in_batch_negatives: int = 0

@@ -1,4 +1,4 @@
-"""Fit a TwoTower with Lightning: best weights by validation NDCG, progress bars, logs, checkpoints."""
+"""Fit a TwoTower with Lightning: best weights by recent validation NDCG, progress bars, logs, checkpoints."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.curves import Curves
+from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
 from serve.errors import SchemaError
 
 LOGS = "logs"
-MONITOR = "val_ndcg"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
 
 
@@ -86,7 +86,8 @@ def fit(
     checkpoints = folder / CHECKPOINTS / stage
     last = checkpoints / "last.ckpt"
     stopwatch = Stopwatch()
-    callbacks = [stopwatch, Curves(folder / LOGS / stage / "metrics.csv"), *_make_checkpoints(checkpoints, patience)]
+    curves = Curves(folder / LOGS / stage / "metrics.csv")
+    callbacks = [RecentValidation(), stopwatch, curves, *_make_checkpoints(checkpoints, patience)]
     with _quiet_lightning():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is not None, trainer_options)
         trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)

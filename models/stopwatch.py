@@ -10,6 +10,7 @@ from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from datamodules.batch import RequestBatch, WindowBatch
+from models.smoothing import MONITOR
 
 PARTS = ("loader", "forward", "backward", "optimizer", "validation")
 
@@ -70,7 +71,7 @@ class Stopwatch(Callback):
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._lap("validation")
-        value = float(trainer.callback_metrics.get("val_ndcg", self.best))
+        value = float(trainer.callback_metrics.get(MONITOR, self.best))
         if value > self.best:
             self.best, self.seconds_to_best = value, time.perf_counter() - self.started
 

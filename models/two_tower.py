@@ -15,6 +15,7 @@ from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
 from models.objectives import novel_loss, repeat_loss, sampled_window_loss, window_loss
 from models.sampling import NegativeSampler
+from models.smoothing import NDCG
 from models.towers import Towers
 from models.validation import request_ndcg
 
@@ -142,8 +143,8 @@ class TwoTower(pl.LightningModule):
         if self.towers.user_tower.memory is None:
             means.pop("all", None)
         for view, value in means.items():
-            self.log(f"val_ndcg_{view}", value)
-        self.log("val_ndcg", float(np.mean(list(means.values()) or [0.0])), prog_bar=True)
+            self.log(f"{NDCG}_{view}", value)
+        self.log(NDCG, float(np.mean(list(means.values()) or [0.0])), prog_bar=True)
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
@@ -77,7 +78,9 @@ def test_each_epoch_is_a_row_of_the_curves(tmp_path, patience):
         assert rows[0].keys() == {"epoch", "step", "train_loss"}
     else:
         ndcg = [float(row["val_ndcg"]) for row in rows]
-        assert ndcg.index(max(ndcg)) + 1 == epochs
+        recent = [np.mean(ndcg[max(0, end - 3) : end]) for end in range(1, len(ndcg) + 1)]
+        np.testing.assert_allclose([float(row["val_ndcg_recent"]) for row in rows], recent, rtol=1e-6)
+        assert recent.index(max(recent)) + 1 == epochs
         assert len(rows) == min(EPOCHS, epochs + patience)
 
 

@@ -42,7 +42,7 @@ def test_each_part_gets_its_time_and_the_best_validation_its_moment(monkeypatch)
             (0, lambda: watch.on_validation_start(trainer, None)),
             (16, lambda: watch.on_validation_end(trainer, None)),
         ]
-        trainer.callback_metrics["val_ndcg"] = value
+        trainer.callback_metrics["val_ndcg_recent"] = value
         for seconds, step in steps:
             clock.now += seconds
             step()

@@ -9,7 +9,7 @@ import pytorch_lightning as pl
 from optuna import TrialPruned
 from pytorch_lightning.callbacks import Callback
 
-from models.fitting import MONITOR
+from models.smoothing import MONITOR, NDCG
 from models.two_tower import TwoTower
 
 Report = Callable[[float, int], bool]
@@ -40,6 +40,6 @@ class Watch(Callback):
         if value > self.best:
             measured = {view: np.concatenate(parts) for view, parts in pl_module.validation_values.items() if parts}
             self.best = value
-            self.best_values = {view: values for view, values in measured.items() if f"{MONITOR}_{view}" in metrics}
+            self.best_values = {view: values for view, values in measured.items() if f"{NDCG}_{view}" in metrics}
         if self.report(value, self.n_validations):
             raise TrialPruned
