@@ -81,6 +81,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         is_repeated=config.repeats == "allow",
         trains_on_windows=config.ties == "ordered" and config.repeats == "exclude" and not is_set(rows),
         has_content=bool(config.features.item),
+        has_context=bool(config.features.context),
     )
 
 

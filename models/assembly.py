@@ -14,7 +14,7 @@ from models.item_tower import ItemTower
 from models.memory import Memory
 from models.towers import Towers
 from models.user_tower import UserTower
-from models.warm_start import item_factors, start_affinity, start_pooling, start_taste
+from models.warm_start import item_factors, start_affinity, start_correlated, start_pooling, start_taste
 from serve.categories import category_features, count_categories
 from serve.schema import FIRST_CODE, Schema, Similarity
 
@@ -75,7 +75,8 @@ def build_towers(
     if schema.repeats == "exclude":
         towers = _join(schema, items, None, 0, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
         if schema.is_set and not n_blocks:
-            start_pooling(towers, *past.pairs, unit, seed)
+            start = start_pooling if schema.context_features else start_correlated
+            start(towers, *past.pairs, unit, seed)
         return towers
     affinity_dim = affinity_dim if category_features(schema.item_features) else 0
     memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)

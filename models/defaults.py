@@ -42,6 +42,8 @@ class DataCounts:
     trains_on_windows: bool
     """Every event is a target of those before it; only there are targets told from a sample."""
     has_content: bool
+    has_context: bool
+    """There is more to be learned from a set than which items go together."""
 
     @property
     def is_long(self) -> bool:
@@ -94,6 +96,8 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
 
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_set and not counts.has_context:
+        return 128, f"{counts.shape}: the start from correlations loses little of them at this rank"
     return (48 if counts.is_set else 64), counts.shape
 
 
@@ -110,6 +114,8 @@ def _heads(counts: DataCounts) -> tuple[int, str]:
 def _dropout(counts: DataCounts) -> tuple[float, str]:
     if counts.is_repeated:
         return 0.2, counts.shape
+    if counts.is_set and not counts.has_context:
+        return 0.1, f"{counts.shape}: the start from correlations has few weights left to train"
     return (0.3 if counts.is_long and not counts.is_set else 0.5), counts.shape
 
 

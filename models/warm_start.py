@@ -9,13 +9,16 @@ import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
-from torch import Tensor
+from torch import Tensor, nn
 
+from models.item_correlations import correlation_factors
 from models.memory import Memory
 from models.towers import Towers
 
 CONTENT_STEPS = 60
 FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
+CORRELATED_SCORE = 1.5  # there likelihood is best, almost without dropout
+CORRELATED_POPULARITY = 0.3  # of what it counts beside factors, since these know much of it
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -64,28 +67,61 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
         tower.id_table.weight.copy_(factors - tower.content(codes, values))
 
 
-def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
-    """Let a user without blocks start as the sum of her items' factors, and popularity count as it is.
+LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "popularity_gate", "vector_scale", "pool_power", "start_token")
+"""What is left to train where sets start from correlations: these have seen every pair of the training, so that the
+loss has no more to say of items, and whatever can learn single pairs by heart only gets worse, measured."""
+
+
+def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
+    """Let a user of a set be the sum of her items' correlation factors, and leave little to train.
 
     Args:
-        towers: of a schema of sets.
+        towers: of a schema of sets without request context.
         user: (E,) user of each event.
         item_row: (E,) item of each event.
         unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
         seed: of the factorisation.
     """
-    tower, dim = towers.user_tower, towers.user_tower.dim
-    pairs = np.unique(user * towers.n_items + item_row)
-    factors = item_factors(user, item_row, (int(user.max(initial=0)) + 1, towers.n_items), dim, seed)  # (N, D)
+    shape = (int(user.max(initial=0)) + 1, towers.n_items)
+    factors = correlation_factors(user, item_row, shape, towers.user_tower.dim, seed)  # (N, D)
+    _start_sum(towers, factors, CORRELATED_SCORE)
+    _start_popularity(towers, user * towers.n_items + item_row, CORRELATED_POPULARITY * unit)
+    nn.init.zeros_(towers.user_tower.head[-1].weight)  # type: ignore[arg-type]
+    for name, parameter in towers.named_parameters():
+        parameter.requires_grad_(any(learned in name for learned in LEARNED_AFTER_CORRELATIONS))
+
+
+def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
+    """Let a user without blocks start as the sum of her items' factors, and popularity count as it is.
+
+    Args:
+        towers: of a schema of sets with request context.
+        user: (E,) user of each event.
+        item_row: (E,) item of each event.
+        unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
+        seed: of the factorisation.
+    """
+    shape = (int(user.max(initial=0)) + 1, towers.n_items)
+    factors = item_factors(user, item_row, shape, towers.user_tower.dim, seed)  # (N, D)
+    _start_sum(towers, factors, FIRST_SCORE)
+    _start_popularity(towers, user * towers.n_items + item_row, unit)
+
+
+def _start_sum(towers: Towers, factors: Tensor, score: float) -> None:
+    tower = towers.user_tower
     start_taste(towers, factors)
     with torch.no_grad():
-        tower.project_state.weight.mul_(FIRST_SCORE)
+        tower.project_state.weight.mul_(score)
         for layer in (tower.event_table, tower.project_weight, tower.project_gap):  # a gap of 0 s has a weight too
             layer.weight.zero_()
         tower.start_token.zero_()
-        if tower.popularity_gate is not None:
-            counts = np.bincount(pairs % towers.n_items, minlength=towers.n_items)
-            tower.popularity_gate.bias.fill_(unit * float(np.log1p(counts).std()))  # which was divided by it
+
+
+def _start_popularity(towers: Towers, pairs: np.ndarray, unit: float) -> None:
+    gate = towers.user_tower.popularity_gate
+    if gate is not None:
+        counts = np.bincount(np.unique(pairs) % towers.n_items, minlength=towers.n_items)
+        nn.init.constant_(gate.bias, unit * float(np.log1p(counts).std()))  # which was divided by it
 
 
 def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: int) -> None:

@@ -19,6 +19,7 @@ SHORT = DataCounts(
     is_repeated=False,
     trains_on_windows=True,
     has_content=True,
+    has_context=False,
 )
 LONG = replace(
     SHORT,
@@ -27,9 +28,10 @@ LONG = replace(
     n_events=99_000,
     mean_history=LONG_HISTORY + 66.0,
 )
-SET = replace(SHORT, is_set=True, trains_on_windows=False)
+SET = replace(SHORT, is_set=True, trains_on_windows=False, has_context=True)
+BARE_SET = replace(SET, has_context=False)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, trains_on_windows=False)
-FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "repeated": REPEATED}
+FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "bare set": BARE_SET, "repeated": REPEATED}
 GIVEN = ModelConfig(
     dim=24,
     n_blocks=3,
@@ -55,6 +57,7 @@ counts_of_data = st.builds(
     is_repeated=st.booleans(),
     trains_on_windows=st.booleans(),
     has_content=st.booleans(),
+    has_context=st.booleans(),
 )
 
 

@@ -6,8 +6,9 @@ import torch
 
 from datamodules.config import FeaturesConfig
 from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.item_correlations import correlation_factors
 from models.towers import Towers
-from models.warm_start import FIRST_SCORE, item_factors
+from models.warm_start import CORRELATED_POPULARITY, CORRELATED_SCORE, FIRST_SCORE, item_factors
 from tests.test_sets import make_set_world, pairs_of
 from tests.tiny_data import D, N, U, make_data
 from tests.tiny_towers import one_thread
@@ -23,6 +24,12 @@ def _alone():
 
 @pytest.fixture(scope="module")
 def data():
+    return make_data(make_set_world(FeaturesConfig(context={"device": "categorical"})))
+
+
+@pytest.fixture(scope="module")
+def bare():
+    """Data in which there is no request context to be learned."""
     return make_data(make_set_world(FeaturesConfig()))
 
 
@@ -45,6 +52,8 @@ def start_towers(data, similarity: str) -> Towers:
         seed=2,
     ).eval()
     torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
+    for parameter in towers.user_tower.context.parameters():
+        torch.nn.init.zeros_(parameter)
     return towers
 
 
@@ -74,17 +83,34 @@ def test_popularity_of_a_set_counts_users_and_not_rows(data):
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
-def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(data, similarity):
+@pytest.mark.parametrize(
+    ("world", "score", "share"), [("data", FIRST_SCORE, 1.0), ("bare", CORRELATED_SCORE, CORRELATED_POPULARITY)]
+)
+def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(world, score, share, similarity, request):
+    data = request.getfixturevalue(world)
     towers = start_towers(data, similarity)
     factors = towers.item_tower.id_table.weight.detach().double().numpy()
     factors = factors if similarity == "dot" else normalise(factors)
     log = np.log1p(count_owners(data))
-    popular = (log - log.mean()) * (1.0 if similarity == "dot" else TEMPERATURE)
+    popular = share * (log - log.mean()) * (1.0 if similarity == "dot" else TEMPERATURE)
     expected = np.tile(popular, (U, 1))  # all that there is of a user without items
     for user, rows in pairs_of(data).items():
-        taste = FIRST_SCORE * factors[sorted(rows)].sum(axis=0) / len(rows) ** 0.5
+        taste = score * factors[sorted(rows)].sum(axis=0) / len(rows) ** 0.5
         expected[user] += factors @ (taste if similarity == "dot" else normalise(taste))
     assert np.abs(score_everything(data, towers) - expected).max() < 2e-5
+
+
+def test_without_context_items_start_from_their_correlations_and_stay_there(bare):
+    towers = start_towers(bare, "dot")
+    expected = correlation_factors(*bare.early_pairs(), (U, N), D, 2)
+    assert torch.allclose(towers.item_tower.id_table.weight, expected, atol=1e-6)
+    learned = {name.rsplit(".", 1)[0] for name, one in towers.named_parameters() if one.requires_grad}
+    assert not any("item_tower" in name or "head" in name or "project" in name for name in learned)
+    assert "user_tower.popularity_gate" in learned
+
+
+def test_in_context_everything_is_learned(data):
+    assert all(parameter.requires_grad for parameter in start_towers(data, "dot").parameters())
 
 
 def test_items_start_as_the_factors_of_who_has_what(data):

@@ -1,0 +1,119 @@
+"""Item factors of sets: the leading eigenvectors of how items go together when all others are held fixed.
+
+With X (U, N) who has what, P = (X'X + ridge I)^-1 and the partial correlations C_ij = -P_ij / sqrt(P_ii P_jj),
+C_ii = 0, EASE scores x by x B with B_ij = -P_ij / P_jj (Steck, "Embarrassingly Shallow Autoencoders", 2019): C and B
+differ by a scale of rows and columns alone. C is symmetric, so its best approximation of a rank is V V': one vector an
+item, which a history adds up and an index searches, ranks nearly as the whole matrix does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from scipy.sparse.linalg import eigsh
+from torch import Tensor
+
+from evaluation.lapack import invert_regularised
+from evaluation.metrics import ndcg
+
+RIDGES = (30.0, 100.0, 300.0, 1000.0)
+MOST_CORRELATED = 16_000
+"""Items of the matrix that is inverted, the most popular ones; the others are placed by who has them."""
+MOST_TRIED = 4_000
+"""Of these, on which the ridges are compared."""
+MOST_JUDGES = 1_000
+HIDDEN_SHARE = 0.2
+TOP = 10
+
+
+def correlation_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Tensor:
+    """Factorise the partial correlations of items.
+
+    Args:
+        user: (E,) user of each event.
+        item_row: (E,) item of each event.
+        shape: (U, N).
+        dim: factors.
+        seed: of the users whose items choose the ridge, and of the factorisation's first vector.
+
+    Returns:
+        (N, dim) float32, of unit length on average.
+    """
+    ones = np.ones(len(user), np.float32)
+    matrix = sp.csr_array((ones, (user, item_row)), shape)  # sums what comes twice
+    matrix.data[:] = 1
+    by_popularity = np.argsort(-matrix.sum(axis=0), kind="stable")
+    core = by_popularity[:MOST_CORRELATED]
+    ridge = choose_ridge(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, seed)
+    vectors = np.zeros((shape[1], dim), np.float32)
+    vectors[core] = _leading(partial_correlations(matrix[:, core], ridge), dim, seed)
+    rest = by_popularity[MOST_CORRELATED:]
+    vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], ridge)
+    length = np.linalg.norm(vectors, axis=1).mean()
+    return torch.from_numpy(vectors / max(length, np.finfo(np.float32).tiny))  # (N, D)
+
+
+def choose_ridge(matrix: sp.csr_array, dim: int, seed: int) -> float:
+    """Return the ridge whose factors find best, by NDCG@10, what is hidden of the users' items."""
+    hidden, kept = _hide(matrix, np.random.default_rng(seed))
+    judges = np.flatnonzero(np.diff(hidden.indptr))[:MOST_JUDGES]
+    if not len(judges):
+        return RIDGES[0]
+    found = []
+    for ridge in RIDGES:
+        vectors = _leading(partial_correlations(kept, ridge), dim, seed)
+        found.append(np.mean([*_judge(kept[judges], hidden[judges], vectors)]))
+    return RIDGES[int(np.argmax(found))]
+
+
+def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
+    """Return C, (N, N) float32, of the users' items (U, N)."""
+    precision = invert_regularised((matrix.T @ matrix).toarray(), ridge)  # (N, N)
+    root = np.sqrt(precision.diagonal())
+    precision /= -root[:, None]
+    precision /= root
+    np.fill_diagonal(precision, 0)
+    return precision
+
+
+def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues."""
+    rank = min(dim, len(symmetric) - 1)
+    vectors = np.zeros((len(symmetric), dim), np.float32)
+    if rank < 1 or not symmetric.any():
+        return vectors
+    first = np.random.default_rng(seed).standard_normal(len(symmetric)).astype(np.float32)
+    values, columns = eigsh(symmetric, k=rank, which="LA", v0=first)
+    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(rank)])
+    vectors[:, :rank] = (columns * np.sqrt(np.maximum(values, 0)))[:, ::-1]
+    return vectors
+
+
+def _place(states: np.ndarray, matrix: sp.csr_array, ridge: float) -> np.ndarray:
+    """Place items by least squares: the states (U, D) of users who have an item point at it, (n, D)."""
+    gram = states.T @ states + ridge * np.eye(states.shape[1])  # (D, D)
+    return np.linalg.solve(gram, (matrix.T @ states).T).T
+
+
+def _hide(matrix: sp.csr_array, rng: np.random.Generator) -> tuple[sp.csr_array, sp.csr_array]:
+    """Deal each user's items out: a share is hidden, the others are kept."""
+    entries = matrix.tocoo()
+    is_hidden = rng.random(entries.nnz) < HIDDEN_SHARE
+    return tuple(  # type: ignore[return-value]
+        sp.csr_array((entries.data[part], (entries.row[part], entries.col[part])), matrix.shape)
+        for part in (is_hidden, ~is_hidden)
+    )
+
+
+def _judge(kept: sp.csr_array, hidden: sp.csr_array, vectors: np.ndarray) -> Iterator[float]:
+    """Yield the NDCG of each user's hidden items among all that she is not known to have."""
+    scores = (kept @ vectors) @ vectors.T  # (J, N)
+    scores[kept.nonzero()] = -np.inf
+    k = min(TOP, scores.shape[1])
+    best = np.argpartition(-scores, k - 1, axis=1)[:, :k]
+    best = np.take_along_axis(best, np.argsort(-np.take_along_axis(scores, best, 1), axis=1), 1)  # (J, K)
+    hits = np.take_along_axis(hidden.toarray() > 0, best, 1)  # (J, K)
+    yield from ndcg(hits, np.diff(hidden.indptr), TOP).tolist()
