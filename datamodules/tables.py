@@ -64,6 +64,7 @@ def tables_from_frames(
     interactions: pd.DataFrame,
     users: pd.DataFrame | None = None,
     items: pd.DataFrame | None = None,
+    *,
     tombstones: Tombstones = NOBODY,
 ) -> tuple[Tables, Rejects]:
     """Take data frames in place of the files; the files that a split names are read all the same.

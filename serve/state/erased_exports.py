@@ -58,6 +58,6 @@ def _erase_from_shard(shards: Shards, path: Path, user_ids: Collection[Id]) -> i
         is_kept = np.array([user_id not in user_ids for user_id in ids], dtype=np.bool_)
         if is_kept.all():
             return 0
-        kept: pa.Table = file.read().filter(to_arrow(is_kept))
+        kept: pa.Table = file.read().take(to_arrow(np.flatnonzero(is_kept)))
     shards.write(int(path.stem.removeprefix("part-")), kept)
     return int(np.count_nonzero(~is_kept))
