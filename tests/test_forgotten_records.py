@@ -10,6 +10,7 @@ import pytest
 import train
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.data_report import _forgotten_lines
 from datamodules.tables import read_tables, tables_from_frames
 from models.config import ModelConfig
 from serve.profiles import Profiles
@@ -18,7 +19,7 @@ from serve.state.forgetting import forget_users
 from serve.state.tombstones import add_tombstones, read_tombstones
 from tests.tiny_towers import one_thread
 
-SENTINEL = "sentinel-8b2"
+SENTINEL, LATER = "sentinel-8b2", "later-5f1"
 DAY = 86_400
 EVENTS = f"""user_id,item_id,datetime,weight
 u1,a,2017-12-01,3
@@ -107,30 +108,29 @@ def test_the_files_of_a_split_are_searched_too(config, tombstones, tmp_path):
 
 
 def test_a_list_where_an_id_should_be_is_the_same_fault_as_ever(tombstones):
-    events = pd.DataFrame({"user_id": [["u1"], "u2"], "item_id": ["a", "b"]})
-    with pytest.raises(Exception) as plain:
-        tables_from_frames(DataConfig(), events)
-    with pytest.raises(type(plain.value)) as guarded:
-        tables_from_frames(DataConfig(), events, tombstones=tombstones)
-    assert str(guarded.value) == str(plain.value)
+    ids = [["u1"], np.array([1, 2]), None, "u2", "u3"]
+    events = pd.DataFrame({"user_id": ids, "item_id": ["a", "b", "c", "d", "e"]})
+    plain, guarded = (tables_from_frames(DataConfig(), events, **given) for given in ({}, {"tombstones": tombstones}))
+    assert guarded[0].interactions["user_id"].tolist() == ["u2", "u3"]
+    pd.testing.assert_frame_equal(guarded[0].interactions, plain[0].interactions)
+    assert guarded[1].frame["reason"].tolist() == plain[1].frame["reason"].tolist()
+    assert guarded[1].forgotten == {}
 
 
 def make_frames():
-    """Ten events of each of 24 users, the sentinel among them, who alone comes from a town and took an item."""
+    """Draw ten events of each of 24 users, two sentinels among them, of whom the first alone comes from its town."""
     rng = np.random.default_rng(0)
-    ids = [SENTINEL, *(f"u{number}" for number in range(23))]
+    ids = [SENTINEL, LATER, *(f"u{number}" for number in range(22))]
     events = pd.DataFrame({"user_id": np.repeat(ids, 10), "item_id": [f"i{n}" for n in rng.integers(0, 17, 240)]})
     events["datetime"] = 1_600_000_000 + np.tile(np.arange(10), 24) * DAY
     users = pd.DataFrame({"user_id": ids, "town": ["sentinel-town", *(["x", "y"] * 12)[:23]]})
     return events, users, events[["item_id"]].drop_duplicates()
 
 
-def train_into(folder, previous=None):
+def configure(folder, previous=None):
     small = ModelConfig(dim=8, affinity_dim=4, max_epochs=1, batch_size=16, warmup_steps=1, id_dropout=0.0)
     data = DataConfig(features=FeaturesConfig(user={"town": "categorical"}))
-    config = train.Config(data, small, {"enable_progress_bar": False}, folder, 0, overwrite=True, previous=previous)
-    with one_thread():
-        return train.run(config, make_frames())
+    return train.Config(data, small, {"enable_progress_bar": False}, folder, 0, previous=previous)
 
 
 def mentions(folder, text):
@@ -143,22 +143,41 @@ def mentions(folder, text):
 
 
 def test_a_forgotten_user_is_in_no_file_of_the_next_training(tmp_path):
-    first = train_into(tmp_path / "run").bundle
-    assert any(name.startswith("profiles/") for name in mentions(tmp_path / "run", SENTINEL))
-    receipt = forget_users(tmp_path / "run", [SENTINEL])
-    assert receipt["erased"]["profiles"] == 1
-    assert mentions(tmp_path / "run", SENTINEL) == []
-    train_into(tmp_path / "run")
-    train_into(tmp_path / "next", previous=first)
-    for run in (tmp_path / "run", tmp_path / "next"):
-        assert mentions(run, SENTINEL) == []
-        report = json.loads((run / "metrics.json").read_text())["data"]
-        assert report["forgotten"] == {"interactions": 10, "users": 1}
-        assert (report["counts"]["users"], report["counts"]["users_table"]) == (23, 23)
-        assert len(Profiles.load(run / "profiles")) == 23
-        assert Recommender.load(run / "bundle").profiles.get(SENTINEL) is None
-        assert read_tombstones(run).holds(SENTINEL)
-    assert mentions(tmp_path / "run", "sentinel-town") == []  # nobody else comes from there
+    run = tmp_path / "run"
+    run.mkdir()
+    add_tombstones(run, [SENTINEL])
+    with one_thread():
+        train.run(configure(run), make_frames())
+    assert mentions(run, SENTINEL) == []
+    assert mentions(run, "sentinel-town") == []
+    report = json.loads((run / "metrics.json").read_text())["data"]
+    assert report["forgotten"] == {"interactions": 10, "users": 1}
+    assert (report["counts"]["users"], report["counts"]["users_table"]) == (23, 23)
+    assert len(Profiles.load(run / "profiles")) == 23
+    assert Recommender.load(run / "bundle").profiles.get(SENTINEL) is None
+    assert [name.split("-")[0] for name in mentions(run, LATER)] == ["profiles/users"]
+    assert forget_users(run, [LATER])["erased"]["profiles"] == 1
+    assert mentions(run, LATER) == []
+
+
+def test_a_run_that_goes_on_from_another_leaves_out_whom_that_one_forgot(tmp_path):
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder in (old, new):
+        folder.mkdir()
+    add_tombstones(old, [SENTINEL])
+    config = configure(new, previous=old / "bundle")
+    tables, report = train.read(config, make_frames(), new)
+    assert SENTINEL not in set(tables.interactions["user_id"]) | set(tables.users["user_id"])
+    assert report["rejects"].forgotten == {"interactions": 10, "users": 1}
+    assert read_tombstones(new).holds(SENTINEL)
+
+
+def test_the_report_counts_and_names_nobody():
+    report = {"interactions": 12_345, "test": 2}
+    assert _forgotten_lines(report) == [
+        ("forgotten users", "left out with their records: 12,345 of interactions, 2 of test")
+    ]
+    assert _forgotten_lines({}) == []
 
 
 def test_the_tables_at_hand_are_not_changed(tombstones):
