@@ -2,9 +2,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
-LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock command_line encoding export_layouts golden index interpreter \
-	manifest mixtures interruption item_files profiles progress recommendations recommender request_files requests row_layout schema \
-	serve_cli serve_export staging unseen))
+LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock command_line encoding export_layouts forgetting golden index \
+	interpreter killed_observer live_requests manifest mixtures interruption item_files observations profiles progress recommendations \
+	recommender request_files requests row_layout schema serve_cli serve_export staging state tombstones unseen))
 
 .PHONY: demo test lint test-light wheel clean
 

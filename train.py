@@ -57,6 +57,8 @@ from serve.manifest import Facts
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.staging import Stage, publish
+from serve.state.forgetting import erase_forgotten
+from serve.state.tombstones import inherit_tombstones
 from serve.threads import count_cores
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
@@ -179,6 +181,7 @@ def release(
     write_file(stage.beside / METRICS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     write_report(stage.beside, config.out, content, recommender, test)
     stage_profiles(config.out / PROFILES, recommender.profiles, ready.version)
+    erase_forgotten(config.out, recommender.profiles)
     note_published(config.out, declare(config), ready.version)
     with undisturbed():  # what was told to stop is stopped before, with nothing published, or it is finished
         bundle = publish(ready, config.overwrite)
@@ -189,7 +192,12 @@ def release(
 
 def read(config: Config, frames: tuple[pd.DataFrame, ...] | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
     """Read and clean the tables; the list of the rows that do not fit is left with the bundle."""
-    tables, rejects = read_tables(config.data) if frames is None else tables_from_frames(config.data, *frames)
+    previous = None if config.previous is None else config.previous.absolute().parent
+    tombstones = inherit_tombstones(config.out, previous)
+    if frames is None:
+        tables, rejects = read_tables(config.data, tombstones)
+    else:
+        tables, rejects = tables_from_frames(config.data, *frames, tombstones=tombstones)
     keep_rejects(rejects, config, beside)
     tables, cleaning = clean(tables)
     if not len(tables.interactions):

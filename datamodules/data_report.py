@@ -55,6 +55,7 @@ def report_data(
         "time": _time_range(events),
         "missing": {name: _missing(frame) for name, frame in _frames(tables).items()},
         "records": dict(rejects.records),
+        "forgotten": dict(rejects.forgotten),
         "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
         "missing_marks": [hint for name, frame in rejects.tables.items() for hint in hint_at_marks(name, frame)],
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
@@ -168,6 +169,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
         ("split", f"{report['split']['kind']}: " + _join(counts, ("train", "validation", "test"))),
         ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
+        *_forgotten_lines(report["forgotten"]),
         *(("a mark?", hint) for hint in report["missing_marks"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
@@ -181,6 +183,11 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *_leak_lines(report["leaks"]),
     ]
+
+
+def _forgotten_lines(forgotten: dict[str, int]) -> list[tuple[str, str]]:
+    counts = ", ".join(f"{count:,} of {name}" for name, count in forgotten.items())
+    return [("forgotten users", f"left out with their records: {counts}")] if counts else []
 
 
 def _leak_lines(leaks: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -10,12 +10,14 @@ import pandas as pd
 from datamodules.config import DataConfig, TableConfig
 from datamodules.reading.cells import unify_ids
 from datamodules.reading.columns import Column, interaction_columns, item_columns, user_columns
+from datamodules.reading.forgotten import leave_out_forgotten
 from datamodules.reading.missing_marks import empty_marks
 from datamodules.reading.raw_records import RawRecords, take_frame
 from datamodules.reading.raw_tables import read_raw
 from datamodules.reading.rejects import Rejects
 from datamodules.reading.typed_tables import TypedTable, check_same_columns, check_same_widths, join_frames, type_table
 from serve.errors import SchemaError
+from serve.state.tombstones import NOBODY, Tombstones
 
 PART = "part of the split"
 """Reserved column of the interactions where the split is given by files: train, validation or test."""
@@ -36,10 +38,14 @@ class Tables:
     """item_id, item feature columns; empty without an items table."""
 
 
-def read_tables(config: DataConfig) -> tuple[Tables, Rejects]:
+def read_tables(config: DataConfig, tombstones: Tombstones = NOBODY) -> tuple[Tables, Rejects]:
     """Read the files of a configuration.
 
     How many records were rejected is for `check_reject_rates` to judge, once they are written.
+
+    Args:
+        config: what is declared.
+        tombstones: of users whose records are left out before anything is made of them.
 
     Raises:
         SchemaError: a table as a whole does not fit: file missing, empty, unreadable or of unknown suffix,
@@ -50,7 +56,7 @@ def read_tables(config: DataConfig) -> tuple[Tables, Rejects]:
         raw["users"] = read_raw("data.users.path", config.users, user_columns(config))
     if config.items is not None:
         raw["items"] = read_raw("data.items.path", config.items, item_columns(config))
-    return _type_tables(config, raw)
+    return _type_tables(config, raw, tombstones)
 
 
 def tables_from_frames(
@@ -58,6 +64,8 @@ def tables_from_frames(
     interactions: pd.DataFrame,
     users: pd.DataFrame | None = None,
     items: pd.DataFrame | None = None,
+    *,
+    tombstones: Tombstones = NOBODY,
 ) -> tuple[Tables, Rejects]:
     """Take data frames in place of the files; the files that a split names are read all the same.
 
@@ -68,13 +76,16 @@ def tables_from_frames(
         raw["users"] = [take_frame("users", users, user_columns(config))]
     if items is not None:
         raw["items"] = [take_frame("items", items, item_columns(config))]
-    return _type_tables(config, raw)
+    return _type_tables(config, raw, tombstones)
 
 
-def _type_tables(config: DataConfig, raw: dict[str, list[RawRecords]]) -> tuple[Tables, Rejects]:
+def _type_tables(
+    config: DataConfig, raw: dict[str, list[RawRecords]], tombstones: Tombstones
+) -> tuple[Tables, Rejects]:
     _check_sides(config, raw)
     raw |= _read_split_files(config)
     _check_parts_apart(raw)
+    raw, forgotten = leave_out_forgotten(raw, tombstones)
     raw = {name: [empty_marks(file, _layout_of(name, config).missing) for file in raw[name]] for name in raw}
     alike = [[name for name in names if name in raw] for names in (_PARTS, ("users",), ("items",))]
     for names in alike:
@@ -89,6 +100,7 @@ def _type_tables(config: DataConfig, raw: dict[str, list[RawRecords]]) -> tuple[
         {name: table.rejects for name, table in typed.items()},
         {name: table.n_records for name, table in typed.items()},
         {name: table.dropped for name, table in typed.items()},
+        forgotten,
     )
     return _join_tables(config, typed), rejects
 

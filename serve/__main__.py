@@ -1,8 +1,9 @@
-"""`python -m serve recommend | similar | export | verify`: answers in files and on the console."""
+"""`python -m serve recommend | similar | export | verify | forget`: answers in files and on the console."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ commands:
   similar     show the items nearest to an item
   export      write the vectors of users or items to a folder of Parquet files
   verify      check files, space and golden answers
+  forget      erase users from a run, and print a receipt
 
 `python -m serve COMMAND --help` shows the options of a command, with examples."""
 _RECOMMEND = """Write the best items of many requests to a file.
@@ -47,6 +49,15 @@ _VERIFY = """Check files, space and golden answers of a bundle.
 
 example:
   python -m serve verify --bundle runs/grocery/bundle"""
+
+_FORGET = """Erase users from a run: profiles, live events, what was shown to them, rejected records, exports.
+
+A tombstone stays, DIR/forgotten.json: what still arrives of them is not kept, and the next training into the
+folder leaves out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach. A server
+and a training may be at work meanwhile. A user who is not found gets a tombstone too.
+
+example:
+  python -m serve forget --run runs/grocery --user 1042 --exports vectors > receipt.json"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -94,6 +105,12 @@ def _verify(given: argparse.Namespace) -> None:
     print("\n".join(verify_bundle(given.bundle)))
 
 
+def _forget(given: argparse.Namespace) -> None:
+    from serve.state.forgetting import forget_users
+
+    print(json.dumps(forget_users(given.run_folder, given.user, given.exports), indent=1))
+
+
 def _commands() -> dict[str, argparse.ArgumentParser]:
     """Describe the commands; what they need is imported when one runs, so that help is quick."""
     described = {
@@ -101,6 +118,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
         "similar": (_SIMILAR, _describe_similar),
         "export": (_EXPORT, _describe_export),
         "verify": (_VERIFY, _describe_verify),
+        "forget": (_FORGET, _describe_forget),
     }
     parsers = {name: make_parser(f"{_PROGRAM} {name}", text) for name, (text, _) in described.items()}
     for name, (_, describe) in described.items():
@@ -143,6 +161,14 @@ def _describe_export(parser: argparse.ArgumentParser) -> None:
 
 def _describe_verify(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _verify)
+
+
+def _describe_forget(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--run", dest="run_folder", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
+    exports = "folders that `serve export --side user` wrote"
+    parser.add_argument("--exports", nargs="+", type=Path, default=[], metavar="DIR", help=exports)
+    parser.set_defaults(run=_forget)
 
 
 def _describe_profiles(parser: argparse.ArgumentParser) -> None:

@@ -67,7 +67,7 @@ class Shards:
                 export writes into it.
         """
         folder.mkdir(parents=True, exist_ok=True)
-        with _lock(folder):
+        with locked(folder):
             _check_strangers(folder)
             if overwrite:
                 _clear(folder)
@@ -98,7 +98,12 @@ class Shards:
 
 
 @contextmanager
-def _lock(folder: Path) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
+    """Let nobody else write into a folder of shards.
+
+    Raises:
+        SchemaError: an export writes into it.
+    """
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -121,14 +126,19 @@ def _check_plan(folder: Path, plan: Plan) -> None:
         raise SchemaError(f"{folder} holds a finished export: choose another --out, or add --overwrite")
     if not any(folder.glob("part-*.parquet")):
         return  # nothing that could be lost, such as after a first row that was refused
-    there, wanted = _read_plan(folder / PLAN), json.loads(_to_json(plan))
+    there, wanted = read_plan(folder / PLAN), json.loads(_to_json(plan))
     for name, value in wanted.items():
         if there.get(name) != value:
             got = f"{name} {_show(there.get(name))}, this one {_show(value)}"
             raise SchemaError(f"{folder} holds part of another export, of {got}: choose another --out, or --overwrite")
 
 
-def _read_plan(path: Path) -> dict[str, Any]:
+def read_plan(path: Path) -> dict[str, Any]:
+    """Read what the shards of a folder are made from.
+
+    Raises:
+        SchemaError: the file is missing or no plan.
+    """
     try:
         plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -39,6 +39,8 @@ class Rejects:
     """Table -> records in its files, the bad ones included."""
     dropped: dict[str, tuple[str, ...]]
     """Table -> columns of its files that are not declared and were not read."""
+    forgotten: dict[str, int] = field(default_factory=dict)
+    """Table -> records of users who are to be forgotten; they are in none of the others."""
 
     @property
     def frame(self) -> pd.DataFrame:

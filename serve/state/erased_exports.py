@@ -1,0 +1,63 @@
+"""Users taken out of the folders that `serve export --side user` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.errors import SchemaError
+from serve.recommendations import to_arrow
+from serve.request_values import Id
+from serve.shards import PLAN, SUCCESS, Shards, locked, read_plan
+
+_SHARDS = "part-*.parquet"
+
+
+def check_export(folder: Path) -> None:
+    """Refuse a folder that holds no export of users.
+
+    Raises:
+        SchemaError: it holds something else, or an export of items.
+    """
+    if not (folder / PLAN).exists():
+        raise SchemaError(f"{folder} holds no export: give the --out of `serve export --side user`")
+    side = read_plan(folder / PLAN).get("side")
+    if side != "user":
+        raise SchemaError(f"{folder} is an export of side {side!r}, which names no user; allowed: user")
+
+
+def erase_from_export(folder: Path, user_ids: Collection[Id]) -> int:
+    """Rewrite the shards that hold any of the users; return how many rows went.
+
+    A shard is replaced in one step. Whoever is killed in between calls it again.
+
+    Raises:
+        SchemaError: an export is writing into the folder.
+        OSError: the disk is full or fails.
+    """
+    with locked(folder):
+        for partial in folder.glob(f"{_SHARDS}.part"):
+            partial.unlink()  # of a kill; nobody reads it
+        shards, paths = Shards(folder), sorted(folder.glob(_SHARDS))
+        n_gone = sum(_erase_from_shard(shards, path, user_ids) for path in paths)
+        if (folder / SUCCESS).exists():
+            n_rows = sum(pq.read_metadata(path).num_rows for path in paths)
+            if json.loads((folder / SUCCESS).read_bytes())["rows"] != n_rows:
+                shards.finish(len(paths), n_rows)
+    return n_gone
+
+
+def _erase_from_shard(shards: Shards, path: Path, user_ids: Collection[Id]) -> int:
+    with pq.ParquetFile(path) as file:
+        ids = file.read(["user_id"]).column("user_id").to_pylist()
+        is_kept = np.array([user_id not in user_ids for user_id in ids], dtype=np.bool_)
+        if is_kept.all():
+            return 0
+        kept: pa.Table = file.read().take(to_arrow(np.flatnonzero(is_kept)))
+    shards.write(int(path.stem.removeprefix("part-")), kept)
+    return int(np.count_nonzero(~is_kept))

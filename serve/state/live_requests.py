@@ -1,0 +1,80 @@
+"""A request of a user, completed by what the store has of her: what she did just now counts in the next answer."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from serve.profiles import History, Profiles
+from serve.requests import InlineHistory, Request
+from serve.state.store import StateStore
+
+_NOTHING = InlineHistory(())
+
+
+def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
+    """Return the request with the user's live events and dismissals in it.
+
+    Where it brings no history of its own, its history becomes that of the profile and the live events, by time. What
+    she dismissed is excluded, whatever history it has. A user who was forgotten is nobody: her profile, which a
+    process that loaded it earlier may still hold, is not read.
+    """
+    user_id = request.user_id
+    if user_id is None:
+        return request
+    recalled = state.recall(user_id)
+    if recalled.is_forgotten:
+        return replace(request, history=request.history or _NOTHING, features=request.features or {})
+    if recalled.dismissed:
+        request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *recalled.dismissed))))
+    if request.history is None and len(recalled.history):
+        profile = profiles.get(user_id)
+        known = None if profile is None else profile.history
+        return replace(request, history=_join(known, recalled.history))
+    return request
+
+
+def _join(known: History | None, live: InlineHistory) -> InlineHistory:
+    """Put a profile's events and live ones in the order of time; at one time the profile's come first."""
+    if known is None or not len(known):
+        return live
+    if known.datetime is None:  # nothing tells when they happened, but that it was before
+        return _put_behind(known, live, None)
+    times = [*known.datetime.tolist(), *(live.datetime or ())]
+    joined = _put_behind(known, live, times)
+    order = sorted(range(len(times)), key=times.__getitem__)
+    kept = _leave_out_known(joined, order, len(known), known.event is not None)
+    return joined if kept == list(range(len(times))) else _take(joined, kept)
+
+
+def _put_behind(known: History, live: InlineHistory, times: list[int] | None) -> InlineHistory:
+    return InlineHistory(
+        item_id=[*known.item_id.tolist(), *live.item_id],
+        datetime=times,
+        event=[*_column(known.event, len(known)), *(live.event or ())],
+        weight=[*_column(known.weight, len(known)), *(live.weight or ())],
+    )
+
+
+def _leave_out_known(joined: InlineHistory, order: list[int], n_known: int, has_events: bool) -> list[int]:
+    """Take out of an order the live events that the profile has too: data may have been trained on since they came."""
+    times, events = joined.datetime or (), joined.event or ()
+
+    def identify(place: int) -> tuple[Any, ...]:
+        return joined.item_id[place], times[place], events[place] if has_events else None
+
+    if times[n_known] > times[n_known - 1]:  # the first live event comes after the last known one: all do
+        return order
+    known = set(map(identify, range(n_known)))
+    return [place for place in order if place < n_known or identify(place) not in known]
+
+
+def _take(history: InlineHistory, places: list[int]) -> InlineHistory:
+    columns = {name: [values[place] for place in places] for name, values in vars(history).items() if values}
+    return InlineHistory(**columns)
+
+
+def _column(values: np.ndarray | None, n: int) -> list[Any]:
+    return [None] * n if values is None else values.tolist()

@@ -1,0 +1,186 @@
+"""Events of users and the log of what they were shown, in one SQLite file: what is acknowledged survives a kill.
+
+events     what users did, dismissals included
+answers    one row per answer: request, user, time, version of the bundle, policy
+shown      the items of each answer: position from 1, and score
+feedback   a view: every item that was shown, with the events on it that followed; an event that names its
+           request follows that answer, another one every earlier answer to its user
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.request_values import Id
+from serve.requests import InlineHistory
+from serve.state.database import Database
+from serve.state.impressions import Impressions
+from serve.state.observations import DISMISS, Observation
+from serve.state.tombstones import TombstoneFile, both_forms
+
+RETENTION_DAYS = 365.0
+_DAY = 86_400
+_MARK = 0x42530001  # "BS" and the format
+_TABLES = (
+    "CREATE TABLE events (number INTEGER PRIMARY KEY, user_id NOT NULL, item_id NOT NULL, event TEXT, "
+    "datetime INTEGER NOT NULL, weight REAL, request_id TEXT)",
+    "CREATE INDEX events_of_user ON events (user_id, datetime)",
+    "CREATE INDEX events_in_time ON events (datetime)",
+    "CREATE TABLE answers (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user_id, "
+    "datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL)",
+    "CREATE INDEX answers_of_user ON answers (user_id)",
+    "CREATE INDEX answers_in_time ON answers (datetime)",
+    "CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL, "
+    "PRIMARY KEY (answer, position)) WITHOUT ROWID",
+    "CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy, "
+    "s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime "
+    "FROM answers a JOIN shown s ON s.answer = a.number LEFT JOIN events e ON e.user_id = a.user_id "
+    "AND e.item_id = s.item_id AND e.datetime >= a.datetime AND ifnull(e.request_id, a.request_id) = a.request_id",
+)
+_INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once
+    "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
+    "WHERE NOT EXISTS (SELECT 1 FROM events WHERE user_id = ?1 AND datetime = ?4 AND item_id = ?2 AND event IS ?3 "
+    "AND weight IS ?5)"
+)
+_INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
+_RECALL = "SELECT item_id, datetime, event, weight FROM events WHERE user_id = ? ORDER BY datetime, number"
+
+
+@dataclass(frozen=True)
+class Recalled:
+    """What the store has of a user."""
+
+    history: InlineHistory
+    """Oldest first; what happened at one time, in the order in which it arrived."""
+    dismissed: tuple[Id, ...] = ()
+    is_forgotten: bool = False
+
+
+_NOTHING = InlineHistory(())
+
+
+class StateStore:
+    """The live state of a run; safe to use from many threads, and beside other processes."""
+
+    def __init__(self, path: Path, run: Path | None = None, retention_days: float = RETENTION_DAYS) -> None:
+        """Open the file, `DIR/state/state.db` of a run, made if need be.
+
+        Args:
+            path: of the file.
+            run: whose forgotten users are heeded: what of theirs still arrives is not kept. Default: DIR.
+            retention_days: how long `expire` leaves events and impressions.
+
+        Raises:
+            BundleError: the file is something else.
+            OSError: the disk is full or fails.
+        """
+        self.retention_days = retention_days
+        self._database = Database(path, _MARK, _TABLES)
+        self._tombstones = TombstoneFile(path.absolute().parent.parent if run is None else run)
+
+    def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
+        """Keep one event, as `observe_many` does; say whether it was kept."""
+        return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
+
+    def observe_many(self, observations: Iterable[Observation]) -> int:
+        """Keep events, all or none; they are on disk when this returns.
+
+        Returns:
+            How many there are now: those of forgotten users are not kept. An event that is there already, equal in
+            user, item, type, time and weight, is there once.
+
+        Raises:
+            OSError: the disk is full or fails; none is kept.
+        """
+        with self._database.writing() as connection:  # who is forgotten from here on is erased after it
+            rows = [
+                (one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id)
+                for one in observations
+                if not self._tombstones.holds(one.user_id)
+            ]
+            connection.executemany(_INSERT_EVENT, rows)
+        return len(rows)
+
+    def log_impressions(self, answers: Iterable[Impressions]) -> None:
+        """Keep what users were shown, all or none; nothing of forgotten users.
+
+        Raises:
+            OSError: the disk is full or fails; none is kept.
+        """
+        with self._database.writing() as connection:
+            for one in answers:
+                if one.user_id is None or not self._tombstones.holds(one.user_id):
+                    _insert_answer(connection, one)
+
+    def recall(self, user_id: Id) -> Recalled:
+        """Return what there is of a user; nothing of one who was forgotten."""
+        if self._tombstones.holds(user_id):
+            return Recalled(_NOTHING, is_forgotten=True)
+        rows = self._database.read(_RECALL, user_id)
+        taken = [row for row in rows if row[2] != DISMISS]
+        dismissed = dict.fromkeys(row[0] for row in rows if row[2] == DISMISS)
+        return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, tuple(dismissed))
+
+    def history(self, user_id: Id) -> InlineHistory:
+        """Return a user's events, oldest first, without dismissals."""
+        return self.recall(user_id).history
+
+    def dismissed(self, user_id: Id) -> tuple[Id, ...]:
+        """Return the items that a user does not want to see."""
+        return self.recall(user_id).dismissed
+
+    def expire(self, now: int) -> int:
+        """Remove what is older than the retention window; return how many events and answers that were."""
+        limits = [now - self.retention_days * _DAY]
+        with self._database.writing() as connection:
+            _delete(
+                connection, "DELETE FROM shown WHERE answer IN (SELECT number FROM answers WHERE datetime < ?)", limits
+            )
+            n_events = _delete(connection, "DELETE FROM events WHERE datetime < ?", limits)
+            n_answers = _delete(connection, "DELETE FROM answers WHERE datetime < ?", limits)
+        self._database.truncate_log()
+        return n_events + n_answers
+
+    def forget(self, *user_ids: Id) -> dict[str, int]:
+        """Erase users, so that no byte of them stays in the file or its log.
+
+        What arrives of them later is kept again, unless they have a tombstone: see `serve.state.forgetting`.
+
+        Returns:
+            How many `events` and `impressions` there were.
+
+        Raises:
+            OSError: the disk is full or fails, or another process reads on and on. Call it again then.
+        """
+        forms = [form for user_id in user_ids for form in both_forms(user_id)]
+        with self._database.writing() as connection:
+            erased = {
+                "events": _delete(connection, "DELETE FROM events WHERE user_id = ?", forms),
+                "impressions": _delete(
+                    connection,
+                    "DELETE FROM shown WHERE answer IN (SELECT number FROM answers WHERE user_id = ?)",
+                    forms,
+                ),
+            }
+            _delete(connection, "DELETE FROM answers WHERE user_id = ?", forms)
+        self._database.shrink()
+        return erased
+
+    def close(self) -> None:
+        self._database.close()
+
+
+def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
+    head = (one.request_id, one.user_id, one.datetime, one.bundle_version, one.policy)
+    number = connection.execute(_INSERT_ANSWER, head).lastrowid
+    pairs = zip(one.item_ids, one.scores, strict=True)
+    rows = [(number, position, item_id, float(score)) for position, (item_id, score) in enumerate(pairs, start=1)]
+    connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
+
+
+def _delete(connection: sqlite3.Connection, statement: str, values: Sequence[Id | float]) -> int:
+    """Run a statement for each value; return how many rows went."""
+    return sum(connection.execute(statement, (value,)).rowcount for value in values)

@@ -1,0 +1,271 @@
+"""A user who is forgotten stands in no file, table or answer of a run; the receipt says what is out of reach."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serve import export
+from serve.__main__ import main
+from serve.errors import BundleError, SchemaError
+from serve.profiles import Profiles, stage_profiles, write_profiles
+from serve.recommendations import to_arrow
+from serve.recommender import Recommender
+from serve.requests import Request
+from serve.state import Impressions, Observation, StateStore
+from serve.state.forgetting import erase_forgotten, forget_users
+from serve.state.live_requests import complete
+from serve.state.tombstones import add_tombstones, read_tombstones
+from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids, publish_linear
+from tests.linear_profiles import known_users, make_profiles
+
+ROOT = Path(__file__).parent.parent
+SENTINEL = "sentinel-4c7"
+IDS = item_ids(SHOP)
+REJECTED = [
+    ("events.csv", 3, "datetime", f"{SENTINEL},i1,yesterday", "too few columns"),
+    ("events.csv", 4, "weight", "many", "not a number"),
+    ("users.csv", 5, "user_id", None, "missing"),
+    ("events.csv", 6, None, f"x{SENTINEL}y,i1", "too many columns"),
+]
+
+
+def users_of(schema, sentinel):
+    known = known_users(schema)
+    return {sentinel: next(iter(known.values())), **known}
+
+
+def write_rejects(path, rows=REJECTED):
+    path.parent.mkdir(exist_ok=True)
+    columns = zip(*rows, strict=True)
+    types = (object, np.int64, object, object, object)
+    arrays = [to_arrow(np.array(column, dtype=kind)) for column, kind in zip(columns, types, strict=True)]
+    names = ["file", "line", "column", "value", "reason"]
+    pq.write_table(pa.Table.from_arrays(arrays, names=names), path, compression="zstd")
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    """Make a run, its live state and an export of its users, with the sentinel in all of them."""
+    folder = tmp_path_factory.mktemp("forgetting")
+    run = publish_linear(folder / "run", SHOP, seed=3).parent
+    profiles = make_profiles(SHOP, users_of(SHOP, SENTINEL))
+    write_profiles(run / "profiles", profiles)
+    stage_profiles(run / "profiles", profiles, "another")
+    write_rejects(run / "rejects.parquet")
+    write_rejects(run / ".beside-1" / "rejects.parquet")
+    with closing(StateStore(run / "state" / "state.db")) as store:
+        store.observe_many(Observation(user, IDS[3], "buy", UNTIL + n) for n in range(9) for user in (SENTINEL, "u1"))
+        store.observe(SENTINEL, IDS[4], "dismiss", UNTIL)
+        store.log_impressions(
+            Impressions("r", user, UNTIL, "v", "greedy", IDS[:4], [1.0] * 4) for user in (SENTINEL, "u1")
+        )
+    words = ["export", "--bundle", run / "bundle", "--side", "user", "--out", folder / "users"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "ROWS_PER_SHARD", 4)
+        patch.setattr(export, "_ROWS_AT_ONCE", 2)
+        assert main([str(word) for word in words]) == 0
+        words[4:] = ["item", "--out", folder / "items"]
+        assert main([str(word) for word in words]) == 0
+    return folder
+
+
+@pytest.fixture
+def folder(template, tmp_path):
+    shutil.copytree(template, tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def find(folder, text):
+    """Name the files that hold a text: by their bytes, and by the cells of what is compressed."""
+    found = []
+    for path in (path for path in folder.rglob("*") if path.is_file()):
+        cells = repr(pq.ParquetFile(path).read().to_pydict()) if path.suffix == ".parquet" else ""
+        if text.encode() in path.read_bytes() or text in cells:
+            found.append(str(path.relative_to(folder)))
+    return sorted(re.sub(r"-[0-9a-f]{16}|-wal|-shm", "", name) for name in found)
+
+
+def test_the_sentinel_is_in_no_file_afterwards(folder):
+    before = find(folder, SENTINEL)
+    assert set(before) == {
+        "run/.beside-1/rejects.parquet",
+        "run/profiles/users.parquet",
+        "run/rejects.parquet",
+        "run/state/state.db",
+        "users/part-00000.parquet",
+    }
+    receipt = forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    assert find(folder, SENTINEL) == []
+    assert SENTINEL not in json.dumps(receipt)
+    assert receipt["erased"] == {
+        "profiles": 1,
+        "events": 10,
+        "impressions": 4,
+        "rejects": 2,
+        "rejected_values": 4,
+        "exports": {str(folder / "users"): 1},
+    }
+    assert {"weights", "source tables", "report", "copies", "memory"} <= receipt["not_reached"].keys()
+    assert Recommender.load(folder / "run" / "bundle").bundle.manifest.version in receipt["not_reached"]["weights"]
+
+
+def test_the_others_stay_as_they_were(folder):
+    run, others = folder / "run", list(known_users(SHOP))
+    old, vectors = Profiles.load(run / "profiles"), read_export(folder / "users")
+    forget_users(run, [SENTINEL], [folder / "users"])
+    new = Profiles.load(run / "profiles")
+    assert new.user_ids.tolist() == others
+    for user_id in others:
+        assert new.get(user_id).history.item_id.tolist() == old.get(user_id).history.item_id.tolist()
+    assert Profiles.load(run / "profiles", "another").user_ids.tolist() == others
+    with closing(StateStore(run / "state" / "state.db")) as store:
+        assert len(store.history("u1")) == 9
+    left = pq.read_table(run / "rejects.parquet").to_pylist()
+    assert [tuple(row.values()) for row in left] == [(*row[:3], None, row[4]) for row in REJECTED[1:]]
+    del vectors[SENTINEL]
+    assert read_export(folder / "users") == vectors
+    success = json.loads((folder / "users" / "_SUCCESS").read_text())
+    assert success == {"rows": len(others), "shards": 2}
+
+
+def read_export(folder):
+    table = pq.read_table(folder)
+    return dict(zip(table.column("user_id").to_pylist(), table.column("vector").to_pylist(), strict=True))
+
+
+def test_no_answer_knows_her_afterwards(folder):
+    run = folder / "run"
+    before = Recommender.load(run / "bundle")  # as a server that does not reload
+    nobody = before.recommend([Request()], 5).of(0)
+    with closing(StateStore(run / "state" / "state.db")) as store:
+        first = before.recommend([complete(Request(SENTINEL), before.profiles, store)], 5).of(0)
+        forget_users(run, [SENTINEL])
+        assert not store.observe(SENTINEL, IDS[3], "buy", UNTIL)
+        second = before.recommend([complete(Request(SENTINEL), before.profiles, store)], 5).of(0)
+    assert first.item_id.tolist() != nobody.item_id.tolist()
+    assert second.item_id.tolist() == nobody.item_id.tolist()
+    reloaded = Recommender.load(run / "bundle").recommend([Request(SENTINEL)], 5).of(0)
+    assert reloaded.item_id.tolist() == nobody.item_id.tolist()
+    np.testing.assert_allclose(reloaded.score, nobody.score)
+
+
+def test_forgetting_twice_finds_nothing_more(folder):
+    first, second = (forget_users(folder / "run", [SENTINEL], [folder / "users"]) for _ in range(2))
+    assert first["forgotten"] == second["forgotten"]
+    counts = {name: count for name, count in second["erased"].items() if name != "exports"}
+    assert set(counts.values()) == {0}
+    assert len(read_tombstones(folder / "run")) == 1
+
+
+def test_what_was_killed_between_a_shard_and_its_sum_is_mended(folder):
+    success = folder / "users" / "_SUCCESS"
+    whole = success.read_bytes()
+    forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    mended = success.read_bytes()
+    success.write_bytes(whole)
+    (folder / "users" / "part-00001.parquet.part").write_text(SENTINEL)
+    forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    assert success.read_bytes() == mended
+    assert find(folder, SENTINEL) == []
+
+
+def test_integers_are_forgotten_by_either_form(tmp_path):
+    run = publish_linear(tmp_path, FILMS, seed=3).parent
+    write_profiles(run / "profiles", make_profiles(FILMS, users_of(FILMS, 900_017)))
+    with closing(StateStore(run / "state" / "state.db")) as store:
+        store.observe(900_017, 101, None, UNTIL)
+        store.observe(17, 101, None, UNTIL)
+        write_rejects(
+            run / "rejects.parquet", [("f", 2, None, "1900017,900017,5", "x"), ("f", 3, None, "1900017", "x")]
+        )
+        receipt = forget_users(run, ["900017"])
+        assert receipt["erased"] | {"exports": 0} == {
+            "profiles": 1,
+            "events": 1,
+            "impressions": 0,
+            "rejects": 1,
+            "rejected_values": 1,
+            "exports": 0,
+        }
+        assert len(store.history(17)) == 1
+    assert read_tombstones(run).holds(900_017)
+    with pytest.raises(SchemaError, match=r"user is 'anna' \(str\); expected a whole number"):
+        forget_users(run, ["anna"])
+
+
+def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path):
+    (tmp_path / "profiles").mkdir()
+    receipt = forget_users(tmp_path, ["somebody"])
+    assert receipt["erased"].pop("exports") == {}
+    assert set(receipt["erased"].values()) == {0}
+    assert read_tombstones(tmp_path).holds("somebody")
+    assert not (tmp_path / "state").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--user", "u"], r"no folder of a run: expected 'bundle', 'profiles' or 'state'"),
+        (["--user", ""], r"user is '' \(str\); expected a text that is not empty"),
+        (["--user", "u", "--exports", "nowhere"], "nowhere holds no export: give the --out of"),
+        (["--user", "u", "--exports", "{items}"], "is an export of side 'item', which names no user"),
+        (["--usr", "u"], "unknown option '--usr'; did you mean '--user'?"),
+    ],
+)
+def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, capsys):
+    run = folder / "empty" if "no folder" in message else folder / "run"
+    words = [word.replace("{items}", str(folder / "items")) for word in words]
+    assert main(["forget", "--run", str(run), *words]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert re.search(message, line)
+    assert find(folder, SENTINEL) == find(template, SENTINEL)
+    assert not (run / "forgotten.json").exists()
+
+
+def test_damaged_tombstones_stop_it_before_anything_is_erased(folder):
+    (folder / "run" / "forgotten.json").write_text("{")
+    before = find(folder, SENTINEL)
+    with pytest.raises(BundleError, match="damaged"):
+        forget_users(folder / "run", [SENTINEL])
+    assert find(folder, SENTINEL) == before
+
+
+def test_the_command_prints_the_receipt_and_imports_nothing_of_training(folder):
+    code = (
+        "import sys\nfrom serve.__main__ import main\n"
+        f"words = ['--run', {str(folder / 'run')!r}, '--user', {SENTINEL!r}, 'u1']\n"
+        f"assert main(['forget', *words, '--exports', {str(folder / 'users')!r}]) == 0\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env, capture_output=True, text=True)
+    receipt = json.loads(done.stdout)
+    assert (done.stderr, len(receipt["forgotten"])) == ("", 2)
+    assert receipt["erased"]["profiles"] == 2
+    assert receipt["erased"]["events"] == 19
+    assert receipt["erased"]["exports"] == {str(folder / "users"): 2}
+    assert find(folder, SENTINEL) == []
+
+
+def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(folder):
+    run = folder / "run"
+    profiles = make_profiles(SHOP, users_of(SHOP, SENTINEL))
+    forget_users(run, [SENTINEL])
+    stage_profiles(run / "profiles", profiles, "late")
+    assert find(run, SENTINEL) == ["profiles/users.parquet"]
+    erase_forgotten(run, profiles)
+    assert find(run, SENTINEL) == []
+    assert Profiles.load(run / "profiles", "late").user_ids.tolist() == list(known_users(SHOP))
+    add_tombstones(run, ["none of them"])
+    erase_forgotten(run, profiles.without([SENTINEL]))
+    assert len(Profiles.load(run / "profiles", "late")) == len(known_users(SHOP))

@@ -1,0 +1,202 @@
+"""What a user did just now counts in the next answer, as if it had stood in her profile."""
+
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve.bundle import Bundle
+from serve.profiles import History, Profiles
+from serve.recommender import Recommender
+from serve.requests import InlineHistory, Request, parse_request
+from serve.state import Observation, StateStore
+from serve.state.live_requests import complete
+from serve.state.tombstones import add_tombstones
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_profiles import known_users, make_profiles
+from tests.linear_reference import naive_list, naive_scores
+
+SEED = 3
+WORLDS = {"shop": SHOP, "films": FILMS}
+EMPTY = {"history": []}
+
+
+@pytest.fixture(scope="module")
+def recommenders(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("live")
+    return {
+        name: Recommender(
+            Bundle.load(publish_linear(folder / name, schema, SEED)), make_profiles(schema, known_users(schema))
+        )
+        for name, schema in WORLDS.items()
+    }
+
+
+@pytest.fixture
+def store(tmp_path):
+    with closing(StateStore(tmp_path / "state" / "state.db")) as opened:
+        yield opened
+
+
+def draw_events(schema, seed):
+    """Draw events of two known users and an unknown one, some before the last of the profile, some of no known item."""
+    rng = np.random.default_rng(seed)
+    first, second, *_ = known_users(schema)
+    users = [first, second, 99 if schema.user_id_type == "integer" else "newcomer"]
+    ids = [*item_ids(schema)[5:15], 8 if schema.item_id_type == "integer" else "unborn"]
+    return [
+        Observation(
+            users[int(rng.integers(3))],
+            ids[int(rng.integers(len(ids)))],
+            ["view", "buy", "other"][int(rng.integers(3))] if schema.event_types else None,
+            UNTIL + int(rng.integers(-3, 3)) * DAY,
+            float(rng.integers(0, 4)) if schema.has_weight else None,
+        )
+        for _ in range(17)
+    ]
+
+
+def write_event(one):
+    row = {"item_id": one.item_id, "datetime": one.datetime, "event": one.event, "weight": one.weight}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def grow(known, events):
+    """Add events to profiles, as the requests would be if they had been there."""
+    grown = {user_id: {**user, "history": list(user["history"])} for user_id, user in known.items()}
+    for one in dict.fromkeys(events):  # what was sent twice is there once
+        told = [(old["item_id"], old["datetime"], old.get("event")) for old in known.get(one.user_id, EMPTY)["history"]]
+        if (one.item_id, one.datetime, one.event) not in told:
+            grown.setdefault(one.user_id, {"features": {}, "history": []})["history"].append(write_event(one))
+    for user in grown.values():
+        user["history"].sort(key=lambda row: row["datetime"])
+    return grown
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("filter_viewed", [True, False])
+def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store, world, seed, filter_viewed):
+    schema, recommender = WORLDS[world], recommenders[world]
+    known, events = known_users(schema), draw_events(schema, seed)
+    row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    for n_seen, one in enumerate(events, start=1):
+        store.observe(one.user_id, one.item_id, one.event, one.datetime, one.weight)
+        if n_seen not in (1, 9, len(events)):
+            continue
+        grown = grow(known, events[:n_seen])
+        raw = [{"user_id": user_id} for user_id in grown] + [{"user_id": one.user_id, "datetime": UNTIL + 9 * DAY}]
+        requests = [complete(parse_request(request, schema), recommender.profiles, store) for request in raw]
+        for request, answer in zip(raw, recommender.recommend(requests, 6, filter_viewed), strict=True):
+            _, scores, owned = naive_scores(schema, SEED, grown, request)
+            rows = set(range(N)) - owned if filter_viewed else set(range(N))
+            expected = naive_list(scores, rows, 6)
+            assert [row_of[item_id] for item_id in answer.item_id] == expected
+            np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
+
+
+def test_an_event_changes_the_next_answer(recommenders, store):
+    recommender, user_id = recommenders["films"], 2
+
+    def ask():
+        return recommender.recommend([complete(Request(user_id), recommender.profiles, store)], N).of(0)
+
+    before = ask()
+    best = before.item_id[0]
+    store.observe(user_id, int(best), None, UNTIL + 60)
+    after = ask()
+    assert best not in after.item_id
+    assert not np.allclose(np.sort(before.score[1:]), np.sort(after.score))
+
+
+def test_a_repeated_purchase_raises_the_score_of_the_memory(recommenders, store):
+    recommender = recommenders["shop"]
+    request, item_id = Request("newcomer", datetime=UNTIL + DAY), item_ids(SHOP)[4]
+    owned = []
+    for count in (1, 2):
+        store.observe("newcomer", item_id, "buy", UNTIL + count)
+        answer = recommender.rank_owned([complete(request, recommender.profiles, store)], 3).of(0)
+        assert answer.item_id.tolist() == [item_id]
+        history = [{"item_id": item_id, "datetime": UNTIL + n, "event": "buy"} for n in range(1, count + 1)]
+        _, scores, _ = naive_scores(SHOP, SEED, {}, {"history": history, "datetime": UNTIL + DAY})
+        owned.append(scores[4])
+        assert answer.score[0] == pytest.approx(owned[-1], rel=1e-4)
+    assert owned[0] != pytest.approx(owned[1])
+
+
+def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommenders, store):
+    recommender, (user_id, *_) = recommenders["shop"], known_users(SHOP)
+    history = InlineHistory([item_ids(SHOP)[1]])
+    for request in (
+        Request(user_id),
+        Request(user_id, history=history),
+        Request(user_id, exclude=(item_ids(SHOP)[2],)),
+    ):
+        best = recommender.recommend([complete(request, recommender.profiles, store)], 1).of(0).item_id[0]
+        store.observe(user_id, best, "dismiss", UNTIL)
+        completed = complete(request, recommender.profiles, store)
+        listed = recommender.recommend([completed], N, filter_viewed=False).of(0).item_id.tolist()
+        assert not set(listed) & set(store.dismissed(user_id))
+        assert len(set(completed.exclude)) == len(completed.exclude)
+        assert set(completed.exclude) == {*request.exclude, *store.dismissed(user_id)}
+        assert completed.history == request.history  # a dismissal is no event of the history
+
+
+def test_a_request_that_the_store_knows_nothing_of_stays_the_same_object(recommenders, store):
+    profiles, (user_id, *_) = recommenders["shop"].profiles, known_users(SHOP)
+    store.observe("another", "a", "view", UNTIL)
+    for request in (Request(), Request(user_id), Request("nobody"), Request("another", history=InlineHistory(["b"]))):
+        assert complete(request, profiles, store) is request
+
+
+def test_other_fields_of_a_request_stay(recommenders, store):
+    store.observe("u0", item_ids(SHOP)[3], "buy", UNTIL + 5)
+    request = Request("u0", {"gender": "f"}, None, {"device": "web"}, UNTIL + DAY, (item_ids(SHOP)[1],))
+    completed = complete(request, recommenders["shop"].profiles, store)
+    assert replace(completed, history=None) == request
+    assert completed.history.item_id[-1] == item_ids(SHOP)[3]
+
+
+def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):
+    profiles = recommenders["shop"].profiles
+    history = profiles.get("u1").history
+    for place in (3, 3, 8, 12):  # one of them sent twice
+        store.observe(
+            "u1", *(history.columns()[name][place] for name in ("item_id", "event")), int(history.datetime[place])
+        )
+    store.observe("u1", str(history.item_id[3]), "returned", int(history.datetime[3]))
+    completed = complete(Request("u1"), profiles, store).history
+    assert len(completed) == len(history) + 1
+    assert [event for event in completed.event if event == "returned"] == ["returned"]
+    assert sorted(completed.datetime) == list(completed.datetime)
+
+
+def test_at_one_time_the_profile_comes_first_then_what_arrived_first(store):
+    history = History(np.array([7, 8, 9]), np.array([10, 20, 20]))
+    profiles = Profiles(np.array([5]), {}, history, np.array([0, 3]))
+    for item_id, time in ((6, 20), (4, 10), (5, 20)):
+        store.observe(5, item_id, None, time)
+    assert complete(Request(5), profiles, store).history.item_id == [7, 4, 8, 9, 6, 5]
+
+
+def test_events_without_times_come_after_the_profile(store):
+    profiles = Profiles(np.array([5]), {}, History(np.array([7, 8, 9])), np.array([0, 3]))
+    for item_id, time in ((8, 20), (6, 10)):
+        store.observe(5, item_id, None, time)
+    completed = complete(Request(5), profiles, store).history
+    assert list(completed.item_id) == [7, 8, 9, 6, 8]
+    assert completed.datetime is None
+
+
+def test_a_forgotten_user_is_nobody_though_her_profile_is_still_in_memory(recommenders, store, tmp_path):
+    recommender = recommenders["shop"]
+    store.observe("u1", item_ids(SHOP)[3], "buy", UNTIL)
+    add_tombstones(tmp_path, ["u1"])
+    completed = complete(Request("u1"), recommender.profiles, store)
+    answers = recommender.recommend([completed, Request(), Request("u1")], N)
+    np.testing.assert_array_equal(answers.of(0).item_id, answers.of(1).item_id)
+    np.testing.assert_allclose(answers.of(0).score, answers.of(1).score)
+    assert answers.of(0).item_id.tolist() != answers.of(2).item_id.tolist()
+    given = Request("u1", {"gender": "f"}, InlineHistory([item_ids(SHOP)[2]]))
+    assert complete(given, recommender.profiles, store) == given

@@ -1,0 +1,216 @@
+"""What the store of live events keeps, in which order, for how long, and what is left after it forgets."""
+
+import sqlite3
+import threading
+from contextlib import closing
+
+import pytest
+
+from serve.errors import BundleError
+from serve.requests import InlineHistory
+from serve.state import Impressions, Observation, StateStore
+from serve.state.tombstones import add_tombstones
+
+DAY = 86_400
+NOW = 1_700_000_000
+SENTINEL = "sentinel-6d1f"
+
+
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "state" / "state.db"
+
+
+@pytest.fixture
+def store(path):
+    with closing(StateStore(path)) as opened:
+        yield opened
+
+
+def query(path, text):
+    with closing(sqlite3.connect(path)) as connection:
+        return connection.execute(text).fetchall()
+
+
+def answer_of(user_id, request_id="r1", time=NOW, items=("a", "b", "c")):
+    return Impressions(request_id, user_id, time, "v1", "greedy", items, [1.0 / (n + 1) for n in range(len(items))])
+
+
+def events_of(n, user_id="u"):
+    return [Observation(user_id, f"i{n}", "view", NOW + n) for n in range(n)]
+
+
+def test_a_history_is_ordered_by_time_then_by_arrival(store):
+    events = [("b", "view", 5), ("a", "buy", 3), ("c", None, 5), ("a", None, 3), ("d", "view", 4), ("b", "buy", 5)]
+    for item_id, event, time in events:
+        store.observe("u", item_id, event, time)
+    store.observe("v", "z", None, 1)
+    expected = sorted(events, key=lambda one: one[2])  # stable: ties stay as they arrived
+    history = store.history("u")
+    assert list(zip(history.item_id, history.event, history.datetime, strict=True)) == expected
+    assert history.weight == (None,) * 6
+    assert store.history("nobody") == InlineHistory(())
+
+
+def test_ids_keep_their_types(store):
+    store.observe(7, 2**63 - 1, None, 1, 0.25)
+    store.observe("7", "é\0x", None, 2)
+    assert (store.history(7).item_id, store.history(7).weight) == ((2**63 - 1,), (0.25,))
+    assert store.history("7").item_id == ("é\0x",)
+
+
+def test_what_was_dismissed_is_no_history(store):
+    for item_id, event in (("a", "dismiss"), ("b", "view"), ("a", "dismiss"), ("c", "dismiss"), ("a", "buy")):
+        store.observe("u", item_id, event, NOW)
+    assert store.dismissed("u") == ("a", "c")
+    assert store.history("u").item_id == ("b", "a")
+    assert store.dismissed("v") == ()
+
+
+def test_an_event_that_is_sent_again_is_there_once(store):
+    events = [Observation("u", "a", None, NOW), Observation("u", "a", None, NOW, 1.0), Observation("u", "a", "x", NOW)]
+    events += [Observation("u", "a", None, NOW + 1), Observation("u", "b", None, NOW), Observation("v", "a", None, NOW)]
+    for _ in range(2):
+        assert store.observe_many([*events, *events]) == 12
+    assert len(store.history("u")) == 5
+    assert len(store.history("v")) == 1
+
+
+def test_another_store_sees_it_at_once_and_after_a_restart(store, path):
+    store.observe("u", "a", "view", NOW)
+    with closing(StateStore(path)) as other:
+        assert other.history("u").item_id == ("a",)
+        other.observe("u", "b", "view", NOW + 1)
+    assert store.history("u").item_id == ("a", "b")
+
+
+def test_events_are_kept_all_or_none(store):
+    broken = [*events_of(4), Observation("u", None, "view", NOW)]
+    with pytest.raises(sqlite3.IntegrityError, match=r"events\.item_id"):
+        store.observe_many(broken)
+    assert len(store.history("u")) == 0
+    assert store.observe_many(events_of(4)) == 4  # the transaction before is over
+    assert store.observe_many([]) == 0
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(store, path):
+    store.observe("u", "a", "view", NOW)
+    ((pages,),) = query(path, "PRAGMA page_count")
+    store._database._writer.execute(f"PRAGMA max_page_count = {pages}")
+    with pytest.raises(OSError, match=r"full.*state\.db"):
+        store.observe_many(events_of(5000))
+    assert store.history("u").item_id == ("a",)
+
+
+def test_impressions_have_positions_and_what_followed(store, path):
+    store.log_impressions([answer_of("u"), answer_of("u", "r2", NOW + 50, ("b",)), answer_of(None, "r3")])
+    store.observe_many(
+        [
+            Observation("u", "b", "view", NOW + 9),
+            Observation("u", "b", "buy", NOW + 60, 2.0, "r2"),
+            Observation("u", "c", "dismiss", NOW + 60),
+            Observation("u", "a", "view", NOW - 1),
+            Observation("v", "a", "view", NOW + 1),
+        ]
+    )
+    rows = query(path, "SELECT * FROM feedback ORDER BY request_id, position")
+    assert [(*row[:2], *row[3:7], row[8], row[10]) for row in rows] == [
+        ("r1", "u", "v1", "greedy", 1, "a", None, None),
+        ("r1", "u", "v1", "greedy", 2, "b", "view", NOW + 9),
+        ("r1", "u", "v1", "greedy", 3, "c", "dismiss", NOW + 60),
+        ("r2", "u", "v1", "greedy", 1, "b", "buy", NOW + 60),
+        ("r3", None, "v1", "greedy", 1, "a", None, None),
+        ("r3", None, "v1", "greedy", 2, "b", None, None),
+        ("r3", None, "v1", "greedy", 3, "c", None, None),
+    ]
+    assert [row[7] for row in rows] == pytest.approx([1, 1 / 2, 1 / 3, 1, 1, 1 / 2, 1 / 3])
+    assert [row[9] for row in rows] == [None, None, None, 2.0, None, None, None]
+
+
+def test_what_is_older_than_the_window_expires(path):
+    with closing(StateStore(path, retention_days=10)) as store:
+        limit = NOW - 10 * DAY
+        for item_id, event, time in (("old", "buy", limit - 1), ("x", "dismiss", limit - 1), ("new", "buy", limit)):
+            store.observe("u", item_id, event, time)
+        store.log_impressions([answer_of("u", time=limit - 1), answer_of("v", "r2", limit)])
+        assert store.expire(NOW) == 3
+        assert (store.history("u").item_id, store.dismissed("u")) == (("new",), ())
+        assert query(path, "SELECT DISTINCT request_id FROM feedback") == [("r2",)]
+        assert query(path, "SELECT count(*) FROM shown") == [(3,)]
+        assert store.expire(NOW) == 0
+        assert path.with_name("state.db-wal").stat().st_size == 0
+
+
+def test_no_byte_of_a_forgotten_user_stays(store, path):
+    mixed = [Observation(SENTINEL if n % 3 else f"u{n % 11}", f"i{n}", "view", NOW + n) for n in range(3000)]
+    store.observe_many(mixed)
+    store.log_impressions(answer_of(SENTINEL if n % 2 else "u1", f"r{n}") for n in range(200))
+    store.observe(SENTINEL, "x", "dismiss", NOW)
+    files = list(path.parent.iterdir())
+    assert any(SENTINEL.encode() in file.read_bytes() for file in files)
+    assert store.forget(SENTINEL) == {"events": 2001, "impressions": 300}
+    for file in path.parent.iterdir():
+        assert SENTINEL.encode() not in file.read_bytes(), file
+    assert sum(len(store.history(f"u{n}")) for n in range(11)) == 1000
+    assert query(path, "SELECT count(*) FROM shown") == [(300,)]
+    assert store.forget(SENTINEL) == {"events": 0, "impressions": 0}
+
+
+def test_an_id_is_forgotten_as_text_and_as_integer(store):
+    for user_id in (7, "7", "07", 77):
+        store.observe(user_id, "a", "view", NOW)
+    assert store.forget("7")["events"] == 2
+    assert [len(store.history(user_id)) for user_id in (7, "7", "07", 77)] == [0, 0, 1, 1]
+
+
+def test_what_still_arrives_of_a_forgotten_user_is_not_kept(store, path, tmp_path):
+    assert store.observe("u", "a", "view", NOW)
+    add_tombstones(tmp_path, [SENTINEL])  # as another process does
+    assert not store.observe(SENTINEL, "a", "view", NOW)
+    assert store.observe_many([Observation("u", "b", "view", NOW), Observation(SENTINEL, "b", "view", NOW)]) == 1
+    store.log_impressions([answer_of(SENTINEL), answer_of("u", "r2"), answer_of(None, "r3")])
+    assert query(path, "SELECT user_id FROM answers ORDER BY number") == [("u",), (None,)]
+    assert store.recall(SENTINEL).is_forgotten
+    assert not store.recall("u").is_forgotten
+
+
+def test_readers_see_whole_transactions_while_others_write(store):
+    n_writers, n_batches, seen = 3, 12, []
+
+    def write(number):
+        for batch in range(n_batches):
+            store.observe_many([Observation("u", f"{number}-{batch}-{n}", "view", NOW) for n in range(5)])
+
+    writers = [threading.Thread(target=write, args=(number,)) for number in range(n_writers)]
+    for writer in writers:
+        writer.start()
+    while any(writer.is_alive() for writer in writers):
+        seen.append(len(store.history("u")))
+    for writer in writers:
+        writer.join()
+    assert all(count % 5 == 0 for count in seen)
+    assert seen == sorted(seen)
+    assert len(store.history("u")) == n_writers * n_batches * 5
+
+
+@pytest.mark.parametrize("content", [b"not a database at all" * 60, b""])
+def test_a_file_that_is_no_database_is_refused_unless_empty(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    if content:
+        with pytest.raises(BundleError, match=r"state\.db is no database: move it away"):
+            StateStore(path)
+    else:
+        StateStore(path).close()
+
+
+def test_a_database_of_others_is_refused_and_left_as_it_is(path):
+    path.parent.mkdir()
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE theirs (x)")
+        connection.commit()
+    before = path.read_bytes()
+    with pytest.raises(BundleError, match="of another kind or format"):
+        StateStore(path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["state.db"]

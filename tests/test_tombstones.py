@@ -1,0 +1,106 @@
+import hashlib
+import hmac
+import json
+import threading
+
+import pytest
+
+from serve.errors import BundleError
+from serve.state.tombstones import (
+    TombstoneFile,
+    Tombstones,
+    add_tombstones,
+    both_forms,
+    inherit_tombstones,
+    read_tombstones,
+)
+
+
+def test_users_are_told_by_keyed_hashes_alone(tmp_path):
+    hashes = add_tombstones(tmp_path, ["anna", 7])
+    text = (tmp_path / "forgotten.json").read_text()
+    (users,) = json.loads(text)["users"]
+    assert "anna" not in text
+    expected = [hmac.new(bytes.fromhex(users["salt"]), name, hashlib.sha256).hexdigest() for name in (b"anna", b"7")]
+    assert hashes == expected
+    assert users["hashes"] == sorted(expected)
+    tombstones = read_tombstones(tmp_path)
+    assert [tombstones.holds(one) for one in ("anna", 7, "7", "Anna", "07", 8, "")] == [True] * 3 + [False] * 4
+    assert len(tombstones) == 2
+
+
+def test_salts_are_random_and_kept(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, other = (add_tombstones(tmp_path / name, ["anna"]) for name in ("one", "two"))
+    assert first != other
+    assert add_tombstones(tmp_path / "one", ["anna", "ben"])[0] == first[0]
+    assert len(read_tombstones(tmp_path / "one")) == 2
+
+
+def test_nobody_is_forgotten_where_there_is_no_file(tmp_path):
+    assert read_tombstones(tmp_path) == Tombstones()
+    assert inherit_tombstones(tmp_path, tmp_path / "nowhere") == Tombstones()
+    assert not TombstoneFile(tmp_path).holds("anna")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_takes_over_those_of_the_run_before_it_and_of_the_one_before_that(tmp_path):
+    runs = [tmp_path / name for name in ("first", "second", "third")]
+    for run, user_id in zip(runs, ("anna", "ben", "carl"), strict=True):
+        run.mkdir()
+        add_tombstones(run, [user_id])
+    inherit_tombstones(runs[1], runs[0])
+    for _ in range(2):  # twice changes nothing
+        inherited = inherit_tombstones(runs[2], runs[1])
+        assert [inherited.holds(one) for one in ("anna", "ben", "carl", "dora")] == [True, True, True, False]
+        assert len(inherited) == 3
+        assert read_tombstones(runs[2]).sets == inherited.sets
+    add_tombstones(runs[2], ["dora"])
+    assert len(read_tombstones(runs[2])) == 4
+    assert len(read_tombstones(runs[0])) == 1
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "users": [{"salt": "xyz", "hashes": []}]}'])
+def test_a_damaged_file_is_an_error_and_no_empty_list(tmp_path, content):
+    (tmp_path / "forgotten.json").write_text(content)
+    for call in (lambda: read_tombstones(tmp_path), lambda: TombstoneFile(tmp_path).holds("anna")):
+        with pytest.raises(BundleError, match=r"forgotten\.json is damaged"):
+            call()
+    with pytest.raises(BundleError, match="is damaged"):
+        add_tombstones(tmp_path, ["anna"])
+    assert (tmp_path / "forgotten.json").read_text() == content
+
+
+def test_a_file_of_a_later_format_is_refused(tmp_path):
+    (tmp_path / "forgotten.json").write_text('{"format": 2, "users": []}')
+    with pytest.raises(BundleError, match="of format 2; allowed: 1"):
+        read_tombstones(tmp_path)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    watched = TombstoneFile(tmp_path)
+    for number in range(3):
+        assert not watched.holds(f"u{number}")
+        add_tombstones(tmp_path, [f"u{number}"])
+        assert watched.holds(f"u{number}")
+    assert watched.holds("u0")
+
+
+def test_nobody_is_lost_where_many_forget_at_once(tmp_path):
+    threads = [threading.Thread(target=add_tombstones, args=(tmp_path, [f"u{n}", "all"])) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tombstones = read_tombstones(tmp_path)
+    assert len(tombstones) == 9
+    assert all(tombstones.holds(f"u{n}") for n in range(8))
+
+
+@pytest.mark.parametrize(
+    ("user_id", "forms"),
+    [("u", ["u"]), (7, ["7", 7]), ("-7", ["-7", -7]), ("07", ["07"]), ("9" * 19, ["9" * 19]), ("٣", ["٣"])],
+)
+def test_both_forms_of_an_id(user_id, forms):
+    assert both_forms(user_id) == forms
