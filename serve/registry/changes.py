@@ -115,7 +115,7 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     sync_folder(stage)
     verify_version(stage, manifest.version)
     if is_there:
-        registry.take_out(target)
+        registry.take_out(registry.folder(manifest.version))
     os.rename(stage, target)
     sync_folder(registry.path)
     read_folder(target, PUBLISHED)

@@ -22,6 +22,8 @@ _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))
 def describe_registry(registry: Registry) -> list[str]:
     """Return a line for each version, the latest first, then what is wrong with `CURRENT`."""
     versions = registry.versions()
+    if not versions:
+        return [f"no versions in {registry.path}: publish a bundle into it first"]
     current, fault = _look_up(registry)
     rows = [["", "version", "published (UTC)", "data until (UTC)", "headline"]]
     for version in versions:
@@ -29,7 +31,7 @@ def describe_registry(registry: Registry) -> list[str]:
         rows.append(["*" if version == current else "", version, _day(published_at(folder)), *_describe(folder)])
     if fault is None and current not in versions:
         fault = f"{CURRENT} is {current}, which is not in the registry"
-    return [*(align(rows) if versions else [f"no versions in {registry.path}"]), *([fault] if fault else [])]
+    return [*align(rows), *([fault] if fault else [])]
 
 
 def _look_up(registry: Registry) -> tuple[str | None, str | None]:

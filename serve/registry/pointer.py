@@ -91,10 +91,12 @@ def _read(registry: Path, name: str) -> str | None:
         return None
     except OSError as error:
         raise BundleError(f"{name} cannot be read: {error.strerror}; links are refused") from error
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise BundleError(f"{name} is no plain file: remove it and choose a version with `activate`")
-        content = file.read(_MOST_BYTES + 1)
+        content = os.read(descriptor, _MOST_BYTES + 1)
+    finally:
+        os.close(descriptor)
     if len(content) > _MOST_BYTES or not content.isascii():
         raise BundleError(f"{name} is no list of versions: remove it and choose a version with `activate`")
     return content.decode("ascii")
