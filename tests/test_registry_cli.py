@@ -7,19 +7,11 @@ from pathlib import Path
 import pytest
 
 from serve.__main__ import main
-from serve.bundle import Bundle
 from serve.profiles import write_profiles
 from serve.registry.versions import Registry
 from serve.staging import Stage, publish
-from tests.linear_bundle import SHOP, publish_linear, write_linear
+from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
-
-SEEDS = (1, 2)
-
-
-@pytest.fixture(scope="module")
-def published(tmp_path_factory) -> dict[int, Path]:
-    return {seed: publish_linear(tmp_path_factory.mktemp(f"seed-{seed}"), SHOP, seed) for seed in SEEDS}
 
 
 @pytest.fixture
@@ -34,8 +26,8 @@ def say(tmp_path, capsys):
     return run
 
 
-def test_a_version_comes_and_goes_by_commands(published, say):
-    first, second = (Bundle.load(published[seed]).manifest.version for seed in SEEDS)
+def test_a_version_comes_and_goes_by_commands(published, versions, say):
+    first, second = versions[1], versions[2]
     assert say("publish", "--bundle", published[1]) == (0, [f"version {first} published"], [])
     assert say("activate", "--version", first) == (0, [f"current: {first}"], [])
     lines = [f"version {second} published", f"current: {second}"]

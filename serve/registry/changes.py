@@ -53,7 +53,7 @@ def publish(registry: Registry, bundle: Path, keep: int) -> Published:
     _make(registry, keep)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
-        return Published(version, is_new, _prune(registry, keep))
+        return Published(version, is_new, _prune(registry, version, keep))
 
 
 def publish_and_activate(registry: Registry, bundle: Path, keep: int) -> Published:
@@ -62,7 +62,7 @@ def publish_and_activate(registry: Registry, bundle: Path, keep: int) -> Publish
     with registry.writing():
         version, is_new = _copy(registry, bundle)
         _activate(registry, version)
-        return Published(version, is_new, _prune(registry, keep))
+        return Published(version, is_new, _prune(registry, version, keep))
 
 
 def activate(registry: Registry, version: str) -> None:
@@ -139,14 +139,15 @@ def _activate(registry: Registry, version: str) -> None:
         write_current(registry.path, version, before + read_past(registry.path, current))
 
 
-def _prune(registry: Registry, keep: int) -> list[str]:
-    """Remove the oldest versions above `keep`, but none that is served or that a rollback would need."""
+def _prune(registry: Registry, published: str, keep: int) -> list[str]:
+    """Remove the oldest versions above `keep`, but none that is served, that a rollback needs, or that just came."""
     current = find_current(registry.path)
     if current is None and os.path.lexists(registry.path / CURRENT):
         return []  # which one is served cannot be told
     versions = registry.versions()
     before = [version for version in read_past(registry.path, current) if version in versions]
-    removed = [version for version in versions[keep:] if version not in {current, *before[:1]}]
+    needed = {published, current, *before[:1]}
+    removed = [version for version in versions[keep:] if version not in needed]
     for version in removed:
         registry.take_out(registry.path / version)
     return removed

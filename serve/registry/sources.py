@@ -139,7 +139,7 @@ def _explain(error: BaseException, paths: Iterable[Path | None]) -> str:
     if isinstance(error, OSError):
         return f"{Path(str(error.filename)).name}: {error.strerror}"
     if isinstance(error, SchemaError):  # its message shows the value
-        return "a value of the profiles or of the golden requests does not fit the bundle"
+        return "a value of the profiles, the live items or the golden requests does not fit the bundle"
     message = " ".join(str(error).split())
     for path in filter(None, paths):
         for known in (path.absolute(), path):
