@@ -1,4 +1,4 @@
-"""`python -m serve recommend | similar | export | verify | forget`: answers in files and on the console."""
+"""`python -m serve recommend | similar | export | verify | forget`, and the commands of a registry."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from serve.command_line import FAULT, make_parser, parse_command
 from serve.interpreter import SERVING, require_packages
 from serve.interruption import ending_on_signals
+from serve.registry.command_words import COMMANDS
 from serve.row_layout import read_layout
 
 _PROGRAM = "python -m serve"
@@ -22,6 +23,10 @@ commands:
   export      write the vectors of users or items to a folder of Parquet files
   verify      check files, space and golden answers
   forget      erase users from a run, and print a receipt
+  publish     copy a bundle into a registry of versions
+  activate    let a version be served
+  rollback    let the version be served that was current before
+  list        show the versions of a registry
 
 `python -m serve COMMAND --help` shows the options of a command, with examples."""
 _RECOMMEND = """Write the best items of many requests to a file.
@@ -119,6 +124,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
         "export": (_EXPORT, _describe_export),
         "verify": (_VERIFY, _describe_verify),
         "forget": (_FORGET, _describe_forget),
+        **COMMANDS,
     }
     parsers = {name: make_parser(f"{_PROGRAM} {name}", text) for name, (text, _) in described.items()}
     for name, (_, describe) in described.items():

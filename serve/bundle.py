@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from serve.errors import BundleError, SchemaError
-from serve.folder import Content, identify_folder, read_folder
+from serve.folder import Content, read_folder, read_steadily
 from serve.golden import Answer, replay
 from serve.index import ItemIndex, check_vectors
 from serve.items import read_items
@@ -62,12 +62,12 @@ class Bundle:
         Raises:
             BundleError: anything missing, altered or of another bundle; the message names the file.
         """
-        return _load_steadily(path, PUBLISHED, n_threads)
+        return read_steadily(path, lambda folder: _load(folder, PUBLISHED, n_threads))
 
     @classmethod
     def load_staged(cls, path: Path, n_threads: int = 1) -> Bundle:
         """Load a sealed stage, which has no golden requests yet, as `load` does."""
-        return _load_steadily(path, ANSWERING, n_threads)
+        return read_steadily(path, lambda folder: _load(folder, ANSWERING, n_threads))
 
     def run_user_tower(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the user tower on named arrays; see `Tower.run`."""
@@ -101,17 +101,6 @@ def verify(path: Path, answer_with: Callable[[Bundle], Answer]) -> list[str]:
         f"golden: {n_requests} requests answered as when exported",
         f"version: {manifest.version}",
     ]
-
-
-def _load_steadily(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
-    """Load again where a publisher put a new folder in place meanwhile and removed the old one."""
-    while True:
-        folder = identify_folder(path)
-        try:
-            return _load(path, required, n_threads)
-        except BundleError:
-            if identify_folder(path) == folder:
-                raise
 
 
 def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:

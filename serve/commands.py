@@ -92,7 +92,7 @@ def describe_similar(path: Path, item_id: str, k: int) -> list[str]:
     shown = items.select(names).take(to_arrow(rows)).to_pylist()
     scores = ["", *(f"{cosine:.3f}" for cosine in cosines.tolist())]
     cells = [[score, *map(_show, item.values())] for score, item in zip(scores, shown, strict=True)]
-    return _align([["cosine", *names], *cells])
+    return align([["cosine", *names], *cells])
 
 
 def verify_bundle(path: Path) -> list[str]:
@@ -111,6 +111,7 @@ def _show(value: Any) -> str:
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
 
 
-def _align(rows: Sequence[Sequence[str]]) -> list[str]:
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

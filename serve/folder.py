@@ -10,8 +10,9 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ from serve.manifest import MAX_BYTES, FileEntry, Manifest
 
 Content = NDArray[np.uint8]
 """The bytes of a mapped file, read only."""
+T = TypeVar("T")
 
 
 def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str, Content]]:
@@ -44,6 +46,17 @@ def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str
         os.close(folder)
     _check_hashes(contents, manifest.files)
     return manifest, contents
+
+
+def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
+    """Read a folder; again where a publisher put a new one in its place meanwhile and removed the old one."""
+    while True:
+        folder = identify_folder(path)
+        try:
+            return read(path)
+        except BundleError:
+            if identify_folder(path) == folder:
+                raise
 
 
 def identify_folder(path: Path) -> tuple[int, int, int] | None:
