@@ -32,13 +32,17 @@ class TowerRuns:
         self.bundle = bundle
         self.taste_dim = _read_taste_dim(bundle)
         """D, the first columns of the item vectors: what histories hold and what likeness is measured by."""
-        self._taste = bundle.vectors[:, : self.taste_dim]
 
-    def users(self, inputs: TowerInputs) -> tuple[Floats, Floats]:
-        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory."""
+    def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
+        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory.
+
+        Args:
+            inputs: encoded requests.
+            vectors: (N, W) of the catalogue whose rows the inputs hold.
+        """
         arrays = inputs.arrays | {
-            "history_vectors": self._taste[inputs.history_rows],
-            "owned_vectors": self.bundle.vectors.take(inputs.owned_rows, axis=0),
+            "history_vectors": vectors[:, : self.taste_dim][inputs.history_rows],
+            "owned_vectors": vectors.take(inputs.owned_rows, axis=0),
         }
         outputs = self.bundle.run_user_tower(_pick(arrays, self.bundle.user_tower))
         no_memory = np.zeros(len(inputs.owned_rows), dtype=np.float32)

@@ -45,8 +45,8 @@ def test_no_module_of_ours_imports_the_other_lightning():
 
 def test_no_module_of_serve_loads_training_libraries():
     modules = [
-        f"serve.{path.stem}"
-        for path in sorted((ROOT / "serve").glob("*.py"))
+        ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for path in sorted((ROOT / "serve").rglob("*.py"))
         if path.stem not in ("__init__", "__main__")
     ]
     assert len(modules) > 20
