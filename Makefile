@@ -3,8 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock command_line encoding export_layouts golden index interpreter \
-	manifest mixtures interruption item_files profiles progress recommendations recommender request_files requests row_layout schema \
-	serve_cli serve_export staging unseen))
+	live_faults live_items live_rows manifest mixtures interruption item_files profiles progress recommendations recommender \
+	request_files requests row_layout schema serve_cli serve_export staging unseen))
 
 .PHONY: demo test lint test-light wheel clean
 

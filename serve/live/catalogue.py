@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.bundle import Bundle
 from serve.index import ItemIndex
 from serve.item_facts import ItemFacts, read_item_facts
 from serve.item_ids import UNKNOWN_ROW, ItemIds
 from serve.recommendations import to_arrow, to_numpy
 from serve.request_values import Id
+from serve.schema import Schema
 from serve.top_k import Floats
-
-if TYPE_CHECKING:
-    from serve.bundle import Bundle
-    from serve.schema import Schema
 
 IN_STOCK = "in_stock"
 """Column that every catalogue has: true unless a bundle or a live item says otherwise."""
