@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py,bundle clock command_line encoding export_layouts golden index interpreter \
-	live_faults live_items live_rows manifest mixtures interruption item_files profiles progress recommendations recommender \
+	live_columns live_faults live_items live_rows manifest mixtures interruption item_files profiles progress recommendations recommender \
 	request_files requests row_layout schema serve_cli serve_export staging unseen))
 
 .PHONY: demo test lint test-light wheel clean

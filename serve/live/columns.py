@@ -30,11 +30,11 @@ class Column:
     """What reads it, if anything does."""
 
     def parse(self, value: Any) -> Any:
-        """Check a value that is not missing and return it as JSON has it."""
+        """Check a value and return it as JSON has it; None is missing."""
         parse = next((parse for is_kind, parse, _ in _KINDS if is_kind(self.type)), None)
         if parse is None:
             raise SchemaError(f"column '{self.name}' is {self.type}; only a new bundle can change it")
-        return parse(self, to_plain(value))
+        return None if value is None else parse(self, to_plain(value))
 
     def write(self, values: Sequence[Any]) -> pa.Array:
         """Return checked values, None where one is missing, as an array of the column's type."""
@@ -70,7 +70,7 @@ class ItemColumns:
         for name in raw:
             if name not in self._open:
                 raise SchemaError(f"items: unknown column {show(name)}; {name_nearest(str(name)[:40], self._open)}")
-        return {name: None if value is None else self._columns[name].parse(value) for name, value in raw.items()}
+        return {name: self._columns[name].parse(value) for name, value in raw.items()}
 
     def overlay(self, table: pa.Table, rows: Sequence[Values]) -> pa.Table:
         """Return a table of n items with checked values in place of its own, where an item has some."""
@@ -98,7 +98,7 @@ def _parse_integer(column: Column, value: Any) -> int:
 
 def _parse_float(column: Column, value: Any) -> float:
     number = parse_number(value, f"column '{column.name}'")
-    if pa.types.is_float32(column.type) and abs(number) > np.finfo(np.float32).max:
+    if pa.types.is_float32(column.type) and abs(number) > float(np.finfo(np.float32).max):
         raise column.refuse(value, "a number of 32 bits")
     return number
 
