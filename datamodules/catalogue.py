@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,8 +11,9 @@ import pyarrow as pa
 
 from datamodules.sequences import columns_of
 from serve.categories import category_rows, count_categories
-from serve.encoding import EncodedFeatures, encode_features, join_text, split_cell, to_text, to_vectors
+from serve.encoding import EncodedFeatures, encode_features, to_vectors
 from serve.events import Ints
+from serve.feature_values import write_cell
 from serve.schema import Feature, Schema
 from serve.vectors import vectors_to_arrow
 
@@ -45,7 +45,7 @@ class Catalogue:
         vectors = {name: feature for name, feature in readers.items() if feature.kind == "vector"}
         plain = self.table.drop(columns=list(vectors))
         mixed = [str(name) for name in plain if plain[name].dtype == object]
-        texts = {name: plain[name].map(partial(_write_cell, readers.get(name))) for name in mixed}
+        texts = {name: plain[name].map(partial(write_cell, readers.get(name))) for name in mixed}
         items = pa.Table.from_pandas(plain.assign(**texts), preserve_index=False).replace_schema_metadata(None)
         for name, feature in vectors.items():
             items = items.append_column(name, vectors_to_arrow(to_vectors(feature, self.table[name])))
@@ -66,10 +66,3 @@ def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) ->
         table,
         schema.item_features,
     )
-
-
-def _write_cell(feature: Feature | None, cell: Any) -> str | None:
-    """Write a cell as a text that is read as the cell was."""
-    if feature is not None and feature.kind == "multi_categorical":
-        return to_text(feature.separator.join(split_cell(cell, feature.separator)))
-    return join_text(cell)

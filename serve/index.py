@@ -17,6 +17,7 @@ approximate index would be another class with these methods: `load`, `save`, `se
 
 from __future__ import annotations
 
+from copy import copy
 from pathlib import Path
 
 import faiss
@@ -41,7 +42,10 @@ class ItemIndex:
     def __init__(self, vectors: Floats) -> None:
         """Keep `vectors` without copying; `build` and `load` check them first."""
         self.vectors = vectors
-        self._longest = float(np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64).max()))
+        self.is_hidden: NDArray[np.bool_] | None = None
+        """(N,) the items that are never listed, None if there are none; they count in `len`."""
+        self._hidden_rows: Ints = np.empty(0, dtype=np.int64)
+        self._longest = float(_measure(vectors).max())
         self._lengths: dict[int, NDArray[np.float64]] = {}
 
     def __len__(self) -> int:
@@ -80,6 +84,27 @@ class ItemIndex:
         if not np.array_equal(payload, vectors.reshape(-1)):
             raise BundleError(f"{INDEX} holds other vectors than {VECTORS}: export the bundle again")
         return cls(vectors)
+
+    def changed(self, vectors: Floats, rows: Ints, is_hidden: NDArray[np.bool_]) -> ItemIndex:
+        """Return the index of a catalogue that has changed, at the cost of what changed.
+
+        Args:
+            vectors: (M, D) of all items, not copied; M is at least N.
+            rows: those that differ from the vectors here, all from N on among them.
+            is_hidden: (M,) items that are never listed.
+
+        Raises:
+            ValueError: a vector that differs is not finite.
+        """
+        if len(rows):
+            check_vectors(vectors[rows])
+        index = copy(self)
+        index.vectors = vectors
+        index.is_hidden = is_hidden if is_hidden.any() else None
+        index._hidden_rows = np.flatnonzero(is_hidden)
+        index._longest = max(self._longest, float(_measure(vectors[rows]).max(initial=0)))
+        index._lengths = {n_dims: _extend(self._lengths_of(n_dims), vectors, rows, n_dims) for n_dims in self._lengths}
+        return index
 
     def save(self, path: Path) -> None:
         """Write the index as a FAISS file, `IndexFlatIP`."""
@@ -126,7 +151,7 @@ class ItemIndex:
 
         Returns:
             scores: (min(k, N - 1),) float32, falling; equal scores order by row.
-            rows: (min(k, N - 1),) int64.
+            rows: (min(k, N - 1),) int64; fewer where items are hidden.
 
         Raises:
             ValueError: a row outside the catalogue, k below 1, or more columns than there are.
@@ -142,12 +167,14 @@ class ItemIndex:
         direction = (part[row] / lengths[row]).astype(np.float32)
         approximate = ((part @ direction) / lengths).astype(np.float32)[None]  # (1, N)
         approximate[0, row] = -np.inf
+        approximate[0, self._hidden_rows] = -np.inf
         slack = np.array([2.0**-22 * (n_dims + 8)], dtype=np.float32)
         found = find_contenders(approximate, k, slack)
         dots = dot_pairs(part[row][None], part, *found)
         cosines = (dots / (lengths[row] * lengths[found[1]])).astype(np.float32)
         scores, rows = rank_contenders(*found, cosines, 1, k)
-        return scores[0], rows[0]
+        is_found = rows[0] >= 0
+        return scores[0][is_found], rows[0][is_found]
 
     def _search_tile(
         self, users: Floats, k: int, excluded: Ragged, slack: Floats, product: Floats
@@ -156,6 +183,8 @@ class ItemIndex:
         rows, offsets = excluded
         approximate = np.matmul(users, self.vectors.T, out=product[: len(users)])  # (T, N)
         approximate[np.repeat(np.arange(len(users)), np.diff(offsets)), rows] = -np.inf
+        if self.is_hidden is not None:
+            approximate[:, self._hidden_rows] = -np.inf
         requests, items = find_contenders(approximate, k, slack)
         scores = dot_pairs(users, self.vectors, requests, items).astype(np.float32)
         return rank_contenders(requests, items, scores, len(users), k)
@@ -163,9 +192,7 @@ class ItemIndex:
     def _lengths_of(self, n_dims: int) -> NDArray[np.float64]:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
         if n_dims not in self._lengths:
-            part = self.vectors[:, :n_dims]
-            lengths = np.sqrt(np.einsum("nd,nd->n", part, part, dtype=np.float64))
-            self._lengths[n_dims] = np.where(lengths == 0, 1.0, lengths)
+            self._lengths[n_dims] = _measure_divisors(self.vectors[:, :n_dims])
         return self._lengths[n_dims]
 
     def _check_users(self, users: Floats) -> Floats:
@@ -199,6 +226,25 @@ def check_vectors(vectors: Floats) -> None:
     is_finite = np.isfinite(vectors).all(axis=1)
     if not is_finite.all():
         raise ValueError(f"item vector {int(is_finite.argmin())} is not finite")
+
+
+def _measure(vectors: Floats) -> NDArray[np.float64]:
+    """Return the length of each vector."""
+    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
+    return lengths
+
+
+def _measure_divisors(vectors: Floats) -> NDArray[np.float64]:
+    """Return the length of each vector, 1 in place of 0."""
+    lengths = _measure(vectors)
+    return np.where(lengths == 0, 1.0, lengths)
+
+
+def _extend(lengths: NDArray[np.float64], vectors: Floats, rows: Ints, n_dims: int) -> NDArray[np.float64]:
+    """Return the lengths of the first columns of all vectors, of which `rows` are measured and the others known."""
+    extended = np.concatenate([lengths, np.ones(len(vectors) - len(lengths))])
+    extended[rows] = _measure_divisors(vectors[rows, :n_dims])
+    return extended
 
 
 def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import copy
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,21 @@ class ItemIds:
     def __len__(self) -> int:
         return len(self.ids)
 
+    def extended(self, more: Sequence[Id]) -> ItemIds:
+        """Return these ids and, behind them, others that are not among them."""
+        added = np.array(more, dtype=self.ids.dtype)
+        rows = np.arange(len(self), len(self) + len(added))
+        extended = copy(self)
+        extended.ids = np.concatenate([self.ids, added])
+        if self.id_type == "string":
+            extended._rows = self._rows | dict(zip(more, rows.tolist(), strict=True))
+            return extended
+        order = np.argsort(added)
+        places = self._sorted.searchsorted(added[order])
+        extended._sorted = np.insert(self._sorted, places, added[order])
+        extended._order = np.insert(self._order, places, rows[order])
+        return extended
+
     def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
         """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
         if self.id_type == "string":
@@ -56,5 +72,5 @@ class ItemIds:
         rows = self.find(checked)
         for item_id, row in zip(checked, rows, strict=True):
             if row == UNKNOWN_ROW:
-                raise SchemaError(f"item_id {show(item_id)} is unknown; allowed: the {len(self)} ids of the bundle")
+                raise SchemaError(f"item_id {show(item_id)} is unknown; allowed: the {len(self)} ids of the catalogue")
         return rows

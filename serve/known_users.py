@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -11,7 +11,7 @@ from serve.encoding import EncodedFeatures, encode_features
 from serve.errors import BundleError
 from serve.feature_rows import keyed_by_name
 from serve.histories import Histories, encode_histories
-from serve.item_ids import ItemIds
+from serve.item_ids import UNKNOWN_ROW, ItemIds
 from serve.profiles import History, Profiles
 from serve.request_values import Id
 from serve.schema import Schema
@@ -26,6 +26,8 @@ class KnownUsers:
     """U + 1."""
     features: EncodedFeatures
     """U + 1 rows."""
+    unknown_ids: frozenset[Id]
+    """Items of the histories that the catalogue does not have."""
 
     def position(self, user_id: Id | None) -> int:
         """Return where a user is; nobody's position for an anonymous or unknown one."""
@@ -44,12 +46,23 @@ def encode_profiles(profiles: Profiles, item_ids: ItemIds, schema: Schema) -> Kn
     features = keyed_by_name(schema.user_features)
     known = encode_features(features, profiles.features, len(profiles), schema.timezone)
     nobody = encode_features(features, {}, 1, schema.timezone)
-    offsets = np.append(profiles.offsets, profiles.offsets[-1])
+    histories = _encode_histories(profiles, item_ids, schema)
     return KnownUsers(
         profiles.positions,
-        encode_histories(profiles.history, offsets, item_ids, schema),
+        histories,
         EncodedFeatures(np.concatenate([known.codes, nobody.codes]), np.concatenate([known.values, nobody.values])),
+        _find_unknown(histories, profiles, item_ids),
     )
+
+
+def with_items(
+    known: KnownUsers, profiles: Profiles, item_ids: ItemIds, added: Iterable[Id], schema: Schema
+) -> KnownUsers:
+    """Let histories hold items that the catalogue got since; nothing is encoded again where none of them does."""
+    if known.unknown_ids.isdisjoint(added):
+        return known
+    histories = _encode_histories(profiles, item_ids, schema)
+    return replace(known, histories=histories, unknown_ids=_find_unknown(histories, profiles, item_ids))
 
 
 def no_profiles(schema: Schema) -> Profiles:
@@ -58,6 +71,18 @@ def no_profiles(schema: Schema) -> Profiles:
     history = History(np.empty(0, dtype=dtypes[schema.item_id_type]))
     user_ids = np.empty(0, dtype=dtypes[schema.user_id_type])
     return Profiles(user_ids, {}, history, np.zeros(1, dtype=np.int64))
+
+
+def _encode_histories(profiles: Profiles, item_ids: ItemIds, schema: Schema) -> Histories:
+    """Encode the histories of all, and nobody's."""
+    return encode_histories(profiles.history, np.append(profiles.offsets, profiles.offsets[-1]), item_ids, schema)
+
+
+def _find_unknown(histories: Histories, profiles: Profiles, item_ids: ItemIds) -> frozenset[Id]:
+    if not histories.unknown_items.any():
+        return frozenset()
+    ids = profiles.history.item_id
+    return frozenset(ids[item_ids.find(ids) == UNKNOWN_ROW].tolist())
 
 
 def _check_ids(name: str, ids: np.ndarray, expected: str) -> None:

@@ -31,11 +31,11 @@ class Scored:
 
 
 def rank_all(index: ItemIndex, scored: Scored, k: int) -> Lists:
-    """Rank all items but the excluded ones, owned or not."""
+    """Rank all items but the excluded and the hidden ones, owned or not."""
     requests, remembered = scored.requests, scored.requests.remembered
     masked = to_ragged(join_pairs(requests.excluded, remembered), len(requests))
     found = index.search(scored.vectors, k, masked)
-    kept, memory = _leave_out(requests.excluded, remembered, scored.memory, len(index))
+    kept, memory = _leave_out(index, requests.excluded, remembered, scored.memory)
     return merge(found, kept, _score(index, scored.vectors, kept, memory), k)
 
 
@@ -51,7 +51,7 @@ def rank_owned(index: ItemIndex, scored: Scored, k: int) -> Lists:
     requests = scored.requests
     owned = distinct_pairs(requests.owned, len(index))
     memory = spread_scores(requests.remembered, scored.memory, owned, len(index))
-    kept, memory = _leave_out(requests.excluded, owned, memory, len(index))
+    kept, memory = _leave_out(index, requests.excluded, owned, memory)
     return rank_pairs(kept, _score(index, scored.vectors, kept, memory), len(requests), k)
 
 
@@ -72,11 +72,14 @@ def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> t
     return rank_pairs(join_pairs(listed, owned), np.concatenate([found[0].ravel(), scores]), n_requests, k)
 
 
-def _leave_out(excluded: Pairs, pairs: Pairs, memory: Floats, n_items: int) -> tuple[Pairs, Floats]:
-    """Return the pairs that are not excluded, with their memory."""
+def _leave_out(index: ItemIndex, excluded: Pairs, pairs: Pairs, memory: Floats) -> tuple[Pairs, Floats]:
+    """Return the pairs that are neither excluded nor of a hidden item, with their memory."""
+    if index.is_hidden is not None:
+        is_shown = ~index.is_hidden[pairs.rows]
+        pairs, memory = pairs.take(is_shown), memory[is_shown]
     if not len(excluded):
         return pairs, memory
-    is_kept = ~are_among(pairs, excluded, n_items)
+    is_kept = ~are_among(pairs, excluded, len(index))
     return pairs.take(is_kept), memory[is_kept]
 
 

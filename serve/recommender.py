@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,13 @@ from serve.encoding import encode_features
 from serve.errors import SchemaError, name_nearest
 from serve.folder import identify_folder
 from serve.index import ItemIndex
-from serve.item_facts import read_item_facts
-from serve.item_ids import ItemIds
-from serve.known_users import encode_profiles, no_profiles
+from serve.known_users import encode_profiles, no_profiles, with_items
 from serve.layout import PROFILES
+from serve.live.catalogue import Catalogue
 from serve.merging import Lists, Scored, rank_all, rank_novel, rank_owned
 from serve.profile_store import MANIFEST
 from serve.profiles import Profiles
-from serve.recommendations import Recommendations, to_numpy
+from serve.recommendations import Recommendations
 from serve.requests import Request, parse_request
 from serve.top_k import Floats, Ints
 from serve.tower_runs import TowerRuns
@@ -49,10 +49,9 @@ class Recommender:
         schema = bundle.schema
         self.bundle = bundle
         self.profiles = no_profiles(schema) if profiles is None else profiles
-        self._item_ids = ItemIds(to_numpy(bundle.items.column("item_id")))
-        known = encode_profiles(self.profiles, self._item_ids, schema)
-        facts = read_item_facts(bundle.items, schema) if schema.repeats == "allow" else None
-        self._encoder = RequestEncoder(schema, self._item_ids, known, facts)
+        self.catalogue = Catalogue.of_bundle(bundle)
+        known = encode_profiles(self.profiles, self.catalogue.item_ids, schema)
+        self._encoder = RequestEncoder(schema, self.catalogue.item_ids, known, self.catalogue.facts)
         self._towers = TowerRuns(bundle)
 
     @classmethod
@@ -77,6 +76,19 @@ class Recommender:
             recommender = cls(Bundle.load(path), profiles)
         golden.replay(recommender.bundle.golden, golden_answer(recommender))
         return recommender
+
+    def with_catalogue(self, catalogue: Catalogue) -> Recommender:
+        """Return what ranks another catalogue with the same towers and profiles.
+
+        Args:
+            catalogue: of this bundle: items of the one here keep their rows, others come after them.
+        """
+        other, schema, item_ids = copy(self), self.bundle.schema, catalogue.item_ids
+        added = item_ids.ids[len(self.catalogue) :].tolist()
+        known = with_items(self._encoder.known, self.profiles, item_ids, added, schema)
+        other.catalogue = catalogue
+        other._encoder = RequestEncoder(schema, item_ids, known, catalogue.facts)
+        return other
 
     def recommend(
         self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None
@@ -106,14 +118,14 @@ class Recommender:
         """Find the items nearest to an item by cosine, itself excluded.
 
         Returns:
-            ids and falling cosines, min(k, N - 1) of each.
+            ids and falling cosines, min(k, N - 1) of each. Removed items are left out, but one may be asked for.
 
         Raises:
-            SchemaError: an item that the bundle does not know.
+            SchemaError: an item that the catalogue does not have.
         """
         (row,) = self.item_rows([item_id])
-        scores, rows = self.bundle.index.similar(int(row), k, self._towers.taste_dim)
-        return self._item_ids.ids[rows], scores
+        scores, rows = self.catalogue.index.similar(int(row), k, self._towers.taste_dim)
+        return self.catalogue.item_ids.ids[rows], scores
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
@@ -151,27 +163,27 @@ class Recommender:
         """Return the position of each item in the catalogue.
 
         Raises:
-            SchemaError: an item that the bundle does not know.
+            SchemaError: an item that the catalogue does not have.
         """
-        return self._item_ids.require(ids)
+        return self.catalogue.item_ids.require(ids)
 
     def _answer(
         self, requests: Iterable[RawRequest], k: int, rank: Callable[[ItemIndex, Scored, int], Lists]
     ) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
-        checked, length = self._check(requests), min(k, len(self._item_ids))
+        checked, length = self._check(requests), min(k, len(self.catalogue))
         shape = (len(checked), length)
         scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
         unknown = np.empty(len(checked), np.int64)
         for tile, scored in zip(_tiles(len(checked)), self._score(checked), strict=True):
-            scores[tile], rows[tile] = rank(self.bundle.index, scored, length)
+            scores[tile], rows[tile] = rank(self.catalogue.index, scored, length)
             unknown[tile] = scored.requests.unknown_items
         return Recommendations.from_lists(
             [request.user_id for request in checked],
             rows,
             scores,
-            item_ids=self._item_ids.ids,
+            item_ids=self.catalogue.item_ids.ids,
             unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
         )
@@ -183,7 +195,7 @@ class Recommender:
     def _score(self, requests: Sequence[Request]) -> Iterator[Scored]:
         for tile in _tiles(len(requests)):
             encoded = self._encoder.encode(requests[tile])
-            yield Scored(encoded, *self._towers.users(encoded.tower))
+            yield Scored(encoded, *self._towers.users(encoded.tower, self.catalogue.vectors))
 
 
 def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:

@@ -40,7 +40,7 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
         return value if id_type == "integer" else str(value)
     if isinstance(value, str) and id_type == "integer" and _INTEGER.fullmatch(value):
         return parse_id(int(value), id_type, where)
-    if isinstance(value, str) and id_type == "string" and value.strip() and _is_writable(value):
+    if isinstance(value, str) and id_type == "string" and value.strip() and is_writable(value):
         return value
     kinds = {"integer": "a whole number of 64 bits", "string": "a text that is not empty"}
     raise SchemaError(f"{where} is {show(value)}; expected {kinds[id_type]}, as the ids of the training data")
@@ -151,6 +151,6 @@ def to_plain(value: Any) -> Any:
     return value.item() if isinstance(value, np.generic) else value
 
 
-def _is_writable(text: str) -> bool:
+def is_writable(text: str) -> bool:
     """Tell a text from one with half a surrogate pair, which no file or answer can hold."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)

@@ -12,10 +12,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-import numpy as np
-
 from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
+from serve.feature_values import parse_value
 from serve.request_values import (
     MOST_SHOWN,
     Id,
@@ -24,14 +23,11 @@ from serve.request_values import (
     parse_id,
     parse_ids,
     parse_label,
-    parse_number,
     parse_times,
     parse_weight,
     show,
-    to_plain,
 )
-from serve.schema import Feature, Schema
-from serve.vectors import Vector, read_vector
+from serve.schema import Schema
 
 DERIVED = ("hour_of_day", "day_of_week")
 """Kinds that are taken from the datetime of a request and never given."""
@@ -123,33 +119,7 @@ def _parse_features(raw: Any, where: str, schema: Schema) -> dict[str, Any] | No
         if feature.kind in DERIVED and isinstance(raw, Mapping) and feature.name in raw:
             raise SchemaError(f"{where}: '{feature.name}' is taken from datetime; give that instead")
     fields = _check_fields(raw, given, where, schema)
-    return {name: _parse_value(fields[name], given[name], f"{where}.{name}") for name in fields}
-
-
-def _parse_value(value: Any, feature: Feature, where: str) -> Any:
-    value = to_plain(value)
-    if value is None:
-        return None
-    if feature.kind == "numeric":
-        return parse_number(value, where)
-    if feature.kind == "vector":
-        return _parse_vector(value, feature, where)
-    if feature.kind in ("multi_categorical", "text") and isinstance(value, (list, tuple, np.ndarray)):
-        return [parse_label(part, f"{where}[{index}]") for index, part in enumerate(value)]
-    return parse_label(value, where)
-
-
-def _parse_vector(value: Any, feature: Feature, where: str) -> Vector | None:
-    """Read a list of numbers, or the text that a CSV cell holds; None if it is empty, which is missing."""
-    try:
-        entries = read_vector(value)
-    except ValueError as error:
-        raise SchemaError(f"{where} is {show(value)}: {error}; expected {feature.width} finite numbers") from error
-    if entries is None:
-        return None
-    if len(entries) != feature.width:
-        raise SchemaError(f"{where} has {len(entries)} numbers; expected {feature.width}, as in the training data")
-    return Vector.pack(entries)
+    return {name: parse_value(fields[name], given[name], f"{where}.{name}") for name in fields}
 
 
 def _parse_history(raw: Any, schema: Schema) -> InlineHistory | None:

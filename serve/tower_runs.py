@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 
 import numpy as np
 
@@ -32,13 +33,17 @@ class TowerRuns:
         self.bundle = bundle
         self.taste_dim = _read_taste_dim(bundle)
         """D, the first columns of the item vectors: what histories hold and what likeness is measured by."""
-        self._taste = bundle.vectors[:, : self.taste_dim]
 
-    def users(self, inputs: TowerInputs) -> tuple[Floats, Floats]:
-        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory."""
+    def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
+        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory.
+
+        Args:
+            inputs: encoded requests.
+            vectors: (N, W) of the catalogue whose rows the inputs hold.
+        """
         arrays = inputs.arrays | {
-            "history_vectors": self._taste[inputs.history_rows],
-            "owned_vectors": self.bundle.vectors.take(inputs.owned_rows, axis=0),
+            "history_vectors": vectors[:, : self.taste_dim][inputs.history_rows],
+            "owned_vectors": vectors.take(inputs.owned_rows, axis=0),
         }
         outputs = self.bundle.run_user_tower(_pick(arrays, self.bundle.user_tower))
         no_memory = np.zeros(len(inputs.owned_rows), dtype=np.float32)
@@ -46,16 +51,21 @@ class TowerRuns:
 
     def items(self, encoded: EncodedFeatures) -> Floats:
         """Return the vectors (n, W) of items that the catalogue does not have and nobody bought yet."""
-        n_dims = self.bundle.manifest.facts.popularity_dims
-        popularity = self.bundle.vectors[:, self.bundle.vectors.shape[1] - n_dims :]
         arrays: dict[str, np.ndarray] = {
             "item_codes": encoded.codes,
             "item_values": encoded.values,
             "categories": category_rows(self.bundle.schema.item_features, encoded.codes),
-            "popularity": np.tile(popularity.min(axis=0), (len(encoded.codes), 1)),
+            "popularity": np.tile(self._least_popular, (len(encoded.codes), 1)),
         }
         vectors: Floats = self.bundle.run_item_tower(_pick(arrays, self.bundle.item_tower))["item_vectors"]
         return vectors
+
+    @cached_property
+    def _least_popular(self) -> Floats:
+        """The popularity columns of an item nobody bought yet: a pass over all vectors."""
+        n_dims = self.bundle.manifest.facts.popularity_dims
+        least: Floats = self.bundle.vectors[:, self.bundle.vectors.shape[1] - n_dims :].min(axis=0)
+        return least
 
 
 def _pick(arrays: Mapping[str, np.ndarray], tower: Tower) -> dict[str, np.ndarray]:

@@ -15,6 +15,7 @@ from tests.linear_bundle import (
     REPEAT_RATES,
     UNTIL,
     D,
+    N,
     P,
     W,
     category_weights,
@@ -25,20 +26,26 @@ from tests.linear_bundle import (
 )
 
 
-def naive_scores(schema, seed: int, known: dict, request: dict) -> tuple[np.ndarray, list, set[int]]:
-    """Say what a request should get: its vector (W,), a score per item, and the rows of its owned items."""
+def naive_scores(
+    schema, seed: int, known: dict, request: dict, added: dict | None = None
+) -> tuple[np.ndarray, list, set[int]]:
+    """Say what a request should get: its vector (W,), a score per item, and the rows of its owned items.
+
+    `added` are items after those of the bundle: id -> raw features.
+    """
+    added = added or {}
     profile = known.get(request.get("user_id"), {"features": {}, "history": []})
     features = request.get("features", profile["features"])
     history = request.get("history", profile["history"])
     context, time = request.get("context", {}), request.get("datetime")
     moment = time if time is not None else history[-1].get("datetime", UNTIL) if history else UNTIL
-    rows = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    rows = {item_id: row for row, item_id in enumerate([*item_ids(schema), *added])}
     events = [
         (rows[e["item_id"]], min(e.get("datetime", moment), moment), e.get("event"), e.get("weight"))
         for e in history
         if e["item_id"] in rows
     ]
-    items = vectors_of(seed).astype(float)
+    items = np.array([*vectors_of(seed), *(naive_item(seed, values) for values in added.values())], dtype=float)
     user = _naive_vector(schema, weights_of(seed), items, events, moment)
     w = weights_of(seed)
     user = user + np.array([_code(GENDERS, features.get("gender"))]) @ w["user_c"]
@@ -47,7 +54,8 @@ def naive_scores(schema, seed: int, known: dict, request: dict) -> tuple[np.ndar
     user = user + np.array([_code(DEVICES, context.get("device")), hour]) @ w["context_c"]
     scores = items @ user
     if schema.repeats == "allow":
-        for row, extra in _naive_memory(schema, events[-schema.memory_length :], moment, scores).items():
+        values = [*map(item_values, range(N)), *added.values()]
+        for row, extra in _naive_memory(schema, events[-schema.memory_length :], moment, scores, values).items():
             scores[row] += extra
     return user, scores.tolist(), {event[0] for event in events}
 
@@ -67,7 +75,7 @@ def _naive_vector(schema, w, items, events, moment):
     return state / max(len(recent), 1) @ w["project"]
 
 
-def _naive_memory(schema, events, moment, products):
+def _naive_memory(schema, events, moment, products, values):
     owned: dict[int, list] = {}
     for row, time, event, _ in events:
         owned.setdefault(row, []).append((max(moment - time, 0) / DAY, event))
@@ -75,19 +83,28 @@ def _naive_memory(schema, events, moment, products):
     preference = {row: math.log1p(3 * count) for row, count in decayed.items()}
     per_category, by_category = category_weights(), 0.0
     for row, amount in preference.items():
-        values = item_values(row)
-        by_category += amount * per_category[_code(DEPARTMENTS, values["department"])]
-        by_category += amount * per_category[5 + _code(BRANDS, values["brand"])]
+        by_category += amount * per_category[_code(DEPARTMENTS, values[row].get("department"))]
+        by_category += amount * per_category[5 + _code(BRANDS, values[row].get("brand"))]
     by_user = 0.05 * math.log1p(len(events)) + by_category
     return {
         row: 0.5 * preference[row]
         + 0.2 * math.log1p(len(of))
-        + 0.1 * REPEAT_RATES[row]
+        + 0.1 * (REPEAT_RATES[row] if row < N else naive_rate(values[row]))
         + 0.15 * math.log1p(sum(event == "buy" for _, event in of))
         + 0.3 * products[row]
         + by_user
         for row, of in owned.items()
     }
+
+
+def naive_rate(values: dict) -> float:
+    """Say how often an item is bought again that nobody has bought: as the bundle's items of its categories are."""
+    means = []
+    for name, vocabulary in (("department", DEPARTMENTS), ("brand", BRANDS)):
+        code = _code(vocabulary, values.get(name))
+        alike = [REPEAT_RATES[row] for row in range(N) if _code(vocabulary, item_values(row)[name]) == code]
+        means.append(np.mean(alike or REPEAT_RATES))
+    return float(np.mean(means))
 
 
 def _code(vocabulary, raw):

@@ -5,13 +5,22 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
+
+from tests.linear_bundle import FILMS, N, publish_linear
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
+def find_code(text):
+    """Return the example that contains a text."""
+    (code,) = [code for code in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if text in code]
+    return code
+
+
 def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
-    (code,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    code = find_code("from train import")
     assert code.count("\n") <= 15
     code += "\nassert len(answers) == 1\nprint('ITEMS', *answers.of(0).item_id)\n"
     done = subprocess.run(
@@ -26,6 +35,16 @@ def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
     items = [int(word) for word in line.split()[1:]]
     assert len(set(items)) == 5
     assert {item // 20 for item in items} == {0}
+
+
+def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
+    publish_linear(tmp_path / "runs" / "demo", FILMS, seed=3)
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    exec(find_code("LiveItems"), names)
+    names["live"].close()
+    assert len(names["answers"].item_id) == 5
+    assert names["live"].recommender.catalogue.item_ids.ids.tolist()[N:] == [90001, 28897]
 
 
 def test_every_make_target_of_the_readme_exists():
