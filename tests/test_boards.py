@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -34,12 +35,19 @@ def test_every_board_is_a_configuration_of_train_py(board, tmp_path):
 
 def test_baselines_are_fitted_once_for_all_seeds(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(boards.subprocess, "run", lambda command, **_: commands.append([str(word) for word in command]))
+
+    def run(command, cwd):
+        commands.append([str(word) for word in command])
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(boards.subprocess, "run", run)
     for seed in (0, 1, 2):
         boards.train(BOARDS[0], tmp_path, tmp_path / str(seed), seed, ["--model.max_epochs", "1"])
     (tmp_path / "1" / "metrics.json").write_text("{}")
     boards.train(BOARDS[0], tmp_path, tmp_path / "1", 1, ["--model.max_epochs", "1"])
-    assert ["--evaluation.baselines" in command for command in commands] == [False, True, True]
+    (less,) = find_boards([f"{BOARDS[0].name}-no-demographics"])
+    boards.train(less, tmp_path, tmp_path / "less", 0, [])
+    assert ["--evaluation.baselines" in command for command in commands] == [False, True, True, True]
     assert all(command[-2:] == ["--ckpt_path", "last"] for command in commands)
 
 
@@ -155,3 +163,9 @@ def test_settings_of_the_bench(tmp_path):
     assert commands["ease"] == PeerCommand("ease", "peers", "ease.py", ())
     moved = on_other_tables(commands["rechub-dssm"], "attributes")
     assert moved.options == ("--item-features", "attributes", "--batch", "256")
+
+
+def test_a_training_that_fails_ends_the_benchmark_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setattr(boards.subprocess, "run", lambda *_, **__: SimpleNamespace(returncode=2))
+    with pytest.raises(SystemExit, match=r"^movielens-100k, seed 3: train\.py ended with status 2$"):
+        boards.train(BOARDS[0], tmp_path, tmp_path / "run", 3, [])

@@ -5,7 +5,7 @@
 `--data` holds the raw data sets; the bench that prepares and scores them lies beside it, in `../bench` (`--bench` names
 another one). `--peers` is the folder that the bench's `run_all.sh` writes (`DATASET/results/*.json`), or a CSV. Options
 not listed here go to every training. Runs lie in `--runs`, one folder per board and seed; what is there is not trained
-again. Baselines do not depend on the seed and are fitted with seed 0 alone.
+again. Baselines depend on neither seed nor features: they are fitted with seed 0 alone, once for boards of one test.
 """
 
 from __future__ import annotations
@@ -112,13 +112,15 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 def train(board: Board, tables: Path, out: Path, seed: int, options: list[str]) -> None:
     """Run `train.py` as a user would, unless the run is there; go on with one that was stopped."""
-    words = [*options, *([] if seed == WITH_BASELINES else ["--evaluation.baselines", "[]"])]
+    has_baselines = seed == WITH_BASELINES and board.without is None
+    words = [*options, *([] if has_baselines else ["--evaluation.baselines", "[]"])]
     check_options(out, words)
     if (out / "metrics.json").exists():
         return
     command = [sys.executable, ROOT / "train.py", *board.arguments(tables), *words]
     command += ["--seed", str(seed), "--out", out, "--ckpt_path", "last"]
-    subprocess.run(command, check=True, cwd=ROOT)
+    if status := subprocess.run(command, cwd=ROOT).returncode:
+        raise SystemExit(f"{board.name}, seed {seed}: train.py ended with status {status}")
 
 
 def describe(one: Ran) -> Iterator[Row]:

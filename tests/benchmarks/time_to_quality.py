@@ -44,6 +44,7 @@ ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": "100000000000",
     "MALLOC_TOP_PAD_": "268435456",
 }
+UNSET = ("OPENBLAS_CORETYPE", "OPENBLAS_L2_SIZE")
 """As the bench runs its peers; freed memory that is kept for reuse spares torch the page faults."""
 
 
@@ -77,10 +78,11 @@ def main() -> None:
     run_on_one_core(args.core)
     results = []
     for board in find_boards(args.only):
-        path = args.runs / board.name / "result.json"
-        check_options(path.parent, options)
+        folder = args.runs / f"{board.name}-{args.seed}"
+        path = folder / "result.json"
+        check_options(folder, [*options, *(name for name, python in interpreters(args).items() if python)])
         if not path.exists():
-            result = measure_board(board, args, options)
+            result = measure_board(board, args, options, folder / "results")
             write_whole(path, lambda out, result=result: out.write_text(json.dumps(asdict(result), indent=1) + "\n"))
         results.append(BoardResult.read(path))
     print_table(results, METRIC)
@@ -111,19 +113,23 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 def run_on_one_core(core: int) -> None:
     """Bind this process and what it starts to a core; begin again where the environment is another one."""
     os.sched_setaffinity(0, {core})
-    if any(os.environ.get(name) != value for name, value in ENVIRONMENT.items()):  # read when a process starts
-        os.execve(sys.executable, [sys.executable, *sys.argv], os.environ | ENVIRONMENT)
+    wanted = {name: value for name, value in os.environ.items() if name not in UNSET} | ENVIRONMENT
+    if wanted != dict(os.environ):  # it is read when a process starts
+        os.execve(sys.executable, [sys.executable, *sys.argv], wanted)
 
 
-def measure_board(board: Board, args: argparse.Namespace, options: list[str]) -> BoardResult:
+def interpreters(args: argparse.Namespace) -> dict[str, Path | None]:
+    """Return the interpreters of the peers by the name that the bench's settings give them."""
+    return {"peers": args.peers_python, "rechub": args.rechub_python}
+
+
+def measure_board(board: Board, args: argparse.Namespace, options: list[str], folder: Path) -> BoardResult:
     tables = make_tables(args.bench, args.data / board.dataset, args.tables / board.dataset)
     print(f"{board.name}: Bascule", file=sys.stderr, flush=True)
     points, seconds = train_and_measure(prepare(board, tables, args.seed, options))
-    pythons = {"peers": args.peers_python, "rechub": args.rechub_python}
-    folder = args.runs / board.name / "results"
     peers = []
     for command in list_commands(args.bench, board.dataset):
-        if python := pythons[command.interpreter]:
+        if python := interpreters(args)[command.interpreter]:
             print(f"{board.name}: {command.name}", file=sys.stderr, flush=True)
             left = run_peer(command, args.bench, tables, python, Path(sys.executable), folder)
             peers.append(Peer(left.model, *left.seconds, left.figures[METRIC], " ".join(command.options)))
