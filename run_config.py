@@ -18,6 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter
 from datamodules.config import DataConfig
 from datamodules.config_errors import parse_config
 from datamodules.config_files import check_config_files
+from evaluation.baselines import choose_baselines
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
@@ -59,6 +60,14 @@ class TuneConfig:
 
 
 @dataclass(frozen=True)
+class EvaluationConfig:
+    """What the test is used for, beside the bundle."""
+
+    baselines: list[str] | None = None
+    """Baselines to fit and to compare with; []: none. Default: all. EASE takes minutes on a large catalogue."""
+
+
+@dataclass(frozen=True)
 class Config:
     """A whole run."""
 
@@ -76,6 +85,13 @@ class Config:
     previous: Path | None = None
     """Bundle of an earlier run whose codes stay what they were; new values of features come after them."""
     tune: TuneConfig = field(default_factory=TuneConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
+
+    def __post_init__(self) -> None:
+        try:
+            choose_baselines(self.data.repeats, self.evaluation.baselines)
+        except SchemaError as error:
+            raise SchemaError(f"evaluation.baselines: {error}") from error
 
 
 def complete_text(text: str, config: Config) -> str:
@@ -113,6 +129,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
+    parser.add_argument("--evaluation", type=EvaluationConfig, default=EvaluationConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
     parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
     return parser
@@ -130,7 +147,7 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     prints = any(word.split("=")[0] == "--print_config" for word in argv)
     with _headed(SAMPLE_NOTE) if is_sample and prints else nullcontext():
         words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else argv
-        given, made = parse_config(parser, words, ("data", "model", "trainer", "tune"))
+        given, made = parse_config(parser, words, ("data", "model", "trainer", "tune", "evaluation"))
     if made.seed < 0:
         raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
     if given.ckpt_path not in (None, "last"):
@@ -142,7 +159,9 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
     previous = None if given.previous is None else Path(given.previous)
     resume = given.ckpt_path == "last"
-    config = Config(made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous, made.tune)
+    config = Config(
+        made.data, made.model, trainer, out, made.seed, resume, made.overwrite, previous, made.tune, made.evaluation
+    )
     return config, parser.dump(given)
 
 

@@ -271,6 +271,7 @@ def measure(
             [*groups, *config.data.audit_only],
             config.seed,
             progress,
+            config.evaluation.baselines,
         )
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}

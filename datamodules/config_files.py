@@ -29,7 +29,7 @@ def check_config_files(argv: Sequence[str]) -> None:
 
 def list_config_files(argv: Sequence[str]) -> Iterator[str]:
     """Give each value of --config."""
-    for word, following in zip(argv, [*argv[1:], ""], strict=True):
+    for word, following in zip(argv, [*argv, ""][1:], strict=True):
         if word == OPTION and following:
             yield following
         elif word.startswith(f"{OPTION}="):

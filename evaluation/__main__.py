@@ -63,7 +63,17 @@ def run(arguments: argparse.Namespace) -> None:
     recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
     parts = _split(train, holdout, at)
     with Watched(Console(stderr=True, log_path=False), has_bar=True) as progress:
-        metrics = evaluate(recommender, holdout, *parts, users, at, _groups(users, schema), arguments.seed, progress)
+        metrics = evaluate(
+            recommender,
+            holdout,
+            *parts,
+            users,
+            at,
+            _groups(users, schema),
+            arguments.seed,
+            progress,
+            arguments.baselines,
+        )
     print_metrics(Console(), metrics, headline_metric(schema.repeats), OTHERS)
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
@@ -78,6 +88,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--train": {"type": Path, "required": True, "help": "interactions before them: the users' histories"},
         "--users": {"type": Path, "help": "user features; without it they count as missing"},
         "--at": {"help": "one request per user at this moment; default: one per user and time held out"},
+        "--baselines": {"nargs": "*", "metavar": "NAME", "help": "those to be fitted; default: all. No name: none"},
         "--seed": {"type": int, "default": 0, "help": "draws validation users where there are very many"},
         "--json": {"type": Path, "help": "write the figures here"},
     }

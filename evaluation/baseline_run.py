@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from evaluation.baselines import Baseline, declare_baselines
+from evaluation.baselines import Baseline
 from evaluation.events import Events, join_events
 from evaluation.examination import Examination, Examined, TuningCriterion
 from evaluation.holdout import Ids, group_requests
@@ -64,10 +64,9 @@ class Knowledge:
 
 
 def run_baselines(
-    examination: Examination, knowledge: Knowledge, repeats: Repeats, progress: Progress
+    examination: Examination, knowledge: Knowledge, baselines: Sequence[Baseline], progress: Progress
 ) -> Iterator[BaselineRun]:
     """Fit and examine one baseline after the other; none stays in memory."""
-    baselines = declare_baselines(repeats)
     criterion = None if knowledge.criterion is None else _Stepwise(knowledge.criterion, progress)
     n_fits = [_count_values(baseline, criterion) + 1 for baseline in baselines]
     progress.expect(sum(n_fits))

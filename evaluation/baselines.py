@@ -17,6 +17,7 @@ from evaluation.itemknn import estimate_itemknn_bytes, fit_itemknn
 from evaluation.popularity import fit_decayed_personal, fit_personal, fit_popularity, fit_recent_popularity
 from evaluation.ranking import Scores
 from evaluation.targets import Ints
+from serve.errors import SchemaError, name_nearest
 from serve.schema import Repeats
 
 
@@ -47,6 +48,20 @@ class Baseline:
 def declare_baselines(repeats: Repeats) -> list[Baseline]:
     """Return the baselines of a protocol, the cheapest first."""
     return _declare_repeating() if repeats == "allow" else _declare_excluding()
+
+
+def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
+    """Return the named baselines of a protocol, the cheapest first; None names all.
+
+    Raises:
+        SchemaError: the protocol has no baseline of a name.
+    """
+    declared = declare_baselines(repeats)
+    allowed = [baseline.name for baseline in declared]
+    for name in names or []:
+        if name not in allowed:
+            raise SchemaError(f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}")
+    return [baseline for baseline in declared if names is None or baseline.name in names]
 
 
 def _declare_repeating() -> list[Baseline]:

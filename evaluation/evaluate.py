@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.baseline_run import BaselineRun, Knowledge, run_baselines
+from evaluation.baselines import choose_baselines
 from evaluation.beyond_accuracy import describe_lists
 from evaluation.events import Events
 from evaluation.examination import Examination, Examined, compare
@@ -79,6 +80,7 @@ def evaluate(
     group_columns: list[str],
     seed: int,
     progress: Progress = UNWATCHED,
+    baselines: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """Measure a recommender and the baselines on held-out interactions.
 
@@ -92,6 +94,7 @@ def evaluate(
         group_columns: the columns of `users` to slice by.
         seed: draws the validation users where there are more than are needed.
         progress: is told what comes, and what was done with its seconds.
+        baselines: names of those to be fitted; None: all of the protocol.
 
     Returns:
         What `metrics.json` holds: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
@@ -99,9 +102,10 @@ def evaluate(
         `paired_with_context`: the same requests, answered with their context and without.
 
     Raises:
-        SchemaError: nothing is held out, or a column to slice by is missing.
+        SchemaError: nothing is held out, a column to slice by is missing, or there is no such baseline.
     """
     schema = recommender.bundle.schema
+    chosen = choose_baselines(schema.repeats, baselines)
     ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (train, validation, holdout))
     knowledge = Knowledge.prepare(ids, train, validation, at, schema.repeats, seed)
     groups = _label_users(users, ids, group_columns)
@@ -113,7 +117,7 @@ def evaluate(
         situations = Trial.prepare(group_situations(holdout, ids), knowledge.past, schema.repeats, groups)
         protocol["with_context"] = describe_situations(situations.examination, "datetime" in holdout)
         in_context = _ask_in_context(recommender, situations, trial, examined, progress)
-    runs = list(run_baselines(trial.examination, knowledge, schema.repeats, progress))
+    runs = list(run_baselines(trial.examination, knowledge, chosen, progress))
     return _compare_models(trial, examined, runs) | in_context | {"protocol": protocol}
 
 

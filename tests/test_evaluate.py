@@ -78,8 +78,8 @@ def make_recommender(**schema) -> FakeRecommender:
     return FakeRecommender(ITEMS, [*USERS, NEW_USER], owned_items(), **schema)
 
 
-def run(recommender, at, holdout=HOLDOUT, validation=VALIDATION, progress=UNWATCHED):
-    return evaluate(recommender, holdout, TRAIN, validation, DEMOGRAPHICS, at, ["gender"], seed=3, progress=progress)
+def run(recommender, at, holdout=HOLDOUT, validation=VALIDATION, progress=UNWATCHED, baselines=None):
+    return evaluate(recommender, holdout, TRAIN, validation, DEMOGRAPHICS, at, ["gender"], 3, progress, baselines)
 
 
 @cache
@@ -281,7 +281,7 @@ def test_criterion_is_the_mean_of_two_views_on_validation(monkeypatch):
     naive.rank = rank
     wanted = {(user,): set(items) for user, items in VALIDATION.groupby("user_id")["item_id"]}
     expected = [naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")]
-    monkeypatch.setattr("evaluation.baseline_run.declare_baselines", lambda repeats: [personal_with_a_parameter()])
+    monkeypatch.setattr("evaluation.evaluate.choose_baselines", lambda *_: [personal_with_a_parameter()])
     baselines = run(make_recommender(repeats="allow"), AT)["baselines"]
     assert baselines["personal"]["validation"]["1"] == pytest.approx(np.mean(expected))
 
@@ -340,3 +340,10 @@ def test_protocol_says_where_derived_context_comes_from():
 def test_an_unknown_group_is_refused():
     with pytest.raises(SchemaError, match=r"'gendre' .* did you mean 'gender'"):
         evaluate(make_recommender(), HOLDOUT, TRAIN, VALIDATION, DEMOGRAPHICS, AT, ["gendre"], seed=3)
+
+
+def test_without_baselines_the_bundle_stands_alone():
+    metrics = run(make_recommender(repeats="allow"), AT, baselines=[])
+    assert list(metrics["test"]) == ["bascule"]
+    assert metrics["paired"] == metrics["baselines"] == {}
+    assert metrics["test"]["bascule"] == run(make_recommender(repeats="allow"), AT)["test"]["bascule"]

@@ -240,3 +240,11 @@ def test_validation_users_are_drawn_by_the_seed(monkeypatch):
     assert drawn[0]["user_id"].nunique() == drawn[2]["user_id"].nunique() == 3
     assert {tuple(part["user_id"].unique()) for part in drawn} != {tuple(drawn[0]["user_id"].unique())}
     assert sample_users(rows[:2], 1).equals(rows[:2])
+
+
+@pytest.mark.parametrize(("words", "names"), [([], []), (["itemknn", "popularity"], ["popularity", "itemknn"])])
+def test_the_baselines_that_are_named(bundle_folder, built, tmp_path, words, names):
+    out = tmp_path / "figures.json"
+    options = ["--json", str(out), "--baselines", *words]
+    assert main([*arguments(bundle_folder, tmp_path), *options]) == 0
+    assert list(json.loads(out.read_text())["baselines"]) == names

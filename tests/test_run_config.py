@@ -44,3 +44,13 @@ def test_the_examples_of_the_help_have_a_line_each(capsys):
 def test_an_option_that_is_set_elsewhere_is_named_by_its_key():
     with pytest.raises(SchemaError, match=r"unknown key 'max_epochs'; did you mean 'model.max_epochs'"):
         parse(["--trainer.max_epochs", "3"])
+
+
+@pytest.mark.parametrize(("words", "names"), [([], None), (["--evaluation.baselines", "[]"], [])])
+def test_baselines_may_be_left_out(words, names):
+    assert parse(words)[0].evaluation.baselines == names
+
+
+def test_a_baseline_that_there_is_not_is_told_before_anything_runs():
+    with pytest.raises(SchemaError, match=r"evaluation\.baselines: 'eas' is no baseline .*; did you mean 'ease'"):
+        parse(["--evaluation.baselines", "[popularity, eas]"])

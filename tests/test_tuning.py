@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 import evaluation.tuning
-from evaluation.baselines import declare_baselines
+from evaluation.baselines import choose_baselines, declare_baselines
 from evaluation.events import Events
 from evaluation.tuning import FittedBaseline, SkippedBaseline, fit_baselines, read_free_bytes
+from serve.errors import SchemaError
 
 U, N = 13, 7
 TRAIN_EVENTS, VALIDATION_EVENTS = 60, 17
@@ -46,6 +47,25 @@ def test_every_baseline_scores_the_catalogue(repeats, names):
         assert scores.shape == (4, N)
         assert scores.dtype == np.float32
         assert np.isfinite(scores).all()
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"), [(None, EXCLUDING), ([], []), (["ease", "popularity"], ["popularity", "ease"])]
+)
+def test_baselines_are_chosen_by_name(names, chosen):
+    assert [baseline.name for baseline in choose_baselines("exclude", names)] == chosen
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("eas", r"'eas' is no baseline where repeats is exclude; did you mean 'ease'\?"),
+        ("personal", r"'personal' is no baseline where repeats is exclude; allowed: ease, itemknn, popularity"),
+    ],
+)
+def test_a_baseline_that_the_protocol_has_not(name, message):
+    with pytest.raises(SchemaError, match=message):
+        choose_baselines("exclude", ["popularity", name])
 
 
 @pytest.mark.parametrize("repeats", ["allow", "exclude"])

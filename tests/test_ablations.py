@@ -1,0 +1,160 @@
+"""The benchmark of parts: each variant takes out what its name says, and the test is ranked as evaluation ranks it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+import tests.benchmarks.ablations as ablations
+from datamodules.interactions import InteractionsDataModule
+from datamodules.splits import Split
+from models.towers import Towers
+from models.two_tower import warm_cosine
+from run_config import Config
+from run_training import settle
+from tests.benchmarks.board_fit import TOLD_THE_MOMENT, FullRanking, Prepared, tell_moments
+from tests.benchmarks.board_list import BOARDS
+from tests.benchmarks.variants import VARIANTS
+from tests.tiny_data import BASKETS, DAY, ORDERED, N, batches, hold_out, make_data, make_world
+from tests.tiny_towers import make_module, make_towers, one_thread
+
+BY_NAME = {variant.name: variant for variant in VARIANTS}
+
+
+@pytest.fixture(autouse=True)
+def _alone():
+    with one_thread():
+        yield
+
+
+def make_prepared(data_config) -> tuple[Prepared, Towers, InteractionsDataModule]:
+    """Hold out each user's last event, and return what is left with towers that were never trained."""
+    world = make_world(data_config)
+    events = world.tables.interactions.sort_values(["user_id", "datetime"], kind="stable")
+    is_last = ~events.duplicated("user_id", keep="last")
+    config, _ = settle(Config(data=data_config), world.tables)
+    split = Split(events[~is_last], events[:0], events[is_last], "leave_one_out")
+    world = replace(world, tables=replace(world.tables, interactions=events[~is_last]))
+    data = make_data(world, validation=events[:0])
+    return Prepared(config, world.tables, split), make_towers(world, data), data
+
+
+def altered(name: str, config) -> tuple:
+    """Return a module as it is and another one altered, with a batch."""
+    world, validation = hold_out(make_world(config))
+    data = make_data(world, validation=validation)
+    modules = [make_module(make_towers(world, data)) for _ in range(2)]
+    BY_NAME[name].alter(modules[1])
+    return *modules, data
+
+
+@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
+def test_every_variant_changes_what_it_says(config):
+    prepared, _, _ = make_prepared(config)
+    whole = prepared.config
+    assert BY_NAME["all"].configure(whole) == whole
+    assert BY_NAME["no-attributes"].configure(whole).data.features.item == {}
+    assert BY_NAME["no-request-context"].configure(whole).data.features.context == {}
+    assert BY_NAME["no-dropout"].configure(whole).model.dropout == 0
+    assert {BY_NAME["other-similarity"].configure(whole).model.similarity, whole.model.similarity} == {"dot", "cosine"}
+    other = BY_NAME["other-id-dropout"]
+    assert {other.configure(whole).model.id_dropout, whole.model.id_dropout} == {0, 0.1}
+    assert other.tell(other.configure(whole)) in ("id dropout 0", "id dropout 0.1")
+    applying = {variant.name for variant in VARIANTS if variant.applies(prepared)}
+    assert BY_NAME.keys() - applying == (set() if config.repeats == "allow" else {"no-memory-term"})
+
+
+def test_what_is_not_there_is_not_taken_out():
+    prepared, _, _ = make_prepared(ORDERED)
+    bare = replace(prepared.config.data, features=type(prepared.config.data.features)())
+    without_times = prepared.tables.interactions.drop(columns="datetime")
+    tables = replace(prepared.tables, interactions=without_times)
+    prepared = Prepared(replace(prepared.config, data=bare), tables, prepared.split)
+    left = {"all", "other-similarity", "no-dropout", "constant-rate"}
+    assert {variant.name for variant in VARIANTS if variant.applies(prepared)} == left
+
+
+def test_the_rate_stays_at_its_peak():
+    _, module, _ = altered("constant-rate", ORDERED)
+    rates = [warm_cosine(step, module.warmup_steps, module.max_epochs * 7) for step in (0, 1, 500, 100_000)]
+    assert rates == pytest.approx([1.0] * 4, abs=1e-6)
+
+
+def test_attention_no_longer_depends_on_gaps():
+    module, silent, data = altered("no-time-in-attention", ORDERED)
+    batch = batches(data)[0]
+    tokens = torch.randn(len(batch.history_rows), batch.history_rows.shape[1], 6)
+    times, groups = batch.arrays["history_times"], batch.arrays["history_groups"]
+    stretched = times * 3 - times.min()
+    for one, changes in ((module, True), (silent, False)):
+        blocks = one.towers.user_tower.blocks
+        before, after = (blocks(tokens, moments, groups) for moments in (times, stretched))
+        assert torch.equal(before, after) != changes
+
+
+def test_the_request_no_longer_depends_on_its_moment():
+    module, silent, data = altered("no-request-context", ORDERED)
+    now = data.validation_batches
+    later = tell_moments(now, torch.cat([batch.arrays["request_times"] for batch in now]) + 9 * DAY)
+    for one, changes in ((module, True), (silent, False)):
+        items = one.towers.item_vectors(torch.zeros(N, 0))
+        before, after = (one.towers.request_vectors(some[0], items)[0] for some in (now, later))
+        assert torch.equal(before, after) != changes
+
+
+def test_owned_items_score_by_the_product_alone():
+    module, silent, data = altered("no-memory-term", BASKETS)
+    for one, is_zero in ((module, False), (silent, True)):
+        items = one.towers.item_vectors(torch.from_numpy(data.trends.popularity[-1]))
+        bonus = one.towers.request_vectors(data.validation_batches[0], items)[1]
+        assert (bonus == 0).all() == is_zero
+        loss = one.request_step(batches(data)[0])
+        loss.backward()
+        assert torch.isfinite(loss)
+
+
+def test_the_test_is_ranked_as_a_loop_ranks_it():
+    prepared, towers, data = make_prepared(ORDERED)
+    ranking = FullRanking.make(prepared, data)
+    measured = ranking.measure(towers.train())
+    assert towers.training
+    towers.eval()
+    items = towers.item_vectors(torch.zeros(N, 0)).detach().numpy()
+    test = prepared.test.sort_values("user_id")
+    assert measured["novel"].shape == measured[f"novel {TOLD_THE_MOMENT}"].shape == (len(test),)
+    for how, values in measured.items():
+        (batch,) = ranking.batches[TOLD_THE_MOMENT if "told" in how else ""]
+        users = towers.request_vectors(batch, torch.from_numpy(items))[0].detach().numpy()
+        expected = []
+        for row, (user, item) in enumerate(zip(test["user_id"], test["item_id"], strict=True)):
+            owned = set(prepared.split.train.loc[prepared.split.train["user_id"] == user, "item_id"])
+            ids = [wanted for wanted in data.catalogue.item_ids.tolist() if wanted not in owned]
+            scores = dict(zip(data.catalogue.item_ids.tolist(), items @ users[row], strict=True))
+            place = sorted(ids, key=lambda wanted: -scores[wanted]).index(item)
+            expected.append(1 / np.log2(place + 2) if place < 10 else 0)
+        assert sorted(values) == pytest.approx(sorted(expected))
+    if "told" in how:
+        assert not np.array_equal(batch.arrays["request_times"].numpy(), ranking.batches[""][0].arrays["request_times"])
+
+
+def test_results_are_kept_and_only_what_is_missing_is_fitted(tmp_path, monkeypatch):
+    fitted = []
+
+    def fit(prepared, variant):
+        fitted.append(variant.name)
+        return {"novel": np.array([0.0, 0.5]), "seconds": np.array([2.0, 1.0]), "told": np.array(variant.name)}
+
+    prepared, _, _ = make_prepared(ORDERED)
+    monkeypatch.setattr(ablations, "fit_variant", fit)
+    monkeypatch.setattr(ablations, "prepare", lambda *_: prepared)
+    some = [BY_NAME[name] for name in ("all", "no-memory-term", "no-dropout")]
+    for variants in (some[:2], some):
+        kept = ablations.run_seed(BOARDS[0], tmp_path, variants, tmp_path, 0, [])
+    assert fitted == ["all", "no-dropout"]
+    assert list(kept) == ["all", "no-dropout"]
+    by_seed = {0: kept["no-dropout"], 1: kept["no-dropout"] | {"novel": np.array([0.5, 0.5])}}
+    (row,) = ablations.describe(BOARDS[0], "no-dropout", by_seed, {0: kept["all"], 1: kept["all"]})
+    assert row[1:] == ("no-dropout", "novel", "0.3750 ± 0.1768", "+0.1250 (+0.0000, +0.2500)", "2", "1")
