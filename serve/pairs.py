@@ -30,7 +30,8 @@ class Pairs:
 
     def of_request(self, place: int) -> Ints:
         """Return the rows of a request."""
-        return self.rows[self.requests == place]
+        rows: Ints = self.rows[self.requests == place]
+        return rows
 
     def of_requests(self, place_of: Ints) -> NDArray[np.bool_]:
         """Tell which pairs are of requests that have a new place; -1 is none."""

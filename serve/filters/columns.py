@@ -74,9 +74,14 @@ def _evaluate(expression: Expression, columns: Columns) -> Mask:
         case Not(operand):
             return ~_evaluate(operand, columns)
         case And(operands):
-            return np.logical_and.reduce([_evaluate(operand, columns) for operand in operands])
+            return _reduce(np.logical_and, operands, columns)
         case Or(operands):
-            return np.logical_or.reduce([_evaluate(operand, columns) for operand in operands])
+            return _reduce(np.logical_or, operands, columns)
+
+
+def _reduce(join: np.ufunc, operands: tuple[Expression, ...], columns: Columns) -> Mask:
+    mask: Mask = join.reduce([_evaluate(operand, columns) for operand in operands])
+    return mask
 
 
 def _read_column(name: str, column: pa.ChunkedArray, separator: str | None) -> Column:

@@ -119,7 +119,7 @@ def _texts_of(cell: Any) -> list[str]:
 
 def _read_cells(name: str, column: pa.ChunkedArray) -> tuple[list[Any], Ints]:
     """Return distinct cells, and which of them each item has."""
-    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+    if _is_text(column.type):
         encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
         return encoded.dictionary.to_pylist(), to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
     if _is_list(column.type):
@@ -129,5 +129,10 @@ def _read_cells(name: str, column: pa.ChunkedArray) -> tuple[list[Any], Ints]:
 
 
 def _is_list(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return is_list and (pa.types.is_string(kind.value_type) or pa.types.is_large_string(kind.value_type))
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    return _is_text(kind.value_type)
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))

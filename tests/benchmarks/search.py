@@ -3,9 +3,9 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/search.py
 
 Masked: 100 items are left out of each request, in FAISS by a selector, which is per call: one request after another.
-Unmasked: FAISS as it is installed, and once more told to use BLAS for these sizes, which it does not by default. All must
-find the same items. The sides alternate call by call; milliseconds are medians of the CPU time of this thread, which
-does all the work: what else the machine does hardly counts.
+Unmasked: FAISS as it is installed, and once more told to use BLAS for these sizes, which it does not by default. All
+must find the same items. The sides alternate call by call; milliseconds are medians of the CPU time of this thread,
+which does all the work: what else the machine does hardly counts.
 """
 
 from __future__ import annotations
