@@ -33,10 +33,13 @@ _RECOMMEND = """Write the best items of many requests to a file.
 
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
+  {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
 
 examples:
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet
-  python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv"""
+  python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv
+  python -m serve recommend --bundle runs/grocery/bundle --all-users --out x.csv \\
+    --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
 _SIMILAR = """Show the items nearest to an item.
 
 example:
@@ -79,11 +82,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _recommend(given: argparse.Namespace) -> None:
-    from serve.commands import file_requests, recommend_file, user_requests
+    from serve.commands import file_requests, filter_requests, recommend_file, user_requests
     from serve.recommender import Recommender
 
     recommender = Recommender.load(given.bundle, given.profiles)
     requests = user_requests(recommender) if given.all_users else file_requests(recommender, given.requests)
+    requests = filter_requests(recommender, requests, given.where, given.only, given.at_most)
     n_answered, notes = recommend_file(recommender, requests, given.k, given.repeats, given.out)
     print(f"{n_answered} requests answered: {given.out}")
     for note in notes:
@@ -140,8 +144,19 @@ def _describe_recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
     repeats = "may items of the history be listed (default: as in the data)"
     parser.add_argument("--repeats", choices=("allow", "exclude"), help=repeats)
+    _describe_filters(parser)
     _describe_profiles(parser)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
+
+
+def _describe_filters(parser: argparse.ArgumentParser) -> None:
+    """Add what holds for all requests of a call, beside the filters of their own."""
+    where = "what items must be, by their columns: \"category in ['snacks'] and not brand = 'x' and price <= 20\""
+    parser.add_argument("--where", metavar="TEXT", help=where)
+    only = "the items that may be listed: a file with item_id, as --requests"
+    parser.add_argument("--only", type=Path, metavar="FILE", help=only)
+    at_most = "how many items of a list may share a value; may be given for many columns"
+    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
 
 
 def _describe_similar(parser: argparse.ArgumentParser) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from serve.bundle import Bundle, verify
 from serve.errors import SchemaError
 from serve.export import export_items, export_users
+from serve.filters.options import ShortLists, add_filters, read_filters
 from serve.item_facts import REPEAT_RATE
 from serve.recommendations import to_arrow, write_tables
 from serve.recommender import Recommender, golden_answer
@@ -40,14 +41,14 @@ def recommend_file(
         out: the file; as it was until all answers are in it.
 
     Returns:
-        How many requests were answered, and notes on what the bundle does not know of them.
+        How many requests were answered, and notes on what the bundle does not know of them and on short lists.
 
     Raises:
         SchemaError: a request that cannot be read, or another suffix.
     """
     filter_viewed = None if repeats is None else repeats == "exclude"
     schema = recommender.recommend([], k, filter_viewed).to_table().schema
-    n_answered, unseen = 0, Unseen(recommender.bundle.schema)
+    n_answered, unseen, short = 0, Unseen(recommender.bundle.schema), ShortLists()
 
     def answer() -> Iterator[pa.Table]:
         nonlocal n_answered
@@ -55,20 +56,37 @@ def recommend_file(
             answers = recommender.recommend(some, k, filter_viewed)
             n_answered += len(some)
             unseen.count_items(answers.unknown_items)
+            short.count(answers)
             yield answers.to_table()
 
     write_tables(answer(), schema, out)
-    return n_answered, unseen.notes()
+    return n_answered, [*unseen.notes(), *short.notes(k)]
 
 
 def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
     """Read the requests of a file as they are needed."""
-    return read_requests(path, recommender.bundle.schema)
+    admission = recommender.admission
+    return read_requests(path, recommender.bundle.schema, check=lambda request: admission.check(request.filters))
 
 
 def user_requests(recommender: Recommender) -> Iterator[Request]:
     """Make a request of each user that has a profile, in the order of the profiles."""
     return (Request(user_id=user_id) for user_id in recommender.profiles.user_ids.tolist())
+
+
+def filter_requests(
+    recommender: Recommender, requests: Iterator[Request], where: str | None, only: Path | None, at_most: Sequence[str]
+) -> Iterator[Request]:
+    """Give all requests the filters that options say, beside their own.
+
+    Raises:
+        SchemaError: an option that cannot be read, or filters that do not fit the columns of the items.
+    """
+    filters = read_filters(where, only, at_most, recommender.bundle.schema.item_id_type)
+    if filters is None:
+        return requests
+    recommender.admission.check(filters)
+    return add_filters(requests, filters)
 
 
 def export_file(

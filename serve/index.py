@@ -32,7 +32,7 @@ from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contender
 Ragged = tuple[Ints, Ints]
 """(item_rows, offsets): request i has item_rows[offsets[i] : offsets[i + 1]]."""
 
-_MOST_REQUESTS = 64  # of a tile: more leave the cache, fewer make the product slow
+_MOST_REQUESTS = 256  # of a tile: fewer make the product slow
 _TILE_SCORES = 2**23
 
 
@@ -112,13 +112,16 @@ class ItemIndex:
         index.add(self.vectors)
         write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
 
-    def search(self, users: Floats, k: int, excluded: Ragged | None = None) -> tuple[Floats, Ints]:
-        """Find the k items with the largest inner product among those not excluded.
+    def search(
+        self, users: Floats, k: int, excluded: Ragged | None = None, barred: NDArray[np.bool_] | None = None
+    ) -> tuple[Floats, Ints]:
+        """Find the k items with the largest inner product among those neither excluded nor barred.
 
         Args:
             users: (B, D) user vectors.
             k: length of a list; more than the catalogue gives the catalogue.
             excluded: item rows that may not be listed, per request.
+            barred: (N,) items that may not be listed for any request.
 
         Returns:
             scores: (B, min(k, N)) float32, falling; equal scores order by row.
@@ -140,7 +143,7 @@ class ItemIndex:
             part = slice(start, min(start + tile, len(users)))
             bounds = offsets[start : part.stop + 1]
             masked = (rows[bounds[0] : bounds[-1]], bounds - bounds[0])
-            best = self._search_tile(users[part], k, masked, slack[part], product)
+            best = self._search_tile(users[part], k, masked, barred, slack[part], product)
             best_scores[part], best_rows[part] = best
         return best_scores, best_rows
 
@@ -177,7 +180,13 @@ class ItemIndex:
         return scores[0][is_found], rows[0][is_found]
 
     def _search_tile(
-        self, users: Floats, k: int, excluded: Ragged, slack: Floats, product: Floats
+        self,
+        users: Floats,
+        k: int,
+        excluded: Ragged,
+        barred: NDArray[np.bool_] | None,
+        slack: Floats,
+        product: Floats,
     ) -> tuple[Floats, Ints]:
         """Search for T users; `product` (T or more, N) is written over."""
         rows, offsets = excluded
@@ -185,6 +194,8 @@ class ItemIndex:
         approximate[np.repeat(np.arange(len(users)), np.diff(offsets)), rows] = -np.inf
         if self.is_hidden is not None:
             approximate[:, self._hidden_rows] = -np.inf
+        if barred is not None:
+            np.copyto(approximate, -np.inf, where=barred)
         requests, items = find_contenders(approximate, k, slack)
         scores = dot_pairs(users, self.vectors, requests, items).astype(np.float32)
         return rank_contenders(requests, items, scores, len(users), k)

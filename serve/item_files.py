@@ -22,6 +22,8 @@ from serve.schema import Schema
 
 ITEM_ID = "item_id"
 
+_IDS_AT_ONCE = 65_536
+
 
 @dataclass(frozen=True)
 class ItemRows:
@@ -96,6 +98,21 @@ class ItemFile:
         if self._features and not self._features & rows.columns.keys():
             allowed = ", ".join(sorted(self._features))
             raise SchemaError(f"{place}: no column is a feature of items; allowed: {allowed}")
+
+
+def read_item_ids(path: Path) -> list[Any]:
+    """Read the ids of a file of items, whatever else it holds.
+
+    Raises:
+        SchemaError: a missing file, an unknown suffix, or one without `item_id`.
+    """
+    check_file(path)
+    ids: list[Any] = []
+    for rows in _READERS[path.suffix.lower()](path, _IDS_AT_ONCE, AS_OURS):
+        if ITEM_ID not in rows.columns:
+            raise SchemaError(f"{path.name}: no column '{ITEM_ID}'; {name_nearest(ITEM_ID, rows.columns)}")
+        ids += list(rows.columns[ITEM_ID])
+    return ids
 
 
 def _check_names(ours: Iterable[str], allowed: Collection[str]) -> None:

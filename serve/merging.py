@@ -6,53 +6,92 @@ Letters: T requests of the tile, E remembered items, W columns of a vector, N it
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from serve.index import ItemIndex
-from serve.pairs import Pairs, are_among, distinct_pairs, join_pairs, rank_pairs, spread_scores, to_ragged
+from serve.pairs import (
+    Pairs,
+    RequestItems,
+    are_among,
+    distinct_pairs,
+    join_pairs,
+    rank_pairs,
+    spread_scores,
+    to_ragged,
+)
 from serve.top_k import Floats, Ints, dot_pairs
-from serve.user_inputs import EncodedRequests
 
 Lists = tuple[Floats, Ints]
 """Scores (T, k) falling, and item rows (T, k); equal scores order by row, -inf and -1 fill the end."""
+Barred = NDArray[np.bool_] | None
+"""(N,) the items that none of the requests may be given."""
 
 
 @dataclass(frozen=True)
 class Scored:
     """Requests with what the user tower says of them."""
 
-    requests: EncodedRequests
+    items: RequestItems
     vectors: Floats
     """(T, W)."""
     memory: Floats
     """(E,) what each remembered item scores beyond the product of vectors."""
 
+    def __len__(self) -> int:
+        return len(self.vectors)
 
-def rank_all(index: ItemIndex, scored: Scored, k: int) -> Lists:
-    """Rank all items but the excluded and the hidden ones, owned or not."""
-    requests, remembered = scored.requests, scored.requests.remembered
-    masked = to_ragged(join_pairs(requests.excluded, remembered), len(requests))
-    found = index.search(scored.vectors, k, masked)
-    kept, memory = _leave_out(index, requests.excluded, remembered, scored.memory)
+    def take(self, places: Ints) -> Scored:
+        """Return some of the requests, in ascending order."""
+        place_of = np.full(len(self), -1, dtype=np.int64)
+        place_of[places] = np.arange(len(places))
+        memory = self.memory[self.items.remembered.of_requests(place_of)]
+        return Scored(self.items.move(place_of), self.vectors[places], memory)
+
+
+Rank = Callable[[ItemIndex, Scored, int, Barred], Lists]
+LeftOut = tuple[Literal["excluded", "owned"], ...]
+
+
+@dataclass(frozen=True)
+class View:
+    """Which items are ranked."""
+
+    rank: Rank
+    left_out: LeftOut | None
+    """Which items of a request are not listed; None where a list has no length to fall short of."""
+
+
+def rank_all(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) -> Lists:
+    """Rank all items but the excluded, barred and hidden ones, owned or not."""
+    excluded, remembered = scored.items.excluded, scored.items.remembered
+    masked = to_ragged(join_pairs(excluded, remembered), len(scored))
+    found = index.search(scored.vectors, k, masked, barred)
+    kept, memory = _leave_out(index, excluded, barred, remembered, scored.memory)
     return merge(found, kept, _score(index, scored.vectors, kept, memory), k)
 
 
-def rank_novel(index: ItemIndex, scored: Scored, k: int) -> Lists:
-    """Rank the items that are neither owned nor excluded."""
-    requests = scored.requests
-    masked = to_ragged(join_pairs(requests.excluded, requests.owned), len(requests))
-    return index.search(scored.vectors, k, masked)
+def rank_novel(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) -> Lists:
+    """Rank the items that are neither owned nor excluded nor barred."""
+    masked = to_ragged(join_pairs(scored.items.excluded, scored.items.owned), len(scored))
+    return index.search(scored.vectors, k, masked, barred)
 
 
-def rank_owned(index: ItemIndex, scored: Scored, k: int) -> Lists:
-    """Rank the owned items but the excluded ones: `rank_all` without the others."""
-    requests = scored.requests
-    owned = distinct_pairs(requests.owned, len(index))
-    memory = spread_scores(requests.remembered, scored.memory, owned, len(index))
-    kept, memory = _leave_out(index, requests.excluded, owned, memory)
-    return rank_pairs(kept, _score(index, scored.vectors, kept, memory), len(requests), k)
+def rank_owned(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) -> Lists:
+    """Rank the owned items but the excluded and barred ones: `rank_all` without the others."""
+    owned = distinct_pairs(scored.items.owned, len(index))
+    memory = spread_scores(scored.items.remembered, scored.memory, owned, len(index))
+    kept, memory = _leave_out(index, scored.items.excluded, barred, owned, memory)
+    return rank_pairs(kept, _score(index, scored.vectors, kept, memory), len(scored), k)
+
+
+ALL = View(rank_all, ("excluded",))
+NOVEL = View(rank_novel, ("excluded", "owned"))
+OWNED = View(rank_owned, None)
 
 
 def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> tuple[Floats, Ints]:
@@ -72,11 +111,12 @@ def merge(found: tuple[Floats, Ints], owned: Pairs, scores: Floats, k: int) -> t
     return rank_pairs(join_pairs(listed, owned), np.concatenate([found[0].ravel(), scores]), n_requests, k)
 
 
-def _leave_out(index: ItemIndex, excluded: Pairs, pairs: Pairs, memory: Floats) -> tuple[Pairs, Floats]:
-    """Return the pairs that are neither excluded nor of a hidden item, with their memory."""
-    if index.is_hidden is not None:
-        is_shown = ~index.is_hidden[pairs.rows]
-        pairs, memory = pairs.take(is_shown), memory[is_shown]
+def _leave_out(index: ItemIndex, excluded: Pairs, barred: Barred, pairs: Pairs, memory: Floats) -> tuple[Pairs, Floats]:
+    """Return the pairs that are neither excluded, nor barred, nor of a hidden item, with their memory."""
+    for mask in (index.is_hidden, barred):
+        if mask is not None:
+            is_kept = ~mask[pairs.rows]
+            pairs, memory = pairs.take(is_kept), memory[is_kept]
     if not len(excluded):
         return pairs, memory
     is_kept = ~are_among(pairs, excluded, len(index))

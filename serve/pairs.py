@@ -28,8 +28,39 @@ class Pairs:
         """Return one number per pair, in the order of request and row."""
         return self.requests * n_items + self.rows
 
+    def of_request(self, place: int) -> Ints:
+        """Return the rows of a request."""
+        rows: Ints = self.rows[self.requests == place]
+        return rows
+
+    def of_requests(self, place_of: Ints) -> NDArray[np.bool_]:
+        """Tell which pairs are of requests that have a new place; -1 is none."""
+        kept: NDArray[np.bool_] = place_of[self.requests] >= 0
+        return kept
+
+    def move(self, place_of: Ints) -> Pairs:
+        """Return the pairs of the requests that have a new place, with this place."""
+        kept = self.take(self.of_requests(place_of))
+        return Pairs(place_of[kept.requests], kept.rows)
+
 
 NO_PAIRS = Pairs(np.empty(0, dtype=np.int64), np.empty(0, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class RequestItems:
+    """The items that T requests bring."""
+
+    remembered: Pairs
+    """Those that the memory scores, ordered by request and row; none where repeats are not allowed."""
+    owned: Pairs
+    """All events of each history whose item is known."""
+    excluded: Pairs
+    """Those of the exclude lists that are known."""
+
+    def move(self, place_of: Ints) -> RequestItems:
+        """Return those of the requests that have a new place; see `Pairs.move`."""
+        return RequestItems(self.remembered.move(place_of), self.owned.move(place_of), self.excluded.move(place_of))
 
 
 def join_pairs(*parts: Pairs) -> Pairs:
@@ -76,4 +107,5 @@ def spread_scores(known: Pairs, scores: Floats, pairs: Pairs, n_items: int) -> F
 
 def rank_pairs(pairs: Pairs, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:
     """Order each request's pairs by score, then by row, and keep k; padded as `rank_contenders` does."""
-    return rank_contenders(pairs.requests, pairs.rows, scores, n_requests, k)
+    order = np.lexsort((pairs.rows, pairs.requests))
+    return rank_contenders(pairs.requests[order], pairs.rows[order], scores[order], n_requests, k)

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -33,6 +33,8 @@ class Answer:
     """1 is the best."""
     unknown_items: int
     """Items of the history that the bundle does not know, so that they were left out."""
+    reason: str | None = None
+    """Why fewer than k items came; None where k came."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,8 @@ class Recommendations:
     offsets: NDArray[np.int64]
     unknown_items: NDArray[np.int64]
     """(B,), items of the history that the bundle does not know."""
+    reason: NDArray[np.object_]
+    """(B,), a text where fewer than k items came, else None."""
 
     @classmethod
     def from_lists(
@@ -62,6 +66,7 @@ class Recommendations:
         item_ids: NDArray[np.generic],
         unknown_items: NDArray[np.int64],
         user_id_type: IdType,
+        reasons: Mapping[int, str] | None = None,
     ) -> Recommendations:
         """Build from padded lists.
 
@@ -72,11 +77,15 @@ class Recommendations:
             item_ids: (N,) the id of each item row.
             unknown_items: (B,).
             user_id_type: type of the `user_id` column, also where all requests are anonymous.
+            reasons: request -> why its list is short.
         """
         requests, places = (rows >= 0).nonzero()
         offsets = requests.searchsorted(np.arange(len(rows) + 1))
         ids = np.empty(len(user_ids), dtype=np.object_)
         ids[:] = user_ids
+        reason = np.full(len(rows), None, dtype=np.object_)
+        for request, text in (reasons or {}).items():
+            reason[request] = text
         return cls(
             user_id=ids,
             user_id_type=user_id_type,
@@ -86,6 +95,7 @@ class Recommendations:
             rank=places + 1,
             offsets=offsets,
             unknown_items=unknown_items,
+            reason=reason,
         )
 
     @property
@@ -104,7 +114,8 @@ class Recommendations:
         entries = slice(self.offsets[index], self.offsets[index + 1])
         item_id = self.item_ids[self.item_row[entries]]
         n_unknown = int(self.unknown_items[index])
-        return Answer(self.user_id[index], item_id, self.score[entries], self.rank[entries], n_unknown)
+        score, rank = self.score[entries], self.rank[entries]
+        return Answer(self.user_id[index], item_id, score, rank, n_unknown, self.reason[index])
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; a null user is anonymous."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import Any
@@ -14,19 +14,22 @@ from serve import golden
 from serve.bundle import Bundle
 from serve.encoding import encode_features
 from serve.errors import SchemaError, name_nearest
+from serve.filters.admission import Admission
+from serve.filters.filters import Filters
+from serve.filters.ranking import rank_filtered
+from serve.filters.reasons import explain_short
 from serve.folder import identify_folder
-from serve.index import ItemIndex
 from serve.known_users import encode_profiles, no_profiles, with_items
 from serve.layout import PROFILES
 from serve.live.catalogue import Catalogue
-from serve.merging import Lists, Scored, rank_all, rank_novel, rank_owned
+from serve.merging import ALL, NOVEL, OWNED, Lists, Rank, Scored, View
 from serve.profile_store import MANIFEST
 from serve.profiles import Profiles
 from serve.recommendations import Recommendations
 from serve.requests import Request, parse_request
 from serve.top_k import Floats, Ints
 from serve.tower_runs import TowerRuns
-from serve.user_inputs import RequestEncoder
+from serve.user_inputs import EncodedRequests, RequestEncoder
 
 RawRequest = Mapping[str, Any] | Request
 
@@ -53,6 +56,7 @@ class Recommender:
         known = encode_profiles(self.profiles, self.catalogue.item_ids, schema)
         self._encoder = RequestEncoder(schema, self.catalogue.item_ids, known, self.catalogue.facts)
         self._towers = TowerRuns(bundle)
+        self.admission = Admission.of_catalogue(self.catalogue, schema)
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
@@ -88,6 +92,7 @@ class Recommender:
         known = with_items(self._encoder.known, self.profiles, item_ids, added, schema)
         other.catalogue = catalogue
         other._encoder = RequestEncoder(schema, item_ids, known, catalogue.facts)
+        other.admission = Admission.of_catalogue(catalogue, schema)
         return other
 
     def recommend(
@@ -98,21 +103,21 @@ class Recommender:
         Args:
             requests: as `serve.requests` describes them. What a request gives replaces that part of the
                 user's profile; a user without a profile has an empty one.
-            k: length of a list; shorter only where fewer items are admissible.
+            k: length of a list; shorter only where fewer items are admissible, and then with the reason.
             filter_viewed: leave out the items of the history; by default what the data says of repeats. Items
-                that a request excludes are always left out.
+                that a request excludes or that its filters keep out are always left out.
 
         Raises:
-            SchemaError: a request that cannot be read.
+            SchemaError: a request that cannot be read, or filters that do not fit the columns of the items.
             ValueError: k below 1.
         """
         if filter_viewed is None:
             filter_viewed = self.bundle.schema.repeats == "exclude"
-        return self._answer(requests, k, rank_novel if filter_viewed else rank_all)
+        return self._answer(requests, k, NOVEL if filter_viewed else ALL)
 
     def rank_owned(self, requests: Iterable[RawRequest], k: int = 10) -> Recommendations:
         """Rank the items of each request's history: what `recommend` of all items says of these."""
-        return self._answer(requests, k, rank_owned)
+        return self._answer(requests, k, OWNED)
 
     def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
         """Find the items nearest to an item by cosine, itself excluded.
@@ -129,7 +134,7 @@ class Recommender:
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
-        tiles = [scored.vectors for scored in self._score(self._check(requests))]
+        tiles = [scored.vectors for _, scored in self._score(self._check(requests))]
         return np.concatenate([np.empty((0, self.bundle.vectors.shape[1]), np.float32), *tiles])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
@@ -167,18 +172,21 @@ class Recommender:
         """
         return self.catalogue.item_ids.require(ids)
 
-    def _answer(
-        self, requests: Iterable[RawRequest], k: int, rank: Callable[[ItemIndex, Scored, int], Lists]
-    ) -> Recommendations:
+    def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
         checked, length = self._check(requests), min(k, len(self.catalogue))
         shape = (len(checked), length)
         scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
         unknown = np.empty(len(checked), np.int64)
-        for tile, scored in zip(_tiles(len(checked)), self._score(checked), strict=True):
-            scores[tile], rows[tile] = rank(self.catalogue.index, scored, length)
-            unknown[tile] = scored.requests.unknown_items
+        reasons: dict[int, str] = {}
+        for tile, (encoded, scored) in zip(_tiles(len(checked)), self._score(checked), strict=True):
+            filters = [request.filters for request in checked[tile]]
+            scores[tile], rows[tile] = self._rank(view.rank, filters, scored, length)
+            unknown[tile] = encoded.unknown_items
+            if view.left_out is not None:
+                short = explain_short(self.admission, filters, scored.items, view.left_out, rows[tile], k)
+                reasons |= {tile.start + place: reason for place, reason in short.items()}
         return Recommendations.from_lists(
             [request.user_id for request in checked],
             rows,
@@ -186,16 +194,22 @@ class Recommender:
             item_ids=self.catalogue.item_ids.ids,
             unknown_items=unknown,
             user_id_type=self.bundle.schema.user_id_type,
+            reasons=reasons,
         )
+
+    def _rank(self, rank: Rank, filters: Sequence[Filters | None], scored: Scored, k: int) -> Lists:
+        if any(filters):
+            return rank_filtered(rank, self.admission, filters, self.catalogue.index, scored, k)
+        return rank(self.catalogue.index, scored, k, None)
 
     def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
         schema = self.bundle.schema
         return [raw if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests]
 
-    def _score(self, requests: Sequence[Request]) -> Iterator[Scored]:
+    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[EncodedRequests, Scored]]:
         for tile in _tiles(len(requests)):
             encoded = self._encoder.encode(requests[tile])
-            yield Scored(encoded, *self._towers.users(encoded.tower, self.catalogue.vectors))
+            yield encoded, Scored(encoded.items, *self._towers.users(encoded.tower, self.catalogue.vectors))
 
 
 def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:

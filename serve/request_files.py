@@ -22,26 +22,33 @@ Placed = tuple[str, Any]
 _ROWS_AT_ONCE = 4096
 
 
-def read_requests(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Iterator[Request]:
+def read_requests(
+    path: Path, schema: Schema, layout: RowLayout = AS_OURS, check: Callable[[Request], None] | None = None
+) -> Iterator[Request]:
     """Read and check the requests of a file one by one, in constant memory.
 
     Args:
         path: of the file.
         schema: of the bundle.
         layout: of the file; its columns are the fields of a request, in CSV also features.
+        check: raises a SchemaError for a request that cannot be answered; by default each can.
 
     Raises:
         SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and line.
     """
     check_file(path)
     layout.check_suffix(path)
-    return _parse_all(path.name, _READERS[path.suffix.lower()](path, schema, layout), schema)
+    return _parse_all(path.name, _READERS[path.suffix.lower()](path, schema, layout), schema, check)
 
 
-def _parse_all(file: str, requests: Iterator[Placed], schema: Schema) -> Iterator[Request]:
+def _parse_all(
+    file: str, requests: Iterator[Placed], schema: Schema, check: Callable[[Request], None] | None
+) -> Iterator[Request]:
     for place, raw in requests:
         try:
             request = parse_request(raw, schema)
+            if check is not None:
+                check(request)
         except SchemaError as error:
             raise SchemaError(f"{file}, {place}: {error}") from error
         yield request
@@ -82,7 +89,7 @@ def _place_columns(names: list[str], schema: Schema, place: str) -> list[str]:
     for name in names:
         if name in twins:
             raise SchemaError(f"{place}: '{name}' is a feature of user and of context; give JSON Lines")
-        if name in ("history", "exclude"):
+        if name in ("history", "exclude", "filters"):
             raise SchemaError(f"{place}: '{name}' does not fit in CSV; give JSON Lines or Parquet")
         if name not in sections:
             raise SchemaError(f"{place}: unknown column {show(name)}; {name_nearest(name[:40], sections)}")

@@ -1,7 +1,8 @@
 """What a request is, and the one place where it is checked: nothing after `parse_request` checks again.
 
     {user_id?, features?: {name: value}, history?: [{item_id, datetime?, event?, weight?}] (oldest first),
-     context?: {name: value}, datetime?, exclude?: [item_id]}
+     context?: {name: value}, datetime?, exclude?: [item_id],
+     filters?: {where?: text, only?: [item_id], at_most?: {column: n}}}
 
 None counts as not given.
 """
@@ -15,6 +16,7 @@ from typing import Any
 from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.feature_values import parse_value
+from serve.filters.filters import Filters, parse_filters
 from serve.request_values import (
     MOST_SHOWN,
     Id,
@@ -32,7 +34,7 @@ from serve.schema import Schema
 DERIVED = ("hour_of_day", "day_of_week")
 """Kinds that are taken from the datetime of a request and never given."""
 
-_REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude")
+_REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude", "filters")
 _SIDES = {"features": "user", "context": "context"}
 """Field of a request -> the side whose features it holds."""
 _NOTHING = {type(None)}
@@ -67,17 +69,20 @@ class Request:
     datetime: int | None = None
     """UTC seconds."""
     exclude: tuple[Id, ...] = ()
+    filters: Filters | None = None
+    """What may be listed at all; checked against the columns of the catalogue when it is applied."""
 
 
 def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
     """Check a request against what the bundle knows.
 
     Raises:
-        SchemaError: an unknown field or feature, a value of the wrong type, a number that is not finite, or a
-            history that is not oldest first.
+        SchemaError: an unknown field or feature, a value of the wrong type, a number that is not finite, a
+            history that is not oldest first, or an expression that cannot be read.
     """
     fields = _check_fields(raw, _REQUEST_FIELDS, "request", schema)
     user_id, time, exclude = fields.get("user_id"), fields.get("datetime"), fields.get("exclude")
+    filters = fields.get("filters")
     return Request(
         user_id=None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id"),
         features=_parse_features(fields.get("features"), "features", schema),
@@ -85,6 +90,7 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
         context=_parse_features(fields.get("context"), "context", schema),
         datetime=None if time is None else parse_times([time], schema.timezone, lambda _: "datetime")[0],
         exclude=parse_distinct_ids(() if exclude is None else exclude, schema.item_id_type, "exclude"),
+        filters=None if filters is None else parse_filters(filters, schema.item_id_type),
     )
 
 

@@ -15,7 +15,7 @@ from serve.item_facts import ItemFacts
 from serve.item_ids import ItemIds
 from serve.known_users import KnownUsers
 from serve.owned import summarise_owned
-from serve.pairs import NO_PAIRS, Pairs
+from serve.pairs import NO_PAIRS, Pairs, RequestItems
 from serve.requests import Request
 from serve.schema import Schema
 from serve.tower_inputs import Arrays, TowerInputs, history_arrays, owned_arrays, request_arrays
@@ -26,12 +26,7 @@ class EncodedRequests:
     """T requests, at least one."""
 
     tower: TowerInputs
-    remembered: Pairs
-    """The items that the memory scores, ordered by request and row; none where repeats are not allowed."""
-    owned: Pairs
-    """All events of each history whose item is known."""
-    excluded: Pairs
-    """The items of the requests' exclude lists that are known."""
+    items: RequestItems
     unknown_items: Ints
     """(T,)."""
 
@@ -76,9 +71,9 @@ class RequestEncoder:
             arrays |= more
         return EncodedRequests(
             tower=TowerInputs(arrays, history_rows, remembered.rows),
-            remembered=remembered,
-            owned=Pairs(events.segments(), events.item_row),
-            excluded=self._excluded(requests),
+            items=RequestItems(
+                remembered, Pairs(events.segments(), events.item_row), excluded=self._excluded(requests)
+            ),
             unknown_items=np.array([part.unknown_items[i] for part, i in places], dtype=np.int64),
         )
 

@@ -218,3 +218,67 @@ def test_the_module_runs_without_training_packages_and_help_without_any(bundle, 
     result = subprocess.run(command, cwd=root, env=env, capture_output=True, text=True)
     assert result.returncode == 2
     assert len(result.stderr.splitlines()) == 1
+
+
+def write_only(folder, ids, suffix):
+    path = folder / f"only.{suffix}"
+    if suffix == "jsonl":
+        path.write_text("".join(json.dumps({"item_id": item_id, "x": 1}) + "\n" for item_id in ids))
+    elif suffix == "csv":
+        path.write_text("title,item_id\n" + "".join(f"t,{item_id}\n" for item_id in ids))
+    else:
+        pq.write_table(pa.table({"item_id": ids}), path)
+    return path
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
+def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, suffix, capsys):
+    requests = [{"user_id": "u7", "filters": {"where": "price <= 5"}}, {"user_id": "new"}]
+    path, out = tmp_path / "r.jsonl", tmp_path / "recs.csv"
+    path.write_text("".join(json.dumps(request) + "\n" for request in requests))
+    only = write_only(tmp_path, [*IDS[:14], "gone"], suffix)
+    options = ("--where", "brand = 'x'", "--only", only, "--at-most", "department=1", "--at-most", "title=3")
+    assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 5, "--out", out, *options) == 0
+    all_of = {"only": IDS[:14], "at_most": {"department": 1}}
+    filtered = [
+        {"user_id": "u7", "filters": {"where": "brand = 'x' and price <= 5", **all_of}},
+        {"user_id": "new", "filters": {"where": "brand = 'x'", **all_of}},
+    ]
+    answers = Recommender.load(bundle).recommend(filtered, 5)
+    assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
+    assert len(answers.item_id) == 8
+    assert all(IDS.index(item_id) % 2 == 0 for item_id in answers.item_id)
+    (note,) = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"note: 2 of 2 requests got fewer than 5 items; the first since only 4 items are .*", note)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--where", "prise <= 2"), "unknown column 'prise'; did you mean 'price'?"),
+        (("--where", "price <="), "where, character 9: expected a text, a number"),
+        (("--where", "price <= 'x'"), "column 'price' holds numbers; got 'x'"),
+        (("--at-most", "brand"), "--at-most is 'brand'; expected COLUMN=N"),
+        (("--at-most", "brand=x"), "--at-most is 'brand=x'; expected COLUMN=N"),
+        (("--at-most", "brand=0"), "filters.at_most of 'brand' is 0"),
+        (("--at-most", "brnd=2"), "unknown column 'brnd'; did you mean 'brand'?"),
+        (("--at-most", "brand=2", "--at-most", "brand=3"), "--at-most names 'brand' twice"),
+    ],
+)
+def test_faults_of_filter_options_are_one_line(bundle, tmp_path, options, message, capsys):
+    out = tmp_path / "recs.csv"
+    assert run("recommend", "--bundle", bundle, "--all-users", "--out", out, *options) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line
+    assert not out.exists()
+
+
+def test_faults_of_filters_in_files_are_placed(bundle, tmp_path, capsys):
+    path, out = tmp_path / "r.jsonl", tmp_path / "recs.csv"
+    path.write_text('{"user_id": "u1"}\n{"filters": {"where": "prise > 2"}}\n')
+    assert run("recommend", "--bundle", bundle, "--requests", path, "--out", out) == 2
+    assert "r.jsonl, line 2: filters: unknown column 'prise'" in capsys.readouterr().err
+    only = tmp_path / "only.csv"
+    only.write_text("item\n3\n")
+    assert run("recommend", "--bundle", bundle, "--all-users", "--only", only, "--out", out) == 2
+    assert "only.csv: no column 'item_id'; did you mean 'item'?" in capsys.readouterr().err

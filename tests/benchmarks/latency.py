@@ -127,7 +127,7 @@ def raw_one(recommender: Recommender, request: dict[str, Any]) -> Call:
     }
     session, index = bundle.user_tower._session, bundle.index
     feeds = {entry.name: arrays[entry.name] for entry in session.get_inputs()}
-    excluded = to_ragged(encoded.owned, 1)
+    excluded = to_ragged(encoded.items.owned, 1)
 
     def run() -> object:
         return index.search(session.run(None, feeds)[0], K, excluded)

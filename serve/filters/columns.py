@@ -1,0 +1,95 @@
+"""The columns of a catalogue's table, typed, each read when a filter first names it."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serve.errors import SchemaError, name_nearest
+from serve.filters.expressions import And, Comparison, Expression, Flag, Membership, Not, Or, Where
+from serve.filters.labels import Labels, read_labels
+from serve.filters.numbers import Flags, Numbers, as_flags, holds_flags, read_flags, read_numbers
+from serve.item_facts import REPEAT_RATE
+from serve.request_values import MOST_SHOWN
+from serve.schema import Feature
+
+Column = Labels | Numbers | Flags
+Mask = NDArray[np.bool_]
+
+_MOST_MASKS = 32
+
+
+class Columns:
+    """N items; nothing of it changes."""
+
+    def __init__(self, items: pa.Table, features: tuple[Feature, ...]) -> None:
+        """Take the table of a catalogue.
+
+        Args:
+            items: (N,) rows.
+            features: of items; a column that one of kind `multi_categorical` reads has many values a cell.
+        """
+        self._items = items
+        self._separators = {one.column: one.separator for one in features if one.kind == "multi_categorical"}
+        self.read = lru_cache(maxsize=None)(self._read)
+        self.admit = lru_cache(maxsize=_MOST_MASKS)(self._admit)
+
+    def __len__(self) -> int:
+        return int(self._items.num_rows)
+
+    def _read(self, name: str) -> Column:
+        """Return a column.
+
+        Raises:
+            SchemaError: there is none of this name, or it holds what cannot be compared.
+        """
+        names = set(self._items.column_names) - {REPEAT_RATE}
+        if name not in names:
+            got = name[:MOST_SHOWN]
+            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, names)}")
+        return _read_column(name, self._items.column(name), self._separators.get(name))
+
+    def _admit(self, where: Where) -> Mask:
+        """Return which items an expression lets in, (N,), computed once for a text.
+
+        Raises:
+            SchemaError: a column that is not there, or a value that is not of its column's type.
+        """
+        mask = _evaluate(where.expression, self)
+        mask.setflags(write=False)
+        return mask
+
+
+def _evaluate(expression: Expression, columns: Columns) -> Mask:
+    match expression:
+        case Comparison(column, operator, value):
+            return columns.read(column).compare(operator, value)
+        case Membership(column, operator, values):
+            return columns.read(column).contain(operator, values)
+        case Flag(column):
+            return columns.read(column).is_true()
+        case Not(operand):
+            return ~_evaluate(operand, columns)
+        case And(operands):
+            return _reduce(np.logical_and, operands, columns)
+        case Or(operands):
+            return _reduce(np.logical_or, operands, columns)
+
+
+def _reduce(join: np.ufunc, operands: tuple[Expression, ...], columns: Columns) -> Mask:
+    mask: Mask = join.reduce([_evaluate(operand, columns) for operand in operands])
+    return mask
+
+
+def _read_column(name: str, column: pa.ChunkedArray, separator: str | None) -> Column:
+    kind = column.type
+    if pa.types.is_boolean(kind):
+        return read_flags(name, column)
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind):
+        return read_numbers(name, column)
+    labels = read_labels(name, column, separator)
+    # text files hold true and false as texts
+    return as_flags(labels) if separator is None and holds_flags(labels) else labels

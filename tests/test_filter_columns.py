@@ -1,0 +1,166 @@
+import operator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serve.errors import SchemaError
+from serve.filters.columns import Columns
+from serve.filters.parsing import parse_where
+from serve.schema import Feature
+
+TABLE = pa.table(
+    {
+        "item_id": ["7", "007", "x", "y", "z"],
+        "whole": pa.array([1, None, 2**53 + 1, -3, 0], pa.int64()),
+        "small": pa.array([200, None, 0, 1, 2], pa.uint8()),
+        "price": pa.array([0.1, float("nan"), 5.0, None, -0.0], pa.float64()),
+        "rough": pa.array([0.1, None, 5.0, 3e38, -1.0], pa.float32()),
+        "label": pa.array([" dairy", "", "meat", None, "dairy "], pa.large_string()),
+        "flag": pa.array([True, None, False, True, False]),
+        "said": pa.array(["True", None, "false", "TRUE", ""], pa.string()),
+        "genres": pa.array(["a| b", "b|", None, "c|a", "||"], pa.string()),
+        "tags": pa.array([["a", "b"], [], None, ["c"], ["a", None]], pa.list_(pa.string())),
+        "year": pa.array(["1995", "2000", "1995", None, "1996"], pa.string()),
+        "image": pa.array([[1.0]] * 5, pa.list_(pa.float32())),
+        "empty": pa.array([None] * 5, pa.string()),
+        "repeat_rate": pa.array([0.5] * 5, pa.float32()),
+    }
+)
+COLUMNS = Columns(TABLE, (Feature("kinds", "multi_categorical", "genres", separator="|"),))
+
+
+def admitted(text):
+    return np.flatnonzero(COLUMNS.admit(parse_where(text))).tolist()
+
+
+@pytest.mark.parametrize(
+    ("text", "rows"),
+    [
+        ("item_id = '7'", [0]),
+        ("item_id in ['007', 'x', 'q']", [1, 2]),
+        ("whole = 9007199254740993", [2]),
+        ("whole = 9007199254740992", []),
+        ("whole in [9007199254740992, 9007199254740993, 1.0, 1.5, 1e300]", [0, 2]),
+        ("whole < 1.5", [0, 3, 4]),
+        ("whole < 99999999999999999999", [0, 2, 3, 4]),
+        ("whole != 1", [2, 3, 4]),
+        ("not whole = 1", [1, 2, 3, 4]),
+        ("small = 200", [0]),
+        ("small > -1", [0, 2, 3, 4]),
+        ("price <= 0.1", [0, 4]),
+        ("price = 0", [4]),
+        ("price != 5", [0, 4]),
+        ("not price < 6", [1, 3]),
+        ("price not in [5]", [0, 4]),
+        ("not price in [5]", [0, 1, 3, 4]),
+        ("price in []", []),
+        ("price not in []", [0, 2, 4]),
+        ("rough <= 0.1", [0, 4]),
+        ("rough in [0.1, 1e300]", [0]),
+        ("rough < 1e300", [0, 2, 3, 4]),
+        ("label = 'dairy'", [0, 4]),
+        ("label = ' dairy '", [0, 4]),
+        ("label != 'dairy'", [2]),
+        ("not label = 'dairy'", [1, 2, 3]),
+        ("label = ''", []),
+        ("label not in ['meat', 'q']", [0, 4]),
+        ("flag", [0, 3]),
+        ("not flag", [1, 2, 4]),
+        ("flag = false", [2, 4]),
+        ("flag != true", [2, 4]),
+        ("flag in [true, false]", [0, 2, 3, 4]),
+        ("said", [0, 3]),
+        ("said = false", [2]),
+        ("genres = 'a'", [0, 3]),
+        ("genres in ['b', 'c']", [0, 1, 3]),
+        ("genres != 'a'", [1]),
+        ("genres not in ['b']", [3]),
+        ("not genres = 'a'", [1, 2, 4]),
+        ("tags = 'a'", [0, 4]),
+        ("tags not in ['a']", [3]),
+        ("year in ['1995']", [0, 2]),
+        ("empty = 'x' or not empty = 'x'", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_items_that_an_expression_lets_in(text, rows):
+    assert admitted(text) == rows
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("price <= 'x'", r"column 'price' holds numbers; got 'x' \(str\): give a number"),
+        ("price = true", r"column 'price' holds numbers; got True \(bool\)"),
+        ("price in [1, 'x']", r"column 'price' holds numbers; got 'x'"),
+        ("price", "column 'price' holds numbers: compare it, as in `price` <= 20"),
+        ("item_id = 7", r"column 'item_id' holds texts; got 7 \(int\): write '7'"),
+        ("year >= 1995", "column 'year' holds texts, which have no order; got >="),
+        ("year = 1995.0", "column 'year' holds texts; got 1995.0 .*: write '1995'"),
+        ("label = true", r"column 'label' holds texts; got True \(bool\): write 'true'"),
+        ("label", "column 'label' holds texts: compare it, as in `label` = 'x'"),
+        ("genres", "column 'genres' holds texts"),
+        ("flag = 1", r"column 'flag' holds true or false; got 1 \(int\): write flag or not flag"),
+        ("flag < true", "column 'flag' holds true or false; got <: allowed are = and !="),
+        ("flag in ['true']", "column 'flag' holds true or false; got 'true'"),
+        ("said = 'True'", "column 'said' holds true or false; got 'True'"),
+        ("image = 3", r"column 'image' holds list<.*float>; allowed are columns of numbers, texts"),
+        ("genre = 'a'", "unknown column 'genre'; did you mean 'genres'"),
+        ("repeat_rate > 0", "unknown column 'repeat_rate'"),
+        ("q = 3", "unknown column 'q'; allowed: empty, flag, genres, image, item_id, label"),
+    ],
+)
+def test_a_value_that_is_not_of_its_columns_type_is_refused(text, message):
+    with pytest.raises(SchemaError, match=message):
+        COLUMNS.admit(parse_where(text))
+
+
+def test_a_mask_is_computed_once_for_a_text_and_cannot_be_changed():
+    columns = Columns(TABLE, ())
+    first = columns.admit(parse_where("flag and whole < 3"))
+    assert columns.admit(parse_where("flag and whole < 3")) is first
+    assert columns.admit.cache_info().misses == 1
+    with pytest.raises(ValueError, match="read-only"):
+        first[0] = True
+    for number in range(100):
+        columns.admit(parse_where(f"whole = {number}"))
+    assert columns.admit.cache_info().currsize == 32
+
+
+@pytest.mark.parametrize(
+    ("column", "cells"),
+    [
+        ("whole", [[1], [], [2**53 + 1], [-3], [0]]),
+        ("price", [[0.1], [], [5.0], [], [0.0]]),
+        ("flag", [[True], [], [False], [True], [False]]),
+        ("label", [["dairy"], [], ["meat"], [], ["dairy"]]),
+        ("genres", [["a", "b"], ["b"], [], ["c", "a"], []]),
+    ],
+)
+def test_items_share_a_code_where_they_share_a_value(column, cells):
+    labels = COLUMNS.read(column).labels
+    codes = [labels.codes_of(row) for row in range(5)]
+    assert [len(of) for of in codes] == [len(of) for of in cells]
+    shared = {
+        (value, code) for values, of in zip(cells, codes, strict=True) for value, code in zip(values, of, strict=True)
+    }
+    assert len({value for value, _ in shared}) == len({code for _, code in shared}) == len(shared)
+
+
+OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
+
+
+@given(
+    values=st.lists(st.none() | st.integers(-(2**63), 2**63 - 1) | st.sampled_from([0, 1, 2**53, 2**53 + 1])),
+    sign=st.sampled_from(sorted(OPERATORS)),
+    number=st.integers(-(2**70), 2**70) | st.sampled_from([0, 1, 1.5, 2**53, 2**53 + 1, -1e300]),
+)
+def test_integers_are_compared_exactly(values, sign, number):
+    table = pa.table({"n": pa.array(values, pa.int64())})
+    compare = getattr(operator, OPERATORS[sign])
+    expected = [value is not None and compare(value, number) for value in values]
+    assert Columns(table, ()).admit(parse_where(f"n {sign} {number!r}")).tolist() == expected
+    among = Columns(table, ()).admit(parse_where(f"n in [{number!r}, 1]")).tolist()
+    assert among == [value is not None and value in (number, 1) for value in values]
