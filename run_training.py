@@ -24,6 +24,7 @@ from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
+from models.newcomers import Newcomers, fit_newcomers
 from models.sampling import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
@@ -33,6 +34,8 @@ from run_state import declare
 from serve.bundle import Bundle
 from serve.schema import Schema
 
+NEWCOMER_USERS = 512
+"""The most users that new items are made visible to."""
 console = Console()
 
 
@@ -170,3 +173,11 @@ def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: Inter
         NegativeSampler.make(recipe.negatives, settings.in_batch_negatives, torch.from_numpy(data.count_targets())),
         settings.correction,
     )
+
+
+def place_newcomers(trained: Trained, seed: int) -> Newcomers:
+    """Fit what places items that training did not see."""
+    data = trained.data
+    is_taken = torch.from_numpy(data.count_targets() > 0)
+    requests = data.drawn_requests(NEWCOMER_USERS)
+    return fit_newcomers(trained.towers.eval(), torch.from_numpy(data.trends.popularity[-1]), is_taken, requests, seed)

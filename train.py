@@ -43,7 +43,7 @@ from models.checkpoints import note_published
 from models.defaults import Choice
 from run_config import Config, complete_text, parse
 from run_state import declare, is_finished, refuse_replacing
-from run_training import Trained, print_choices, settle, train
+from run_training import Trained, place_newcomers, print_choices, settle, train
 from serve.bundle import Bundle
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
@@ -230,7 +230,8 @@ def stage_bundle(
     items = trained.catalogue.to_arrow()
     if schema.repeats == "allow":
         items = items.append_column("repeat_rate", pa.array(trends.repeat_rate[-1]))
-    export_bundle(trained.towers, schema, items, trends.popularity[-1], stage, config.seed)
+    newcomers = place_newcomers(trained, config.seed)
+    export_bundle(trained.towers, newcomers, schema, items, trends.popularity[-1], stage, config.seed)
     facts = Facts(
         similarity=trained.towers.item_tower.similarity,
         popularity_dims=len(schema.popularity_days),

@@ -139,8 +139,15 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def final_requests(self) -> Iterator[RequestBatch]:
         """Yield a request of every user with all her training events, and no target."""
+        return self._requests_of(np.arange(len(self.sequences.user_ids)))
+
+    def drawn_requests(self, most_users: int) -> Iterator[RequestBatch]:
+        """Do as `final_requests` for some users, drawn by the seed."""
+        users = np.random.default_rng(self.seed).permutation(len(self.sequences.user_ids))[:most_users]
+        return self._requests_of(np.sort(users))
+
+    def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
         nothing = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-        users = np.arange(len(self.sequences.user_ids))
         for rows in _tiles(len(users), REQUESTS_PER_BATCH):
             yield self._final_batch(users, nothing, rows)
 

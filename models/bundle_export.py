@@ -9,6 +9,7 @@ import pyarrow as pa
 import torch
 
 from models.export import Graph, check_parity, export_graph, item_graph, user_graph
+from models.newcomers import Newcomers
 from models.parity_cases import draw_events, item_case, user_case, user_cases
 from models.towers import Towers
 from serve.durable import name_file, write_file
@@ -21,11 +22,20 @@ from serve.schema import Schema
 from serve.staging import Stage
 
 
-def export_bundle(towers: Towers, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int) -> None:
+def export_bundle(
+    towers: Towers,
+    newcomers: Newcomers,
+    schema: Schema,
+    items: pa.Table,
+    popularity: Floats,
+    stage: Stage,
+    seed: int,
+) -> None:
     """Write towers, vectors, index, items and schema into a stage; refuse if ONNX and torch differ.
 
     Args:
         towers: trained, on the CPU.
+        newcomers: place items that the catalogue does not have.
         schema: of the data.
         items: `item_id` and columns to show and filter by, by item_row.
         popularity: (N, P) as of `schema.data_until`.
@@ -44,7 +54,7 @@ def export_bundle(towers: Towers, schema: Schema, items: pa.Table, popularity: F
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
     _export_user_tower(towers, schema, vectors, stage, space_id, seed)
-    _export_item_tower(item_graph(towers.item_tower), schema, stage, space_id, seed)
+    _export_item_tower(item_graph(newcomers), schema, stage, space_id, seed)
 
 
 def write_vectors(vectors: Floats, path: Path) -> None:

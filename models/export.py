@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Tensors
-from models.item_tower import ItemTower
 from models.memory import memory_inputs
+from models.newcomers import Newcomers
 from models.user_tower import UserTower
 from serve.durable import write_file
 from serve.errors import BundleError
@@ -45,7 +45,7 @@ _MEMORY_AXES = {
     "user_statistics": "B",
     "category_preferences": "B",
 }
-_ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N", "popularity": "N"}
+_ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N"}
 
 
 class UserGraph(nn.Module):
@@ -74,15 +74,16 @@ class RepeatUserGraph(nn.Module):
 
 
 class ItemGraph(nn.Module):
-    """The item tower of items that have content and no id part."""
+    """The item tower of new items."""
 
-    def __init__(self, tower: ItemTower) -> None:
+    def __init__(self, newcomers: Newcomers) -> None:
         super().__init__()
-        self.tower = tower
+        self.newcomers = newcomers
 
     def forward(self, arrays: Tensors) -> Tensor:
         """Return the item vectors (N, W)."""
-        return self.tower.encode_content(*(arrays[name] for name in _ITEM_AXES))  # (N, W)
+        vectors: Tensor = self.newcomers(*(arrays[name] for name in _ITEM_AXES))  # (N, W)
+        return vectors
 
 
 @dataclass(frozen=True)
@@ -101,8 +102,8 @@ def user_graph(tower: UserTower) -> Graph:
     return Graph(RepeatUserGraph(tower), _USER_AXES | _MEMORY_AXES, ("user_vectors", "memory"))
 
 
-def item_graph(tower: ItemTower) -> Graph:
-    return Graph(ItemGraph(tower), _ITEM_AXES, ("item_vectors",))
+def item_graph(newcomers: Newcomers) -> Graph:
+    return Graph(ItemGraph(newcomers), _ITEM_AXES, ("item_vectors",))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:

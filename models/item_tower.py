@@ -65,12 +65,10 @@ class ItemTower(nn.Module):
             ids = ids * (~(is_dropped & has_content)).unsqueeze(1)  # (N, D)
         return self.join(ids + self.content(codes, values), categories, popularity)  # (N, W)
 
-    def encode_content(self, codes: Tensor, values: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
-        """Make the vectors of items that have no id part, (N, W)."""
-        return self.join(self.content(codes, values), categories, popularity)  # (N, W)
-
     def join(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
-        if self.similarity == "cosine":
-            taste = functional.normalize(taste, dim=-1)  # (N, D)
+        """Complete taste (N, D) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
-        return torch.cat([taste, affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)
+        return torch.cat([self.normalise(taste), affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)
+
+    def normalise(self, taste: Tensor) -> Tensor:
+        return functional.normalize(taste, dim=-1) if self.similarity == "cosine" else taste  # (N, D)

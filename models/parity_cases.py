@@ -80,14 +80,12 @@ def user_case(
 def item_case(schema: Schema, n: int, rng: np.random.Generator) -> Arrays:
     """Make the item tower's inputs for n drawn items."""
     features = draw_features(schema.item_features, n, rng)
-    n_popularity = len(schema.popularity_days)
     n_categories = count_categories(schema.item_features)
     width = sum(feature.kind == "categorical" for feature in schema.item_features)
     return {
         "item_codes": features.codes,
         "item_values": features.values,
         "categories": rng.integers(0, max(1, n_categories), (n, width)),
-        "popularity": rng.normal(size=(n, n_popularity)).astype(np.float32),
     }
 
 

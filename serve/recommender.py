@@ -144,7 +144,7 @@ class Recommender:
             rows: feature column -> raw value of each item; a column that is not given is missing.
 
         Returns:
-            (n, W) vectors, as popular as the least popular item.
+            (n, W) vectors; where popularity is a part of them, so popular that they are as visible as an average item.
 
         Raises:
             SchemaError: a column that no feature reads, or a number that does not parse.

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ import torch
 from models.bundle_export import export_bundle, write_vectors
 from models.export import check_parity, item_graph, user_graph
 from models.memory import memory_inputs
+from models.newcomers import Newcomers
 from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
 from models.towers import Towers
 from serve.errors import BundleError
@@ -40,6 +42,7 @@ class Shipped:
 
     world: World
     towers: Towers
+    newcomers: Newcomers
     popularity: np.ndarray
     folder: Path
 
@@ -57,8 +60,17 @@ def ship(stage: Stage, config, similarity: str) -> Shipped:
     data = make_data(world)
     towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
     items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
-    export_bundle(towers, world.schema, items, popularity, stage, seed=1)
-    return Shipped(world, towers, popularity, stage.path)
+    newcomers = make_newcomers(towers, popularity.shape[1])
+    export_bundle(towers, newcomers, world.schema, items, popularity, stage, seed=1)
+    return Shipped(world, towers, newcomers, popularity, stage.path)
+
+
+def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
+    """Make what places new items by another content part than that of the item tower."""
+    content = copy.deepcopy(towers.item_tower.content)
+    with torch.no_grad():
+        content.table.weight.mul_(1.5)
+    return Newcomers(towers.item_tower, content, torch.linspace(0.5, 1.5, n_popularity)).eval()
 
 
 @pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
@@ -108,9 +120,9 @@ def test_user_tower_answers_as_torch(shipped, batch, length):
 def test_item_tower_places_items_by_content_as_torch(shipped, batch):
     arrays = item_case(shipped.schema, batch, np.random.default_rng(batch))
     (found,) = run_onnx(shipped.folder / ITEM_TOWER, arrays)
-    names = ("item_codes", "item_values", "categories", "popularity")
+    names = ("item_codes", "item_values", "categories")
     with torch.no_grad():
-        expected = shipped.towers.item_tower.encode_content(*(torch.from_numpy(arrays[name]) for name in names))
+        expected = shipped.newcomers(*(torch.from_numpy(arrays[name]) for name in names))
     assert np.abs(found - expected.numpy()).max() <= PARITY
 
 
@@ -153,11 +165,11 @@ def test_an_item_vector_changed_after_the_export_is_noticed(shipped):
 
 def weights_of(shipped: Shipped) -> list[tuple]:
     towers = shipped.towers
-    user, item = user_graph(towers.user_tower), item_graph(towers.item_tower)
+    user, item = user_graph(towers.user_tower), item_graph(shipped.newcomers)
     weights = [
         (user, USER_TOWER, towers.user_tower.blocks.blocks[0].gap_bias.weight),
         (user, USER_TOWER, towers.user_tower.head[0].weight),
-        (item, ITEM_TOWER, towers.item_tower.content.table.weight),
+        (item, ITEM_TOWER, shipped.newcomers.content.table.weight),
     ]
     memory = towers.user_tower.memory
     return weights if memory is None else [*weights, (user, USER_TOWER, memory.item_score[0].weight)]

@@ -101,7 +101,7 @@ def test_id_dropout_drops_only_items_with_content(side):
     towers, popularity = make_towers(world, data), popularity_of(data)
     tower = towers.item_tower
     complete = towers.item_vectors(popularity)
-    content = tower.encode_content(towers.item_codes, towers.item_values, towers.categories, popularity)
+    content = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
     towers.train()
     for seed in range(5):
         torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def test_an_item_without_id_is_placed_by_its_content(side):
     world, data, _ = side
     towers, popularity = make_towers(world, data), popularity_of(data)
     tower = towers.item_tower
-    content = tower.encode_content(towers.item_codes, towers.item_values, towers.categories, popularity)
+    content = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
     assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
     with torch.no_grad():
         tower.id_table.weight.zero_()

@@ -1,100 +1,115 @@
-"""Items that training never saw, placed by their content alone, against content-kNN and shuffled content.
-
-    python tests/benchmarks/cold_items.py [--config configs/grocery.yaml] [--share 0.05] [--seed 0] [train.py options]
-
-A share of the items, drawn once, leaves interactions and items table. After training they are encoded from
-their features and ranked among themselves for every user who took one of them in the test period.
-"""
+"""New items in the full catalogue: a tenth of the items, absent from training, among all the others."""
 
 from __future__ import annotations
 
-import argparse
-import sys
-import tempfile
-from dataclasses import replace
-from datetime import UTC, datetime
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
-import pandas as pd
+from cold_content import HALF_LIVES, ContentNeighbours, content_matrix
+from cold_figures import METRICS, Values, describe
+from cold_training import Opened, add_items, know_everyone
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from evaluation.events import Events, as_counts
+from evaluation.examination import Examination, Lists
+from evaluation.holdout import group_requests, number_ids, plain_requests
+from evaluation.metrics import measure_users
+from evaluation.popularity import fit_popularity
+from evaluation.recommended import recommend_views
+from serve.recommender import Recommender
 
-import train  # noqa: E402
-from datamodules.tables import read_tables  # noqa: E402
-from evaluation.metrics import measure_users  # noqa: E402
-from evaluation.ranking import top_k  # noqa: E402
-from evaluation.targets import ItemSets, Targets  # noqa: E402
-from serve.recommender import Recommender  # noqa: E402
+SHARE = 0.1
+PLACES = 10
 
-METRIC = "NDCG@10"
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--config", default=str(ROOT / "configs" / "grocery.yaml"))
-    parser.add_argument("--share", type=float, default=0.05)
-    parser.add_argument("--seed", type=int, default=0)
-    args, options = parser.parse_known_args()
-    config, _ = train.parse(["--config", args.config, "--seed", str(args.seed), *options])
-    rng = np.random.default_rng(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        for name, value in compare(replace(config, out=Path(folder) / "run"), args.share, rng).items():
-            print(f"{name:20s} {METRIC} {value:.4f}")
+Models = dict[str, Callable[[], Lists]]
 
 
-def compare(config: train.Config, share: float, rng: np.random.Generator) -> dict[str, float]:
-    tables, _ = read_tables(config.data)
-    items = tables.items
-    is_cold = items["item_id"].isin(rng.choice(items["item_id"], int(share * len(items)), replace=False))
-    cold, warm = items[is_cold].reset_index(drop=True), items[~is_cold]
-    events = tables.interactions
-    is_cold_event = events["item_id"].isin(cold["item_id"])
-    finished = train.run(config, (events[~is_cold_event], tables.users, warm))
-    recommender = Recommender.load(finished.bundle)
-    at = recommender.bundle.schema.data_until
-    asked = events[is_cold_event & (events["datetime"] >= at)][["user_id", "item_id"]].drop_duplicates()
-    users = np.unique(asked["user_id"])
-    targets = make_targets(asked, users, cold["item_id"].to_numpy())
-    moment = datetime.fromtimestamp(at, UTC)
-    vectors = recommender.encode_users([{"user_id": user, "datetime": moment} for user in users.tolist()])
-    columns = [feature.column for feature in recommender.bundle.schema.item_features]
-    shuffled = cold[columns].iloc[rng.permutation(len(cold))]
-    history = events[~is_cold_event & (events["datetime"] < at)]
-    scores = {
-        "bascule": vectors @ place(recommender, cold[columns]).T,
-        "shuffled content": vectors @ place(recommender, shuffled).T,
-        "content-kNN": score_by_content(history, users, warm, cold, columns),
-        "random": rng.random((len(users), len(cold))).astype(np.float32),
+@dataclass(frozen=True)
+class ColdItems:
+    """A training without some items, the same catalogue with them, and what is asked of it."""
+
+    board: Opened
+    without: Recommender
+    extended: Recommender
+    shuffled: Recommender
+    """The new items have one another's content."""
+    past: Events
+    examination: Examination
+    requests: list[dict[str, Any]]
+
+    @classmethod
+    def prepare(cls, board: Opened, rng: np.random.Generator) -> ColdItems:
+        items = board.tables.items
+        is_cold = items["item_id"].isin(rng.choice(items["item_id"], int(SHARE * len(items)), replace=False))
+        cold = items[is_cold].reset_index(drop=True)
+        warm = board.without("item_id", cold["item_id"].to_numpy())
+        recommender = know_everyone(warm.train("without-items"), warm)
+        features = cold[board.item_columns()]
+        extended, shuffled = (
+            add_items(recommender, cold, recommender.encode_items(rows.to_dict("records")))
+            for rows in (features, features.iloc[rng.permutation(len(cold))])
+        )
+        ids = number_ids(extended.bundle.items.column("item_id").to_pylist(), (board.split.refit, board.split.test))
+        held_out = group_requests(board.split.test, ids, board.split.test_at)
+        past = ids.events(warm.split.refit)
+        examination = Examination.prepare(held_out.targets, past, board.config.data.repeats)
+        requests = plain_requests(held_out.rows, board.split.test_at)
+        return cls(board, recommender, extended, shuffled, past, examination, requests)
+
+    @property
+    def n_warm(self) -> int:
+        return len(self.without.bundle.items)
+
+    def ask(self, recommender: Recommender) -> Lists:
+        return recommend_views(recommender, self.requests, self.examination.views)
+
+    def neighbours(self) -> Models:
+        """Return content-kNN with each half-life of a history."""
+        ids = self.extended.bundle.items.column("item_id").to_pylist()
+        items = self.board.tables.items.set_index("item_id").reindex(ids).reset_index()
+        content = content_matrix(items, self.board.config.data.features.of("item"))
+        return {
+            f"content-kNN, half-life {half_life:g}": partial(self._rank_by_content, content, half_life)
+            for half_life in HALF_LIVES
+        }
+
+    def _rank_by_content(self, content: Any, half_life: float) -> Lists:
+        return self.examination.rank(ContentNeighbours(content, self.past, half_life).score)
+
+
+def measure_items(board: Opened, _: int) -> dict[str, Any]:
+    rng = np.random.default_rng(board.config.seed)
+    trial = ColdItems.prepare(board, rng)
+    rank = trial.examination.rank
+    models: Models = {
+        "bascule": partial(trial.ask, trial.extended),
+        "shuffled content": partial(trial.ask, trial.shuffled),
+        **trial.neighbours(),
+        "popularity": lambda: rank(fit_popularity(trial.past, as_counts).score),
+        "random": lambda: rank(lambda users: rng.random((len(users), trial.past.n_items), np.float32)),
+        "bascule without new items": partial(trial.ask, trial.without),
     }
-    return {name: float(measure_users(top_k(s, 20), targets)[METRIC].mean()) for name, s in scores.items()}
+    return dict(compare(models, trial.examination, trial.n_warm))
 
 
-def place(recommender: Recommender, rows: pd.DataFrame) -> np.ndarray:
-    return recommender.encode_items(rows.to_dict("records"))
+def compare(models: Models, examination: Examination, n_warm: int) -> Iterator[tuple[str, Any]]:
+    """Yield each view's figures on new items and on the others, and the share of places that new items take."""
+    lists = {name: make() for name, make in models.items()}
+    for view, targets in examination.views.items():
+        is_cold = targets.items.item_row >= n_warm
+        for name, chosen in (("new items", is_cold), ("other items", ~is_cold)):
+            if chosen.any():
+                values = {model: measure_users(of[view], targets.keep(chosen)) for model, of in lists.items()}
+                yield f"{view}, {name}", describe(values, best_neighbours(values))
+        yield (
+            f"{view}, places of new items",
+            {name: float((of[view][:, :PLACES] >= n_warm).mean()) for name, of in lists.items()},
+        )
 
 
-def make_targets(asked: pd.DataFrame, users: np.ndarray, cold_ids: np.ndarray) -> Targets:
-    request = np.searchsorted(users, asked["user_id"])
-    rows = pd.Index(cold_ids).get_indexer(pd.Index(asked["item_id"]))
-    return Targets(ItemSets.group(request, rows, len(users)), np.arange(len(users)))
-
-
-def score_by_content(
-    history: pd.DataFrame, users: np.ndarray, warm: pd.DataFrame, cold: pd.DataFrame, columns: list[str]
-) -> np.ndarray:
-    """Score by the cosine of one-hot features, weighted by inverse frequency, to the mean of the user's items."""
-    both = pd.concat([warm, cold], ignore_index=True)
-    onehot = pd.get_dummies(both[columns].astype("string"), dtype=np.float32).to_numpy()
-    onehot *= np.log(len(both) / (onehot.sum(axis=0) + 1))
-    onehot /= np.maximum(np.linalg.norm(onehot, axis=1, keepdims=True), 1e-9)
-    rows = pd.Index(both["item_id"]).get_indexer(pd.Index(history["item_id"]))
-    keep = (rows >= 0) & history["user_id"].isin(users).to_numpy()
-    counts = np.zeros((len(users), len(both)), dtype=np.float32)
-    np.add.at(counts, (np.searchsorted(users, history["user_id"].to_numpy()[keep]), rows[keep]), 1)
-    return np.asarray(np.log1p(counts) @ onehot @ onehot[len(warm) :].T)
-
-
-if __name__ == "__main__":
-    main()
+def best_neighbours(values: dict[str, Values]) -> str:
+    """Name the half-life that does best on these very targets: the baseline is chosen by the test."""
+    names = [name for name in values if name.startswith("content-kNN")]
+    return max(names, key=lambda name: values[name][METRICS[0]].mean())

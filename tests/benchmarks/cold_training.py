@@ -1,0 +1,87 @@
+"""A board trained without some of its items or users, exported, and opened as serving does."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+from boards import BOARDS, ROOT, Board
+
+import train
+from datamodules.splits import Split, split_interactions
+from datamodules.tables import Tables
+from datamodules.user_profiles import make_profiles
+from run_training import fit_towers, settle
+from serve.index import ItemIndex
+from serve.item_facts import REPEAT_RATE
+from serve.recommender import Recommender
+from serve.staging import Stage
+from serve.top_k import Floats
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A board's data, with the recipe that all of it leads to."""
+
+    config: train.Config
+    tables: Tables
+    split: Split
+
+    def item_columns(self) -> list[str]:
+        return [str(feature.column) for feature in self.config.data.features.of("item").values()]
+
+    def without(self, column: str, ids: np.ndarray) -> Opened:
+        """Take users or items away, and all that happened with them before the test."""
+        table = f"{column.removesuffix('_id')}s"
+        left = {name: _drop(getattr(self.tables, name), column, ids) for name in ("interactions", table)}
+        parts = {name: _drop(getattr(self.split, name), column, ids) for name in ("train", "validation")}
+        return replace(self, tables=replace(self.tables, **left), split=replace(self.split, **parts))
+
+    def train(self, name: str) -> Recommender:
+        """Train on all before the test, going on where a killed run of this name stopped, and export."""
+        config = replace(self.config, out=self.config.out / name)
+        with Stage.open(config.out) as stage:
+            trained = fit_towers(config, self.tables, self.split, config.model.max_epochs)
+            _, recommender = train.stage_bundle(config, trained, self.tables, self.split, stage)
+        return recommender
+
+
+def open_board(name: str, tables: Path, runs: Path, seed: int, options: Sequence[str]) -> Opened:
+    """Read and split a board's data; its trainings will go below `runs`."""
+    board: Board = next(board for board in BOARDS if board.name == name)
+    folder = tables / board.dataset
+    words = ["--config", str(ROOT / "configs" / "bench" / f"{board.dataset}.yaml"), "--seed", str(seed)]
+    words += ["--data.interactions.path", str(folder / board.table), *board.options, "--out", str(runs), *options]
+    for side in ("users", "items"):
+        words += [f"--data.{side}.path", str(folder / f"{side}.csv")]
+    config, _ = train.parse(words)
+    runs.mkdir(parents=True, exist_ok=True)
+    read, _ = train.read(config, None, runs)
+    config, _ = settle(config, read)
+    return Opened(config, read, split_interactions(read.interactions, config.data, seed))
+
+
+def know_everyone(recommender: Recommender, board: Opened) -> Recommender:
+    """Give it the profiles of all users of a board, those that training did not see among them."""
+    return Recommender(
+        recommender.bundle, make_profiles(board.split.refit, board.tables.users, recommender.bundle.schema)
+    )
+
+
+def add_items(recommender: Recommender, rows: pd.DataFrame, vectors: Floats) -> Recommender:
+    """Put new items behind the catalogue: they are searched and listed like all others."""
+    bundle = recommender.bundle
+    if REPEAT_RATE in bundle.items.column_names:  # read of owned items alone, and nobody owns these
+        rows = rows.assign(**{REPEAT_RATE: np.float32(0)})
+    items = pa.concat_tables([bundle.items, pa.Table.from_pandas(rows, bundle.items.schema, preserve_index=False)])
+    every = np.concatenate([bundle.vectors, vectors])
+    extended = replace(bundle, vectors=every, items=items, index=ItemIndex.build(every))
+    return Recommender(extended, recommender.profiles)
+
+
+def _drop(table: pd.DataFrame, column: str, ids: np.ndarray) -> pd.DataFrame:
+    return table[~table[column].isin(ids)] if column in table else table

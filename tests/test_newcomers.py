@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from models.newcomers import Newcomers, find_level, fit_content, fit_newcomers
+from models.towers import Towers
+from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
+from tests.tiny_towers import make_towers, one_thread
+
+ALL = torch.ones(N, dtype=torch.bool)
+OUTSIDE = N - 2  # items from here on have no content
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module", params=[(ORDERED, "cosine"), (BASKETS, "dot")], ids=["ordered", "baskets"])
+def side(request):
+    config, similarity = request.param
+    world = make_world(config)
+    data = make_data(world)
+    return data, make_towers(world, data, similarity), torch.from_numpy(data.trends.popularity[-1])
+
+
+def place(newcomers: Newcomers, towers: Towers, rows=slice(None)) -> torch.Tensor:
+    with torch.no_grad():
+        return newcomers(towers.item_codes[rows], towers.item_values[rows], towers.categories[rows])
+
+
+def fit(side, is_taken=ALL) -> tuple[Newcomers, torch.Tensor]:
+    data, towers, popularity = side
+    newcomers = fit_newcomers(towers, popularity, is_taken, data.drawn_requests(9), seed=4)
+    return newcomers, place(newcomers, towers)
+
+
+def distance(placed: torch.Tensor, vectors: torch.Tensor) -> float:
+    return float((placed - vectors)[:OUTSIDE, :D].square().sum(dim=1).mean())
+
+
+def test_new_items_stand_nearer_to_items_like_them_than_the_trained_content_does(side):
+    _, towers, popularity = side
+    tower = towers.item_tower
+    with torch.no_grad():
+        vectors = towers.item_vectors(popularity)
+        trained = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
+    _, placed = fit(side)
+    assert distance(placed, vectors) < 0.8 * distance(trained, vectors)
+
+
+def test_nothing_that_was_trained_changes(side):
+    _, towers, _ = side
+    before = copy.deepcopy(towers.state_dict())
+    fit(side)
+    after = towers.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+def test_the_same_seed_places_alike(side):
+    first, second = fit(side)[1], fit(side)[1]
+    assert torch.equal(first, second)
+
+
+def test_items_nobody_has_taken_teach_nothing(side):
+    data, towers, popularity = side
+    is_taken = ALL.clone()
+    is_taken[3] = False
+    _, placed = fit((data, towers, popularity), is_taken)
+    moved = copy.deepcopy(towers)
+    with torch.no_grad():
+        moved.item_tower.id_table.weight[3] += 5
+    rows = torch.arange(N)[is_taken]
+    contents = []
+    for changed in (towers, moved):
+        with torch.no_grad():
+            vectors = changed.item_vectors(popularity)
+        contents.append(fit_content(changed, vectors, rows[:OUTSIDE], torch.Generator().manual_seed(1)))
+    assert torch.equal(contents[0].table.weight, contents[1].table.weight)
+    assert torch.isfinite(placed).all()
+
+
+def test_content_of_one_category_is_fitted_to_its_mean():
+    world = make_world(BASKETS)
+    data = make_data(world)
+    towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
+    codes = towers.item_codes
+    towers.item_codes = torch.cat([codes[:, :1], torch.zeros_like(codes[:, 1:])], dim=1)  # the category alone
+    towers.item_values = torch.zeros_like(towers.item_values)
+    with torch.no_grad():
+        vectors = towers.item_vectors(popularity)
+        content = fit_content(towers, vectors, torch.arange(OUTSIDE), torch.Generator().manual_seed(0))
+        placed = content(towers.item_codes, towers.item_values)
+    for code in codes[:OUTSIDE, 0].unique():
+        members = (codes[:OUTSIDE, 0] == code).nonzero().squeeze(1)
+        assert (placed[members[0]] - vectors[members, :D].mean(dim=0)).abs().max() < 0.05
+
+
+def test_a_new_item_is_as_visible_as_an_average_item():
+    world = make_world(BASKETS)
+    data = make_data(world)
+    towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
+    stand_ins = torch.tensor([1, 4, 8, 15])
+    n_windows = popularity.shape[1]
+    newcomers = Newcomers(towers.item_tower, towers.item_tower.content, torch.zeros(n_windows))
+    with torch.no_grad():
+        vectors = towers.item_vectors(popularity)
+        level = find_level(towers, vectors, stand_ins, newcomers, data.drawn_requests(9))
+    placed = place(newcomers, towers, stand_ins)
+    placed[:, -n_windows:] = level
+    seen, cells = 0, 0
+    for batch in data.drawn_requests(9):
+        with torch.no_grad():
+            users, _ = towers.request_vectors(batch, vectors)
+        for row, user in enumerate(users.numpy()):
+            owned = set(batch.owned_rows[batch.owned_users == row].tolist())
+            others = sorted(
+                (float(user @ vectors[item].numpy()) for item in range(N) if item not in owned), reverse=True
+            )
+            last = others[9] if len(others) >= 10 else -np.inf
+            for item, vector in zip(stand_ins.tolist(), placed.numpy(), strict=True):
+                cells += 1
+                seen += item not in owned and float(user @ vector) >= last - 1e-5
+    assert seen == round(cells * 10 / N)
+
+
+def test_popularity_stays_within_that_of_the_catalogue(side):
+    _, _, popularity = side
+    newcomers, placed = fit(side)
+    assert len(newcomers.popularity) == popularity.shape[1]
+    assert (newcomers.popularity >= popularity.amin(dim=0)).all()
+    assert (newcomers.popularity <= popularity.amax(dim=0)).all()
+    assert torch.equal(placed[:, placed.shape[1] - popularity.shape[1] :], newcomers.popularity.expand(N, -1))
+
+
+def test_where_nothing_was_taken_the_trained_content_stays(side):
+    _, towers, popularity = side
+    newcomers, _ = fit(side, torch.zeros(N, dtype=torch.bool))
+    assert torch.equal(newcomers.content.table.weight, towers.item_tower.content.table.weight)
+    assert torch.equal(newcomers.popularity, popularity.amin(dim=0))
