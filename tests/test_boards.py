@@ -129,7 +129,7 @@ def test_rows_of_a_board(measured):
     )
     assert informed.model == "**Bascule**, told the moment"
     assert (popularity.model, popularity.seeds, popularity.seconds) == ("popularity", "0", ("0.2", ""))
-    assert popularity.figures == "NDCG@10 0.3000, HR@10 0.6000; **Bascule** NDCG@10 +0.3000 (+0.1000, +0.9000)"
+    assert popularity.figures == "NDCG@10 0.3000, HR@10 0.6000; **Bascule** minus it NDCG@10 +0.3000 (+0.1000, +0.9000)"
 
 
 def test_peers_of_a_folder_and_of_a_table_are_the_same_rows(measured):

@@ -55,7 +55,7 @@ class Board:
 
 
 ON_MOVIES, ON_BEAUTY, ON_GROCERIES = "movielens-100k", "amazon-beauty", "complete-journey"
-BENCH_MONTH = "the same test without items that came in December, asked without a moment"
+BENCH_MONTH = "the same test without users and items that came in December, asked without a moment"
 BENCH_PAIR = "the same test, one list per held-out row"
 BOARDS = (
     Board(ON_MOVIES, ON_MOVIES, LAST_EVENT, ALL_BUT_TEST),

@@ -136,7 +136,7 @@ def describe(one: Ran) -> Iterator[Row]:
     for name in first["baselines"]:
         if name in first["test"]:
             metric = board.figures[0]
-            ahead = f"; **Bascule** {metric} {show_difference(pick(first['paired'][name], metric))}"
+            ahead = f"; **Bascule** minus it {metric} {show_difference(pick(first['paired'][name], metric))}"
             fit = f"{first['timing'][f'baseline_{name}']:.1f}"
             yield Row(name, "0", show(board, [first["test"][name]]) + ahead, board.protocol, (fit, ""))
 
@@ -201,7 +201,7 @@ def tell_seconds(runs: list[dict[str, Any]]) -> tuple[str, str]:
         mean(sum(timing.get(f"{name}{kind}", 0) for name in ("training", "training_again")) for timing in timings)
         for kind in ("", "_cpu")
     )
-    return f"{clock:.0f}", f"{work:.0f}"
+    return f"{clock:.0f}", f"{work:.0f}" if all("training_cpu" in timing for timing in timings) else ""
 
 
 def join(cells: tuple[str, ...] | list[str]) -> str:

@@ -88,13 +88,16 @@ def compare(result: BoardResult) -> list[tuple[str, ...]]:
 
 
 def draw(results: Sequence[BoardResult], metric: str, path: Path) -> None:
-    """Draw a panel per board: our curve, and each peer where its fit ends. The suffix of the path says the format."""
+    """Draw a panel per board: our curve, and each peer where its fit ends, over seconds of the processor.
+
+    Those are what a core that nobody shares would take. The suffix of the path says the format.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.2 * len(results), 3.8), layout="constrained")
     for axes, result in zip(figure.subplots(1, len(results), squeeze=False)[0], results, strict=True):
         axes.plot(
-            [point.seconds for point in result.points],
+            [point.work for point in result.points],
             [point.quality for point in result.points],
             marker="o",
             markersize=3,
@@ -102,9 +105,9 @@ def draw(results: Sequence[BoardResult], metric: str, path: Path) -> None:
             label="Bascule, after each epoch",
         )
         for peer, colour in zip(result.peers, THEIRS, strict=False):
-            axes.plot(peer.seconds, peer.quality, "D", color=colour, label=peer.name)
+            axes.plot(peer.work, peer.quality, "D", color=colour, label=peer.name)
             axes.axhline(peer.quality, color=colour, linewidth=0.6, linestyle=":")
-        axes.set(title=result.board, xlabel="seconds of training, one core", ylabel=f"{metric} of the test")
+        axes.set(title=result.board, xlabel="processor seconds of training, one core", ylabel=f"{metric} of the test")
         axes.set_xlim(left=0)
         axes.set_ylim(bottom=0)
         axes.legend(loc="lower right", fontsize="small", frameon=False)
