@@ -1,15 +1,18 @@
 """The item index: exact inner product over all items, exclusions inside the search.
 
 The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat
-index, which would be a second copy. Median ms with 1 thread, k = 20, 100 exclusions a request:
+index, which would be a second copy. Median ms of CPU time with 1 thread of a busy machine, k = 20:
 
-    items x dims               12.5k x 67       100k x 64
-    requests                    1     256       1     256
-    this search               .20      13     1.9     105
-    IndexFlatIP, selectors    .17      60     2.2     562    (a selector is per call: one by one)
-    IndexFlatIP, none masked  .10      28     1.6     496
+    items x dims                              12.5k x 67       100k x 64
+    requests                                   1     256       1     256
+    100 masked: this search                  .85      15     3.3     113
+                IndexFlatIP, selectors       .56      74     3.6     757    (a selector is per call: one by one)
+    none masked: this search                 .71      11     3.1     102
+                 IndexFlatIP                 .34      32     3.1     595
+                 IndexFlatIP told to use BLAS         10              85
 
-(`python tests/benchmarks/search.py` repeats it as ratios.)
+FAISS chooses the slower of its two ways for a batch of this size; where nothing is masked the other one is a little
+faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
 
 `items.faiss` is the same vectors for whoever reads the bundle with FAISS; loading checks that it agrees. An
 approximate index would be another class with these methods: `load`, `save`, `search`, `similar`.

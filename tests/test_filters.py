@@ -1,15 +1,18 @@
 from collections import Counter
+from contextlib import closing
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.live.items import LiveItems
+from serve.recommender import Recommender
 from serve.requests import parse_request
 from tests.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
-from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids
+from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of
 from tests.linear_reference import naive_list, naive_scores
 
@@ -218,21 +221,22 @@ def test_other_reasons(recommenders):
     assert recommenders["shop"].rank_owned([{}], 3).of(0).reason is None
 
 
-def test_live_items_and_what_is_said_of_them_are_filtered_at_once(recommenders, tmp_path):
-    ids, live = item_ids(SHOP), LiveItems(tmp_path / "items.db", recommenders["shop"])
+def test_live_items_and_what_is_said_of_them_are_filtered_at_once(tmp_path):
+    ids, recommender = item_ids(SHOP), Recommender(Bundle.load(publish_linear(tmp_path, SHOP, 3)))
+    with closing(LiveItems(tmp_path / "items.db", recommender)) as live:
 
-    def ask(filters, k=N + 5):
-        return live.recommender.recommend([{"filters": filters}], k, filter_viewed=False).of(0)
+        def ask(filters, k=N + 5):
+            return live.recommender.recommend([{"filters": filters}], k, filter_viewed=False).of(0)
 
-    assert len(ask({"where": "in_stock"}).item_id) == N
-    live.put(ids[3], {"in_stock": False, "price": 0.5, "genres": ["comedy", "new"]})
-    live.put("new", {"department": "dairy", "price": 0.25, "genres": "drama"})
-    live.remove(ids[0])
-    everything = set(ids[1:]) | {"new"}
-    assert set(ask({"where": "in_stock"}).item_id) == everything - {ids[3]}
-    assert set(ask({"where": "price <= 0.5 and genres in ['new', 'drama']"}).item_id) >= {"new", ids[3]}
-    assert set(ask({"only": [ids[0], "new", ids[3]]}).item_id) == {"new", ids[3]}
-    assert ids[0] not in ask({"at_most": {"department": N}}).item_id
-    assert ask({"where": "not in_stock"}).reason == f"only 1 item is admissible: where 'not in_stock' leaves 1 of {N}"
-    assert ask({}).reason == f"only {N} items are admissible: the catalogue has {N}"
-    live.close()
+        assert len(ask({"where": "in_stock"}).item_id) == N
+        live.put(ids[3], {"in_stock": False, "price": 0.5})
+        live.put("new", {"department": "dairy", "price": 0.25})
+        live.remove(ids[0])
+        everything = set(ids[1:]) | {"new"}
+        assert set(ask({"where": "in_stock"}).item_id) == everything - {ids[3]}
+        assert set(ask({"where": "price in [0.25, 0.5]"}).item_id) == {"new", ids[3]}
+        assert set(ask({"only": [ids[0], "new", ids[3]]}).item_id) == {"new", ids[3]}
+        assert ids[0] not in ask({"at_most": {"department": N}}).item_id
+        reason = ask({"where": "not in_stock"}).reason
+        assert reason == f"only 1 item is admissible: where 'not in_stock' leaves 1 of {N}"
+        assert ask({}).reason == f"only {N} items are admissible: the catalogue has {N}"
