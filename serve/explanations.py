@@ -1,4 +1,4 @@
-"""Why an item is in a list, where that can be said: what is shown of it, and the item of the history it is most like."""
+"""Why an item is in a list, where that can be said: what it is, and the item of the history it is most like."""
 
 from __future__ import annotations
 

@@ -50,6 +50,10 @@ def test_every_element_that_the_script_asks_for_is_there():
         assert f'id="{name}"' in PAGE
 
 
+def cosine(one, other):
+    return float(one @ other / (one @ one * (other @ other)) ** 0.5)
+
+
 def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app):
     ids = item_ids(FILMS)
     history = [3, 8, 11]
@@ -58,12 +62,7 @@ def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app):
     vectors = vectors_of(3)[:, :D].astype(float)
     for item in items:
         row = ids.index(item["item_id"])
-        cosines = {
-            old: float(
-                vectors[row] @ vectors[old] / (vectors[row] @ vectors[row] * (vectors[old] @ vectors[old])) ** 0.5
-            )
-            for old in history
-        }
+        cosines = {old: cosine(vectors[row], vectors[old]) for old in history}
         nearest = max(cosines, key=cosines.get)
         assert item["because"] == {"item_id": ids[nearest], "cosine": pytest.approx(cosines[nearest], abs=1e-3)}
         assert item["columns"]["title"] == f"Title {row}"

@@ -1,6 +1,7 @@
 """Reloads over HTTP: who may ask, and what answers before, meanwhile and after."""
 
 import os
+import re
 import shutil
 import threading
 
@@ -10,12 +11,14 @@ import pytest
 from serve.http.app import make_app
 from serve.http.reloading import make_reloading
 from serve.recommender import Recommender
+from tests import damaged_bundles
 from tests.linear_bundle import SHOP, UNTIL, publish_linear
 from tests.live_service import publish_served, sharing
 from tests.served import JSON, ask, serving
 
 TOKEN = "a token of more than 16 characters"
 AUTHORISED = JSON | {"authorization": f"Bearer {TOKEN}"}
+DAMAGES = list(damaged_bundles.damages())
 REQUEST = {"user_id": "u1", "datetime": UNTIL, "k": 5}
 
 
@@ -84,6 +87,36 @@ def test_what_cannot_be_loaded_is_refused_and_the_old_version_answers_on(app, bu
     assert last["reason"] == reply.json["error"]["message"]
     after = ask(app, "POST", "/v1/recommend", REQUEST).json
     assert (after["version"], after["answers"]) == (before["version"], before["answers"])
+
+
+def test_after_a_damage_the_old_version_answers_on(app, bundle, tmp_path):
+    reload_damaged(app, bundle, tmp_path, DAMAGES[::9])
+
+
+@pytest.mark.slow
+def test_after_every_damage_the_old_version_answers_on(app, bundle, tmp_path):
+    reload_damaged(app, bundle, tmp_path, DAMAGES)
+
+
+def reload_damaged(app, bundle, tmp_path, damages):
+    before = ask(app, "POST", "/v1/recommend", REQUEST).json
+    other = publish_linear(tmp_path / "other", SHOP, seed=8)
+    whole = tmp_path / "whole"
+    bundle.rename(whole)
+    for name, damage, message in damages:
+        shutil.copytree(other, bundle)
+        damage(bundle, whole)
+        reply = ask(app, "POST", "/v1/reload", headers=AUTHORISED)
+        assert reply.status == 409, name
+        assert ask(app, "GET", "/ready").status == 200, name
+        assert re.search(message, ask(app, "GET", "/v1/status").json["last_reload"]["reason"]), name
+        after = ask(app, "POST", "/v1/recommend", REQUEST).json
+        assert (after["version"], after["answers"]) == (before["version"], before["answers"]), name
+        remove(bundle)
+
+
+def remove(path):
+    path.unlink() if path.is_symlink() else shutil.rmtree(path)
 
 
 class Checker(threading.Thread):

@@ -40,8 +40,8 @@ def _describe_http(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, metavar="DIR", help=f"default: the folder 'state' {where}")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
-    token = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
-    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=token)
+    file = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
+    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=file)
     parser.set_defaults(run=_http)
 
 
