@@ -32,6 +32,11 @@ class ImpressionLog:
         self._thread = Thread(target=self._work, name="bascule-impressions", daemon=True)
         self._thread.start()
 
+    @property
+    def is_full(self) -> bool:
+        """Would `add` wait for the disk now."""
+        return self._batches.full()
+
     def add(self, batch: Batch) -> None:
         """Let impressions be written soon."""
         self._batches.put(batch)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Path, Request
 
@@ -22,7 +22,7 @@ def make_changing(parts: Parts) -> APIRouter:
 
     @router.post("/v1/events", summary="Users did something: it counts in the next answer, and survives a kill")
     async def tell(request: Request, body: Annotated[Tell, Body(openapi_examples=EVENT_EXAMPLES)]) -> dict[str, Any]:
-        events = body.get("events", [body])
+        events = cast(list[dict[str, Any]], body.get("events", [body]))
         n_kept = await writing.run(partial(service.observe, events))
         parts.metrics.events.inc(n_kept)
         return _say(request, kept=n_kept)

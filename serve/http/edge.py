@@ -6,7 +6,7 @@ import secrets
 import time
 from typing import TYPE_CHECKING
 
-from serve.http.faults import write_fault
+from serve.http.faults import TOO_MANY, write_fault
 from serve.http.parts import Parts
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Edge:
 
     async def _shed(self, request_id: str, send: Send) -> None:
         self._parts.metrics.shed.inc()
-        body = write_fault(503, "too many requests wait; come back later", request_id)
+        body = write_fault(503, TOO_MANY, request_id)
         headers = [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),

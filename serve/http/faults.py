@@ -16,6 +16,7 @@ from serve.http.redaction import without_values
 
 _LOG = logging.getLogger("serve.http")
 
+TOO_MANY = "too many requests wait; come back later"
 MOST_SAID = 400
 """Characters of a message: the whole answer stays below 1 KB."""
 _CODES = {
@@ -88,7 +89,10 @@ async def answer_invalid(request: Request, fault: Exception) -> Response:
 
 async def answer_overload(request: Request, fault: Exception) -> Response:
     """Answer where work waited for too long, or found no room."""
-    return _respond(request, 503, "too many requests wait; come back later", headers={"retry-after": "1"})
+    parts = request.scope["state"]["parts"]
+    parts.metrics.shed.inc()
+    headers = {"retry-after": str(parts.limits.retry_after)}
+    return _respond(request, 503, TOO_MANY, headers=headers)
 
 
 async def answer_disk_fault(request: Request, fault: Exception) -> Response:

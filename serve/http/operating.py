@@ -6,8 +6,11 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
+from serve.http.documents import FaultAnswer
 from serve.http.faults import Fault
 from serve.http.parts import Parts
+
+_ENDING: dict[int | str, dict[str, Any]] = {503: {"model": FaultAnswer}}
 
 
 def make_operating(parts: Parts) -> APIRouter:
@@ -18,7 +21,7 @@ def make_operating(parts: Parts) -> APIRouter:
     async def health() -> dict[str, str]:
         return {"status": "ok"}
 
-    @router.get("/ready", summary="Requests may be sent: 503 once the service is about to end")
+    @router.get("/ready", responses=_ENDING, summary="Requests may be sent: 503 once the service is about to end")
     async def ready() -> dict[str, str]:
         if parts.ending.is_set():
             raise Fault(503, "the service ends", {"retry-after": str(parts.limits.retry_after)})

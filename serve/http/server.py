@@ -58,9 +58,10 @@ class DrainingServer(uvicorn.Server):
         late = [connection for listener in listeners for connection in _accept_waiting(listener)]
         for server in self.servers:
             server.close()
-        make = partial(self.config.http_protocol_class, config=self.config, server_state=self.server_state)
+        protocol: Any = self.config.http_protocol_class
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state={})
         for connection in late:
-            await asyncio.get_running_loop().connect_accepted_socket(partial(make, app_state={}), connection)
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
 
 
 def serve(parts: Parts, listener: socket.socket, more: Sequence[APIRouter] = ()) -> None:
