@@ -63,6 +63,50 @@ def test_k_is_10_by_default_and_a_catalogue_may_be_smaller_than_k(app):
     assert len(ask(app, "POST", "/v1/recommend", {"k": 1000}).json["answers"][0]["items"]) == N
 
 
+def test_filters_are_obeyed_and_a_short_list_says_why(app, recommender):
+    filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
+    body = {"filters": filters, "k": 9, "datetime": UNTIL}
+    (given,) = ask(app, "POST", "/v1/recommend", body).json["answers"]
+    (expected,) = recommender.recommend([{"filters": filters, "datetime": UNTIL}], 9)
+    check_list(given, expected)
+    assert 0 < len(given["items"]) <= 4
+    assert given["reason"] == expected.reason
+    only = item_ids(recommender.bundle.schema)[5:8]
+    (given,) = ask(app, "POST", "/v1/recommend", {"filters": {"only": only}, "k": 3}).json["answers"]
+    assert {item["item_id"] for item in given["items"]} == set(only)
+    assert "reason" not in given
+
+
+def test_an_item_that_is_out_of_stock_is_kept_away_by_a_filter(bundle, recommender, tmp_path):
+    item_id = item_ids(recommender.bundle.schema)[6]
+    body = {"filters": {"where": "in_stock"}, "k": 23}
+    with asking(bundle, state=tmp_path) as app:
+        assert ask(app, "PUT", f"/v1/items/{item_id}", {"columns": {"in_stock": False}}).status == 200
+        (given,) = ask(app, "POST", "/v1/recommend", body).json["answers"]
+        assert item_id not in [item["item_id"] for item in given["items"]]
+        assert len(given["items"]) == N - 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"where": "prise <= 77123"}, "did you mean 'price'"),
+        ({"where": "price <= 'cheap77123'"}, "price"),
+        ({"where": "price <= 77123 and ("}, "character"),
+        ({"where": "77123"}, "column"),
+        ({"at_most": {"brand": 0}}, "greater than or equal"),
+        ({"at_most": {"brandy": 1}}, "did you mean 'brand'"),
+        ({"only": [[77123]]}, ""),
+        ({"when": 77123}, "not known"),
+    ],
+)
+def test_filters_that_do_not_fit_are_refused_without_their_values(app, filters, said):
+    reply = ask(app, "POST", "/v1/recommend", {"filters": filters})
+    assert reply.status == 422
+    assert said in reply.json["error"]["message"]
+    assert "77123" not in reply.content.decode()
+
+
 def test_a_request_without_datetime_is_asked_now(app, recommender, monkeypatch):
     now = UNTIL + 12 * 3600
     monkeypatch.setattr("serve.service.time.time", lambda: now + 0.5)

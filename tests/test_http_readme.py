@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 import train
-from evaluation import baseline_run
 from models.config import ModelConfig
+from run_config import EvaluationConfig
 from serve.layout import STATE
 from tests.served import ROOT, serving
 
@@ -33,10 +33,15 @@ def run_folder(tmp_path_factory):
         shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns(STATE, "checkpoints", "logs"))
         return folder
     trainer = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False}
+    config = train.Config(
+        model=ModelConfig(dim=16, max_epochs=1),
+        evaluation=EvaluationConfig(baselines=[]),
+        trainer=trainer,
+        out=folder,
+    )
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(baseline_run, "declare_baselines", lambda _: [])
         patched.chdir(ROOT)
-        train.run(train.Config(model=ModelConfig(dim=16, max_epochs=1), trainer=trainer, out=folder))
+        train.run(config)
     return folder
 
 
@@ -51,7 +56,7 @@ def test_the_examples_of_the_readme_are_answered_as_printed(run_folder):
             replies[command] = done.stdout
         assert server.end() == 0
     lists = [json.loads(reply)["answers"] for command, reply in replies.items() if "/v1/recommend" in command]
-    assert [len(answers) for answers in lists] == [1, 1, 2]
+    assert [len(answers) for answers in lists] == [1, 1, 2, 1]
     assert all(len(answer["items"]) == 5 for answers in lists for answer in answers)
 
 

@@ -59,7 +59,8 @@ def similar(service: Service, body: dict[str, Any], state: dict[str, Any]) -> Wr
 def _list(answer: Answer) -> dict[str, Any]:
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": _short(score), "rank": rank} for item_id, score, rank in columns]
-    return {"items": items, "unknown_items": answer.unknown_items}
+    reason = {} if answer.reason is None else {"reason": answer.reason}
+    return {"items": items, "unknown_items": answer.unknown_items, **reason}
 
 
 def _short(score: float) -> float:
