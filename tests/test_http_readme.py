@@ -5,18 +5,20 @@ import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-import train
-from models.config import ModelConfig
-from run_config import EvaluationConfig
 from serve.layout import STATE
 from tests.served import ROOT, serving
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DEMO = ROOT / "runs" / "demo"
+QUICKLY = (
+    *("--model.dim", "16", "--model.max_epochs", "1", "--trainer.limit_train_batches", "2"),
+    *("--trainer.limit_val_batches", "1", "--evaluation.baselines", "[]"),
+)
 PRINTED = "http://127.0.0.1:8080"
 
 
@@ -32,20 +34,12 @@ def run_folder(tmp_path_factory):
     if (DEMO / "bundle").exists():
         shutil.copytree(DEMO, folder, ignore=shutil.ignore_patterns(STATE, "checkpoints", "logs"))
         return folder
-    trainer = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False}
-    config = train.Config(
-        model=ModelConfig(dim=16, max_epochs=1),
-        evaluation=EvaluationConfig(baselines=[]),
-        trainer=trainer,
-        out=folder,
-    )
-    with pytest.MonkeyPatch.context() as patched:
-        patched.chdir(ROOT)
-        train.run(config)
+    subprocess.run([sys.executable, "train.py", *QUICKLY, "--out", str(folder)], cwd=ROOT, check=True)
     return folder
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_the_examples_of_the_readme_are_answered_as_printed(run_folder):
     with serving("--bundle", run_folder / "bundle") as server:
         replies = {}
