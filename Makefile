@@ -34,7 +34,7 @@ clean:
 
 .venv/.train: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[train]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[train,http]"
 	touch $@
 
 .venv/.dev: pyproject.toml

@@ -1,4 +1,4 @@
-"""`python -m serve recommend | similar | export | verify | forget`, and the commands of a registry."""
+"""`python -m serve`: answers in files, on the console and over HTTP, and the versions that give them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serve.command_line import FAULT, make_parser, parse_command
+from serve.http.command_words import COMMANDS as HTTP_COMMANDS
 from serve.interpreter import SERVING, require_packages
 from serve.interruption import ending_on_signals
-from serve.registry.command_words import COMMANDS
+from serve.registry.command_words import COMMANDS as REGISTRY_COMMANDS
 from serve.row_layout import read_layout
 
 _PROGRAM = "python -m serve"
@@ -22,6 +23,7 @@ commands:
   similar     show the items nearest to an item
   export      write the vectors of users or items to a folder of Parquet files
   verify      check files, space and golden answers
+  http        serve a bundle, or what is current in a registry, over HTTP
   forget      erase users from a run, and print a receipt
   publish     copy a bundle into a registry of versions
   activate    let a version be served
@@ -128,7 +130,8 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
         "export": (_EXPORT, _describe_export),
         "verify": (_VERIFY, _describe_verify),
         "forget": (_FORGET, _describe_forget),
-        **COMMANDS,
+        **HTTP_COMMANDS,
+        **REGISTRY_COMMANDS,
     }
     parsers = {name: make_parser(f"{_PROGRAM} {name}", text) for name, (text, _) in described.items()}
     for name, (_, describe) in described.items():

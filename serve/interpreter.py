@@ -14,6 +14,7 @@ from pathlib import Path
 
 SERVING = ("faiss", "numpy", "onnxruntime", "pyarrow")
 """Packages that answering needs, by the names they are imported by."""
+HTTP = (*SERVING, "fastapi", "httptools", "prometheus_client", "uvicorn")
 EVALUATING = (*SERVING, "jinja2", "pandas", "rich", "scipy")
 TRAINING = (*EVALUATING, "duckdb", "jsonargparse", "onnx", "onnxscript", "pytorch_lightning", "torch")
 
@@ -23,11 +24,11 @@ _ROOT = Path(__file__).parents[1]
 _OF_ENVIRONMENT = _ROOT / ".venv" / "bin" / "python"
 
 
-def require_packages(names: Iterable[str]) -> None:
-    """End with status 2 and one line, where packages cannot be imported."""
+def require_packages(names: Iterable[str], extra: str = "train") -> None:
+    """End with status 2 and one line, which names the extra to install, where packages cannot be imported."""
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        sys.stderr.write(f"error: {_explain(missing)}\n")
+        sys.stderr.write(f"error: {_explain(missing, extra)}\n")
         raise SystemExit(2)
 
 
@@ -39,13 +40,13 @@ def name_interpreter() -> str:
     return shlex.quote(_shorten(running))
 
 
-def _explain(missing: list[str]) -> str:
+def _explain(missing: list[str], extra: str) -> str:
     more = f" and {len(missing) - _MOST_NAMED} more packages" if len(missing) > _MOST_NAMED else ""
     names = ", ".join(f"'{name}'" for name in missing[:_MOST_NAMED]) + more
     start = f"the Python at {sys.executable} lacks {names}: "
     if _OF_ENVIRONMENT.exists() and not _is_same(_OF_ENVIRONMENT, Path(sys.executable)):
         return f"{start}run the command with {shlex.quote(_shorten(_OF_ENVIRONMENT))} instead"
-    package = shlex.quote(f"{_ROOT}[train]" if (_ROOT / "pyproject.toml").exists() else "bascule[train]")
+    package = shlex.quote(f"{_ROOT}[{extra}]" if (_ROOT / "pyproject.toml").exists() else f"bascule[{extra}]")
     return f"{start}install what is needed with {name_interpreter()} -m pip install {package}"
 
 

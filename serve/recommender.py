@@ -58,6 +58,11 @@ class Recommender:
         self._towers = TowerRuns(bundle)
         self.admission = Admission.of_catalogue(self.catalogue, schema)
 
+    @property
+    def taste_dim(self) -> int:
+        """How many entries of an item vector are taste, which `similar_items` compares."""
+        return self._towers.taste_dim
+
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
         """Load a published bundle.

@@ -18,6 +18,8 @@ MAY_IMPORT = {
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 
+HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+
 
 def imported(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
@@ -35,6 +37,13 @@ def test_imports_go_one_way(package):
             if top in OURS:
                 allowed = MAY_IMPORT[package]
                 assert top in allowed or module in allowed, f"{path.relative_to(ROOT)} imports {module}"
+
+
+def test_only_the_http_part_imports_what_its_extra_installs():
+    for package in OURS:
+        for path in (ROOT / package).rglob("*.py"):
+            if path.parent != ROOT / "serve" / "http":
+                assert not HTTP & {module.split(".")[0] for module in imported(path)}, path
 
 
 def test_no_module_of_ours_imports_the_other_lightning():

@@ -1,0 +1,70 @@
+"""What `python -m serve http` does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from serve.http.app import make_parts
+from serve.http.limits import Limits
+from serve.http.reloading import make_reloading
+from serve.http.server import listen, serve
+from serve.layout import PROFILES, STATE
+from serve.registry.sources import BundleSource, RegistrySource, Source
+from serve.registry.versions import Registry
+from serve.service import Service
+
+TOKEN = "BASCULE_RELOAD_TOKEN"  # noqa: S105 - the name of a variable
+_SHORTEST_TOKEN = 16
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a service finds and keeps what it serves; by `places_of_bundle` or `places_of_registry`."""
+
+    source: Source
+    state: Path
+    runs: tuple[Path, ...]
+    """Folders with profiles or state, out of which users are forgotten."""
+
+
+def serve_http(places: Places, token_file: Path | None, host: str, port: int) -> None:
+    """Serve until a signal.
+
+    Raises:
+        ValueError: the address cannot be had, no version be loaded, or the token is too short.
+        OSError: the state cannot be written, or another service has it.
+    """
+    token = read_token(token_file)
+    with listen(host, port) as listener:
+        parts = make_parts(Service(places.source, places.state, places.runs), Limits())
+        serve(parts, listener, [] if token is None else [make_reloading(parts, token)])
+
+
+def places_of_bundle(bundle: Path, profiles: Path | None, state: Path | None) -> Places:
+    """Serve one bundle; profiles and state lie beside it, unless they are named."""
+    return _find_places(BundleSource(bundle, profiles), bundle.absolute().parent, profiles, state)
+
+
+def places_of_registry(registry: Path, profiles: Path | None, state: Path | None) -> Places:
+    """Serve what is current in a registry; profiles and state lie in it, unless they are named."""
+    return _find_places(RegistrySource(Registry(registry), profiles), registry, profiles, state)
+
+
+def _find_places(source: Source, home: Path, profiles: Path | None, state: Path | None) -> Places:
+    known = (state or home / STATE, profiles or home / PROFILES)
+    return Places(source, known[0], tuple(dict.fromkeys(folder.absolute().parent for folder in known)))
+
+
+def read_token(path: Path | None) -> str | None:
+    """Return the token of reloads, from a file or the environment; None if there is none.
+
+    Raises:
+        ValueError: it is too short to be a secret.
+        OSError: the file cannot be read.
+    """
+    token = os.environ.get(TOKEN) if path is None else path.read_text(encoding="utf-8").strip()
+    if token is not None and len(token) < _SHORTEST_TOKEN:
+        raise ValueError(f"the reload token has {len(token)} characters; allowed: {_SHORTEST_TOKEN} or more")
+    return token

@@ -1,0 +1,119 @@
+"""The server: uvicorn, with our connections and our way to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from fastapi import APIRouter
+
+from serve.http.app import make_app
+from serve.http.edge import Edge
+from serve.http.logs import LOGGER, describe_logs
+from serve.http.parts import Parts
+from serve.http.protocol import BoundedProtocol
+
+_SWITCH_INTERVAL = 0.0005
+"""Seconds after which the thread that computes lets the one that talks go on: 10 times as often as Python's own."""
+
+
+class DrainingServer(uvicorn.Server):
+    """A server that ends without dropping what it was asked, and with status 0."""
+
+    def __init__(self, config: uvicorn.Config, parts: Parts) -> None:
+        super().__init__(config)
+        self._parts = parts
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, and say where."""
+        await super().startup(sockets)
+        host, port = self.servers[0].sockets[0].getsockname()[:2]
+        where = f"[{host}]" if ":" in host else host
+        logging.getLogger(LOGGER).info("version %s at http://%s:%d", self._parts.service.version, where, port)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Say at once that no more requests should come; a second Ctrl-C does not wait."""
+        self._parts.ending.set()
+        self.force_exit = self.should_exit and sig == signal.SIGINT
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Answer for a moment more, each answer the last of its connection; then close what is silent and wait."""
+        if not self.force_exit:
+            await asyncio.sleep(self._parts.limits.farewell)
+            await self._accept_last(sockets or [])
+        await super().shutdown(sockets)
+
+    async def _accept_last(self, listeners: Sequence[socket.socket]) -> None:
+        """Take in who has connected already, and nobody after them: closing alone would reset them."""
+        late = [connection for listener in listeners for connection in _accept_waiting(listener)]
+        for server in self.servers:
+            server.close()
+        protocol: Any = self.config.http_protocol_class
+        make = partial(protocol, config=self.config, server_state=self.server_state, app_state={})
+        for connection in late:
+            await asyncio.get_running_loop().connect_accepted_socket(make, connection)
+
+
+def serve(parts: Parts, listener: socket.socket, more: Sequence[APIRouter] = ()) -> None:
+    """Serve until a signal, then drain; `more` are routes beside our own."""
+    server = DrainingServer(_configure(make_app(parts, more), parts), parts)
+    before = signal.set_wakeup_fd(-1)  # whoever ends the process on signals leaves that to the server now
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    try:
+        server.run([listener])
+    finally:
+        sys.setswitchinterval(interval)
+        signal.set_wakeup_fd(before)
+        parts.close()
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded.
+
+    Raises:
+        ValueError: it cannot be had.
+    """
+    with ExitStack() as undone:
+        try:
+            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+            listener = undone.enter_context(socket.socket(family, kind, protocol))
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            listener.bind(address)
+        except (OSError, OverflowError) as error:
+            raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
+        undone.pop_all()
+    return listener
+
+
+def _accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
+    listener.setblocking(False)
+    with suppress(BlockingIOError):
+        while True:
+            yield listener.accept()[0]
+
+
+def _configure(app: Edge, parts: Parts) -> uvicorn.Config:
+    http: Any = partial(BoundedProtocol, parts.crowd)
+    return uvicorn.Config(
+        app,
+        http=http,
+        ws="none",
+        lifespan="off",
+        log_config=describe_logs(),
+        access_log=False,  # paths hold ids
+        proxy_headers=False,  # an address is the connection's, whatever a header says
+        server_header=False,
+        timeout_keep_alive=parts.limits.idle_time,
+        timeout_graceful_shutdown=parts.limits.drain,
+    )

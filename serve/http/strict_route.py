@@ -1,0 +1,59 @@
+"""Routes whose bodies are read by our own rules instead of the framework's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi.routing import APIRoute
+from starlette.requests import Request
+from starlette.responses import Response
+
+from serve.http.faults import Fault
+from serve.http.strict_json import read_json
+
+
+class StrictRequest(Request):
+    """A request with a body of JSON that ends early where it is too long."""
+
+    async def body(self) -> bytes:
+        """Return the body.
+
+        Raises:
+            Fault: 415 if it is not said to be JSON, 413 if it is too long.
+        """
+        if not hasattr(self, "_body"):
+            if self.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
+                raise Fault(415, "the content-type is not application/json")
+            self._body = await self._read(self.scope["state"]["parts"].limits.body)
+        return self._body
+
+    async def json(self) -> Any:
+        """Return the value that the body holds."""
+        value = self.scope["state"]["body"] = read_json(await self.body())
+        return value
+
+    async def _read(self, most: int) -> bytes:
+        declared = self.headers.get("content-length", "0")
+        if not declared.isdecimal() or int(declared[:20]) > most:
+            raise Fault(413, f"the body is too long; allowed: {most} bytes")
+        parts, n_bytes = [], 0
+        async for part in self.stream():
+            n_bytes += len(part)
+            if n_bytes > most:
+                raise Fault(413, f"the body is too long; allowed: {most} bytes")
+            parts.append(part)
+        return b"".join(parts)
+
+
+class StrictRoute(APIRoute):
+    """A route that reads its body as `StrictRequest` does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Wrap the framework's handler."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly

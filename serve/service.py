@@ -1,0 +1,216 @@
+"""The whole of serving behind one object, without a word of HTTP: what answers, for whom, and what is kept."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from serve.explanations import find_reasons, show_items
+from serve.impression_log import ImpressionLog
+from serve.layout import STATE_FILE
+from serve.live.items import LiveItems
+from serve.recommendations import Recommendations
+from serve.registry.serving import Outcome, Serving
+from serve.registry.snapshot import Snapshot
+from serve.registry.sources import Source
+from serve.request_values import Id, parse_id
+from serve.requests import Request, parse_request
+from serve.state.forgetting import forget_users
+from serve.state.impressions import Impressions
+from serve.state.live_requests import complete
+from serve.state.observations import parse_observations
+from serve.state.store import StateStore
+
+POLICY = "greedy"
+"""How lists come about: by falling score."""
+_ITEMS_FILE = "items.db"
+
+
+@dataclass(frozen=True)
+class Answered:
+    """Lists, all of one version."""
+
+    snapshot: Snapshot
+    requests: Sequence[Request]
+    """As they were answered: with live events in them."""
+    lists: Recommendations
+
+    @property
+    def version(self) -> str:
+        return self.snapshot.version
+
+    def explain(self, index: int) -> list[dict[str, Any]]:
+        """Say of each item of a list what it is and why it comes."""
+        recommender, lists = self.snapshot.recommender, self.lists
+        rows = lists.item_row[lists.offsets[index] : lists.offsets[index + 1]]
+        shown = show_items(recommender, rows)
+        reasons = find_reasons(recommender, self.requests[index], rows)
+        return [{"columns": one, "because": reason} for one, reason in zip(shown, reasons, strict=True)]
+
+
+@dataclass(frozen=True)
+class Similar:
+    """Items and their cosines, the nearest first."""
+
+    snapshot: Snapshot
+    item_ids: list[Id]
+    cosines: list[float]
+
+    def explain(self) -> list[dict[str, Any]]:
+        """Say of each item what it is."""
+        recommender = self.snapshot.recommender
+        return [{"columns": one} for one in show_items(recommender, recommender.item_rows(self.item_ids))]
+
+
+class Service:
+    """Answer requests, take in events and items, exchange the version that answers."""
+
+    def __init__(self, source: Source, state: Path, runs: Sequence[Path]) -> None:
+        """Load and open all of it.
+
+        Args:
+            source: of versions.
+            state: folder of what users and items do while it serves; made if need be.
+            runs: folders with profiles and state, out of which users are forgotten.
+
+        Raises:
+            BundleError: no version can be loaded, or a file of the state is something else.
+            OSError: the state cannot be written, or another service has it.
+        """
+        self._source = source
+        self._runs = runs
+        snapshot, reason = source.start()
+        self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
+        self._serving = Serving(snapshot, self._put_items_on, reason)
+        self._state = StateStore(state / STATE_FILE)
+        self.impressions = ImpressionLog(self._state)
+
+    @property
+    def version(self) -> str:
+        """Of the bundle that answers."""
+        return self._serving.current().version
+
+    def recommend(
+        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str
+    ) -> Answered:
+        """Rank items for each request; where one has no datetime, it is asked now. What is shown is logged.
+
+        Raises:
+            SchemaError: a request that cannot be read.
+        """
+        snapshot = self._serving.current()  # taken once: no answer is of two versions
+        recommender, now = snapshot.recommender, int(time.time())
+        schema, profiles = recommender.bundle.schema, recommender.profiles
+        requests = [complete(_at(parse_request(one, schema), now), profiles, self._state) for one in raw]
+        answered = Answered(snapshot, requests, recommender.recommend(requests, k, filter_viewed))
+        self.impressions.add(_impressions(answered, request_id, now))
+        return answered
+
+    def similar(self, item_id: Id, k: int) -> Similar:
+        """Find the items nearest to an item.
+
+        Raises:
+            SchemaError: an item that is not known.
+        """
+        snapshot = self._serving.current()
+        known = parse_id(item_id, snapshot.recommender.bundle.schema.item_id_type, "item_id")
+        ids, cosines = snapshot.recommender.similar_items(known, k)
+        return Similar(snapshot, ids.tolist(), cosines.tolist())
+
+    def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
+        """Keep what users did; it counts in the next answer.
+
+        Returns:
+            How many events were kept: those of forgotten users are not.
+
+        Raises:
+            SchemaError: an event that cannot be read; none is kept.
+            OSError: the disk is full or fails; none is kept.
+        """
+        schema = self._serving.current().recommender.bundle.schema
+        return self._state.observe_many(parse_observations(events, schema, int(time.time())))
+
+    def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
+        """Add or change an item; see `LiveItems.put`."""
+        self._items.put(item_id, columns)
+        self._serving.change(self._show_items)
+
+    def remove_item(self, item_id: Id) -> bool:
+        """Remove an item, also from versions to come; say whether it was there."""
+        was_there = self._items.remove(item_id)
+        self._serving.change(self._show_items)
+        return was_there
+
+    def forget(self, user_id: Id) -> list[dict[str, Any]]:
+        """Erase a user; return a receipt for each folder.
+
+        Raises:
+            SchemaError: no id.
+            OSError: the disk is full or fails; to be asked again.
+        """
+        schema = self._serving.current().recommender.bundle.schema
+        known = parse_id(user_id, schema.user_id_type, "user_id")
+        return [forget_users(run, [known]) for run in self._runs]
+
+    def reload(self) -> Outcome:
+        """Load what the source has now; whatever fails, the present version answers on."""
+        return self._serving.reload(self._source)
+
+    def names(self) -> frozenset[str]:
+        """Return the names of features and columns, which are no secret of whoever asks."""
+        recommender = self._serving.current().recommender
+        sides = (recommender.bundle.schema.features(side) for side in ("user", "item", "context"))
+        return frozenset(recommender.catalogue.table.column_names).union(one.name for side in sides for one in side)
+
+    def describe(self) -> dict[str, Any]:
+        """Say what answers, and how the last reload ended."""
+        snapshot, last = self._serving.current(), self._serving.last_reload
+        recommender = snapshot.recommender
+        bundle = recommender.bundle
+        return {
+            "version": snapshot.version,
+            "space_id": bundle.manifest.space_id,
+            "loaded_at": snapshot.loaded_at,
+            "data_until": bundle.manifest.facts.data_until,
+            "items": len(recommender.catalogue),
+            "users": len(recommender.profiles),
+            "repeats": bundle.schema.repeats,
+            "columns": recommender.catalogue.table.column_names,
+            "notes": self._items.notes,
+            "last_reload": None if last is None else asdict(last),
+        }
+
+    def close(self) -> None:
+        """Write what waits and let go of the files."""
+        self.impressions.close()
+        self._state.close()
+        self._items.close()
+
+    def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
+        self._items.rebase(snapshot.recommender)
+        return self._show_items(snapshot)
+
+    def _show_items(self, snapshot: Snapshot) -> Snapshot:
+        return replace(snapshot, recommender=self._items.recommender)
+
+
+def _at(request: Request, now: int) -> Request:
+    return request if request.datetime is not None else replace(request, datetime=now)
+
+
+def _impressions(answered: Answered, request_id: str, now: int) -> list[Impressions]:
+    return [
+        Impressions(
+            request_id,
+            one.user_id,
+            now,
+            answered.version,
+            POLICY,
+            one.item_id.tolist(),
+            one.score.tolist(),
+        )
+        for one in answered.lists
+    ]

@@ -1,0 +1,178 @@
+"""What `/v1/recommend` and `/v1/similar` answer is what the recommender answers."""
+
+import numpy as np
+import pytest
+
+from serve.recommender import Recommender
+from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids
+from tests.linear_profiles import known_users
+from tests.live_service import asking, publish_served
+from tests.served import ask
+
+SOMEBODY = {"history": [{"item_id": "i107", "datetime": UNTIL, "event": "buy"}], "datetime": UNTIL + 100}
+
+
+@pytest.fixture(scope="module", params=[SHOP, FILMS], ids=["shop", "films"])
+def bundle(request, tmp_path_factory):
+    return publish_served(tmp_path_factory.mktemp("asking"), request.param)
+
+
+@pytest.fixture(scope="module")
+def recommender(bundle):
+    return Recommender.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def app(bundle):
+    with asking(bundle) as app:
+        yield app
+
+
+def users(recommender):
+    return list(known_users(recommender.bundle.schema))
+
+
+def check_list(given, expected):
+    assert [item["item_id"] for item in given["items"]] == expected.item_id.tolist()
+    assert [item["rank"] for item in given["items"]] == expected.rank.tolist()
+    np.testing.assert_allclose([item["score"] for item in given["items"]], expected.score, atol=1e-6)
+    assert given["unknown_items"] == expected.unknown_items
+
+
+@pytest.mark.parametrize("repeats", [None, "allow", "exclude"])
+def test_one_request_is_answered_as_by_the_recommender(app, recommender, repeats):
+    request = {"user_id": users(recommender)[1], "datetime": UNTIL + 500, "context": {"device": "web"}}
+    body = request | {"k": 7} | ({"repeats": repeats} if repeats else {})
+    reply = ask(app, "POST", "/v1/recommend", body)
+    assert reply.status == 200
+    filter_viewed = None if repeats is None else repeats == "exclude"
+    (expected,) = recommender.recommend([request], 7, filter_viewed)
+    (given,) = reply.json["answers"]
+    check_list(given, expected)
+
+
+def test_many_requests_are_answered_in_their_order(app, recommender):
+    requests = [{"user_id": user, "datetime": UNTIL} for user in (*users(recommender), users(recommender)[0])]
+    reply = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 3})
+    for given, expected in zip(reply.json["answers"], recommender.recommend(requests, 3), strict=True):
+        check_list(given, expected)
+
+
+def test_k_is_10_by_default_and_a_catalogue_may_be_smaller_than_k(app):
+    assert len(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"]) == 10
+    assert len(ask(app, "POST", "/v1/recommend", {"k": 1000}).json["answers"][0]["items"]) == N
+
+
+def test_filters_are_obeyed_and_a_short_list_says_why(app, recommender):
+    filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
+    body = {"filters": filters, "k": 9, "datetime": UNTIL}
+    (given,) = ask(app, "POST", "/v1/recommend", body).json["answers"]
+    (expected,) = recommender.recommend([{"filters": filters, "datetime": UNTIL}], 9)
+    check_list(given, expected)
+    assert 0 < len(given["items"]) <= 4
+    assert given["reason"] == expected.reason
+    only = item_ids(recommender.bundle.schema)[5:8]
+    (given,) = ask(app, "POST", "/v1/recommend", {"filters": {"only": only}, "k": 3}).json["answers"]
+    assert {item["item_id"] for item in given["items"]} == set(only)
+    assert "reason" not in given
+
+
+def test_an_item_that_is_out_of_stock_is_kept_away_by_a_filter(bundle, recommender, tmp_path):
+    item_id = item_ids(recommender.bundle.schema)[6]
+    body = {"filters": {"where": "in_stock"}, "k": 23}
+    with asking(bundle, state=tmp_path) as app:
+        assert ask(app, "PUT", f"/v1/items/{item_id}", {"columns": {"in_stock": False}}).status == 200
+        (given,) = ask(app, "POST", "/v1/recommend", body).json["answers"]
+        assert item_id not in [item["item_id"] for item in given["items"]]
+        assert len(given["items"]) == N - 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "said"),
+    [
+        ({"where": "prise <= 77123"}, "did you mean 'price'"),
+        ({"where": "price <= 'cheap77123'"}, "price"),
+        ({"where": "price <= 77123 and ("}, "character"),
+        ({"where": "77123"}, "column"),
+        ({"at_most": {"brand": 0}}, "greater than or equal"),
+        ({"at_most": {"brandy": 1}}, "did you mean 'brand'"),
+        ({"only": [[77123]]}, ""),
+        ({"when": 77123}, "not known"),
+    ],
+)
+def test_filters_that_do_not_fit_are_refused_without_their_values(app, filters, said):
+    reply = ask(app, "POST", "/v1/recommend", {"filters": filters})
+    assert reply.status == 422
+    assert said in reply.json["error"]["message"]
+    assert "77123" not in reply.content.decode()
+
+
+def test_a_request_without_datetime_is_asked_now(app, recommender, monkeypatch):
+    now = UNTIL + 12 * 3600
+    monkeypatch.setattr("serve.service.time.time", lambda: now + 0.5)
+    user = users(recommender)[1]
+    (expected,) = recommender.recommend([{"user_id": user, "datetime": now}], 5)
+    (given,) = ask(app, "POST", "/v1/recommend", {"user_id": user, "k": 5}).json["answers"]
+    check_list(given, expected)
+
+
+def test_similar_items_are_those_of_the_recommender(app, recommender):
+    item_id = item_ids(recommender.bundle.schema)[4]
+    reply = ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 4})
+    ids, cosines = recommender.similar_items(item_id, 4)
+    assert [item["item_id"] for item in reply.json["items"]] == ids.tolist()
+    np.testing.assert_allclose([item["cosine"] for item in reply.json["items"]], cosines, atol=1e-6)
+
+
+def test_every_answer_says_its_id_version_and_latency(app, recommender):
+    replies = [ask(app, "POST", "/v1/recommend", {}) for _ in range(3)]
+    assert len({reply.json["request_id"] for reply in replies}) == 3
+    for reply in replies:
+        assert reply.json["version"] == recommender.bundle.manifest.version
+        assert 0 < reply.json["latency_ms"] < 60_000
+        assert reply.headers["x-request-id"] == reply.json["request_id"]
+
+
+def test_status_says_what_answers(app, recommender):
+    status = ask(app, "GET", "/v1/status").json
+    assert status["version"] == recommender.bundle.manifest.version
+    assert status["items"] == N
+
+
+def test_health_and_readiness(app):
+    assert ask(app, "GET", "/health").status == ask(app, "GET", "/ready").status == 200
+
+
+def test_metrics_count_answers_by_route_and_status(bundle, recommender, tmp_path):
+    with asking(bundle, state=tmp_path) as app:
+        check_counts(app, recommender)
+
+
+def check_counts(app, recommender):
+    for body in ({"k": 1000}, {}, {"k": 0}):
+        ask(app, "POST", "/v1/recommend", body)
+    ask(app, "GET", "/v1/items/secret")
+    text = ask(app, "GET", "/metrics").content.decode()
+    assert 'bascule_requests_total{route="recommend",status="200"} 2.0' in text
+    assert 'bascule_requests_total{route="recommend",status="422"} 1.0' in text
+    assert "bascule_recommendations_total 2.0" in text
+    assert "bascule_short_lists_total 1.0" in text
+    assert f'version="{recommender.bundle.manifest.version}"' in text
+    assert "secret" not in text
+
+
+def test_openapi_has_examples_that_are_answered(app):
+    document = ask(app, "GET", "/openapi.json").json
+    content = document["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]
+    assert len(content["examples"]) == 3
+    for example in content["examples"].values():
+        assert ask(app, "POST", "/v1/recommend", example["value"]).status == 200
+
+
+def test_headers_forbid_what_no_answer_needs(app):
+    for path in ("/health", "/nowhere"):
+        headers = ask(app, "GET", path).headers
+        assert headers["x-content-type-options"] == "nosniff"
+        assert "default-src 'none'" in headers["content-security-policy"]
+        assert headers["cache-control"] == "no-store"
+        assert "access-control-allow-origin" not in headers

@@ -1,0 +1,180 @@
+"""Events, items and forgetting over HTTP: what changes, changes the next answer, and is there after a restart."""
+
+import json
+import sqlite3
+
+import pytest
+
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
+from tests.linear_profiles import known_users
+from tests.live_service import asking, publish_served
+from tests.served import ask
+
+NOW = {"datetime": UNTIL + DAY}
+
+
+@pytest.fixture(params=[SHOP, FILMS], ids=["shop", "films"])
+def schema(request):
+    return request.param
+
+
+@pytest.fixture
+def bundle(schema, tmp_path):
+    return publish_served(tmp_path, schema)
+
+
+@pytest.fixture
+def app(bundle):
+    with asking(bundle) as app:
+        yield app
+
+
+def listed(app, **request):
+    reply = ask(app, "POST", "/v1/recommend", {**NOW, **request})
+    assert reply.status == 200, reply
+    return [item["item_id"] for item in reply.json["answers"][0]["items"]]
+
+
+def a_user(schema):
+    return list(known_users(schema))[1]
+
+
+def test_an_event_counts_in_the_next_answer(app, schema):
+    user = a_user(schema)
+    before = listed(app, user_id=user, repeats="exclude")
+    taken = before[0]
+    reply = ask(app, "POST", "/v1/events", {"user_id": user, "item_id": taken, "event": "buy", "datetime": UNTIL + 5})
+    assert reply.status == 200
+    assert reply.json["kept"] == 1
+    after = listed(app, user_id=user, repeats="exclude")
+    assert taken not in after
+    assert after != before[1:]  # the history is another one, not only what is left out
+
+
+def test_a_dismissed_item_is_kept_away_whatever_history_the_request_has(app, schema):
+    user = a_user(schema)
+    ids = item_ids(schema)
+    unwanted = listed(app, user_id=user, repeats="allow")[0]
+    ask(app, "POST", "/v1/events", {"user_id": user, "item_id": unwanted, "event": "dismiss"})
+    assert unwanted not in listed(app, user_id=user, repeats="allow", k=23)
+    history = [{"item_id": unwanted}, {"item_id": ids[3]}]
+    assert unwanted not in listed(app, user_id=user, repeats="allow", k=23, history=history)
+    assert unwanted in listed(app, repeats="allow", k=23, history=history)
+
+
+def test_events_are_kept_all_or_none(app, schema):
+    user, ids = a_user(schema), item_ids(schema)
+    before = listed(app, user_id=user)
+    events = [{"user_id": user, "item_id": ids[0]}, {"user_id": user, "item_id": ids[1], "datetime": "never"}]
+    reply = ask(app, "POST", "/v1/events", {"events": events})
+    assert reply.status == 422
+    assert "never" not in reply.content.decode()
+    assert listed(app, user_id=user) == before
+
+
+def new_id(schema):
+    return 5000 if schema.item_id_type == "integer" else "new/item 1"
+
+
+def test_an_item_comes_stays_over_a_restart_and_goes_for_good(bundle, schema):
+    item_id, columns = new_id(schema), {"department": "dairy", "price": 2.5, "brand": "x"}
+    with asking(bundle) as app:
+        assert item_id not in listed(app, k=30)
+        assert ask(app, "PUT", f"/v1/items/{item_id}", {"columns": columns}).status == 200
+        assert item_id in listed(app, k=30)
+        assert len(ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 3}).json["items"]) == 3
+    with asking(bundle) as app:
+        assert item_id in listed(app, k=30)
+        gone = [item_id, item_ids(schema)[4]]
+        for one in gone:
+            assert ask(app, "DELETE", f"/v1/items/{one}", headers={}).json["was_there"] is True
+        assert not set(gone) & set(listed(app, k=30))
+    with asking(bundle) as app:
+        assert not set(gone) & set(listed(app, k=30))
+        assert ask(app, "DELETE", f"/v1/items/{item_id}", headers={}).json["was_there"] is False
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"prise": 77123}, "did you mean 'price'"),
+        ({"price": "cheap77123"}, "price"),
+        ({}, "item"),
+    ],
+)
+def test_an_item_that_cannot_be_placed_is_refused_without_its_values(app, schema, columns, said):
+    reply = ask(app, "PUT", f"/v1/items/{new_id(schema)}", {"columns": columns})
+    assert reply.status == 422
+    assert said in reply.json["error"]["message"]
+    assert "77123" not in reply.content.decode()
+
+
+@pytest.mark.parametrize("path", ["/v1/items/", "/v1/items/a\0b", "/v1/items/" + "9" * 300])
+def test_an_id_that_is_none_is_refused(app, path):
+    assert ask(app, "PUT", path, {"columns": {"brand": "x"}}).status in (404, 422)
+
+
+def test_a_forgotten_user_is_nobody_and_stays_so(bundle, schema):
+    user = a_user(schema)
+    with asking(bundle) as app:
+        nobody = listed(app)
+        ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item_ids(schema)[0]})
+        assert listed(app, user_id=user) != nobody
+        reply = ask(app, "POST", "/v1/users/forget", {"user_id": user})
+        assert reply.status == 200
+        (receipt,) = reply.json["receipts"]
+        assert receipt["erased"]["profiles"] == 1
+        assert receipt["erased"]["events"] == 1
+        assert listed(app, user_id=user) == nobody
+        assert ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item_ids(schema)[0]}).json["kept"] == 0
+    with asking(bundle) as app:
+        assert listed(app, user_id=user) == nobody
+
+
+def test_every_impression_is_logged_with_position_policy_and_version(bundle, schema):
+    user = a_user(schema)
+    with asking(bundle) as app:
+        reply = ask(app, "POST", "/v1/recommend", {"requests": [{"user_id": user}, {}], "k": 4}).json
+    with sqlite3.connect(bundle.parent / "state" / "state.db") as state:
+        rows = state.execute(
+            "SELECT a.request_id, a.user_id, a.bundle_version, a.policy, s.position, s.item_id FROM answers a "
+            "JOIN shown s ON s.answer = a.number ORDER BY a.number, s.position"
+        ).fetchall()
+    state.close()
+    assert rows == [
+        (reply["request_id"], asker, reply["version"], "greedy", position, item["item_id"])
+        for asker, answer in zip((user, None), reply["answers"], strict=True)
+        for position, item in enumerate(answer["items"], start=1)
+    ]
+
+
+def test_a_disk_that_fails_is_told_and_nothing_is_lost_silently(app, schema, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "/secret/state.db")
+
+    monkeypatch.setattr("serve.state.store.StateStore.observe_many", fail)
+    monkeypatch.setattr("serve.state.store.StateStore.log_impressions", fail)
+    reply = ask(app, "POST", "/v1/events", {"user_id": a_user(schema), "item_id": item_ids(schema)[0]})
+    assert reply.status == 503
+    assert "secret" not in reply.content.decode()
+    assert reply.headers["retry-after"] == "1"
+    assert listed(app)
+    lost = b"bascule_impressions_lost 1.0"
+    assert any(lost in ask(app, "GET", "/metrics").content for _ in range(500))
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/events", {"user_id": "u1"}),
+        ("/v1/events", {"user_id": "u1", "item_id": "i100", "score": 3}),
+        ("/v1/events", {"events": []}),
+        ("/v1/events", {"events": [{"user_id": "u1", "item_id": "i1"}] * 257}),
+        ("/v1/events", {"user_id": None, "item_id": "i1"}),
+        ("/v1/users/forget", {}),
+        ("/v1/users/forget", {"user_id": ["u1"]}),
+        ("/v1/users/forget", {"user_id": " "}),
+    ],
+)
+def test_other_forms_are_refused(app, path, body):
+    assert ask(app, "POST", path, json.dumps(body).encode()).status == 422

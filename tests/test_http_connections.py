@@ -1,0 +1,180 @@
+"""Connections over real sockets: slow ones are cut, good ones are not, and the end drops nothing."""
+
+import json
+import signal
+import socket
+import threading
+import time
+from contextlib import ExitStack
+
+import pytest
+
+from tests.linear_bundle import SHOP
+from tests.live_service import publish_served
+from tests.served import read_reply, serving, write_request
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return publish_served(tmp_path_factory.mktemp("sockets"), SHOP)
+
+
+@pytest.fixture(scope="module")
+def server(bundle):
+    with serving("--bundle", bundle) as server:
+        yield server
+
+
+def test_a_connection_answers_many_requests_also_sent_at_once(server):
+    with server.connect() as connection:
+        for _ in range(3):
+            connection.sendall(write_request("POST", "/v1/recommend", {"user_id": "u1", "k": 2}))
+            assert len(read_reply(connection).json["answers"][0]["items"]) == 2
+        connection.sendall(2 * write_request("GET", "/health"))
+        replies = b""
+        while replies.count(b'{"status":"ok"}') < 2:
+            replies += connection.recv(1 << 16)
+
+
+def test_many_slow_clients_keep_nobody_from_an_answer_and_are_cut_off(server):
+    head = write_request("POST", "/v1/recommend", {"k": 3})
+    slow = [server.connect() for _ in range(200)]
+    for number, connection in enumerate(slow):
+        connection.sendall([b"", b"POST /v1", head[:-3]][number % 3])
+    started = time.monotonic()
+    while time.monotonic() - started < 2:
+        assert server.ask("POST", "/v1/recommend", {"k": 3}).status == 200
+    for number, connection in enumerate(slow):
+        connection.settimeout(10)
+        assert read_reply(connection).status == 408, number
+        assert connection.recv(1) == b""
+        connection.close()
+    assert server.ask("GET", "/ready").status == 200
+
+
+def test_a_dripping_body_is_cut_off_though_it_never_stops(server):
+    head = write_request("POST", "/v1/recommend", b"{" + b" " * 5000)
+    with server.connect() as connection:
+        connection.sendall(head[:-5000])
+        started = time.monotonic()
+        connection.settimeout(0.2)
+        reply = b""
+        while not reply and time.monotonic() - started < 20:
+            try:
+                connection.sendall(b" ")
+                reply = connection.recv(1 << 16)
+            except TimeoutError:
+                continue
+    assert reply.startswith(b"HTTP/1.1 408 ")
+    assert json.loads(reply.partition(b"\r\n\r\n")[2])["error"]["code"] == "too_slow"
+
+
+def test_a_body_without_length_is_refused_once_it_is_too_long(server):
+    with server.connect() as connection:
+        head = "POST /v1/recommend HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+        connection.sendall(f"{head}transfer-encoding: chunked\r\n\r\n".encode())
+        for _ in range(12):
+            connection.sendall(b"186a0\r\n" + b" " * 100_000 + b"\r\n")
+        assert read_reply(connection).status == 413
+
+
+@pytest.mark.parametrize(
+    "noise", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
+)
+def test_what_is_no_http_is_refused(server, noise):
+    with server.connect() as connection:
+        connection.sendall(noise)
+        assert read_reply(connection).status in (400, 408)
+
+
+def test_who_goes_away_leaves_nothing_behind(server):
+    for _ in range(50):
+        with server.connect() as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\1\0\0\0\0\0\0\0")
+            connection.sendall(write_request("POST", "/v1/recommend", {"k": 3})[:-2])
+    deadline = time.monotonic() + 20
+    while b"bascule_in_flight 1.0" not in server.ask("GET", "/metrics").content:
+        assert time.monotonic() < deadline
+
+
+class Client(threading.Thread):
+    """Ask on and on over one connection, and a new one where the server said that it closes the old one."""
+
+    def __init__(self, server):
+        super().__init__()
+        self.server = server
+        self.statuses = []
+        self.dropped = 0
+        self.start()
+
+    def run(self):
+        connection = None
+        while True:
+            try:
+                connection = connection or self.server.connect()
+            except ConnectionError:
+                return  # nobody listens any more: nothing was asked
+            reply = self.ask(connection)
+            if reply is None or reply.headers.get("connection") == "close":
+                connection.close()
+                connection = None
+
+    def ask(self, connection):
+        try:
+            connection.sendall(write_request("POST", "/v1/recommend", {"user_id": "u1", "k": 5}))
+            reply = read_reply(connection)
+        except ConnectionError:
+            reply = None
+        if reply is None or not reply.status:
+            self.dropped += 1
+            return None
+        self.statuses.append(reply.status)
+        return reply
+
+
+def end_under_load(bundle):
+    with serving("--bundle", bundle, "--state", bundle.parent / "other") as server, ExitStack() as open_sockets:
+        clients = [Client(server) for _ in range(4)]
+        slow = [open_sockets.enter_context(server.connect()) for _ in range(5)]
+        for number, connection in enumerate(slow):
+            connection.sendall(write_request("POST", "/v1/recommend", {"k": 3})[: 10 + 40 * number])
+        time.sleep(1)
+        started = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - started < 10
+        for client in clients:
+            client.join()
+            assert client.dropped == 0
+            assert client.statuses
+            assert set(client.statuses) == {200}
+
+
+def test_sigterm_under_load_drops_nothing_and_ends_well(bundle):
+    end_under_load(bundle)
+
+
+@pytest.mark.slow
+def test_sigterm_under_load_ten_times(bundle):
+    for _ in range(10):
+        end_under_load(bundle)
+
+
+def test_readiness_ends_with_the_signal_while_answers_are_still_given(bundle):
+    with serving("--bundle", bundle, "--state", bundle.parent / "other") as server, server.connect() as connection:
+        server.process.send_signal(signal.SIGTERM)
+        statuses = []
+        for path in ("/ready", "/health"):
+            reply = server.ask("GET", path)
+            statuses.append(reply.status)
+            assert reply.headers["connection"] == "close"
+        assert statuses == [503, 200]
+        assert server.process.wait(20) == 0
+        assert connection.recv(1) == b""
+
+
+def test_an_address_that_is_taken_and_a_bundle_that_is_none_are_one_line(bundle, server, tmp_path):
+    from tests.test_serve_cli import run
+
+    assert run("http", "--bundle", bundle, "--port", server.port) == 2
+    assert run("http", "--bundle", tmp_path, "--port", 0) == 2
+    assert run("http", "--bundle", bundle, "--port", 0) == 2  # another service has the state

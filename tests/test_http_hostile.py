@@ -1,0 +1,189 @@
+"""Bodies that strangers send: each is refused with 4xx, shortly, and without a word of it in the answer."""
+
+import asyncio
+import json
+import random
+
+import pytest
+
+from tests.linear_bundle import SHOP
+from tests.live_service import asking, publish_served
+from tests.served import JSON, ask, exchange
+
+SENTINEL = "Zq7sentinelZq7"
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    with asking(publish_served(tmp_path_factory.mktemp("hostile"), SHOP)) as app:
+        yield app
+
+
+def refuse(reply, *statuses):
+    assert reply.status in statuses, reply
+    assert len(reply.content) < 1024
+    assert reply.headers["content-type"] == "application/json"
+    assert set(reply.json) == {"error", "request_id"}
+    assert SENTINEL not in reply.content.decode()
+    return reply.json["error"]
+
+
+@pytest.mark.parametrize("k", [0, -1, 1001, 2**63, 10**30, "5", True, 5.0, 1e3, None, [5], {"k": 5}])
+def test_a_k_that_is_no_small_number_is_refused_and_named(app, k):
+    error = refuse(ask(app, "POST", "/v1/recommend", {"k": k}), 422)
+    assert error["field"] == "k"
+
+
+@pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"requests": [{}] * 257}, "requests"),
+        ({"requests": []}, "requests"),
+        ({"history": [{"item_id": "a"}] * 501}, "history"),
+        ({"exclude": ["a"] * 10_001}, "exclude"),
+        ({"requests": [{}, {"history": [{"item_id": "a"}] * 501}]}, "requests[1].history"),
+        ({"user_id": SENTINEL * 200}, "user_id"),
+        ({"features": {str(number): 1 for number in range(65)}}, "features"),
+        ({"context": {SENTINEL: [[[1]]]}}, "context"),
+        ({"features": [1]}, "features"),
+        ({"history": {"item_id": "a"}}, "history"),
+        ({"repeats": SENTINEL}, "repeats"),
+        ({"requests": [{"k": 5}]}, "requests[0]"),
+        ({"history": [{SENTINEL: 1}]}, "history[0]"),
+        ({SENTINEL: 1}, None),
+        ([{"k": 5}], None),
+        (SENTINEL, None),
+        (None, None),
+        (7, None),
+    ],
+)
+def test_a_body_of_another_form_is_refused_and_the_place_named(app, body, field):
+    error = refuse(ask(app, "POST", "/v1/recommend", json.dumps(body).encode()), 422)
+    assert error.get("field") == field
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ({"features": {SENTINEL: 1}}, "allowed: gender, income"),
+        ({"features": {"incom": 1}}, "did you mean 'income'"),
+        ({"features": {"income": SENTINEL}}, "features.income"),
+        ({"features": {"device": SENTINEL}}, "context feature"),
+        ({"datetime": SENTINEL}, "datetime"),
+        ({"history": [{"item_id": "a", "datetime": 2 * 10**9}, {"item_id": "b", "datetime": 10**9}]}, "oldest first"),
+        ({"history": [{"item_id": "a", "weight": -77123}]}, "weight"),
+        ({"history": [{"event": SENTINEL}]}, "item_id"),
+        ({"user_id": "   "}, "user_id"),
+        ({"datetime": 77123}, "datetime"),
+    ],
+)
+def test_what_does_not_fit_the_bundle_is_refused_without_its_value(app, body, said):
+    error = refuse(ask(app, "POST", "/v1/recommend", body), 422)
+    assert said in error["message"]
+    assert "77123" not in error["message"]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"features": {"income": NaN}}',
+        b'{"features": {"income": Infinity}}',
+        b'{"features": {"income": -Infinity}}',
+        b'{"features": {"income": 1e999}}',
+        b'{"history": [{"item_id": "a", "weight": 1e999}]}',
+        b'{"user_id": "\\ud800"}',
+        b'{"features": {"\\udfff": 1}}',
+        b'{"context": {"device": ["\\uDBFF"]}}',
+        b'{"user_id": "a\\u0000b"}',
+        b'{"user_id": "a\x00b"}',
+        b'{"k": 5, "k": 6}',
+        b'{"history": [{"item_id": "a", "item_id": "b"}]}',
+        b"[" * 300_000,
+        b'{"features":' * 60_000,
+        b"[" * 300_000 + b"]" * 300_000,
+        b'{"user_id": ' + b"9" * 5000 + b"}",
+        b'{"user_id": ' + b"9" * 4000 + b"}",
+        b'{"datetime": ' + b"9" * 300 + b"}",
+        b'{"user_id": "\xff\xfe"}',
+        b"\xef\xbb\xbf{}",
+        b"{}{}",
+        b"{",
+        b"",
+        b"{'k': 5}",
+        f'{{"{SENTINEL}": "{SENTINEL}", '.encode(),
+    ],
+)
+def test_what_is_no_json_or_cannot_be_held_is_refused(app, body):
+    refuse(ask(app, "POST", "/v1/recommend", body), 400, 422)
+
+
+def test_a_whole_surrogate_pair_and_an_escaped_backslash_are_texts_like_any_other(app):
+    assert ask(app, "POST", "/v1/recommend", b'{"user_id": "\\ud83d\\ude00", "k": 1}').status == 200
+    assert ask(app, "POST", "/v1/recommend", b'{"user_id": "a\\\\u0000", "k": 1}').status == 200
+
+
+@pytest.mark.parametrize(
+    "kind", [None, "text/plain", "application/x-www-form-urlencoded", "application/xml", "json", ""]
+)
+def test_another_content_type_is_refused(app, kind):
+    headers = {} if kind is None else {"content-type": kind}
+    refuse(ask(app, "POST", "/v1/recommend", b"{}", headers), 415)
+
+
+def test_json_with_a_charset_is_json(app):
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert ask(app, "POST", "/v1/recommend", b"{}", headers).status == 200
+
+
+def test_a_body_is_not_read_beyond_its_limit(app):
+    length = {"content-length": "20000000"}
+    refuse(ask(app, "POST", "/v1/recommend", b"{", JSON | length), 413)
+    refuse(ask(app, "POST", "/v1/recommend", b"{", JSON | {"content-length": "9" * 5000}), 413)
+    parts = [b" " * 300_000 for _ in range(70)]
+    refuse(asyncio.run(exchange(app, "POST", "/v1/recommend", parts, JSON)), 413)
+
+
+def test_a_long_exclude_list_of_a_legal_length_is_answered(app):
+    assert ask(app, "POST", "/v1/recommend", {"exclude": ["x"] * 10_000, "k": 2}).status == 200
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/v1/recommend", 405), ("POST", "/health", 405), ("GET", f"/{SENTINEL}", 404), ("POST", "/docs", 404)],
+)
+def test_other_methods_and_paths_are_refused(app, method, path, status):
+    refuse(ask(app, method, path, {}), status)
+
+
+def mutate(body, rng):
+    """Change some bytes: swap, repeat, cut, or put in what is special to JSON."""
+    content = bytearray(body)
+    for _ in range(rng.randrange(1, 4)):
+        place = rng.randrange(len(content) + 1)
+        piece = rng.choice([b"{", b"}", b"[", b"]", b'"', b",", b":", b"null", b"-1", b"1e999", b"\\u0000", b"\\ud800"])
+        piece = rng.choice([piece, bytes([rng.randrange(256)]), bytes(content[place : place + rng.randrange(20)])])
+        content[place : place + rng.randrange(3)] = piece
+    return bytes(content)
+
+
+def check_mutated(app, number, seed):
+    rng = random.Random(seed)
+    bodies = [
+        {"user_id": "u1", "features": {"income": 2.5, "gender": SENTINEL}, "k": 3, "context": {"device": "web"}},
+        {"requests": [{"history": [{"item_id": "i107", "weight": 1, "event": SENTINEL}]}], "repeats": "allow"},
+        {"exclude": ["i107", SENTINEL], "datetime": "2020-01-01T00:00:00Z", "k": 2},
+    ]
+    written = [json.dumps(body).encode() for body in bodies]
+    for _ in range(number):
+        reply = ask(app, "POST", "/v1/recommend", mutate(rng.choice(written), rng))
+        if reply.status != 200:
+            refuse(reply, 400, 422)
+
+
+def test_mutated_bodies_are_answered_or_refused(app):
+    check_mutated(app, 500, seed=1)
+
+
+@pytest.mark.slow
+def test_ten_thousand_mutated_bodies_are_answered_or_refused(app):
+    check_mutated(app, 10_000, seed=2)

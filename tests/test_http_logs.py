@@ -1,0 +1,56 @@
+"""Nothing of a person in logs, metrics or errors: sentinels go in everywhere and come out nowhere."""
+
+import logging
+import sys
+
+import pytest
+
+from serve.http.logs import QuietFormatter
+from tests.linear_bundle import SHOP
+from tests.live_service import publish_served
+from tests.served import serving
+
+SENTINEL = "Qx9person9xQ"
+
+
+def test_no_sentinel_comes_out_of_logs_metrics_or_errors(tmp_path):
+    bundle = publish_served(tmp_path, SHOP)
+    who = {"user_id": f"{SENTINEL}1"}
+    history = [{"item_id": f"{SENTINEL}2", "event": f"{SENTINEL}3"}]
+    calls = [
+        ("POST", "/v1/recommend", {**who, "history": history, "features": {"gender": f"{SENTINEL}4"}}),
+        ("POST", "/v1/recommend", {**who, "features": {f"{SENTINEL}5": SENTINEL}}),
+        ("POST", "/v1/recommend", {**who, "k": SENTINEL}),
+        ("POST", "/v1/similar", {"item_id": SENTINEL}),
+        ("POST", "/v1/events", {**who, "item_id": SENTINEL}),
+        ("PUT", f"/v1/items/{SENTINEL}", {"columns": {SENTINEL: SENTINEL}}),
+        ("DELETE", f"/v1/items/{SENTINEL}", None),
+        ("GET", f"/{SENTINEL}", None),
+        ("POST", "/v1/users/forget", who),
+    ]
+    with serving("--bundle", bundle) as server:
+        replies = [server.ask(*call) for call in calls]
+        replies.append(server.ask("GET", "/metrics"))
+        with server.connect() as connection:
+            connection.sendall(f"GET /{SENTINEL} HTTP/9\r\n{SENTINEL}\r\n\r\n".encode())
+            connection.recv(1000)
+        assert server.end() == 0
+        log = server.process.stderr.read()
+    assert [reply.status for reply in replies] == [200, 422, 422, 422, 200, 422, 200, 404, 200, 200]
+    assert SENTINEL not in log
+    for call, reply in zip(calls, replies, strict=False):
+        assert SENTINEL not in reply.content.decode(), call
+
+
+def test_an_error_in_the_log_has_its_place_and_type_but_not_its_message():
+    with pytest.raises(ValueError, match=SENTINEL):
+        int(SENTINEL)
+    try:
+        int(SENTINEL)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it failed", None, sys.exc_info())
+    written = QuietFormatter("%(message)s").format(record)
+    assert written.startswith("it failed")
+    assert "test_http_logs.py" in written
+    assert "ValueError" in written
+    assert SENTINEL not in written

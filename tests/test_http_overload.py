@@ -1,0 +1,106 @@
+"""More than can be answered is told to come back, at once; what was taken in is answered."""
+
+import asyncio
+import threading
+
+import pytest
+
+from serve.http.app import make_app
+from serve.http.limits import Limits
+from serve.http.worker import OverloadError, Worker
+from tests.linear_bundle import SHOP
+from tests.live_service import publish_served, sharing
+from tests.served import JSON, exchange
+
+
+@pytest.fixture
+def gate():
+    return threading.Event()
+
+
+async def fill(worker, gate, n_jobs):
+    """Let jobs wait for the gate and give them as tasks that have begun."""
+    tasks = [asyncio.ensure_future(worker.run(lambda: gate.wait(20))) for _ in range(n_jobs)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_a_full_worker_refuses_and_then_finishes_what_it_took(gate):
+    async def main():
+        worker = Worker("test", waiting=3, deadline=30)
+        tasks = await fill(worker, gate, 3)
+        with pytest.raises(OverloadError):
+            await worker.run(lambda: 1)
+        gate.set()
+        assert await asyncio.gather(*tasks) == [True] * 3
+        assert await worker.run(lambda: 7) == 7
+        assert worker.is_idle
+        worker.close()
+
+    asyncio.run(main())
+
+
+def test_a_job_that_waited_too_long_is_not_begun(gate):
+    begun = []
+
+    async def main():
+        worker = Worker("test", waiting=3, deadline=0.05)
+        first = await fill(worker, gate, 1)
+        late = asyncio.ensure_future(worker.run(lambda: begun.append(1)))
+        await asyncio.sleep(0.2)
+        gate.set()
+        with pytest.raises(OverloadError):
+            await late
+        await asyncio.gather(*first)
+        worker.close()
+
+    asyncio.run(main())
+    assert begun == []
+
+
+def test_an_error_of_a_job_is_its_callers_and_the_thread_goes_on():
+    async def main():
+        worker = Worker("test", waiting=3, deadline=30)
+        with pytest.raises(ZeroDivisionError):
+            await worker.run(lambda: 1 // 0)
+        assert await worker.run(lambda: 7) == 7
+        worker.close()
+
+    asyncio.run(main())
+
+
+def test_a_job_that_nobody_waits_for_any_more_is_not_begun(gate):
+    begun = []
+
+    async def main():
+        worker = Worker("test", waiting=3, deadline=30)
+        first = await fill(worker, gate, 1)
+        gone = asyncio.ensure_future(worker.run(lambda: begun.append(1)))
+        await asyncio.sleep(0)
+        gone.cancel()
+        await asyncio.sleep(0)
+        gate.set()
+        await asyncio.gather(*first)
+        worker.close()
+
+    asyncio.run(main())
+    assert begun == []
+
+
+def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(tmp_path, gate):
+    bundle = publish_served(tmp_path, SHOP)
+
+    async def main(parts, app):
+        tasks = await fill(parts.answering, gate, 2)
+        refused = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        ready = await exchange(app, "GET", "/ready", [b""], {})
+        gate.set()
+        await asyncio.gather(*tasks)
+        answered = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        return refused, ready, answered
+
+    with sharing(bundle, limits=Limits(waiting=2, deadline=30, retry_after=3)) as parts:
+        refused, ready, answered = asyncio.run(main(parts, make_app(parts)))
+    assert (refused.status, ready.status, answered.status) == (503, 200, 200)
+    assert refused.headers["retry-after"] == "3"
+    assert refused.json["error"]["code"] == "unavailable"

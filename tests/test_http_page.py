@@ -1,0 +1,92 @@
+"""The page to try the service: it loads nothing from elsewhere, and what data says can never become code."""
+
+import re
+
+import pytest
+
+from serve.explanations import find_reasons
+from serve.recommender import Recommender
+from serve.requests import parse_request
+from tests.linear_bundle import DAY, FILMS, UNTIL, D, item_ids, vectors_of
+from tests.live_service import asking, publish_served
+from tests.served import ROOT, ask
+
+SCRIPT = (ROOT / "serve" / "http" / "page.js").read_text(encoding="utf-8")
+PAGE = (ROOT / "serve" / "http" / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return publish_served(tmp_path_factory.mktemp("page"), FILMS)
+
+
+@pytest.fixture(scope="module")
+def app(bundle):
+    with asking(bundle) as app:
+        yield app
+
+
+@pytest.mark.parametrize(
+    ("path", "kind"), [("/", "text/html"), ("/page.css", "text/css"), ("/page.js", "text/javascript")]
+)
+def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app, path, kind):
+    reply = ask(app, "GET", path)
+    assert reply.status == 200
+    assert reply.headers["content-type"].startswith(kind)
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    assert "http" not in policy
+
+
+def test_the_page_has_no_code_in_it_and_nothing_from_elsewhere():
+    assert re.findall(r"<script[^>]*>", PAGE) == ['<script src="/page.js" defer>']
+    assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://", SCRIPT)
+
+
+def test_every_element_that_the_script_asks_for_is_there():
+    for name in set(re.findall(r'byId\("([\w-]+)"\)', SCRIPT)):
+        assert f'id="{name}"' in PAGE
+
+
+def cosine(one, other):
+    return float(one @ other / (one @ one * (other @ other)) ** 0.5)
+
+
+def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app):
+    ids = item_ids(FILMS)
+    history = [3, 8, 11]
+    body = {"history": [{"item_id": ids[row]} for row in history], "datetime": UNTIL + DAY, "k": 6, "explain": True}
+    items = ask(app, "POST", "/v1/recommend", body).json["answers"][0]["items"]
+    vectors = vectors_of(3)[:, :D].astype(float)
+    for item in items:
+        row = ids.index(item["item_id"])
+        cosines = {old: cosine(vectors[row], vectors[old]) for old in history}
+        nearest = max(cosines, key=cosines.get)
+        assert item["because"] == {"item_id": ids[nearest], "cosine": pytest.approx(cosines[nearest], abs=1e-3)}
+        assert item["columns"]["title"] == f"Title {row}"
+        assert "item_id" not in item["columns"]
+
+
+def test_without_a_history_there_is_no_because(app):
+    items = ask(app, "POST", "/v1/recommend", {"k": 3, "explain": True}).json["answers"][0]["items"]
+    assert [item["because"] for item in items] == [None] * 3
+
+
+def test_nothing_is_explained_unasked(app):
+    (item,) = ask(app, "POST", "/v1/recommend", {"k": 1}).json["answers"][0]["items"]
+    assert set(item) == {"item_id", "score", "rank"}
+
+
+def test_similar_items_show_their_columns_when_asked(app):
+    ids = item_ids(FILMS)
+    for item in ask(app, "POST", "/v1/similar", {"item_id": ids[0], "k": 3, "explain": True}).json["items"]:
+        assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
+
+
+def test_an_owned_item_is_its_own_reason(bundle):
+    recommender, ids = Recommender.load(bundle), item_ids(FILMS)
+    request = parse_request({"history": [{"item_id": ids[5]}, {"item_id": ids[2]}]}, FILMS)
+    (reason,) = find_reasons(recommender, request, recommender.item_rows([ids[5]]))
+    assert reason == {"item_id": ids[5], "cosine": 1.0}
