@@ -92,12 +92,13 @@ def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.
     optimizer = torch.optim.Adam(content.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
     for _ in range(epochs):
-        for batch in torch.randperm(len(rows), generator=generator).split(BATCH) if n_batches else ():
-            chosen = rows[batch]  # (b,)
+        order = torch.randperm(len(rows), generator=generator)  # (n,)
+        for start in range(0, len(rows), BATCH):
+            chosen = rows[order[start : start + BATCH]]  # (b,)
             taste = tower.normalise(content(towers.item_codes[chosen], towers.item_values[chosen]))  # (b, D)
             error = (taste - vectors[chosen, : tower.dim]).square().sum(dim=1).mean()  # scalar
             optimizer.zero_grad()
-            error.backward()
+            error.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     return content.eval()
