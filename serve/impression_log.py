@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Sequence
-from queue import Empty, Queue
-from threading import Thread
+from threading import Event, Thread
 
 from serve.state.impressions import Impressions
 from serve.state.store import StateStore
 
-_MOST_WAITING = 1000
-"""Answers of HTTP in the queue: where the disk does not keep up, answers wait for it."""
-_MOST_AT_ONCE = 200
+_MOST_WAITING = 20_000
+"""Lists in the queue: where the disk does not keep up, answers wait for it."""
+_PAUSE = 0.1
+"""Seconds between looks at the queue: whoever answers wakes no thread, and one transaction holds many lists."""
 _HOUR = 3600.0
-_LOG = logging.getLogger(__name__)
-
-Batch = Sequence[Impressions]
+_LOG = logging.getLogger("serve.http")
 
 
 class ImpressionLog:
@@ -25,8 +24,9 @@ class ImpressionLog:
 
     def __init__(self, store: StateStore) -> None:
         self._store = store
-        self._batches: Queue[Batch | None] = Queue(_MOST_WAITING)
+        self._waiting: deque[Impressions] = deque()
         self._expire_at = 0.0
+        self._is_closing = Event()
         self.n_lost = 0
         """Impressions that could not be written."""
         self._thread = Thread(target=self._work, name="bascule-impressions", daemon=True)
@@ -35,38 +35,28 @@ class ImpressionLog:
     @property
     def is_full(self) -> bool:
         """Would `add` wait for the disk now."""
-        return self._batches.full()
+        return len(self._waiting) >= _MOST_WAITING
 
-    def add(self, batch: Batch) -> None:
+    def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
-        self._batches.put(batch)
+        while self.is_full:
+            time.sleep(_PAUSE)
+        self._waiting.extend(impressions)
 
     def close(self) -> None:
         """Write what waits, then end."""
-        self._batches.put(None)
+        self._is_closing.set()
         self._thread.join()
 
     def _work(self) -> None:
-        is_open = True
-        while is_open:
-            batches = self._take()
-            is_open = None not in batches
-            self._write([one for batch in batches if batch is not None for one in batch])
-            if is_open and time.monotonic() >= self._expire_at:
+        while not self._is_closing.wait(_PAUSE):
+            self._write()
+            if time.monotonic() >= self._expire_at:
                 self._expire()
+        self._write()
 
-    def _take(self) -> list[Batch | None]:
-        """Wait for a batch, at most until something may have grown too old, and take all that came meanwhile."""
-        batches: list[Batch | None] = []
-        try:
-            batches.append(self._batches.get(timeout=max(0.0, self._expire_at - time.monotonic())))
-            while batches[-1] is not None and len(batches) < _MOST_AT_ONCE:
-                batches.append(self._batches.get_nowait())
-        except Empty:
-            pass
-        return batches
-
-    def _write(self, impressions: Batch) -> None:
+    def _write(self) -> None:
+        impressions = [self._waiting.popleft() for _ in range(len(self._waiting))]
         if not impressions:
             return
         try:

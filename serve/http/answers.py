@@ -11,6 +11,7 @@ from serve.recommendations import Answer
 from serve.service import Service
 
 _DECIMALS = 6
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
 
 @dataclass(frozen=True)
@@ -70,4 +71,4 @@ def _short(score: float) -> float:
 def _write(state: dict[str, Any], version: str, content: dict[str, Any]) -> bytes:
     latency = round((time.perf_counter() - state["started"]) * 1000, 3)
     head = {"request_id": state["request_id"], "version": version, "latency_ms": latency}
-    return json.dumps(head | content, separators=(",", ":")).encode()
+    return _ENCODER.encode(head | content).encode()
