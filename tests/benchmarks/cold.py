@@ -21,10 +21,11 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from cold_figures import table  # noqa: E402
-from cold_items import measure_items  # noqa: E402
-from cold_training import open_board  # noqa: E402
-from cold_users import measure_demographics, measure_users  # noqa: E402
+from tests.benchmarks.cold_figures import table  # noqa: E402
+from tests.benchmarks.cold_items import measure_items  # noqa: E402
+from tests.benchmarks.cold_training import open_board  # noqa: E402
+from tests.benchmarks.cold_users import measure_demographics, measure_users  # noqa: E402
+from tests.benchmarks.kept import check_options, write_whole  # noqa: E402
 
 PARTS = {"items": measure_items, "users": measure_users, "demographics": measure_demographics}
 BOARDS = ("amazon-beauty", "complete-journey", "movielens-100k")
@@ -35,15 +36,16 @@ def main() -> None:
     parser.add_argument("--part", choices=list(PARTS), required=True)
     parser.add_argument("--board", choices=BOARDS, required=True)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--folds", type=int, default=2, help="a fifth of the users each")
+    parser.add_argument("--folds", type=int, choices=range(2, 6), default=2, help="a fifth of the users each")
     parser.add_argument("--tables", type=Path, default=ROOT / "runs" / "bench")
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "cold")
     args, options = parser.parse_known_args()
     runs = args.runs / f"{args.board}-{args.seed}"
-    path = runs / f"{args.part}.json"
+    check_options(runs, options)
+    path = runs / ("items.json" if args.part == "items" else f"{args.part}-{args.folds}.json")
     if not path.exists():
-        board = open_board(args.board, args.tables, runs, args.seed, options)
-        path.write_text(json.dumps(PARTS[args.part](board, args.folds), indent=1) + "\n")
+        figures = PARTS[args.part](open_board(args.board, args.tables, runs, args.seed, options), args.folds)
+        write_whole(path, lambda unfinished: unfinished.write_text(json.dumps(figures, indent=1) + "\n"))
     print("\n".join(table(f"{args.board}, {args.part}, seed {args.seed}", json.loads(path.read_bytes()))))
 
 

@@ -8,9 +8,6 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from cold_content import HALF_LIVES, ContentNeighbours, content_matrix
-from cold_figures import METRICS, Values, describe
-from cold_training import Opened, add_items, know_everyone
 
 from evaluation.events import Events, as_counts
 from evaluation.examination import Examination, Lists
@@ -19,6 +16,9 @@ from evaluation.metrics import measure_users
 from evaluation.popularity import fit_popularity
 from evaluation.recommended import recommend_views
 from serve.recommender import Recommender
+from tests.benchmarks.cold_content import HALF_LIVES, ContentNeighbours, content_matrix
+from tests.benchmarks.cold_figures import METRICS, Values, describe
+from tests.benchmarks.cold_training import Opened, add_items, know_everyone
 
 SHARE = 0.1
 PLACES = 10

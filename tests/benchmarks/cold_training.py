@@ -9,18 +9,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from boards import BOARDS, ROOT, Board
 
 import train
-from datamodules.splits import Split, split_interactions
+from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.user_profiles import make_profiles
-from run_training import fit_towers, settle
+from run_training import fit_towers
 from serve.index import ItemIndex
 from serve.item_facts import REPEAT_RATE
 from serve.recommender import Recommender
 from serve.staging import Stage
 from serve.top_k import Floats
+from tests.benchmarks.board_fit import prepare
+from tests.benchmarks.board_list import find_boards
 
 
 @dataclass(frozen=True)
@@ -52,17 +53,9 @@ class Opened:
 
 def open_board(name: str, tables: Path, runs: Path, seed: int, options: Sequence[str]) -> Opened:
     """Read and split a board's data; its trainings will go below `runs`."""
-    board: Board = next(board for board in BOARDS if board.name == name)
-    folder = tables / board.dataset
-    words = ["--config", str(ROOT / "configs" / "bench" / f"{board.dataset}.yaml"), "--seed", str(seed)]
-    words += ["--data.interactions.path", str(folder / board.table), *board.options, "--out", str(runs), *options]
-    for side in ("users", "items"):
-        words += [f"--data.{side}.path", str(folder / f"{side}.csv")]
-    config, _ = train.parse(words)
-    runs.mkdir(parents=True, exist_ok=True)
-    read, _ = train.read(config, None, runs)
-    config, _ = settle(config, read)
-    return Opened(config, read, split_interactions(read.interactions, config.data, seed))
+    (board,) = find_boards([name])
+    prepared = prepare(board, tables / board.dataset, seed, options)
+    return Opened(replace(prepared.config, out=runs), prepared.tables, prepared.split)
 
 
 def know_everyone(recommender: Recommender, board: Opened) -> Recommender:

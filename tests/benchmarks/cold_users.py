@@ -7,8 +7,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from cold_figures import METRICS, Values, describe, join
-from cold_training import Opened, know_everyone
 
 from evaluation.events import Events, as_counts
 from evaluation.examination import Examination
@@ -17,6 +15,8 @@ from evaluation.metrics import measure_users as measure
 from evaluation.popularity import fit_popularity, fit_recent_popularity
 from evaluation.recommended import recommend_views
 from serve.recommender import Recommender
+from tests.benchmarks.cold_figures import METRICS, Values, describe, join
+from tests.benchmarks.cold_training import Opened, know_everyone
 
 SHARE = 0.2
 RECENT_DAYS = (7, 14, 28, 56, 112)
