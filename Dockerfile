@@ -1,6 +1,6 @@
 # The service without training: numpy, onnxruntime, faiss, pyarrow and the extra [http].
 #   docker build -t bascule .
-#   docker run -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
+#   docker run --user "$(id -u)" -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -21,6 +21,6 @@ EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/ready', timeout=2)"]
-# the folder must be writable for user 10001: the state lies in it
+# the folder must be writable for whoever runs it, user 10001 by default: the state lies in it
 ENTRYPOINT ["python", "-m", "serve", "http", "--host", "0.0.0.0"]
 CMD ["--bundle", "/run/bascule/bundle"]

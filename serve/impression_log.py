@@ -6,13 +6,16 @@ import logging
 import time
 from collections import deque
 from collections.abc import Sequence
-from threading import Event, Thread
+from threading import Event, Lock, Thread
 
+from serve.errors import BundleError
 from serve.state.impressions import Impressions
 from serve.state.store import StateStore
 
-_MOST_WAITING = 20_000
-"""Lists in the queue: where the disk does not keep up, answers wait for it."""
+_MOST_WAITING = 250_000
+"""Items of the lists in the queue: where the disk does not keep up, answers wait for it."""
+_MOST_AT_ONCE = 50_000
+"""Items of one transaction, and those of one list more: events wait for its end."""
 _PAUSE = 0.1
 """Seconds between looks at the queue: whoever answers wakes no thread, and one transaction holds many lists."""
 _HOUR = 3600.0
@@ -25,6 +28,8 @@ class ImpressionLog:
     def __init__(self, store: StateStore) -> None:
         self._store = store
         self._waiting: deque[Impressions] = deque()
+        self._n_items = 0
+        self._counting = Lock()
         self._expire_at = 0.0
         self._is_closing = Event()
         self.n_lost = 0
@@ -35,12 +40,13 @@ class ImpressionLog:
     @property
     def is_full(self) -> bool:
         """Would `add` wait for the disk now."""
-        return len(self._waiting) >= _MOST_WAITING
+        return self._n_items >= _MOST_WAITING
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
         while self.is_full:
             time.sleep(_PAUSE)
+        self._count(sum(map(_size, impressions)))
         self._waiting.extend(impressions)
 
     def close(self) -> None:
@@ -56,14 +62,27 @@ class ImpressionLog:
         self._write()
 
     def _write(self) -> None:
-        impressions = [self._waiting.popleft() for _ in range(len(self._waiting))]
-        if not impressions:
-            return
-        try:
-            self._store.log_impressions(impressions)
-        except OSError as error:
-            self.n_lost += len(impressions)
-            _LOG.error("%d impressions could not be written: %s", len(impressions), error.strerror)
+        while impressions := self._take():
+            try:
+                self._store.log_impressions(impressions)
+            except (OSError, BundleError) as error:  # the second: who was forgotten cannot be told
+                self.n_lost += len(impressions)
+                why = error.strerror if isinstance(error, OSError) else "the tombstones are damaged"
+                _LOG.error("%d impressions could not be written: %s", len(impressions), why)
+            self._count(-sum(map(_size, impressions)))
+
+    def _take(self) -> list[Impressions]:
+        """Take the next lists from the queue, not more than one transaction should hold."""
+        taken: list[Impressions] = []
+        n_items = 0
+        while self._waiting and n_items < _MOST_AT_ONCE:
+            taken.append(self._waiting.popleft())
+            n_items += _size(taken[-1])
+        return taken
+
+    def _count(self, n_items: int) -> None:
+        with self._counting:
+            self._n_items += n_items
 
     def _expire(self) -> None:
         self._expire_at = time.monotonic() + _HOUR
@@ -71,3 +90,8 @@ class ImpressionLog:
             self._store.expire(int(time.time()))
         except OSError as error:
             _LOG.error("nothing was taken out for its age: %s", error.strerror)
+
+
+def _size(one: Impressions) -> int:
+    """Return how many items a list counts as: an empty one takes room too."""
+    return max(1, len(one.item_ids))

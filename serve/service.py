@@ -58,6 +58,8 @@ class Similar:
     snapshot: Snapshot
     item_ids: list[Id]
     cosines: list[float]
+    reason: str | None
+    """Why fewer than k came; None where k came."""
 
     def explain(self) -> list[dict[str, Any]]:
         """Say of each item what it is."""
@@ -118,7 +120,8 @@ class Service:
         snapshot = self._serving.current()
         known = parse_id(item_id, snapshot.recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = snapshot.recommender.similar_items(known, k)
-        return Similar(snapshot, ids.tolist(), cosines.tolist())
+        reason = None if len(ids) == k else f"the catalogue has {len(ids)} other items"
+        return Similar(snapshot, ids.tolist(), cosines.tolist(), reason)
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep what users did; it counts in the next answer.

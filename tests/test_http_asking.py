@@ -80,7 +80,7 @@ def test_filters_are_obeyed_and_a_short_list_says_why(app, recommender):
 def test_an_item_that_is_out_of_stock_is_kept_away_by_a_filter(bundle, recommender, tmp_path):
     item_id = item_ids(recommender.bundle.schema)[6]
     body = {"filters": {"where": "in_stock"}, "k": 23}
-    with asking(bundle, state=tmp_path) as app:
+    with asking(bundle, state=tmp_path / "state") as app:
         assert ask(app, "PUT", f"/v1/items/{item_id}", {"columns": {"in_stock": False}}).status == 200
         (given,) = ask(app, "POST", "/v1/recommend", body).json["answers"]
         assert item_id not in [item["item_id"] for item in given["items"]]
@@ -144,7 +144,7 @@ def test_health_and_readiness(app):
 
 
 def test_metrics_count_answers_by_route_and_status(bundle, recommender, tmp_path):
-    with asking(bundle, state=tmp_path) as app:
+    with asking(bundle, state=tmp_path / "state") as app:
         check_counts(app, recommender)
 
 
@@ -176,3 +176,10 @@ def test_headers_forbid_what_no_answer_needs(app):
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in headers
+
+
+def test_a_short_list_of_similar_items_says_why(app, recommender):
+    item_id, n_items = recommender.catalogue.item_ids.ids.tolist()[2], len(recommender.catalogue)
+    answers = [ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": n_items - more}).json for more in (1, 0)]
+    assert "reason" not in answers[0]
+    assert answers[1]["reason"] == f"the catalogue has {n_items - 1} other items"

@@ -47,6 +47,8 @@ def test_an_event_counts_in_the_next_answer(app, schema):
     reply = ask(app, "POST", "/v1/events", {"user_id": user, "item_id": taken, "event": "buy", "datetime": UNTIL + 5})
     assert reply.status == 200
     assert reply.json["kept"] == 1
+    assert reply.json["latency_ms"] > 0
+    assert reply.json["version"] == ask(app, "GET", "/v1/status").json["version"]
     after = listed(app, user_id=user, repeats="exclude")
     assert taken not in after
     assert after != before[1:]  # the history is another one, not only what is left out

@@ -79,6 +79,24 @@ def test_a_body_without_length_is_refused_once_it_is_too_long(server):
 
 
 @pytest.mark.parametrize(
+    ("begin", "piece"),
+    [
+        (b"GET /", b"a"),
+        (b"GET / HTTP/1.1\r\nx: ", b"a"),
+        (b"GET / HTTP/1.1\r\n", b"x: a\r\n"),
+        (b"POST /v1/recommend HTTP/1.1\r\ntransfer-encoding: chunked\r\n\r\n0\r\n", b"x: a\r\n"),
+    ],
+    ids=["path", "value", "headers", "trailers"],
+)
+def test_a_head_without_end_is_hung_up_on_before_it_fills_the_memory(server, begin, piece):
+    with server.connect() as connection:
+        connection.sendall(begin)
+        with pytest.raises(ConnectionError):
+            connection.sendall(piece * (40_000_000 // len(piece)))
+    assert server.ask("GET", "/ready").status == 200
+
+
+@pytest.mark.parametrize(
     "noise", [b"\x16\x03\x01\x02\x00", b"GET\r\n\r\n", b"\x00" * 100, b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 )
 def test_what_is_no_http_is_refused(server, noise):
@@ -133,7 +151,10 @@ class Client(threading.Thread):
 
 
 def end_under_load(bundle):
-    with serving("--bundle", bundle, "--state", bundle.parent / "other") as server, ExitStack() as open_sockets:
+    with (
+        serving("--bundle", bundle, "--state", bundle.parent / "other" / "state") as server,
+        ExitStack() as open_sockets,
+    ):
         clients = [Client(server) for _ in range(4)]
         slow = [open_sockets.enter_context(server.connect()) for _ in range(5)]
         for number, connection in enumerate(slow):
@@ -160,7 +181,10 @@ def test_sigterm_under_load_ten_times(bundle):
 
 
 def test_readiness_ends_with_the_signal_while_answers_are_still_given(bundle):
-    with serving("--bundle", bundle, "--state", bundle.parent / "other") as server, server.connect() as connection:
+    with (
+        serving("--bundle", bundle, "--state", bundle.parent / "other" / "state") as server,
+        server.connect() as connection,
+    ):
         server.process.send_signal(signal.SIGTERM)
         statuses = []
         for path in ("/ready", "/health"):
@@ -178,3 +202,11 @@ def test_an_address_that_is_taken_and_a_bundle_that_is_none_are_one_line(bundle,
     assert run("http", "--bundle", bundle, "--port", server.port) == 2
     assert run("http", "--bundle", tmp_path, "--port", 0) == 2
     assert run("http", "--bundle", bundle, "--port", 0) == 2  # another service has the state
+
+
+@pytest.mark.parametrize("name", ["state", "profiles"])
+def test_a_folder_in_which_forgetting_would_not_look_is_refused(bundle, tmp_path, name, capsys):
+    from tests.test_serve_cli import run
+
+    assert run("http", "--bundle", bundle, f"--{name}", tmp_path / "elsewhere", "--port", 0) == 2
+    assert f"expected a folder called '{name}'" in capsys.readouterr().err

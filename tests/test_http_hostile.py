@@ -5,7 +5,9 @@ import json
 import random
 
 import pytest
+from pydantic import TypeAdapter, ValidationError
 
+from serve.http.bodies import Ask
 from tests.linear_bundle import SHOP
 from tests.live_service import asking, publish_served
 from tests.served import JSON, ask, exchange
@@ -187,3 +189,24 @@ def test_mutated_bodies_are_answered_or_refused(app):
 @pytest.mark.slow
 def test_ten_thousand_mutated_bodies_are_answered_or_refused(app):
     check_mutated(app, 10_000, seed=2)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"requests": [{"exclude": [None] * 10_000}] * 3},
+        {"requests": [{"filters": {"only": [{}]}}] * 256},
+        {"requests": [{"history": [{"x": 1}] * 500}] * 9},
+        {"features": {str(number): [{}] * 4000 for number in range(9)}},
+    ],
+    ids=["exclude", "only", "history", "features"],
+)
+def test_a_body_of_faults_alone_is_not_checked_to_its_end(body):
+    with pytest.raises(ValidationError) as caught:
+        TypeAdapter(Ask).validate_python(body)
+    assert caught.value.error_count() < 100
+
+
+def test_an_object_of_many_names_is_refused_before_they_are_looked_at(app):
+    error = refuse(ask(app, "POST", "/v1/recommend", {f"{SENTINEL}{number}": 1 for number in range(257)}), 400)
+    assert "allowed: 256" in error["message"]

@@ -185,3 +185,26 @@ def test_what_was_acknowledged_survives_a_kill(path, recommenders):
     assert done.stdout.split() == [str(number) for number in range(50)]
     with closing(LiveItems(path, recommenders["shop"])) as live:
         assert [lists(live, f"new-{number}") for number in range(50)] == [number % 3 > 0 for number in range(50)]
+
+
+def test_a_bundle_that_cannot_be_taken_up_leaves_everything_as_it_was(shop, recommenders, monkeypatch):
+    def fail(*_):
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Recommender, "with_catalogue", fail)
+        with pytest.raises(MemoryError):
+            shop.rebase(recommenders["films"])
+    shop.put("new", {"brand": "x"})
+    assert lists(shop, "new")
+
+
+def test_a_file_with_a_damaged_page_is_a_fault_of_the_disk_and_let_go_of(path, recommenders):
+    with closing(LiveItems(path, recommenders["shop"])) as live:
+        live.put("milk", MILK)
+    content = bytearray(path.read_bytes())
+    content[4096:8192] = b"\xff" * 4096
+    path.write_bytes(content)
+    for _ in range(2):
+        with pytest.raises(OSError, match=r"items\.db"):
+            LiveItems(path, recommenders["shop"])

@@ -214,3 +214,9 @@ def test_a_database_of_others_is_refused_and_left_as_it_is(path):
         StateStore(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["state.db"]
+
+
+def test_of_very_many_events_the_latest_are_recalled(store):
+    store.observe_many(events_of(10_003))
+    history = store.history("u")
+    assert history.item_id == tuple(f"i{n}" for n in range(3, 10_003))

@@ -54,7 +54,8 @@ def similar(service: Service, body: dict[str, Any], state: dict[str, Any]) -> Wr
     items: list[dict[str, Any]] = [{"item_id": item_id, "cosine": _short(cosine)} for item_id, cosine in pairs]
     if body.get("explain"):
         items = [item | more for item, more in zip(items, near.explain(), strict=True)]
-    return Written(_write(state, near.snapshot.version, {"items": items}))
+    reason = {} if near.reason is None else {"reason": near.reason}
+    return Written(_write(state, near.snapshot.version, {"items": items, **reason}))
 
 
 def _list(answer: Answer) -> dict[str, Any]:
@@ -68,7 +69,12 @@ def _short(score: float) -> float:
     return round(score, _DECIMALS)
 
 
+def write_head(request_id: str, version: str, started: float) -> dict[str, Any]:
+    """Return what every answer begins with; `started` is on `perf_counter`."""
+    latency = round((time.perf_counter() - started) * 1000, 3)
+    return {"request_id": request_id, "version": version, "latency_ms": latency}
+
+
 def _write(state: dict[str, Any], version: str, content: dict[str, Any]) -> bytes:
-    latency = round((time.perf_counter() - state["started"]) * 1000, 3)
-    head = {"request_id": state["request_id"], "version": version, "latency_ms": latency}
+    head = write_head(state["request_id"], version, state["started"])
     return _ENCODER.encode(head | content).encode()

@@ -17,10 +17,10 @@ Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
 ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)] | int
 Number = int | float
 Value = Text | int | float | bool | None
-Values = Annotated[
-    dict[Name, Value | Annotated[list[Value], Field(max_length=MOST_TEXT)]], Field(max_length=MOST_NAMES)
-]
-Ids = Annotated[list[ItemId], Field(max_length=MOST_IDS)]
+# the first fault of a list ends its check: a body of faults alone would take a minute to list
+Cells = Annotated[list[Value], Field(max_length=MOST_TEXT, fail_fast=True)]
+Values = Annotated[dict[Name, Value | Cells], Field(max_length=MOST_NAMES)]
+Ids = Annotated[list[ItemId], Field(max_length=MOST_IDS, fail_fast=True)]
 Length = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="How many items an answer has at most.")]
 Explain = Annotated[
     bool, Field(description="Say of each item its columns, and the item of the history it is most like.")
@@ -56,7 +56,9 @@ class RequestBody(TypedDict, total=False):
 
     user_id: ItemId | None
     features: Annotated[Values | None, Field(description="Of the user, by name; null is missing.")]
-    history: Annotated[list[PastEvent], Field(max_length=MOST_EVENTS, description="Oldest first.")] | None
+    history: (
+        Annotated[list[PastEvent], Field(max_length=MOST_EVENTS, fail_fast=True, description="Oldest first.")] | None
+    )
     context: Values | None
     datetime: Annotated[Text | Number | None, Field(description="By default now.")]
     exclude: Annotated[Ids | None, Field(description="Items that are not to be listed.")]
@@ -76,7 +78,7 @@ class AskOne(RequestBody, total=False):
 class AskMany(TypedDict, total=False):
     """Many requests with one length of lists."""
 
-    requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MOST_REQUESTS)]
+    requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
     k: Length
     repeats: Literal["allow", "exclude"] | None
 
@@ -114,7 +116,7 @@ class EventBody(_EventBody, total=False):
 class EventsBody(TypedDict):
     """Many events: all are kept or none."""
 
-    events: Annotated[list[EventBody], Field(min_length=1, max_length=MOST_REQUESTS)]
+    events: Annotated[list[EventBody], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
 
 
 @_strict

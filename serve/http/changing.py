@@ -7,6 +7,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, Path, Request
 
+from serve.http.answers import write_head
 from serve.http.bodies import ForgetBody, ItemBody, Tell
 from serve.http.documents import EVENT_EXAMPLES, FAULTS, FORGET_EXAMPLES, ITEM_EXAMPLES
 from serve.http.parts import Parts
@@ -25,28 +26,30 @@ def make_changing(parts: Parts) -> APIRouter:
         events = cast(list[dict[str, Any]], body.get("events", [body]))
         n_kept = await writing.run(partial(service.observe, events))
         parts.metrics.events.inc(n_kept)
-        return _say(request, kept=n_kept)
+        return _say(request, service.version, kept=n_kept)
 
     @router.put("/v1/items/{item_id:path}", summary="Add or change an item: it is in the next answer")
     async def put(
         request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=ITEM_EXAMPLES)]
     ) -> dict[str, Any]:
         await writing.run(partial(service.put_item, item_id, body["columns"]))
-        return _say(request, version=service.version)
+        return _say(request, service.version)
 
     @router.delete("/v1/items/{item_id:path}", summary="Remove an item: no version lists it until it is put again")
     async def remove(request: Request, item_id: ItemPath) -> dict[str, Any]:
         was_there = await writing.run(partial(service.remove_item, item_id))
-        return _say(request, version=service.version, was_there=was_there)
+        return _say(request, service.version, was_there=was_there)
 
     @router.post("/v1/users/forget", summary="Erase a user; the receipt says what was erased and what is out of reach")
     async def forget(
         request: Request, body: Annotated[ForgetBody, Body(openapi_examples=FORGET_EXAMPLES)]
     ) -> dict[str, Any]:
-        return _say(request, receipts=await writing.run(partial(service.forget, body["user_id"])))
+        receipts = await writing.run(partial(service.forget, body["user_id"]))
+        return _say(request, service.version, receipts=receipts)
 
     return router
 
 
-def _say(request: Request, **content: Any) -> dict[str, Any]:
-    return {"request_id": request.scope["state"]["request_id"], **content}
+def _say(request: Request, version: str, **content: Any) -> dict[str, Any]:
+    state = request.scope["state"]
+    return {**write_head(state["request_id"], version, state["started"]), **content}

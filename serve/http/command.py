@@ -43,18 +43,26 @@ def serve_http(places: Places, token_file: Path | None, host: str, port: int) ->
 
 
 def places_of_bundle(bundle: Path, profiles: Path | None, state: Path | None) -> Places:
-    """Serve one bundle; profiles and state lie beside it, unless they are named."""
+    """Serve one bundle; profiles and state lie beside it, unless they are named.
+
+    Raises:
+        ValueError: a folder is named that is called otherwise.
+    """
     return _find_places(BundleSource(bundle, profiles), bundle.absolute().parent, profiles, state)
 
 
 def places_of_registry(registry: Path, profiles: Path | None, state: Path | None) -> Places:
-    """Serve what is current in a registry; profiles and state lie in it, unless they are named."""
+    """Serve what is current in a registry; see `places_of_bundle`."""
     return _find_places(RegistrySource(Registry(registry), profiles), registry, profiles, state)
 
 
 def _find_places(source: Source, home: Path, profiles: Path | None, state: Path | None) -> Places:
-    known = (state or home / STATE, profiles or home / PROFILES)
-    return Places(source, known[0], tuple(dict.fromkeys(folder.absolute().parent for folder in known)))
+    known = {STATE: state or home / STATE, PROFILES: profiles or home / PROFILES}
+    for name, folder in known.items():
+        if folder.absolute().name != name:
+            raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
+    runs = dict.fromkeys(folder.absolute().parent for folder in known.values())
+    return Places(source, known[STATE], tuple(runs))
 
 
 def read_token(path: Path | None) -> str | None:

@@ -36,8 +36,8 @@ def _describe_http(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
     what.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
     where = "beside the bundle, or in the registry"
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help=f"default: the folder 'profiles' {where}")
-    parser.add_argument("--state", type=Path, metavar="DIR", help=f"default: the folder 'state' {where}")
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help=f"called 'profiles'; default: {where}")
+    parser.add_argument("--state", type=Path, metavar="DIR", help=f"called 'state'; default: {where}")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
     file = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"

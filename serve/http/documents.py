@@ -57,9 +57,10 @@ class Near(TypedDict):
 
 
 class SimilarAnswer(Head):
-    """The nearest first."""
+    """The nearest first; `reason` says why there are fewer than k items."""
 
     items: list[Near]
+    reason: NotRequired[str]
 
 
 class Said(TypedDict):

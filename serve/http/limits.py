@@ -23,6 +23,10 @@ class Limits:
     """Of one server: sizes in bytes, times in seconds."""
 
     body: int = 1_000_000
+    head: int = 500_000
+    """Of a request's first line and headers; what came in one piece with them, the end of another body, counts too."""
+    raw_body: int = 8_000_000
+    """Of a body as it is sent, with the sizes of its pieces and what follows them."""
     head_time: float = 5.0
     """From the first byte of a request, or from the connection, to the end of its headers."""
     body_time: float = 5.0

@@ -19,6 +19,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._crowd = crowd
         self._timer: asyncio.TimerHandle | None = None
         self._in_head = True
+        self._n_raw = 0
         self._writing: asyncio.TimerHandle | None = None
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -36,6 +37,10 @@ class BoundedProtocol(HttpToolsProtocol):
         super().data_received(data)
         if self._is_whole():
             self._stop()
+            return
+        self._n_raw += len(data)
+        if self._n_raw > (self._crowd.limits.head if self._in_head else self._crowd.limits.raw_body):
+            self.hang_up()
         elif self._timer is None:
             self._start(self._crowd.limits.head_time if self._in_head else self._crowd.limits.body_time)
 
@@ -47,11 +52,11 @@ class BoundedProtocol(HttpToolsProtocol):
             self.loop.call_later(self._crowd.limits.farewell, self._end_if_silent)
 
     def on_message_begin(self) -> None:
-        self._in_head = True
+        self._in_head, self._n_raw = True, 0
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
-        self._in_head = False
+        self._in_head, self._n_raw = False, 0
         self._stop()
         self._crowd.hear(self)
         super().on_headers_complete()

@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from serve.http.faults import Fault
+from serve.http.limits import MOST_NAMES
 
+_MOST_PAIRS = 4 * MOST_NAMES
 _LOOKED_AT = (b"\\u0000", b"\\ud", b"\\uD")
 """Escapes that can write what no text may hold: NUL, and halves of surrogate pairs."""
 
@@ -16,8 +18,8 @@ def read_json(body: bytes) -> Any:
     """Read a body.
 
     Raises:
-        Fault: 400; no UTF-8, no JSON, a name twice in one object, NaN or Infinity, numbers or depths without end,
-            NUL or half a surrogate pair in a text.
+        Fault: 400; no UTF-8, no JSON, a name twice or too many names in one object, NaN or Infinity, numbers or depths
+            without end, NUL or half a surrogate pair in a text.
     """
     try:
         value = _DECODER.decode(body.decode("utf-8"))
@@ -35,6 +37,8 @@ def read_json(body: bytes) -> Any:
 
 
 def _read_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(pairs) > _MOST_PAIRS:  # a fault each, where they are not known
+        raise Fault(400, f"the body has an object of too many names; allowed: {_MOST_PAIRS}")
     value = dict(pairs)
     if len(value) != len(pairs):
         raise Fault(400, "the body has an object with the same name twice")

@@ -43,7 +43,7 @@ class LiveItems:
         self._store = ItemStore(path)
         try:
             self.rebase(recommender)
-        except ValueError:
+        except (ValueError, OSError):
             self._store.close()
             raise
 
@@ -65,15 +65,16 @@ class LiveItems:
 
         Raises:
             SchemaError: ids of items are of another type.
+            OSError: the file of changes cannot be read.
         """
         with self._writing:
             changes = self._store.read(recommender.bundle.schema.item_id_type)
             placing = Placing(recommender)
             fitted, notes = _fit(placing, changes)
             catalogue = placing.apply(recommender.catalogue, fitted)
+            completed = recommender.with_catalogue(catalogue)  # if it fails, all is as it was
             self._changes = {one.item_id: one for one in changes}
-            self._placing, self._notes = placing, notes
-            self._recommender = recommender.with_catalogue(catalogue)
+            self._placing, self._notes, self._recommender = placing, notes, completed
 
     def put(self, item_id: Any, columns: Mapping[str, Any]) -> None:
         """Add or change an item.

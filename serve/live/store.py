@@ -67,8 +67,12 @@ class ItemStore:
 
         Raises:
             SchemaError: an id is not of the type.
+            OSError: the file is damaged, or the disk fails.
         """
-        rows = self._connection.execute(_READ)
+        try:
+            rows = self._connection.execute(_READ).fetchall()
+        except sqlite3.DatabaseError as error:
+            raise OSError(errno.EIO, str(error), str(self._path)) from error
         return [
             Change(
                 parse_id(text, id_type, f"{self._path.name}: item_id"), json.loads(columns), bool(added), bool(removed)

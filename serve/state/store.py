@@ -46,7 +46,10 @@ _INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is th
     "AND weight IS ?5)"
 )
 _INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
-_RECALL = "SELECT item_id, datetime, event, weight FROM events WHERE user_id = ? ORDER BY datetime, number"
+_MOST_RECALLED = 10_000
+_RECALL = (  # the latest, so that nobody's past holds up the others
+    "SELECT item_id, datetime, event, weight FROM events WHERE user_id = ? ORDER BY datetime DESC, number DESC LIMIT ?"
+)
 
 
 @dataclass(frozen=True)
@@ -116,10 +119,10 @@ class StateStore:
                     _insert_answer(connection, one)
 
     def recall(self, user_id: Id) -> Recalled:
-        """Return what there is of a user; nothing of one who was forgotten."""
+        """Return what there is of a user, of very many events the latest; nothing of one who was forgotten."""
         if self._tombstones.holds(user_id):
             return Recalled(_NOTHING, is_forgotten=True)
-        rows = self._database.read(_RECALL, user_id)
+        rows = self._database.read(_RECALL, user_id, _MOST_RECALLED)[::-1]
         taken = [row for row in rows if row[2] != DISMISS]
         dismissed = dict.fromkeys(row[0] for row in rows if row[2] == DISMISS)
         return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, tuple(dismissed))

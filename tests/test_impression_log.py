@@ -1,0 +1,75 @@
+"""Impressions are written behind the answers: all of them at the end, and a fault of the disk ends nothing."""
+
+import threading
+
+import pytest
+
+from serve.errors import BundleError
+from serve.impression_log import ImpressionLog
+from serve.state import Impressions
+
+
+class Store:
+    """Writes into a list, once the gate is open and no fault is left."""
+
+    def __init__(self, *faults):
+        self.faults = list(faults)
+        self.gate = threading.Event()
+        self.written = []
+
+    def log_impressions(self, answers):
+        assert self.gate.wait(20)
+        if self.faults:
+            raise self.faults.pop()
+        self.written += answers
+
+    def expire(self, _):
+        pass
+
+
+def answer_of(number, n_items=2):
+    return Impressions(f"r{number}", "u", 5, "v", "greedy", list(range(n_items)), [0.5] * n_items)
+
+
+def test_what_waits_is_written_in_order_before_the_end():
+    store = Store()
+    log, batches = ImpressionLog(store), [[answer_of(number)] * 3 for number in range(300)]
+    for batch in batches:
+        log.add(batch)
+    store.gate.set()
+    log.close()
+    assert store.written == [one for batch in batches for one in batch]
+    assert log.n_lost == 0
+
+
+@pytest.mark.parametrize("fault", [OSError(28, "no room"), BundleError("/run/forgotten.json is damaged: u77123")])
+def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, caplog):
+    store = Store(fault)
+    log = ImpressionLog(store)
+    log.add([answer_of(1), answer_of(2)])
+    store.gate.set()
+    while not log.n_lost:
+        pass
+    log.add([answer_of(3)])
+    log.close()
+    assert log.n_lost == 2
+    assert store.written == [answer_of(3)]
+    assert "77123" not in caplog.text
+
+
+def test_the_room_is_counted_in_items_since_answers_differ_in_size():
+    store = Store()
+    log = ImpressionLog(store)
+    assert not log.is_full
+    for number in range(2):
+        log.add([answer_of(number, 1000)] * 125)
+    assert log.is_full
+    waiting = threading.Thread(target=log.add, args=([answer_of(3)],))
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    store.gate.set()
+    waiting.join(20)
+    log.close()
+    assert len(store.written) == 251
+    assert not log.is_full
