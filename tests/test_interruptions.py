@@ -226,7 +226,7 @@ def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, caps
     model = ModelConfig(dim=8, max_epochs=3, warmup_steps=1, learning_rate=1e30)
     config = make_config(tmp_path, model=model)
     monkeypatch.setattr(train, "parse", lambda argv: (config, "seed: 0"))
-    monkeypatch.setattr(train, "read_tables", lambda data: train.tables_from_frames(data, *make_tables(False)))
+    monkeypatch.setattr(train, "read_tables", lambda data, _: train.tables_from_frames(data, *make_tables(False)))
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "in epoch 1, step " in line

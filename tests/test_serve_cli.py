@@ -111,8 +111,8 @@ def test_what_the_bundle_does_not_know_is_said_after_the_answers(bundle, tmp_pat
     [
         (
             (),
-            "no command is given; allowed: activate, export, forget, list, publish, recommend, rollback, similar, "
-            "verify; see python -m serve --help",
+            "no command is given; allowed: activate, export, forget, http, list, publish, recommend, rollback, "
+            "similar, verify; see python -m serve --help",
         ),
         (("recomend",), "unknown command 'recomend'; did you mean 'recommend'?"),
         (("verify", "--bundel", "b"), "unknown option '--bundel'; did you mean '--bundle'?"),
