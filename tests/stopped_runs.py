@@ -77,7 +77,7 @@ def run_main(config: train.Config, tables: Any, errors: int) -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     os.dup2(errors, 2)
     train.parse = lambda argv: (config, f"seed: {config.seed}\n")
-    train.read_tables = lambda data, tombstones: train.tables_from_frames(data, *tables, tombstones)
+    train.read_tables = lambda data, tombstones: train.tables_from_frames(data, *tables, tombstones=tombstones)
     code: Any = 1
     try:
         code = train.main([])
