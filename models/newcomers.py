@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -25,7 +26,8 @@ HELD_OUT = 0.1
 """Of the items, placed without having been learned from, to see how popular a new one must be to be found."""
 MOST_STAND_INS = 4096
 PLACES = 10
-"""Of a list: an item that stands among them is visible."""
+"""Of a list, that new items and the others share."""
+HALVINGS = 20
 
 
 class Newcomers(nn.Module):
@@ -58,7 +60,7 @@ def fit_newcomers(
 ) -> Newcomers:
     """Fit what places new items.
 
-    A new item is taken to be as popular as makes it as visible as an average item: how popular it will be is not
+    A new item is taken to be so popular that it is seen as often as an average item: how popular it will be is not
     known, and with the least popularity there is nobody would ever see it.
 
     Args:
@@ -77,8 +79,8 @@ def fit_newcomers(
     if len(level) and len(apart):
         newcomers = Newcomers(tower, fit_content(towers, vectors, rest, generator), torch.zeros_like(level))
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
-        level = level.clone().fill_(find_level(towers, vectors, stand_ins, newcomers, requests))  # (P,)
-        level = torch.minimum(torch.maximum(level, popularity.amin(dim=0)), popularity.amax(dim=0))  # (P,)
+        found = find_level(towers, vectors, stand_ins, newcomers, requests)
+        level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
     return Newcomers(tower, fit_content(towers, vectors, known, generator), level).eval()
 
 
@@ -92,13 +94,13 @@ def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.
     optimizer = torch.optim.Adam(content.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
     for _ in range(epochs):
-        order = torch.randperm(len(rows), generator=generator)  # (n,)
+        drawn = rows[torch.randperm(len(rows), generator=generator)]  # (n,)
         for start in range(0, len(rows), BATCH):
-            chosen = rows[order[start : start + BATCH]]  # (b,)
+            chosen = drawn[start : start + BATCH]  # (b,)
             taste = tower.normalise(content(towers.item_codes[chosen], towers.item_values[chosen]))  # (b, D)
             error = (taste - vectors[chosen, : tower.dim]).square().sum(dim=1).mean()  # scalar
             optimizer.zero_grad()
-            error.backward()  # type: ignore[no-untyped-call]
+            torch.autograd.backward(error)
             optimizer.step()
             schedule.step()
     return content.eval()
@@ -107,31 +109,57 @@ def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.
 def find_level(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find the popularity, one for all windows, with which an average stand-in is as visible as an average item.
+    """Find the popularity, one for all windows, with which new items take the share of places that is their number's.
 
     Args:
         towers: trained.
         vectors: (N, W).
-        stand_ins: (s,) rows of items to be taken for new ones.
+        stand_ins: (s,) rows of items that are taken out and come in again as new ones.
         newcomers: place them, with popularity 0.
-        requests: of the users that they are to be visible to.
+        requests: of the users whose lists are looked at.
     """
     columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
     placed, n_windows = newcomers(*columns), len(newcomers.popularity)  # (s, W)
-    needed = torch.cat([_needed(towers, vectors, stand_ins, placed, n_windows, batch).flatten() for batch in requests])
-    n_visible = round(len(needed) * min(PLACES / len(vectors), 1.0))
-    return float(needed.sort().values[max(n_visible, 1) - 1])
+    contests = [_contest(towers, vectors, stand_ins, placed, n_windows, batch) for batch in requests]
+    wanted = len(stand_ins) / len(vectors) * sum(contest.others.numel() for contest in contests)
+    popularity = vectors[:, -n_windows:]  # (N, P)
+    low, high = float(popularity.min()), float(popularity.max())
+    for _ in range(HALVINGS):
+        level = (low + high) / 2
+        if sum(contest.places(level) for contest in contests) < wanted:
+            low = level
+        else:
+            high = level
+    return high
 
 
-def _needed(
+@dataclass(frozen=True)
+class Contest:
+    """What stands against each other for the places of B lists."""
+
+    others: Tensor
+    """(B, k) the best scores of items that are not new."""
+    scores: Tensor
+    """(B, s) of the new items without popularity; -inf where the user has them."""
+    weight: Tensor
+    """(B, 1) of popularity in this user's scores."""
+
+    def places(self, level: float) -> int:
+        """Count the places that the new items take if they are so popular."""
+        n_places = self.others.shape[1]
+        merged = torch.cat([self.others, self.scores + level * self.weight], dim=1)  # (B, k + s)
+        best = merged.topk(n_places, dim=1)  # (B, k)
+        return int(((best.indices >= n_places) & best.values.isfinite()).sum())
+
+
+def _contest(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, n_windows: int, batch: RequestBatch
-) -> Tensor:
-    """Return the popularity from which on each user sees each stand-in, (B, s); infinite where she has it."""
+) -> Contest:
     users, _ = towers.request_vectors(batch, vectors)  # (B, W)
     is_owned = torch.zeros(len(users), len(vectors), dtype=torch.bool)  # (B, N)
     is_owned[batch.owned_users, batch.owned_rows] = True
-    others = (users @ vectors.T).masked_fill(is_owned, float("-inf"))  # (B, N)
-    last = others.topk(min(PLACES, len(vectors)), dim=1).values[:, -1:]  # (B, 1) of the visible ones
-    weight = users[:, -n_windows:].sum(dim=1, keepdim=True)  # (B, 1) of popularity in this user's scores
-    needed = (last - users @ placed.T) / weight  # (B, s)
-    return needed.masked_fill(is_owned[:, stand_ins] | (weight <= 0), float("inf"))  # (B, s)
+    is_out = is_owned.index_fill(1, stand_ins, True)  # (B, N)
+    others = (users @ vectors.T).masked_fill(is_out, float("-inf"))  # (B, N)
+    scores = (users @ placed.T).masked_fill(is_owned[:, stand_ins], float("-inf"))  # (B, s)
+    best = others.topk(min(PLACES, len(vectors)), dim=1).values  # (B, k)
+    return Contest(best, scores, users[:, -n_windows:].sum(dim=1, keepdim=True))
