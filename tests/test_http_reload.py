@@ -40,7 +40,7 @@ def replace_bundle(bundle, seed):
 
 
 def test_without_a_token_there_is_no_such_route(bundle, tmp_path):
-    with sharing(bundle, tmp_path / "state2") as parts:
+    with sharing(bundle, tmp_path / "other" / "state") as parts:
         assert ask(make_app(parts), "POST", "/v1/reload", headers=AUTHORISED).status == 404
 
 
