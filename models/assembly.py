@@ -110,6 +110,7 @@ def _join(
         n_heads,
         dropout,
         similarity,
+        schema.ties == "ordered",
         len(schema.popularity_days),
         memory,
     )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -11,6 +13,17 @@ from models.time_basis import LogTimeBasis
 
 N_GAP_FUNCTIONS = 12
 FARTHEST = 64
+
+
+class Relations(NamedTuple):
+    """How Q tokens that ask stand to all T tokens."""
+
+    gaps: Tensor
+    """(B, Q, T, K) functions of the time between them."""
+    distance: Tensor
+    """(B, Q, T) int64 in groups."""
+    is_seen: Tensor
+    """(B, Q, T) bool."""
 
 
 class EventBlocks(nn.Module):
@@ -41,14 +54,32 @@ class EventBlocks(nn.Module):
         """
         if not len(self.blocks):
             return tokens  # (B, T, D)
-        is_seen = groups.unsqueeze(1) <= groups.unsqueeze(2)  # (B, T, T) query, key
-        gaps = self.gap_basis(times.unsqueeze(2) - times.unsqueeze(1))  # (B, T, T, K)
-        not_start = (groups > 0).to(tokens.dtype)  # (B, T)
-        gaps = gaps * (not_start.unsqueeze(1) * not_start.unsqueeze(2)).unsqueeze(-1)  # (B, T, T, K)
-        distance = (groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, T, T)
+        relations = self.relate(times, groups, times, groups)
         for block in self.blocks:
-            tokens = block(tokens, gaps, distance, is_seen)  # (B, T, D)
+            tokens = block(tokens, relations)  # (B, T, D)
         return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
+
+    def encode_at(self, tokens: Tensor, times: Tensor, groups: Tensor, places: Tensor) -> Tensor:
+        """Encode one token of each row: what `forward` gives at its place (B,), without the last block of the others.
+
+        Returns:
+            (B, D).
+        """
+        if len(self.blocks) > 1:
+            relations = self.relate(times, groups, times, groups)
+            for block in self.blocks[:-1]:
+                tokens = block(tokens, relations)  # (B, T, D)
+        places = places.unsqueeze(1)  # (B, 1)
+        relations = self.relate(times.gather(1, places), groups.gather(1, places), times, groups)
+        return self.norm(self.blocks[-1](tokens, relations, places)).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
+
+    def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
+        """Relate the tokens that ask, of times and groups (B, Q), to all tokens, of times and groups (B, T)."""
+        gaps = self.gap_basis(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T, K)
+        is_start = [(some == 0).to(gaps.dtype) for some in (query_groups, groups)]  # (B, Q), (B, T)
+        gaps = gaps * ((1 - is_start[0]).unsqueeze(2) * (1 - is_start[1]).unsqueeze(1)).unsqueeze(-1)  # (B, Q, T, K)
+        distance = (query_groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, Q, T)
+        return Relations(gaps, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
 
 
 class EventBlock(nn.Module):
@@ -73,26 +104,39 @@ class EventBlock(nn.Module):
         )
         self.dropout = Dropout(dropout)
 
-    def forward(self, tokens: Tensor, gaps: Tensor, distance: Tensor, is_seen: Tensor) -> Tensor:
-        bias = self.gap_bias(gaps).permute(0, 3, 1, 2)  # (B, H, T, T)
-        bias = bias + self.look_up(distance)  # (B, H, T, T)
-        bias = bias.masked_fill(~is_seen.unsqueeze(1), float("-inf"))  # (B, H, T, T)
-        tokens = tokens + self.dropout(self.attend(self.attention_norm(tokens), bias))  # (B, T, D)
-        result: Tensor = tokens + self.dropout(self.feed_forward(tokens))  # (B, T, D)
+    def forward(self, tokens: Tensor, relations: Relations, places: Tensor | None = None) -> Tensor:
+        """Let the tokens at `places` (B, Q), all of them by default, look at the tokens (B, T, D): (B, Q, D)."""
+        bias = self.gap_bias(relations.gaps).permute(0, 3, 1, 2)  # (B, H, Q, T)
+        bias = bias + self.look_up(relations.distance)  # (B, H, Q, T)
+        bias = bias.masked_fill(~relations.is_seen.unsqueeze(1), float("-inf"))  # (B, H, Q, T)
+        mixed = self.attend(self.attention_norm(tokens), bias, places)  # (B, Q, D)
+        asking = tokens if places is None else take_tokens(tokens, places)  # (B, Q, D)
+        asking = asking + self.dropout(mixed)  # (B, Q, D)
+        result: Tensor = asking + self.dropout(self.feed_forward(asking))  # (B, Q, D)
         return result
 
     def look_up(self, distance: Tensor) -> Tensor:
-        """Look up the bias of each distance (B, T, T), (B, H, T, T): a gather, whose gradient is the cheaper one."""
-        n_batch, n_tokens, _ = distance.shape
+        """Look up the bias of each distance (B, Q, T), (B, H, Q, T): a gather, whose gradient is the cheaper one."""
+        n_batch, n_asking, _ = distance.shape
         table = self.distance_bias.weight.T.unsqueeze(0).unsqueeze(2)  # (1, H, 1, distances)
-        table = table.expand(n_batch, -1, n_tokens, -1)  # (B, H, T, distances)
-        return table.gather(3, distance.unsqueeze(1).expand(-1, self.n_heads, -1, -1))  # (B, H, T, T)
+        table = table.expand(n_batch, -1, n_asking, -1)  # (B, H, Q, distances)
+        return table.gather(3, distance.unsqueeze(1).expand(-1, self.n_heads, -1, -1))  # (B, H, Q, T)
 
-    def attend(self, tokens: Tensor, bias: Tensor) -> Tensor:
+    def attend(self, tokens: Tensor, bias: Tensor, places: Tensor | None) -> Tensor:
+        """Mix the values of the tokens (B, T, D) for those at `places` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
         n_batch, n_tokens, dim = tokens.shape
-        heads = self.project_in(tokens).view(n_batch, n_tokens, 3, self.n_heads, dim // self.n_heads)
+        width = dim // self.n_heads
+        heads = self.project_in(tokens).view(n_batch, n_tokens, 3, self.n_heads, width)
         query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D / H)
+        if places is not None:
+            index = places.unsqueeze(1).unsqueeze(-1).expand(-1, self.n_heads, -1, width)  # (B, H, Q, D / H)
+            query = query.gather(2, index)  # (B, H, Q, D / H)
         mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
-        joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, T, D); a reshape would not export with several heads
-        result: Tensor = self.project_out(joined)  # (B, T, D)
+        joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, Q, D); a reshape would not export with several heads
+        result: Tensor = self.project_out(joined)  # (B, Q, D)
         return result
+
+
+def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:
+    """Take the tokens (B, T, D) at places (B, Q): (B, Q, D)."""
+    return tokens.gather(1, places.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))  # (B, Q, D)

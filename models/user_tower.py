@@ -24,8 +24,9 @@ PADDING_GROUP = 1 << 40  # above every group: no token sees padding
 class UserTower(nn.Module):
     """Encode events, take the state before the request, fuse it late with who asks and when.
 
-    With `popularity_dim` the vector also says how much popularity counts for this user. `memory` adds what only
-    repeated consumption has: a long-term profile, affinities, popularity and a score per owned item.
+    `is_ordered` says that each event is a group of its own. With `popularity_dim` the vector also says how much
+    popularity counts for this user. `memory` adds what only repeated consumption has: a long-term profile, affinities,
+    popularity and a score per owned item.
     """
 
     def __init__(
@@ -38,11 +39,13 @@ class UserTower(nn.Module):
         n_heads: int,
         dropout: float,
         similarity: Similarity,
+        is_ordered: bool,
         popularity_dim: int,
         memory: Memory | None,
     ) -> None:
         super().__init__()
         self.dim = dim
+        self.is_ordered = is_ordered
         self.similarity = similarity
         self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
@@ -92,6 +95,10 @@ class UserTower(nn.Module):
         Returns:
             (B, T, D): position 0 is the empty history, position i what is known after event i.
         """
+        return self.blocks(*self.embed_events(history_vectors, arrays))  # type: ignore[no-any-return]  # (B, T, D)
+
+    def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
+        """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times and groups (B, T)."""
         history_events, history_weights = arrays["history_events"], arrays["history_weights"]  # (B, L)
         history_times, history_groups = arrays["history_times"], arrays["history_groups"]  # (B, L)
         history_lengths = arrays["history_lengths"]  # (B,)
@@ -112,7 +119,7 @@ class UserTower(nn.Module):
             tokens = self.input_dropout(tokens)  # (B, T, D)
         groups = functional.pad(groups, (1, 0))  # (B, T)
         times = functional.pad(history_times, (1, 0))  # (B, T)
-        return self.blocks(tokens, times, groups)  # type: ignore[no-any-return]  # (B, T, D)
+        return tokens, times, groups  # (B, T, D), (B, T), (B, T)
 
     def fuse(
         self,
@@ -166,9 +173,12 @@ class UserTower(nn.Module):
         Returns:
             (B, D).
         """
-        times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
-        states = self.encode_events(history_vectors, arrays)  # (B, T, D)
-        state = self.last_state(states, groups, lengths)  # (B, D)
+        times, lengths = arrays["history_times"], arrays["history_lengths"]  # (B, L), (B,)
+        if self.is_ordered and self.blocks.blocks:  # the last state is a single one
+            state = self.blocks.encode_at(*self.embed_events(history_vectors, arrays), lengths)  # (B, D)
+        else:
+            states = self.encode_events(history_vectors, arrays)  # (B, T, D)
+            state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
         last = torch.gather(times, 1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (B,)
         recency = torch.where(lengths > 0, arrays["request_times"] - last, 0)  # (B,)
         return self.fuse(

@@ -129,6 +129,13 @@ def test_an_empty_history_is_the_start_token(side):
     assert (states[1] - alone[0, 0]).abs().max() > FAR
 
 
+def test_the_state_of_a_request_is_that_of_its_last_events_among_all_states(side, monkeypatch):
+    events = draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(8))
+    found = side.of(events)
+    monkeypatch.setattr(side.towers.user_tower, "is_ordered", False)  # all states are computed, the last ones pooled
+    assert np.abs(side.of(events) - found).max() <= CLOSE
+
+
 def test_requests_of_nobody_with_any_history_are_finite(side):
     assert np.isfinite(side.of(draw_events([0, 0, 0], side.world.schema, np.random.default_rng(5)))).all()
 

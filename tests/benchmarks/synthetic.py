@@ -20,6 +20,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
+from run_config import EvaluationConfig  # noqa: E402
 from serve.schema import Repeats  # noqa: E402
 
 N_USERS, N_EVENTS, N_CATEGORIES = 400, 51, 40  # events of a user: the last one is the test
@@ -42,7 +43,8 @@ def train_bundle(folder: Path, repeats: Repeats, n_items: int, history_length: i
     trainer = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False}
     rng = np.random.default_rng(0)
     tables = (draw_events(n_items, repeats, rng), draw_users(rng), draw_items(np.arange(n_items), rng))
-    train.run(train.Config(data, model, trainer, folder), tables)
+    evaluation = EvaluationConfig(baselines=[])  # EASE would invert a matrix of items
+    train.run(train.Config(data, model, trainer, folder, evaluation=evaluation), tables)
 
 
 def draw_items(item_ids: np.ndarray, rng: np.random.Generator) -> pd.DataFrame:
