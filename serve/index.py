@@ -1,15 +1,15 @@
 """The item index: exact inner product over all items, exclusions inside the search.
 
 The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat
-index, which would be a second copy. Median ms of CPU time with 1 thread of a busy machine, k = 20:
+index, which would be a second copy. Median ms of CPU time with 1 thread, k = 20, medians of three runs:
 
     items x dims                              12.5k x 67       100k x 64
     requests                                   1     256       1     256
-    100 masked: this search                  .85      15     3.3     113
-                IndexFlatIP, selectors       .56      74     3.6     757    (a selector is per call: one by one)
-    none masked: this search                 .71      11     3.1     102
-                 IndexFlatIP                 .34      32     3.1     595
-                 IndexFlatIP told to use BLAS         10              85
+    100 masked: this search                  .17     9.0     1.5      62
+                IndexFlatIP, selectors       .14      37     1.2     233    (a selector is per call: one by one)
+    none masked: this search                 .15     8.7     1.4      64
+                 IndexFlatIP                 .08      21     1.0     199
+                 IndexFlatIP told to use BLAS        7.6              50
 
 FAISS chooses the slower of its two ways for a batch of this size; where nothing is masked the other one is a little
 faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
@@ -35,7 +35,7 @@ from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contender
 Ragged = tuple[Ints, Ints]
 """(item_rows, offsets): request i has item_rows[offsets[i] : offsets[i + 1]]."""
 
-_MOST_REQUESTS = 256  # of a tile: fewer make the product slow
+_MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
 _TILE_SCORES = 2**23
 
 
@@ -138,7 +138,7 @@ class ItemIndex:
         rows, offsets = _check_excluded(excluded, len(users), len(self))
         tile = max(1, min(len(users), _MOST_REQUESTS, _TILE_SCORES // len(self)))
         # one buffer for all tiles: fresh pages cost more than the product
-        product = np.empty((tile, len(self)), dtype=np.float32)
+        product = np.empty(len(self) * tile, dtype=np.float32)
         best_scores = np.empty((len(users), k), dtype=np.float32)
         best_rows = np.empty((len(users), k), dtype=np.int64)
         slack = self._slack(users)
@@ -171,9 +171,9 @@ class ItemIndex:
             return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
         part, lengths = self.vectors[:, :n_dims], self._lengths_of(n_dims)
         direction = (part[row] / lengths[row]).astype(np.float32)
-        approximate = ((part @ direction) / lengths).astype(np.float32)[None]  # (1, N)
-        approximate[0, row] = -np.inf
-        approximate[0, self._hidden_rows] = -np.inf
+        approximate = ((part @ direction) / lengths).astype(np.float32)[:, None]  # (N, 1)
+        approximate[row] = -np.inf
+        approximate[self._hidden_rows] = -np.inf
         slack = np.array([2.0**-22 * (n_dims + 8)], dtype=np.float32)
         found = find_contenders(approximate, k, slack)
         dots = dot_pairs(part[row][None], part, *found)
@@ -191,14 +191,15 @@ class ItemIndex:
         slack: Floats,
         product: Floats,
     ) -> tuple[Floats, Ints]:
-        """Search for T users; `product` (T or more, N) is written over."""
+        """Search for T users; `product`, of N T entries or more, is written over."""
         rows, offsets = excluded
-        approximate = np.matmul(users, self.vectors.T, out=product[: len(users)])  # (T, N)
-        approximate[np.repeat(np.arange(len(users)), np.diff(offsets)), rows] = -np.inf
-        if self.is_hidden is not None:
-            approximate[:, self._hidden_rows] = -np.inf
+        # items first: the other way round BLAS copies all vectors before it multiplies, long for a few requests
+        approximate = product[: len(self) * len(users)].reshape(len(self), len(users))
+        np.matmul(self.vectors, users.T, out=approximate)  # (N, T)
+        approximate[rows, np.repeat(np.arange(len(users)), np.diff(offsets))] = -np.inf
+        approximate[self._hidden_rows] = -np.inf
         if barred is not None:
-            np.copyto(approximate, -np.inf, where=barred)
+            approximate[barred] = -np.inf
         requests, items = find_contenders(approximate, k, slack)
         scores = dot_pairs(users, self.vectors, requests, items).astype(np.float32)
         return rank_contenders(requests, items, scores, len(users), k)

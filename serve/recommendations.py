@@ -109,6 +109,21 @@ class Recommendations:
     def __iter__(self) -> Iterator[Answer]:
         return map(self.of, range(len(self)))
 
+    def part(self, start: int, stop: int) -> Recommendations:
+        """Return the answers to the requests `start:stop`."""
+        requests, entries = slice(start, stop), slice(self.offsets[start], self.offsets[stop])
+        return Recommendations(
+            user_id=self.user_id[requests],
+            user_id_type=self.user_id_type,
+            item_row=self.item_row[entries],
+            item_ids=self.item_ids,
+            score=self.score[entries],
+            rank=self.rank[entries],
+            offsets=self.offsets[start : stop + 1] - self.offsets[start],
+            unknown_items=self.unknown_items[requests],
+            reason=self.reason[requests],
+        )
+
     def of(self, index: int) -> Answer:
         """Return the answer to one request."""
         entries = slice(self.offsets[index], self.offsets[index + 1])

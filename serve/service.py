@@ -8,11 +8,14 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from serve.errors import SchemaError
 from serve.explanations import find_reasons, show_items
 from serve.impression_log import ImpressionLog
 from serve.layout import STATE_FILE
 from serve.live.items import LiveItems
+from serve.questions import Question, rank_together
 from serve.recommendations import Recommendations
+from serve.recommender import Recommender
 from serve.registry.serving import Outcome, Serving
 from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
@@ -27,6 +30,18 @@ from serve.state.store import StateStore
 POLICY = "greedy"
 """How lists come about: by falling score."""
 _ITEMS_FILE = "items.db"
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What one caller asks for."""
+
+    raw: Sequence[Mapping[str, Any]]
+    """Requests."""
+    k: int
+    filter_viewed: bool | None
+    """As of `Recommender.recommend`."""
+    request_id: str
 
 
 @dataclass(frozen=True)
@@ -95,21 +110,26 @@ class Service:
         """Of the bundle that answers."""
         return self._serving.current().version
 
-    def recommend(
-        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str
-    ) -> Answered:
-        """Rank items for each request; where one has no datetime, it is asked now. What is shown is logged.
+    def recommend(self, asked: Sequence[Asked]) -> list[Answered | SchemaError]:
+        """Rank items for the requests of each caller; where one has no datetime, it is asked now.
 
-        Raises:
-            SchemaError: a request that cannot be read.
+        What is shown is logged.
+
+        Returns:
+            An answer for each caller, or the error in place of it: a request that cannot be read, filters that do not
+            fit.
         """
-        snapshot = self._serving.current()  # taken once: no answer is of two versions
-        recommender, now = snapshot.recommender, int(time.time())
-        schema, profiles = recommender.bundle.schema, recommender.profiles
-        requests = [complete(_at(parse_request(one, schema), now), profiles, self._state) for one in raw]
-        answered = Answered(snapshot, requests, recommender.recommend(requests, k, filter_viewed))
-        self.impressions.add(_impressions(answered, request_id, now))
-        return answered
+        snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
+        questions = [self._read(snapshot.recommender, one, now) for one in asked]
+        outcomes: list[Answered | SchemaError] = []
+        for one, ranked in zip(asked, rank_together(snapshot.recommender, questions), strict=True):
+            if isinstance(ranked, SchemaError):
+                outcomes.append(ranked)
+                continue
+            answered = Answered(snapshot, ranked.requests, ranked.lists)
+            self.impressions.add(_impressions(answered, one.request_id, now))
+            outcomes.append(answered)
+        return outcomes
 
     def similar(self, item_id: Id, k: int) -> Similar:
         """Find the items nearest to an item.
@@ -191,6 +211,14 @@ class Service:
         self.impressions.close()
         self._state.close()
         self._items.close()
+
+    def _read(self, recommender: Recommender, one: Asked, now: int) -> Question | SchemaError:
+        schema, profiles = recommender.bundle.schema, recommender.profiles
+        try:
+            requests = [_at(parse_request(raw, schema), now) for raw in one.raw]
+        except SchemaError as error:
+            return error
+        return Question([complete(each, profiles, self._state) for each in requests], one.k, one.filter_viewed)
 
     def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
         self._items.rebase(snapshot.recommender)

@@ -1,6 +1,6 @@
 """The k best of approximate scores, exactly: a cut that is provably low enough, then exact scores above it.
 
-The last bits of a float32 matrix product depend on the batch and on a row's place in it. So it only chooses
+The last bits of a float32 matrix product depend on the batch and on a vector's place in it. So it only chooses
 contenders here; whoever calls scores these again exactly and lets `rank_contenders` order them. A score is
 then a function of one user and one item: equal vectors score equal, and a batch answers as one by one.
 Letters: T requests of a tile, N items, C contenders of all its requests.
@@ -22,27 +22,34 @@ _LOWEST = np.finfo(np.float32).min  # above the -inf of an item that is not admi
 def find_contenders(approximate: Floats, k: int, slack: Floats) -> tuple[Ints, Ints]:
     """Find all items that can be among the k best.
 
-    The items are dealt into blocks, at least 4 k of them. k block maxima are k items, so the k-th best
-    maximum is a lower bound of the k-th best item: two passes over the scores, no partition of a row.
+    The items are dealt into blocks, at least 4 k of them. k block maxima are k items, so the k-th best maximum is a
+    lower bound of the k-th best item: a pass over the scores, then a look into the few blocks whose maximum reaches it.
 
     Args:
-        approximate: (T, N) scores, -inf where an item is not admissible.
+        approximate: (N, T) scores in C order, -inf where an item is not admissible.
         k: at most N.
         slack: (T,) at least twice the largest error of a score.
 
     Returns:
-        requests: (C,) rows of `approximate`, ascending.
-        rows: (C,) its columns, ascending within a request; nothing that is -inf.
+        requests: (C,) columns of `approximate`, ascending.
+        rows: (C,) its rows, ascending within a request; nothing that is -inf.
     """
-    n_requests, n_items = approximate.shape
+    n_items, n_requests = approximate.shape
     n_blocks = min(n_items, max(4 * k, _FEWEST_BLOCKS))
-    depth = n_items // n_blocks
-    blocks = approximate[:, : depth * n_blocks].reshape(n_requests, depth, n_blocks)
-    maxima = blocks.max(axis=1)  # (T, blocks)
-    bound = np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k]  # (T,)
+    n_dealt = n_items // n_blocks * n_blocks
+    # an item of each block and all requests side by side: a row of requests alone is too short to be fast
+    dealt = approximate[:n_dealt].reshape(-1, n_blocks * n_requests)  # (depth, blocks * T)
+    maxima = dealt.max(axis=0).reshape(n_blocks, n_requests)
+    bound = np.partition(maxima, n_blocks - k, axis=0)[n_blocks - k]  # (T,)
     cut = np.maximum(bound - slack, _LOWEST)
-    requests, rows = np.divmod(np.flatnonzero(approximate >= cut[:, None]), n_items)
-    return requests, rows
+    block, request = (maxima >= cut).nonzero()
+    inside = dealt.take(block * n_requests + request, axis=1) >= cut[request]  # (depth, blocks that reach it)
+    depth, place = inside.nonzero()
+    left, left_request = (approximate[n_dealt:] >= cut).nonzero()
+    rows = np.concatenate([depth * n_blocks + block[place], n_dealt + left])
+    requests = np.concatenate([request[place], left_request])
+    order = requests.argsort(kind="stable")
+    return requests[order], rows[order]
 
 
 def rank_contenders(requests: Ints, rows: Ints, scores: Floats, n_requests: int, k: int) -> tuple[Floats, Ints]:

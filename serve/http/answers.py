@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from serve.errors import SchemaError
 from serve.recommendations import Answer
-from serve.service import Service
+from serve.service import Answered, Asked, Service
 
+DEFAULT_K = 10
+_OF_ALL = frozenset({"k", "repeats", "explain"})
+"""Names in a body that are about all of its requests."""
 _DECIMALS = 6
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 
@@ -25,37 +30,61 @@ class Written:
     n_unknown: int = 0
 
 
-def recommend(service: Service, body: dict[str, Any], state: dict[str, Any]) -> Written:
-    """Answer the body of a request for recommendations.
+@dataclass(frozen=True)
+class Asking:
+    """The body of a request for recommendations, as `serve.http.bodies` checked it."""
 
-    Args:
-        service: what answers.
-        body: as `serve.http.bodies` checked it.
-        state: of this request of HTTP: its id, and when it came in on `perf_counter`.
-    """
+    body: Mapping[str, Any]
+    state: Mapping[str, Any]
+    """Of this request of HTTP: its id, and when it came in on `perf_counter`."""
+
+    @property
+    def k(self) -> int:
+        return int(self.body.get("k", DEFAULT_K))
+
+    @property
+    def requests(self) -> Sequence[Mapping[str, Any]]:
+        """What is asked for: many requests, or the body itself."""
+        if "requests" in self.body:
+            return self.body["requests"]  # type: ignore[no-any-return]
+        return [{name: value for name, value in self.body.items() if name not in _OF_ALL}]
+
+    def of_service(self) -> Asked:
+        repeats = self.body.get("repeats")
+        filter_viewed = None if repeats is None else repeats == "exclude"
+        return Asked(self.requests, self.k, filter_viewed, self.state["request_id"])
+
+
+def recommend(service: Service, asked: Sequence[Asking]) -> list[Written | SchemaError]:
+    """Answer the bodies of requests for recommendations together, each with its answer or its error."""
     begun = time.perf_counter()
-    k, repeats, explain = body.pop("k", 10), body.pop("repeats", None), body.pop("explain", False)
-    filter_viewed = None if repeats is None else repeats == "exclude"
-    answered = service.recommend(body.get("requests", [body]), k, filter_viewed, state["request_id"])
-    lists = [_list(one) for one in answered.lists]
-    if explain:
-        for index, one in enumerate(lists):
-            one["items"] = [item | more for item, more in zip(one["items"], answered.explain(index), strict=True)]
-    written = _write(state, answered.version, {"answers": lists})
-    n_short = sum(len(one["items"]) < k for one in lists)
-    n_unknown = int(answered.lists.unknown_items.sum())
-    return Written(written, time.perf_counter() - begun, len(lists), n_short, n_unknown)
+    outcomes = service.recommend([one.of_service() for one in asked])
+    written: list[Written | SchemaError] = []
+    for one, outcome in zip(asked, outcomes, strict=True):
+        written.append(outcome if isinstance(outcome, SchemaError) else _write_lists(one, outcome, begun))
+    return written
 
 
-def similar(service: Service, body: dict[str, Any], state: dict[str, Any]) -> Written:
+def similar(service: Service, body: Mapping[str, Any], state: Mapping[str, Any]) -> Written:
     """Answer the body of a request for similar items; see `recommend`."""
-    near = service.similar(body["item_id"], body.get("k", 10))
+    near = service.similar(body["item_id"], body.get("k", DEFAULT_K))
     pairs = zip(near.item_ids, near.cosines, strict=True)
     items: list[dict[str, Any]] = [{"item_id": item_id, "cosine": _short(cosine)} for item_id, cosine in pairs]
     if body.get("explain"):
         items = [item | more for item, more in zip(items, near.explain(), strict=True)]
     reason = {} if near.reason is None else {"reason": near.reason}
     return Written(_write(state, near.snapshot.version, {"items": items, **reason}))
+
+
+def _write_lists(one: Asking, answered: Answered, begun: float) -> Written:
+    lists = [_list(answer) for answer in answered.lists]
+    if one.body.get("explain"):
+        for index, shown in enumerate(lists):
+            shown["items"] = [item | more for item, more in zip(shown["items"], answered.explain(index), strict=True)]
+    body = _write(one.state, answered.version, {"answers": lists})
+    n_short = sum(len(shown["items"]) < one.k for shown in lists)
+    n_unknown = int(answered.lists.unknown_items.sum())
+    return Written(body, time.perf_counter() - begun, len(lists), n_short, n_unknown)
 
 
 def _list(answer: Answer) -> dict[str, Any]:
@@ -75,6 +104,6 @@ def write_head(request_id: str, version: str, started: float) -> dict[str, Any]:
     return {"request_id": request_id, "version": version, "latency_ms": latency}
 
 
-def _write(state: dict[str, Any], version: str, content: dict[str, Any]) -> bytes:
+def _write(state: Mapping[str, Any], version: str, content: dict[str, Any]) -> bytes:
     head = write_head(state["request_id"], version, state["started"])
     return _ENCODER.encode(head | content).encode()

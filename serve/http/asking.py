@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Body, Request, Response
 
+from serve.errors import SchemaError
 from serve.http import answers
-from serve.http.answers import Written
+from serve.http.answers import Asking, Written
 from serve.http.bodies import Ask, AskSimilar
 from serve.http.documents import ASK_EXAMPLES, FAULTS, SIMILAR_EXAMPLES, ListsAnswer, SimilarAnswer
+from serve.http.gathering import Gathering
+from serve.http.limits import MOST_TOGETHER
 from serve.http.parts import Parts
 from serve.http.strict_route import StrictRoute
 
@@ -21,16 +24,20 @@ def make_asking(parts: Parts) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, responses=FAULTS)
     service, metrics = parts.service, parts.metrics
 
-    async def compute(answer: Callable[[], Written], n_requests: int) -> Written:
-        """Answer at once where nobody else waits and it takes an instant, which spares two changes of threads."""
-        is_alone = parts.answering.is_idle and parts.crowd.n_asking <= 1
-        if n_requests == 1 and is_alone and not service.impressions.is_full:
-            return answer()
-        return await parts.answering.run(answer)
+    gathering = Gathering(parts.answering, partial(answers.recommend, service), MOST_TOGETHER)
+
+    def is_alone() -> bool:
+        """Tell whether nobody else waits: then an answer is given at once, which spares two changes of threads."""
+        return parts.answering.is_idle and parts.crowd.n_asking <= 1 and not service.impressions.is_full
+
+    async def answer(asked: Asking) -> Written:
+        if len(asked.requests) > 1:  # long enough for others to wait: not in this thread, nor with them
+            return _only(await parts.answering.run(partial(answers.recommend, service, [asked])))
+        return _only(answers.recommend(service, [asked])) if is_alone() else await gathering.run(asked)
 
     @router.post("/v1/recommend", response_model=ListsAnswer, summary="The best items for one request or many")
     async def recommend(request: Request, body: Annotated[Ask, Body(openapi_examples=ASK_EXAMPLES)]) -> Response:
-        written = await compute(partial(answers.recommend, service, dict(body), request.scope["state"]), _size(body))
+        written = await answer(Asking(body, request.scope["state"]))
         metrics.count_lists(written)
         return Response(written.body, media_type="application/json")
 
@@ -38,11 +45,16 @@ def make_asking(parts: Parts) -> APIRouter:
     async def similar(
         request: Request, body: Annotated[AskSimilar, Body(openapi_examples=SIMILAR_EXAMPLES)]
     ) -> Response:
-        written = await compute(partial(answers.similar, service, dict(body), request.scope["state"]), 1)
+        find = partial(answers.similar, service, body, request.scope["state"])
+        written = find() if is_alone() else await parts.answering.run(find)
         return Response(written.body, media_type="application/json")
 
     return router
 
 
-def _size(body: Mapping[str, Any]) -> int:
-    return len(body.get("requests", [body]))
+def _only(outcomes: Sequence[Written | SchemaError]) -> Written:
+    """Return the one answer, or raise the error in place of it."""
+    (outcome,) = outcomes
+    if isinstance(outcome, SchemaError):
+        raise outcome
+    return outcome

@@ -17,6 +17,9 @@ MOST_TEXT = 4096
 MOST_NAMES = 64
 """Features, columns and whatever else goes by name."""
 
+MOST_TOGETHER = 16
+"""Callers with one request each that are answered together."""
+
 
 @dataclass(frozen=True)
 class Limits:

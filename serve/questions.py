@@ -1,0 +1,64 @@
+"""Rank what several callers ask at once: one pass over the catalogue for all, a fault its caller's alone."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+from serve.errors import SchemaError
+from serve.recommendations import Recommendations
+from serve.recommender import Recommender
+from serve.requests import Request
+
+
+@dataclass(frozen=True)
+class Question:
+    """What one caller asks of a recommender."""
+
+    requests: Sequence[Request]
+    k: int
+    filter_viewed: bool | None
+    """As of `Recommender.recommend`."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """The answer to a question."""
+
+    requests: Sequence[Request]
+    lists: Recommendations
+
+
+Outcome = Ranked | SchemaError
+
+
+def rank_together(recommender: Recommender, questions: Sequence[Question | SchemaError]) -> list[Outcome]:
+    """Answer each question as `Recommender.recommend` does, or with the error that it raises.
+
+    Questions for lists of one kind share the passes of the tower and of the search. An error in place of a question
+    stays where it is.
+    """
+    alike: dict[tuple[int, bool | None], dict[int, Question]] = {}
+    outcomes: dict[int, Outcome] = {}
+    for place, one in enumerate(questions):
+        if isinstance(one, SchemaError):
+            outcomes[place] = one
+        else:
+            alike.setdefault((one.k, one.filter_viewed), {})[place] = one
+    for members in alike.values():
+        outcomes |= zip(members, _rank_alike(recommender, [*members.values()]), strict=True)
+    return [outcomes[place] for place in range(len(questions))]
+
+
+def _rank_alike(recommender: Recommender, questions: Sequence[Question]) -> list[Outcome]:
+    first, requests = questions[0], [*chain.from_iterable(question.requests for question in questions)]
+    try:
+        lists = recommender.recommend(requests, first.k, first.filter_viewed)
+    except SchemaError as error:
+        if len(questions) == 1:
+            return [error]
+        return [outcome for question in questions for outcome in _rank_alike(recommender, [question])]
+    sizes = [len(question.requests) for question in questions]
+    parts = [lists.part(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
+    return [Ranked(question.requests, part) for question, part in zip(questions, parts, strict=True)]

@@ -1,0 +1,99 @@
+"""What waits is answered together, each question with its own answer or its own error."""
+
+import asyncio
+import threading
+from itertools import chain
+
+import pytest
+
+from serve.http.gathering import Gathering
+from serve.http.worker import OverloadError, Worker
+
+
+class Answers:
+    """Note which questions come together; negative ones are errors, 666 is a bug that ends the call."""
+
+    def __init__(self):
+        self.gate = threading.Event()
+        self.together = []
+
+    def __call__(self, questions):
+        self.gate.wait(20)
+        self.together.append([*questions])
+        if questions[0] == 666:
+            raise ZeroDivisionError
+        return [ValueError(question) if question < 0 else question * 10 for question in questions]
+
+
+def ask(answers, questions, most=4, waiting=30, then=None):
+    """Ask while a first question, 0, holds the thread; return what comes of the others."""
+
+    async def main():
+        worker = Worker("test", waiting, deadline=30)
+        gathering = Gathering(worker, answers, most)
+        first = asyncio.ensure_future(gathering.run(0))
+        await asyncio.sleep(0.05)
+        tasks = [asyncio.ensure_future(gathering.run(question)) for question in questions]
+        await asyncio.sleep(0.05)
+        if then is not None:
+            then(tasks)
+            await asyncio.sleep(0)
+        answers.gate.set()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert await first == 0
+        worker.close()
+        return outcomes
+
+    return asyncio.run(main())
+
+
+def test_what_waits_is_answered_together_as_many_as_may_be():
+    answers = Answers()
+    assert ask(answers, [1, 2, 3, 4, 5, 6]) == [10, 20, 30, 40, 50, 60]
+    assert answers.together == [[0], [1, 2, 3, 4], [5, 6]]
+
+
+def test_an_error_is_its_own_questions():
+    outcomes = ask(Answers(), [1, -2, 3])
+    assert (outcomes[0], outcomes[2]) == (10, 30)
+    assert isinstance(outcomes[1], ValueError)
+
+
+def test_a_bug_ends_the_question_that_began_and_the_others_are_asked_again():
+    answers = Answers()
+    outcomes = ask(answers, [666, 2, 3])
+    assert isinstance(outcomes[0], ZeroDivisionError)
+    assert outcomes[1:] == [20, 30]
+    assert answers.together == [[0], [666, 2, 3], [2, 3]]
+
+
+def test_what_nobody_waits_for_any_more_is_not_asked():
+    answers = Answers()
+    outcomes = ask(answers, [1, 2, 3], then=lambda tasks: tasks[1].cancel())
+    assert (outcomes[0], outcomes[2]) == (10, 30)
+    assert answers.together == [[0], [1, 3]]
+
+
+def test_more_than_may_wait_is_refused_and_not_asked():
+    answers = Answers()
+    outcomes = ask(answers, [1, 2, 3], waiting=3)
+    assert outcomes[:2] == [10, 20]
+    assert isinstance(outcomes[2], OverloadError)
+    assert answers.together == [[0], [1, 2]]
+
+
+@pytest.mark.parametrize("n_questions", [1, 5, 30])
+def test_questions_that_come_at_once_are_all_answered(n_questions):
+    answers = Answers()
+    answers.gate.set()
+
+    async def main():
+        worker = Worker("test", 64, deadline=30)
+        gathering = Gathering(worker, answers, 4)
+        outcomes = await asyncio.gather(*map(gathering.run, range(1, n_questions + 1)))
+        worker.close()
+        return outcomes
+
+    assert asyncio.run(main()) == [10 * number for number in range(1, n_questions + 1)]
+    assert sorted(chain.from_iterable(answers.together)) == [*range(1, n_questions + 1)]
+    assert max(map(len, answers.together)) <= 4
