@@ -20,6 +20,8 @@ MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
+FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
+"""Two blocks on long histories take more passes to fit than one on short ones, however many events there are."""
 FEWEST_STEPS = 16
 """Batches of an epoch: where there is little data they are smaller, rather than few."""
 SMALLEST_BATCH = 16
@@ -160,7 +162,8 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.is_set:
         return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
-    return min(max(epochs, 10), 24), f"{counts.n_events:,} events"
+    fewest = FEWEST_LONG_EPOCHS if counts.is_long else FEWEST_EPOCHS
+    return min(max(epochs, fewest), MOST_EPOCHS), f"{counts.n_events:,} events, {counts.shape}"
 
 
 def _patience(counts: DataCounts) -> tuple[int, str]:

@@ -6,8 +6,11 @@ logits are scores over the temperature already.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 
 def sampled_softmax_losses(positive: Tensor, negative: Tensor, log_expected: Tensor, is_barred: Tensor) -> Tensor:
@@ -26,8 +29,8 @@ def sampled_softmax_losses(positive: Tensor, negative: Tensor, log_expected: Ten
     Returns:
         (M,).
     """
-    corrected = (negative - log_expected).masked_fill(is_barred, float("-inf"))  # (M, K)
-    return torch.logsumexp(torch.cat([positive.unsqueeze(1), corrected], dim=1), dim=1) - positive  # (M,)
+    log_sums: Tensor = _LogSumExp.apply(positive, negative, log_expected, is_barred)  # type: ignore[no-untyped-call]
+    return log_sums - positive  # (M,)
 
 
 def log_q_losses(
@@ -64,3 +67,24 @@ def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_ite
     rows = torch.where(positions < lengths.unsqueeze(1), history_rows, n_items)  # (B, L)
     is_own = torch.zeros(len(rows), n_items + 1, dtype=torch.bool, device=rows.device)  # (B, N + 1)
     return is_own.scatter_(1, rows, True)[:, negative_rows]  # (B, K)
+
+
+class _LogSumExp(torch.autograd.Function):
+    """The log of the sum over a positive and its corrected negatives, (M,), in few passes over the (M, K) of a step."""
+
+    @staticmethod
+    def forward(ctx: Any, positive: Tensor, negative: Tensor, log_expected: Tensor, is_barred: Tensor) -> Tensor:
+        corrected = (negative - log_expected).masked_fill_(is_barred, float("-inf"))  # (M, K)
+        largest = torch.maximum(corrected.amax(dim=1), positive)  # (M,)
+        terms = corrected.sub_(largest.unsqueeze(1)).exp_()  # (M, K)
+        own = (positive - largest).exp()  # (M,)
+        sums = terms.sum(dim=1).add_(own)  # (M,)
+        ctx.save_for_backward(own, terms, sums)
+        return sums.log().add_(largest)  # (M,)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        own, terms, sums = ctx.saved_tensors
+        scale = grads[0] / sums  # (M,)
+        return own * scale, terms * scale.unsqueeze(1), None, None  # (M,), (M, K)

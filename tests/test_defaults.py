@@ -175,6 +175,11 @@ def test_fewer_events_are_looked_at_more_often():
     assert epochs[0] > epochs[-1] >= 1
 
 
+def test_many_events_of_few_users_are_looked_at_more_often_than_as_many_of_many():
+    few, many = (choose(replace(family, n_events=10**6)).max_epochs for family in (LONG, SHORT))
+    assert few > many
+
+
 def test_the_reasons_name_what_the_data_has():
     said = {name: {choice.reason for choice in choose_recipe(ModelConfig(), c)[1]} for name, c in FAMILIES.items()}
     assert "events have no order" in said["set"]
