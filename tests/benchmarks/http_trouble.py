@@ -1,0 +1,207 @@
+"""What a good client feels of swaps, of slow clients and of hostile bodies.
+
+    OMP_NUM_THREADS=1 python tests/benchmarks/http_trouble.py [--items 12000] [--seconds 60] [--swaps 100]
+
+Swaps: four clients that ask one request after the other, first in peace, then while the service is exchanged between
+two versions again and again; every answer is recomputed afterwards under the version that it names. Slow clients: 200
+connections that never finish a request, made anew when they are cut off, and a good one that asks a hundred times a
+second. Hostile bodies: 10,000 mutated ones on one connection; the memory of the server before and after.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import socket
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from serve.recommender import Recommender  # noqa: E402
+from serve.registry.changes import activate, publish_and_activate  # noqa: E402
+from serve.registry.versions import Registry  # noqa: E402
+from tests.benchmarks.http_service import Caller, draw_bodies, make_bundle  # noqa: E402
+from tests.served import Server, serving, write_request  # noqa: E402
+from tests.test_http_hostile import mutate  # noqa: E402
+
+TOKEN = "a-token-of-this-benchmark"
+N_CLIENTS, N_SLOW, N_HOSTILE = 4, 200, 10_000
+PAUSE = 0.01
+"""Seconds between two requests of the good client beside slow ones."""
+CLOSE = 1e-4
+"""Largest difference of a score: answers have six decimals, and a batch rounds otherwise than one request."""
+
+
+@dataclass
+class Client(threading.Thread):
+    """Ask one request after the other, and keep every answer."""
+
+    port: int
+    bodies: Sequence[bytes]
+    seconds: float
+    pause: float = 0.0
+    times: list[float] = field(default_factory=list)
+    answers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
+    """With the number of the body."""
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.start()
+
+    __hash__ = threading.Thread.__hash__
+
+    def run(self) -> None:
+        caller, end = Caller(self.port), time.perf_counter() + self.seconds
+        number = random.randrange(len(self.bodies))
+        while (started := time.perf_counter()) < end:
+            number = (number + 1) % len(self.bodies)
+            answer = caller.ask("/v1/recommend", self.bodies[number])  # raises where the status is not 200
+            self.times.append(time.perf_counter() - started)
+            self.answers.append((number, json.loads(answer)))
+            time.sleep(self.pause)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--items", type=int, default=12_000)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--kept", type=Path, help="folder to keep the bundles in, and to find them in again")
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        kept = args.kept or Path(folder)
+        bundles = [make_bundle(kept, n_items) for n_items in (args.items, args.items - 1)]
+        bodies = draw_bodies(bundles[1])["inline"]  # its items are in both
+        registry = Registry(Path(folder) / "registry")
+        versions = [publish_and_activate(registry, bundle, keep=2).version for bundle in bundles]
+        by_version = dict(zip(versions, bundles, strict=True))
+        with serving("--registry", registry.path, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
+            swap_under_load(server, registry, by_version, bodies, args.seconds, args.swaps)
+            bear_slow_clients(server, bodies, args.seconds / 4)
+            bear_hostile_bodies(server, bodies)
+
+
+def swap_under_load(
+    server: Server, registry: Registry, bundles: dict[str, Path], bodies: list[bytes], seconds: float, n_swaps: int
+) -> None:
+    """Compare the times in peace and while versions are exchanged, and recompute all answers."""
+    load(server, bodies, 2.0)  # the first ones warm up
+    peace = load(server, bodies, seconds)
+    clients = [Client(server.port, bodies, seconds) for _ in range(N_CLIENTS)]
+    versions, end = list(bundles), time.monotonic() + seconds
+    for number in range(n_swaps):
+        activate(registry, versions[number % 2])
+        reply = server.ask("POST", "/v1/reload", headers={"authorization": f"Bearer {TOKEN}"})
+        if reply.status != 200:
+            raise SystemExit(f"reload {number} failed: {reply.content.decode()}")
+        time.sleep(max(0.0, (end - time.monotonic()) / (n_swaps - number)))
+    for client in clients:
+        client.join()
+    answers = [answer for client in clients for answer in client.answers]
+    swapped = np.concatenate([client.times for client in clients])
+    n_wrong = sum(count_wrong(path, version, bodies, answers) for version, path in bundles.items())
+    seen = {answer["version"] for _, answer in answers}
+    calm, stormy = np.percentile(peace, 99) * 1e3, np.percentile(swapped, 99) * 1e3
+    print(
+        f"{n_swaps} swaps in {seconds:.0f} s: {len(answers)} answers of {len(seen)} versions, {n_wrong} wrong; "
+        f"p99 {stormy:.1f} ms, in peace {calm:.1f} ({len(peace)} answers): x {stormy / calm:.2f}"
+    )
+
+
+def load(server: Server, bodies: list[bytes], seconds: float) -> np.ndarray:
+    """Ask with all clients; return the seconds of each answer."""
+    clients = [Client(server.port, bodies, seconds) for _ in range(N_CLIENTS)]
+    for client in clients:
+        client.join()
+    return np.concatenate([client.times for client in clients])
+
+
+def count_wrong(path: Path, version: str, bodies: list[bytes], answers: list[tuple[int, dict[str, Any]]]) -> int:
+    """Count the answers that name this version and are not what its bundle gives."""
+    recommender, expected = Recommender.load(path), {}
+    n_wrong = 0
+    for number, answer in answers:
+        if answer["version"] != version:
+            continue
+        if number not in expected:
+            body = json.loads(bodies[number])
+            k = body.pop("k")
+            (expected[number],) = recommender.recommend([{**body, "datetime": int(time.time())}], k)
+        items = answer["answers"][0]["items"]
+        scores = np.array([item["score"] for item in items])
+        n_wrong += not np.allclose(scores, expected[number].score, atol=CLOSE)
+    return n_wrong
+
+
+def bear_slow_clients(server: Server, bodies: list[bytes], seconds: float) -> None:
+    """Measure a good client beside slow ones."""
+    with slow_clients(server.port):
+        good = Client(server.port, bodies, seconds, PAUSE)
+        good.join()
+    times = np.percentile(good.times, [50, 99, 100]) * 1e3
+    print(
+        f"beside {N_SLOW} slow clients: {len(good.times)} answers, p50 {times[0]:.1f} ms, p99 {times[1]:.1f}, "
+        f"max {times[2]:.1f}"
+    )
+
+
+@contextmanager
+def slow_clients(port: int) -> Iterator[None]:
+    """Keep connections open that never finish a request, new ones in place of those that are cut off."""
+    is_over = threading.Event()
+    beginning = write_request("POST", "/v1/recommend", {"k": 3})[:-3]
+
+    def keep_open() -> None:
+        while not is_over.is_set():
+            with ExitStack() as opened:
+                for number in range(N_SLOW):
+                    one = opened.enter_context(socket.create_connection(("127.0.0.1", port)))
+                    one.sendall([b"", b"POST /v1", beginning][number % 3])
+                is_over.wait(5.5)  # a little longer than they are borne
+
+    thread = threading.Thread(target=keep_open)
+    thread.start()
+    try:
+        time.sleep(1.0)
+        yield
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def bear_hostile_bodies(server: Server, bodies: list[bytes]) -> None:
+    """Measure the server's memory before and after mutated bodies, the first thousand not counted."""
+    rng = random.Random(0)
+    statuses: dict[int, int] = {}
+    before = 0.0
+    for number in range(N_HOSTILE + 1000):
+        if number == 1000:
+            before, statuses = resident(server.process.pid), {}
+        status = server.ask("POST", "/v1/recommend", mutate(rng.choice(bodies), rng)).status
+        statuses[status] = statuses.get(status, 0) + 1
+    after = resident(server.process.pid)
+    counts = ", ".join(f"{count} x {status}" for status, count in sorted(statuses.items()))
+    print(f"{N_HOSTILE} hostile bodies: {counts}; resident memory {before:.1f} MB before, {after:.1f} after")
+
+
+def resident(pid: int) -> float:
+    """Return the resident memory of a process in MB (Linux)."""
+    lines = Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines()
+    (line,) = [line for line in lines if line.startswith("VmRSS")]
+    return int(line.split()[1]) / 1024
+
+
+if __name__ == "__main__":
+    main()
