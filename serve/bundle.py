@@ -13,7 +13,8 @@ import pyarrow as pa
 from serve.errors import BundleError, SchemaError
 from serve.folder import Content, read_folder, read_steadily
 from serve.golden import Answer, replay
-from serve.index import ItemIndex, check_vectors
+from serve.index import ItemIndex
+from serve.item_vectors import check_vectors
 from serve.items import read_items
 from serve.layout import (
     ANSWERING,

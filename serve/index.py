@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from serve.durable import write_file
 from serve.errors import BundleError
+from serve.item_vectors import check_vectors, extend_divisors, measure_divisors, measure_lengths
 from serve.layout import INDEX, VECTORS
 from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
 
@@ -48,7 +49,7 @@ class ItemIndex:
         self.is_hidden: NDArray[np.bool_] | None = None
         """(N,) the items that are never listed, None if there are none; they count in `len`."""
         self._hidden_rows: Ints = np.empty(0, dtype=np.int64)
-        self._longest = float(_measure(vectors).max())
+        self._longest = float(measure_lengths(vectors).max())
         self._lengths: dict[int, NDArray[np.float64]] = {}
 
     def __len__(self) -> int:
@@ -105,8 +106,9 @@ class ItemIndex:
         index.vectors = vectors
         index.is_hidden = is_hidden if is_hidden.any() else None
         index._hidden_rows = np.flatnonzero(is_hidden)
-        index._longest = max(self._longest, float(_measure(vectors[rows]).max(initial=0)))
-        index._lengths = {n_dims: _extend(self._lengths_of(n_dims), vectors, rows, n_dims) for n_dims in self._lengths}
+        index._longest = max(self._longest, float(measure_lengths(vectors[rows]).max(initial=0)))
+        lengths = {n: extend_divisors(self._lengths_of(n), vectors, rows, n) for n in self._lengths}
+        index._lengths = lengths
         return index
 
     def save(self, path: Path) -> None:
@@ -207,7 +209,7 @@ class ItemIndex:
     def _lengths_of(self, n_dims: int) -> NDArray[np.float64]:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
         if n_dims not in self._lengths:
-            self._lengths[n_dims] = _measure_divisors(self.vectors[:, :n_dims])
+            self._lengths[n_dims] = measure_divisors(self.vectors[:, :n_dims])
         return self._lengths[n_dims]
 
     def _check_users(self, users: Floats) -> Floats:
@@ -226,40 +228,6 @@ class ItemIndex:
         relative, smallest = 2.0**-22 * (users.shape[1] + 4), users.shape[1] * np.finfo(np.float32).tiny
         slack: Floats = (relative * largest + smallest).astype(np.float32)
         return slack
-
-
-def check_vectors(vectors: Floats) -> None:
-    """Refuse item vectors that cannot be searched.
-
-    Raises:
-        ValueError: not (N, D) float32 in C order, empty, or not finite.
-    """
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.size == 0:
-        raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, D), not empty")
-    if not vectors.flags.c_contiguous:
-        raise ValueError("item vectors are not in C order: pass np.ascontiguousarray of them")
-    is_finite = np.isfinite(vectors).all(axis=1)
-    if not is_finite.all():
-        raise ValueError(f"item vector {int(is_finite.argmin())} is not finite")
-
-
-def _measure(vectors: Floats) -> NDArray[np.float64]:
-    """Return the length of each vector."""
-    lengths: NDArray[np.float64] = np.sqrt(np.einsum("nd,nd->n", vectors, vectors, dtype=np.float64))
-    return lengths
-
-
-def _measure_divisors(vectors: Floats) -> NDArray[np.float64]:
-    """Return the length of each vector, 1 in place of 0."""
-    lengths = _measure(vectors)
-    return np.where(lengths == 0, 1.0, lengths)
-
-
-def _extend(lengths: NDArray[np.float64], vectors: Floats, rows: Ints, n_dims: int) -> NDArray[np.float64]:
-    """Return the lengths of the first columns of all vectors, of which `rows` are measured and the others known."""
-    extended = np.concatenate([lengths, np.ones(len(vectors) - len(lengths))])
-    extended[rows] = _measure_divisors(vectors[rows, :n_dims])
-    return extended
 
 
 def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:

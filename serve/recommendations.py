@@ -146,7 +146,7 @@ class Recommendations:
 
 
 def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
-    """Return an Arrow array of numbers, or of the texts (None = null) of an object array.
+    """Return an Arrow array of numbers or flags, or of the texts (None = null) of an object array.
 
     Made from buffers, since `pa.array` imports pandas where it is installed.
     """
@@ -154,7 +154,8 @@ def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) ->
         return _arrow_texts(values)
     kind = pa.from_numpy_dtype(values.dtype)
     valid = None if is_valid is None else _arrow_bits(is_valid)
-    return pa.Array.from_buffers(kind, len(values), [valid, pa.py_buffer(np.ascontiguousarray(values))])
+    content = _arrow_bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [valid, content])
 
 
 def ids_to_arrow(ids: Sequence[Id | None] | NDArray[np.object_], id_type: IdType) -> pa.Array:

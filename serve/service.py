@@ -25,7 +25,7 @@ from serve.state.forgetting import forget_users
 from serve.state.impressions import Impressions
 from serve.state.live_requests import complete
 from serve.state.observations import parse_observations
-from serve.state.store import StateStore
+from serve.state.store import RETENTION_DAYS, StateStore
 
 POLICY = "greedy"
 """How lists come about: by falling score."""
@@ -85,13 +85,16 @@ class Similar:
 class Service:
     """Answer requests, take in events and items, exchange the version that answers."""
 
-    def __init__(self, source: Source, state: Path, runs: Sequence[Path]) -> None:
+    def __init__(
+        self, source: Source, state: Path, runs: Sequence[Path], retention_days: float = RETENTION_DAYS
+    ) -> None:
         """Load and open all of it.
 
         Args:
             source: of versions.
             state: folder of what users and items do while it serves; made if need be.
             runs: folders with profiles and state, out of which users are forgotten.
+            retention_days: how long events and what was shown are kept.
 
         Raises:
             BundleError: no version can be loaded, or a file of the state is something else.
@@ -102,7 +105,7 @@ class Service:
         snapshot, reason = source.start()
         self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
         self._serving = Serving(snapshot, self._put_items_on, reason)
-        self._state = StateStore(state / STATE_FILE)
+        self._state = StateStore(state / STATE_FILE, retention_days=retention_days)
         self.impressions = ImpressionLog(self._state)
 
     @property

@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
 from tests.linear_profiles import known_users
 from tests.live_service import asking, publish_served
@@ -38,6 +39,17 @@ def listed(app, **request):
 
 def a_user(schema):
     return list(known_users(schema))[1]
+
+
+def test_where_who_was_forgotten_cannot_be_told_nobody_known_is_answered(app, bundle, schema):
+    user, damaged = a_user(schema), bundle.parent / FORGOTTEN
+    damaged.write_text("{", encoding="utf-8")
+    reply = ask(app, "POST", "/v1/recommend", {**NOW, "user_id": user})
+    assert (reply.status, reply.json["error"]["code"]) == (503, "unavailable")
+    assert str(bundle.parent) not in reply.content.decode()
+    assert listed(app)
+    damaged.unlink()
+    assert listed(app, user_id=user)
 
 
 def test_an_event_counts_in_the_next_answer(app, schema):

@@ -3,12 +3,14 @@
 import json
 import signal
 import socket
+import sys
 import threading
 import time
 from contextlib import ExitStack
 
 import pytest
 
+from serve.http.listening import accept_waiting, listen, turn_away
 from tests.linear_bundle import SHOP
 from tests.live_service import publish_served
 from tests.served import read_reply, serving, write_request
@@ -180,6 +182,23 @@ def test_sigterm_under_load_ten_times(bundle):
         end_under_load(bundle)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a moment remains in which a connection is reset")
+def test_who_has_connected_is_let_in_and_nobody_after_that():
+    with listen("127.0.0.1", 0) as listener, ExitStack() as opened:
+        listener.listen()
+        early = [opened.enter_context(socket.create_connection(listener.getsockname())) for _ in range(3)]
+        turn_away(listener)
+        for one in early:
+            one.sendall(b"hello")
+        late = opened.enter_context(socket.socket())
+        late.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            late.connect(listener.getsockname())
+        accepted = [opened.enter_context(one) for one in accept_waiting(listener)]
+        assert [one.getpeername() for one in accepted] == [one.getsockname() for one in early]
+        assert [one.recv(5) for one in accepted] == [b"hello"] * 3
+
+
 def test_readiness_ends_with_the_signal_while_answers_are_still_given(bundle):
     with (
         serving("--bundle", bundle, "--state", bundle.parent / "other" / "state") as server,
@@ -202,6 +221,16 @@ def test_an_address_that_is_taken_and_a_bundle_that_is_none_are_one_line(bundle,
     assert run("http", "--bundle", bundle, "--port", server.port) == 2
     assert run("http", "--bundle", tmp_path, "--port", 0) == 2
     assert run("http", "--bundle", bundle, "--port", 0) == 2  # another service has the state
+
+
+@pytest.mark.parametrize("days", ["0", "-3", "nan", "40000"])
+def test_a_retention_that_keeps_nothing_or_for_ever_is_refused(bundle, tmp_path, days, capsys):
+    from tests.test_serve_cli import run
+
+    state = tmp_path / "state"
+    assert run("http", "--bundle", bundle, "--state", state, "--port", 0, "--retention-days", days) == 2
+    assert "--retention-days is" in capsys.readouterr().err
+    assert not state.exists()
 
 
 @pytest.mark.parametrize("name", ["state", "profiles"])

@@ -146,6 +146,12 @@ def test_numbers_to_arrow_and_back(kind):
     np.testing.assert_array_equal(to_numpy(pa.chunked_array([to_arrow(values)])), values)
 
 
+def test_flags_to_arrow_with_and_without_nulls():
+    flags = np.array([True, False, True, True, False, False, True, False, True])
+    assert to_arrow(flags).to_pylist() == flags.tolist()
+    assert to_arrow(flags, flags).to_pylist() == [True if flag else None for flag in flags]
+
+
 @given(texts=st.lists(st.none() | st.text(st.characters(exclude_categories=["Cs"]), max_size=4), max_size=11))
 @settings(max_examples=40, deadline=None)
 def test_texts_to_arrow_and_back(texts):

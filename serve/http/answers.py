@@ -49,6 +49,11 @@ class Asking:
             return self.body["requests"]  # type: ignore[no-any-return]
         return [{name: value for name, value in self.body.items() if name not in _OF_ALL}]
 
+    @property
+    def is_long(self) -> bool:
+        """Should others not have to wait for it: many lists, or one that may take many searches."""
+        return len(self.requests) > 1 or any((one.get("filters") or {}).get("at_most") for one in self.requests)
+
     def of_service(self) -> Asked:
         repeats = self.body.get("repeats")
         filter_viewed = None if repeats is None else repeats == "exclude"

@@ -8,13 +8,14 @@ from fastapi import APIRouter, FastAPI
 from fastapi.exceptions import HTTPException, RequestValidationError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.http.asking import make_asking
 from serve.http.changing import make_changing
 from serve.http.crowd import Crowd
 from serve.http.edge import Edge
 from serve.http.faults import (
     answer_bug,
+    answer_damage,
     answer_disk_fault,
     answer_fault,
     answer_invalid,
@@ -55,6 +56,7 @@ def make_app(parts: Parts, more: Sequence[APIRouter] = ()) -> Edge:
             SchemaError: answer_schema_error,
             OverloadError: answer_overload,
             OSError: answer_disk_fault,
+            BundleError: answer_damage,
             Exception: answer_bug,
         },
     )

@@ -31,7 +31,7 @@ def make_asking(parts: Parts) -> APIRouter:
         return parts.answering.is_idle and parts.crowd.n_asking <= 1 and not service.impressions.is_full
 
     async def answer(asked: Asking) -> Written:
-        if len(asked.requests) > 1:  # long enough for others to wait: not in this thread, nor with them
+        if asked.is_long:
             return _only(await parts.answering.run(partial(answers.recommend, service, [asked])))
         return _only(answers.recommend(service, [asked])) if is_alone() else await gathering.run(asked)
 

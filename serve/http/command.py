@@ -8,8 +8,9 @@ from pathlib import Path
 
 from serve.http.app import make_parts
 from serve.http.limits import Limits
+from serve.http.listening import listen
 from serve.http.reloading import make_reloading
-from serve.http.server import listen, serve
+from serve.http.server import serve
 from serve.layout import PROFILES, STATE
 from serve.registry.sources import BundleSource, RegistrySource, Source
 from serve.registry.versions import Registry
@@ -17,6 +18,7 @@ from serve.service import Service
 
 TOKEN = "BASCULE_RELOAD_TOKEN"  # noqa: S105 - the name of a variable
 _SHORTEST_TOKEN = 16
+_LONGEST_RETENTION = 36_500
 
 
 @dataclass(frozen=True)
@@ -29,16 +31,18 @@ class Places:
     """Folders with profiles or state, out of which users are forgotten."""
 
 
-def serve_http(places: Places, token_file: Path | None, host: str, port: int) -> None:
+def serve_http(places: Places, token_file: Path | None, retention_days: float, host: str, port: int) -> None:
     """Serve until a signal.
 
     Raises:
-        ValueError: the address cannot be had, no version be loaded, or the token is too short.
+        ValueError: the address cannot be had, no version be loaded, the token is too short, or nothing would be kept.
         OSError: the state cannot be written, or another service has it.
     """
     token = read_token(token_file)
+    if not 0 < retention_days < _LONGEST_RETENTION:
+        raise ValueError(f"--retention-days is {retention_days:g}; allowed: above 0, below {_LONGEST_RETENTION}")
     with listen(host, port) as listener:
-        parts = make_parts(Service(places.source, places.state, places.runs), Limits())
+        parts = make_parts(Service(places.source, places.state, places.runs, retention_days), Limits())
         serve(parts, listener, [] if token is None else [make_reloading(parts, token)])
 
 

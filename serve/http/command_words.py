@@ -28,7 +28,7 @@ def _http(given: argparse.Namespace) -> None:
     elsewhere = (given.profiles, given.state)
     of_bundle = given.registry is None
     places = places_of_bundle(given.bundle, *elsewhere) if of_bundle else places_of_registry(given.registry, *elsewhere)
-    serve_http(places, given.reload_token_file, given.host, given.port)
+    serve_http(places, given.reload_token_file, given.retention_days, given.host, given.port)
 
 
 def _describe_http(parser: argparse.ArgumentParser) -> None:
@@ -40,6 +40,8 @@ def _describe_http(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--state", type=Path, metavar="DIR", help=f"called 'state'; default: {where}")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
+    days = "that events and what was shown are kept (default: 365)"
+    parser.add_argument("--retention-days", type=float, default=365, metavar="DAYS", help=days)
     file = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
     parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=file)
     parser.set_defaults(run=_http)

@@ -101,6 +101,12 @@ async def answer_disk_fault(request: Request, fault: Exception) -> Response:
     return _respond(request, 503, "it could not be kept: the disk is full or fails", headers={"retry-after": "1"})
 
 
+async def answer_damage(request: Request, fault: Exception) -> Response:
+    """Answer where a file that the service reads while it serves was damaged, such as the list of who was forgotten."""
+    _LOG.error("nothing can be answered: %s", fault)
+    return _respond(request, 503, "a file of the service is damaged; its log says which")
+
+
 async def answer_bug(request: Request, fault: Exception) -> Response:
     """Answer what nobody foresaw; the log has the type and place of it."""
     return _respond(request, 500, "the service failed; its log says where")

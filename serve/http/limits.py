@@ -47,5 +47,7 @@ class Limits:
     retry_after: int = 1
     farewell: float = 0.5
     """After a signal to end: answers are still given, each as the last of its connection."""
+    handshake: float = 0.05
+    """After that: for connections that have begun, while no further one may begin."""
     drain: int = 5
     """After that: for answers that are on their way."""

@@ -8,8 +8,7 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Sequence
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -19,6 +18,7 @@ from fastapi import APIRouter
 
 from serve.http.app import make_app
 from serve.http.edge import Edge
+from serve.http.listening import accept_waiting, turn_away
 from serve.http.logs import LOGGER, describe_logs
 from serve.http.parts import Parts
 from serve.http.protocol import BoundedProtocol
@@ -51,12 +51,15 @@ class DrainingServer(uvicorn.Server):
         """Answer for a moment more, each answer the last of its connection; then close what is silent and wait."""
         if not self.force_exit:
             await asyncio.sleep(self._parts.limits.farewell)
+            for listener in sockets or []:
+                turn_away(listener)
+            await asyncio.sleep(self._parts.limits.handshake)
             await self._accept_last(sockets or [])
         await super().shutdown(sockets)
 
     async def _accept_last(self, listeners: Sequence[socket.socket]) -> None:
-        """Take in who has connected already, and nobody after them: closing alone would reset them."""
-        late = [connection for listener in listeners for connection in _accept_waiting(listener)]
+        """Take in who has connected already, and close: that alone would reset them."""
+        late = [connection for listener in listeners for connection in accept_waiting(listener)]
         for server in self.servers:
             server.close()
         protocol: Any = self.config.http_protocol_class
@@ -79,31 +82,6 @@ def serve(parts: Parts, listener: socket.socket, more: Sequence[APIRouter] = ())
         sys.setswitchinterval(interval)
         signal.set_wakeup_fd(before)
         parts.close()
-
-
-def listen(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded.
-
-    Raises:
-        ValueError: it cannot be had.
-    """
-    with ExitStack() as undone:
-        try:
-            family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-            listener = undone.enter_context(socket.socket(family, kind, protocol))
-            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            listener.bind(address)
-        except (OSError, OverflowError) as error:
-            raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
-        undone.pop_all()
-    return listener
-
-
-def _accept_waiting(listener: socket.socket) -> Iterator[socket.socket]:
-    listener.setblocking(False)
-    with suppress(BlockingIOError):
-        while True:
-            yield listener.accept()[0]
 
 
 def _configure(app: Edge, parts: Parts) -> uvicorn.Config:

@@ -18,7 +18,8 @@ from serve.http.app import make_parts  # noqa: E402
 from serve.http.bodies import Ask  # noqa: E402
 from serve.http.command import places_of_bundle  # noqa: E402
 from serve.http.limits import Limits  # noqa: E402
-from serve.http.server import listen, serve  # noqa: E402
+from serve.http.listening import listen  # noqa: E402
+from serve.http.server import serve  # noqa: E402
 from serve.http.strict_route import StrictRoute  # noqa: E402
 from serve.service import Service  # noqa: E402
 
