@@ -88,7 +88,7 @@ def fit_newcomers(
 def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> FeatureEmbedding:
     """Fit a copy of the content part to where the items `rows` (n,) stand in `vectors` (N, W)."""
     tower = towers.item_tower
-    content = copy.deepcopy(tower.content).train()
+    content = copy.deepcopy(tower.content).requires_grad_(True).train()  # training may have held it fixed
     n_batches = math.ceil(len(rows) / BATCH)
     epochs = max(EPOCHS, math.ceil(FEWEST_STEPS / max(n_batches, 1)))
     optimizer = torch.optim.Adam(content.parameters(), lr=RATE)

@@ -87,6 +87,19 @@ def test_a_set_is_learned_and_measured_with_and_without_context(set_run):
     assert report["cold"]["test_pairs_owned_before"] == 0
 
 
+def test_a_set_without_context_is_learned_and_places_new_items(tmp_path):
+    events, users, items = make_set_tables()
+    data = replace(SETS, features=FeaturesConfig(item={"category": "categorical"}))
+    config = train.Config(data, SMALL, QUIET, tmp_path / "run")
+    recommender = Recommender.load(train.run(config, (events.drop(columns=["place"]), users, items)).bundle)
+    (answer,) = recommender.recommend([{"history": [{"item_id": items["item_id"][0]}]}], k=5)
+    assert len(answer.item_id) == 5
+    categories = sorted(items["category"].dropna().unique())[:2]
+    first, second, again = recommender.encode_items([{"category": name} for name in (*categories, categories[0])])
+    assert np.array_equal(first, again)
+    assert np.abs(first - second).max() > 0.01
+
+
 def test_popularity_in_the_bundle_of_a_set_counts_users(set_run, tmp_path):
     tables, _ = train.read(train.Config(SETS, SMALL, QUIET, tmp_path), make_set_tables(), tmp_path)
     pairs = split_interactions(tables.interactions, SETS, 0).refit[["user_id", "item_id"]].drop_duplicates()
