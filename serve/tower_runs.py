@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import cached_property
 
 import numpy as np
 
@@ -16,7 +15,7 @@ from serve.top_k import Floats
 from serve.tower import Tower
 from serve.tower_inputs import HISTORY_INPUTS, OWNED_INPUTS, REQUEST_INPUTS, VECTOR_INPUTS, TowerInputs
 
-ITEM_INPUTS = ("item_codes", "item_values", "categories", "popularity")
+ITEM_INPUTS = ("item_codes", "item_values", "categories")
 
 
 class TowerRuns:
@@ -50,22 +49,14 @@ class TowerRuns:
         return outputs["user_vectors"], outputs.get("memory", no_memory)
 
     def items(self, encoded: EncodedFeatures) -> Floats:
-        """Return the vectors (n, W) of items that the catalogue does not have and nobody bought yet."""
+        """Return the vectors (n, W) of items that the catalogue does not have."""
         arrays: dict[str, np.ndarray] = {
             "item_codes": encoded.codes,
             "item_values": encoded.values,
             "categories": category_rows(self.bundle.schema.item_features, encoded.codes),
-            "popularity": np.tile(self._least_popular, (len(encoded.codes), 1)),
         }
         vectors: Floats = self.bundle.run_item_tower(_pick(arrays, self.bundle.item_tower))["item_vectors"]
         return vectors
-
-    @cached_property
-    def _least_popular(self) -> Floats:
-        """The popularity columns of an item nobody bought yet: a pass over all vectors."""
-        n_dims = self.bundle.manifest.facts.popularity_dims
-        least: Floats = self.bundle.vectors[:, self.bundle.vectors.shape[1] - n_dims :].min(axis=0)
-        return least
 
 
 def _pick(arrays: Mapping[str, np.ndarray], tower: Tower) -> dict[str, np.ndarray]:

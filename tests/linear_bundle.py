@@ -192,14 +192,14 @@ def item_tower(space_id: str, seed: int) -> bytes:
         node("MatMul", ["codes", "item_c"], "by_codes"),
         node("MatMul", ["item_values", "item_v"], "by_values"),
         node("MatMul", ["cats", "item_k"], "by_categories"),
-        node("MatMul", ["popularity", "item_p"], "by_popularity"),
         node("Sum", ["by_codes", "by_values", "by_categories", "by_popularity"], "item_vectors"),
     ]
     inputs = [
         *(value(name, INT64, ["N", 2]) for name in ("item_codes", "categories")),
-        *(value(name, FLOAT, ["N", 2]) for name in ("item_values", "popularity")),
+        value("item_values", FLOAT, ["N", 2]),
     ]
     weights = {name: array for name, array in weights_of(seed).items() if name.startswith("item")}
+    weights["by_popularity"] = vectors_of(seed)[:, W - P :].min(axis=0, keepdims=True) @ weights.pop("item_p")
     weights["one"] = np.ones(1)
     outputs = [value("item_vectors", FLOAT, ["N", W])]
     return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
