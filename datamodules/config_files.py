@@ -64,6 +64,27 @@ def _check_mapping(path: Path, text: str) -> None:
     if not isinstance(root, yaml.MappingNode):
         what = "is empty" if root is None else "holds a list or a single value"
         raise SchemaError(f"{path} {what}; expected a mapping of keys such as 'data:' and 'model:'")
+    _check_keys(path, root)
+
+
+def _check_keys(path: Path, node: yaml.Node) -> None:
+    """Refuse a key that stands twice in a mapping: YAML would take the last one and say nothing."""
+    if isinstance(node, yaml.SequenceNode):
+        for entry in node.value:
+            _check_keys(path, entry)
+    if not isinstance(node, yaml.MappingNode):
+        return
+    lines: dict[str, int] = {}
+    for key, value in node.value:
+        line = key.start_mark.line + 1
+        if isinstance(key, yaml.ScalarNode):
+            if key.value in lines:
+                first = lines[key.value]
+                raise SchemaError(
+                    f"{path}, line {line}: '{key.value}' stands in line {first} already; keep one of them"
+                )
+            lines[key.value] = line
+        _check_keys(path, value)
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

@@ -41,6 +41,31 @@ def test_what_is_no_mapping_is_refused(tmp_path, content, message):
         check_config_files(["--config", str(path)])
 
 
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("seed: 1\ndata: {}\nseed: 2\n", "line 3: 'seed' stands in line 1 already"),
+        (
+            "data:\n  users: {path: a}\n  ties: ordered\n  users: {path: b}\n",
+            "line 4: 'users' stands in line 2 already",
+        ),
+        ("data: {ties: ordered, ties: ordered}\n", "line 1: 'ties' stands in line 1 already"),
+        ("data:\n  targets:\n  - a: 1\n    b: 2\n    a: 3\n", "line 5: 'a' stands in line 3 already"),
+    ],
+)
+def test_a_key_that_stands_twice_is_refused(tmp_path, content, message):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    with pytest.raises(SchemaError, match=re.escape(f"{path}, {message}; keep one of them")):
+        check_config_files(["--config", str(path)])
+
+
+def test_one_key_in_two_mappings_is_no_repetition(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("data:\n  users: {path: a}\n  items: {path: b}\n")
+    check_config_files(["--config", str(path)])
+
+
 def test_a_file_that_is_not_there_is_named_with_the_nearest(tmp_path):
     (tmp_path / "shop.yaml").write_text("seed: 1\n")
     with pytest.raises(SchemaError, match=rf"--config {tmp_path}/shp.yaml does not exist.*did you mean '.*/shop.yaml'"):
