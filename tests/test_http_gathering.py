@@ -14,15 +14,22 @@ class Answers:
     """Note which questions come together; negative ones are errors, 666 is a bug that ends the call."""
 
     def __init__(self):
-        self.gate = threading.Event()
+        self.entered, self.gate = threading.Event(), threading.Event()
         self.together = []
 
     def __call__(self, questions):
+        self.entered.set()
         self.gate.wait(20)
         self.together.append([*questions])
         if questions[0] == 666:
             raise ZeroDivisionError
         return [ValueError(question) if question < 0 else question * 10 for question in questions]
+
+
+async def turn_around():
+    """Let every task go on to where it waits for the thread."""
+    for _ in range(5):
+        await asyncio.sleep(0)
 
 
 def ask(answers, questions, most=4, waiting=30, then=None):
@@ -32,12 +39,13 @@ def ask(answers, questions, most=4, waiting=30, then=None):
         worker = Worker("test", waiting, deadline=30)
         gathering = Gathering(worker, answers, most)
         first = asyncio.ensure_future(gathering.run(0))
-        await asyncio.sleep(0.05)
+        while not answers.entered.is_set():
+            await asyncio.sleep(0.001)
         tasks = [asyncio.ensure_future(gathering.run(question)) for question in questions]
-        await asyncio.sleep(0.05)
+        await turn_around()
         if then is not None:
             then(tasks)
-            await asyncio.sleep(0)
+            await turn_around()
         answers.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert await first == 0
