@@ -11,6 +11,7 @@ from serve.errors import SchemaError, name_nearest
 
 OPTION = "--config"
 SUFFIXES = (".yaml", ".yml")
+_MERGE = "tag:yaml.org,2002:merge"
 
 
 def check_config_files(argv: Sequence[str]) -> None:
@@ -67,24 +68,30 @@ def _check_mapping(path: Path, text: str) -> None:
     _check_keys(path, root)
 
 
-def _check_keys(path: Path, node: yaml.Node) -> None:
+def _check_keys(path: Path, root: yaml.Node) -> None:
     """Refuse a key that stands twice in a mapping: YAML would take the last one and say nothing."""
-    if isinstance(node, yaml.SequenceNode):
-        for entry in node.value:
-            _check_keys(path, entry)
-    if not isinstance(node, yaml.MappingNode):
-        return
-    lines: dict[str, int] = {}
-    for key, value in node.value:
-        line = key.start_mark.line + 1
-        if isinstance(key, yaml.ScalarNode):
-            if key.value in lines:
-                first = lines[key.value]
-                raise SchemaError(
-                    f"{path}, line {line}: '{key.value}' stands in line {first} already; keep one of them"
-                )
-            lines[key.value] = line
-        _check_keys(path, value)
+    waiting, seen = [root], set()
+    while waiting:
+        node = waiting.pop()
+        if id(node) in seen or isinstance(node, yaml.ScalarNode):
+            continue
+        seen.add(id(node))  # an alias is the node that it names
+        if isinstance(node, yaml.MappingNode):
+            _check_names(path, [key for key, _ in node.value if key.tag != _MERGE])
+            waiting += [value for _, value in node.value]
+        else:
+            waiting += node.value
+
+
+def _check_names(path: Path, keys: Sequence[yaml.Node]) -> None:
+    lines: dict[tuple[str, str], int] = {}
+    for key in keys:
+        name, line = (key.tag, str(key.value)), key.start_mark.line + 1
+        if name in lines:
+            raise SchemaError(
+                f"{path}, line {line}: '{key.value}' stands in line {lines[name]} already; keep one of them"
+            )
+        lines[name] = line
 
 
 def _explain(error: yaml.MarkedYAMLError) -> str:

@@ -66,6 +66,17 @@ def test_one_key_in_two_mappings_is_no_repetition(tmp_path):
     check_config_files(["--config", str(path)])
 
 
+@pytest.mark.parametrize(
+    "content",
+    ["a: &x {p: 1}\nb: &y {q: 1}\nc:\n  <<: *x\n  <<: *y\n", "a: {1: x, '1': y}\n", "data: &x\n  a: *x\n"],
+    ids=["two merges", "a number and a text", "an anchor inside itself"],
+)
+def test_what_is_no_repetition_passes(tmp_path, content):
+    path = tmp_path / "run.yaml"
+    path.write_text(content)
+    check_config_files(["--config", str(path)])
+
+
 def test_a_file_that_is_not_there_is_named_with_the_nearest(tmp_path):
     (tmp_path / "shop.yaml").write_text("seed: 1\n")
     with pytest.raises(SchemaError, match=rf"--config {tmp_path}/shp.yaml does not exist.*did you mean '.*/shop.yaml'"):

@@ -15,6 +15,7 @@ import torch
 import train
 from models.checkpoints import read_checkpoint
 from models.fitting import EpochsFromOne, fit
+from models.smoothing import NDCG
 from models.two_tower import TwoTower
 from serve.errors import BundleError, SchemaError
 from serve.staging import Stage
@@ -33,11 +34,11 @@ def _alone():
         yield
 
 
-def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None, rate=0.05, **options):
+def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None, **options):
     """Fit the towers of the small shop; return the module and the epochs of its weights."""
     world, validation = hold_out(make_world(config))
     data = make_data(world, validation=validation)
-    model = make_module(make_towers(world, data).train(), learning_rate=rate, max_epochs=EPOCHS)
+    model = make_module(make_towers(world, data).train(), learning_rate=0.05, max_epochs=EPOCHS)
     given = {**QUIET, **options}
     return model, fit(model, data, folder, "select", EPOCHS, patience, given, origin or {"seed": 1})[0]
 
@@ -85,11 +86,14 @@ def test_each_epoch_is_a_row_of_the_curves(tmp_path, patience):
 
 
 def test_a_training_that_had_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
-    model, epochs = fit_tiny(tmp_path, patience=1, rate=0.5)
+    monkeypatch.setattr(
+        TwoTower, "on_validation_epoch_end", lambda model: model.log(NDCG, 1 / (1 + model.current_epoch))
+    )
+    model, epochs = fit_tiny(tmp_path, patience=1)
     rows = curve(tmp_path)
-    assert len(rows) < EPOCHS  # it stopped by the validation
+    assert (epochs, len(rows)) == (1, 2)  # it stopped by the validation, which only falls
     steps = count_steps(monkeypatch)
-    again, same = fit_tiny(tmp_path, patience=1, rate=0.5)
+    again, same = fit_tiny(tmp_path, patience=1)
     assert steps == []
     assert same == epochs
     assert curve(tmp_path) == rows

@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import time
 from itertools import chain
 
 import pytest
@@ -11,18 +12,20 @@ from serve.http.worker import OverloadError, Worker
 
 
 class Answers:
-    """Note which questions come together; negative ones are errors, 666 is a bug that ends the call."""
+    """Note which questions come together; negative ones are errors, with 666 the call fails."""
 
     def __init__(self):
         self.entered, self.gate = threading.Event(), threading.Event()
         self.together = []
+        self.seconds = 0
 
     def __call__(self, questions):
         self.entered.set()
         self.gate.wait(20)
         self.together.append([*questions])
-        if questions[0] == 666:
-            raise ZeroDivisionError
+        time.sleep(self.seconds if len(self.together) > 1 else 0)
+        if 666 in questions:
+            raise OSError("the disk fails")
         return [ValueError(question) if question < 0 else question * 10 for question in questions]
 
 
@@ -32,11 +35,11 @@ async def turn_around():
         await asyncio.sleep(0)
 
 
-def ask(answers, questions, most=4, waiting=30, then=None):
+def ask(answers, questions, most=4, waiting=30, then=None, deadline=30, slowly=0):
     """Ask while a first question, 0, holds the thread; return what comes of the others."""
 
     async def main():
-        worker = Worker("test", waiting, deadline=30)
+        worker = Worker("test", waiting, deadline)
         gathering = Gathering(worker, answers, most)
         first = asyncio.ensure_future(gathering.run(0))
         while not answers.entered.is_set():
@@ -46,6 +49,7 @@ def ask(answers, questions, most=4, waiting=30, then=None):
         if then is not None:
             then(tasks)
             await turn_around()
+        answers.seconds = slowly
         answers.gate.set()
         outcomes = await asyncio.gather(*tasks, return_exceptions=True)
         assert await first == 0
@@ -67,12 +71,46 @@ def test_an_error_is_its_own_questions():
     assert isinstance(outcomes[1], ValueError)
 
 
-def test_a_bug_ends_the_question_that_began_and_the_others_are_asked_again():
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_call_that_fails_is_the_failure_of_its_own_question(place):
+    questions = [1, 2, 3]
+    questions[place] = 666
     answers = Answers()
-    outcomes = ask(answers, [666, 2, 3])
-    assert isinstance(outcomes[0], ZeroDivisionError)
-    assert outcomes[1:] == [20, 30]
-    assert answers.together == [[0], [666, 2, 3], [2, 3]]
+    outcomes = ask(answers, questions)
+    assert isinstance(outcomes.pop(place), OSError)
+    assert outcomes == [10 * question for question in questions if question != 666]
+    assert answers.together[1] == questions
+
+
+def test_what_was_answered_in_time_is_given_however_long_it_took():
+    answers = Answers()
+    outcomes = ask(answers, [1, 2, 3], deadline=1, slowly=1.2)
+    assert outcomes == [10, 20, 30]
+    assert answers.together == [[0], [1, 2, 3]]
+
+
+def test_what_waited_too_long_is_not_asked_with_others():
+    answers = Answers()
+
+    async def main():
+        worker = Worker("test", 30, deadline=1)
+        gathering = Gathering(worker, answers, 9)
+        tasks = [asyncio.ensure_future(gathering.run(question)) for question in (0, 1, 2)]
+        while not answers.entered.is_set():
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(1.3)
+        late = asyncio.ensure_future(gathering.run(3))
+        await turn_around()
+        answers.gate.set()
+        outcomes = await asyncio.gather(*tasks, late, return_exceptions=True)
+        worker.close()
+        return outcomes
+
+    first, *others, last = asyncio.run(main())
+    if answers.together[0] == [0]:  # else they came before the thread had begun, and are answered with it
+        assert answers.together == [[0], [3]]
+        assert all(isinstance(one, OverloadError) for one in others)
+    assert (first, last) == (0, 30)
 
 
 def test_what_nobody_waits_for_any_more_is_not_asked():

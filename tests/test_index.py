@@ -70,7 +70,7 @@ def test_scores_are_those_of_exact_arithmetic(spread):
 
 
 def test_a_batch_answers_bit_for_bit_as_one_by_one():
-    index, users = ItemIndex.build(draw(1, 1009, 67)), draw(2, 131, 67)  # 131 users: three tiles
+    index, users = ItemIndex.build(draw(1, 1009, 67)), draw(2, 131, 67)  # 131 users: five tiles
     excluded = [list(range(user % 9)) for user in range(131)]
     scores, rows = index.search(users, 17, to_ragged(excluded))
     for user in range(131):

@@ -44,7 +44,10 @@ class Metrics:
             registry=self._registry,
         )
         self.compute = Histogram(
-            "bascule_answer_seconds", "Computing of recommendations.", buckets=_SECONDS, registry=self._registry
+            "bascule_answer_seconds",
+            "From the beginning of an answer, computed alone or with others, until it was written.",
+            buckets=_SECONDS,
+            registry=self._registry,
         )
         self.in_flight = Gauge("bascule_in_flight", "Requests that are being answered.", registry=self._registry)
         self.waiting = Gauge("bascule_waiting", "Jobs of the thread that answers.", registry=self._registry)

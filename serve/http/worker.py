@@ -45,8 +45,17 @@ class Worker:
     def is_idle(self) -> bool:
         return self._n_jobs == 0
 
-    async def run(self, compute: Callable[[], T]) -> T:
+    @property
+    def deadline(self) -> float:
+        """Seconds in which a job must have begun."""
+        return self._deadline
+
+    async def run(self, compute: Callable[[], T], is_ready: Callable[[], bool] = lambda: False) -> T:
         """Compute in the thread; what nobody waits for any more is not begun.
+
+        Args:
+            compute: the job.
+            is_ready: tells that there is nothing left to compute, so that the job is not too late.
 
         Raises:
             OverloadError: too many jobs wait, or this one waited for too long.
@@ -56,7 +65,7 @@ class Worker:
         begin_by = time.monotonic() + self._deadline
         self._n_jobs += 1
         try:
-            return await asyncio.wrap_future(self._thread.submit(_begin, compute, begin_by))
+            return await asyncio.wrap_future(self._thread.submit(_begin, compute, is_ready, begin_by))
         finally:
             self._n_jobs -= 1
 
@@ -65,7 +74,7 @@ class Worker:
         self._thread.shutdown()
 
 
-def _begin(compute: Callable[[], T], begin_by: float) -> T:
-    if time.monotonic() > begin_by:
+def _begin(compute: Callable[[], T], is_ready: Callable[[], bool], begin_by: float) -> T:
+    if time.monotonic() > begin_by and not is_ready():
         raise OverloadError
     return compute()
