@@ -22,6 +22,7 @@ from __future__ import annotations
 
 from copy import copy
 from pathlib import Path
+from threading import Lock
 
 import faiss
 import numpy as np
@@ -38,6 +39,8 @@ Ragged = tuple[Ints, Ints]
 
 _MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
 _TILE_SCORES = 2**23
+_LIMITED = Lock()
+"""Held while FAISS has our limit on what it reads: the limit is one of the whole process."""
 
 
 class ItemIndex:
@@ -264,11 +267,12 @@ def _check_excluded(excluded: Ragged | None, n_requests: int, n_items: int) -> R
 
 def _deserialise(content: NDArray[np.uint8]) -> faiss.Index:
     """Read a FAISS file with a limit on what its header may claim."""
-    before = faiss.get_deserialization_vector_byte_limit()
-    faiss.set_deserialization_vector_byte_limit(2 * len(content))
-    try:
-        return faiss.deserialize_index(content)
-    except RuntimeError as error:
-        raise BundleError(f"{INDEX} is no FAISS index: {error}") from error
-    finally:
-        faiss.set_deserialization_vector_byte_limit(before)
+    with _LIMITED:
+        before = faiss.get_deserialization_vector_byte_limit()
+        faiss.set_deserialization_vector_byte_limit(2 * len(content))
+        try:
+            return faiss.deserialize_index(content)
+        except RuntimeError as error:
+            raise BundleError(f"{INDEX} is no FAISS index: {error}") from error
+        finally:
+            faiss.set_deserialization_vector_byte_limit(before)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import faiss
 import numpy as np
@@ -199,6 +200,21 @@ def test_another_index_file_is_refused(make, message):
     with pytest.raises(BundleError, match=rf"items\.faiss.*{message}"):
         ItemIndex.from_bytes(make(vectors), vectors)
     assert faiss.get_deserialization_vector_byte_limit() == limit
+
+
+def test_indexes_of_unlike_size_are_loaded_at_once(tmp_path):
+    sizes, rounds = (3, 900), 60
+    vectors = [draw(size, size, D) for size in sizes]
+    paths = [tmp_path / str(size) for size in sizes]
+    for path, some in zip(paths, vectors, strict=True):
+        ItemIndex.build(some).save(path)
+    with ThreadPoolExecutor(4) as threads:
+        loads = [
+            threads.submit(ItemIndex.load, path, some)
+            for _ in range(rounds)
+            for path, some in zip(paths, vectors, strict=True)
+        ]
+        assert {len(load.result()) for load in loads} == set(sizes)
 
 
 def test_recall_of_the_index_is_1_and_of_one_that_finds_only_even_rows_less():
