@@ -20,18 +20,23 @@ approximate index would be another class with these methods: `load`, `save`, `se
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from pathlib import Path
-from threading import Lock
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.durable import write_file
-from serve.errors import BundleError
-from serve.item_vectors import check_vectors, extend_divisors, measure_divisors, measure_lengths
-from serve.layout import INDEX, VECTORS
+from serve.coarse import make_coarse
+from serve.faiss_file import check_file, write_index
+from serve.item_vectors import (
+    bound_rounding,
+    bound_scores,
+    check_vectors,
+    extend_divisors,
+    measure_divisors,
+    measure_lengths,
+)
 from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
 
 Ragged = tuple[Ints, Ints]
@@ -39,8 +44,9 @@ Ragged = tuple[Ints, Ints]
 
 _MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
 _TILE_SCORES = 2**23
-_LIMITED = Lock()
-"""Held while FAISS has our limit on what it reads: the limit is one of the whole process."""
+_FEW_REQUESTS = 4  # that are searched with rounded vectors, faster than with whole ones
+_MOST_FRESH = 0.05  # of the items, that rounded vectors do not know: they are scored by themselves
+_MOST_CONTENDERS = 2**11  # of one request: more cost more than the product that leaves fewer
 
 
 class ItemIndex:
@@ -49,6 +55,9 @@ class ItemIndex:
     def __init__(self, vectors: Floats) -> None:
         """Keep `vectors` without copying; `build` and `load` check them first."""
         self.vectors = vectors
+        self._coarse = make_coarse(vectors)
+        self._fresh_rows: Ints = np.empty(0, dtype=np.int64)
+        """Items that `_coarse` does not have, or not as they are."""
         self.is_hidden: NDArray[np.bool_] | None = None
         """(N,) the items that are never listed, None if there are none; they count in `len`."""
         self._hidden_rows: Ints = np.empty(0, dtype=np.int64)
@@ -81,15 +90,7 @@ class ItemIndex:
     def from_bytes(cls, content: NDArray[np.uint8], vectors: Floats) -> ItemIndex:
         """Do as `load` with the content of the file, (size,) uint8."""
         check_vectors(vectors)
-        stored = _deserialise(content)
-        if type(stored) is not faiss.IndexFlatIP:
-            raise BundleError(f"{INDEX} holds an index of type {type(stored).__name__}; expected IndexFlatIP")
-        if (stored.ntotal, stored.d) != vectors.shape:
-            shape = (stored.ntotal, stored.d)
-            raise BundleError(f"{INDEX} holds vectors of shape {shape}; {VECTORS} of {vectors.shape}")
-        payload = faiss.rev_swig_ptr(stored.get_xb(), vectors.size)
-        if not np.array_equal(payload, vectors.reshape(-1)):
-            raise BundleError(f"{INDEX} holds other vectors than {VECTORS}: export the bundle again")
+        check_file(content, vectors)
         return cls(vectors)
 
     def changed(self, vectors: Floats, rows: Ints, is_hidden: NDArray[np.bool_]) -> ItemIndex:
@@ -109,6 +110,9 @@ class ItemIndex:
         index.vectors = vectors
         index.is_hidden = is_hidden if is_hidden.any() else None
         index._hidden_rows = np.flatnonzero(is_hidden)
+        index._fresh_rows = np.union1d(self._fresh_rows, rows)
+        if len(index._fresh_rows) > _MOST_FRESH * len(vectors):
+            index._coarse = None
         index._longest = max(self._longest, float(measure_lengths(vectors[rows]).max(initial=0)))
         lengths = {n: extend_divisors(self._lengths_of(n), vectors, rows, n) for n in self._lengths}
         index._lengths = lengths
@@ -116,9 +120,7 @@ class ItemIndex:
 
     def save(self, path: Path) -> None:
         """Write the index as a FAISS file, `IndexFlatIP`."""
-        index = faiss.IndexFlatIP(self.vectors.shape[1])
-        index.add(self.vectors)
-        write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
+        write_index(path, self.vectors)
 
     def search(
         self, users: Floats, k: int, excluded: Ragged | None = None, barred: NDArray[np.bool_] | None = None
@@ -198,16 +200,40 @@ class ItemIndex:
     ) -> tuple[Floats, Ints]:
         """Search for T users; `product`, of N T entries or more, is written over."""
         rows, offsets = excluded
-        # items first: the other way round BLAS copies all vectors before it multiplies, long for a few requests
-        approximate = product[: len(self) * len(users)].reshape(len(self), len(users))
-        np.matmul(self.vectors, users.T, out=approximate)  # (N, T)
-        approximate[rows, np.repeat(np.arange(len(users)), np.diff(offsets))] = -np.inf
-        approximate[self._hidden_rows] = -np.inf
-        if barred is not None:
-            approximate[barred] = -np.inf
-        requests, items = find_contenders(approximate, k, slack)
-        scores = dot_pairs(users, self.vectors, requests, items).astype(np.float32)
-        return rank_contenders(requests, items, scores, len(users), k)
+        places = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
+
+        def leave_out(approximate: Floats) -> None:
+            approximate[places] = -np.inf
+            approximate[self._hidden_rows] = -np.inf
+            if barred is not None:
+                approximate[barred] = -np.inf
+
+        contenders = self._contend_coarsely(users, k, slack, leave_out)
+        if contenders is None:
+            # items first: the other way round BLAS copies all vectors before it multiplies, long for a few requests
+            approximate = product[: len(self) * len(users)].reshape(len(self), len(users))
+            np.matmul(self.vectors, users.T, out=approximate)  # (N, T)
+            leave_out(approximate)
+            contenders = find_contenders(approximate, k, slack)
+        scores = dot_pairs(users, self.vectors, *contenders).astype(np.float32)
+        return rank_contenders(*contenders, scores, len(users), k)
+
+    def _contend_coarsely(
+        self, users: Floats, k: int, slack: Floats, leave_out: Callable[[Floats], None]
+    ) -> tuple[Ints, Ints] | None:
+        """Find contenders by rounded vectors; None where that is not possible, takes longer or leaves too many."""
+        if self._coarse is None or len(users) > _FEW_REQUESTS:
+            return None
+        scores, errors = self._coarse.score(users)  # (T, items of these)
+        added = np.empty((len(users), len(self) - scores.shape[1]), np.float32)
+        approximate = np.append(scores, added, axis=1) if added.size else scores  # (T, N)
+        approximate[:, self._fresh_rows] = users @ self.vectors[self._fresh_rows].T
+        leave_out(approximate.T)
+        wide = slack + (2 * errors).astype(np.float32)
+        found = [find_contenders(one[:, None], k, wide[[place]])[1] for place, one in enumerate(approximate)]
+        if sum(map(len, found)) > len(users) * max(_MOST_CONTENDERS, 4 * k):
+            return None
+        return np.repeat(np.arange(len(users)), [len(rows) for rows in found]), np.concatenate(found)
 
     def _lengths_of(self, n_dims: int) -> NDArray[np.float64]:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
@@ -225,11 +251,10 @@ class ItemIndex:
 
     def _slack(self, users: Floats) -> Floats:
         """Return more than twice the largest rounding error of a float32 score of each user, (B,)."""
-        largest = np.linalg.norm(users.astype(np.float64), axis=1) * self._longest  # Cauchy-Schwarz
+        largest = bound_scores(users, self._longest)
         if largest.max(initial=0.0) > np.finfo(np.float32).max / 4:
             raise ValueError(f"user vector {int(largest.argmax())} is too long: its scores overflow float32")
-        relative, smallest = 2.0**-22 * (users.shape[1] + 4), users.shape[1] * np.finfo(np.float32).tiny
-        slack: Floats = (relative * largest + smallest).astype(np.float32)
+        slack: Floats = (2 * bound_rounding(users, self._longest)).astype(np.float32)
         return slack
 
 
@@ -263,16 +288,3 @@ def _check_excluded(excluded: Ragged | None, n_requests: int, n_items: int) -> R
         wrong = rows[(rows < 0) | (rows >= n_items)][0]
         raise ValueError(f"excluded item row is {wrong}; allowed: 0 to {n_items - 1}")
     return rows, offsets
-
-
-def _deserialise(content: NDArray[np.uint8]) -> faiss.Index:
-    """Read a FAISS file with a limit on what its header may claim."""
-    with _LIMITED:
-        before = faiss.get_deserialization_vector_byte_limit()
-        faiss.set_deserialization_vector_byte_limit(2 * len(content))
-        try:
-            return faiss.deserialize_index(content)
-        except RuntimeError as error:
-            raise BundleError(f"{INDEX} is no FAISS index: {error}") from error
-        finally:
-            faiss.set_deserialization_vector_byte_limit(before)

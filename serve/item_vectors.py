@@ -35,6 +35,24 @@ def measure_divisors(vectors: Floats) -> NDArray[np.float64]:
     return np.where(lengths == 0, 1.0, lengths)
 
 
+def bound_scores(users: Floats, longest: float) -> NDArray[np.float64]:
+    """Return the most that a score of users (B, D) can be, (B,): Cauchy-Schwarz.
+
+    Args:
+        users: (B, D).
+        longest: length of the longest item vector.
+    """
+    bound: NDArray[np.float64] = np.linalg.norm(users.astype(np.float64), axis=1) * longest
+    return bound
+
+
+def bound_rounding(users: Floats, longest: float) -> NDArray[np.float64]:
+    """Return the most by which such a score is off when it is summed in float32, (B,); see `bound_scores`."""
+    n_dims, smallest = users.shape[1], float(np.finfo(np.float32).tiny)
+    bound: NDArray[np.float64] = 2.0**-23 * (n_dims + 4) * bound_scores(users, longest) + n_dims * smallest
+    return bound
+
+
 def extend_divisors(lengths: NDArray[np.float64], vectors: Floats, rows: Ints, n_dims: int) -> NDArray[np.float64]:
     """Return the lengths of the first columns of all vectors, of which `rows` are measured and the others known."""
     extended = np.concatenate([lengths, np.ones(len(vectors) - len(lengths))])

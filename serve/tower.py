@@ -6,10 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import onnxruntime
-from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serve.errors import BundleError
+from serve.session import ORT_ERRORS, start_session
 
 SPACE_ID = "space_id"
 """Key in a tower's metadata."""
@@ -23,8 +21,6 @@ _DTYPES = {
     "tensor(int32)": np.dtype(np.int32),
     "tensor(bool)": np.dtype(np.bool_),
 }
-_ERRORS = tuple(kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception))
-"""ONNX Runtime's own errors; they share no base but Exception."""
 
 
 class Tower:
@@ -42,12 +38,7 @@ class Tower:
             BundleError: no graph that this ONNX Runtime can run.
         """
         self.name = name
-        try:
-            self._session = onnxruntime.InferenceSession(
-                content, _session_options(n_threads), providers=["CPUExecutionProvider"]
-            )
-        except _ERRORS as error:
-            raise BundleError(f"{name} is no ONNX graph that runs here: {error}") from error
+        self._session = start_session(name, content, n_threads)
         self.inputs: dict[str, Any] = {entry.name: entry for entry in self._session.get_inputs()}
         """Name -> type and shape."""
         self._outputs = self._session.get_outputs()
@@ -82,7 +73,7 @@ class Tower:
         self._check(inputs)
         try:
             values = self._session.run(self._output_names, dict(inputs))
-        except _ERRORS as error:
+        except ORT_ERRORS as error:
             raise ValueError(f"{self.name} refuses its inputs: {error}") from error
         outputs = dict(zip(self._output_names, values, strict=True))
         for name, value in outputs.items():
@@ -98,12 +89,3 @@ class Tower:
         for name, dtype in self._dtypes.items():
             if inputs[name].dtype != dtype:
                 raise ValueError(f"{self.name}: input '{name}' is {inputs[name].dtype}; expected {dtype}")
-
-
-def _session_options(n_threads: int) -> onnxruntime.SessionOptions:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # fatal ones only: errors reach the caller as exceptions
-    return options
