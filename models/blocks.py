@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -11,15 +12,18 @@ from torch.nn import functional
 from models.dropout import Dropout
 from models.time_basis import LogTimeBasis
 
-N_GAP_FUNCTIONS = 12
+N_GAP_KNOTS = 12
+NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
 FARTHEST = 64
 
 
 class Relations(NamedTuple):
     """How Q tokens that ask stand to all T tokens."""
 
-    gaps: Tensor
-    """(B, Q, T, K) functions of the time between them."""
+    pieces: Tensor
+    """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` of the start token."""
+    places: Tensor
+    """(B, Q, T): where it lies, counted in knots."""
     distance: Tensor
     """(B, Q, T) int64 in groups."""
     is_seen: Tensor
@@ -37,7 +41,7 @@ class EventBlocks(nn.Module):
     def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
         super().__init__()
         self.n_heads = n_heads
-        self.gap_basis = LogTimeBasis(N_GAP_FUNCTIONS)
+        self.gap_basis = LogTimeBasis(N_GAP_KNOTS)
         self.blocks = nn.ModuleList([EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)])
         self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
 
@@ -75,11 +79,11 @@ class EventBlocks(nn.Module):
 
     def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
         """Relate the tokens that ask, of times and groups (B, Q), to all tokens, of times and groups (B, T)."""
-        gaps = self.gap_basis(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T, K)
-        is_start = [(some == 0).to(gaps.dtype) for some in (query_groups, groups)]  # (B, Q), (B, T)
-        gaps = gaps * ((1 - is_start[0]).unsqueeze(2) * (1 - is_start[1]).unsqueeze(1)).unsqueeze(-1)  # (B, Q, T, K)
+        pieces, places = self.gap_basis.locate(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T) each
+        is_start = (query_groups == 0).unsqueeze(2) | (groups == 0).unsqueeze(1)  # (B, Q, T)
+        pieces = pieces.masked_fill(is_start, NO_GAP)  # (B, Q, T)
         distance = (query_groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, Q, T)
-        return Relations(gaps, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
+        return Relations(pieces, places, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
 
 
 class EventBlock(nn.Module):
@@ -93,7 +97,7 @@ class EventBlock(nn.Module):
         self.attention_norm = nn.LayerNorm(dim)
         self.project_in = nn.Linear(dim, 3 * dim)
         self.project_out = nn.Linear(dim, dim)
-        self.gap_bias = nn.Linear(N_GAP_FUNCTIONS, n_heads, bias=False)
+        self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # of the hats on the knots: their values there
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
         self.feed_forward = nn.Sequential(
             nn.LayerNorm(dim),
@@ -106,8 +110,8 @@ class EventBlock(nn.Module):
 
     def forward(self, tokens: Tensor, relations: Relations, places: Tensor | None = None) -> Tensor:
         """Let the tokens at `places` (B, Q), all of them by default, look at the tokens (B, T, D): (B, Q, D)."""
-        bias = self.gap_bias(relations.gaps).permute(0, 3, 1, 2)  # (B, H, Q, T)
-        bias = bias + self.look_up(relations.distance)  # (B, H, Q, T)
+        bias = look_up(self.distance_bias.weight.T, relations.distance)  # (B, H, Q, T)
+        bias = bias + self.weigh_gaps(relations.pieces, relations.places)  # (B, H, Q, T)
         bias = bias.masked_fill(~relations.is_seen.unsqueeze(1), float("-inf"))  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, places)  # (B, Q, D)
         asking = tokens if places is None else take_tokens(tokens, places)  # (B, Q, D)
@@ -115,12 +119,13 @@ class EventBlock(nn.Module):
         result: Tensor = asking + self.dropout(self.feed_forward(asking))  # (B, Q, D)
         return result
 
-    def look_up(self, distance: Tensor) -> Tensor:
-        """Look up the bias of each distance (B, Q, T), (B, H, Q, T): a gather, whose gradient is the cheaper one."""
-        n_batch, n_asking, _ = distance.shape
-        table = self.distance_bias.weight.T.unsqueeze(0).unsqueeze(2)  # (1, H, 1, distances)
-        table = table.expand(n_batch, -1, n_asking, -1)  # (B, H, Q, distances)
-        return table.gather(3, distance.unsqueeze(1).expand(-1, self.n_heads, -1, -1))  # (B, H, Q, T)
+    def weigh_gaps(self, pieces: Tensor, places: Tensor) -> Tensor:
+        """Interpolate the bias of each gap, given by piece and place (B, Q, T), between knots: (B, H, Q, T)."""
+        values = self.gap_bias.weight  # (H, K)
+        slopes = values.diff(dim=1)  # (H, pieces)
+        starts = values[:, :-1] - slopes * torch.arange(slopes.shape[1], device=slopes.device)  # (H, pieces)
+        starts, slopes = (functional.pad(table, (0, 1)) for table in (starts, slopes))  # (H, K): none weighs nothing
+        return look_up(starts, pieces) + look_up(slopes, pieces) * places.unsqueeze(1)  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, places: Tensor | None) -> Tensor:
         """Mix the values of the tokens (B, T, D) for those at `places` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
@@ -131,10 +136,18 @@ class EventBlock(nn.Module):
         if places is not None:
             index = places.unsqueeze(1).unsqueeze(-1).expand(-1, self.n_heads, -1, width)  # (B, H, Q, D / H)
             query = query.gather(2, index)  # (B, H, Q, D / H)
-        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        scores = query @ key.transpose(2, 3) / math.sqrt(width) + bias.to(query.dtype)  # (B, H, Q, T)
+        mixed = scores.softmax(dim=-1) @ value  # (B, H, Q, D / H)
         joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, Q, D); a reshape would not export with several heads
         result: Tensor = self.project_out(joined)  # (B, Q, D)
         return result
+
+
+def look_up(tables: Tensor, index: Tensor) -> Tensor:
+    """Look up (B, Q, T) in a table of each head (H, K), (B, H, Q, T): a gather, whose gradient is the cheaper one."""
+    n_batch, n_asking, _ = index.shape
+    spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_asking, -1)  # (B, H, Q, K)
+    return spread.gather(3, index.unsqueeze(1).expand(-1, len(tables), -1, -1))  # (B, H, Q, T)
 
 
 def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:

@@ -25,6 +25,19 @@ class LogTimeBasis(nn.Module):
 
     def forward(self, seconds: Tensor) -> Tensor:
         """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
-        log = torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(max=LONGEST)  # (...)
-        distance = (log.unsqueeze(-1) - self.knots).abs() / self.step  # (..., K)
+        distance = (_log(seconds).unsqueeze(-1) - self.knots).abs() / self.step  # (..., K)
         return (1.0 - distance).clamp(min=0.0)  # (..., K)
+
+    def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """Say where int64 seconds (...) lie among the knots: without K numbers for each, where there are many.
+
+        Returns:
+            pieces: (...) int64, i between knot i and i + 1.
+            places: (...) float, i to i + 1.
+        """
+        places = _log(seconds) / self.step  # (...)
+        return places.long().clamp(max=self.n_functions - 2), places  # (...), (...)
+
+
+def _log(seconds: Tensor) -> Tensor:
+    return torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(max=LONGEST)  # (...)

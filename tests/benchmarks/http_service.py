@@ -5,7 +5,7 @@
 The server is another process, one worker. Its echo takes the same bodies by the same checks and gives them back.
 The ratio: one connection that asks echo and recommend in turn, for a known user and for a history of 50 events.
 The tail: an open loop, so that a request that had to wait counts from when it was due, not from when it could be
-sent. Also: seconds from the start of the process until it is ready.
+sent; echo at the same rate beside it. Also: seconds from the start of the process until it is ready.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT))
 
 K, HISTORY, DIM = 10, 50, 64
 N_CONNECTIONS = 32
+ECHO, ASK = "/echo", "/v1/recommend"
 
 
 def main() -> None:
@@ -46,7 +47,8 @@ def main() -> None:
             print(f"ready after {seconds:.2f} s")
             for name, bodies in draw_bodies(bundle).items():
                 print(f"{name:8s} {compare(port, bodies, args.calls)}")
-                print(f"{name:8s} {asyncio.run(hold_rate(port, bodies, args.rate, args.seconds))}")
+                for path in (ECHO, ASK):  # the first is what client, loopback and machine add to the tail
+                    print(f"{name:8s} {path}, {asyncio.run(hold_rate(port, path, bodies, args.rate, args.seconds))}")
 
 
 def make_bundle(folder: Path, n_items: int) -> Path:
@@ -119,7 +121,7 @@ def compare(port: int, bodies: list[bytes], n_calls: int) -> str:
     caller = Caller(port)
     seconds = np.empty((n_calls, 2))
     for call in range(-100, n_calls):  # the first ones warm up
-        for side, path in enumerate(("/echo", "/v1/recommend")):
+        for side, path in enumerate((ECHO, ASK)):
             started = time.perf_counter()
             caller.ask(path, bodies[call % len(bodies)])
             seconds[call, side] = time.perf_counter() - started
@@ -130,7 +132,7 @@ def compare(port: int, bodies: list[bytes], n_calls: int) -> str:
     )
 
 
-async def hold_rate(port: int, bodies: list[bytes], rate: float, seconds: float) -> str:
+async def hold_rate(port: int, path: str, bodies: list[bytes], rate: float, seconds: float) -> str:
     """Send at a fixed rate, whatever comes back when, and describe the times since each request was due."""
     streams: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(N_CONNECTIONS):
@@ -142,7 +144,7 @@ async def hold_rate(port: int, bodies: list[bytes], rate: float, seconds: float)
         due = started + number / rate
         await asyncio.sleep(max(0.0, due - loop.time()))
         reader, writer = stream = await streams.get()
-        writer.write(write_request("/v1/recommend", bodies[number % len(bodies)]))
+        writer.write(write_request(path, bodies[number % len(bodies)]))
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         streams.put_nowait(stream)

@@ -21,15 +21,13 @@ FIRST_ID_DROPOUT = 0.1
 class Silent(nn.Module):
     """Take the place of a layer and say nothing: zeros."""
 
-    def __init__(self, n_features: int, reads_features: bool) -> None:
+    def __init__(self, n_features: int) -> None:
         super().__init__()
         self.n_features = n_features
-        self.reads_features = reads_features
 
     def forward(self, values: Tensor) -> Tensor:
-        """Map (..., anything), or (...) where it reads no features, to zeros (..., F)."""
-        shape = values.shape[:-1] if self.reads_features else values.shape
-        return torch.zeros(*shape, self.n_features, device=values.device)
+        """Map (..., anything) to zeros (..., F)."""
+        return torch.zeros(*values.shape[:-1], self.n_features, device=values.device)
 
 
 @dataclass(frozen=True)
@@ -73,13 +71,13 @@ def hold_rate(model: TwoTower) -> None:
 
 
 def silence_gaps(model: TwoTower) -> None:
-    blocks = model.towers.user_tower.blocks
-    blocks.gap_basis = Silent(blocks.gap_basis.n_functions, reads_features=False)
+    for block in model.towers.user_tower.blocks.blocks:
+        block.gap_bias.weight.requires_grad_(False).zero_()
 
 
 def silence_recency(model: TwoTower) -> None:
     tower = model.towers.user_tower
-    tower.project_recency = Silent(tower.dim, reads_features=True)
+    tower.project_recency = Silent(tower.dim)
 
 
 def silence_memory(model: TwoTower) -> None:
