@@ -100,7 +100,9 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
 def _dim(counts: DataCounts) -> tuple[int, str]:
     if counts.is_set and not counts.has_context:
         return 128, f"{counts.shape}: the start from correlations loses little of them at this rank"
-    return (48 if counts.is_set else 64), counts.shape
+    if counts.is_set:
+        return 48, counts.shape
+    return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
 
 
 def _blocks(counts: DataCounts) -> tuple[int, str]:
@@ -133,7 +135,7 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
     is_sampled = counts.n_items > MANY_ITEMS and counts.trains_on_windows
-    return (512 if is_sampled else 0), f"{counts.n_items:,} items, {counts.shape}"
+    return (1024 if is_sampled else 0), f"{counts.n_items:,} items, {counts.shape}"
 
 
 def _learning_rate(counts: DataCounts) -> tuple[float, str]:
