@@ -22,7 +22,7 @@ class Relations(NamedTuple):
 
     pieces: Tensor
     """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` of the start token."""
-    places: Tensor
+    log_places: Tensor
     """(B, Q, T): where it lies, counted in knots."""
     distance: Tensor
     """(B, Q, T) int64 in groups."""
@@ -79,11 +79,11 @@ class EventBlocks(nn.Module):
 
     def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
         """Relate the tokens that ask, of times and groups (B, Q), to all tokens, of times and groups (B, T)."""
-        pieces, places = self.gap_basis.locate(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T) each
+        pieces, log_places = self.gap_basis.locate(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T) each
         is_start = (query_groups == 0).unsqueeze(2) | (groups == 0).unsqueeze(1)  # (B, Q, T)
         pieces = pieces.masked_fill(is_start, NO_GAP)  # (B, Q, T)
         distance = (query_groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, Q, T)
-        return Relations(pieces, places, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
+        return Relations(pieces, log_places, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
 
 
 class EventBlock(nn.Module):
@@ -111,7 +111,7 @@ class EventBlock(nn.Module):
     def forward(self, tokens: Tensor, relations: Relations, places: Tensor | None = None) -> Tensor:
         """Let the tokens at `places` (B, Q), all of them by default, look at the tokens (B, T, D): (B, Q, D)."""
         bias = look_up(self.distance_bias.weight.T, relations.distance)  # (B, H, Q, T)
-        bias = bias + self.weigh_gaps(relations.pieces, relations.places)  # (B, H, Q, T)
+        bias = bias + self.weigh_gaps(relations.pieces, relations.log_places)  # (B, H, Q, T)
         bias = bias.masked_fill(~relations.is_seen.unsqueeze(1), float("-inf"))  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, places)  # (B, Q, D)
         asking = tokens if places is None else take_tokens(tokens, places)  # (B, Q, D)
@@ -119,13 +119,13 @@ class EventBlock(nn.Module):
         result: Tensor = asking + self.dropout(self.feed_forward(asking))  # (B, Q, D)
         return result
 
-    def weigh_gaps(self, pieces: Tensor, places: Tensor) -> Tensor:
+    def weigh_gaps(self, pieces: Tensor, log_places: Tensor) -> Tensor:
         """Interpolate the bias of each gap, given by piece and place (B, Q, T), between knots: (B, H, Q, T)."""
         values = self.gap_bias.weight  # (H, K)
         slopes = values.diff(dim=1)  # (H, pieces)
         starts = values[:, :-1] - slopes * torch.arange(slopes.shape[1], device=slopes.device)  # (H, pieces)
         starts, slopes = (functional.pad(table, (0, 1)) for table in (starts, slopes))  # (H, K): none weighs nothing
-        return look_up(starts, pieces) + look_up(slopes, pieces) * places.unsqueeze(1)  # (B, H, Q, T)
+        return look_up(starts, pieces) + look_up(slopes, pieces) * log_places.unsqueeze(1)  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, places: Tensor | None) -> Tensor:
         """Mix the values of the tokens (B, T, D) for those at `places` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
@@ -136,7 +136,8 @@ class EventBlock(nn.Module):
         if places is not None:
             index = places.unsqueeze(1).unsqueeze(-1).expand(-1, self.n_heads, -1, width)  # (B, H, Q, D / H)
             query = query.gather(2, index)  # (B, H, Q, D / H)
-        scores = query @ key.transpose(2, 3) / math.sqrt(width) + bias.to(query.dtype)  # (B, H, Q, T)
+        query = query / math.sqrt(width)  # before the product: of float16 it could be too large
+        scores = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = scores.softmax(dim=-1) @ value  # (B, H, Q, D / H)
         joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, Q, D); a reshape would not export with several heads
         result: Tensor = self.project_out(joined)  # (B, Q, D)

@@ -14,7 +14,7 @@ from models.parity_cases import draw_events, item_case, user_case, user_cases
 from models.towers import Towers
 from serve.durable import name_file, write_file
 from serve.events import Floats
-from serve.index import ItemIndex
+from serve.faiss_file import write_index
 from serve.items import write_items
 from serve.layout import INDEX, ITEM_TOWER, ITEMS, SCHEMA, USER_TOWER, VECTORS
 from serve.manifest import compute_space_id
@@ -50,7 +50,7 @@ def export_bundle(
     schema_bytes = schema.to_json().encode()
     write_file(stage.path / SCHEMA, schema_bytes)
     write_vectors(vectors, stage.path / VECTORS)
-    ItemIndex.build(vectors).save(stage.path / INDEX)
+    write_index(stage.path / INDEX, vectors)
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
     _export_user_tower(towers, schema, vectors, stage, space_id, seed)

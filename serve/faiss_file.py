@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from serve.durable import write_file
 from serve.errors import BundleError
+from serve.item_vectors import check_vectors
 from serve.layout import INDEX, VECTORS
 from serve.top_k import Floats
 
@@ -19,7 +20,13 @@ _LIMITED = Lock()
 
 
 def write_index(path: Path, vectors: Floats) -> None:
-    """Write vectors (N, D) as `IndexFlatIP`."""
+    """Write vectors (N, D) as `IndexFlatIP`.
+
+    Raises:
+        ValueError: not (N, D) float32 in C order, empty, or not finite.
+        OSError: the disk is full or fails.
+    """
+    check_vectors(vectors)
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk

@@ -15,7 +15,7 @@ FAISS chooses the slower of its two ways for a batch of this size; where nothing
 faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
 
 `items.faiss` is the same vectors for whoever reads the bundle with FAISS; loading checks that it agrees. An
-approximate index would be another class with these methods: `load`, `save`, `search`, `similar`.
+approximate index would be another class with these methods: `load`, `search`, `similar`.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.coarse import make_coarse
-from serve.faiss_file import check_file, write_index
+from serve.coarse import MOST_CONTENDERS, MOST_REQUESTS, CoarseVectors, make_coarse
+from serve.faiss_file import check_file
 from serve.item_vectors import (
     bound_rounding,
     bound_scores,
@@ -44,20 +44,19 @@ Ragged = tuple[Ints, Ints]
 
 _MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
 _TILE_SCORES = 2**23
-_FEW_REQUESTS = 4  # that are searched with rounded vectors, faster than with whole ones
-_MOST_FRESH = 0.05  # of the items, that rounded vectors do not know: they are scored by themselves
-_MOST_CONTENDERS = 2**11  # of one request: more cost more than the product that leaves fewer
+_MOST_FRESH = 0.02  # of the items, that rounded vectors do not know: they are scored by themselves
 
 
 class ItemIndex:
     """Item vectors (N, D) float32 and the search for the best of them."""
 
-    def __init__(self, vectors: Floats) -> None:
-        """Keep `vectors` without copying; `build` and `load` check them first."""
+    def __init__(self, vectors: Floats, coarse: CoarseVectors | None = None) -> None:
+        """Keep `vectors` without copying; `build` and `load` check them first. `coarse` are the same, rounded."""
         self.vectors = vectors
-        self._coarse = make_coarse(vectors)
+        self._coarse = coarse
         self._fresh_rows: Ints = np.empty(0, dtype=np.int64)
         """Items that `_coarse` does not have, or not as they are."""
+        self._fresh_vectors = vectors[:0]
         self.is_hidden: NDArray[np.bool_] | None = None
         """(N,) the items that are never listed, None if there are none; they count in `len`."""
         self._hidden_rows: Ints = np.empty(0, dtype=np.int64)
@@ -79,7 +78,7 @@ class ItemIndex:
 
     @classmethod
     def load(cls, path: Path, vectors: Floats) -> ItemIndex:
-        """Read what `save` wrote and search `vectors`, if the file holds just these.
+        """Read what `serve.faiss_file.write_index` wrote and search `vectors`, if the file holds just these.
 
         Raises:
             BundleError: the file is no flat inner-product index of these vectors.
@@ -91,7 +90,7 @@ class ItemIndex:
         """Do as `load` with the content of the file, (size,) uint8."""
         check_vectors(vectors)
         check_file(content, vectors)
-        return cls(vectors)
+        return cls(vectors, make_coarse(vectors))
 
     def changed(self, vectors: Floats, rows: Ints, is_hidden: NDArray[np.bool_]) -> ItemIndex:
         """Return the index of a catalogue that has changed, at the cost of what changed.
@@ -110,17 +109,20 @@ class ItemIndex:
         index.vectors = vectors
         index.is_hidden = is_hidden if is_hidden.any() else None
         index._hidden_rows = np.flatnonzero(is_hidden)
-        index._fresh_rows = np.union1d(self._fresh_rows, rows)
-        if len(index._fresh_rows) > _MOST_FRESH * len(vectors):
-            index._coarse = None
+        index._keep_fresh(rows)
         index._longest = max(self._longest, float(measure_lengths(vectors[rows]).max(initial=0)))
         lengths = {n: extend_divisors(self._lengths_of(n), vectors, rows, n) for n in self._lengths}
         index._lengths = lengths
         return index
 
-    def save(self, path: Path) -> None:
-        """Write the index as a FAISS file, `IndexFlatIP`."""
-        write_index(path, self.vectors)
+    def _keep_fresh(self, rows: Ints) -> None:
+        """Take in rows that rounded vectors do not have as they are; without these where there are too many."""
+        if self._coarse is None:
+            return
+        self._fresh_rows = np.union1d(self._fresh_rows, rows)
+        self._fresh_vectors = self.vectors[self._fresh_rows]
+        if len(self._fresh_rows) > _MOST_FRESH * len(self):
+            self._coarse = None
 
     def search(
         self, users: Floats, k: int, excluded: Ragged | None = None, barred: NDArray[np.bool_] | None = None
@@ -200,10 +202,10 @@ class ItemIndex:
     ) -> tuple[Floats, Ints]:
         """Search for T users; `product`, of N T entries or more, is written over."""
         rows, offsets = excluded
-        places = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
+        cells = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
 
         def leave_out(approximate: Floats) -> None:
-            approximate[places] = -np.inf
+            approximate[cells] = -np.inf
             approximate[self._hidden_rows] = -np.inf
             if barred is not None:
                 approximate[barred] = -np.inf
@@ -222,16 +224,19 @@ class ItemIndex:
         self, users: Floats, k: int, slack: Floats, leave_out: Callable[[Floats], None]
     ) -> tuple[Ints, Ints] | None:
         """Find contenders by rounded vectors; None where that is not possible, takes longer or leaves too many."""
-        if self._coarse is None or len(users) > _FEW_REQUESTS:
+        if self._coarse is None or len(users) > MOST_REQUESTS:
             return None
-        scores, errors = self._coarse.score(users)  # (T, items of these)
+        scored = self._coarse.score(users)
+        if scored is None:
+            return None
+        scores, errors = scored  # (T, items of these), (T,)
         added = np.empty((len(users), len(self) - scores.shape[1]), np.float32)
         approximate = np.append(scores, added, axis=1) if added.size else scores  # (T, N)
-        approximate[:, self._fresh_rows] = users @ self.vectors[self._fresh_rows].T
+        approximate[:, self._fresh_rows] = users @ self._fresh_vectors.T
         leave_out(approximate.T)
         wide = slack + (2 * errors).astype(np.float32)
         found = [find_contenders(one[:, None], k, wide[[place]])[1] for place, one in enumerate(approximate)]
-        if sum(map(len, found)) > len(users) * max(_MOST_CONTENDERS, 4 * k):
+        if max(map(len, found)) > max(MOST_CONTENDERS, 4 * k):
             return None
         return np.repeat(np.arange(len(users)), [len(rows) for rows in found]), np.concatenate(found)
 

@@ -13,9 +13,9 @@ import numpy as np
 import pyarrow as pa
 
 from serve.bundle import Bundle
+from serve.faiss_file import write_index
 from serve.golden import write_golden
 from serve.golden_requests import draw_requests
-from serve.index import ItemIndex
 from serve.items import write_items
 from serve.manifest import Facts, compute_space_id
 from serve.owned import statistic_names
@@ -219,7 +219,7 @@ def write_linear(stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | 
     (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
     (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
     np.save(stage.path / "item_vectors.npy", vectors)
-    ItemIndex.build(vectors).save(stage.path / "items.faiss")
+    write_index(stage.path / "items.faiss", vectors)
     write_items(pa.table(items), stage.path / "items.parquet")
     (stage.path / "MODEL_CARD.md").write_text("# Model card\n")
     stage.seal(facts, {})

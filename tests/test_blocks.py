@@ -18,7 +18,7 @@ def test_a_gap_weighs_what_hat_functions_of_it_weigh(n_heads):
     times = torch.tensor([[0, 50, 50, 51, 10**4, 3 * 10**9], [0, 0, 1, 2, 3, 10**12]])
     groups = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 1, 2, PADDING_GROUP, PADDING_GROUP]])
     relations = blocks.relate(times, groups, times, groups)
-    weighed = block.weigh_gaps(relations.pieces, relations.places)
+    weighed = block.weigh_gaps(relations.pieces, relations.log_places)
     for row, asking, asked in np.ndindex(2, 6, 6):
         expected = torch.zeros(n_heads)
         if asking and asked:

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BundleError
+from serve.faiss_file import write_index
 from serve.index import ItemIndex, measure_recall
 from serve.threads import set_search_threads
 
@@ -164,7 +165,7 @@ def test_similar_refuses(arguments, message):
 
 def test_a_saved_index_is_read_by_faiss_and_by_load(tmp_path):
     vectors, users, path = draw(1, N, D), draw(2, B, D), tmp_path / "items.faiss"
-    ItemIndex.build(vectors).save(path)
+    write_index(path, vectors)
     scores, rows = ItemIndex.load(path, vectors).search(users, 5)
     expected_scores, expected_rows = faiss.read_index(str(path)).search(users, 5)
     assert np.array_equal(rows, expected_rows)
@@ -173,7 +174,7 @@ def test_a_saved_index_is_read_by_faiss_and_by_load(tmp_path):
 
 def test_load_searches_the_vectors_it_is_given_without_a_copy(tmp_path):
     vectors = draw(1, N, D)
-    ItemIndex.build(vectors).save(tmp_path / "items.faiss")
+    write_index(tmp_path / "items.faiss", vectors)
     assert ItemIndex.load(tmp_path / "items.faiss", vectors).vectors is vectors
 
 
@@ -207,7 +208,7 @@ def test_indexes_of_unlike_size_are_loaded_at_once(tmp_path):
     vectors = [draw(size, size, D) for size in sizes]
     paths = [tmp_path / str(size) for size in sizes]
     for path, some in zip(paths, vectors, strict=True):
-        ItemIndex.build(some).save(path)
+        write_index(path, some)
     with ThreadPoolExecutor(4) as threads:
         loads = [
             threads.submit(ItemIndex.load, path, some)

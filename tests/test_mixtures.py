@@ -11,7 +11,7 @@ import pytest
 
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.index import ItemIndex
+from serve.faiss_file import write_index
 from serve.items import write_items
 from serve.staging import Stage
 from tests.tiny_bundle import (
@@ -73,7 +73,7 @@ def test_a_catalogue_that_does_not_fit_is_refused(tmp_path, items, message):
 def test_an_index_of_other_vectors_is_refused_though_all_hashes_fit(tmp_path):
     with Stage.open(tmp_path) as stage:
         write_stage(stage.path, 1)
-        ItemIndex.build(tiny_vectors(2)).save(stage.path / "items.faiss")
+        write_index(stage.path / "items.faiss", tiny_vectors(2))
         stage.seal(FACTS, METRICS)
         with pytest.raises(BundleError, match=r"items\.faiss holds other vectors than item_vectors\.npy"):
             Bundle.load_staged(stage.path)

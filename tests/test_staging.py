@@ -18,7 +18,7 @@ import pytest
 from serve import durable
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.index import ItemIndex
+from serve.faiss_file import write_index
 from serve.items import write_items
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
@@ -272,7 +272,7 @@ def test_folders_change_places_in_one_step_where_the_system_can(tmp_path):
     [
         lambda path: durable.write_file(path, b"x" * 1000),
         lambda path: write_items(pa.table({"item_id": np.arange(1000)}), path),
-        lambda path: ItemIndex.build(np.ones((50, 7), np.float32)).save(path),
+        lambda path: write_index(path, np.ones((50, 7), np.float32)),
     ],
     ids=["write_file", "write_items", "index"],
 )

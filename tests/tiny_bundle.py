@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from serve.bundle import Bundle
+from serve.faiss_file import write_index
 from serve.golden import Answer, write_golden
-from serve.index import ItemIndex
 from serve.items import write_items
 from serve.manifest import Facts, compute_space_id
 from serve.schema import Feature, Schema
@@ -102,7 +102,7 @@ def write_stage(folder: Path, seed: int) -> None:
     (folder / "user_tower.onnx").write_bytes(tiny_user_tower(space_id, seed))
     (folder / "item_tower.onnx").write_bytes(tiny_item_tower(space_id, seed))
     np.save(folder / "item_vectors.npy", vectors)
-    ItemIndex.build(vectors).save(folder / "items.faiss")
+    write_index(folder / "items.faiss", vectors)
     titles = [f"Title {seed} {row}" for row in range(N)]
     write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")
 
