@@ -102,8 +102,6 @@ def _dim(counts: DataCounts) -> tuple[int, str]:
         return 128, f"{counts.shape}: the start from correlations loses little of them at this rank"
     if counts.is_set:
         return 48, counts.shape
-    if counts.is_repeated:
-        return 128, counts.shape
     return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
 
 
