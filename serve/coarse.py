@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from serve.coarse_graph import PRODUCTS, USERS, product_graph
 from serve.errors import BundleError
-from serve.item_vectors import bound_rounding, measure_lengths
+from serve.item_vectors import bound_rounding, bound_scores, measure_lengths
 from serve.session import ORT_ERRORS, start_session
 from serve.top_k import Floats
 
@@ -153,7 +153,7 @@ def is_sound(coarse: CoarseVectors, rounded: Rounded, vectors: Floats) -> bool:
     if users is None:
         return False
     expected = np.concatenate([users.astype(np.float64) @ part.T for part in rounded.parts()], axis=1)  # (P, N)
-    most = bound_rounding(users, coarse.longest)[:, None]
+    most = bound_rounding(bound_scores(users, coarse.longest), rounded.width)[:, None]
     for number in range(1, MOST_REQUESTS + 1):
         for start in range(0, len(users), number):
             part = slice(start, start + number)

@@ -259,7 +259,7 @@ class ItemIndex:
         largest = bound_scores(users, self._longest)
         if largest.max(initial=0.0) > np.finfo(np.float32).max / 4:
             raise ValueError(f"user vector {int(largest.argmax())} is too long: its scores overflow float32")
-        slack: Floats = (2 * bound_rounding(users, self._longest)).astype(np.float32)
+        slack: Floats = (2 * bound_rounding(largest, users.shape[1])).astype(np.float32)
         return slack
 
 

@@ -46,10 +46,14 @@ def bound_scores(users: Floats, longest: float) -> NDArray[np.float64]:
     return bound
 
 
-def bound_rounding(users: Floats, longest: float) -> NDArray[np.float64]:
-    """Return the most by which such a score is off when it is summed in float32, (B,); see `bound_scores`."""
-    n_dims, smallest = users.shape[1], float(np.finfo(np.float32).tiny)
-    bound: NDArray[np.float64] = 2.0**-23 * (n_dims + 4) * bound_scores(users, longest) + n_dims * smallest
+def bound_rounding(largest: NDArray[np.float64], n_dims: int) -> NDArray[np.float64]:
+    """Return the most by which scores of `n_dims` products are off when they are summed in float32, (B,).
+
+    Args:
+        largest: (B,) what they can be, see `bound_scores`.
+        n_dims: D.
+    """
+    bound: NDArray[np.float64] = 2.0**-23 * (n_dims + 4) * largest + n_dims * float(np.finfo(np.float32).tiny)
     return bound
 
 

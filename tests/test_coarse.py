@@ -14,7 +14,7 @@ from serve.coarse import MOST_REQUESTS, CoarseVectors, is_sound, make_coarse, ro
 from serve.errors import BundleError
 from serve.faiss_file import write_index
 from serve.index import ItemIndex
-from serve.item_vectors import bound_rounding
+from serve.item_vectors import bound_rounding, bound_scores
 
 LONG = 1e18
 """Of an entry: `search` takes it, but no product of rounded vectors."""
@@ -70,7 +70,8 @@ def test_no_score_is_further_from_the_exact_one_than_is_said(seed, width, n_user
     rounded = make(vectors)
     scores, errors = rounded.score(users)
     exact = users.astype(np.float64) @ vectors.T.astype(np.float64)
-    assert (np.abs(scores - exact) <= (errors + bound_rounding(users, rounded.longest))[:, None]).all()
+    sums = bound_rounding(bound_scores(users, rounded.longest), width)
+    assert (np.abs(scores - exact) <= (errors + sums)[:, None]).all()
     if scale == 1.0:
         lengths = np.linalg.norm(users.astype(np.float64), axis=1)
         assert (errors <= 0.05 * lengths * rounded.longest).all()  # a bound that says something
