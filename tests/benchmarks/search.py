@@ -20,6 +20,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
+from serve.coarse import make_coarse
 from serve.index import ItemIndex
 from serve.threads import set_search_threads
 
@@ -33,7 +34,7 @@ Search = Callable[[], np.ndarray]
 def main() -> None:
     set_search_threads(1)
     for n_items, dim in SIZES:
-        for n_requests, k in ((1, 20), (256, 10), (256, 20), (256, 100)):
+        for n_requests, k in ((1, 20), (4, 20), (256, 10), (256, 20), (256, 100)):
             for name, searches in make_searches(n_items, dim, n_requests, k).items():
                 other, ms = count_other(searches), median_ms(searches)
                 ours = ms.pop("ours")
@@ -50,7 +51,7 @@ def make_searches(n_items: int, dim: int, n_requests: int, k: int) -> dict[str, 
     vectors = rng.normal(size=(n_items, dim)).astype(np.float32)
     users = rng.normal(size=(n_requests, dim)).astype(np.float32)
     rows = [rng.choice(n_items, N_EXCLUDED, replace=False) for _ in range(n_requests)]
-    index, flat = ItemIndex.build(vectors), faiss.IndexFlatIP(dim)
+    index, flat = ItemIndex(vectors, make_coarse(vectors)), faiss.IndexFlatIP(dim)  # as a bundle is loaded
     flat.add(vectors)
     excluded = (np.concatenate(rows), np.arange(n_requests + 1) * N_EXCLUDED)
 
