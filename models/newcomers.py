@@ -1,7 +1,8 @@
-"""New items: where content puts them among the items that were trained, and how popular they are taken to be.
+"""New items: where content puts them among the items that were trained, and how visible they are there.
 
-Both are fitted after training to the finished vectors, so that no item of the catalogue moves for it. The content part
-that was trained beside ids explains what ids leave over, which is less than what content can tell.
+Where vectors hold popularity, they are taken to have some; elsewhere their vectors are made shorter where they would
+be too visible. All is fitted after training to the finished vectors, so that no item of the catalogue moves for it. The
+content part that was trained beside ids explains what ids leave over, which is less than what content can tell.
 
 Letters: N items of W = D + A + P entries (taste, affinity, popularity), n or s of them, B users.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -23,35 +24,42 @@ from models.towers import Towers
 
 BATCH, EPOCHS, FEWEST_STEPS, RATE = 4096, 20, 60, 0.05
 HELD_OUT = 0.1
-"""Of the items, placed without having been learned from, to see how popular a new one must be to be found."""
+"""Of the items, placed without having been learned from, to see how visible new ones are."""
 MOST_STAND_INS = 4096
 PLACES = 10
 """Of a list, that new items and the others share."""
 HALVINGS = 20
+SHORTEST = 0.5
+"""Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 
 
 class Newcomers(nn.Module):
     """Make the vectors of items that nobody has taken yet."""
 
     popularity: Tensor
+    length: Tensor
 
-    def __init__(self, tower: ItemTower, content: FeatureEmbedding, popularity: Tensor) -> None:
+    def __init__(self, tower: ItemTower, content: FeatureEmbedding, popularity: Tensor, length: float = 1.0) -> None:
         """Put together what new items share.
 
         Args:
             tower: whose items they stand among.
             content: places them.
             popularity: (P,) what they are taken to have.
+            length: times which taste is as long as content makes it.
         """
         super().__init__()
         self.tower = tower
         self.content = content
         self.register_buffer("popularity", popularity)
+        self.register_buffer("length", torch.tensor(length))
 
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
-        return self.tower.join(self.content(codes, values), categories, popularity)  # (n, W)
+        vectors = self.tower.join(self.content(codes, values), categories, popularity)  # (n, W)
+        taste, rest = vectors[:, : self.tower.dim], vectors[:, self.tower.dim :]  # (n, D), (n, A + P)
+        return torch.cat([taste * self.length, rest], dim=1)  # (n, W)
 
 
 @torch.no_grad()
@@ -60,28 +68,32 @@ def fit_newcomers(
 ) -> Newcomers:
     """Fit what places new items.
 
-    A new item is taken to be so popular that it is seen as often as an average item: how popular it will be is not
-    known, and with the least popularity there is nobody would ever see it.
+    A new item is made as visible as an average one: how popular it will be is not known. With the least popularity
+    there is nobody would ever see it; and where all vectors are of one length, those that only content places lie
+    nearer to everybody than the others.
 
     Args:
         towers: trained, in evaluation mode.
         popularity: (N, P) of the catalogue.
         is_taken: (N,) bool; where the other items stand was never learned.
-        requests: of some users with all that is known of them; read where P > 0.
+        requests: of some users with all that is known of them.
         seed: draws items.
     """
     tower, vectors = towers.item_tower, towers.item_vectors(popularity)  # (N, W)
     generator = torch.Generator().manual_seed(seed)
     known = (is_taken & towers.item_has_content).nonzero().squeeze(1)  # (n,)
     known = known[torch.randperm(len(known), generator=generator)]  # (n,)
-    level = popularity.amin(dim=0)  # (P,)
+    level, length = popularity.amin(dim=0), 1.0  # (P,)
     apart, rest = known[: int(HELD_OUT * len(known))], known[int(HELD_OUT * len(known)) :]
-    if len(level) and len(apart):
+    if len(apart):
         newcomers = Newcomers(tower, fit_content(towers, vectors, rest, generator), torch.zeros_like(level))
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
-        found = find_level(towers, vectors, stand_ins, newcomers, requests)
-        level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
-    return Newcomers(tower, fit_content(towers, vectors, known, generator), level).eval()
+        if len(level):
+            found = find_level(towers, vectors, stand_ins, newcomers, requests)
+            level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
+        else:
+            length = find_length(towers, vectors, stand_ins, newcomers, requests)
+    return Newcomers(tower, fit_content(towers, vectors, known, generator), level, length).eval()
 
 
 @torch.enable_grad()
@@ -118,19 +130,30 @@ def find_level(
         newcomers: place them, with popularity 0.
         requests: of the users whose lists are looked at.
     """
-    columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
-    placed, n_windows = newcomers(*columns), len(newcomers.popularity)  # (s, W)
-    contests = [_contest(towers, vectors, stand_ins, placed, n_windows, batch) for batch in requests]
-    wanted = len(stand_ins) / len(vectors) * sum(contest.others.numel() for contest in contests)
+    n_windows = len(newcomers.popularity)
+    contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)
     popularity = vectors[:, -n_windows:]  # (N, P)
-    low, high = float(popularity.min()), float(popularity.max())
-    for _ in range(HALVINGS):
-        level = (low + high) / 2
-        if sum(contest.places(level) for contest in contests) < wanted:
-            low = level
-        else:
-            high = level
-    return high
+    weights = [contest.users[:, -n_windows:].sum(dim=1, keepdim=True) for contest in contests]  # (B, 1) each
+
+    def count(level: float) -> int:
+        pairs = zip(contests, weights, strict=True)
+        return sum(contest.places(contest.scores + level * weight) for contest, weight in pairs)
+
+    return _halve(
+        count, _fair(contests, len(stand_ins), len(vectors)), float(popularity.min()), float(popularity.max())
+    )
+
+
+def find_length(
+    towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
+) -> float:
+    """Find how long, from half to whole, taste must be for new items to take no more than that; see `find_level`."""
+    contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)
+
+    def count(length: float) -> int:
+        return sum(contest.places(contest.scores * length) for contest in contests)
+
+    return _halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, 1.0)
 
 
 @dataclass(frozen=True)
@@ -140,26 +163,49 @@ class Contest:
     others: Tensor
     """(B, k) the best scores of items that are not new."""
     scores: Tensor
-    """(B, s) of the new items without popularity; -inf where the user has them."""
-    weight: Tensor
-    """(B, 1) of popularity in this user's scores."""
+    """(B, s) of the new items as they were placed."""
+    is_owned: Tensor
+    """(B, s) the new items that the user has."""
+    users: Tensor
+    """(B, W) vectors."""
 
-    def places(self, level: float) -> int:
-        """Count the places that the new items take if they are so popular."""
+    def places(self, scores: Tensor) -> int:
+        """Count the places that the new items take with these scores (B, s)."""
         n_places = self.others.shape[1]
-        merged = torch.cat([self.others, self.scores + level * self.weight], dim=1)  # (B, k + s)
+        merged = torch.cat([self.others, scores.masked_fill(self.is_owned, float("-inf"))], dim=1)  # (B, k + s)
         best = merged.topk(n_places, dim=1)  # (B, k)
         return int(((best.indices >= n_places) & best.values.isfinite()).sum())
 
 
-def _contest(
-    towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, n_windows: int, batch: RequestBatch
-) -> Contest:
+def _hold_contests(
+    towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
+) -> list[Contest]:
+    columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
+    placed = newcomers(*columns)  # (s, W)
+    return [_contest(towers, vectors, stand_ins, placed, batch) for batch in requests]
+
+
+def _fair(contests: list[Contest], n_new: int, n_items: int) -> float:
+    """Return the places that new items would have if all items had equally many."""
+    return n_new / n_items * sum(contest.others.numel() for contest in contests)
+
+
+def _halve(count: Callable[[float], int], wanted: float, low: float, high: float) -> float:
+    """Find where a count that rises reaches what is wanted, `high` if it does not."""
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        if count(middle) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _contest(towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, batch: RequestBatch) -> Contest:
     users, _ = towers.request_vectors(batch, vectors)  # (B, W)
     is_owned = torch.zeros(len(users), len(vectors), dtype=torch.bool)  # (B, N)
     is_owned[batch.owned_users, batch.owned_rows] = True
     is_out = is_owned.index_fill(1, stand_ins, True)  # (B, N)
     others = (users @ vectors.T).masked_fill(is_out, float("-inf"))  # (B, N)
-    scores = (users @ placed.T).masked_fill(is_owned[:, stand_ins], float("-inf"))  # (B, s)
     best = others.topk(min(PLACES, len(vectors)), dim=1).values  # (B, k)
-    return Contest(best, scores, users[:, -n_windows:].sum(dim=1, keepdim=True))
+    return Contest(best, users @ placed.T, is_owned[:, stand_ins], users)

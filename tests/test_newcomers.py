@@ -5,7 +5,8 @@ import copy
 import pytest
 import torch
 
-from models.newcomers import Newcomers, find_level, fit_content, fit_newcomers
+from models import newcomers as newcomers_module
+from models.newcomers import Newcomers, find_length, find_level, fit_content, fit_newcomers
 from models.towers import Towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -49,7 +50,8 @@ def test_new_items_stand_nearer_to_items_like_them_than_the_trained_content_does
     with torch.no_grad():
         vectors = towers.item_vectors(popularity)
         trained = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
-    _, placed = fit(side)
+    newcomers, placed = fit(side)
+    placed[:, :D] /= newcomers.length
     assert distance(placed, vectors) < 0.8 * distance(trained, vectors)
 
 
@@ -100,8 +102,10 @@ def test_content_of_one_category_is_fitted_to_its_mean():
         assert (placed[members[0]] - vectors[members, :D].mean(dim=0)).abs().max() < 0.05
 
 
-def count_places(towers: Towers, data, vectors: torch.Tensor, stand_ins: list[int], placed: torch.Tensor) -> int:
-    """Count by sorting each user's list how many of its ten places the new items take."""
+def count_places(
+    towers: Towers, data, vectors: torch.Tensor, stand_ins: list[int], placed: torch.Tensor, n_places: int = 10
+) -> int:
+    """Count by sorting each user's list how many of its places the new items take."""
     count = 0
     for batch in data.drawn_requests(9):
         with torch.no_grad():
@@ -110,7 +114,7 @@ def count_places(towers: Towers, data, vectors: torch.Tensor, stand_ins: list[in
             owned = set(batch.owned_rows[batch.owned_users == row].tolist())
             old = [(float(user @ vectors[item]), False) for item in set(range(N)) - owned - set(stand_ins)]
             new = [(float(user @ placed[i]), True) for i, item in enumerate(stand_ins) if item not in owned]
-            count += sum(is_new for _, is_new in sorted(old + new)[-10:])
+            count += sum(is_new for _, is_new in sorted(old + new)[-n_places:])
     return count
 
 
@@ -130,6 +134,46 @@ def test_new_items_take_the_share_of_places_that_is_their_number_s():
         counts.append(count_places(towers, data, vectors, stand_ins, placed))
     wanted = 9 * 10 * len(stand_ins) / N
     assert counts[0] < wanted <= counts[1]
+
+
+def make_cosine_newcomers() -> tuple:
+    world = make_world(ORDERED)
+    data = make_data(world)
+    towers = make_towers(world, data, "cosine")
+    with torch.no_grad():
+        vectors = towers.item_vectors(torch.zeros(N, 0))
+    return data, towers, vectors, Newcomers(towers.item_tower, towers.item_tower.content, torch.zeros(0))
+
+
+def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_have_their_share(monkeypatch):
+    monkeypatch.setattr(newcomers_module, "PLACES", 3)  # of a list: all of them worth having
+    data, towers, vectors, newcomers = make_cosine_newcomers()
+    stand_ins = [0, 1, 2, 3]
+    wanted = 9 * 3 * len(stand_ins) / N
+    with torch.no_grad():
+        length = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, data.drawn_requests(9))
+    placed = place(newcomers, towers, stand_ins)
+    before, below, above = (
+        count_places(towers, data, vectors, stand_ins, times * placed, 3)
+        for times in (1, length - 0.001, length + 0.001)
+    )
+    assert 0.5 < length < 1
+    assert below < wanted <= above < before
+
+
+def test_new_items_keep_half_their_length_where_nothing_makes_them_rare():
+    data, towers, vectors, newcomers = make_cosine_newcomers()
+    with torch.no_grad():
+        users = torch.cat([towers.request_vectors(batch, vectors)[0] for batch in data.drawn_requests(9)])
+        newcomers.content.table.weight.copy_(users.mean(dim=0).expand_as(newcomers.content.table.weight))
+        found = find_length(towers, vectors, torch.tensor([0, 1, 2, 3]), newcomers, data.drawn_requests(9))
+    assert found == pytest.approx(0.5, abs=1e-5)  # lists of ten are half of what there is
+
+
+def test_the_length_is_that_of_the_vectors_that_are_made():
+    _, towers, _, newcomers = make_cosine_newcomers()
+    short = Newcomers(towers.item_tower, towers.item_tower.content, newcomers.popularity, 0.25)
+    torch.testing.assert_close(place(short, towers), 0.25 * place(newcomers, towers))
 
 
 def test_popularity_stays_within_that_of_the_catalogue(side):
