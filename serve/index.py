@@ -1,15 +1,16 @@
 """The item index: exact inner product over all items, exclusions inside the search.
 
-The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat
-index, which would be a second copy. Median ms of CPU time with 1 thread, k = 20, medians of three runs:
+The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat index, which
+would be a second copy; a few requests among many items are searched with a rounded copy (`serve.coarse`). Median ms of
+CPU time with 1 thread, k = 20:
 
     items x dims                              12.5k x 67       100k x 64
     requests                                   1     256       1     256
-    100 masked: this search                  .17     9.0     1.5      62
-                IndexFlatIP, selectors       .14      37     1.2     233    (a selector is per call: one by one)
-    none masked: this search                 .15     8.7     1.4      64
-                 IndexFlatIP                 .08      21     1.0     199
-                 IndexFlatIP told to use BLAS        7.6              50
+    100 masked: this search                  .18      11     .86      89
+                IndexFlatIP, selectors       .15      46     1.3     278    (a selector is per call: one by one)
+    none masked: this search                 .17     9.6     .75      71
+                 IndexFlatIP                 .09      23     1.0     198
+                 IndexFlatIP told to use BLAS        8.1              56
 
 FAISS chooses the slower of its two ways for a batch of this size; where nothing is masked the other one is a little
 faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
