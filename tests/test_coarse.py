@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from contextlib import contextmanager
 from unittest.mock import patch
 
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import coarse
-from serve.coarse import MOST_REQUESTS, CoarseVectors, is_sound, make_coarse, round_vectors, tells_apart
+from serve.coarse import MOST_REQUESTS, CoarseVectors, is_faster, is_sound, make_coarse, round_vectors, tells_apart
 from serve.errors import BundleError
 from serve.faiss_file import write_index
 from serve.index import ItemIndex
@@ -160,6 +161,18 @@ def test_rounded_vectors_are_not_used_where_they_are_of_no_use(monkeypatch):
     assert make_coarse(vectors * np.float32(1e20)) is None
     monkeypatch.setattr(coarse, "_MOST_BYTES", 5000 * 31)  # a block is 32
     assert make_coarse(vectors) is None
+
+
+@pytest.mark.parametrize(("owner", "name", "is_used"), [(CoarseVectors, "multiply", False), (np, "matmul", True)])
+def test_the_slower_product_is_not_used(monkeypatch, owner, name, is_used):
+    vectors, compute = draw(1, 300, 16), getattr(owner, name)
+
+    def compute_slowly(*args, **options):
+        time.sleep(0.02)  # a thousand times what either takes
+        return compute(*args, **options)
+
+    monkeypatch.setattr(owner, name, compute_slowly)
+    assert is_faster(make(vectors), vectors) == is_used
 
 
 def test_lengths_so_unlike_that_the_error_says_nothing_are_seen_at_once(anywhere):
