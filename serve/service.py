@@ -150,14 +150,16 @@ class Service:
         """Keep what users did; it counts in the next answer.
 
         Returns:
-            How many events were kept: those of forgotten users are not.
+            How many events were kept: those of forgotten users, and those older than the retention, are not.
 
         Raises:
             SchemaError: an event that cannot be read; none is kept.
             OSError: the disk is full or fails; none is kept.
         """
         schema = self._serving.current().recommender.bundle.schema
-        return self._state.observe_many(parse_observations(events, schema, int(time.time())))
+        now = int(time.time())
+        observed = parse_observations(events, schema, now)
+        return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
         """Add or change an item; see `LiveItems.put`."""

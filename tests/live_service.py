@@ -19,6 +19,8 @@ from serve.service import Service
 from tests.linear_bundle import publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
+EVER = 36_000.0  # days of retention: what happens in these worlds happened in 2017
+
 
 def publish_served(folder: Path, schema: Schema, seed: int = 3) -> Path:
     """Publish a bundle with the profiles of its users beside it."""
@@ -31,7 +33,8 @@ def publish_served(folder: Path, schema: Schema, seed: int = 3) -> Path:
 def sharing(bundle: Path, state: Path | None = None, limits: Limits | None = None) -> Iterator[Parts]:
     """Give what the routes of a service share, and close it."""
     places = places_of_bundle(bundle, None, state)
-    parts = make_parts(Service(places.source, places.state, places.runs), limits or Limits())
+    service = Service(places.source, places.state, places.runs, EVER)
+    parts = make_parts(service, limits or Limits())
     try:
         yield parts
     finally:

@@ -3,9 +3,14 @@
 import json
 import sqlite3
 import time
+from contextlib import closing
 
 import pytest
 
+from serve.http.command import places_of_bundle
+from serve.layout import STATE_FILE
+from serve.service import Service
+from serve.state import StateStore
 from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
 from tests.linear_profiles import known_users
@@ -85,6 +90,19 @@ def test_events_are_kept_all_or_none(app, schema):
     assert reply.status == 422
     assert "never" not in reply.content.decode()
     assert listed(app, user_id=user) == before
+
+
+def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
+    user, (first, second, *_) = a_user(schema), item_ids(schema)
+    places, today = places_of_bundle(bundle, None, None), int(time.time())
+    with closing(Service(places.source, places.state, places.runs, retention_days=2)) as service:
+        events = [
+            {"user_id": user, "item_id": item, "event": "buy", "datetime": today - age}
+            for item, age in ((first, 3 * DAY), (second, DAY))
+        ]
+        assert service.observe(events) == 1
+    with closing(StateStore(places.state / STATE_FILE)) as store:
+        assert list(store.history(user).item_id) == [second]
 
 
 def new_id(schema):

@@ -135,6 +135,10 @@ class StateStore:
         """Return the items that a user does not want to see."""
         return self.recall(user_id).dismissed
 
+    def is_recent(self, time: int, now: int) -> bool:
+        """Would `expire` leave what happened then."""
+        return time >= now - self.retention_days * _DAY
+
     def expire(self, now: int) -> int:
         """Remove what is older than the retention window; return how many events and answers that were."""
         limits = [now - self.retention_days * _DAY]
