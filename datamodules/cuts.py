@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 
 from datamodules.batch import RequestBatch
-from datamodules.missing import Withheld, hide_rows
+from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.popularity import ItemTrends
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Sequences
@@ -127,6 +127,8 @@ class CutExamples:
         self.timeline = timeline
         self.batch_size = batch_size
         self.withheld = withheld
+        self.missing_user = encode_missing(maker.schema.user_features)
+        self.missing_context = encode_missing(maker.schema.context_features)
 
     def plan(self, seed: int, epoch: int) -> list[CutPlan]:
         """Plan an epoch: a function of (seed, epoch) alone, always of as many batches."""
@@ -156,7 +158,7 @@ class CutExamples:
         is_timeless = (rng.random(n) < self.withheld.time) & (cuts.stops > starts)
         times = np.where(is_timeless, last, cuts.times)
         is_nameless = rng.random(n) < self.withheld.user
-        user = hide_rows(self.sequences.user.take(cuts.users), is_nameless, self.maker.schema.user_features)
+        user = hide_rows(self.sequences.user.take(cuts.users), is_nameless, self.missing_user)
         past = events.between(starts, cuts.stops)
         return self.maker.make(past, times, cuts.trend, targets, user, self.context(cuts, rng))
 
@@ -164,7 +166,7 @@ class CutExamples:
         """Return the request context of each cut: that of the first event that follows."""
         rows = np.minimum(cuts.stops, len(self.sequences.events.time) - 1)
         is_hidden = rng.random(len(rows)) < self.withheld.context
-        return hide_rows(self.sequences.context.take(rows), is_hidden, self.maker.schema.context_features)
+        return hide_rows(self.sequences.context.take(rows), is_hidden, self.missing_context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:

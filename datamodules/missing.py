@@ -24,8 +24,14 @@ class Withheld:
     """Without the time of the request: recency counts from the user's last event."""
 
 
-def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray, features: tuple[Feature, ...]) -> EncodedFeatures:
-    """Encode the marked rows as serving does where nothing is known of them."""
-    missing = encode_features(features, {}, 1)
-    codes = np.where(is_hidden[:, None], missing.codes, encoded.codes)
-    return EncodedFeatures(codes, np.where(is_hidden[:, None], missing.values, encoded.values))
+def encode_missing(features: tuple[Feature, ...]) -> EncodedFeatures:
+    """Encode one row of which nothing is known, as serving does."""
+    return encode_features(features, {}, 1)
+
+
+def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray, missing: EncodedFeatures) -> EncodedFeatures:
+    """Put the one row of `missing` in the place of the marked ones."""
+    is_hidden = is_hidden[:, None]
+    codes = np.where(is_hidden, missing.codes, encoded.codes) if encoded.codes.size else encoded.codes
+    values = np.where(is_hidden, missing.values, encoded.values) if encoded.values.size else encoded.values
+    return EncodedFeatures(codes, values)

@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodules.batch import RequestBatch
 from datamodules.cuts import scale_by_user
-from datamodules.missing import Withheld, hide_rows
+from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.requests import RequestMaker, distinct_targets
 from datamodules.sequences import Sequences
 from serve.encoding import EncodedFeatures
@@ -43,6 +43,8 @@ class SetExamples:
         self.maker = maker
         self.batch_size = batch_size
         self.withheld = withheld
+        self.missing_user = encode_missing(maker.schema.user_features)
+        self.missing_context = encode_missing(maker.schema.context_features)
         events = sequences.events
         self.unit = number_units(events)
         self.unit_user = events.segments()[np.unique(self.unit, return_index=True)[1]]
@@ -88,7 +90,7 @@ class SetExamples:
         share = self.n_folds[plan.users] ** -0.5  # of each of a user's parts: many items count more, not as many times
         targets = replace(targets, weights=(targets.weights * share[targets.users]).astype(np.float32))
         user = self.sequences.user.take(plan.users)
-        user = hide_rows(user, rng.random(n) < self.withheld.user, self.maker.schema.user_features)
+        user = hide_rows(user, rng.random(n) < self.withheld.user, self.missing_user)
         context = self.context(places[is_target], segment[is_target], rng)
         past = _pick(events, places, segment, is_seen, n)
         return self.maker.make(past, np.zeros(n, dtype=np.int64), 0, targets, user, context)
@@ -104,7 +106,7 @@ class SetExamples:
         _, first = np.unique(segment[order], return_index=True)
         chosen = places[order[first]]
         is_hidden = rng.random(len(chosen)) < self.withheld.context
-        return hide_rows(self.sequences.context.take(chosen), is_hidden, self.maker.schema.context_features)
+        return hide_rows(self.sequences.context.take(chosen), is_hidden, self.missing_context)
 
 
 def number_units(events: Events) -> Ints:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from datamodules.batch import WindowBatch
-from datamodules.missing import Withheld, hide_rows
+from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.sequences import Sequences
 from serve.events import Events, Ints
 from serve.schema import Schema
@@ -33,7 +33,10 @@ class WindowExamples:
         self.schema = schema
         self.batch_size = batch_size
         self.withheld = withheld
-        self.is_first_time = mark_first_times(sequences.events)
+        is_first = mark_first_times(sequences.events)
+        self.target_weight = np.where(is_first, sequences.target_weight, 0).astype(np.float32)  # (E,)
+        self.missing_user = encode_missing(schema.user_features)
+        self.missing_context = encode_missing(schema.context_features)
 
     def plan(self, seed: int, epoch: int) -> list[WindowPlan]:
         """Plan an epoch: a function of (seed, epoch) alone. Windows of similar length share a batch."""
@@ -55,19 +58,17 @@ class WindowExamples:
         arrays, history_rows = history_arrays(events, self.schema)
         shape = history_rows.shape
         is_event = np.arange(shape[1]) < arrays["history_lengths"][:, None]  # (B, L)
-        is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
-        is_target = is_event.copy()
-        is_target[:, 0] &= is_first_window  # elsewhere the first event only gives the second one its past
         flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
-        is_target &= self.is_first_time[flat]
-        target_weights = np.where(is_target, self.sequences.target_weight[flat], 0).astype(np.float32)  # (B, L)
+        target_weights = np.where(is_event, self.target_weight[flat], np.float32(0))  # (B, L)
+        is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
+        target_weights[~is_first_window, 0] = 0  # elsewhere the first event only gives the second one its past
         is_placeless = rng.random(flat.size) < self.withheld.context
         is_nameless = rng.random(len(plan.users)) < self.withheld.user
-        context, user = self.sequences.context.take(flat.ravel()), self.sequences.user.take(plan.users)
-        context = hide_rows(context, is_placeless, self.schema.context_features)
-        user = hide_rows(user, is_nameless, self.schema.user_features)
-        recency = np.diff(arrays["history_times"], axis=1, prepend=arrays["history_times"][:, :1])
-        recency[rng.random(shape) < self.withheld.time] = 0
+        context = hide_rows(self.sequences.context.take(flat.ravel()), is_placeless, self.missing_context)
+        user = hide_rows(self.sequences.user.take(plan.users), is_nameless, self.missing_user)
+        has_time = rng.random(shape) >= self.withheld.time
+        times, recency = arrays["history_times"], np.zeros(shape, dtype=np.int64)
+        np.subtract(times[:, 1:], times[:, :-1], out=recency[:, 1:], where=(is_event & has_time)[:, 1:])
         arrays |= {"user_codes": user.codes, "user_values": user.values}
         return WindowBatch(
             {name: torch.from_numpy(array) for name, array in arrays.items()},
@@ -76,7 +77,7 @@ class WindowExamples:
             torch.from_numpy(context.values).view(*shape, context.values.shape[1]),
             torch.from_numpy(target_weights),
             torch.from_numpy(rng.random(shape) >= self.withheld.history),
-            torch.from_numpy(np.where(is_event, recency, 0)),
+            torch.from_numpy(recency),
         )
 
 

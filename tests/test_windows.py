@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.missing import Withheld, hide_rows
+from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.windows import WindowExamples, count_batches, cut_windows
 from serve.encoding import encode_features
 from tests.tiny_data import ORDERED, batches, make_data, make_world
@@ -159,7 +159,7 @@ def test_hidden_rows_are_encoded_as_missing():
         }
         known, missing = encode_features(features, columns, 7), encode_features(features, {}, 7)
         is_hidden = np.array([True, False, True, False, False, True, False])
-        hidden = hide_rows(known, is_hidden, features)
+        hidden = hide_rows(known, is_hidden, encode_missing(features))
         for name in ("codes", "values"):
             expected = np.where(is_hidden[:, None], getattr(missing, name), getattr(known, name))
             found = getattr(hidden, name)

@@ -1,4 +1,4 @@
-"""Targets a second: a whole training step, and the loader beside a Dataset that makes one sample at a time.
+"""Targets a second: a whole training step, and the loader beside a Dataset that makes the same a sample at a time.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/throughput.py --config configs/amazon-beauty.yaml [train.py options]
 
@@ -18,8 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn.utils.rnn import pad_sequence
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
@@ -32,32 +31,9 @@ from datamodules.schema_fitting import fit_schema  # noqa: E402
 from datamodules.splits import split_interactions  # noqa: E402
 from models.config import recipe_of  # noqa: E402
 from models.two_tower import TwoTower  # noqa: E402
+from tests.benchmarks.sample_dataset import SampleDataset, collate  # noqa: E402
 
 N_BATCHES, N_ROUNDS = 40, 5
-EVENT_ARRAYS = ("item_row", "time", "event", "weight")
-
-
-class OneByOne(Dataset[dict[str, torch.Tensor]]):
-    """The last events of each user, as a Dataset that is indexed by user: what is usually written."""
-
-    def __init__(self, data: InteractionsDataModule) -> None:
-        self.sequences, self.length = data.sequences, data.schema.history_length
-
-    def __len__(self) -> int:
-        return len(self.sequences.user_ids)
-
-    def __getitem__(self, user: int) -> dict[str, torch.Tensor]:
-        events = self.sequences.events
-        stop = int(events.offsets[user + 1])
-        span = slice(max(int(events.offsets[user]), stop - self.length), stop)
-        sample = {name: torch.tensor(getattr(events, name)[span]) for name in EVENT_ARRAYS}
-        sample["context"] = torch.tensor(self.sequences.context.codes[span])
-        sample["user"] = torch.tensor(self.sequences.user.codes[user])
-        return sample
-
-
-def collate(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in samples[0]}
 
 
 def main() -> None:
@@ -100,9 +76,9 @@ def loader_rates(data: InteractionsDataModule) -> Iterator[float]:
 
 def one_by_one_rates(data: InteractionsDataModule, size: int) -> Iterator[float]:
     users = np.random.default_rng(0).permutation(len(data.sequences.user_ids))[: N_BATCHES * size]
-    loader: DataLoader[Any] = DataLoader(OneByOne(data), size, sampler=users.tolist(), collate_fn=collate)
-    n_targets = int(np.minimum(data.sequences.events.counts[users], data.schema.history_length).sum())
-    return timed(lambda: n_targets + 0 * sum(len(batch["user"]) for batch in loader))
+    samples = SampleDataset(data.sequences, data.schema, data.withheld, seed=0)
+    loader: DataLoader[Any] = DataLoader(samples, size, sampler=users.tolist(), collate_fn=collate)
+    return timed(lambda: sum(int(batch.is_target.sum()) for batch in loader))
 
 
 def step_rates(model: TwoTower, batches: list[Any]) -> Iterator[float]:
