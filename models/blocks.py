@@ -25,9 +25,9 @@ class Relations(NamedTuple):
     log_places: Tensor
     """(B, Q, T): where it lies, counted in knots."""
     distance: Tensor
-    """(B, Q, T) int64 in groups."""
+    """(B, Q, T) int64 in groups, or (1, Q, T) if alike in all rows."""
     is_seen: Tensor
-    """(B, Q, T) bool."""
+    """(B, Q, T) bool, or (1, Q, T)."""
 
 
 class EventBlocks(nn.Module):
@@ -51,7 +51,8 @@ class EventBlocks(nn.Module):
         Args:
             tokens: (B, T, D), the start token first.
             times: (B, T) int64 seconds; the start token's is not read.
-            groups: (B, T) int64: 0 for the start token, rising by order, above all others where padded.
+            groups: (B, T) int64: 0 for the start token, rising by order, above all others where padded; (1, T) if
+                alike in all rows.
 
         Returns:
             (B, T, D), normalised if there is a block.
@@ -74,7 +75,8 @@ class EventBlocks(nn.Module):
             for block in self.blocks[:-1]:
                 tokens = block(tokens, relations)  # (B, T, D)
         places = places.unsqueeze(1)  # (B, 1)
-        relations = self.relate(times.gather(1, places), groups.gather(1, places), times, groups)
+        asking = groups.expand(len(places), -1).gather(1, places)  # (B, 1)
+        relations = self.relate(times.gather(1, places), asking, times, groups)
         return self.norm(self.blocks[-1](tokens, relations, places)).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
     def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:

@@ -98,28 +98,33 @@ class UserTower(nn.Module):
         return self.blocks(*self.embed_events(history_vectors, arrays))  # type: ignore[no-any-return]  # (B, T, D)
 
     def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
-        """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times and groups (B, T)."""
-        history_events, history_weights = arrays["history_events"], arrays["history_weights"]  # (B, L)
-        history_times, history_groups = arrays["history_times"], arrays["history_groups"]  # (B, L)
-        history_lengths = arrays["history_lengths"]  # (B,)
-        n_batch, length = history_events.shape
-        positions = torch.arange(length, device=history_events.device)  # (L,)
-        is_padding = positions >= history_lengths.unsqueeze(1)  # (B, L)
-        groups = torch.where(is_padding, PADDING_GROUP, history_groups)  # (B, L)
-        is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L) event, earlier event
-        first = history_times[:, :1].unsqueeze(2)  # (B, 1, 1)
-        before = torch.where(is_earlier, history_times.unsqueeze(1), first).amax(dim=2)  # (B, L) the group before
+        """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times (B, T) and groups."""
+        history_times = arrays["history_times"]  # (B, L)
+        before, groups = self.order_events(history_times, arrays["history_groups"], arrays["history_lengths"])  # (B, L)
         gaps = self.time_basis(history_times - before)  # (B, L, K)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
-        events = events + self.event_table(history_events) + self.project_gap(gaps)  # (B, L, D)
-        events = events + self.project_weight(history_weights.unsqueeze(-1))  # (B, L, D)
-        start = self.start_token.expand(n_batch, 1, -1)  # (B, 1, D)
+        events = events + self.event_table(arrays["history_events"]) + self.project_gap(gaps)  # (B, L, D)
+        events = events + self.project_weight(arrays["history_weights"].unsqueeze(-1))  # (B, L, D)
+        start = self.start_token.expand(len(events), 1, -1)  # (B, 1, D)
         tokens = torch.cat([start, events], dim=1)  # (B, T, D)
         if self.blocks.blocks:
             tokens = self.input_dropout(tokens)  # (B, T, D)
-        groups = functional.pad(groups, (1, 0))  # (B, T)
         times = functional.pad(history_times, (1, 0))  # (B, T)
-        return tokens, times, groups  # (B, T, D), (B, T), (B, T)
+        return tokens, times, functional.pad(groups, (1, 0))  # (B, T, D), (B, T), (B, T)
+
+    def order_events(self, times: Tensor, groups: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Say of each event (B, L) when the group before it was, its own time if there is none, and its group.
+
+        Where each event is a group, groups are positions, alike in all rows: (1, L). No event sees what stands after
+        it, padding neither.
+        """
+        positions = torch.arange(times.shape[1], device=times.device)  # (L,)
+        if self.is_ordered:
+            return torch.cat([times[:, :1], times[:, :-1]], dim=1), (positions + 1).unsqueeze(0)  # (B, L), (1, L)
+        groups = torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L)
+        is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L) event, earlier event
+        first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
+        return torch.where(is_earlier, times.unsqueeze(1), first).amax(dim=2), groups  # (B, L), (B, L)
 
     def fuse(
         self,
