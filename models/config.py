@@ -49,7 +49,7 @@ class ModelConfig:
     """What is corrected by how often an item is drawn: the negatives, or the logit of the target as well."""
     weight_decay: float = 0.01
     """Of AdamW."""
-    affinity_dim: int = 64
+    affinity_dim: int = 16
     """Entries of the category part of a vector; read where `data.repeats` is `allow`."""
     memory_learning_rate: float = 1e-2
     """Of the few weights of the memory; read where `data.repeats` is `allow`."""

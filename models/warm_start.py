@@ -30,7 +30,9 @@ STARTED_TABLES = (
 
 
 def item_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Tensor:
-    """Factorise the binary user x item matrix with its columns scaled by (count + 1)^-.25.
+    """Factorise the binary user x item matrix with its rows and columns scaled by (count + 1)^-.25.
+
+    Without the rows, those who have much of everything decide what goes with what.
 
     Args:
         user: (E,) user of each event.
@@ -44,7 +46,8 @@ def item_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int],
     """
     pairs = np.unique(user * shape[1] + item_row)
     users, items = pairs // shape[1], pairs % shape[1]
-    scaled = (np.bincount(items, minlength=shape[1])[items] + 1.0) ** -0.25
+    row_counts, column_counts = np.bincount(users, minlength=shape[0]), np.bincount(items, minlength=shape[1])
+    scaled = ((row_counts[users] + 1.0) * (column_counts[items] + 1.0)) ** -0.25
     vectors = _right_vectors(sp.csr_array((scaled, (users, items)), shape), dim, seed)
     return torch.from_numpy((vectors * np.sqrt(shape[1] / dim)).astype(np.float32))  # (N, D)
 

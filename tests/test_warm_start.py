@@ -118,7 +118,8 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     owned = np.zeros((U, N))
     for user, rows in pairs.items():
         owned[user, sorted(rows)] = 1
-    scaled = owned * (owned.sum(axis=0) + 1) ** -0.25
+    counts = (owned.sum(axis=0) + 1) * (owned.sum(axis=1, keepdims=True) + 1)
+    scaled = owned * counts**-0.25
     _, _, right = np.linalg.svd(scaled, full_matrices=False)
     expected = right[:D].T * (N / D) ** 0.5
     factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
