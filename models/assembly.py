@@ -14,7 +14,14 @@ from models.item_tower import ItemTower
 from models.memory import Memory
 from models.towers import Towers
 from models.user_tower import UserTower
-from models.warm_start import item_factors, start_affinity, start_correlated, start_pooling, start_taste
+from models.warm_start import (
+    REPEATED_USER_POWER,
+    item_factors,
+    start_affinity,
+    start_correlated,
+    start_pooling,
+    start_taste,
+)
 from serve.categories import category_features, count_categories
 from serve.schema import FIRST_CODE, Schema, Similarity
 
@@ -81,7 +88,8 @@ def build_towers(
     affinity_dim = affinity_dim if category_features(schema.item_features) else 0
     memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)
     towers = _join(schema, items, memory, affinity_dim, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
-    start_taste(towers, item_factors(*past.pairs, (len(preferences), len(items.codes)), dim, seed))
+    shape = (len(preferences), len(items.codes))
+    start_taste(towers, item_factors(*past.pairs, shape, dim, seed, REPEATED_USER_POWER))
     if affinity_dim:
         start_affinity(towers, memory, preferences, seed)
     return towers

@@ -16,6 +16,7 @@ from models.memory import Memory
 from models.towers import Towers
 
 CONTENT_STEPS = 60
+REPEATED_USER_POWER = -0.25  # who buys much of everything would decide what goes with what; sets were better without
 FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
 CORRELATED_SCORE = 1.5  # there likelihood is best, almost without dropout
 CORRELATED_POPULARITY = 0.3  # of what it counts beside factors, since these know much of it
@@ -29,10 +30,10 @@ STARTED_TABLES = (
 """The parameters of `Towers` that `start_taste` and `start_affinity` set."""
 
 
-def item_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Tensor:
-    """Factorise the binary user x item matrix with its rows and columns scaled by (count + 1)^-.25.
-
-    Without the rows, those who have much of everything decide what goes with what.
+def item_factors(
+    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int, user_power: float = 0.0
+) -> Tensor:
+    """Factorise the binary user x item matrix with its columns scaled by (count + 1)^-.25.
 
     Args:
         user: (E,) user of each event.
@@ -40,14 +41,15 @@ def item_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int],
         shape: (U, N).
         dim: factors.
         seed: of the factorisation's first vector.
+        user_power: rows are scaled by (count + 1) to it.
 
     Returns:
         (N, dim) float32, of unit length on average.
     """
     pairs = np.unique(user * shape[1] + item_row)
     users, items = pairs // shape[1], pairs % shape[1]
-    row_counts, column_counts = np.bincount(users, minlength=shape[0]), np.bincount(items, minlength=shape[1])
-    scaled = ((row_counts[users] + 1.0) * (column_counts[items] + 1.0)) ** -0.25
+    scaled = (np.bincount(items, minlength=shape[1])[items] + 1.0) ** -0.25
+    scaled *= (np.bincount(users, minlength=shape[0])[users] + 1.0) ** user_power
     vectors = _right_vectors(sp.csr_array((scaled, (users, items)), shape), dim, seed)
     return torch.from_numpy((vectors * np.sqrt(shape[1] / dim)).astype(np.float32))  # (N, D)
 

@@ -118,14 +118,17 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     owned = np.zeros((U, N))
     for user, rows in pairs.items():
         owned[user, sorted(rows)] = 1
-    counts = (owned.sum(axis=0) + 1) * (owned.sum(axis=1, keepdims=True) + 1)
-    scaled = owned * counts**-0.25
+    scaled = owned * (owned.sum(axis=0) + 1) ** -0.25
     _, _, right = np.linalg.svd(scaled, full_matrices=False)
     expected = right[:D].T * (N / D) ** 0.5
     factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
     assert np.allclose(factors @ factors.T, expected @ expected.T, atol=1e-4)  # up to the signs of the columns
     again = item_factors(*data.early_pairs(), (U, N), D, 2)
     assert np.allclose(again.numpy(), factors, atol=1e-6)
+    lighter = scaled * (owned.sum(axis=1, keepdims=True) + 1) ** -0.7
+    right = np.linalg.svd(lighter, full_matrices=False)[2][:D]
+    found = item_factors(*data.early_pairs(), (U, N), D, 2, user_power=-0.7).numpy()
+    assert np.allclose(found @ found.T, right.T @ right * N / D, atol=1e-4)
 
 
 def test_the_length_of_a_history_counts_by_a_power_that_is_learned_without_blocks(data):
