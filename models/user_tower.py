@@ -90,7 +90,7 @@ class UserTower(nn.Module):
             history_vectors: (B, L, D) item vectors, taste part.
             arrays: `history_events` (B, L) codes of event types, `history_weights` (B, L) standardised,
                 `history_times` (B, L) int64 seconds, `history_groups` (B, L) int64 from 1, `history_lengths` (B,)
-                events of each row; the rest is padding.
+                events of each row; the rest is padding. Where `is_ordered`, places stand for the groups.
 
         Returns:
             (B, T, D): position 0 is the empty history, position i what is known after event i.
@@ -100,7 +100,8 @@ class UserTower(nn.Module):
     def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times (B, T) and groups."""
         history_times = arrays["history_times"]  # (B, L)
-        before, groups = self.order_events(history_times, arrays["history_groups"], arrays["history_lengths"])  # (B, L)
+        order = self.order_events if self.is_ordered else self.order_groups
+        before, groups = order(arrays)  # (B, L), (1 or B, L)
         gaps = self.time_basis(history_times - before)  # (B, L, K)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(arrays["history_events"]) + self.project_gap(gaps)  # (B, L, D)
@@ -112,15 +113,19 @@ class UserTower(nn.Module):
         times = functional.pad(history_times, (1, 0))  # (B, T)
         return tokens, times, functional.pad(groups, (1, 0))  # (B, T, D), (B, T), (B, T)
 
-    def order_events(self, times: Tensor, groups: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Say of each event (B, L) when the group before it was, its own time if there is none, and its group.
+    def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
+        """Say of each event when the one before it was, of the first its own time, (B, L), and its place, (1, L).
 
-        Where each event is a group, groups are positions, alike in all rows: (1, L). No event sees what stands after
-        it, padding neither.
+        For histories in which each event is a group. Padding stands after all events: its place keeps it unseen.
         """
+        times = arrays["history_times"]  # (B, L)
+        places = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
+        return torch.cat([times[:, :1], times[:, :-1]], dim=1), places.unsqueeze(0)  # (B, L), (1, L)
+
+    def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
+        """Say of each event when the group before it was, in the first group its own time, and its group: (B, L)."""
+        times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
         positions = torch.arange(times.shape[1], device=times.device)  # (L,)
-        if self.is_ordered:
-            return torch.cat([times[:, :1], times[:, :-1]], dim=1), (positions + 1).unsqueeze(0)  # (B, L), (1, L)
         groups = torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L)
         is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L) event, earlier event
         first = times[:, :1].unsqueeze(2)  # (B, 1, 1)

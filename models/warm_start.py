@@ -41,7 +41,7 @@ def item_factors(
         shape: (U, N).
         dim: factors.
         seed: of the factorisation's first vector.
-        user_power: rows are scaled by (count + 1) to it.
+        user_power: each user's row is multiplied by (count + 1) ** user_power.
 
     Returns:
         (N, dim) float32, of unit length on average.

@@ -94,11 +94,11 @@ def test_events_are_kept_all_or_none(app, schema):
 
 def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
     user, (first, second, *_) = a_user(schema), item_ids(schema)
-    places, today = places_of_bundle(bundle, None, None), int(time.time())
+    places, now = places_of_bundle(bundle, None, None), int(time.time())
     with closing(Service(places.source, places.state, places.runs, retention_days=2)) as service:
         events = [
-            {"user_id": user, "item_id": item, "event": "buy", "datetime": today - age}
-            for item, age in ((first, 3 * DAY), (second, DAY))
+            {"user_id": user, "item_id": item, "event": "buy", "datetime": now - since}
+            for item, since in ((first, 3 * DAY), (second, DAY))
         ]
         assert service.observe(events) == 1
     with closing(StateStore(places.state / STATE_FILE)) as store:

@@ -130,6 +130,7 @@ def test_impressions_have_positions_and_what_followed(store, path):
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY
+        assert [store.is_recent(time, NOW) for time in (limit - 1, limit, NOW)] == [False, True, True]
         for item_id, event, time in (("old", "buy", limit - 1), ("x", "dismiss", limit - 1), ("new", "buy", limit)):
             store.observe("u", item_id, event, time)
         store.log_impressions([answer_of("u", time=limit - 1), answer_of("v", "r2", limit)])

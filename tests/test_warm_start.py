@@ -10,7 +10,7 @@ from models.item_correlations import correlation_factors
 from models.towers import Towers
 from models.warm_start import CORRELATED_POPULARITY, CORRELATED_SCORE, FIRST_SCORE, item_factors
 from tests.test_sets import make_set_world, pairs_of
-from tests.tiny_data import D, N, U, make_data
+from tests.tiny_data import BASKETS, D, N, U, make_data, make_world
 from tests.tiny_towers import one_thread
 
 TEMPERATURE = 0.3
@@ -128,6 +128,19 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     lighter = scaled * (owned.sum(axis=1, keepdims=True) + 1) ** -0.7
     right = np.linalg.svd(lighter, full_matrices=False)[2][:D]
     found = item_factors(*data.early_pairs(), (U, N), D, 2, user_power=-0.7).numpy()
+    assert np.allclose(found @ found.T, right.T @ right * N / D, atol=1e-4)
+
+
+def test_where_repeats_are_learned_an_item_of_a_user_counts_less_the_more_she_has():
+    data = make_data(make_world(BASKETS))
+    towers = start_towers(data, "dot")
+    owned = np.zeros((U, N))
+    owned[data.early_pairs()] = 1
+    scaled = owned * ((owned.sum(axis=0) + 1) * (owned.sum(axis=1, keepdims=True) + 1)) ** -0.25
+    right = np.linalg.svd(scaled, full_matrices=False)[2][:D]
+    with torch.no_grad():
+        content = towers.item_tower.content(towers.item_codes, towers.item_values)
+        found = (towers.item_tower.id_table.weight + content).numpy()
     assert np.allclose(found @ found.T, right.T @ right * N / D, atol=1e-4)
 
 

@@ -136,12 +136,12 @@ class StateStore:
         return self.recall(user_id).dismissed
 
     def is_recent(self, time: int, now: int) -> bool:
-        """Would `expire` leave what happened then."""
-        return time >= now - self.retention_days * _DAY
+        """Say whether `expire` would leave what happened then."""
+        return time >= self._limit(now)
 
     def expire(self, now: int) -> int:
         """Remove what is older than the retention window; return how many events and answers that were."""
-        limits = [now - self.retention_days * _DAY]
+        limits = [self._limit(now)]
         with self._database.writing() as connection:
             _delete(
                 connection, "DELETE FROM shown WHERE answer IN (SELECT number FROM answers WHERE datetime < ?)", limits
@@ -178,6 +178,9 @@ class StateStore:
 
     def close(self) -> None:
         self._database.close()
+
+    def _limit(self, now: int) -> float:
+        return now - self.retention_days * _DAY
 
 
 def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:

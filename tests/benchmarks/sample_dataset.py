@@ -1,6 +1,11 @@
-"""What is usually written in place of batches by index: a Dataset of one user's window at a time, and its collate."""
+"""What is usually written in place of batches by index: a Dataset of one user's window at a time, and its collate.
+
+Users come in random order, so that windows of all lengths share a batch, as such a Dataset has it.
+"""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -13,21 +18,25 @@ from datamodules.missing import Withheld, encode_missing
 from datamodules.sequences import Sequences
 from datamodules.windows import mark_first_times
 from serve.encoding import EncodedFeatures
+from serve.events import Events
 from serve.schema import Schema
 from serve.tower_inputs import standardise_weight
 
 Sample = dict[str, Tensor]
-_OF_EVENTS = ("history_events", "history_weights", "history_times", "history_groups")
-_OF_USER = ("history_lengths", "user_codes", "user_values")
+_HISTORY = ("history_events", "history_weights", "history_times", "history_groups")
 
 
 class SampleDataset(Dataset[Sample]):
     """The last events of each user, one row of a `WindowBatch` each."""
 
     def __init__(self, sequences: Sequences, schema: Schema, withheld: Withheld, seed: int) -> None:
-        self.sequences, self.schema, self.withheld = sequences, schema, withheld
+        events = sequences.events
+        whole = (events.item_row, events.time, events.event, events.weight)
+        self.sequences = replace(sequences, events=Events(*map(_writable, whole), events.offsets))
+        self.schema, self.withheld = schema, withheld
         self.rng = np.random.default_rng(seed)
-        self.target_weight = sequences.target_weight * mark_first_times(sequences.events)  # (E,)
+        is_first = mark_first_times(events)  # (E,)
+        self.target_weight = np.where(is_first, sequences.target_weight, 0).astype(np.float32)  # (E,)
         self.missing_user = encode_missing(schema.user_features)
         self.missing_context = encode_missing(schema.context_features)
 
@@ -39,45 +48,66 @@ class SampleDataset(Dataset[Sample]):
         begin, stop = int(events.offsets[user]), int(events.offsets[user + 1])
         start = max(begin, stop - self.schema.history_length)
         span, n = slice(start, stop), stop - start
-        times, weights = events.time[span], self.target_weight[span].astype(np.float32)  # (n,), (n,)
-        recency = np.diff(times, prepend=times[:1])  # (n,)
-        recency[rng.random(n) < self.withheld.time] = 0
+        times, weights = events.time[span], self.target_weight[span]  # (n,), (n,)
+        recency = np.zeros(n, np.int64)  # (n,)
+        has_time = rng.random(n) >= self.withheld.time  # (n,)
+        np.subtract(times[1:], times[:-1], out=recency[1:], where=has_time[1:])
         if start > begin:
+            weights = weights.copy()
             weights[0] = 0
-        context = _hide(self.sequences.context, span, rng.random(n) < self.withheld.context, self.missing_context)
-        row = slice(user, user + 1)
-        person = _hide(self.sequences.user, row, rng.random(1) < self.withheld.user, self.missing_user)
         arrays = {
             "history_rows": events.item_row[span],
             "history_events": events.event[span],
             "history_weights": standardise_weight(events.weight[span], self.schema),
             "history_times": times,
             "history_groups": np.arange(1, n + 1),
-            "history_lengths": np.array(n),
-            "context_codes": context.codes,
-            "context_values": context.values,
-            "user_codes": person.codes[0],
-            "user_values": person.values[0],
             "target_weights": weights,
             "sees_history": rng.random(n) >= self.withheld.history,
             "recency": recency,
         }
-        return {name: torch.from_numpy(np.array(array)) for name, array in arrays.items()}  # its own, to write to
+        is_placeless = rng.random(n) < self.withheld.context  # (n,)
+        arrays |= _hide("context", self.sequences.context, span, is_placeless, self.missing_context)
+        is_nameless = rng.random(1) < self.withheld.user  # (1,)
+        arrays |= _hide("user", self.sequences.user, slice(user, user + 1), is_nameless, self.missing_user)
+        return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def _hide(encoded: EncodedFeatures, span: slice, is_hidden: np.ndarray, missing: EncodedFeatures) -> EncodedFeatures:
-    codes, values = encoded.codes[span].copy(), encoded.values[span].copy()
-    codes[is_hidden], values[is_hidden] = missing.codes, missing.values
-    return EncodedFeatures(codes, values)
+def _hide(
+    name: str, encoded: EncodedFeatures, span: slice, is_hidden: np.ndarray, missing: EncodedFeatures
+) -> dict[str, np.ndarray]:
+    """Name the codes and the values of a span, where there are any."""
+    parts = {f"{name}_codes": (encoded.codes, missing.codes), f"{name}_values": (encoded.values, missing.values)}
+    hidden = {}
+    for key, (known, unknown) in parts.items():
+        if known.shape[1]:
+            hidden[key] = known[span].copy()
+            hidden[key][is_hidden] = unknown
+    return hidden
+
+
+def _writable(array: np.ndarray) -> np.ndarray:
+    """Copy what a table keeps read-only: torch takes it with a warning alone."""
+    return array if array.flags.writeable else array.copy()
 
 
 def collate(samples: list[Sample]) -> WindowBatch:
     """Pad samples to a batch."""
-
-    def pad(name: str) -> Tensor:
-        return pad_sequence([sample[name] for sample in samples], batch_first=True)  # (B, L, ...)
-
-    arrays = {name: pad(name) for name in _OF_EVENTS}
-    arrays |= {name: torch.stack([sample[name] for sample in samples]) for name in _OF_USER}  # each (B, ...)
-    rest = ("history_rows", "context_codes", "context_values", "target_weights", "sees_history", "recency")
-    return WindowBatch(arrays, *(pad(name) for name in rest))
+    n, names = len(samples), samples[0].keys()
+    lengths = torch.tensor([len(sample["history_rows"]) for sample in samples])  # (B,)
+    of_events = [name for name in names if not name.startswith("user")]
+    padded = {name: pad_sequence([sample[name] for sample in samples], batch_first=True) for name in of_events}
+    shape = padded["history_rows"].shape  # (B, L)
+    arrays = {name: padded[name] for name in _HISTORY} | {"history_lengths": lengths}
+    for name, dtype in (("user_codes", torch.int64), ("user_values", torch.float32)):
+        arrays[name] = (
+            torch.cat([sample[name] for sample in samples]) if name in names else torch.zeros(n, 0, dtype=dtype)
+        )
+    return WindowBatch(
+        arrays,
+        padded["history_rows"],
+        padded.get("context_codes", torch.zeros(*shape, 0, dtype=torch.int64)),
+        padded.get("context_values", torch.zeros(*shape, 0)),
+        padded["target_weights"],
+        padded["sees_history"],
+        padded["recency"],
+    )

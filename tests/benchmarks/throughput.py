@@ -27,6 +27,7 @@ import run_training  # noqa: E402
 import train  # noqa: E402
 from datamodules.catalogue import build_catalogue  # noqa: E402
 from datamodules.interactions import InteractionsDataModule  # noqa: E402
+from datamodules.loading import train_loader  # noqa: E402
 from datamodules.schema_fitting import fit_schema  # noqa: E402
 from datamodules.splits import split_interactions  # noqa: E402
 from models.config import recipe_of  # noqa: E402
@@ -70,12 +71,16 @@ def timed(work: Callable[[], int]) -> Iterator[float]:
 
 
 def loader_rates(data: InteractionsDataModule) -> Iterator[float]:
-    plans = data.examples.plan(0, 1)[:N_BATCHES]
-    return timed(lambda: sum(int(data.examples[plan].is_target.sum()) for plan in plans))
+    """Time the loader of a training through an epoch, its planning included."""
+
+    def work() -> int:
+        return sum(int(batch.is_target.sum()) for batch in train_loader(data.examples, data.seed))
+
+    return timed(work)
 
 
 def one_by_one_rates(data: InteractionsDataModule, size: int) -> Iterator[float]:
-    users = np.random.default_rng(0).permutation(len(data.sequences.user_ids))[: N_BATCHES * size]
+    users = np.random.default_rng(0).permutation(np.flatnonzero(data.sequences.events.counts))[: N_BATCHES * size]
     samples = SampleDataset(data.sequences, data.schema, data.withheld, seed=0)
     loader: DataLoader[Any] = DataLoader(samples, size, sampler=users.tolist(), collate_fn=collate)
     return timed(lambda: sum(int(batch.is_target.sum()) for batch in loader))
