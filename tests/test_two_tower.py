@@ -242,7 +242,7 @@ def test_started_tables_are_parameters_that_learn_slowly():
     model = make_module(towers)
     assert set(STARTED_TABLES) <= {name for name, _ in towers.named_parameters()}
     model.started_tables = STARTED_TABLES
-    assert max(map(model.rate_of, STARTED_TABLES)) < 0.1 * model.rate_of("user_tower.start_token")
+    assert max(map(model.rate_of, STARTED_TABLES)) < 0.5 * model.rate_of("user_tower.start_token")
 
 
 class Watch(pl.Callback):
