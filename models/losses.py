@@ -1,7 +1,8 @@
 """The softmax over the whole catalogue, without ever holding all of its logits.
 
-Of `logits = users @ items.T + sparse` only a chunk of rows exists at a time: the forward pass keeps the
-log-sum-exp, the backward pass forms each chunk again. Exact in value and gradient.
+Of `logits = users @ items.T + sparse` only a chunk of rows exists at a time. A loss is a weighted sum of log-sum-exps,
+so that the forward pass knows the gradient of each but for one factor: it forms the gradients while it holds the
+chunk, and the backward pass multiplies them. Exact in value and gradient.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-CHUNK_CELLS = 1 << 22  # logits held at once: 16 MB of float32
+CHUNK_CELLS = 1 << 22  # logits held at once
 
 
 @dataclass(frozen=True)
@@ -34,28 +36,15 @@ def no_sparse(users: Tensor) -> Sparse:
     return Sparse(nothing, nothing, users.new_zeros(0, dtype=torch.float32))
 
 
-def log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse) -> Tensor:
-    """Compute log sum_i exp(users . items_i + sparse) for each user.
+def softmax_loss(
+    users: Tensor, items: Tensor, sparse: Sparse, logits: Tensor, target_rows: Tensor, weights: Tensor
+) -> Tensor:
+    """Average the cross entropy of the softmax over targets by weight.
 
     Args:
         users: (B, W).
         items: (N, W).
         sparse: added to single cells.
-
-    Returns:
-        (B,), at least float32: autocast does not reach it.
-    """
-    users, items = _at_least_float32(users), _at_least_float32(items)
-    values = sparse.values.to(users.dtype)
-    result: Tensor = _ChunkedLogSumExp.apply(users, items, sparse.rows, sparse.columns, values)  # type: ignore[no-untyped-call]
-    return result
-
-
-def softmax_loss(log_sums: Tensor, logits: Tensor, target_rows: Tensor, weights: Tensor) -> Tensor:
-    """Average log_sum - logit over targets by weight: the cross entropy of the softmax.
-
-    Args:
-        log_sums: (B,) from `log_sum_exp`.
         logits: (M,) of the targets, the same sums as in the softmax.
         target_rows: (M,) row of each target.
         weights: (M,).
@@ -63,8 +52,28 @@ def softmax_loss(log_sums: Tensor, logits: Tensor, target_rows: Tensor, weights:
     Returns:
         Scalar.
     """
-    losses = (log_sums[target_rows] - logits) * weights  # (M,)
-    return losses.sum() / weights.sum().clamp(min=1e-12)
+    weights = weights.to(logits.dtype)  # (M,)
+    shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
+    of_rows = shares.new_zeros(len(users)).index_add(0, target_rows, shares)  # (B,)
+    return weighted_log_sum_exp(users, items, sparse, of_rows) - (shares * logits).sum()
+
+
+def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: Tensor) -> Tensor:
+    """Compute the sum over users of weight * log sum_i exp(users . items_i + sparse).
+
+    Args:
+        users: (B, W).
+        items: (N, W).
+        sparse: added to single cells.
+        weights: (B,), constants; a row of weight 0 may have no item left.
+
+    Returns:
+        Scalar, at least float32: autocast does not reach it.
+    """
+    users, items = _at_least_float32(users), _at_least_float32(items)
+    values, weights = sparse.values.to(users.dtype), weights.to(users.dtype)
+    result: Tensor = _ChunkedLogSumExp.apply(users, items, sparse.rows, sparse.columns, values, weights)  # type: ignore[no-untyped-call]
+    return result
 
 
 def target_logits(users: Tensor, items: Tensor, target_rows: Tensor, target_items: Tensor) -> Tensor:
@@ -79,39 +88,47 @@ def _at_least_float32(values: Tensor) -> Tensor:
 
 class _ChunkedLogSumExp(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, users: Tensor, items: Tensor, rows: Tensor, columns: Tensor, values: Tensor) -> Tensor:
-        parts = [
-            logits.logsumexp(dim=1) for _, _, logits in _chunks(users, items, rows, columns, values)
-        ]  # each (chunk,)
-        log_sums = torch.cat(parts) if parts else users.new_zeros(0)  # (B,)
-        finite = log_sums.clamp(min=torch.finfo(log_sums.dtype).min)  # (B,) no share in a row without an item
-        ctx.save_for_backward(users, items, rows, columns, values, finite)
-        return log_sums
+    def forward(
+        ctx: Any, users: Tensor, items: Tensor, rows: Tensor, columns: Tensor, values: Tensor, weights: Tensor
+    ) -> Tensor:
+        total = users.new_zeros(())  # scalar
+        grads = torch.empty_like(users), torch.zeros_like(items), torch.empty_like(values)  # (B, W), (N, W), (E,)
+        grad_users, grad_items, grad_values = grads
+        for span, cells, logits in _chunks(users, items, rows, columns, values):
+            most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
+            powers = logits.sub_(most).exp_()  # (chunk, N)
+            sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
+            weight = weights[span].unsqueeze(1)  # (chunk, 1)
+            total += torch.where(weight == 0, 0, weight * (most + sums.log())).sum()
+            if not any(ctx.needs_input_grad):
+                continue
+            factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
+            torch.mm(powers, items, out=grad_users[span]).mul_(factor)
+            grad_items.addmm_(powers.T, users[span] * factor)
+            place = rows[cells] - span.start  # (cells of the chunk,)
+            grad_values[cells] = powers[place, columns[cells]] * factor[place, 0]
+        ctx.save_for_backward(*grads)
+        return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        users, items, rows, columns, values, log_sums = ctx.saved_tensors
-        (grad,) = grads  # (B,)
-        grad_users, grad_items = torch.empty_like(users), torch.zeros_like(items)  # (B, W), (N, W)
-        grad_values = torch.empty_like(values)  # (E,)
-        for span, cells, logits in _chunks(users, items, rows, columns, values):
-            shares = logits.sub_(log_sums[span].unsqueeze(1)).exp_().mul_(grad[span].unsqueeze(1))  # (chunk, N)
-            torch.mm(shares, items, out=grad_users[span])
-            grad_items.addmm_(shares.T, users[span])
-            grad_values[cells] = shares[rows[cells] - span.start, columns[cells]]
-        return grad_users, grad_items, None, None, grad_values
+        (grad,) = grads  # scalar
+        of_users, of_items, of_values = (grad * part for part in ctx.saved_tensors)  # (B, W), (N, W), (E,)
+        return of_users, of_items, None, None, of_values, None
 
 
 def _chunks(
     users: Tensor, items: Tensor, rows: Tensor, columns: Tensor, values: Tensor
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Yield (rows of the chunk, its sparse cells, its logits (chunk, N))."""
+    """Yield (rows of the chunk, its sparse cells, its logits (chunk, N)); all chunks have one memory."""
     size = max(1, CHUNK_CELLS // max(len(items), 1))
     starts = list(range(0, len(users), size))
     bounds = torch.searchsorted(rows, torch.tensor([*starts, len(users)], device=rows.device)).tolist()
+    held = users.new_empty(min(size, len(users)), len(items))  # (chunk, N)
     with torch.autocast(users.device.type, enabled=False):
         for i, start in enumerate(starts):
             span, cells = slice(start, min(start + size, len(users))), slice(bounds[i], bounds[i + 1])
-            logits = users[span] @ items.T  # (chunk, N)
+            logits = torch.mm(users[span], items.T, out=held[: span.stop - start])  # (chunk, N)
             logits[rows[cells] - start, columns[cells]] += values[cells]
             yield span, cells, logits

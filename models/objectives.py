@@ -7,7 +7,7 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
-from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.losses import Sparse, no_sparse, softmax_loss, target_logits
 from models.sampled_softmax import find_own, log_q_losses, sampled_softmax_losses
 from models.sampling import Negatives
 
@@ -24,10 +24,9 @@ def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
     """
     is_target = batch.is_target  # (B, L)
     chosen, rows, weights = users[is_target], batch.history_rows[is_target], batch.target_weights[is_target]
-    log_sums = log_sum_exp(chosen, items, no_sparse(chosen))  # (M,)
     positions = torch.arange(len(rows), device=rows.device)  # (M,)
     logits = target_logits(chosen, items, positions, rows)  # (M,)
-    return softmax_loss(log_sums, logits, positions, weights)
+    return softmax_loss(chosen, items, no_sparse(chosen), logits, positions, weights)
 
 
 def sampled_window_loss(
@@ -72,10 +71,9 @@ def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch
         batch: its requests.
     """
     memory = Sparse(batch.owned_users, batch.owned_rows, bonus.float())
-    log_sums = log_sum_exp(users, items, memory)  # (B,)
     padded = torch.cat([bonus.float(), bonus.new_zeros(1, dtype=torch.float32)])  # (E + 1,); -1 reads the zero
     logits = target_logits(users, items, batch.target_users, batch.target_rows) + padded[batch.target_owned]  # (M,)
-    every = softmax_loss(log_sums, logits, batch.target_users, batch.target_weights)
+    every = softmax_loss(users, items, memory, logits, batch.target_users, batch.target_weights)
     return every + NOVEL_WEIGHT * novel_loss(users, items, batch)
 
 
@@ -88,8 +86,8 @@ def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
         batch: its requests.
     """
     barred = torch.full((len(batch.owned_rows),), float("-inf"), device=users.device)  # (E,)
-    log_sums = log_sum_exp(users, items, Sparse(batch.owned_users, batch.owned_rows, barred))  # (B,)
     is_novel = batch.target_owned < 0  # (M,)
     rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
-    return softmax_loss(log_sums, logits, rows, batch.target_weights[is_novel])
+    novel = Sparse(batch.owned_users, batch.owned_rows, barred)
+    return softmax_loss(users, items, novel, logits, rows, batch.target_weights[is_novel])

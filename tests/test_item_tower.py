@@ -5,7 +5,7 @@ import torch
 
 from datamodules.batch import WindowBatch
 from models.features import FeatureEmbedding
-from models.losses import log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.losses import no_sparse, softmax_loss, target_logits
 from models.objectives import repeat_loss, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
@@ -44,10 +44,9 @@ def role_losses(towers, batch, popularity, role: str) -> torch.Tensor:
     held = {name: items if name == role else items.detach() for name in ("history", "target", "negative")}
     users = towers.window_vectors(batch, held["history"])[batch.is_target]
     rows = batch.history_rows[batch.is_target]
-    sums = log_sum_exp(users, held["negative"], no_sparse(users))
     positions = torch.arange(len(rows))
     logits = target_logits(users, held["target"], positions, rows)
-    return softmax_loss(sums, logits, positions, torch.ones(len(rows)))
+    return softmax_loss(users, held["negative"], no_sparse(users), logits, positions, torch.ones(len(rows)))
 
 
 def test_gradients_reach_the_item_table_through_each_role():

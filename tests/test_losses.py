@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from models import losses
-from models.losses import Sparse, log_sum_exp, no_sparse, softmax_loss, target_logits
+from models.losses import Sparse, no_sparse, softmax_loss, target_logits, weighted_log_sum_exp
 from models.objectives import novel_loss, repeat_loss, window_loss
 from tests.tiny_data import BASKETS, ORDERED, batches, hold_out, make_data, make_world
 
@@ -53,7 +53,7 @@ def test_loss_and_all_gradients_equal_the_naive_softmax(bars):
     rows = torch.randint(B, (M,), generator=generator)
     columns = torch.tensor([5, 9, 6, 7, 5, 9, 6, 7, 5])  # no cell of CELLS
     weights = torch.rand(M, generator=generator, dtype=torch.float64)
-    found = softmax_loss(log_sum_exp(users, items, sparse), target_logits(users, items, rows, columns), rows, weights)
+    found = softmax_loss(users, items, sparse, target_logits(users, items, rows, columns), rows, weights)
     naive_logits = dense_logits(users, items, sparse)
     picked = -torch.log_softmax(naive_logits, dim=1)[rows, columns]
     naive = (picked * weights).sum() / weights.sum()
@@ -65,35 +65,49 @@ def test_loss_and_all_gradients_equal_the_naive_softmax(bars):
 
 
 @pytest.mark.usefixtures("_chunks")
-def test_log_sum_exp_passes_gradcheck():
+def test_weighted_log_sum_exp_passes_gradcheck():
     users, items, values, sparse = make(3)
+    weights = torch.rand(B, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
     def compute(users, items, values):
-        return log_sum_exp(users, items, Sparse(sparse.rows, sparse.columns, values))
+        return 3 * weighted_log_sum_exp(users, items, Sparse(sparse.rows, sparse.columns, values), weights)
 
     assert torch.autograd.gradcheck(compute, (users, items, values))
 
 
-def test_a_row_without_any_item_left_spoils_no_gradient():
+@pytest.mark.usefixtures("_chunks")
+def test_a_row_without_weight_may_have_no_item_left():
     generator = torch.Generator().manual_seed(4)
     users, items = double(generator, B, W), double(generator, N, W)
-    rows, columns = torch.full((N,), 2), torch.arange(N)
-    sums = log_sum_exp(users, items, Sparse(rows, columns, torch.full((N,), -math.inf)))
-    assert sums[2] == -math.inf
+    sparse = Sparse(torch.full((N,), 2), torch.arange(N), torch.full((N,), -math.inf))
     kept = [0, 1, 3, 4, 5, 6]
-    found = torch.autograd.grad(sums[kept].sum(), (users, items))
-    naive = torch.autograd.grad((users[kept] @ items.T).logsumexp(dim=1).sum(), (users, items))
-    for got, expected in zip(found, naive, strict=True):
+    weights = torch.zeros(B, dtype=torch.float64)
+    weights[kept] = 1.0
+    found = weighted_log_sum_exp(users, items, sparse, weights)
+    naive = (users[kept] @ items.T).logsumexp(dim=1).sum()
+    assert (found - naive).abs() <= 1e-10
+    gradients = torch.autograd.grad(found, (users, items)), torch.autograd.grad(naive, (users, items))
+    for got, expected in zip(*gradients, strict=True):
         assert (got - expected).abs().max() <= 1e-10
 
 
-def test_no_user_gives_an_empty_result():
+def test_logits_beyond_the_range_of_powers_are_summed():
+    users, items, _, sparse = make(12)
+    users, items = (1e3 * part.detach().float() for part in (users, items))
+    users.requires_grad_()
+    found = weighted_log_sum_exp(users, items, sparse, torch.ones(B))
+    expected = dense_logits(users.double(), items.double(), sparse).logsumexp(dim=1).sum()
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
+    found.backward()
+    assert torch.isfinite(users.grad).all()
+
+
+def test_no_user_costs_nothing():
     generator = torch.Generator().manual_seed(5)
     users, items = double(generator, 0, W), double(generator, N, W)
-    sums = log_sum_exp(users, items, no_sparse(users))
     nothing = torch.zeros(0, dtype=torch.int64)
-    loss = softmax_loss(sums, target_logits(users, items, nothing, nothing), nothing, torch.zeros(0))
-    assert sums.shape == (0,)
+    logits = target_logits(users, items, nothing, nothing)
+    loss = softmax_loss(users, items, no_sparse(users), logits, nothing, torch.zeros(0))
     assert loss == 0
     loss.backward()
     assert (items.grad == 0).all()
@@ -102,31 +116,33 @@ def test_no_user_gives_an_empty_result():
 def test_targets_without_weight_cost_nothing():
     users, items, _, sparse = make(6)
     rows = torch.tensor([0, 1])
-    sums, logits = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
-    assert softmax_loss(sums, logits, rows, torch.zeros(2)) == 0
+    logits = target_logits(users, items, rows, rows)
+    assert softmax_loss(users, items, sparse, logits, rows, torch.zeros(2)) == 0
 
 
 def test_autocast_does_not_reach_the_loss():
     users, items, _, sparse = make(7)
     users, items = users.float(), items.float()
     rows = torch.arange(B)
-    expected = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
+
+    def compute() -> torch.Tensor:
+        return softmax_loss(users, items, sparse, target_logits(users, items, rows, rows), rows, torch.ones(B))
+
+    expected = compute()
     with torch.autocast("cpu", torch.bfloat16):
-        found = log_sum_exp(users, items, sparse), target_logits(users, items, rows, rows)
-        loss = softmax_loss(*found, rows, torch.ones(B))
-    assert loss.dtype == torch.float32
-    for got, value in zip(found, expected, strict=True):
-        assert torch.equal(got, value)
+        found = compute()
+    assert found.dtype == torch.float32
+    assert torch.equal(found, expected)
 
 
 def test_bfloat16_vectors_are_summed_in_float32():
     users, items, _, sparse = make(8)
     short_users, short_items = (part.detach().bfloat16().requires_grad_() for part in (users, items))
-    found = log_sum_exp(short_users, short_items, sparse)
-    expected = dense_logits(short_users.double(), short_items.double(), sparse).logsumexp(dim=1)
+    found = weighted_log_sum_exp(short_users, short_items, sparse, torch.ones(B))
+    expected = dense_logits(short_users.double(), short_items.double(), sparse).logsumexp(dim=1).sum()
     assert found.dtype == torch.float32
-    assert (found - expected).abs().max() <= 1e-5
-    found.sum().backward()
+    assert (found - expected).abs() <= 1e-5 * B
+    found.backward()
     assert short_users.grad.dtype == torch.bfloat16
 
 
@@ -169,9 +185,8 @@ def peak_bytes(positions: int, n_items: int) -> int:
     items = torch.randn(n_items, W, generator=generator).requires_grad_()
     targets = torch.arange(positions)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
-        sums = log_sum_exp(users, items, no_sparse(users))
         logits = target_logits(users, items, targets, targets)
-        softmax_loss(sums, logits, targets, torch.ones(positions)).backward()
+        softmax_loss(users, items, no_sparse(users), logits, targets, torch.ones(positions)).backward()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
     held = peak = 0
     for event in sorted(events, key=lambda event: event.start_ns()):
