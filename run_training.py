@@ -36,8 +36,6 @@ from serve.schema import Schema
 
 NEWCOMER_USERS = 512
 """The most users that new items are made visible to."""
-AGAIN_FROM = 0.005
-"""Share of the events that validation must hold for a second training, which would add hardly anything with less."""
 console = Console()
 
 
@@ -91,18 +89,10 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
 
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
-    """Train with early stopping, then again on everything before the test for as many epochs.
-
-    There is no second training where the split is strict, and where validation took next to nothing from the first;
-    but in a split by time it took the latest.
-    """
+    """Train with early stopping, then again on everything before the test for as many epochs."""
     console.rule("training")
     first, seconds = _clock("training", lambda: fit_towers(config, tables, split, None))
     if config.data.split.strict or not len(split.validation):
-        return first, seconds
-    share = len(split.validation) / len(split.refit)
-    if share < AGAIN_FROM and split.horizon is None:
-        console.print(f"not trained again on all but the test: validation holds {share:.2%} of these events")
         return first, seconds
     console.rule(f"training again on all but the test, {first.epochs} epochs")
     last, more_seconds = _clock("training_again", lambda: fit_towers(config, tables, split, first.epochs))

@@ -9,17 +9,15 @@ import pytest
 import yaml
 from rich.console import Console
 
-import run_training
 import train
 from datamodules.config import DataConfig, FeaturesConfig
 from datamodules.sets import FOLDS
-from datamodules.splits import Split
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import Choice
 from run_config import Config, complete_text, parse
 from run_state import declare, is_finished
-from run_training import Trained, count_data, print_choices, settle
+from run_training import count_data, print_choices, settle
 from serve.errors import SchemaError
 from tests.test_train import ORDERED, make_tables
 from tests.tiny_towers import one_thread
@@ -169,24 +167,3 @@ def test_a_recipe_with_an_open_part_is_refused_naming_it():
     assert recipe_of(whole.model).dim == whole.model.dim
     with pytest.raises(SchemaError, match=r"model\.patience is left open"):
         recipe_of(replace(whole.model, patience=None))
-
-
-@pytest.mark.parametrize(
-    ("again_from", "moments", "asked_for"),
-    [(0.25, (), [None, 3]), (0.26, (), [None]), (0.26, (7, 8), [None, 3])],
-    ids=["enough", "too little", "the latest"],
-)
-def test_training_is_repeated_where_validation_took_enough_from_it(monkeypatch, again_from, moments, asked_for):
-    rows = pd.DataFrame({"user_id": np.arange(8), "item_id": np.arange(8)})
-    split = Split(rows.iloc[:6], rows.iloc[6:], rows.iloc[:0], "time" if moments else "leave_one_out", *moments)
-    asked = []
-
-    def fit(config, tables, split, epochs):
-        asked.append(epochs)
-        return Trained(None, None, None, None, epochs=3, temperature=1.0, pace={})
-
-    monkeypatch.setattr(run_training, "fit_towers", fit)
-    monkeypatch.setattr(run_training, "AGAIN_FROM", again_from)
-    _, seconds = run_training.train(Config(), None, split)
-    assert asked == asked_for
-    assert ("training_again" in seconds) == (len(asked_for) == 2)
