@@ -47,12 +47,12 @@ def softmax_loss(
         sparse: added to single cells.
         logits: (M,) of the targets, the same sums as in the softmax.
         target_rows: (M,) row of each target.
-        weights: (M,).
+        weights: (M,), constants.
 
     Returns:
         Scalar.
     """
-    weights = weights.to(logits.dtype)  # (M,)
+    weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
     of_rows = shares.new_zeros(len(users)).index_add(0, target_rows, shares)  # (B,)
     return weighted_log_sum_exp(users, items, sparse, of_rows) - (shares * logits).sum()
@@ -100,8 +100,6 @@ class _ChunkedLogSumExp(torch.autograd.Function):
             sums = powers.sum(dim=1, keepdim=True)  # (chunk, 1)
             weight = weights[span].unsqueeze(1)  # (chunk, 1)
             total += torch.where(weight == 0, 0, weight * (most + sums.log())).sum()
-            if not any(ctx.needs_input_grad):
-                continue
             factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
             torch.mm(powers, items, out=grad_users[span]).mul_(factor)
             grad_items.addmm_(powers.T, users[span] * factor)

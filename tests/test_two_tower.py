@@ -242,7 +242,8 @@ def test_started_tables_are_parameters_that_learn_slowly():
     model = make_module(towers)
     assert set(STARTED_TABLES) <= {name for name, _ in towers.named_parameters()}
     model.started_tables = STARTED_TABLES
-    assert max(map(model.rate_of, STARTED_TABLES)) < 0.5 * model.rate_of("user_tower.start_token")
+    assert {*map(model.rate_of, STARTED_TABLES)} == {0.2 * model.learning_rate}
+    assert model.rate_of("user_tower.start_token") == model.learning_rate
 
 
 class Watch(pl.Callback):
