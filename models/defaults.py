@@ -126,7 +126,7 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
 def _id_dropout(counts: DataCounts) -> tuple[float, str]:
     if counts.is_repeated and counts.has_content:
         return 0.1, f"{counts.shape}: an item is placed by its content too"
-    return 0.0, "warm items lose more than new ones win"
+    return 0.0, "new items are placed by content that is fitted after training"
 
 
 def _similarity(counts: DataCounts) -> tuple[str, str]:
