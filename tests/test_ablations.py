@@ -5,23 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 import tests.benchmarks.ablations as ablations
+from datamodules.config import TargetsConfig
 from datamodules.interactions import InteractionsDataModule
 from datamodules.splits import Split
+from datamodules.targets import only_targets, weigh_targets
 from models.towers import Towers
 from models.two_tower import warm_cosine
 from run_config import Config
 from run_training import settle
 from tests.benchmarks.board_fit import TOLD_THE_MOMENT, FullRanking, Prepared, tell_moments
 from tests.benchmarks.board_list import BOARDS
-from tests.benchmarks.variants import VARIANTS
+from tests.benchmarks.variants import ID_SHARE, VARIANTS
 from tests.tiny_data import BASKETS, DAY, ORDERED, N, batches, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers, one_thread
 
 BY_NAME = {variant.name: variant for variant in VARIANTS}
+OF_LIKED = {"every-event-a-target", "no-weights", "weights-as-events", "no-event-that-is-no-target"}
 
 
 @pytest.fixture(autouse=True)
@@ -64,7 +68,7 @@ def test_every_variant_changes_what_it_says(config):
     assert {other.configure(whole).model.id_dropout, whole.model.id_dropout} == {0, 0.1}
     assert other.tell(other.configure(whole)) in ("id dropout 0", "id dropout 0.1")
     applying = {variant.name for variant in VARIANTS if variant.applies(prepared)}
-    assert BY_NAME.keys() - applying == (set() if config.repeats == "allow" else {"no-memory-term"})
+    assert BY_NAME.keys() - applying == OF_LIKED | (set() if config.repeats == "allow" else {"no-memory-term"})
 
 
 def test_what_is_not_there_is_not_taken_out():
@@ -75,6 +79,37 @@ def test_what_is_not_there_is_not_taken_out():
     prepared = Prepared(replace(prepared.config, data=bare), tables, prepared.split)
     left = {"all", "other-similarity", "no-dropout", "constant-rate"}
     assert {variant.name for variant in VARIANTS if variant.applies(prepared)} == left
+
+
+def test_what_is_liked_is_told_in_other_ways():
+    liked = replace(ORDERED, targets=TargetsConfig(min_weight=4))
+    prepared, _, _ = make_prepared(ORDERED)
+    prepared = replace(prepared, config=replace(prepared.config, data=liked))
+    assert {variant.name for variant in VARIANTS if variant.applies(prepared)} >= OF_LIKED
+    stars = pd.Series([5.0, 2.0, 4.0])
+    rows = weigh_targets(pd.DataFrame({"user_id": 1, "item_id": [7, 8, 9], "weight": stars}), liked)
+    told = {name: BY_NAME[name].rows(rows) for name in OF_LIKED}
+    for name, changed in told.items():
+        is_shorter = name == "no-event-that-is-no-target"
+        assert changed["item_id"].tolist() == ([7, 9] if is_shorter else [7, 8, 9])
+        assert len(only_targets(changed)) == (3 if name == "every-event-a-target" else 2)
+        assert ("weight" in changed) == (name in ("every-event-a-target", "no-event-that-is-no-target"))
+    assert told["weights-as-events"]["event"].tolist() == ["5", "2", "4"]
+
+
+def test_the_id_part_is_no_longer_than_its_share_of_the_content():
+    module, bounded, _ = altered("bounded-ids", ORDERED)
+    rows = torch.arange(N)
+    for one in (module, bounded):
+        tower = one.towers.item_tower.eval()
+        with torch.no_grad():
+            next(tower.id_table.parameters()).mul_(100)
+        ids, content = tower.id_table(rows), tower.content(one.towers.item_codes, one.towers.item_values)
+        has_content = one.towers.item_has_content
+        assert has_content.any()
+        is_short = ids.norm(dim=1) <= ID_SHARE * content.norm(dim=1) + 1e-6
+        assert is_short[has_content].all() == (one is bounded)
+        assert not is_short[~has_content].any()
 
 
 def test_the_rate_stays_at_its_peak():

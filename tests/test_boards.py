@@ -29,7 +29,9 @@ def test_every_board_is_a_configuration_of_train_py(board, tmp_path):
     assert config.data.split.strict == board.name.endswith("-strict")
     assert not config.data.features.user or not board.name.endswith("-no-demographics")
     assert not config.data.features.item or not board.name.endswith("-ids")
-    assert board.has_peers != config.data.split.strict
+    is_liked = config.data.targets.min_weight is not None
+    assert is_liked == board.name.endswith("-liked")
+    assert board.has_peers != (config.data.split.strict or is_liked)
     assert board.without is None or find_boards([board.without])[0].dataset == board.dataset
 
 

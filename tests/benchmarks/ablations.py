@@ -93,8 +93,9 @@ def run_seed(
 
 
 def fit_variant(prepared: Prepared, variant: Variant) -> Kept:
-    config = variant.configure(prepared.config)
-    changed = replace(prepared, config=config)
+    config, split = variant.configure(prepared.config), prepared.split
+    split = replace(split, train=variant.rows(split.train), validation=variant.rows(split.validation))
+    changed = replace(prepared, config=config, split=split)
     build = run_training.make_model
 
     def build_altered(*args: Any) -> TwoTower:

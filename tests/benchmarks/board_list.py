@@ -14,8 +14,10 @@ STRICT = (*ALL_BUT_TEST, "--data.split.strict", "true")
 DECEMBER = ("--data.split.kind", "time", "--data.split.at", "2017-12-01")
 BY_FILE = ("--data.split.kind", "files", "--data.split.test", "{tables}/holdout.csv")
 IDS_ONLY = ("--data.features.item", "{{}}")
+LIKED = (*ALL_BUT_TEST, "--data.targets.min_weight", "4")
 NO_DEMOGRAPHICS = ("--data.features.user", "{{}}")
 LAST_EVENT = "each user's last event is the test, all others train"
+LAST_LIKED = "each user's last event of 4 or 5 stars is the test, all before it trains"
 LAST_TWO_EVENTS = "each user's last event is the test; the second-last is validation and never trains"
 BY_MONTH = "December 2017 is the test, all before trains; one list per household, asked at its beginning"
 BY_PAIR = "a fifth of each user's apps is the test; one list per user for all of them"
@@ -67,6 +69,7 @@ BOARDS = (
         without=ON_MOVIES,
     ),
     Board(f"{ON_MOVIES}-strict", ON_MOVIES, LAST_TWO_EVENTS, STRICT, has_peers=False),
+    Board(f"{ON_MOVIES}-liked", ON_MOVIES, LAST_LIKED, LIKED, has_peers=False),
     Board(ON_BEAUTY, ON_BEAUTY, LAST_EVENT, ALL_BUT_TEST),
     Board(
         f"{ON_BEAUTY}-ids",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from datamodules.targets import TARGET_WEIGHT, only_targets
 from models.config import recipe_of
+from models.towers import Towers
 from models.two_tower import TwoTower
 from run_config import Config
 from tests.benchmarks.board_fit import Prepared
@@ -16,6 +19,7 @@ from tests.benchmarks.board_fit import Prepared
 WHOLE = "all"
 FOREVER = 10**9
 FIRST_ID_DROPOUT = 0.1
+ID_SHARE = 0.5
 
 
 class Silent(nn.Module):
@@ -30,6 +34,24 @@ class Silent(nn.Module):
         return torch.zeros(*values.shape[:-1], self.n_features, device=values.device)
 
 
+class BoundedIds(nn.Module):
+    """Keep the id part of an item to a share of the length of its content (Let It Go, arXiv 2507.19473)."""
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.table = towers.item_tower.id_table
+        self._towers = [towers]  # in a list, or the towers would be a part of their own part
+
+    def forward(self, rows: Tensor) -> Tensor:
+        """Look up items (n,), (n, D); one without content keeps its whole id part."""
+        (towers,) = self._towers
+        ids = self.table(rows)  # (n, D)
+        content = towers.item_tower.content(towers.item_codes[rows], towers.item_values[rows]).detach()  # (n, D)
+        most = ID_SHARE * content.norm(dim=1, keepdim=True)  # (n, 1)
+        bounded = ids * (most / ids.norm(dim=1, keepdim=True).clamp(min=1e-9)).clamp(max=1)  # (n, D)
+        return torch.where(towers.item_has_content[rows].unsqueeze(1), bounded, ids)  # (n, D)
+
+
 @dataclass(frozen=True)
 class Variant:
     """Something taken out, or done the other way round."""
@@ -39,6 +61,8 @@ class Variant:
     configure: Callable[[Config], Config] = lambda config: config
     alter: Callable[[TwoTower], None] = lambda model: None
     """Replace a piece of the model that was built."""
+    rows: Callable[[pd.DataFrame], pd.DataFrame] = lambda rows: rows
+    """Change the interactions that are trained on; the test stays as it is."""
     tell: Callable[[Config], str] | None = None
     """Say what a changed configuration has; None: the name says it."""
 
@@ -86,6 +110,22 @@ def silence_memory(model: TwoTower) -> None:
     memory.score_owned = lambda state, vectors, inputs: vectors.new_zeros(len(inputs.owned_users))
 
 
+def bound_ids(model: TwoTower) -> None:
+    model.towers.item_tower.id_table = BoundedIds(model.towers)  # type: ignore[assignment]
+
+
+def every_event_a_target(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns=TARGET_WEIGHT)
+
+
+def without_weights(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows.drop(columns="weight")
+
+
+def weights_as_events(rows: pd.DataFrame) -> pd.DataFrame:
+    return without_weights(rows.assign(event=rows["weight"].map("{:g}".format)))
+
+
 def has_attributes(prepared: Prepared) -> bool:
     return bool(prepared.config.data.features.item)
 
@@ -104,6 +144,10 @@ def attends_to_times(prepared: Prepared) -> bool:
 
 def has_memory(prepared: Prepared) -> bool:
     return prepared.config.data.repeats == "allow"
+
+
+def has_liked_targets(prepared: Prepared) -> bool:
+    return prepared.config.data.targets.min_weight is not None
 
 
 VARIANTS = (
@@ -125,4 +169,9 @@ VARIANTS = (
         other_id_dropout,
         tell=lambda config: f"id dropout {recipe_of(config.model).id_dropout:g}",
     ),
+    Variant("bounded-ids", has_attributes, alter=bound_ids),
+    Variant("every-event-a-target", has_liked_targets, rows=every_event_a_target),
+    Variant("no-weights", has_liked_targets, rows=without_weights),
+    Variant("weights-as-events", has_liked_targets, rows=weights_as_events),
+    Variant("no-event-that-is-no-target", has_liked_targets, rows=only_targets),
 )
