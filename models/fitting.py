@@ -17,6 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.curves import Curves
+from models.heap import keep_freed_memory
 from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
@@ -87,6 +88,7 @@ def fit(
     last = checkpoints / "last.ckpt"
     stopwatch = Stopwatch()
     curves = Curves(folder / LOGS / stage / "metrics.csv")
+    keep_freed_memory()
     callbacks = [RecentValidation(), stopwatch, curves, *_make_checkpoints(checkpoints, patience)]
     with _quiet_lightning():
         trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is not None, trainer_options)

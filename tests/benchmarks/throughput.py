@@ -2,7 +2,8 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/throughput.py --config configs/amazon-beauty.yaml [train.py options]
 
-Prints medians over rounds, with what the processor does in matrix products in the same run.
+Prints medians over rounds, with what the processor does in matrix products in the same run. `--trainer.precision` is
+that of the steps.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ from datamodules.loading import train_loader  # noqa: E402
 from datamodules.schema_fitting import fit_schema  # noqa: E402
 from datamodules.splits import split_interactions  # noqa: E402
 from models.config import recipe_of  # noqa: E402
+from models.heap import keep_freed_memory  # noqa: E402
 from models.two_tower import TwoTower  # noqa: E402
 from tests.benchmarks.sample_dataset import SampleDataset, collate  # noqa: E402
 
@@ -52,10 +54,11 @@ def main() -> None:
     data = InteractionsDataModule(rows, rows.iloc[:0], tables.users, catalogue, schema, size, config.seed)
     model = run_training.make_model(config, schema, catalogue, data)
     batches = [data.examples[plan] for plan in data.examples.plan(0, 0)[:N_BATCHES]]
+    is_halved = config.trainer.get("precision") == "bf16-mixed"
     ours = median(loader_rates(data))
     naive = median(one_by_one_rates(data, size))
     print(f"one core's matrix products  {gigaflops():8.1f} GFLOP/s ({torch.get_num_threads()} threads)")
-    print(f"training steps              {median(step_rates(model, batches)):8,.0f} targets/s")
+    print(f"training steps              {median(step_rates(model, batches, is_halved)):8,.0f} targets/s")
     print(
         f"loader alone                {ours:8,.0f} targets/s, {ours / naive:.1f} x a Dataset of samples ({naive:,.0f})"
     )
@@ -86,14 +89,17 @@ def one_by_one_rates(data: InteractionsDataModule, size: int) -> Iterator[float]
     return timed(lambda: sum(int(batch.is_target.sum()) for batch in loader))
 
 
-def step_rates(model: TwoTower, batches: list[Any]) -> Iterator[float]:
+def step_rates(model: TwoTower, batches: list[Any], is_halved: bool) -> Iterator[float]:
+    keep_freed_memory()
     model.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def work() -> int:
         for batch in batches:
             optimizer.zero_grad()
-            model.training_step(batch, 1).backward()
+            with torch.autocast("cpu", torch.bfloat16, enabled=is_halved):
+                loss = model.training_step(batch, 1)
+            loss.backward()
             optimizer.step()
         return sum(int(batch.is_target.sum()) for batch in batches)
 
