@@ -60,9 +60,14 @@ class PlannedBatches(Dataset[Any]):
         return self.examples[plan]
 
 
+def _as_it_is(batch: Any) -> Any:
+    """Pass on what is made of tensors already: torch would look into each batch for arrays to convert."""
+    return batch
+
+
 def train_loader(examples: Examples, seed: int) -> DataLoader[Any]:
-    return DataLoader(PlannedBatches(examples), sampler=EpochSampler(examples, seed), batch_size=None)
+    return DataLoader(PlannedBatches(examples), sampler=EpochSampler(examples, seed), batch_size=None, collate_fn=_as_it_is)
 
 
 def validation_loader(batches: list[Any]) -> DataLoader[Any]:
-    return DataLoader(MadeBatches(batches), batch_size=None)
+    return DataLoader(MadeBatches(batches), batch_size=None, collate_fn=_as_it_is)

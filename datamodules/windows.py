@@ -58,7 +58,7 @@ class WindowExamples:
         arrays, history_rows = history_arrays(events, self.schema)
         shape = history_rows.shape
         is_event = np.arange(shape[1]) < arrays["history_lengths"][:, None]  # (B, L)
-        flat = np.where(is_event, plan.starts[:, None] + np.arange(shape[1]), plan.starts[:, None])  # (B, L)
+        flat = np.minimum(plan.starts[:, None] + np.arange(shape[1]), plan.stops[:, None] - 1)  # (B, L)
         target_weights = np.where(is_event, self.target_weight[flat], np.float32(0))  # (B, L)
         is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
         target_weights[~is_first_window, 0] = 0  # elsewhere the first event only gives the second one its past
@@ -68,7 +68,7 @@ class WindowExamples:
         user = hide_rows(self.sequences.user.take(plan.users), is_nameless, self.missing_user)
         has_time = rng.random(shape) >= self.withheld.time
         times, recency = arrays["history_times"], np.zeros(shape, dtype=np.int64)
-        np.subtract(times[:, 1:], times[:, :-1], out=recency[:, 1:], where=(is_event & has_time)[:, 1:])
+        np.multiply(times[:, 1:] - times[:, :-1], (is_event & has_time)[:, 1:], out=recency[:, 1:])
         arrays |= {"user_codes": user.codes, "user_values": user.values}
         return WindowBatch(
             {name: torch.from_numpy(array) for name, array in arrays.items()},

@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--config", required=True)
     args, options = parser.parse_known_args()
     config, _ = train.parse(["--config", args.config, *options])
+    keep_freed_memory()
     with tempfile.TemporaryDirectory() as folder:
         tables, _ = train.read(config, None, Path(folder))
     config, _ = run_training.settle(config, tables)
@@ -90,7 +91,6 @@ def one_by_one_rates(data: InteractionsDataModule, size: int) -> Iterator[float]
 
 
 def step_rates(model: TwoTower, batches: list[Any], is_halved: bool) -> Iterator[float]:
-    keep_freed_memory()
     model.log = lambda *_, **__: None  # type: ignore[method-assign]
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
