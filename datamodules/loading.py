@@ -66,7 +66,9 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def train_loader(examples: Examples, seed: int) -> DataLoader[Any]:
-    return DataLoader(PlannedBatches(examples), sampler=EpochSampler(examples, seed), batch_size=None, collate_fn=_as_it_is)
+    return DataLoader(
+        PlannedBatches(examples), sampler=EpochSampler(examples, seed), batch_size=None, collate_fn=_as_it_is
+    )
 
 
 def validation_loader(batches: list[Any]) -> DataLoader[Any]:

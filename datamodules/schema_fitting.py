@@ -17,7 +17,7 @@ from serve.schema import Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
 SHORTEST_HISTORY, LONGEST_HISTORY = 10, 100
-LONGEST_SET, LONGEST_RECENT = 200, 20
+LONGEST_SET, LONGEST_RECENT = 500, 20
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
 DEFAULT_SPAN = 100.0

@@ -9,6 +9,7 @@ item, which a history adds up and an index searches, ranks nearly as the whole m
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -20,53 +21,87 @@ from evaluation.lapack import invert_regularised
 from evaluation.metrics import ndcg
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
+POPULARITY_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8)
 MOST_CORRELATED = 16_000
 """Items of the matrix that is inverted, the most popular ones; the others are placed by who has them."""
 MOST_TRIED = 4_000
-"""Of these, on which the ridges are compared."""
+"""Of these, on which the settings are compared."""
 MOST_JUDGES = 1_000
 HIDDEN_SHARE = 0.2
 TOP = 10
 
 
-def correlation_factors(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Tensor:
-    """Factorise the partial correlations of items.
+@dataclass(frozen=True)
+class Correlated:
+    """A user's score of an item is the sum of the products with her items, and popularity beside it."""
+
+    vectors: Tensor
+    """(N, D) float32, of unit length on average."""
+    popularity: float
+    """What one unit of log(1 + users of an item) adds."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the factors are made with."""
+
+    ridge: float
+    popularity: float
+    """How much popularity varies among the items of a list, as a share of how much the products do."""
+
+
+def correlate(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Correlated:
+    """Factorise the partial correlations of items, and weigh popularity beside them.
 
     Args:
         user: (E,) user of each event.
         item_row: (E,) item of each event.
         shape: (U, N).
         dim: factors.
-        seed: of the users whose items choose the ridge, and of the factorisation's first vector.
-
-    Returns:
-        (N, dim) float32, of unit length on average.
+        seed: of the users whose items choose the settings, and of the factorisation's first vector.
     """
     ones = np.ones(len(user), np.float32)
     matrix = sp.csr_array((ones, (user, item_row)), shape)  # sums what comes twice
     matrix.data[:] = 1
     by_popularity = np.argsort(-matrix.sum(axis=0), kind="stable")
     core = by_popularity[:MOST_CORRELATED]
-    ridge = choose_ridge(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, seed)
+    settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, seed)
     vectors = np.zeros((shape[1], dim), np.float32)
-    vectors[core] = _leading(partial_correlations(matrix[:, core], ridge), dim, seed)
+    vectors[core] = _leading(partial_correlations(matrix[:, core], settings.ridge), dim, seed)
     rest = by_popularity[MOST_CORRELATED:]
-    vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], ridge)
-    length = np.linalg.norm(vectors, axis=1).mean()
-    return torch.from_numpy(vectors / max(length, np.finfo(np.float32).tiny))  # (N, D)
+    vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], settings.ridge)
+    vectors /= max(np.linalg.norm(vectors, axis=1).mean(), np.finfo(np.float32).tiny)
+    tried = matrix[:, core[:MOST_TRIED]].tocsr()
+    weight = settings.popularity * _unit(tried, vectors[core[:MOST_TRIED]])
+    return Correlated(torch.from_numpy(vectors), weight)
 
 
-def choose_ridge(matrix: sp.csr_array, dim: int, seed: int) -> float:
-    """Return the ridge whose factors find best, by NDCG@10, what is hidden of the users' items."""
+def choose_settings(matrix: sp.csr_array, dim: int, seed: int) -> Settings:
+    """Return the settings that find best, by NDCG@10, what is hidden of the users' items."""
     hidden, kept = _hide(matrix, np.random.default_rng(seed))
     judges = np.flatnonzero(np.diff(hidden.indptr))[:MOST_JUDGES]
+    tried = [Settings(ridge, share) for ridge in RIDGES for share in POPULARITY_SHARES]
     if not len(judges):
-        return RIDGES[0]
+        return tried[0]
     found = []
     for ridge in RIDGES:
         vectors = _leading(partial_correlations(kept, ridge), dim, seed)
-        found.append(np.mean([*_judge(kept[judges], hidden[judges], vectors)]))
-    return RIDGES[int(np.argmax(found))]
+        unit = _unit(kept, vectors)
+        for share in POPULARITY_SHARES:
+            scores = (kept[judges] @ vectors) @ vectors.T + share * unit * log_popularity(kept)  # (J, N)
+            found.append(np.mean([*_judge(kept[judges], hidden[judges], scores)]))
+    return tried[int(np.argmax(found))]
+
+
+def log_popularity(matrix: sp.csr_array) -> np.ndarray:
+    """Return log(1 + users of each item), (N,) float32."""
+    return np.log1p(matrix.sum(axis=0)).astype(np.float32)
+
+
+def _unit(matrix: sp.csr_array, vectors: np.ndarray) -> float:
+    """Return the weight with which log popularity varies as much as the products of some users do."""
+    products = (matrix[:MOST_JUDGES] @ vectors) @ vectors.T  # (J, N)
+    return float(products.std() / max(log_popularity(matrix).std(), np.finfo(np.float32).tiny))
 
 
 def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
@@ -108,9 +143,8 @@ def _hide(matrix: sp.csr_array, rng: np.random.Generator) -> tuple[sp.csr_array,
     )
 
 
-def _judge(kept: sp.csr_array, hidden: sp.csr_array, vectors: np.ndarray) -> Iterator[float]:
-    """Yield the NDCG of each user's hidden items among all that she is not known to have."""
-    scores = (kept @ vectors) @ vectors.T  # (J, N)
+def _judge(kept: sp.csr_array, hidden: sp.csr_array, scores: np.ndarray) -> Iterator[float]:
+    """Yield the NDCG of each user's hidden items by scores (J, N) among all that she is not known to have."""
     scores[kept.nonzero()] = -np.inf
     k = min(TOP, scores.shape[1])
     best = np.argpartition(-scores, k - 1, axis=1)[:, :k]

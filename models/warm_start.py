@@ -5,21 +5,22 @@ Taste: the right singular vectors of the user x item matrix. Affinity: those of 
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
-from models.item_correlations import correlation_factors
+from models.item_correlations import correlate
 from models.memory import Memory
 from models.towers import Towers
 
 CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25  # who buys much of everything would decide what goes with what; sets were better without
 FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
-CORRELATED_SCORE = 1.5  # there likelihood is best, almost without dropout
-CORRELATED_POPULARITY = 0.3  # of what it counts beside factors, since these know much of it
+CORRELATED_SCORE = 1.5  # of an average history
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -72,13 +73,14 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
         tower.id_table.weight.copy_(factors - tower.content(codes, values))
 
 
-LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "popularity_gate", "vector_scale", "pool_power", "start_token")
+LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "start_token")
 """What is left to train where sets start from correlations: these have seen every pair of the training, so that the
-loss has no more to say of items, and whatever can learn single pairs by heart only gets worse, measured."""
+loss has no more to say of items. It would make popularity, whose weight was chosen by ranks, count for more, and
+whatever can learn single pairs by heart only gets worse, measured."""
 
 
 def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
-    """Let a user of a set be the sum of her items' correlation factors, and leave little to train.
+    """Let a user of a set be the sum of her items' correlation factors, beside popularity, and leave little to train.
 
     Args:
         towers: of a schema of sets without request context.
@@ -88,9 +90,12 @@ def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, uni
         seed: of the factorisation.
     """
     shape = (int(user.max(initial=0)) + 1, towers.n_items)
-    factors = correlation_factors(user, item_row, shape, towers.user_tower.dim, seed)  # (N, D)
-    _start_sum(towers, factors, CORRELATED_SCORE)
-    _start_popularity(towers, user * towers.n_items + item_row, CORRELATED_POPULARITY * unit)
+    found = correlate(user, item_row, shape, towers.user_tower.dim, seed)
+    pairs = np.unique(user * towers.n_items + item_row)
+    score = CORRELATED_SCORE / math.sqrt(max(len(pairs) / max(len(np.unique(user)), 1), 1))
+    _start_sum(towers, found.vectors, score)
+    _start_popularity(towers, pairs, found.popularity * score * unit)
+    nn.init.zeros_(towers.user_tower.pool_power)  # the more she has, the less popularity says
     nn.init.zeros_(towers.user_tower.head[-1].weight)  # type: ignore[arg-type]
     for name, parameter in towers.named_parameters():
         parameter.requires_grad_(any(learned in name for learned in LEARNED_AFTER_CORRELATIONS))

@@ -7,7 +7,14 @@ import pytest
 import scipy.sparse as sp
 
 from models import item_correlations
-from models.item_correlations import RIDGES, choose_ridge, correlation_factors, partial_correlations
+from models.item_correlations import (
+    POPULARITY_SHARES,
+    RIDGES,
+    Settings,
+    choose_settings,
+    correlate,
+    partial_correlations,
+)
 
 U, N, D, RIDGE = 60, 17, 4, 30.0
 
@@ -29,7 +36,14 @@ def correlations(owned: np.ndarray, ridge: float) -> np.ndarray:
 def factorise(owned: np.ndarray, dim: int = D) -> np.ndarray:
     user, item_row = owned.nonzero()
     twice = np.concatenate([user, user[:5]]), np.concatenate([item_row, item_row[:5]])  # a row more on a pair
-    return correlation_factors(*twice, owned.shape, dim, seed=3).double().numpy()
+    return correlate(*twice, owned.shape, dim, seed=3).vectors.double().numpy()
+
+
+def gain(scores: np.ndarray, own: np.ndarray, wanted: np.ndarray) -> float:
+    """Compute NDCG@10 by a walk through a list."""
+    ranked = [row for row in np.argsort(-scores) if not own[row]][:10]
+    gains = [1 / np.log2(place + 2) for place in range(10)]
+    return sum(gain for gain, row in zip(gains, ranked, strict=False) if wanted[row]) / sum(gains[: int(wanted.sum())])
 
 
 def test_correlations_rank_as_ease_does():
@@ -54,26 +68,51 @@ def test_factors_are_the_best_of_their_rank(monkeypatch):
     np.testing.assert_allclose(vectors @ vectors.T, expected * scale, atol=1e-4)
 
 
-def test_what_is_hidden_chooses_the_ridge(monkeypatch):
+def test_what_is_hidden_chooses_ridge_and_popularity(monkeypatch):
     owned = sp.csr_array(draw())
-    values = iter([0.2, 0.9, 0.4, 0.3])
+    tried = [Settings(ridge, share) for ridge in RIDGES for share in POPULARITY_SHARES]
+    wanted = Settings(RIDGES[1], POPULARITY_SHARES[2])
+    values = iter([float(one == wanted) for one in tried])
     monkeypatch.setattr(item_correlations, "_judge", lambda *_: [next(values)])
-    assert choose_ridge(owned, D, seed=0) == RIDGES[1]
-    assert choose_ridge(sp.csr_array((4, N), dtype=np.float32), D, seed=0) == RIDGES[0]  # nothing to hide
+    assert choose_settings(owned, D, seed=0) == wanted
+    assert choose_settings(sp.csr_array((4, N), dtype=np.float32), D, seed=0) == tried[0]  # nothing to hide
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed):
+    monkeypatch.setattr(item_correlations, "RIDGES", (RIDGE,))
+    rng = np.random.default_rng(seed)
+    owned = sp.csr_array((rng.random((300, N)) < np.geomspace(0.6, 0.02, N)).astype(np.float32))
+    hidden, kept = (part.toarray() for part in item_correlations._hide(owned, np.random.default_rng(seed)))
+    values, columns = np.linalg.eigh(correlations(kept, RIDGE))
+    products = kept @ (columns[:, -D:] * values[-D:]) @ columns[:, -D:].T
+    popularity = np.log1p(kept.sum(axis=0)) / np.log1p(kept.sum(axis=0)).std() * products.std()
+    judges = hidden.any(axis=1)
+    found = [
+        np.mean([gain(*one) for one in zip(scores[judges], kept[judges], hidden[judges], strict=True)])
+        for scores in (products + share * popularity for share in POPULARITY_SHARES)
+    ]
+    assert choose_settings(owned, D, seed).popularity == POPULARITY_SHARES[int(np.argmax(found))]
+
+
+def test_the_weight_of_popularity_is_a_share_of_how_products_vary(monkeypatch):
+    monkeypatch.setattr(item_correlations, "RIDGES", (RIDGE,))
+    monkeypatch.setattr(item_correlations, "POPULARITY_SHARES", (0.3,))
+    owned = draw()
+    found = correlate(*owned.nonzero(), owned.shape, D, seed=3)
+    vectors = found.vectors.numpy()
+    products = owned @ vectors @ vectors.T
+    assert found.popularity * np.log1p(owned.sum(axis=0)).std() == pytest.approx(0.3 * products.std(), rel=1e-4)
 
 
 def test_the_judgement_is_that_of_a_walk_through_every_list():
     kept, hidden = draw(seed=1), draw(seed=2)
     hidden *= 1 - kept
     judges = hidden.any(axis=1)
-    vectors = np.random.default_rng(0).standard_normal((N, D)).astype(np.float32)
-    found = item_correlations._judge(sp.csr_array(kept[judges]), sp.csr_array(hidden[judges]), vectors)
-    for value, own, wanted in zip(found, kept[judges], hidden[judges], strict=True):
-        scores = own @ vectors @ vectors.T
-        ranked = [row for row in np.argsort(-scores) if not own[row]][:10]
-        gains = [1 / np.log2(place + 2) for place in range(10)]
-        gained = sum(gain for gain, row in zip(gains, ranked, strict=False) if wanted[row])
-        assert value == pytest.approx(gained / sum(gains[: int(wanted.sum())]), rel=1e-6)
+    every = np.random.default_rng(0).standard_normal((int(judges.sum()), N)).astype(np.float32)
+    found = item_correlations._judge(sp.csr_array(kept[judges]), sp.csr_array(hidden[judges]), every.copy())
+    for value, *one in zip(found, every, kept[judges], hidden[judges], strict=True):
+        assert value == pytest.approx(gain(*one), rel=1e-6)
 
 
 def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch):

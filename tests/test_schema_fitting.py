@@ -151,7 +151,7 @@ def make_histories(lengths, columns) -> tuple[Tables, pd.DataFrame]:
         ([1000] * 3, ["datetime"], "exclude", 100),
         ([1000] * 3, ["datetime"], "allow", 20),
         (range(1, 101), [], "exclude", 100),  # a set counts items, not rows
-        ([1000] * 3, [], "exclude", 200),
+        ([1000] * 3, [], "exclude", 500),
     ],
 )
 def test_history_length_covers_nearly_all_users(lengths, columns, repeats, expected):
