@@ -137,7 +137,7 @@ class DataConfig:
     timezone: str | None = None
     """IANA name; where hours and weekdays are taken and naive times are read. Default: times as given."""
     history_length: int | None = None
-    """The most events of a history that are encoded. Default: the 99th percentile, at most 100 (20 with repeats, 200 of
+    """The most events of a history that are encoded. Default: the 99th percentile, at most 100 (20 with repeats, 500 of
     a set)."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
