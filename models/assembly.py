@@ -82,8 +82,10 @@ def build_towers(
     if schema.repeats == "exclude":
         towers = _join(schema, items, None, 0, dim, n_blocks, n_heads, dropout, id_dropout, similarity)
         if schema.is_set and not n_blocks:
-            start = start_pooling if schema.context_features else start_correlated
-            start(towers, *past.pairs, unit, seed)
+            if schema.context_features:
+                start_pooling(towers, *past.pairs, unit, seed)
+            else:
+                start_correlated(towers, *past.pairs, seed)
         return towers
     affinity_dim = affinity_dim if category_features(schema.item_features) else 0
     memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)
@@ -119,6 +121,7 @@ def _join(
         dropout,
         similarity,
         schema.ties == "ordered",
+        schema.is_set,
         len(schema.popularity_days),
         memory,
     )

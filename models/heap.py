@@ -6,7 +6,7 @@ import ctypes
 
 _TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # of malloc.h
 _LARGEST, _KEPT = 32 << 20, 512 << 20
-"""Bytes: the largest block that glibc takes from the heap, and how much free heap stays."""
+"""Bytes: the largest block that glibc takes from a heap, and how much of a heap stays when it is free."""
 
 
 def keep_freed_memory() -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import fmean
 
 import numpy as np
 import scipy.sparse as sp
@@ -19,9 +20,11 @@ from torch import Tensor
 
 from evaluation.lapack import invert_regularised
 from evaluation.metrics import ndcg
+from serve.schema import Similarity
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
-POPULARITY_SHARES = (0.0, 0.1, 0.2, 0.4, 0.8)
+POPULARITY_SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
+"""How much popularity varies, as a share of how much the products do."""
 MOST_CORRELATED = 16_000
 """Items of the matrix that is inverted, the most popular ones; the others are placed by who has them."""
 MOST_TRIED = 4_000
@@ -29,28 +32,32 @@ MOST_TRIED = 4_000
 MOST_JUDGES = 1_000
 HIDDEN_SHARE = 0.2
 TOP = 10
+SHORTEST = 1e-9
+"""Of what is divided by."""
 
 
 @dataclass(frozen=True)
 class Correlated:
-    """A user's score of an item is the sum of the products with her items, and popularity beside it."""
+    """A user's score of an item is the product with the sum of her items, and popularity beside it."""
 
     vectors: Tensor
     """(N, D) float32, of unit length on average."""
     popularity: float
-    """What one unit of log(1 + users of an item) adds."""
+    """What one unit of log(1 + users of an item) adds to the product, or to the cosine."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the factors are made with."""
+    """What the factors are made with, and what popularity counts beside them."""
 
     ridge: float
     popularity: float
-    """How much popularity varies among the items of a list, as a share of how much the products do."""
+    """As of `Correlated`, for factors as long as they come."""
 
 
-def correlate(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, seed: int) -> Correlated:
+def correlate(
+    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, similarity: Similarity, seed: int
+) -> Correlated:
     """Factorise the partial correlations of items, and weigh popularity beside them.
 
     Args:
@@ -58,50 +65,43 @@ def correlate(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], di
         item_row: (E,) item of each event.
         shape: (U, N).
         dim: factors.
-        seed: of the users whose items choose the settings, and of the factorisation's first vector.
+        similarity: of the sum of a user's items to an item.
+        seed: of what is hidden to choose the settings, and of the factorisation's first vector.
     """
     ones = np.ones(len(user), np.float32)
     matrix = sp.csr_array((ones, (user, item_row)), shape)  # sums what comes twice
     matrix.data[:] = 1
     by_popularity = np.argsort(-matrix.sum(axis=0), kind="stable")
     core = by_popularity[:MOST_CORRELATED]
-    settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, seed)
+    settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
     vectors = np.zeros((shape[1], dim), np.float32)
     vectors[core] = _leading(partial_correlations(matrix[:, core], settings.ridge), dim, seed)
     rest = by_popularity[MOST_CORRELATED:]
     vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], settings.ridge)
-    vectors /= max(np.linalg.norm(vectors, axis=1).mean(), np.finfo(np.float32).tiny)
-    tried = matrix[:, core[:MOST_TRIED]].tocsr()
-    weight = settings.popularity * _unit(tried, vectors[core[:MOST_TRIED]])
-    return Correlated(torch.from_numpy(vectors), weight)
+    length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
+    is_long = similarity == "dot"  # a product is as long as both of its sides
+    return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
 
 
-def choose_settings(matrix: sp.csr_array, dim: int, seed: int) -> Settings:
-    """Return the settings that find best, by NDCG@10, what is hidden of the users' items."""
+def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed: int) -> Settings:
+    """Return the settings that find best, by NDCG@10, what is hidden of the users' items.
+
+    Popularity always counts: it is all that there is to be said to a user without items.
+    """
     hidden, kept = _hide(matrix, np.random.default_rng(seed))
     judges = np.flatnonzero(np.diff(hidden.indptr))[:MOST_JUDGES]
-    tried = [Settings(ridge, share) for ridge in RIDGES for share in POPULARITY_SHARES]
     if not len(judges):
-        return tried[0]
-    found = []
+        return Settings(RIDGES[0], 1.0)
+    popularity = np.log1p(kept.sum(axis=0)).astype(np.float32)  # (N,)
+    found: dict[Settings, float] = {}
     for ridge in RIDGES:
         vectors = _leading(partial_correlations(kept, ridge), dim, seed)
-        unit = _unit(kept, vectors)
+        products = _products(kept[judges], vectors, similarity)  # (J, N)
+        weight = float(products.std() or 1.0) / max(float(popularity.std()), SHORTEST)
         for share in POPULARITY_SHARES:
-            scores = (kept[judges] @ vectors) @ vectors.T + share * unit * log_popularity(kept)  # (J, N)
-            found.append(np.mean([*_judge(kept[judges], hidden[judges], scores)]))
-    return tried[int(np.argmax(found))]
-
-
-def log_popularity(matrix: sp.csr_array) -> np.ndarray:
-    """Return log(1 + users of each item), (N,) float32."""
-    return np.log1p(matrix.sum(axis=0)).astype(np.float32)
-
-
-def _unit(matrix: sp.csr_array, vectors: np.ndarray) -> float:
-    """Return the weight with which log popularity varies as much as the products of some users do."""
-    products = (matrix[:MOST_JUDGES] @ vectors) @ vectors.T  # (J, N)
-    return float(products.std() / max(log_popularity(matrix).std(), np.finfo(np.float32).tiny))
+            scores = products + share * weight * popularity  # (J, N)
+            found[Settings(ridge, share * weight)] = fmean(_judge(kept[judges], hidden[judges], scores))
+    return max(found, key=lambda settings: found[settings])
 
 
 def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
@@ -112,6 +112,16 @@ def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
     precision /= root
     np.fill_diagonal(precision, 0)
     return precision
+
+
+def _products(owned: sp.csr_array, vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
+    """Return how like each item is to the sum of a user's items, (J, N)."""
+    sums = owned @ vectors  # (J, D)
+    if similarity == "cosine":
+        sums, vectors = (
+            side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), SHORTEST) for side in (sums, vectors)
+        )
+    return np.asarray(sums @ vectors.T)
 
 
 def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:

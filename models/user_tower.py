@@ -24,9 +24,9 @@ PADDING_GROUP = 1 << 40  # above every group: no token sees padding
 class UserTower(nn.Module):
     """Encode events, take the state before the request, fuse it late with who asks and when.
 
-    `is_ordered` says that each event is a group of its own. With `popularity_dim` the vector also says how much
-    popularity counts for this user. `memory` adds what only repeated consumption has: a long-term profile, affinities,
-    popularity and a score per owned item.
+    `is_ordered` says that each event is a group of its own, `is_set` that all are one group of one time. With
+    `popularity_dim` the vector also says how much popularity counts for this user. `memory` adds what only repeated
+    consumption has: a long-term profile, affinities, popularity and a score per owned item.
     """
 
     def __init__(
@@ -40,12 +40,14 @@ class UserTower(nn.Module):
         dropout: float,
         similarity: Similarity,
         is_ordered: bool,
+        is_set: bool,
         popularity_dim: int,
         memory: Memory | None,
     ) -> None:
         super().__init__()
         self.dim = dim
         self.is_ordered = is_ordered
+        self.is_set = is_set
         self.similarity = similarity
         self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
@@ -100,7 +102,7 @@ class UserTower(nn.Module):
     def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times (B, T) and groups."""
         history_times = arrays["history_times"]  # (B, L)
-        order = self.order_events if self.is_ordered else self.order_groups
+        order = self.order_events if self.is_ordered else self.order_set if self.is_set else self.order_groups
         before, groups = order(arrays)  # (B, L), (1 or B, L)
         gaps = self.time_basis(history_times - before)  # (B, L, K)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
@@ -121,6 +123,13 @@ class UserTower(nn.Module):
         times = arrays["history_times"]  # (B, L)
         places = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
         return torch.cat([times[:, :1], times[:, :-1]], dim=1), places.unsqueeze(0)  # (B, L), (1, L)
+
+    def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
+        """Do as `order_groups` where all events are one group, without looking at pairs of them: sets may be long."""
+        times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
+        positions = torch.arange(times.shape[1], device=times.device)  # (L,)
+        first = times[:, :1].expand_as(times)  # (B, L)
+        return first, torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L), (B, L)
 
     def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Say of each event when the group before it was, in the first group its own time, and its group: (B, L)."""
@@ -160,8 +169,8 @@ class UserTower(nn.Module):
     def last_state(self, states: Tensor, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D).
 
-        With blocks, the mean of the n states. Without, their sum over n^p with a learned p: a longer history may say
-        more than a short one.
+        With blocks, the mean of the n states. Without, their sum over n^p with a p that may be learned: a longer
+        history may say more than a short one.
         """
         positions = torch.arange(history_groups.shape[1], device=states.device)  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)

@@ -20,7 +20,7 @@ from models.towers import Towers
 CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25  # who buys much of everything would decide what goes with what; sets were better without
 FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
-CORRELATED_SCORE = 1.5  # of an average history
+CORRELATED_SCORE = 1.5  # of a history of average length: logits that demographics can still add to
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -79,22 +79,21 @@ loss has no more to say of items. It would make popularity, whose weight was cho
 whatever can learn single pairs by heart only gets worse, measured."""
 
 
-def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
+def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, seed: int) -> None:
     """Let a user of a set be the sum of her items' correlation factors, beside popularity, and leave little to train.
 
     Args:
         towers: of a schema of sets without request context.
         user: (E,) user of each event.
         item_row: (E,) item of each event.
-        unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
         seed: of the factorisation.
     """
-    shape = (int(user.max(initial=0)) + 1, towers.n_items)
-    found = correlate(user, item_row, shape, towers.user_tower.dim, seed)
+    shape, tower = (int(user.max(initial=0)) + 1, towers.n_items), towers.user_tower
+    found = correlate(user, item_row, shape, tower.dim, tower.similarity, seed)
     pairs = np.unique(user * towers.n_items + item_row)
     score = CORRELATED_SCORE / math.sqrt(max(len(pairs) / max(len(np.unique(user)), 1), 1))
     _start_sum(towers, found.vectors, score)
-    _start_popularity(towers, pairs, found.popularity * score * unit)
+    _start_popularity(towers, pairs, found.popularity * (score if tower.similarity == "dot" else 1))
     nn.init.zeros_(towers.user_tower.pool_power)  # the more she has, the less popularity says
     nn.init.zeros_(towers.user_tower.head[-1].weight)  # type: ignore[arg-type]
     for name, parameter in towers.named_parameters():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import scipy.sparse as sp
@@ -36,7 +38,7 @@ def correlations(owned: np.ndarray, ridge: float) -> np.ndarray:
 def factorise(owned: np.ndarray, dim: int = D) -> np.ndarray:
     user, item_row = owned.nonzero()
     twice = np.concatenate([user, user[:5]]), np.concatenate([item_row, item_row[:5]])  # a row more on a pair
-    return correlate(*twice, owned.shape, dim, seed=3).vectors.double().numpy()
+    return correlate(*twice, owned.shape, dim, "dot", seed=3).vectors.double().numpy()
 
 
 def gain(scores: np.ndarray, own: np.ndarray, wanted: np.ndarray) -> float:
@@ -68,41 +70,56 @@ def test_factors_are_the_best_of_their_rank(monkeypatch):
     np.testing.assert_allclose(vectors @ vectors.T, expected * scale, atol=1e-4)
 
 
-def test_what_is_hidden_chooses_ridge_and_popularity(monkeypatch):
-    owned = sp.csr_array(draw())
-    tried = [Settings(ridge, share) for ridge in RIDGES for share in POPULARITY_SHARES]
-    wanted = Settings(RIDGES[1], POPULARITY_SHARES[2])
-    values = iter([float(one == wanted) for one in tried])
+@pytest.mark.parametrize("place", [0, 7, len(RIDGES) * len(POPULARITY_SHARES) - 1])
+def test_what_is_hidden_chooses_ridge_and_popularity(monkeypatch, place):
+    values = (float(number == place) for number in itertools.count())
     monkeypatch.setattr(item_correlations, "_judge", lambda *_: [next(values)])
-    assert choose_settings(owned, D, seed=0) == wanted
-    assert choose_settings(sp.csr_array((4, N), dtype=np.float32), D, seed=0) == tried[0]  # nothing to hide
+    found = choose_settings(sp.csr_array(draw()), D, "dot", seed=0)
+    assert found.ridge == RIDGES[place // len(POPULARITY_SHARES)]
+    assert found.popularity > 0
 
 
+@pytest.mark.parametrize(
+    "owned", [np.zeros((4, N)), np.eye(1), np.ones((3, 1))], ids=["nobody", "one pair", "one item"]
+)
+def test_popularity_counts_where_nothing_can_be_hidden_or_found(owned):
+    found = choose_settings(sp.csr_array(owned.astype(np.float32)), D, "dot", seed=0)
+    assert found.popularity > 0
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
 @pytest.mark.parametrize("seed", range(3))
-def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed):
+def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed, similarity):
     monkeypatch.setattr(item_correlations, "RIDGES", (RIDGE,))
     rng = np.random.default_rng(seed)
     owned = sp.csr_array((rng.random((300, N)) < np.geomspace(0.6, 0.02, N)).astype(np.float32))
     hidden, kept = (part.toarray() for part in item_correlations._hide(owned, np.random.default_rng(seed)))
-    values, columns = np.linalg.eigh(correlations(kept, RIDGE))
-    products = kept @ (columns[:, -D:] * values[-D:]) @ columns[:, -D:].T
-    popularity = np.log1p(kept.sum(axis=0)) / np.log1p(kept.sum(axis=0)).std() * products.std()
     judges = hidden.any(axis=1)
+    values, columns = np.linalg.eigh(correlations(kept, RIDGE))
+    vectors = columns[:, -D:] * np.sqrt(values[-D:])
+    products = kept[judges] @ vectors @ vectors.T
+    if similarity == "cosine":
+        products /= np.linalg.norm(kept[judges] @ vectors, axis=1, keepdims=True) + 1e-12
+        products /= np.linalg.norm(vectors, axis=1) + 1e-12
+    popularity = np.log1p(kept.sum(axis=0))
+    weights = [share * products.std() / popularity.std() for share in POPULARITY_SHARES]
     found = [
-        np.mean([gain(*one) for one in zip(scores[judges], kept[judges], hidden[judges], strict=True)])
-        for scores in (products + share * popularity for share in POPULARITY_SHARES)
+        np.mean([gain(*one) for one in zip(scores, kept[judges], hidden[judges], strict=True)])
+        for scores in (products + weight * popularity for weight in weights)
     ]
-    assert choose_settings(owned, D, seed).popularity == POPULARITY_SHARES[int(np.argmax(found))]
+    chosen = choose_settings(owned, D, similarity, seed)
+    assert chosen.popularity == pytest.approx(weights[int(np.argmax(found))], rel=1e-4)
 
 
-def test_the_weight_of_popularity_is_a_share_of_how_products_vary(monkeypatch):
-    monkeypatch.setattr(item_correlations, "RIDGES", (RIDGE,))
-    monkeypatch.setattr(item_correlations, "POPULARITY_SHARES", (0.3,))
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_popularity_keeps_its_weight_beside_vectors_of_unit_length(monkeypatch, similarity):
+    monkeypatch.setattr(item_correlations, "choose_settings", lambda *_: Settings(RIDGE, 0.7))
     owned = draw()
-    found = correlate(*owned.nonzero(), owned.shape, D, seed=3)
-    vectors = found.vectors.numpy()
-    products = owned @ vectors @ vectors.T
-    assert found.popularity * np.log1p(owned.sum(axis=0)).std() == pytest.approx(0.3 * products.std(), rel=1e-4)
+    values, columns = np.linalg.eigh(correlations(owned, RIDGE))
+    raw = columns[:, -D:] * np.sqrt(values[-D:])
+    found = correlate(*owned.nonzero(), owned.shape, D, similarity, seed=3)
+    ratio = (raw @ raw.T).std() / (found.vectors @ found.vectors.T).numpy().std()  # of what popularity stands beside
+    assert found.popularity == pytest.approx(0.7 / ratio if similarity == "dot" else 0.7, rel=1e-4)
 
 
 def test_the_judgement_is_that_of_a_walk_through_every_list():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
@@ -92,3 +93,10 @@ def test_no_epoch_loses_a_batch_or_its_validation(config):
     planned = [len(data.examples.plan(data.seed, epoch)) for epoch in range(N_EPOCHS)]
     assert len(recorder.trained) == sum(planned)
     assert [epoch for epoch, _ in recorder.validated] == list(range(N_EPOCHS))
+
+
+def test_batches_are_passed_on_as_they_are():
+    made = [(1, np.zeros(2)), {"rows": np.ones(3)}]
+    assert all(found is batch for found, batch in zip(validation_loader(made), made, strict=True))
+    loader = train_loader(Plans(3), seed=0)
+    assert all(found is plan for found, plan in zip(loader, loader.sampler.plans, strict=True))

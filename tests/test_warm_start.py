@@ -90,12 +90,14 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
     factors = towers.item_tower.id_table.weight.detach().double().numpy()
     factors = factors if similarity == "dot" else normalise(factors)
     pairs = pairs_of(data)
-    score, share, power = FIRST_SCORE, 1.0, 0.5
+    score, share, power = FIRST_SCORE, 1.0 if similarity == "dot" else TEMPERATURE, 0.5
     if world == "bare":
         score = CORRELATED_SCORE / np.mean([len(rows) for rows in pairs.values()]) ** 0.5
-        share, power = score * correlate(*data.early_pairs(), (U, N), D, 2).popularity, 0.0
+        share, power = correlate(*data.early_pairs(), (U, N), D, similarity, 2).popularity, 0.0
+        share *= score if similarity == "dot" else 1  # a cosine does not have the length of the user's vector
+        assert share > 0
     log = np.log1p(count_owners(data))
-    popular = share * (log - log.mean()) * (1.0 if similarity == "dot" else TEMPERATURE)
+    popular = share * (log - log.mean())
     expected = np.tile(popular, (U, 1))  # all that there is of a user without items
     for user, rows in pairs.items():
         taste = score * factors[sorted(rows)].sum(axis=0) / len(rows) ** power
@@ -105,10 +107,18 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
 
 def test_without_context_items_start_from_their_correlations_and_stay_there(bare):
     towers = start_towers(bare, "dot")
-    expected = correlate(*bare.early_pairs(), (U, N), D, 2).vectors
+    expected = correlate(*bare.early_pairs(), (U, N), D, "dot", 2).vectors
     assert torch.allclose(towers.item_tower.id_table.weight, expected, atol=1e-6)
     learned = {name.rsplit(".", 1)[0] for name, one in towers.named_parameters() if one.requires_grad}
     assert learned == {"user_tower", "user_tower.demographics", "user_tower.demographics.table"}
+
+
+def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):
+    tower = start_towers(bare, "dot").user_tower
+    for batch in bare.final_requests():
+        for found, expected in zip(tower.order_set(batch.arrays), tower.order_groups(batch.arrays), strict=True):
+            assert torch.equal(found, expected)
+    assert any((batch.arrays["history_lengths"] > 1).any() for batch in bare.final_requests())
 
 
 def test_in_context_everything_is_learned(data):

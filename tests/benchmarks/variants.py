@@ -146,6 +146,11 @@ def has_memory(prepared: Prepared) -> bool:
     return prepared.config.data.repeats == "allow"
 
 
+def has_ids_to_learn(prepared: Prepared) -> bool:
+    """Tell whether ids do not start from the data: what started learns slowly, and is known by the name it had."""
+    return has_attributes(prepared) and not has_memory(prepared)
+
+
 def has_liked_targets(prepared: Prepared) -> bool:
     return prepared.config.data.targets.min_weight is not None
 
@@ -169,7 +174,7 @@ VARIANTS = (
         other_id_dropout,
         tell=lambda config: f"id dropout {recipe_of(config.model).id_dropout:g}",
     ),
-    Variant("bounded-ids", has_attributes, alter=bound_ids),
+    Variant("bounded-ids", has_ids_to_learn, alter=bound_ids),
     Variant("every-event-a-target", has_liked_targets, rows=every_event_a_target),
     Variant("no-weights", has_liked_targets, rows=without_weights),
     Variant("weights-as-events", has_liked_targets, rows=weights_as_events),
