@@ -31,6 +31,8 @@ MOST_TRIED = 4_000
 """Of these, on which the settings are compared."""
 MOST_JUDGES = 1_000
 HIDDEN_SHARE = 0.2
+LEAST_SPREAD = 0.1
+"""Of log popularity: where items are as popular as each other, its weight would have no bounds."""
 TOP = 10
 SHORTEST = 1e-9
 """Of what is divided by."""
@@ -97,7 +99,7 @@ def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed
     for ridge in RIDGES:
         vectors = _leading(partial_correlations(kept, ridge), dim, seed)
         products = _products(kept[judges], vectors, similarity)  # (J, N)
-        weight = float(products.std() or 1.0) / max(float(popularity.std()), SHORTEST)
+        weight = float(products.std() or 1.0) / max(float(popularity.std()), LEAST_SPREAD)
         for share in POPULARITY_SHARES:
             scores = products + share * weight * popularity  # (J, N)
             found[Settings(ridge, share * weight)] = fmean(_judge(kept[judges], hidden[judges], scores))

@@ -84,7 +84,7 @@ def test_what_is_hidden_chooses_ridge_and_popularity(monkeypatch, place):
 )
 def test_popularity_counts_where_nothing_can_be_hidden_or_found(owned):
     found = choose_settings(sp.csr_array(owned.astype(np.float32)), D, "dot", seed=0)
-    assert found.popularity > 0
+    assert 0 < found.popularity <= 10  # all items are as popular: no reason for more
 
 
 @pytest.mark.parametrize("similarity", ["dot", "cosine"])
@@ -134,6 +134,7 @@ def test_the_judgement_is_that_of_a_walk_through_every_list():
 
 def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch):
     monkeypatch.setattr(item_correlations, "MOST_CORRELATED", 12)
+    monkeypatch.setattr(item_correlations, "MOST_TRIED", 9)
     owned = draw(n_groups=2, seed=4)
     vectors = factorise(owned, dim=2)
     beyond = np.argsort(-owned.sum(axis=0), kind="stable")[12:]
