@@ -19,7 +19,8 @@ class ModelConfig:
     dim: int | None = None
     """Entries of the taste part of a vector."""
     n_blocks: int | None = None
-    """Attention blocks of the user tower. 0: a history is the sum of its events, which often suits sets."""
+    """Attention blocks of the user tower. 0: a history is the sum of its events over a power of
+    their number, which often suits sets."""
     n_heads: int | None = None
     """Heads of a block; divides `dim`."""
     dropout: float | None = None

@@ -20,7 +20,7 @@ from models.towers import Towers
 CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25  # who buys much of everything would decide what goes with what; sets were better without
 FIRST_SCORE = 0.4  # of a pooled history: ranks are best at 1, likelihood under dropout at less, and training goes there
-CORRELATED_SCORE = 1.5  # of a history of average length: logits that demographics can still add to
+CORRELATED_SCORE = 1.5  # of a history of average length; it ranks alike at any, but for what demographics add
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -94,8 +94,8 @@ def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, see
     score = CORRELATED_SCORE / math.sqrt(max(len(pairs) / max(len(np.unique(user)), 1), 1))
     _start_sum(towers, found.vectors, score)
     _start_popularity(towers, pairs, found.popularity * (score if tower.similarity == "dot" else 1))
-    nn.init.zeros_(towers.user_tower.pool_power)  # the more she has, the less popularity says
-    nn.init.zeros_(towers.user_tower.head[-1].weight)  # type: ignore[arg-type]
+    nn.init.zeros_(tower.pool_power)  # the more she has, the less popularity says
+    nn.init.zeros_(tower.head[-1].weight)  # type: ignore[arg-type]
     for name, parameter in towers.named_parameters():
         parameter.requires_grad_(any(learned in name for learned in LEARNED_AFTER_CORRELATIONS))
 
@@ -113,7 +113,7 @@ def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: 
     shape = (int(user.max(initial=0)) + 1, towers.n_items)
     factors = item_factors(user, item_row, shape, towers.user_tower.dim, seed)  # (N, D)
     _start_sum(towers, factors, FIRST_SCORE)
-    _start_popularity(towers, user * towers.n_items + item_row, unit)
+    _start_popularity(towers, np.unique(user * towers.n_items + item_row), unit)
 
 
 def _start_sum(towers: Towers, factors: Tensor, score: float) -> None:
@@ -129,7 +129,7 @@ def _start_sum(towers: Towers, factors: Tensor, score: float) -> None:
 def _start_popularity(towers: Towers, pairs: np.ndarray, unit: float) -> None:
     gate = towers.user_tower.popularity_gate
     if gate is not None:
-        counts = np.bincount(np.unique(pairs) % towers.n_items, minlength=towers.n_items)
+        counts = np.bincount(pairs % towers.n_items, minlength=towers.n_items)
         nn.init.constant_(gate.bias, unit * float(np.log1p(counts).std()))  # which was divided by it
 
 
