@@ -77,6 +77,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
     history = rows.groupby("user_id").size()
     return DataCounts(
         n_examples=int(history.clip(upper=FOLDS).sum()) if is_set(rows) else len(history),
+        n_users=len(history),
         n_items=rows["item_id"].nunique(),
         n_events=len(rows),
         mean_history=float(history.mean()),
@@ -158,6 +159,7 @@ def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: Inter
         recipe.id_dropout,
         recipe.similarity,
         settings.temperature,
+        recipe.freeze_items,
         config.seed,
     )
     return TwoTower(

@@ -29,6 +29,9 @@ class ModelConfig:
     """Share of the items that lose their id part in a step, so that content alone places an item."""
     similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
+    freeze_items: bool | None = None
+    """Leave the items of a set without request context where their correlations put them, and train hardly more than
+    demographics; read there only."""
     negatives: int | None = None
     """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, as always in sets, in
     baskets and where `data.repeats` is `allow`."""
@@ -83,6 +86,7 @@ class Recipe:
     dropout: float
     id_dropout: float
     similarity: Similarity
+    freeze_items: bool
     negatives: int
     learning_rate: float
     warmup_steps: int

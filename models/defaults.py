@@ -18,6 +18,9 @@ LONG_HISTORY = 40
 """Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
+MOST_DIRECTIONS = 5_000
+"""Users or items, the fewer of both, of sets whose correlations are known by a few vectors: of 943 to 2,462 users those
+of rank 128 rank as well as whole ones, and training them only over-fits; of 22,363 they lose a quarter of the NDCG."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -35,6 +38,7 @@ class DataCounts:
 
     n_examples: int
     """Users, or parts of their sets, that an epoch shows at least."""
+    n_users: int
     n_items: int
     n_events: int
     mean_history: float
@@ -50,6 +54,21 @@ class DataCounts:
     @property
     def is_long(self) -> bool:
         return self.mean_history > LONG_HISTORY
+
+    @property
+    def is_bare_set(self) -> bool:
+        """There is nothing to learn from but which items go together."""
+        return self.is_set and not self.has_context and not self.is_repeated
+
+    @property
+    def keeps_correlations(self) -> bool:
+        """A bare set of which a few vectors hold how items go together."""
+        return self.is_bare_set and min(self.n_users, self.n_items) <= MOST_DIRECTIONS
+
+    @property
+    def trains_correlations(self) -> bool:
+        """A bare set of which they hold too little: there is something to be learned."""
+        return self.is_bare_set and not self.keeps_correlations
 
     @property
     def shape(self) -> str:
@@ -97,9 +116,13 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
         yield Choice("warmup_steps", longest, f"of at least {n_steps:,} steps")
 
 
+def _loss(counts: DataCounts) -> str:
+    return "loses little of them" if counts.keeps_correlations else "loses much of them"
+
+
 def _dim(counts: DataCounts) -> tuple[int, str]:
-    if counts.is_set and not counts.has_context:
-        return 128, f"{counts.shape}: the start from correlations loses little of them at this rank"
+    if counts.is_bare_set:
+        return 128, f"{counts.shape}: a start from correlations {_loss(counts)} at this rank"
     if counts.is_set:
         return 48, counts.shape
     return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
@@ -118,8 +141,10 @@ def _heads(counts: DataCounts) -> tuple[int, str]:
 def _dropout(counts: DataCounts) -> tuple[float, str]:
     if counts.is_repeated:
         return 0.2, counts.shape
-    if counts.is_set and not counts.has_context:
+    if counts.keeps_correlations:
         return 0.1, f"{counts.shape}: the start from correlations has few weights left to train"
+    if counts.trains_correlations:
+        return 0.7, f"{counts.shape}: its start knows every pair already"
     return (0.3 if counts.is_long and not counts.is_set else 0.5), counts.shape
 
 
@@ -130,7 +155,16 @@ def _id_dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _similarity(counts: DataCounts) -> tuple[str, str]:
+    if counts.trains_correlations:
+        return "cosine", f"{counts.shape}: the start from correlations is trained"
     return ("dot" if counts.is_repeated or counts.is_set else "cosine"), counts.shape
+
+
+def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
+    if not counts.is_bare_set:
+        return False, counts.shape
+    fewer, of_what = min((counts.n_users, "users"), (counts.n_items, "items"))
+    return counts.keeps_correlations, f"{fewer:,} {of_what}: a start from correlations {_loss(counts)}"
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
@@ -145,6 +179,8 @@ def _learning_rate(counts: DataCounts) -> tuple[float, str]:
 
 
 def _warmup(counts: DataCounts) -> tuple[int, str]:
+    if counts.trains_correlations:
+        return 200, counts.shape
     if counts.is_repeated or counts.is_set:
         return 10, counts.shape
     return (50 if counts.is_long else 200), counts.shape
@@ -154,6 +190,8 @@ def _batch_size(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 256, counts.shape
     largest = 64 if counts.is_long and not counts.is_set else 128
+    if counts.trains_correlations:
+        largest = 256
     fitting = 2 ** round(math.log2(max(counts.n_examples, 1) / FEWEST_STEPS))
     return min(max(fitting, SMALLEST_BATCH), largest), f"{counts.n_examples:,} examples, {counts.shape}"
 
@@ -161,6 +199,8 @@ def _batch_size(counts: DataCounts) -> tuple[int, str]:
 def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated:
         return 8, counts.shape
+    if counts.trains_correlations:
+        return 8, f"{counts.shape}: the start from correlations is trained"
     if counts.is_set:
         return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))
@@ -179,6 +219,7 @@ RULES: dict[str, Rule] = {
     "dropout": _dropout,
     "id_dropout": _id_dropout,
     "similarity": _similarity,
+    "freeze_items": _freeze_items,
     "negatives": _negatives,
     "learning_rate": _learning_rate,
     "warmup_steps": _warmup,

@@ -12,6 +12,7 @@ import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
+from torch.nn import functional
 
 from models.item_correlations import correlate
 from models.memory import Memory
@@ -74,13 +75,15 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
 
 
 LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "start_token")
-"""What is left to train where sets start from correlations: these have seen every pair of the training, so that the
+"""What is left to train where correlations are all there: these have seen every pair of the training, so that the
 loss has no more to say of items. It would make popularity, whose weight was chosen by ranks, count for more, and
 whatever can learn single pairs by heart only gets worse, measured."""
+TURNED_LENGTH = 0.2
+"""Of an item's vector under `cosine`, where it is trained: as long as random ones, a longer one turns too slowly."""
 
 
 def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, seed: int) -> None:
-    """Let a user of a set be the sum of her items' correlation factors, beside popularity, and leave little to train.
+    """Let a user of a set be the sum of her items' correlation factors, beside popularity.
 
     Args:
         towers: of a schema of sets without request context.
@@ -92,10 +95,16 @@ def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, see
     found = correlate(user, item_row, shape, tower.dim, tower.similarity, seed)
     pairs = np.unique(user * towers.n_items + item_row)
     score = CORRELATED_SCORE / math.sqrt(max(len(pairs) / max(len(np.unique(user)), 1), 1))
-    _start_sum(towers, found.vectors, score)
-    _start_popularity(towers, pairs, found.popularity * (score if tower.similarity == "dot" else 1))
+    is_cosine = tower.similarity == "cosine"
+    factors = TURNED_LENGTH * functional.normalize(found.vectors, dim=1) if is_cosine else found.vectors  # (N, D)
+    _start_sum(towers, factors, score)
+    _start_popularity(towers, pairs, found.popularity * (1 if is_cosine else score))
     nn.init.zeros_(tower.pool_power)  # the more she has, the less popularity says
     nn.init.zeros_(tower.head[-1].weight)  # type: ignore[arg-type]
+
+
+def freeze_correlated(towers: Towers) -> None:
+    """Leave what `start_correlated` has set as it is, and little to train."""
     for name, parameter in towers.named_parameters():
         parameter.requires_grad_(any(learned in name for learned in LEARNED_AFTER_CORRELATIONS))
 

@@ -7,11 +7,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
-from models.defaults import LONG_HISTORY, MANY_ITEMS, RULES, DataCounts, choose_recipe
+from models.defaults import LONG_HISTORY, MANY_ITEMS, MOST_DIRECTIONS, RULES, DataCounts, choose_recipe
 
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
     n_examples=20_000,
+    n_users=20_000,
     n_items=MANY_ITEMS + 1,
     n_events=170_000,
     mean_history=8.5,
@@ -24,14 +25,23 @@ SHORT = DataCounts(
 LONG = replace(
     SHORT,
     n_examples=900,
+    n_users=900,
     n_items=1_700,
     n_events=99_000,
     mean_history=LONG_HISTORY + 66.0,
 )
 SET = replace(SHORT, is_set=True, trains_on_windows=False, has_context=True)
 BARE_SET = replace(SET, has_context=False)
+SMALL_BARE_SET = replace(BARE_SET, n_users=900)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, trains_on_windows=False)
-FAMILIES = {"short": SHORT, "long": LONG, "set": SET, "bare set": BARE_SET, "repeated": REPEATED}
+FAMILIES = {
+    "short": SHORT,
+    "long": LONG,
+    "set": SET,
+    "bare set": BARE_SET,
+    "small bare set": SMALL_BARE_SET,
+    "repeated": REPEATED,
+}
 GIVEN = ModelConfig(
     dim=24,
     n_blocks=3,
@@ -39,6 +49,7 @@ GIVEN = ModelConfig(
     dropout=0.13,
     id_dropout=0.17,
     similarity="cosine",
+    freeze_items=True,
     negatives=19,
     learning_rate=0.0123,
     warmup_steps=7,
@@ -50,6 +61,7 @@ GIVEN = ModelConfig(
 counts_of_data = st.builds(
     DataCounts,
     n_examples=st.integers(1, 10**7),
+    n_users=st.integers(1, 10**7),
     n_items=st.integers(1, 10**7),
     n_events=st.integers(1, 10**9),
     mean_history=st.floats(1, 10**4),
@@ -154,6 +166,24 @@ def test_a_warmup_that_was_given_is_kept_however_short_the_training():
 
 def test_no_item_without_content_loses_its_id_part(counts):
     assert choose(replace(counts, has_content=False)).id_dropout == 0
+
+
+@given(counts=counts_of_data, fewer=st.integers(1, 2 * MOST_DIRECTIONS), more=st.integers(2 * MOST_DIRECTIONS, 10**7))
+@settings(max_examples=80, deadline=None)
+def test_items_of_a_set_are_frozen_where_the_fewer_of_users_and_items_are_few(counts, fewer, more):
+    bare = replace(counts, is_set=True, has_context=False, is_repeated=False, trains_on_windows=False)
+    for n_users, n_items in ((fewer, more), (more, fewer)):
+        recipe = choose(replace(bare, n_users=n_users, n_items=n_items))
+        assert recipe.freeze_items == (fewer <= MOST_DIRECTIONS)
+        assert recipe.similarity == ("dot" if recipe.freeze_items else "cosine")
+        assert recipe.dropout < 0.5 or not recipe.freeze_items
+    for other in (replace(bare, is_set=False), replace(bare, has_context=True), replace(bare, is_repeated=True)):
+        assert not choose(replace(other, n_users=fewer, n_items=fewer)).freeze_items
+
+
+def test_the_reason_for_frozen_items_names_what_is_few():
+    (choice,) = [one for one in choose_recipe(ModelConfig(), SMALL_BARE_SET)[1] if one.name == "freeze_items"]
+    assert choice.reason == "900 users: a start from correlations loses little of them"
 
 
 def test_long_histories_get_more_blocks_and_less_dropout():

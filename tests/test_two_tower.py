@@ -72,6 +72,7 @@ def learn(config: DataConfig, events: pd.DataFrame, held_out: pd.DataFrame, user
         id_dropout=0.0,
         similarity="dot",
         temperature=0.1,
+        freeze_items=False,
         seed=1,
     )
     model = make_module(towers, max_epochs=epochs)

@@ -33,7 +33,7 @@ def bare():
     return make_data(make_set_world(FeaturesConfig()))
 
 
-def start_towers(data, similarity: str) -> Towers:
+def start_towers(data, similarity: str, freeze_items: bool = True) -> Towers:
     """Build the towers of a set as a run does, and take away what the head adds at random."""
     encoded = data.catalogue.features
     tensors = map(torch.from_numpy, (encoded.codes, encoded.values, data.catalogue.categories))
@@ -49,6 +49,7 @@ def start_towers(data, similarity: str) -> Towers:
         id_dropout=0.0,
         similarity=similarity,
         temperature=TEMPERATURE,
+        freeze_items=freeze_items,
         seed=2,
     ).eval()
     torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
@@ -111,6 +112,14 @@ def test_without_context_items_start_from_their_correlations_and_stay_there(bare
     assert torch.allclose(towers.item_tower.id_table.weight, expected, atol=1e-6)
     learned = {name.rsplit(".", 1)[0] for name, one in towers.named_parameters() if one.requires_grad}
     assert learned == {"user_tower", "user_tower.demographics", "user_tower.demographics.table"}
+
+
+def test_where_correlations_are_a_start_alone_everything_is_learned_from_vectors_that_turn_fast(bare):
+    towers = start_towers(bare, "cosine", freeze_items=False)
+    assert all(parameter.requires_grad for parameter in towers.parameters())
+    expected = normalise(correlate(*bare.early_pairs(), (U, N), D, "cosine", 2).vectors.double().numpy())
+    found = towers.item_tower.id_table.weight.detach().double().numpy()
+    assert np.allclose(found, 0.2 * expected, atol=1e-6)
 
 
 def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):

@@ -56,6 +56,7 @@ def make_towers(
                 id_dropout=0.5,
                 similarity=similarity,
                 temperature=1.0,
+                freeze_items=False,
                 seed=seed,
             )
         for parameter in towers.parameters():
