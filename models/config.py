@@ -30,8 +30,8 @@ class ModelConfig:
     similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
     freeze_items: bool | None = None
-    """Leave the items of a set without request context where their correlations put them, and train hardly more than
-    demographics; read there only."""
+    """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
+    there is no request context and `n_blocks` is 0."""
     negatives: int | None = None
     """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, as always in sets, in
     baskets and where `data.repeats` is `allow`."""
