@@ -16,7 +16,6 @@ from models.towers import Towers
 from models.user_tower import UserTower
 from models.warm_start import (
     REPEATED_USER_POWER,
-    freeze_correlated,
     item_factors,
     start_affinity,
     start_correlated,
@@ -78,7 +77,7 @@ def build_towers(
         id_dropout: in the item tower.
         similarity: `dot` or `cosine`.
         temperature: first one; under `cosine` the unit of the memory's scores.
-        freeze_items: read for sets without request context: their items stay where correlations put them.
+        freeze_items: read for sets without request context and blocks: items stay where correlations put them.
         seed: of the factorisations.
     """
     unit = temperature if similarity == "cosine" else 1.0
@@ -88,9 +87,7 @@ def build_towers(
             if schema.context_features:
                 start_pooling(towers, *past.pairs, unit, seed)
             else:
-                start_correlated(towers, *past.pairs, seed)
-                if freeze_items:
-                    freeze_correlated(towers)
+                start_correlated(towers, *past.pairs, freeze_items, seed)
         return towers
     affinity_dim = affinity_dim if category_features(schema.item_features) else 0
     memory, preferences = _build_memory(schema, past.requests, dim, affinity_dim, unit)

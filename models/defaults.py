@@ -18,9 +18,10 @@ LONG_HISTORY = 40
 """Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
-MOST_DIRECTIONS = 5_000
-"""Users or items, the fewer of both, of sets whose correlations are known by a few vectors: of 943 to 2,462 users those
-of rank 128 rank as well as whole ones, and training them only over-fits; of 22,363 they lose a quarter of the NDCG."""
+MOST_FROZEN = 5_000
+"""Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of rank 128 rank as
+whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
+they lose a quarter of the NDCG, and training wins most of it back. Nothing between was measured."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -50,25 +51,27 @@ class DataCounts:
     has_content: bool
     has_context: bool
     """There is more to be learned from a set than which items go together."""
+    has_blocks: bool = False
+    """As the configuration gives it; left open, they are chosen."""
+    freezes_items: bool | None = None
+    """As the configuration gives it; None: to be chosen."""
 
     @property
     def is_long(self) -> bool:
         return self.mean_history > LONG_HISTORY
 
     @property
-    def is_bare_set(self) -> bool:
-        """There is nothing to learn from but which items go together."""
-        return self.is_set and not self.has_context and not self.is_repeated
+    def starts_from_correlations(self) -> bool:
+        return self.is_set and not (self.has_context or self.is_repeated or self.has_blocks)
 
     @property
-    def keeps_correlations(self) -> bool:
-        """A bare set of which a few vectors hold how items go together."""
-        return self.is_bare_set and min(self.n_users, self.n_items) <= MOST_DIRECTIONS
+    def freezes_correlations(self) -> bool:
+        is_small = min(self.n_users, self.n_items) <= MOST_FROZEN
+        return self.starts_from_correlations and (is_small if self.freezes_items is None else self.freezes_items)
 
     @property
     def trains_correlations(self) -> bool:
-        """A bare set of which they hold too little: there is something to be learned."""
-        return self.is_bare_set and not self.keeps_correlations
+        return self.starts_from_correlations and not self.freezes_correlations
 
     @property
     def shape(self) -> str:
@@ -94,6 +97,7 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
     Returns:
         The whole recipe, and the choices made.
     """
+    counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     recipe = Recipe(**given | {choice.name: choice.value for choice in choices})
@@ -116,13 +120,9 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
         yield Choice("warmup_steps", longest, f"of at least {n_steps:,} steps")
 
 
-def _loss(counts: DataCounts) -> str:
-    return "loses little of them" if counts.keeps_correlations else "loses much of them"
-
-
 def _dim(counts: DataCounts) -> tuple[int, str]:
-    if counts.is_bare_set:
-        return 128, f"{counts.shape}: a start from correlations {_loss(counts)} at this rank"
+    if counts.starts_from_correlations:
+        return 128, f"{counts.shape}: entries hold correlations of items"
     if counts.is_set:
         return 48, counts.shape
     return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
@@ -141,10 +141,10 @@ def _heads(counts: DataCounts) -> tuple[int, str]:
 def _dropout(counts: DataCounts) -> tuple[float, str]:
     if counts.is_repeated:
         return 0.2, counts.shape
-    if counts.keeps_correlations:
+    if counts.freezes_correlations:
         return 0.1, f"{counts.shape}: the start from correlations has few weights left to train"
     if counts.trains_correlations:
-        return 0.7, f"{counts.shape}: its start knows every pair already"
+        return 0.7, f"{counts.shape}: the start from correlations knows every pair already"
     return (0.3 if counts.is_long and not counts.is_set else 0.5), counts.shape
 
 
@@ -161,10 +161,11 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
-    if not counts.is_bare_set:
+    if not counts.starts_from_correlations:
         return False, counts.shape
     fewer, of_what = min((counts.n_users, "users"), (counts.n_items, "items"))
-    return counts.keeps_correlations, f"{fewer:,} {of_what}: a start from correlations {_loss(counts)}"
+    worth = "rank as whole ones do" if counts.freezes_correlations else "are only a start"
+    return counts.freezes_correlations, f"{fewer:,} {of_what}: correlations of a low rank {worth}"
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:

@@ -118,12 +118,15 @@ def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
 
 def _products(owned: sp.csr_array, vectors: np.ndarray, similarity: Similarity) -> np.ndarray:
     """Return how like each item is to the sum of a user's items, (J, N)."""
-    sums = owned @ vectors  # (J, D)
-    if similarity == "cosine":
-        sums, vectors = (
-            side / np.maximum(np.linalg.norm(side, axis=1, keepdims=True), SHORTEST) for side in (sums, vectors)
-        )
-    return np.asarray(sums @ vectors.T)
+    if similarity == "dot":
+        return np.asarray((owned @ vectors) @ vectors.T)
+    directions = _normalise(vectors)  # (N, D)
+    return np.asarray(_normalise(owned @ directions) @ directions.T)
+
+
+def _normalise(vectors: np.ndarray) -> np.ndarray:
+    normalised: np.ndarray = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), SHORTEST)
+    return normalised
 
 
 def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
-from models.defaults import LONG_HISTORY, MANY_ITEMS, MOST_DIRECTIONS, RULES, DataCounts, choose_recipe
+from models.defaults import LONG_HISTORY, MANY_ITEMS, MOST_FROZEN, RULES, DataCounts, choose_recipe
 
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
@@ -31,15 +31,15 @@ LONG = replace(
     mean_history=LONG_HISTORY + 66.0,
 )
 SET = replace(SHORT, is_set=True, trains_on_windows=False, has_context=True)
-BARE_SET = replace(SET, has_context=False)
-SMALL_BARE_SET = replace(BARE_SET, n_users=900)
+SET_OF_MANY = replace(SET, has_context=False)
+SET_OF_FEW = replace(SET_OF_MANY, n_users=900)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, trains_on_windows=False)
 FAMILIES = {
     "short": SHORT,
     "long": LONG,
     "set": SET,
-    "bare set": BARE_SET,
-    "small bare set": SMALL_BARE_SET,
+    "set of many": SET_OF_MANY,
+    "set of few": SET_OF_FEW,
     "repeated": REPEATED,
 }
 GIVEN = ModelConfig(
@@ -168,22 +168,44 @@ def test_no_item_without_content_loses_its_id_part(counts):
     assert choose(replace(counts, has_content=False)).id_dropout == 0
 
 
-@given(counts=counts_of_data, fewer=st.integers(1, 2 * MOST_DIRECTIONS), more=st.integers(2 * MOST_DIRECTIONS, 10**7))
+@given(counts=counts_of_data, fewer=st.integers(1, 2 * MOST_FROZEN), more=st.integers(2 * MOST_FROZEN, 10**7))
 @settings(max_examples=80, deadline=None)
 def test_items_of_a_set_are_frozen_where_the_fewer_of_users_and_items_are_few(counts, fewer, more):
     bare = replace(counts, is_set=True, has_context=False, is_repeated=False, trains_on_windows=False)
     for n_users, n_items in ((fewer, more), (more, fewer)):
         recipe = choose(replace(bare, n_users=n_users, n_items=n_items))
-        assert recipe.freeze_items == (fewer <= MOST_DIRECTIONS)
+        assert recipe.freeze_items == (fewer <= MOST_FROZEN)
         assert recipe.similarity == ("dot" if recipe.freeze_items else "cosine")
         assert recipe.dropout < 0.5 or not recipe.freeze_items
     for other in (replace(bare, is_set=False), replace(bare, has_context=True), replace(bare, is_repeated=True)):
         assert not choose(replace(other, n_users=fewer, n_items=fewer)).freeze_items
 
 
-def test_the_reason_for_frozen_items_names_what_is_few():
-    (choice,) = [one for one in choose_recipe(ModelConfig(), SMALL_BARE_SET)[1] if one.name == "freeze_items"]
-    assert choice.reason == "900 users: a start from correlations loses little of them"
+@pytest.mark.parametrize(("fewer", "is_frozen"), [(MOST_FROZEN, True), (MOST_FROZEN + 1, False)])
+def test_the_reason_for_frozen_items_names_what_is_few(fewer, is_frozen):
+    counts = replace(SET_OF_MANY, n_users=fewer, n_items=2 * fewer)
+    (choice,) = [one for one in choose_recipe(ModelConfig(), counts)[1] if one.name == "freeze_items"]
+    assert choice.value is is_frozen
+    assert choice.reason.startswith(f"{fewer:,} users: correlations of a low rank ")
+
+
+def test_a_start_that_is_trained_is_trained_long_with_much_dropout_and_a_frozen_one_hardly():
+    trained, frozen = choose(SET_OF_MANY), choose(SET_OF_FEW)
+    assert trained.dropout > choose(SET).dropout > frozen.dropout
+    assert trained.max_epochs > frozen.max_epochs
+    assert trained.batch_size > frozen.batch_size
+    assert trained.warmup_steps > frozen.warmup_steps
+
+
+def test_items_that_a_configuration_freezes_or_trains_have_the_rest_chosen_around_them():
+    assert choose(SET_OF_MANY, freeze_items=True) == choose(SET_OF_FEW)
+    assert choose(SET_OF_FEW, freeze_items=False) == choose(SET_OF_MANY)
+
+
+def test_a_set_with_blocks_does_not_start_from_correlations():
+    with_blocks = choose(SET_OF_MANY, n_blocks=1)
+    assert not with_blocks.freeze_items
+    assert with_blocks == replace(choose(SET), n_blocks=1)
 
 
 def test_long_histories_get_more_blocks_and_less_dropout():
@@ -194,9 +216,9 @@ def test_long_histories_get_more_blocks_and_less_dropout():
     assert choose(at_the_limit).n_blocks == short.n_blocks
 
 
-def test_sets_and_repeats_are_scored_by_the_inner_product_and_orders_by_cosine():
-    assert choose(SET).similarity == choose(REPEATED).similarity == "dot"
-    assert choose(SHORT).similarity == "cosine"
+def test_contexts_repeats_and_frozen_sets_are_scored_by_the_inner_product_and_what_else_is_trained_by_cosine():
+    assert {choose(one).similarity for one in (SET, SET_OF_FEW, REPEATED)} == {"dot"}
+    assert {choose(one).similarity for one in (SHORT, SET_OF_MANY)} == {"cosine"}
 
 
 def test_fewer_events_are_looked_at_more_often():

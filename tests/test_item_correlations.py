@@ -97,10 +97,11 @@ def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed, similarity
     judges = hidden.any(axis=1)
     values, columns = np.linalg.eigh(correlations(kept, RIDGE))
     vectors = columns[:, -D:] * np.sqrt(values[-D:])
+    if similarity == "cosine":  # as the towers do: the sum is one of directions
+        vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     products = kept[judges] @ vectors @ vectors.T
     if similarity == "cosine":
         products /= np.linalg.norm(kept[judges] @ vectors, axis=1, keepdims=True) + 1e-12
-        products /= np.linalg.norm(vectors, axis=1) + 1e-12
     popularity = np.log1p(kept.sum(axis=0))
     weights = [share * products.std() / popularity.std() for share in POPULARITY_SHARES]
     found = [

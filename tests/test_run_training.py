@@ -108,7 +108,7 @@ def test_what_is_counted_is_what_the_tables_hold(tmp_path):
     counts = count_data(tables_from_frames(config, *frames)[0], config)
     sizes = [sum(events["user_id"] == user) for user in set(events["user_id"])]
     assert counts.n_events == 83
-    assert counts.n_examples == len(sizes)
+    assert counts.n_examples == counts.n_users == len(sizes)
     assert counts.n_items == len(set(events["item_id"]))
     assert counts.mean_history == pytest.approx(sum(sizes) / len(sizes))
     assert not counts.has_content
@@ -120,7 +120,7 @@ def test_a_set_is_counted_by_its_pairs_and_by_the_parts_it_is_asked_in():
     events = pd.DataFrame([(user, item) for user, row in items.items() for item in row], columns=["user_id", "item_id"])
     frames = (events, pd.DataFrame({"user_id": [1, 2, 3]}), pd.DataFrame({"item_id": range(1, 8)}))
     counts = count_data(tables_from_frames(DataConfig(), *frames)[0], DataConfig())
-    assert (counts.n_events, counts.mean_history) == (10, pytest.approx(10 / 3))
+    assert (counts.n_events, counts.n_users, counts.mean_history) == (10, 3, pytest.approx(10 / 3))
     assert counts.n_examples == FOLDS + 1 + 2
 
 

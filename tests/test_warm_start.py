@@ -8,7 +8,7 @@ from datamodules.config import FeaturesConfig
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.item_correlations import correlate
 from models.towers import Towers
-from models.warm_start import CORRELATED_SCORE, FIRST_SCORE, item_factors
+from models.warm_start import CORRELATED_SCORE, FIRST_SCORE, _turnable, item_factors
 from tests.test_sets import make_set_world, pairs_of
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_world
 from tests.tiny_towers import one_thread
@@ -119,7 +119,19 @@ def test_where_correlations_are_a_start_alone_everything_is_learned_from_vectors
     assert all(parameter.requires_grad for parameter in towers.parameters())
     expected = normalise(correlate(*bare.early_pairs(), (U, N), D, "cosine", 2).vectors.double().numpy())
     found = towers.item_tower.id_table.weight.detach().double().numpy()
-    assert np.allclose(found, 0.2 * expected, atol=1e-6)
+    is_placed = expected.any(axis=1)
+    assert np.allclose(found[is_placed], 0.2 * expected[is_placed], atol=1e-5)
+    assert is_placed.mean() > 0.8
+    assert np.allclose(np.linalg.norm(found, axis=1), 0.2)
+    assert towers.user_tower.start_token.norm() > 0.01  # a cosine of zeros could not be trained
+    assert not start_towers(bare, "cosine").user_tower.start_token.any()
+
+
+def test_an_item_that_nobody_is_known_to_have_can_be_turned_too():
+    vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
+    found = _turnable(vectors, seed=0)
+    assert torch.allclose(found.norm(dim=1), torch.full((2,), 0.2))
+    assert torch.allclose(found[0], torch.tensor([0.12, 0.16]), atol=1e-6)
 
 
 def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):

@@ -86,7 +86,9 @@ def other_id_dropout(config: Config) -> Config:
 
 
 def without_context(config: Config) -> Config:
-    return replace(config, data=replace(config.data, features=replace(config.data.features, context={})))
+    """Declare no context; a set of few users is then left where correlations put it, as a run would choose."""
+    model = replace(config.model, freeze_items=True)
+    return replace(config, model=model, data=replace(config.data, features=replace(config.data.features, context={})))
 
 
 def hold_rate(model: TwoTower) -> None:
