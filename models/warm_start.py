@@ -75,14 +75,15 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
 
 
 LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "start_token")
-"""What is left to train where correlations are all there: these have seen every pair of the training, so that the
+"""What is left to train where items are frozen: their correlations have seen every pair of the training, so that the
 loss has no more to say of items. It would make popularity, whose weight was chosen by ranks, count for more, and
 whatever can learn single pairs by heart only gets worse, measured."""
 TRAINED_LENGTH = 0.2
 """Of an item's vector under `cosine`, where it is trained, about that of a random one: longer ones turn less in as many
 steps; of length 1 they found 5 % less, measured."""
 
-SMALLEST_NOISE = 1e-6
+NOISE = 1e-6
+"""Of an entry, beside vectors of length 1 on average."""
 
 
 def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, freeze_items: bool, seed: int) -> None:
@@ -114,7 +115,7 @@ def start_correlated(towers: Towers, user: np.ndarray, item_row: np.ndarray, fre
 def _turnable(vectors: Tensor, seed: int) -> Tensor:
     """Give vectors (N, D) the length that is trained, those of zeros in a random direction."""
     noise = torch.randn(vectors.shape, generator=torch.Generator().manual_seed(seed))  # (N, D)
-    return TRAINED_LENGTH * functional.normalize(vectors + SMALLEST_NOISE * noise, dim=1)  # (N, D)
+    return TRAINED_LENGTH * functional.normalize(vectors + NOISE * noise, dim=1)  # (N, D)
 
 
 def start_pooling(towers: Towers, user: np.ndarray, item_row: np.ndarray, unit: float, seed: int) -> None:
