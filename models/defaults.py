@@ -164,7 +164,7 @@ def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.starts_from_correlations:
         return False, counts.shape
     fewer, of_what = min((counts.n_users, "users"), (counts.n_items, "items"))
-    worth = "rank as whole ones do" if counts.freezes_correlations else "are only a start"
+    worth = "rank nearly as whole ones do" if counts.freezes_correlations else "are only a start"
     return counts.freezes_correlations, f"{fewer:,} {of_what}: correlations of a low rank {worth}"
 
 

@@ -49,9 +49,9 @@ TABLES = {
 }
 
 
-def fit(data, frames, folder):
+def fit(data, frames, folder, model=SMALL):
     """Train as a run does and return the weights, without export and evaluation."""
-    config = train.Config(data, SMALL, QUIET, folder)
+    config = train.Config(data, model, QUIET, folder)
     folder.mkdir()
     tables, _ = train.read(config, frames, folder)
     config, _ = train.settle(config, tables)
@@ -87,10 +87,15 @@ def test_a_set_is_learned_and_measured_with_and_without_context(set_run):
     assert report["cold"]["test_pairs_owned_before"] == 0
 
 
-def test_a_set_without_context_is_learned_and_places_new_items(tmp_path):
+WITHOUT_CONTEXT = replace(SETS, features=FeaturesConfig(item={"category": "categorical"}))
+FROZEN = replace(SMALL, n_blocks=0, similarity="dot", freeze_items=True)
+TRAINED = replace(SMALL, n_blocks=0, similarity="cosine", freeze_items=False)
+
+
+@pytest.mark.parametrize("model", [SMALL, FROZEN, TRAINED], ids=["as ever", "frozen", "trained"])
+def test_a_set_without_context_is_learned_and_places_new_items(model, tmp_path):
     events, users, items = make_set_tables()
-    data = replace(SETS, features=FeaturesConfig(item={"category": "categorical"}))
-    config = train.Config(data, SMALL, QUIET, tmp_path / "run")
+    config = train.Config(WITHOUT_CONTEXT, model, QUIET, tmp_path / "run")
     recommender = Recommender.load(train.run(config, (events.drop(columns=["place"]), users, items)).bundle)
     (answer,) = recommender.recommend([{"history": [{"item_id": items["item_id"][0]}]}], k=5)
     assert len(answer.item_id) == 5
@@ -98,6 +103,17 @@ def test_a_set_without_context_is_learned_and_places_new_items(tmp_path):
     first, second, again = recommender.encode_items([{"category": name} for name in (*categories, categories[0])])
     assert np.abs(first - again).max() <= 1e-6
     assert np.abs(first - second).max() > 0.01
+
+
+@pytest.mark.parametrize("model", [FROZEN, TRAINED], ids=["frozen", "trained"])
+def test_items_of_a_set_stay_or_are_trained_as_the_configuration_says(model, tmp_path):
+    events, users, items = make_set_tables()
+    frames, table = (events.drop(columns=["place"]), users, items), "item_tower.id_table.weight"
+    slow, fast = (
+        fit(WITHOUT_CONTEXT, frames, tmp_path / str(rate), replace(model, max_epochs=1, learning_rate=rate))[0][table]
+        for rate in (1e-6, 1e-2)
+    )
+    assert torch.equal(slow, fast) == model.freeze_items
 
 
 def test_popularity_in_the_bundle_of_a_set_counts_users(set_run, tmp_path):
