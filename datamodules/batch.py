@@ -31,6 +31,11 @@ class WindowBatch(NamedTuple):
     def is_target(self) -> Tensor:
         return self.target_weights > 0  # (B, L)
 
+    @property
+    def targets(self) -> tuple[Tensor, Tensor]:
+        """Window and place of each of the M targets, (M,) both, ascending."""
+        return self.is_target.nonzero(as_tuple=True)  # type: ignore[return-value]
+
 
 class RequestBatch(NamedTuple):
     """B requests, each with the items that followed."""

@@ -14,20 +14,23 @@ from models.time_basis import LogTimeBasis
 
 N_GAP_KNOTS = 12
 NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
-FARTHEST = 64
+UNSEEN, FARTHEST = 0, 64
 
 
 class Relations(NamedTuple):
     """How Q tokens that ask stand to all T tokens."""
 
     pieces: Tensor
-    """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` of the start token."""
+    """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` to the start token."""
     log_places: Tensor
     """(B, Q, T): where it lies, counted in knots."""
     distance: Tensor
-    """(B, Q, T) int64 in groups, or (1, Q, T) if alike in all rows."""
-    is_seen: Tensor
-    """(B, Q, T) bool, or (1, Q, T)."""
+    """(B, Q, T) int64: `UNSEEN`, or 1 + groups in between; (1, Q, T) if alike in all rows."""
+
+    def take(self, places: Tensor) -> Relations:
+        """Leave the tokens at places (B, Q), of T that ask."""
+        pieces, log_places, distance = (take_tokens(part.expand(len(places), -1, -1), places) for part in self)
+        return Relations(pieces, log_places, distance)
 
 
 class EventBlocks(nn.Module):
@@ -70,22 +73,23 @@ class EventBlocks(nn.Module):
         Returns:
             (B, D).
         """
-        if len(self.blocks) > 1:
-            relations = self.relate(times, groups, times, groups)
-            for block in self.blocks[:-1]:
-                tokens = block(tokens, relations)  # (B, T, D)
         places = places.unsqueeze(1)  # (B, 1)
-        asking = groups.expand(len(places), -1).gather(1, places)  # (B, 1)
-        relations = self.relate(times.gather(1, places), asking, times, groups)
+        if len(self.blocks) > 1:
+            whole = self.relate(times, groups, times, groups)
+            for block in self.blocks[:-1]:
+                tokens = block(tokens, whole)  # (B, T, D)
+            relations = whole.take(places)
+        else:
+            asking = groups.expand(len(places), -1).gather(1, places)  # (B, 1)
+            relations = self.relate(times.gather(1, places), asking, times, groups)
         return self.norm(self.blocks[-1](tokens, relations, places)).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
     def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
         """Relate the tokens that ask, of times and groups (B, Q), to all tokens, of times and groups (B, T)."""
-        pieces, log_places = self.gap_basis.locate(query_times.unsqueeze(2) - times.unsqueeze(1))  # (B, Q, T) each
-        is_start = (query_groups == 0).unsqueeze(2) | (groups == 0).unsqueeze(1)  # (B, Q, T)
-        pieces = pieces.masked_fill(is_start, NO_GAP)  # (B, Q, T)
-        distance = (query_groups.unsqueeze(2) - groups.unsqueeze(1)).clamp(0, FARTHEST)  # (B, Q, T)
-        return Relations(pieces, log_places, distance, groups.unsqueeze(1) <= query_groups.unsqueeze(2))
+        pieces, log_places = self.gap_basis.locate(query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1))  # (B, Q, L)
+        pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
+        distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
+        return Relations(pieces, functional.pad(log_places, (1, 0)), distance.clamp(-1, FARTHEST) + 1)
 
 
 class EventBlock(nn.Module):
@@ -112,45 +116,58 @@ class EventBlock(nn.Module):
 
     def forward(self, tokens: Tensor, relations: Relations, places: Tensor | None = None) -> Tensor:
         """Let the tokens at `places` (B, Q), all of them by default, look at the tokens (B, T, D): (B, Q, D)."""
-        bias = look_up(self.distance_bias.weight.T, relations.distance)  # (B, H, Q, T)
+        bias = self.weigh_distances(relations.distance)  # (B, H, Q, T)
         bias = bias + self.weigh_gaps(relations.pieces, relations.log_places)  # (B, H, Q, T)
-        bias = bias.masked_fill(~relations.is_seen.unsqueeze(1), float("-inf"))  # (B, H, Q, T)
         mixed = self.attend(self.attention_norm(tokens), bias, places)  # (B, Q, D)
         asking = tokens if places is None else take_tokens(tokens, places)  # (B, Q, D)
         asking = asking + self.dropout(mixed)  # (B, Q, D)
         result: Tensor = asking + self.dropout(self.feed_forward(asking))  # (B, Q, D)
         return result
 
+    def weigh_distances(self, distance: Tensor) -> Tensor:
+        """Look up the bias of each distance (B, Q, T), -inf where a token is not seen: (B, H, Q, T)."""
+        tables = functional.pad(self.distance_bias.weight.T, (1, 0), value=float("-inf"))  # (H, UNSEEN and distances)
+        return self.look_up(tables, distance)  # (B, H, Q, T)
+
     def weigh_gaps(self, pieces: Tensor, log_places: Tensor) -> Tensor:
         """Interpolate the bias of each gap, given by piece and place (B, Q, T), between knots: (B, H, Q, T)."""
         values = self.gap_bias.weight  # (H, K)
         slopes = values.diff(dim=1)  # (H, pieces)
         starts = values[:, :-1] - slopes * torch.arange(slopes.shape[1], device=slopes.device)  # (H, pieces)
-        starts, slopes = (functional.pad(table, (0, 1)) for table in (starts, slopes))  # (H, K): none weighs nothing
-        return look_up(starts, pieces) + look_up(slopes, pieces) * log_places.unsqueeze(1)  # (B, H, Q, T)
+        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K): no gap weighs nothing
+        starts, slopes = self.look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
+        return starts + slopes * log_places.unsqueeze(1)  # (B, H, Q, T)
+
+    def look_up(self, tables: Tensor, index: Tensor) -> Tensor:
+        """Look up (B, Q, T) in each of H tables (H, K), (B, H, Q, T); training gathers, whose gradient is cheaper."""
+        if not self.training:
+            return functional.embedding(index, tables.T).movedim(3, 1)  # (B, H, Q, T)
+        n_batch, n_asking, _ = index.shape
+        spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_asking, -1)  # (B, H, Q, K)
+        return spread.gather(3, index.unsqueeze(1).expand(-1, len(tables), -1, -1))  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, places: Tensor | None) -> Tensor:
         """Mix the values of the tokens (B, T, D) for those at `places` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
-        n_batch, n_tokens, dim = tokens.shape
-        width = dim // self.n_heads
-        heads = self.project_in(tokens).view(n_batch, n_tokens, 3, self.n_heads, width)
-        query, key, value = heads.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, H, T, D / H)
+        query, key, value = self.project_in(tokens).chunk(3, dim=-1)  # (B, T, D) each
         if places is not None:
-            index = places.unsqueeze(1).unsqueeze(-1).expand(-1, self.n_heads, -1, width)  # (B, H, Q, D / H)
-            query = query.gather(2, index)  # (B, H, Q, D / H)
-        query = query / math.sqrt(width)  # before the product: of float16 it could be too large
+            query = take_tokens(query, places)  # (B, Q, D)
+        query, key, value = map(self.split_heads, (query, key, value))  # (B, H, Q, D / H), (B, H, T, D / H) both
+        query = query / math.sqrt(query.shape[-1])  # before the product: of float16 it could be too large
         scores = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = scores.softmax(dim=-1) @ value  # (B, H, Q, D / H)
-        joined = torch.cat(mixed.unbind(1), dim=-1)  # (B, Q, D); a reshape would not export with several heads
-        result: Tensor = self.project_out(joined)  # (B, Q, D)
+        result: Tensor = self.project_out(self.join_heads(mixed))  # (B, Q, D)
         return result
 
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """Give each head its part of the tokens (B, T, D): (B, H, T, D / H)."""
+        if self.n_heads == 1:
+            return tokens.unsqueeze(1)  # (B, 1, T, D)
+        n_batch, n_tokens, dim = tokens.shape
+        return tokens.reshape(n_batch, n_tokens, self.n_heads, dim // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
 
-def look_up(tables: Tensor, index: Tensor) -> Tensor:
-    """Look up (B, Q, T) in a table of each head (H, K), (B, H, Q, T): a gather, whose gradient is the cheaper one."""
-    n_batch, n_asking, _ = index.shape
-    spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_asking, -1)  # (B, H, Q, K)
-    return spread.gather(3, index.unsqueeze(1).expand(-1, len(tables), -1, -1))  # (B, H, Q, T)
+    def join_heads(self, heads: Tensor) -> Tensor:
+        """Undo `split_heads`: (B, H, T, D / H) to (B, T, D); a reshape would not export with several heads."""
+        return heads.squeeze(1) if self.n_heads == 1 else torch.cat(heads.unbind(1), dim=-1)  # (B, T, D)
 
 
 def take_tokens(tokens: Tensor, places: Tensor) -> Tensor:

@@ -13,9 +13,8 @@ from serve.schema import PADDING, UNKNOWN, Feature
 class FeatureEmbedding(nn.Module):
     """Embed the encoded features of one side.
 
-    The codes of a multi-valued feature, n-grams of a text among them, are averaged (embedding, mask, mean: an
-    `EmbeddingBag` would export as a loop); features are summed. Unknown codes of a feature start at zero: they say
-    nothing until trained.
+    The codes of a multi-valued feature, n-grams of a text among them, are averaged; features are summed. Unknown codes
+    of a feature start at zero: they say nothing until trained. Those of padding are zero and stay so: their share is 0.
     """
 
     code_offsets: Tensor
@@ -33,7 +32,7 @@ class FeatureEmbedding(nn.Module):
             offsets += feature.n_codes
         self.dim = dim
         self.has_features = len(features) > 0
-        self.has_texts = any(feature.kind == "text" for feature in features)
+        self.has_single_codes = len(columns) == len(slices)
         self.table = nn.Embedding(max(offsets, 1), dim)
         stops = [columns_of_feature.stop for _, columns_of_feature in value_slices(features)]
         self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))  # (V, D)
@@ -64,23 +63,33 @@ class FeatureEmbedding(nn.Module):
         """
         if not self.has_features:
             return torch.zeros(len(codes), self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
-        present = (codes != PADDING).to(values.dtype)  # (B, C)
-        per_feature = present @ self.feature_of_column  # (B, features)
-        share = present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
-        result: Tensor = self._sum_codes(codes + self.code_offsets, share) + values @ self.number_table  # (B, D)
-        return result
+        if not len(self.code_offsets):
+            return values @ self.number_table  # (B, D)
+        summed = self._sum_codes(codes, values.dtype)  # (B, D)
+        return summed + values @ self.number_table if len(self.number_table) else summed  # (B, D)
 
-    def _sum_codes(self, rows: Tensor, share: Tensor) -> Tensor:
-        """Sum table rows (B, C) by their shares (B, C), (B, D).
+    def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
-        Training on texts does without the (B, C, D) in between, which is large for a whole catalogue.
+        Training does without the (B, C, D) in between, which is large for a whole catalogue; a graph would have a loop
+        in its place. Where each feature has one code it has all of the share, or is padding, of zeros.
         """
+        rows = codes + self.code_offsets  # (B, C)
         summed: Tensor
-        if self.training and self.has_texts:
+        if self.training:
+            share = self._share(codes, dtype)  # (B, C)
             summed = functional.embedding_bag(rows, self.table.weight, mode="sum", per_sample_weights=share)  # (B, D)
+        elif self.has_single_codes:
+            summed = self.table(rows).sum(dim=1)  # (B, D)
         else:
-            summed = (self.table(rows) * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
+            summed = (self.table(rows) * self._share(codes, dtype).unsqueeze(-1)).sum(dim=1)  # (B, D)
         return summed
+
+    def _share(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """Say by how much each code (B, C) counts in the mean of its feature, (B, C)."""
+        present = (codes != PADDING).to(dtype)  # (B, C)
+        per_feature = present @ self.feature_of_column  # (B, features)
+        return present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
 
     def has_content(self, codes: Tensor, values: Tensor) -> Tensor:
         """Say which rows have any known feature value, (B,) bool."""

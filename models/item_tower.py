@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from models.directions import normalise
 from models.features import FeatureEmbedding
 from serve.schema import Feature, Similarity
 
@@ -71,4 +71,4 @@ class ItemTower(nn.Module):
         return torch.cat([self.normalise(taste), affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)
 
     def normalise(self, taste: Tensor) -> Tensor:
-        return functional.normalize(taste, dim=-1) if self.similarity == "cosine" else taste  # (N, D)
+        return normalise(taste) if self.similarity == "cosine" else taste  # (N, D)

@@ -78,8 +78,12 @@ def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: 
 
 def target_logits(users: Tensor, items: Tensor, target_rows: Tensor, target_items: Tensor) -> Tensor:
     """Compute users . items of single pairs in at least float32, (M,)."""
-    users, items = _at_least_float32(users), _at_least_float32(items)
-    return (users[target_rows] * items[target_items]).sum(dim=1)  # (M,)
+    return pair_logits(users[target_rows], items[target_items])  # (M,)
+
+
+def pair_logits(users: Tensor, items: Tensor) -> Tensor:
+    """Compute users . items, both (M, W), row by row in at least float32, (M,)."""
+    return (_at_least_float32(users) * _at_least_float32(items)).sum(dim=1)  # (M,)
 
 
 def _at_least_float32(values: Tensor) -> Tensor:

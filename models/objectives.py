@@ -7,26 +7,26 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
-from models.losses import Sparse, no_sparse, softmax_loss, target_logits
-from models.sampled_softmax import find_own, log_q_losses, sampled_softmax_losses
+from models.losses import Sparse, no_sparse, pair_logits, softmax_loss, target_logits
+from models.sampled_softmax import Barred, find_own, find_owned, sampled_softmax_loss
 from models.sampling import Negatives
 
 NOVEL_WEIGHT = 0.5
 
 
 def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
-    """Average the cross entropy of every target position by its weight.
+    """Average the cross entropy of every target by its weight.
 
     Args:
-        users: (B, L, W) divided by the temperature.
+        users: (M, W) of the targets, divided by the temperature.
         items: (N, W).
         batch: its windows.
     """
-    is_target = batch.is_target  # (B, L)
-    chosen, rows, weights = users[is_target], batch.history_rows[is_target], batch.target_weights[is_target]
-    positions = torch.arange(len(rows), device=rows.device)  # (M,)
-    logits = target_logits(chosen, items, positions, rows)  # (M,)
-    return softmax_loss(chosen, items, no_sparse(chosen), logits, positions, weights)
+    targets = batch.targets
+    rows, weights = batch.history_rows[targets], batch.target_weights[targets]  # (M,) both
+    logits = pair_logits(users, items[rows])  # (M,)
+    places = torch.arange(len(users), device=users.device)  # (M,)
+    return softmax_loss(users, items, no_sparse(users), logits, places, weights)
 
 
 def sampled_window_loss(
@@ -37,28 +37,25 @@ def sampled_window_loss(
     positive_expected: Tensor,
     correction: Correction,
 ) -> Tensor:
-    """Average the cross entropy of every target position against the negatives of the step by its weight.
+    """Average the cross entropy of every target against the negatives of the step by its weight.
 
     Args:
-        users: (B, L, W) divided by the temperature.
+        users: (M, W) of the targets, divided by the temperature.
         items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these.
         batch: its windows.
         negatives: K items.
         positive_expected: (M,) log of how often each target is expected among them.
         correction: whose logits are corrected.
     """
-    is_target = batch.is_target  # (B, L)
-    chosen, rows, weights = users[is_target], batch.history_rows[is_target], batch.target_weights[is_target]
-    positions = torch.arange(len(rows), device=rows.device)  # (M,)
-    positive = target_logits(chosen, items, positions, rows)  # (M,)
-    negative = (chosen @ items[negatives.rows].T).to(positive.dtype)  # (M, K)
-    is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
-    is_barred = is_own[is_target.nonzero()[:, 0]]  # (M, K) with the target itself
+    targets = batch.targets
+    positive = pair_logits(users, items[batch.history_rows[targets]])  # (M,)
     if correction == "every_logit":
-        losses = log_q_losses(positive, negative, positive_expected, negatives.log_expected, is_barred)  # (M,)
-    else:
-        losses = sampled_softmax_losses(positive, negative, negatives.log_expected, is_barred)  # (M,)
-    return (losses * weights).sum() / weights.sum().clamp(min=1e-12)
+        positive = positive - positive_expected  # (M,)
+    is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
+    barred, weights = Barred(is_own, targets[0]), batch.target_weights[targets]
+    rows = torch.arange(len(users), device=users.device)  # (M,)
+    vectors = items[negatives.rows]  # (K, W)
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, positive, rows, weights)
 
 
 def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
@@ -91,3 +88,34 @@ def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     novel = Sparse(batch.owned_users, batch.owned_rows, barred)
     return softmax_loss(users, items, novel, logits, rows, batch.target_weights[is_novel])
+
+
+def sampled_novel_loss(
+    users: Tensor,
+    items: Tensor,
+    batch: RequestBatch,
+    negatives: Negatives,
+    positive_expected: Tensor,
+    correction: Correction,
+) -> Tensor:
+    """Rank the targets that are not owned among the negatives of the step that are neither owned nor targets.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these, those of owned
+            items that it does not need are n.
+        batch: its requests.
+        negatives: K items.
+        positive_expected: (M,) log of how often each target is expected among them.
+        correction: whose logits are corrected.
+    """
+    is_novel = batch.target_owned < 0  # (M,)
+    rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]  # (novel targets,) both
+    logits = target_logits(users, items, rows, targets)  # (novel targets,)
+    if correction == "every_logit":
+        logits = logits - positive_expected[is_novel]  # (novel targets,)
+    pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])
+    is_own = find_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
+    barred = Barred(is_own, torch.arange(len(users), device=users.device))
+    weights, vectors = batch.target_weights[is_novel], items[negatives.rows]  # (novel targets,), (K, W)
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, logits, rows, weights)

@@ -1,54 +1,64 @@
 """The softmax over a sample of the catalogue: what training on many items costs less with.
 
-Letters: B windows, L events, M targets, K negatives shared by all targets. Temperature comes before any correction:
-logits are scores over the temperature already.
+Letters: B windows or requests, R rows of users, M targets, K negatives shared by all targets, W columns of a vector.
+Temperature comes before any correction: users are divided by it already.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+CHUNK_CELLS = 1 << 19  # logits held at once: few enough to stay in a core's cache through all that is done with them
 
-def sampled_softmax_losses(positive: Tensor, negative: Tensor, log_expected: Tensor, is_barred: Tensor) -> Tensor:
-    """Compute the cross entropy of each target against a sample, the logit of the positive as it is.
+
+@dataclass(frozen=True)
+class Barred:
+    """Which negatives are none for a row: those of its window or request."""
+
+    is_own: Tensor
+    """(B, K) bool: of each window or request."""
+    of_row: Tensor
+    """(R,) window or request of each row."""
+
+
+def sampled_softmax_loss(
+    users: Tensor,
+    negatives: Tensor,
+    log_expected: Tensor,
+    barred: Barred,
+    logits: Tensor,
+    target_rows: Tensor,
+    weights: Tensor,
+) -> Tensor:
+    """Average the cross entropy of targets against a sample by weight.
 
     exp(s_pos) + sum_k exp(s_k) / expected_k is unbiased for the sum over all items where draws of the positive are
     barred: the positive is there always, not by chance, and is not corrected (Khrylchenko et al. 2025,
-    arXiv 2507.09331).
+    arXiv 2507.09331). Whoever corrects it too (Yi et al. 2019) takes its log expected count from its logit.
 
     Args:
-        positive: (M,) logits.
-        negative: (M, K) logits.
+        users: (R, W).
+        negatives: (K, W).
         log_expected: (K,) log of how often each negative is expected in the sample.
-        is_barred: (M, K) bool: the target itself, or another item that is no negative of this target.
+        barred: targets of a row, and other items that are no negatives of it.
+        logits: (M,) of the targets.
+        target_rows: (M,) row of each target, ascending.
+        weights: (M,), constants.
 
     Returns:
-        (M,).
+        Scalar, at least float32; 0 where nothing has a weight.
     """
-    log_sums: Tensor = _LogSumExp.apply(positive, negative, log_expected, is_barred)  # type: ignore[no-untyped-call]
-    return log_sums - positive  # (M,)
-
-
-def log_q_losses(
-    positive: Tensor, negative: Tensor, positive_expected: Tensor, log_expected: Tensor, is_barred: Tensor
-) -> Tensor:
-    """Compute the same with every logit corrected, the positive's too (Yi et al. 2019).
-
-    Args:
-        positive: (M,) logits.
-        negative: (M, K) logits.
-        positive_expected: (M,) as `log_expected`, of each target.
-        log_expected: see `sampled_softmax_losses`.
-        is_barred: see `sampled_softmax_losses`.
-
-    Returns:
-        (M,).
-    """
-    return sampled_softmax_losses(positive - positive_expected, negative, log_expected, is_barred)  # (M,)
+    weights = weights.detach().to(logits.dtype)  # (M,)
+    shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
+    shifts = torch.where(barred.is_own, float("-inf"), -log_expected).to(logits.dtype)  # (B, K)
+    arguments = (users, negatives, shifts, barred.of_row, logits, target_rows, shares)
+    log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
+    return log_sums - (shares * logits).sum()  # scalar
 
 
 def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int) -> Tensor:
@@ -69,22 +79,59 @@ def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_ite
     return is_own.scatter_(1, rows, True)[:, negative_rows]  # (B, K)
 
 
-class _LogSumExp(torch.autograd.Function):
-    """The log of the sum over a positive and its corrected negatives, (M,), in few passes over the (M, K) of a step."""
+def find_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_rows: Tensor, n_items: int) -> Tensor:
+    """Do as `find_own` for pairs of a user and an item, (E,) both, rows from `n_items` on being no item: (B, K)."""
+    is_own = torch.zeros(n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device)  # (B, N + 1)
+    is_own[owned_users, owned_rows] = True
+    return is_own[:, negative_rows]  # (B, K)
+
+
+class _WeightedLogSumExp(torch.autograd.Function):
+    """The weighted sum over targets of the log of the sum over each and the corrected negatives of its row.
+
+    As in `models.losses`, the forward pass knows the gradient but for one factor, and forms it while it has the chunk.
+    """
 
     @staticmethod
-    def forward(ctx: Any, positive: Tensor, negative: Tensor, log_expected: Tensor, is_barred: Tensor) -> Tensor:
-        corrected = (negative - log_expected).masked_fill_(is_barred, float("-inf"))  # (M, K)
-        largest = torch.maximum(corrected.amax(dim=1), positive)  # (M,)
-        terms = corrected.sub_(largest.unsqueeze(1)).exp_()  # (M, K)
-        own = (positive - largest).exp()  # (M,)
-        sums = terms.sum(dim=1).add_(own)  # (M,)
-        ctx.save_for_backward(own, terms, sums)
-        return sums.log().add_(largest)  # (M,)
+    def forward(
+        ctx: Any,
+        users: Tensor,
+        negatives: Tensor,
+        shifts: Tensor,
+        of_row: Tensor,
+        positive: Tensor,
+        target_rows: Tensor,
+        shares: Tensor,
+    ) -> Tensor:
+        total = positive.new_zeros(())  # scalar
+        grads = torch.empty_like(users), torch.zeros_like(negatives), torch.empty_like(positive)  # (R, W), (K, W), (M,)
+        grad_users, grad_negatives, grad_positive = grads
+        size = max(1, CHUNK_CELLS // max(len(negatives), 1))
+        starts = list(range(0, len(users), size))
+        bounds = torch.searchsorted(target_rows, torch.tensor([*starts, len(users)], device=users.device)).tolist()
+        for i, start in enumerate(starts):
+            span, targets = slice(start, start + size), slice(bounds[i], bounds[i + 1])
+            logits = shifts.index_select(0, of_row[span])  # (chunk, K)
+            logits += users[span] @ negatives.T  # (chunk, K)
+            most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
+            powers = logits.sub_(most).exp_()  # (chunk, K)
+            sums = powers.sum(dim=1)  # (chunk,)
+            place = target_rows[targets] - start  # (targets of the chunk,)
+            rest = (sums.log() + most.squeeze(1))[place]  # (targets of the chunk,)
+            log_sums = torch.logaddexp(positive[targets], rest)  # (targets of the chunk,)
+            total += (shares[targets] * log_sums).sum()  # scalar
+            own = shares[targets] * (positive[targets] - log_sums).exp()  # (targets of the chunk,)
+            grad_positive[targets] = own  # (targets of the chunk,)
+            weight = torch.zeros_like(sums).index_add_(0, place, shares[targets] - own)  # (chunk,)
+            factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
+            grad_users[span] = (powers @ negatives) * factor  # (chunk, W)
+            grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
+        ctx.save_for_backward(*grads)
+        return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        own, terms, sums = ctx.saved_tensors
-        scale = grads[0] / sums  # (M,)
-        return own * scale, terms * scale.unsqueeze(1), None, None  # (M,), (M, K)
+        (grad,) = grads  # scalar
+        of_users, of_negatives, of_positive = (grad * part for part in ctx.saved_tensors)  # (R, W), (K, W), (M,)
+        return of_users, of_negatives, None, None, of_positive, None, None

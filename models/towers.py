@@ -43,6 +43,11 @@ class Towers(nn.Module):
     def n_items(self) -> int:
         return len(self.item_codes)
 
+    @property
+    def no_popularity(self) -> Tensor:
+        """Of a catalogue whose vectors have no such part, (N, 0)."""
+        return self.item_values.new_zeros(self.n_items, 0)  # (N, 0)
+
     def item_vectors(self, popularity: Tensor) -> Tensor:
         """Make the vectors of the whole catalogue with popularity (N, P) as of a moment, (N, W)."""
         rows = torch.arange(self.n_items, device=self.item_codes.device)  # (N,)
@@ -50,32 +55,33 @@ class Towers(nn.Module):
             rows, self.item_codes, self.item_values, self.categories, popularity, self.item_has_content
         )  # (N, W)
 
-    def some_item_vectors(self, rows: Tensor) -> Tensor:
-        """Make the vectors of some items (n,) of a catalogue without popularity, (n, W)."""
+    def some_item_vectors(self, rows: Tensor, popularity: Tensor) -> Tensor:
+        """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
         return self.item_tower(  # type: ignore[no-any-return]
             rows,
             self.item_codes[rows],
             self.item_values[rows],
             self.categories[rows],
-            self.item_values.new_zeros(len(rows), 0),
+            popularity[rows],
             self.item_has_content[rows],
         )  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
-        """Make the user vector for every position of every window, from what stands before it, (B, L, W)."""
+        """Make the user vector of every target of the windows, from what stands before it, (M, W)."""
         tower, arrays = self.user_tower, batch.arrays
+        windows, places = targets = batch.targets
         states = tower.encode_events(items[batch.history_rows][..., : tower.dim], arrays)  # (B, T, D)
-        before = torch.where(batch.sees_history.unsqueeze(-1), states[:, :-1], states[:, :1])  # (B, L, D)
-        n_windows, length, dim = before.shape
+        sees = batch.sees_history[targets]  # (M,)
+        before = windows * states.shape[1] + torch.where(sees, places, 0)  # (M,)
         fused = tower.fuse(
-            before.reshape(-1, dim),
-            arrays["user_codes"].repeat_interleave(length, dim=0),
-            arrays["user_values"].repeat_interleave(length, dim=0),
-            batch.context_codes.flatten(0, 1),
-            batch.context_values.flatten(0, 1),
-            torch.where(batch.sees_history, batch.recency, 0).flatten(),
-        )  # (B * L, D)
-        return tower.finish(fused).view(n_windows, length, -1)  # (B, L, W)
+            states.flatten(0, 1).index_select(0, before),
+            arrays["user_codes"][windows],
+            arrays["user_values"][windows],
+            batch.context_codes[targets],
+            batch.context_values[targets],
+            torch.where(sees, batch.recency[targets], 0),
+        )  # (M, D)
+        return tower.finish(fused)  # (M, W)
 
     def request_vectors(self, batch: RequestBatch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
-from models.objectives import novel_loss, repeat_loss, sampled_window_loss, window_loss
-from models.sampling import NegativeSampler
+from models.objectives import novel_loss, repeat_loss, sampled_novel_loss, sampled_window_loss, window_loss
+from models.sampling import NegativeSampler, find_places
 from models.smoothing import NDCG
 from models.towers import Towers
 from models.validation import request_ndcg
@@ -55,7 +55,8 @@ class TwoTower(pl.LightningModule):
             seed: dropout and id dropout are seeded from it and the epoch.
             started_tables: names of parameters that start from the data and learn slowly.
             max_epochs: length of the schedule, also where training ends earlier.
-            sampler: of the negatives of windows; None: every target is told from the whole catalogue.
+            sampler: of the negatives of a step; None: every target is told from the whole catalogue, as it always is
+                where there is a memory.
             correction: whose logits are corrected for being drawn.
         """
         super().__init__()
@@ -101,32 +102,50 @@ class TwoTower(pl.LightningModule):
     def window_step(self, batch: WindowBatch) -> Tensor:
         if self.sampler is not None:
             return self.sampled_window_step(batch, self.sampler)
-        popularity = self.towers.item_values.new_zeros(self.towers.n_items, 0)  # (N, 0)
-        items = self.towers.item_vectors(popularity)  # (N, W)
-        users = self.towers.window_vectors(batch, items)  # (B, L, W)
+        items = self.towers.item_vectors(self.towers.no_popularity)  # (N, W)
+        users = self.towers.window_vectors(batch, items)  # (M, W)
         return window_loss(users / self.temperature, items, batch)
 
     def sampled_window_step(self, batch: WindowBatch, sampler: NegativeSampler) -> Tensor:
         """Tell targets from a sample: of the catalogue, only what histories and the sample hold is computed."""
-        targets = batch.history_rows[batch.is_target]  # (M,)
+        targets = batch.history_rows[batch.targets]  # (M,)
         negatives = sampler.draw(targets)
         needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
         distinct, places = torch.unique(needed, return_inverse=True)  # (n,), (B * L + K,)
         n_history = batch.history_rows.numel()
         local = batch._replace(history_rows=places[:n_history].view_as(batch.history_rows))
-        items = self.towers.some_item_vectors(distinct)  # (n, W)
-        users = self.towers.window_vectors(local, items)  # (B, L, W)
+        items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
+        users = self.towers.window_vectors(local, items)  # (M, W)
         drawn = replace(negatives, rows=places[n_history:])
         expected = sampler.log_expected(targets)  # (M,)
         return sampled_window_loss(users / self.temperature, items, local, drawn, expected, self.correction)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
+        if self.sampler is not None and self.towers.user_tower.memory is None:
+            return self.sampled_request_step(batch, self.sampler)
         items = self.towers.item_vectors(batch.popularity)  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
         users = users / self.temperature  # (B, W)
         if self.towers.user_tower.memory is None:
             return novel_loss(users, items, batch)
         return repeat_loss(users, bonus / self.temperature, items, batch)
+
+    def sampled_request_step(self, batch: RequestBatch, sampler: NegativeSampler) -> Tensor:
+        """Do as `sampled_window_step` with what follows each request."""
+        negatives = sampler.draw(batch.target_rows)
+        wanted = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)
+        distinct, places = torch.unique(torch.cat(wanted), return_inverse=True)  # (n,), (B * L + M + K,)
+        history, targets, drawn = places.split([len(part) for part in wanted])  # (B * L,), (M,), (K,)
+        local = batch._replace(
+            history_rows=history.view_as(batch.history_rows),
+            target_rows=targets,
+            owned_rows=find_places(distinct, batch.owned_rows),
+        )
+        items = self.towers.some_item_vectors(distinct, batch.popularity)  # (n, W)
+        users, _ = self.towers.request_vectors(local, items)  # (B, W)
+        expected = sampler.log_expected(batch.target_rows)  # (M,)
+        found = replace(negatives, rows=drawn)
+        return sampled_novel_loss(users / self.temperature, items, local, found, expected, self.correction)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_values = {"all": [], "novel": []}

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from datamodules.batch import Tensors
 from models.blocks import EventBlocks
+from models.directions import normalise
 from models.dropout import Dropout
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
@@ -150,18 +151,18 @@ class UserTower(nn.Module):
         recency: Tensor,
     ) -> Tensor:
         """Join states (B, D) with demographics, request context and the seconds (B,) since the last event: (B, D)."""
-        who = self.demographics(user_codes, user_values)  # (B, D)
-        here = self.context(context_codes, context_values)  # (B, D)
+        sides = ((self.demographics, user_codes, user_values), (self.context, context_codes, context_values))
+        known = [embed(codes, values) for embed, codes, values in sides if embed.has_features]  # (B, D) each
         now = self.project_recency(self.time_basis(recency))  # (B, D)
-        change: Tensor = self.head(torch.cat([states, who + here + now], dim=-1))  # (B, D)
-        fused: Tensor = states + change + who + here  # (B, D)
+        change: Tensor = self.head(torch.cat([states, sum(known, now)], dim=-1))  # (B, D)
+        fused: Tensor = sum(known, states + change)  # (B, D)
         return fused
 
     def finish(self, fused: Tensor) -> Tensor:
         """Make the user's vector from the fused state (B, D): taste and, where items carry it, popularity (B, W)."""
         taste = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
-            taste = functional.normalize(taste, dim=-1)  # (B, D)
+            taste = normalise(taste)  # (B, D)
         if self.popularity_gate is None:
             return taste  # type: ignore[no-any-return]  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
@@ -217,5 +218,5 @@ class UserTower(nn.Module):
         vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
         if self.similarity == "cosine":
             taste, rest = vectors[:, : self.dim], vectors[:, self.dim :]
-            vectors = torch.cat([functional.normalize(taste, dim=-1), rest], dim=1)  # (B, W)
+            vectors = torch.cat([normalise(taste), rest], dim=1)  # (B, W)
         return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from torch.nn.functional import pad
 
 import tests.benchmarks.ablations as ablations
 from datamodules.config import TargetsConfig
@@ -122,8 +123,8 @@ def test_the_rate_stays_at_its_peak():
 def test_attention_no_longer_depends_on_gaps():
     module, silent, data = altered("no-time-in-attention", ORDERED)
     batch = batches(data)[0]
-    tokens = torch.randn(len(batch.history_rows), batch.history_rows.shape[1], 6)
-    times, groups = batch.arrays["history_times"], batch.arrays["history_groups"]
+    times, groups = (pad(batch.arrays[f"history_{name}"], (1, 0)) for name in ("times", "groups"))
+    tokens = torch.randn(*times.shape, 6)
     stretched = times * 3 - times.min()
     for one, changes in ((module, True), (silent, False)):
         blocks = one.towers.user_tower.blocks

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.blocks import EventBlocks
+from models.blocks import FARTHEST, EventBlocks
 from models.user_tower import PADDING_GROUP
 
 
@@ -21,8 +21,48 @@ def test_a_gap_weighs_what_hat_functions_of_it_weigh(n_heads):
     weighed = block.weigh_gaps(relations.pieces, relations.log_places)
     for row, asking, asked in np.ndindex(2, 6, 6):
         expected = torch.zeros(n_heads)
-        if asking and asked:
+        if asked:
             gap = max(0, int(times[row, asking] - times[row, asked]))
             place = min(math.log1p(gap), 20.0) / (20.0 / 11)
             expected = sum(max(0.0, 1 - abs(place - knot)) * block.gap_bias.weight[:, knot] for knot in range(12))
         torch.testing.assert_close(weighed[row, :, asking, asked], expected, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("n_heads", [1, 2])
+@pytest.mark.parametrize("is_training", [True, False])
+def test_what_comes_later_is_not_seen_and_what_came_before_weighs_by_its_distance(n_heads, is_training):
+    torch.manual_seed(4)
+    blocks = EventBlocks(8, 1, n_heads, 0.0).train(is_training)
+    (block,) = blocks.blocks
+    groups = torch.tensor([[0, 1, 1, 2, 99], [0, 1, 2, PADDING_GROUP, PADDING_GROUP]])
+    times = torch.arange(5).repeat(2, 1)
+    weighed = block.weigh_distances(blocks.relate(times, groups, times, groups).distance)
+    assert weighed.shape == (2, n_heads, 5, 5)
+    for row, asking, asked in np.ndindex(2, 5, 5):
+        distance = int(groups[row, asking] - groups[row, asked])
+        if distance < 0:
+            assert (weighed[row, :, asking, asked] == -math.inf).all()
+        else:
+            assert torch.equal(weighed[row, :, asking, asked], block.distance_bias.weight[min(distance, FARTHEST)])
+
+
+@pytest.mark.parametrize("n_blocks", [1, 2, 3])
+@pytest.mark.parametrize("n_heads", [1, 2])
+def test_one_token_is_encoded_as_it_is_among_all(n_blocks, n_heads):
+    torch.manual_seed(5)
+    blocks = EventBlocks(8, n_blocks, n_heads, 0.0).eval()
+    tokens, times = torch.randn(3, 7, 8), torch.randint(0, 10**6, (3, 7)).sort(dim=1).values
+    places = torch.tensor([0, 6, 3])
+    for groups in (torch.arange(7).unsqueeze(0), torch.tensor([0, 1, 1, 2, 3, 3, 4]).repeat(3, 1)):
+        among_all = blocks(tokens, times, groups)[torch.arange(3), places]
+        torch.testing.assert_close(blocks.encode_at(tokens, times, groups, places), among_all, atol=1e-5, rtol=0)
+
+
+def test_training_looks_weights_up_as_serving_does():
+    torch.manual_seed(6)
+    blocks = EventBlocks(8, 2, 2, 0.0)
+    tokens, times = torch.randn(3, 7, 8), torch.randint(0, 10**6, (3, 7)).sort(dim=1).values
+    groups = torch.arange(7).unsqueeze(0)
+    torch.testing.assert_close(
+        blocks.train()(tokens, times, groups), blocks.eval()(tokens, times, groups), atol=1e-6, rtol=0
+    )

@@ -153,11 +153,12 @@ def test_window_loss_is_the_mean_cross_entropy_of_the_targets():
     world = make_world(ORDERED)
     batch = batches(make_data(world))[0]
     generator = torch.Generator().manual_seed(10)
-    users = torch.randn(*batch.history_rows.shape, W, generator=generator, dtype=torch.float64)
+    places = batch.is_target.nonzero().tolist()
+    users = torch.randn(len(places), W, generator=generator, dtype=torch.float64)
     items = torch.randn(len(world.catalogue), W, generator=generator, dtype=torch.float64)
     losses_of = [
-        -torch.log_softmax(items @ users[b, i], dim=0)[batch.history_rows[b, i]]
-        for b, i in batch.is_target.nonzero().tolist()
+        -torch.log_softmax(items @ user, dim=0)[batch.history_rows[b, i]]
+        for user, (b, i) in zip(users, places, strict=True)
     ]
     assert (window_loss(users, items, batch) - sum(losses_of) / len(losses_of)).abs() <= 1e-10
 

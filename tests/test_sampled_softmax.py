@@ -1,16 +1,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
 import torch
 
+from models import sampled_softmax
 from models.objectives import sampled_window_loss
-from models.sampled_softmax import find_own, log_q_losses, sampled_softmax_losses
-from models.sampling import Negatives, NegativeSampler
-from tests.tiny_data import ORDERED, batches, make_data, make_world
+from models.sampled_softmax import Barred, find_own, find_owned, sampled_softmax_loss
+from models.sampling import Negatives, NegativeSampler, find_places
+from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers
 
 M, W, N = 7, 5, 23
@@ -24,10 +25,20 @@ def make_vectors(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return users, items, torch.randint(N, (M,), generator=generator)
 
 
-def sampled(users, items, targets, negatives: Negatives) -> torch.Tensor:
-    positive = (users * items[targets]).sum(dim=1)
-    is_hit = negatives.rows.unsqueeze(0) == targets.unsqueeze(1)
-    return sampled_softmax_losses(positive, users @ items[negatives.rows].T, negatives.log_expected, is_hit)
+def sampled(users, items, targets, negatives: Negatives, weights=None, positive_expected=0.0) -> torch.Tensor:
+    """Compute the loss of targets that stand alone in their windows."""
+    positive = (users * items[targets]).sum(dim=1) - positive_expected
+    barred = Barred(negatives.rows.unsqueeze(0) == targets.unsqueeze(1), torch.arange(M))
+    weights = torch.ones(M, dtype=torch.float64) if weights is None else weights
+    vectors = items[negatives.rows]
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, positive, torch.arange(M), weights)
+
+
+def each(users, items, targets, negatives: Negatives, positive_expected=0.0) -> torch.Tensor:
+    """Compute the loss of each target, (M,)."""
+    only = torch.eye(M, dtype=torch.float64)
+    losses = [sampled(users, items, targets, negatives, weights, positive_expected) for weights in only]
+    return torch.stack(losses)
 
 
 def full(users, items, targets) -> torch.Tensor:
@@ -40,19 +51,68 @@ def errors(seed: int, n: int, sampler: NegativeSampler) -> tuple[float, float]:
     torch.manual_seed(seed)
     drawn = sampler.draw(targets)
     assert len(drawn.rows) == n
-    losses = sampled(users, items, targets, drawn).mean(), full(users, items, targets).mean()
+    losses = sampled(users, items, targets, drawn), full(users, items, targets).mean()
     found, expected = (torch.cat([*map(torch.ravel, torch.autograd.grad(loss, (users, items)))]) for loss in losses)
     return abs((losses[0] - losses[1]).item()), ((found - expected).norm() / expected.norm()).item()
 
 
-def test_a_sample_of_every_item_once_is_the_whole_softmax():
+@pytest.mark.parametrize("n_rows", [1, 3, M])
+def test_a_sample_of_every_item_once_is_the_whole_softmax(n_rows, monkeypatch):
+    """Value and gradient, however many targets are looked at at once, by weight."""
+    monkeypatch.setattr(sampled_softmax, "CHUNK_CELLS", n_rows * N)
     users, items, targets = make_vectors(1)
+    weights = torch.rand(M, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    weights[2] = 0
     everything = Negatives(torch.arange(N), torch.zeros(N, dtype=torch.float64))
-    found, expected = sampled(users, items, targets, everything), full(users, items, targets)
-    assert (found - expected).abs().max() <= 1e-12
-    pairs = [torch.autograd.grad(losses.sum(), (users, items)) for losses in (found, expected)]
+    found = 3 * sampled(users, items, targets, everything, weights)
+    expected = 3 * (full(users, items, targets) * weights).sum() / weights.sum()
+    assert (found - expected).abs() <= 1e-12
+    pairs = [torch.autograd.grad(loss, (users, items)) for loss in (found, expected)]
     for got, wanted in zip(*pairs, strict=True):
         assert (got - wanted).abs().max() <= 1e-12
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, M])
+def test_what_stands_in_a_window_is_no_negative_of_its_targets(n_rows, monkeypatch):
+    """Also where a row has several targets, or none, and where nothing is left to be told from."""
+    rows = torch.tensor([5, 0, 5, 7, 11, 2])
+    monkeypatch.setattr(sampled_softmax, "CHUNK_CELLS", n_rows * len(rows))
+    users, items, _ = make_vectors(6)
+    target_rows, targets = torch.tensor([0, 0, 2, 3, 3, 3, 6, 6]), torch.tensor([3, 9, 20, 1, 4, 22, 16, 8])
+    of_row = torch.tensor([0, 0, 0, 1, 1, 3, 3])
+    generator = torch.Generator().manual_seed(7)
+    is_own, weights = torch.rand(4, len(rows), generator=generator) < 0.5, torch.rand(8, generator=generator).double()
+    is_own[3] = True
+    expected = torch.randn(len(rows), generator=generator).double()
+    logits = (users[target_rows] * items[targets]).sum(dim=1)
+    found = sampled_softmax_loss(users, items[rows], expected, Barred(is_own, of_row), logits, target_rows, weights)
+    naive = []
+    for row, target in zip(target_rows.tolist(), targets.tolist(), strict=True):
+        allowed = (~is_own[of_row[row]]).nonzero().flatten().tolist()
+        others = [users[row] @ items[rows[k]] - expected[k] for k in allowed]
+        own = users[row] @ items[target]
+        naive.append(torch.stack([own, *others]).logsumexp(dim=0) - own)
+    wanted = (torch.stack(naive) * weights).sum() / weights.sum()
+    assert (found - wanted).abs() <= 1e-12
+    pairs = [torch.autograd.grad(loss, (users, items)) for loss in (found, wanted)]
+    for got, gradient in zip(*pairs, strict=True):
+        assert (got - gradient).abs().max() <= 1e-12
+
+
+def test_half_precision_products_come_near(monkeypatch):
+    """Under autocast, as training runs with bf16-mixed: sums and losses stay float32."""
+    users, items, targets = (part.detach() for part in make_vectors(1))
+    users, items = users.float().requires_grad_(), items.float().requires_grad_()
+    everything = Negatives(torch.arange(N), torch.zeros(N))
+    with torch.autocast("cpu", torch.bfloat16):
+        found = sampled(users, items, targets, everything, torch.ones(M))
+    expected = full(users, items, targets).mean()
+    assert found.dtype == torch.float32
+    assert (found - expected).abs() <= 0.05
+    pairs = [torch.autograd.grad(loss, (users, items)) for loss in (found, expected)]
+    for got, wanted in zip(*pairs, strict=True):
+        assert got.dtype == torch.float32
+        assert (got - wanted).norm() <= 0.05 * wanted.norm()
 
 
 @pytest.mark.parametrize("in_batch", [0, 1])
@@ -83,7 +143,7 @@ def test_the_sum_over_items_is_unbiased():
     sums = torch.zeros(M, dtype=torch.float64)
     for row in range(N):
         drawn = Negatives(torch.tensor([row]), chance[[row]].log())
-        sums += chance[row] * (sampled(users, items, targets, drawn) + positive).exp()
+        sums += chance[row] * (each(users, items, targets, drawn) + positive).exp()
     assert (sums - (users @ items.T).exp().sum(dim=1)).abs().max() <= 1e-9
 
 
@@ -91,9 +151,8 @@ def test_log_q_is_the_softmax_over_corrected_logits():
     users, items, targets = (part.detach() for part in make_vectors(4))
     generator = torch.Generator().manual_seed(5)
     rows, expected = torch.randint(N, (11,), generator=generator), torch.randn(N, generator=generator).double()
-    is_hit = rows.unsqueeze(0) == targets.unsqueeze(1)
     logits = users @ items.T
-    found = log_q_losses(logits[torch.arange(M), targets], logits[:, rows], expected[targets], expected[rows], is_hit)
+    found = each(users, items, targets, Negatives(rows, expected[rows]), expected[targets])
     for m in range(M):
         own = logits[m, targets[m]] - expected[targets[m]]
         others = [logits[m, row] - expected[row] for row in rows.tolist() if row != targets[m]]
@@ -144,10 +203,10 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
     items = module.towers.item_vectors(torch.zeros(len(world.catalogue), 0))
     users = module.towers.window_vectors(batch, items) / module.temperature
     losses = []
-    for b, i in batch.is_target.nonzero().tolist():
+    for user, (b, i) in zip(users, batch.is_target.nonzero().tolist(), strict=True):
         length, target = int(batch.arrays["history_lengths"][b]), batch.history_rows[b, i]
         own = batch.history_rows[b, :length]
-        logits = (items @ users[b, i]).index_fill(0, own[own != target], -math.inf)
+        logits = (items @ user).index_fill(0, own[own != target], -math.inf)
         losses.append(-torch.log_softmax(logits, dim=0)[target])
     naive = torch.stack(losses).mean()
     assert (found - naive).abs() <= 1e-5
@@ -163,9 +222,47 @@ def test_a_target_without_weight_costs_nothing():
     batch = batches(make_data(world))[0]
     nobody = batch._replace(target_weights=torch.zeros_like(batch.target_weights))
     generator = torch.Generator().manual_seed(8)
-    users = torch.randn(*batch.history_rows.shape, W, generator=generator)
+    users, nothing = torch.zeros(0, W), torch.zeros(0)
     items = torch.randn(len(world.catalogue), W, generator=generator)
-    nothing = torch.zeros(0)
     drawn = Negatives(torch.arange(3), torch.zeros(3))
     for correction in ("negatives", "every_logit"):
         assert sampled_window_loss(users, items, nobody, drawn, nothing, correction) == 0
+
+
+def test_a_request_tells_each_target_from_what_its_user_has_not():
+    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous")))
+    data = make_data(world, validation=validation)
+    module = make_module(make_towers(world, data))
+    module.sampler = Everything(len(world.catalogue))
+    batch = max(data.validation_batches, key=lambda batch: len(batch.target_rows))
+    assert (batch.target_users.bincount() > 1).any()
+    found = module.request_step(batch)
+    items = module.towers.item_vectors(batch.popularity)
+    users = module.towers.request_vectors(batch, items)[0] / module.temperature
+    losses, weights = [], []
+    for b, target, weight, owned in zip(*batch[4:8], strict=True):
+        if owned >= 0:
+            continue
+        mine = torch.cat([batch.owned_rows[batch.owned_users == b], batch.target_rows[batch.target_users == b]])
+        logits = (items @ users[b]).index_fill(0, mine[mine != target], -math.inf)
+        losses.append(-torch.log_softmax(logits, dim=0)[target] * weight)
+        weights.append(weight)
+    naive = torch.stack(losses).sum() / torch.stack(weights).sum()
+    assert (found - naive).abs() <= 1e-5
+    parameters = [parameter for parameter in module.towers.parameters() if parameter.requires_grad]
+    pairs = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, naive)]
+    for got, wanted in zip(*pairs, strict=True):
+        assert (got is None) == (wanted is None)
+        assert got is None or torch.allclose(got, wanted, rtol=0, atol=1e-5)
+
+
+def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
+    users, rows = torch.tensor([0, 0, 2, 2]), torch.tensor([4, 10, 0, 9])
+    negatives = torch.tensor([0, 4, 9, 9])
+    expected = [[False, True, False, False], [False] * 4, [True, False, True, True]]
+    assert find_owned(users, rows, 3, negatives, 10).tolist() == expected
+
+
+def test_a_row_is_found_among_ascending_ones():
+    distinct = torch.tensor([1, 4, 6])
+    assert find_places(distinct, torch.tensor([4, 0, 6, 5, 9, 1])).tolist() == [1, 3, 2, 3, 3, 0]

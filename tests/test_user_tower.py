@@ -52,7 +52,11 @@ def reorder(events: Events, order: np.ndarray) -> Events:
 
 @torch.no_grad()
 def window_vectors(side: Side, batch) -> np.ndarray:
-    return side.towers.window_vectors(batch, side.items).numpy()
+    """Lay the vectors of targets out by window and place, (B, L, W), nan where there is no target."""
+    vectors = side.towers.window_vectors(batch, side.items).numpy()
+    laid_out = np.full((*batch.history_rows.shape, vectors.shape[1]), np.nan)
+    laid_out[batch.is_target.numpy()] = vectors
+    return laid_out
 
 
 def test_nothing_at_or_after_a_target_changes_its_vector(ordered):
