@@ -15,7 +15,6 @@ from statistics import fmean
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from evaluation.lapack import invert_regularised
@@ -34,6 +33,8 @@ HIDDEN_SHARE = 0.2
 LEAST_SPREAD = 0.1
 """Of log popularity: where items are as popular as each other, its weight would have no bounds."""
 TOP = 10
+KRYLOV_STEPS = 8
+"""Products with the matrix, by which the space that is searched grows."""
 SHORTEST = 1e-9
 """Of what is divided by."""
 
@@ -130,16 +131,33 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues."""
+    """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues.
+
+    Taken from a block Krylov space (Musco and Musco 2015, arXiv 1504.05477): products with a block of columns read the
+    matrix a few times, where one column after the other, as Lanczos takes them, reads it thousands of times.
+    """
     rank = min(dim, len(symmetric) - 1)
     vectors = np.zeros((len(symmetric), dim), np.float32)
     if rank < 1 or not symmetric.any():
         return vectors
-    first = np.random.default_rng(seed).standard_normal(len(symmetric)).astype(np.float32)
-    values, columns = eigsh(symmetric, k=rank, which="LA", v0=first)
+    basis = _krylov_basis(symmetric, rank, np.random.default_rng(seed))  # (N, K)
+    small = basis.T @ (symmetric @ basis)  # (K, K)
+    values, turned = np.linalg.eigh((small + small.T) / 2)  # ascending
+    columns = basis @ turned[:, : -rank - 1 : -1]  # (N, rank)
     columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(rank)])
-    vectors[:, :rank] = (columns * np.sqrt(np.maximum(values, 0)))[:, ::-1]
+    vectors[:, :rank] = columns * np.sqrt(np.maximum(values[: -rank - 1 : -1], 0))
+    vectors[~symmetric.any(axis=1)] = 0  # but for rounding they are: nobody has these
     return vectors
+
+
+def _krylov_basis(symmetric: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+    """Return orthonormal columns that span a random block and its products with powers of the matrix, (N, K)."""
+    n = len(symmetric)
+    blocks = [np.linalg.qr(rng.standard_normal((n, width)).astype(np.float32))[0]]  # (N, width)
+    while len(blocks) <= KRYLOV_STEPS and len(blocks) * width < n:
+        blocks.append(np.linalg.qr(symmetric @ blocks[-1])[0])  # (N, width)
+    basis: np.ndarray = np.linalg.qr(np.concatenate(blocks, axis=1)[:, :n])[0]
+    return basis
 
 
 def _place(states: np.ndarray, matrix: sp.csr_array, ridge: float) -> np.ndarray:

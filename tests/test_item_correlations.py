@@ -150,3 +150,28 @@ def test_hardly_any_data_gives_finite_factors(owned):
     vectors = factorise(owned.astype(np.float32))
     assert vectors.shape == (owned.shape[1], D)
     assert np.isfinite(vectors).all()
+
+
+@pytest.mark.parametrize("n", [40, 300])
+def test_leading_factors_of_many_items_are_found_in_a_small_space(n):
+    """Of a spectrum with a long flat tail and negative values: the space is all of 40 items, and a part of 300."""
+    rng = np.random.default_rng(5)
+    columns = np.linalg.qr(rng.standard_normal((n, n)))[0]
+    values = np.sort(np.concatenate([[2.0, 1.5, 1.2, 1.0, 0.9], rng.uniform(-1.0, 0.5, n - 5)]))[::-1]
+    symmetric = (columns * values) @ columns.T
+    vectors = item_correlations._leading(symmetric.astype(np.float32), 6, seed=1)
+    assert vectors.shape == (n, 6)
+    product = vectors.astype(np.float64) @ vectors.T
+    found = np.linalg.eigvalsh(product)[::-1][:6]
+    assert found[:5] == pytest.approx(values[:5], rel=1e-3)
+    assert found.sum() >= 0.99 * values[:6].sum()
+    best = (columns[:, :5] * values[:5]) @ columns[:, :5].T
+    assert np.linalg.norm(columns[:, :5].T @ (product - best) @ columns[:, :5]) <= 0.01
+
+
+def test_items_that_nobody_has_are_placed_nowhere():
+    symmetric = np.zeros((30, 30), np.float32)
+    symmetric[:20, :20] = np.corrcoef(np.random.default_rng(6).standard_normal((20, 50)))
+    vectors = item_correlations._leading(symmetric, 2, seed=0)
+    assert (np.abs(vectors).max(axis=1) > 1e-3).tolist() == [True] * 20 + [False] * 10
+    assert not vectors[20:].any()
