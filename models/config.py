@@ -33,8 +33,8 @@ class ModelConfig:
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""
     negatives: int | None = None
-    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, as always in sets, in
-    baskets and where `data.repeats` is `allow`."""
+    """Items drawn in a step that all its targets are told from; 0: all items of the catalogue, as always where
+    `data.repeats` is `allow`."""
     learning_rate: float | None = None
     """Peak of the schedule."""
     warmup_steps: int | None = None

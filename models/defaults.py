@@ -18,6 +18,8 @@ LONG_HISTORY = 40
 """Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
+MANY_ITEMS_OF_REQUESTS = 20_000
+"""The same where all targets of a request share its sum over the catalogue, which costs less."""
 MOST_FROZEN = 5_000
 """Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of rank 128 rank as
 whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
@@ -47,7 +49,7 @@ class DataCounts:
     is_repeated: bool
     """Repeats are recommended, so that the memory is learned."""
     trains_on_windows: bool
-    """Every event is a target of those before it; only there are targets told from a sample."""
+    """Every event is a target of those before it."""
     has_content: bool
     has_context: bool
     """There is more to be learned from a set than which items go together."""
@@ -169,8 +171,12 @@ def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
-    is_sampled = counts.n_items > MANY_ITEMS and counts.trains_on_windows
-    return (1024 if is_sampled else 0), f"{counts.n_items:,} items, {counts.shape}"
+    reason = f"{counts.n_items:,} items, {counts.shape}"
+    if counts.is_repeated:
+        return 0, reason
+    if counts.trains_on_windows:
+        return (1024 if counts.n_items > MANY_ITEMS else 0), reason
+    return (4096 if counts.n_items > MANY_ITEMS_OF_REQUESTS else 0), reason
 
 
 def _learning_rate(counts: DataCounts) -> tuple[float, str]:

@@ -7,7 +7,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
-from models.defaults import LONG_HISTORY, MANY_ITEMS, MOST_FROZEN, RULES, DataCounts, choose_recipe
+from models.defaults import (
+    LONG_HISTORY,
+    MANY_ITEMS,
+    MANY_ITEMS_OF_REQUESTS,
+    MOST_FROZEN,
+    RULES,
+    DataCounts,
+    choose_recipe,
+)
 
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
@@ -140,9 +148,10 @@ def test_heads_that_do_not_divide_are_replaced_and_the_reason_says_so():
 
 @given(counts=counts_of_data)
 @settings(max_examples=80, deadline=None)
-def test_targets_are_told_from_a_sample_where_each_event_is_one_and_items_are_many(counts):
+def test_targets_are_told_from_a_sample_where_items_are_many_and_repeats_are_not_learned(counts):
     recipe = choose(counts)
-    assert (recipe.negatives > 0) == (counts.trains_on_windows and counts.n_items > MANY_ITEMS)
+    many = MANY_ITEMS if counts.trains_on_windows else MANY_ITEMS_OF_REQUESTS
+    assert (recipe.negatives > 0) == (not counts.is_repeated and counts.n_items > many)
 
 
 @given(counts=counts_of_data)

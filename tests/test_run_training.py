@@ -134,7 +134,7 @@ def test_a_set_is_counted_by_its_pairs_and_by_the_parts_it_is_asked_in():
         (["datetime"], {"ties": "simultaneous", "repeats": "allow"}, False, False),
     ],
 )
-def test_targets_are_sampled_only_where_every_event_is_one(columns, options, is_set, trains_on_windows):
+def test_windows_are_trained_on_only_where_every_event_is_a_target(columns, options, is_set, trains_on_windows):
     events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 3]})
     for name in columns:
         events[name] = [1_600_000_000, 1_600_000_060, 1_600_000_120]

@@ -70,9 +70,9 @@ def test_rows_in_another_order_give_the_same_towers(name, tmp_path):
     assert all(torch.equal(weights[key], again[key]) for key in weights)
 
 
-@pytest.fixture(scope="module")
-def set_run(tmp_path_factory):
-    model = replace(SMALL, n_blocks=0, max_epochs=6)
+@pytest.fixture(scope="module", params=[0, 9], ids=["all items", "a sample"])
+def set_run(request, tmp_path_factory):
+    model = replace(SMALL, n_blocks=0, max_epochs=6, negatives=request.param)
     return train.run(train.Config(SETS, model, QUIET, tmp_path_factory.mktemp("set") / "run"), make_set_tables())
 
 
@@ -92,7 +92,11 @@ FROZEN = replace(SMALL, n_blocks=0, similarity="dot", freeze_items=True)
 TRAINED = replace(SMALL, n_blocks=0, similarity="cosine", freeze_items=False)
 
 
-@pytest.mark.parametrize("model", [SMALL, FROZEN, TRAINED], ids=["as ever", "frozen", "trained"])
+@pytest.mark.parametrize(
+    "model",
+    [SMALL, FROZEN, TRAINED, replace(FROZEN, negatives=9), replace(TRAINED, negatives=9)],
+    ids=["as ever", "frozen", "trained", "frozen, sampled", "trained, sampled"],
+)
 def test_a_set_without_context_is_learned_and_places_new_items(model, tmp_path):
     events, users, items = make_set_tables()
     config = train.Config(WITHOUT_CONTEXT, model, QUIET, tmp_path / "run")
