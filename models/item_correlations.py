@@ -33,8 +33,8 @@ HIDDEN_SHARE = 0.2
 LEAST_SPREAD = 0.1
 """Of log popularity: where items are as popular as each other, its weight would have no bounds."""
 TOP = 10
-KRYLOV_STEPS = 8
-"""Products with the matrix, by which the space that is searched grows."""
+KRYLOV_BLOCK, KRYLOV_COLUMNS = 128, 640
+"""Columns that are multiplied at once, and those of the space beyond four times as many as factors."""
 SHORTEST = 1e-9
 """Of what is divided by."""
 
@@ -140,7 +140,7 @@ def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
     vectors = np.zeros((len(symmetric), dim), np.float32)
     if rank < 1 or not symmetric.any():
         return vectors
-    basis = _krylov_basis(symmetric, rank, np.random.default_rng(seed))  # (N, K)
+    basis = _krylov_basis(symmetric, KRYLOV_COLUMNS + 4 * rank, np.random.default_rng(seed))  # (N, K)
     small = basis.T @ (symmetric @ basis)  # (K, K)
     values, turned = np.linalg.eigh((small + small.T) / 2)  # ascending
     columns = basis @ turned[:, : -rank - 1 : -1]  # (N, rank)
@@ -150,13 +150,14 @@ def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
     return vectors
 
 
-def _krylov_basis(symmetric: np.ndarray, width: int, rng: np.random.Generator) -> np.ndarray:
+def _krylov_basis(symmetric: np.ndarray, n_columns: int, rng: np.random.Generator) -> np.ndarray:
     """Return orthonormal columns that span a random block and its products with powers of the matrix, (N, K)."""
     n = len(symmetric)
-    blocks = [np.linalg.qr(rng.standard_normal((n, width)).astype(np.float32))[0]]  # (N, width)
-    while len(blocks) <= KRYLOV_STEPS and len(blocks) * width < n:
-        blocks.append(np.linalg.qr(symmetric @ blocks[-1])[0])  # (N, width)
-    basis: np.ndarray = np.linalg.qr(np.concatenate(blocks, axis=1)[:, :n])[0]
+    n_columns = min(n_columns, n)
+    blocks = [np.linalg.qr(rng.standard_normal((n, min(KRYLOV_BLOCK, n))).astype(np.float32))[0]]  # (N, block)
+    while len(blocks) * KRYLOV_BLOCK < n_columns:
+        blocks.append(np.linalg.qr(symmetric @ blocks[-1])[0])  # (N, block)
+    basis: np.ndarray = np.linalg.qr(np.concatenate(blocks, axis=1)[:, :n_columns])[0]
     return basis
 
 
