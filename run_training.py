@@ -32,6 +32,7 @@ from models.warm_start import STARTED_TABLES
 from run_config import Config
 from run_state import declare
 from serve.bundle import Bundle
+from serve.errors import SchemaError
 from serve.schema import Schema
 
 NEWCOMER_USERS = 512
@@ -172,9 +173,24 @@ def make_model(config: Config, schema: Schema, catalogue: Catalogue, data: Inter
         config.seed,
         STARTED_TABLES if schema.repeats == "allow" else (),
         recipe.max_epochs,
-        NegativeSampler.make(recipe.negatives, settings.in_batch_negatives, torch.from_numpy(data.count_targets())),
+        make_sampler(config, data),
         settings.correction,
     )
+
+
+def make_sampler(config: Config, data: InteractionsDataModule) -> NegativeSampler | None:
+    """Make what draws the negatives of a step, if they are drawn.
+
+    Raises:
+        SchemaError: draws from the targets of requests are wanted: how often they come there is not known.
+    """
+    n_negatives, n_in_batch = recipe_of(config.model).negatives, config.model.in_batch_negatives
+    if n_negatives and n_in_batch and not data.trains_on_windows:
+        raise SchemaError(
+            f"model.in_batch_negatives is {n_in_batch}; allowed in sets, in baskets and with repeats: 0, "
+            "only where every event is a target is it known how often each item is drawn"
+        )
+    return NegativeSampler.make(n_negatives, n_in_batch, torch.from_numpy(data.count_targets()))
 
 
 def place_newcomers(trained: Trained, seed: int) -> Newcomers:

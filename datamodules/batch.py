@@ -49,7 +49,7 @@ class RequestBatch(NamedTuple):
     owned_users: Tensor
     """(E,) request of each."""
     target_users: Tensor
-    """(M,) request of each target."""
+    """(M,) request of each target, ascending."""
     target_rows: Tensor
     """(M,) item row of each target."""
     target_weights: Tensor

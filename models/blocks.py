@@ -85,11 +85,11 @@ class EventBlocks(nn.Module):
         return self.norm(self.blocks[-1](tokens, relations, places)).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 
     def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
-        """Relate the tokens that ask, of times and groups (B, Q), to all tokens, of times and groups (B, T)."""
+        """Relate tokens that ask, of times and groups (B, Q), to all (B, T), of which the first is the start token."""
         pieces, log_places = self.gap_basis.locate(query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1))  # (B, Q, L)
         pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
         distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
-        return Relations(pieces, functional.pad(log_places, (1, 0)), distance.clamp(-1, FARTHEST) + 1)
+        return Relations(pieces, functional.pad(log_places, (1, 0)), distance.clamp(UNSEEN - 1, FARTHEST) + 1)
 
 
 class EventBlock(nn.Module):

@@ -25,5 +25,5 @@ class Dropout(nn.Module):
         n_words = -(-values.numel() // 8)
         words = torch.randint(-(1 << 63), (1 << 63) - 1, (n_words,), device=values.device)  # (n_words,)
         bytes_ = words.view(torch.uint8)[: values.numel()].view(values.shape)  # (...)
-        kept = torch.ge(bytes_, self.n_dropped, out=torch.empty_like(values, requires_grad=False))  # (...)
+        kept = torch.ge(bytes_, self.n_dropped, out=torch.empty_like(values))  # (...)
         return values * kept.mul_(LEVELS / (LEVELS - self.n_dropped))  # (...)

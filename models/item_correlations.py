@@ -69,7 +69,7 @@ def correlate(
         shape: (U, N).
         dim: factors.
         similarity: of the sum of a user's items to an item.
-        seed: of what is hidden to choose the settings, and of the factorisation's first vector.
+        seed: of what is hidden to choose the settings, and of the factorisation's first block.
     """
     ones = np.ones(len(user), np.float32)
     matrix = sp.csr_array((ones, (user, item_row)), shape)  # sums what comes twice

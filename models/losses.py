@@ -70,7 +70,7 @@ def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: 
     Returns:
         Scalar, at least float32: autocast does not reach it.
     """
-    users, items = _at_least_float32(users), _at_least_float32(items)
+    users, items = at_least_float32(users), at_least_float32(items)
     values, weights = sparse.values.to(users.dtype), weights.to(users.dtype)
     result: Tensor = _ChunkedLogSumExp.apply(users, items, sparse.rows, sparse.columns, values, weights)  # type: ignore[no-untyped-call]
     return result
@@ -83,10 +83,11 @@ def target_logits(users: Tensor, items: Tensor, target_rows: Tensor, target_item
 
 def pair_logits(users: Tensor, items: Tensor) -> Tensor:
     """Compute users . items, both (M, W), row by row in at least float32, (M,)."""
-    return (_at_least_float32(users) * _at_least_float32(items)).sum(dim=1)  # (M,)
+    return (at_least_float32(users) * at_least_float32(items)).sum(dim=1)  # (M,)
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def at_least_float32(values: Tensor) -> Tensor:
+    """Promote halves: what is formed in the forward pass no loss scaling reaches."""
     return values.float() if values.dtype in (torch.bfloat16, torch.float16) else values
 
 

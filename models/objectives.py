@@ -8,7 +8,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
 from models.losses import Sparse, no_sparse, pair_logits, softmax_loss, target_logits
-from models.sampled_softmax import Barred, find_own, find_owned, sampled_softmax_loss
+from models.sampled_softmax import Barred, find_own, mark_owned, sampled_softmax_loss
 from models.sampling import Negatives
 
 NOVEL_WEIGHT = 0.5
@@ -52,7 +52,7 @@ def sampled_window_loss(
     if correction == "every_logit":
         positive = positive - positive_expected  # (M,)
     is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
-    barred, weights = Barred(is_own, targets[0]), batch.target_weights[targets]
+    barred, weights = Barred(is_own, targets[0]), batch.target_weights[targets]  # weights (M,)
     rows = torch.arange(len(users), device=users.device)  # (M,)
     vectors = items[negatives.rows]  # (K, W)
     return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, positive, rows, weights)
@@ -114,8 +114,8 @@ def sampled_novel_loss(
     logits = target_logits(users, items, rows, targets)  # (novel targets,)
     if correction == "every_logit":
         logits = logits - positive_expected[is_novel]  # (novel targets,)
-    pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])
-    is_own = find_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
+    pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])  # (E + novel targets,) both
+    is_own = mark_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
     barred = Barred(is_own, torch.arange(len(users), device=users.device))
     weights, vectors = batch.target_weights[is_novel], items[negatives.rows]  # (novel targets,), (K, W)
     return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, logits, rows, weights)

@@ -1,6 +1,7 @@
 """The softmax over a sample of the catalogue: what training on many items costs less with.
 
-Letters: B windows or requests, R rows of users, M targets, K negatives shared by all targets, W columns of a vector.
+Letters: B windows or requests, L events, E owned items, R rows of users, M targets, K negatives shared by all targets,
+N items, n of them that a step needs, W columns of a vector.
 Temperature comes before any correction: users are divided by it already.
 """
 
@@ -12,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from models.losses import at_least_float32
 
 CHUNK_CELLS = 1 << 19  # logits held at once: few enough to stay in a core's cache through all that is done with them
 
@@ -42,7 +45,7 @@ def sampled_softmax_loss(
     arXiv 2507.09331). Whoever corrects it too (Yi et al. 2019) takes its log expected count from its logit.
 
     Args:
-        users: (R, W).
+        users: (R, W); halves are promoted, and autocast does not reach the loss.
         negatives: (K, W).
         log_expected: (K,) log of how often each negative is expected in the sample.
         barred: targets of a row, and other items that are no negatives of it.
@@ -56,8 +59,9 @@ def sampled_softmax_loss(
     weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
     shifts = torch.where(barred.is_own, float("-inf"), -log_expected).to(logits.dtype)  # (B, K)
-    arguments = (users, negatives, shifts, barred.of_row, logits, target_rows, shares)
-    log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
+    arguments = (*map(at_least_float32, (users, negatives)), shifts, barred.of_row, logits, target_rows, shares)
+    with torch.autocast(users.device.type, enabled=False):
+        log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
     return log_sums - (shares * logits).sum()  # scalar
 
 
@@ -79,11 +83,18 @@ def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_ite
     return is_own.scatter_(1, rows, True)[:, negative_rows]  # (B, K)
 
 
-def find_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_rows: Tensor, n_items: int) -> Tensor:
-    """Do as `find_own` for pairs of a user and an item, (E,) both, rows from `n_items` on being no item: (B, K)."""
+def mark_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_rows: Tensor, n_items: int) -> Tensor:
+    """Do as `find_own` for pairs of a user and an item, (E,) both, row `n_items` being no item: (B, K)."""
     is_own = torch.zeros(n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device)  # (B, N + 1)
     is_own[owned_users, owned_rows] = True
     return is_own[:, negative_rows]  # (B, K)
+
+
+def find_places(needed: Tensor, rows: Tensor) -> Tensor:
+    """Return where each of the rows (E,) stands among ascending ones (n,), n where it does not: (E,)."""
+    places = torch.searchsorted(needed, rows)  # (E,)
+    is_there = needed[places.clamp(max=len(needed) - 1)] == rows  # (E,)
+    return torch.where(is_there, places, len(needed))  # (E,)
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
@@ -120,9 +131,9 @@ class _WeightedLogSumExp(torch.autograd.Function):
             rest = (sums.log() + most.squeeze(1))[place]  # (targets of the chunk,)
             log_sums = torch.logaddexp(positive[targets], rest)  # (targets of the chunk,)
             total += (shares[targets] * log_sums).sum()  # scalar
-            own = shares[targets] * (positive[targets] - log_sums).exp()  # (targets of the chunk,)
-            grad_positive[targets] = own  # (targets of the chunk,)
-            weight = torch.zeros_like(sums).index_add_(0, place, shares[targets] - own)  # (chunk,)
+            grad_positive[targets] = shares[targets] * (positive[targets] - log_sums).exp()  # (targets of the chunk,)
+            others = shares[targets] * (rest - log_sums).exp()  # (targets of the chunk,)
+            weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
             factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
             grad_users[span] = (powers @ negatives) * factor  # (chunk, W)
             grad_negatives += powers.T @ (users[span] * factor)  # (K, W)

@@ -61,10 +61,3 @@ class NegativeSampler:
             return torch.full(rows.shape, math.log(self.uniform / len(self.shares)), device=rows.device)  # (M,)
         shares = self.shares.to(rows.device)[rows]  # (M,)
         return (self.uniform / len(self.shares) + self.in_batch * shares).log()  # (M,)
-
-
-def find_places(distinct: Tensor, rows: Tensor) -> Tensor:
-    """Return where each of the rows (E,) stands among ascending ones (n,), n where it does not: (E,)."""
-    places = torch.searchsorted(distinct, rows)  # (E,)
-    is_there = distinct[places.clamp(max=len(distinct) - 1)] == rows  # (E,)
-    return torch.where(is_there, places, len(distinct))  # (E,)

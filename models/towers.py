@@ -69,7 +69,7 @@ class Towers(nn.Module):
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:
         """Make the user vector of every target of the windows, from what stands before it, (M, W)."""
         tower, arrays = self.user_tower, batch.arrays
-        windows, places = targets = batch.targets
+        windows, places = targets = batch.targets  # (M,) both
         states = tower.encode_events(items[batch.history_rows][..., : tower.dim], arrays)  # (B, T, D)
         sees = batch.sees_history[targets]  # (M,)
         before = windows * states.shape[1] + torch.where(sees, places, 0)  # (M,)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
 from models.objectives import novel_loss, repeat_loss, sampled_novel_loss, sampled_window_loss, window_loss
-from models.sampling import NegativeSampler, find_places
+from models.sampled_softmax import find_places
+from models.sampling import NegativeSampler
 from models.smoothing import NDCG
 from models.towers import Towers
 from models.validation import request_ndcg
@@ -133,9 +134,9 @@ class TwoTower(pl.LightningModule):
     def sampled_request_step(self, batch: RequestBatch, sampler: NegativeSampler) -> Tensor:
         """Do as `sampled_window_step` with what follows each request."""
         negatives = sampler.draw(batch.target_rows)
-        wanted = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)
+        wanted = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
         distinct, places = torch.unique(torch.cat(wanted), return_inverse=True)  # (n,), (B * L + M + K,)
-        history, targets, drawn = places.split([len(part) for part in wanted])  # (B * L,), (M,), (K,)
+        history, targets, rows = places.split([len(part) for part in wanted])  # (B * L,), (M,), (K,)
         local = batch._replace(
             history_rows=history.view_as(batch.history_rows),
             target_rows=targets,
@@ -144,8 +145,8 @@ class TwoTower(pl.LightningModule):
         items = self.towers.some_item_vectors(distinct, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
         expected = sampler.log_expected(batch.target_rows)  # (M,)
-        found = replace(negatives, rows=drawn)
-        return sampled_novel_loss(users / self.temperature, items, local, found, expected, self.correction)
+        drawn = replace(negatives, rows=rows)
+        return sampled_novel_loss(users / self.temperature, items, local, drawn, expected, self.correction)
 
     def on_validation_epoch_start(self) -> None:
         self.validation_values = {"all": [], "novel": []}

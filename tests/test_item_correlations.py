@@ -153,8 +153,10 @@ def test_hardly_any_data_gives_finite_factors(owned):
 
 
 @pytest.mark.parametrize("n", [40, 300])
-def test_leading_factors_of_many_items_are_found_in_a_small_space(n):
+def test_leading_factors_of_many_items_are_found_in_a_small_space(n, monkeypatch):
     """Of a spectrum with a long flat tail and negative values: the space is all of 40 items, and a part of 300."""
+    monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
+    monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 60)
     rng = np.random.default_rng(5)
     columns = np.linalg.qr(rng.standard_normal((n, n)))[0]
     values = np.sort(np.concatenate([[2.0, 1.5, 1.2, 1.0, 0.9], rng.uniform(-1.0, 0.5, n - 5)]))[::-1]

@@ -193,6 +193,22 @@ def test_what_is_unknown_says_nothing_before_training():
     assert embed(torch.full((2, 2), PADDING), torch.zeros(2, 0)).abs().max() == 0
 
 
+def test_single_codes_are_embedded_in_training_as_in_what_is_exported():
+    features = (
+        Feature("brand", "categorical", "brand", ("x", "y")),
+        Feature("hour", "hour_of_day", "t", ("0", "1")),
+        Feature("price", "numeric", "price"),
+    )
+    embed = FeatureEmbedding(features, D)
+    codes, values = torch.tensor([[2, 3], [UNKNOWN, 2], [3, PADDING], [PADDING, PADDING]]), torch.randn(4, 2)
+    optimizer = torch.optim.AdamW(embed.parameters(), lr=0.1, weight_decay=0.1)
+    for _ in range(3):
+        optimizer.zero_grad()
+        embed.train()(codes, values).square().sum().backward()
+        optimizer.step()
+    torch.testing.assert_close(embed.train()(codes, values), embed.eval()(codes, values), rtol=0, atol=1e-6)
+
+
 def test_texts_and_vectors_are_embedded_in_training_as_in_what_is_exported():
     features = (
         Feature("title", "text", "title", width=5, buckets=8),

@@ -14,6 +14,7 @@ import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.splits import split_interactions
 from serve import Recommender
+from serve.errors import SchemaError
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
@@ -107,6 +108,12 @@ def test_a_set_without_context_is_learned_and_places_new_items(model, tmp_path):
     first, second, again = recommender.encode_items([{"category": name} for name in (*categories, categories[0])])
     assert np.abs(first - again).max() <= 1e-6
     assert np.abs(first - second).max() > 0.01
+
+
+def test_draws_from_the_targets_of_sets_are_refused(tmp_path):
+    model = replace(SMALL, n_blocks=0, negatives=9, in_batch_negatives=2)
+    with pytest.raises(SchemaError, match=r"in_batch_negatives is 2; allowed in sets, in baskets and with repeats: 0"):
+        fit(SETS, make_set_tables(), tmp_path / "run", model)
 
 
 @pytest.mark.parametrize("model", [FROZEN, TRAINED], ids=["frozen", "trained"])
