@@ -204,6 +204,16 @@ class Fixed:
         return torch.zeros(len(rows))
 
 
+def assert_agree(module, found: torch.Tensor, naive: torch.Tensor) -> None:
+    """Compare two losses, and their gradients for whatever is trained."""
+    assert (found - naive).abs() <= 1e-5
+    parameters = [parameter for parameter in module.towers.parameters() if parameter.requires_grad]
+    pairs = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, naive)]
+    for got, wanted in zip(*pairs, strict=True):
+        assert (got is None) == (wanted is None)
+        assert got is None or torch.allclose(got, wanted, rtol=0, atol=1e-5)
+
+
 def test_a_step_tells_each_target_from_what_its_user_does_not_have():
     world = make_world(ORDERED)
     data = make_data(world)
@@ -219,12 +229,7 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
         logits = (items @ user).index_fill(0, own[own != target], -math.inf)
         losses.append(-torch.log_softmax(logits, dim=0)[target])
     naive = torch.stack(losses).mean()
-    assert (found - naive).abs() <= 1e-5
-    parameters = [parameter for parameter in module.towers.parameters() if parameter.requires_grad]
-    pairs = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, naive)]
-    for got, wanted in zip(*pairs, strict=True):
-        assert (got is None) == (wanted is None)
-        assert got is None or torch.allclose(got, wanted, rtol=0, atol=1e-5)
+    assert_agree(module, found, naive)
 
 
 def test_the_targets_logit_is_corrected_too_where_every_logit_is():
@@ -284,7 +289,8 @@ def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
     items = module.towers.item_vectors(batch.popularity)
     users = module.towers.request_vectors(batch, items)[0] / module.temperature
     losses, weights = [], []
-    for b, target, weight, owned in zip(*batch[4:8], strict=True):
+    columns = (batch.target_users, batch.target_rows, batch.target_weights, batch.target_owned)
+    for b, target, weight, owned in zip(*columns, strict=True):
         if owned >= 0:
             continue
         mine = torch.cat([batch.owned_rows[batch.owned_users == b], batch.target_rows[batch.target_users == b]])
@@ -293,12 +299,7 @@ def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
         losses.append(-torch.log_softmax(logits, dim=0)[0] * weight)
         weights.append(weight)
     naive = torch.stack(losses).sum() / torch.stack(weights).sum()
-    assert (found - naive).abs() <= 1e-5
-    parameters = [parameter for parameter in module.towers.parameters() if parameter.requires_grad]
-    pairs = [torch.autograd.grad(loss, parameters, allow_unused=True) for loss in (found, naive)]
-    for got, wanted in zip(*pairs, strict=True):
-        assert (got is None) == (wanted is None)
-        assert got is None or torch.allclose(got, wanted, rtol=0, atol=1e-5)
+    assert_agree(module, found, naive)
 
 
 def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
