@@ -21,9 +21,11 @@ from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.blending import Judged, MakeFactors, blend_in, choose_blend, unjudged
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
+from models.item_correlations import factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.sampling import NegativeSampler
 from models.towers import Towers
@@ -37,6 +39,8 @@ from serve.schema import Schema
 
 NEWCOMER_USERS = 512
 """The most users that new items are made visible to."""
+JUDGED_USERS = 512
+"""The most users that show how much scores vary."""
 console = Console()
 
 
@@ -52,6 +56,8 @@ class Trained:
     temperature: float
     pace: dict[str, float]
     """What `models.stopwatch` says of the training that was validated, where there is one."""
+    judged: Judged | None = None
+    """How correlations were blended in, as the validation has it."""
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
@@ -93,12 +99,17 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
     """Train with early stopping, then again on everything before the test for as many epochs."""
     console.rule("training")
-    first, seconds = _clock("training", lambda: fit_towers(config, tables, split, None))
+    first, seconds = _clock("training", lambda: judge_blend(config, fit_towers(config, tables, split, None)))
     if config.data.split.strict or not len(split.validation):
-        return first, seconds
+        return blend_correlations(config, first), seconds
     console.rule(f"training again on all but the test, {first.epochs} epochs")
-    last, more_seconds = _clock("training_again", lambda: fit_towers(config, tables, split, first.epochs))
-    return replace(last, pace=first.pace), seconds | more_seconds
+
+    def train_again() -> Trained:
+        again = fit_towers(config, tables, split, first.epochs)
+        return blend_correlations(config, replace(again, pace=first.pace, judged=first.judged))
+
+    last, more_seconds = _clock("training_again", train_again)
+    return last, seconds | more_seconds
 
 
 def _clock(name: str, training: Callable[[], Trained]) -> tuple[Trained, dict[str, float]]:
@@ -106,6 +117,46 @@ def _clock(name: str, training: Callable[[], Trained]) -> tuple[Trained, dict[st
     begun, begun_work = time.monotonic(), time.process_time()
     trained = training()
     return trained, {name: time.monotonic() - begun, f"{name}_cpu": time.process_time() - begun_work}
+
+
+def judge_blend(config: Config, trained: Trained) -> Trained:
+    """Find by the validation how much correlations of items are to count, and print it."""
+    data = trained.data
+    if not blends(config) or not data.validation_batches:
+        return trained
+    requests = list(data.drawn_requests(JUDGED_USERS))
+    factors = make_factors(config, trained)
+    judged = choose_blend(trained.towers, factors, data.trains_on_windows, requests, data.validation_batches)
+    console.print(describe(judged))
+    return replace(trained, judged=judged)
+
+
+def blend_correlations(config: Config, trained: Trained) -> Trained:
+    """Blend correlations into the towers, as the validation has it."""
+    if blends(config):
+        data = trained.data
+        blend = unjudged(data.trains_on_windows) if trained.judged is None else trained.judged.blend
+        blend_in(trained.towers, make_factors(config, trained), blend, list(data.drawn_requests(JUDGED_USERS)))
+    return trained
+
+
+def blends(config: Config) -> bool:
+    return recipe_of(config.model).correlations > 0 and config.data.repeats == "exclude"
+
+
+def make_factors(config: Config, trained: Trained) -> MakeFactors:
+    """Return what correlates the items of all that was trained on."""
+    sequences, dim = trained.data.sequences, recipe_of(config.model).correlations
+    user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
+    return lambda ridge: factorise(user, sequences.events.item_row, shape, dim, ridge, config.seed)
+
+
+def describe(judged: Judged) -> str:
+    """Say in words what was chosen."""
+    blend, alone = judged.blend, f"validation NDCG@10 {judged.ndcg_alone:.4f}"
+    if not blend.share:
+        return f"correlations of items blended in: none, {alone} is best without"
+    return f"correlations of items blended in by {blend.share:.0%}: {alone} without, {judged.ndcg:.4f} with them"
 
 
 def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:

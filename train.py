@@ -160,6 +160,8 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
+    if trained.judged is not None:
+        report["training"]["correlations"] = asdict(trained.judged)
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())
     return facts, recommender, metrics, report, only_targets(split.test)

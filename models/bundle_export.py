@@ -74,7 +74,7 @@ def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
 
 def _export_user_tower(towers: Towers, schema: Schema, vectors: Floats, stage: Stage, space_id: str, seed: int) -> None:
     graph, path = user_graph(towers.user_tower), stage.path / USER_TOWER
-    dim, categories = towers.user_tower.dim, towers.categories.numpy()
+    dim, categories = towers.item_tower.history_dim, towers.categories.numpy()
     rng = np.random.default_rng(seed)
     events = draw_events(np.array([2, min(5, schema.history_length), 3]), schema, len(vectors), rng)
     export_graph(graph, user_case(events, schema, vectors, dim, categories, rng), path, space_id)

@@ -29,6 +29,9 @@ class ModelConfig:
     """Share of the items that lose their id part in a step, so that content alone places an item."""
     similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
+    correlations: int | None = None
+    """Entries of a vector, beside these, that hold correlations of items, blended in after training by as much as
+    the validation says; 0: none, as always where `data.repeats` is `allow`."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""
@@ -62,7 +65,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "affinity_dim", "n_heads", "batch_size", "max_epochs", "warmup_steps", "patience"):
             self._check(name, lambda value: value >= 1, "1 or more")
-        for name in ("n_blocks", "negatives", "in_batch_negatives", "weight_decay"):
+        for name in ("n_blocks", "correlations", "negatives", "in_batch_negatives", "weight_decay"):
             self._check(name, lambda value: value >= 0, "0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
             self._check(name, lambda value: value > 0, "more than 0")
@@ -87,6 +90,7 @@ class Recipe:
     dropout: float
     id_dropout: float
     similarity: Similarity
+    correlations: int
     freeze_items: bool
     negatives: int
     learning_rate: float

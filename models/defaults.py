@@ -25,6 +25,8 @@ MOST_FROZEN = 5_000
 """Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of rank 128 rank as
 whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
 they lose a quarter of the NDCG, and training wins most of it back. Nothing between was measured."""
+MOST_BLENDED = 16_000
+"""Items; of more not all correlations would be computed, and vectors thrice as long would slow down their search."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -163,6 +165,18 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
     return ("dot" if counts.is_repeated or counts.is_set else "cosine"), counts.shape
 
 
+def _correlations(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_repeated or counts.freezes_correlations:
+        return 0, counts.shape
+    if counts.trains_correlations:
+        return 384, f"{counts.shape}: those that are not trained find what the others miss"
+    if counts.is_set:
+        return 128, counts.shape
+    if counts.trains_on_windows and counts.is_long and counts.n_items <= MOST_BLENDED:
+        return 128, f"{counts.shape} of {counts.n_items:,} items"
+    return 0, f"{counts.n_items:,} items, {counts.shape}"
+
+
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.starts_from_correlations:
         return False, counts.shape
@@ -227,6 +241,7 @@ RULES: dict[str, Rule] = {
     "dropout": _dropout,
     "id_dropout": _id_dropout,
     "similarity": _similarity,
+    "correlations": _correlations,
     "freeze_items": _freeze_items,
     "negatives": _negatives,
     "learning_rate": _learning_rate,

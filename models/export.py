@@ -57,7 +57,7 @@ class UserGraph(nn.Module):
 
     def forward(self, arrays: Tensors) -> Tensor:
         """Return the user vectors (B, W)."""
-        return self.tower.finish(self.tower.request_state(arrays["history_vectors"], arrays))  # (B, W)
+        return self.tower.request_vectors(arrays["history_vectors"], arrays)  # (B, W)
 
 
 class RepeatUserGraph(nn.Module):

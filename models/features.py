@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -50,6 +52,16 @@ class FeatureEmbedding(nn.Module):
             for offset in sorted(set(self.code_offsets.tolist())):
                 self.table.weight[offset + PADDING] = 0.0
                 self.table.weight[offset + UNKNOWN] = 0.0
+
+    def widen(self, dim: int) -> FeatureEmbedding:
+        """Copy this with zeros behind its entries, `dim` in all."""
+        wide = copy.deepcopy(self)
+        table, numbers = (
+            functional.pad(weight.detach(), (0, dim - self.dim)) for weight in (self.table.weight, self.number_table)
+        )  # (codes, dim), (V, dim)
+        wide.dim, wide.number_table = dim, nn.Parameter(numbers)  # (V, dim)
+        wide.table = nn.Embedding(len(table), dim, _weight=table)
+        return wide
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Embed rows.

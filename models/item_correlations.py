@@ -71,19 +71,40 @@ def correlate(
         similarity: of the sum of a user's items to an item.
         seed: of what is hidden to choose the settings, and of the factorisation's first block.
     """
-    ones = np.ones(len(user), np.float32)
-    matrix = sp.csr_array((ones, (user, item_row)), shape)  # sums what comes twice
-    matrix.data[:] = 1
-    by_popularity = np.argsort(-matrix.sum(axis=0), kind="stable")
-    core = by_popularity[:MOST_CORRELATED]
+    matrix = _binary(user, item_row, shape)
+    by_popularity = _by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
-    vectors = np.zeros((shape[1], dim), np.float32)
-    vectors[core] = _leading(partial_correlations(matrix[:, core], settings.ridge), dim, seed)
-    rest = by_popularity[MOST_CORRELATED:]
-    vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], settings.ridge)
+    vectors = _factorise(matrix, by_popularity, dim, settings.ridge, seed)
     length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
     is_long = similarity == "dot"  # a product is as long as both of its sides
     return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
+
+
+def factorise(
+    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, ridge: float, seed: int
+) -> Tensor:
+    """Return the factors alone, (N, dim) float32; arguments as of `correlate`."""
+    matrix = _binary(user, item_row, shape)
+    return torch.from_numpy(_factorise(matrix, _by_popularity(matrix), dim, ridge, seed))
+
+
+def _binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+    matrix = sp.csr_array((np.ones(len(user), np.float32), (user, item_row)), shape)  # sums what comes twice
+    matrix.data[:] = 1
+    return matrix
+
+
+def _by_popularity(matrix: sp.csr_array) -> np.ndarray:
+    return np.argsort(-matrix.sum(axis=0), kind="stable")
+
+
+def _factorise(matrix: sp.csr_array, by_popularity: np.ndarray, dim: int, ridge: float, seed: int) -> np.ndarray:
+    """Correlate the most popular items, and place the others by who has them: (N, dim)."""
+    core, rest = by_popularity[:MOST_CORRELATED], by_popularity[MOST_CORRELATED:]
+    vectors = np.zeros((matrix.shape[1], dim), np.float32)
+    vectors[core] = _leading(partial_correlations(matrix[:, core], ridge), dim, seed)
+    vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], ridge)
+    return vectors
 
 
 def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed: int) -> Settings:

@@ -11,11 +11,14 @@ from serve.schema import Feature, Similarity
 
 
 class ItemTower(nn.Module):
-    """Map items to vectors of W = D + A + P entries: taste, category affinity, recent popularity.
+    """Map items to vectors of W = D + R + A + P entries: taste, correlations, category affinity, recent popularity.
 
     Taste = id embedding + content, normalised under `cosine`. Affinity is a sum of one table row per
     single-valued feature, popularity is given. Both join after the normalisation, and are still one dot product.
+    `models.blending` puts R entries of correlations behind taste, once all else is trained.
     """
+
+    correlations: Tensor
 
     def __init__(
         self,
@@ -36,6 +39,7 @@ class ItemTower(nn.Module):
         self.affinity_table = nn.Embedding(max(n_categories, 1), affinity_dim)
         nn.init.normal_(self.id_table.weight, std=0.02)
         nn.init.zeros_(self.affinity_table.weight)
+        self.register_buffer("correlations", torch.zeros(n_items, 0), persistent=False)  # (N, R)
 
     def forward(
         self,
@@ -63,12 +67,19 @@ class ItemTower(nn.Module):
         if self.training and self.id_dropout > 0:
             is_dropped = torch.rand(len(item_rows), device=ids.device) < self.id_dropout  # (N,)
             ids = ids * (~(is_dropped & has_content)).unsqueeze(1)  # (N, D)
-        return self.join(ids + self.content(codes, values), categories, popularity)  # (N, W)
+        correlations = self.correlations[item_rows]  # (N, R)
+        return self.join(ids + self.content(codes, values), correlations, categories, popularity)  # (N, W)
 
-    def join(self, taste: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
-        """Complete taste (N, D) to vectors (N, W)."""
+    @property
+    def history_dim(self) -> int:
+        """D + R: the entries that histories hold."""
+        return self.dim + self.correlations.shape[1]
+
+    def join(self, taste: Tensor, correlations: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+        """Complete taste (N, D) and correlations (N, R) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
-        return torch.cat([self.normalise(taste), affinity, popularity.to(taste.dtype)], dim=-1)  # (N, W)
+        parts = (self.normalise(taste), correlations, affinity, popularity.to(taste.dtype))
+        return torch.cat(parts, dim=-1)  # (N, W)
 
     def normalise(self, taste: Tensor) -> Tensor:
         return normalise(taste) if self.similarity == "cosine" else taste  # (N, D)

@@ -4,12 +4,11 @@ Where vectors hold popularity, they are taken to have some; elsewhere their vect
 be too visible. All is fitted after training to the finished vectors, so that no item of the catalogue moves for it. The
 content part that was trained beside ids explains what ids leave over, which is less than what content can tell.
 
-Letters: N items of W = D + A + P entries (taste, affinity, popularity), n or s of them, B users.
+Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, popularity), n or s of them, B users.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -44,9 +43,9 @@ class Newcomers(nn.Module):
 
         Args:
             tower: whose items they stand among.
-            content: places them.
+            content: places them, D + R entries.
             popularity: (P,) what they are taken to have.
-            length: times which taste is as long as content makes it.
+            length: times which taste and correlations are as long as content makes them.
         """
         super().__init__()
         self.tower = tower
@@ -57,9 +56,10 @@ class Newcomers(nn.Module):
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
-        vectors = self.tower.join(self.content(codes, values), categories, popularity)  # (n, W)
-        taste, rest = vectors[:, : self.tower.dim], vectors[:, self.tower.dim :]  # (n, D), (n, A + P)
-        return torch.cat([taste * self.length, rest], dim=1)  # (n, W)
+        placed, dim = self.content(codes, values), self.tower.dim  # (n, D + R)
+        vectors = self.tower.join(placed[:, :dim], placed[:, dim:], categories, popularity)  # (n, W)
+        dim = self.tower.history_dim
+        return torch.cat([vectors[:, :dim] * self.length, vectors[:, dim:]], dim=1)  # (n, W)
 
 
 @torch.no_grad()
@@ -100,7 +100,7 @@ def fit_newcomers(
 def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> FeatureEmbedding:
     """Fit a copy of the content part to where the items `rows` (n,) stand in `vectors` (N, W)."""
     tower = towers.item_tower
-    content = copy.deepcopy(tower.content).requires_grad_(True).train()  # training may have held it fixed
+    content = tower.content.widen(tower.history_dim).requires_grad_(True).train()  # training may have held it fixed
     n_batches = math.ceil(len(rows) / BATCH)
     epochs = max(EPOCHS, math.ceil(FEWEST_STEPS / max(n_batches, 1)))
     optimizer = torch.optim.Adam(content.parameters(), lr=RATE)
@@ -109,8 +109,9 @@ def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.
         drawn = rows[torch.randperm(len(rows), generator=generator)]  # (n,)
         for start in range(0, len(rows), BATCH):
             chosen = drawn[start : start + BATCH]  # (b,)
-            taste = tower.normalise(content(towers.item_codes[chosen], towers.item_values[chosen]))  # (b, D)
-            error = (taste - vectors[chosen, : tower.dim]).square().sum(dim=1).mean()  # scalar
+            placed = content(towers.item_codes[chosen], towers.item_values[chosen])  # (b, D + R)
+            placed = torch.cat([tower.normalise(placed[:, : tower.dim]), placed[:, tower.dim :]], dim=1)  # (b, D + R)
+            error = (placed - vectors[chosen, : tower.history_dim]).square().sum(dim=1).mean()  # scalar
             optimizer.zero_grad()
             torch.autograd.backward(error)
             optimizer.step()

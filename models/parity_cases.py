@@ -21,7 +21,7 @@ def user_cases(schema: Schema, vectors: Floats, taste_dim: int, categories: Ints
     Args:
         schema: of the data.
         vectors: (N, W) item vectors.
-        taste_dim: D, the part that histories are read by.
+        taste_dim: D + R, the part that histories are read by.
         categories: (N, F) category rows of the items.
         seed: of the random choices.
     """

@@ -86,7 +86,8 @@ class Towers(nn.Module):
     def request_vectors(self, batch: RequestBatch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""
         tower, arrays = self.user_tower, batch.arrays
-        fused = tower.request_state(items[batch.history_rows][..., : tower.dim], arrays)  # (B, D)
+        history = items[batch.history_rows][..., : self.item_tower.history_dim]  # (B, L, D + R)
         if tower.memory is None:
-            return tower.finish(fused), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
+            return tower.request_vectors(history, arrays), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
+        fused = tower.request_state(history, arrays)  # (B, D)
         return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from datamodules.batch import Tensors
 from models.blocks import EventBlocks
+from models.correlated_history import CorrelatedHistory
 from models.directions import normalise
 from models.dropout import Dropout
 from models.features import FeatureEmbedding
@@ -67,6 +68,7 @@ class UserTower(nn.Module):
         self.pool_power = nn.Parameter(torch.tensor(1.0 if n_blocks else 0.5), requires_grad=n_blocks == 0)
         self.popularity_gate = nn.Linear(dim, popularity_dim) if popularity_dim and memory is None else None
         self.memory = memory
+        self.correlated_history: CorrelatedHistory | None = None  # `models.blending` puts it here
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -209,6 +211,15 @@ class UserTower(nn.Module):
             arrays["context_values"],
             recency,
         )  # (B, D)
+
+    def request_vectors(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
+        """Make the user vectors (B, W) of requests, without memory, from `history_vectors` (B, L, D + R)."""
+        taste, parts = history_vectors[..., : self.dim], history_vectors[..., self.dim :]  # (B, L, D), (B, L, R)
+        vectors = self.finish(self.request_state(taste, arrays))  # (B, D + P)
+        if self.correlated_history is None:
+            return vectors
+        correlated = self.correlated_history(parts, arrays["history_lengths"])  # (B, R)
+        return torch.cat([vectors[:, : self.dim], correlated, vectors[:, self.dim :]], dim=1)  # (B, W)
 
     def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""

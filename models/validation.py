@@ -26,7 +26,11 @@ def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatc
         that has a target in the view, (at most B,).
     """
     with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
-        scores = users.float() @ items.float().T  # (B, N)
+        return score_ndcg(users.float() @ items.float().T, bonus, batch)
+
+
+def score_ndcg(scores: Tensor, bonus: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:
+    """Do as `request_ndcg` with scores (B, N)."""
     owned = (batch.owned_users, batch.owned_rows)
     wanted = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
     wanted[batch.target_users, batch.target_rows] = True

@@ -31,7 +31,7 @@ class TowerRuns:
         _check_inputs(bundle.item_tower, ITEM_INPUTS)
         self.bundle = bundle
         self.taste_dim = _read_taste_dim(bundle)
-        """D, the first columns of the item vectors: what histories hold and what likeness is measured by."""
+        """D + R, the first columns of the item vectors: what histories hold and what likeness is measured by."""
 
     def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
         """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory.

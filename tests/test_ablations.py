@@ -70,7 +70,16 @@ def test_every_variant_changes_what_it_says(config):
     assert other.tell(other.configure(whole)) in ("id dropout 0", "id dropout 0.1")
     applying = {variant.name for variant in VARIANTS if variant.applies(prepared)}
     not_here = {"bounded-ids"} if config.repeats == "allow" else {"no-memory-term"}
-    assert BY_NAME.keys() - applying == OF_LIKED | not_here
+    assert BY_NAME.keys() - applying == OF_LIKED | not_here | {"no-correlations"}  # few events a user
+
+
+def test_correlations_are_left_out_where_there_are_some():
+    prepared, _, _ = make_prepared(ORDERED)
+    blended = replace(prepared.config, model=replace(prepared.config.model, correlations=5))
+    variant = BY_NAME["no-correlations"]
+    assert variant.applies(replace(prepared, config=blended))
+    assert variant.configure(blended).model.correlations == 0
+    assert BY_NAME["no-request-context"].configure(blended).model.correlations == 0  # as a run would choose
 
 
 def test_what_is_not_there_is_not_taken_out():

@@ -57,6 +57,7 @@ GIVEN = ModelConfig(
     dropout=0.13,
     id_dropout=0.17,
     similarity="cosine",
+    correlations=17,
     freeze_items=True,
     negatives=19,
     learning_rate=0.0123,
@@ -247,3 +248,14 @@ def test_the_reasons_name_what_the_data_has():
     assert "items are consumed again" in said["repeated"]
     assert "106 events a user" in said["long"]
     assert any(reason.startswith(f"{MANY_ITEMS + 1:,} items") for reason in said["short"])
+
+
+def test_correlations_are_blended_in_where_histories_are_long_and_in_sets_that_are_trained():
+    families = {name: choose(family).correlations for name, family in FAMILIES.items()}
+    assert {name for name, n in families.items() if n} == {"long", "set", "set of many"}
+    assert families["set of many"] > families["long"]
+
+
+def test_vectors_of_a_large_catalogue_that_is_read_in_order_stay_short():
+    assert choose(LONG).correlations
+    assert not choose(replace(LONG, n_items=10**6)).correlations

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from models.blending import Blend, blend_in
 from models.bundle_export import export_bundle, write_vectors
 from models.export import check_parity, item_graph, user_graph
 from models.memory import memory_inputs
@@ -24,7 +24,7 @@ from serve.layout import INDEX, ITEM_TOWER, ITEMS, SCHEMA, USER_TOWER, VECTORS
 from serve.manifest import compute_space_id
 from serve.schema import Schema
 from serve.staging import Stage
-from tests.tiny_data import BASKETS, ORDERED, D, L, N, World, make_data, make_world
+from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
 
 PARITY = 1e-5
@@ -55,10 +55,12 @@ class Shipped:
         return self.world.schema
 
 
-def ship(stage: Stage, config, similarity: str) -> Shipped:
+def ship(stage: Stage, config, similarity: str, n_correlations: int) -> Shipped:
     world = make_world(config)
     data = make_data(world)
     towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
+    factors = torch.randn(N, n_correlations, generator=torch.Generator().manual_seed(2))  # (N, R)
+    blend_in(towers, lambda _: factors, Blend(0.5 if n_correlations else 0.0, 0.2, 30.0), list(data.final_requests()))
     items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
     newcomers = make_newcomers(towers, popularity.shape[1])
     export_bundle(towers, newcomers, world.schema, items, popularity, stage, seed=1)
@@ -67,13 +69,21 @@ def ship(stage: Stage, config, similarity: str) -> Shipped:
 
 def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
     """Make what places new items by another content part than that of the item tower."""
-    content = copy.deepcopy(towers.item_tower.content)
+    content = towers.item_tower.content.widen(towers.item_tower.history_dim)
     with torch.no_grad():
         content.table.weight.mul_(1.5)
+        content.table.weight[:, towers.item_tower.dim :] = 0.25
     return Newcomers(towers.item_tower, content, torch.linspace(0.5, 1.5, n_popularity)).eval()
 
 
-@pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
+FAMILIES = {
+    "ordered": (ORDERED, "dot", 0),
+    "baskets": (BASKETS, "cosine", 0),
+    "ordered, correlated": (ORDERED, "cosine", 5),
+}
+
+
+@pytest.fixture(scope="module", params=FAMILIES.values(), ids=FAMILIES)
 def shipped(request, tmp_path_factory) -> Iterator[Shipped]:
     with Stage.open(tmp_path_factory.mktemp("shipped")) as stage:
         yield ship(stage, *request.param)
@@ -89,9 +99,9 @@ def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray
     """Run the user tower without the graphs that are exported."""
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     tower = towers.user_tower
-    fused = tower.request_state(tensors["history_vectors"], tensors)
     if tower.memory is None:
-        return [tower.finish(fused).numpy()]
+        return [tower.request_vectors(tensors["history_vectors"], tensors).numpy()]
+    fused = tower.request_state(tensors["history_vectors"], tensors)
     return [output.numpy() for output in tower.complete(fused, memory_inputs(tensors, tensors["owned_vectors"]))]
 
 
@@ -99,7 +109,8 @@ def make_case(shipped: Shipped, batch: int, length: int, seed: int = 9) -> dict[
     rng = np.random.default_rng(seed)
     events = draw_events(np.full(batch, length), shipped.schema, N, rng)
     categories = shipped.world.catalogue.categories
-    return user_case(events, shipped.schema, shipped.vectors, D, categories, rng)
+    dim = shipped.towers.item_tower.history_dim
+    return user_case(events, shipped.schema, shipped.vectors, dim, categories, rng)
 
 
 @pytest.mark.parametrize("batch", [1, 7, 256])
@@ -193,7 +204,7 @@ def test_a_graph_that_computes_something_else_is_refused(shipped):
 
 def test_cases_cover_the_shapes_that_serving_meets(shipped):
     vectors, categories = shipped.vectors, shipped.world.catalogue.categories
-    cases = user_cases(shipped.schema, vectors, D, categories, seed=2)
+    cases = user_cases(shipped.schema, vectors, shipped.towers.item_tower.history_dim, categories, seed=2)
     shapes = {
         (len(case["history_lengths"]), tuple(sorted(set(case["history_lengths"].tolist())))) for case in cases.values()
     }

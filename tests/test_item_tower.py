@@ -102,7 +102,8 @@ def test_id_dropout_drops_only_items_with_content(side):
     share, tower.id_dropout = tower.id_dropout, 0.0
     complete = towers.item_vectors(popularity)
     tower.id_dropout = share
-    content = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
+    placed = tower.content(towers.item_codes, towers.item_values)
+    content = tower.join(placed, tower.correlations, towers.categories, popularity)
     for seed in range(5):
         torch.manual_seed(seed)
         items = towers.item_vectors(popularity)
@@ -138,7 +139,8 @@ def test_an_item_without_id_is_placed_by_its_content(side):
     world, data, _ = side
     towers, popularity = make_towers(world, data), popularity_of(data)
     tower = towers.item_tower
-    content = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
+    placed = tower.content(towers.item_codes, towers.item_values)
+    content = tower.join(placed, tower.correlations, towers.categories, popularity)
     assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
     with torch.no_grad():
         tower.id_table.weight.zero_()

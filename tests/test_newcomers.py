@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from models import newcomers as newcomers_module
+from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
 from models.newcomers import Newcomers, find_length, find_level, fit_content, fit_newcomers
 from models.towers import Towers
@@ -50,7 +51,8 @@ def test_new_items_stand_nearer_to_items_like_them_than_the_trained_content_does
     tower = towers.item_tower
     with torch.no_grad():
         vectors = towers.item_vectors(popularity)
-        trained = tower.join(tower.content(towers.item_codes, towers.item_values), towers.categories, popularity)
+        content = tower.content(towers.item_codes, towers.item_values)
+        trained = tower.join(content, tower.correlations, towers.categories, popularity)
     newcomers, placed = fit(side)
     placed[:, :D] /= newcomers.length
     assert distance(placed, vectors) < distance(trained, vectors)
@@ -209,3 +211,19 @@ def test_where_nothing_was_taken_the_trained_content_stays(side):
     newcomers, _ = fit(side, torch.zeros(N, dtype=torch.bool))
     assert torch.equal(newcomers.content.table.weight, towers.item_tower.content.table.weight)
     assert torch.equal(newcomers.popularity, popularity.amin(dim=0))
+
+
+def test_new_items_are_placed_among_correlations_too():
+    data, towers, _, _ = make_cosine_newcomers()
+    popularity = torch.from_numpy(data.trends.popularity[-1])
+    columns = (towers.item_codes, towers.item_values)
+    factors = towers.item_tower.content.widen(D + 3)  # what content says, in other entries
+    with torch.no_grad():
+        factors.table.weight.normal_(generator=torch.Generator().manual_seed(3))
+        factors.number_table.normal_(generator=torch.Generator().manual_seed(4))
+        towers.item_tower.correlations = factors(*columns)[:, D:]  # (N, 3)
+        towers.user_tower.correlated_history = CorrelatedHistory(3, 0.0)
+        newcomers = fit_newcomers(towers, popularity, ALL, data.drawn_requests(9), seed=4)
+        placed = place(newcomers, towers)[:OUTSIDE, D : D + 3] / newcomers.length
+        wanted = towers.item_tower.correlations[:OUTSIDE]
+    assert (placed - wanted).square().mean() < 0.05 * wanted.square().mean()

@@ -68,13 +68,16 @@ class Clock:
 
 
 def fit_once(prepared: Prepared, config: Config) -> tuple[run_training.Trained, tuple[float, float]]:
-    """Train on all before the test for the whole schedule; return what was trained and the seconds it took."""
+    """Train on all before the test for the whole schedule; return what was trained and the seconds it took.
+
+    Correlations are blended in as much as where there is no validation.
+    """
     run_training.console.quiet = True
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock.start()
         placed = replace(config, out=Path(folder))
         trained = run_training.fit_towers(placed, prepared.tables, prepared.split, recipe_of(config.model).max_epochs)
-        return trained, clock.read()
+        return run_training.blend_correlations(placed, trained), clock.read()
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import train
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.user_profiles import make_profiles
-from run_training import fit_towers
+from run_training import blend_correlations, fit_towers
 from serve.index import ItemIndex
 from serve.item_facts import REPEAT_RATE
 from serve.recommender import Recommender
@@ -47,6 +47,7 @@ class Opened:
         config = replace(self.config, out=self.config.out / name)
         with Stage.open(config.out) as stage:
             trained = fit_towers(config, self.tables, self.split, config.model.max_epochs)
+            trained = blend_correlations(config, trained)
             _, recommender = train.stage_bundle(config, trained, self.tables, self.split, stage)
         return recommender
 

@@ -14,6 +14,7 @@ from models.config import recipe_of
 from models.towers import Towers
 from models.two_tower import TwoTower
 from run_config import Config
+from run_training import blends
 from tests.benchmarks.board_fit import Prepared
 
 WHOLE = "all"
@@ -87,8 +88,12 @@ def other_id_dropout(config: Config) -> Config:
 
 def without_context(config: Config) -> Config:
     """Declare no context; a set of few users is then left where correlations put it, as a run would choose."""
-    model = replace(config.model, freeze_items=True)
+    model = replace(config.model, freeze_items=True, correlations=0)
     return replace(config, model=model, data=replace(config.data, features=replace(config.data.features, context={})))
+
+
+def without_correlations(config: Config) -> Config:
+    return replace(config, model=replace(config.model, correlations=0))
 
 
 def hold_rate(model: TwoTower) -> None:
@@ -148,6 +153,10 @@ def has_memory(prepared: Prepared) -> bool:
     return prepared.config.data.repeats == "allow"
 
 
+def has_correlations(prepared: Prepared) -> bool:
+    return blends(prepared.config)
+
+
 def has_ids_to_learn(prepared: Prepared) -> bool:
     """Tell whether ids do not start from the data: what started learns slowly, and is known by the name it had."""
     return has_attributes(prepared) and not has_memory(prepared)
@@ -165,6 +174,7 @@ VARIANTS = (
         configure=other_similarity,
         tell=lambda config: f"similarity {recipe_of(config.model).similarity}",
     ),
+    Variant("no-correlations", has_correlations, without_correlations),
     Variant("no-dropout", configure=without_dropout),
     Variant("constant-rate", alter=hold_rate),
     Variant("no-time-in-attention", attends_to_times, alter=silence_gaps),

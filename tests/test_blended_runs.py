@@ -1,0 +1,111 @@
+"""Runs with correlations blended in: judged by the validation, kept for the training after it, exported."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import run_training
+import train
+from datamodules.splits import split_interactions
+from models.blending import SHARES, Blend, Judged, unjudged
+from serve import Recommender
+from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
+from tests.tiny_towers import one_thread
+
+R = 6
+BLENDED = replace(SMALL, correlations=R, max_epochs=2)
+WITH_THEM = Judged(Blend(0.4, 0.1, 30.0), 0.3, 0.2)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread():
+    with one_thread():
+        yield
+
+
+def fit(data, folder, validates=True) -> run_training.Trained:
+    config = train.Config(data, BLENDED, QUIET, folder)
+    folder.mkdir()
+    tables, _ = train.read(config, make_tables(3, data.ties == "simultaneous"), folder)
+    config, _ = train.settle(config, tables)
+    split = split_interactions(tables.interactions, data, config.seed)
+    return train.train(config, tables, split if validates else replace(split, validation=split.validation[:0]))[0]
+
+
+def width_of(trained: run_training.Trained) -> int:
+    return trained.towers.item_tower.history_dim - SMALL.dim
+
+
+def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(run_training, "choose_blend", lambda *args: WITH_THEM)
+    run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
+    metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
+    expected = {"blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0}, "ndcg": 0.3, "ndcg_alone": 0.2}
+    assert metrics["training"]["correlations"] == expected
+    recommender = Recommender.load(run.bundle)
+    assert recommender.taste_dim == SMALL.dim + R
+    (users,) = recommender.encode_users([{"history": [{"item_id": 100}, {"item_id": 101}]}])
+    parts = recommender.catalogue.vectors[:, SMALL.dim : SMALL.dim + R]
+    places = recommender.item_rows([101, 100])
+    weights = np.exp(-0.1 * np.arange(2))
+    summed = weights @ parts[places] / weights.sum() ** 0.5
+    assert np.allclose(users[SMALL.dim : SMALL.dim + R], summed, atol=1e-5)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "blended in by 40%: validation NDCG@10 0.2000 without, 0.3000 with them" in printed
+
+
+def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_path, monkeypatch):
+    none = Judged(Blend(0.0, 0.1, 30.0), 0.2, 0.2)
+    monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
+    assert width_of(fit(ORDERED, tmp_path / "run")) == 0
+    assert "none" in run_training.describe(none)
+
+
+@pytest.mark.parametrize("strict", [False, True])
+def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_of_the_last(
+    tmp_path, monkeypatch, strict
+):
+    asked, correlated, factorise = [], [], run_training.factorise
+
+    def choose(towers, make_factors, is_ordered, requests, validation):
+        asked.append((is_ordered, sum(len(batch.target_rows) for batch in validation)))
+        return WITH_THEM
+
+    def watch(user, *rest):
+        correlated.append(len(user))
+        return factorise(user, *rest)
+
+    monkeypatch.setattr(run_training, "choose_blend", choose)
+    monkeypatch.setattr(run_training, "factorise", watch)
+    data = replace(ORDERED, split=replace(ORDERED.split, strict=strict))
+    trained = fit(data, tmp_path / "run")
+    assert asked == [(True, 60)]  # the second-last item of each user
+    assert correlated == [60 * (5 if strict else 6)]  # of seven: all but the test and, strict, the validation
+    assert width_of(trained) == R
+
+
+def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch):
+    given = []
+    monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
+    trained = fit(ORDERED, tmp_path / "run", validates=False)
+    assert given == [unjudged(True)]
+    assert trained.judged is None
+
+
+def test_repeats_are_learned_without_correlations(tmp_path):
+    trained = fit(BASKETS, tmp_path / "run")
+    assert width_of(trained) == 0
+    assert trained.judged is None
+
+
+def test_the_same_seed_chooses_the_same(tmp_path):
+    first, second = (fit(ORDERED, tmp_path / name) for name in ("one", "other"))
+    assert first.judged is not None
+    assert first.judged == second.judged
+    assert first.judged.blend.share in (0.0, *SHARES)
+    parts = [trained.towers.item_tower.correlations.numpy() for trained in (first, second)]
+    assert np.array_equal(*parts)
