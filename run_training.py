@@ -39,8 +39,8 @@ from serve.schema import Schema
 
 NEWCOMER_USERS = 512
 """The most users that new items are made visible to."""
-JUDGED_USERS = 512
-"""The most users that show how much scores vary."""
+MOST_SEEN = 512
+"""Users that show how much scores vary."""
 console = Console()
 
 
@@ -57,11 +57,20 @@ class Trained:
     pace: dict[str, float]
     """What `models.stopwatch` says of the training that was validated, where there is one."""
     judged: Judged | None = None
-    """How correlations were blended in, as the validation has it."""
+    """How correlations are blended in, where they are."""
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
-    """Decide from the data what the configuration leaves open; return it whole, with the choices made."""
+    """Decide from the data what the configuration leaves open; return it whole, with the choices made.
+
+    Raises:
+        SchemaError: correlations are wanted where repeats are recommended.
+    """
+    if config.model.correlations and config.data.repeats == "allow":
+        raise SchemaError(
+            f"model.correlations is {config.model.correlations}; allowed where data.repeats is 'allow': 0, "
+            "a memory says there what goes with what"
+        )
     recipe, choices = choose_recipe(config.model, count_data(tables, config.data))
     return replace(config, model=replace(config.model, **asdict(recipe))), choices
 
@@ -97,17 +106,22 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
 
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
-    """Train with early stopping, then again on everything before the test for as many epochs."""
-    console.rule("training")
-    first, seconds = _clock("training", lambda: judge_blend(config, fit_towers(config, tables, split, None)))
-    if config.data.split.strict or not len(split.validation):
-        return blend_correlations(config, first), seconds
-    console.rule(f"training again on all but the test, {first.epochs} epochs")
+    """Train with early stopping, then again on everything before the test for as many epochs; blend correlations in."""
+    is_only = config.data.split.strict or not len(split.validation)
+
+    def train_first() -> Trained:
+        trained = judge_blend(config, fit_towers(config, tables, split, None))
+        return blend_correlations(config, trained) if is_only else trained
 
     def train_again() -> Trained:
         again = fit_towers(config, tables, split, first.epochs)
         return blend_correlations(config, replace(again, pace=first.pace, judged=first.judged))
 
+    console.rule("training")
+    first, seconds = _clock("training", train_first)
+    if is_only:
+        return first, seconds
+    console.rule(f"training again on all but the test, {first.epochs} epochs")
     last, more_seconds = _clock("training_again", train_again)
     return last, seconds | more_seconds
 
@@ -121,27 +135,28 @@ def _clock(name: str, training: Callable[[], Trained]) -> tuple[Trained, dict[st
 
 def judge_blend(config: Config, trained: Trained) -> Trained:
     """Find by the validation how much correlations of items are to count, and print it."""
-    data = trained.data
-    if not blends(config) or not data.validation_batches:
+    if not blends(config):
         return trained
-    requests = list(data.drawn_requests(JUDGED_USERS))
-    factors = make_factors(config, trained)
-    judged = choose_blend(trained.towers, factors, data.trains_on_windows, requests, data.validation_batches)
+    data = trained.data
+    requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_factors(config, trained)
+    judged = choose_blend(trained.towers, correlate, data.trains_on_windows, requests, data.validation_batches)
     console.print(describe(judged))
     return replace(trained, judged=judged)
 
 
 def blend_correlations(config: Config, trained: Trained) -> Trained:
-    """Blend correlations into the towers, as the validation has it."""
-    if blends(config):
-        data = trained.data
-        blend = unjudged(data.trains_on_windows) if trained.judged is None else trained.judged.blend
-        blend_in(trained.towers, make_factors(config, trained), blend, list(data.drawn_requests(JUDGED_USERS)))
-    return trained
+    """Blend correlations into the towers as was judged, or as is usual."""
+    if not blends(config):
+        return trained
+    data = trained.data
+    judged = trained.judged or unjudged(data.trains_on_windows)
+    requests = list(data.drawn_requests(MOST_SEEN))
+    blend_in(trained.towers, make_factors(config, trained), judged.blend, requests)
+    return replace(trained, judged=judged)
 
 
 def blends(config: Config) -> bool:
-    return recipe_of(config.model).correlations > 0 and config.data.repeats == "exclude"
+    return recipe_of(config.model).correlations > 0
 
 
 def make_factors(config: Config, trained: Trained) -> MakeFactors:
@@ -153,10 +168,12 @@ def make_factors(config: Config, trained: Trained) -> MakeFactors:
 
 def describe(judged: Judged) -> str:
     """Say in words what was chosen."""
-    blend, alone = judged.blend, f"validation NDCG@10 {judged.ndcg_alone:.4f}"
-    if not blend.share:
-        return f"correlations of items blended in: none, {alone} is best without"
-    return f"correlations of items blended in by {blend.share:.0%}: {alone} without, {judged.ndcg:.4f} with them"
+    if not judged.blend.share:
+        return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
+    share = f"correlations of items blended in by {judged.blend.share:.0%}"
+    if judged.ndcg is None:
+        return f"{share}, as is usual: there is nothing to validate it by"
+    return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
 
 
 def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:

@@ -7,8 +7,9 @@ together: correlations know every pair that training would show them, and would 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -17,12 +18,14 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory
 from models.towers import Towers
-from models.validation import score_ndcg
+from models.validation import novel_ndcg
 
 SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
 DECAYS = (1 / 3, 1 / 10, 0.0)
 RIDGES = (30.0, 1000.0)
 """Pairs of Amazon Beauty and Frappe ranked better by the first, groceries by the other, MovieLens alike by both."""
+MOST_JUDGES = 100
+"""Batches of the validation."""
 SHORTEST = 1e-9
 
 MakeFactors = Callable[[float], Tensor]
@@ -46,30 +49,18 @@ class Judged:
     """The blend that ranks best what users of the validation took next."""
 
     blend: Blend
-    ndcg: float
-    """NDCG@10 with it."""
-    ndcg_alone: float
+    ndcg: float | None = None
+    """NDCG@10 with it; None: nothing could be validated, the blend is the usual one."""
+    ndcg_alone: float | None = None
     """NDCG@10 of the towers alone."""
 
 
-@dataclass(frozen=True)
-class _Candidate:
-    """Correlations that might be blended in; the share is 1."""
-
-    blend: Blend
-    factors: Tensor
-    """(N, R)"""
-    correlated: CorrelatedHistory
-    unit: float
-    """How much the towers' scores vary for one of how much these do."""
-
-    def score(self, batch: RequestBatch) -> Tensor:
-        return self.unit * _sum_items(self.correlated, self.factors, batch) @ self.factors.T  # (B, N)
+ORDERED_UNJUDGED, SET_UNJUDGED = Judged(Blend(0.1, 0.1, 30.0)), Judged(Blend(0.3, 0.0, 30.0))
 
 
-def unjudged(is_ordered: bool) -> Blend:
-    """Return how correlations count where there is no validation to choose by."""
-    return Blend(0.1, _decays(is_ordered)[0], RIDGES[0])
+def unjudged(is_ordered: bool) -> Judged:
+    """Return what is usual: near what validations of MovieLens chose, and between those of two sets."""
+    return ORDERED_UNJUDGED if is_ordered else SET_UNJUDGED
 
 
 def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: Sequence[RequestBatch]) -> None:
@@ -83,9 +74,10 @@ def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: 
     """
     if not blend.share:
         return
-    found = _make_candidate(towers, make_factors(blend.ridge), blend, requests)
-    towers.item_tower.correlations = found.factors * (blend.share * found.unit) ** 0.5  # (N, R)
-    towers.user_tower.correlated_history = found.correlated
+    factors, history = make_factors(blend.ridge), CorrelatedHistory(blend.decay)
+    unit = _learned_spread(towers, requests) / _correlated_spread(history, factors, requests)
+    towers.item_tower.correlations = factors * (blend.share * unit) ** 0.5  # (N, R)
+    towers.user_tower.correlated_history = history
 
 
 @torch.no_grad()
@@ -103,52 +95,60 @@ def choose_blend(
         make_factors: of the catalogue.
         is_ordered: the last events may say more than those before.
         requests: as of `blend_in`.
-        validation: with targets, all as of one moment.
+        validation: with targets, all as of one moment; of very many a part is judged by.
     """
-    candidates = [
-        _make_candidate(towers, factors, Blend(1.0, decay, ridge), requests)
-        for ridge, factors in ((ridge, make_factors(ridge)) for ridge in RIDGES)
-        for decay in _decays(is_ordered)
-    ]
-    items = towers.item_vectors(validation[0].popularity)  # (N, W)
-    values: dict[Blend, list[np.ndarray]] = {}
-    for batch in validation:
-        for blend, found in _judge(towers, items, candidates, batch):
-            values.setdefault(blend, []).append(found)
-    ndcg = {blend: float(np.concatenate(found).mean()) for blend, found in values.items()}
-    alone, best = next(iter(ndcg)), max(ndcg, key=lambda blend: ndcg[blend])
-    return Judged(best, ndcg[best], ndcg[alone])
+    judges = [batch for batch in validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1] if _has_novel(batch)]
+    if not judges:
+        return unjudged(is_ordered)
+    learned = _learned_spread(towers, requests)
+    items = towers.item_vectors(judges[0].popularity)  # (N, W)
+    alone = [towers.request_vectors(batch, items)[0] for batch in judges]  # (B, W) each
+    none = Blend(0.0, 0.0, RIDGES[0])
+    ndcg = {none: _mean(novel_ndcg(users @ items.T, batch) for users, batch in zip(alone, judges, strict=True))}
+    for ridge in RIDGES:
+        factors = make_factors(ridge)  # (N, R)
+        for decay in DECAYS if is_ordered else (0.0,):
+            history = CorrelatedHistory(decay)
+            unit = learned / _correlated_spread(history, factors, requests)
+            found: dict[float, list[np.ndarray]] = {share: [] for share in SHARES}
+            for users, batch in zip(alone, judges, strict=True):
+                scores = users @ items.T  # (B, N)
+                correlated = unit * _score(history, factors, batch)  # (B, N)
+                for share, values in found.items():
+                    values.append(novel_ndcg(scores + share * correlated, batch))
+            ndcg |= {Blend(share, decay, ridge): _mean(values) for share, values in found.items()}
+    best = max(ndcg, key=lambda blend: ndcg[blend])
+    return Judged(best, ndcg[best], ndcg[none])
 
 
-def _judge(
-    towers: Towers, items: Tensor, candidates: Sequence[_Candidate], batch: RequestBatch
-) -> Iterator[tuple[Blend, np.ndarray]]:
-    """Yield the NDCG of each request by the towers alone, and by each candidate with each share."""
-    users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
-    alone = users @ items.T  # (B, N)
-    yield replace(candidates[0].blend, share=0.0), score_ndcg(alone, bonus, batch)["novel"]
-    for candidate in candidates:
-        correlated = candidate.score(batch)  # (B, N)
-        for share in SHARES:
-            yield replace(candidate.blend, share=share), score_ndcg(alone + share * correlated, bonus, batch)["novel"]
+def _has_novel(batch: RequestBatch) -> bool:
+    return bool((batch.target_owned < 0).any())
+
+
+def _mean(values: Iterable[np.ndarray]) -> float:
+    return float(np.concatenate(list(values)).mean())
 
 
 @torch.no_grad()
-def _make_candidate(towers: Towers, factors: Tensor, blend: Blend, requests: Sequence[RequestBatch]) -> _Candidate:
-    correlated = CorrelatedHistory(factors.shape[1], blend.decay)
-    learned, other = [SHORTEST], [SHORTEST]
+def _learned_spread(towers: Towers, requests: Sequence[RequestBatch]) -> float:
+    """Return the standard deviation of the towers' scores, (B, N) a batch, of users who have a history."""
+    scores = []
     for batch in requests:
         items = towers.item_vectors(batch.popularity)  # (N, W)
-        users, _ = towers.request_vectors(batch, items)  # (B, W)
-        learned.append((users @ items.T).var().item())
-        other.append((_sum_items(correlated, factors, batch) @ factors.T).var().item())
-    return _Candidate(blend, factors, correlated, (sum(learned) / sum(other)) ** 0.5)
+        scores.append((towers.request_vectors(batch, items)[0] @ items.T)[batch.arrays["history_lengths"] > 0])
+    return _spread(scores)
 
 
-def _sum_items(correlated: CorrelatedHistory, factors: Tensor, batch: RequestBatch) -> Tensor:
-    summed: Tensor = correlated(factors[batch.history_rows], batch.arrays["history_lengths"])  # (B, R)
-    return summed
+def _correlated_spread(history: CorrelatedHistory, factors: Tensor, requests: Sequence[RequestBatch]) -> float:
+    """Do as `_learned_spread` with the scores of correlations: users without events have none."""
+    return _spread([_score(history, factors, batch)[batch.arrays["history_lengths"] > 0] for batch in requests])
 
 
-def _decays(is_ordered: bool) -> tuple[float, ...]:
-    return DECAYS if is_ordered else (0.0,)
+def _spread(scores: Sequence[Tensor]) -> float:
+    variances = [part.var(correction=0).item() for part in scores if part.numel()]
+    return max(math.sqrt(float(np.mean(variances or [0.0]))), SHORTEST)
+
+
+def _score(history: CorrelatedHistory, factors: Tensor, batch: RequestBatch) -> Tensor:
+    summed = history(factors[batch.history_rows], batch.arrays["history_lengths"])  # (B, R)
+    return summed @ factors.T  # type: ignore[no-any-return]  # (B, N)

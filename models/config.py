@@ -30,8 +30,8 @@ class ModelConfig:
     similarity: Similarity | None = None
     """Inner product, or cosine with a learned temperature."""
     correlations: int | None = None
-    """Entries of a vector, beside these, that hold correlations of items, blended in after training by as much as
-    the validation says; 0: none, as always where `data.repeats` is `allow`."""
+    """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
+    as the validation says; 0: none. Refused where `data.repeats` is `allow`."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""

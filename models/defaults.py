@@ -25,8 +25,9 @@ MOST_FROZEN = 5_000
 """Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of rank 128 rank as
 whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
 they lose a quarter of the NDCG, and training wins most of it back. Nothing between was measured."""
-MOST_BLENDED = 16_000
-"""Items; of more not all correlations would be computed, and vectors thrice as long would slow down their search."""
+MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
+"""Items that correlations are kept of: with more, longer vectors slow down the search and fill the memory. What they
+are worth was measured with up to 12,101."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -168,11 +169,13 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 def _correlations(counts: DataCounts) -> tuple[int, str]:
     if counts.is_repeated or counts.freezes_correlations:
         return 0, counts.shape
+    if counts.n_items > (MOST_BLENDED_OF_SETS if counts.is_set else MOST_BLENDED):
+        return 0, f"{counts.n_items:,} items, {counts.shape}"
     if counts.trains_correlations:
         return 384, f"{counts.shape}: those that are not trained find what the others miss"
     if counts.is_set:
         return 128, counts.shape
-    if counts.trains_on_windows and counts.is_long and counts.n_items <= MOST_BLENDED:
+    if counts.trains_on_windows and counts.is_long:
         return 128, f"{counts.shape} of {counts.n_items:,} items"
     return 0, f"{counts.n_items:,} items, {counts.shape}"
 

@@ -148,7 +148,7 @@ def find_level(
 def find_length(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find how long, from half to whole, taste must be for new items to take no more than that; see `find_level`."""
+    """Find how long, half to whole, taste and correlations must be for new items to take no more; see `find_level`."""
     contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)
 
     def count(length: float) -> int:

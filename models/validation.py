@@ -26,19 +26,22 @@ def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatc
         that has a target in the view, (at most B,).
     """
     with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
-        return score_ndcg(users.float() @ items.float().T, bonus, batch)
+        scores = users.float() @ items.float().T  # (B, N)
+    remembered = scores.index_put((batch.owned_users, batch.owned_rows), bonus.float(), accumulate=True)  # (B, N)
+    return {"all": _ndcg(remembered, _wanted(batch, scores)), "novel": novel_ndcg(scores, batch)}
 
 
-def score_ndcg(scores: Tensor, bonus: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:
-    """Do as `request_ndcg` with scores (B, N)."""
-    owned = (batch.owned_users, batch.owned_rows)
+def novel_ndcg(scores: Tensor, batch: RequestBatch) -> np.ndarray:
+    """Return what `request_ndcg` calls `novel`, of scores (B, N)."""
+    is_owned = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
+    is_owned[batch.owned_users, batch.owned_rows] = True
+    return _ndcg(scores.masked_fill(is_owned, float("-inf")), _wanted(batch, scores) & ~is_owned)
+
+
+def _wanted(batch: RequestBatch, scores: Tensor) -> Tensor:
     wanted = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
     wanted[batch.target_users, batch.target_rows] = True
-    everything = _ndcg(scores.index_put(owned, bonus.float(), accumulate=True), wanted)
-    is_owned = torch.zeros_like(wanted)  # (B, N)
-    is_owned[owned] = True
-    novel = _ndcg(scores.masked_fill(is_owned, float("-inf")), wanted & ~is_owned)
-    return {"all": everything, "novel": novel}
+    return wanted
 
 
 def _ndcg(scores: Tensor, wanted: Tensor) -> np.ndarray:

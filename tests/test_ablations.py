@@ -79,7 +79,10 @@ def test_correlations_are_left_out_where_there_are_some():
     variant = BY_NAME["no-correlations"]
     assert variant.applies(replace(prepared, config=blended))
     assert variant.configure(blended).model.correlations == 0
-    assert BY_NAME["no-request-context"].configure(blended).model.correlations == 0  # as a run would choose
+    without_context = BY_NAME["no-request-context"]
+    assert without_context.configure(blended).model.correlations == 5
+    a_set = replace(blended, model=replace(blended.model, n_blocks=0))
+    assert without_context.configure(a_set).model.correlations == 0  # as a run would choose
 
 
 def test_what_is_not_there_is_not_taken_out():

@@ -11,8 +11,9 @@ import pytest
 import run_training
 import train
 from datamodules.splits import split_interactions
-from models.blending import SHARES, Blend, Judged, unjudged
+from models.blending import Blend, Judged, choose_blend, unjudged
 from serve import Recommender
+from serve.errors import SchemaError
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
@@ -92,20 +93,25 @@ def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, m
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
     trained = fit(ORDERED, tmp_path / "run", validates=False)
-    assert given == [unjudged(True)]
-    assert trained.judged is None
+    assert given == [unjudged(True).blend]
+    assert trained.judged == unjudged(True)
+    assert "nothing to validate" in run_training.describe(trained.judged)
 
 
-def test_repeats_are_learned_without_correlations(tmp_path):
-    trained = fit(BASKETS, tmp_path / "run")
-    assert width_of(trained) == 0
-    assert trained.judged is None
+def test_repeats_are_refused_beside_correlations(tmp_path):
+    with pytest.raises(SchemaError, match=r"correlations is 6; allowed where data\.repeats is 'allow': 0"):
+        fit(BASKETS, tmp_path / "run")
 
 
-def test_the_same_seed_chooses_the_same(tmp_path):
-    first, second = (fit(ORDERED, tmp_path / name) for name in ("one", "other"))
-    assert first.judged is not None
-    assert first.judged == second.judged
-    assert first.judged.blend.share in (0.0, *SHARES)
-    parts = [trained.towers.item_tower.correlations.numpy() for trained in (first, second)]
+def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
+    judged = []
+
+    def choose(*arguments):
+        judged.append(choose_blend(*arguments))
+        return WITH_THEM
+
+    monkeypatch.setattr(run_training, "choose_blend", choose)
+    parts = [fit(ORDERED, tmp_path / name).towers.item_tower.correlations.numpy() for name in ("one", "other")]
+    assert judged[0] == judged[1]
+    assert parts[0].shape[1] == R
     assert np.array_equal(*parts)

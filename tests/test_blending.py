@@ -5,11 +5,12 @@ import pytest
 import torch
 
 from datamodules.batch import RequestBatch
-from models import blending
+from datamodules.config import FeaturesConfig
 from models.blending import DECAYS, RIDGES, SHARES, Blend, blend_in, choose_blend, unjudged
 from models.correlated_history import CorrelatedHistory
 from models.towers import Towers
 from models.validation import request_ndcg
+from tests.test_sets import make_set_world
 from tests.tiny_data import ORDERED, N, hold_out, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
 
@@ -23,11 +24,15 @@ def _alone():
         yield
 
 
-@pytest.fixture(params=["cosine", "dot"])
+@pytest.fixture(params=["cosine", "dot", "a set"])
 def side(request):
-    world, held_out = hold_out(make_world(ORDERED))
+    """Give towers and their data; those of sets have popularity behind all else."""
+    is_set = request.param == "a set"
+    world, held_out = hold_out(
+        make_set_world(FeaturesConfig(item={"category": "categorical"})) if is_set else make_world(ORDERED)
+    )
     data = make_data(world, validation=held_out)
-    return data, make_towers(world, data, request.param)
+    return data, make_towers(world, data, "dot" if is_set else request.param, n_blocks=0 if is_set else 2)
 
 
 @torch.no_grad()
@@ -47,11 +52,15 @@ def correlate(batch: RequestBatch, decay: float) -> np.ndarray:
     return summed @ factors.T
 
 
+def has_history(batch: RequestBatch) -> torch.Tensor:
+    return batch.arrays["history_lengths"] > 0
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 def test_a_history_is_summed_up_to_its_length_the_last_events_most(decay):
     rng = np.random.default_rng(1)
     parts, lengths = rng.normal(size=(4, 6, R)).astype(np.float32), [0, 1, 4, 6]
-    found = CorrelatedHistory(R, decay)(torch.from_numpy(parts), torch.tensor(lengths)).numpy()
+    found = CorrelatedHistory(decay)(torch.from_numpy(parts), torch.tensor(lengths)).numpy()
     for history, length, summed in zip(parts, lengths, found, strict=True):
         weights = [np.exp(-decay * later) for later in range(length)][::-1]
         expected = sum((w * part for w, part in zip(weights, history, strict=False)), np.zeros(R))
@@ -65,8 +74,10 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side):
     plain, decay = score(towers, batch), 0.4
     with torch.no_grad():
         items = towers.item_vectors(batch.popularity)
-        learned = [(towers.request_vectors(one, items)[0] @ items.T).numpy().var(ddof=1) for one in requests]
-    correlated = [correlate(one, decay).var(ddof=1) for one in requests]
+        learned = [
+            (towers.request_vectors(one, items)[0] @ items.T)[has_history(one)].numpy().var() for one in requests
+        ]
+    correlated = [correlate(one, decay)[has_history(one)].var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
     blend_in(towers, lambda _: FACTORS, Blend(0.3, decay, RIDGES[0]), requests)
     expected = plain + 0.3 * unit * correlate(batch, decay)
@@ -110,10 +121,49 @@ def test_the_blend_that_validates_best_is_chosen(side, is_ordered):
     assert judged.ndcg_alone == pytest.approx(alone)
     assert judged.ndcg == pytest.approx(max(alone, *tried.values()))
     assert len(set(tried.values())) > 3  # they are told apart
-    if judged.ndcg > alone:
-        assert tried[judged.blend] == pytest.approx(judged.ndcg)
-    else:
-        assert judged.blend.share == 0
+    assert judged.blend.share == 0 or tried[judged.blend] == pytest.approx(judged.ndcg)
+
+
+def test_correlations_that_know_what_comes_next_are_blended_in(side):
+    data, towers = side
+    (batch,) = data.validation_batches
+    knowing = torch.zeros(N, N)  # each item goes with what its users take next
+    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+        history = batch.history_rows[user, : batch.arrays["history_lengths"][user]]
+        knowing[history, target] += 1
+        knowing[target, history] += 1
+    values, columns = torch.linalg.eigh(knowing)  # (N,), (N, N)
+    factors = columns * values.clamp(min=0).sqrt()  # (N, N)
+    judged = choose_blend(towers, lambda _: factors, False, list(data.drawn_requests(50)), [batch])
+    assert judged.blend.share > 0
+    assert judged.ndcg > judged.ndcg_alone
+
+
+def test_users_without_events_do_not_change_how_much_correlations_count(side):
+    data, towers = side
+    requests = list(data.drawn_requests(50))
+    blend_in(towers, lambda _: FACTORS, Blend(0.3, 0.0, RIDGES[0]), requests)
+    expected = towers.item_tower.correlations
+    towers.item_tower.correlations, towers.user_tower.correlated_history = FACTORS[:, :0], None
+    (batch,) = requests
+    lengths = batch.arrays["history_lengths"]
+    strangers = batch._replace(
+        arrays={name: array[lengths == 0] for name, array in batch.arrays.items() if len(array) == len(lengths)},
+        history_rows=batch.history_rows[lengths == 0],
+        owned_users=batch.owned_users[:0],
+        owned_rows=batch.owned_rows[:0],
+    )
+    assert len(strangers.history_rows)
+    blend_in(towers, lambda _: FACTORS, Blend(0.3, 0.0, RIDGES[0]), [*requests, strangers, strangers])
+    assert torch.allclose(towers.item_tower.correlations, expected)
+
+
+def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
+    data, towers = side
+    (batch,) = data.validation_batches
+    owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
+    for validation in ([], [owned]):
+        assert choose_blend(towers, lambda _: FACTORS, True, [], validation) == unjudged(True)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -127,9 +177,12 @@ def test_correlations_that_only_mislead_are_left_out(side):
 
 
 def test_without_a_validation_correlations_count_a_little():
-    assert 0 < unjudged(True).share <= min(0.2, max(SHARES))
-    assert unjudged(False).decay == 0
-    assert unjudged(True).decay in blending.DECAYS
+    ordered, of_a_set = (unjudged(is_ordered).blend for is_ordered in (True, False))
+    for blend in (ordered, of_a_set):
+        assert 0 < blend.share < max(SHARES)
+        assert blend.ridge in RIDGES
+    assert of_a_set.decay == 0
+    assert ordered.decay in DECAYS
 
 
 def test_users_without_items_have_no_correlations(side):
@@ -140,6 +193,7 @@ def test_users_without_items_have_no_correlations(side):
         for batch in data.final_requests():
             items = towers.item_vectors(batch.popularity)
             users, _ = towers.request_vectors(batch, items)
-            is_empty = batch.arrays["history_lengths"] == 0
+            is_empty = ~has_history(batch)
+            assert is_empty.any()
             assert not users[is_empty, dim : dim + R].any()
             assert users[~is_empty, dim : dim + R].any(dim=1).all()

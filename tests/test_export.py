@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 import torch
 
+from datamodules.config import FeaturesConfig
 from models.blending import Blend, blend_in
 from models.bundle_export import export_bundle, write_vectors
 from models.export import check_parity, item_graph, user_graph
@@ -24,6 +25,7 @@ from serve.layout import INDEX, ITEM_TOWER, ITEMS, SCHEMA, USER_TOWER, VECTORS
 from serve.manifest import compute_space_id
 from serve.schema import Schema
 from serve.staging import Stage
+from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
 
@@ -56,7 +58,8 @@ class Shipped:
 
 
 def ship(stage: Stage, config, similarity: str, n_correlations: int) -> Shipped:
-    world = make_world(config)
+    of_content = FeaturesConfig(item={"category": "categorical"})
+    world = make_set_world(of_content, length=L) if config is None else make_world(config)
     data = make_data(world)
     towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
     factors = torch.randn(N, n_correlations, generator=torch.Generator().manual_seed(2))  # (N, R)
@@ -80,6 +83,7 @@ FAMILIES = {
     "ordered": (ORDERED, "dot", 0),
     "baskets": (BASKETS, "cosine", 0),
     "ordered, correlated": (ORDERED, "cosine", 5),
+    "a set, correlated": (None, "dot", 5),
 }
 
 

@@ -43,7 +43,10 @@ class Opened:
         return replace(self, tables=replace(self.tables, **left), split=replace(self.split, **parts))
 
     def train(self, name: str) -> Recommender:
-        """Train on all before the test, going on where a killed run of this name stopped, and export."""
+        """Train on all before the test, going on where a killed run of this name stopped, and export.
+
+        Correlations are blended in as much as is usual where there is no validation.
+        """
         config = replace(self.config, out=self.config.out / name)
         with Stage.open(config.out) as stage:
             trained = fit_towers(config, self.tables, self.split, config.model.max_epochs)
