@@ -13,7 +13,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from datamodules.config import DataConfig
 from datamodules.config_errors import parse_config
@@ -114,6 +114,7 @@ class _HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter)
 
 
 def make_parser() -> ArgumentParser:
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)  # or `--help` names keys without a word on them
     parser = ArgumentParser(
         prog="train.py",
         description=DESCRIPTION,

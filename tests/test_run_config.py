@@ -1,6 +1,9 @@
+from dataclasses import fields
+
 import pytest
 import yaml
 
+from models.config import ModelConfig
 from run_config import DEFAULT_CONFIG, SAMPLE_NOTE, parse
 from serve.errors import SchemaError
 
@@ -39,6 +42,15 @@ def test_the_examples_of_the_help_have_a_line_each(capsys):
     lines = print_of(capsys, "--help").splitlines()
     for command in ("python train.py", "python train.py --config configs/template.yaml", "python train.py --help"):
         assert any(line.startswith(f"{command}  ") for line in lines)
+
+
+def test_the_help_says_of_each_key_of_the_model_what_it_is(capsys):
+    printed = " ".join(print_of(capsys, "--help").split())
+    options = [f"--model.{field.name}" for field in fields(ModelConfig)]
+    explanations = printed[printed.index("--model.dim DIM Entries") :]  # behind the list of all options
+    for option in options:
+        words = explanations[explanations.index(f"{option} ") :].split(" (type: ")[0]
+        assert len(words.split()) > 2, option  # more than the option and the place of its value
 
 
 def test_an_option_that_is_set_elsewhere_is_named_by_its_key():
