@@ -46,7 +46,7 @@ class Blend:
 
 @dataclass(frozen=True)
 class Judged:
-    """The blend that ranks best what users of the validation took next."""
+    """A blend, and how it ranks what users of the validation took next."""
 
     blend: Blend
     ndcg: float | None = None

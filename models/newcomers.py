@@ -56,10 +56,9 @@ class Newcomers(nn.Module):
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
-        placed, dim = self.content(codes, values), self.tower.dim  # (n, D + R)
+        placed, dim, stop = self.content(codes, values), self.tower.dim, self.tower.history_dim  # placed (n, D + R)
         vectors = self.tower.join(placed[:, :dim], placed[:, dim:], categories, popularity)  # (n, W)
-        dim = self.tower.history_dim
-        return torch.cat([vectors[:, :dim] * self.length, vectors[:, dim:]], dim=1)  # (n, W)
+        return torch.cat([vectors[:, :stop] * self.length, vectors[:, stop:]], dim=1)  # (n, W)
 
 
 @torch.no_grad()
