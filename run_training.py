@@ -102,6 +102,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         trains_on_windows=config.ties == "ordered" and config.repeats == "exclude" and not is_set(rows),
         has_content=bool(config.features.item),
         has_context=bool(config.features.context),
+        has_demographics=bool(config.features.user),
     )
 
 

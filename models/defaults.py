@@ -22,9 +22,14 @@ MANY_ITEMS_OF_REQUESTS = 20_000
 """The same where all targets of a request share its sum over the catalogue, which costs less. A set of 12,101 items
 ranked as well by a sample of 4,096 as by all (.0720, .0721, one seed); larger ones, and baskets, were not measured."""
 MOST_FROZEN = 5_000
-"""Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of rank 128 rank as
+"""Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of a low rank rank as
 whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
-they lose a quarter of the NDCG, and training wins most of it back. Nothing between was measured."""
+they lose a quarter of the NDCG (of rank 128), and training wins most of it back. Nothing between was measured."""
+FROZEN_DIM, TRAINED_DIM = 384, 128
+"""Factors of correlations, where items stay there and where they are only a start. Three times as many as 128 were
+worth .8 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
+ITEMS_OF_A_FACTOR = 4
+"""Below so many items of each factor the last ones would be of nothing."""
 MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
 """Items that correlations are kept of: with more, longer vectors slow down the search and fill the memory. What they
 are worth was measured with up to 12,101."""
@@ -57,6 +62,7 @@ class DataCounts:
     has_content: bool
     has_context: bool
     """There is more to be learned from a set than which items go together."""
+    has_demographics: bool
     has_blocks: bool = False
     """As the configuration gives it; left open, they are chosen."""
     freezes_items: bool | None = None
@@ -128,7 +134,9 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
     if counts.starts_from_correlations:
-        return 128, f"{counts.shape}: entries hold correlations of items"
+        is_rich = counts.freezes_correlations and counts.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
+        reason = f"{counts.n_items:,} items, {counts.shape}: entries hold correlations of items"
+        return (FROZEN_DIM if is_rich else TRAINED_DIM), reason
     if counts.is_set:
         return 48, counts.shape
     return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
@@ -226,6 +234,8 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
         return 8, counts.shape
     if counts.trains_correlations:
         return 8, f"{counts.shape}: the start from correlations is trained"
+    if counts.freezes_correlations and not counts.has_demographics:
+        return 1, f"{counts.shape}: only what stands for an empty history is left to train"
     if counts.is_set:
         return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))

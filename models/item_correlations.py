@@ -15,6 +15,7 @@ from statistics import fmean
 import numpy as np
 import scipy.sparse as sp
 import torch
+from scipy import linalg
 from torch import Tensor
 
 from evaluation.lapack import invert_regularised
@@ -35,6 +36,8 @@ LEAST_SPREAD = 0.1
 TOP = 10
 KRYLOV_BLOCK, KRYLOV_COLUMNS = 128, 640
 """Columns that are multiplied at once, and those of the space beyond four times as many as factors."""
+LEAST_KRYLOV_RATIO = 3
+"""Items for each column of that space: with fewer the whole matrix is reduced, in less time (384 factors of 4,000)."""
 SHORTEST = 1e-9
 """Of what is divided by."""
 
@@ -154,21 +157,33 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
 def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
     """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues.
 
-    Taken from a block Krylov space (Musco and Musco 2015, arXiv 1504.05477): products with blocks of columns read the
-    matrix some ten times, where Lanczos, a column at a time, read it 660 times (128 factors of 2,000 and 6,000 items).
+    Taken from a block Krylov space, or, where that would span much of the whole, from the matrix itself.
     """
-    rank = min(dim, len(symmetric) - 1)
-    vectors = np.zeros((len(symmetric), dim), np.float32)
+    n = len(symmetric)
+    rank, n_columns = min(dim, n - 1), KRYLOV_COLUMNS + 4 * dim
+    vectors = np.zeros((n, dim), np.float32)
     if rank < 1 or not symmetric.any():
         return vectors
-    basis = _krylov_basis(symmetric, KRYLOV_COLUMNS + 4 * rank, np.random.default_rng(seed))  # (N, K)
-    small = basis.T @ (symmetric @ basis)  # (K, K)
-    values, turned = np.linalg.eigh((small + small.T) / 2)  # ascending
-    columns = basis @ turned[:, : -rank - 1 : -1]  # (N, rank)
-    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(rank)])
-    vectors[:, :rank] = columns * np.sqrt(np.maximum(values[: -rank - 1 : -1], 0))
+    if n_columns * LEAST_KRYLOV_RATIO > n:
+        values, columns = linalg.eigh(symmetric, subset_by_index=(n - rank, n - 1))  # (rank,), (N, rank)
+    else:
+        values, columns = _krylov_eigen(symmetric, rank, n_columns, seed)  # (rank,), (N, rank)
+    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(rank)])  # (N, rank)
+    vectors[:, :rank] = (columns * np.sqrt(np.maximum(values, 0)))[:, ::-1]
     vectors[~symmetric.any(axis=1)] = 0  # but for rounding they are: nobody has these
     return vectors
+
+
+def _krylov_eigen(symmetric: np.ndarray, rank: int, n_columns: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the leading eigenvalues, ascending, and their vectors (N, rank).
+
+    From a block Krylov space (Musco and Musco 2015, arXiv 1504.05477): products with blocks of columns read the matrix
+    some ten times, where Lanczos, a column at a time, read it 660 times (128 factors of 2,000 and 6,000 items).
+    """
+    basis = _krylov_basis(symmetric, n_columns, np.random.default_rng(seed))  # (N, K)
+    small = basis.T @ (symmetric @ basis)  # (K, K)
+    values, turned = np.linalg.eigh((small + small.T) / 2)  # ascending
+    return values[-rank:], basis @ turned[:, -rank:]
 
 
 def _krylov_basis(symmetric: np.ndarray, n_columns: int, rng: np.random.Generator) -> np.ndarray:

@@ -99,6 +99,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
         total = users.new_zeros(())  # scalar
         grads = torch.empty_like(users), torch.zeros_like(items), torch.empty_like(values)  # (B, W), (N, W), (E,)
         grad_users, grad_items, grad_values = grads
+        learns_items = ctx.needs_input_grad[1]
         for span, cells, logits in _chunks(users, items, rows, columns, values):
             most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
             powers = logits.sub_(most).exp_()  # (chunk, N)
@@ -107,7 +108,8 @@ class _ChunkedLogSumExp(torch.autograd.Function):
             total += torch.where(weight == 0, 0, weight * (most + sums.log())).sum()
             factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
             torch.mm(powers, items, out=grad_users[span]).mul_(factor)
-            grad_items.addmm_(powers.T, users[span] * factor)
+            if learns_items:
+                grad_items.addmm_(powers.T, users[span] * factor)
             place = rows[cells] - span.start  # (cells of the chunk,)
             grad_values[cells] = powers[place, columns[cells]] * factor[place, 0]
         ctx.save_for_backward(*grads)

@@ -117,6 +117,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
         total = positive.new_zeros(())  # scalar
         grads = torch.empty_like(users), torch.zeros_like(negatives), torch.empty_like(positive)  # (R, W), (K, W), (M,)
         grad_users, grad_negatives, grad_positive = grads
+        learns_items = ctx.needs_input_grad[1]
         size = max(1, CHUNK_CELLS // max(len(negatives), 1))
         starts = list(range(0, len(users), size))
         bounds = torch.searchsorted(target_rows, torch.tensor([*starts, len(users)], device=users.device)).tolist()
@@ -136,7 +137,8 @@ class _WeightedLogSumExp(torch.autograd.Function):
             weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
             factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
             grad_users[span] = (powers @ negatives) * factor  # (chunk, W)
-            grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
+            if learns_items:
+                grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
         ctx.save_for_backward(*grads)
         return total
 

@@ -104,19 +104,20 @@ class UserTower(nn.Module):
 
     def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
         """Make what the blocks read of `encode_events`' arguments: tokens (B, T, D), their times (B, T) and groups."""
-        history_times = arrays["history_times"]  # (B, L)
-        order = self.order_events if self.is_ordered else self.order_set if self.is_set else self.order_groups
-        before, groups = order(arrays)  # (B, L), (1 or B, L)
-        gaps = self.time_basis(history_times - before)  # (B, L, K)
+        gaps, groups = self.order(arrays)  # (B, L, K), (1 or B, L)
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(arrays["history_events"]) + self.project_gap(gaps)  # (B, L, D)
         events = events + self.project_weight(arrays["history_weights"].unsqueeze(-1))  # (B, L, D)
         start = self.start_token.expand(len(events), 1, -1)  # (B, 1, D)
-        tokens = torch.cat([start, events], dim=1)  # (B, T, D)
-        if self.blocks.blocks:
-            tokens = self.input_dropout(tokens)  # (B, T, D)
-        times = functional.pad(history_times, (1, 0))  # (B, T)
+        tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
+        times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
         return tokens, times, functional.pad(groups, (1, 0))  # (B, T, D), (B, T), (B, T)
+
+    def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
+        """Describe the gap before each event, (B, L, K), and say to which group it belongs, (1 or B, L)."""
+        find = self.order_events if self.is_ordered else self.order_set if self.is_set else self.order_groups
+        before, groups = find(arrays)  # (B, L), (1 or B, L)
+        return self.time_basis(arrays["history_times"] - before), groups  # (B, L, K), (1 or B, L)
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Say of each event when the one before it was, of the first its own time, (B, L), and its place, (1, L).
@@ -170,20 +171,42 @@ class UserTower(nn.Module):
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
 
     def last_state(self, states: Tensor, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
-        """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D).
+        """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D)."""
+        weights = self.last_weights(history_groups, history_lengths)  # (B, T)
+        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
-        With blocks, the mean of the n states. Without, their sum over n^p with a p that may be learned: a longer
+    def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
+        """Say by how much each token counts in the state before the request, (B, T).
+
+        With blocks, the n of the last group by 1 / n. Without, by 1 / n^p with a p that may be learned: a longer
         history may say more than a short one.
         """
-        positions = torch.arange(history_groups.shape[1], device=states.device)  # (L,)
+        positions = torch.arange(history_groups.shape[1], device=history_groups.device)  # (L,)
         is_event = positions < history_lengths.unsqueeze(1)  # (B, L)
         last_group = torch.where(is_event, history_groups, 0).amax(dim=1, keepdim=True)  # (B, 1)
-        is_last = (is_event & (history_groups == last_group)).to(states.dtype)  # (B, L)
-        is_empty = (history_lengths == 0).to(states.dtype).unsqueeze(1)  # (B, 1)
-        weights = torch.cat([is_empty, is_last], dim=1)  # (B, T)
-        weights = weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
-        pooled = (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
-        return pooled if self.blocks.blocks else self.input_dropout(pooled)  # (B, D)
+        is_last = is_event & (history_groups == last_group)  # (B, L)
+        is_empty = (history_lengths == 0).unsqueeze(1)  # (B, 1)
+        weights = torch.cat([is_empty, is_last], dim=1).to(self.start_token.dtype)  # (B, T)
+        return weights / weights.sum(dim=1, keepdim=True).pow(self.pool_power)  # (B, T)
+
+    def pool_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
+        """Make the state (B, D) of a tower without blocks, for arguments as of `encode_events`.
+
+        Tokens are linear in what they are made of: what is summed first is projected once, not once an event.
+        """
+        gaps, _ = self.order(arrays)  # (B, L, K)
+        weights = self.last_weights(arrays["history_groups"], arrays["history_lengths"])  # (B, T)
+        of_events = weights[:, 1:].unsqueeze(1)  # (B, 1, L)
+
+        def add_up(values: Tensor) -> Tensor:  # (B, L, any)
+            return torch.bmm(of_events, values).squeeze(1)  # (B, any)
+
+        vectors, total = add_up(history_vectors) * self.vector_scale, of_events.sum(dim=2)  # (B, D), (B, 1)
+        state = functional.linear(vectors, self.project_vector.weight) + total * self.project_vector.bias  # (B, D)
+        state = state + add_up(self.event_table(arrays["history_events"])) + self.project_gap(add_up(gaps))  # (B, D)
+        state = state + self.project_weight(add_up(arrays["history_weights"].unsqueeze(-1)))  # (B, D)
+        state = state + weights[:, :1] * self.start_token  # (B, D)
+        return self.input_dropout(state)  # type: ignore[no-any-return]  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the history of each request and fuse it with the request.
@@ -196,7 +219,9 @@ class UserTower(nn.Module):
             (B, D).
         """
         times, lengths = arrays["history_times"], arrays["history_lengths"]  # (B, L), (B,)
-        if self.is_ordered and self.blocks.blocks:  # the last state is a single one
+        if not self.blocks.blocks:
+            state = self.pool_events(history_vectors, arrays)  # (B, D)
+        elif self.is_ordered:  # the last state is a single one
             state = self.blocks.encode_at(*self.embed_events(history_vectors, arrays), lengths)  # (B, D)
         else:
             states = self.encode_events(history_vectors, arrays)  # (B, T, D)

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import (
+    FROZEN_DIM,
+    ITEMS_OF_A_FACTOR,
     LONG_HISTORY,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
@@ -29,6 +31,7 @@ SHORT = DataCounts(
     trains_on_windows=True,
     has_content=True,
     has_context=False,
+    has_demographics=False,
 )
 LONG = replace(
     SHORT,
@@ -40,7 +43,7 @@ LONG = replace(
 )
 SET = replace(SHORT, is_set=True, trains_on_windows=False, has_context=True)
 SET_OF_MANY = replace(SET, has_context=False)
-SET_OF_FEW = replace(SET_OF_MANY, n_users=900)
+SET_OF_FEW = replace(SET_OF_MANY, n_users=900, has_demographics=True)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, trains_on_windows=False)
 FAMILIES = {
     "short": SHORT,
@@ -79,6 +82,7 @@ counts_of_data = st.builds(
     trains_on_windows=st.booleans(),
     has_content=st.booleans(),
     has_context=st.booleans(),
+    has_demographics=st.booleans(),
 )
 
 
@@ -208,8 +212,23 @@ def test_a_start_that_is_trained_is_trained_long_with_much_dropout_and_a_frozen_
 
 
 def test_items_that_a_configuration_freezes_or_trains_have_the_rest_chosen_around_them():
-    assert choose(SET_OF_MANY, freeze_items=True) == choose(SET_OF_FEW)
-    assert choose(SET_OF_FEW, freeze_items=False) == choose(SET_OF_MANY)
+    of_as_many = replace(SET_OF_MANY, has_demographics=True)
+    assert choose(of_as_many, freeze_items=True) == choose(SET_OF_FEW)
+    assert choose(SET_OF_FEW, freeze_items=False) == choose(of_as_many)
+
+
+def test_frozen_items_have_many_factors_where_there_are_many_of_them():
+    n_items = FROZEN_DIM * ITEMS_OF_A_FACTOR
+    frozen, small, trained = (
+        choose(counts).dim
+        for counts in (SET_OF_FEW, replace(SET_OF_FEW, n_items=n_items - 1), replace(SET_OF_MANY, n_items=10**6))
+    )
+    assert frozen == choose(replace(SET_OF_FEW, n_items=n_items)).dim > small == trained
+
+
+def test_a_frozen_set_is_looked_at_once_where_nothing_is_known_of_its_users():
+    assert choose(replace(SET_OF_FEW, has_demographics=False)).max_epochs == 1 < choose(SET_OF_FEW).max_epochs
+    assert choose(replace(SET_OF_MANY, has_demographics=True)) == choose(SET_OF_MANY)
 
 
 def test_a_set_with_blocks_does_not_start_from_correlations():

@@ -154,7 +154,7 @@ def test_hardly_any_data_gives_finite_factors(owned):
 
 @pytest.mark.parametrize("n", [40, 300])
 def test_leading_factors_of_many_items_are_found_in_a_small_space(n, monkeypatch):
-    """Of a spectrum with a long flat tail and negative values: the space is all of 40 items, and a part of 300."""
+    """Of a spectrum with a long flat tail and negative values: 40 items are reduced whole, of 300 a part is read."""
     monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
     monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 60)
     rng = np.random.default_rng(5)

@@ -72,6 +72,14 @@ def test_a_sample_of_every_item_once_is_the_whole_softmax(n_rows, monkeypatch):
         assert (got - wanted).abs().max() <= 1e-12
 
 
+def test_users_learn_the_same_beside_items_that_learn_nothing():
+    users, items, targets = make_vectors(3)
+    drawn = Negatives(torch.arange(0, N, 2), torch.zeros(len(range(0, N, 2)), dtype=torch.float64))
+    learning, fixed = (sampled(users, part, targets, drawn) for part in (items, items.detach()))
+    (one,), (other,) = (torch.autograd.grad(loss, users) for loss in (learning, fixed))
+    torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("n_rows", [1, 2, M])
 def test_what_stands_in_a_window_is_no_negative_of_its_targets(n_rows, monkeypatch):
     """Also where a row has several targets, or none, and where nothing is left to be told from."""

@@ -140,6 +140,23 @@ def test_the_state_of_a_request_is_that_of_its_last_events_among_all_states(side
     assert np.abs(side.of(events) - found).max() <= CLOSE
 
 
+@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
+def test_the_state_without_blocks_is_the_weighted_sum_of_the_last_tokens(config):
+    side = Side(config, n_blocks=0)
+    tower = side.towers.user_tower
+    arrays, rows, _ = side.arrays(draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(9)))
+    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+    with torch.no_grad():
+        tower.pool_power.fill_(0.4)
+        history = side.items[torch.from_numpy(rows)][..., : tower.dim]
+        tokens = tower.encode_events(history, tensors)
+        found = tower.pool_events(history, tensors)
+    for user, groups in enumerate(arrays["history_groups"].tolist()):
+        events = groups[: arrays["history_lengths"][user]]
+        last = [place + 1 for place, group in enumerate(events) if group == events[-1]] or [0]
+        torch.testing.assert_close(found[user], tokens[user, last].sum(dim=0) / len(last) ** 0.4)
+
+
 def test_requests_of_nobody_with_any_history_are_finite(side):
     assert np.isfinite(side.of(draw_events([0, 0, 0], side.world.schema, np.random.default_rng(5)))).all()
 

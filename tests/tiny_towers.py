@@ -83,10 +83,10 @@ def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2
 class Side:
     """Everything that one protocol's vectors are made with."""
 
-    def __init__(self, config, similarity="dot"):
+    def __init__(self, config, similarity="dot", n_blocks=2):
         self.world = make_world(config)
         self.data = make_data(self.world)
-        self.towers: Towers = make_towers(self.world, self.data, similarity)
+        self.towers: Towers = make_towers(self.world, self.data, similarity, n_blocks)
         popularity = torch.from_numpy(self.data.trends.popularity[-1])
         with torch.no_grad():
             self.items = self.towers.item_vectors(popularity)
