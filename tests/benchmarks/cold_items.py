@@ -1,4 +1,7 @@
-"""New items in the full catalogue: a tenth of the items, absent from training, among all the others."""
+"""New items in the full catalogue: a tenth of the items, absent from training, among all the others.
+
+What the others lose is told against two: the same catalogue without new items, and a training that had them too.
+"""
 
 from __future__ import annotations
 
@@ -35,6 +38,8 @@ class ColdItems:
     extended: Recommender
     shuffled: Recommender
     """The new items have one another's content."""
+    complete: Recommender
+    """A training that had the new items too, asked with the same histories."""
     past: Events
     examination: Examination
     requests: list[dict[str, Any]]
@@ -56,7 +61,8 @@ class ColdItems:
         past = ids.events(warm.split.refit)
         examination = Examination.prepare(held_out.targets, past, board.config.data.repeats)
         requests = plain_requests(held_out.rows, board.split.test_at)
-        return cls(board, recommender, extended, shuffled, past, examination, requests)
+        complete = know_everyone(board.train("with-items"), warm)
+        return cls(board, recommender, extended, shuffled, complete, past, examination, requests)
 
     @property
     def n_warm(self) -> int:
@@ -64,6 +70,13 @@ class ColdItems:
 
     def ask(self, recommender: Recommender) -> Lists:
         return recommend_views(recommender, self.requests, self.examination.views)
+
+    def ask_complete(self) -> Lists:
+        """Ask the training that had all items; rows are those of the catalogue with new items."""
+        extended, complete = (of.bundle.items.column("item_id").to_pylist() for of in (self.extended, self.complete))
+        rows = {item_id: row for row, item_id in enumerate(extended)}
+        theirs = np.array([rows[item_id] for item_id in complete] + [-1])
+        return {view: theirs[lists] for view, lists in self.ask(self.complete).items()}  # -1 fills a short list
 
     def neighbours(self) -> Models:
         """Return content-kNN with each half-life of a history."""
@@ -90,6 +103,7 @@ def measure_items(board: Opened, _: int) -> dict[str, Any]:
         "popularity": lambda: rank(fit_popularity(trial.past, as_counts).score),
         "random": lambda: rank(lambda users: rng.random((len(users), trial.past.n_items), np.float32)),
         "bascule without new items": partial(trial.ask, trial.without),
+        "bascule trained on all items": trial.ask_complete,
     }
     return dict(compare(models, trial.examination, trial.n_warm))
 
