@@ -26,7 +26,6 @@ from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
 from models.item_correlations import factorise
-from models.kinship import add_kinship
 from models.newcomers import Newcomers, fit_newcomers
 from models.sampling import NegativeSampler
 from models.towers import Towers
@@ -268,5 +267,4 @@ def place_newcomers(trained: Trained, seed: int) -> Newcomers:
     data = trained.data
     is_taken = torch.from_numpy(data.count_targets() > 0)
     requests = data.drawn_requests(NEWCOMER_USERS)
-    add_kinship(trained.towers, data.final_requests(), seed)
     return fit_newcomers(trained.towers.eval(), torch.from_numpy(data.trends.popularity[-1]), is_taken, requests, seed)

@@ -11,18 +11,14 @@ from serve.schema import Feature, Similarity
 
 
 class ItemTower(nn.Module):
-    """Map items to vectors of W = D + R + A + C + P entries.
-
-    They are taste, correlations, category affinity, kinship and recent popularity.
+    """Map items to vectors of W = D + R + A + P entries: taste, correlations, category affinity, recent popularity.
 
     Taste = id embedding + content, normalised under `cosine`. Affinity is a sum of one table row per
     single-valued feature, popularity is given. Both join after the normalisation, and are still one dot product.
-    `models.blending` puts R entries of correlations behind taste, once all else is trained; `models.kinship` C entries
-    behind affinity, which only new items have.
+    `models.blending` puts R entries of correlations behind taste, once all else is trained.
     """
 
     correlations: Tensor
-    kinship: Tensor
 
     def __init__(
         self,
@@ -44,7 +40,6 @@ class ItemTower(nn.Module):
         nn.init.normal_(self.id_table.weight, std=0.02)
         nn.init.zeros_(self.affinity_table.weight)
         self.register_buffer("correlations", torch.zeros(n_items, 0), persistent=False)  # (N, R)
-        self.register_buffer("kinship", torch.zeros(max(n_categories, 1), 0), persistent=False)  # (Q, C)
 
     def forward(
         self,
@@ -81,10 +76,9 @@ class ItemTower(nn.Module):
         return self.dim + self.correlations.shape[1]
 
     def join(self, taste: Tensor, correlations: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
-        """Complete taste (N, D) and correlations (N, R) to vectors (N, W) without kinship."""
+        """Complete taste (N, D) and correlations (N, R) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
-        kinship = taste.new_zeros(len(taste), self.kinship.shape[1])  # (N, C)
-        parts = (self.normalise(taste), correlations, affinity, kinship, popularity.to(taste.dtype))
+        parts = (self.normalise(taste), correlations, affinity, popularity.to(taste.dtype))
         return torch.cat(parts, dim=-1)  # (N, W)
 
     def normalise(self, taste: Tensor) -> Tensor:

@@ -61,7 +61,6 @@ class Memory(nn.Module):
 
     category_shares: Tensor
     first_gates: Tensor
-    kinship: Tensor
 
     def __init__(
         self,
@@ -96,8 +95,6 @@ class Memory(nn.Module):
         first_gates = torch.tensor([FIRST_TASTE * dim**0.5, FIRST_AFFINITY] + [FIRST_POPULARITY] * popularity_dim)
         self.register_buffer("first_gates", first_gates * unit)
         self.affinity_table = nn.Parameter(torch.empty(len(category_shares), affinity_dim))  # (Q, A)
-        empty = torch.zeros(len(category_shares), 0)  # (Q, C); `models.kinship` fills it
-        self.register_buffer("kinship", empty, persistent=False)
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
         self.project_state = nn.Linear(dim, N_STATE_FEATURES)
@@ -146,13 +143,12 @@ class Memory(nn.Module):
         return torch.log1p(preferences / (PRIOR_EVENTS * self.category_shares))  # (B, Q)
 
     def complete_vector(self, taste: Tensor, inputs: MemoryInputs) -> Tensor:
-        """Add the profile to the taste (B, D) of recent events, and affinity, kinship and popularity: (B, W)."""
+        """Add the profile to the taste (B, D) of recent events, and the affinity and popularity parts: (B, W)."""
         change = self.gates(self.standardise_user(inputs.user_statistics))  # (B, 2 + P)
         gates = self.first_gates * torch.exp(change.clamp(-4.0, 4.0))  # (B, 2 + P)
         taste = taste + gates[:, :1] * self.profile(inputs, len(taste))  # (B, D)
         affinity = gates[:, 1:2] * (self.category_lift(inputs.category_preferences) @ self.affinity_table)  # (B, A)
-        kinship = as_shares(inputs.category_preferences) @ self.kinship  # (B, C)
-        return torch.cat([taste, affinity, kinship, gates[:, 2:]], dim=1)  # (B, W)
+        return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
     def score_owned(self, state: Tensor, vectors: Tensor, inputs: MemoryInputs) -> Tensor:
         """Score every owned item beyond u . v_i.
@@ -173,11 +169,6 @@ class Memory(nn.Module):
         learned = self.item_score(torch.cat(columns, dim=1))  # (E, 1)
         frequency = functional.softplus(learned + self.skip(statistics[:, : self.n_decays]))  # (E, 1)
         return self.unit * (frequency - self.product_share * product).squeeze(-1)  # (E,)
-
-
-def as_shares(preferences: Tensor) -> Tensor:
-    """Divide category preferences (B, Q) by their sums; who has none keeps none."""
-    return preferences / preferences.sum(dim=1, keepdim=True).clamp(min=1e-12)  # (B, Q)
 
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:

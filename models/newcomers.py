@@ -4,8 +4,7 @@ Where vectors hold popularity, they are taken to have some; elsewhere their vect
 be too visible. All is fitted after training to the finished vectors, so that no item of the catalogue moves for it. The
 content part that was trained beside ids explains what ids leave over, which is less than what content can tell.
 
-Letters: N items of W = D + R + A + C + P entries (taste, correlations, affinity, kinship, popularity), n or s of them,
-B users.
+Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, popularity), n or s of them, B users.
 """
 
 from __future__ import annotations
@@ -29,8 +28,6 @@ MOST_STAND_INS = 4096
 PLACES = 10
 """Of a list, that new items and the others share."""
 HALVINGS = 20
-KINSHIP_SHARE = 0.7
-"""How much scores by kinship vary, as a share of how much those by taste and affinity do: half to one are alike."""
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 
@@ -40,16 +37,8 @@ class Newcomers(nn.Module):
 
     popularity: Tensor
     length: Tensor
-    kinship: Tensor
 
-    def __init__(
-        self,
-        tower: ItemTower,
-        content: FeatureEmbedding,
-        popularity: Tensor,
-        length: float = 1.0,
-        kinship: float = 0.0,
-    ) -> None:
+    def __init__(self, tower: ItemTower, content: FeatureEmbedding, popularity: Tensor, length: float = 1.0) -> None:
         """Put together what new items share.
 
         Args:
@@ -57,24 +46,19 @@ class Newcomers(nn.Module):
             content: places them, D + R entries.
             popularity: (P,) what they are taken to have.
             length: times which taste and correlations are as long as content makes them.
-            kinship: times which it counts.
         """
         super().__init__()
         self.tower = tower
         self.content = content
         self.register_buffer("popularity", popularity)
         self.register_buffer("length", torch.tensor(length))
-        self.register_buffer("kinship", torch.tensor(kinship))
 
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
         placed, dim, stop = self.content(codes, values), self.tower.dim, self.tower.history_dim  # placed (n, D + R)
         vectors = self.tower.join(placed[:, :dim], placed[:, dim:], categories, popularity)  # (n, W)
-        kinship = self.kinship * self.tower.kinship[categories].sum(dim=1)  # (n, C)
-        at = vectors.shape[1] - popularity.shape[1] - kinship.shape[1]
-        parts = (vectors[:, :stop] * self.length, vectors[:, stop:at], kinship, popularity)
-        return torch.cat(parts, dim=1)  # (n, W)
+        return torch.cat([vectors[:, :stop] * self.length, vectors[:, stop:]], dim=1)  # (n, W)
 
 
 @torch.no_grad()
@@ -98,21 +82,17 @@ def fit_newcomers(
     generator = torch.Generator().manual_seed(seed)
     known = (is_taken & towers.item_has_content).nonzero().squeeze(1)  # (n,)
     known = known[torch.randperm(len(known), generator=generator)]  # (n,)
-    level, length, kinship = popularity.amin(dim=0), 1.0, 0.0  # (P,)
+    level, length = popularity.amin(dim=0), 1.0  # (P,)
     apart, rest = known[: int(HELD_OUT * len(known))], known[int(HELD_OUT * len(known)) :]
-    requests = list(requests)
     if len(apart):
         newcomers = Newcomers(tower, fit_content(towers, vectors, rest, generator), torch.zeros_like(level))
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
-        if tower.kinship.shape[1]:
-            kinship = find_kinship(towers, vectors, stand_ins, newcomers, requests)
-            newcomers.kinship.fill_(kinship)
         if len(level):
             found = find_level(towers, vectors, stand_ins, newcomers, requests)
             level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
         else:
             length = find_length(towers, vectors, stand_ins, newcomers, requests)
-    return Newcomers(tower, fit_content(towers, vectors, known, generator), level, length, kinship).eval()
+    return Newcomers(tower, fit_content(towers, vectors, known, generator), level, length).eval()
 
 
 @torch.enable_grad()
@@ -136,18 +116,6 @@ def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.
             optimizer.step()
             schedule.step()
     return content.eval()
-
-
-def find_kinship(
-    towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
-) -> float:
-    """Find how much kinship has to count for its scores to vary by their share; see `find_level`."""
-    placed = newcomers(towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
-    kinship = towers.item_tower.kinship[towers.categories[stand_ins]].sum(dim=1)  # (s, C)
-    at = vectors.shape[1] - len(newcomers.popularity) - kinship.shape[1]
-    users = torch.cat([towers.request_vectors(batch, vectors)[0] for batch in requests])  # (B, W)
-    spread, of_kinship = (users @ placed.T).std(), (users[:, at : at + kinship.shape[1]] @ kinship.T).std()
-    return float(KINSHIP_SHARE * spread / of_kinship) if of_kinship > 0 else 0.0
 
 
 def find_level(

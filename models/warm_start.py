@@ -159,32 +159,15 @@ def start_affinity(towers: Towers, memory: Memory, preferences: Tensor, seed: in
         preferences: (U, Q) `category_preferences` of training users.
         seed: of the factorisation.
     """
-    sizes = np.bincount(towers.categories.numpy().ravel(), minlength=preferences.shape[1])  # (Q,)
+    dim = memory.affinity_dim
     with torch.no_grad():
         lift = memory.category_lift(preferences).numpy()  # (U, Q)
-        of_users, of_items = factorise_categories(lift, sizes, memory.affinity_dim, seed)
-        memory.affinity_table.copy_(of_users)
-        towers.item_tower.affinity_table.weight.copy_(of_items)
-
-
-def factorise_categories(values: np.ndarray, sizes: np.ndarray, dim: int, seed: int) -> tuple[Tensor, Tensor]:
-    """Find tables of few entries for what users have of categories, told of items that are in some of them.
-
-    Args:
-        values: (U, Q) of each user and category.
-        sizes: (Q,) items in each.
-        dim: A, entries.
-        seed: of the factorisation.
-
-    Returns:
-        of_users: (Q, A), and
-        of_items: (Q, A): the sum over an item's categories of values @ of_users @ of_items.T is near that of values.
-    """
-    root = np.sqrt(sizes)
-    right = _right_vectors(values * root, dim, seed)  # (Q, A)
-    inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]
-    tables = (right * root[:, None], right * inverse)
-    return tuple(torch.from_numpy(table.astype(np.float32)) for table in tables)  # type: ignore[return-value]
+        sizes = np.bincount(towers.categories.numpy().ravel(), minlength=lift.shape[1])  # (Q,)
+        root = np.sqrt(sizes)
+        right = _right_vectors(lift * root, dim, seed)  # (Q, A)
+        memory.affinity_table.copy_(torch.from_numpy((right * root[:, None]).astype(np.float32)))
+        inverse = np.where(sizes > 0, 1 / np.maximum(root, 1), 0.0)[:, None]
+        towers.item_tower.affinity_table.weight.copy_(torch.from_numpy((right * inverse).astype(np.float32)))
 
 
 def _right_vectors(matrix: sp.csr_array | np.ndarray, dim: int, seed: int) -> np.ndarray:
