@@ -27,12 +27,12 @@ whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-f
 they lose a quarter of the NDCG (of rank 128), and training wins most of it back. Nothing between was measured."""
 FROZEN_DIM, TRAINED_DIM = 384, 128
 """Factors of correlations, where items stay there and where they are only a start. Three times as many as 128 were
-worth .8 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
-ITEMS_OF_A_FACTOR = 4
-"""Below so many items of each factor the last ones would be of nothing."""
+worth .4 to 1.1 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
+ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
+"""With fewer of each factor the last ones would be of nothing: not more are positive than there are users."""
 MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
-"""Items that correlations are kept of: with more, longer vectors slow down the search and fill the memory. What they
-are worth was measured with up to 12,101."""
+"""Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
+memory. What they are worth was measured with up to 12,518."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -80,6 +80,11 @@ class DataCounts:
     def freezes_correlations(self) -> bool:
         is_small = min(self.n_users, self.n_items) <= MOST_FROZEN
         return self.starts_from_correlations and (is_small if self.freezes_items is None else self.freezes_items)
+
+    @property
+    def has_many_factors(self) -> bool:
+        has_enough = self.n_users >= USERS_OF_A_FACTOR * FROZEN_DIM and self.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
+        return self.freezes_correlations and has_enough and self.n_items <= MOST_BLENDED_OF_SETS
 
     @property
     def trains_correlations(self) -> bool:
@@ -134,9 +139,8 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
 
 def _dim(counts: DataCounts) -> tuple[int, str]:
     if counts.starts_from_correlations:
-        is_rich = counts.freezes_correlations and counts.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
-        reason = f"{counts.n_items:,} items, {counts.shape}: entries hold correlations of items"
-        return (FROZEN_DIM if is_rich else TRAINED_DIM), reason
+        reason = f"{counts.n_users:,} users, {counts.n_items:,} items, {counts.shape}: correlations of items"
+        return (FROZEN_DIM if counts.has_many_factors else TRAINED_DIM), reason
     if counts.is_set:
         return 48, counts.shape
     return (96 if counts.trains_on_windows and not counts.is_long else 64), counts.shape
@@ -235,7 +239,7 @@ def _epochs(counts: DataCounts) -> tuple[int, str]:
     if counts.trains_correlations:
         return 8, f"{counts.shape}: the start from correlations is trained"
     if counts.freezes_correlations and not counts.has_demographics:
-        return 1, f"{counts.shape}: only what stands for an empty history is left to train"
+        return 1, f"{counts.shape}: hardly more than what stands for an empty history is left to train"
     if counts.is_set:
         return 4, f"{counts.shape}: the start from factors is near the end"
     epochs = round(SHOWN_TARGETS / max(counts.n_events, 1))

@@ -115,9 +115,10 @@ class _WeightedLogSumExp(torch.autograd.Function):
         shares: Tensor,
     ) -> Tensor:
         total = positive.new_zeros(())  # scalar
-        grads = torch.empty_like(users), torch.zeros_like(negatives), torch.empty_like(positive)  # (R, W), (K, W), (M,)
-        grad_users, grad_negatives, grad_positive = grads
         learns_items = ctx.needs_input_grad[1]
+        of_negatives = torch.zeros_like(negatives) if learns_items else negatives.new_zeros(0)  # (K, W), or none
+        grads = torch.empty_like(users), of_negatives, torch.empty_like(positive)  # (R, W), (K, W), (M,)
+        grad_users, grad_negatives, grad_positive = grads
         size = max(1, CHUNK_CELLS // max(len(negatives), 1))
         starts = list(range(0, len(users), size))
         bounds = torch.searchsorted(target_rows, torch.tensor([*starts, len(users)], device=users.device)).tolist()
@@ -147,4 +148,4 @@ class _WeightedLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # scalar
         of_users, of_negatives, of_positive = (grad * part for part in ctx.saved_tensors)  # (R, W), (K, W), (M,)
-        return of_users, of_negatives, None, None, of_positive, None, None
+        return of_users, (of_negatives if ctx.needs_input_grad[1] else None), None, None, of_positive, None, None

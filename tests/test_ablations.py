@@ -82,7 +82,7 @@ def test_correlations_are_left_out_where_there_are_some():
     without_context = BY_NAME["no-request-context"]
     assert without_context.configure(blended).model.correlations == 5
     a_set = replace(blended, model=replace(blended.model, n_blocks=0))
-    assert without_context.configure(a_set).model.correlations == 0  # as a run would choose
+    assert without_context.configure(a_set).model.correlations == 0
 
 
 def test_what_is_not_there_is_not_taken_out():

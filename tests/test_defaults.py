@@ -13,8 +13,11 @@ from models.defaults import (
     LONG_HISTORY,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
+    MOST_BLENDED_OF_SETS,
     MOST_FROZEN,
     RULES,
+    TRAINED_DIM,
+    USERS_OF_A_FACTOR,
     DataCounts,
     choose_recipe,
 )
@@ -218,12 +221,17 @@ def test_items_that_a_configuration_freezes_or_trains_have_the_rest_chosen_aroun
 
 
 def test_frozen_items_have_many_factors_where_there_are_many_of_them():
-    n_items = FROZEN_DIM * ITEMS_OF_A_FACTOR
-    frozen, small, trained = (
-        choose(counts).dim
-        for counts in (SET_OF_FEW, replace(SET_OF_FEW, n_items=n_items - 1), replace(SET_OF_MANY, n_items=10**6))
+    n_items, n_users = FROZEN_DIM * ITEMS_OF_A_FACTOR, FROZEN_DIM * USERS_OF_A_FACTOR
+    least = replace(SET_OF_FEW, n_items=n_items, n_users=n_users)
+    most = replace(SET_OF_FEW, n_items=MOST_BLENDED_OF_SETS)
+    assert {choose(counts).dim for counts in (SET_OF_FEW, least, most)} == {FROZEN_DIM}
+    others = (
+        replace(least, n_items=n_items - 1),
+        replace(least, n_users=n_users - 1),
+        replace(most, n_items=MOST_BLENDED_OF_SETS + 1),
+        SET_OF_MANY,
     )
-    assert frozen == choose(replace(SET_OF_FEW, n_items=n_items)).dim > small == trained
+    assert {choose(counts).dim for counts in others} == {TRAINED_DIM}
 
 
 def test_a_frozen_set_is_looked_at_once_where_nothing_is_known_of_its_users():

@@ -145,15 +145,17 @@ def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch)
         assert nearness[is_alike].mean() > nearness[~is_alike].mean()
 
 
+@pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.zeros((2, 3)), np.eye(5)], ids=["one pair", "nobody", "alone"])
-def test_hardly_any_data_gives_finite_factors(owned):
+def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):
+    monkeypatch.setattr(item_correlations, "LEAST_KRYLOV_RATIO", ratio)
     vectors = factorise(owned.astype(np.float32))
     assert vectors.shape == (owned.shape[1], D)
     assert np.isfinite(vectors).all()
 
 
 @pytest.mark.parametrize("n", [40, 300])
-def test_leading_factors_of_many_items_are_found_in_a_small_space(n, monkeypatch):
+def test_leading_factors_are_found_in_the_whole_or_in_a_small_space(n, monkeypatch):
     """Of a spectrum with a long flat tail and negative values: 40 items are reduced whole, of 300 a part is read."""
     monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
     monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 60)
@@ -171,7 +173,9 @@ def test_leading_factors_of_many_items_are_found_in_a_small_space(n, monkeypatch
     assert np.linalg.norm(columns[:, :5].T @ (product - best) @ columns[:, :5]) <= 0.01
 
 
-def test_items_that_nobody_has_are_placed_nowhere():
+@pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
+def test_items_that_nobody_has_are_placed_nowhere(ratio, monkeypatch):
+    monkeypatch.setattr(item_correlations, "LEAST_KRYLOV_RATIO", ratio)
     symmetric = np.zeros((30, 30), np.float32)
     symmetric[:20, :20] = np.corrcoef(np.random.default_rng(6).standard_normal((20, 50)))
     vectors = item_correlations._leading(symmetric, 2, seed=0)

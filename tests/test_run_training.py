@@ -103,15 +103,16 @@ def test_what_is_counted_is_what_the_tables_hold(tmp_path):
     rng = np.random.default_rng(0)
     events = pd.DataFrame({"user_id": rng.integers(9, size=83), "item_id": rng.integers(31, size=83)})
     events["datetime"] = np.arange(83) + 1_600_000_000
-    config = DataConfig(features=FeaturesConfig(context={"hour": "hour_of_day"}))
-    frames = (events, pd.DataFrame({"user_id": range(20)}), pd.DataFrame({"item_id": range(50)}))
+    config = DataConfig(features=FeaturesConfig(user={"age": "numeric"}, context={"hour": "hour_of_day"}))
+    users = pd.DataFrame({"user_id": range(20), "age": range(20, 40)})
+    frames = (events, users, pd.DataFrame({"item_id": range(50)}))
     counts = count_data(tables_from_frames(config, *frames)[0], config)
     sizes = [sum(events["user_id"] == user) for user in set(events["user_id"])]
     assert counts.n_events == 83
     assert counts.n_examples == counts.n_users == len(sizes)
     assert counts.n_items == len(set(events["item_id"]))
     assert counts.mean_history == pytest.approx(sum(sizes) / len(sizes))
-    assert not counts.has_content
+    assert (counts.has_content, counts.has_context, counts.has_demographics) == (False, True, True)
     assert (counts.is_set, counts.is_repeated, counts.trains_on_windows) == (False, False, True)
 
 

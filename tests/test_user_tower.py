@@ -140,11 +140,16 @@ def test_the_state_of_a_request_is_that_of_its_last_events_among_all_states(side
     assert np.abs(side.of(events) - found).max() <= CLOSE
 
 
-@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
-def test_the_state_without_blocks_is_the_weighted_sum_of_the_last_tokens(config):
+@pytest.mark.parametrize(
+    ("config", "is_set"), [(ORDERED, False), (BASKETS, False), (BASKETS, True)], ids=["ordered", "baskets", "sets"]
+)
+def test_the_state_without_blocks_is_the_weighted_sum_of_the_last_tokens(config, is_set):
     side = Side(config, n_blocks=0)
     tower = side.towers.user_tower
+    tower.is_set = is_set
     arrays, rows, _ = side.arrays(draw_events([3, 0, 5, 1], side.world.schema, np.random.default_rng(9)))
+    if is_set:  # one group at one time
+        arrays["history_groups"][:], arrays["history_times"][:] = 1, FIRST
     tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
     with torch.no_grad():
         tower.pool_power.fill_(0.4)

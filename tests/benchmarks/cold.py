@@ -3,7 +3,8 @@
     python tests/benchmarks/cold.py --part items --board amazon-beauty [--seed 0] [train.py options]
 
 items         a tenth of the items leaves all tables, is placed by `encode_items` after training and stands in the full
-              catalogue among all the others; beside content-kNN, popularity, chance and exchanged content
+              catalogue among all the others; beside content-kNN, popularity, chance, exchanged content, and a training
+              that had these items too
 users         a training without each of some folds of users: what a user gets from the training that never saw her, and
               from another one that did
 demographics  the same trainings, asked by demographics alone for users they never saw; beside popularity
