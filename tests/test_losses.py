@@ -69,6 +69,7 @@ def test_users_learn_the_same_beside_items_that_learn_nothing():
     users, items, values, sparse = make(5)
     weights = torch.rand(B, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
     learning, fixed = (weighted_log_sum_exp(users, part, sparse, weights) for part in (items, items.detach()))
+    assert [loss.grad_fn.saved_tensors[1].shape for loss in (learning, fixed)] == [(N, W), (0,)]  # none is formed
     for one, other in zip(*(torch.autograd.grad(loss, (users, values)) for loss in (learning, fixed)), strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
 

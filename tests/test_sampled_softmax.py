@@ -76,6 +76,8 @@ def test_users_learn_the_same_beside_items_that_learn_nothing():
     users, items, targets = make_vectors(3)
     drawn = Negatives(torch.arange(0, N, 2), torch.zeros(len(range(0, N, 2)), dtype=torch.float64))
     learning, fixed = (sampled(users, part, targets, drawn) for part in (items, items.detach()))
+    formed = [loss.grad_fn.next_functions[0][0].saved_tensors[1].shape for loss in (learning, fixed)]
+    assert formed == [(len(drawn.rows), W), (0,)]
     (one,), (other,) = (torch.autograd.grad(loss, users) for loss in (learning, fixed))
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
