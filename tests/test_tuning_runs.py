@@ -274,6 +274,12 @@ def test_the_choice_of_the_data_lies_in_every_range_and_what_is_drawn_is_a_model
         assert recipe.learning_rate / 4.1 < model.learning_rate < recipe.learning_rate * 4.1
 
 
+@pytest.mark.parametrize(("chosen", "lowest", "highest"), [(1, 1, 2), (2, 1, 3), (24, 12, 36)])
+def test_a_search_tries_more_epochs_than_the_data_chose_and_fewer(chosen, lowest, highest):
+    epochs = make_space(replace(RECIPE, max_epochs=chosen), ["max_epochs"], has_content=True)["max_epochs"]
+    assert (epochs.low, epochs.high) == (lowest, highest)
+
+
 def test_what_cannot_matter_is_not_searched():
     assert "id_dropout" not in make_space(RECIPE, FIELDS, has_content=False)
     assert "negatives" not in make_space(replace(RECIPE, negatives=0), FIELDS, has_content=True)

@@ -128,7 +128,7 @@ def _batch_size(recipe: Recipe) -> BaseDistribution:
 
 def _epochs(recipe: Recipe) -> BaseDistribution:
     epochs = recipe.max_epochs
-    return IntDistribution(max(epochs // 2, 1), epochs + epochs // 2)
+    return IntDistribution(max(epochs // 2, 1), epochs + max(epochs // 2, 1))
 
 
 def _doublings(value: int, most: int) -> BaseDistribution:
