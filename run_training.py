@@ -21,11 +21,18 @@ from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
-from models.blending import Judged, MakeFactors, blend_in, choose_blend, unjudged
+from models.blending import (
+    MOST_CORRELATED_BESIDE_MEMORY,
+    Judged,
+    MakeFactors,
+    blend_in,
+    choose_blend,
+    unjudged,
+)
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
-from models.item_correlations import factorise
+from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.sampling import NegativeSampler
 from models.towers import Towers
@@ -61,16 +68,7 @@ class Trained:
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
-    """Decide from the data what the configuration leaves open; return it whole, with the choices made.
-
-    Raises:
-        SchemaError: correlations are wanted where repeats are recommended.
-    """
-    if config.model.correlations and config.data.repeats == "allow":
-        raise SchemaError(
-            f"model.correlations is {config.model.correlations}; allowed where data.repeats is 'allow': 0, "
-            "a memory says there what goes with what"
-        )
+    """Decide from the data what the configuration leaves open; return it whole, with the choices made."""
     recipe, choices = choose_recipe(config.model, count_data(tables, config.data))
     return replace(config, model=replace(config.model, **asdict(recipe))), choices
 
@@ -150,7 +148,7 @@ def blend_correlations(config: Config, trained: Trained) -> Trained:
     if not blends(config):
         return trained
     data = trained.data
-    judged = trained.judged or unjudged(data.trains_on_windows)
+    judged = trained.judged or unjudged(trained.towers, data.trains_on_windows)
     requests = list(data.drawn_requests(MOST_SEEN))
     blend_in(trained.towers, make_factors(config, trained), judged.blend, requests)
     return replace(trained, judged=judged)
@@ -164,7 +162,8 @@ def make_factors(config: Config, trained: Trained) -> MakeFactors:
     """Return what correlates the items of all that was trained on."""
     sequences, dim = trained.data.sequences, recipe_of(config.model).correlations
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
-    return lambda ridge: factorise(user, sequences.events.item_row, shape, dim, ridge, config.seed)
+    most = MOST_CORRELATED_BESIDE_MEMORY if trained.schema.repeats == "allow" else MOST_CORRELATED
+    return lambda ridge: factorise(user, sequences.events.item_row, shape, dim, ridge, config.seed, most)
 
 
 def describe(judged: Judged) -> str:

@@ -31,7 +31,7 @@ class ModelConfig:
     """Inner product, or cosine with a learned temperature."""
     correlations: int | None = None
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
-    as the validation says; 0: none. Refused where `data.repeats` is `allow`."""
+    as the validation says; 0: none."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""

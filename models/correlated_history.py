@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from datamodules.batch import RequestBatch
+
 POWER = 0.5
 """Of the sum of weights, which divides: how much long histories count beside short ones. From 0 to 1 MovieLens and
 pairs of Amazon Beauty ranked alike."""
@@ -25,3 +27,35 @@ class CorrelatedHistory(nn.Module):
         weights = torch.exp(-self.decay * later.clamp(min=0)) * (later >= 0)  # (B, L)
         weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0) ** POWER  # (B, L)
         return (weights.unsqueeze(-1) * parts).sum(dim=1)  # (B, R)
+
+    def sum_batch(self, factors: Tensor, batch: RequestBatch) -> Tensor:
+        """Do so for requests, with the parts of the catalogue (N, R): (B, R)."""
+        return self(factors[batch.history_rows], batch.arrays["history_lengths"])  # type: ignore[no-any-return]
+
+
+class CorrelatedOwned(nn.Module):
+    """Sum the correlation parts of all items that a user owns, where these are recommended too.
+
+    They say what she may take besides: the memory knows better what she takes again, so that owned items keep the
+    score they had, and a lead (`models.lead`).
+    """
+
+    def __init__(self, lead: float = 0.0) -> None:
+        """Let owned items have `lead` more than their score without correlations."""
+        super().__init__()
+        self.lead = lead
+
+    def forward(self, parts: Tensor, owners: Tensor, n_users: int) -> Tensor:
+        """Sum parts (E, R) of the items of their `owners` (E,), rows of `n_users`: (B, R)."""
+        summed = parts.new_zeros(n_users, parts.shape[1])  # (B, R)
+        summed = summed.scatter_add(0, owners.unsqueeze(-1).expand_as(parts), parts)  # (B, R)
+        counts = parts.new_zeros(n_users).scatter_add(0, owners, torch.ones_like(parts[:, 0]))  # (B,)
+        return summed / counts.clamp(min=1.0).unsqueeze(-1) ** POWER  # (B, R)
+
+    def change(self, summed: Tensor, parts: Tensor, owners: Tensor) -> Tensor:
+        """Return what owned items have beyond the product, for the sums (B, R) of `forward`: (E,)."""
+        return self.lead - (summed[owners] * parts).sum(dim=1)  # (E,)
+
+    def sum_batch(self, factors: Tensor, batch: RequestBatch) -> Tensor:
+        """Do as `forward` for requests, with the parts of the catalogue (N, R): (B, R)."""
+        return self(factors[batch.owned_rows], batch.owned_users, len(batch.history_rows))  # type: ignore[no-any-return]

@@ -179,13 +179,13 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 
 
 def _correlations(counts: DataCounts) -> tuple[int, str]:
-    if counts.is_repeated or counts.freezes_correlations:
+    if counts.freezes_correlations:
         return 0, counts.shape
     if counts.n_items > (MOST_BLENDED_OF_SETS if counts.is_set else MOST_BLENDED):
         return 0, f"{counts.n_items:,} items, {counts.shape}"
     if counts.trains_correlations:
         return 384, f"{counts.shape}: those that are not trained find what the others miss"
-    if counts.is_set:
+    if counts.is_set or counts.is_repeated:
         return 128, counts.shape
     if counts.trains_on_windows and counts.is_long:
         return 128, f"{counts.shape} of {counts.n_items:,} items"

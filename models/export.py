@@ -69,7 +69,7 @@ class RepeatUserGraph(nn.Module):
 
     def forward(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
-        fused = self.tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+        fused = self.tower.request_state(arrays["history_vectors"][..., : self.tower.dim], arrays)  # (B, D)
         return self.tower.complete(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
 
 

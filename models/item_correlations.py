@@ -77,18 +77,21 @@ def correlate(
     matrix = _binary(user, item_row, shape)
     by_popularity = _by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
-    vectors = _factorise(matrix, by_popularity, dim, settings.ridge, seed)
+    vectors = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)
     length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
     is_long = similarity == "dot"  # a product is as long as both of its sides
     return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
 
 
 def factorise(
-    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, ridge: float, seed: int
+    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, ridge: float, seed: int, most: int
 ) -> Tensor:
-    """Return the factors alone, (N, dim) float32; arguments as of `correlate`."""
+    """Return the factors alone, (N, dim) float32; arguments as of `correlate`, with the ridge, and `most`.
+
+    The `most` popular items are correlated, the others are placed by who has them.
+    """
     matrix = _binary(user, item_row, shape)
-    return torch.from_numpy(_factorise(matrix, _by_popularity(matrix), dim, ridge, seed))
+    return torch.from_numpy(_factorise(matrix, _by_popularity(matrix), dim, ridge, seed, most))
 
 
 def _binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
@@ -101,9 +104,11 @@ def _by_popularity(matrix: sp.csr_array) -> np.ndarray:
     return np.argsort(-matrix.sum(axis=0), kind="stable")
 
 
-def _factorise(matrix: sp.csr_array, by_popularity: np.ndarray, dim: int, ridge: float, seed: int) -> np.ndarray:
+def _factorise(
+    matrix: sp.csr_array, by_popularity: np.ndarray, dim: int, ridge: float, seed: int, most: int
+) -> np.ndarray:
     """Correlate the most popular items, and place the others by who has them: (N, dim)."""
-    core, rest = by_popularity[:MOST_CORRELATED], by_popularity[MOST_CORRELATED:]
+    core, rest = by_popularity[:most], by_popularity[most:]
     vectors = np.zeros((matrix.shape[1], dim), np.float32)
     vectors[core] = _leading(partial_correlations(matrix[:, core], ridge), dim, seed)
     vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], ridge)

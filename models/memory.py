@@ -6,7 +6,7 @@ is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -124,6 +124,13 @@ class Memory(nn.Module):
             nn.init.constant_(self.skip.weight, 0.5)
             nn.init.constant_(self.skip.bias, 4.0)  # owned items begin above most others
             self.product_share.fill_(1.0)
+
+    def split(self, inputs: MemoryInputs) -> tuple[Tensor, MemoryInputs]:
+        """Take the correlation parts (E, R) out of the owned items' vectors: what is learned does not know them."""
+        vectors = inputs.owned_vectors  # (E, W)
+        stop = vectors.shape[1] - self.affinity_dim - self.popularity_dim
+        learned = torch.cat([vectors[:, : self.dim], vectors[:, stop:]], dim=1)  # (E, D + A + P)
+        return vectors[:, self.dim : stop], replace(inputs, owned_vectors=learned)  # (E, R)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
         """Sum the taste vectors of each user's owned items by learned weights, to unit length, (B, D)."""

@@ -10,7 +10,7 @@ Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, po
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
 from models.features import FeatureEmbedding
+from models.halving import halve
 from models.item_tower import ItemTower
 from models.towers import Towers
 
@@ -27,7 +28,6 @@ HELD_OUT = 0.1
 MOST_STAND_INS = 4096
 PLACES = 10
 """Of a list, that new items and the others share."""
-HALVINGS = 20
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 
@@ -139,9 +139,7 @@ def find_level(
         pairs = zip(contests, weights, strict=True)
         return sum(contest.places(contest.scores + level * weight) for contest, weight in pairs)
 
-    return _halve(
-        count, _fair(contests, len(stand_ins), len(vectors)), float(popularity.min()), float(popularity.max())
-    )
+    return halve(count, _fair(contests, len(stand_ins), len(vectors)), float(popularity.min()), float(popularity.max()))
 
 
 def find_length(
@@ -153,7 +151,7 @@ def find_length(
     def count(length: float) -> int:
         return sum(contest.places(contest.scores * length) for contest in contests)
 
-    return _halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, 1.0)
+    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, 1.0)
 
 
 @dataclass(frozen=True)
@@ -188,17 +186,6 @@ def _hold_contests(
 def _fair(contests: list[Contest], n_new: int, n_items: int) -> float:
     """Return the places that new items would have if all items had equally many."""
     return n_new / n_items * sum(contest.others.numel() for contest in contests)
-
-
-def _halve(count: Callable[[float], int], wanted: float, low: float, high: float) -> float:
-    """Find where a count that rises reaches what is wanted, `high` if it does not."""
-    for _ in range(HALVINGS):
-        middle = (low + high) / 2
-        if count(middle) < wanted:
-            low = middle
-        else:
-            high = middle
-    return high
 
 
 def _contest(towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, batch: RequestBatch) -> Contest:

@@ -89,5 +89,5 @@ class Towers(nn.Module):
         history = items[batch.history_rows][..., : self.item_tower.history_dim]  # (B, L, D + R)
         if tower.memory is None:
             return tower.request_vectors(history, arrays), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
-        fused = tower.request_state(history, arrays)  # (B, D)
+        fused = tower.request_state(history[..., : tower.dim], arrays)  # (B, D)
         return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)

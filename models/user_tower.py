@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from datamodules.batch import Tensors
 from models.blocks import EventBlocks
-from models.correlated_history import CorrelatedHistory
+from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.directions import normalise
 from models.dropout import Dropout
 from models.features import FeatureEmbedding
@@ -68,7 +68,9 @@ class UserTower(nn.Module):
         self.pool_power = nn.Parameter(torch.tensor(1.0 if n_blocks else 0.5), requires_grad=n_blocks == 0)
         self.popularity_gate = nn.Linear(dim, popularity_dim) if popularity_dim and memory is None else None
         self.memory = memory
-        self.correlated_history: CorrelatedHistory | None = None  # `models.blending` puts it here
+        # `models.blending` puts one of them here: the second where there is a memory
+        self.correlated_history: CorrelatedHistory | None = None
+        self.correlated_owned: CorrelatedOwned | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -248,11 +250,21 @@ class UserTower(nn.Module):
 
     def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""
+        if self.memory is None or self.correlated_owned is None:
+            return self.remember(fused, inputs)  # (B, W), (E,)
+        parts, learned = self.memory.split(inputs)  # (E, R)
+        vectors, scores = self.remember(fused, learned)  # (B, D + A + P), (E,)
+        correlated = self.correlated_owned(parts, inputs.owned_users, len(fused))  # (B, R)
+        scores = scores + self.correlated_owned.change(correlated, parts, inputs.owned_users)  # (E,)
+        return torch.cat([vectors[:, : self.dim], correlated, vectors[:, self.dim :]], dim=1), scores  # (B, W), (E,)
+
+    def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
+        """Do as `complete` without correlations: (B, D + A + P), (E,)."""
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
         taste = self.project_state(fused)  # (B, D)
-        vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
+        vectors = self.memory.complete_vector(taste, inputs)  # (B, D + A + P)
         if self.similarity == "cosine":
             taste, rest = vectors[:, : self.dim], vectors[:, self.dim :]
-            vectors = torch.cat([normalise(taste), rest], dim=1)  # (B, W)
-        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)
+            vectors = torch.cat([normalise(taste), rest], dim=1)  # (B, D + A + P)
+        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, D + A + P), (E,)

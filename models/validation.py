@@ -27,12 +27,17 @@ def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatc
     """
     with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
         scores = users.float() @ items.float().T  # (B, N)
+    return {"all": all_ndcg(scores, bonus, batch), "novel": novel_ndcg(scores, batch)}
+
+
+def all_ndcg(scores: Tensor, bonus: Tensor, batch: RequestBatch) -> np.ndarray:
+    """Return what `request_ndcg` calls `all`, of products (B, N) and what owned items have beyond them (E,)."""
     remembered = scores.index_put((batch.owned_users, batch.owned_rows), bonus.float(), accumulate=True)  # (B, N)
-    return {"all": _ndcg(remembered, _wanted(batch, scores)), "novel": novel_ndcg(scores, batch)}
+    return _ndcg(remembered, _wanted(batch, scores))
 
 
 def novel_ndcg(scores: Tensor, batch: RequestBatch) -> np.ndarray:
-    """Return what `request_ndcg` calls `novel`, of scores (B, N)."""
+    """Return what `request_ndcg` calls `novel`, of products (B, N)."""
     is_owned = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
     is_owned[batch.owned_users, batch.owned_rows] = True
     return _ndcg(scores.masked_fill(is_owned, float("-inf")), _wanted(batch, scores) & ~is_owned)

@@ -13,7 +13,6 @@ import train
 from datamodules.splits import split_interactions
 from models.blending import Blend, Judged, choose_blend, unjudged
 from serve import Recommender
-from serve.errors import SchemaError
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
@@ -93,14 +92,29 @@ def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, m
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
     trained = fit(ORDERED, tmp_path / "run", validates=False)
-    assert given == [unjudged(True).blend]
-    assert trained.judged == unjudged(True)
+    assert given == [unjudged(trained.towers, True).blend]
+    assert trained.judged == unjudged(trained.towers, True)
     assert "nothing to validate" in run_training.describe(trained.judged)
 
 
-def test_repeats_are_refused_beside_correlations(tmp_path):
-    with pytest.raises(SchemaError, match=r"correlations is 6; allowed where data\.repeats is 'allow': 0"):
-        fit(BASKETS, tmp_path / "run")
+def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tmp_path, monkeypatch):
+    tables = make_tables(3, simultaneous=True)
+    requests = [{"user_id": user} for user in tables[1]["user_id"][:20]]
+
+    def serve(name, judged):
+        monkeypatch.setattr(run_training, "choose_blend", lambda *args: judged)
+        recommender = Recommender.load(train.run(train.Config(BASKETS, BLENDED, QUIET, tmp_path / name), tables).bundle)
+        owned, novel = recommender.rank_owned(requests, k=5), recommender.recommend(requests, k=5, filter_viewed=True)
+        return recommender.taste_dim, owned, novel
+
+    width, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0), 0.2, 0.2))
+    blended_width, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0), 0.3, 0.2))
+    assert blended_width == width + R
+    assert owned.item_row.tolist() == plain.item_row.tolist()
+    lead = owned.score - plain.score
+    assert abs(lead[0]) > 0.01
+    assert np.allclose(lead, lead[0], rtol=1e-3, atol=1e-4)
+    assert novel.score.tolist() != plain_novel.score.tolist()
 
 
 def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):

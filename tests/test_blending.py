@@ -7,11 +7,11 @@ import torch
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
 from models.blending import DECAYS, RIDGES, SHARES, Blend, blend_in, choose_blend, unjudged
-from models.correlated_history import CorrelatedHistory
+from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.towers import Towers
 from models.validation import request_ndcg
 from tests.test_sets import make_set_world
-from tests.tiny_data import ORDERED, N, hold_out, make_data, make_world
+from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
 
 R = 5
@@ -24,15 +24,17 @@ def _alone():
         yield
 
 
-@pytest.fixture(params=["cosine", "dot", "a set"])
+@pytest.fixture(params=["cosine", "dot", "a set", "repeats", "repeats by cosine"])
 def side(request):
-    """Give towers and their data; those of sets have popularity behind all else."""
-    is_set = request.param == "a set"
-    world, held_out = hold_out(
-        make_set_world(FeaturesConfig(item={"category": "categorical"})) if is_set else make_world(ORDERED)
-    )
+    """Give towers and their data; those of sets have popularity behind all else, those of repeats affinities too."""
+    is_set, is_repeated = request.param == "a set", request.param.startswith("repeats")
+    if is_set:
+        world, held_out = hold_out(make_set_world(FeaturesConfig(item={"category": "categorical"})))
+    else:
+        world, held_out = hold_out(make_world(BASKETS if is_repeated else ORDERED))
     data = make_data(world, validation=held_out)
-    return data, make_towers(world, data, "dot" if is_set else request.param, n_blocks=0 if is_set else 2)
+    similarity = "cosine" if "cosine" in request.param else "dot"
+    return data, make_towers(world, data, similarity, n_blocks=0 if is_set else 2)
 
 
 @torch.no_grad()
@@ -42,14 +44,29 @@ def score(towers: Towers, batch: RequestBatch) -> np.ndarray:
     return (towers.request_vectors(batch, items)[0] @ items.T).numpy()  # (B, N)
 
 
-def correlate(batch: RequestBatch, decay: float) -> np.ndarray:
-    """Score all items by the correlation part, an event at a time."""
+def correlate(towers: Towers, batch: RequestBatch, decay: float) -> np.ndarray:
+    """Score all items by the correlation part: an event at a time, or by all that a user owns."""
     factors, summed = FACTORS.numpy(), np.zeros((len(batch.history_rows), R))
+    if has_memory(towers):
+        for user in range(len(summed)):
+            rows = batch.owned_rows[batch.owned_users == user].numpy()
+            summed[user] = factors[rows].sum(axis=0) / max(len(rows), 1) ** 0.5
+        return summed @ factors.T
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
         rows = batch.history_rows[user, :length].numpy()
         weights = np.exp(-decay * np.arange(length)[::-1])
         summed[user] = weights @ factors[rows] / max(weights.sum(), 1) ** 0.5
     return summed @ factors.T
+
+
+def has_memory(towers: Towers) -> bool:
+    return towers.user_tower.memory is not None
+
+
+def take_out(towers: Towers) -> None:
+    """Leave nothing blended in."""
+    towers.item_tower.correlations = FACTORS[:, :0]
+    towers.user_tower.correlated_history = towers.user_tower.correlated_owned = None
 
 
 def has_history(batch: RequestBatch) -> torch.Tensor:
@@ -77,10 +94,10 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side):
         learned = [
             (towers.request_vectors(one, items)[0] @ items.T)[has_history(one)].numpy().var() for one in requests
         ]
-    correlated = [correlate(one, decay)[has_history(one)].var() for one in requests]
+    correlated = [correlate(towers, one, decay)[has_history(one)].var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
     blend_in(towers, lambda _: FACTORS, Blend(0.3, decay, RIDGES[0]), requests)
-    expected = plain + 0.3 * unit * correlate(batch, decay)
+    expected = plain + 0.3 * unit * correlate(towers, batch, decay)
     assert np.allclose(score(towers, batch), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(expected, plain, atol=0.05)
 
@@ -89,18 +106,22 @@ def test_nothing_is_blended_in_with_a_share_of_zero(side):
     data, towers = side
     blend_in(towers, lambda _: FACTORS, Blend(0.0, 0.0, RIDGES[0]), list(data.drawn_requests(9)))
     assert towers.user_tower.correlated_history is None
+    assert towers.user_tower.correlated_owned is None
     assert towers.item_tower.history_dim == towers.item_tower.dim
 
 
 def judge(towers: Towers, batches: list[RequestBatch]) -> float:
-    """Validate towers as they are."""
-    found: list[float] = []
+    """Validate towers as they are: by what is new, and where there is a memory by all items as much."""
+    views = ("all", "novel") if has_memory(towers) else ("novel",)
+    found: dict[str, list[float]] = {view: [] for view in views}
     with torch.no_grad():
         for batch in batches:
             items = towers.item_vectors(batch.popularity)
             users, bonus = towers.request_vectors(batch, items)
-            found += request_ndcg(users, bonus, items, batch)["novel"].tolist()
-    return float(np.mean(found))
+            measured = request_ndcg(users, bonus, items, batch)
+            for view in views:
+                found[view] += measured[view].tolist()
+    return float(np.mean([np.mean(values) for values in found.values()]))
 
 
 @pytest.mark.parametrize("is_ordered", [True, False])
@@ -112,12 +133,12 @@ def test_the_blend_that_validates_best_is_chosen(side, is_ordered):
     judged = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
     tried = {}
     for ridge in RIDGES:
-        for decay in DECAYS if is_ordered else (0.0,):
+        for decay in DECAYS if is_ordered and not has_memory(towers) else (0.0,):
             for share in SHARES:
                 blend = Blend(share, decay, ridge)
                 blend_in(towers, factors.__getitem__, blend, requests)
                 tried[blend] = judge(towers, batches)
-                towers.item_tower.correlations, towers.user_tower.correlated_history = FACTORS[:, :0], None
+                take_out(towers)
     assert judged.ndcg_alone == pytest.approx(alone)
     assert judged.ndcg == pytest.approx(max(alone, *tried.values()))
     assert len(set(tried.values())) > 3  # they are told apart
@@ -144,11 +165,14 @@ def test_users_without_events_do_not_change_how_much_correlations_count(side):
     requests = list(data.drawn_requests(50))
     blend_in(towers, lambda _: FACTORS, Blend(0.3, 0.0, RIDGES[0]), requests)
     expected = towers.item_tower.correlations
-    towers.item_tower.correlations, towers.user_tower.correlated_history = FACTORS[:, :0], None
+    take_out(towers)
     (batch,) = requests
     lengths = batch.arrays["history_lengths"]
     strangers = batch._replace(
-        arrays={name: array[lengths == 0] for name, array in batch.arrays.items() if len(array) == len(lengths)},
+        arrays={
+            name: array[:0] if name.startswith("owned_") else array[lengths == 0]
+            for name, array in batch.arrays.items()
+        },
         history_rows=batch.history_rows[lengths == 0],
         owned_users=batch.owned_users[:0],
         owned_rows=batch.owned_rows[:0],
@@ -163,7 +187,7 @@ def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
     (batch,) = data.validation_batches
     owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
     for validation in ([], [owned]):
-        assert choose_blend(towers, lambda _: FACTORS, True, [], validation) == unjudged(True)
+        assert choose_blend(towers, lambda _: FACTORS, True, [], validation) == unjudged(towers, True)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -176,13 +200,60 @@ def test_correlations_that_only_mislead_are_left_out(side):
     assert judged.ndcg == judged.ndcg_alone
 
 
-def test_without_a_validation_correlations_count_a_little():
-    ordered, of_a_set = (unjudged(is_ordered).blend for is_ordered in (True, False))
-    for blend in (ordered, of_a_set):
-        assert 0 < blend.share < max(SHARES)
-        assert blend.ridge in RIDGES
-    assert of_a_set.decay == 0
-    assert ordered.decay in DECAYS
+@pytest.mark.parametrize("is_ordered", [True, False])
+def test_without_a_validation_correlations_count_a_little(side, is_ordered):
+    _, towers = side
+    blend = unjudged(towers, is_ordered).blend
+    assert 0 < blend.share < max(SHARES)
+    assert blend.ridge in RIDGES
+    assert blend.decay in (DECAYS if is_ordered else (0,))
+
+
+@torch.no_grad()
+def score_all(towers: Towers, batch: RequestBatch) -> tuple[np.ndarray, np.ndarray]:
+    """Score all items (B, N), owned ones by all that there is, and mark those (B, N)."""
+    items = towers.item_vectors(batch.popularity)  # (N, W)
+    users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
+    scores = (users @ items.T).numpy()  # (B, N)
+    is_owned = np.zeros(scores.shape, dtype=bool)
+    pairs = batch.owned_users.numpy(), batch.owned_rows.numpy()
+    is_owned[pairs] = True
+    scores[pairs] += bonus.numpy()
+    return scores, is_owned
+
+
+def count_owned_places(scores: np.ndarray, is_owned: np.ndarray) -> int:
+    best = np.argsort(-scores, axis=1)[:, :10]
+    return int(np.take_along_axis(is_owned, best, axis=1).sum())
+
+
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_owned_items_keep_their_order_and_lists_hold_as_many_of_them(similarity):
+    world, held_out = hold_out(make_world(BASKETS))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, similarity)
+    requests = list(data.drawn_requests(50))
+    before = [score_all(towers, batch) for batch in requests]
+    blend_in(towers, lambda _: FACTORS, Blend(0.8, 0.0, RIDGES[0]), requests)
+    after = [score_all(towers, batch) for batch in requests]
+    leads = np.concatenate([(new - old)[is_owned] for (old, is_owned), (new, _) in zip(before, after, strict=True)])
+    assert np.allclose(leads, leads[0], rtol=1e-3, atol=1e-3)
+    wanted, found = (sum(count_owned_places(*one) for one in scored) for scored in (before, after))
+    assert abs(found - wanted) <= 2  # places are whole
+
+
+def test_owned_items_are_summed_for_their_owners():
+    rng = np.random.default_rng(2)
+    parts, owners = rng.normal(size=(7, R)).astype(np.float32), np.array([0, 0, 0, 2, 2, 3, 3])
+    side = CorrelatedOwned(0.5)
+    summed = side(torch.from_numpy(parts), torch.from_numpy(owners), 5)
+    for user in range(5):
+        mine = parts[owners == user]
+        assert np.allclose(summed[user], mine.sum(axis=0) / max(len(mine), 1) ** 0.5, atol=1e-5)
+    change = side.change(summed, torch.from_numpy(parts), torch.from_numpy(owners)).numpy()
+    assert np.allclose(
+        change, [0.5 - summed[user].numpy() @ part for user, part in zip(owners, parts, strict=True)], atol=1e-5
+    )
 
 
 def test_users_without_items_have_no_correlations(side):

@@ -277,13 +277,13 @@ def test_the_reasons_name_what_the_data_has():
     assert any(reason.startswith(f"{MANY_ITEMS + 1:,} items") for reason in said["short"])
 
 
-def test_correlations_are_blended_in_where_histories_are_long_and_in_sets_that_are_trained():
+def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay_at_them():
     families = {name: choose(family).correlations for name, family in FAMILIES.items()}
-    assert {name for name, n in families.items() if n} == {"long", "set", "set of many"}
+    assert {name for name, n in families.items() if n} == {"long", "set", "set of many", "repeated"}
     assert families["set of many"] > families["long"]
 
 
 def test_vectors_of_a_large_catalogue_stay_short():
     assert choose(LONG).correlations
-    for family in (LONG, SET, SET_OF_MANY):
+    for family in (LONG, SET, SET_OF_MANY, FAMILIES["repeated"]):
         assert not choose(replace(family, n_items=10**6)).correlations

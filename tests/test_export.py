@@ -82,6 +82,7 @@ FAMILIES = {
     "baskets": (BASKETS, "cosine", 0),
     "ordered, correlated": (ORDERED, "cosine", 5),
     "a set, correlated": (None, "dot", 5),
+    "baskets, correlated": (BASKETS, "dot", 5),
 }
 
 
@@ -103,7 +104,7 @@ def run_towers(towers: Towers, arrays: dict[str, np.ndarray]) -> list[np.ndarray
     tower = towers.user_tower
     if tower.memory is None:
         return [tower.request_vectors(tensors["history_vectors"], tensors).numpy()]
-    fused = tower.request_state(tensors["history_vectors"], tensors)
+    fused = tower.request_state(tensors["history_vectors"][..., : tower.dim], tensors)
     return [output.numpy() for output in tower.complete(fused, memory_inputs(tensors, tensors["owned_vectors"]))]
 
 
