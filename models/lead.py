@@ -49,9 +49,16 @@ class Contest:
 
 
 def find_lead(before: Sequence[Contest], after: Sequence[Contest], most: float) -> float:
-    """Find what owned items need after a change to take as many places as before it, within `most` either way."""
+    """Find what owned items need after a change to take as many places as before it, within `most` either way.
+
+    Where they had none, or have as many as before already, they need nothing: every lower lead would do as well.
+    """
     wanted = sum(contest.places(0.0) for contest in before)
-    return halve(lambda lead: sum(contest.places(lead) for contest in after), wanted, -most, most)
+
+    def count(lead: float) -> int:
+        return sum(contest.places(lead) for contest in after)
+
+    return 0.0 if wanted in (0, count(0.0)) else halve(count, wanted, -most, most)
 
 
 def _best_others(products: Tensor, batch: RequestBatch) -> Tensor:

@@ -65,6 +65,13 @@ def test_a_lead_has_bounds(batch):
     assert find_lead([before], [before.against(products + 100.0, batch)], 3.0) == pytest.approx(3.0)
 
 
+def test_owned_items_that_no_list_held_are_not_pushed_away(batch):
+    products, bonus = draw(batch, 7)
+    before = Contest.hold(products, bonus - 50.0, batch)
+    for change in (0.0, 1.0, -100.0):
+        assert find_lead([before], [before.against(products + change, batch)], 20.0) == 0.0
+
+
 def test_users_without_items_have_no_owned_places(batch):
     nobody = batch._replace(owned_users=batch.owned_users[:0], owned_rows=batch.owned_rows[:0])
     products, _ = draw(nobody, 6)
