@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 Tensors = dict[str, Tensor]
@@ -58,3 +59,10 @@ class RequestBatch(NamedTuple):
     """(M,) position of the target among `owned_rows`, -1 if novel."""
     popularity: Tensor
     """(N, P) of the catalogue, as of a moment not after any request of the batch."""
+
+    def mark_owned(self, n_items: int) -> Tensor:
+        """Say of each of N items whether the user has it, (B, N)."""
+        shape = (len(self.history_rows), n_items)
+        is_owned = torch.zeros(shape, dtype=torch.bool, device=self.owned_rows.device)  # (B, N)
+        is_owned[self.owned_users, self.owned_rows] = True
+        return is_owned

@@ -142,9 +142,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         return self._requests_of(np.arange(len(self.sequences.user_ids)))
 
     def drawn_requests(self, most_users: int) -> Iterator[RequestBatch]:
-        """Do as `final_requests` for some users, drawn by the seed."""
-        users = np.random.default_rng(self.seed).permutation(len(self.sequences.user_ids))[:most_users]
-        return self._requests_of(np.sort(users))
+        """Do as `final_requests` for some users who have events, drawn by the seed."""
+        active = np.flatnonzero(np.diff(self.sequences.events.offsets))
+        users = np.random.default_rng(self.seed).permutation(len(active))[:most_users]
+        return self._requests_of(np.sort(active[users]))
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
         nothing = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))

@@ -11,7 +11,7 @@ and owned items get a lead by which lists hold as many of them as before (`model
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean
 
@@ -21,22 +21,19 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
-from models.lead import Contest, find_lead
 from models.towers import Towers
 from models.validation import all_ndcg, novel_ndcg
+from models.yardstick import Yardstick
 
-SHARES = (0.05, 0.1, 0.2, 0.4, 0.8)
+SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)
 DECAYS = (1 / 3, 1 / 10, 0.0)
 RIDGES = (30.0, 1000.0)
 """Pairs of Amazon Beauty and Frappe ranked better by the first, groceries by the other, MovieLens alike by both."""
-MOST_LEAD = 8.0
-"""Times how much the towers' scores vary."""
 MOST_CORRELATED_BESIDE_MEMORY = 4_000
-"""Items whose correlations are computed there, the most popular ones; the others are placed by who has them. Novel
-groceries ranked as well by 3,000, 6,000 and all of 12,526."""
+"""Items whose correlations are computed there, the most popular ones; the others are placed by who has them, which at
+the larger ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all of 12,526."""
 MOST_JUDGES = 100
 """Batches of the validation."""
-SHORTEST = 1e-9
 
 MakeFactors = Callable[[float], Tensor]
 """Ridge -> (N, R) factors of the correlations of items."""
@@ -49,7 +46,7 @@ class Blend:
     share: float
     """How much their scores vary, as a share of how much those of the towers do; 0: they are left out."""
     decay: float
-    """An event counts by exp(-decay * events after it)."""
+    """An event counts by exp(-decay * events after it); 0 with a memory, where owned items count alike."""
     ridge: float
     """Of the correlations."""
 
@@ -77,6 +74,7 @@ def unjudged(towers: Towers, is_ordered: bool) -> Judged:
     return ORDERED_UNJUDGED if is_ordered else SET_UNJUDGED
 
 
+@torch.no_grad()
 def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: Sequence[RequestBatch]) -> None:
     """Let the towers make vectors with correlations in them.
 
@@ -84,20 +82,16 @@ def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: 
         towers: trained, with nothing blended in.
         make_factors: of the catalogue.
         blend: how.
-        requests: of some users, to see how much scores vary.
+        requests: of some users who have events, to see how much scores vary.
     """
     if not blend.share:
         return
     factors, side = make_factors(blend.ridge), _make_side(towers, blend.decay)
-    learned = _learned_spread(towers, requests)
-    weight = blend.share * learned / _correlated_spread(side, factors, requests)
+    measured = Yardstick(towers, requests).measure(side, factors)
     if isinstance(side, CorrelatedOwned):
-        side.lead = _find_lead(towers, side, factors, weight, requests, learned)
-    towers.item_tower.correlations = factors * weight**0.5  # (N, R)
-    if isinstance(side, CorrelatedOwned):
-        towers.user_tower.correlated_owned = side
-    else:
-        towers.user_tower.correlated_history = side
+        side.lead = measured.find_lead(blend.share)
+    towers.item_tower.correlations = factors * (blend.share * measured.unit) ** 0.5  # (N, R)
+    towers.user_tower.correlate(side)
 
 
 @torch.no_grad()
@@ -117,96 +111,85 @@ def choose_blend(
         requests: as of `blend_in`.
         validation: with targets, all as of one moment; of very many a part is judged by.
     """
-    judges = [batch for batch in validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1] if _has_novel(batch)]
-    if not judges:
+    batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
+    if not any((batch.target_owned < 0).any() for batch in batches):
         return unjudged(towers, is_ordered)
-    learned, has_memory = _learned_spread(towers, requests), towers.user_tower.memory is not None
-    items = towers.item_vectors(judges[0].popularity)  # (N, W)
-    alone = [towers.request_vectors(batch, items) for batch in judges]  # (B, W) and (E,) each
-    found: dict[Blend, list[tuple[np.ndarray, ...]]] = {}
-
-    def note(blend: Blend, products: Tensor, bonus: Tensor, batch: RequestBatch) -> None:
-        every = (all_ndcg(products, bonus, batch),) if has_memory else ()
-        found.setdefault(blend, []).append((novel_ndcg(products, batch), *every))
-
+    yardstick, jury = Yardstick(towers, requests), Jury(towers, batches)
     none = Blend(0.0, 0.0, RIDGES[0])
-    for (users, bonus), batch in zip(alone, judges, strict=True):
-        note(none, users @ items.T, bonus, batch)
+    found = {none: jury.judge_alone()}
     for ridge in RIDGES:
         factors = make_factors(ridge)  # (N, R)
-        for decay in DECAYS if is_ordered and not has_memory else (0.0,):
+        for decay in DECAYS if is_ordered and not jury.has_memory else (0.0,):
             side = _make_side(towers, decay)
-            unit = learned / _correlated_spread(side, factors, requests)
-            leads = {share: 0.0 for share in SHARES}
-            if isinstance(side, CorrelatedOwned):
-                leads = {share: _find_lead(towers, side, factors, share * unit, requests, learned) for share in SHARES}
-            for (users, bonus), batch in zip(alone, judges, strict=True):
-                products = users @ items.T  # (B, N)
-                correlated = unit * _score(side, factors, batch)  # (B, N)
-                of_owned = correlated[batch.owned_users, batch.owned_rows]  # (E,)
-                for share, lead in leads.items():
-                    changed = bonus - share * of_owned + lead  # (E,)
-                    note(Blend(share, decay, ridge), products + share * correlated, changed, batch)
-    views = {blend: _average(measured) for blend, measured in found.items()}
-    ndcg = {blend: fmean(figures) for blend, figures in views.items() if figures[0] >= views[none][0]}
-    best = max(ndcg, key=lambda blend: ndcg[blend])
-    return Judged(best, ndcg[best], ndcg[none])
+            measured = yardstick.measure(side, factors)
+            leads = [measured.find_lead(share) if jury.has_memory else 0.0 for share in SHARES]
+            figures = jury.judge(side, factors, [share * measured.unit for share in SHARES], leads)
+            found |= {Blend(share, decay, ridge): one for share, one in zip(SHARES, figures, strict=True)}
+    return pick(found, none)
 
 
 def _make_side(towers: Towers, decay: float) -> CorrelatedHistory | CorrelatedOwned:
     return CorrelatedHistory(decay) if towers.user_tower.memory is None else CorrelatedOwned()
 
 
-@torch.no_grad()
-def _find_lead(
-    towers: Towers,
-    side: CorrelatedOwned,
-    factors: Tensor,
-    weight: float,
-    requests: Sequence[RequestBatch],
-    learned: float,
-) -> float:
-    """Find what owned items need to keep their places beside others that correlations lift by `weight`."""
-    before, after = [], []
-    for batch in requests:
-        items = towers.item_vectors(batch.popularity)  # (N, W)
-        users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
-        products = users @ items.T  # (B, N)
-        before.append(Contest.hold(products, bonus, batch))
-        after.append(before[-1].against(products + weight * _score(side, factors, batch), batch))
-    return find_lead(before, after, MOST_LEAD * learned)
+@dataclass(frozen=True)
+class Figures:
+    """NDCG@10 of the validation."""
+
+    novel: float
+    all: float | None
+    """None without a memory, where owned items are not recommended."""
+
+    @property
+    def mean(self) -> float:
+        return fmean(figure for figure in (self.novel, self.all) if figure is not None)
 
 
-def _has_novel(batch: RequestBatch) -> bool:
-    return bool((batch.target_owned < 0).any())
+def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
+    """Choose the blend of the best mean among those that rank what is new no worse than `none` does."""
+    ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
+    best = max(ndcg, key=lambda blend: ndcg[blend])
+    return Judged(best, ndcg[best], ndcg[none])
 
 
-def _average(batches: Iterable[tuple[np.ndarray, ...]]) -> list[float]:
+class Jury:
+    """Users of the validation, with the vectors that the towers alone make."""
+
+    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+        self.batches = batches
+        self.has_memory = towers.user_tower.memory is not None
+        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+        self.alone = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
+
+    def judge_alone(self) -> Figures:
+        """Judge what the towers say."""
+        pairs = zip(self.batches, self.alone, strict=True)
+        return _average([self._rank(batch, users @ self.items.T, bonus) for batch, (users, bonus) in pairs])
+
+    def judge(
+        self,
+        side: CorrelatedHistory | CorrelatedOwned,
+        factors: Tensor,
+        weights: Sequence[float],
+        leads: Sequence[float],
+    ) -> list[Figures]:
+        """Judge correlations, of factors (N, R), with several weights and a lead of owned items for each."""
+        ranked: list[list[tuple[np.ndarray, ...]]] = [[] for _ in weights]
+        for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
+            products = users @ self.items.T  # (B, N)
+            correlated = side.sum_batch(factors, batch) @ factors.T  # (B, N)
+            of_owned = correlated[batch.owned_users, batch.owned_rows]  # (E,)
+            for weight, lead, views in zip(weights, leads, ranked, strict=True):
+                changed = bonus - weight * of_owned + lead  # (E,)
+                views.append(self._rank(batch, products + weight * correlated, changed))
+        return [_average(views) for views in ranked]
+
+    def _rank(self, batch: RequestBatch, products: Tensor, bonus: Tensor) -> tuple[np.ndarray, ...]:
+        novel = novel_ndcg(products, batch)
+        return (novel, all_ndcg(products, bonus, batch)) if self.has_memory else (novel,)
+
+
+def _average(batches: Sequence[tuple[np.ndarray, ...]]) -> Figures:
     """Average each view over all batches, of each of which there is a figure for at most B users."""
-    return [float(np.concatenate(view).mean()) for view in zip(*batches, strict=True)]
-
-
-@torch.no_grad()
-def _learned_spread(towers: Towers, requests: Sequence[RequestBatch]) -> float:
-    """Return the standard deviation of the towers' products, (B, N) a batch, of users who have a history."""
-    scores = []
-    for batch in requests:
-        items = towers.item_vectors(batch.popularity)  # (N, W)
-        scores.append((towers.request_vectors(batch, items)[0] @ items.T)[batch.arrays["history_lengths"] > 0])
-    return _spread(scores)
-
-
-def _correlated_spread(
-    side: CorrelatedHistory | CorrelatedOwned, factors: Tensor, requests: Sequence[RequestBatch]
-) -> float:
-    """Do as `_learned_spread` with the scores of correlations: users without events have none."""
-    return _spread([_score(side, factors, batch)[batch.arrays["history_lengths"] > 0] for batch in requests])
-
-
-def _spread(scores: Sequence[Tensor]) -> float:
-    variances = [part.var(correction=0).item() for part in scores if part.numel()]
-    return max(math.sqrt(float(np.mean(variances or [0.0]))), SHORTEST)
-
-
-def _score(side: CorrelatedHistory | CorrelatedOwned, factors: Tensor, batch: RequestBatch) -> Tensor:
-    return side.sum_batch(factors, batch) @ factors.T  # (B, N)
+    novel, *every = (float(np.concatenate(view).mean()) for view in zip(*batches, strict=True))
+    return Figures(novel, every[0] if every else None)

@@ -20,14 +20,13 @@ from datamodules.batch import RequestBatch
 from models.features import FeatureEmbedding
 from models.halving import halve
 from models.item_tower import ItemTower
+from models.places import best_scores, count_places
 from models.towers import Towers
 
 BATCH, EPOCHS, FEWEST_STEPS, RATE = 4096, 20, 60, 0.05
 HELD_OUT = 0.1
 """Of the items, placed without having been learned from, to see how visible new ones are."""
 MOST_STAND_INS = 4096
-PLACES = 10
-"""Of a list, that new items and the others share."""
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 
@@ -169,10 +168,7 @@ class Contest:
 
     def places(self, scores: Tensor) -> int:
         """Count the places that the new items take with these scores (B, s)."""
-        n_places = self.others.shape[1]
-        merged = torch.cat([self.others, scores.masked_fill(self.is_owned, float("-inf"))], dim=1)  # (B, k + s)
-        best = merged.topk(n_places, dim=1)  # (B, k)
-        return int(((best.indices >= n_places) & best.values.isfinite()).sum())
+        return count_places(scores.masked_fill(self.is_owned, float("-inf")), self.others)
 
 
 def _hold_contests(
@@ -190,9 +186,6 @@ def _fair(contests: list[Contest], n_new: int, n_items: int) -> float:
 
 def _contest(towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, batch: RequestBatch) -> Contest:
     users, _ = towers.request_vectors(batch, vectors)  # (B, W)
-    is_owned = torch.zeros(len(users), len(vectors), dtype=torch.bool)  # (B, N)
-    is_owned[batch.owned_users, batch.owned_rows] = True
-    is_out = is_owned.index_fill(1, stand_ins, True)  # (B, N)
-    others = (users @ vectors.T).masked_fill(is_out, float("-inf"))  # (B, N)
-    best = others.topk(min(PLACES, len(vectors)), dim=1).values  # (B, k)
+    is_owned = batch.mark_owned(len(vectors))  # (B, N)
+    best = best_scores(users @ vectors.T, ~is_owned.index_fill(1, stand_ins, True))  # (B, k)
     return Contest(best, users @ placed.T, is_owned[:, stand_ins], users)

@@ -68,7 +68,6 @@ class UserTower(nn.Module):
         self.pool_power = nn.Parameter(torch.tensor(1.0 if n_blocks else 0.5), requires_grad=n_blocks == 0)
         self.popularity_gate = nn.Linear(dim, popularity_dim) if popularity_dim and memory is None else None
         self.memory = memory
-        # `models.blending` puts one of them here: the second where there is a memory
         self.correlated_history: CorrelatedHistory | None = None
         self.correlated_owned: CorrelatedOwned | None = None
         self.reset_parameters()
@@ -89,6 +88,13 @@ class UserTower(nn.Module):
         if self.memory is not None:
             self.memory.reset_parameters()
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
+
+    def correlate(self, side: CorrelatedHistory | CorrelatedOwned) -> None:
+        """Let users have a part that correlations of items are told by (`models.blending`)."""
+        if isinstance(side, CorrelatedOwned):
+            self.correlated_owned = side
+        else:
+            self.correlated_history = side
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event, each from what stood at or before it.

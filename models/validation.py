@@ -38,8 +38,7 @@ def all_ndcg(scores: Tensor, bonus: Tensor, batch: RequestBatch) -> np.ndarray:
 
 def novel_ndcg(scores: Tensor, batch: RequestBatch) -> np.ndarray:
     """Return what `request_ndcg` calls `novel`, of products (B, N)."""
-    is_owned = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
-    is_owned[batch.owned_users, batch.owned_rows] = True
+    is_owned = batch.mark_owned(scores.shape[1])  # (B, N)
     return _ndcg(scores.masked_fill(is_owned, float("-inf")), _wanted(batch, scores) & ~is_owned)
 
 

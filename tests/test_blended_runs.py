@@ -11,8 +11,9 @@ import pytest
 import run_training
 import train
 from datamodules.splits import split_interactions
-from models import blending
-from models.blending import Blend, Judged, choose_blend, unjudged
+from models import yardstick
+from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Blend, Judged, choose_blend, unjudged
+from models.item_correlations import MOST_CORRELATED
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
@@ -89,6 +90,19 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
     assert width_of(trained) == R
 
 
+@pytest.mark.parametrize(("data", "most"), [(ORDERED, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
+def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monkeypatch, data, most):
+    correlated, factorise = set(), run_training.factorise
+
+    def watch(*arguments):
+        correlated.add(arguments[-1])
+        return factorise(*arguments)
+
+    monkeypatch.setattr(run_training, "factorise", watch)
+    fit(data, tmp_path / "run")
+    assert correlated == {most}
+
+
 def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
@@ -108,7 +122,7 @@ def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tm
         owned, novel = recommender.rank_owned(requests, k=5), recommender.recommend(requests, k=5, filter_viewed=True)
         return recommender.taste_dim, owned, novel
 
-    monkeypatch.setattr(blending, "find_lead", lambda *args: 1.5)  # lists this short need none
+    monkeypatch.setattr(yardstick, "find_lead", lambda *args: 1.5)  # lists this short need none
     width, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0), 0.2, 0.2))
     blended_width, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0), 0.3, 0.2))
     assert blended_width == width + R

@@ -6,7 +6,7 @@ import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
-from models.blending import DECAYS, RIDGES, SHARES, Blend, blend_in, choose_blend, unjudged
+from models.blending import DECAYS, RIDGES, SHARES, Blend, Figures, Judged, blend_in, choose_blend, pick, unjudged
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.towers import Towers
 from models.validation import request_ndcg
@@ -16,6 +16,8 @@ from tests.tiny_towers import make_towers, one_thread
 
 R = 5
 FACTORS = torch.from_numpy(np.random.default_rng(3).normal(size=(N, R)).astype(np.float32))
+LIFTING = FACTORS.abs()
+"""With these all items go together, so that those that a user does not have rise."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,8 +71,11 @@ def take_out(towers: Towers) -> None:
     towers.user_tower.correlated_history = towers.user_tower.correlated_owned = None
 
 
-def has_history(batch: RequestBatch) -> torch.Tensor:
-    return batch.arrays["history_lengths"] > 0
+def changed(towers: Towers, scores: np.ndarray, batch: RequestBatch) -> np.ndarray:
+    """Return the scores that correlations change: with a memory those of items that the user does not have."""
+    is_owned = np.zeros(scores.shape, dtype=bool)
+    is_owned[batch.owned_users, batch.owned_rows] = has_memory(towers)
+    return scores[~is_owned]
 
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
@@ -88,13 +93,9 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side):
     data, towers = side
     requests = list(data.drawn_requests(50))
     (batch,) = data.validation_batches
-    plain, decay = score(towers, batch), 0.4
-    with torch.no_grad():
-        items = towers.item_vectors(batch.popularity)
-        learned = [
-            (towers.request_vectors(one, items)[0] @ items.T)[has_history(one)].numpy().var() for one in requests
-        ]
-    correlated = [correlate(towers, one, decay)[has_history(one)].var() for one in requests]
+    plain, decay = score(towers, batch), 0.0 if has_memory(towers) else 0.4
+    learned = [changed(towers, score(towers, one), one).var() for one in requests]
+    correlated = [changed(towers, correlate(towers, one, decay), one).var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
     blend_in(towers, lambda _: FACTORS, Blend(0.3, decay, RIDGES[0]), requests)
     expected = plain + 0.3 * unit * correlate(towers, batch, decay)
@@ -128,7 +129,7 @@ def judge(towers: Towers, batches: list[RequestBatch]) -> float:
 def test_the_blend_that_validates_best_is_chosen(side, is_ordered):
     data, towers = side
     requests, batches = list(data.drawn_requests(50)), data.validation_batches
-    factors = {RIDGES[0]: FACTORS, RIDGES[1]: -FACTORS.flip(0)}
+    factors = {RIDGES[0]: LIFTING, RIDGES[1]: -FACTORS.flip(0)}
     alone = judge(towers, batches)
     judged = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
     tried = {}
@@ -143,6 +144,14 @@ def test_the_blend_that_validates_best_is_chosen(side, is_ordered):
     assert judged.ndcg == pytest.approx(max(alone, *tried.values()))
     assert len(set(tried.values())) > 3  # they are told apart
     assert judged.blend.share == 0 or tried[judged.blend] == pytest.approx(judged.ndcg)
+
+
+def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
+    none, small, large = Blend(0.0, 0.0, 30.0), Blend(0.1, 0.0, 30.0), Blend(0.8, 0.0, 1000.0)
+    found = {none: Figures(0.30, 0.50), small: Figures(0.31, 0.50), large: Figures(0.29, 0.60)}
+    assert pick(found, none) == Judged(small, pytest.approx(0.405), pytest.approx(0.4))
+    assert pick(found | {small: Figures(0.29, None)}, none).blend == none
+    assert pick({none: Figures(0.30, None), small: Figures(0.32, None)}, none) == Judged(small, 0.32, 0.30)
 
 
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
@@ -160,26 +169,13 @@ def test_correlations_that_know_what_comes_next_are_blended_in(side):
     assert judged.ndcg > judged.ndcg_alone
 
 
-def test_users_without_events_do_not_change_how_much_correlations_count(side):
-    data, towers = side
-    requests = list(data.drawn_requests(50))
-    blend_in(towers, lambda _: FACTORS, Blend(0.3, 0.0, RIDGES[0]), requests)
-    expected = towers.item_tower.correlations
-    take_out(towers)
-    (batch,) = requests
-    lengths = batch.arrays["history_lengths"]
-    strangers = batch._replace(
-        arrays={
-            name: array[:0] if name.startswith("owned_") else array[lengths == 0]
-            for name, array in batch.arrays.items()
-        },
-        history_rows=batch.history_rows[lengths == 0],
-        owned_users=batch.owned_users[:0],
-        owned_rows=batch.owned_rows[:0],
-    )
-    assert len(strangers.history_rows)
-    blend_in(towers, lambda _: FACTORS, Blend(0.3, 0.0, RIDGES[0]), [*requests, strangers, strangers])
-    assert torch.allclose(towers.item_tower.correlations, expected)
+def test_the_users_that_scores_are_measured_by_have_events(side):
+    data, _ = side
+    strangers = sum(int((batch.arrays["history_lengths"] == 0).sum()) for batch in data.final_requests())
+    (drawn,) = data.drawn_requests(50)
+    assert strangers > 0
+    assert (drawn.arrays["history_lengths"] > 0).all()
+    assert len(drawn.history_rows) == len(data.sequences.user_ids) - strangers
 
 
 def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
@@ -234,12 +230,14 @@ def test_owned_items_keep_their_order_and_lists_hold_as_many_of_them(similarity)
     towers = make_towers(world, data, similarity)
     requests = list(data.drawn_requests(50))
     before = [score_all(towers, batch) for batch in requests]
-    blend_in(towers, lambda _: FACTORS, Blend(0.8, 0.0, RIDGES[0]), requests)
+    blend_in(towers, lambda _: LIFTING, Blend(3.0, 0.0, RIDGES[0]), requests)
     after = [score_all(towers, batch) for batch in requests]
     leads = np.concatenate([(new - old)[is_owned] for (old, is_owned), (new, _) in zip(before, after, strict=True)])
     assert np.allclose(leads, leads[0], rtol=1e-3, atol=1e-3)
-    wanted, found = (sum(count_owned_places(*one) for one in scored) for scored in (before, after))
-    assert abs(found - wanted) <= 2  # places are whole
+    without = [(new - leads[0] * is_owned, is_owned) for new, is_owned in after]
+    wanted, found, unled = (sum(count_owned_places(*one) for one in scored) for scored in (before, after, without))
+    assert abs(found - wanted) <= 1  # places are whole
+    assert unled < wanted - 10
 
 
 def test_owned_items_are_summed_for_their_owners():
@@ -264,7 +262,7 @@ def test_users_without_items_have_no_correlations(side):
         for batch in data.final_requests():
             items = towers.item_vectors(batch.popularity)
             users, _ = towers.request_vectors(batch, items)
-            is_empty = ~has_history(batch)
+            is_empty = batch.arrays["history_lengths"] == 0
             assert is_empty.any()
             assert not users[is_empty, dim : dim + R].any()
             assert users[~is_empty, dim : dim + R].any(dim=1).all()

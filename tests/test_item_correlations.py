@@ -145,6 +145,19 @@ def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch)
         assert nearness[is_alike].mean() > nearness[~is_alike].mean()
 
 
+@pytest.mark.parametrize("most", [12, N])
+def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_their_users_point(most):
+    owned = draw(seed=5)
+    vectors = item_correlations.factorise(*owned.nonzero(), owned.shape, D, RIDGE, 3, most).double().numpy()
+    core, beyond = np.split(np.argsort(-owned.sum(axis=0), kind="stable"), [most])
+    values, columns = np.linalg.eigh(correlations(owned[:, core], RIDGE))
+    expected = (columns[:, -D:] * values[-D:]) @ columns[:, -D:].T
+    np.testing.assert_allclose(vectors[core] @ vectors[core].T, expected, atol=1e-4)
+    states = owned[:, core] @ vectors[core]
+    placed = np.linalg.solve(states.T @ states + RIDGE * np.eye(D), states.T @ owned[:, beyond]).T
+    np.testing.assert_allclose(vectors[beyond], placed, atol=1e-5)
+
+
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.zeros((2, 3)), np.eye(5)], ids=["one pair", "nobody", "alone"])
 def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from models import newcomers as newcomers_module
+from models import places
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
 from models.newcomers import Newcomers, find_length, find_level, fit_content, fit_newcomers
@@ -167,7 +167,7 @@ def make_cosine_newcomers() -> tuple:
 
 
 def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_have_their_share(monkeypatch):
-    monkeypatch.setattr(newcomers_module, "PLACES", 3)  # of a list: all of them worth having
+    monkeypatch.setattr(places, "PLACES", 3)  # of a list: all of them worth having
     data, towers, vectors, newcomers = make_cosine_newcomers()
     stand_ins = [0, 1, 2, 3]
     wanted = 9 * 3 * len(stand_ins) / N
