@@ -88,9 +88,10 @@ def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: 
         return
     factors, side = make_factors(blend.ridge), _make_side(towers, blend.decay)
     measured = Yardstick(towers, requests).measure(side, factors)
+    scale = (blend.share * measured.unit) ** 0.5
     if isinstance(side, CorrelatedOwned):
-        side.lead = measured.find_lead(blend.share)
-    towers.item_tower.correlations = factors * (blend.share * measured.unit) ** 0.5  # (N, R)
+        side.lead = scale * measured.find_lead(blend.share)
+    towers.item_tower.correlations = scale * factors  # (N, R)
     towers.user_tower.correlate(side)
 
 
@@ -173,14 +174,16 @@ class Jury:
         weights: Sequence[float],
         leads: Sequence[float],
     ) -> list[Figures]:
-        """Judge correlations, of factors (N, R), with several weights and a lead of owned items for each."""
+        """Judge correlations, of factors (N, R), with several weights and for each a lead as of `Measured`."""
         ranked: list[list[tuple[np.ndarray, ...]]] = [[] for _ in weights]
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             products = users @ self.items.T  # (B, N)
-            correlated = side.sum_batch(factors, batch) @ factors.T  # (B, N)
+            summed = side.sum_batch(factors, batch)  # (B, R)
+            correlated = summed @ factors.T  # (B, N)
             of_owned = correlated[batch.owned_users, batch.owned_rows]  # (E,)
+            lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
             for weight, lead, views in zip(weights, leads, ranked, strict=True):
-                changed = bonus - weight * of_owned + lead  # (E,)
+                changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
                 views.append(self._rank(batch, products + weight * correlated, changed))
         return [_average(views) for views in ranked]
 

@@ -37,11 +37,11 @@ class CorrelatedOwned(nn.Module):
     """Sum the correlation parts of all items that a user owns, where these are recommended too.
 
     They say what she may take besides: the memory knows better what she takes again, so that owned items keep the
-    score they had, and a lead (`models.lead`).
+    score they had, and a lead (`models.lead`): the longer the sum, the higher the best of the others rise.
     """
 
     def __init__(self, lead: float = 0.0) -> None:
-        """Let owned items have `lead` more than their score without correlations."""
+        """Let owned items have `lead` times the length of the sum more than their score without correlations."""
         super().__init__()
         self.lead = lead
 
@@ -54,7 +54,8 @@ class CorrelatedOwned(nn.Module):
 
     def change(self, summed: Tensor, parts: Tensor, owners: Tensor) -> Tensor:
         """Return what owned items have beyond the product, for the sums (B, R) of `forward`: (E,)."""
-        return self.lead - (summed[owners] * parts).sum(dim=1)  # (E,)
+        leads: Tensor = self.lead * summed.norm(dim=1)  # (B,)
+        return leads[owners] - (summed[owners] * parts).sum(dim=1)  # (E,)
 
     def sum_batch(self, factors: Tensor, batch: RequestBatch) -> Tensor:
         """Do as `forward` for requests, with the parts of the catalogue (N, R): (B, R)."""

@@ -33,25 +33,30 @@ class Contest:
         """Let the same owned items compete with others that score anew, (B, N)."""
         return Contest(self.owned, best_scores(scores, ~is_owned))
 
-    def places(self, lead: float) -> int:
-        """Count the places that owned items take with so much more than their scores."""
+    def places(self, lead: Tensor) -> int:
+        """Count the places that owned items take with so much more than their scores, (B, 1)."""
         return count_places(self.owned + lead, self.others)
 
 
-def find_lead(before: Sequence[Contest], after: Sequence[Contest]) -> float:
+def find_lead(before: Sequence[Contest], after: Sequence[Contest], change: Sequence[Tensor]) -> float:
     """Find what owned items need after a change to take, in all lists together, as many places as before it.
 
     Where they take as many already they need nothing.
+
+    Args:
+        before: the contests.
+        after: the same with the other items changed.
+        change: (B, 1) how much the others of each list change: what owned items need is in proportion to it.
     """
-    wanted = sum(contest.places(0.0) for contest in before)
+    wanted = sum(contest.places(torch.zeros(1)) for contest in before)
 
     def count(lead: float) -> int:
-        return sum(contest.places(lead) for contest in after)
+        return sum(contest.places(lead * size) for contest, size in zip(after, change, strict=True))
 
     if count(0.0) == wanted:
         return 0.0
-    widest = _widest(after)
-    return halve(count, max(wanted, 1), -widest, widest)
+    most = _widest(after) / float(torch.cat(list(change)).mean())
+    return halve(count, max(wanted, 1), -most, most)
 
 
 def _widest(contests: Sequence[Contest]) -> float:

@@ -41,8 +41,9 @@ class Yardstick:
 
     def measure(self, side: CorrelatedHistory | CorrelatedOwned, factors: Tensor) -> Measured:
         """Measure correlations, of factors (N, R), by it."""
-        correlated = [side.sum_batch(factors, batch) @ factors.T for batch in self.requests]  # (B, N) each
-        return Measured(self, correlated, self.spread / self._spread(correlated))
+        sums = [side.sum_batch(factors, batch) for batch in self.requests]  # (B, R) each
+        correlated = [summed @ factors.T for summed in sums]  # (B, N) each
+        return Measured(self, sums, correlated, self.spread / self._spread(correlated))
 
     def _spread(self, scores: Sequence[Tensor]) -> float:
         """Return the standard deviation of scores (B, N): with a memory of those that correlations change."""
@@ -57,17 +58,24 @@ class Measured:
     """Correlations beside what towers say to the users of a yardstick."""
 
     yardstick: Yardstick
+    sums: Sequence[Tensor]
+    """(B, R) each, of the factors of the users' items."""
     correlated: Sequence[Tensor]
     """(B, N) each."""
     unit: float
     """Times which they vary as much as the towers' scores."""
 
     def find_lead(self, share: float) -> float:
-        """Find what owned items need to keep their places where the others have a share of correlations more."""
-        kept = self.yardstick
-        lifted = [one + share * self.unit * more for one, more in zip(kept.scores, self.correlated, strict=True)]
+        """Find what owned items need to keep their places where the others have a share of correlations more.
+
+        Returns:
+            What, times the weight of correlations and the length of the user's sum, her items are to have more.
+        """
+        kept, weight = self.yardstick, share * self.unit
+        lifted = [scores + weight * more for scores, more in zip(kept.scores, self.correlated, strict=True)]
         after = map(Contest.against, kept.contests, lifted, kept.is_owned)
-        return find_lead(kept.contests, list(after))
+        change = [weight * summed.norm(dim=1, keepdim=True) for summed in self.sums]  # (B, 1) each
+        return find_lead(kept.contests, list(after), change)
 
 
 def _answer(towers: Towers, batch: RequestBatch) -> tuple[Tensor, Tensor]:

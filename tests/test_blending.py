@@ -50,15 +50,18 @@ def correlate(towers: Towers, batch: RequestBatch, decay: float) -> np.ndarray:
     """Score all items by the correlation part: an event at a time, or by all that a user owns."""
     factors, summed = FACTORS.numpy(), np.zeros((len(batch.history_rows), R))
     if has_memory(towers):
-        for user in range(len(summed)):
-            rows = batch.owned_rows[batch.owned_users == user].numpy()
-            summed[user] = factors[rows].sum(axis=0) / max(len(rows), 1) ** 0.5
-        return summed @ factors.T
+        return add_up(batch, factors) @ factors.T
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
         rows = batch.history_rows[user, :length].numpy()
         weights = np.exp(-decay * np.arange(length)[::-1])
         summed[user] = weights @ factors[rows] / max(weights.sum(), 1) ** 0.5
     return summed @ factors.T
+
+
+def add_up(batch: RequestBatch, factors: np.ndarray) -> np.ndarray:
+    """Sum the factors of all items that a user owns, (B, R)."""
+    rows = [batch.owned_rows[batch.owned_users == user].numpy() for user in range(len(batch.history_rows))]
+    return np.stack([factors[mine].sum(axis=0) / max(len(mine), 1) ** 0.5 for mine in rows])
 
 
 def has_memory(towers: Towers) -> bool:
@@ -232,9 +235,12 @@ def test_owned_items_keep_their_order_and_lists_hold_as_many_of_them(similarity)
     before = [score_all(towers, batch) for batch in requests]
     blend_in(towers, lambda _: LIFTING, Blend(3.0, 0.0, RIDGES[0]), requests)
     after = [score_all(towers, batch) for batch in requests]
-    leads = np.concatenate([(new - old)[is_owned] for (old, is_owned), (new, _) in zip(before, after, strict=True)])
-    assert np.allclose(leads, leads[0], rtol=1e-3, atol=1e-3)
-    without = [(new - leads[0] * is_owned, is_owned) for new, is_owned in after]
+    without = []
+    for batch, (old, is_owned), (new, _) in zip(requests, before, after, strict=True):
+        leads = np.where(is_owned, new - old, 0)
+        ratios = leads / np.linalg.norm(add_up(batch, LIFTING.numpy()), axis=1, keepdims=True)
+        assert np.allclose(ratios[is_owned], ratios[is_owned][0], rtol=1e-3, atol=1e-3)
+        without.append((new - leads, is_owned))
     wanted, found, unled = (sum(count_owned_places(*one) for one in scored) for scored in (before, after, without))
     assert abs(found - wanted) <= 1  # places are whole
     assert unled < wanted - 10
@@ -249,9 +255,8 @@ def test_owned_items_are_summed_for_their_owners():
         mine = parts[owners == user]
         assert np.allclose(summed[user], mine.sum(axis=0) / max(len(mine), 1) ** 0.5, atol=1e-5)
     change = side.change(summed, torch.from_numpy(parts), torch.from_numpy(owners)).numpy()
-    assert np.allclose(
-        change, [0.5 - summed[user].numpy() @ part for user, part in zip(owners, parts, strict=True)], atol=1e-5
-    )
+    sums = summed.numpy()[owners]
+    assert np.allclose(change, 0.5 * np.linalg.norm(sums, axis=1) - (sums * parts).sum(axis=1), atol=1e-5)
 
 
 def test_users_without_items_have_no_correlations(side):
