@@ -162,7 +162,8 @@ def make_factors(config: Config, trained: Trained) -> MakeFactors:
     """Return what correlates the items of all that was trained on."""
     sequences, dim = trained.data.sequences, recipe_of(config.model).correlations
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
-    most = MOST_CORRELATED_BESIDE_MEMORY if trained.schema.repeats == "allow" else MOST_CORRELATED
+    has_memory = trained.towers.user_tower.memory is not None
+    most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
     return lambda ridge: factorise(user, sequences.events.item_row, shape, dim, ridge, config.seed, most)
 
 
