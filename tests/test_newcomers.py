@@ -8,7 +8,7 @@ import torch
 from models import places
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
-from models.newcomers import Newcomers, find_length, find_level, fit_content, fit_newcomers
+from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_content, fit_newcomers, match_length
 from models.towers import Towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -164,6 +164,24 @@ def make_cosine_newcomers() -> tuple:
     with torch.no_grad():
         vectors = towers.item_vectors(torch.zeros(N, 0))
     return data, towers, vectors, Newcomers(towers.item_tower, towers.item_tower.content, torch.zeros(0))
+
+
+def test_new_items_are_as_long_as_those_that_stand_in_for_them_but_not_much_longer_than_content_makes_them():
+    world = make_world(BASKETS)
+    data = make_data(world)
+    towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
+    stand_ins = torch.tensor([1, 4, 8, 15])
+    columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
+    with torch.no_grad():
+        vectors = towers.item_vectors(popularity)
+        lengths = vectors[stand_ins, :D].norm(dim=1)
+        for share, expected in ((0.8, 1 / 0.8), (0.1, LONGEST), (3.0, 1 / 3.0)):
+            content = copy.deepcopy(towers.item_tower.content)
+            newcomers = Newcomers(towers.item_tower, content, torch.zeros(popularity.shape[1]))
+            scale = share * lengths.mean() / newcomers(*columns)[:, :D].norm(dim=1).mean()
+            for table in content.parameters():
+                table.mul_(scale)
+            assert match_length(towers, vectors, stand_ins, newcomers) == pytest.approx(expected, rel=1e-4)
 
 
 def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_have_their_share(monkeypatch):
