@@ -1,8 +1,9 @@
 """New items: where content puts them among the items that were trained, and how visible they are there.
 
 Where vectors hold popularity, they are made as long as the others and are taken to have some; elsewhere their vectors
-are made shorter where they would be too visible. All is fitted after training to the finished vectors, so that no item of the catalogue moves for it. The
-content part that was trained beside ids explains what ids leave over, which is less than what content can tell.
+are made shorter where they would be too visible. All is fitted after training to the finished vectors, so that no item
+of the catalogue moves for it. The content part that was trained beside ids explains what ids leave over, which is less
+than what content can tell.
 
 Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, popularity), n or s of them, B users.
 """
