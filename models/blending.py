@@ -88,6 +88,8 @@ def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: 
         return
     factors, side = make_factors(blend.ridge), _make_side(towers, blend.decay)
     measured = Yardstick(towers, requests).measure(side, factors)
+    if not measured.unit:
+        return
     scale = (blend.share * measured.unit) ** 0.5
     if isinstance(side, CorrelatedOwned):
         side.lead = scale * measured.find_lead(blend.share)
@@ -123,7 +125,7 @@ def choose_blend(
         for decay in DECAYS if is_ordered and not jury.has_memory else (0.0,):
             side = _make_side(towers, decay)
             measured = yardstick.measure(side, factors)
-            leads = [measured.find_lead(share) if jury.has_memory else 0.0 for share in SHARES]
+            leads = [measured.find_lead(share) for share in SHARES]
             figures = jury.judge(side, factors, [share * measured.unit for share in SHARES], leads)
             found |= {Blend(share, decay, ridge): one for share, one in zip(SHARES, figures, strict=True)}
     return pick(found, none)
@@ -164,7 +166,7 @@ class Jury:
 
     def judge_alone(self) -> Figures:
         """Judge what the towers say."""
-        pairs = zip(self.batches, self.alone, strict=True)
+        pairs = zip(self.batches, self.alone, strict=True)  # users (B, W), bonus (E,)
         return _average([self._rank(batch, users @ self.items.T, bonus) for batch, (users, bonus) in pairs])
 
     def judge(

@@ -27,18 +27,18 @@ class Contest:
     @classmethod
     def hold(cls, scores: Tensor, is_owned: Tensor) -> Contest:
         """Let items compete by their scores (B, N)."""
-        return cls(best_scores(scores, is_owned), best_scores(scores, ~is_owned))
+        return cls(best_scores(scores, is_owned), best_scores(scores, ~is_owned))  # (B, k) both
 
     def against(self, scores: Tensor, is_owned: Tensor) -> Contest:
         """Let the same owned items compete with others that score anew, (B, N)."""
-        return Contest(self.owned, best_scores(scores, ~is_owned))
+        return Contest(self.owned, best_scores(scores, ~is_owned))  # (B, k) both
 
     def places(self, lead: Tensor) -> int:
         """Count the places that owned items take with so much more than their scores, (B, 1)."""
-        return count_places(self.owned + lead, self.others)
+        return count_places(self.owned + lead, self.others)  # of (B, k) both
 
 
-def find_lead(before: Sequence[Contest], after: Sequence[Contest], change: Sequence[Tensor]) -> float:
+def find_lead(before: Sequence[Contest], after: Sequence[Contest], sizes: Sequence[Tensor], most: float) -> float:
     """Find what owned items need after a change to take, in all lists together, as many places as before it.
 
     Where they take as many already they need nothing.
@@ -46,21 +46,12 @@ def find_lead(before: Sequence[Contest], after: Sequence[Contest], change: Seque
     Args:
         before: the contests.
         after: the same with the other items changed.
-        change: (B, 1) how much the others of each list change: what owned items need is in proportion to it.
+        sizes: (B, 1) each, what the lead of a list is in proportion to.
+        most: times which no item of any list changed more, either way: a lead that is always enough.
     """
     wanted = sum(contest.places(torch.zeros(1)) for contest in before)
 
     def count(lead: float) -> int:
-        return sum(contest.places(lead * size) for contest, size in zip(after, change, strict=True))
+        return sum(contest.places(lead * size) for contest, size in zip(after, sizes, strict=True))
 
-    if count(0.0) == wanted:
-        return 0.0
-    most = _widest(after) / float(torch.cat(list(change)).mean())
-    return halve(count, max(wanted, 1), -most, most)
-
-
-def _widest(contests: Sequence[Contest]) -> float:
-    """Return by how much scores differ at most: with such a lead owned items stand before all others, or behind."""
-    scores = torch.cat([part.flatten() for contest in contests for part in (contest.owned, contest.others)])
-    finite = scores[scores.isfinite()]
-    return float(finite.max() - finite.min())
+    return 0.0 if count(0.0) == wanted else halve(count, max(wanted, 1), -most, most)

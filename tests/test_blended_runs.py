@@ -120,16 +120,19 @@ def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tm
         monkeypatch.setattr(run_training, "choose_blend", lambda *args: judged)
         recommender = Recommender.load(train.run(train.Config(BASKETS, BLENDED, QUIET, tmp_path / name), tables).bundle)
         owned, novel = recommender.rank_owned(requests, k=5), recommender.recommend(requests, k=5, filter_viewed=True)
-        return recommender.taste_dim, owned, novel
+        return recommender, owned, novel
 
     monkeypatch.setattr(yardstick, "find_lead", lambda *args: 1.5)  # lists this short need none
-    width, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0), 0.2, 0.2))
-    blended_width, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0), 0.3, 0.2))
-    assert blended_width == width + R
+    towers, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0), 0.2, 0.2))
+    blended, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0), 0.3, 0.2))
+    assert blended.taste_dim == towers.taste_dim + R
     assert owned.item_row.tolist() == plain.item_row.tolist()
     lead = (owned.score - plain.score).reshape(len(requests), -1)
-    assert (lead > 0.1).all()  # another one for each user
     assert np.allclose(lead, lead[:, :1], atol=1e-4)
+    lengths = np.linalg.norm(blended.encode_users(requests)[:, towers.taste_dim : blended.taste_dim], axis=1)
+    assert np.ptp(lengths) > 0.05 * lengths.mean()  # another one for each user
+    assert np.allclose(lead[:, 0] / lengths, (lead[:, 0] / lengths).mean(), rtol=1e-3)
+    assert lead.min() > 0
     assert novel.score.tolist() != plain_novel.score.tolist()
 
 

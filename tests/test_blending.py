@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
+from models import blending
 from models.blending import DECAYS, RIDGES, SHARES, Blend, Figures, Judged, blend_in, choose_blend, pick, unjudged
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.towers import Towers
 from models.validation import request_ndcg
+from models.yardstick import Yardstick
 from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -129,24 +133,30 @@ def judge(towers: Towers, batches: list[RequestBatch]) -> float:
 
 
 @pytest.mark.parametrize("is_ordered", [True, False])
-def test_the_blend_that_validates_best_is_chosen(side, is_ordered):
+def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered, monkeypatch):
     data, towers = side
     requests, batches = list(data.drawn_requests(50)), data.validation_batches
-    factors = {RIDGES[0]: LIFTING, RIDGES[1]: -FACTORS.flip(0)}
-    alone = judge(towers, batches)
-    judged = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
-    tried = {}
-    for ridge in RIDGES:
-        for decay in DECAYS if is_ordered and not has_memory(towers) else (0.0,):
-            for share in SHARES:
-                blend = Blend(share, decay, ridge)
-                blend_in(towers, factors.__getitem__, blend, requests)
-                tried[blend] = judge(towers, batches)
-                take_out(towers)
-    assert judged.ndcg_alone == pytest.approx(alone)
-    assert judged.ndcg == pytest.approx(max(alone, *tried.values()))
+    factors, judged = {RIDGES[0]: LIFTING, RIDGES[1]: -FACTORS.flip(0)}, {}
+
+    def watch(found, none):
+        judged.update(found)
+        return pick(found, none)
+
+    monkeypatch.setattr(blending, "pick", watch)
+    chosen = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
+    tried, leads = {}, []
+    decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
+    for share, decay, ridge in [(0.0, 0.0, RIDGES[0]), *itertools.product(SHARES, decays, RIDGES)]:
+        blend = Blend(share, decay, ridge)
+        blend_in(towers, factors.__getitem__, blend, requests)
+        tried[blend] = judge(towers, batches)
+        owned = towers.user_tower.correlated_owned
+        leads.append(owned.lead if owned else 0.0)
+        take_out(towers)
+    assert {blend: figures.mean for blend, figures in judged.items()} == pytest.approx(tried)
     assert len(set(tried.values())) > 3  # they are told apart
-    assert judged.blend.share == 0 or tried[judged.blend] == pytest.approx(judged.ndcg)
+    assert any(leads) == has_memory(towers)
+    assert tried[chosen.blend] == pytest.approx(chosen.ndcg)
 
 
 def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
@@ -179,6 +189,23 @@ def test_the_users_that_scores_are_measured_by_have_events(side):
     assert strangers > 0
     assert (drawn.arrays["history_lengths"] > 0).all()
     assert len(drawn.history_rows) == len(data.sequences.user_ids) - strangers
+
+
+def test_nothing_is_blended_in_where_correlations_say_the_same_of_all(side):
+    data, towers = side
+    requests = list(data.drawn_requests(50))
+    blend_in(towers, lambda _: torch.zeros(N, R), Blend(0.3, 0.0, RIDGES[0]), requests)
+    assert towers.item_tower.history_dim == towers.item_tower.dim
+
+
+def test_with_a_memory_only_what_users_do_not_have_shows_how_much_correlations_vary():
+    world, _ = hold_out(make_world(BASKETS))
+    data = make_data(world)
+    towers, requests = make_towers(world, data, "dot"), list(data.drawn_requests(50))
+    yardstick = Yardstick(towers, requests)
+    assert yardstick.measure(CorrelatedOwned(), FACTORS).unit > 0
+    yardstick.is_owned = [torch.ones_like(is_owned) for is_owned in yardstick.is_owned]
+    assert yardstick.measure(CorrelatedOwned(), FACTORS).unit == 0
 
 
 def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):

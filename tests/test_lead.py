@@ -53,7 +53,7 @@ def test_with_their_lead_owned_items_keep_their_places(batch, lift):
     change = sizes * (lift + 0.5 * torch.randn(B, N, generator=torch.Generator().manual_seed(3)))
     lifted = torch.where(is_owned, scores, scores + change)
     before = Contest.hold(scores, is_owned)
-    lead = find_lead([before], [before.against(lifted, is_owned)], [sizes])
+    lead = find_lead([before], [before.against(lifted, is_owned)], [sizes], 300.0)
     wanted = count_by_sorting(scores, is_owned)
     assert abs(count_by_sorting(lifted + lead * sizes * is_owned, is_owned) - wanted) <= 1
     assert lead == pytest.approx(lift, abs=0.8)
@@ -66,9 +66,9 @@ def test_owned_items_that_no_list_held_stay_out_and_are_not_pushed_away_for_it(b
     scores -= 50.0 * is_owned
     before = Contest.hold(scores, is_owned)
     for change in (0.0, 1.0):
-        assert find_lead([before], [before.against(scores + change, is_owned)], [torch.ones(B, 1)]) == 0.0
+        assert find_lead([before], [before.against(scores + change, is_owned)], [torch.ones(B, 1)], 2.0) == 0.0
     fallen = torch.where(is_owned, scores, scores - 100.0)
-    lead = find_lead([before], [before.against(fallen, is_owned)], [torch.ones(B, 1)])
+    lead = find_lead([before], [before.against(fallen, is_owned)], [torch.ones(B, 1)], 100.0)
     assert count_by_sorting(fallen, is_owned) > 200
     assert count_by_sorting(fallen + lead * is_owned, is_owned) <= 1
 

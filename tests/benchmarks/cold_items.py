@@ -120,11 +120,12 @@ def measure_items(board: Opened, _: int) -> dict[str, Any]:
 
 
 def compare(models: Models, examination: Examination, n_warm: int) -> Iterator[tuple[str, Any]]:
-    """Yield each view's figures on new items and on the others, and the share of places that new items take."""
+    """Yield each view's figures on new items, the others and both, and the share of places that new items take."""
     lists = {name: make() for name, make in models.items()}
     for view, targets in examination.views.items():
         is_cold = targets.items.item_row >= n_warm
-        for name, chosen in (("new items", is_cold), ("other items", ~is_cold)):
+        parts = (("new items", is_cold), ("other items", ~is_cold), ("both together", np.ones_like(is_cold)))
+        for name, chosen in parts:
             if chosen.any():
                 values = {model: measure_users(of[view], targets.keep(chosen)) for model, of in lists.items()}
                 yield f"{view}, {name}", describe(values, best_neighbours(values))
