@@ -5,11 +5,14 @@ import copy
 import pytest
 import torch
 
+from datamodules.config import FeaturesConfig
+from models import newcomers as newcomers_module
 from models import places
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
 from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_content, fit_newcomers, match_length
 from models.towers import Towers
+from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
 
@@ -182,6 +185,24 @@ def test_new_items_are_as_long_as_those_that_stand_in_for_them_but_not_much_long
             for table in content.parameters():
                 table.mul_(scale)
             assert match_length(towers, vectors, stand_ins, newcomers) == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("is_set", [False, True])
+def test_only_with_a_memory_new_items_are_made_as_long_as_the_others_before_they_get_popularity(is_set, monkeypatch):
+    lengths = []
+
+    def watch(towers, vectors, stand_ins, newcomers, requests):
+        lengths.append(float(newcomers.length))
+        return find_level(towers, vectors, stand_ins, newcomers, requests)
+
+    monkeypatch.setattr(newcomers_module, "match_length", lambda *args: 1.7)
+    monkeypatch.setattr(newcomers_module, "find_level", watch)
+    world = make_set_world(FeaturesConfig(item={"category": "categorical"})) if is_set else make_world(BASKETS)
+    data = make_data(world)
+    towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
+    newcomers = fit_newcomers(towers, popularity, ALL, data.drawn_requests(9), seed=0)
+    assert lengths == pytest.approx([1.0 if is_set else 1.7])
+    assert float(newcomers.length) == pytest.approx(lengths[0])
 
 
 def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_have_their_share(monkeypatch):
