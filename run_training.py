@@ -171,7 +171,8 @@ def describe(judged: Judged) -> str:
     """Say in words what was chosen."""
     if not judged.blend.share:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
-    share = f"correlations of items blended in by {judged.blend.share:.0%}"
+    kind = "covariances" if judged.blend.power else "correlations"
+    share = f"partial {kind} of items blended in by {judged.blend.share:.0%}"
     if judged.ndcg is None:
         return f"{share}, as is usual: there is nothing to validate it by"
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"

@@ -38,6 +38,9 @@ KRYLOV_BLOCK, KRYLOV_COLUMNS = 128, 640
 """Columns that are multiplied at once, and those of the space beyond four times as many as factors."""
 LEAST_KRYLOV_RATIO = 3
 """Items for each column of that space: with fewer the whole matrix is reduced, in less time (384 factors of 4,000)."""
+WEIGHT_POWER = 1 / 8
+"""Of how many have an item. With it 384 factors of 12,526 groceries of 2,462 households ranked 1 to 2 % better, pairs
+of Amazon Beauty, Frappe and MovieLens alike. With 1 / 4 groceries ranked .4 % better still, Beauty 1 to 2 % worse."""
 SHORTEST = 1e-9
 """Of what is divided by."""
 
@@ -50,6 +53,20 @@ class Correlated:
     """(N, D) float32, of unit length on average."""
     popularity: float
     """What one unit of log(1 + users of an item) adds to the product, or to the cosine."""
+
+
+@dataclass(frozen=True)
+class Factors:
+    """Of partial correlations, or of partial covariances: these let what many have stand out."""
+
+    vectors: Tensor
+    """(N, R) float32, V of the correlations."""
+    spread: Tensor
+    """(N,) float32, how much each item varies when all others are held fixed, 1 on average."""
+
+    def spread_out(self, power: float) -> Tensor:
+        """Return the factors times the spread to a power, (N, R): 0 of correlations, 1 of covariances."""
+        return self.vectors * (self.spread**power).unsqueeze(1)  # (N, R)
 
 
 @dataclass(frozen=True)
@@ -77,7 +94,7 @@ def correlate(
     matrix = _binary(user, item_row, shape)
     by_popularity = _by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
-    vectors = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)
+    vectors, _ = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)  # (N, D)
     length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
     is_long = similarity == "dot"  # a product is as long as both of its sides
     return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
@@ -85,13 +102,14 @@ def correlate(
 
 def factorise(
     user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], dim: int, ridge: float, seed: int, most: int
-) -> Tensor:
-    """Return the factors alone, (N, dim) float32; arguments as of `correlate`, with the ridge, and `most`.
+) -> Factors:
+    """Return the factors alone; arguments as of `correlate`, with the ridge, and `most`.
 
     The `most` popular items are correlated, the others are placed by who has them.
     """
     matrix = _binary(user, item_row, shape)
-    return torch.from_numpy(_factorise(matrix, _by_popularity(matrix), dim, ridge, seed, most))
+    vectors, spread = _factorise(matrix, _by_popularity(matrix), dim, ridge, seed, most)  # (N, dim), (N,)
+    return Factors(torch.from_numpy(vectors), torch.from_numpy(spread / spread.mean()))
 
 
 def _binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
@@ -106,13 +124,27 @@ def _by_popularity(matrix: sp.csr_array) -> np.ndarray:
 
 def _factorise(
     matrix: sp.csr_array, by_popularity: np.ndarray, dim: int, ridge: float, seed: int, most: int
-) -> np.ndarray:
-    """Correlate the most popular items, and place the others by who has them: (N, dim)."""
+) -> tuple[np.ndarray, np.ndarray]:
+    """Correlate the most popular items, and place the others by who has them: (N, dim), and their spread (N,)."""
     core, rest = by_popularity[:most], by_popularity[most:]
-    vectors = np.zeros((matrix.shape[1], dim), np.float32)
-    vectors[core] = _leading(partial_correlations(matrix[:, core], ridge), dim, seed)
+    users = matrix.sum(axis=0)  # (N,)
+    vectors, spread = np.zeros((matrix.shape[1], dim), np.float32), np.sqrt(users + ridge)  # (N, dim), (N,)
+    correlations, spread[core] = partial_correlations(matrix[:, core], ridge)
+    vectors[core] = _approximate(correlations, users[core], dim, seed)
     vectors[rest] = _place(matrix[:, core] @ vectors[core], matrix[:, rest], ridge)
-    return vectors
+    return vectors, spread
+
+
+def _approximate(correlations: np.ndarray, users: np.ndarray, dim: int, seed: int) -> np.ndarray:
+    """Return V, (n, dim), of V V' that is nearest to correlations (n, n), most of all where many users (n,) have both.
+
+    Such items stand in more histories, and are wanted more often.
+    """
+    weight = (1 + users) ** WEIGHT_POWER  # (n,)
+    weight /= weight.mean()
+    weighted = correlations * weight[:, None] * weight  # (n, n)
+    factors: np.ndarray = _leading(weighted, dim, seed) / weight[:, None]
+    return factors
 
 
 def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed: int) -> Settings:
@@ -127,7 +159,7 @@ def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed
     popularity = np.log1p(kept.sum(axis=0)).astype(np.float32)  # (N,)
     found: dict[Settings, float] = {}
     for ridge in RIDGES:
-        vectors = _leading(partial_correlations(kept, ridge), dim, seed)
+        vectors = _approximate(partial_correlations(kept, ridge)[0], kept.sum(axis=0), dim, seed)
         products = _products(kept[judges], vectors, similarity)  # (J, N)
         weight = float(products.std() or 1.0) / max(float(popularity.std()), LEAST_SPREAD)
         for share in POPULARITY_SHARES:
@@ -136,14 +168,14 @@ def choose_settings(matrix: sp.csr_array, dim: int, similarity: Similarity, seed
     return max(found, key=lambda settings: found[settings])
 
 
-def partial_correlations(matrix: sp.csr_array, ridge: float) -> np.ndarray:
-    """Return C, (N, N) float32, of the users' items (U, N)."""
+def partial_correlations(matrix: sp.csr_array, ridge: float) -> tuple[np.ndarray, np.ndarray]:
+    """Return C, (N, N) float32, of the users' items (U, N), and how much each varies beside all others, (N,)."""
     precision = invert_regularised((matrix.T @ matrix).toarray(), ridge)  # (N, N)
-    root = np.sqrt(precision.diagonal())
+    root = np.sqrt(precision.diagonal())  # (N,)
     precision /= -root[:, None]
     precision /= root
     np.fill_diagonal(precision, 0)
-    return precision
+    return precision, 1 / root
 
 
 def _products(owned: sp.csr_array, vectors: np.ndarray, similarity: Similarity) -> np.ndarray:

@@ -20,7 +20,7 @@ from tests.tiny_towers import one_thread
 
 R = 6
 BLENDED = replace(SMALL, correlations=R, max_epochs=2)
-WITH_THEM = Judged(Blend(0.4, 0.1, 30.0), 0.3, 0.2)
+WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, 0.0), 0.3, 0.2)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -46,7 +46,7 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: WITH_THEM)
     run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
-    expected = {"blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0}, "ndcg": 0.3, "ndcg_alone": 0.2}
+    expected = {"blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "power": 0.0}, "ndcg": 0.3, "ndcg_alone": 0.2}
     assert metrics["training"]["correlations"] == expected
     recommender = Recommender.load(run.bundle)
     assert recommender.taste_dim == SMALL.dim + R
@@ -61,7 +61,7 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
 
 
 def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_path, monkeypatch):
-    none = Judged(Blend(0.0, 0.1, 30.0), 0.2, 0.2)
+    none = Judged(Blend(0.0, 0.1, 30.0, 0.0), 0.2, 0.2)
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
     assert "none" in run_training.describe(none)
@@ -123,8 +123,8 @@ def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tm
         return recommender, owned, novel
 
     monkeypatch.setattr(yardstick, "find_lead", lambda *args: 1.5)  # lists this short need none
-    towers, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0), 0.2, 0.2))
-    blended, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0), 0.3, 0.2))
+    towers, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0, 0.0), 0.2, 0.2))
+    blended, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0, 0.0), 0.3, 0.2))
     assert blended.taste_dim == towers.taste_dim + R
     assert owned.item_row.tolist() == plain.item_row.tolist()
     lead = (owned.score - plain.score).reshape(len(requests), -1)

@@ -5,12 +5,26 @@ import itertools
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
 from models import blending
-from models.blending import DECAYS, RIDGES, SHARES, Blend, Figures, Judged, blend_in, choose_blend, pick, unjudged
+from models.blending import (
+    DECAYS,
+    POWERS,
+    SHARES,
+    Blend,
+    Figures,
+    Judged,
+    MakeFactors,
+    blend_in,
+    choose_blend,
+    pick,
+    unjudged,
+)
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
+from models.item_correlations import RIDGES, Factors
 from models.towers import Towers
 from models.validation import request_ndcg
 from models.yardstick import Yardstick
@@ -22,6 +36,8 @@ R = 5
 FACTORS = torch.from_numpy(np.random.default_rng(3).normal(size=(N, R)).astype(np.float32))
 LIFTING = FACTORS.abs()
 """With these all items go together, so that those that a user does not have rise."""
+DIFFERENT = (LIFTING, -FACTORS.flip(0), FACTORS.flip(1), FACTORS)
+SPREAD = torch.linspace(0.5, 1.5, N)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -41,6 +57,11 @@ def side(request):
     data = make_data(world, validation=held_out)
     similarity = "cosine" if "cosine" in request.param else "dot"
     return data, make_towers(world, data, similarity, n_blocks=0 if is_set else 2)
+
+
+def make(factors: Tensor) -> MakeFactors:
+    """Let correlations of any ridge have these factors."""
+    return lambda _: Factors(factors, SPREAD)
 
 
 @torch.no_grad()
@@ -104,7 +125,7 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side):
     learned = [changed(towers, score(towers, one), one).var() for one in requests]
     correlated = [changed(towers, correlate(towers, one, decay), one).var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
-    blend_in(towers, lambda _: FACTORS, Blend(0.3, decay, RIDGES[0]), requests)
+    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], 0.0), requests)
     expected = plain + 0.3 * unit * correlate(towers, batch, decay)
     assert np.allclose(score(towers, batch), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(expected, plain, atol=0.05)
@@ -112,7 +133,7 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side):
 
 def test_nothing_is_blended_in_with_a_share_of_zero(side):
     data, towers = side
-    blend_in(towers, lambda _: FACTORS, Blend(0.0, 0.0, RIDGES[0]), list(data.drawn_requests(9)))
+    blend_in(towers, make(FACTORS), Blend(0.0, 0.0, RIDGES[0], 0.0), list(data.drawn_requests(9)))
     assert towers.user_tower.correlated_history is None
     assert towers.user_tower.correlated_owned is None
     assert towers.item_tower.history_dim == towers.item_tower.dim
@@ -136,7 +157,8 @@ def judge(towers: Towers, batches: list[RequestBatch]) -> float:
 def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered, monkeypatch):
     data, towers = side
     requests, batches = list(data.drawn_requests(50)), data.validation_batches
-    factors, judged = {RIDGES[0]: LIFTING, RIDGES[1]: -FACTORS.flip(0)}, {}
+    factors = {ridge: Factors(part, SPREAD) for ridge, part in zip(RIDGES, DIFFERENT, strict=True)}
+    judged = {}
 
     def watch(found, none):
         judged.update(found)
@@ -146,8 +168,8 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
     chosen = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
     tried, leads = {}, []
     decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
-    for share, decay, ridge in [(0.0, 0.0, RIDGES[0]), *itertools.product(SHARES, decays, RIDGES)]:
-        blend = Blend(share, decay, ridge)
+    for parts in [(0.0, 0.0, RIDGES[0], 0.0), *itertools.product(SHARES, decays, RIDGES, POWERS)]:
+        blend = Blend(*parts)
         blend_in(towers, factors.__getitem__, blend, requests)
         tried[blend] = judge(towers, batches)
         owned = towers.user_tower.correlated_owned
@@ -160,7 +182,7 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
 
 
 def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
-    none, small, large = Blend(0.0, 0.0, 30.0), Blend(0.1, 0.0, 30.0), Blend(0.8, 0.0, 1000.0)
+    none, small, large = Blend(0.0, 0.0, 30.0, 0.0), Blend(0.1, 0.0, 30.0, 0.0), Blend(0.8, 0.0, 1000.0, 1.0)
     found = {none: Figures(0.30, 0.50), small: Figures(0.31, 0.50), large: Figures(0.29, 0.60)}
     assert pick(found, none) == Judged(small, pytest.approx(0.405), pytest.approx(0.4))
     assert pick(found | {small: Figures(0.29, None)}, none).blend == none
@@ -177,7 +199,7 @@ def test_correlations_that_know_what_comes_next_are_blended_in(side):
         knowing[target, history] += 1
     values, columns = torch.linalg.eigh(knowing)  # (N,), (N, N)
     factors = columns * values.clamp(min=0).sqrt()  # (N, N)
-    judged = choose_blend(towers, lambda _: factors, False, list(data.drawn_requests(50)), [batch])
+    judged = choose_blend(towers, make(factors), False, list(data.drawn_requests(50)), [batch])
     assert judged.blend.share > 0
     assert judged.ndcg > judged.ndcg_alone
 
@@ -194,7 +216,7 @@ def test_the_users_that_scores_are_measured_by_have_events(side):
 def test_nothing_is_blended_in_where_correlations_say_the_same_of_all(side):
     data, towers = side
     requests = list(data.drawn_requests(50))
-    blend_in(towers, lambda _: torch.zeros(N, R), Blend(0.3, 0.0, RIDGES[0]), requests)
+    blend_in(towers, make(torch.zeros(N, R)), Blend(0.3, 0.0, RIDGES[0], 0.0), requests)
     assert towers.item_tower.history_dim == towers.item_tower.dim
 
 
@@ -213,7 +235,7 @@ def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
     (batch,) = data.validation_batches
     owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
     for validation in ([], [owned]):
-        assert choose_blend(towers, lambda _: FACTORS, True, [], validation) == unjudged(towers, True)
+        assert choose_blend(towers, make(FACTORS), True, [], validation) == unjudged(towers, True)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -221,7 +243,7 @@ def test_correlations_that_only_mislead_are_left_out(side):
     (batch,) = data.validation_batches
     targets = np.bincount(batch.target_rows.numpy(), minlength=N)
     misleading = torch.from_numpy(np.where(targets > 0, 0.0, 1.0).astype(np.float32))[:, None]  # (N, 1)
-    judged = choose_blend(towers, lambda _: misleading, True, list(data.drawn_requests(50)), [batch])
+    judged = choose_blend(towers, make(misleading), True, list(data.drawn_requests(50)), [batch])
     assert judged.blend.share == 0
     assert judged.ndcg == judged.ndcg_alone
 
@@ -232,6 +254,7 @@ def test_without_a_validation_correlations_count_a_little(side, is_ordered):
     blend = unjudged(towers, is_ordered).blend
     assert 0 < blend.share < max(SHARES)
     assert blend.ridge in RIDGES
+    assert blend.power in POWERS
     assert blend.decay in (DECAYS if is_ordered else (0,))
 
 
@@ -260,7 +283,7 @@ def test_owned_items_keep_their_order_and_lists_hold_as_many_of_them(similarity)
     towers = make_towers(world, data, similarity)
     requests = list(data.drawn_requests(50))
     before = [score_all(towers, batch) for batch in requests]
-    blend_in(towers, lambda _: LIFTING, Blend(3.0, 0.0, RIDGES[0]), requests)
+    blend_in(towers, make(LIFTING), Blend(3.0, 0.0, RIDGES[0], 0.0), requests)
     after = [score_all(towers, batch) for batch in requests]
     without = []
     for batch, (old, is_owned), (new, _) in zip(requests, before, after, strict=True):
@@ -288,7 +311,7 @@ def test_owned_items_are_summed_for_their_owners():
 
 def test_users_without_items_have_no_correlations(side):
     data, towers = side
-    blend_in(towers, lambda _: FACTORS, Blend(0.5, 0.0, RIDGES[0]), list(data.drawn_requests(50)))
+    blend_in(towers, make(FACTORS), Blend(0.5, 0.0, RIDGES[0], 0.0), list(data.drawn_requests(50)))
     dim = towers.item_tower.dim
     with torch.no_grad():
         for batch in data.final_requests():

@@ -8,11 +8,14 @@ from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import (
+    BLENDED_DIM,
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
+    LONG_BLENDED_DIM,
     LONG_HISTORY,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
+    MOST_BLENDED,
     MOST_BLENDED_OF_SETS,
     MOST_FROZEN,
     RULES,
@@ -281,6 +284,14 @@ def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay
     families = {name: choose(family).correlations for name, family in FAMILIES.items()}
     assert {name for name, n in families.items() if n} == {"long", "set", "set of many", "repeated"}
     assert families["set of many"] > families["long"]
+
+
+def test_trained_sets_have_as_many_correlations_as_their_items_fill_and_the_search_bears():
+    least, most = ITEMS_OF_A_FACTOR * LONG_BLENDED_DIM, MOST_BLENDED
+    for n_items in (least, most):
+        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == LONG_BLENDED_DIM
+    for n_items in (least - 1, most + 1, MOST_BLENDED_OF_SETS):
+        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == BLENDED_DIM
 
 
 def test_vectors_of_a_large_catalogue_stay_short():

@@ -14,6 +14,7 @@ import torch
 from models.blending import Blend, blend_in
 from models.bundle_export import export_bundle, write_vectors
 from models.export import check_parity, item_graph, user_graph
+from models.item_correlations import Factors
 from models.memory import memory_inputs
 from models.newcomers import Newcomers
 from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
@@ -61,7 +62,8 @@ def ship(stage: Stage, config, similarity: str, n_correlations: int) -> Shipped:
     data = make_data(world)
     towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
     factors = torch.randn(N, n_correlations, generator=torch.Generator().manual_seed(2))  # (N, R)
-    blend_in(towers, lambda _: factors, Blend(0.5 if n_correlations else 0.0, 0.2, 30.0), list(data.final_requests()))
+    made, share = Factors(factors, torch.ones(len(factors))), 0.5 if n_correlations else 0.0
+    blend_in(towers, lambda _: made, Blend(share, 0.2, 30.0, 0.0), list(data.final_requests()))
     items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
     newcomers = make_newcomers(towers, popularity.shape[1])
     export_bundle(towers, newcomers, world.schema, items, popularity, stage, seed=1)

@@ -12,6 +12,7 @@ from models import item_correlations
 from models.item_correlations import (
     POPULARITY_SHARES,
     RIDGES,
+    WEIGHT_POWER,
     Settings,
     choose_settings,
     correlate,
@@ -35,6 +36,13 @@ def correlations(owned: np.ndarray, ridge: float) -> np.ndarray:
     return found
 
 
+def nearest(owned: np.ndarray, ridge: float, dim: int = D) -> np.ndarray:
+    """Return V, (N, dim), of V V' nearest to the correlations, an error at i, j weighted as many have both."""
+    weight = (1 + owned.sum(axis=0)) ** WEIGHT_POWER
+    values, columns = np.linalg.eigh(correlations(owned, ridge) * np.outer(weight, weight))
+    return columns[:, -dim:] * np.sqrt(np.maximum(values[-dim:], 0)) / weight[:, None]
+
+
 def factorise(owned: np.ndarray, dim: int = D) -> np.ndarray:
     user, item_row = owned.nonzero()
     twice = np.concatenate([user, user[:5]]), np.concatenate([item_row, item_row[:5]])  # a row more on a pair
@@ -52,18 +60,27 @@ def test_correlations_rank_as_ease_does():
     owned = draw()
     precision = np.linalg.inv(owned.T.astype(np.float64) @ owned + RIDGE * np.eye(N))
     weights = np.eye(N) - precision / np.diag(precision)  # of EASE, zero on the diagonal
-    root = np.sqrt(np.diag(precision))
-    found = partial_correlations(sp.csr_array(owned), RIDGE)
+    found, spread = partial_correlations(sp.csr_array(owned), RIDGE)
     assert found.dtype == np.float32
-    np.testing.assert_allclose((owned * root) @ found / root, owned @ weights, atol=1e-5)
+    np.testing.assert_allclose((owned / spread) @ found * spread, owned @ weights, atol=1e-5)
     np.testing.assert_allclose(found, correlations(owned, RIDGE), atol=1e-5)
 
 
-def test_factors_are_the_best_of_their_rank(monkeypatch):
+def test_what_an_item_varies_by_beside_all_others_is_what_they_leave_unexplained():
+    """With rows of the ridge below those of the users, it is the length of what least squares leave of a column."""
+    owned = draw().astype(np.float64)
+    rows = np.concatenate([owned, np.sqrt(RIDGE) * np.eye(N)])
+    _, spread = partial_correlations(sp.csr_array(owned.astype(np.float32)), RIDGE)
+    for item in range(N):
+        others = np.delete(rows, item, axis=1)
+        left = rows[:, item] - others @ np.linalg.lstsq(others, rows[:, item], rcond=None)[0]
+        assert spread[item] == pytest.approx(np.linalg.norm(left), rel=1e-4)
+
+
+def test_factors_are_the_best_of_their_rank_where_many_have_the_items(monkeypatch):
     monkeypatch.setattr(item_correlations, "RIDGES", (RIDGE,))
-    owned = draw()
-    values, columns = np.linalg.eigh(correlations(owned, RIDGE))
-    expected = (columns[:, -D:] * values[-D:]) @ columns[:, -D:].T
+    owned = draw() * (np.random.default_rng(7).random((U, N)) < np.geomspace(1, 0.05, N))
+    expected = nearest(owned, RIDGE) @ nearest(owned, RIDGE).T
     vectors = factorise(owned)
     assert np.linalg.norm(vectors, axis=1).mean() == pytest.approx(1)
     scale = np.trace(vectors @ vectors.T) / np.trace(expected)
@@ -95,8 +112,7 @@ def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed, similarity
     owned = sp.csr_array((rng.random((300, N)) < np.geomspace(0.6, 0.02, N)).astype(np.float32))
     hidden, kept = (part.toarray() for part in item_correlations._hide(owned, np.random.default_rng(seed)))
     judges = hidden.any(axis=1)
-    values, columns = np.linalg.eigh(correlations(kept, RIDGE))
-    vectors = columns[:, -D:] * np.sqrt(values[-D:])
+    vectors = nearest(kept, RIDGE)
     if similarity == "cosine":  # as the towers do: the sum is one of directions
         vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     products = kept[judges] @ vectors @ vectors.T
@@ -116,8 +132,7 @@ def test_popularity_has_the_weight_that_finds_most(monkeypatch, seed, similarity
 def test_popularity_keeps_its_weight_beside_vectors_of_unit_length(monkeypatch, similarity):
     monkeypatch.setattr(item_correlations, "choose_settings", lambda *_: Settings(RIDGE, 0.7))
     owned = draw()
-    values, columns = np.linalg.eigh(correlations(owned, RIDGE))
-    raw = columns[:, -D:] * np.sqrt(values[-D:])
+    raw = nearest(owned, RIDGE)
     found = correlate(*owned.nonzero(), owned.shape, D, similarity, seed=3)
     ratio = (raw @ raw.T).std() / (found.vectors @ found.vectors.T).numpy().std()  # of what popularity stands beside
     assert found.popularity == pytest.approx(0.7 / ratio if similarity == "dot" else 0.7, rel=1e-4)
@@ -148,14 +163,22 @@ def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch)
 @pytest.mark.parametrize("most", [12, N])
 def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_their_users_point(most):
     owned = draw(seed=5)
-    vectors = item_correlations.factorise(*owned.nonzero(), owned.shape, D, RIDGE, 3, most).double().numpy()
+    made = item_correlations.factorise(*owned.nonzero(), owned.shape, D, RIDGE, 3, most)
+    vectors = made.spread_out(0).double().numpy()
     core, beyond = np.split(np.argsort(-owned.sum(axis=0), kind="stable"), [most])
-    values, columns = np.linalg.eigh(correlations(owned[:, core], RIDGE))
-    expected = (columns[:, -D:] * values[-D:]) @ columns[:, -D:].T
-    np.testing.assert_allclose(vectors[core] @ vectors[core].T, expected, atol=1e-4)
+    expected = nearest(owned[:, core], RIDGE)
+    np.testing.assert_allclose(vectors[core] @ vectors[core].T, expected @ expected.T, atol=1e-4)
     states = owned[:, core] @ vectors[core]
     placed = np.linalg.solve(states.T @ states + RIDGE * np.eye(D), states.T @ owned[:, beyond]).T
     np.testing.assert_allclose(vectors[beyond], placed, atol=1e-5)
+    spread = np.concatenate(
+        [
+            np.diag(np.linalg.inv(owned[:, core].T @ owned[:, core] + RIDGE * np.eye(len(core)))) ** -0.5,
+            np.sqrt(owned[:, beyond].sum(axis=0) + RIDGE),  # as if nothing went together with them
+        ]
+    )[np.argsort(np.concatenate([core, beyond]))]
+    covaried = made.spread_out(1).double().numpy()
+    np.testing.assert_allclose(covaried, vectors * (spread / spread.mean())[:, None], rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
