@@ -35,8 +35,8 @@ MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
 """Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
 memory. What they are worth was measured with up to 12,518."""
 BLENDED_DIM, LONG_BLENDED_DIM = 384, 768
-"""Factors that are blended into trained sets, the latter up to `MOST_BLENDED` items: of 11,370 items of 7,000 users they
-ranked 2 % better, and 1,152 another 1 %."""
+"""Factors that are blended into trained sets, the latter up to `MOST_BLENDED` items: 11,370 items of 7,000 users ranked
+2 % better with them, and another 1 % with 1,152."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
