@@ -90,6 +90,20 @@ def mark_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_r
     return is_own[:, negative_rows]  # (B, K)
 
 
+def find_distinct(rows: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
+    """Do as `torch.unique` with rows (m,) below `n_items`, up to some 300,000 in less time: nothing is sorted.
+
+    Returns:
+        (n,) the distinct ones, ascending, and (m,) where among these each stands.
+    """
+    is_there = torch.zeros(n_items, dtype=torch.bool, device=rows.device)  # (N,)
+    is_there[rows] = True
+    distinct = is_there.nonzero().squeeze(1)  # (n,)
+    places = torch.empty(n_items, dtype=torch.int64, device=rows.device)  # (N,)
+    places[distinct] = torch.arange(len(distinct), device=rows.device)
+    return distinct, places[rows]  # (n,), (m,)
+
+
 def find_places(needed: Tensor, rows: Tensor) -> Tensor:
     """Return where each of the rows (E,) stands among ascending ones (n,), n where it does not: (E,)."""
     places = torch.searchsorted(needed, rows)  # (E,)

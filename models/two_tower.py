@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
 from models.objectives import novel_loss, repeat_loss, sampled_novel_loss, sampled_window_loss, window_loss
-from models.sampled_softmax import find_places
+from models.sampled_softmax import find_distinct, find_places
 from models.sampling import NegativeSampler
 from models.smoothing import NDCG
 from models.towers import Towers
@@ -112,7 +112,7 @@ class TwoTower(pl.LightningModule):
         targets = batch.history_rows[batch.targets]  # (M,)
         negatives = sampler.draw(targets)
         needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
-        distinct, places = torch.unique(needed, return_inverse=True)  # (n,), (B * L + K,)
+        distinct, places = find_distinct(needed, self.towers.n_items)  # (n,), (B * L + K,)
         n_history = batch.history_rows.numel()
         local = batch._replace(history_rows=places[:n_history].view_as(batch.history_rows))
         items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
@@ -135,8 +135,8 @@ class TwoTower(pl.LightningModule):
         """Do as `sampled_window_step` with what follows each request."""
         negatives = sampler.draw(batch.target_rows)
         wanted = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
-        distinct, places = torch.unique(torch.cat(wanted), return_inverse=True)  # (n,), (B * L + M + K,)
-        history, targets, rows = places.split([len(part) for part in wanted])  # (B * L,), (M,), (K,)
+        distinct, places = find_distinct(torch.cat(wanted), self.towers.n_items)  # (n,), (B * L + M + K,)
+        history, targets, rows = torch.split(places, [len(part) for part in wanted])  # (B * L,), (M,), (K,)
         local = batch._replace(
             history_rows=history.view_as(batch.history_rows),
             target_rows=targets,

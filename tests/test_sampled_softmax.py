@@ -9,7 +9,7 @@ import torch
 
 from models import sampled_softmax
 from models.objectives import sampled_novel_loss, sampled_window_loss
-from models.sampled_softmax import Barred, find_own, find_places, mark_owned, sampled_softmax_loss
+from models.sampled_softmax import Barred, find_distinct, find_own, find_places, mark_owned, sampled_softmax_loss
 from models.sampling import Negatives, NegativeSampler
 from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers
@@ -317,6 +317,14 @@ def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
     negatives = torch.tensor([0, 4, 9, 9])
     expected = [[False, True, False, False], [False] * 4, [True, False, True, True]]
     assert mark_owned(users, rows, 3, negatives, 10).tolist() == expected
+
+
+@pytest.mark.parametrize(("n_rows", "n_items"), [(0, 5), (1, 1), (9, N), (400, N), (30, 5_000)])
+def test_distinct_rows_are_found_with_where_each_stands(n_rows, n_items):
+    rows = np.random.default_rng(n_rows).integers(n_items, size=n_rows)
+    expected, places = np.unique(rows, return_inverse=True)
+    found = find_distinct(torch.from_numpy(rows), n_items)
+    assert [part.tolist() for part in found] == [expected.tolist(), places.tolist()]
 
 
 def test_a_row_is_found_among_ascending_ones():
