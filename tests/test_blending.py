@@ -189,6 +189,13 @@ def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
     assert pick({none: Figures(0.30, None), small: Figures(0.32, None)}, none) == Judged(small, 0.32, 0.30)
 
 
+def test_of_blends_that_gain_nearly_as_much_the_smallest_share_is_chosen_and_the_best_of_it():
+    none = Blend(0.0, 0.0, 30.0, 0.0)
+    gains = {(0.1, 30.0): 0.0094, (0.2, 30.0): 0.0096, (0.2, 100.0): 0.0097, (0.4, 30.0): 0.01, (0.8, 300.0): 0.0099}
+    found = {Blend(share, 0.0, ridge, 1.0): Figures(0.3 + gain, None) for (share, ridge), gain in gains.items()}
+    assert pick(found | {none: Figures(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, 1.0), 0.3097, 0.3)
+
+
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
     data, towers = side
     (batch,) = data.validation_batches
