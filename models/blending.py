@@ -33,7 +33,7 @@ POWERS = (0.0, 1.0)
 """Correlations, and covariances: these ranked pairs of Amazon Beauty 2 to 3 % better, groceries no better."""
 MOST_CORRELATED_BESIDE_MEMORY = 4_000
 """Items whose correlations are computed there, the most popular ones; the others are placed by who has them, which at
-the larger ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all of 12,526."""
+the largest ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all 12,526."""
 MOST_JUDGES = 100
 """Batches of the validation."""
 NEARLY_ALL = 0.95
@@ -113,7 +113,7 @@ def choose_blend(
     requests: Sequence[RequestBatch],
     validation: Sequence[RequestBatch],
 ) -> Judged:
-    """Find the blend that ranks best what users of the validation took next, and what is new of it not worse than none.
+    """Find the blend by how it ranks what users of the validation took next, and what is new of it not worse than none.
 
     Args:
         towers: trained, with nothing blended in.
@@ -160,8 +160,8 @@ class Figures:
 def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     """Choose a blend by its mean among those that rank what is new no worse than `none` does.
 
-    The best at the smallest share at which nearly all that is to be gained is: the last training has more data than the
-    one that is judged, so that its towers know more themselves.
+    The best at the smallest share at which nearly all that is to be gained is: what gains little more does by chance,
+    and where a last training follows it has more data, so that its towers know more themselves.
     """
     ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
     enough = ndcg[none] + NEARLY_ALL * (max(ndcg.values()) - ndcg[none])

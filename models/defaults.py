@@ -34,7 +34,7 @@ ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
 MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
 """Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
 memory. What they are worth was measured with up to 12,518."""
-BLENDED_DIM, LONG_BLENDED_DIM = 384, 768
+BLENDED_DIM, MANY_BLENDED_DIM = 384, 768
 """Factors that are blended into trained sets, the latter up to `MOST_BLENDED` items: 11,370 items of 7,000 users ranked
 2 % better with them, and another 1 % with 1,152."""
 SHOWN_TARGETS = 2_800_000
@@ -89,6 +89,12 @@ class DataCounts:
     def has_many_factors(self) -> bool:
         has_enough = self.n_users >= USERS_OF_A_FACTOR * FROZEN_DIM and self.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
         return self.freezes_correlations and has_enough and self.n_items <= MOST_BLENDED_OF_SETS
+
+    @property
+    def blended_dim(self) -> int:
+        has_users = self.n_users >= USERS_OF_A_FACTOR * MANY_BLENDED_DIM
+        has_items = ITEMS_OF_A_FACTOR * MANY_BLENDED_DIM <= self.n_items <= MOST_BLENDED
+        return MANY_BLENDED_DIM if has_users and has_items else BLENDED_DIM
 
     @property
     def trains_correlations(self) -> bool:
@@ -188,9 +194,7 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
     if counts.n_items > (MOST_BLENDED_OF_SETS if counts.is_set else MOST_BLENDED):
         return 0, f"{counts.n_items:,} items, {counts.shape}"
     if counts.trains_correlations:
-        has_enough = LONG_BLENDED_DIM * ITEMS_OF_A_FACTOR <= counts.n_items <= MOST_BLENDED
-        dim = LONG_BLENDED_DIM if has_enough else BLENDED_DIM
-        return dim, f"{counts.shape}: those that are not trained find what the others miss"
+        return counts.blended_dim, f"{counts.shape}: those that are not trained find what the others miss"
     if counts.is_set or counts.is_repeated:
         return 128, counts.shape
     if counts.trains_on_windows and counts.is_long:

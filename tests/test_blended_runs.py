@@ -65,6 +65,7 @@ def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_pa
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
     assert "none" in run_training.describe(none)
+    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
 
 
 @pytest.mark.parametrize("strict", [False, True])

@@ -71,9 +71,9 @@ def score(towers: Towers, batch: RequestBatch) -> np.ndarray:
     return (towers.request_vectors(batch, items)[0] @ items.T).numpy()  # (B, N)
 
 
-def correlate(towers: Towers, batch: RequestBatch, decay: float) -> np.ndarray:
+def correlate(towers: Towers, batch: RequestBatch, decay: float, power: float) -> np.ndarray:
     """Score all items by the correlation part: an event at a time, or by all that a user owns."""
-    factors, summed = FACTORS.numpy(), np.zeros((len(batch.history_rows), R))
+    factors, summed = FACTORS.numpy() * SPREAD.numpy()[:, None] ** power, np.zeros((len(batch.history_rows), R))
     if has_memory(towers):
         return add_up(batch, factors) @ factors.T
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
@@ -117,16 +117,17 @@ def test_a_history_is_summed_up_to_its_length_the_last_events_most(decay):
         assert np.allclose(summed, expected / max(sum(weights), 1) ** 0.5, atol=1e-5)
 
 
-def test_correlations_count_by_their_share_of_what_scores_vary(side):
+@pytest.mark.parametrize("power", POWERS)
+def test_correlations_count_by_their_share_of_what_scores_vary(side, power):
     data, towers = side
     requests = list(data.drawn_requests(50))
     (batch,) = data.validation_batches
     plain, decay = score(towers, batch), 0.0 if has_memory(towers) else 0.4
     learned = [changed(towers, score(towers, one), one).var() for one in requests]
-    correlated = [changed(towers, correlate(towers, one, decay), one).var() for one in requests]
+    correlated = [changed(towers, correlate(towers, one, decay, power), one).var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
-    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], 0.0), requests)
-    expected = plain + 0.3 * unit * correlate(towers, batch, decay)
+    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], power), requests)
+    expected = plain + 0.3 * unit * correlate(towers, batch, decay, power)
     assert np.allclose(score(towers, batch), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(expected, plain, atol=0.05)
 

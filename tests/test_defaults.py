@@ -11,8 +11,8 @@ from models.defaults import (
     BLENDED_DIM,
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
-    LONG_BLENDED_DIM,
     LONG_HISTORY,
+    MANY_BLENDED_DIM,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
     MOST_BLENDED,
@@ -220,7 +220,8 @@ def test_a_start_that_is_trained_is_trained_long_with_much_dropout_and_a_frozen_
 def test_items_that_a_configuration_freezes_or_trains_have_the_rest_chosen_around_them():
     of_as_many = replace(SET_OF_MANY, has_demographics=True)
     assert choose(of_as_many, freeze_items=True) == choose(SET_OF_FEW)
-    assert choose(SET_OF_FEW, freeze_items=False) == choose(of_as_many)
+    trained = choose(SET_OF_FEW, freeze_items=False)
+    assert replace(trained, correlations=MANY_BLENDED_DIM) == choose(of_as_many)  # few users do not fill so many
 
 
 def test_frozen_items_have_many_factors_where_there_are_many_of_them():
@@ -287,11 +288,13 @@ def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay
 
 
 def test_trained_sets_have_as_many_correlations_as_their_items_fill_and_the_search_bears():
-    least, most = ITEMS_OF_A_FACTOR * LONG_BLENDED_DIM, MOST_BLENDED
+    least, most = ITEMS_OF_A_FACTOR * MANY_BLENDED_DIM, MOST_BLENDED
     for n_items in (least, most):
-        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == LONG_BLENDED_DIM
+        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == MANY_BLENDED_DIM
     for n_items in (least - 1, most + 1, MOST_BLENDED_OF_SETS):
         assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == BLENDED_DIM
+    few = replace(SET_OF_MANY, n_users=USERS_OF_A_FACTOR * MANY_BLENDED_DIM - 1)
+    assert choose(few, freeze_items=False).correlations == BLENDED_DIM
 
 
 def test_vectors_of_a_large_catalogue_stay_short():

@@ -209,6 +209,17 @@ def test_leading_factors_are_found_in_the_whole_or_in_a_small_space(n, monkeypat
     assert np.linalg.norm(columns[:, :5].T @ (product - best) @ columns[:, :5]) <= 0.01
 
 
+def test_many_factors_are_found_in_many_blocks(monkeypatch):
+    """Of a falling spectrum: rounding leads the products of later blocks back to where its largest values lie."""
+    monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
+    monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 80)
+    values = np.geomspace(1, 1e-3, 700)
+    columns = np.linalg.qr(np.random.default_rng(8).standard_normal((700, 700)))[0]
+    symmetric = ((columns * values) @ columns.T).astype(np.float32)
+    vectors = item_correlations._leading(symmetric, 48, seed=1).astype(np.float64)
+    np.testing.assert_allclose(np.linalg.eigvalsh(vectors.T @ vectors)[::-1], values[:48], rtol=1e-3)
+
+
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 def test_items_that_nobody_has_are_placed_nowhere(ratio, monkeypatch):
     monkeypatch.setattr(item_correlations, "LEAST_KRYLOV_RATIO", ratio)
