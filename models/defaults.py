@@ -36,7 +36,7 @@ MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
 memory. What they are worth was measured with up to 12,518."""
 BLENDED_DIM, MANY_BLENDED_DIM = 384, 768
 """Factors that are blended into trained sets, the latter up to `MOST_BLENDED` items: 11,370 items of 7,000 users ranked
-2 % better with them, and another 1 % with 1,152."""
+2 % better with them, and another 1 % with 1,152, with blocks of their space that were not orthogonal yet."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
