@@ -37,7 +37,7 @@ def correlations(owned: np.ndarray, ridge: float) -> np.ndarray:
 
 
 def nearest(owned: np.ndarray, ridge: float, dim: int = D) -> np.ndarray:
-    """Return V, (N, dim), of V V' nearest to the correlations, an error at i, j weighted as many have both."""
+    """Return V, (N, dim), of V V' nearest to the correlations, an error at i, j weighted by how many have each."""
     weight = (1 + owned.sum(axis=0)) ** WEIGHT_POWER
     values, columns = np.linalg.eigh(correlations(owned, ridge) * np.outer(weight, weight))
     return columns[:, -dim:] * np.sqrt(np.maximum(values[-dim:], 0)) / weight[:, None]
