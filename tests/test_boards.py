@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections import defaultdict
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -17,6 +18,7 @@ from tests.benchmarks.bench_lists import measure_lists
 from tests.benchmarks.board_list import ALLOWED, BOARDS, find_boards
 from tests.benchmarks.kept import check_options, write_whole
 from tests.benchmarks.peers import PeerCommand, on_other_tables, read_peers, read_settings
+from tests.tiny_bundle import SCHEMA
 
 SCORED = {"exclude": {"NDCG@10": 0.25, "HR@10": 0.5, "intervals": {"NDCG@10": [0.2, 0.3]}, "users": 7}}
 
@@ -132,6 +134,26 @@ def test_rows_of_a_board(measured):
     assert informed.model == "**Bascule**, told the moment"
     assert (popularity.model, popularity.seeds, popularity.seconds) == ("popularity", "0", ("0.2", ""))
     assert popularity.figures == "NDCG@10 0.3000, HR@10 0.6000; **Bascule** minus it NDCG@10 +0.3000 (+0.1000, +0.9000)"
+
+
+@pytest.mark.parametrize(("context", "names"), [(SCHEMA.context_features, ["plain", "context"]), ((), ["plain"])])
+def test_a_row_is_told_its_context_where_the_bundle_reads_one(measured, monkeypatch, context, names):
+    """`boards.py --only frappe --data.features.context {}` is a training without any."""
+    (board,) = find_boards(["frappe"])
+    runs = {seed: measured / str(seed) for seed in (0, 1)}
+    for run in runs.values():
+        (run / "bundle").mkdir()
+        (run / "bundle" / "schema.json").write_text(replace(SCHEMA, context_features=context).to_json())
+    asked = []
+
+    def score_lists(bench, run, tables, name):
+        asked.append((run, name))
+        return SCORED
+
+    monkeypatch.setattr(boards, "score_lists", score_lists)
+    rows = list(boards.describe_bench(measured, boards.Ran(board, measured, runs)))
+    assert len(rows) == len(names)
+    assert asked == [(run, name) for name in names for run in runs.values()]
 
 
 def test_peers_of_a_folder_and_of_a_table_are_the_same_rows(measured):

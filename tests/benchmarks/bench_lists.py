@@ -14,6 +14,7 @@ import pandas as pd
 from evaluation.intervals import Summary, summarise_difference
 from evaluation.metrics import Floats, measure_users
 from evaluation.targets import ItemSets, Targets
+from serve.schema import Schema
 from tests.benchmarks.board_list import ROOT
 from tests.benchmarks.kept import write_whole
 
@@ -40,6 +41,11 @@ def make_lists(run: Path, tables: Path, name: str) -> Path:
     command += ["--k", "200" if is_repeated else "100", "--repeats", repeats, "--out"]
     write_whole(path, lambda out: subprocess.run([*command, str(out)], check=True, cwd=ROOT))
     return path
+
+
+def reads_context(run: Path) -> bool:
+    """Tell whether a run's bundle reads features of the moment of a request."""
+    return bool(Schema.from_json((run / "bundle" / "schema.json").read_text()).context_features)
 
 
 def write_requests(run: Path, tables: Path) -> Path:

@@ -23,7 +23,7 @@ from typing import Any
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from tests.benchmarks.bench_lists import compare_runs, score_lists  # noqa: E402
+from tests.benchmarks.bench_lists import compare_runs, reads_context, score_lists  # noqa: E402
 from tests.benchmarks.board_list import BOARDS, Board, find_boards, make_tables  # noqa: E402
 from tests.benchmarks.kept import check_options  # noqa: E402
 from tests.benchmarks.peers import PeerResult, name_figures, read_peers  # noqa: E402
@@ -147,7 +147,7 @@ def describe_bench(bench: Path, one: Ran) -> Iterator[Row]:
     if board.bench is None:
         return
     names = {"plain": "**Bascule**"}
-    if board.dataset == "frappe":
+    if all(map(reads_context, one.runs.values())):
         names["context"] = "**Bascule**, told the row's context"
     for name, model in names.items():
         scored = [name_figures(score_lists(bench, run, one.tables, name)) for run in one.runs.values()]
