@@ -23,8 +23,8 @@ from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.blending import (
     MOST_CORRELATED_BESIDE_MEMORY,
+    Correlate,
     Judged,
-    MakeFactors,
     blend_in,
     choose_blend,
     unjudged,
@@ -32,7 +32,7 @@ from models.blending import (
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
-from models.item_correlations import MOST_CORRELATED, factorise
+from models.item_correlations import MOST_CORRELATED, correlate_pairs, factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.sampling import NegativeSampler
 from models.towers import Towers
@@ -137,7 +137,7 @@ def judge_blend(config: Config, trained: Trained) -> Trained:
     if not blends(config):
         return trained
     data = trained.data
-    requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_factors(config, trained)
+    requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_correlate(config, trained)
     judged = choose_blend(trained.towers, correlate, data.trains_on_windows, requests, data.validation_batches)
     console.print(describe(judged))
     return replace(trained, judged=judged)
@@ -150,21 +150,25 @@ def blend_correlations(config: Config, trained: Trained) -> Trained:
     data = trained.data
     judged = trained.judged or unjudged(trained.towers, data.trains_on_windows)
     requests = list(data.drawn_requests(MOST_SEEN))
-    blend_in(trained.towers, make_factors(config, trained), judged.blend, requests)
+    blend_in(trained.towers, make_correlate(config, trained), judged.blend, requests)
     return replace(trained, judged=judged)
 
 
 def blends(config: Config) -> bool:
-    return recipe_of(config.model).correlations > 0
+    recipe = recipe_of(config.model)
+    return recipe.correlations > 0 or recipe.neighbours > 0
 
 
-def make_factors(config: Config, trained: Trained) -> MakeFactors:
+def make_correlate(config: Config, trained: Trained) -> Correlate:
     """Return what correlates the items of all that was trained on."""
-    sequences, dim = trained.data.sequences, recipe_of(config.model).correlations
+    sequences, recipe = trained.data.sequences, recipe_of(config.model)
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
+    rows, dim = sequences.events.item_row, recipe.correlations
+    if recipe.neighbours:
+        return lambda ridge: correlate_pairs(user, rows, shape, recipe.neighbours, ridge, MOST_CORRELATED)
     has_memory = trained.towers.user_tower.memory is not None
     most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
-    return lambda ridge: factorise(user, sequences.events.item_row, shape, dim, ridge, config.seed, most)
+    return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
 def describe(judged: Judged) -> str:

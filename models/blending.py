@@ -1,8 +1,10 @@
-"""Blend correlations of items into finished vectors: what goes together, beside what was learned.
+"""Blend correlations of items into what finished towers say: what goes together, beside what was learned.
 
-A part of R entries joins the vectors of items, and a sum of it over her items that of a user: the product then says of
-an item what the towers do and what `models.item_correlations` does, and each is wrong elsewhere. They are not trained
-together: correlations know every pair that training would show them, and would be trusted too much.
+Either a part of R entries joins the vectors of items, and a sum of it over her items that of a user: the product then
+says of an item what the towers do and what `models.item_correlations` does, and each is wrong elsewhere. Or, in sets
+whose items are trained, each item of a history adds to the scores of its neighbours (`serve.neighbours`): there the
+towers know what a low rank can say. They are not trained together: correlations know every pair that training would
+show them, and would be trusted too much.
 
 Where a memory scores owned items, correlations are for the others: see `CorrelatedOwned`. They lift the best of these,
 and owned items get a lead by which lists hold as many of them as before (`models.lead`).
@@ -22,7 +24,8 @@ from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
-from models.item_correlations import RIDGES, Factors
+from models.correlated_scores import ByNeighbours, ByVectors, CorrelatedScores
+from models.item_correlations import RIDGES, Factors, PairCorrelations
 from models.towers import Towers
 from models.validation import all_ndcg, novel_ndcg
 from models.yardstick import Yardstick
@@ -40,8 +43,8 @@ NEARLY_ALL = 0.95
 """Of the best gain. Pairs of 7,000 users of Amazon Beauty found 4 % more on the test by it than by the best, MovieLens
 and groceries chose alike by both."""
 
-MakeFactors = Callable[[float], Factors]
-"""Ridge -> factors of the correlations of items."""
+Correlate = Callable[[float], Factors | PairCorrelations]
+"""Ridge -> the correlations of items, as factors or pair by pair."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ class Blend:
     ridge: float
     """Of the correlations."""
     power: float
-    """Of `Factors.spread_out`: 0 correlations, 1 covariances."""
+    """0 correlations, 1 covariances: see `Factors`."""
 
 
 @dataclass(frozen=True)
@@ -82,33 +85,36 @@ def unjudged(towers: Towers, is_ordered: bool) -> Judged:
 
 
 @torch.no_grad()
-def blend_in(towers: Towers, make_factors: MakeFactors, blend: Blend, requests: Sequence[RequestBatch]) -> None:
-    """Let the towers make vectors with correlations in them.
+def blend_in(towers: Towers, correlate: Correlate, blend: Blend, requests: Sequence[RequestBatch]) -> None:
+    """Let the towers make vectors with correlations in them, or have neighbours beside their vectors.
 
     Args:
         towers: trained, with nothing blended in.
-        make_factors: of the catalogue.
+        correlate: the catalogue.
         blend: how.
         requests: of some users who have events, to see how much scores vary.
     """
     if not blend.share:
         return
-    factors = make_factors(blend.ridge).spread_out(blend.power)  # (N, R)
-    side = _make_side(towers, blend.decay)
-    measured = Yardstick(towers, requests).measure(side, factors)
+    correlated = _score_by(towers, correlate(blend.ridge), blend.power, blend.decay)
+    measured = Yardstick(towers, requests).measure(correlated)
     if not measured.unit:
         return
-    scale = (blend.share * measured.unit) ** 0.5
+    weight = blend.share * measured.unit
+    if isinstance(correlated, ByNeighbours):
+        towers.neighbours = correlated.neighbours.scaled(weight)
+        return
+    side, scale = correlated.side, weight**0.5
     if isinstance(side, CorrelatedOwned):
         side.lead = scale * measured.find_lead(blend.share)
-    towers.item_tower.correlations = scale * factors  # (N, R)
+    towers.item_tower.correlations = scale * correlated.vectors  # (N, R)
     towers.user_tower.correlate(side)
 
 
 @torch.no_grad()
 def choose_blend(
     towers: Towers,
-    make_factors: MakeFactors,
+    correlate: Correlate,
     is_ordered: bool,
     requests: Sequence[RequestBatch],
     validation: Sequence[RequestBatch],
@@ -117,7 +123,7 @@ def choose_blend(
 
     Args:
         towers: trained, with nothing blended in.
-        make_factors: of the catalogue.
+        correlate: the catalogue.
         is_ordered: the last events may say more than those before; read where there is no memory.
         requests: as of `blend_in`.
         validation: with targets, all as of one moment; of very many a part is judged by.
@@ -130,18 +136,21 @@ def choose_blend(
     found = {none: jury.judge_alone()}
     decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
     for ridge in RIDGES:
-        made = make_factors(ridge)
+        made = correlate(ridge)
         for power, decay in product(POWERS, decays):
-            factors, side = made.spread_out(power), _make_side(towers, decay)  # (N, R)
-            measured = yardstick.measure(side, factors)
+            correlated = _score_by(towers, made, power, decay)
+            measured = yardstick.measure(correlated)
             leads = [measured.find_lead(share) for share in SHARES]
-            figures = jury.judge(side, factors, [share * measured.unit for share in SHARES], leads)
+            figures = jury.judge(correlated, [share * measured.unit for share in SHARES], leads)
             found |= {Blend(share, decay, ridge, power): one for share, one in zip(SHARES, figures, strict=True)}
     return pick(found, none)
 
 
-def _make_side(towers: Towers, decay: float) -> CorrelatedHistory | CorrelatedOwned:
-    return CorrelatedHistory(decay) if towers.user_tower.memory is None else CorrelatedOwned()
+def _score_by(towers: Towers, made: Factors | PairCorrelations, power: float, decay: float) -> CorrelatedScores:
+    if isinstance(made, PairCorrelations):
+        return ByNeighbours(made.find_neighbours(power))
+    side = CorrelatedHistory(decay) if towers.user_tower.memory is None else CorrelatedOwned()
+    return ByVectors(side, made.spread_out(power))
 
 
 @dataclass(frozen=True)
@@ -184,24 +193,18 @@ class Jury:
         pairs = zip(self.batches, self.alone, strict=True)  # users (B, W), bonus (E,)
         return _average([self._rank(batch, users @ self.items.T, bonus) for batch, (users, bonus) in pairs])
 
-    def judge(
-        self,
-        side: CorrelatedHistory | CorrelatedOwned,
-        factors: Tensor,
-        weights: Sequence[float],
-        leads: Sequence[float],
-    ) -> list[Figures]:
-        """Judge correlations, of factors (N, R), with several weights and for each a lead as of `Measured`."""
+    def judge(self, correlated: CorrelatedScores, weights: Sequence[float], leads: Sequence[float]) -> list[Figures]:
+        """Judge what correlations say with several weights, and for each a lead as of `Measured`."""
         ranked: list[list[tuple[np.ndarray, ...]]] = [[] for _ in weights]
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             products = users @ self.items.T  # (B, N)
-            summed = side.sum_batch(factors, batch)  # (B, R)
-            correlated = summed @ factors.T  # (B, N)
-            of_owned = correlated[batch.owned_users, batch.owned_rows]  # (E,)
+            summed = correlated.sum_batch(batch)  # (B, R or N)
+            more = correlated.score(summed)  # (B, N)
+            of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
             lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
             for weight, lead, views in zip(weights, leads, ranked, strict=True):
                 changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                views.append(self._rank(batch, products + weight * correlated, changed))
+                views.append(self._rank(batch, products + weight * more, changed))
         return [_average(views) for views in ranked]
 
     def _rank(self, batch: RequestBatch, products: Tensor, bonus: Tensor) -> tuple[np.ndarray, ...]:

@@ -32,6 +32,9 @@ class ModelConfig:
     correlations: int | None = None
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
     as the validation says; 0: none."""
+    neighbours: int | None = None
+    """Items to whose scores each item of a set adds, in place of `correlations`, by as much as the validation says;
+    0: none, as always where events have an order or `data.repeats` is `allow`."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""
@@ -65,7 +68,7 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "affinity_dim", "n_heads", "batch_size", "max_epochs", "warmup_steps", "patience"):
             self._check(name, lambda value: value >= 1, "1 or more")
-        for name in ("n_blocks", "correlations", "negatives", "in_batch_negatives", "weight_decay"):
+        for name in ("n_blocks", "correlations", "neighbours", "negatives", "in_batch_negatives", "weight_decay"):
             self._check(name, lambda value: value >= 0, "0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
             self._check(name, lambda value: value > 0, "more than 0")
@@ -73,6 +76,9 @@ class ModelConfig:
             self._check(name, lambda value: 0 <= value < 1, "0 to less than 1")
         if self.dim is not None and self.n_heads is not None and self.dim % self.n_heads:
             raise SchemaError(f"model.dim is {self.dim} and model.n_heads {self.n_heads}; heads must divide dim")
+        if self.correlations and self.neighbours:
+            given = f"model.correlations is {self.correlations} and model.neighbours {self.neighbours}"
+            raise SchemaError(f"{given}; allowed: one of them, and 0 for the other")
 
     def _check(self, name: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
         value = getattr(self, name)
@@ -91,6 +97,7 @@ class Recipe:
     id_dropout: float
     similarity: Similarity
     correlations: int
+    neighbours: int
     freeze_items: bool
     negatives: int
     learning_rate: float

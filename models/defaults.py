@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models.config import ModelConfig, Recipe
+from serve.errors import SchemaError
 
 Rule = Callable[["DataCounts"], tuple[Any, str]]
 
@@ -31,12 +32,11 @@ FROZEN_DIM, TRAINED_DIM = 384, 128
 worth .4 to 1.1 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
 ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
 """With fewer of each factor the last ones would be of nothing: not more are positive than there are users."""
-MOST_BLENDED, MOST_BLENDED_OF_SETS = 16_000, 100_000
+MOST_BLENDED, MOST_FACTORISED_OF_SETS = 16_000, 100_000
 """Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
-memory. What they are worth was measured with up to 12,518."""
-BLENDED_DIM, MANY_BLENDED_DIM = 384, 768
-"""Factors that are blended into trained sets, the latter up to `MOST_BLENDED` items: 11,370 items of 7,000 users ranked
-2 % better with them, and another 1 % with 1,152, with blocks of their space that were not orthogonal yet."""
+memory. What they are worth was measured with up to 12,518 (17,388 of sets)."""
+NEIGHBOURS = 256
+"""Of an item, in sets whose items are trained."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -88,13 +88,7 @@ class DataCounts:
     @property
     def has_many_factors(self) -> bool:
         has_enough = self.n_users >= USERS_OF_A_FACTOR * FROZEN_DIM and self.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
-        return self.freezes_correlations and has_enough and self.n_items <= MOST_BLENDED_OF_SETS
-
-    @property
-    def blended_dim(self) -> int:
-        has_users = self.n_users >= USERS_OF_A_FACTOR * MANY_BLENDED_DIM
-        has_items = ITEMS_OF_A_FACTOR * MANY_BLENDED_DIM <= self.n_items <= MOST_BLENDED
-        return MANY_BLENDED_DIM if has_users and has_items else BLENDED_DIM
+        return self.freezes_correlations and has_enough and self.n_items <= MOST_FACTORISED_OF_SETS
 
     @property
     def trains_correlations(self) -> bool:
@@ -123,8 +117,13 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
 
     Returns:
         The whole recipe, and the choices made.
+
+    Raises:
+        SchemaError: neighbours are wanted where they are not told.
     """
     counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
+    if config.neighbours and (counts.is_repeated or not counts.is_set):
+        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {counts.shape}: 0")
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     recipe = Recipe(**given | {choice.name: choice.value for choice in choices})
@@ -141,6 +140,9 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
         else:
             dim = math.ceil(recipe.dim / recipe.n_heads) * recipe.n_heads
             yield Choice("dim", dim, f"divided by {recipe.n_heads} heads")
+    if recipe.correlations and recipe.neighbours:  # one of them was given
+        name = "correlations" if config.correlations is None else "neighbours"
+        yield Choice(name, 0, "the other of correlations and neighbours was given")
     n_steps = recipe.max_epochs * math.ceil(counts.n_examples / recipe.batch_size)
     longest = max(1, int(WARMUP_SHARE * n_steps))
     if config.warmup_steps is None and recipe.warmup_steps > longest:
@@ -189,17 +191,21 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 
 
 def _correlations(counts: DataCounts) -> tuple[int, str]:
-    if counts.freezes_correlations:
+    if counts.starts_from_correlations:
         return 0, counts.shape
-    if counts.n_items > (MOST_BLENDED_OF_SETS if counts.is_set else MOST_BLENDED):
+    if counts.n_items > (MOST_FACTORISED_OF_SETS if counts.is_set else MOST_BLENDED):
         return 0, f"{counts.n_items:,} items, {counts.shape}"
-    if counts.trains_correlations:
-        return counts.blended_dim, f"{counts.shape}: those that are not trained find what the others miss"
     if counts.is_set or counts.is_repeated:
         return 128, counts.shape
     if counts.trains_on_windows and counts.is_long:
         return 128, f"{counts.shape} of {counts.n_items:,} items"
     return 0, f"{counts.n_items:,} items, {counts.shape}"
+
+
+def _neighbours(counts: DataCounts) -> tuple[int, str]:
+    if counts.trains_correlations:
+        return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
+    return 0, counts.shape
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
@@ -269,6 +275,7 @@ RULES: dict[str, Rule] = {
     "id_dropout": _id_dropout,
     "similarity": _similarity,
     "correlations": _correlations,
+    "neighbours": _neighbours,
     "freeze_items": _freeze_items,
     "negatives": _negatives,
     "learning_rate": _learning_rate,

@@ -206,5 +206,6 @@ def _fair(contests: list[Contest], n_new: int, n_items: int) -> float:
 def _contest(towers: Towers, vectors: Tensor, stand_ins: Tensor, placed: Tensor, batch: RequestBatch) -> Contest:
     users, _ = towers.request_vectors(batch, vectors)  # (B, W)
     is_owned = batch.mark_owned(len(vectors))  # (B, N)
-    best = best_scores(users @ vectors.T, ~is_owned.index_fill(1, stand_ins, True))  # (B, k)
+    scores = towers.score_items(users, vectors, batch)  # (B, N)
+    best = best_scores(scores, ~is_owned.index_fill(1, stand_ins, True))  # (B, k)
     return Contest(best, users @ placed.T, is_owned[:, stand_ins], users)

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch, WindowBatch
+from models.correlated_scores import ByNeighbours
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
+from serve.neighbours import Neighbours
 
 
 class Towers(nn.Module):
@@ -30,6 +32,8 @@ class Towers(nn.Module):
         super().__init__()
         self.item_tower = item_tower
         self.user_tower = user_tower
+        self.neighbours = Neighbours.none(len(item_codes))
+        """What items of a history add to the scores of others; `models.blending` sets it, once all is trained."""
         buffers = {
             "item_codes": item_codes,  # (N, C)
             "item_values": item_values,  # (N, V)
@@ -91,3 +95,8 @@ class Towers(nn.Module):
             return tower.request_vectors(history, arrays), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
         fused = tower.request_state(history[..., : tower.dim], arrays)  # (B, D)
         return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)
+
+    def score_items(self, users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
+        """Score the catalogue `items` (N, W) for the users (B, W) of requests, without memory: (B, N)."""
+        added = ByNeighbours(self.neighbours).sum_batch(batch)  # (B, N)
+        return users @ items.T + added  # (B, N)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.correlated_history import CorrelatedHistory, CorrelatedOwned
+from models.correlated_scores import CorrelatedScores
 from models.lead import Contest, find_lead
 from models.towers import Towers
 
@@ -45,11 +45,11 @@ class Yardstick:
                 self.contests.append(Contest.hold(remembered, is_owned))
         self.spread = self._spread(self.scores)
 
-    def measure(self, side: CorrelatedHistory | CorrelatedOwned, factors: Tensor) -> Measured:
-        """Measure correlations, of factors (N, R), by it."""
-        sums = [side.sum_batch(factors, batch) for batch in self.requests]  # (B, R) each
-        spread = self._spread([summed @ factors.T for summed in sums])
-        return Measured(self, factors, sums, self.spread / spread if spread > LEAST_SPREAD else 0.0)
+    def measure(self, correlated: CorrelatedScores) -> Measured:
+        """Measure what correlations say by it."""
+        sums = [correlated.sum_batch(batch) for batch in self.requests]  # (B, R or N) each
+        spread = self._spread(list(map(correlated.score, sums)))
+        return Measured(self, correlated, sums, self.spread / spread if spread > LEAST_SPREAD else 0.0)
 
     def _spread(self, scores: Sequence[Tensor]) -> float:
         """Return the standard deviation of scores (B, N): with a memory of those that correlations change."""
@@ -64,10 +64,9 @@ class Measured:
     """Correlations beside what towers say to the users of a yardstick."""
 
     yardstick: Yardstick
-    factors: Tensor
-    """(N, R)."""
+    correlated: CorrelatedScores
     sums: Sequence[Tensor]
-    """(B, R) each, of the factors of the users' items."""
+    """(B, R or N) each, over the users' items."""
     unit: float
     """Times which they vary as much as the towers' scores; 0: they do not vary."""
 
@@ -82,7 +81,7 @@ class Measured:
         if not (kept.has_memory and weight):
             return 0.0
         pairs = zip(kept.scores, self.sums, strict=True)
-        lifted = [scores + weight * (summed @ self.factors.T) for scores, summed in pairs]  # (B, N) each
+        lifted = [scores + weight * self.correlated.score(summed) for scores, summed in pairs]  # (B, N) each
         after = list(map(Contest.against, kept.contests, lifted, kept.is_owned))
         sizes = [weight * summed.norm(dim=1, keepdim=True) for summed in self.sums]  # (B, 1) each
-        return find_lead(kept.contests, after, sizes, float(self.factors.norm(dim=1).max()))
+        return find_lead(kept.contests, after, sizes, self.correlated.longest)

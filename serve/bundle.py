@@ -23,12 +23,14 @@ from serve.layout import (
     ITEM_TOWER,
     ITEMS,
     MANIFEST,
+    NEIGHBOURS,
     PUBLISHED,
     SCHEMA,
     USER_TOWER,
     VECTORS,
 )
 from serve.manifest import Manifest, compute_space_id
+from serve.neighbours import Neighbours
 from serve.schema import Schema
 from serve.threads import set_search_threads
 from serve.top_k import Floats
@@ -46,6 +48,8 @@ class Bundle:
     item_tower: Tower
     vectors: Floats
     """(N, D), mapped from the verified file, read only."""
+    neighbours: Neighbours
+    """What items of a history add to the scores of others; nothing in most bundles."""
     items: pa.Table
     """N rows: `item_id` and the columns to show and filter by."""
     index: ItemIndex
@@ -118,6 +122,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         vectors=vectors,
+        neighbours=_read_neighbours(contents[NEIGHBOURS], len(vectors)),
         items=read_items(contents[ITEMS], len(vectors), schema.item_id_type),
         index=ItemIndex.from_bytes(contents[INDEX], vectors),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
@@ -146,6 +151,13 @@ def _read_vectors(content: Content, manifest: Manifest) -> Floats:
     if vectors.shape[1] != manifest.dim:
         raise BundleError(f"{VECTORS} has {vectors.shape[1]} columns; {MANIFEST} says {manifest.dim}")
     return vectors
+
+
+def _read_neighbours(content: Content, n_items: int) -> Neighbours:
+    try:
+        return Neighbours.from_bytes(content, n_items)
+    except ValueError as error:
+        raise BundleError(f"{NEIGHBOURS} cannot be read: {error}") from error
 
 
 def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:

@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.added import NOTHING_ADDED, Added
 from serve.coarse import MOST_CONTENDERS, MOST_REQUESTS, CoarseVectors, make_coarse
 from serve.faiss_file import check_file
 from serve.item_vectors import (
@@ -126,15 +127,21 @@ class ItemIndex:
             self._coarse = None
 
     def search(
-        self, users: Floats, k: int, excluded: Ragged | None = None, barred: NDArray[np.bool_] | None = None
+        self,
+        users: Floats,
+        k: int,
+        excluded: Ragged | None = None,
+        barred: NDArray[np.bool_] | None = None,
+        added: Added = NOTHING_ADDED,
     ) -> tuple[Floats, Ints]:
-        """Find the k items with the largest inner product among those neither excluded nor barred.
+        """Find the k items with the largest score among those neither excluded nor barred.
 
         Args:
             users: (B, D) user vectors.
             k: length of a list; more than the catalogue gives the catalogue.
             excluded: item rows that may not be listed, per request.
             barred: (N,) items that may not be listed for any request.
+            added: to the inner product of users and items.
 
         Returns:
             scores: (B, min(k, N)) float32, falling; equal scores order by row.
@@ -151,12 +158,13 @@ class ItemIndex:
         product = np.empty(len(self) * tile, dtype=np.float32)
         best_scores = np.empty((len(users), k), dtype=np.float32)
         best_rows = np.empty((len(users), k), dtype=np.int64)
-        slack = self._slack(users)
+        slack = self._slack(users, added)
         for start in range(0, len(users), tile):
             part = slice(start, min(start + tile, len(users)))
             bounds = offsets[start : part.stop + 1]
             masked = (rows[bounds[0] : bounds[-1]], bounds - bounds[0])
-            best = self._search_tile(users[part], k, masked, barred, slack[part], product)
+            more = added.spread(part, len(self))
+            best = self._search_tile(users[part], k, masked, barred, more, slack[part], product)
             best_scores[part], best_rows[part] = best
         return best_scores, best_rows
 
@@ -198,31 +206,36 @@ class ItemIndex:
         k: int,
         excluded: Ragged,
         barred: NDArray[np.bool_] | None,
+        more: NDArray[np.float64] | None,
         slack: Floats,
         product: Floats,
     ) -> tuple[Floats, Ints]:
-        """Search for T users; `product`, of N T entries or more, is written over."""
+        """Search for T users; `more` (N, T) is added, `product`, of N T entries or more, is written over."""
         rows, offsets = excluded
         cells = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
 
-        def leave_out(approximate: Floats) -> None:
+        def complete(approximate: Floats) -> None:
+            if more is not None:
+                approximate += more
             approximate[cells] = -np.inf
             approximate[self._hidden_rows] = -np.inf
             if barred is not None:
                 approximate[barred] = -np.inf
 
-        contenders = self._contend_coarsely(users, k, slack, leave_out)
+        contenders = self._contend_coarsely(users, k, slack, complete)
         if contenders is None:
             # items first: the other way round BLAS copies all vectors before it multiplies, long for a few requests
             approximate = product[: len(self) * len(users)].reshape(len(self), len(users))
             np.matmul(self.vectors, users.T, out=approximate)  # (N, T)
-            leave_out(approximate)
+            complete(approximate)
             contenders = find_contenders(approximate, k, slack)
-        scores = dot_pairs(users, self.vectors, *contenders).astype(np.float32)
-        return rank_contenders(*contenders, scores, len(users), k)
+        scores = dot_pairs(users, self.vectors, *contenders)
+        if more is not None:
+            scores += more[contenders[1], contenders[0]]
+        return rank_contenders(*contenders, scores.astype(np.float32), len(users), k)
 
     def _contend_coarsely(
-        self, users: Floats, k: int, slack: Floats, leave_out: Callable[[Floats], None]
+        self, users: Floats, k: int, slack: Floats, complete: Callable[[Floats], None]
     ) -> tuple[Ints, Ints] | None:
         """Find contenders by rounded vectors; None where that is not possible, takes longer or leaves too many."""
         if self._coarse is None or len(users) > MOST_REQUESTS:
@@ -234,7 +247,7 @@ class ItemIndex:
         added = np.empty((len(users), len(self) - scores.shape[1]), np.float32)
         approximate = np.append(scores, added, axis=1) if added.size else scores  # (T, N)
         approximate[:, self._fresh_rows] = users @ self._fresh_vectors.T
-        leave_out(approximate.T)
+        complete(approximate.T)
         wide = slack + (2 * errors).astype(np.float32)
         found = [find_contenders(one[:, None], k, wide[[place]])[1] for place, one in enumerate(approximate)]
         if max(map(len, found)) > max(MOST_CONTENDERS, 4 * k):
@@ -255,9 +268,9 @@ class ItemIndex:
             raise ValueError(f"user vector {int(np.argmin(np.isfinite(users).all(axis=1)))} is not finite")
         return np.ascontiguousarray(users)
 
-    def _slack(self, users: Floats) -> Floats:
+    def _slack(self, users: Floats, added: Added) -> Floats:
         """Return more than twice the largest rounding error of a float32 score of each user, (B,)."""
-        largest = bound_scores(users, self._longest)
+        largest = bound_scores(users, self._longest) + added.bound(len(users))
         if largest.max(initial=0.0) > np.finfo(np.float32).max / 4:
             raise ValueError(f"user vector {int(largest.argmax())} is too long: its scores overflow float32")
         slack: Floats = (2 * bound_rounding(largest, users.shape[1])).astype(np.float32)

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.added import NOTHING_ADDED, Added
 from serve.index import ItemIndex
 from serve.pairs import (
     Pairs,
@@ -40,7 +41,9 @@ class Scored:
     vectors: Floats
     """(T, W)."""
     memory: Floats
-    """(E,) what each remembered item scores beyond the product of vectors."""
+    """(E,) what each remembered item scores beyond the product of vectors and what is added."""
+    added: Added = NOTHING_ADDED
+    """What the items of the histories add to the scores of others."""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -50,7 +53,7 @@ class Scored:
         place_of = np.full(len(self), -1, dtype=np.int64)
         place_of[places] = np.arange(len(places))
         memory = self.memory[self.items.remembered.of_requests(place_of)]
-        return Scored(self.items.move(place_of), self.vectors[places], memory)
+        return Scored(self.items.move(place_of), self.vectors[places], memory, self.added.take(place_of))
 
 
 Rank = Callable[[ItemIndex, Scored, int, Barred], Lists]
@@ -70,15 +73,15 @@ def rank_all(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) ->
     """Rank all items but the excluded, barred and hidden ones, owned or not."""
     excluded, remembered = scored.items.excluded, scored.items.remembered
     masked = to_ragged(join_pairs(excluded, remembered), len(scored))
-    found = index.search(scored.vectors, k, masked, barred)
+    found = index.search(scored.vectors, k, masked, barred, scored.added)
     kept, memory = _leave_out(index, excluded, barred, remembered, scored.memory)
-    return merge(found, kept, _score(index, scored.vectors, kept, memory), k)
+    return merge(found, kept, _score(index, scored, kept, memory), k)
 
 
 def rank_novel(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) -> Lists:
     """Rank the items that are neither owned nor excluded nor barred."""
     masked = to_ragged(join_pairs(scored.items.excluded, scored.items.owned), len(scored))
-    return index.search(scored.vectors, k, masked, barred)
+    return index.search(scored.vectors, k, masked, barred, scored.added)
 
 
 def rank_owned(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) -> Lists:
@@ -86,7 +89,7 @@ def rank_owned(index: ItemIndex, scored: Scored, k: int, barred: Barred = None) 
     owned = distinct_pairs(scored.items.owned, len(index))
     memory = spread_scores(scored.items.remembered, scored.memory, owned, len(index))
     kept, memory = _leave_out(index, scored.items.excluded, barred, owned, memory)
-    return rank_pairs(kept, _score(index, scored.vectors, kept, memory), len(scored), k)
+    return rank_pairs(kept, _score(index, scored, kept, memory), len(scored), k)
 
 
 ALL = View(rank_all, ("excluded",))
@@ -123,6 +126,7 @@ def _leave_out(index: ItemIndex, excluded: Pairs, barred: Barred, pairs: Pairs, 
     return pairs.take(is_kept), memory[is_kept]
 
 
-def _score(index: ItemIndex, users: Floats, pairs: Pairs, memory: Floats) -> Floats:
+def _score(index: ItemIndex, scored: Scored, pairs: Pairs, memory: Floats) -> Floats:
     """Score pairs as the index would, plus the memory, (C,)."""
-    return (dot_pairs(users, index.vectors, pairs.requests, pairs.rows) + memory).astype(np.float32)
+    products = dot_pairs(scored.vectors, index.vectors, pairs.requests, pairs.rows)
+    return (products + scored.added.of_pairs(pairs.requests, pairs.rows, len(index)) + memory).astype(np.float32)

@@ -214,7 +214,9 @@ class Recommender:
     def _score(self, requests: Sequence[Request]) -> Iterator[tuple[EncodedRequests, Scored]]:
         for tile in _tiles(len(requests)):
             encoded = self._encoder.encode(requests[tile])
-            yield encoded, Scored(encoded.items, *self._towers.users(encoded.tower, self.catalogue.vectors))
+            tower = encoded.tower
+            added = self.bundle.neighbours.add_up(tower.history_rows, tower.arrays["history_lengths"])
+            yield encoded, Scored(encoded.items, *self._towers.users(tower, self.catalogue.vectors), added)
 
 
 def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:

@@ -18,6 +18,7 @@ from serve.golden import write_golden
 from serve.golden_requests import draw_requests
 from serve.items import write_items
 from serve.manifest import Facts, compute_space_id
+from serve.neighbours import Neighbours
 from serve.owned import statistic_names
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
@@ -205,7 +206,9 @@ def item_tower(space_id: str, seed: int) -> bytes:
     return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
 
 
-def write_linear(stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Facts:
+def write_linear(
+    stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | None = None, neighbours: Neighbours | None = None
+) -> Facts:
     """Write all files of a bundle with golden answers into a stage."""
     vectors = vectors_of(seed) if vectors is None else vectors
     text = schema.to_json().encode()
@@ -219,6 +222,7 @@ def write_linear(stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | 
     (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
     (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
     np.save(stage.path / "item_vectors.npy", vectors)
+    (stage.path / "item_neighbours.npy").write_bytes((neighbours or Neighbours.none(N)).to_bytes())
     write_index(stage.path / "items.faiss", vectors)
     write_items(pa.table(items), stage.path / "items.parquet")
     (stage.path / "MODEL_CARD.md").write_text("# Model card\n")
@@ -229,8 +233,14 @@ def write_linear(stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | 
     return facts
 
 
-def publish_linear(directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None) -> Path:
+def publish_linear(
+    directory: Path,
+    schema: Schema,
+    seed: int,
+    vectors: np.ndarray | None = None,
+    neighbours: Neighbours | None = None,
+) -> Path:
     """Publish a bundle with golden answers and return its folder."""
     with Stage.open(directory) as stage:
-        facts = write_linear(stage, schema, seed, vectors)
+        facts = write_linear(stage, schema, seed, vectors, neighbours)
         return publish(stage.prepare(facts, {})).path

@@ -10,6 +10,7 @@ import pytest
 
 import run_training
 import train
+from datamodules.config import SplitConfig
 from datamodules.splits import split_interactions
 from models import yardstick
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Blend, Judged, choose_blend, unjudged
@@ -74,7 +75,7 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
 ):
     asked, correlated, factorise = [], [], run_training.factorise
 
-    def choose(towers, make_factors, is_ordered, requests, validation):
+    def choose(towers, correlate, is_ordered, requests, validation):
         asked.append((is_ordered, sum(len(batch.target_rows) for batch in validation)))
         return WITH_THEM
 
@@ -149,3 +150,34 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
     assert judged[0] == judged[1]
     assert parts[0].shape[1] == R
     assert np.array_equal(*parts)
+
+
+def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch):
+    judged = Judged(Blend(0.5, 0.0, 30.0, 1.0), 0.3, 0.2)
+    asked = []
+
+    def choose(towers, correlate, is_ordered, requests, validation):
+        asked.append((is_ordered, correlate(30.0).most))
+        return judged
+
+    monkeypatch.setattr(run_training, "choose_blend", choose)
+    interactions, users, items = make_tables(3, simultaneous=False)
+    data = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
+    model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
+    run = train.run(
+        train.Config(data, model, QUIET, tmp_path / "run"), (interactions.drop(columns="datetime"), users, items)
+    )
+    assert asked == [(False, 4)]
+    assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
+    recommender = Recommender.load(run.bundle)
+    neighbours, vectors = recommender.bundle.neighbours, recommender.catalogue.vectors
+    assert np.diff(neighbours.offsets).tolist() == [4] * len(vectors)
+    request = {"history": [{"item_id": 100}, {"item_id": 101}]}
+    answers = recommender.recommend([request], k=len(vectors))
+    told = vectors.astype(np.float64) @ recommender.encode_users([request])[0]
+    for row in recommender.item_rows([100, 101]):
+        part = slice(neighbours.offsets[row], neighbours.offsets[row + 1])
+        told[neighbours.rows[part]] += neighbours.weights[part] / 2**0.5
+    np.testing.assert_allclose(answers.score, told[answers.item_row], rtol=1e-4, atol=1e-5)
+    plain = np.argsort(-(vectors @ recommender.encode_users([request])[0]), kind="stable")
+    assert answers.item_row.tolist() != [row for row in plain.tolist() if row in answers.item_row]

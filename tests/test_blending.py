@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,18 +16,19 @@ from models.blending import (
     POWERS,
     SHARES,
     Blend,
+    Correlate,
     Figures,
     Judged,
-    MakeFactors,
     blend_in,
     choose_blend,
     pick,
     unjudged,
 )
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
-from models.item_correlations import RIDGES, Factors
+from models.correlated_scores import ByVectors
+from models.item_correlations import RIDGES, Factors, PairCorrelations
 from models.towers import Towers
-from models.validation import request_ndcg
+from models.validation import novel_ndcg, request_ndcg
 from models.yardstick import Yardstick
 from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
@@ -59,7 +61,7 @@ def side(request):
     return data, make_towers(world, data, similarity, n_blocks=0 if is_set else 2)
 
 
-def make(factors: Tensor) -> MakeFactors:
+def make(factors: Tensor) -> Correlate:
     """Let correlations of any ridge have these factors."""
     return lambda _: Factors(factors, SPREAD)
 
@@ -212,6 +214,64 @@ def test_correlations_that_know_what_comes_next_are_blended_in(side):
     assert judged.ndcg > judged.ndcg_alone
 
 
+@pytest.fixture
+def of_a_set():
+    """Give the towers of a set, their data and their items pair by pair."""
+    world, held_out = hold_out(make_set_world(FeaturesConfig(item={"category": "categorical"})))
+    data = make_data(world, validation=held_out)
+    pairs = np.random.default_rng(4).standard_normal((N - 1, N - 1)).astype(np.float32)
+    made = PairCorrelations(pairs, SPREAD.numpy()[:-1], np.random.default_rng(5).permutation(N)[:-1], N, most=3)
+    return data, make_towers(world, data, "cosine", n_blocks=0), made
+
+
+@torch.no_grad()
+def score_by_neighbours(made: PairCorrelations, power: float, batch: RequestBatch) -> np.ndarray:
+    """Add up, an item at a time, what items of a history say of their neighbours."""
+    neighbours, scores = made.find_neighbours(power), np.zeros((len(batch.history_rows), N))
+    for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
+        for item in batch.history_rows[user, :length].tolist():
+            for place in range(neighbours.offsets[item], neighbours.offsets[item + 1]):
+                scores[user, neighbours.rows[place]] += neighbours.weights[place] / max(length, 1) ** 0.5
+    return scores
+
+
+@pytest.mark.parametrize("power", POWERS)
+def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, power):
+    data, towers, made = of_a_set
+    requests = list(data.drawn_requests(50))
+    (batch,) = data.validation_batches
+    plain, width = score(towers, batch), towers.item_tower.history_dim
+    learned = np.mean([score(towers, one).var() for one in requests])
+    told = np.mean([score_by_neighbours(made, power, one).var() for one in requests])
+    blend_in(towers, lambda _: made, Blend(0.3, 0.0, RIDGES[0], power), requests)
+    expected = plain + 0.3 * np.sqrt(learned / told) * score_by_neighbours(made, power, batch)
+    items = towers.item_vectors(batch.popularity)  # (N, W)
+    users, _ = towers.request_vectors(batch, items)  # (B, W)
+    np.testing.assert_allclose(towers.score_items(users, items, batch).detach(), expected, atol=1e-4)
+    assert towers.item_tower.history_dim == width  # vectors are what they were
+
+
+def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
+    data, towers, made = of_a_set
+    (batch,) = data.validation_batches
+    knowing = np.zeros((N - 1, N - 1), np.float32)
+    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
+    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
+            if item in place_of and target in place_of:
+                knowing[place_of[item], place_of[target]] += 1
+    by_ridge = {ridge: replace(made, correlations=-knowing) for ridge in RIDGES}
+    by_ridge[RIDGES[2]] = replace(made, correlations=knowing, most=N)
+    requests = list(data.drawn_requests(50))
+    judged = choose_blend(towers, by_ridge.__getitem__, False, requests, [batch])
+    assert judged.blend.share > 0
+    assert judged.blend.ridge == RIDGES[2]
+    blend_in(towers, by_ridge.__getitem__, judged.blend, requests)
+    items = towers.item_vectors(batch.popularity)  # (N, W)
+    users, _ = towers.request_vectors(batch, items)  # (B, W)
+    assert novel_ndcg(towers.score_items(users, items, batch), batch).mean() == pytest.approx(judged.ndcg)
+
+
 def test_the_users_that_scores_are_measured_by_have_events(side):
     data, _ = side
     strangers = sum(int((batch.arrays["history_lengths"] == 0).sum()) for batch in data.final_requests())
@@ -233,9 +293,9 @@ def test_with_a_memory_only_what_users_do_not_have_shows_how_much_correlations_v
     data = make_data(world)
     towers, requests = make_towers(world, data, "dot"), list(data.drawn_requests(50))
     yardstick = Yardstick(towers, requests)
-    assert yardstick.measure(CorrelatedOwned(), FACTORS).unit > 0
+    assert yardstick.measure(ByVectors(CorrelatedOwned(), FACTORS)).unit > 0
     yardstick.is_owned = [torch.ones_like(is_owned) for is_owned in yardstick.is_owned]
-    assert yardstick.measure(CorrelatedOwned(), FACTORS).unit == 0
+    assert yardstick.measure(ByVectors(CorrelatedOwned(), FACTORS)).unit == 0
 
 
 def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):

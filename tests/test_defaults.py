@@ -8,22 +8,21 @@ from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import (
-    BLENDED_DIM,
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
     LONG_HISTORY,
-    MANY_BLENDED_DIM,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
-    MOST_BLENDED,
-    MOST_BLENDED_OF_SETS,
+    MOST_FACTORISED_OF_SETS,
     MOST_FROZEN,
+    NEIGHBOURS,
     RULES,
     TRAINED_DIM,
     USERS_OF_A_FACTOR,
     DataCounts,
     choose_recipe,
 )
+from serve.errors import SchemaError
 
 NAMES = [field.name for field in fields(Recipe)]
 SHORT = DataCounts(
@@ -67,6 +66,7 @@ GIVEN = ModelConfig(
     id_dropout=0.17,
     similarity="cosine",
     correlations=17,
+    neighbours=0,
     freeze_items=True,
     negatives=19,
     learning_rate=0.0123,
@@ -220,19 +220,18 @@ def test_a_start_that_is_trained_is_trained_long_with_much_dropout_and_a_frozen_
 def test_items_that_a_configuration_freezes_or_trains_have_the_rest_chosen_around_them():
     of_as_many = replace(SET_OF_MANY, has_demographics=True)
     assert choose(of_as_many, freeze_items=True) == choose(SET_OF_FEW)
-    trained = choose(SET_OF_FEW, freeze_items=False)
-    assert replace(trained, correlations=MANY_BLENDED_DIM) == choose(of_as_many)  # few users do not fill so many
+    assert choose(SET_OF_FEW, freeze_items=False) == choose(of_as_many)
 
 
 def test_frozen_items_have_many_factors_where_there_are_many_of_them():
     n_items, n_users = FROZEN_DIM * ITEMS_OF_A_FACTOR, FROZEN_DIM * USERS_OF_A_FACTOR
     least = replace(SET_OF_FEW, n_items=n_items, n_users=n_users)
-    most = replace(SET_OF_FEW, n_items=MOST_BLENDED_OF_SETS)
+    most = replace(SET_OF_FEW, n_items=MOST_FACTORISED_OF_SETS)
     assert {choose(counts).dim for counts in (SET_OF_FEW, least, most)} == {FROZEN_DIM}
     others = (
         replace(least, n_items=n_items - 1),
         replace(least, n_users=n_users - 1),
-        replace(most, n_items=MOST_BLENDED_OF_SETS + 1),
+        replace(most, n_items=MOST_FACTORISED_OF_SETS + 1),
         SET_OF_MANY,
     )
     assert {choose(counts).dim for counts in others} == {TRAINED_DIM}
@@ -283,18 +282,26 @@ def test_the_reasons_name_what_the_data_has():
 
 def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay_at_them():
     families = {name: choose(family).correlations for name, family in FAMILIES.items()}
-    assert {name for name, n in families.items() if n} == {"long", "set", "set of many", "repeated"}
-    assert families["set of many"] > families["long"]
+    assert {name for name, n in families.items() if n} == {"long", "set", "repeated"}
+    neighbours = {name: choose(family).neighbours for name, family in FAMILIES.items()}
+    assert {name for name, n in neighbours.items() if n} == {"set of many"}  # pair by pair
 
 
-def test_trained_sets_have_as_many_correlations_as_their_items_fill_and_the_search_bears():
-    least, most = ITEMS_OF_A_FACTOR * MANY_BLENDED_DIM, MOST_BLENDED
-    for n_items in (least, most):
-        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == MANY_BLENDED_DIM
-    for n_items in (least - 1, most + 1, MOST_BLENDED_OF_SETS):
-        assert choose(replace(SET_OF_MANY, n_items=n_items), freeze_items=False).correlations == BLENDED_DIM
-    few = replace(SET_OF_MANY, n_users=USERS_OF_A_FACTOR * MANY_BLENDED_DIM - 1)
-    assert choose(few, freeze_items=False).correlations == BLENDED_DIM
+def test_correlations_are_blended_in_one_way():
+    factors, none = choose(SET_OF_MANY, correlations=256), choose(SET_OF_MANY, correlations=0)
+    assert (factors.correlations, factors.neighbours) == (256, 0)
+    assert (none.correlations, none.neighbours) == (0, NEIGHBOURS)
+    told = choose(SET, neighbours=5)
+    assert (told.correlations, told.neighbours) == (0, 5)
+    with pytest.raises(SchemaError, match="allowed: one of them"):
+        ModelConfig(correlations=1, neighbours=1)
+
+
+@pytest.mark.parametrize("counts", [LONG, SHORT, REPEATED, replace(SET, is_repeated=True)])
+def test_only_sets_have_neighbours(counts):
+    assert choose(counts, neighbours=0).neighbours == 0
+    with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed here, .*: 0"):
+        choose(counts, neighbours=5)
 
 
 def test_vectors_of_a_large_catalogue_stay_short():

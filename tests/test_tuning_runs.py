@@ -33,7 +33,7 @@ from tuning.study import open_study
 
 ROOT = Path(__file__).parent.parent
 N_KILLS = 2
-RECIPE = Recipe(64, 1, 2, 0.3, 0.1, "dot", 0, False, 512, 2e-3, 50, 128, 12, 5)
+RECIPE = Recipe(64, 1, 2, 0.3, 0.1, "dot", 0, 0, False, 512, 2e-3, 50, 128, 12, 5)
 FIELDS = list(asdict(RECIPE))
 
 

@@ -12,6 +12,7 @@ from serve.faiss_file import write_index
 from serve.golden import Answer, write_golden
 from serve.items import write_items
 from serve.manifest import Facts, compute_space_id
+from serve.neighbours import Neighbours
 from serve.schema import Feature, Schema
 from serve.staging import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
@@ -93,6 +94,13 @@ def tiny_item_tower(space_id: str, seed: int, width: int = D - P) -> bytes:
     )
 
 
+def tiny_neighbours(seed: int) -> Neighbours:
+    """Give items 0 to 3 or fewer neighbours."""
+    rng = np.random.default_rng(seed)
+    offsets = np.concatenate([[0], rng.integers(0, 4, N).cumsum()])
+    return Neighbours(offsets, rng.integers(0, N, offsets[-1]), rng.standard_normal(offsets[-1]).astype(np.float32))
+
+
 def write_stage(folder: Path, seed: int) -> None:
     """Write all files but the golden requests and the manifest."""
     vectors = tiny_vectors(seed)
@@ -102,6 +110,7 @@ def write_stage(folder: Path, seed: int) -> None:
     (folder / "user_tower.onnx").write_bytes(tiny_user_tower(space_id, seed))
     (folder / "item_tower.onnx").write_bytes(tiny_item_tower(space_id, seed))
     np.save(folder / "item_vectors.npy", vectors)
+    (folder / "item_neighbours.npy").write_bytes(tiny_neighbours(seed).to_bytes())
     write_index(folder / "items.faiss", vectors)
     titles = [f"Title {seed} {row}" for row in range(N)]
     write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")

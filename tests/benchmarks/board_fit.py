@@ -22,7 +22,7 @@ from datamodules.targets import only_targets
 from evaluation.metrics import Floats
 from models.config import recipe_of
 from models.towers import Towers
-from models.validation import request_ndcg
+from models.validation import all_ndcg, novel_ndcg
 from run_config import Config, parse
 from tests.benchmarks.board_list import Board
 
@@ -120,11 +120,17 @@ class FullRanking:
         return {" ".join([view, how]).strip(): views[view] for how, views in asked.items() for view in self.views}
 
     def _rank(self, towers: Towers, items: torch.Tensor, batches: list[RequestBatch]) -> dict[str, Floats]:
-        parts = [request_ndcg(*towers.request_vectors(batch, items), items, batch) for batch in batches]
+        parts = [self._rank_batch(towers, items, batch) for batch in batches]
         values = {view: np.concatenate([part[view] for part in parts]) for view in self.views}
         everybody = self.views[0]  # whose targets are all there are: a user without a known one is a miss
         values[everybody] = np.append(values[everybody], np.zeros(self.n_users - len(values[everybody])))
         return values
+
+    @staticmethod
+    def _rank_batch(towers: Towers, items: torch.Tensor, batch: RequestBatch) -> dict[str, Floats]:
+        users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
+        scores = towers.score_items(users, items, batch)  # (B, N)
+        return {"all": all_ndcg(scores, bonus, batch), "novel": novel_ndcg(scores, batch)}
 
 
 def tell_moments(batches: list[RequestBatch], moments: torch.Tensor) -> list[RequestBatch]:

@@ -90,12 +90,12 @@ def without_context(config: Config) -> Config:
     """Declare no context; a set of few users is left where correlations put it, all else is as with context."""
     is_ordered = recipe_of(config.model).n_blocks > 0
     n_correlations = config.model.correlations if is_ordered else 0
-    model = replace(config.model, freeze_items=True, correlations=n_correlations)
+    model = replace(config.model, freeze_items=True, correlations=n_correlations, neighbours=0)
     return replace(config, model=model, data=replace(config.data, features=replace(config.data.features, context={})))
 
 
 def without_correlations(config: Config) -> Config:
-    return replace(config, model=replace(config.model, correlations=0))
+    return replace(config, model=replace(config.model, correlations=0, neighbours=0))
 
 
 def hold_rate(model: TwoTower) -> None:

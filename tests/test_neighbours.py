@@ -1,0 +1,207 @@
+"""What items of a history add to the scores of their neighbours, against dense algebra."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.added import NOTHING_ADDED, Added
+from serve.bundle import Bundle
+from serve.coarse import make_coarse
+from serve.errors import BundleError
+from serve.index import ItemIndex
+from serve.layout import NEIGHBOURS
+from serve.neighbours import ENTRY, Neighbours
+from serve.recommender import Recommender
+from tests.linear_bundle import FILMS, SHOP, N, item_ids, publish_linear
+from tests.linear_profiles import known_users, requests_of
+from tests.linear_reference import naive_list, naive_scores
+
+SEED = 3
+
+
+def draw_matrix(seed: int, n_items: int = N) -> np.ndarray:
+    """Draw S, (N, N), of which two thirds are 0 and some rows whole."""
+    rng = np.random.default_rng(seed)
+    matrix = rng.standard_normal((n_items, n_items)) * (rng.random((n_items, n_items)) < 1 / 3)
+    matrix[rng.random(n_items) < 0.2] = 0
+    return matrix.astype(np.float32)
+
+
+def to_neighbours(matrix: np.ndarray) -> Neighbours:
+    items, rows = matrix.nonzero()
+    return Neighbours(np.searchsorted(items, np.arange(len(matrix) + 1)), rows, matrix[items, rows])
+
+
+@st.composite
+def histories(draw):
+    n_items, n_requests = draw(st.integers(1, 15)), draw(st.integers(1, 5))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    rows = rng.integers(0, n_items + 2, (n_requests, draw(st.integers(1, 6))))  # the last two came after the bundle
+    return draw_matrix(int(rng.integers(2**32)), n_items), rows, rng.integers(0, rows.shape[1] + 1, n_requests)
+
+
+@given(histories())
+@settings(max_examples=150, deadline=None)
+def test_histories_add_what_a_matrix_product_does(case):
+    matrix, rows, lengths = case
+    n_items = len(matrix)
+    expected = np.zeros((len(rows), n_items))
+    for request, length in enumerate(lengths):
+        known = [row for row in rows[request, :length] if row < n_items]
+        expected[request] = matrix[known].sum(axis=0) / max(length, 1) ** 0.5
+    added = to_neighbours(matrix).add_up(rows, lengths)
+    spread = added.spread(slice(0, len(rows)), n_items + 2)
+    if spread is None:
+        assert not expected.any()
+        spread = np.zeros((n_items + 2, len(rows)))
+    np.testing.assert_allclose(spread[:n_items].T, expected, atol=1e-5)
+    assert not spread[n_items:].any()
+    bounds = added.bound(len(rows))
+    assert (np.abs(expected).max(axis=1) <= bounds + 1e-5).all()
+    requests, items = (grid.ravel() for grid in np.indices(expected.shape))
+    of_pairs = added.of_pairs(requests, items, n_items + 2)
+    assert of_pairs.tolist() == spread[items, requests].tolist()  # bit for bit, for scores that are told two ways
+    kept = np.arange(len(rows)) % 2 == 0
+    places = np.where(kept, kept.cumsum() - 1, -1)
+    taken = added.take(places).spread(slice(0, int(kept.sum())), n_items + 2)
+    assert taken is None or taken.tolist() == spread[:, kept].tolist()
+
+
+@given(st.integers(0, 2**32), st.integers(1, 30))
+@settings(max_examples=100, deadline=None)
+def test_a_search_with_something_added_is_a_sort_of_all_sums(seed, k):
+    """Small whole numbers, so that many scores are equal: these order by row."""
+    rng = np.random.default_rng(seed)
+    n_items, n_requests = int(rng.integers(1, 40)), int(rng.integers(1, 70))  # more than a tile of the search
+    vectors = rng.integers(-2, 3, (n_items, 2)).astype(np.float32)
+    users = rng.integers(-2, 3, (n_requests, 2)).astype(np.float32)
+    requests = np.sort(rng.integers(n_requests, size=3 * n_requests))
+    rows = rng.integers(n_items, size=len(requests))
+    values = rng.integers(-3, 4, len(requests)).astype(np.float32)
+    excluded = rng.integers(n_items, size=n_requests), np.arange(n_requests + 1)
+    expected = (users @ vectors.T).astype(np.float64)
+    np.add.at(expected, (requests, rows), values)
+    expected[np.arange(n_requests), excluded[0]] = -np.inf
+    scores, found = ItemIndex.build(vectors).search(users, k, excluded, added=Added(requests, rows, values))
+    for request, score in enumerate(expected):
+        order = np.lexsort((np.arange(n_items), -score))[: found.shape[1]]
+        order = np.where(score[order] > -np.inf, order, -1)
+        assert found[request].tolist() == order.tolist()
+        assert scores[request].tolist() == [score[row] if row >= 0 else -np.inf for row in order]
+
+
+def test_rounded_vectors_find_what_is_added_too():
+    """Of as many items as are searched by rounded vectors, one that only the added term lifts."""
+    rng = np.random.default_rng(5)
+    vectors = rng.standard_normal((60_000, 16)).astype(np.float32)
+    index = ItemIndex.build(vectors)
+    coarse = ItemIndex(vectors, make_coarse(vectors))
+    users = rng.standard_normal((2, 16)).astype(np.float32)
+    worst = (users @ vectors.T).argmin(axis=1)
+    added = Added(np.arange(2), worst, np.full(2, 100, np.float32))
+    for found in (index, coarse):
+        scores, rows = found.search(users, 3, added=added)
+        assert rows[:, 0].tolist() == worst.tolist()
+        without = found.search(users, 2)
+        assert rows[:, 1:].tolist() == without[1].tolist()
+        assert scores[:, 1:].tolist() == without[0].tolist()
+
+
+@pytest.fixture(scope="module", params=["shop", "films"])
+def world(request, tmp_path_factory):
+    """Give a schema, S, and what answers from a bundle with it."""
+    schema = {"shop": SHOP, "films": FILMS}[request.param]
+    matrix = 20 * draw_matrix(SEED)
+    path = publish_linear(tmp_path_factory.mktemp("neighbours"), schema, SEED, neighbours=to_neighbours(matrix))
+    return schema, matrix, Recommender.load(path)
+
+
+@pytest.mark.parametrize("mode", ["all", "novel", "owned"])
+def test_answers_are_those_of_brute_force(world, mode):
+    schema, matrix, recommender = world
+    row_of = {item_id: row for row, item_id in enumerate(item_ids(schema))}
+    requests = [one for one in requests_of(schema) if "user_id" not in one]
+    assert any(one.get("history") for one in requests)
+    ask = {
+        "all": lambda: recommender.recommend(requests, 4, filter_viewed=False),
+        "novel": lambda: recommender.recommend(requests, 4, filter_viewed=True),
+        "owned": lambda: recommender.rank_owned(requests, 4),
+    }
+    n_changed = 0
+    for request, answer in zip(requests, ask[mode](), strict=True):
+        _, scores, owned = naive_scores(schema, SEED, known_users(schema), request)
+        history = [row_of[one["item_id"]] for one in request.get("history") or [] if one["item_id"] in row_of]
+        last = history[-schema.history_length :]  # what the tower reads
+        told = np.asarray(scores) + matrix[last].sum(axis=0) / max(len(last), 1) ** 0.5
+        rows = {"all": set(range(N)), "novel": set(range(N)) - owned, "owned": owned}[mode]
+        rows -= {row_of[item_id] for item_id in request.get("exclude", [])}
+        expected = naive_list(told, rows, 4)
+        assert [row_of[item_id] for item_id in answer.item_id] == expected
+        np.testing.assert_allclose(answer.score, told[expected], rtol=1e-4, atol=1e-4)
+        n_changed += expected != naive_list(scores, rows, 4)
+    assert n_changed
+
+
+def test_filters_rank_by_the_same_scores(world):
+    """Requests that share filters are taken out of their tile together."""
+    schema, _, recommender = world
+    requests = [one for one in requests_of(schema) if "user_id" not in one]
+    plain = recommender.recommend(requests, N)
+    where = {"where": "brand = 'x'"}
+    mixed = [request | ({"filters": where} if place % 2 else {}) for place, request in enumerate(requests)]
+    brands = dict(zip(item_ids(schema), recommender.catalogue.table.column("brand").to_pylist(), strict=True))
+    for place, (answer, whole) in enumerate(zip(recommender.recommend(mixed, N), plain, strict=True)):
+        kept = [brands[one] == "x" or place % 2 == 0 for one in whole.item_id.tolist()]
+        assert answer.item_id.tolist() == whole.item_id[kept].tolist()
+        assert answer.score.tolist() == whole.score[kept].tolist()
+
+
+def test_a_file_holds_what_was_written():
+    neighbours = to_neighbours(draw_matrix(1))
+    content = np.frombuffer(neighbours.to_bytes(), np.uint8)
+    read = Neighbours.from_bytes(content, N)
+    for name in ("offsets", "rows", "weights"):
+        assert getattr(read, name).tolist() == getattr(neighbours, name).tolist()
+    none = Neighbours.from_bytes(np.frombuffer(Neighbours.none(N).to_bytes(), np.uint8), N)
+    assert none.n_items == N
+    assert none.add_up(np.array([[1, 2]]), np.array([2])) is NOTHING_ADDED
+
+
+def write(entries: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    np.save(file, entries, allow_pickle=False)
+    return file.getvalue()
+
+
+def entry(item: int, neighbour: int, weight: float) -> np.ndarray:
+    return np.array([(0, 1, 0.5), (item, neighbour, weight)], ENTRY)
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"no array at all", "magic"),
+        (write(np.zeros(3, np.float32)), "it holds float32"),
+        (write(entry(1, 2, 0.5))[:-4], "divisor"),
+        (write(entry(1, 2, 0.5))[:-12], "it holds 1 entries; its header says 2"),
+        (write(entry(N, 2, 0.5)), f"'item' is outside 0 to {N - 1}"),
+        (write(entry(1, -1, 0.5)), f"'neighbour' is outside 0 to {N - 1}"),
+        (write(entry(1, 2, np.nan)), "not finite"),
+        (write(np.flip(entry(1, 2, 0.5))), "ascending"),
+    ],
+)
+def test_another_file_is_refused(content, said):
+    with pytest.raises(ValueError, match=re.escape(said)):
+        Neighbours.from_bytes(np.frombuffer(content, np.uint8), N)
+
+
+def test_a_bundle_names_the_file_that_cannot_be_read(tmp_path):
+    wrong = Neighbours(np.array([0, 1]), np.array([N]), np.ones(1, np.float32))
+    with pytest.raises(BundleError, match=f"{NEIGHBOURS} cannot be read: a row of 'neighbour' is outside"):
+        Bundle.load(publish_linear(tmp_path, FILMS, SEED, neighbours=wrong))
