@@ -139,7 +139,7 @@ def judge_blend(config: Config, trained: Trained) -> Trained:
     data = trained.data
     requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_correlate(config, trained)
     judged = choose_blend(trained.towers, correlate, data.trains_on_windows, requests, data.validation_batches)
-    console.print(describe(judged))
+    console.print(describe(judged, recipe_of(config.model).neighbours))
     return replace(trained, judged=judged)
 
 
@@ -171,12 +171,13 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
-def describe(judged: Judged) -> str:
+def describe(judged: Judged, n_neighbours: int) -> str:
     """Say in words what was chosen."""
     if not judged.blend.share:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
     kind = "covariances" if judged.blend.power else "correlations"
-    share = f"partial {kind} of items blended in by {judged.blend.share:.0%}"
+    how = f", of {n_neighbours} neighbours each," if n_neighbours else ""
+    share = f"partial {kind} of items{how} blended in by {judged.blend.share:.0%}"
     if judged.ndcg is None:
         return f"{share}, as is usual: there is nothing to validate it by"
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"

@@ -136,6 +136,7 @@ def choose_blend(
     found = {none: jury.judge_alone()}
     decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
     for ridge in RIDGES:
+        made = None  # else all pairs of the last ridge would stay in memory while those of the next are formed
         made = correlate(ridge)
         for power, decay in product(POWERS, decays):
             correlated = _score_by(towers, made, power, decay)

@@ -43,19 +43,14 @@ class ByNeighbours:
     def sum_batch(self, batch: RequestBatch) -> Tensor:
         """Sum over the items of each request, by the code that serves: (B, N)."""
         rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
-        summed = self.neighbours.add_up(rows, lengths).spread(slice(0, len(rows)), self.neighbours.n_items)  # (N, B)
-        if summed is None:
+        added = self.neighbours.of_histories(rows, lengths)
+        if added is None:
             return torch.zeros(len(rows), self.neighbours.n_items)  # (B, N)
-        return torch.from_numpy(summed.T).float()  # (B, N)
+        return torch.from_numpy(added.spread(slice(0, len(rows)), self.neighbours.n_items).T).float()  # (B, N)
 
     def score(self, summed: Tensor) -> Tensor:
         """Return the sums, (B, N): they are scores."""
         return summed  # (B, N)
-
-    @property
-    def longest(self) -> float:
-        """As of `ByVectors`."""
-        return 1.0
 
 
 CorrelatedScores = ByVectors | ByNeighbours

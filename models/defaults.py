@@ -140,9 +140,10 @@ def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> It
         else:
             dim = math.ceil(recipe.dim / recipe.n_heads) * recipe.n_heads
             yield Choice("dim", dim, f"divided by {recipe.n_heads} heads")
-    if recipe.correlations and recipe.neighbours:  # one of them was given
-        name = "correlations" if config.correlations is None else "neighbours"
-        yield Choice(name, 0, "the other of correlations and neighbours was given")
+    if config.neighbours is None and config.correlations is not None:
+        yield Choice("neighbours", 0, "model.correlations was given")
+    if config.neighbours and config.correlations is None:
+        yield Choice("correlations", 0, "model.neighbours was given")
     n_steps = recipe.max_epochs * math.ceil(counts.n_examples / recipe.batch_size)
     longest = max(1, int(WARMUP_SHARE * n_steps))
     if config.warmup_steps is None and recipe.warmup_steps > longest:
@@ -203,7 +204,7 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
 
 
 def _neighbours(counts: DataCounts) -> tuple[int, str]:
-    if counts.trains_correlations:
+    if counts.trains_correlations and counts.n_items <= MOST_FACTORISED_OF_SETS:
         return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
     return 0, counts.shape
 

@@ -163,13 +163,17 @@ def find_level(
 def find_length(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find how long, half to whole, taste and correlations must be for new items to take no more; see `find_level`."""
+    """Find how long, half to whole, taste and correlations must be for new items to take no more; see `find_level`.
+
+    Up to `LONGEST` where the others have neighbours, which a new item has not.
+    """
+    longest = LONGEST if len(towers.neighbours.rows) else 1.0
     contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)
 
     def count(length: float) -> int:
         return sum(contest.places(contest.scores * length) for contest in contests)
 
-    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, 1.0)
+    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, longest)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.correlated_scores import CorrelatedScores
+from models.correlated_scores import ByVectors, CorrelatedScores
 from models.lead import Contest, find_lead
 from models.towers import Towers
 
@@ -78,7 +78,7 @@ class Measured:
             where there is no memory.
         """
         kept, weight = self.yardstick, share * self.unit
-        if not (kept.has_memory and weight):
+        if not (kept.has_memory and weight and isinstance(self.correlated, ByVectors)):
             return 0.0
         pairs = zip(kept.scores, self.sums, strict=True)
         lifted = [scores + weight * self.correlated.score(summed) for scores, summed in pairs]  # (B, N) each

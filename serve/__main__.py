@@ -50,7 +50,7 @@ _EXPORT = """Write the vectors of users or items to a folder of Parquet files.
 
 The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is
 the whole score only of items that the user does not own yet: the rest of an owned item's score lies in
-no vector, and recommend knows it.
+no vector, and recommend knows it. So does what items of a set add to their neighbours, where it is trained.
 
 examples:
   python -m serve export --bundle runs/grocery/bundle --side item --out vectors

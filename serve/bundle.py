@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from serve.array_file import open_array
 from serve.errors import BundleError, SchemaError
 from serve.folder import Content, read_folder, read_steadily
 from serve.golden import Answer, replay
@@ -138,13 +138,8 @@ def _read_schema(content: Content) -> Schema:
 
 def _read_vectors(content: Content, manifest: Manifest) -> Floats:
     """View the mapped file as the array it holds; nothing is copied."""
-    head = io.BytesIO(content[:1024].tobytes())
     try:
-        np.lib.format.read_magic(head)
-        shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(head)
-        if is_fortran or dtype != np.float32:
-            raise ValueError(f"it holds {dtype}, fortran_order {is_fortran}; expected float32 in C order")
-        vectors: Floats = content[head.tell() :].view(dtype).reshape(shape)
+        vectors: Floats = open_array(content, np.dtype(np.float32), n_axes=2)
         check_vectors(vectors)
     except ValueError as error:
         raise BundleError(f"{VECTORS} cannot be read: {error}") from error

@@ -1,7 +1,8 @@
 """Vectors of many users or items as Parquet shards: constant memory, and a killed export goes on where it stopped.
 
 The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is the whole
-score only of items that the user does not own: an owned item has a second part, the memory, which no vector holds.
+score only of items that the user does not own: an owned item has a second part, the memory, which no vector holds,
+as it holds nothing of what items add to their neighbours (`serve.neighbours`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The item index: exact inner product over all items, exclusions inside the search.
+"""The item index: exact scores of all items, inner products and what is added to them, exclusions inside the search.
 
 The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat index, which
 would be a second copy; a few requests among many items are searched with a rounded copy (`serve.coarse`). Median ms of
@@ -16,7 +16,8 @@ FAISS chooses the slower of its two ways for a batch of this size; where nothing
 faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
 
 `items.faiss` is the same vectors for whoever reads the bundle with FAISS; loading checks that it agrees. An
-approximate index would be another class with these methods: `load`, `search`, `similar`.
+approximate index would be another class with these methods: `load`, `search`, `similar`. What is added to products
+(`serve.neighbours`) lies in no vector: FAISS does not know it.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.added import NOTHING_ADDED, Added
 from serve.coarse import MOST_CONTENDERS, MOST_REQUESTS, CoarseVectors, make_coarse
 from serve.faiss_file import check_file
 from serve.item_vectors import (
+    bound_addition,
     bound_rounding,
     bound_scores,
     check_vectors,
@@ -39,6 +40,7 @@ from serve.item_vectors import (
     measure_divisors,
     measure_lengths,
 )
+from serve.neighbours import Added
 from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
 
 Ragged = tuple[Ints, Ints]
@@ -132,7 +134,7 @@ class ItemIndex:
         k: int,
         excluded: Ragged | None = None,
         barred: NDArray[np.bool_] | None = None,
-        added: Added = NOTHING_ADDED,
+        added: Added | None = None,
     ) -> tuple[Floats, Ints]:
         """Find the k items with the largest score among those neither excluded nor barred.
 
@@ -158,12 +160,12 @@ class ItemIndex:
         product = np.empty(len(self) * tile, dtype=np.float32)
         best_scores = np.empty((len(users), k), dtype=np.float32)
         best_rows = np.empty((len(users), k), dtype=np.int64)
-        slack = self._slack(users, added)
+        slack = self._slack(users)
         for start in range(0, len(users), tile):
             part = slice(start, min(start + tile, len(users)))
             bounds = offsets[start : part.stop + 1]
             masked = (rows[bounds[0] : bounds[-1]], bounds - bounds[0])
-            more = added.spread(part, len(self))
+            more = None if added is None else added.spread(part, len(self))
             best = self._search_tile(users[part], k, masked, barred, more, slack[part], product)
             best_scores[part], best_rows[part] = best
         return best_scores, best_rows
@@ -211,6 +213,8 @@ class ItemIndex:
         product: Floats,
     ) -> tuple[Floats, Ints]:
         """Search for T users; `more` (N, T) is added, `product`, of N T entries or more, is written over."""
+        if more is not None:
+            slack = slack + bound_addition(more)
         rows, offsets = excluded
         cells = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
 
@@ -268,9 +272,9 @@ class ItemIndex:
             raise ValueError(f"user vector {int(np.argmin(np.isfinite(users).all(axis=1)))} is not finite")
         return np.ascontiguousarray(users)
 
-    def _slack(self, users: Floats, added: Added) -> Floats:
+    def _slack(self, users: Floats) -> Floats:
         """Return more than twice the largest rounding error of a float32 score of each user, (B,)."""
-        largest = bound_scores(users, self._longest) + added.bound(len(users))
+        largest = bound_scores(users, self._longest)
         if largest.max(initial=0.0) > np.finfo(np.float32).max / 4:
             raise ValueError(f"user vector {int(largest.argmax())} is too long: its scores overflow float32")
         slack: Floats = (2 * bound_rounding(largest, users.shape[1])).astype(np.float32)

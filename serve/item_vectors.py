@@ -57,6 +57,16 @@ def bound_rounding(largest: NDArray[np.float64], n_dims: int) -> NDArray[np.floa
     return bound
 
 
+def bound_addition(added: NDArray[np.float64]) -> Floats:
+    """Return more than twice the most by which float32 scores are off for having (N, T) added to them, (T,).
+
+    The sum is rounded once where it is approximate and once where it is exact, each time by at most 2^-24 of itself;
+    what of it is a product is in `bound_rounding`.
+    """
+    bound: Floats = (2.0**-21 * np.abs(added).max(axis=0)).astype(np.float32)
+    return bound
+
+
 def extend_divisors(lengths: NDArray[np.float64], vectors: Floats, rows: Ints, n_dims: int) -> NDArray[np.float64]:
     """Return the lengths of the first columns of all vectors, of which `rows` are measured and the others known."""
     extended = np.concatenate([lengths, np.ones(len(vectors) - len(lengths))])

@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.added import NOTHING_ADDED, Added
 from serve.index import ItemIndex
+from serve.neighbours import Added
 from serve.pairs import (
     Pairs,
     RequestItems,
@@ -42,8 +42,8 @@ class Scored:
     """(T, W)."""
     memory: Floats
     """(E,) what each remembered item scores beyond the product of vectors and what is added."""
-    added: Added = NOTHING_ADDED
-    """What the items of the histories add to the scores of others."""
+    added: Added | None = None
+    """What the items of the histories add to the scores of others; None: nothing."""
 
     def __len__(self) -> int:
         return len(self.vectors)
@@ -53,7 +53,7 @@ class Scored:
         place_of = np.full(len(self), -1, dtype=np.int64)
         place_of[places] = np.arange(len(places))
         memory = self.memory[self.items.remembered.of_requests(place_of)]
-        return Scored(self.items.move(place_of), self.vectors[places], memory, self.added.take(place_of))
+        return Scored(self.items.move(place_of), self.vectors[places], memory, self.added and self.added.take(place_of))
 
 
 Rank = Callable[[ItemIndex, Scored, int, Barred], Lists]
@@ -128,5 +128,7 @@ def _leave_out(index: ItemIndex, excluded: Pairs, barred: Barred, pairs: Pairs, 
 
 def _score(index: ItemIndex, scored: Scored, pairs: Pairs, memory: Floats) -> Floats:
     """Score pairs as the index would, plus the memory, (C,)."""
-    products = dot_pairs(scored.vectors, index.vectors, pairs.requests, pairs.rows)
-    return (products + scored.added.of_pairs(pairs.requests, pairs.rows, len(index)) + memory).astype(np.float32)
+    scores = dot_pairs(scored.vectors, index.vectors, pairs.requests, pairs.rows)
+    if scored.added is not None:
+        scores += scored.added.of_pairs(pairs.requests, pairs.rows, len(index))
+    return (scores + memory).astype(np.float32)

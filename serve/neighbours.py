@@ -6,6 +6,7 @@ Vectors of a low rank say what most items have in common. That two items which f
 that an index could hold, but by a number for the pair: each item keeps those of its nearest neighbours.
 
 The file is an array of numbers, `numpy.lib.format`, no pickle: one entry a pair, ordered by item.
+Letters: B requests, E events, N items, C terms of a sum.
 """
 
 from __future__ import annotations
@@ -16,10 +17,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.added import NOTHING_ADDED, Added
+from serve.array_file import open_array
 from serve.top_k import Floats, Ints
 
 ENTRY = np.dtype([("item", "<i4"), ("neighbour", "<i4"), ("weight", "<f4")])
+_LARGEST = 1e30  # of a weight: sums of larger ones would overflow
+_MOST_REQUESTS = 32  # whose terms are laid out at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +32,9 @@ class Neighbours:
     offsets: Ints
     """(N + 1,): item j has the entries from offsets[j] to offsets[j + 1]."""
     rows: Ints
-    """(C,) neighbours."""
+    """Neighbours, one of an entry."""
     weights: Floats
-    """(C,)."""
+    """One of an entry."""
 
     @property
     def n_items(self) -> int:
@@ -51,16 +54,10 @@ class Neighbours:
         """Read what `to_bytes` wrote.
 
         Raises:
-            ValueError: another array, rows outside the catalogue or out of order, or a weight that is not finite.
+            ValueError: another array, rows outside the catalogue or out of order, or a weight that is no number or
+                would overflow.
         """
-        head = io.BytesIO(content[:1024].tobytes())
-        np.lib.format.read_magic(head)
-        shape, _, dtype = np.lib.format.read_array_header_1_0(head)
-        if dtype != ENTRY or len(shape) != 1:
-            raise ValueError(f"it holds {dtype} {shape}; expected one row of {ENTRY}")
-        entries = content[head.tell() :].view(ENTRY)
-        if len(entries) != shape[0]:
-            raise ValueError(f"it holds {len(entries)} entries; its header says {shape[0]}")
+        entries = open_array(content, ENTRY, n_axes=1)
         items, rows = entries["item"].astype(np.int64), entries["neighbour"].astype(np.int64)
         weights = entries["weight"].astype(np.float32)
         for name, values in (("item", items), ("neighbour", rows)):
@@ -68,8 +65,8 @@ class Neighbours:
                 raise ValueError(f"a row of '{name}' is outside 0 to {n_items - 1}")
         if (np.diff(items) < 0).any():
             raise ValueError("its items are not in ascending order")
-        if not np.isfinite(weights).all():
-            raise ValueError("a weight is not finite")
+        if not (np.abs(weights) <= _LARGEST).all():
+            raise ValueError(f"a weight is not between -{_LARGEST:g} and {_LARGEST:g}")
         return cls(np.searchsorted(items, np.arange(n_items + 1)), rows, weights)
 
     def to_bytes(self) -> bytes:
@@ -81,27 +78,64 @@ class Neighbours:
         np.lib.format.write_array(file, entries, (1, 0), allow_pickle=False)
         return file.getvalue()
 
-    def add_up(self, history_rows: Ints, lengths: Ints) -> Added:
-        """Return what histories add.
+    def of_histories(self, history_rows: Ints, lengths: Ints) -> Added | None:
+        """Return what histories add; None where no item adds anything.
 
         Args:
             history_rows: (B, L) item rows, behind the first `lengths` of each anything. Items that came after the
                 bundle have no neighbours.
             lengths: (B,).
-
-        Returns:
-            The terms of B requests.
         """
         if not len(self.rows):
-            return NOTHING_ADDED
+            return None
         is_known = (np.arange(history_rows.shape[1]) < lengths[:, None]) & (history_rows < self.n_items)
         requests, places = is_known.nonzero()  # (E,) of the events whose item is known
-        items = history_rows[requests, places]  # (E,)
-        counts = self.offsets[items + 1] - self.offsets[items]  # (E,)
-        ends = counts.cumsum()  # (E,)
-        entries = np.arange(ends[-1] if len(ends) else 0) + np.repeat(
-            self.offsets[items] - ends + counts, counts
-        )  # (C,)
-        owners = np.repeat(requests, counts)  # (C,)
         share = 1 / np.sqrt(np.maximum(lengths, 1))  # (B,)
-        return Added(owners, self.rows[entries], (self.weights[entries] * share[owners]).astype(np.float32))
+        return Added(self, requests, history_rows[requests, places], share[requests].astype(np.float32))
+
+
+@dataclass(frozen=True, eq=False)
+class Added:
+    """What the E events of requests add to the scores of items, before it is summed: that may be much."""
+
+    neighbours: Neighbours
+    requests: Ints
+    """(E,) ascending."""
+    items: Ints
+    """(E,)."""
+    shares: Floats
+    """(E,) times which an event adds what its item says."""
+
+    def spread(self, requests: slice, n_items: int) -> NDArray[np.float64]:
+        """Sum over the events of some requests, for a catalogue of at least N items: (n_items, requests).
+
+        The terms of a sum are added in the order of the events: it depends on no other request.
+        """
+        n_requests = requests.stop - requests.start
+        part = slice(*np.searchsorted(self.requests, [requests.start, requests.stop]))
+        offsets, items = self.neighbours.offsets, self.items[part]
+        counts = offsets[items + 1] - offsets[items]  # (E,)
+        ends = counts.cumsum()  # (E,)
+        n_terms = int(ends[-1]) if len(ends) else 0
+        entries = np.arange(n_terms) + np.repeat(offsets[items] - ends + counts, counts)  # (C,)
+        owners = np.repeat(self.requests[part] - requests.start, counts)  # (C,)
+        terms = self.neighbours.weights[entries] * np.repeat(self.shares[part], counts)  # (C,)
+        cells = self.neighbours.rows[entries] * n_requests + owners  # (C,)
+        sums = np.bincount(cells, terms, n_items * n_requests).astype(np.float64, copy=False)  # of no term: integers
+        return sums.reshape(n_items, n_requests)
+
+    def of_pairs(self, requests: Ints, rows: Ints, n_items: int) -> NDArray[np.float64]:
+        """Return the sum of each pair of a request and a row, in any order: as `spread` has it, bit for bit."""
+        sums = np.zeros(len(rows))
+        for start in range(0, int(requests.max(initial=-1)) + 1, _MOST_REQUESTS):
+            is_here = (requests >= start) & (requests < start + _MOST_REQUESTS)
+            if is_here.any():
+                spread = self.spread(slice(start, start + _MOST_REQUESTS), n_items)  # (n_items, requests)
+                sums[is_here] = spread[rows[is_here], requests[is_here] - start]
+        return sums
+
+    def take(self, place_of: Ints) -> Added:
+        """Return the events of the requests that have a new place, which ascends with the old one; -1 is none."""
+        is_kept = place_of[self.requests] >= 0
+        places = place_of[self.requests[is_kept]]
+        return Added(self.neighbours, places, self.items[is_kept], self.shares[is_kept])

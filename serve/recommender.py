@@ -215,7 +215,7 @@ class Recommender:
         for tile in _tiles(len(requests)):
             encoded = self._encoder.encode(requests[tile])
             tower = encoded.tower
-            added = self.bundle.neighbours.add_up(tower.history_rows, tower.arrays["history_lengths"])
+            added = self.bundle.neighbours.of_histories(tower.history_rows, tower.arrays["history_lengths"])
             yield encoded, Scored(encoded.items, *self._towers.users(tower, self.catalogue.vectors), added)
 
 

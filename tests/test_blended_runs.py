@@ -65,8 +65,8 @@ def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_pa
     none = Judged(Blend(0.0, 0.1, 30.0, 0.0), 0.2, 0.2)
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
-    assert "none" in run_training.describe(none)
-    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
+    assert "none" in run_training.describe(none, 0)
+    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)), 0)
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -111,7 +111,7 @@ def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, m
     trained = fit(ORDERED, tmp_path / "run", validates=False)
     assert given == [unjudged(trained.towers, True).blend]
     assert trained.judged == unjudged(trained.towers, True)
-    assert "nothing to validate" in run_training.describe(trained.judged)
+    assert "nothing to validate" in run_training.describe(trained.judged, 0)
 
 
 def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
     assert np.array_equal(*parts)
 
 
-def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch):
+def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch, capsys):
     judged = Judged(Blend(0.5, 0.0, 30.0, 1.0), 0.3, 0.2)
     asked = []
 
@@ -169,6 +169,7 @@ def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch):
     )
     assert asked == [(False, 4)]
     assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
+    assert "of 4 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
     recommender = Recommender.load(run.bundle)
     neighbours, vectors = recommender.bundle.neighbours, recommender.catalogue.vectors
     assert np.diff(neighbours.offsets).tolist() == [4] * len(vectors)

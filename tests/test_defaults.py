@@ -288,9 +288,10 @@ def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay
 
 
 def test_correlations_are_blended_in_one_way():
-    factors, none = choose(SET_OF_MANY, correlations=256), choose(SET_OF_MANY, correlations=0)
-    assert (factors.correlations, factors.neighbours) == (256, 0)
-    assert (none.correlations, none.neighbours) == (0, NEIGHBOURS)
+    assert choose(SET_OF_MANY).neighbours == NEIGHBOURS
+    for n_factors in (256, 0):  # a run of before there were neighbours is repeated as it was
+        given = choose(SET_OF_MANY, correlations=n_factors)
+        assert (given.correlations, given.neighbours) == (n_factors, 0)
     told = choose(SET, neighbours=5)
     assert (told.correlations, told.neighbours) == (0, 5)
     with pytest.raises(SchemaError, match="allowed: one of them"):
@@ -308,3 +309,4 @@ def test_vectors_of_a_large_catalogue_stay_short():
     assert choose(LONG).correlations
     for family in (LONG, SET, SET_OF_MANY, FAMILIES["repeated"]):
         assert not choose(replace(family, n_items=10**6)).correlations
+        assert not choose(replace(family, n_items=10**6)).neighbours

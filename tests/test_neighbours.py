@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import io
 import re
+from unittest.mock import patch
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.added import NOTHING_ADDED, Added
+from serve import coarse
 from serve.bundle import Bundle
-from serve.coarse import make_coarse
 from serve.errors import BundleError
 from serve.index import ItemIndex
+from serve.item_vectors import bound_addition, bound_rounding
 from serve.layout import NEIGHBOURS
-from serve.neighbours import ENTRY, Neighbours
+from serve.neighbours import ENTRY, Added, Neighbours
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, SHOP, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of
@@ -50,27 +51,38 @@ def histories(draw):
 @settings(max_examples=150, deadline=None)
 def test_histories_add_what_a_matrix_product_does(case):
     matrix, rows, lengths = case
-    n_items = len(matrix)
-    expected = np.zeros((len(rows), n_items))
+    n_items, n_requests = len(matrix), len(rows)
+    expected = np.zeros((n_requests, n_items))
     for request, length in enumerate(lengths):
         known = [row for row in rows[request, :length] if row < n_items]
         expected[request] = matrix[known].sum(axis=0) / max(length, 1) ** 0.5
-    added = to_neighbours(matrix).add_up(rows, lengths)
-    spread = added.spread(slice(0, len(rows)), n_items + 2)
-    if spread is None:
-        assert not expected.any()
-        spread = np.zeros((n_items + 2, len(rows)))
+    added = to_neighbours(matrix).of_histories(rows, lengths)
+    if added is None:
+        assert not matrix.any()
+        return
+    spread = added.spread(slice(0, n_requests), n_items + 2)
     np.testing.assert_allclose(spread[:n_items].T, expected, atol=1e-5)
     assert not spread[n_items:].any()
-    bounds = added.bound(len(rows))
-    assert (np.abs(expected).max(axis=1) <= bounds + 1e-5).all()
     requests, items = (grid.ravel() for grid in np.indices(expected.shape))
-    of_pairs = added.of_pairs(requests, items, n_items + 2)
-    assert of_pairs.tolist() == spread[items, requests].tolist()  # bit for bit, for scores that are told two ways
-    kept = np.arange(len(rows)) % 2 == 0
+    shuffled = np.random.default_rng(0).permutation(len(items))
+    of_pairs = added.of_pairs(requests[shuffled], items[shuffled], n_items + 2)
+    assert of_pairs.tolist() == spread[items, requests][shuffled].tolist()  # bit for bit: a score is told two ways
+    assert added.of_pairs(requests[:0], items[:0], n_items + 2).shape == (0,)
+    kept = np.arange(n_requests) % 2 == 0
     places = np.where(kept, kept.cumsum() - 1, -1)
     taken = added.take(places).spread(slice(0, int(kept.sum())), n_items + 2)
-    assert taken is None or taken.tolist() == spread[:, kept].tolist()
+    assert taken.tolist() == spread[:, kept].tolist()
+    one = added.spread(slice(n_requests - 1, n_requests), n_items + 2)
+    assert one.tolist() == spread[:, -1:].tolist()
+
+
+def add(matrix: np.ndarray) -> Added:
+    """Let each request have one event, of an item of its own that adds a row of the matrix (B, N)."""
+    n_requests, n_items = matrix.shape
+    square = np.zeros((max(matrix.shape), max(matrix.shape)), np.float32)
+    square[:n_requests, :n_items] = matrix
+    places = np.arange(n_requests)
+    return Added(to_neighbours(square), places, places, np.ones(n_requests, np.float32))
 
 
 @given(st.integers(0, 2**32), st.integers(1, 30))
@@ -78,17 +90,14 @@ def test_histories_add_what_a_matrix_product_does(case):
 def test_a_search_with_something_added_is_a_sort_of_all_sums(seed, k):
     """Small whole numbers, so that many scores are equal: these order by row."""
     rng = np.random.default_rng(seed)
-    n_items, n_requests = int(rng.integers(1, 40)), int(rng.integers(1, 70))  # more than a tile of the search
+    n_items, n_requests = int(rng.integers(40, 90)), int(rng.integers(1, 40))  # more than a tile of the search
     vectors = rng.integers(-2, 3, (n_items, 2)).astype(np.float32)
     users = rng.integers(-2, 3, (n_requests, 2)).astype(np.float32)
-    requests = np.sort(rng.integers(n_requests, size=3 * n_requests))
-    rows = rng.integers(n_items, size=len(requests))
-    values = rng.integers(-3, 4, len(requests)).astype(np.float32)
+    matrix = rng.integers(-3, 4, (n_requests, n_items)) * (rng.random((n_requests, n_items)) < 0.2)
     excluded = rng.integers(n_items, size=n_requests), np.arange(n_requests + 1)
-    expected = (users @ vectors.T).astype(np.float64)
-    np.add.at(expected, (requests, rows), values)
+    expected = (users @ vectors.T) + matrix.astype(np.float64)
     expected[np.arange(n_requests), excluded[0]] = -np.inf
-    scores, found = ItemIndex.build(vectors).search(users, k, excluded, added=Added(requests, rows, values))
+    scores, found = ItemIndex.build(vectors).search(users, k, excluded, added=add(matrix))
     for request, score in enumerate(expected):
         order = np.lexsort((np.arange(n_items), -score))[: found.shape[1]]
         order = np.where(score[order] > -np.inf, order, -1)
@@ -96,21 +105,40 @@ def test_a_search_with_something_added_is_a_sort_of_all_sums(seed, k):
         assert scores[request].tolist() == [score[row] if row >= 0 else -np.inf for row in order]
 
 
-def test_rounded_vectors_find_what_is_added_too():
-    """Of as many items as are searched by rounded vectors, one that only the added term lifts."""
+@given(st.integers(0, 2**32), st.floats(1e-3, 1e6))
+@settings(max_examples=100, deadline=None)
+def test_what_is_added_is_rounded_by_less_than_the_bound(seed, size):
+    rng = np.random.default_rng(seed)
+    added = size * rng.standard_normal((50, 3))
+    products = rng.standard_normal((50, 3))
+    approximate = products.astype(np.float32)
+    approximate += added
+    exact = (products + added).astype(np.float32)
+    of_products = 2 * bound_rounding(np.abs(products).max(axis=0), 1)
+    off = np.abs(approximate.astype(np.float64) - exact).max(axis=0)
+    assert (2 * off <= of_products + bound_addition(added)).all()
+    assert (bound_addition(added) <= 1e-6 * np.abs(added).max(axis=0)).all()
+
+
+def test_rounded_vectors_find_what_is_added_too(monkeypatch):
+    """An item that only the added term lifts, and the best ones behind it."""
+    monkeypatch.setattr(coarse, "FEWEST_ITEMS", 1)
+    monkeypatch.setattr(coarse, "is_faster", lambda rounded, vectors: True)
     rng = np.random.default_rng(5)
-    vectors = rng.standard_normal((60_000, 16)).astype(np.float32)
-    index = ItemIndex.build(vectors)
-    coarse = ItemIndex(vectors, make_coarse(vectors))
+    vectors = rng.standard_normal((3000, 16)).astype(np.float32)
+    exact, rounded = ItemIndex(vectors), ItemIndex(vectors, coarse.make_coarse(vectors))
     users = rng.standard_normal((2, 16)).astype(np.float32)
     worst = (users @ vectors.T).argmin(axis=1)
-    added = Added(np.arange(2), worst, np.full(2, 100, np.float32))
-    for found in (index, coarse):
-        scores, rows = found.search(users, 3, added=added)
+    matrix = np.zeros((2, len(vectors)))
+    matrix[np.arange(2), worst] = 100
+    plain = exact.search(users, 2)
+    for index, n_products in ((exact, 1), (rounded, 0)):
+        with patch.object(np, "matmul", wraps=np.matmul) as product:
+            scores, rows = index.search(users, 3, added=add(matrix))
+        assert product.call_count == n_products  # of whole vectors
         assert rows[:, 0].tolist() == worst.tolist()
-        without = found.search(users, 2)
-        assert rows[:, 1:].tolist() == without[1].tolist()
-        assert scores[:, 1:].tolist() == without[0].tolist()
+        assert rows[:, 1:].tolist() == plain[1].tolist()
+        assert scores[:, 1:].tolist() == plain[0].tolist()
 
 
 @pytest.fixture(scope="module", params=["shop", "films"])
@@ -148,6 +176,15 @@ def test_answers_are_those_of_brute_force(world, mode):
     assert n_changed
 
 
+def test_a_batch_answers_as_one_by_one(world):
+    schema, _, recommender = world
+    requests = [one for one in requests_of(schema) if "user_id" not in one]
+    many = recommender.recommend(requests * 9, 5)
+    alone = [recommender.recommend([one], 5) for one in requests] * 9
+    assert many.item_row.tolist() == [row for answer in alone for row in answer.item_row.tolist()]
+    assert many.score.tolist() == [score for answer in alone for score in answer.score.tolist()]
+
+
 def test_filters_rank_by_the_same_scores(world):
     """Requests that share filters are taken out of their tile together."""
     schema, _, recommender = world
@@ -170,7 +207,7 @@ def test_a_file_holds_what_was_written():
         assert getattr(read, name).tolist() == getattr(neighbours, name).tolist()
     none = Neighbours.from_bytes(np.frombuffer(Neighbours.none(N).to_bytes(), np.uint8), N)
     assert none.n_items == N
-    assert none.add_up(np.array([[1, 2]]), np.array([2])) is NOTHING_ADDED
+    assert none.of_histories(np.array([[1, 2]]), np.array([2])) is None
 
 
 def write(entries: np.ndarray) -> bytes:
@@ -186,13 +223,17 @@ def entry(item: int, neighbour: int, weight: float) -> np.ndarray:
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        (b"no array at all", "magic"),
+        (b"no array at all", "it begins with no header of an array: "),
+        (b"\x93NUMPY\x01\x00\x10\x00{'descr': (      ", "it begins with no header of an array: "),
+        (b"\x93NUMPY\x02\x00" + write(entry(1, 2, 0.5))[8:], "its version is (2, 0)"),
         (write(np.zeros(3, np.float32)), "it holds float32"),
-        (write(entry(1, 2, 0.5))[:-4], "divisor"),
-        (write(entry(1, 2, 0.5))[:-12], "it holds 1 entries; its header says 2"),
+        (write(entry(1, 2, 0.5).reshape(2, 1)), "(2, 1)"),
+        (write(entry(1, 2, 0.5))[:-4], "it holds 20 bytes; its header says (2,) of 12 each"),
+        (write(entry(1, 2, 0.5))[:-12], "it holds 12 bytes"),
         (write(entry(N, 2, 0.5)), f"'item' is outside 0 to {N - 1}"),
         (write(entry(1, -1, 0.5)), f"'neighbour' is outside 0 to {N - 1}"),
-        (write(entry(1, 2, np.nan)), "not finite"),
+        (write(entry(1, 2, np.nan)), "a weight is not between"),
+        (write(entry(1, 2, 3e38)), "a weight is not between"),
         (write(np.flip(entry(1, 2, 0.5))), "ascending"),
     ],
 )

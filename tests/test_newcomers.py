@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,6 +13,7 @@ from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
 from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_content, fit_newcomers, match_length
 from models.towers import Towers
+from serve.neighbours import Neighbours
 from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -219,6 +221,27 @@ def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_hav
     )
     assert 0.5 < length < 1
     assert below < wanted <= above < before
+
+
+def test_new_items_are_made_longer_where_neighbours_lift_the_others(monkeypatch):
+    monkeypatch.setattr(places, "PLACES", 3)
+    data, towers, vectors, newcomers = make_cosine_newcomers()
+    stand_ins, asked = torch.tensor([0, 1, 2, 3]), list(data.drawn_requests(9))
+    everybody = Neighbours(np.arange(N + 1) * N, np.tile(np.arange(N), N), np.full(N * N, 0.2, np.float32))
+    with torch.no_grad():
+        alone = find_length(towers, vectors, stand_ins, newcomers, asked)
+        towers.neighbours = everybody  # lifts all that is not new by the same
+        length = find_length(towers, vectors, stand_ins, newcomers, asked)
+        lifted = [towers.score_items(towers.request_vectors(one, vectors)[0], vectors, one) for one in asked]
+    assert alone < 1 < length <= LONGEST
+    wanted, n_places = 9 * 3 * len(stand_ins) / N, 0
+    for batch, scores in zip(asked, lifted, strict=True):
+        new = towers.request_vectors(batch, vectors)[0] @ place(newcomers, towers, stand_ins.tolist()).T * length
+        is_owned = batch.mark_owned(N)
+        scores[:, stand_ins] = new.detach()
+        best = scores.masked_fill(is_owned, -np.inf).topk(3, dim=1)
+        n_places += int((torch.isin(best.indices, stand_ins) & best.values.isfinite()).sum())
+    assert n_places >= wanted or length == pytest.approx(LONGEST, abs=1e-3)
 
 
 def test_new_items_keep_half_their_length_where_nothing_makes_them_rare():
