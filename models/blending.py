@@ -135,15 +135,20 @@ def choose_blend(
     none = Blend(0.0, 0.0, RIDGES[0], 0.0)
     found = {none: jury.judge_alone()}
     decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
-    for ridge in RIDGES:
-        made = None  # else all pairs of the last ridge would stay in memory while those of the next are formed
-        made = correlate(ridge)
+
+    def judge_ridge(ridge: float) -> dict[Blend, Figures]:
+        made = correlate(ridge)  # may be large: it is gone before the next is made
+        judged: dict[Blend, Figures] = {}
         for power, decay in product(POWERS, decays):
             correlated = _score_by(towers, made, power, decay)
             measured = yardstick.measure(correlated)
             leads = [measured.find_lead(share) for share in SHARES]
             figures = jury.judge(correlated, [share * measured.unit for share in SHARES], leads)
-            found |= {Blend(share, decay, ridge, power): one for share, one in zip(SHARES, figures, strict=True)}
+            judged |= {Blend(share, decay, ridge, power): one for share, one in zip(SHARES, figures, strict=True)}
+        return judged
+
+    for ridge in RIDGES:
+        found |= judge_ridge(ridge)
     return pick(found, none)
 
 

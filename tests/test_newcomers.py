@@ -11,7 +11,16 @@ from models import newcomers as newcomers_module
 from models import places
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
-from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_content, fit_newcomers, match_length
+from models.newcomers import (
+    CAUTION,
+    LONGEST,
+    Newcomers,
+    find_length,
+    find_level,
+    fit_content,
+    fit_newcomers,
+    match_length,
+)
 from models.towers import Towers
 from serve.neighbours import Neighbours
 from tests.test_sets import make_set_world
@@ -211,7 +220,7 @@ def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_hav
     monkeypatch.setattr(places, "PLACES", 3)  # of a list: all of them worth having
     data, towers, vectors, newcomers = make_cosine_newcomers()
     stand_ins = [0, 1, 2, 3]
-    wanted = 9 * 3 * len(stand_ins) / N
+    wanted = CAUTION * 9 * 3 * len(stand_ins) / N
     with torch.no_grad():
         length = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, data.drawn_requests(9))
     placed = place(newcomers, towers, stand_ins)
@@ -234,7 +243,7 @@ def test_new_items_are_made_longer_where_neighbours_lift_the_others(monkeypatch)
         length = find_length(towers, vectors, stand_ins, newcomers, asked)
         lifted = [towers.score_items(towers.request_vectors(one, vectors)[0], vectors, one) for one in asked]
     assert alone < 1 < length <= LONGEST
-    wanted, n_places = 9 * 3 * len(stand_ins) / N, 0
+    wanted, n_places = CAUTION * 9 * 3 * len(stand_ins) / N, 0
     for batch, scores in zip(asked, lifted, strict=True):
         new = towers.request_vectors(batch, vectors)[0] @ place(newcomers, towers, stand_ins.tolist()).T * length
         is_owned = batch.mark_owned(N)
