@@ -1,11 +1,12 @@
 """One request in this process, as a ratio to the tower's session and the filtered search it cannot do without.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/latency.py [--rounds 9] [--calls 400]
+    OMP_NUM_THREADS=1 python tests/benchmarks/latency.py [--rounds 9] [--calls 400] [--bundle DIR]
 
 A request of a user with a profile, and one with an inline history of 50 events with ISO times, 12,000 items,
 k = 10, dims 64. The two sides alternate call by call; a figure is the median over rounds of the ratio of the two
 percentiles of a round. The search of both leaves out the items of the history. Time is CPU time of this thread,
-which does all the work: what else the machine does hardly counts.
+which does all the work: what else the machine does hardly counts. `--bundle` measures one with its own users in place
+of the random ones; what items add to their neighbours, where they do, is a part of its own side alone.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from serve.requests import parse_request  # noqa: E402
 from serve.schema import Repeats  # noqa: E402
 
 N_ITEMS, K, HISTORY, DIM = 12_000, 10, 50, 64
+MOST_USERS = 400
 PERCENTILES = (50, 99)
 
 Call = Callable[[], object]
@@ -42,12 +44,20 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--calls", type=int, default=400, help="of each side in a round")
     parser.add_argument("--kept", type=Path, help="folder to keep the bundles in, and to find them in again")
+    parser.add_argument("--bundle", type=Path, help="measure this one, with the profiles beside it")
     args = parser.parse_args()
+    if args.bundle:
+        show(args.bundle.name, Recommender.load(args.bundle), args.rounds, args.calls)
+        return
     with tempfile.TemporaryDirectory() as folder:
         for repeats in ("exclude", "allow"):
             recommender = Recommender.load(make_bundle(args.kept or Path(folder), repeats))
-            for name, requests in draw_requests(recommender).items():
-                print(f"repeats {repeats:7s} {name:7s} {compare(recommender, requests, args.rounds, args.calls)}")
+            show(f"repeats {repeats:7s}", recommender, args.rounds, args.calls)
+
+
+def show(title: str, recommender: Recommender, n_rounds: int, n_calls: int) -> None:
+    for name, requests in draw_requests(recommender).items():
+        print(f"{title} {name:7s} {compare(recommender, requests, n_rounds, n_calls)}")
 
 
 def make_bundle(folder: Path, repeats: Repeats) -> Path:
@@ -69,15 +79,19 @@ def make_bundle(folder: Path, repeats: Repeats) -> Path:
 
 def draw_requests(recommender: Recommender) -> dict[str, list[dict[str, Any]]]:
     """Return requests of known users, and the same as strangers who bring their histories."""
-    users = recommender.profiles.user_ids.tolist()
+    users = recommender.profiles.user_ids[:MOST_USERS].tolist()
+    reads_device = any(feature.column == "device" for feature in recommender.bundle.schema.context_features)
+    context = {"context": {"device": "web"}} if reads_device else {}
     return {
-        "profile": [{"user_id": user, "context": {"device": "web"}} for user in users],
-        "inline": [{"history": write_history(recommender, user), "context": {"device": "web"}} for user in users],
+        "profile": [{"user_id": user, **context} for user in users],
+        "inline": [{"history": write_history(recommender, user), **context} for user in users],
     }
 
 
 def write_history(recommender: Recommender, user: int) -> list[dict[str, Any]]:
     profile = recommender.profiles.get(user)
+    if not recommender.bundle.schema.has_datetime:
+        return [{"item_id": item} for item in profile.history.item_id.tolist()[-HISTORY:]]
     pairs = zip(profile.history.item_id.tolist(), profile.history.datetime.tolist(), strict=True)
     return [{"item_id": item, "datetime": write_time(seconds)} for item, seconds in list(pairs)[-HISTORY:]]
 
