@@ -126,11 +126,12 @@ class Added:
 
     def of_pairs(self, requests: Ints, rows: Ints, n_items: int) -> NDArray[np.float64]:
         """Return the sum of each pair of a request and a row, in any order: as `spread` has it, bit for bit."""
-        sums = np.zeros(len(rows))
-        for start in range(0, int(requests.max(initial=-1)) + 1, _MOST_REQUESTS):
-            is_here = (requests >= start) & (requests < start + _MOST_REQUESTS)
+        sums, n_requests = np.zeros(len(rows)), int(requests.max(initial=-1)) + 1
+        for start in range(0, n_requests, _MOST_REQUESTS):
+            stop = min(start + _MOST_REQUESTS, n_requests)
+            is_here = (requests >= start) & (requests < stop)
             if is_here.any():
-                spread = self.spread(slice(start, start + _MOST_REQUESTS), n_items)  # (n_items, requests)
+                spread = self.spread(slice(start, stop), n_items)  # (n_items, requests)
                 sums[is_here] = spread[rows[is_here], requests[is_here] - start]
         return sums
 
