@@ -117,6 +117,7 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
     }
     assert {"weights", "source tables", "report", "copies", "memory"} <= receipt["not_reached"].keys()
     assert Recommender.load(folder / "run" / "bundle").bundle.manifest.version in receipt["not_reached"]["weights"]
+    assert "neighbours" in receipt["not_reached"]["weights"]
 
 
 def test_the_others_stay_as_they_were(folder):

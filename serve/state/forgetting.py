@@ -116,4 +116,5 @@ def _erase_state(run: Path, user_ids: Iterable[Id]) -> dict[str, int]:
 def _describe_weights(run: Path) -> str:
     version = read_version(run / BUNDLE)
     towers = "towers trained earlier" if version is None else f"the towers of version {version} and of earlier ones"
-    return f"{towers}, and their checkpoints, learned from all users, these among them; a training from now on does not"
+    learned = "with what their items say of neighbours, and their checkpoints, learned from all users, these among them"
+    return f"{towers}, {learned}; a training from now on does not"
