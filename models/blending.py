@@ -136,8 +136,8 @@ def choose_blend(
     found = {none: jury.judge_alone()}
     decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
 
-    def judge_ridge(ridge: float) -> dict[Blend, Figures]:
-        made = correlate(ridge)  # may be large: it is gone before the next is made
+    def judge_ridge(ridge: float) -> dict[Blend, Figures]:  # what it makes may be large, and is gone after it
+        made = correlate(ridge)
         judged: dict[Blend, Figures] = {}
         for power, decay in product(POWERS, decays):
             correlated = _score_by(towers, made, power, decay)

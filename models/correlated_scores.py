@@ -11,6 +11,9 @@ from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from serve.neighbours import Neighbours
 
+TILE = 32
+"""Requests whose terms are laid out at once: of long sets there are 128,000 a request."""
+
 
 @dataclass(frozen=True)
 class ByVectors:
@@ -46,7 +49,9 @@ class ByNeighbours:
         added = self.neighbours.of_histories(rows, lengths)
         if added is None:
             return torch.zeros(len(rows), self.neighbours.n_items)  # (B, N)
-        return torch.from_numpy(added.spread(slice(0, len(rows)), self.neighbours.n_items).T).float()  # (B, N)
+        tiles = (slice(start, min(start + TILE, len(rows))) for start in range(0, len(rows), TILE))
+        parts = [torch.from_numpy(added.spread(tile, self.neighbours.n_items).T).float() for tile in tiles]  # (T, N)
+        return torch.cat(parts)  # (B, N)
 
     def score(self, summed: Tensor) -> Tensor:
         """Return the sums, (B, N): they are scores."""

@@ -208,7 +208,7 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
 def _neighbours(counts: DataCounts) -> tuple[int, str]:
     if counts.trains_correlations and counts.n_items <= MOST_FACTORISED_OF_SETS:
         return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
-    return 0, counts.shape
+    return 0, (f"{counts.n_items:,} items, {counts.shape}" if counts.trains_correlations else counts.shape)
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:

@@ -1,9 +1,9 @@
 """New items: where content puts them among the items that were trained, and how visible they are there.
 
 Where vectors hold popularity, they are taken to have some, and with a memory they are made as long as the others;
-elsewhere they are made shorter where they would be too visible. All is fitted after training to the finished vectors,
-so that no item of the catalogue moves for it. The content part that was trained beside ids explains what ids leave
-over, which is less than what content can tell.
+elsewhere they are made shorter where they would be too visible, or longer where neighbours lift all others. All is
+fitted after training to the finished vectors, so that no item of the catalogue moves for it. The content part that was
+trained beside ids explains what ids leave over, which is less than what content can tell.
 
 Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, popularity), n or s of them, B users.
 """
@@ -34,7 +34,7 @@ CAUTION = 0.9
 """Of their share of places, that lengths are found for: content is fitted once more with the stand-ins, and then tells
 more. For a whole share new items of Amazon Beauty took .109 to .114 of all places where .1 was theirs."""
 LONGEST = 2.0
-"""Times the length that content gives; groceries were made 1.6 to 1.7 times as long."""
+"""Times the length that content gives, with a memory or neighbours; groceries were made 1.6 to 1.7 times as long."""
 
 
 class Newcomers(nn.Module):
@@ -166,9 +166,9 @@ def find_level(
 def find_length(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find how long, half to whole, taste and correlations must be for new items to take `CAUTION` of their share.
+    """Find how long taste and correlations must be for new items to take `CAUTION` of their share; see `find_level`.
 
-    Up to `LONGEST` where the others have neighbours, which a new item has not.
+    Half to whole, and up to `LONGEST` where the others have neighbours, which a new item has not.
     """
     longest = LONGEST if len(towers.neighbours.rows) else 1.0
     contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)

@@ -48,9 +48,9 @@ example:
   python -m serve similar --bundle runs/grocery/bundle --item 1029743 --k 5"""
 _EXPORT = """Write the vectors of users or items to a folder of Parquet files.
 
-The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is
-the whole score only of items that the user does not own yet: the rest of an owned item's score lies in
-no vector, and recommend knows it. So does what items of a set add to their neighbours, where it is trained.
+The product of a user vector and an item vector is the item's score, but for what lies in no vector and only
+recommend knows: the rest of the score of an item that the user owns, where repeats are allowed, and what the
+items of a set add to their neighbours, where these are trained.
 
 examples:
   python -m serve export --bundle runs/grocery/bundle --side item --out vectors

@@ -24,7 +24,7 @@ def open_array(content: NDArray[np.uint8], dtype: np.dtype[Any], n_axes: int) ->
         if version != (1, 0):
             raise ValueError(f"its version is {version}")
         shape, is_fortran, found = np.lib.format.read_array_header_1_0(head)
-    except (ValueError, TypeError, SyntaxError, TokenError, RecursionError) as error:
+    except (ValueError, TypeError, IndexError, SyntaxError, TokenError, RecursionError) as error:
         raise ValueError(f"it begins with no header of an array: {error}") from error
     if is_fortran or found != dtype or len(shape) != n_axes:
         raise ValueError(f"it holds {found} {shape}, fortran_order {is_fortran}; expected {dtype} in C order")

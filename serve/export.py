@@ -1,8 +1,7 @@
 """Vectors of many users or items as Parquet shards: constant memory, and a killed export goes on where it stopped.
 
-The product of a user vector and an item vector is the item's score. Where repeats are allowed, that is the whole
-score only of items that the user does not own: an owned item has a second part, the memory, which no vector holds,
-as it holds nothing of what items add to their neighbours (`serve.neighbours`).
+The product of a user vector and an item vector is the item's score, but for what no vector holds: the memory of an
+owned item, where repeats are allowed, and what items add to their neighbours (`serve.neighbours`).
 """
 
 from __future__ import annotations

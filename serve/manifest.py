@@ -191,7 +191,7 @@ def _is_mapping_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "format": (lambda value: type(value) is int and value == FORMAT, f"{FORMAT}: export it again"),
+    "format": (lambda value: type(value) is int and value == FORMAT, f"{FORMAT}: train again"),
     "similarity": (lambda value: value in list(get_args(Similarity)), "'dot' or 'cosine'"),
     "popularity_dims": (_is_count, "a count"),
     "index_recall": (lambda value: type(value) in (int, float) and 0 <= value <= 1, "a number from 0 to 1"),

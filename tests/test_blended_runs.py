@@ -164,10 +164,11 @@ def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch, caps
     interactions, users, items = make_tables(3, simultaneous=False)
     data = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
     model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
-    run = train.run(
-        train.Config(data, model, QUIET, tmp_path / "run"), (interactions.drop(columns="datetime"), users, items)
-    )
-    assert asked == [(False, 4)]
+    tables = (interactions.drop(columns="datetime"), users, items)
+    run, again = (train.run(train.Config(data, model, QUIET, tmp_path / name), tables) for name in ("run", "again"))
+    assert asked == [(False, 4), (False, 4)]
+    written = [(one.bundle / "item_neighbours.npy").read_bytes() for one in (run, again)]
+    assert written[0] == written[1]
     assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
     assert "of 4 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
     recommender = Recommender.load(run.bundle)

@@ -141,6 +141,17 @@ def test_rounded_vectors_find_what_is_added_too(monkeypatch):
         assert rows[:, 0].tolist() == worst.tolist()
         assert rows[:, 1:].tolist() == plain[1].tolist()
         assert scores[:, 1:].tolist() == plain[0].tolist()
+    changed = np.concatenate([vectors, 1.5 * vectors[:2]])
+    fresh = np.array([2998, 2999, 3000, 3001])  # which rounded vectors do not have as they are
+    changed[fresh[:2]] *= -2
+    is_hidden = np.arange(len(changed)) == worst[1]
+    matrix = np.pad(matrix, ((0, 0), (0, 2)))
+    matrix[0, 3001], matrix[1, 2998] = 200, 300
+    lists = [index.changed(changed, fresh, is_hidden).search(users, 5, added=add(matrix)) for index in (exact, rounded)]
+    for found, expected in zip(*lists, strict=True):  # scores, then rows
+        assert found.tolist() == expected.tolist()
+    assert lists[0][1][:, 0].tolist() == [3001, 2998]
+    assert worst[1] not in lists[1][1][1]
 
 
 @pytest.fixture(scope="module", params=["shop", "films"])
@@ -227,6 +238,10 @@ def entry(item: int, neighbour: int, weight: float) -> np.ndarray:
     [
         (b"no array at all", "it begins with no header of an array: "),
         (b"\x93NUMPY\x01\x00\x10\x00{'descr': (      ", "it begins with no header of an array: "),
+        (
+            b"\x93NUMPY\x01\x00\x3a\x00{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,)}  ",
+            "no header of an array",
+        ),
         (b"\x93NUMPY\x02\x00" + write(entry(1, 2, 0.5))[8:], "its version is (2, 0)"),
         (write(np.zeros(3, np.float32)), "it holds float32"),
         (write(entry(1, 2, 0.5).reshape(2, 1)), "(2, 1)"),

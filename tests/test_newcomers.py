@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -29,6 +30,7 @@ from tests.tiny_towers import make_towers, one_thread
 
 ALL = torch.ones(N, dtype=torch.bool)
 OUTSIDE = N - 2  # items from here on have no content
+LIFT = 0.15
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -235,22 +237,34 @@ def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_hav
 def test_new_items_are_made_longer_where_neighbours_lift_the_others(monkeypatch):
     monkeypatch.setattr(places, "PLACES", 3)
     data, towers, vectors, newcomers = make_cosine_newcomers()
-    stand_ins, asked = torch.tensor([0, 1, 2, 3]), list(data.drawn_requests(9))
-    everybody = Neighbours(np.arange(N + 1) * N, np.tile(np.arange(N), N), np.full(N * N, 0.2, np.float32))
+    stand_ins, asked = [0, 1, 2, 3], list(data.drawn_requests(9))
+    lifting = Neighbours(np.arange(N + 1) * N, np.tile(np.arange(N), N), np.full(N * N, LIFT, np.float32))
     with torch.no_grad():
-        alone = find_length(towers, vectors, stand_ins, newcomers, asked)
-        towers.neighbours = everybody  # lifts all that is not new by the same
-        length = find_length(towers, vectors, stand_ins, newcomers, asked)
-        lifted = [towers.score_items(towers.request_vectors(one, vectors)[0], vectors, one) for one in asked]
-    assert alone < 1 < length <= LONGEST
-    wanted, n_places = CAUTION * 9 * 3 * len(stand_ins) / N, 0
-    for batch, scores in zip(asked, lifted, strict=True):
-        new = towers.request_vectors(batch, vectors)[0] @ place(newcomers, towers, stand_ins.tolist()).T * length
-        is_owned = batch.mark_owned(N)
-        scores[:, stand_ins] = new.detach()
-        best = scores.masked_fill(is_owned, -np.inf).topk(3, dim=1)
-        n_places += int((torch.isin(best.indices, stand_ins) & best.values.isfinite()).sum())
-    assert n_places >= wanted or length == pytest.approx(LONGEST, abs=1e-3)
+        alone = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, asked)
+        towers.neighbours = lifting  # all that is not new, by the same
+        length = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, asked)
+        towers.neighbours = replace(lifting, weights=100 * lifting.weights)
+        longest = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, asked)
+        towers.neighbours = lifting
+        below, above = (
+            count_lifted(towers, vectors, stand_ins, asked, times * place(newcomers, towers, stand_ins))
+            for times in (length - 0.001, length + 0.001)
+        )
+    assert alone < 1 < length < LONGEST
+    assert longest == LONGEST
+    assert below < CAUTION * 9 * 3 * len(stand_ins) / N <= above
+
+
+def count_lifted(towers, vectors, stand_ins, asked, placed) -> int:
+    """Count the places of three that new items take beside others whose neighbours lift them."""
+    n_places = 0
+    for batch in asked:
+        users, _ = towers.request_vectors(batch, vectors)
+        scores = towers.score_items(users, vectors, batch)
+        scores[:, stand_ins] = users @ placed.T
+        best = scores.masked_fill(batch.mark_owned(N), -np.inf).topk(3, dim=1)
+        n_places += int((torch.isin(best.indices, torch.tensor(stand_ins)) & best.values.isfinite()).sum())
+    return n_places
 
 
 def test_new_items_keep_half_their_length_where_nothing_makes_them_rare():
