@@ -23,7 +23,7 @@ from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
 from evaluation.progress import Watched
 from evaluation.result_table import print_metrics
-from evaluation.validation import hold_out_last, hold_out_window
+from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
@@ -61,7 +61,7 @@ def run(arguments: argparse.Namespace) -> None:
     users = _read_users(arguments.users, schema)
     at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
     recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
-    parts = _split(train, holdout, at)
+    parts = _split(train, holdout, at, arguments.seed)
     with Watched(Console(stderr=True, log_path=False), has_bar=True) as progress:
         metrics = evaluate(
             recommender,
@@ -89,7 +89,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--users": {"type": Path, "help": "user features; without it they count as missing"},
         "--at": {"help": "one request per user at this moment; default: one per user and time held out"},
         "--baselines": {"nargs": "*", "metavar": "NAME", "help": "those to be fitted; default: all. No name: none"},
-        "--seed": {"type": int, "default": 0, "help": "draws validation users where there are very many"},
+        "--seed": {"type": int, "default": 0, "help": "draws what baselines are validated by"},
         "--json": {"type": Path, "help": "write the figures here"},
     }
     for name, option in options.items():
@@ -103,13 +103,15 @@ def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
     return pd.DataFrame({"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")})
 
 
-def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Part validation from training as the holdout was: a window as long, or else each user's last."""
+def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part validation from training as the holdout was: a window as long, each user's last, or as many of the pairs."""
     if at is not None and "datetime" in train and "datetime" in holdout:
         parts = hold_out_window(train, at, max(int(holdout["datetime"].max()) - at, 1))
         if all(map(len, parts)):
             return parts
-    return hold_out_last(train)
+    if "datetime" in train or "position" in train:
+        return hold_out_last(train)
+    return hold_out_pairs(train, len(holdout) / (len(holdout) + len(train)), seed)
 
 
 def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:

@@ -26,11 +26,16 @@ def hold_out_window(train: pd.DataFrame, at: int, length: int) -> tuple[pd.DataF
 def hold_out_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Part each user's last event, or all of her last moment, from what came before it.
 
-    Without times the highest position is the last one, without positions the last row. Who has nothing before
-    it keeps it.
+    Without times the highest position is the last one. Who has nothing before it keeps it.
     """
-    place = pd.Series(np.arange(len(train)), train.index)
-    moment = next((train[name] for name in ("datetime", "position") if name in train), place)
+    moment = train["datetime" if "datetime" in train else "position"]
     of_user = moment.groupby(train["user_id"])
     is_last = (moment == of_user.transform("max")) & (moment > of_user.transform("min"))
     return train[~is_last], train[is_last]
+
+
+def hold_out_pairs(train: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Part a share of the pairs of user and item, drawn by the seed, from the others, whatever the order of rows."""
+    pair = train.groupby(["user_id", "item_id"]).ngroup().to_numpy()
+    is_drawn = (np.random.default_rng(seed).random(pair.max(initial=-1) + 1) < share)[pair]
+    return train[~is_drawn], train[is_drawn]

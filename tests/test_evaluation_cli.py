@@ -11,7 +11,7 @@ import evaluation.__main__
 from evaluation.__main__ import main
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
-from evaluation.validation import hold_out_last, hold_out_window, sample_users
+from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window, sample_users
 from serve.errors import SchemaError
 from tests.fake_recommender import FakeRecommender
 from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
@@ -220,8 +220,6 @@ def test_the_last_moment_of_each_user_is_held_out():
     train, validation = hold_out_last(rows)
     assert train.index.tolist() == [0, 1, 4]  # b has one moment only
     assert validation.index.tolist() == [2, 3]
-    train, validation = hold_out_last(rows.drop(columns="datetime"))
-    assert validation.index.tolist() == [3, 4]
     train, validation = hold_out_last(rows.drop(columns="datetime").assign(position=[9, 4, 5, 2, 3]))
     assert validation.index.tolist() == [0, 1]
 
@@ -230,6 +228,35 @@ def test_a_window_is_held_out():
     rows = pd.DataFrame({"user_id": list("abaab"), "datetime": [3, 5, 7, 6, 1]})
     train, validation = hold_out_window(rows, at=8, length=2)
     assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])
+
+
+def test_pairs_are_held_out_whatever_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user_id": rng.integers(40, size=3000), "item_id": rng.integers(50, size=3000)})
+    train, validation = hold_out_pairs(rows, 0.2, seed=3)
+    assert sorted([*train.index, *validation.index]) == rows.index.tolist()
+    pairs, held_out = (set(part.itertuples(index=False, name=None)) for part in (train, validation))
+    assert not pairs & held_out  # all rows of a pair together
+    assert len(held_out) / len(pairs | held_out) == pytest.approx(0.2, abs=0.03)
+    shuffled = hold_out_pairs(rows.sample(frac=1, random_state=1), 0.2, seed=3)[1]
+    assert sorted(shuffled.index) == validation.index.tolist()
+    assert hold_out_pairs(rows, 0.2, seed=4)[1].index.tolist() != validation.index.tolist()
+    assert [len(part) for part in hold_out_pairs(rows[:0], 0.2, seed=3)] == [0, 0]
+
+
+def test_without_times_baselines_are_validated_by_as_many_pairs_as_are_held_out(
+    bundle_folder, built, tmp_path, monkeypatch
+):
+    asked = []
+    monkeypatch.setattr("evaluation.__main__.hold_out_pairs", lambda *args: asked.append(args) or hold_out_pairs(*args))
+    options = ["--bundle", str(bundle_folder), "--seed", "5", "--baselines", "itemknn"]
+    for name, rows in (("train", TRAIN), ("holdout", HOLDOUT)):
+        options += [f"--{name}", write(tmp_path, rows.drop(columns="datetime"), f"{name}.csv")]
+    assert main(options) == 0
+    ((train, share, seed),) = asked
+    assert len(train) == len(TRAIN)
+    assert share == len(HOLDOUT) / (len(HOLDOUT) + len(TRAIN))
+    assert seed == 5
 
 
 def test_validation_users_are_drawn_by_the_seed(monkeypatch):
