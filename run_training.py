@@ -32,8 +32,9 @@ from models.blending import (
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
-from models.item_correlations import MOST_CORRELATED, correlate_pairs, factorise
+from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
+from models.pair_correlations import correlate_pairs, counts_to_try
 from models.sampling import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
@@ -138,8 +139,9 @@ def judge_blend(config: Config, trained: Trained) -> Trained:
         return trained
     data = trained.data
     requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_correlate(config, trained)
-    judged = choose_blend(trained.towers, correlate, data.trains_on_windows, requests, data.validation_batches)
-    console.print(describe(judged, recipe_of(config.model).neighbours))
+    is_ordered, counts = data.trains_on_windows, counts_to_try(recipe_of(config.model).neighbours)
+    judged = choose_blend(trained.towers, correlate, is_ordered, requests, data.validation_batches, counts)
+    console.print(describe(judged))
     return replace(trained, judged=judged)
 
 
@@ -148,7 +150,8 @@ def blend_correlations(config: Config, trained: Trained) -> Trained:
     if not blends(config):
         return trained
     data = trained.data
-    judged = trained.judged or unjudged(trained.towers, data.trains_on_windows)
+    usual = counts_to_try(recipe_of(config.model).neighbours)[0]
+    judged = trained.judged or unjudged(trained.towers, data.trains_on_windows, usual)
     requests = list(data.drawn_requests(MOST_SEEN))
     blend_in(trained.towers, make_correlate(config, trained), judged.blend, requests)
     return replace(trained, judged=judged)
@@ -165,17 +168,18 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
     rows, dim = sequences.events.item_row, recipe.correlations
     if recipe.neighbours:
-        return lambda ridge: correlate_pairs(user, rows, shape, recipe.neighbours, ridge, MOST_CORRELATED)
+        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED, recipe.neighbours)
     has_memory = trained.towers.user_tower.memory is not None
     most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
     return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
-def describe(judged: Judged, n_neighbours: int) -> str:
+def describe(judged: Judged) -> str:
     """Say in words what was chosen."""
     if not judged.blend.share:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
     kind = "covariances" if judged.blend.power else "correlations"
+    n_neighbours = judged.blend.n_neighbours
     how = f", of {n_neighbours} neighbours each," if n_neighbours else ""
     share = f"partial {kind} of items{how} blended in by {judged.blend.share:.0%}"
     if judged.ndcg is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from statistics import fmean
 
@@ -25,7 +25,8 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByNeighbours, ByVectors, CorrelatedScores
-from models.item_correlations import RIDGES, Factors, PairCorrelations
+from models.item_correlations import RIDGES, Factors
+from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.validation import all_ndcg, novel_ndcg
 from models.yardstick import Yardstick
@@ -59,6 +60,8 @@ class Blend:
     """Of the correlations."""
     power: float
     """0 correlations, 1 covariances: see `Factors`."""
+    n_neighbours: int = 0
+    """Of an item, where items are told pair by pair."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +80,12 @@ ORDERED_UNJUDGED, SET_UNJUDGED = Judged(Blend(0.1, 0.1, 30.0, 0.0)), Judged(Blen
 REPEATED_UNJUDGED = Judged(Blend(0.05, 0.0, 1000.0, 0.0))
 
 
-def unjudged(towers: Towers, is_ordered: bool) -> Judged:
+def unjudged(towers: Towers, is_ordered: bool, n_neighbours: int) -> Judged:
     """Return what is usual: near what validations of MovieLens and groceries chose, between those of two sets."""
     if towers.user_tower.memory is not None:
         return REPEATED_UNJUDGED
-    return ORDERED_UNJUDGED if is_ordered else SET_UNJUDGED
+    usual = ORDERED_UNJUDGED if is_ordered else SET_UNJUDGED
+    return replace(usual, blend=replace(usual.blend, n_neighbours=n_neighbours))
 
 
 @torch.no_grad()
@@ -96,7 +100,7 @@ def blend_in(towers: Towers, correlate: Correlate, blend: Blend, requests: Seque
     """
     if not blend.share:
         return
-    correlated = _score_by(towers, correlate(blend.ridge), blend.power, blend.decay)
+    correlated = _score_by(towers, correlate(blend.ridge), blend)
     measured = Yardstick(towers, requests).measure(correlated)
     if not measured.unit:
         return
@@ -118,6 +122,7 @@ def choose_blend(
     is_ordered: bool,
     requests: Sequence[RequestBatch],
     validation: Sequence[RequestBatch],
+    counts: Sequence[int] = (0,),
 ) -> Judged:
     """Find the blend by how it ranks what users of the validation took next, and what is new of it not worse than none.
 
@@ -127,36 +132,41 @@ def choose_blend(
         is_ordered: the last events may say more than those before; read where there is no memory.
         requests: as of `blend_in`.
         validation: with targets, all as of one moment; of very many a part is judged by.
+        counts: of neighbours, the first with every ridge, the others with the best; factors have one, which says
+            nothing.
     """
     batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
-        return unjudged(towers, is_ordered)
+        return unjudged(towers, is_ordered, counts[0])
     yardstick, jury = Yardstick(towers, requests), Jury(towers, batches)
     none = Blend(0.0, 0.0, RIDGES[0], 0.0)
     found = {none: jury.judge_alone()}
     decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
 
-    def judge_ridge(ridge: float) -> dict[Blend, Figures]:  # what it makes may be large, and is gone after it
-        made = correlate(ridge)
+    def judge(ridge: float, counts: Sequence[int]) -> dict[Blend, Figures]:
+        made = correlate(ridge)  # may be large, and is gone after it
         judged: dict[Blend, Figures] = {}
-        for power, decay in product(POWERS, decays):
-            correlated = _score_by(towers, made, power, decay)
+        for power, decay, count in product(POWERS, decays, counts):
+            blend = Blend(1.0, decay, ridge, power, count)
+            correlated = _score_by(towers, made, blend)
             measured = yardstick.measure(correlated)
             leads = [measured.find_lead(share) for share in SHARES]
             figures = jury.judge(correlated, [share * measured.unit for share in SHARES], leads)
-            judged |= {Blend(share, decay, ridge, power): one for share, one in zip(SHARES, figures, strict=True)}
+            judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
         return judged
 
     for ridge in RIDGES:
-        found |= judge_ridge(ridge)
+        found |= judge(ridge, counts[:1])
+    if counts[1:]:
+        found |= judge(pick(found, none).blend.ridge, counts[1:])
     return pick(found, none)
 
 
-def _score_by(towers: Towers, made: Factors | PairCorrelations, power: float, decay: float) -> CorrelatedScores:
+def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) -> CorrelatedScores:
     if isinstance(made, PairCorrelations):
-        return ByNeighbours(made.find_neighbours(power))
-    side = CorrelatedHistory(decay) if towers.user_tower.memory is None else CorrelatedOwned()
-    return ByVectors(side, made.spread_out(power))
+        return ByNeighbours(made.find_neighbours(blend.power, blend.n_neighbours))
+    side = CorrelatedHistory(blend.decay) if towers.user_tower.memory is None else CorrelatedOwned()
+    return ByVectors(side, made.spread_out(blend.power))
 
 
 @dataclass(frozen=True)
@@ -175,13 +185,15 @@ class Figures:
 def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     """Choose a blend by its mean among those that rank what is new no worse than `none` does.
 
-    The best at the smallest share at which nearly all that is to be gained is: what gains little more does by chance,
-    and where a last training follows it has more data, so that its towers know more themselves.
+    The best with the fewest neighbours, and of these at the smallest share, at which nearly all that is to be gained
+    is: what gains little more does by chance, and where a last training follows it has more data, so that its towers
+    know more themselves.
     """
     ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
     enough = ndcg[none] + NEARLY_ALL * (max(ndcg.values()) - ndcg[none])
-    share = min(blend.share for blend in ndcg if ndcg[blend] >= enough)
-    best = max((blend for blend in ndcg if blend.share == share), key=lambda blend: ndcg[blend])
+    count, share = min((blend.n_neighbours, blend.share) for blend in ndcg if ndcg[blend] >= enough)
+    alike = [blend for blend in ndcg if (blend.n_neighbours, blend.share) == (count, share)]
+    best = max(alike, key=lambda blend: ndcg[blend])
     return Judged(best, ndcg[best], ndcg[none])
 
 

@@ -16,7 +16,7 @@ from serve.durable import name_file, write_file
 from serve.events import Floats
 from serve.faiss_file import write_index
 from serve.items import write_items
-from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
+from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
 from serve.manifest import compute_space_id
 from serve.schema import Schema
 from serve.staging import Stage
@@ -50,7 +50,8 @@ def export_bundle(
     schema_bytes = schema.to_json().encode()
     write_file(stage.path / SCHEMA, schema_bytes)
     write_vectors(vectors, stage.path / VECTORS)
-    write_file(stage.path / NEIGHBOURS, towers.neighbours.to_bytes())
+    for name, content in zip((NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True):
+        write_file(stage.path / name, content)
     write_index(stage.path / INDEX, vectors)
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from evaluation.lapack import invert_regularised
 from evaluation.metrics import ndcg
-from serve.neighbours import Neighbours
 from serve.schema import Similarity
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
@@ -44,8 +43,6 @@ WEIGHT_POWER = 1 / 8
 of Amazon Beauty, Frappe and MovieLens alike. With 1 / 4 groceries ranked .4 % better still, Beauty 1 to 2 % worse."""
 SHORTEST = 1e-9
 """Of what is divided by."""
-CHUNK = 512
-"""Items whose neighbours are looked for at once."""
 
 
 @dataclass(frozen=True)
@@ -76,37 +73,6 @@ class Factors:
 
 
 @dataclass(frozen=True)
-class PairCorrelations:
-    """Partial correlations of the most popular items, pair by pair, or covariances as of `Factors`."""
-
-    correlations: np.ndarray
-    """(n, n) float32."""
-    spread: np.ndarray
-    """(n,) float32, as of `Factors`."""
-    rows: np.ndarray
-    """(n,) where these items stand among all."""
-    n_items: int
-    most: int
-    """Neighbours of an item."""
-
-    def find_neighbours(self, power: float) -> Neighbours:
-        """Return the largest numbers of each item, whatever their sign, with the spread to a power as of `Factors`."""
-        scale = self.spread**power  # (n,)
-        most = min(self.most, len(scale) - 1)
-        offsets, found, weights = np.zeros(self.n_items + 1, np.int64), [], []
-        offsets[1 + self.rows] = most
-        order = np.argsort(self.rows)
-        for start in range(0, len(order), CHUNK):
-            items = order[start : start + CHUNK]
-            numbers = self.correlations[items] * (scale[items, None] * scale)  # (chunk, n)
-            largest = np.sort(np.argpartition(-np.abs(numbers), most, axis=1)[:, :most], axis=1)  # (chunk, most)
-            found.append(self.rows[largest])
-            weights.append(np.take_along_axis(numbers, largest, 1))
-        told = np.concatenate(weights).ravel().astype(np.float32)  # (n most,)
-        return Neighbours(offsets.cumsum(), np.concatenate(found).ravel(), told)
-
-
-@dataclass(frozen=True)
 class Settings:
     """What the factors are made with, and what popularity counts beside them."""
 
@@ -128,8 +94,8 @@ def correlate(
         similarity: of the sum of a user's items to an item.
         seed: of what is hidden to choose the settings, and of the factorisation's first block.
     """
-    matrix = _binary(user, item_row, shape)
-    by_popularity = _by_popularity(matrix)
+    matrix = binary(user, item_row, shape)
+    by_popularity = order_by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
     vectors, _ = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)  # (N, D)
     length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
@@ -144,28 +110,18 @@ def factorise(
 
     The `most` popular items are correlated, the others are placed by who has them.
     """
-    matrix = _binary(user, item_row, shape)
-    vectors, spread = _factorise(matrix, _by_popularity(matrix), dim, ridge, seed, most)  # (N, dim), (N,)
+    matrix = binary(user, item_row, shape)
+    vectors, spread = _factorise(matrix, order_by_popularity(matrix), dim, ridge, seed, most)  # (N, dim), (N,)
     return Factors(torch.from_numpy(vectors), torch.from_numpy(spread / spread.mean()))
 
 
-def correlate_pairs(
-    user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], n_neighbours: int, ridge: float, most: int
-) -> PairCorrelations:
-    """Correlate the `most` popular items pair by pair; arguments as of `factorise`, with how many neighbours."""
-    matrix = _binary(user, item_row, shape)
-    core = _by_popularity(matrix)[:most]
-    correlations, spread = partial_correlations(matrix[:, core], ridge)
-    return PairCorrelations(correlations, spread / spread.mean(), core, shape[1], n_neighbours)
-
-
-def _binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+def binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
     matrix = sp.csr_array((np.ones(len(user), np.float32), (user, item_row)), shape)  # sums what comes twice
     matrix.data[:] = 1
     return matrix
 
 
-def _by_popularity(matrix: sp.csr_array) -> np.ndarray:
+def order_by_popularity(matrix: sp.csr_array) -> np.ndarray:
     return np.argsort(-matrix.sum(axis=0), kind="stable")
 
 

@@ -23,6 +23,7 @@ from serve.layout import (
     ITEM_TOWER,
     ITEMS,
     MANIFEST,
+    NEIGHBOUR_OFFSETS,
     NEIGHBOURS,
     PUBLISHED,
     SCHEMA,
@@ -122,7 +123,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         vectors=vectors,
-        neighbours=_read_neighbours(contents[NEIGHBOURS], len(vectors)),
+        neighbours=_read_neighbours(contents, len(vectors)),
         items=read_items(contents[ITEMS], len(vectors), schema.item_id_type),
         index=ItemIndex.from_bytes(contents[INDEX], vectors),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
@@ -148,11 +149,11 @@ def _read_vectors(content: Content, manifest: Manifest) -> Floats:
     return vectors
 
 
-def _read_neighbours(content: Content, n_items: int) -> Neighbours:
+def _read_neighbours(contents: Mapping[str, Content], n_items: int) -> Neighbours:
     try:
-        return Neighbours.from_bytes(content, n_items)
+        return Neighbours.from_bytes(contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS], n_items)
     except ValueError as error:
-        raise BundleError(f"{NEIGHBOURS} cannot be read: {error}") from error
+        raise BundleError(f"{NEIGHBOURS} and {NEIGHBOUR_OFFSETS} cannot be read: {error}") from error
 
 
 def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:

@@ -16,12 +16,13 @@ USER_TOWER = "user_tower.onnx"
 ITEM_TOWER = "item_tower.onnx"
 VECTORS = "item_vectors.npy"
 NEIGHBOURS = "item_neighbours.npy"
+NEIGHBOUR_OFFSETS = "item_neighbour_offsets.npy"
 INDEX = "items.faiss"
 ITEMS = "items.parquet"
 GOLDEN = "golden.json"
 MODEL_CARD = "MODEL_CARD.md"
 
-ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, VECTORS, NEIGHBOURS, INDEX, ITEMS})
+ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, VECTORS, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS})
 """What answering a request needs: a stage with these can be evaluated."""
 PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}
 """What a published bundle holds beside its manifest; any other file is refused."""

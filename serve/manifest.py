@@ -21,7 +21,7 @@ from serve.errors import BundleError, name_nearest
 from serve.layout import MANIFEST, PUBLISHED
 from serve.schema import Similarity
 
-FORMAT = 2
+FORMAT = 3
 MAX_BYTES = 1 << 20
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")

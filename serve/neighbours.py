@@ -5,7 +5,8 @@
 Vectors of a low rank say what most items have in common. That two items which few have go together is said by no rank
 that an index could hold, but by a number for the pair: each item keeps those of its nearest neighbours.
 
-The file is an array of numbers, `numpy.lib.format`, no pickle: one entry a pair, ordered by item.
+The files are arrays of numbers, `numpy.lib.format`, no pickle, and read where they are mapped: one entry a pair,
+ordered by item, and where the entries of each item begin.
 Letters: B requests, E events, N items, C terms of a sum.
 """
 
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import io
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,7 +22,8 @@ from numpy.typing import NDArray
 from serve.array_file import open_array
 from serve.top_k import Floats, Ints
 
-ENTRY = np.dtype([("item", "<i4"), ("neighbour", "<i4"), ("weight", "<f4")])
+ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
+OFFSET = np.dtype("<i8")
 _LARGEST = 1e30  # of a weight: sums of larger ones would overflow
 _MOST_REQUESTS = 32  # whose terms are laid out at once
 
@@ -31,7 +34,7 @@ class Neighbours:
 
     offsets: Ints
     """(N + 1,): item j has the entries from offsets[j] to offsets[j + 1]."""
-    rows: Ints
+    rows: NDArray[np.integer]
     """Neighbours, one of an entry."""
     weights: Floats
     """One of an entry."""
@@ -50,33 +53,29 @@ class Neighbours:
         return cls(np.zeros(n_items + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
     @classmethod
-    def from_bytes(cls, content: NDArray[np.uint8], n_items: int) -> Neighbours:
-        """Read what `to_bytes` wrote.
+    def from_bytes(cls, offsets: NDArray[np.uint8], entries: NDArray[np.uint8], n_items: int) -> Neighbours:
+        """View what `to_bytes` wrote.
 
         Raises:
-            ValueError: another array, rows outside the catalogue or out of order, or a weight that is no number or
-                would overflow.
+            ValueError: other arrays, offsets that do not divide the entries among the items, rows outside the
+                catalogue, or a weight that is no number or would overflow.
         """
-        entries = open_array(content, ENTRY, n_axes=1)
-        items, rows = entries["item"].astype(np.int64), entries["neighbour"].astype(np.int64)
-        weights = entries["weight"].astype(np.float32)
-        for name, values in (("item", items), ("neighbour", rows)):
-            if len(values) and (values.min() < 0 or values.max() >= n_items):
-                raise ValueError(f"a row of '{name}' is outside 0 to {n_items - 1}")
-        if (np.diff(items) < 0).any():
-            raise ValueError("its items are not in ascending order")
+        starts, pairs = open_array(offsets, OFFSET, n_axes=1), open_array(entries, ENTRY, n_axes=1)
+        ends = (starts[0], starts[-1]) if len(starts) == n_items + 1 else None
+        if ends != (0, len(pairs)) or (np.diff(starts) < 0).any():
+            raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
+        rows, weights = pairs["neighbour"], pairs["weight"]
+        if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
+            raise ValueError(f"a row of 'neighbour' is outside 0 to {n_items - 1}")
         if not (np.abs(weights) <= _LARGEST).all():
             raise ValueError(f"a weight is not between -{_LARGEST:g} and {_LARGEST:g}")
-        return cls(np.searchsorted(items, np.arange(n_items + 1)), rows, weights)
+        return cls(starts, rows, weights)
 
-    def to_bytes(self) -> bytes:
-        """Write the entries."""
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """Write offsets and entries."""
         entries = np.empty(len(self.rows), ENTRY)
-        entries["item"] = np.repeat(np.arange(self.n_items), np.diff(self.offsets))
         entries["neighbour"], entries["weight"] = self.rows, self.weights
-        file = io.BytesIO()
-        np.lib.format.write_array(file, entries, (1, 0), allow_pickle=False)
-        return file.getvalue()
+        return _write(self.offsets.astype(OFFSET)), _write(entries)
 
     def of_histories(self, history_rows: Ints, lengths: Ints) -> Added | None:
         """Return what histories add; None where no item adds anything.
@@ -112,17 +111,21 @@ class Added:
         The terms of a sum are added in the order of the events: it depends on no other request.
         """
         n_requests = requests.stop - requests.start
-        part = slice(*np.searchsorted(self.requests, [requests.start, requests.stop]))
-        offsets, items = self.neighbours.offsets, self.items[part]
+        bounds = np.searchsorted(self.requests, np.arange(requests.start, requests.stop + 1))  # (requests + 1,)
+        sums = np.empty((n_requests, n_items))
+        for place in range(n_requests):  # one after the other: the terms of long histories take room
+            sums[place] = self._sum(slice(bounds[place], bounds[place + 1]), n_items)
+        return sums.T
+
+    def _sum(self, events: slice, n_items: int) -> NDArray[np.float64]:
+        """Sum over events of one request, (n_items,)."""
+        offsets, items = self.neighbours.offsets, self.items[events]
         counts = offsets[items + 1] - offsets[items]  # (E,)
         ends = counts.cumsum()  # (E,)
         n_terms = int(ends[-1]) if len(ends) else 0
         entries = np.arange(n_terms) + np.repeat(offsets[items] - ends + counts, counts)  # (C,)
-        owners = np.repeat(self.requests[part] - requests.start, counts)  # (C,)
-        terms = self.neighbours.weights[entries] * np.repeat(self.shares[part], counts)  # (C,)
-        cells = self.neighbours.rows[entries] * n_requests + owners  # (C,)
-        sums = np.bincount(cells, terms, n_items * n_requests).astype(np.float64, copy=False)  # of no term: integers
-        return sums.reshape(n_items, n_requests)
+        terms = self.neighbours.weights[entries] * np.repeat(self.shares[events], counts)  # (C,)
+        return np.bincount(self.neighbours.rows[entries], terms, n_items).astype(np.float64, copy=False)
 
     def of_pairs(self, requests: Ints, rows: Ints, n_items: int) -> NDArray[np.float64]:
         """Return the sum of each pair of a request and a row, in any order: as `spread` has it, bit for bit."""
@@ -140,3 +143,9 @@ class Added:
         is_kept = place_of[self.requests] >= 0
         places = place_of[self.requests[is_kept]]
         return Added(self.neighbours, places, self.items[is_kept], self.shares[is_kept])
+
+
+def _write(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, values, (1, 0), allow_pickle=False)
+    return file.getvalue()

@@ -47,7 +47,11 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: WITH_THEM)
     run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
-    expected = {"blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "power": 0.0}, "ndcg": 0.3, "ndcg_alone": 0.2}
+    expected = {
+        "blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "power": 0.0, "n_neighbours": 0},
+        "ndcg": 0.3,
+        "ndcg_alone": 0.2,
+    }
     assert metrics["training"]["correlations"] == expected
     recommender = Recommender.load(run.bundle)
     assert recommender.taste_dim == SMALL.dim + R
@@ -65,8 +69,8 @@ def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_pa
     none = Judged(Blend(0.0, 0.1, 30.0, 0.0), 0.2, 0.2)
     monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
-    assert "none" in run_training.describe(none, 0)
-    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)), 0)
+    assert "none" in run_training.describe(none)
+    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -75,7 +79,7 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
 ):
     asked, correlated, factorise = [], [], run_training.factorise
 
-    def choose(towers, correlate, is_ordered, requests, validation):
+    def choose(towers, correlate, is_ordered, requests, validation, counts):
         asked.append((is_ordered, sum(len(batch.target_rows) for batch in validation)))
         return WITH_THEM
 
@@ -109,9 +113,9 @@ def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, m
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
     trained = fit(ORDERED, tmp_path / "run", validates=False)
-    assert given == [unjudged(trained.towers, True).blend]
-    assert trained.judged == unjudged(trained.towers, True)
-    assert "nothing to validate" in run_training.describe(trained.judged, 0)
+    assert given == [unjudged(trained.towers, True, 0).blend]
+    assert trained.judged == unjudged(trained.towers, True, 0)
+    assert "nothing to validate" in run_training.describe(trained.judged)
 
 
 def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tmp_path, monkeypatch):
@@ -153,11 +157,11 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
 
 
 def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch, capsys):
-    judged = Judged(Blend(0.5, 0.0, 30.0, 1.0), 0.3, 0.2)
+    judged = Judged(Blend(0.5, 0.0, 30.0, 1.0, 3), 0.3, 0.2)
     asked = []
 
-    def choose(towers, correlate, is_ordered, requests, validation):
-        asked.append((is_ordered, correlate(30.0).most))
+    def choose(towers, correlate, is_ordered, requests, validation, counts):
+        asked.append((is_ordered, correlate(30.0).most, counts))
         return judged
 
     monkeypatch.setattr(run_training, "choose_blend", choose)
@@ -166,14 +170,15 @@ def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch, caps
     model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
     tables = (interactions.drop(columns="datetime"), users, items)
     run, again = (train.run(train.Config(data, model, QUIET, tmp_path / name), tables) for name in ("run", "again"))
-    assert asked == [(False, 4), (False, 4)]
-    written = [(one.bundle / "item_neighbours.npy").read_bytes() for one in (run, again)]
+    assert asked == [(False, 4, [4])] * 2
+    names = ("item_neighbour_offsets.npy", "item_neighbours.npy")
+    written = [[(one.bundle / name).read_bytes() for name in names] for one in (run, again)]
     assert written[0] == written[1]
     assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
-    assert "of 4 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
+    assert "of 3 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
     recommender = Recommender.load(run.bundle)
     neighbours, vectors = recommender.bundle.neighbours, recommender.catalogue.vectors
-    assert np.diff(neighbours.offsets).tolist() == [4] * len(vectors)
+    assert np.diff(neighbours.offsets).tolist() == [3] * len(vectors)
     request = {"history": [{"item_id": 100}, {"item_id": 101}]}
     answers = recommender.recommend([request], k=len(vectors))
     told = vectors.astype(np.float64) @ recommender.encode_users([request])[0]

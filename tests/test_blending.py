@@ -26,7 +26,8 @@ from models.blending import (
 )
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByVectors
-from models.item_correlations import RIDGES, Factors, PairCorrelations
+from models.item_correlations import RIDGES, Factors
+from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.validation import novel_ndcg, request_ndcg
 from models.yardstick import Yardstick
@@ -199,6 +200,15 @@ def test_of_blends_that_gain_nearly_as_much_the_smallest_share_is_chosen_and_the
     assert pick(found | {none: Figures(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, 1.0), 0.3097, 0.3)
 
 
+def test_of_blends_that_gain_nearly_as_much_the_fewest_neighbours_are_chosen():
+    none = Blend(0.0, 0.0, 30.0, 0.0)
+    gains = {(256, 0.4): 0.0094, (256, 0.8): 0.0096, (1024, 0.2): 0.0097, (1024, 0.4): 0.01, (4096, 0.1): 0.0099}
+    found = {Blend(share, 0.0, 30.0, 1.0, count): Figures(0.3 + gain, None) for (count, share), gain in gains.items()}
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, 1.0, 256)
+    del found[Blend(0.8, 0.0, 30.0, 1.0, 256)]
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, 1.0, 1024)
+
+
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
     data, towers = side
     (batch,) = data.validation_batches
@@ -226,8 +236,8 @@ def of_a_set():
 
 @torch.no_grad()
 def score_by_neighbours(made: PairCorrelations, power: float, batch: RequestBatch) -> np.ndarray:
-    """Add up, an item at a time, what items of a history say of their neighbours."""
-    neighbours, scores = made.find_neighbours(power), np.zeros((len(batch.history_rows), N))
+    """Add up, an item at a time, what items of a history say of their two neighbours."""
+    neighbours, scores = made.find_neighbours(power, 2), np.zeros((len(batch.history_rows), N))
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
         for item in batch.history_rows[user, :length].tolist():
             for place in range(neighbours.offsets[item], neighbours.offsets[item + 1]):
@@ -243,7 +253,7 @@ def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, power):
     plain, width = score(towers, batch), towers.item_tower.history_dim
     learned = np.mean([score(towers, one).var() for one in requests])
     told = np.mean([score_by_neighbours(made, power, one).var() for one in requests])
-    blend_in(towers, lambda _: made, Blend(0.3, 0.0, RIDGES[0], power), requests)
+    blend_in(towers, lambda _: made, Blend(0.3, 0.0, RIDGES[0], power, 2), requests)
     expected = plain + 0.3 * np.sqrt(learned / told) * score_by_neighbours(made, power, batch)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
@@ -263,13 +273,36 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
     by_ridge = {ridge: replace(made, correlations=-knowing) for ridge in RIDGES}
     by_ridge[RIDGES[2]] = replace(made, correlations=knowing, most=N)
     requests = list(data.drawn_requests(50))
-    judged = choose_blend(towers, by_ridge.__getitem__, False, requests, [batch])
+    judged = choose_blend(towers, by_ridge.__getitem__, False, requests, [batch], [N])
     assert judged.blend.share > 0
     assert judged.blend.ridge == RIDGES[2]
+    assert judged.blend.n_neighbours == N
     blend_in(towers, by_ridge.__getitem__, judged.blend, requests)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
     assert novel_ndcg(towers.score_items(users, items, batch), batch).mean() == pytest.approx(judged.ndcg)
+
+
+def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a_set):
+    data, towers, made = of_a_set
+    (batch,) = data.validation_batches
+    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
+    telling = np.zeros((N - 1, N - 1), np.float32)  # one number of each item tells, all others mislead
+    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
+            if item in place_of and target in place_of:
+                telling[place_of[item], place_of[target]] = 1
+    telling = np.where(np.arange(N - 1) == telling.argmax(axis=1)[:, None], 3 * telling, -telling)
+    asked = []
+
+    def correlate(ridge):
+        asked.append(ridge)
+        return replace(made, correlations=telling * (ridge == RIDGES[1]), most=N)
+
+    judged = choose_blend(towers, correlate, False, list(data.drawn_requests(50)), [batch], [2, 1, N])
+    assert judged.blend.n_neighbours == 1
+    assert judged.blend.ridge == RIDGES[1]
+    assert asked == [*RIDGES, RIDGES[1]]
 
 
 def test_the_users_that_scores_are_measured_by_have_events(side):
@@ -303,7 +336,7 @@ def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
     (batch,) = data.validation_batches
     owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
     for validation in ([], [owned]):
-        assert choose_blend(towers, make(FACTORS), True, [], validation) == unjudged(towers, True)
+        assert choose_blend(towers, make(FACTORS), True, [], validation) == unjudged(towers, True, 0)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -319,11 +352,12 @@ def test_correlations_that_only_mislead_are_left_out(side):
 @pytest.mark.parametrize("is_ordered", [True, False])
 def test_without_a_validation_correlations_count_a_little(side, is_ordered):
     _, towers = side
-    blend = unjudged(towers, is_ordered).blend
+    blend = unjudged(towers, is_ordered, 7).blend
     assert 0 < blend.share < max(SHARES)
     assert blend.ridge in RIDGES
     assert blend.power in POWERS
     assert blend.decay in (DECAYS if is_ordered else (0,))
+    assert blend.n_neighbours == (7 if towers.user_tower.memory is None else 0)
 
 
 @torch.no_grad()

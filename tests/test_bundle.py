@@ -31,6 +31,7 @@ FILES = sorted(
         "schema.json",
         "user_tower.onnx",
         "item_tower.onnx",
+        "item_neighbour_offsets.npy",
         "item_neighbours.npy",
         "item_vectors.npy",
         "items.faiss",

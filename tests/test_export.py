@@ -21,7 +21,7 @@ from models.parity_cases import draw_events, draw_features, item_case, user_case
 from models.towers import Towers
 from serve.errors import BundleError
 from serve.index import ItemIndex
-from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
+from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
 from serve.manifest import compute_space_id
 from serve.schema import Schema
 from serve.staging import Stage
@@ -144,7 +144,7 @@ def test_item_tower_places_items_by_content_as_torch(shipped, batch):
 
 def test_every_file_is_written_alone_and_names_its_space(shipped):
     names = {path.name for path in shipped.folder.iterdir()}
-    assert names == {SCHEMA, VECTORS, NEIGHBOURS, INDEX, ITEMS, USER_TOWER, ITEM_TOWER}
+    assert names == {SCHEMA, VECTORS, NEIGHBOUR_OFFSETS, NEIGHBOURS, INDEX, ITEMS, USER_TOWER, ITEM_TOWER}
     for name in (USER_TOWER, ITEM_TOWER):
         model = onnx.load(shipped.folder / name, load_external_data=False)
         assert not any(tensor.external_data for tensor in model.graph.initializer)

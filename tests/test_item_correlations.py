@@ -181,35 +181,6 @@ def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_t
     np.testing.assert_allclose(covaried, vectors * (spread / spread.mean())[:, None], rtol=1e-4, atol=1e-6)
 
 
-@pytest.mark.parametrize("power", [0.0, 1.0])
-@pytest.mark.parametrize(("most", "n_neighbours"), [(N, 3), (9, 3), (9, 50)])
-def test_neighbours_are_the_largest_numbers_of_an_item_among_those_that_are_correlated(
-    monkeypatch, most, n_neighbours, power
-):
-    monkeypatch.setattr(item_correlations, "CHUNK", 4)
-    owned = draw(seed=6)
-    made = item_correlations.correlate_pairs(*owned.nonzero(), owned.shape, n_neighbours, RIDGE, most)
-    found = made.find_neighbours(power)
-    core = np.argsort(-owned.sum(axis=0), kind="stable")[:most]
-    precision = np.linalg.inv(owned[:, core].T @ owned[:, core] + RIDGE * np.eye(most))
-    spread = np.diag(precision) ** -0.5
-    numbers = correlations(owned[:, core], RIDGE) * np.outer(spread, spread) ** power / spread.mean() ** (2 * power)
-    assert found.n_items == N
-    for item in range(N):
-        part = slice(found.offsets[item], found.offsets[item + 1])
-        if item not in core:
-            assert part.start == part.stop
-            continue
-        told = dict(zip(found.rows[part].tolist(), found.weights[part].tolist(), strict=True))
-        row = numbers[core.tolist().index(item)]
-        assert len(told) == min(n_neighbours, most - 1)
-        assert item not in told or told[item] == 0
-        for neighbour, number in told.items():
-            assert number == pytest.approx(row[core.tolist().index(neighbour)], rel=1e-3, abs=1e-5)
-        others = [abs(number) for place, number in enumerate(row) if core[place] not in told]
-        assert max(others, default=0) <= min(map(abs, told.values())) + 1e-5
-
-
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.zeros((2, 3)), np.eye(5)], ids=["one pair", "nobody", "alone"])
 def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):

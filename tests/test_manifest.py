@@ -93,7 +93,7 @@ def test_an_unknown_key_is_named_with_its_nearest():
 @pytest.mark.parametrize(
     ("key", "value", "shown"),
     [
-        ("format", 1, "1; expected 2"),
+        ("format", 2, "2; expected 3"),
         ("format", True, "True"),
         ("similarity", "euclid", "'euclid'"),
         ("similarity", ["dot"], r"\['dot'\]"),

@@ -17,8 +17,8 @@ from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.index import ItemIndex
 from serve.item_vectors import bound_addition, bound_rounding
-from serve.layout import NEIGHBOURS
-from serve.neighbours import ENTRY, Added, Neighbours
+from serve.layout import NEIGHBOUR_OFFSETS, NEIGHBOURS
+from serve.neighbours import ENTRY, OFFSET, Added, Neighbours
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, SHOP, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of
@@ -212,25 +212,17 @@ def test_filters_rank_by_the_same_scores(world):
         assert answer.score.tolist() == whole.score[kept].tolist()
 
 
-def test_a_file_holds_what_was_written():
-    neighbours = to_neighbours(draw_matrix(1))
-    content = np.frombuffer(neighbours.to_bytes(), np.uint8)
-    read = Neighbours.from_bytes(content, N)
-    for name in ("offsets", "rows", "weights"):
-        assert getattr(read, name).tolist() == getattr(neighbours, name).tolist()
-    none = Neighbours.from_bytes(np.frombuffer(Neighbours.none(N).to_bytes(), np.uint8), N)
-    assert none.n_items == N
-    assert none.of_histories(np.array([[1, 2]]), np.array([2])) is None
-
-
 def write(entries: np.ndarray) -> bytes:
     file = io.BytesIO()
     np.save(file, entries, allow_pickle=False)
     return file.getvalue()
 
 
-def entry(item: int, neighbour: int, weight: float) -> np.ndarray:
-    return np.array([(0, 1, 0.5), (item, neighbour, weight)], ENTRY)
+def entries(neighbour: int = 2, weight: float = 0.5) -> np.ndarray:
+    return np.array([(1, 0.5), (neighbour, weight)], ENTRY)
+
+
+OFFSETS = np.array([0, 1, *[2] * (N - 1)], OFFSET)
 
 
 @pytest.mark.parametrize(
@@ -242,24 +234,53 @@ def entry(item: int, neighbour: int, weight: float) -> np.ndarray:
             b"\x93NUMPY\x01\x00\x3a\x00{'descr': ('<f4',), 'fortran_order': False, 'shape': (1,)}  ",
             "no header of an array",
         ),
-        (b"\x93NUMPY\x02\x00" + write(entry(1, 2, 0.5))[8:], "its version is (2, 0)"),
+        (b"\x93NUMPY\x02\x00" + write(entries())[8:], "its version is (2, 0)"),
         (write(np.zeros(3, np.float32)), "it holds float32"),
-        (write(entry(1, 2, 0.5).reshape(2, 1)), "(2, 1)"),
-        (write(entry(1, 2, 0.5))[:-4], "it holds 20 bytes; its header says (2,) of 12 each"),
-        (write(entry(1, 2, 0.5))[:-12], "it holds 12 bytes"),
-        (write(entry(N, 2, 0.5)), f"'item' is outside 0 to {N - 1}"),
-        (write(entry(1, -1, 0.5)), f"'neighbour' is outside 0 to {N - 1}"),
-        (write(entry(1, 2, np.nan)), "a weight is not between"),
-        (write(entry(1, 2, 3e38)), "a weight is not between"),
-        (write(np.flip(entry(1, 2, 0.5))), "ascending"),
+        (write(entries().reshape(2, 1)), "(2, 1)"),
+        (write(entries())[:-4], "it holds 12 bytes; its header says (2,) of 8 each"),
+        (write(entries())[:-8], "it holds 8 bytes"),
+        (write(entries(neighbour=N)), f"'neighbour' is outside 0 to {N - 1}"),
+        (write(entries(neighbour=-1)), f"'neighbour' is outside 0 to {N - 1}"),
+        (write(entries(weight=np.nan)), "a weight is not between"),
+        (write(entries(weight=3e38)), "a weight is not between"),
+        (write(entries()[:1]), "do not divide 1 entries"),
     ],
 )
-def test_another_file_is_refused(content, said):
+def test_other_entries_are_refused(content, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        Neighbours.from_bytes(np.frombuffer(content, np.uint8), N)
+        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in (write(OFFSETS), content)), N)
+
+
+@pytest.mark.parametrize(
+    "offsets",
+    [OFFSETS[:-1], OFFSETS[:0], OFFSETS + 1, OFFSETS // 2, [0, 3, *OFFSETS[2:]], [0, -1, *OFFSETS[2:]]],
+    ids=["short", "none", "late", "few", "beyond", "falling"],
+)
+def test_offsets_that_do_not_divide_the_entries_are_refused(offsets):
+    files = write(np.array(offsets, OFFSET)), write(entries())
+    with pytest.raises(ValueError, match="offsets do not divide 2 entries among"):
+        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in files), N)
+
+
+@given(histories())
+@settings(max_examples=50, deadline=None)
+def test_what_was_written_is_read(case):
+    written = to_neighbours(case[0])
+    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in written.to_bytes()), written.n_items)
+    for name in ("offsets", "rows", "weights"):
+        assert getattr(read, name).tolist() == getattr(written, name).tolist()
+
+
+def test_a_bundle_may_have_no_neighbours():
+    none = Neighbours.none(N)
+    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in none.to_bytes()), N)
+    assert read.n_items == N
+    assert read.of_histories(np.array([[1, 2]]), np.array([2])) is None
 
 
 def test_a_bundle_names_the_file_that_cannot_be_read(tmp_path):
-    wrong = Neighbours(np.array([0, 1]), np.array([N]), np.ones(1, np.float32))
-    with pytest.raises(BundleError, match=f"{NEIGHBOURS} cannot be read: a row of 'neighbour' is outside"):
+    wrong = Neighbours(np.array([0, *[1] * N]), np.array([N]), np.ones(1, np.float32))
+    with pytest.raises(
+        BundleError, match=f"{NEIGHBOURS} and {NEIGHBOUR_OFFSETS} cannot be read: a row of 'neighbour' is outside"
+    ):
         Bundle.load(publish_linear(tmp_path, FILMS, SEED, neighbours=wrong))

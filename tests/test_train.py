@@ -123,6 +123,7 @@ def test_the_same_seed_gives_the_same_bundle(baskets, tmp_path):
     versions = [Recommender.load(run.bundle).bundle.manifest.version for run in (baskets, again)]
     assert versions[0] == versions[1]
     for name in (
+        "item_neighbour_offsets.npy",
         "item_neighbours.npy",
         "item_vectors.npy",
         "user_tower.onnx",

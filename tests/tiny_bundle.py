@@ -110,7 +110,9 @@ def write_stage(folder: Path, seed: int) -> None:
     (folder / "user_tower.onnx").write_bytes(tiny_user_tower(space_id, seed))
     (folder / "item_tower.onnx").write_bytes(tiny_item_tower(space_id, seed))
     np.save(folder / "item_vectors.npy", vectors)
-    (folder / "item_neighbours.npy").write_bytes(tiny_neighbours(seed).to_bytes())
+    offsets, entries = tiny_neighbours(seed).to_bytes()
+    (folder / "item_neighbour_offsets.npy").write_bytes(offsets)
+    (folder / "item_neighbours.npy").write_bytes(entries)
     write_index(folder / "items.faiss", vectors)
     titles = [f"Title {seed} {row}" for row in range(N)]
     write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")
