@@ -21,22 +21,17 @@ from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
-from models.blending import (
-    MOST_CORRELATED_BESIDE_MEMORY,
-    Correlate,
-    Judged,
-    blend_in,
-    choose_blend,
-    unjudged,
-)
+from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
-from models.pair_correlations import correlate_pairs, counts_to_try
+from models.pair_correlations import correlate_pairs
 from models.sampling import NegativeSampler
 from models.towers import Towers
+from models.transitions import correlate_next
+from models.trials import BESIDE_MEMORY, EVENTS, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from models.two_tower import TwoTower
 from models.warm_start import STARTED_TABLES
 from run_config import Config
@@ -139,8 +134,8 @@ def judge_blend(config: Config, trained: Trained) -> Trained:
         return trained
     data = trained.data
     requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_correlate(config, trained)
-    is_ordered, counts = data.trains_on_windows, counts_to_try(recipe_of(config.model).neighbours)
-    judged = choose_blend(trained.towers, correlate, is_ordered, requests, data.validation_batches, counts)
+    trials = make_trials(config, trained)
+    judged = choose_blend(trained.towers, correlate, trials, requests, data.validation_batches)
     console.print(describe(judged))
     return replace(trained, judged=judged)
 
@@ -150,8 +145,7 @@ def blend_correlations(config: Config, trained: Trained) -> Trained:
     if not blends(config):
         return trained
     data = trained.data
-    usual = counts_to_try(recipe_of(config.model).neighbours)[0]
-    judged = trained.judged or unjudged(trained.towers, data.trains_on_windows, usual)
+    judged = trained.judged or Judged(make_trials(config, trained).usual)
     requests = list(data.drawn_requests(MOST_SEEN))
     blend_in(trained.towers, make_correlate(config, trained), judged.blend, requests)
     return replace(trained, judged=judged)
@@ -162,13 +156,24 @@ def blends(config: Config) -> bool:
     return recipe.correlations > 0 or recipe.neighbours > 0
 
 
+def make_trials(config: Config, trained: Trained) -> Trials:
+    """Return the blends that are judged."""
+    is_ordered, n_neighbours = trained.data.trains_on_windows, recipe_of(config.model).neighbours
+    if n_neighbours:
+        return neighbours_of_events(n_neighbours) if is_ordered else neighbours_of_sets(n_neighbours)
+    if trained.towers.user_tower.memory is not None:
+        return BESIDE_MEMORY
+    return EVENTS if is_ordered else SETS
+
+
 def make_correlate(config: Config, trained: Trained) -> Correlate:
     """Return what correlates the items of all that was trained on."""
     sequences, recipe = trained.data.sequences, recipe_of(config.model)
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
     rows, dim = sequences.events.item_row, recipe.correlations
     if recipe.neighbours:
-        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED, recipe.neighbours)
+        correlate = correlate_next if trained.data.trains_on_windows else correlate_pairs
+        return lambda ridge: correlate(user, rows, shape, ridge, MOST_CORRELATED, recipe.neighbours)
     has_memory = trained.towers.user_tower.memory is not None
     most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
     return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
@@ -178,10 +183,12 @@ def describe(judged: Judged) -> str:
     """Say in words what was chosen."""
     if not judged.blend.share:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
-    kind = "covariances" if judged.blend.power else "correlations"
-    n_neighbours = judged.blend.n_neighbours
-    how = f", of {n_neighbours} neighbours each," if n_neighbours else ""
-    share = f"partial {kind} of items{how} blended in by {judged.blend.share:.0%}"
+    blend = judged.blend
+    kind = "partial covariances" if blend.power else "partial correlations"
+    if blend.n_neighbours and blend.decay:
+        kind = "transitions"
+    how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
+    share = f"{kind} of items{how} blended in by {blend.share:.0%}"
     if judged.ndcg is None:
         return f"{share}, as is usual: there is nothing to validate it by"
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"

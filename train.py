@@ -242,6 +242,7 @@ def stage_bundle(
         libraries={name: version(name) for name in LIBRARIES},
         data_until=schema.data_until,
         config={"data": config.data.declared(), "model": asdict(config.model), "seed": config.seed},
+        neighbour_decay=trained.towers.neighbours.decay,
     )
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())

@@ -25,16 +25,14 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByNeighbours, ByVectors, CorrelatedScores
-from models.item_correlations import RIDGES, Factors
+from models.item_correlations import Factors
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
+from models.trials import Blend, Trials
 from models.validation import all_ndcg, novel_ndcg
 from models.yardstick import Yardstick
 
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
-DECAYS = (1 / 3, 1 / 10, 0.0)
-POWERS = (0.0, 1.0)
-"""Correlations, and covariances: these ranked pairs of Amazon Beauty 2 to 3 % better, groceries no better."""
 MOST_CORRELATED_BESIDE_MEMORY = 4_000
 """Items whose correlations are computed there, the most popular ones; the others are placed by who has them, which at
 the largest ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all 12,526."""
@@ -49,22 +47,6 @@ Correlate = Callable[[float], Factors | PairCorrelations]
 
 
 @dataclass(frozen=True)
-class Blend:
-    """How much correlations count."""
-
-    share: float
-    """How much their scores vary, as a share of how much those of the towers do; 0: they are left out."""
-    decay: float
-    """An event counts by exp(-decay * events after it); 0 with a memory, where owned items count alike."""
-    ridge: float
-    """Of the correlations."""
-    power: float
-    """0 correlations, 1 covariances: see `Factors`."""
-    n_neighbours: int = 0
-    """Of an item, where items are told pair by pair."""
-
-
-@dataclass(frozen=True)
 class Judged:
     """A blend, and how it ranks what users of the validation took next."""
 
@@ -74,18 +56,6 @@ class Judged:
     the usual one."""
     ndcg_alone: float | None = None
     """NDCG@10 of the towers alone."""
-
-
-ORDERED_UNJUDGED, SET_UNJUDGED = Judged(Blend(0.1, 0.1, 30.0, 0.0)), Judged(Blend(0.3, 0.0, 30.0, 0.0))
-REPEATED_UNJUDGED = Judged(Blend(0.05, 0.0, 1000.0, 0.0))
-
-
-def unjudged(towers: Towers, is_ordered: bool, n_neighbours: int) -> Judged:
-    """Return what is usual: near what validations of MovieLens and groceries chose, between those of two sets."""
-    if towers.user_tower.memory is not None:
-        return REPEATED_UNJUDGED
-    usual = ORDERED_UNJUDGED if is_ordered else SET_UNJUDGED
-    return replace(usual, blend=replace(usual.blend, n_neighbours=n_neighbours))
 
 
 @torch.no_grad()
@@ -119,34 +89,30 @@ def blend_in(towers: Towers, correlate: Correlate, blend: Blend, requests: Seque
 def choose_blend(
     towers: Towers,
     correlate: Correlate,
-    is_ordered: bool,
+    trials: Trials,
     requests: Sequence[RequestBatch],
     validation: Sequence[RequestBatch],
-    counts: Sequence[int] = (0,),
 ) -> Judged:
     """Find the blend by how it ranks what users of the validation took next, and what is new of it not worse than none.
 
     Args:
         towers: trained, with nothing blended in.
         correlate: the catalogue.
-        is_ordered: the last events may say more than those before; read where there is no memory.
+        trials: of blends.
         requests: as of `blend_in`.
         validation: with targets, all as of one moment; of very many a part is judged by.
-        counts: of neighbours, the first with every ridge, the others with the best; factors have one, which says
-            nothing.
     """
     batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
-        return unjudged(towers, is_ordered, counts[0])
+        return Judged(trials.usual)
     yardstick, jury = Yardstick(towers, requests), Jury(towers, batches)
-    none = Blend(0.0, 0.0, RIDGES[0], 0.0)
+    none = Blend(0.0, 0.0, trials.ridges[0], 0.0)
     found = {none: jury.judge_alone()}
-    decays = DECAYS if is_ordered and not jury.has_memory else (0.0,)
 
     def judge(ridge: float, counts: Sequence[int]) -> dict[Blend, Figures]:
         made = correlate(ridge)  # may be large, and is gone after it
         judged: dict[Blend, Figures] = {}
-        for power, decay, count in product(POWERS, decays, counts):
+        for power, decay, count in product(trials.powers, trials.decays, counts):
             blend = Blend(1.0, decay, ridge, power, count)
             correlated = _score_by(towers, made, blend)
             measured = yardstick.measure(correlated)
@@ -155,16 +121,17 @@ def choose_blend(
             judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
         return judged
 
-    for ridge in RIDGES:
-        found |= judge(ridge, counts[:1])
-    if counts[1:]:
-        found |= judge(pick(found, none).blend.ridge, counts[1:])
+    for ridge in trials.ridges:
+        found |= judge(ridge, trials.counts[:1])
+    if trials.counts[1:]:
+        found |= judge(pick(found, none).blend.ridge, trials.counts[1:])
     return pick(found, none)
 
 
 def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) -> CorrelatedScores:
     if isinstance(made, PairCorrelations):
-        return ByNeighbours(made.find_neighbours(blend.power, blend.n_neighbours))
+        neighbours = made.find_neighbours(blend.power, blend.n_neighbours)
+        return ByNeighbours(replace(neighbours, decay=blend.decay))
     side = CorrelatedHistory(blend.decay) if towers.user_tower.memory is None else CorrelatedOwned()
     return ByVectors(side, made.spread_out(blend.power))
 

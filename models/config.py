@@ -33,8 +33,9 @@ class ModelConfig:
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
     as the validation says; 0: none."""
     neighbours: int | None = None
-    """Items to whose scores each item of a set adds at most, in place of `correlations`; how many there are, and how
-    much they count, the validation says. 0: none, as always where events have an order or `data.repeats` is `allow`."""
+    """Items to whose scores each item of a history adds at most, in place of `correlations`; how much they count, and
+    in sets how many there are, the validation says. 0: none, as always where `data.ties` is `simultaneous` or
+    `data.repeats` is `allow`."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""

@@ -32,7 +32,7 @@ FROZEN_DIM, TRAINED_DIM = 384, 128
 worth .4 to 1.1 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
 ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
 """With fewer of each factor the last ones would be of nothing: not more are positive than there are users."""
-MOST_BLENDED, MOST_FACTORISED_OF_SETS = 16_000, 100_000
+MOST_BLENDED, MOST_FACTORISED_OF_SETS, MOST_TOLD_BY_PAIRS = 16_000, 100_000, 100_000
 """Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
 memory. What they are worth was measured with up to 12,518 (17,388 of sets)."""
 NEIGHBOURS = 1024
@@ -40,6 +40,9 @@ NEIGHBOURS = 1024
 validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 % better than
 with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0599 (seed 0), .0596, .0592 and .0594 (seed 1). Sets
 that stay at their correlations, and Frappe with context, ranked no better with 256."""
+FOLLOWING = 64
+"""Where short histories have an order: as many as 256 found on Amazon Beauty, whole rows no more. On MovieLens, whose
+histories are long, 256 found less than blended factors."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, FEWEST_LONG_EPOCHS, MOST_EPOCHS = 10, 16, 24
@@ -125,7 +128,7 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
         SchemaError: neighbours are wanted where they are not told.
     """
     counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
-    if config.neighbours and (counts.is_repeated or not counts.is_set):
+    if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
         raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {counts.shape}: 0")
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
@@ -207,9 +210,14 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
 
 
 def _neighbours(counts: DataCounts) -> tuple[int, str]:
-    if counts.trains_correlations and counts.n_items <= MOST_FACTORISED_OF_SETS:
-        return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
-    return 0, (f"{counts.n_items:,} items, {counts.shape}" if counts.trains_correlations else counts.shape)
+    is_short = counts.trains_on_windows and not (counts.is_long or counts.is_set or counts.is_repeated)
+    if not (is_short or counts.trains_correlations):
+        return 0, counts.shape
+    if counts.n_items > MOST_TOLD_BY_PAIRS:
+        return 0, f"{counts.n_items:,} items, {counts.shape}"
+    if is_short:
+        return FOLLOWING, f"{counts.shape}: what comes after an item is told one by one"
+    return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:

@@ -62,8 +62,3 @@ def correlate_pairs(
     core = order_by_popularity(matrix)[:most]
     correlations, spread = partial_correlations(matrix[:, core], ridge)
     return PairCorrelations(correlations, spread / spread.mean(), core, shape[1], n_neighbours)
-
-
-def counts_to_try(most: int) -> list[int]:
-    """Return how many neighbours are tried where an item may have `most`, what is usual first."""
-    return [most] if most <= USUAL else [USUAL, most]

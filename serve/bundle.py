@@ -123,7 +123,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         vectors=vectors,
-        neighbours=_read_neighbours(contents, len(vectors)),
+        neighbours=_read_neighbours(contents, manifest, len(vectors)),
         items=read_items(contents[ITEMS], len(vectors), schema.item_id_type),
         index=ItemIndex.from_bytes(contents[INDEX], vectors),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
@@ -149,9 +149,10 @@ def _read_vectors(content: Content, manifest: Manifest) -> Floats:
     return vectors
 
 
-def _read_neighbours(contents: Mapping[str, Content], n_items: int) -> Neighbours:
+def _read_neighbours(contents: Mapping[str, Content], manifest: Manifest, n_items: int) -> Neighbours:
     try:
-        return Neighbours.from_bytes(contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS], n_items)
+        files = contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]
+        return Neighbours.from_bytes(*files, n_items, manifest.facts.neighbour_decay)
     except ValueError as error:
         raise BundleError(f"{NEIGHBOURS} and {NEIGHBOUR_OFFSETS} cannot be read: {error}") from error
 

@@ -45,6 +45,8 @@ class Facts:
     """UTC seconds just after the last training event."""
     config: Mapping[str, Any]
     """The run's configuration, without paths of the machine."""
+    neighbour_decay: float = 0.0
+    """See `Neighbours.decay`."""
 
 
 @dataclass(frozen=True)
@@ -199,6 +201,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "libraries": (_is_mapping_of(lambda value: isinstance(value, str)), "versions by name"),
     "data_until": (lambda value: type(value) is int, "whole seconds"),
     "config": (lambda value: isinstance(value, dict), "an object"),
+    "neighbour_decay": (lambda value: type(value) in (int, float) and 0 <= value < 1e3, "a number from 0 to 1000"),
     "space_id": (lambda value: _is_digest(value, _SPACE), "16 hex digits"),
     "files": (
         lambda value: isinstance(value, dict) and all(_is_entry(*item) for item in value.items()),

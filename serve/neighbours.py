@@ -1,6 +1,9 @@
-"""What the items of a history add to the scores of single other items: the sparse part of a set's score.
+"""What the items of a history add to the scores of single other items: the sparse part of a score.
 
-    score(u, i) = u . v_i + sum over the items j of the history of S_ji / sqrt(their number)
+    score(u, i) = u . v_i + sum over the items j of the history of w_j S_ji / sqrt(sum of w_j)
+
+where w_j is exp(-decay * events after it), 1 in sets. In an order S_ji tells that i comes after j, in a set that both
+go together.
 
 Vectors of a low rank say what most items have in common. That two items which few have go together is said by no rank
 that an index could hold, but by a number for the pair: each item keeps those of its nearest neighbours.
@@ -13,7 +16,7 @@ Letters: B requests, E events, N items, C terms of a sum.
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -38,6 +41,8 @@ class Neighbours:
     """Neighbours, one of an entry."""
     weights: Floats
     """One of an entry."""
+    decay: float = 0.0
+    """An event counts by exp(-decay * events after it)."""
 
     @property
     def n_items(self) -> int:
@@ -45,7 +50,7 @@ class Neighbours:
 
     def scaled(self, weight: float) -> Neighbours:
         """Return S times a weight."""
-        return Neighbours(self.offsets, self.rows, (weight * self.weights).astype(np.float32))
+        return replace(self, weights=(weight * self.weights).astype(np.float32))
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -53,7 +58,9 @@ class Neighbours:
         return cls(np.zeros(n_items + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
     @classmethod
-    def from_bytes(cls, offsets: NDArray[np.uint8], entries: NDArray[np.uint8], n_items: int) -> Neighbours:
+    def from_bytes(
+        cls, offsets: NDArray[np.uint8], entries: NDArray[np.uint8], n_items: int, decay: float
+    ) -> Neighbours:
         """View what `to_bytes` wrote.
 
         Raises:
@@ -69,7 +76,7 @@ class Neighbours:
             raise ValueError(f"a row of 'neighbour' is outside 0 to {n_items - 1}")
         if not (np.abs(weights) <= _LARGEST).all():
             raise ValueError(f"a weight is not between -{_LARGEST:g} and {_LARGEST:g}")
-        return cls(starts, rows, weights)
+        return cls(starts, rows, weights, decay)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Write offsets and entries."""
@@ -87,10 +94,12 @@ class Neighbours:
         """
         if not len(self.rows):
             return None
-        is_known = (np.arange(history_rows.shape[1]) < lengths[:, None]) & (history_rows < self.n_items)
+        later = lengths[:, None] - 1 - np.arange(history_rows.shape[1])  # (B, L); below 0: padding
+        counts = np.exp(-self.decay * np.maximum(later, 0)) * (later >= 0)  # (B, L)
+        shares = counts / np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), 1))  # (B, L)
+        is_known = (later >= 0) & (history_rows < self.n_items)  # (B, L)
         requests, places = is_known.nonzero()  # (E,) of the events whose item is known
-        share = 1 / np.sqrt(np.maximum(lengths, 1))  # (B,)
-        return Added(self, requests, history_rows[requests, places], share[requests].astype(np.float32))
+        return Added(self, requests, history_rows[requests, places], shares[requests, places].astype(np.float32))
 
 
 @dataclass(frozen=True, eq=False)

@@ -13,8 +13,9 @@ import train
 from datamodules.config import SplitConfig
 from datamodules.splits import split_interactions
 from models import yardstick
-from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Blend, Judged, choose_blend, unjudged
+from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
 from models.item_correlations import MOST_CORRELATED
+from models.trials import EVENTS, Blend, neighbours_of_events, neighbours_of_sets
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
@@ -79,8 +80,8 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
 ):
     asked, correlated, factorise = [], [], run_training.factorise
 
-    def choose(towers, correlate, is_ordered, requests, validation, counts):
-        asked.append((is_ordered, sum(len(batch.target_rows) for batch in validation)))
+    def choose(towers, correlate, trials, requests, validation):
+        asked.append((trials, sum(len(batch.target_rows) for batch in validation)))
         return WITH_THEM
 
     def watch(user, *rest):
@@ -91,7 +92,7 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
     monkeypatch.setattr(run_training, "factorise", watch)
     data = replace(ORDERED, split=replace(ORDERED.split, strict=strict))
     trained = fit(data, tmp_path / "run")
-    assert asked == [(True, 60)]  # the second-last item of each user
+    assert asked == [(EVENTS, 60)]  # the second-last item of each user
     assert correlated == [60 * (5 if strict else 6)]  # of seven: all but the test and, strict, the validation
     assert width_of(trained) == R
 
@@ -113,8 +114,8 @@ def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, m
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
     trained = fit(ORDERED, tmp_path / "run", validates=False)
-    assert given == [unjudged(trained.towers, True, 0).blend]
-    assert trained.judged == unjudged(trained.towers, True, 0)
+    assert given == [EVENTS.usual]
+    assert trained.judged == Judged(EVENTS.usual)
     assert "nothing to validate" in run_training.describe(trained.judged)
 
 
@@ -156,35 +157,45 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
     assert np.array_equal(*parts)
 
 
-def test_neighbours_of_a_set_are_exported_and_served(tmp_path, monkeypatch, capsys):
-    judged = Judged(Blend(0.5, 0.0, 30.0, 1.0, 3), 0.3, 0.2)
+SET_OF_EVENTS = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
+
+
+@pytest.mark.parametrize(
+    ("data", "trials", "decay"),
+    [(SET_OF_EVENTS, neighbours_of_sets(4), 0.0), (ORDERED, neighbours_of_events(4), 0.5)],
+    ids=["set", "in order"],
+)
+def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data, trials, decay):
+    judged = Judged(Blend(0.5, decay, 30.0, 1.0, 3), 0.3, 0.2)
     asked = []
 
-    def choose(towers, correlate, is_ordered, requests, validation, counts):
-        asked.append((is_ordered, correlate(30.0).most, counts))
+    def choose(towers, correlate, trials, requests, validation):
+        asked.append((trials, correlate(30.0).most))
         return judged
 
     monkeypatch.setattr(run_training, "choose_blend", choose)
     interactions, users, items = make_tables(3, simultaneous=False)
-    data = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
     model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
-    tables = (interactions.drop(columns="datetime"), users, items)
+    tables = (interactions if decay else interactions.drop(columns="datetime"), users, items)
     run, again = (train.run(train.Config(data, model, QUIET, tmp_path / name), tables) for name in ("run", "again"))
-    assert asked == [(False, 4, [4])] * 2
+    assert asked == [(trials, 4)] * 2
     names = ("item_neighbour_offsets.npy", "item_neighbours.npy")
     written = [[(one.bundle / name).read_bytes() for name in names] for one in (run, again)]
     assert written[0] == written[1]
     assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
-    assert "of 3 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
+    said = "transitions" if decay else "partial covariances"
+    assert f"{said} of items, of 3 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
     recommender = Recommender.load(run.bundle)
     neighbours, vectors = recommender.bundle.neighbours, recommender.catalogue.vectors
+    assert neighbours.decay == decay
     assert np.diff(neighbours.offsets).tolist() == [3] * len(vectors)
     request = {"history": [{"item_id": 100}, {"item_id": 101}]}
     answers = recommender.recommend([request], k=len(vectors))
     told = vectors.astype(np.float64) @ recommender.encode_users([request])[0]
-    for row in recommender.item_rows([100, 101]):
+    counts = np.exp([-decay, 0])  # of the event before and the last
+    for count, row in zip(counts, recommender.item_rows([100, 101]), strict=True):
         part = slice(neighbours.offsets[row], neighbours.offsets[row + 1])
-        told[neighbours.rows[part]] += neighbours.weights[part] / 2**0.5
+        told[neighbours.rows[part]] += count / counts.sum() ** 0.5 * neighbours.weights[part]
     np.testing.assert_allclose(answers.score, told[answers.item_row], rtol=1e-4, atol=1e-5)
     plain = np.argsort(-(vectors @ recommender.encode_users([request])[0]), kind="stable")
     assert answers.item_row.tolist() != [row for row in plain.tolist() if row in answers.item_row]

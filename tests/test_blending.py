@@ -11,24 +11,23 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
 from models import blending
-from models.blending import (
-    DECAYS,
-    POWERS,
-    SHARES,
-    Blend,
-    Correlate,
-    Figures,
-    Judged,
-    blend_in,
-    choose_blend,
-    pick,
-    unjudged,
-)
+from models.blending import SHARES, Correlate, Figures, Judged, blend_in, choose_blend, pick
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByVectors
 from models.item_correlations import RIDGES, Factors
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
+from models.transitions import DECAY, RIDGE
+from models.trials import (
+    BESIDE_MEMORY,
+    DECAYS,
+    EVENTS,
+    POWERS,
+    SETS,
+    Blend,
+    neighbours_of_events,
+    neighbours_of_sets,
+)
 from models.validation import novel_ndcg, request_ndcg
 from models.yardstick import Yardstick
 from tests.test_sets import make_set_world
@@ -169,7 +168,8 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
         return pick(found, none)
 
     monkeypatch.setattr(blending, "pick", watch)
-    chosen = choose_blend(towers, factors.__getitem__, is_ordered, requests, batches)
+    trials = EVENTS if is_ordered and not has_memory(towers) else SETS
+    chosen = choose_blend(towers, factors.__getitem__, trials, requests, batches)
     tried, leads = {}, []
     decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
     for parts in [(0.0, 0.0, RIDGES[0], 0.0), *itertools.product(SHARES, decays, RIDGES, POWERS)]:
@@ -219,7 +219,7 @@ def test_correlations_that_know_what_comes_next_are_blended_in(side):
         knowing[target, history] += 1
     values, columns = torch.linalg.eigh(knowing)  # (N,), (N, N)
     factors = columns * values.clamp(min=0).sqrt()  # (N, N)
-    judged = choose_blend(towers, make(factors), False, list(data.drawn_requests(50)), [batch])
+    judged = choose_blend(towers, make(factors), SETS, list(data.drawn_requests(50)), [batch])
     assert judged.blend.share > 0
     assert judged.ndcg > judged.ndcg_alone
 
@@ -235,26 +235,27 @@ def of_a_set():
 
 
 @torch.no_grad()
-def score_by_neighbours(made: PairCorrelations, power: float, batch: RequestBatch) -> np.ndarray:
+def score_by_neighbours(made: PairCorrelations, blend: Blend, batch: RequestBatch) -> np.ndarray:
     """Add up, an item at a time, what items of a history say of their two neighbours."""
-    neighbours, scores = made.find_neighbours(power, 2), np.zeros((len(batch.history_rows), N))
+    neighbours, scores = made.find_neighbours(blend.power, 2), np.zeros((len(batch.history_rows), N))
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
-        for item in batch.history_rows[user, :length].tolist():
+        counts = [np.exp(-blend.decay * later) for later in reversed(range(length))]
+        for count, item in zip(counts, batch.history_rows[user, :length].tolist(), strict=True):
             for place in range(neighbours.offsets[item], neighbours.offsets[item + 1]):
-                scores[user, neighbours.rows[place]] += neighbours.weights[place] / max(length, 1) ** 0.5
+                scores[user, neighbours.rows[place]] += count / sum(counts) ** 0.5 * neighbours.weights[place]
     return scores
 
 
-@pytest.mark.parametrize("power", POWERS)
-def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, power):
+@pytest.mark.parametrize(("power", "decay"), [(0.0, 0.0), (1.0, 0.0), (0.0, 0.4)])
+def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, power, decay):
     data, towers, made = of_a_set
-    requests = list(data.drawn_requests(50))
+    requests, blend = list(data.drawn_requests(50)), Blend(0.3, decay, RIDGES[0], power, 2)
     (batch,) = data.validation_batches
     plain, width = score(towers, batch), towers.item_tower.history_dim
     learned = np.mean([score(towers, one).var() for one in requests])
-    told = np.mean([score_by_neighbours(made, power, one).var() for one in requests])
-    blend_in(towers, lambda _: made, Blend(0.3, 0.0, RIDGES[0], power, 2), requests)
-    expected = plain + 0.3 * np.sqrt(learned / told) * score_by_neighbours(made, power, batch)
+    told = np.mean([score_by_neighbours(made, blend, one).var() for one in requests])
+    blend_in(towers, lambda _: made, blend, requests)
+    expected = plain + 0.3 * np.sqrt(learned / told) * score_by_neighbours(made, blend, batch)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
     np.testing.assert_allclose(towers.score_items(users, items, batch).detach(), expected, atol=1e-4)
@@ -273,7 +274,7 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
     by_ridge = {ridge: replace(made, correlations=-knowing) for ridge in RIDGES}
     by_ridge[RIDGES[2]] = replace(made, correlations=knowing, most=N)
     requests = list(data.drawn_requests(50))
-    judged = choose_blend(towers, by_ridge.__getitem__, False, requests, [batch], [N])
+    judged = choose_blend(towers, by_ridge.__getitem__, neighbours_of_sets(N), requests, [batch])
     assert judged.blend.share > 0
     assert judged.blend.ridge == RIDGES[2]
     assert judged.blend.n_neighbours == N
@@ -299,7 +300,8 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
         asked.append(ridge)
         return replace(made, correlations=telling * (ridge == RIDGES[1]), most=N)
 
-    judged = choose_blend(towers, correlate, False, list(data.drawn_requests(50)), [batch], [2, 1, N])
+    trials = replace(SETS, counts=[2, 1, N])
+    judged = choose_blend(towers, correlate, trials, list(data.drawn_requests(50)), [batch])
     assert judged.blend.n_neighbours == 1
     assert judged.blend.ridge == RIDGES[1]
     assert asked == [*RIDGES, RIDGES[1]]
@@ -336,7 +338,7 @@ def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
     (batch,) = data.validation_batches
     owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
     for validation in ([], [owned]):
-        assert choose_blend(towers, make(FACTORS), True, [], validation) == unjudged(towers, True, 0)
+        assert choose_blend(towers, make(FACTORS), EVENTS, [], validation) == Judged(EVENTS.usual)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -344,20 +346,30 @@ def test_correlations_that_only_mislead_are_left_out(side):
     (batch,) = data.validation_batches
     targets = np.bincount(batch.target_rows.numpy(), minlength=N)
     misleading = torch.from_numpy(np.where(targets > 0, 0.0, 1.0).astype(np.float32))[:, None]  # (N, 1)
-    judged = choose_blend(towers, make(misleading), True, list(data.drawn_requests(50)), [batch])
+    judged = choose_blend(towers, make(misleading), EVENTS, list(data.drawn_requests(50)), [batch])
     assert judged.blend.share == 0
     assert judged.ndcg == judged.ndcg_alone
 
 
-@pytest.mark.parametrize("is_ordered", [True, False])
-def test_without_a_validation_correlations_count_a_little(side, is_ordered):
-    _, towers = side
-    blend = unjudged(towers, is_ordered, 7).blend
-    assert 0 < blend.share < max(SHARES)
-    assert blend.ridge in RIDGES
-    assert blend.power in POWERS
-    assert blend.decay in (DECAYS if is_ordered else (0,))
-    assert blend.n_neighbours == (7 if towers.user_tower.memory is None else 0)
+@pytest.mark.parametrize(
+    "trials", [EVENTS, SETS, BESIDE_MEMORY, neighbours_of_sets(7), neighbours_of_sets(999), neighbours_of_events(7)]
+)
+def test_what_is_usual_is_a_little_and_one_of_what_is_tried(trials):
+    assert 0 < trials.usual.share < max(SHARES)
+    assert trials.usual.ridge in trials.ridges
+    assert trials.usual.power in trials.powers
+    assert trials.usual.decay in (trials.decays if trials is not EVENTS else DECAYS)
+    assert trials.usual.n_neighbours == trials.counts[0]
+
+
+@pytest.mark.parametrize(("most", "counts"), [(1024, [256, 1024]), (257, [256, 257]), (256, [256]), (5, [5])])
+def test_the_most_neighbours_of_sets_are_tried_beside_what_is_usual(most, counts):
+    assert neighbours_of_sets(most).counts == counts
+
+
+def test_events_count_in_a_history_as_transitions_were_fitted():
+    tried = neighbours_of_events(7)
+    assert (tried.decays, tried.ridges, tried.powers, tried.counts) == ((DECAY,), (RIDGE,), (0.0,), [7])
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import (
+    FOLLOWING,
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
     LONG_HISTORY,
@@ -284,11 +285,12 @@ def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay
     families = {name: choose(family).correlations for name, family in FAMILIES.items()}
     assert {name for name, n in families.items() if n} == {"long", "set", "repeated"}
     neighbours = {name: choose(family).neighbours for name, family in FAMILIES.items()}
-    assert {name for name, n in neighbours.items() if n} == {"set of many"}  # pair by pair
+    assert {name for name, n in neighbours.items() if n} == {"set of many", "short"}  # pair by pair
 
 
 def test_correlations_are_blended_in_one_way():
     assert choose(SET_OF_MANY).neighbours == NEIGHBOURS
+    assert choose(SHORT).neighbours == FOLLOWING
     for n_factors in (256, 0):  # a run of before there were neighbours is repeated as it was
         given = choose(SET_OF_MANY, correlations=n_factors)
         assert (given.correlations, given.neighbours) == (n_factors, 0)
@@ -298,15 +300,23 @@ def test_correlations_are_blended_in_one_way():
         ModelConfig(correlations=1, neighbours=1)
 
 
-@pytest.mark.parametrize("counts", [LONG, SHORT, REPEATED, replace(SET, is_repeated=True)])
-def test_only_sets_have_neighbours(counts):
-    assert choose(counts, neighbours=0).neighbours == 0
+def test_events_in_an_order_have_neighbours_in_place_of_correlations():
+    told = choose(LONG, neighbours=5)
+    assert (told.correlations, told.neighbours) == (0, 5)
+
+
+BASKETS = replace(SHORT, trains_on_windows=False)
+
+
+@pytest.mark.parametrize("counts", [REPEATED, BASKETS, replace(SET, is_repeated=True)])
+def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(counts):
+    assert choose(counts).neighbours == choose(counts, neighbours=0).neighbours == 0
     with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed here, .*: 0"):
         choose(counts, neighbours=5)
 
 
 def test_vectors_of_a_large_catalogue_stay_short():
     assert choose(LONG).correlations
-    for family in (LONG, SET, SET_OF_MANY, FAMILIES["repeated"]):
+    for family in (LONG, SHORT, SET, SET_OF_MANY, FAMILIES["repeated"]):
         assert not choose(replace(family, n_items=10**6)).correlations
         assert not choose(replace(family, n_items=10**6)).neighbours

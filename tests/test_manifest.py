@@ -43,7 +43,7 @@ def test_reading_gives_back_what_was_written():
 def test_the_file_holds_the_keys_of_the_contract_and_nothing_of_a_machine():
     assert json.loads(make().to_bytes()).keys() == {
         *("format", "space_id", "files", "similarity", "dim", "popularity_dims", "counts", "metrics"),
-        *("index_recall", "libraries", "data_until", "config", "sha256"),
+        *("index_recall", "libraries", "data_until", "config", "neighbour_decay", "sha256"),
     }
 
 
@@ -94,6 +94,7 @@ def test_an_unknown_key_is_named_with_its_nearest():
     ("key", "value", "shown"),
     [
         ("format", 2, "2; expected 3"),
+        ("neighbour_decay", -0.5, "-0.5; expected a number from 0 to 1000"),
         ("format", True, "True"),
         ("similarity", "euclid", "'euclid'"),
         ("similarity", ["dot"], r"\['dot'\]"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import re
+from dataclasses import replace
 from unittest.mock import patch
 
 import numpy as np
@@ -48,16 +49,18 @@ def histories(draw):
     return draw_matrix(int(rng.integers(2**32)), n_items), rows, rng.integers(0, rows.shape[1] + 1, n_requests)
 
 
-@given(histories())
+@given(histories(), st.sampled_from([0.0, 0.4]))
 @settings(max_examples=150, deadline=None)
-def test_histories_add_what_a_matrix_product_does(case):
+def test_histories_add_what_a_matrix_product_does(case, decay):
     matrix, rows, lengths = case
     n_items, n_requests = len(matrix), len(rows)
     expected = np.zeros((n_requests, n_items))
     for request, length in enumerate(lengths):
-        known = [row for row in rows[request, :length] if row < n_items]
-        expected[request] = matrix[known].sum(axis=0) / max(length, 1) ** 0.5
-    added = to_neighbours(matrix).of_histories(rows, lengths)
+        counts = np.exp(-decay * np.arange(length))[::-1]
+        for count, row in zip(counts, rows[request, :length], strict=True):
+            if row < n_items:
+                expected[request] += count / counts.sum() ** 0.5 * matrix[row]
+    added = replace(to_neighbours(matrix), decay=decay).of_histories(rows, lengths)
     if added is None:
         assert not matrix.any()
         return
@@ -248,7 +251,7 @@ OFFSETS = np.array([0, 1, *[2] * (N - 1)], OFFSET)
 )
 def test_other_entries_are_refused(content, said):
     with pytest.raises(ValueError, match=re.escape(said)):
-        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in (write(OFFSETS), content)), N)
+        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in (write(OFFSETS), content)), N, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -259,21 +262,22 @@ def test_other_entries_are_refused(content, said):
 def test_offsets_that_do_not_divide_the_entries_are_refused(offsets):
     files = write(np.array(offsets, OFFSET)), write(entries())
     with pytest.raises(ValueError, match="offsets do not divide 2 entries among"):
-        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in files), N)
+        Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in files), N, 0.0)
 
 
 @given(histories())
 @settings(max_examples=50, deadline=None)
 def test_what_was_written_is_read(case):
     written = to_neighbours(case[0])
-    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in written.to_bytes()), written.n_items)
+    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in written.to_bytes()), written.n_items, 0.3)
+    assert read.decay == 0.3
     for name in ("offsets", "rows", "weights"):
         assert getattr(read, name).tolist() == getattr(written, name).tolist()
 
 
 def test_a_bundle_may_have_no_neighbours():
     none = Neighbours.none(N)
-    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in none.to_bytes()), N)
+    read = Neighbours.from_bytes(*(np.frombuffer(one, np.uint8) for one in none.to_bytes()), N, 0.0)
     assert read.n_items == N
     assert read.of_histories(np.array([[1, 2]]), np.array([2])) is None
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import pair_correlations
-from models.pair_correlations import correlate_pairs, counts_to_try
+from models.pair_correlations import correlate_pairs
 from tests.test_item_correlations import RIDGE, N, correlations, draw
 
 
@@ -37,10 +37,3 @@ def test_neighbours_are_the_largest_numbers_of_an_item_among_those_that_are_corr
             assert number == pytest.approx(row[core.tolist().index(neighbour)], rel=1e-3, abs=1e-5)
         others = [abs(number) for place, number in enumerate(row) if core[place] not in told]
         assert max(others, default=0) <= min(map(abs, told.values())) + 1e-5
-
-
-@pytest.mark.parametrize(
-    ("most", "counts"), [(1024, [256, 1024]), (257, [256, 257]), (256, [256]), (5, [5]), (0, [0])]
-)
-def test_the_most_are_tried_beside_what_is_usual(most, counts):
-    assert counts_to_try(most) == counts

@@ -1,0 +1,69 @@
+"""What users take next, against least squares by dense algebra."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from models.pair_correlations import PairCorrelations
+from models.transitions import DECAY, RIDGE, correlate_next
+
+N = 13
+
+
+def draw(seed: int, longest: int) -> list[list[int]]:
+    """Draw the items of users, in order; of two in three the next one is the one after in the catalogue."""
+    rng = np.random.default_rng(seed)
+    users = []
+    for length in rng.integers(1, longest + 1, 70):
+        items = [int(rng.integers(N))]
+        while len(items) < length:
+            items.append((items[-1] + 1) % N if rng.random() < 2 / 3 else int(rng.integers(N)))
+        users.append(items)
+    return users
+
+
+def fit(users: list[list[int]], core: list[int]) -> np.ndarray:
+    """Predict each next item from those before it, all of these items, one history after the other."""
+    before, after = [], []
+    for items in users:
+        for place in range(1, len(items)):
+            history, following = np.zeros(N), np.zeros(N)
+            for distance, item in enumerate(reversed(items[:place])):
+                history[item] += np.exp(-DECAY * distance)
+            following[items[place]] = 1
+            before.append(history[core])
+            after.append(following[core])
+    ridge = np.sqrt(RIDGE) * np.eye(len(core))
+    found = np.linalg.lstsq(np.vstack([before, ridge]), np.vstack([after, 0 * ridge]), rcond=None)[0]
+    np.fill_diagonal(found, 0)
+    return found
+
+
+def correlate(users: list[list[int]], most: int) -> PairCorrelations:
+    user = np.repeat(np.arange(len(users)), [len(items) for items in users])
+    return correlate_next(user, np.concatenate(users), (len(users), N), RIDGE, most, 3)
+
+
+@pytest.mark.parametrize(("longest", "most"), [(12, N), (12, 8), (40, N)])
+def test_transitions_are_the_least_squares_of_what_comes_next(longest, most):
+    users = draw(4, longest)
+    made = correlate(users, most)
+    assert len(set(made.rows.tolist())) == most
+    expected = fit(users, made.rows.tolist())
+    of_far_events = 0.02 if longest > 12 else 1e-5  # what counts less than that is left out
+    assert np.abs(made.correlations - expected).max() <= of_far_events * np.abs(expected).max()
+
+
+def test_an_item_has_those_that_come_after_it():
+    neighbours = correlate(draw(1, 12), N).find_neighbours(0.0, 1)
+    assert np.diff(neighbours.offsets).tolist() == [1] * N
+    assert neighbours.rows.tolist() == [(item + 1) % N for item in range(N)]
+    assert (neighbours.weights > 0).all()
+
+
+@pytest.mark.parametrize("users", [[[3]], [[3], [4]], [[3, 4]]], ids=["one event", "one each", "one pair"])
+def test_hardly_any_events_give_finite_transitions(users):
+    made = correlate(users, N)
+    assert np.isfinite(made.correlations).all()
+    assert (np.abs(made.correlations) > 0).sum() == (len(users[0]) > 1)
