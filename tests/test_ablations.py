@@ -69,14 +69,13 @@ def test_every_variant_changes_what_it_says(config):
     assert {other.configure(whole).model.id_dropout, whole.model.id_dropout} == {0, 0.1}
     assert other.tell(other.configure(whole)) in ("id dropout 0", "id dropout 0.1")
     applying = {variant.name for variant in VARIANTS if variant.applies(prepared)}
-    # of few ordered events a user there are no correlations
-    not_here = {"bounded-ids"} if config.repeats == "allow" else {"no-memory-term", "no-correlations"}
+    not_here = {"bounded-ids"} if config.repeats == "allow" else {"no-memory-term"}
     assert BY_NAME.keys() - applying == OF_LIKED | not_here
 
 
 def test_correlations_are_left_out_where_there_are_some():
     prepared, _, _ = make_prepared(ORDERED)
-    blended = replace(prepared.config, model=replace(prepared.config.model, correlations=5))
+    blended = replace(prepared.config, model=replace(prepared.config.model, correlations=5, neighbours=0))
     variant = BY_NAME["no-correlations"]
     assert variant.applies(replace(prepared, config=blended))
     assert variant.configure(blended).model.correlations == 0
@@ -84,6 +83,10 @@ def test_correlations_are_left_out_where_there_are_some():
     assert without_context.configure(blended).model.correlations == 5
     a_set = replace(blended, model=replace(blended.model, n_blocks=0))
     assert without_context.configure(a_set).model.correlations == 0
+    told = prepared.config  # of few ordered events a user: pair by pair
+    assert told.model.neighbours
+    assert variant.configure(told).model.neighbours == 0
+    assert without_context.configure(told).model.neighbours == told.model.neighbours
 
 
 def test_what_is_not_there_is_not_taken_out():
@@ -91,7 +94,8 @@ def test_what_is_not_there_is_not_taken_out():
     bare = replace(prepared.config.data, features=type(prepared.config.data.features)())
     without_times = prepared.tables.interactions.drop(columns="datetime")
     tables = replace(prepared.tables, interactions=without_times)
-    prepared = Prepared(replace(prepared.config, data=bare), tables, prepared.split)
+    model = replace(prepared.config.model, neighbours=0)
+    prepared = Prepared(replace(prepared.config, data=bare, model=model), tables, prepared.split)
     left = {"all", "other-similarity", "no-dropout", "constant-rate"}
     assert {variant.name for variant in VARIANTS if variant.applies(prepared)} == left
 

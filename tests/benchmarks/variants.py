@@ -89,8 +89,9 @@ def other_id_dropout(config: Config) -> Config:
 def without_context(config: Config) -> Config:
     """Declare no context; a set of few users is left where correlations put it, all else is as with context."""
     is_ordered = recipe_of(config.model).n_blocks > 0
-    n_correlations = config.model.correlations if is_ordered else 0
-    model = replace(config.model, freeze_items=True, correlations=n_correlations, neighbours=0)
+    model = replace(config.model, freeze_items=True)
+    if not is_ordered:
+        model = replace(model, correlations=0, neighbours=0)
     return replace(config, model=model, data=replace(config.data, features=replace(config.data.features, context={})))
 
 
