@@ -30,9 +30,6 @@ HELD_OUT = 0.1
 MOST_STAND_INS = 4096
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
-CAUTION = 0.9
-"""Of their share of places, that lengths are found for: content is fitted once more with the stand-ins, and then tells
-more. For a whole share new items of Amazon Beauty took .109 to .114 of all places where .1 was theirs."""
 LONGEST = 2.0
 """Times the length that content gives, with a memory or neighbours; groceries were made 1.6 to 1.7 times as long."""
 
@@ -166,7 +163,7 @@ def find_level(
 def find_length(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find how long taste and correlations must be for new items to take `CAUTION` of their share; see `find_level`.
+    """Find how long taste and correlations must be for new items to take their share of places; see `find_level`.
 
     Half to whole, and up to `LONGEST` where the others have neighbours, which a new item has not.
     """
@@ -176,7 +173,7 @@ def find_length(
     def count(length: float) -> int:
         return sum(contest.places(contest.scores * length) for contest in contests)
 
-    return halve(count, CAUTION * _fair(contests, len(stand_ins), len(vectors)), SHORTEST, longest)
+    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, longest)
 
 
 @dataclass(frozen=True)

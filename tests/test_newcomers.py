@@ -13,7 +13,6 @@ from models import places
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
 from models.newcomers import (
-    CAUTION,
     LONGEST,
     Newcomers,
     find_length,
@@ -222,7 +221,7 @@ def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_hav
     monkeypatch.setattr(places, "PLACES", 3)  # of a list: all of them worth having
     data, towers, vectors, newcomers = make_cosine_newcomers()
     stand_ins = [0, 1, 2, 3]
-    wanted = CAUTION * 9 * 3 * len(stand_ins) / N
+    wanted = 9 * 3 * len(stand_ins) / N
     with torch.no_grad():
         length = find_length(towers, vectors, torch.tensor(stand_ins), newcomers, data.drawn_requests(9))
     placed = place(newcomers, towers, stand_ins)
@@ -252,7 +251,7 @@ def test_new_items_are_made_longer_where_neighbours_lift_the_others(monkeypatch)
         )
     assert alone < 1 < length < LONGEST
     assert longest == LONGEST
-    assert below < CAUTION * 9 * 3 * len(stand_ins) / N <= above
+    assert below < 9 * 3 * len(stand_ins) / N <= above
 
 
 def count_lifted(towers, vectors, stand_ins, asked, placed) -> int:
