@@ -171,9 +171,11 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     sequences, recipe = trained.data.sequences, recipe_of(config.model)
     user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
     rows, dim = sequences.events.item_row, recipe.correlations
+    if recipe.neighbours and trained.data.trains_on_windows:
+        is_target = sequences.target_weight > 0
+        return lambda ridge: correlate_next(user, rows, is_target, shape, ridge, MOST_CORRELATED)
     if recipe.neighbours:
-        correlate = correlate_next if trained.data.trains_on_windows else correlate_pairs
-        return lambda ridge: correlate(user, rows, shape, ridge, MOST_CORRELATED, recipe.neighbours)
+        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
     has_memory = trained.towers.user_tower.memory is not None
     most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
     return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)

@@ -23,7 +23,7 @@ from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
 from evaluation.progress import Watched
 from evaluation.result_table import print_metrics
-from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window
+from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, hold_out_window
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
@@ -111,7 +111,8 @@ def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int
             return parts
     if "datetime" in train or "position" in train:
         return hold_out_last(train)
-    return hold_out_pairs(train, len(holdout) / (len(holdout) + len(train)), seed)
+    n_held_out = count_pairs(holdout)
+    return hold_out_pairs(train, n_held_out / (n_held_out + count_pairs(train)), seed)
 
 
 def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:

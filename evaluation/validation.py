@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 
 MOST_USERS = 1024
+PAIR = ["user_id", "item_id"]
 
 
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
@@ -35,7 +36,18 @@ def hold_out_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
 
 
 def hold_out_pairs(train: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Part a share of the pairs of user and item, drawn by the seed, from the others, whatever the order of rows."""
-    pair = train.groupby(["user_id", "item_id"]).ngroup().to_numpy()
-    is_drawn = (np.random.default_rng(seed).random(pair.max(initial=-1) + 1) < share)[pair]
+    """Part a share of the pairs of user and item, drawn by the seed, from the others, whatever the order of rows.
+
+    Nobody loses her last pair.
+    """
+    pair = train.groupby(PAIR).ngroup().to_numpy()
+    pairs = train[PAIR].drop_duplicates().sort_values(PAIR, ignore_index=True)  # as the groups are numbered
+    lot = pd.Series(np.random.default_rng(seed).random(len(pairs)))
+    is_last = lot == lot.groupby(pairs["user_id"]).transform("max")
+    is_drawn = ((lot < share) & ~is_last).to_numpy()[pair]
     return train[~is_drawn], train[is_drawn]
+
+
+def count_pairs(rows: pd.DataFrame) -> int:
+    """Count the pairs of user and item."""
+    return int((~rows.duplicated(PAIR)).sum())

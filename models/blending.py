@@ -2,9 +2,9 @@
 
 Either a part of R entries joins the vectors of items, and a sum of it over her items that of a user: the product then
 says of an item what the towers do and what `models.item_correlations` does, and each is wrong elsewhere. Or, in sets
-whose items are trained, each item of a history adds to the scores of its neighbours (`serve.neighbours`): there the
-towers know what a low rank can say. They are not trained together: correlations know every pair that training would
-show them, and would be trusted too much.
+whose items are trained and on short histories in an order, each item of a history adds to the scores of its neighbours
+(`serve.neighbours`): there the towers know what a low rank can say. They are not trained together: correlations know
+every pair that training would show them, and would be trusted too much.
 
 Where a memory scores owned items, correlations are for the others: see `CorrelatedOwned`. They lift the best of these,
 and owned items get a lead by which lists hold as many of them as before (`models.lead`).
@@ -124,7 +124,8 @@ def choose_blend(
     for ridge in trials.ridges:
         found |= judge(ridge, trials.counts[:1])
     if trials.counts[1:]:
-        found |= judge(pick(found, none).blend.ridge, trials.counts[1:])
+        best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
+        found |= judge(best.ridge, trials.counts[1:])
     return pick(found, none)
 
 

@@ -33,7 +33,7 @@ class ModelConfig:
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
     as the validation says; 0: none."""
     neighbours: int | None = None
-    """Items to whose scores each item of a history adds at most, in place of `correlations`; how much they count, and
+    """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
     in sets how many there are, the validation says. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
     freeze_items: bool | None = None

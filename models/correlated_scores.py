@@ -12,7 +12,7 @@ from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from serve.neighbours import Neighbours
 
 TILE = 32
-"""Requests whose terms are laid out at once: of long sets there are 128,000 a request."""
+"""Requests whose sums are laid out at once."""
 
 
 @dataclass(frozen=True)

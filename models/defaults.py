@@ -32,9 +32,11 @@ FROZEN_DIM, TRAINED_DIM = 384, 128
 worth .4 to 1.1 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
 ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
 """With fewer of each factor the last ones would be of nothing: not more are positive than there are users."""
-MOST_BLENDED, MOST_FACTORISED_OF_SETS, MOST_TOLD_BY_PAIRS = 16_000, 100_000, 100_000
+MOST_BLENDED, MOST_FACTORISED_OF_SETS = 16_000, 100_000
 """Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
 memory. What they are worth was measured with up to 12,518 (17,388 of sets)."""
+MOST_TOLD_BY_PAIRS = 100_000
+"""Items of which the 16,000 most popular are told pair by pair: with more these would be few."""
 NEIGHBOURS = 1024
 """That an item may have, in sets whose items are trained; the validation says how many it has. With 32, 256 and 1,024
 validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 % better than
@@ -129,7 +131,8 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
     """
     counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
     if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
-        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {counts.shape}: 0")
+        why = counts.shape if counts.is_repeated else "data.ties is simultaneous"
+        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     recipe = Recipe(**given | {choice.name: choice.value for choice in choices})

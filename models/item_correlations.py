@@ -94,7 +94,7 @@ def correlate(
         similarity: of the sum of a user's items to an item.
         seed: of what is hidden to choose the settings, and of the factorisation's first block.
     """
-    matrix = binary(user, item_row, shape)
+    matrix = who_has_what(user, item_row, shape)
     by_popularity = order_by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
     vectors, _ = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)  # (N, D)
@@ -110,12 +110,13 @@ def factorise(
 
     The `most` popular items are correlated, the others are placed by who has them.
     """
-    matrix = binary(user, item_row, shape)
+    matrix = who_has_what(user, item_row, shape)
     vectors, spread = _factorise(matrix, order_by_popularity(matrix), dim, ridge, seed, most)  # (N, dim), (N,)
     return Factors(torch.from_numpy(vectors), torch.from_numpy(spread / spread.mean()))
 
 
-def binary(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+def who_has_what(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int]) -> sp.csr_array:
+    """Return 1 for each pair of a user and an item, (U, N) float32."""
     matrix = sp.csr_array((np.ones(len(user), np.float32), (user, item_row)), shape)  # sums what comes twice
     matrix.data[:] = 1
     return matrix

@@ -50,7 +50,7 @@ _EXPORT = """Write the vectors of users or items to a folder of Parquet files.
 
 The product of a user vector and an item vector is the item's score, but for what lies in no vector and only
 recommend knows: the rest of the score of an item that the user owns, where repeats are allowed, and what the
-items of a set add to their neighbours, where these are trained.
+items of a history add to others, where item_neighbours.npy is not empty.
 
 examples:
   python -m serve export --bundle runs/grocery/bundle --side item --out vectors

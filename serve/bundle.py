@@ -50,7 +50,7 @@ class Bundle:
     vectors: Floats
     """(N, D), mapped from the verified file, read only."""
     neighbours: Neighbours
-    """What items of a history add to the scores of others; nothing in most bundles."""
+    """What items of a history add to the scores of others; often nothing."""
     items: pa.Table
     """N rows: `item_id` and the columns to show and filter by."""
     index: ItemIndex

@@ -45,7 +45,7 @@ class Facts:
     """UTC seconds just after the last training event."""
     config: Mapping[str, Any]
     """The run's configuration, without paths of the machine."""
-    neighbour_decay: float = 0.0
+    neighbour_decay: float
     """See `Neighbours.decay`."""
 
 
@@ -101,7 +101,7 @@ class Manifest:
         """
         raw = _parse(text)
         _check_keys(raw)
-        for name, (is_right, expected) in _RULES.items():
+        for name, (is_right, expected) in _RULES.items():  # the format first
             if not is_right(raw[name]):
                 raise BundleError(f"{MANIFEST}: '{name}' is {_shorten(raw[name])}; expected {expected}")
         unsigned = {name: value for name, value in raw.items() if name != "sha256"}
@@ -163,6 +163,9 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_keys(raw: Mapping[str, Any]) -> None:
+    """Refuse unknown and missing keys, but for those of another format, whose number is refused."""
+    if not _RULES["format"][0](raw.get("format", FORMAT)):
+        return
     for name in sorted(raw.keys() - _RULES.keys()):
         raise BundleError(f"{MANIFEST}: unknown key {_shorten(name)}; {name_nearest(name, _RULES)}")
     for name in sorted(_RULES.keys() - raw.keys()):
@@ -201,7 +204,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "libraries": (_is_mapping_of(lambda value: isinstance(value, str)), "versions by name"),
     "data_until": (lambda value: type(value) is int, "whole seconds"),
     "config": (lambda value: isinstance(value, dict), "an object"),
-    "neighbour_decay": (lambda value: type(value) in (int, float) and 0 <= value < 1e3, "a number from 0 to 1000"),
+    "neighbour_decay": (lambda value: type(value) in (int, float) and 0 <= value <= 999, "a number from 0 to 999"),
     "space_id": (lambda value: _is_digest(value, _SPACE), "16 hex digits"),
     "files": (
         lambda value: isinstance(value, dict) and all(_is_entry(*item) for item in value.items()),

@@ -28,7 +28,7 @@ from serve.top_k import Floats, Ints
 ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
 OFFSET = np.dtype("<i8")
 _LARGEST = 1e30  # of a weight: sums of larger ones would overflow
-_MOST_REQUESTS = 32  # whose terms are laid out at once
+_MOST_REQUESTS = 32  # whose sums are laid out at once
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +69,7 @@ class Neighbours:
         """
         starts, pairs = open_array(offsets, OFFSET, n_axes=1), open_array(entries, ENTRY, n_axes=1)
         ends = (starts[0], starts[-1]) if len(starts) == n_items + 1 else None
-        if ends != (0, len(pairs)) or (np.diff(starts) < 0).any():
+        if ends != (0, len(pairs)) or (starts[1:] < starts[:-1]).any():
             raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
         rows, weights = pairs["neighbour"], pairs["weight"]
         if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
@@ -95,8 +95,9 @@ class Neighbours:
         if not len(self.rows):
             return None
         later = lengths[:, None] - 1 - np.arange(history_rows.shape[1])  # (B, L); below 0: padding
-        counts = np.exp(-self.decay * np.maximum(later, 0)) * (later >= 0)  # (B, L)
-        shares = counts / np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), 1))  # (B, L)
+        counts = np.exp(-self.decay * np.arange(history_rows.shape[1]))  # (L,) of events, the last one first
+        sums = np.concatenate([[1.0], counts.cumsum()])[lengths]  # (B,) the same however many others are asked with
+        shares = counts[np.maximum(later, 0)] / np.sqrt(sums)[:, None]  # (B, L)
         is_known = (later >= 0) & (history_rows < self.n_items)  # (B, L)
         requests, places = is_known.nonzero()  # (E,) of the events whose item is known
         return Added(self, requests, history_rows[requests, places], shares[requests, places].astype(np.float32))

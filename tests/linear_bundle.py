@@ -217,12 +217,14 @@ def write_linear(
     items |= {name: [item_values(row)[name] for row in range(N)] for name in ("department", "price", "brand")}
     if schema.repeats == "allow":
         items["repeat_rate"] = REPEAT_RATES
-    facts = Facts("dot", P, 1.0, {"items": N}, {"numpy": np.__version__}, UNTIL, {"seed": seed})
+    neighbours = neighbours or Neighbours.none(N)
+    libraries = {"numpy": np.__version__}
+    facts = Facts("dot", P, 1.0, {"items": N}, libraries, UNTIL, {"seed": seed}, neighbours.decay)
     (stage.path / "schema.json").write_bytes(text)
     (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
     (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
     np.save(stage.path / "item_vectors.npy", vectors)
-    offsets, entries = (neighbours or Neighbours.none(N)).to_bytes()
+    offsets, entries = neighbours.to_bytes()
     (stage.path / "item_neighbour_offsets.npy").write_bytes(offsets)
     (stage.path / "item_neighbours.npy").write_bytes(entries)
     write_index(stage.path / "items.faiss", vectors)

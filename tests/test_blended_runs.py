@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from datamodules.splits import split_interactions
 from models import yardstick
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
 from models.item_correlations import MOST_CORRELATED
-from models.trials import EVENTS, Blend, neighbours_of_events, neighbours_of_sets
+from models.trials import BESIDE_MEMORY, EVENTS, SETS, Blend, neighbours_of_events, neighbours_of_sets
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
@@ -23,6 +24,8 @@ from tests.tiny_towers import one_thread
 R = 6
 BLENDED = replace(SMALL, correlations=R, max_epochs=2)
 WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, 0.0), 0.3, 0.2)
+
+SET = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -32,9 +35,12 @@ def _one_thread():
 
 
 def fit(data, folder, validates=True) -> run_training.Trained:
+    is_set = data.split.kind == "pairs"
     config = train.Config(data, BLENDED, QUIET, folder)
     folder.mkdir()
-    tables, _ = train.read(config, make_tables(3, data.ties == "simultaneous"), folder)
+    interactions, *others = make_tables(3, data.ties == "simultaneous")
+    told = interactions.drop(columns="datetime") if is_set else interactions
+    tables, _ = train.read(config, (told, *others), folder)
     config, _ = train.settle(config, tables)
     split = split_interactions(tables.interactions, data, config.seed)
     return train.train(config, tables, split if validates else replace(split, validation=split.validation[:0]))[0]
@@ -110,12 +116,15 @@ def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monk
     assert correlated == {most}
 
 
-def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("data", "usual"), [(ORDERED, EVENTS), (BASKETS, BESIDE_MEMORY), (SET, SETS)], ids=["ordered", "repeats", "set"]
+)
+def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch, data, usual):
     given = []
     monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
-    trained = fit(ORDERED, tmp_path / "run", validates=False)
-    assert given == [EVENTS.usual]
-    assert trained.judged == Judged(EVENTS.usual)
+    trained = fit(data, tmp_path / "run", validates=False)
+    assert given == [usual.usual]
+    assert trained.judged == Judged(usual.usual)
     assert "nothing to validate" in run_training.describe(trained.judged)
 
 
@@ -157,12 +166,14 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
     assert np.array_equal(*parts)
 
 
-SET_OF_EVENTS = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
+def watch(made, name, correlate, *arguments):
+    made.add(name)
+    return correlate(*arguments)
 
 
 @pytest.mark.parametrize(
     ("data", "trials", "decay"),
-    [(SET_OF_EVENTS, neighbours_of_sets(4), 0.0), (ORDERED, neighbours_of_events(4), 0.5)],
+    [(SET, neighbours_of_sets(4), 0.0), (ORDERED, neighbours_of_events(4), 0.5)],
     ids=["set", "in order"],
 )
 def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data, trials, decay):
@@ -170,15 +181,21 @@ def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data,
     asked = []
 
     def choose(towers, correlate, trials, requests, validation):
-        asked.append((trials, correlate(30.0).most))
+        correlate(30.0)
+        asked.append(trials)
         return judged
 
     monkeypatch.setattr(run_training, "choose_blend", choose)
+    made = set()
+    for name in ("correlate_next", "correlate_pairs"):
+        correlate = getattr(run_training, name)
+        monkeypatch.setattr(run_training, name, partial(watch, made, name, correlate))
     interactions, users, items = make_tables(3, simultaneous=False)
     model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
     tables = (interactions if decay else interactions.drop(columns="datetime"), users, items)
     run, again = (train.run(train.Config(data, model, QUIET, tmp_path / name), tables) for name in ("run", "again"))
-    assert asked == [(trials, 4)] * 2
+    assert asked == [trials] * 2
+    assert made == {"correlate_next" if decay else "correlate_pairs"}
     names = ("item_neighbour_offsets.npy", "item_neighbours.npy")
     written = [[(one.bundle / name).read_bytes() for name in names] for one in (run, again)]
     assert written[0] == written[1]

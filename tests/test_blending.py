@@ -168,7 +168,7 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
         return pick(found, none)
 
     monkeypatch.setattr(blending, "pick", watch)
-    trials = EVENTS if is_ordered and not has_memory(towers) else SETS
+    trials = BESIDE_MEMORY if has_memory(towers) else EVENTS if is_ordered else SETS
     chosen = choose_blend(towers, factors.__getitem__, trials, requests, batches)
     tried, leads = {}, []
     decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
@@ -230,7 +230,7 @@ def of_a_set():
     world, held_out = hold_out(make_set_world(FeaturesConfig(item={"category": "categorical"})))
     data = make_data(world, validation=held_out)
     pairs = np.random.default_rng(4).standard_normal((N - 1, N - 1)).astype(np.float32)
-    made = PairCorrelations(pairs, SPREAD.numpy()[:-1], np.random.default_rng(5).permutation(N)[:-1], N, most=3)
+    made = PairCorrelations(pairs, SPREAD.numpy()[:-1], np.random.default_rng(5).permutation(N)[:-1], N)
     return data, make_towers(world, data, "cosine", n_blocks=0), made
 
 
@@ -272,7 +272,7 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
             if item in place_of and target in place_of:
                 knowing[place_of[item], place_of[target]] += 1
     by_ridge = {ridge: replace(made, correlations=-knowing) for ridge in RIDGES}
-    by_ridge[RIDGES[2]] = replace(made, correlations=knowing, most=N)
+    by_ridge[RIDGES[2]] = replace(made, correlations=knowing)
     requests = list(data.drawn_requests(50))
     judged = choose_blend(towers, by_ridge.__getitem__, neighbours_of_sets(N), requests, [batch])
     assert judged.blend.share > 0
@@ -298,7 +298,7 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
 
     def correlate(ridge):
         asked.append(ridge)
-        return replace(made, correlations=telling * (ridge == RIDGES[1]), most=N)
+        return replace(made, correlations=telling * (ridge == RIDGES[1]))
 
     trials = replace(SETS, counts=[2, 1, N])
     judged = choose_blend(towers, correlate, trials, list(data.drawn_requests(50)), [batch])
@@ -358,7 +358,7 @@ def test_what_is_usual_is_a_little_and_one_of_what_is_tried(trials):
     assert 0 < trials.usual.share < max(SHARES)
     assert trials.usual.ridge in trials.ridges
     assert trials.usual.power in trials.powers
-    assert trials.usual.decay in (trials.decays if trials is not EVENTS else DECAYS)
+    assert trials.usual.decay in trials.decays
     assert trials.usual.n_neighbours == trials.counts[0]
 
 

@@ -242,6 +242,7 @@ def test_pairs_are_held_out_whatever_the_order_of_rows():
     assert sorted(shuffled.index) == validation.index.tolist()
     assert hold_out_pairs(rows, 0.2, seed=4)[1].index.tolist() != validation.index.tolist()
     assert [len(part) for part in hold_out_pairs(rows[:0], 0.2, seed=3)] == [0, 0]
+    assert set(hold_out_pairs(rows, 0.95, seed=3)[0]["user_id"]) == set(rows["user_id"])  # nobody loses her last pair
 
 
 def test_without_times_baselines_are_validated_by_as_many_pairs_as_are_held_out(
@@ -255,7 +256,9 @@ def test_without_times_baselines_are_validated_by_as_many_pairs_as_are_held_out(
     assert main(options) == 0
     ((train, share, seed),) = asked
     assert len(train) == len(TRAIN)
-    assert share == len(HOLDOUT) / (len(HOLDOUT) + len(TRAIN))
+    n_pairs = [len(set(zip(rows["user_id"], rows["item_id"], strict=True))) for rows in (HOLDOUT, TRAIN)]
+    assert n_pairs[1] < len(TRAIN)
+    assert share == n_pairs[0] / sum(n_pairs)
     assert seed == 5
 
 

@@ -18,6 +18,7 @@ FACTS = Facts(
     libraries={"numpy": "2.4"},
     data_until=-7,
     config={"seed": 3, "names": ["a", "é"]},
+    neighbour_decay=0.25,
 )
 FILES = {"schema.json": FileEntry("ab" * 32, 13), "items.faiss": FileEntry("cd" * 32, 17)}
 METRICS = {"test": {"ndcg": 0.1, "ndcg_ci95": [0.05, 0.2]}}
@@ -84,6 +85,13 @@ def test_a_missing_key_is_named(key):
         Manifest.from_bytes(json.dumps(raw).encode())
 
 
+def test_of_another_format_the_number_is_named_whatever_keys_it_has():
+    raw = json.loads(make().to_bytes()) | {"format": 2, "what_it_had": 1}
+    del raw["neighbour_decay"]
+    with pytest.raises(BundleError, match="'format' is 2; expected 3: train again"):
+        Manifest.from_bytes(sign(raw))
+
+
 def test_an_unknown_key_is_named_with_its_nearest():
     raw = json.loads(make().to_bytes()) | {"similarty": "dot"}
     with pytest.raises(BundleError, match="unknown key 'similarty'; did you mean 'similarity'"):
@@ -94,7 +102,7 @@ def test_an_unknown_key_is_named_with_its_nearest():
     ("key", "value", "shown"),
     [
         ("format", 2, "2; expected 3"),
-        ("neighbour_decay", -0.5, "-0.5; expected a number from 0 to 1000"),
+        ("neighbour_decay", -0.5, "-0.5; expected a number from 0 to 999"),
         ("format", True, "True"),
         ("similarity", "euclid", "'euclid'"),
         ("similarity", ["dot"], r"\['dot'\]"),

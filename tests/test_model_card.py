@@ -21,6 +21,7 @@ FACTS = Facts(
     libraries={"numpy": "2.4.6", "torch": "2.13.0"},
     data_until=UNTIL,
     config={"seed": 11, "data": {"audit_only": ["religion"]}, "model": {"dim": 48}},
+    neighbour_decay=0.0,
 )
 
 

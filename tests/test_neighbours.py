@@ -157,12 +157,14 @@ def test_rounded_vectors_find_what_is_added_too(monkeypatch):
     assert worst[1] not in lists[1][1][1]
 
 
-@pytest.fixture(scope="module", params=["shop", "films"])
+@pytest.fixture(scope="module", params=[("shop", 0.0), ("films", 0.0), ("films", 0.4)], ids=str)
 def world(request, tmp_path_factory):
     """Give a schema, S, and what answers from a bundle with it."""
-    schema = {"shop": SHOP, "films": FILMS}[request.param]
+    name, decay = request.param
+    schema = {"shop": SHOP, "films": FILMS}[name]
     matrix = 20 * draw_matrix(SEED)
-    path = publish_linear(tmp_path_factory.mktemp("neighbours"), schema, SEED, neighbours=to_neighbours(matrix))
+    neighbours = replace(to_neighbours(matrix), decay=decay)
+    path = publish_linear(tmp_path_factory.mktemp("neighbours"), schema, SEED, neighbours=neighbours)
     return schema, matrix, Recommender.load(path)
 
 
@@ -182,7 +184,8 @@ def test_answers_are_those_of_brute_force(world, mode):
         _, scores, owned = naive_scores(schema, SEED, known_users(schema), request)
         history = [row_of[one["item_id"]] for one in request.get("history") or [] if one["item_id"] in row_of]
         last = history[-schema.history_length :]  # what the tower reads
-        told = np.asarray(scores) + matrix[last].sum(axis=0) / max(len(last), 1) ** 0.5
+        counts = np.exp(-recommender.bundle.neighbours.decay * np.arange(len(last)))[::-1]
+        told = np.asarray(scores) + counts @ matrix[last] / max(counts.sum(), 1) ** 0.5
         rows = {"all": set(range(N)), "novel": set(range(N)) - owned, "owned": owned}[mode]
         rows -= {row_of[item_id] for item_id in request.get("exclude", [])}
         expected = naive_list(told, rows, 4)
@@ -256,8 +259,16 @@ def test_other_entries_are_refused(content, said):
 
 @pytest.mark.parametrize(
     "offsets",
-    [OFFSETS[:-1], OFFSETS[:0], OFFSETS + 1, OFFSETS // 2, [0, 3, *OFFSETS[2:]], [0, -1, *OFFSETS[2:]]],
-    ids=["short", "none", "late", "few", "beyond", "falling"],
+    [
+        OFFSETS[:-1],
+        OFFSETS[:0],
+        OFFSETS + 1,
+        OFFSETS // 2,
+        [0, 3, *OFFSETS[2:]],
+        [0, -1, *OFFSETS[2:]],
+        [0, 2**63 - 1, -(2**63), -1, *OFFSETS[4:]],
+    ],
+    ids=["short", "none", "late", "few", "beyond", "falling", "falling too far to be told by a difference"],
 )
 def test_offsets_that_do_not_divide_the_entries_are_refused(offsets):
     files = write(np.array(offsets, OFFSET)), write(entries())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from models import transitions
 from models.pair_correlations import PairCorrelations
 from models.transitions import DECAY, RIDGE, correlate_next
 
@@ -23,15 +24,15 @@ def draw(seed: int, longest: int) -> list[list[int]]:
     return users
 
 
-def fit(users: list[list[int]], core: list[int]) -> np.ndarray:
-    """Predict each next item from those before it, all of these items, one history after the other."""
+def fit(users: list[list[int]], core: list[int], wanted: range) -> np.ndarray:
+    """Predict each next item that is wanted from those before it, one history after the other."""
     before, after = [], []
     for items in users:
         for place in range(1, len(items)):
             history, following = np.zeros(N), np.zeros(N)
             for distance, item in enumerate(reversed(items[:place])):
                 history[item] += np.exp(-DECAY * distance)
-            following[items[place]] = 1
+            following[items[place]] = items[place] in wanted
             before.append(history[core])
             after.append(following[core])
     ridge = np.sqrt(RIDGE) * np.eye(len(core))
@@ -40,17 +41,21 @@ def fit(users: list[list[int]], core: list[int]) -> np.ndarray:
     return found
 
 
-def correlate(users: list[list[int]], most: int) -> PairCorrelations:
-    user = np.repeat(np.arange(len(users)), [len(items) for items in users])
-    return correlate_next(user, np.concatenate(users), (len(users), N), RIDGE, most, 3)
+def correlate(users: list[list[int]], most: int, wanted: range = range(N)) -> PairCorrelations:
+    user, items = np.repeat(np.arange(len(users)), [len(items) for items in users]), np.concatenate(users)
+    return correlate_next(user, items, np.isin(items, wanted), (len(users), N), RIDGE, most)
 
 
-@pytest.mark.parametrize(("longest", "most"), [(12, N), (12, 8), (40, N)])
-def test_transitions_are_the_least_squares_of_what_comes_next(longest, most):
+@pytest.mark.parametrize("least_sparse", [0, 10**6], ids=["sparse", "dense"])
+@pytest.mark.parametrize("chunk", [7, 10**6])
+@pytest.mark.parametrize(("longest", "most", "wanted"), [(12, N, N), (12, 8, N), (40, N, N), (12, N, 9)])
+def test_transitions_are_the_least_squares_of_what_comes_next(monkeypatch, longest, most, wanted, chunk, least_sparse):
+    monkeypatch.setattr(transitions, "CHUNK", chunk)
+    monkeypatch.setattr(transitions, "LEAST_SPARSE", least_sparse)
     users = draw(4, longest)
-    made = correlate(users, most)
+    made = correlate(users, most, range(wanted))
     assert len(set(made.rows.tolist())) == most
-    expected = fit(users, made.rows.tolist())
+    expected = fit(users, made.rows.tolist(), range(wanted))
     of_far_events = 0.02 if longest > 12 else 1e-5  # what counts less than that is left out
     assert np.abs(made.correlations - expected).max() <= of_far_events * np.abs(expected).max()
 

@@ -27,6 +27,7 @@ FACTS = Facts(
     libraries={"numpy": np.__version__},
     data_until=1_500_000_000,
     config={"seed": 3},
+    neighbour_decay=0.0,
 )
 METRICS = {"test": {"bascule": {"all": {"NDCG@10": 0.25, "NDCG@10_ci95": [0.2, 0.3]}}}}
 

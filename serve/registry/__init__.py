@@ -9,5 +9,5 @@ REGISTRY/profiles/, REGISTRY/state/
                         what is known of people, if it is not kept elsewhere: of no version, so that it can be
                         erased once and outlives every change of version
 
-A version holds no personal data and is copied whole. Profiles and state are never copied.
+A version holds no users (see SECURITY.md on rare items) and is copied whole. Profiles and state are never copied.
 """

@@ -10,7 +10,7 @@ from pathlib import Path
 _DEFAULT = Path("runs") / "registry"
 _PUBLISH = """Copy a bundle into a registry, as a version that can be activated and gone back to.
 
-Profiles and state stay where they are: a version holds nothing of people.
+Profiles and state stay where they are: a version holds no users.
 
 examples:
   python -m serve publish --bundle runs/demo/bundle --activate

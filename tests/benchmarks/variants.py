@@ -88,9 +88,9 @@ def other_id_dropout(config: Config) -> Config:
 
 def without_context(config: Config) -> Config:
     """Declare no context; a set of few users is left where correlations put it, all else is as with context."""
-    is_ordered = recipe_of(config.model).n_blocks > 0
+    has_blocks = recipe_of(config.model).n_blocks > 0
     model = replace(config.model, freeze_items=True)
-    if not is_ordered:
+    if not has_blocks:
         model = replace(model, correlations=0, neighbours=0)
     return replace(config, model=model, data=replace(config.data, features=replace(config.data.features, context={})))
 
