@@ -23,8 +23,6 @@ DECAY, RIDGE = 1 / 3, 100.0
 a decay of .7 in the request, .0779 with correlations that have no direction."""
 LEAST_COUNT = 0.02
 """Of an event in a history: what counts less is left out."""
-
-
 CHUNK = 2**20
 """Events whose histories are laid out at once."""
 LEAST_SPARSE = 50
