@@ -76,10 +76,14 @@ class ItemTower(nn.Module):
         return self.dim + self.correlations.shape[1]
 
     def join(self, taste: Tensor, correlations: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
-        """Complete taste (N, D) and correlations (N, R) to vectors (N, W)."""
+        """Put taste (N, D), brought to its length, and correlations (N, R) into vectors (N, W)."""
+        known = torch.cat([self.normalise(taste), correlations], dim=-1)  # (N, D + R)
+        return self.complete(known, categories, popularity)  # (N, W)
+
+    def complete(self, known: Tensor, categories: Tensor, popularity: Tensor) -> Tensor:
+        """Complete taste and correlations (N, D + R) to vectors (N, W)."""
         affinity = self.affinity_table(categories).sum(dim=1)  # (N, A)
-        parts = (self.normalise(taste), correlations, affinity, popularity.to(taste.dtype))
-        return torch.cat(parts, dim=-1)  # (N, W)
+        return torch.cat([known, affinity, popularity.to(known.dtype)], dim=-1)  # (N, W)
 
     def normalise(self, taste: Tensor) -> Tensor:
         return normalise(taste) if self.similarity == "cosine" else taste  # (N, D)

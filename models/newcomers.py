@@ -1,16 +1,15 @@
 """New items: where content puts them among the items that were trained, and how visible they are there.
 
 Where vectors hold popularity, they are taken to have some, and with a memory they are made as long as the others;
-elsewhere they are made shorter where they would be too visible, or longer where neighbours lift all others. All is
-fitted after training to the finished vectors, so that no item of the catalogue moves for it. The content part that was
-trained beside ids explains what ids leave over, which is less than what content can tell.
+elsewhere all are made shorter or longer by the same factor, until they take their share of places. All is fitted after
+training to the finished vectors, so that no item of the catalogue moves for it. The content part that was trained
+beside ids explains what ids leave over, which is less than what content can tell.
 
 Letters: N items of W = D + R + A + P entries (taste, correlations, affinity, popularity), n or s of them, B users.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -18,20 +17,21 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
-from models.features import FeatureEmbedding
+from models.content_places import ContentPlaces, fit_places
 from models.halving import halve
 from models.item_tower import ItemTower
 from models.places import best_scores, count_places
 from models.towers import Towers
 
-BATCH, EPOCHS, FEWEST_STEPS, RATE = 4096, 20, 60, 0.05
 HELD_OUT = 0.1
 """Of the items, placed without having been learned from, to see how visible new ones are."""
 MOST_STAND_INS = 4096
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 LONGEST = 2.0
-"""Times the length that content gives, with a memory or neighbours; groceries were made 1.6 to 1.7 times as long."""
+"""Times the length that content gives; groceries were made 1.6 to 1.7 times as long."""
+TILE = 256
+"""New items that are placed at once: each is compared with many others."""
 
 
 class Newcomers(nn.Module):
@@ -40,12 +40,12 @@ class Newcomers(nn.Module):
     popularity: Tensor
     length: Tensor
 
-    def __init__(self, tower: ItemTower, content: FeatureEmbedding, popularity: Tensor, length: float = 1.0) -> None:
+    def __init__(self, tower: ItemTower, content: ContentPlaces, popularity: Tensor, length: float = 1.0) -> None:
         """Put together what new items share.
 
         Args:
             tower: whose items they stand among.
-            content: places them, D + R entries.
+            content: places them.
             popularity: (P,) what they are taken to have.
             length: times which taste and correlations are as long as content makes them.
         """
@@ -58,9 +58,8 @@ class Newcomers(nn.Module):
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
-        placed, dim, stop = self.content(codes, values), self.tower.dim, self.tower.history_dim  # placed (n, D + R)
-        vectors = self.tower.join(placed[:, :dim], placed[:, dim:], categories, popularity)  # (n, W)
-        return torch.cat([vectors[:, :stop] * self.length, vectors[:, stop:]], dim=1)  # (n, W)
+        placed = self.content(codes, values) * self.length  # (n, D + R)
+        return self.tower.complete(placed, categories, popularity)  # (n, W)
 
 
 @torch.no_grad()
@@ -87,7 +86,7 @@ def fit_newcomers(
     level, length = popularity.amin(dim=0), 1.0  # (P,)
     apart, rest = known[: int(HELD_OUT * len(known))], known[int(HELD_OUT * len(known)) :]
     if len(apart):
-        newcomers = Newcomers(tower, fit_content(towers, vectors, rest, generator), torch.zeros_like(level))
+        newcomers = Newcomers(tower, fit_places(towers, vectors, rest, generator), torch.zeros_like(level))
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
         if towers.user_tower.memory is not None:
             length = match_length(towers, vectors, stand_ins, newcomers)
@@ -97,30 +96,14 @@ def fit_newcomers(
             level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
         else:
             length = find_length(towers, vectors, stand_ins, newcomers, requests)
-    return Newcomers(tower, fit_content(towers, vectors, known, generator), level, length).eval()
+    return Newcomers(tower, fit_places(towers, vectors, known, generator), level, length).eval()
 
 
-@torch.enable_grad()
-def fit_content(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> FeatureEmbedding:
-    """Fit a copy of the content part to where the items `rows` (n,) stand in `vectors` (N, W)."""
-    tower = towers.item_tower
-    content = tower.content.widen(tower.history_dim).requires_grad_(True).train()  # training may have held it fixed
-    n_batches = math.ceil(len(rows) / BATCH)
-    epochs = max(EPOCHS, math.ceil(FEWEST_STEPS / max(n_batches, 1)))
-    optimizer = torch.optim.Adam(content.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
-    for _ in range(epochs):
-        drawn = rows[torch.randperm(len(rows), generator=generator)]  # (n,)
-        for start in range(0, len(rows), BATCH):
-            chosen = drawn[start : start + BATCH]  # (b,)
-            placed = content(towers.item_codes[chosen], towers.item_values[chosen])  # (b, D + R)
-            placed = torch.cat([tower.normalise(placed[:, : tower.dim]), placed[:, tower.dim :]], dim=1)  # (b, D + R)
-            error = (placed - vectors[chosen, : tower.history_dim]).square().sum(dim=1).mean()  # scalar
-            optimizer.zero_grad()
-            torch.autograd.backward(error)
-            optimizer.step()
-            schedule.step()
-    return content.eval()
+def place(towers: Towers, rows: Tensor, newcomers: Newcomers) -> Tensor:
+    """Place items of the catalogue (n,) as if they were new, (n, W)."""
+    tiles = torch.split(rows, TILE)
+    parts = [newcomers(towers.item_codes[one], towers.item_values[one], towers.categories[one]) for one in tiles]
+    return torch.cat(parts)  # (n, W)
 
 
 def match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers) -> float:
@@ -130,9 +113,8 @@ def match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: 
     item suits best would find it behind many that suit them less. At most `LONGEST`: where content says next to nothing
     of an item that would be noise made loud.
     """
-    columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
     stop = towers.item_tower.history_dim
-    placed = newcomers(*columns)[:, :stop].norm(dim=1).mean()  # scalar
+    placed = place(towers, stand_ins, newcomers)[:, :stop].norm(dim=1).mean()  # scalar
     return min(float(vectors[stand_ins, :stop].norm(dim=1).mean() / placed.clamp(min=1e-9)), LONGEST)
 
 
@@ -163,17 +145,13 @@ def find_level(
 def find_length(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> float:
-    """Find how long taste and correlations must be for new items to take their share of places; see `find_level`.
-
-    Half to whole, and up to `LONGEST` where the others have neighbours, which a new item has not.
-    """
-    longest = LONGEST if len(towers.neighbours.rows) else 1.0
+    """Find how long taste and correlations must be for new items to take their share of places; see `find_level`."""
     contests = _hold_contests(towers, vectors, stand_ins, newcomers, requests)
 
     def count(length: float) -> int:
         return sum(contest.places(contest.scores * length) for contest in contests)
 
-    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, longest)
+    return halve(count, _fair(contests, len(stand_ins), len(vectors)), SHORTEST, LONGEST)
 
 
 @dataclass(frozen=True)
@@ -197,8 +175,7 @@ class Contest:
 def _hold_contests(
     towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers, requests: Iterable[RequestBatch]
 ) -> list[Contest]:
-    columns = (towers.item_codes[stand_ins], towers.item_values[stand_ins], towers.categories[stand_ins])
-    placed = newcomers(*columns)  # (s, W)
+    placed = place(towers, stand_ins, newcomers)  # (s, W)
     return [_contest(towers, vectors, stand_ins, placed, batch) for batch in requests]
 
 

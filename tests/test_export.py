@@ -13,6 +13,8 @@ import torch
 
 from models.blending import Blend, blend_in
 from models.bundle_export import export_bundle, write_vectors
+from models.content_places import ContentPlaces
+from models.directions import normalise
 from models.export import check_parity, item_graph, user_graph
 from models.item_correlations import Factors
 from models.memory import memory_inputs
@@ -76,7 +78,10 @@ def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
     with torch.no_grad():
         content.table.weight.mul_(1.5)
         content.table.weight[:, towers.item_tower.dim :] = 0.25
-    return Newcomers(towers.item_tower, content, torch.linspace(0.5, 1.5, n_popularity)).eval()
+    generator = torch.Generator().manual_seed(5)
+    keys, means = (torch.randn(4, content.dim, generator=generator) for _ in range(2))  # (4, D + R) each
+    places = ContentPlaces(towers.item_tower, content, normalise(keys), means, torch.arange(1.0, 5.0))
+    return Newcomers(towers.item_tower, places, torch.linspace(0.5, 1.5, n_popularity)).eval()
 
 
 FAMILIES = {
@@ -185,7 +190,7 @@ def weights_of(shipped: Shipped) -> list[tuple]:
     weights = [
         (user, USER_TOWER, towers.user_tower.blocks.blocks[0].gap_bias.weight),
         (user, USER_TOWER, towers.user_tower.head[0].weight),
-        (item, ITEM_TOWER, shipped.newcomers.content.table.weight),
+        (item, ITEM_TOWER, shipped.newcomers.content.content.table.weight),
     ]
     memory = towers.user_tower.memory
     return weights if memory is None else [*weights, (user, USER_TOWER, memory.item_score[0].weight)]

@@ -6,21 +6,16 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from datamodules.config import FeaturesConfig
 from models import newcomers as newcomers_module
 from models import places
+from models.content_places import normalise_taste
 from models.correlated_history import CorrelatedHistory
 from models.features import FeatureEmbedding
-from models.newcomers import (
-    LONGEST,
-    Newcomers,
-    find_length,
-    find_level,
-    fit_content,
-    fit_newcomers,
-    match_length,
-)
+from models.item_tower import ItemTower
+from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_newcomers, match_length
 from models.towers import Towers
 from serve.neighbours import Neighbours
 from tests.test_sets import make_set_world
@@ -49,6 +44,23 @@ def side(request):
 def place(newcomers: Newcomers, towers: Towers, rows=slice(None)) -> torch.Tensor:
     with torch.no_grad():
         return newcomers(towers.item_codes[rows], towers.item_values[rows], towers.categories[rows])
+
+
+class Fitted(nn.Module):
+    """Place items by a content part alone."""
+
+    def __init__(self, tower: ItemTower, content: FeatureEmbedding) -> None:
+        super().__init__()
+        self.tower, self.content = tower, content
+
+    def forward(self, codes: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        return normalise_taste(self.tower, self.content(codes, values))
+
+
+def make_newcomers(towers: Towers, n_popularity: int, length: float = 1.0) -> Newcomers:
+    """Make what places new items by a copy of the trained content part."""
+    content = Fitted(towers.item_tower, copy.deepcopy(towers.item_tower.content))
+    return Newcomers(towers.item_tower, content, torch.zeros(n_popularity), length)
 
 
 def fit(side, is_taken=ALL) -> tuple[Newcomers, torch.Tensor]:
@@ -104,40 +116,6 @@ def test_the_same_seed_places_alike(side):
     assert torch.equal(first, second)
 
 
-def test_items_nobody_has_taken_teach_nothing(side):
-    data, towers, popularity = side
-    is_taken = ALL.clone()
-    is_taken[3] = False
-    _, placed = fit((data, towers, popularity), is_taken)
-    moved = copy.deepcopy(towers)
-    with torch.no_grad():
-        moved.item_tower.id_table.weight[3] += 5
-    rows = torch.arange(N)[is_taken]
-    contents = []
-    for changed in (towers, moved):
-        with torch.no_grad():
-            vectors = changed.item_vectors(popularity)
-        contents.append(fit_content(changed, vectors, rows[:OUTSIDE], torch.Generator().manual_seed(1)))
-    assert torch.equal(contents[0].table.weight, contents[1].table.weight)
-    assert torch.isfinite(placed).all()
-
-
-def test_content_of_one_category_is_fitted_to_its_mean():
-    world = make_world(BASKETS)
-    data = make_data(world)
-    towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
-    codes = towers.item_codes
-    towers.item_codes = torch.cat([codes[:, :1], torch.zeros_like(codes[:, 1:])], dim=1)  # the category alone
-    towers.item_values = torch.zeros_like(towers.item_values)
-    with torch.no_grad():
-        vectors = towers.item_vectors(popularity)
-        content = fit_content(towers, vectors, torch.arange(OUTSIDE), torch.Generator().manual_seed(0))
-        placed = content(towers.item_codes, towers.item_values)
-    for code in codes[:OUTSIDE, 0].unique():
-        members = (codes[:OUTSIDE, 0] == code).nonzero().squeeze(1)
-        assert (placed[members[0]] - vectors[members, :D].mean(dim=0)).abs().max() < 0.05
-
-
 def count_places(
     towers: Towers, data, vectors: torch.Tensor, stand_ins: list[int], placed: torch.Tensor, n_places: int = 10
 ) -> int:
@@ -159,7 +137,7 @@ def test_new_items_take_the_share_of_places_that_is_their_number_s():
     data = make_data(world)
     towers, popularity = make_towers(world, data, "dot"), torch.from_numpy(data.trends.popularity[-1])
     stand_ins = [1, 4, 8, 15]
-    newcomers = Newcomers(towers.item_tower, towers.item_tower.content, torch.zeros(popularity.shape[1]))
+    newcomers = make_newcomers(towers, popularity.shape[1])
     with torch.no_grad():
         vectors = towers.item_vectors(popularity)
         level = find_level(towers, vectors, torch.tensor(stand_ins), newcomers, data.drawn_requests(9))
@@ -178,7 +156,7 @@ def make_cosine_newcomers() -> tuple:
     towers = make_towers(world, data, "cosine")
     with torch.no_grad():
         vectors = towers.item_vectors(torch.zeros(N, 0))
-    return data, towers, vectors, Newcomers(towers.item_tower, towers.item_tower.content, torch.zeros(0))
+    return data, towers, vectors, make_newcomers(towers, 0)
 
 
 def test_new_items_are_as_long_as_those_that_stand_in_for_them_but_not_much_longer_than_content_makes_them():
@@ -191,10 +169,9 @@ def test_new_items_are_as_long_as_those_that_stand_in_for_them_but_not_much_long
         vectors = towers.item_vectors(popularity)
         lengths = vectors[stand_ins, :D].norm(dim=1)
         for share, expected in ((0.8, 1 / 0.8), (0.1, LONGEST), (3.0, 1 / 3.0)):
-            content = copy.deepcopy(towers.item_tower.content)
-            newcomers = Newcomers(towers.item_tower, content, torch.zeros(popularity.shape[1]))
+            newcomers = make_newcomers(towers, popularity.shape[1])
             scale = share * lengths.mean() / newcomers(*columns)[:, :D].norm(dim=1).mean()
-            for table in content.parameters():
+            for table in newcomers.content.content.parameters():
                 table.mul_(scale)
             assert match_length(towers, vectors, stand_ins, newcomers) == pytest.approx(expected, rel=1e-4)
 
@@ -270,14 +247,15 @@ def test_new_items_keep_half_their_length_where_nothing_makes_them_rare():
     data, towers, vectors, newcomers = make_cosine_newcomers()
     with torch.no_grad():
         users = torch.cat([towers.request_vectors(batch, vectors)[0] for batch in data.drawn_requests(9)])
-        newcomers.content.table.weight.copy_(users.mean(dim=0).expand_as(newcomers.content.table.weight))
+        table = newcomers.content.content.table.weight
+        table.copy_(users.mean(dim=0).expand_as(table))
         found = find_length(towers, vectors, torch.tensor([0, 1, 2, 3]), newcomers, data.drawn_requests(9))
     assert found == pytest.approx(0.5, abs=1e-5)  # lists of ten are half of what there is
 
 
 def test_the_length_is_that_of_the_vectors_that_are_made():
     _, towers, _, newcomers = make_cosine_newcomers()
-    short = Newcomers(towers.item_tower, towers.item_tower.content, newcomers.popularity, 0.25)
+    short = make_newcomers(towers, 0, length=0.25)
     torch.testing.assert_close(place(short, towers), 0.25 * place(newcomers, towers))
 
 
@@ -293,7 +271,7 @@ def test_popularity_stays_within_that_of_the_catalogue(side):
 def test_where_nothing_was_taken_the_trained_content_stays(side):
     _, towers, popularity = side
     newcomers, _ = fit(side, torch.zeros(N, dtype=torch.bool))
-    assert torch.equal(newcomers.content.table.weight, towers.item_tower.content.table.weight)
+    assert torch.equal(newcomers.content.content.table.weight, towers.item_tower.content.table.weight)
     assert torch.equal(newcomers.popularity, popularity.amin(dim=0))
 
 
