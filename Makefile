@@ -20,7 +20,7 @@ test: .venv/.dev            ## the quick suite
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_state.py run_training.py run_tuning.py train.py
+	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_finishing.py run_state.py run_training.py run_tuning.py train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	$(LIGHT)/bin/python -m pytest -q $(LIGHT_TESTS)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 
 import pytorch_lightning as pl
 import torch
@@ -21,46 +21,20 @@ from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
-from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
 from models.defaults import Choice, DataCounts, choose_recipe
 from models.fitting import fit
-from models.item_correlations import MOST_CORRELATED, factorise
-from models.newcomers import Newcomers, fit_newcomers
-from models.pair_correlations import correlate_pairs
 from models.sampling import NegativeSampler
-from models.towers import Towers
-from models.transitions import correlate_next
-from models.trials import BESIDE_MEMORY, EVENTS, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from models.two_tower import TwoTower
 from models.warm_start import STARTED_TABLES
 from run_config import Config
+from run_finishing import Trained, finish, judge
 from run_state import declare
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.schema import Schema
 
-NEWCOMER_USERS = 512
-"""The most users that new items are made visible to."""
-MOST_SEEN = 512
-"""Users that show how much scores vary."""
 console = Console()
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Towers with everything they were trained on."""
-
-    towers: Towers
-    schema: Schema
-    catalogue: Catalogue
-    data: InteractionsDataModule
-    epochs: int
-    temperature: float
-    pace: dict[str, float]
-    """What `models.stopwatch` says of the training that was validated, where there is one."""
-    judged: Judged | None = None
-    """How correlations are blended in, where they are."""
 
 
 def settle(config: Config, tables: Tables) -> tuple[Config, list[Choice]]:
@@ -101,16 +75,15 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
 
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
-    """Train with early stopping, then again on everything before the test for as many epochs; blend correlations in."""
+    """Train with early stopping, then again on everything before the test for as many epochs; finish the towers."""
     is_only = config.data.split.strict or not len(split.validation)
 
     def train_first() -> Trained:
-        trained = judge_blend(config, fit_towers(config, tables, split, None))
-        return blend_correlations(config, trained) if is_only else trained
+        return judge(config, fit_towers(config, tables, split, None), is_only, console)
 
     def train_again() -> Trained:
         again = fit_towers(config, tables, split, first.epochs)
-        return blend_correlations(config, replace(again, pace=first.pace, judged=first.judged))
+        return finish(config, replace(again, pace=first.pace, drawn=first.drawn, judged=first.judged))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)
@@ -126,74 +99,6 @@ def _clock(name: str, training: Callable[[], Trained]) -> tuple[Trained, dict[st
     begun, begun_work = time.monotonic(), time.process_time()
     trained = training()
     return trained, {name: time.monotonic() - begun, f"{name}_cpu": time.process_time() - begun_work}
-
-
-def judge_blend(config: Config, trained: Trained) -> Trained:
-    """Find by the validation how much correlations of items are to count, and print it."""
-    if not blends(config):
-        return trained
-    data = trained.data
-    requests, correlate = list(data.drawn_requests(MOST_SEEN)), make_correlate(config, trained)
-    trials = make_trials(config, trained)
-    judged = choose_blend(trained.towers, correlate, trials, requests, data.validation_batches)
-    console.print(describe(judged))
-    return replace(trained, judged=judged)
-
-
-def blend_correlations(config: Config, trained: Trained) -> Trained:
-    """Blend correlations into the towers as was judged, or as is usual."""
-    if not blends(config):
-        return trained
-    data = trained.data
-    judged = trained.judged or Judged(make_trials(config, trained).usual)
-    requests = list(data.drawn_requests(MOST_SEEN))
-    blend_in(trained.towers, make_correlate(config, trained), judged.blend, requests)
-    return replace(trained, judged=judged)
-
-
-def blends(config: Config) -> bool:
-    recipe = recipe_of(config.model)
-    return recipe.correlations > 0 or recipe.neighbours > 0
-
-
-def make_trials(config: Config, trained: Trained) -> Trials:
-    """Return the blends that are judged."""
-    is_ordered, n_neighbours = trained.data.trains_on_windows, recipe_of(config.model).neighbours
-    if n_neighbours:
-        return neighbours_of_events(n_neighbours) if is_ordered else neighbours_of_sets(n_neighbours)
-    if trained.towers.user_tower.memory is not None:
-        return BESIDE_MEMORY
-    return EVENTS if is_ordered else SETS
-
-
-def make_correlate(config: Config, trained: Trained) -> Correlate:
-    """Return what correlates the items of all that was trained on."""
-    sequences, recipe = trained.data.sequences, recipe_of(config.model)
-    user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
-    rows, dim = sequences.events.item_row, recipe.correlations
-    if recipe.neighbours and trained.data.trains_on_windows:
-        is_target = sequences.target_weight > 0
-        return lambda ridge: correlate_next(user, rows, is_target, shape, ridge, MOST_CORRELATED)
-    if recipe.neighbours:
-        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
-    has_memory = trained.towers.user_tower.memory is not None
-    most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
-    return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
-
-
-def describe(judged: Judged) -> str:
-    """Say in words what was chosen."""
-    if not judged.blend.share:
-        return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
-    blend = judged.blend
-    kind = "partial covariances" if blend.power else "partial correlations"
-    if blend.n_neighbours and blend.decay:
-        kind = "transitions"
-    how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
-    share = f"{kind} of items{how} blended in by {blend.share:.0%}"
-    if judged.ndcg is None:
-        return f"{share}, as is usual: there is nothing to validate it by"
-    return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
 
 
 def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None) -> Trained:
@@ -279,11 +184,3 @@ def make_sampler(config: Config, data: InteractionsDataModule) -> NegativeSample
             "only where every event is a target is it known how often each item is drawn"
         )
     return NegativeSampler.make(n_negatives, n_in_batch, torch.from_numpy(data.count_targets()))
-
-
-def place_newcomers(trained: Trained, seed: int) -> Newcomers:
-    """Fit what places items that training did not see."""
-    data = trained.data
-    is_taken = torch.from_numpy(data.count_targets() > 0)
-    requests = data.drawn_requests(NEWCOMER_USERS)
-    return fit_newcomers(trained.towers.eval(), torch.from_numpy(data.trends.popularity[-1]), is_taken, requests, seed)

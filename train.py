@@ -42,8 +42,9 @@ from models.bundle_export import export_bundle
 from models.checkpoints import note_published
 from models.defaults import Choice
 from run_config import Config, complete_text, parse
+from run_finishing import Trained, place_newcomers
 from run_state import declare, is_finished, refuse_replacing
-from run_training import Trained, place_newcomers, print_choices, settle, train
+from run_training import print_choices, settle, train
 from serve.bundle import Bundle
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
@@ -160,8 +161,8 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
-    if trained.judged is not None:
-        report["training"]["correlations"] = asdict(trained.judged)
+    after = {"drawn": trained.drawn, "correlations": trained.judged}
+    report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())
     return facts, recommender, metrics, report, only_targets(split.test)

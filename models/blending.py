@@ -102,10 +102,10 @@ def choose_blend(
         requests: as of `blend_in`.
         validation: with targets, all as of one moment; of very many a part is judged by.
     """
-    batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
-    if not any((batch.target_owned < 0).any() for batch in batches):
+    judges = find_judges(validation)
+    if not judges:
         return Judged(trials.usual)
-    yardstick, jury = Yardstick(towers, requests), Jury(towers, batches)
+    yardstick, jury = Yardstick(towers, requests), Jury(towers, judges)
     none = Blend(0.0, 0.0, trials.ridges[0], 0.0)
     found = {none: jury.judge_alone()}
 
@@ -165,19 +165,28 @@ def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     return Judged(best, ndcg[best], ndcg[none])
 
 
+def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:
+    """Return batches of the validation to judge by: of very many a part; none where nothing new is taken in them."""
+    batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
+    return batches if any((batch.target_owned < 0).any() for batch in batches) else ()
+
+
 class Jury:
-    """Users of the validation, with the vectors that the towers alone make."""
+    """Users of the validation, with the vectors that the towers make."""
 
     def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
-        self.batches = batches
+        self.towers, self.batches = towers, batches
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.alone = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
 
     def judge_alone(self) -> Figures:
-        """Judge what the towers say."""
-        pairs = zip(self.batches, self.alone, strict=True)  # users (B, W), bonus (E,)
-        return _average([self._rank(batch, users @ self.items.T, bonus) for batch, (users, bonus) in pairs])
+        """Judge what the towers say, with what is blended into them already."""
+        views = []
+        for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
+            scores = self.towers.score_items(users, self.items, batch)  # (B, N)
+            views.append(self._rank(batch, scores, bonus))
+        return _average(views)
 
     def judge(self, correlated: CorrelatedScores, weights: Sequence[float], leads: Sequence[float]) -> list[Figures]:
         """Judge what correlations say with several weights, and for each a lead as of `Measured`."""

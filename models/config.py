@@ -36,6 +36,9 @@ class ModelConfig:
     """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
     in sets how many there are, the validation says. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
+    draw_items: bool | None = None
+    """Draw items to where content puts them, once all is trained, the more the fewer have taken them, as far as the
+    validation says; refused but where every event is a target of those before it."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""
@@ -99,6 +102,7 @@ class Recipe:
     similarity: Similarity
     correlations: int
     neighbours: int
+    draw_items: bool
     freeze_items: bool
     negatives: int
     learning_rate: float

@@ -11,6 +11,7 @@ Letters: n items, N of the catalogue, D + R entries of taste and correlations, A
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +28,7 @@ SHARPNESS = 30.0
 DRAWN = 0.6
 """How far an item is drawn to those like it; .5 to .8 placed as well."""
 MOST_CONTENTS = 2**14
+TILE = 256
 
 
 class ContentPlaces(nn.Module):
@@ -58,6 +60,13 @@ class ContentPlaces(nn.Module):
         likeness = SHARPNESS * normalise(fitted) @ self.keys.T  # (n, A)
         weights = functional.softmax(likeness + self.log_counts, dim=1)  # (n, A)
         return torch.lerp(fitted, weights @ self.means, DRAWN)  # (n, D + R)
+
+
+@torch.no_grad()
+def place_all(places: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """Place many items by columns (n, ...), a tile after the other: each is compared with many others; (n, ...)."""
+    tiles = zip(*(torch.split(column, TILE) for column in columns), strict=True)
+    return torch.cat([places(*tile) for tile in tiles])  # (n, ...)
 
 
 @torch.no_grad()

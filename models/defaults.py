@@ -85,6 +85,10 @@ class DataCounts:
         return self.mean_history > LONG_HISTORY
 
     @property
+    def is_short_and_ordered(self) -> bool:
+        return self.trains_on_windows and not (self.is_long or self.is_set or self.is_repeated)
+
+    @property
     def starts_from_correlations(self) -> bool:
         return self.is_set and not (self.has_context or self.is_repeated or self.has_blocks)
 
@@ -127,18 +131,24 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
         The whole recipe, and the choices made.
 
     Raises:
-        SchemaError: neighbours are wanted where they are not told.
+        SchemaError: neighbours are wanted where they are not told, or items drawn where they are not.
     """
     counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
-    if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
-        why = counts.shape if counts.is_repeated else "data.ties is simultaneous"
-        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
+    _check_given(config, counts)
     choices = [Choice(name, *rule(counts)) for name, rule in RULES.items() if getattr(config, name) is None]
     given = {field.name: getattr(config, field.name) for field in fields(Recipe)}
     recipe = Recipe(**given | {choice.name: choice.value for choice in choices})
     fitted = {choice.name: choice for choice in _fit_together(recipe, config, counts)}
     choices = [fitted.get(choice.name, choice) for choice in choices]
     return replace(recipe, **{choice.name: choice.value for choice in choices}), choices
+
+
+def _check_given(config: ModelConfig, counts: DataCounts) -> None:
+    why = counts.shape if counts.is_repeated or counts.is_set else "data.ties is simultaneous"
+    if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
+        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
+    if config.draw_items and not counts.trains_on_windows:
+        raise SchemaError(f"model.draw_items is true; allowed here, {why}: false")
 
 
 def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> Iterator[Choice]:
@@ -189,7 +199,7 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _id_dropout(counts: DataCounts) -> tuple[float, str]:
-    if counts.is_repeated and counts.has_content:
+    if counts.has_content and (counts.is_repeated or counts.is_short_and_ordered):
         return 0.1, f"{counts.shape}: an item is placed by its content too"
     return 0.0, "new items are placed by content that is fitted after training"
 
@@ -213,14 +223,19 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
 
 
 def _neighbours(counts: DataCounts) -> tuple[int, str]:
-    is_short = counts.trains_on_windows and not (counts.is_long or counts.is_set or counts.is_repeated)
-    if not (is_short or counts.trains_correlations):
+    if not (counts.is_short_and_ordered or counts.trains_correlations):
         return 0, counts.shape
     if counts.n_items > MOST_TOLD_BY_PAIRS:
         return 0, f"{counts.n_items:,} items, {counts.shape}"
-    if is_short:
+    if counts.is_short_and_ordered:
         return FOLLOWING, f"{counts.shape}: what comes after an item is told one by one"
     return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
+
+
+def _draw_items(counts: DataCounts) -> tuple[bool, str]:
+    if not counts.has_content:
+        return False, "items have no features"
+    return counts.is_short_and_ordered, counts.shape
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
@@ -291,6 +306,7 @@ RULES: dict[str, Rule] = {
     "similarity": _similarity,
     "correlations": _correlations,
     "neighbours": _neighbours,
+    "draw_items": _draw_items,
     "freeze_items": _freeze_items,
     "negatives": _negatives,
     "learning_rate": _learning_rate,

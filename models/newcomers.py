@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
-from models.content_places import ContentPlaces, fit_places
+from models.content_places import ContentPlaces, fit_places, place_all
 from models.halving import halve
 from models.item_tower import ItemTower
 from models.places import best_scores, count_places
@@ -30,8 +30,6 @@ SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 LONGEST = 2.0
 """Times the length that content gives; groceries were made 1.6 to 1.7 times as long."""
-TILE = 256
-"""New items that are placed at once: each is compared with many others."""
 
 
 class Newcomers(nn.Module):
@@ -101,9 +99,7 @@ def fit_newcomers(
 
 def place(towers: Towers, rows: Tensor, newcomers: Newcomers) -> Tensor:
     """Place items of the catalogue (n,) as if they were new, (n, W)."""
-    tiles = torch.split(rows, TILE)
-    parts = [newcomers(towers.item_codes[one], towers.item_values[one], towers.categories[one]) for one in tiles]
-    return torch.cat(parts)  # (n, W)
+    return place_all(newcomers, towers.item_codes[rows], towers.item_values[rows], towers.categories[rows])  # (n, W)
 
 
 def match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, newcomers: Newcomers) -> float:

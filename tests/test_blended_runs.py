@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-import run_training
+import run_finishing
 import train
 from datamodules.config import SplitConfig
 from datamodules.splits import split_interactions
@@ -22,7 +22,7 @@ from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
 R = 6
-BLENDED = replace(SMALL, correlations=R, max_epochs=2)
+BLENDED = replace(SMALL, correlations=R, max_epochs=2, draw_items=False)
 WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, 0.0), 0.3, 0.2)
 
 SET = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
@@ -34,7 +34,7 @@ def _one_thread():
         yield
 
 
-def fit(data, folder, validates=True) -> run_training.Trained:
+def fit(data, folder, validates=True) -> run_finishing.Trained:
     is_set = data.split.kind == "pairs"
     config = train.Config(data, BLENDED, QUIET, folder)
     folder.mkdir()
@@ -46,12 +46,12 @@ def fit(data, folder, validates=True) -> run_training.Trained:
     return train.train(config, tables, split if validates else replace(split, validation=split.validation[:0]))[0]
 
 
-def width_of(trained: run_training.Trained) -> int:
+def width_of(trained: run_finishing.Trained) -> int:
     return trained.towers.item_tower.history_dim - SMALL.dim
 
 
 def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(run_training, "choose_blend", lambda *args: WITH_THEM)
+    monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: WITH_THEM)
     run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
     expected = {
@@ -74,17 +74,17 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
 
 def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_path, monkeypatch):
     none = Judged(Blend(0.0, 0.1, 30.0, 0.0), 0.2, 0.2)
-    monkeypatch.setattr(run_training, "choose_blend", lambda *args: none)
+    monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
-    assert "none" in run_training.describe(none)
-    assert "covariances" in run_training.describe(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
+    assert "none" in run_finishing.describe_blend(none)
+    assert "covariances" in run_finishing.describe_blend(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
 
 
 @pytest.mark.parametrize("strict", [False, True])
 def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_of_the_last(
     tmp_path, monkeypatch, strict
 ):
-    asked, correlated, factorise = [], [], run_training.factorise
+    asked, correlated, factorise = [], [], run_finishing.factorise
 
     def choose(towers, correlate, trials, requests, validation):
         asked.append((trials, sum(len(batch.target_rows) for batch in validation)))
@@ -94,8 +94,8 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
         correlated.append(len(user))
         return factorise(user, *rest)
 
-    monkeypatch.setattr(run_training, "choose_blend", choose)
-    monkeypatch.setattr(run_training, "factorise", watch)
+    monkeypatch.setattr(run_finishing, "choose_blend", choose)
+    monkeypatch.setattr(run_finishing, "factorise", watch)
     data = replace(ORDERED, split=replace(ORDERED.split, strict=strict))
     trained = fit(data, tmp_path / "run")
     assert asked == [(EVENTS, 60)]  # the second-last item of each user
@@ -105,13 +105,13 @@ def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_
 
 @pytest.mark.parametrize(("data", "most"), [(ORDERED, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
 def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monkeypatch, data, most):
-    correlated, factorise = set(), run_training.factorise
+    correlated, factorise = set(), run_finishing.factorise
 
     def watch(*arguments):
         correlated.add(arguments[-1])
         return factorise(*arguments)
 
-    monkeypatch.setattr(run_training, "factorise", watch)
+    monkeypatch.setattr(run_finishing, "factorise", watch)
     fit(data, tmp_path / "run")
     assert correlated == {most}
 
@@ -121,11 +121,11 @@ def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monk
 )
 def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch, data, usual):
     given = []
-    monkeypatch.setattr(run_training, "blend_in", lambda towers, make, blend, requests: given.append(blend))
+    monkeypatch.setattr(run_finishing, "blend_in", lambda towers, make, blend, requests: given.append(blend))
     trained = fit(data, tmp_path / "run", validates=False)
     assert given == [usual.usual]
     assert trained.judged == Judged(usual.usual)
-    assert "nothing to validate" in run_training.describe(trained.judged)
+    assert "nothing to validate" in run_finishing.describe_blend(trained.judged)
 
 
 def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tmp_path, monkeypatch):
@@ -133,7 +133,7 @@ def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tm
     requests = [{"user_id": user} for user in tables[1]["user_id"][:20]]
 
     def serve(name, judged):
-        monkeypatch.setattr(run_training, "choose_blend", lambda *args: judged)
+        monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: judged)
         recommender = Recommender.load(train.run(train.Config(BASKETS, BLENDED, QUIET, tmp_path / name), tables).bundle)
         owned, novel = recommender.rank_owned(requests, k=5), recommender.recommend(requests, k=5, filter_viewed=True)
         return recommender, owned, novel
@@ -159,7 +159,7 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
         judged.append(choose_blend(*arguments))
         return WITH_THEM
 
-    monkeypatch.setattr(run_training, "choose_blend", choose)
+    monkeypatch.setattr(run_finishing, "choose_blend", choose)
     parts = [fit(ORDERED, tmp_path / name).towers.item_tower.correlations.numpy() for name in ("one", "other")]
     assert judged[0] == judged[1]
     assert parts[0].shape[1] == R
@@ -185,11 +185,11 @@ def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data,
         asked.append(trials)
         return judged
 
-    monkeypatch.setattr(run_training, "choose_blend", choose)
+    monkeypatch.setattr(run_finishing, "choose_blend", choose)
     made = set()
     for name in ("correlate_next", "correlate_pairs"):
-        correlate = getattr(run_training, name)
-        monkeypatch.setattr(run_training, name, partial(watch, made, name, correlate))
+        correlate = getattr(run_finishing, name)
+        monkeypatch.setattr(run_finishing, name, partial(watch, made, name, correlate))
     interactions, users, items = make_tables(3, simultaneous=False)
     model = replace(SMALL, n_blocks=0, similarity="cosine", neighbours=4, freeze_items=False, max_epochs=2)
     tables = (interactions if decay else interactions.drop(columns="datetime"), users, items)

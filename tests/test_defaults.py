@@ -68,6 +68,7 @@ GIVEN = ModelConfig(
     similarity="cosine",
     correlations=17,
     neighbours=0,
+    draw_items=False,
     freeze_items=True,
     negatives=19,
     learning_rate=0.0123,
@@ -313,6 +314,19 @@ def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(count
     assert choose(counts).neighbours == choose(counts, neighbours=0).neighbours == 0
     with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed here, .*: 0"):
         choose(counts, neighbours=5)
+
+
+def test_items_of_short_histories_in_an_order_are_drawn_to_their_content():
+    drawn = {name for name, family in FAMILIES.items() if choose(family).draw_items}
+    assert drawn == {"short"}
+    assert not choose(replace(SHORT, has_content=False)).draw_items
+    assert choose(LONG, draw_items=True).draw_items
+
+
+@pytest.mark.parametrize("counts", [REPEATED, BASKETS, SET, SET_OF_FEW])
+def test_items_are_drawn_only_where_every_event_is_a_target(counts):
+    with pytest.raises(SchemaError, match=r"model.draw_items is true; allowed here, .*: false"):
+        choose(counts, draw_items=True)
 
 
 def test_vectors_of_a_large_catalogue_stay_short():

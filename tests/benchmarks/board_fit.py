@@ -24,6 +24,7 @@ from models.config import recipe_of
 from models.towers import Towers
 from models.validation import all_ndcg, novel_ndcg
 from run_config import Config, parse
+from run_finishing import Trained, finish
 from tests.benchmarks.board_list import Board
 
 QUIET = ("--trainer.enable_progress_bar", "false")
@@ -67,17 +68,17 @@ class Clock:
         return time.perf_counter() - self.started, time.process_time() - self.started_work
 
 
-def fit_once(prepared: Prepared, config: Config) -> tuple[run_training.Trained, tuple[float, float]]:
+def fit_once(prepared: Prepared, config: Config) -> tuple[Trained, tuple[float, float]]:
     """Train on all before the test for the whole schedule; return what was trained and the seconds it took.
 
-    Correlations are blended in as much as where there is no validation.
+    The towers are finished as where there is no validation.
     """
     run_training.console.quiet = True
     with tempfile.TemporaryDirectory() as folder:
         clock = Clock.start()
         placed = replace(config, out=Path(folder))
         trained = run_training.fit_towers(placed, prepared.tables, prepared.split, recipe_of(config.model).max_epochs)
-        return run_training.blend_correlations(placed, trained), clock.read()
+        return finish(placed, trained), clock.read()
 
 
 @dataclass(frozen=True)

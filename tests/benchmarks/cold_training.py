@@ -14,7 +14,8 @@ import train
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.user_profiles import make_profiles
-from run_training import blend_correlations, fit_towers
+from run_finishing import finish
+from run_training import fit_towers
 from serve.index import ItemIndex
 from serve.item_facts import REPEAT_RATE
 from serve.recommender import Recommender
@@ -45,12 +46,11 @@ class Opened:
     def train(self, name: str) -> Recommender:
         """Train on all before the test, going on where a killed run of this name stopped, and export.
 
-        Correlations are blended in as much as is usual where there is no validation.
+        The towers are finished as is usual where there is no validation.
         """
         config = replace(self.config, out=self.config.out / name)
         with Stage.open(config.out) as stage:
-            trained = fit_towers(config, self.tables, self.split, config.model.max_epochs)
-            trained = blend_correlations(config, trained)
+            trained = finish(config, fit_towers(config, self.tables, self.split, config.model.max_epochs))
             _, recommender = train.stage_bundle(config, trained, self.tables, self.split, stage)
         return recommender
 

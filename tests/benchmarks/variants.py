@@ -14,7 +14,7 @@ from models.config import recipe_of
 from models.towers import Towers
 from models.two_tower import TwoTower
 from run_config import Config
-from run_training import blends
+from run_finishing import blends
 from tests.benchmarks.board_fit import Prepared
 
 WHOLE = "all"
@@ -69,6 +69,7 @@ class Variant:
 
 
 def without_attributes(config: Config) -> Config:
+    config = without_drawing(config)
     return replace(config, data=replace(config.data, features=replace(config.data.features, item={})))
 
 
@@ -97,6 +98,10 @@ def without_context(config: Config) -> Config:
 
 def without_correlations(config: Config) -> Config:
     return replace(config, model=replace(config.model, correlations=0, neighbours=0))
+
+
+def without_drawing(config: Config) -> Config:
+    return replace(config, model=replace(config.model, draw_items=False))
 
 
 def hold_rate(model: TwoTower) -> None:
@@ -160,6 +165,10 @@ def has_correlations(prepared: Prepared) -> bool:
     return blends(prepared.config)
 
 
+def draws_items(prepared: Prepared) -> bool:
+    return recipe_of(prepared.config.model).draw_items
+
+
 def has_ids_to_learn(prepared: Prepared) -> bool:
     """Tell whether ids do not start from the data: what started learns slowly, and is known by the name it had."""
     return has_attributes(prepared) and not has_memory(prepared)
@@ -178,6 +187,7 @@ VARIANTS = (
         tell=lambda config: f"similarity {recipe_of(config.model).similarity}",
     ),
     Variant("no-correlations", has_correlations, without_correlations),
+    Variant("no-drawing", draws_items, without_drawing),
     Variant("no-dropout", configure=without_dropout),
     Variant("constant-rate", alter=hold_rate),
     Variant("no-time-in-attention", attends_to_times, alter=silence_gaps),
@@ -189,7 +199,7 @@ VARIANTS = (
         other_id_dropout,
         tell=lambda config: f"id dropout {recipe_of(config.model).id_dropout:g}",
     ),
-    Variant("bounded-ids", has_ids_to_learn, alter=bound_ids),
+    Variant("bounded-ids", has_ids_to_learn, without_drawing, bound_ids),  # they are bounded in place of it
     Variant("every-event-a-target", has_liked_targets, rows=every_event_a_target),
     Variant("no-weights", has_liked_targets, rows=without_weights),
     Variant("weights-as-events", has_liked_targets, rows=weights_as_events),

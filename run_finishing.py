@@ -1,0 +1,170 @@
+"""What is done to trained towers: correlations blended in, items drawn to content, new items placed.
+
+The first two are judged by the validation of the first training, and done alike after the last one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from rich.console import Console
+
+from datamodules.catalogue import Catalogue
+from datamodules.interactions import InteractionsDataModule
+from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
+from models.config import recipe_of
+from models.drawing import USUAL, Drawn, choose_strength, draw_items
+from models.item_correlations import MOST_CORRELATED, factorise
+from models.newcomers import Newcomers, fit_newcomers
+from models.pair_correlations import correlate_pairs
+from models.towers import Towers
+from models.transitions import correlate_next
+from models.trials import BESIDE_MEMORY, EVENTS, SETS, Trials, neighbours_of_events, neighbours_of_sets
+from run_config import Config
+from serve.schema import Schema
+
+NEWCOMER_USERS = 512
+"""The most users that new items are made visible to."""
+MOST_SEEN = 512
+"""Users that show how much scores vary."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Towers with everything they were trained on."""
+
+    towers: Towers
+    schema: Schema
+    catalogue: Catalogue
+    data: InteractionsDataModule
+    epochs: int
+    temperature: float
+    pace: dict[str, float]
+    """What `models.stopwatch` says of the training that was validated, where there is one."""
+    drawn: Drawn | None = None
+    """How far items are drawn to content, where they are."""
+    judged: Judged | None = None
+    """How correlations are blended in, where they are."""
+
+
+def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> Trained:
+    """Find by the validation, and print, how much correlations are to count and how far items are drawn to content.
+
+    Args:
+        config: of the run.
+        trained: towers that nothing was done to yet.
+        is_last: no other training follows: what is found is done to these towers.
+        console: to print to.
+    """
+    draws = recipe_of(config.model).draw_items
+    if blends(config):
+        correlate = lru_cache(maxsize=1)(make_correlate(config, trained))  # the last trial is often what is blended in
+        trained = judge_blend(config, trained, correlate, console)
+        if is_last or draws:
+            trained = blend(config, trained, correlate)
+    return judge_drawing(config, trained, console) if draws else trained
+
+
+def finish(config: Config, trained: Trained) -> Trained:
+    """Blend correlations into towers that nothing was done to yet, and draw their items, as was judged or is usual."""
+    if blends(config):
+        trained = blend(config, trained, make_correlate(config, trained))
+    return draw(config, trained) if recipe_of(config.model).draw_items else trained
+
+
+def judge_blend(config: Config, trained: Trained, correlate: Correlate, console: Console) -> Trained:
+    """Find how much correlations of items are to count, and print it."""
+    data = trained.data
+    requests, trials = list(data.drawn_requests(MOST_SEEN)), make_trials(config, trained)
+    judged = choose_blend(trained.towers, correlate, trials, requests, data.validation_batches)
+    console.print(describe_blend(judged))
+    return replace(trained, judged=judged)
+
+
+def blend(config: Config, trained: Trained, correlate: Correlate) -> Trained:
+    """Blend correlations into the towers as was judged, or as is usual."""
+    judged = trained.judged or Judged(make_trials(config, trained).usual)
+    blend_in(trained.towers, correlate, judged.blend, list(trained.data.drawn_requests(MOST_SEEN)))
+    return replace(trained, judged=judged)
+
+
+def judge_drawing(config: Config, trained: Trained, console: Console) -> Trained:
+    """Find the strength by which items are drawn, print it, and draw them."""
+    data = trained.data
+    n_events = torch.from_numpy(data.count_targets())  # (N,)
+    drawn = choose_strength(trained.towers.eval(), n_events, data.validation_batches, config.seed)
+    console.print(describe_drawn(drawn))
+    return replace(trained, drawn=drawn)
+
+
+def draw(config: Config, trained: Trained) -> Trained:
+    """Draw items as was judged, or as is usual."""
+    drawn = trained.drawn or Drawn(USUAL)
+    n_events = torch.from_numpy(trained.data.count_targets())  # (N,)
+    draw_items(trained.towers.eval(), n_events, drawn.strength, config.seed)
+    return replace(trained, drawn=drawn)
+
+
+def blends(config: Config) -> bool:
+    recipe = recipe_of(config.model)
+    return recipe.correlations > 0 or recipe.neighbours > 0
+
+
+def make_trials(config: Config, trained: Trained) -> Trials:
+    """Return the blends that are judged."""
+    is_ordered, n_neighbours = trained.data.trains_on_windows, recipe_of(config.model).neighbours
+    if n_neighbours:
+        return neighbours_of_events(n_neighbours) if is_ordered else neighbours_of_sets(n_neighbours)
+    if trained.towers.user_tower.memory is not None:
+        return BESIDE_MEMORY
+    return EVENTS if is_ordered else SETS
+
+
+def make_correlate(config: Config, trained: Trained) -> Correlate:
+    """Return what correlates the items of all that was trained on."""
+    sequences, recipe = trained.data.sequences, recipe_of(config.model)
+    user, shape = sequences.events.segments(), (len(sequences.user_ids), len(trained.catalogue))
+    rows, dim = sequences.events.item_row, recipe.correlations
+    if recipe.neighbours and trained.data.trains_on_windows:
+        is_target = sequences.target_weight > 0
+        return lambda ridge: correlate_next(user, rows, is_target, shape, ridge, MOST_CORRELATED)
+    if recipe.neighbours:
+        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
+    has_memory = trained.towers.user_tower.memory is not None
+    most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
+    return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
+
+
+def describe_blend(judged: Judged) -> str:
+    """Say in words what was chosen."""
+    if not judged.blend.share:
+        return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
+    blend = judged.blend
+    kind = "partial covariances" if blend.power else "partial correlations"
+    if blend.n_neighbours and blend.decay:
+        kind = "transitions"
+    how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
+    share = f"{kind} of items{how} blended in by {blend.share:.0%}"
+    if judged.ndcg is None:
+        return f"{share}, as is usual: there is nothing to validate it by"
+    return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
+
+
+def describe_drawn(drawn: Drawn) -> str:
+    """Say in words how far items are drawn."""
+    if not drawn.strength:
+        return f"items drawn to content: not at all, validation NDCG@10 {drawn.ndcg_alone:.4f} is best without"
+    how = f"items drawn to content, worth {drawn.strength:g} events of an item"
+    if drawn.ndcg is None:
+        return f"{how}, as is usual: there is nothing to validate it by"
+    return f"{how}: validation NDCG@10 {drawn.ndcg_alone:.4f} without, {drawn.ndcg:.4f} with it"
+
+
+def place_newcomers(trained: Trained, seed: int) -> Newcomers:
+    """Fit what places items that training did not see."""
+    data = trained.data
+    is_taken = torch.from_numpy(data.count_targets() > 0)
+    requests = data.drawn_requests(NEWCOMER_USERS)
+    return fit_newcomers(trained.towers.eval(), torch.from_numpy(data.trends.popularity[-1]), is_taken, requests, seed)
