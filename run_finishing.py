@@ -1,4 +1,4 @@
-"""What is done to trained towers: correlations blended in, items drawn to content, new items placed.
+"""What is done to trained towers: correlations blended in, items shrunk towards content, new items placed.
 
 The first two are judged by the validation of the first training, and done alike after the last one.
 """
@@ -15,10 +15,10 @@ from datamodules.catalogue import Catalogue
 from datamodules.interactions import InteractionsDataModule
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
-from models.drawing import USUAL, Drawn, choose_strength, draw_items
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import correlate_pairs
+from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
 from models.transitions import correlate_next
 from models.trials import BESIDE_MEMORY, EVENTS, SETS, Trials, neighbours_of_events, neighbours_of_sets
@@ -43,41 +43,45 @@ class Trained:
     temperature: float
     pace: dict[str, float]
     """What `models.stopwatch` says of the training that was validated, where there is one."""
-    drawn: Drawn | None = None
-    """How far items are drawn to content, where they are."""
+    shrunk: Shrunk | None = None
+    """How far items are shrunk towards their content, where they are."""
     judged: Judged | None = None
     """How correlations are blended in, where they are."""
 
 
 def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> Trained:
-    """Find by the validation, and print, how much correlations are to count and how far items are drawn to content.
+    """Find by the validation, and print, how much correlations are to count and how far items are shrunk.
+
+    Where items are shrunk both is done to the towers at once, since the one is judged with the other in place.
 
     Args:
         config: of the run.
         trained: towers that nothing was done to yet.
-        is_last: no other training follows: what is found is done to these towers.
+        is_last: no other training follows, so that these towers are finished in any case.
         console: to print to.
     """
-    draws = recipe_of(config.model).draw_items
+    shrinks = recipe_of(config.model).shrink_items
     if blends(config):
-        correlate = lru_cache(maxsize=1)(make_correlate(config, trained))  # the last trial is often what is blended in
+        correlate = make_correlate(config, trained)
+        if shrinks:  # one ridge is tried, and what it gives is blended in
+            correlate = lru_cache(maxsize=1)(correlate)
         trained = judge_blend(config, trained, correlate, console)
-        if is_last or draws:
+        if is_last or shrinks:
             trained = blend(config, trained, correlate)
-    return judge_drawing(config, trained, console) if draws else trained
+    return judge_shrinkage(config, trained, console) if shrinks else trained
 
 
 def finish(config: Config, trained: Trained) -> Trained:
-    """Blend correlations into towers that nothing was done to yet, and draw their items, as was judged or is usual."""
+    """Blend correlations into towers that nothing was done to yet and shrink their items, as was judged or is usual."""
     if blends(config):
         trained = blend(config, trained, make_correlate(config, trained))
-    return draw(config, trained) if recipe_of(config.model).draw_items else trained
+    return shrink(config, trained) if recipe_of(config.model).shrink_items else trained
 
 
 def judge_blend(config: Config, trained: Trained, correlate: Correlate, console: Console) -> Trained:
     """Find how much correlations of items are to count, and print it."""
-    data = trained.data
-    requests, trials = list(data.drawn_requests(MOST_SEEN)), make_trials(config, trained)
+    data, trials = trained.data, make_trials(config, trained)
+    requests = list(data.drawn_requests(MOST_SEEN))
     judged = choose_blend(trained.towers, correlate, trials, requests, data.validation_batches)
     console.print(describe_blend(judged))
     return replace(trained, judged=judged)
@@ -90,21 +94,21 @@ def blend(config: Config, trained: Trained, correlate: Correlate) -> Trained:
     return replace(trained, judged=judged)
 
 
-def judge_drawing(config: Config, trained: Trained, console: Console) -> Trained:
-    """Find the strength by which items are drawn, print it, and draw them."""
+def judge_shrinkage(config: Config, trained: Trained, console: Console) -> Trained:
+    """Find how far items are shrunk, print it, and shrink them."""
     data = trained.data
     n_events = torch.from_numpy(data.count_targets())  # (N,)
-    drawn = choose_strength(trained.towers.eval(), n_events, data.validation_batches, config.seed)
-    console.print(describe_drawn(drawn))
-    return replace(trained, drawn=drawn)
+    shrunk = choose_strength(trained.towers.eval(), n_events, data.validation_batches, config.seed)
+    console.print(describe_shrinkage(shrunk))
+    return replace(trained, shrunk=shrunk)
 
 
-def draw(config: Config, trained: Trained) -> Trained:
-    """Draw items as was judged, or as is usual."""
-    drawn = trained.drawn or Drawn(USUAL)
+def shrink(config: Config, trained: Trained) -> Trained:
+    """Shrink items as was judged, or as is usual."""
+    shrunk = trained.shrunk or Shrunk(USUAL)
     n_events = torch.from_numpy(trained.data.count_targets())  # (N,)
-    draw_items(trained.towers.eval(), n_events, drawn.strength, config.seed)
-    return replace(trained, drawn=drawn)
+    shrink_items(trained.towers.eval(), n_events, shrunk.strength, config.seed)
+    return replace(trained, shrunk=shrunk)
 
 
 def blends(config: Config) -> bool:
@@ -152,14 +156,15 @@ def describe_blend(judged: Judged) -> str:
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
 
 
-def describe_drawn(drawn: Drawn) -> str:
-    """Say in words how far items are drawn."""
-    if not drawn.strength:
-        return f"items drawn to content: not at all, validation NDCG@10 {drawn.ndcg_alone:.4f} is best without"
-    how = f"items drawn to content, worth {drawn.strength:g} events of an item"
-    if drawn.ndcg is None:
+def describe_shrinkage(shrunk: Shrunk) -> str:
+    """Say in words how far items are shrunk."""
+    if not shrunk.strength:
+        why = f"validation NDCG@10 {shrunk.ndcg_alone:.4f} without, hardly more or less with it"
+        return f"items shrunk towards their content: not at all, {why}"
+    how = f"items shrunk towards their content, worth {shrunk.strength:g} events"
+    if shrunk.ndcg is None:
         return f"{how}, as is usual: there is nothing to validate it by"
-    return f"{how}: validation NDCG@10 {drawn.ndcg_alone:.4f} without, {drawn.ndcg:.4f} with it"
+    return f"{how}: validation NDCG@10 {shrunk.ndcg_alone:.4f} without, {shrunk.ndcg:.4f} with it"
 
 
 def place_newcomers(trained: Trained, seed: int) -> Newcomers:

@@ -83,7 +83,7 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
 
     def train_again() -> Trained:
         again = fit_towers(config, tables, split, first.epochs)
-        return finish(config, replace(again, pace=first.pace, drawn=first.drawn, judged=first.judged))
+        return finish(config, replace(again, pace=first.pace, shrunk=first.shrunk, judged=first.judged))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)

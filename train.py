@@ -161,7 +161,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
-    after = {"drawn": trained.drawn, "correlations": trained.judged}
+    after = {"shrinkage": trained.shrunk, "correlations": trained.judged}
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())

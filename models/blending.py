@@ -189,7 +189,10 @@ class Jury:
         return _average(views)
 
     def judge(self, correlated: CorrelatedScores, weights: Sequence[float], leads: Sequence[float]) -> list[Figures]:
-        """Judge what correlations say with several weights, and for each a lead as of `Measured`."""
+        """Judge what correlations say with several weights, and for each a lead as of `Measured`.
+
+        Nothing is blended into the towers yet.
+        """
         ranked: list[list[tuple[np.ndarray, ...]]] = [[] for _ in weights]
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             products = users @ self.items.T  # (B, N)

@@ -36,9 +36,9 @@ class ModelConfig:
     """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
     in sets how many there are, the validation says. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
-    draw_items: bool | None = None
-    """Draw items to where content puts them, once all is trained, the more the fewer have taken them, as far as the
-    validation says; refused but where every event is a target of those before it."""
+    shrink_items: bool | None = None
+    """Shrink items towards where content puts them, once all is trained, the more the fewer have taken them, as far as
+    the validation says; refused but where every event is a target of those before it and items have features."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""
@@ -58,7 +58,7 @@ class ModelConfig:
     temperature: float = 0.07
     """First temperature under `cosine`."""
     in_batch_negatives: int = 0
-    """Drawn besides from the targets of the step, which come as often as items do; read where `negatives` > 0, and
+    """Shrunk besides from the targets of the step, which come as often as items do; read where `negatives` > 0, and
     refused where not every event is a target: in sets, in baskets and with repeats."""
     correction: Correction = "negatives"
     """What is corrected by how often an item is drawn: the negatives, or the logit of the target as well."""
@@ -102,7 +102,7 @@ class Recipe:
     similarity: Similarity
     correlations: int
     neighbours: int
-    draw_items: bool
+    shrink_items: bool
     freeze_items: bool
     negatives: int
     learning_rate: float

@@ -131,7 +131,7 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
         The whole recipe, and the choices made.
 
     Raises:
-        SchemaError: neighbours are wanted where they are not told, or items drawn where they are not.
+        SchemaError: neighbours are wanted where they are not told, or items shrunk where they are not.
     """
     counts = replace(counts, has_blocks=bool(config.n_blocks), freezes_items=config.freeze_items)
     _check_given(config, counts)
@@ -147,8 +147,10 @@ def _check_given(config: ModelConfig, counts: DataCounts) -> None:
     why = counts.shape if counts.is_repeated or counts.is_set else "data.ties is simultaneous"
     if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
         raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
-    if config.draw_items and not counts.trains_on_windows:
-        raise SchemaError(f"model.draw_items is true; allowed here, {why}: false")
+    if config.shrink_items and not counts.trains_on_windows:
+        raise SchemaError(f"model.shrink_items is true; allowed here, {why}: false")
+    if config.shrink_items and not counts.has_content:
+        raise SchemaError("model.shrink_items is true; allowed where data.features.item names no feature: false")
 
 
 def _fit_together(recipe: Recipe, config: ModelConfig, counts: DataCounts) -> Iterator[Choice]:
@@ -232,7 +234,7 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
     return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
 
 
-def _draw_items(counts: DataCounts) -> tuple[bool, str]:
+def _shrink_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.has_content:
         return False, "items have no features"
     return counts.is_short_and_ordered, counts.shape
@@ -306,7 +308,7 @@ RULES: dict[str, Rule] = {
     "similarity": _similarity,
     "correlations": _correlations,
     "neighbours": _neighbours,
-    "draw_items": _draw_items,
+    "shrink_items": _shrink_items,
     "freeze_items": _freeze_items,
     "negatives": _negatives,
     "learning_rate": _learning_rate,

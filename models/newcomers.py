@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
-from models.content_places import ContentPlaces, fit_places, place_all
+from models.content_places import fit_places, place_all
 from models.halving import halve
 from models.item_tower import ItemTower
 from models.places import best_scores, count_places
@@ -29,7 +29,7 @@ MOST_STAND_INS = 4096
 SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 LONGEST = 2.0
-"""Times the length that content gives; groceries were made 1.6 to 1.7 times as long."""
+"""Times the length that content gives."""
 
 
 class Newcomers(nn.Module):
@@ -38,25 +38,25 @@ class Newcomers(nn.Module):
     popularity: Tensor
     length: Tensor
 
-    def __init__(self, tower: ItemTower, content: ContentPlaces, popularity: Tensor, length: float = 1.0) -> None:
+    def __init__(self, tower: ItemTower, places: nn.Module, popularity: Tensor, length: float = 1.0) -> None:
         """Put together what new items share.
 
         Args:
             tower: whose items they stand among.
-            content: places them.
+            places: encoded features (n, C) and (n, V) -> where they go, (n, D + R); `ContentPlaces`.
             popularity: (P,) what they are taken to have.
             length: times which taste and correlations are as long as content makes them.
         """
         super().__init__()
         self.tower = tower
-        self.content = content
+        self.places = places
         self.register_buffer("popularity", popularity)
         self.register_buffer("length", torch.tensor(length))
 
     def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
         """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
         popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
-        placed = self.content(codes, values) * self.length  # (n, D + R)
+        placed = self.places(codes, values) * self.length  # (n, D + R)
         return self.tower.complete(placed, categories, popularity)  # (n, W)
 
 
@@ -67,8 +67,7 @@ def fit_newcomers(
     """Fit what places new items.
 
     A new item is made as visible as an average one: how popular it will be is not known. With the least popularity
-    there is nobody would ever see it; and where all vectors are of one length, those that only content places lie
-    nearer to everybody than the others.
+    there is nobody would ever see it; elsewhere the length of its vector says how often it is listed.
 
     Args:
         towers: trained, in evaluation mode.
@@ -88,7 +87,7 @@ def fit_newcomers(
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
         if towers.user_tower.memory is not None:
             length = match_length(towers, vectors, stand_ins, newcomers)
-            newcomers = Newcomers(tower, newcomers.content, newcomers.popularity, length)
+            newcomers = Newcomers(tower, newcomers.places, newcomers.popularity, length)
         if len(level):
             found = find_level(towers, vectors, stand_ins, newcomers, requests)
             level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)

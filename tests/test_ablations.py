@@ -64,13 +64,13 @@ def test_every_variant_changes_what_it_says(config):
     assert BY_NAME["no-attributes"].configure(whole).data.features.item == {}
     assert BY_NAME["no-request-context"].configure(whole).data.features.context == {}
     assert BY_NAME["no-dropout"].configure(whole).model.dropout == 0
-    assert not BY_NAME["no-drawing"].configure(whole).model.draw_items
+    assert not BY_NAME["no-shrinkage"].configure(whole).model.shrink_items
     assert {BY_NAME["other-similarity"].configure(whole).model.similarity, whole.model.similarity} == {"dot", "cosine"}
     other = BY_NAME["other-id-dropout"]
     assert {other.configure(whole).model.id_dropout, whole.model.id_dropout} == {0, 0.1}
     assert other.tell(other.configure(whole)) in ("id dropout 0", "id dropout 0.1")
     applying = {variant.name for variant in VARIANTS if variant.applies(prepared)}
-    not_here = {"bounded-ids", "no-drawing"} if config.repeats == "allow" else {"no-memory-term"}
+    not_here = {"bounded-ids", "no-shrinkage"} if config.repeats == "allow" else {"no-memory-term"}
     assert BY_NAME.keys() - applying == OF_LIKED | not_here
 
 
@@ -95,7 +95,7 @@ def test_what_is_not_there_is_not_taken_out():
     bare = replace(prepared.config.data, features=type(prepared.config.data.features)())
     without_times = prepared.tables.interactions.drop(columns="datetime")
     tables = replace(prepared.tables, interactions=without_times)
-    model = replace(prepared.config.model, neighbours=0, draw_items=False)
+    model = replace(prepared.config.model, neighbours=0, shrink_items=False)
     prepared = Prepared(replace(prepared.config, data=bare, model=model), tables, prepared.split)
     left = {"all", "other-similarity", "no-dropout", "constant-rate"}
     assert {variant.name for variant in VARIANTS if variant.applies(prepared)} == left

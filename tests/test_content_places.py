@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import content_places
-from models.content_places import DRAWN, SHARPNESS, ContentPlaces, fit_content, fit_places, normalise_taste
+from models.content_places import LIKES, SHARPNESS, ContentPlaces, fit_content, fit_places, normalise_taste
 from models.towers import Towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -51,7 +51,7 @@ def fitted(places: ContentPlaces, towers: Towers) -> np.ndarray:
         return normalise_taste(towers.item_tower, content).double().numpy()
 
 
-def test_an_item_is_drawn_to_the_mean_of_all_known_items_weighed_by_likeness(known):
+def test_an_item_goes_towards_the_mean_of_all_known_items_weighed_by_likeness(known):
     towers, vectors = known
     places, stand = fit(known), vectors[:, :D].double().numpy()
     alone = fitted(places, towers)
@@ -61,7 +61,7 @@ def test_an_item_is_drawn_to_the_mean_of_all_known_items_weighed_by_likeness(kno
             lengths = max(np.linalg.norm(alone[item]) * np.linalg.norm(alone[other]), 1e-12)
             weight = np.exp(SHARPNESS * (alone[item] @ alone[other] / lengths - 1))
             total, mean = total + weight, mean + weight * stand[other]
-        expected = (1 - DRAWN) * alone[item] + DRAWN * mean / total
+        expected = (1 - LIKES) * alone[item] + LIKES * mean / total
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
@@ -89,8 +89,8 @@ def test_items_whose_likes_disagree_are_placed_nearer_to_nowhere(known):
     likeness = alone @ key[0].double().numpy() / np.linalg.norm(alone, axis=1)
     lengths = [np.linalg.norm(place(of, towers, [likeness.argmax()])) for of in (agreed, opposed)]
     alone = np.linalg.norm(alone[likeness.argmax()])
-    assert lengths[1] == pytest.approx((1 - DRAWN) * alone, rel=1e-4)
-    assert lengths[0] == pytest.approx((1 - DRAWN) * alone + DRAWN, rel=1e-4)
+    assert lengths[1] == pytest.approx((1 - LIKES) * alone, rel=1e-4)
+    assert lengths[0] == pytest.approx((1 - LIKES) * alone + LIKES, rel=1e-4)
 
 
 def test_an_item_is_placed_alike_however_many_others_are(known):
@@ -104,7 +104,7 @@ def test_without_known_items_the_trained_content_is_left(known):
     towers, _ = known
     places = fit(known, KNOWN[:0])
     assert torch.equal(places.content.table.weight, towers.item_tower.content.table.weight)
-    np.testing.assert_allclose(place(places, towers), (1 - DRAWN) * fitted(places, towers), atol=1e-6)
+    np.testing.assert_allclose(place(places, towers), (1 - LIKES) * fitted(places, towers), atol=1e-6)
 
 
 def test_other_items_teach_nothing(known):

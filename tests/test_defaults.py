@@ -68,7 +68,7 @@ GIVEN = ModelConfig(
     similarity="cosine",
     correlations=17,
     neighbours=0,
-    draw_items=False,
+    shrink_items=False,
     freeze_items=True,
     negatives=19,
     learning_rate=0.0123,
@@ -316,17 +316,22 @@ def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(count
         choose(counts, neighbours=5)
 
 
-def test_items_of_short_histories_in_an_order_are_drawn_to_their_content():
-    drawn = {name for name, family in FAMILIES.items() if choose(family).draw_items}
-    assert drawn == {"short"}
-    assert not choose(replace(SHORT, has_content=False)).draw_items
-    assert choose(LONG, draw_items=True).draw_items
+def test_items_of_short_histories_in_an_order_are_shrunk_towards_their_content():
+    assert {name for name, family in FAMILIES.items() if choose(family).shrink_items} == {"short"}
+    assert {name for name, family in FAMILIES.items() if choose(family).id_dropout} == {"short", "repeated"}
+    assert not choose(replace(SHORT, has_content=False)).shrink_items
+    assert choose(LONG, shrink_items=True).shrink_items
 
 
 @pytest.mark.parametrize("counts", [REPEATED, BASKETS, SET, SET_OF_FEW])
-def test_items_are_drawn_only_where_every_event_is_a_target(counts):
-    with pytest.raises(SchemaError, match=r"model.draw_items is true; allowed here, .*: false"):
-        choose(counts, draw_items=True)
+def test_items_are_shrunk_only_where_every_event_is_a_target(counts):
+    with pytest.raises(SchemaError, match=r"model.shrink_items is true; allowed here, .*: false"):
+        choose(counts, shrink_items=True)
+
+
+def test_items_without_features_are_not_shrunk():
+    with pytest.raises(SchemaError, match=r"data.features.item names no feature: false"):
+        choose(replace(SHORT, has_content=False), shrink_items=True)
 
 
 def test_vectors_of_a_large_catalogue_stay_short():

@@ -171,7 +171,7 @@ def test_new_items_are_as_long_as_those_that_stand_in_for_them_but_not_much_long
         for share, expected in ((0.8, 1 / 0.8), (0.1, LONGEST), (3.0, 1 / 3.0)):
             newcomers = make_newcomers(towers, popularity.shape[1])
             scale = share * lengths.mean() / newcomers(*columns)[:, :D].norm(dim=1).mean()
-            for table in newcomers.content.content.parameters():
+            for table in newcomers.places.content.parameters():
                 table.mul_(scale)
             assert match_length(towers, vectors, stand_ins, newcomers) == pytest.approx(expected, rel=1e-4)
 
@@ -247,7 +247,7 @@ def test_new_items_keep_half_their_length_where_nothing_makes_them_rare():
     data, towers, vectors, newcomers = make_cosine_newcomers()
     with torch.no_grad():
         users = torch.cat([towers.request_vectors(batch, vectors)[0] for batch in data.drawn_requests(9)])
-        table = newcomers.content.content.table.weight
+        table = newcomers.places.content.table.weight
         table.copy_(users.mean(dim=0).expand_as(table))
         found = find_length(towers, vectors, torch.tensor([0, 1, 2, 3]), newcomers, data.drawn_requests(9))
     assert found == pytest.approx(0.5, abs=1e-5)  # lists of ten are half of what there is
@@ -271,7 +271,7 @@ def test_popularity_stays_within_that_of_the_catalogue(side):
 def test_where_nothing_was_taken_the_trained_content_stays(side):
     _, towers, popularity = side
     newcomers, _ = fit(side, torch.zeros(N, dtype=torch.bool))
-    assert torch.equal(newcomers.content.content.table.weight, towers.item_tower.content.table.weight)
+    assert torch.equal(newcomers.places.content.table.weight, towers.item_tower.content.table.weight)
     assert torch.equal(newcomers.popularity, popularity.amin(dim=0))
 
 

@@ -33,7 +33,24 @@ from tuning.study import open_study
 
 ROOT = Path(__file__).parent.parent
 N_KILLS = 2
-RECIPE = Recipe(64, 1, 2, 0.3, 0.1, "dot", 0, 0, False, 512, 2e-3, 50, 128, 12, 5)
+RECIPE = Recipe(
+    dim=64,
+    n_blocks=1,
+    n_heads=2,
+    dropout=0.3,
+    id_dropout=0.1,
+    similarity="dot",
+    correlations=0,
+    neighbours=0,
+    shrink_items=False,
+    freeze_items=False,
+    negatives=512,
+    learning_rate=2e-3,
+    warmup_steps=50,
+    batch_size=128,
+    max_epochs=12,
+    patience=5,
+)
 FIELDS = list(asdict(RECIPE))
 
 
@@ -266,7 +283,7 @@ def test_the_choice_of_the_data_lies_in_every_range_and_what_is_drawn_is_a_model
     space = make_space(recipe, FIELDS, has_content=True)
     default = default_of(recipe, space)
     assert all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in default.items())
-    assert not {"patience", "freeze_items"} & space.keys()
+    assert not {"patience", "freeze_items", "correlations", "neighbours", "shrink_items"} & space.keys()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for _ in range(40):
         drawn = tidy(study.ask(space).params)

@@ -69,7 +69,7 @@ class Variant:
 
 
 def without_attributes(config: Config) -> Config:
-    config = without_drawing(config)
+    config = without_shrinkage(config)
     return replace(config, data=replace(config.data, features=replace(config.data.features, item={})))
 
 
@@ -100,8 +100,8 @@ def without_correlations(config: Config) -> Config:
     return replace(config, model=replace(config.model, correlations=0, neighbours=0))
 
 
-def without_drawing(config: Config) -> Config:
-    return replace(config, model=replace(config.model, draw_items=False))
+def without_shrinkage(config: Config) -> Config:
+    return replace(config, model=replace(config.model, shrink_items=False))
 
 
 def hold_rate(model: TwoTower) -> None:
@@ -165,8 +165,8 @@ def has_correlations(prepared: Prepared) -> bool:
     return blends(prepared.config)
 
 
-def draws_items(prepared: Prepared) -> bool:
-    return recipe_of(prepared.config.model).draw_items
+def shrinks_items(prepared: Prepared) -> bool:
+    return recipe_of(prepared.config.model).shrink_items
 
 
 def has_ids_to_learn(prepared: Prepared) -> bool:
@@ -187,7 +187,7 @@ VARIANTS = (
         tell=lambda config: f"similarity {recipe_of(config.model).similarity}",
     ),
     Variant("no-correlations", has_correlations, without_correlations),
-    Variant("no-drawing", draws_items, without_drawing),
+    Variant("no-shrinkage", shrinks_items, without_shrinkage),
     Variant("no-dropout", configure=without_dropout),
     Variant("constant-rate", alter=hold_rate),
     Variant("no-time-in-attention", attends_to_times, alter=silence_gaps),
@@ -199,7 +199,7 @@ VARIANTS = (
         other_id_dropout,
         tell=lambda config: f"id dropout {recipe_of(config.model).id_dropout:g}",
     ),
-    Variant("bounded-ids", has_ids_to_learn, without_drawing, bound_ids),  # they are bounded in place of it
+    Variant("bounded-ids", has_ids_to_learn, without_shrinkage, bound_ids),  # to be compared with no-shrinkage
     Variant("every-event-a-target", has_liked_targets, rows=every_event_a_target),
     Variant("no-weights", has_liked_targets, rows=without_weights),
     Variant("weights-as-events", has_liked_targets, rows=weights_as_events),

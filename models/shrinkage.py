@@ -1,8 +1,9 @@
-"""Items that few have taken, drawn to where content puts them, once all is trained.
+"""Items that few have taken, shrunk towards where content puts them, once all is trained.
 
-An item with n events learned its place from these alone; content says what is usual for its like. As in empirical Bayes
-(Efron and Morris, 1975) its place becomes (n v + s c) / (n + s): its own v counts by its events, what content says c by
-the strength s, the events that content is worth, which the validation finds. Training does not find it: ids fit what
+An item with n events learned its place v from these alone; content says what is usual for its like. As in empirical
+Bayes (Efron and Morris, 1975) it goes to (n v + s c) / (n + s): v counts by its events, what content says, c, by the
+strength s, the events that content is worth, which the validation finds. Under `cosine` that is the direction: all
+items keep one length. c is made of all known items, the item itself among them. Training does not do it: ids fit what
 they are shown, and leave little for content to explain.
 """
 
@@ -28,8 +29,8 @@ NEARLY_ALL, LEAST_GAIN = 0.95, 0.01
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """How far items are drawn, and how that ranks what users of the validation took next."""
+class Shrunk:
+    """How far items are shrunk, and how that ranks what users of the validation took next."""
 
     strength: float
     """Events that content is worth; 0: items stay where they were trained."""
@@ -39,7 +40,7 @@ class Drawn:
     """NDCG@10 without."""
 
 
-class Drawing:
+class Shrinkage:
     """The items of trained towers without popularity in their vectors, and where content puts each."""
 
     @torch.no_grad()
@@ -48,8 +49,9 @@ class Drawing:
 
         Args:
             towers: trained, in evaluation mode; what is blended in stays as it is.
-            n_events: (N,) of each item; one without events stays where it is.
-            seed: draws items.
+            n_events: (N,) of each item. One without events stays where it is: nobody of the validation took it, so
+                that nothing says how visible it should be.
+            seed: of what is fitted to content.
         """
         self.towers = towers
         tower, vectors = towers.item_tower, towers.item_vectors(towers.no_popularity)  # (N, W)
@@ -63,41 +65,41 @@ class Drawing:
         self.ids = tower.id_table.weight.clone()  # (N, D)
 
     @torch.no_grad()
-    def draw(self, strength: float) -> None:
-        """Set the ids of the item tower so that items stand where they are drawn to."""
+    def apply(self, strength: float) -> None:
+        """Set the ids of the item tower so that items stand where this strength puts them."""
         share = torch.where(self.is_known, strength / (self.n_events + strength).clamp(min=1), 0).unsqueeze(1)  # (N, 1)
         wanted = torch.lerp(self.trained, self.placed, share)  # (N, D)
         ids = torch.where(share > 0, wanted - self.content, self.ids)  # (N, D)
         self.towers.item_tower.id_table.weight.copy_(ids)
 
 
-def draw_items(towers: Towers, n_events: Tensor, strength: float, seed: int) -> None:
-    """Draw the items of trained towers to content; see `Drawing`."""
+def shrink_items(towers: Towers, n_events: Tensor, strength: float, seed: int) -> None:
+    """Shrink the items of trained towers towards their content; see `Shrinkage`."""
     if strength:
-        Drawing(towers, n_events, seed).draw(strength)
+        Shrinkage(towers, n_events, seed).apply(strength)
 
 
 @torch.no_grad()
-def choose_strength(towers: Towers, n_events: Tensor, validation: Sequence[RequestBatch], seed: int) -> Drawn:
-    """Find the strength by how it ranks what users of the validation took next, and draw the items by it.
+def choose_strength(towers: Towers, n_events: Tensor, validation: Sequence[RequestBatch], seed: int) -> Shrunk:
+    """Find the strength by how it ranks what users of the validation took next, and shrink the items by it.
 
     Args:
-        towers: see `Drawing`.
-        n_events: see `Drawing`.
+        towers: see `Shrinkage`.
+        n_events: see `Shrinkage`.
         validation: with targets, all as of one moment; of very many a part is judged by.
-        seed: see `Drawing`.
+        seed: see `Shrinkage`.
     """
     judges = find_judges(validation)
     if not judges:
-        draw_items(towers, n_events, USUAL, seed)
-        return Drawn(USUAL)
-    drawing, found = Drawing(towers, n_events, seed), {}
+        shrink_items(towers, n_events, USUAL, seed)
+        return Shrunk(USUAL)
+    shrinkage, found = Shrinkage(towers, n_events, seed), {}
     for strength in (0.0, *STRENGTHS):
-        drawing.draw(strength)
+        shrinkage.apply(strength)
         found[strength] = Jury(towers, judges).judge_alone().mean
     strength = pick(found)
-    drawing.draw(strength)
-    return Drawn(strength, found[strength], found[0.0])
+    shrinkage.apply(strength)
+    return Shrunk(strength, found[strength], found[0.0])
 
 
 def pick(found: Mapping[float, float]) -> float:
