@@ -58,7 +58,7 @@ class ModelConfig:
     temperature: float = 0.07
     """First temperature under `cosine`."""
     in_batch_negatives: int = 0
-    """Shrunk besides from the targets of the step, which come as often as items do; read where `negatives` > 0, and
+    """Drawn besides from the targets of the step, which come as often as items do; read where `negatives` > 0, and
     refused where not every event is a target: in sets, in baskets and with repeats."""
     correction: Correction = "negatives"
     """What is corrected by how often an item is drawn: the negatives, or the logit of the target as well."""

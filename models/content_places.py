@@ -27,7 +27,6 @@ SHARPNESS = 30.0
 """Of likeness: 20 and 40 placed new items of Amazon Beauty as well, 10 a fifth worse."""
 LIKES = 0.6
 """How much those like an item count; .5 to .8 placed as well."""
-MOST_CONTENTS = 2**12
 TILE = 256
 
 
@@ -57,7 +56,8 @@ class ContentPlaces(nn.Module):
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Place items of encoded features (n, C) and (n, V): (n, D + R).
 
-        One whose features are all unknown is like every other: it goes towards the mean of all.
+        One whose features are all unknown, where training saw none that were, is like every other: it goes towards the
+        mean of all.
         """
         fitted = normalise_taste(self.tower, self.content(codes, values))  # (n, D + R)
         likeness = SHARPNESS * normalise(fitted) @ self.keys.T  # (n, A)
@@ -73,10 +73,12 @@ def place_all(places: Callable[..., Tensor], *columns: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def fit_places(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator) -> ContentPlaces:
+def fit_places(
+    towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator, most: int | None = None
+) -> ContentPlaces:
     """Learn where content puts items from where the items `rows` (n,) stand in `vectors` (N, W).
 
-    Of more than `MOST_CONTENTS` contents those that most items have are kept, by lot among equals.
+    Of more contents than `most`, where that is given, those that most items have are kept, by lot among equals.
     """
     tower, content = towers.item_tower, fit_content(towers, vectors, rows, generator)
     if not len(rows):  # nothing is known: one content at the origin, which moves nothing
@@ -86,7 +88,7 @@ def fit_places(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.G
     bits = torch.cat([codes.int(), values.contiguous().view(torch.int32)], dim=1)  # (n, C + V)
     _, place, counts = torch.unique(bits, dim=0, return_inverse=True, return_counts=True)  # (n,), (A,)
     lot = torch.randperm(len(counts), generator=generator)  # (A,)
-    kept = lot[counts[lot].argsort(descending=True, stable=True)][:MOST_CONTENTS]  # (A',)
+    kept = lot[counts[lot].argsort(descending=True, stable=True)][:most]  # (A',)
     means = vectors.new_zeros(len(counts), tower.history_dim)  # (A, D + R)
     means = means.index_add(0, place, vectors[rows, : tower.history_dim]) / counts.unsqueeze(1)  # (A, D + R)
     some = place.new_zeros(len(counts)).scatter(0, place, torch.arange(len(rows)))  # (A,) an item of each content

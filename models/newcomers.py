@@ -30,6 +30,8 @@ SHORTEST = 0.5
 """Where lists are longer than what there is to like, even vectors of no length at all would be listed too often."""
 LONGEST = 2.0
 """Times the length that content gives."""
+MOST_CONTENTS = 2**12
+"""That new items are compared with: the exported tower holds them all, and reads them for each item."""
 
 
 class Newcomers(nn.Module):
@@ -83,17 +85,18 @@ def fit_newcomers(
     level, length = popularity.amin(dim=0), 1.0  # (P,)
     apart, rest = known[: int(HELD_OUT * len(known))], known[int(HELD_OUT * len(known)) :]
     if len(apart):
-        newcomers = Newcomers(tower, fit_places(towers, vectors, rest, generator), torch.zeros_like(level))
+        places = fit_places(towers, vectors, rest, generator, MOST_CONTENTS)
+        newcomers = Newcomers(tower, places, torch.zeros_like(level))
         stand_ins = apart[:MOST_STAND_INS]  # (s,)
-        if towers.user_tower.memory is not None:
+        if len(level) and towers.user_tower.memory is not None:
             length = match_length(towers, vectors, stand_ins, newcomers)
-            newcomers = Newcomers(tower, newcomers.places, newcomers.popularity, length)
+            newcomers = Newcomers(tower, places, newcomers.popularity, length)
         if len(level):
             found = find_level(towers, vectors, stand_ins, newcomers, requests)
             level = torch.full_like(level, found).clamp(popularity.amin(dim=0), popularity.amax(dim=0))  # (P,)
         else:
             length = find_length(towers, vectors, stand_ins, newcomers, requests)
-    return Newcomers(tower, fit_places(towers, vectors, known, generator), level, length).eval()
+    return Newcomers(tower, fit_places(towers, vectors, known, generator, MOST_CONTENTS), level, length).eval()
 
 
 def place(towers: Towers, rows: Tensor, newcomers: Newcomers) -> Tensor:

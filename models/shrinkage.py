@@ -3,8 +3,7 @@
 An item with n events learned its place v from these alone; content says what is usual for its like. As in empirical
 Bayes (Efron and Morris, 1975) it goes to (n v + s c) / (n + s): v counts by its events, what content says, c, by the
 strength s, the events that content is worth, which the validation finds. Under `cosine` that is the direction: all
-items keep one length. c is made of all known items, the item itself among them. Training does not do it: ids fit what
-they are shown, and leave little for content to explain.
+items keep one length. c is made of all known items, the item itself among them.
 """
 
 from __future__ import annotations
@@ -49,8 +48,8 @@ class Shrinkage:
 
         Args:
             towers: trained, in evaluation mode; what is blended in stays as it is.
-            n_events: (N,) of each item. One without events stays where it is: nobody of the validation took it, so
-                that nothing says how visible it should be.
+            n_events: (N,) events of each item that are targets. One without any stays where it is: nobody of the
+                validation took it, so that nothing says how visible it should be.
             seed: of what is fitted to content.
         """
         self.towers = towers

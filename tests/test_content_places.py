@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import content_places
-from models.content_places import LIKES, SHARPNESS, ContentPlaces, fit_content, fit_places, normalise_taste
+from models.content_places import LIKES, SHARPNESS, ContentPlaces, fit_content, fit_places, normalise_taste, place_all
 from models.towers import Towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -65,10 +65,9 @@ def test_an_item_goes_towards_the_mean_of_all_known_items_weighed_by_likeness(kn
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-def test_contents_that_most_items_have_are_kept(known, monkeypatch):
-    monkeypatch.setattr(content_places, "MOST_CONTENTS", 2)
-    places = fit(known)
-    _, vectors = known
+def test_contents_that_most_items_have_are_kept(known):
+    towers, vectors = known
+    places = fit_places(towers, vectors, KNOWN, torch.Generator().manual_seed(2), 2)
     assert places.log_counts.exp().tolist() == pytest.approx([3, 2])
     for row, items in enumerate(([0, 5, 9], [3, 7])):
         torch.testing.assert_close(places.means[row], vectors[items, :D].mean(dim=0))
@@ -93,9 +92,12 @@ def test_items_whose_likes_disagree_are_placed_nearer_to_nowhere(known):
     assert lengths[0] == pytest.approx((1 - LIKES) * alone + LIKES, rel=1e-4)
 
 
-def test_an_item_is_placed_alike_however_many_others_are(known):
+def test_an_item_is_placed_alike_however_many_others_are(known, monkeypatch):
     towers, _ = known
     places = fit(known)
+    monkeypatch.setattr(content_places, "TILE", 5)
+    in_tiles = place_all(places, towers.item_codes, towers.item_values).double().numpy()
+    np.testing.assert_allclose(place(places, towers), in_tiles, atol=1e-6)
     one_by_one = np.concatenate([place(places, towers, [row]) for row in range(N)])
     np.testing.assert_allclose(place(places, towers), one_by_one, atol=1e-6)
 

@@ -191,6 +191,7 @@ def weights_of(shipped: Shipped) -> list[tuple]:
         (user, USER_TOWER, towers.user_tower.blocks.blocks[0].gap_bias.weight),
         (user, USER_TOWER, towers.user_tower.head[0].weight),
         (item, ITEM_TOWER, shipped.newcomers.places.content.table.weight),
+        (item, ITEM_TOWER, shipped.newcomers.places.means),
     ]
     memory = towers.user_tower.memory
     return weights if memory is None else [*weights, (user, USER_TOWER, memory.item_score[0].weight)]

@@ -129,6 +129,7 @@ def test_strengths_are_judged_by_what_the_towers_then_rank_with_what_is_blended_
     batches = make_data(world, validation=validation).validation_batches
     before = copy.deepcopy(towers)
     assert choose_strength(towers, N_EVENTS, batches, SEED) == Shrunk(8.0, found[8.0], found[0.0])
+    assert len(set(found.values())) > 1
     for strength in (0.0, 2.0, 8.0):
         other = copy.deepcopy(before)
         shrink_items(other, N_EVENTS, strength, SEED)

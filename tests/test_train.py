@@ -17,6 +17,7 @@ from models.config import ModelConfig
 from serve import Recommender
 from serve.bundle import verify
 from serve.errors import SchemaError
+from serve.neighbours import Neighbours
 from serve.recommender import golden_answer
 from tests.tiny_towers import one_thread
 
@@ -158,13 +159,22 @@ def test_an_unseen_user_with_the_same_past_gets_the_same_vector(finished):
     assert np.abs(known - unseen).max() <= 1e-6
 
 
-def test_lists_are_the_best_of_the_products(ordered):
+def add_neighbours(scores: np.ndarray, neighbours: Neighbours, history_rows: np.ndarray) -> None:
+    """Add what the items of a history add to the scores (N,), one by one."""
+    counts = np.exp(-neighbours.decay * np.arange(len(history_rows))[::-1])
+    for count, row in zip(counts, history_rows, strict=True):
+        part = slice(neighbours.offsets[row], neighbours.offsets[row + 1])
+        scores[neighbours.rows[part]] += count / counts.sum() ** 0.5 * neighbours.weights[part]
+
+
+def test_lists_are_the_best_of_the_products_and_what_neighbours_add(ordered):
     recommender = Recommender.load(ordered.bundle)
     users = recommender.profiles.user_ids.tolist()
     answers = recommender.recommend([{"user_id": user} for user in users], k=7)
     scores = recommender.encode_users([{"user_id": user} for user in users]) @ recommender.bundle.vectors.T
     for row, user in enumerate(users):
         owned = recommender.item_rows(recommender.profiles.get(user).history.item_id.tolist())
+        add_neighbours(scores[row], recommender.bundle.neighbours, owned)
         scores[row, owned] = -np.inf
         best = np.sort(scores[row])[::-1][:7]
         np.testing.assert_allclose(answers.of(row).score, best, atol=2e-5)
