@@ -37,7 +37,9 @@ class ContentPlaces(nn.Module):
     means: Tensor
     log_counts: Tensor
 
-    def __init__(self, tower: ItemTower, content: FeatureEmbedding, keys: Tensor, means: Tensor, counts: Tensor):
+    def __init__(
+        self, tower: ItemTower, content: FeatureEmbedding, keys: Tensor, means: Tensor, counts: Tensor
+    ) -> None:
         """Put together what places items.
 
         Args:
