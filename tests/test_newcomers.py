@@ -194,6 +194,24 @@ def test_only_with_a_memory_new_items_are_made_as_long_as_the_others_before_they
     assert float(newcomers.length) == pytest.approx(lengths[0])
 
 
+def test_without_popularity_the_length_that_is_found_is_the_whole_length_with_a_memory_too(monkeypatch):
+    asked = []
+
+    def find(towers, vectors, stand_ins, newcomers, requests):
+        asked.append(float(newcomers.length))
+        return 0.7
+
+    monkeypatch.setattr(newcomers_module, "match_length", lambda *args: 1.7)
+    monkeypatch.setattr(newcomers_module, "find_length", find)
+    world = make_world(BASKETS)
+    data = make_data(world)
+    towers = make_towers(world, data, "dot")
+    assert towers.user_tower.memory is not None
+    newcomers = fit_newcomers(towers, torch.zeros(N, 0), ALL, data.drawn_requests(9), seed=0)
+    assert asked == [1.0]
+    assert float(newcomers.length) == pytest.approx(0.7)
+
+
 def test_new_items_of_one_length_with_the_others_are_made_shorter_until_they_have_their_share(monkeypatch):
     monkeypatch.setattr(places, "PLACES", 3)  # of a list: all of them worth having
     data, towers, vectors, newcomers = make_cosine_newcomers()
