@@ -22,7 +22,8 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.config import recipe_of
-from models.defaults import Choice, DataCounts, choose_recipe
+from models.data_counts import DataCounts
+from models.defaults import Choice, choose_recipe
 from models.fitting import fit
 from models.sampling import NegativeSampler
 from models.two_tower import TwoTower

@@ -11,30 +11,16 @@ from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from models.config import ModelConfig, Recipe
+from models.data_counts import FROZEN_DIM, MOST_BLENDED, MOST_FACTORISED_OF_SETS, TRAINED_DIM, DataCounts
 from serve.errors import SchemaError
 
-Rule = Callable[["DataCounts"], tuple[Any, str]]
+Rule = Callable[[DataCounts], tuple[Any, str]]
 
-LONG_HISTORY = 40
-"""Mean events of a user from which on there is enough for two blocks and less dropout."""
 MANY_ITEMS = 5_000
 """Catalogue above which targets are told from a sample."""
 MANY_ITEMS_OF_REQUESTS = 20_000
 """The same where all targets of a request share its sum over the catalogue, which costs less. A set of 12,101 items
 ranked as well by a sample of 4,096 as by all (.0720, .0721, one seed); larger ones, and baskets, were not measured."""
-MOST_FROZEN = 5_000
-"""Users or items, the fewer of both, of a set whose items stay where correlations put them. Those of a low rank rank as
-whole ones with 943 and 957 users, and with 2,462 nearly so, and training over-fits; with 22,363 users and 12,101 items
-they lose a quarter of the NDCG (of rank 128), and training wins most of it back. With 3,000 users of Amazon Beauty both
-rank alike, with 7,000 what is trained, and then blended, is better by an eighth."""
-FROZEN_DIM, TRAINED_DIM = 384, 128
-"""Factors of correlations, where items stay there and where they are only a start. Three times as many as 128 were
-worth .4 to 1.1 % with 1,653 items of 943 users, 2 % with 12,518 of 2,462 and nothing with 4,082 of 957."""
-ITEMS_OF_A_FACTOR, USERS_OF_A_FACTOR = 4, 2
-"""With fewer of each factor the last ones would be of nothing: not more are positive than there are users."""
-MOST_BLENDED, MOST_FACTORISED_OF_SETS = 16_000, 100_000
-"""Items that many factors of correlations are kept of: with more, longer vectors slow down the search and fill the
-memory. What they are worth was measured with up to 12,518 (17,388 of sets)."""
 MOST_TOLD_BY_PAIRS = 100_000
 """Items of which the 16,000 most popular are told pair by pair: with more these would be few."""
 NEIGHBOURS = 1024
@@ -54,65 +40,6 @@ FEWEST_STEPS = 16
 SMALLEST_BATCH = 16
 WARMUP_SHARE = 0.25
 """Of the steps of a training, during which the rate may rise."""
-
-
-@dataclass(frozen=True)
-class DataCounts:
-    """What the choice depends on."""
-
-    n_examples: int
-    """Users, or parts of their sets, that an epoch shows at least."""
-    n_users: int
-    n_items: int
-    n_events: int
-    mean_history: float
-    is_set: bool
-    is_repeated: bool
-    """Repeats are recommended, so that the memory is learned."""
-    trains_on_windows: bool
-    """Every event is a target of those before it."""
-    has_content: bool
-    has_context: bool
-    """There is more to be learned from a set than which items go together."""
-    has_demographics: bool
-    has_blocks: bool = False
-    """As the configuration gives it; left open, they are chosen."""
-    freezes_items: bool | None = None
-    """As the configuration gives it; None: to be chosen."""
-
-    @property
-    def is_long(self) -> bool:
-        return self.mean_history > LONG_HISTORY
-
-    @property
-    def is_short_and_ordered(self) -> bool:
-        return self.trains_on_windows and not (self.is_long or self.is_set or self.is_repeated)
-
-    @property
-    def starts_from_correlations(self) -> bool:
-        return self.is_set and not (self.has_context or self.is_repeated or self.has_blocks)
-
-    @property
-    def freezes_correlations(self) -> bool:
-        is_small = min(self.n_users, self.n_items) <= MOST_FROZEN
-        return self.starts_from_correlations and (is_small if self.freezes_items is None else self.freezes_items)
-
-    @property
-    def has_many_factors(self) -> bool:
-        has_enough = self.n_users >= USERS_OF_A_FACTOR * FROZEN_DIM and self.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
-        return self.freezes_correlations and has_enough and self.n_items <= MOST_FACTORISED_OF_SETS
-
-    @property
-    def trains_correlations(self) -> bool:
-        return self.starts_from_correlations and not self.freezes_correlations
-
-    @property
-    def shape(self) -> str:
-        if self.is_repeated:
-            return "items are consumed again"
-        if self.is_set:
-            return "events have no order"
-        return f"{self.mean_history:.0f} events a user"
 
 
 @dataclass(frozen=True)

@@ -7,22 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
-from models.defaults import (
-    FOLLOWING,
+from models.data_counts import (
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
     LONG_HISTORY,
-    MANY_ITEMS,
-    MANY_ITEMS_OF_REQUESTS,
     MOST_FACTORISED_OF_SETS,
     MOST_FROZEN,
-    NEIGHBOURS,
-    RULES,
     TRAINED_DIM,
     USERS_OF_A_FACTOR,
     DataCounts,
-    choose_recipe,
 )
+from models.defaults import FOLLOWING, MANY_ITEMS, MANY_ITEMS_OF_REQUESTS, NEIGHBOURS, RULES, choose_recipe
 from serve.errors import SchemaError
 
 NAMES = [field.name for field in fields(Recipe)]
