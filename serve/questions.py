@@ -10,6 +10,10 @@ from serve.errors import SchemaError
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
 from serve.requests import Request
+from serve.state.store import Recalled
+
+Name = tuple[str, int, bool | None, int | None, Recalled]
+"""The words of a request, k, `filter_viewed`, the moment, and what the store has of who asks."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +24,8 @@ class Question:
     k: int
     filter_viewed: bool | None
     """As of `Recommender.recommend`."""
+    name: Name | None = None
+    """Of questions that are the same; None: nobody can tell."""
 
 
 @dataclass(frozen=True)

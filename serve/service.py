@@ -11,9 +11,10 @@ from typing import Any
 from serve.errors import SchemaError
 from serve.explanations import find_reasons, show_items
 from serve.impression_log import ImpressionLog
+from serve.kept_answers import MOMENT, KeptAnswers, name_question
 from serve.layout import STATE_FILE
 from serve.live.items import LiveItems
-from serve.questions import Question, rank_together
+from serve.questions import Name, Question
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
 from serve.registry.serving import Outcome, Serving
@@ -23,9 +24,9 @@ from serve.request_values import Id, parse_id
 from serve.requests import Request, parse_request
 from serve.state.forgetting import forget_users
 from serve.state.impressions import Impressions
-from serve.state.live_requests import complete
+from serve.state.live_requests import complete_with, recall
 from serve.state.observations import parse_observations
-from serve.state.store import RETENTION_DAYS, StateStore
+from serve.state.store import RETENTION_DAYS, Recalled, StateStore
 
 POLICY = "greedy"
 """How lists come about: by falling score."""
@@ -105,6 +106,7 @@ class Service:
         snapshot, reason = source.start()
         self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
         self._serving = Serving(snapshot, self._put_items_on, reason)
+        self._kept = KeptAnswers()
         self._state = StateStore(state / STATE_FILE, retention_days=retention_days)
         self.impressions = ImpressionLog(self._state)
 
@@ -114,18 +116,19 @@ class Service:
         return self._serving.current().version
 
     def recommend(self, asked: Sequence[Asked]) -> list[Answered | SchemaError]:
-        """Rank items for the requests of each caller; where one has no datetime, it is asked now.
+        """Rank items for the requests of each caller; where one has no datetime, it is asked in this minute.
 
-        What is shown is logged.
+        What is shown is logged, each time that it is. Who asks the same again within the minute gets what was ranked.
 
         Returns:
             An answer for each caller, or the error in place of it: a request that cannot be read, filters that do not
             fit.
         """
         snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
-        questions = [self._read(snapshot.recommender, one, now) for one in asked]
+        moment = now - now % MOMENT
+        questions = [self._read(snapshot.recommender, one, moment) for one in asked]
         outcomes: list[Answered | SchemaError] = []
-        for one, ranked in zip(asked, rank_together(snapshot.recommender, questions), strict=True):
+        for one, ranked in zip(asked, self._kept.rank(snapshot.recommender, questions), strict=True):
             if isinstance(ranked, SchemaError):
                 outcomes.append(ranked)
                 continue
@@ -181,7 +184,9 @@ class Service:
         """
         schema = self._serving.current().recommender.bundle.schema
         known = parse_id(user_id, schema.user_id_type, "user_id")
-        return [forget_users(run, [known]) for run in self._runs]
+        receipts = [forget_users(run, [known]) for run in self._runs]
+        self._kept.drop()
+        return receipts
 
     def reload(self) -> Outcome:
         """Load what the source has now; whatever fails, the present version answers on."""
@@ -217,13 +222,15 @@ class Service:
         self._state.close()
         self._items.close()
 
-    def _read(self, recommender: Recommender, one: Asked, now: int) -> Question | SchemaError:
+    def _read(self, recommender: Recommender, one: Asked, moment: int) -> Question | SchemaError:
         schema, profiles = recommender.bundle.schema, recommender.profiles
         try:
-            requests = [_at(parse_request(raw, schema), now) for raw in one.raw]
+            requests = [_at(parse_request(raw, schema), moment) for raw in one.raw]
         except SchemaError as error:
             return error
-        return Question([complete(each, profiles, self._state) for each in requests], one.k, one.filter_viewed)
+        recalled = [recall(each, self._state) for each in requests]
+        completed = [complete_with(past, each, profiles) for past, each in zip(recalled, requests, strict=True)]
+        return Question(completed, one.k, one.filter_viewed, _name(one, requests, recalled))
 
     def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
         self._items.rebase(snapshot.recommender)
@@ -235,6 +242,13 @@ class Service:
 
 def _at(request: Request, now: int) -> Request:
     return request if request.datetime is not None else replace(request, datetime=now)
+
+
+def _name(one: Asked, requests: Sequence[Request], recalled: Sequence[Recalled]) -> Name | None:
+    """Name a question of one request; longer ones are seldom asked again."""
+    if len(requests) != 1:
+        return None
+    return name_question(one.raw[0], one.k, one.filter_viewed, requests[0].datetime, recalled[0])
 
 
 def _impressions(answered: Answered, request_id: str, now: int) -> list[Impressions]:

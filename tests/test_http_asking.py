@@ -107,9 +107,9 @@ def test_filters_that_do_not_fit_are_refused_without_their_values(app, filters, 
     assert "77123" not in reply.content.decode()
 
 
-def test_a_request_without_datetime_is_asked_now(app, recommender, monkeypatch):
+def test_a_request_without_datetime_is_asked_in_this_minute(app, recommender, monkeypatch):
     now = UNTIL + 12 * 3600
-    monkeypatch.setattr("serve.service.time.time", lambda: now + 0.5)
+    monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)
     user = users(recommender)[1]
     (expected,) = recommender.recommend([{"user_id": user, "datetime": now}], 5)
     (given,) = ask(app, "POST", "/v1/recommend", {"user_id": user, "k": 5}).json["answers"]

@@ -9,7 +9,7 @@ import numpy as np
 
 from serve.profiles import History, Profiles
 from serve.requests import InlineHistory, Request
-from serve.state.store import StateStore
+from serve.state.store import Recalled, StateStore
 
 _NOTHING = InlineHistory(())
 
@@ -21,16 +21,22 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     she dismissed is excluded, whatever history it has. A user who was forgotten is nobody: her profile, which a
     process that loaded it earlier may still hold, is not read.
     """
-    user_id = request.user_id
-    if user_id is None:
-        return request
-    recalled = state.recall(user_id)
+    return complete_with(recall(request, state), request, profiles)
+
+
+def recall(request: Request, state: StateStore) -> Recalled:
+    """Return what the store has of whoever asks, of nobody nothing."""
+    return Recalled() if request.user_id is None else state.recall(request.user_id)
+
+
+def complete_with(recalled: Recalled, request: Request, profiles: Profiles) -> Request:
+    """Do as `complete` with what was recalled for the request."""
     if recalled.is_forgotten:
         return replace(request, history=request.history or _NOTHING, features=request.features or {})
     if recalled.dismissed:
         request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *recalled.dismissed))))
-    if request.history is None and len(recalled.history):
-        profile = profiles.get(user_id)
+    if request.user_id is not None and request.history is None and len(recalled.history):
+        profile = profiles.get(request.user_id)
         known = None if profile is None else profile.history
         return replace(request, history=_join(known, recalled.history))
     return request

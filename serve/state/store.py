@@ -52,17 +52,17 @@ _RECALL = (  # the latest, so that nobody's past holds up the others
 )
 
 
+_NOTHING = InlineHistory(())
+
+
 @dataclass(frozen=True)
 class Recalled:
     """What the store has of a user."""
 
-    history: InlineHistory
+    history: InlineHistory = _NOTHING
     """Oldest first; what happened at one time, in the order in which it arrived."""
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
-
-
-_NOTHING = InlineHistory(())
 
 
 class StateStore:
@@ -121,7 +121,7 @@ class StateStore:
     def recall(self, user_id: Id) -> Recalled:
         """Return what there is of a user, of very many events the latest; nothing of one who was forgotten."""
         if self._tombstones.holds(user_id):
-            return Recalled(_NOTHING, is_forgotten=True)
+            return Recalled(is_forgotten=True)
         rows = self._database.read(_RECALL, user_id, _MOST_RECALLED)[::-1]
         taken = [row for row in rows if row[2] != DISMISS]
         dismissed = dict.fromkeys(row[0] for row in rows if row[2] == DISMISS)

@@ -3,24 +3,28 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/http_service.py [--items 100000] [--rate 300] [--seconds 20]
 
 The server is another process, one worker. Its echo takes the same bodies by the same checks and gives them back.
-The ratio: one connection that asks echo and recommend in turn, for a known user and for a history of 50 events.
+The ratio: one connection that asks echo and recommend in turn, for a known user and for a history of 50 events; first
+each request with a datetime of its own, so that nothing was kept for it, then the same requests again and again.
 The tail: an open loop, so that a request that had to wait counts from when it was due, not from when it could be
-sent; echo at the same rate beside it. Also: seconds from the start of the process until it is ready.
+sent; echo at the same rate beside it, no request like another. Also: seconds from the start of the process until it is
+ready.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import itertools
 import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 K, HISTORY, DIM = 10, 50, 64
 N_CONNECTIONS = 32
+WARM_UP = 100  # calls
+FIRST_MOMENT = 1_700_000_000
 ECHO, ASK = "/echo", "/v1/recommend"
 
 
@@ -45,10 +51,15 @@ def main() -> None:
         bundle = args.bundle or make_bundle(args.kept or Path(folder), args.items)
         with running(bundle) as (port, seconds):
             print(f"ready after {seconds:.2f} s")
-            for name, bodies in draw_bodies(bundle).items():
-                print(f"{name:8s} {compare(port, bodies, args.calls)}")
+            numbers = itertools.count()
+            for name, requests in draw_requests(bundle).items():
+                first = draw_bodies(requests, itertools.islice(numbers, args.calls + WARM_UP))
+                again = draw_bodies(requests, range(len(requests)))
+                print(f"{name:8s} first: {compare(port, first, args.calls)}")
+                print(f"{name:8s} again: {compare(port, again, args.calls)}")
                 for path in (ECHO, ASK):  # the first is what client, loopback and machine add to the tail
-                    print(f"{name:8s} {path}, {asyncio.run(hold_rate(port, path, bodies, args.rate, args.seconds))}")
+                    bodies = draw_bodies(requests, itertools.islice(numbers, int(args.rate * args.seconds)))
+                    print(f"{name:8s} {path}, {asyncio.run(hold_rate(port, path, bodies, args.rate))}")
 
 
 def make_bundle(folder: Path, n_items: int) -> Path:
@@ -76,7 +87,7 @@ def running(bundle: Path) -> Iterator[tuple[int, float]]:
             process.terminate()
 
 
-def draw_bodies(bundle: Path) -> dict[str, list[bytes]]:
+def draw_requests(bundle: Path) -> dict[str, list[dict[str, Any]]]:
     from serve.recommender import Recommender
     from tests.benchmarks.latency import write_history
 
@@ -84,8 +95,16 @@ def draw_bodies(bundle: Path) -> dict[str, list[bytes]]:
     users = recommender.profiles.user_ids.tolist()
     known = [{"user_id": user, "context": {}} for user in users]
     inline = [{"history": write_history(recommender, user), "context": {}} for user in users]
-    both = {"profile": known, "inline": inline}
-    return {name: [json.dumps({**one, "k": K}).encode() for one in bodies] for name, bodies in both.items()}
+    return {"profile": known, "inline": inline}
+
+
+def draw_bodies(requests: list[dict[str, Any]], numbers: Iterable[int]) -> list[bytes]:
+    return [json.dumps({**at_its_moment(requests, number), "k": K}).encode() for number in numbers]
+
+
+def at_its_moment(requests: list[dict[str, Any]], number: int) -> dict[str, Any]:
+    """Return the request of a number, in turn and each time at another moment: no two numbers ask the same."""
+    return requests[number % len(requests)] | {"datetime": FIRST_MOMENT + number}
 
 
 def write_request(path: str, body: bytes, method: str = "POST") -> bytes:
@@ -120,7 +139,7 @@ def compare(port: int, bodies: list[bytes], n_calls: int) -> str:
     """Ask echo and recommend in turn and describe both."""
     caller = Caller(port)
     seconds = np.empty((n_calls, 2))
-    for call in range(-100, n_calls):  # the first ones warm up
+    for call in range(-WARM_UP, n_calls):
         for side, path in enumerate((ECHO, ASK)):
             started = time.perf_counter()
             caller.ask(path, bodies[call % len(bodies)])
@@ -132,29 +151,29 @@ def compare(port: int, bodies: list[bytes], n_calls: int) -> str:
     )
 
 
-async def hold_rate(port: int, path: str, bodies: list[bytes], rate: float, seconds: float) -> str:
+async def hold_rate(port: int, path: str, bodies: list[bytes], rate: float) -> str:
     """Send at a fixed rate, whatever comes back when, and describe the times since each request was due."""
     streams: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(N_CONNECTIONS):
         streams.put_nowait(await asyncio.open_connection("127.0.0.1", port))
     loop = asyncio.get_running_loop()
-    started, n_requests = loop.time() + 0.1, int(rate * seconds)
+    started = loop.time() + 0.1
 
-    async def ask(number: int) -> tuple[float, int]:
+    async def ask(number: int, body: bytes) -> tuple[float, int]:
         due = started + number / rate
         await asyncio.sleep(max(0.0, due - loop.time()))
         reader, writer = stream = await streams.get()
-        writer.write(write_request(path, bodies[number % len(bodies)]))
+        writer.write(write_request(path, body))
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         streams.put_nowait(stream)
         return loop.time() - due, int(head[9:12])
 
-    answers = await asyncio.gather(*map(ask, range(n_requests)))
+    answers = await asyncio.gather(*(ask(number, body) for number, body in enumerate(bodies)))
     times = np.percentile([1e3 * took for took, _ in answers], [50, 95, 99, 100])
     n_failed = sum(status != 200 for _, status in answers)
     shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(("p50", "p95", "p99", "max"), times, strict=True))
-    return f"{rate:.0f} a second for {seconds:.0f} s: {shown} ms; {n_failed} of {n_requests} not answered"
+    return f"{rate:.0f} a second for {len(bodies) / rate:.0f} s: {shown} ms; {n_failed} of {len(bodies)} not answered"
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ second. Hostile bodies: 10,000 mutated ones, a connection each; the memory of th
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import socket
@@ -18,7 +19,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,7 +34,7 @@ from serve.recommendations import Answer  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
 from serve.registry.changes import activate, publish_and_activate  # noqa: E402
 from serve.registry.versions import Registry  # noqa: E402
-from tests.benchmarks.http_service import Caller, draw_bodies, make_bundle  # noqa: E402
+from tests.benchmarks.http_service import Caller, K, at_its_moment, draw_bodies, draw_requests, make_bundle  # noqa: E402
 from tests.served import Server, serving, write_request  # noqa: E402
 from tests.test_http_hostile import mutate  # noqa: E402
 
@@ -50,12 +51,14 @@ class Client(threading.Thread):
     """Ask one request after the other, and keep every answer."""
 
     port: int
-    bodies: Sequence[bytes]
+    requests: list[dict[str, Any]]
+    numbers: Iterator[int]
+    """Of the requests to come, shared by all clients: none asks what another one asked."""
     seconds: float
     pause: float = 0.0
     times: list[float] = field(default_factory=list)
     answers: list[tuple[int, dict[str, Any]]] = field(default_factory=list)
-    """With the number of the body."""
+    """With the number of the request."""
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -65,10 +68,11 @@ class Client(threading.Thread):
 
     def run(self) -> None:
         caller, end = Caller(self.port), time.perf_counter() + self.seconds
-        number = random.randrange(len(self.bodies))
-        while (started := time.perf_counter()) < end:
-            number = (number + 1) % len(self.bodies)
-            answer = caller.ask("/v1/recommend", self.bodies[number])  # raises where the status is not 200
+        while time.perf_counter() < end:
+            number = next(self.numbers)
+            (body,) = draw_bodies(self.requests, [number])
+            started = time.perf_counter()
+            answer = caller.ask("/v1/recommend", body)  # raises where the status is not 200
             self.times.append(time.perf_counter() - started)
             self.answers.append((number, json.loads(answer)))
             time.sleep(self.pause)
@@ -84,23 +88,30 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         kept = args.kept or Path(folder)
         bundles = [make_bundle(kept, n_items) for n_items in (args.items, args.items - 1)]
-        bodies = draw_bodies(bundles[1])["inline"]  # its items are in both
+        requests = draw_requests(bundles[1])["inline"]  # its items are in both
+        numbers = itertools.count()
         registry = Registry(Path(folder) / "registry")
         versions = [publish_and_activate(registry, bundle, keep=2).version for bundle in bundles]
         by_version = dict(zip(versions, bundles, strict=True))
         with serving("--registry", registry.path, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
-            swap_under_load(server, registry, by_version, bodies, args.seconds, args.swaps)
-            bear_slow_clients(server, bodies, args.seconds / 4)
-            bear_hostile_bodies(server, bodies)
+            swap_under_load(server, registry, by_version, requests, numbers, args.seconds, args.swaps)
+            bear_slow_clients(server, requests, numbers, args.seconds / 4)
+            bear_hostile_bodies(server, draw_bodies(requests, range(len(requests))))
 
 
 def swap_under_load(
-    server: Server, registry: Registry, bundles: dict[str, Path], bodies: list[bytes], seconds: float, n_swaps: int
+    server: Server,
+    registry: Registry,
+    bundles: dict[str, Path],
+    requests: list[dict[str, Any]],
+    numbers: Iterator[int],
+    seconds: float,
+    n_swaps: int,
 ) -> None:
     """Compare the times in peace and while versions are exchanged, and recompute all answers."""
-    load(server, bodies, 2.0)  # the first ones warm up
-    peace = load(server, bodies, seconds)
-    clients = [Client(server.port, bodies, seconds) for _ in range(N_CLIENTS)]
+    load(server, requests, numbers, 2.0)  # the first ones warm up
+    peace = load(server, requests, numbers, seconds)
+    clients = [Client(server.port, requests, numbers, seconds) for _ in range(N_CLIENTS)]
     versions, end = list(bundles), time.monotonic() + seconds
     for number in range(n_swaps):
         activate(registry, versions[number % 2])
@@ -112,7 +123,7 @@ def swap_under_load(
         client.join()
     answers = [answer for client in clients for answer in client.answers]
     swapped = np.concatenate([client.times for client in clients])
-    n_wrong = sum(count_wrong(path, version, bodies, answers) for version, path in bundles.items())
+    n_wrong = sum(count_wrong(path, version, requests, answers) for version, path in bundles.items())
     seen = {answer["version"] for _, answer in answers}
     calm, stormy = np.percentile(peace, 99) * 1e3, np.percentile(swapped, 99) * 1e3
     print(
@@ -121,27 +132,22 @@ def swap_under_load(
     )
 
 
-def load(server: Server, bodies: list[bytes], seconds: float) -> np.ndarray:
+def load(server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float) -> np.ndarray:
     """Ask with all clients; return the seconds of each answer."""
-    clients = [Client(server.port, bodies, seconds) for _ in range(N_CLIENTS)]
+    clients = [Client(server.port, requests, numbers, seconds) for _ in range(N_CLIENTS)]
     for client in clients:
         client.join()
     return np.concatenate([client.times for client in clients])
 
 
-def count_wrong(path: Path, version: str, bodies: list[bytes], answers: list[tuple[int, dict[str, Any]]]) -> int:
+def count_wrong(
+    path: Path, version: str, requests: list[dict[str, Any]], answers: list[tuple[int, dict[str, Any]]]
+) -> int:
     """Count the answers that name this version and are not what its bundle gives."""
-    recommender, expected = Recommender.load(path), {}
-    n_wrong = 0
-    for number, answer in answers:
-        if answer["version"] != version:
-            continue
-        if number not in expected:
-            body = json.loads(bodies[number])
-            k = body.pop("k")
-            (expected[number],) = recommender.recommend([{**body, "datetime": int(time.time())}], k)
-        n_wrong += not is_same(answer["answers"][0]["items"], expected[number])
-    return n_wrong
+    recommender = Recommender.load(path)
+    named = [(number, answer["answers"][0]["items"]) for number, answer in answers if answer["version"] == version]
+    expected = recommender.recommend([at_its_moment(requests, number) for number, _ in named], K)
+    return sum(not is_same(items, one) for (_, items), one in zip(named, expected, strict=True))
 
 
 def is_same(items: list[dict[str, Any]], expected: Answer) -> bool:
@@ -158,10 +164,10 @@ def _are_tied(scores: np.ndarray, is_other: np.ndarray) -> bool:
     return bool((np.append(near, False) | np.append(False, near))[is_other].all())
 
 
-def bear_slow_clients(server: Server, bodies: list[bytes], seconds: float) -> None:
+def bear_slow_clients(server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float) -> None:
     """Measure a good client beside slow ones."""
     with slow_clients(server.port):
-        good = Client(server.port, bodies, seconds, PAUSE)
+        good = Client(server.port, requests, numbers, seconds, PAUSE)
         good.join()
     times = np.percentile(good.times, [50, 99, 100]) * 1e3
     print(

@@ -1,0 +1,232 @@
+"""Answers that are kept for a moment are those that would be made anew, whatever happens in between."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve import kept_answers
+from serve.bundle import Bundle
+from serve.errors import SchemaError
+from serve.kept_answers import MOMENT, KeptAnswers, name_question
+from serve.questions import Question, rank_together
+from serve.recommender import Recommender
+from serve.requests import InlineHistory, parse_request
+from serve.service import Asked
+from serve.state.store import Recalled
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
+from tests.linear_profiles import known_users, make_profiles
+from tests.live_service import publish_served, sharing
+
+STEPS = 150
+
+
+@pytest.fixture(scope="module")
+def recommender(tmp_path_factory):
+    path = publish_linear(tmp_path_factory.mktemp("kept"), SHOP, 3)
+    return Recommender(Bundle.load(path), make_profiles(SHOP, known_users(SHOP)))
+
+
+@pytest.fixture
+def ranked(monkeypatch):
+    """Count the questions that are not answered by what was kept."""
+    counted = []
+
+    def count(recommender, questions):
+        counted.extend(questions)
+        return rank_together(recommender, questions)
+
+    monkeypatch.setattr(kept_answers, "rank_together", count)
+    return counted
+
+
+def question(recommender, raw, k=3):
+    request = parse_request(raw, recommender.bundle.schema)
+    return Question([request], k, None, name_question(raw, k, None, 0, Recalled()))
+
+
+class ForgetfulAnswers(KeptAnswers):
+    """Keeps nothing."""
+
+    def rank(self, recommender, questions):
+        return rank_together(recommender, questions)
+
+
+def draw_step(rng, schema):
+    """Draw what happens next, and to whom."""
+    users, ids = [*known_users(schema)][:3], item_ids(schema)
+    user, item = users[int(rng.integers(3))], ids[int(rng.integers(len(ids)))]
+    new = 900 if schema.item_id_type == "integer" else "new"
+    kinds = ["ask"] * 12 + ["tick", "observe", "dismiss", "put", "change", "remove", "forget"]
+    kind = kinds[int(rng.integers(len(kinds)))]
+    if kind == "ask":
+        asked = {"user_id": user}
+        about = [{}, {"context": {"device": "web"}}, {"exclude": [ids[0]]}, {"filters": {"where": "price > 1"}}]
+        return kind, asked | about[int(rng.integers(len(about)))]
+    if kind == "forget" and rng.random() < 0.7:  # a forgotten user stays forgotten: not too early
+        kind = "tick"
+    return kind, {"user": user, "item": item, "new": new}
+
+
+def take_step(service, kind, what, now):
+    """Let it happen to a service; return what an answer says."""
+    if kind == "ask":
+        (answered,) = service.recommend([Asked([what], 5, None, "r")])
+        (one,) = answered.lists
+        return one.user_id, one.item_id.tolist(), one.score.tolist(), one.reason
+    if kind in ("observe", "dismiss"):
+        event = {"user_id": what["user"], "item_id": what["item"], "datetime": now}
+        service.observe([event | ({"event": "dismiss"} if kind == "dismiss" else {})])
+    elif kind == "put":
+        service.put_item(what["new"], {"department": "dairy", "price": 3.0})
+    elif kind == "change":
+        service.put_item(what["item"], {"price": float(now % 7)})
+    elif kind == "remove":
+        service.remove_item(what["item"])
+    elif kind == "forget":
+        service.forget(what["user"])
+    return None
+
+
+@pytest.mark.parametrize("schema", [SHOP, FILMS], ids=["shop", "films"])
+@pytest.mark.parametrize("seed", range(3))
+def test_whatever_happens_answers_are_those_of_a_service_that_keeps_none(schema, seed, tmp_path, monkeypatch, ranked):
+    clock = [UNTIL + DAY]
+    monkeypatch.setattr("serve.service.time.time", lambda: clock[0])
+    paths = [publish_served(tmp_path / name, schema) for name in ("keeping", "forgetful")]
+    rng, n_asked = np.random.default_rng(seed), 0
+    with sharing(paths[0]) as keeping, sharing(paths[1]) as forgetful:
+        monkeypatch.setattr(forgetful.service, "_kept", ForgetfulAnswers())
+        for _ in range(STEPS):
+            kind, what = draw_step(rng, schema)
+            clock[0] += int(rng.integers(2)) if kind != "tick" else int(rng.integers(MOMENT))
+            given = [take_step(parts.service, kind, what, clock[0]) for parts in (keeping, forgetful)]
+            assert given[0] == given[1]
+            n_asked += kind == "ask"
+    assert len(ranked) < n_asked - STEPS // 20  # the test would say nothing if nothing were kept
+
+
+def test_what_is_shown_again_is_logged_again(tmp_path):
+    path = publish_served(tmp_path, SHOP)
+    user = next(iter(known_users(SHOP)))
+    with sharing(path) as parts:
+        for request_id in ("first", "second"):
+            parts.service.recommend([Asked([{"user_id": user}], 4, None, request_id)])
+        state = parts.service._state
+        parts.service.impressions.close()
+        shown = state._database.read("SELECT request_id, position FROM feedback ORDER BY 1, 2")
+    assert shown == [(request_id, position) for request_id in ("first", "second") for position in (1, 2, 3, 4)]
+
+
+def test_the_same_is_answered_once_in_a_moment_and_among_others(recommender, ranked):
+    kept, users = KeptAnswers(), [*known_users(SHOP)]
+    first, second = (question(recommender, {"user_id": user}) for user in users[:2])
+    (one,) = kept.rank(recommender, [first])
+    fault = SchemaError("unread")
+    outcomes = kept.rank(recommender, [second, fault, first])
+    assert outcomes[1] is fault
+    assert outcomes[2] is one
+    assert ranked == [first, second, fault]
+    kept.drop()
+    assert kept.rank(recommender, [first])[0] is not one
+
+
+def test_another_catalogue_answers_anew(recommender):
+    kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
+    (one,) = kept.rank(recommender, [asked])
+    assert kept.rank(recommender, [asked])[0] is one
+    assert kept.rank(recommender.with_catalogue(recommender.catalogue), [asked])[0] is not one
+    assert kept.rank(recommender, [asked])[0] is not one
+
+
+def test_an_answer_that_another_catalogue_overtook_is_not_kept(recommender, monkeypatch):
+    kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
+    other = recommender.with_catalogue(recommender.catalogue)
+
+    def be_overtaken(slow, questions):
+        if slow is recommender:
+            kept.rank(other, [])
+        return rank_together(slow, questions)
+
+    monkeypatch.setattr(kept_answers, "rank_together", be_overtaken)
+    (of_before,) = kept.rank(recommender, [asked])
+    (of_now,) = kept.rank(other, [asked])
+    assert of_now is not of_before
+    assert kept.rank(other, [asked])[0] is of_now
+
+
+def test_faults_and_questions_without_a_name_are_not_kept(recommender, ranked):
+    kept = KeptAnswers()
+    nameless = replace(question(recommender, {}), name=None)
+    wrong = question(recommender, {"filters": {"where": "nonsense = 1"}})
+    for _ in range(2):
+        assert isinstance(kept.rank(recommender, [nameless, wrong])[1], SchemaError)
+    assert ranked == [nameless, wrong] * 2
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes_first(recommender, ranked):
+    kept, users = KeptAnswers(most_bytes=3_500), [*known_users(SHOP)]
+    asked = [question(recommender, {"user_id": user}, k=3) for user in users[:4]]
+    for one in asked:  # a thousand bytes each: the fourth is too many
+        kept.rank(recommender, [one])
+    kept.rank(recommender, asked[1:])
+    assert ranked == asked
+    kept.rank(recommender, asked[:1])
+    assert ranked == [*asked, asked[0]]
+    kept.rank(recommender, asked[2:])
+    assert len(ranked) == 5
+    assert kept._n_bytes == sum(map(kept_answers._measure, kept._answers, kept._answers.values()))
+
+
+def test_what_is_asked_twice_at_once_is_kept_once(recommender):
+    kept, asked = KeptAnswers(), question(recommender, {})
+    kept.rank(recommender, [asked, asked])
+    assert kept._n_bytes == kept_answers._measure(asked.name, kept._answers[asked.name])
+
+
+@pytest.mark.parametrize(
+    ("about", "k", "recalled"),
+    [
+        ({"exclude": [f"i{number}" for number in range(500)]}, 3, Recalled()),
+        ({}, 23, Recalled()),
+        ({}, 3, Recalled(InlineHistory(("i100",) * 500))),
+        ({}, 3, Recalled(dismissed=tuple(f"i{number}" for number in range(500)))),
+    ],
+    ids=["words", "items", "events", "dismissals"],
+)
+def test_long_answers_count_as_more(recommender, about, k, recalled):
+    sizes = []
+    for raw, length, past in (({}, 3, Recalled()), (about, k, recalled)):
+        kept, asked = KeptAnswers(), question(recommender, raw, length)
+        kept.rank(recommender, [replace(asked, name=name_question(raw, length, None, 0, past))])
+        sizes.append(kept._n_bytes)
+    assert sizes[1] > sizes[0] + 300
+
+
+def test_values_that_are_equal_in_python_alone_are_told_apart():
+    names = {name_question({"context": {"x": value}}, 3, None, 0, Recalled()) for value in (1, 1.0, True, "1", None)}
+    assert len(names) == 5
+    assert name_question({"context": {"x": object()}}, 3, None, 0, Recalled()) is None
+
+
+def test_the_list_that_is_asked_for_and_the_user_s_state_are_part_of_the_name():
+    raw = {"user_id": 1}
+    names = [
+        name_question(raw, 3, None, 0, Recalled()),
+        name_question(raw, 4, None, 0, Recalled()),
+        name_question(raw, 3, True, 0, Recalled()),
+        name_question(raw, 3, None, MOMENT, Recalled()),
+        name_question(raw, 3, None, 0, Recalled(dismissed=(7,))),
+        name_question(raw, 3, None, 0, Recalled(is_forgotten=True)),
+    ]
+    assert len(set(names)) == len(names)
+    assert name_question(dict(raw), 3, None, 0, Recalled()) == names[0]
+
+
+def test_nothing_is_kept_of_who_is_forgotten(tmp_path):
+    user, *others = known_users(SHOP)
+    with sharing(publish_served(tmp_path, SHOP)) as parts:
+        for one in (user, others[0]):
+            parts.service.recommend([Asked([{"user_id": one}], 4, None, "r")])
+        parts.service.forget(user)
+        assert not parts.service._kept._answers
