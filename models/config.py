@@ -38,7 +38,7 @@ class ModelConfig:
     `data.repeats` is `allow`."""
     shrink_items: bool | None = None
     """Shrink items towards where content puts them, once all is trained, the more the fewer have taken them, as far as
-    the validation says; refused but where every event is a target of those before it and items have features."""
+    the validation says; refused with baskets, repeats, or items without features."""
     freeze_items: bool | None = None
     """Leave the items of a set where their correlations put them, and train hardly more than demographics; read where
     there is no request context and `n_blocks` is 0."""

@@ -71,10 +71,11 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
 
 
 def _check_given(config: ModelConfig, counts: DataCounts) -> None:
-    why = counts.shape if counts.is_repeated or counts.is_set else "data.ties is simultaneous"
-    if config.neighbours and not (counts.trains_on_windows or (counts.is_set and not counts.is_repeated)):
+    why = counts.shape if counts.is_repeated else "data.ties is simultaneous"
+    is_one_by_one = counts.trains_on_windows or (counts.is_set and not counts.is_repeated)
+    if config.neighbours and not is_one_by_one:
         raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
-    if config.shrink_items and not counts.trains_on_windows:
+    if config.shrink_items and not is_one_by_one:
         raise SchemaError(f"model.shrink_items is true; allowed here, {why}: false")
     if config.shrink_items and not counts.has_content:
         raise SchemaError("model.shrink_items is true; allowed where data.features.item names no feature: false")
@@ -164,7 +165,7 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
 def _shrink_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.has_content:
         return False, "items have no features"
-    return counts.is_short_and_ordered, counts.shape
+    return counts.is_short_and_ordered or counts.trains_correlations, counts.shape
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:

@@ -21,8 +21,8 @@ from models.towers import Towers
 
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)
 USUAL = 4.0
-"""Where nothing can be validated. With many attributes 2 to 8 ranked best (Amazon Beauty and Toys), with
-a category alone none better than nothing (Grocery)."""
+"""Where nothing can be validated. With many attributes 2 to 8 ranked best (Amazon Beauty and Toys, in their order; as
+pairs 8, of up to 32 that were tried), with a category alone none better than nothing (Grocery)."""
 NEARLY_ALL, LEAST_GAIN = 0.95, 0.01
 """Of the best gain, and of NDCG without: less is often chance, and then the least strength does the least harm."""
 

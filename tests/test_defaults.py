@@ -311,15 +311,17 @@ def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(count
         choose(counts, neighbours=5)
 
 
-def test_items_of_short_histories_in_an_order_are_shrunk_towards_their_content():
-    assert {name for name, family in FAMILIES.items() if choose(family).shrink_items} == {"short"}
+def test_items_of_short_histories_in_an_order_and_trained_ones_of_sets_are_shrunk_towards_their_content():
+    assert {name for name, family in FAMILIES.items() if choose(family).shrink_items} == {"short", "set of many"}
     assert {name for name, family in FAMILIES.items() if choose(family).id_dropout} == {"short", "repeated"}
     assert not choose(replace(SHORT, has_content=False)).shrink_items
-    assert choose(LONG, shrink_items=True).shrink_items
+    assert not choose(replace(SET_OF_MANY, has_content=False)).shrink_items
+    for family in (LONG, SET, SET_OF_FEW):
+        assert choose(family, shrink_items=True).shrink_items
 
 
-@pytest.mark.parametrize("counts", [REPEATED, BASKETS, SET, SET_OF_FEW])
-def test_items_are_shrunk_only_where_every_event_is_a_target(counts):
+@pytest.mark.parametrize("counts", [REPEATED, BASKETS, replace(SET, is_repeated=True)])
+def test_items_are_not_shrunk_where_repeats_or_baskets_are_recommended(counts):
     with pytest.raises(SchemaError, match=r"model.shrink_items is true; allowed here, .*: false"):
         choose(counts, shrink_items=True)
 

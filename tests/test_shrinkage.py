@@ -13,6 +13,7 @@ import torch
 
 import run_finishing
 import train
+from datamodules.config import SplitConfig
 from models import shrinkage
 from models.blending import Figures, Judged
 from models.content_places import fit_places, place_all
@@ -183,9 +184,24 @@ def test_correlations_in_the_vectors_stay_as_they_are(towers):
     assert (np.abs(after - before)[is_shrunk].max(axis=1) > 1e-3).all()
 
 
-@pytest.mark.parametrize("strict", [False, True])
+IN_ORDER = (ORDERED_RUN, {"neighbours": 3})
+SET = (
+    replace(ORDERED_RUN, features=replace(ORDERED_RUN.features, context={}), split=SplitConfig("pairs")),
+    {"neighbours": 3, "n_blocks": 0, "freeze_items": False},
+)
+
+
+@pytest.mark.parametrize(
+    ("data", "how", "is_last"),
+    [
+        (*IN_ORDER, False),
+        (replace(IN_ORDER[0], split=SplitConfig(strict=True)), IN_ORDER[1], True),
+        (*SET, False),
+    ],
+    ids=["in order", "strict", "set"],
+)
 def test_items_are_shrunk_once_correlations_are_blended_in_and_after_the_last_training_alike(
-    tmp_path, monkeypatch, strict
+    tmp_path, monkeypatch, data, how, is_last
 ):
     judged, done = [], []
     choose, do = run_finishing.choose_strength, run_finishing.shrink_items
@@ -203,12 +219,15 @@ def test_items_are_shrunk_once_correlations_are_blended_in_and_after_the_last_tr
     monkeypatch.setattr(run_finishing, "shrink_items", watch)
     blend = Judged(Blend(0.4, 0.3, 30.0, 0.0, 3), 0.3, 0.2)
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: blend)
-    data = replace(ORDERED_RUN, split=replace(ORDERED_RUN.split, strict=strict))
-    model = replace(SMALL, shrink_items=True, correlations=None, neighbours=3)
-    run = train.run(train.Config(data, model, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
+    interactions, users, items = make_tables(3, simultaneous=False)
+    if data.split.kind == "pairs":
+        interactions = interactions.drop(columns="datetime")
+    model = replace(SMALL, shrink_items=True, correlations=None, **how)
+    run = train.run(train.Config(data, model, QUIET, tmp_path / "run"), (interactions, users, items))
     ((n_events, is_blended),) = judged
     assert is_blended
-    assert done == ([] if strict else [(n_events + 60, True, 2.5, 0)])  # with an event of each user more
+    assert [one[1:] for one in done] == ([] if is_last else [(True, 2.5, 0)])
+    assert all(one[0] > n_events for one in done)  # with what the validation held
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
     assert metrics["training"]["shrinkage"] == {"strength": 2.5, "ndcg": 0.3, "ndcg_alone": 0.2}
 
