@@ -129,7 +129,7 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
 
 
 def _id_dropout(counts: DataCounts) -> tuple[float, str]:
-    if counts.has_content and (counts.is_repeated or counts.is_short_and_ordered):
+    if counts.has_content and (counts.is_repeated or counts.is_short_and_ordered or counts.trains_correlations):
         return 0.1, f"{counts.shape}: an item is placed by its content too"
     return 0.0, "new items are placed by content that is fitted after training"
 

@@ -313,7 +313,11 @@ def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(count
 
 def test_items_of_short_histories_in_an_order_and_trained_ones_of_sets_are_shrunk_towards_their_content():
     assert {name for name, family in FAMILIES.items() if choose(family).shrink_items} == {"short", "set of many"}
-    assert {name for name, family in FAMILIES.items() if choose(family).id_dropout} == {"short", "repeated"}
+    assert {name for name, family in FAMILIES.items() if choose(family).id_dropout} == {
+        "short",
+        "set of many",
+        "repeated",
+    }
     assert not choose(replace(SHORT, has_content=False)).shrink_items
     assert not choose(replace(SET_OF_MANY, has_content=False)).shrink_items
     for family in (LONG, SET, SET_OF_FEW):
