@@ -63,7 +63,7 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
     shrinks = recipe_of(config.model).shrink_items
     if blends(config):
         correlate = make_correlate(config, trained)
-        if shrinks:  # what is blended in is most often what was tried last
+        if shrinks and len(make_trials(config, trained).ridges) == 1:  # what it gives is blended in
             correlate = lru_cache(maxsize=1)(correlate)
         trained = judge_blend(config, trained, correlate, console)
         if is_last or shrinks:

@@ -165,7 +165,10 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
 def _shrink_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.has_content:
         return False, "items have no features"
-    return counts.is_short_and_ordered or counts.trains_correlations, counts.shape
+    if counts.starts_from_correlations:
+        how = "is trained" if counts.trains_correlations else "stays as it is"
+        return counts.trains_correlations, f"{counts.shape}: the start from correlations {how}"
+    return counts.is_short_and_ordered, counts.shape
 
 
 def _freeze_items(counts: DataCounts) -> tuple[bool, str]:

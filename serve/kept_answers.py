@@ -1,73 +1,102 @@
-"""Lists are kept for a moment: whoever asks the same again, by a reload or a second widget, gets them without work."""
+"""Lists are kept for a minute: whoever asks the same again, by a reload or a second widget, gets what was ranked."""
 
 from __future__ import annotations
 
 import json
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
 from serve.errors import SchemaError
 from serve.questions import Name, Outcome, Question, Ranked, rank_together
+from serve.recommendations import Recommendations
 from serve.recommender import Recommender
 from serve.state.store import Recalled
 
-MOMENT = 60
-"""Seconds: whoever asks within them without saying when asks at their beginning."""
+MINUTE = 60
+"""Seconds: whoever asks within them without saying when asks at their beginning, see `serve.service`."""
 _MOST_BYTES = 2**22
 """Of what is kept, by a rough count: some thousand answers. More take longer to be looked through for garbage."""
-_OF_ANSWER, _OF_ITEM, _OF_EVENT = 1_000, 20, 100
+_MOST_OF_ONE = 2**16
+"""Of an answer that is kept: long ones are seldom asked for again."""
+_OF_ANSWER, _OF_ITEM, _OF_EVENT = 1_000, 20, 200
 """Bytes of any answer, of an item in its list, of a live event in the name of its question."""
 
 
+@dataclass(frozen=True)
+class _Now:
+    """What answers, and the minute: what was made under another one is dropped."""
+
+    recommender: Recommender | None
+    minute: int
+
+    def is_as(self, other: _Now) -> bool:
+        return self.recommender is other.recommender and self.minute == other.minute
+
+
+_NEVER = _Now(None, 0)
+
+
 class KeptAnswers:
-    """The latest answers of one recommender: those of another version or catalogue are dropped at once."""
+    """The latest lists of this minute; those of another one, of another version or catalogue are dropped."""
 
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
+        self.n_found = 0
+        """Questions that were answered by what was kept."""
         self._most_bytes = most_bytes
         self._lock = Lock()
-        self._recommender: Recommender | None = None
-        self._answers: OrderedDict[Name, Ranked] = OrderedDict()
+        self._now = _NEVER
+        self._lists: OrderedDict[Name, Recommendations] = OrderedDict()
         self._n_bytes = 0
 
-    def rank(self, recommender: Recommender, questions: Sequence[Question | SchemaError]) -> list[Outcome]:
-        """Answer as `rank_together` does; what was answered already, by what came of it."""
-        names = [None if isinstance(one, SchemaError) else one.name for one in questions]
-        outcomes: dict[int, Outcome] = {**self._find(recommender, names)}
-        missing = [place for place in range(len(questions)) if place not in outcomes]
-        ranked = rank_together(recommender, [questions[place] for place in missing])
+    def rank(self, recommender: Recommender, minute: int, questions: Sequence[Question | SchemaError]) -> list[Outcome]:
+        """Answer as `rank_together` does; what was answered in this minute, with the list that was made."""
+        now = _Now(recommender, minute)
+        outcomes: dict[int, Outcome] = {**self._find(now, questions)}
+        missing = {place: one for place, one in enumerate(questions) if place not in outcomes}
+        ranked = rank_together(recommender, [*missing.values()])
+        self._keep(now, zip(missing.values(), ranked, strict=True))
         outcomes |= zip(missing, ranked, strict=True)
-        self._keep(recommender, {names[place]: outcomes[place] for place in missing})
         return [outcomes[place] for place in range(len(questions))]
 
     def drop(self) -> None:
-        """Let go of all answers."""
+        """Let go of all lists, and of what made them."""
         with self._lock:
-            self._begin(None)
+            self._begin(_NEVER)
 
-    def _find(self, recommender: Recommender, names: Sequence[Name | None]) -> dict[int, Ranked]:
+    def _find(self, now: _Now, questions: Sequence[Question | SchemaError]) -> dict[int, Ranked]:
         """Return what is kept, by the place of its question."""
+        found = {}
         with self._lock:
-            if self._recommender is not recommender:
-                self._begin(recommender)
-            answers = self._answers
-            return {place: answers[name] for place, name in enumerate(names) if name is not None and name in answers}
+            if not self._now.is_as(now):
+                self._begin(now)
+            for place, one in enumerate(questions):
+                if not isinstance(one, SchemaError) and one.name is not None and one.name in self._lists:
+                    found[place] = Ranked(one.requests, self._lists[one.name])
+            self.n_found += len(found)
+        return found
 
-    def _keep(self, recommender: Recommender, outcomes: Mapping[Name | None, Outcome]) -> None:
+    def _keep(self, now: _Now, ranked: Iterable[tuple[Question | SchemaError, Outcome]]) -> None:
         with self._lock:
-            if self._recommender is not recommender:  # another one has answered meanwhile
+            if not self._now.is_as(now):  # overtaken meanwhile
                 return
-            for name, outcome in outcomes.items():
-                if name is not None and name not in self._answers and isinstance(outcome, Ranked):
-                    self._answers[name] = outcome
-                    self._n_bytes += _measure(name, outcome)
+            for question, outcome in ranked:
+                if not isinstance(question, SchemaError) and isinstance(outcome, Ranked):
+                    self._add(question.name, outcome.lists)
             while self._n_bytes > self._most_bytes:
-                self._n_bytes -= _measure(*self._answers.popitem(last=False))
+                self._n_bytes -= _measure(*self._lists.popitem(last=False))
 
-    def _begin(self, recommender: Recommender | None) -> None:
-        self._recommender = recommender
-        self._answers, self._n_bytes = OrderedDict(), 0
+    def _add(self, name: Name | None, lists: Recommendations) -> None:
+        if name is None or name in self._lists or _measure(name, lists) > _MOST_OF_ONE:
+            return
+        self._lists[name] = lists
+        self._n_bytes += _measure(name, lists)
+
+    def _begin(self, now: _Now) -> None:
+        self._now = now
+        self._lists, self._n_bytes = OrderedDict(), 0
 
 
 def name_question(
@@ -83,8 +112,10 @@ def name_question(
         recalled: what the store has of who asks.
 
     Returns:
-        None where it holds a value that JSON does not know: then nobody can tell.
+        None of somebody who was forgotten, and where it holds a value that JSON does not know: nobody can tell then.
     """
+    if recalled.is_forgotten:
+        return None
     try:
         words = json.dumps(raw)  # tells 1 from true and from 1.0
     except TypeError:
@@ -92,7 +123,7 @@ def name_question(
     return words, k, filter_viewed, moment, recalled
 
 
-def _measure(name: Name, ranked: Ranked) -> int:
+def _measure(name: Name, lists: Recommendations) -> int:
     words, *_, recalled = name
     n_events = len(recalled.history) + len(recalled.dismissed)
-    return _OF_ANSWER + len(words) + _OF_ITEM * len(ranked.lists.item_row) + _OF_EVENT * n_events
+    return _OF_ANSWER + len(words) + _OF_ITEM * len(lists.item_row) + _OF_EVENT * n_events

@@ -11,7 +11,7 @@ from typing import Any
 from serve.errors import SchemaError
 from serve.explanations import find_reasons, show_items
 from serve.impression_log import ImpressionLog
-from serve.kept_answers import MOMENT, KeptAnswers, name_question
+from serve.kept_answers import MINUTE, KeptAnswers, name_question
 from serve.layout import STATE_FILE
 from serve.live.items import LiveItems
 from serve.questions import Name, Question
@@ -106,7 +106,7 @@ class Service:
         snapshot, reason = source.start()
         self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
         self._serving = Serving(snapshot, self._put_items_on, reason)
-        self._kept = KeptAnswers()
+        self.kept = KeptAnswers()
         self._state = StateStore(state / STATE_FILE, retention_days=retention_days)
         self.impressions = ImpressionLog(self._state)
 
@@ -116,19 +116,20 @@ class Service:
         return self._serving.current().version
 
     def recommend(self, asked: Sequence[Asked]) -> list[Answered | SchemaError]:
-        """Rank items for the requests of each caller; where one has no datetime, it is asked in this minute.
+        """Rank items for the requests of each caller.
 
-        What is shown is logged, each time that it is. Who asks the same again within the minute gets what was ranked.
+        Where one has no datetime, it is asked at the beginning of this minute, or at her latest event where that came
+        later. Who asks the same again within the minute gets what was ranked. What is shown is logged, each time.
 
         Returns:
             An answer for each caller, or the error in place of it: a request that cannot be read, filters that do not
             fit.
         """
         snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
-        moment = now - now % MOMENT
-        questions = [self._read(snapshot.recommender, one, moment) for one in asked]
+        questions = [self._read(snapshot.recommender, one, now) for one in asked]
+        ranked_ones = self.kept.rank(snapshot.recommender, now // MINUTE, questions)
         outcomes: list[Answered | SchemaError] = []
-        for one, ranked in zip(asked, self._kept.rank(snapshot.recommender, questions), strict=True):
+        for one, ranked in zip(asked, ranked_ones, strict=True):
             if isinstance(ranked, SchemaError):
                 outcomes.append(ranked)
                 continue
@@ -184,13 +185,16 @@ class Service:
         """
         schema = self._serving.current().recommender.bundle.schema
         known = parse_id(user_id, schema.user_id_type, "user_id")
-        receipts = [forget_users(run, [known]) for run in self._runs]
-        self._kept.drop()
-        return receipts
+        try:
+            return [forget_users(run, [known]) for run in self._runs]
+        finally:
+            self.kept.drop()
 
     def reload(self) -> Outcome:
         """Load what the source has now; whatever fails, the present version answers on."""
-        return self._serving.reload(self._source)
+        outcome = self._serving.reload(self._source)
+        self.kept.drop()  # it would hold the version before
+        return outcome
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret of whoever asks."""
@@ -222,14 +226,15 @@ class Service:
         self._state.close()
         self._items.close()
 
-    def _read(self, recommender: Recommender, one: Asked, moment: int) -> Question | SchemaError:
+    def _read(self, recommender: Recommender, one: Asked, now: int) -> Question | SchemaError:
         schema, profiles = recommender.bundle.schema, recommender.profiles
         try:
-            requests = [_at(parse_request(raw, schema), moment) for raw in one.raw]
+            parsed = [parse_request(raw, schema) for raw in one.raw]
         except SchemaError as error:
             return error
-        recalled = [recall(each, self._state) for each in requests]
-        completed = [complete_with(past, each, profiles) for past, each in zip(recalled, requests, strict=True)]
+        recalled = [recall(each, self._state) for each in parsed]
+        requests = [_at(each, past, now) for each, past in zip(parsed, recalled, strict=True)]
+        completed = [complete_with(each, profiles, past) for each, past in zip(requests, recalled, strict=True)]
         return Question(completed, one.k, one.filter_viewed, _name(one, requests, recalled))
 
     def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
@@ -240,8 +245,13 @@ class Service:
         return replace(snapshot, recommender=self._items.recommender)
 
 
-def _at(request: Request, now: int) -> Request:
-    return request if request.datetime is not None else replace(request, datetime=now)
+def _at(request: Request, recalled: Recalled, now: int) -> Request:
+    """Ask a request now, where it does not say when: at a time that stays for a minute unless something happens."""
+    if request.datetime is not None:
+        return request
+    history = recalled.history if request.history is None else request.history
+    latest = min(now, history.datetime[-1]) if history.datetime else 0
+    return replace(request, datetime=max(now - now % MINUTE, latest))
 
 
 def _name(one: Asked, requests: Sequence[Request], recalled: Sequence[Recalled]) -> Name | None:

@@ -8,7 +8,7 @@ import pytest
 from serve import kept_answers
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.kept_answers import MOMENT, KeptAnswers, name_question
+from serve.kept_answers import MINUTE, KeptAnswers, name_question
 from serve.questions import Question, rank_together
 from serve.recommender import Recommender
 from serve.requests import InlineHistory, parse_request
@@ -48,7 +48,7 @@ def question(recommender, raw, k=3):
 class ForgetfulAnswers(KeptAnswers):
     """Keeps nothing."""
 
-    def rank(self, recommender, questions):
+    def rank(self, recommender, minute, questions):
         return rank_together(recommender, questions)
 
 
@@ -57,12 +57,19 @@ def draw_step(rng, schema):
     users, ids = [*known_users(schema)][:3], item_ids(schema)
     user, item = users[int(rng.integers(3))], ids[int(rng.integers(len(ids)))]
     new = 900 if schema.item_id_type == "integer" else "new"
-    kinds = ["ask"] * 12 + ["tick", "observe", "dismiss", "put", "change", "remove", "forget"]
+    kinds = ["ask"] * 14 + ["tick", "observe", "dismiss", "put", "change", "remove", "forget", "reload"]
     kind = kinds[int(rng.integers(len(kinds)))]
     if kind == "ask":
-        asked = {"user_id": user}
-        about = [{}, {"context": {"device": "web"}}, {"exclude": [ids[0]]}, {"filters": {"where": "price > 1"}}]
-        return kind, asked | about[int(rng.integers(len(about)))]
+        about = [
+            {},
+            {"context": {"device": "web"}},
+            {"exclude": [ids[0]]},
+            {"filters": {"where": "price > 1"}},
+            {"history": [{"item_id": ids[2]}, {"item_id": ids[5]}]},
+        ]
+        requests = [{"user_id": user} | about[int(rng.integers(len(about)))]]
+        more = [{"user_id": user}] * (rng.random() < 0.1)
+        return kind, Asked([*requests, *more], int(rng.integers(4, 6)), [None, True][int(rng.integers(2))], "r")
     if kind == "forget" and rng.random() < 0.7:  # a forgotten user stays forgotten: not too early
         kind = "tick"
     return kind, {"user": user, "item": item, "new": new}
@@ -71,9 +78,9 @@ def draw_step(rng, schema):
 def take_step(service, kind, what, now):
     """Let it happen to a service; return what an answer says."""
     if kind == "ask":
-        (answered,) = service.recommend([Asked([what], 5, None, "r")])
-        (one,) = answered.lists
-        return one.user_id, one.item_id.tolist(), one.score.tolist(), one.reason
+        (answered,) = service.recommend([what])
+        lists = [(one.user_id, one.item_id.tolist(), one.score.tolist(), one.reason) for one in answered.lists]
+        return lists, [answered.explain(index) for index in range(len(lists))]
     if kind in ("observe", "dismiss"):
         event = {"user_id": what["user"], "item_id": what["item"], "datetime": now}
         service.observe([event | ({"event": "dismiss"} if kind == "dismiss" else {})])
@@ -85,6 +92,8 @@ def take_step(service, kind, what, now):
         service.remove_item(what["item"])
     elif kind == "forget":
         service.forget(what["user"])
+    elif kind == "reload":
+        service.reload()
     return None
 
 
@@ -94,16 +103,18 @@ def test_whatever_happens_answers_are_those_of_a_service_that_keeps_none(schema,
     clock = [UNTIL + DAY]
     monkeypatch.setattr("serve.service.time.time", lambda: clock[0])
     paths = [publish_served(tmp_path / name, schema) for name in ("keeping", "forgetful")]
-    rng, n_asked = np.random.default_rng(seed), 0
+    rng, asked = np.random.default_rng(seed), []
     with sharing(paths[0]) as keeping, sharing(paths[1]) as forgetful:
-        monkeypatch.setattr(forgetful.service, "_kept", ForgetfulAnswers())
+        monkeypatch.setattr(forgetful.service, "kept", ForgetfulAnswers())
         for _ in range(STEPS):
             kind, what = draw_step(rng, schema)
-            clock[0] += int(rng.integers(2)) if kind != "tick" else int(rng.integers(MOMENT))
+            if kind == "ask":
+                asked.append(what if not asked or rng.random() < 0.5 else asked[-1])
+                what = asked[-1]
+            clock[0] += int(rng.integers(2)) if kind != "tick" else int(rng.integers(MINUTE))
             given = [take_step(parts.service, kind, what, clock[0]) for parts in (keeping, forgetful)]
             assert given[0] == given[1]
-            n_asked += kind == "ask"
-    assert len(ranked) < n_asked - STEPS // 20  # the test would say nothing if nothing were kept
+    assert len(ranked) < len(asked) - STEPS // 15  # the test would say nothing if nothing were kept
 
 
 def test_what_is_shown_again_is_logged_again(tmp_path):
@@ -118,25 +129,28 @@ def test_what_is_shown_again_is_logged_again(tmp_path):
     assert shown == [(request_id, position) for request_id in ("first", "second") for position in (1, 2, 3, 4)]
 
 
-def test_the_same_is_answered_once_in_a_moment_and_among_others(recommender, ranked):
+def test_the_same_is_answered_once_in_a_minute_and_among_others(recommender, ranked):
     kept, users = KeptAnswers(), [*known_users(SHOP)]
     first, second = (question(recommender, {"user_id": user}) for user in users[:2])
-    (one,) = kept.rank(recommender, [first])
+    (one,) = kept.rank(recommender, 0, [first])
     fault = SchemaError("unread")
-    outcomes = kept.rank(recommender, [second, fault, first])
+    outcomes = kept.rank(recommender, 0, [second, fault, first])
     assert outcomes[1] is fault
-    assert outcomes[2] is one
+    assert outcomes[2].lists is one.lists
     assert ranked == [first, second, fault]
+    assert kept.n_found == 1
+    assert kept.rank(recommender, 1, [first])[0].lists is not one.lists
+    (again,) = kept.rank(recommender, 1, [first])
     kept.drop()
-    assert kept.rank(recommender, [first])[0] is not one
+    assert kept.rank(recommender, 1, [first])[0].lists is not again.lists
 
 
 def test_another_catalogue_answers_anew(recommender):
     kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
-    (one,) = kept.rank(recommender, [asked])
-    assert kept.rank(recommender, [asked])[0] is one
-    assert kept.rank(recommender.with_catalogue(recommender.catalogue), [asked])[0] is not one
-    assert kept.rank(recommender, [asked])[0] is not one
+    (one,) = kept.rank(recommender, 0, [asked])
+    assert kept.rank(recommender, 0, [asked])[0].lists is one.lists
+    assert kept.rank(recommender.with_catalogue(recommender.catalogue), 0, [asked])[0].lists is not one.lists
+    assert kept.rank(recommender, 0, [asked])[0].lists is not one.lists
 
 
 def test_an_answer_that_another_catalogue_overtook_is_not_kept(recommender, monkeypatch):
@@ -145,14 +159,14 @@ def test_an_answer_that_another_catalogue_overtook_is_not_kept(recommender, monk
 
     def be_overtaken(slow, questions):
         if slow is recommender:
-            kept.rank(other, [])
+            kept.rank(other, 0, [])
         return rank_together(slow, questions)
 
     monkeypatch.setattr(kept_answers, "rank_together", be_overtaken)
-    (of_before,) = kept.rank(recommender, [asked])
-    (of_now,) = kept.rank(other, [asked])
-    assert of_now is not of_before
-    assert kept.rank(other, [asked])[0] is of_now
+    (of_before,) = kept.rank(recommender, 0, [asked])
+    (of_now,) = kept.rank(other, 0, [asked])
+    assert of_now.lists is not of_before.lists
+    assert kept.rank(other, 0, [asked])[0].lists is of_now.lists
 
 
 def test_faults_and_questions_without_a_name_are_not_kept(recommender, ranked):
@@ -160,7 +174,7 @@ def test_faults_and_questions_without_a_name_are_not_kept(recommender, ranked):
     nameless = replace(question(recommender, {}), name=None)
     wrong = question(recommender, {"filters": {"where": "nonsense = 1"}})
     for _ in range(2):
-        assert isinstance(kept.rank(recommender, [nameless, wrong])[1], SchemaError)
+        assert isinstance(kept.rank(recommender, 0, [nameless, wrong])[1], SchemaError)
     assert ranked == [nameless, wrong] * 2
 
 
@@ -168,20 +182,33 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first(recommender, ranked):
     kept, users = KeptAnswers(most_bytes=3_500), [*known_users(SHOP)]
     asked = [question(recommender, {"user_id": user}, k=3) for user in users[:4]]
     for one in asked:  # a thousand bytes each: the fourth is too many
-        kept.rank(recommender, [one])
-    kept.rank(recommender, asked[1:])
+        kept.rank(recommender, 0, [one])
+    kept.rank(recommender, 0, asked[1:])
     assert ranked == asked
-    kept.rank(recommender, asked[:1])
+    kept.rank(recommender, 0, asked[:1])
     assert ranked == [*asked, asked[0]]
-    kept.rank(recommender, asked[2:])
+    kept.rank(recommender, 0, asked[2:])
     assert len(ranked) == 5
-    assert kept._n_bytes == sum(map(kept_answers._measure, kept._answers, kept._answers.values()))
+    assert kept._n_bytes == sum(map(kept_answers._measure, kept._lists, kept._lists.values()))
+
+
+def test_an_answer_that_would_take_most_of_the_room_is_not_kept(recommender):
+    kept, asked = KeptAnswers(), question(recommender, {"exclude": ["i100"] * 10_000})
+    kept.rank(recommender, 0, [asked])
+    assert not kept._lists
+
+
+def test_what_is_kept_of_a_long_history_is_the_list_alone(recommender):
+    kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
+    kept.rank(recommender, 0, [replace(asked, requests=[replace(asked.requests[0], history=InlineHistory(["i100"]))])])
+    (found,) = kept.rank(recommender, 0, [asked])
+    assert found.requests is asked.requests
 
 
 def test_what_is_asked_twice_at_once_is_kept_once(recommender):
     kept, asked = KeptAnswers(), question(recommender, {})
-    kept.rank(recommender, [asked, asked])
-    assert kept._n_bytes == kept_answers._measure(asked.name, kept._answers[asked.name])
+    kept.rank(recommender, 0, [asked, asked])
+    assert kept._n_bytes == kept_answers._measure(asked.name, kept._lists[asked.name])
 
 
 @pytest.mark.parametrize(
@@ -189,8 +216,8 @@ def test_what_is_asked_twice_at_once_is_kept_once(recommender):
     [
         ({"exclude": [f"i{number}" for number in range(500)]}, 3, Recalled()),
         ({}, 23, Recalled()),
-        ({}, 3, Recalled(InlineHistory(("i100",) * 500))),
-        ({}, 3, Recalled(dismissed=tuple(f"i{number}" for number in range(500)))),
+        ({}, 3, Recalled(InlineHistory(("i100",) * 100))),
+        ({}, 3, Recalled(dismissed=tuple(f"i{number}" for number in range(100)))),
     ],
     ids=["words", "items", "events", "dismissals"],
 )
@@ -198,7 +225,7 @@ def test_long_answers_count_as_more(recommender, about, k, recalled):
     sizes = []
     for raw, length, past in (({}, 3, Recalled()), (about, k, recalled)):
         kept, asked = KeptAnswers(), question(recommender, raw, length)
-        kept.rank(recommender, [replace(asked, name=name_question(raw, length, None, 0, past))])
+        kept.rank(recommender, 0, [replace(asked, name=name_question(raw, length, None, 0, past))])
         sizes.append(kept._n_bytes)
     assert sizes[1] > sizes[0] + 300
 
@@ -215,18 +242,57 @@ def test_the_list_that_is_asked_for_and_the_user_s_state_are_part_of_the_name():
         name_question(raw, 3, None, 0, Recalled()),
         name_question(raw, 4, None, 0, Recalled()),
         name_question(raw, 3, True, 0, Recalled()),
-        name_question(raw, 3, None, MOMENT, Recalled()),
+        name_question(raw, 3, None, MINUTE, Recalled()),
         name_question(raw, 3, None, 0, Recalled(dismissed=(7,))),
-        name_question(raw, 3, None, 0, Recalled(is_forgotten=True)),
     ]
+    assert name_question(raw, 3, None, 0, Recalled(is_forgotten=True)) is None
     assert len(set(names)) == len(names)
     assert name_question(dict(raw), 3, None, 0, Recalled()) == names[0]
 
 
-def test_nothing_is_kept_of_who_is_forgotten(tmp_path):
-    user, *others = known_users(SHOP)
+def ask_for(service, user):
+    (answered,) = service.recommend([Asked([{"user_id": user}], 4, None, "r")])
+    return answered.requests[0]
+
+
+def test_nothing_is_kept_of_who_is_forgotten(tmp_path, monkeypatch):
+    user, other, *_ = known_users(SHOP)
     with sharing(publish_served(tmp_path, SHOP)) as parts:
-        for one in (user, others[0]):
-            parts.service.recommend([Asked([{"user_id": one}], 4, None, "r")])
-        parts.service.forget(user)
-        assert not parts.service._kept._answers
+        kept = parts.service.kept
+        for _ in range(2):
+            ask_for(parts.service, user)
+            parts.service.forget(user)
+            assert not kept._lists
+            ask_for(parts.service, user)
+            assert not kept._lists
+        ask_for(parts.service, other)
+        assert kept._lists
+
+        def fail(run, users):
+            raise OSError("the disk is full")
+
+        monkeypatch.setattr("serve.service.forget_users", fail)
+        with pytest.raises(OSError, match="full"):
+            parts.service.forget(other)
+        assert not kept._lists
+
+
+def test_a_reload_lets_go_of_the_version_before(tmp_path):
+    with sharing(publish_served(tmp_path, SHOP)) as parts:
+        ask_for(parts.service, next(iter(known_users(SHOP))))
+        parts.service.reload()
+        assert parts.service.kept._now.recommender is None
+
+
+@pytest.mark.parametrize(("since", "asked"), [(10, 10), (-100, 0), (59, 50)])
+def test_an_event_of_this_minute_moves_the_moment_to_it(tmp_path, monkeypatch, since, asked):
+    start, user = UNTIL + DAY, next(iter(known_users(SHOP)))
+    assert start % MINUTE == 0
+    monkeypatch.setattr("serve.service.time.time", lambda: start + 50)
+    with sharing(publish_served(tmp_path, SHOP)) as parts:
+        assert ask_for(parts.service, user).datetime == start
+        parts.service.observe([{"user_id": user, "item_id": "i107", "datetime": start + since}])
+        assert ask_for(parts.service, user).datetime == start + asked
+        history = [{"item_id": "i107", "datetime": start + since}]
+        (answered,) = parts.service.recommend([Asked([{"history": history}], 4, None, "r")])
+        assert answered.requests[0].datetime == start + asked

@@ -192,16 +192,16 @@ SET = (
 
 
 @pytest.mark.parametrize(
-    ("data", "how", "is_last"),
+    ("data", "how", "n_held"),
     [
-        (*IN_ORDER, False),
-        (replace(IN_ORDER[0], split=SplitConfig(strict=True)), IN_ORDER[1], True),
-        (*SET, False),
+        (*IN_ORDER, 60),  # an event of each user
+        (replace(IN_ORDER[0], split=SplitConfig(strict=True)), IN_ORDER[1], None),  # the first training is the last
+        (*SET, 60),
     ],
     ids=["in order", "strict", "set"],
 )
 def test_items_are_shrunk_once_correlations_are_blended_in_and_after_the_last_training_alike(
-    tmp_path, monkeypatch, data, how, is_last
+    tmp_path, monkeypatch, data, how, n_held
 ):
     judged, done = [], []
     choose, do = run_finishing.choose_strength, run_finishing.shrink_items
@@ -226,8 +226,7 @@ def test_items_are_shrunk_once_correlations_are_blended_in_and_after_the_last_tr
     run = train.run(train.Config(data, model, QUIET, tmp_path / "run"), (interactions, users, items))
     ((n_events, is_blended),) = judged
     assert is_blended
-    assert [one[1:] for one in done] == ([] if is_last else [(True, 2.5, 0)])
-    assert all(one[0] > n_events for one in done)  # with what the validation held
+    assert done == ([] if n_held is None else [(n_events + n_held, True, 2.5, 0)])
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
     assert metrics["training"]["shrinkage"] == {"strength": 2.5, "ndcg": 0.3, "ndcg_alone": 0.2}
 

@@ -60,7 +60,9 @@ class RequestBody(TypedDict, total=False):
         Annotated[list[PastEvent], Field(max_length=MOST_EVENTS, fail_fast=True, description="Oldest first.")] | None
     )
     context: Values | None
-    datetime: Annotated[Text | Number | None, Field(description="By default this minute.")]
+    datetime: Annotated[
+        Text | Number | None, Field(description="By default the beginning of this minute, or the latest event.")
+    ]
     exclude: Annotated[Ids | None, Field(description="Items that are not to be listed.")]
     filters: FilterBody | None
 

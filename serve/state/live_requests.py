@@ -11,8 +11,6 @@ from serve.profiles import History, Profiles
 from serve.requests import InlineHistory, Request
 from serve.state.store import Recalled, StateStore
 
-_NOTHING = InlineHistory(())
-
 
 def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
     """Return the request with the user's live events and dismissals in it.
@@ -21,7 +19,7 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     she dismissed is excluded, whatever history it has. A user who was forgotten is nobody: her profile, which a
     process that loaded it earlier may still hold, is not read.
     """
-    return complete_with(recall(request, state), request, profiles)
+    return complete_with(request, profiles, recall(request, state))
 
 
 def recall(request: Request, state: StateStore) -> Recalled:
@@ -29,10 +27,10 @@ def recall(request: Request, state: StateStore) -> Recalled:
     return Recalled() if request.user_id is None else state.recall(request.user_id)
 
 
-def complete_with(recalled: Recalled, request: Request, profiles: Profiles) -> Request:
+def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> Request:
     """Do as `complete` with what was recalled for the request."""
     if recalled.is_forgotten:
-        return replace(request, history=request.history or _NOTHING, features=request.features or {})
+        return replace(request, history=request.history or recalled.history, features=request.features or {})
     if recalled.dismissed:
         request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *recalled.dismissed))))
     if request.user_id is not None and request.history is None and len(recalled.history):

@@ -57,7 +57,7 @@ _NOTHING = InlineHistory(())
 
 @dataclass(frozen=True)
 class Recalled:
-    """What the store has of a user."""
+    """What the store has of a user; equal, and hashed alike, where that is the same: all of it is tuples."""
 
     history: InlineHistory = _NOTHING
     """Oldest first; what happened at one time, in the order in which it arrived."""

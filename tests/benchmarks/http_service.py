@@ -4,7 +4,7 @@
 
 The server is another process, one worker. Its echo takes the same bodies by the same checks and gives them back.
 The ratio: one connection that asks echo and recommend in turn, for a known user and for a history of 50 events; first
-each request with a datetime of its own, so that nothing was kept for it, then the same requests again and again.
+each request with a datetime of its own, so that nothing was kept for it, then requests that were all asked before.
 The tail: an open loop, so that a request that had to wait counts from when it was due, not from when it could be
 sent; echo at the same rate beside it, no request like another. Also: seconds from the start of the process until it is
 ready.
@@ -53,10 +53,11 @@ def main() -> None:
             print(f"ready after {seconds:.2f} s")
             numbers = itertools.count()
             for name, requests in draw_requests(bundle).items():
-                first = draw_bodies(requests, itertools.islice(numbers, args.calls + WARM_UP))
-                again = draw_bodies(requests, range(len(requests)))
-                print(f"{name:8s} first: {compare(port, first, args.calls)}")
-                print(f"{name:8s} again: {compare(port, again, args.calls)}")
+                warm_up = draw_bodies(requests, itertools.islice(numbers, WARM_UP))
+                first = draw_bodies(requests, itertools.islice(numbers, args.calls))
+                again = draw_bodies(requests, range(len(requests))) * (args.calls // len(requests))
+                print(f"{name:8s} first: {compare(port, warm_up, first)}")
+                print(f"{name:8s} again: {compare(port, again[: len(requests)], again)}")
                 for path in (ECHO, ASK):  # the first is what client, loopback and machine add to the tail
                     bodies = draw_bodies(requests, itertools.islice(numbers, int(args.rate * args.seconds)))
                     print(f"{name:8s} {path}, {asyncio.run(hold_rate(port, path, bodies, args.rate))}")
@@ -135,16 +136,16 @@ class Caller:
         return before + self._socket.recv(1 << 20)
 
 
-def compare(port: int, bodies: list[bytes], n_calls: int) -> str:
-    """Ask echo and recommend in turn and describe both."""
+def compare(port: int, before: list[bytes], bodies: list[bytes]) -> str:
+    """Ask echo and recommend in turn and describe both; what is asked before does not count."""
     caller = Caller(port)
-    seconds = np.empty((n_calls, 2))
-    for call in range(-WARM_UP, n_calls):
+    seconds = np.empty((len(before) + len(bodies), 2))
+    for call, body in enumerate([*before, *bodies]):
         for side, path in enumerate((ECHO, ASK)):
             started = time.perf_counter()
-            caller.ask(path, bodies[call % len(bodies)])
+            caller.ask(path, body)
             seconds[call, side] = time.perf_counter() - started
-    echo, ours = np.percentile(seconds * 1e3, [50, 99], axis=0).T
+    echo, ours = np.percentile(seconds[len(before) :] * 1e3, [50, 99], axis=0).T
     return (
         f"one connection: echo p50 {echo[0]:.2f} ms, p99 {echo[1]:.2f}; recommend p50 {ours[0]:.2f}, p99 {ours[1]:.2f};"
         f" p50 x {ours[0] / echo[0]:.2f}"

@@ -3,7 +3,8 @@
     OMP_NUM_THREADS=1 python tests/benchmarks/http_trouble.py [--items 12000] [--seconds 60] [--swaps 100]
 
 Swaps: four clients that ask one request after the other, first in peace, then while the service is exchanged between
-two versions again and again; every answer is recomputed afterwards under the version that it names. Slow clients: 200
+two versions again and again; two of them ask what nobody asked before, two a dozen questions again and again. Every
+answer is recomputed afterwards under the version that it names. Slow clients: 200
 connections that never finish a request, made anew when they are cut off, and a good one that asks a hundred times a
 second. Hostile bodies: 10,000 mutated ones, a connection each; the memory of the server before and after.
 """
@@ -39,7 +40,8 @@ from tests.served import Server, serving, write_request  # noqa: E402
 from tests.test_http_hostile import mutate  # noqa: E402
 
 TOKEN = "a-token-of-this-benchmark"
-N_CLIENTS, N_SLOW, N_HOSTILE = 4, 200, 10_000
+N_PAIRS, N_SLOW, N_HOSTILE = 2, 200, 10_000
+N_REPEATED = 12
 PAUSE = 0.01
 """Seconds between two requests of the good client beside slow ones."""
 CLOSE = 1e-4
@@ -53,7 +55,7 @@ class Client(threading.Thread):
     port: int
     requests: list[dict[str, Any]]
     numbers: Iterator[int]
-    """Of the requests to come, shared by all clients: none asks what another one asked."""
+    """Of the requests to come."""
     seconds: float
     pause: float = 0.0
     times: list[float] = field(default_factory=list)
@@ -89,7 +91,7 @@ def main() -> None:
         kept = args.kept or Path(folder)
         bundles = [make_bundle(kept, n_items) for n_items in (args.items, args.items - 1)]
         requests = draw_requests(bundles[1])["inline"]  # its items are in both
-        numbers = itertools.count()
+        numbers = itertools.count(N_REPEATED)
         registry = Registry(Path(folder) / "registry")
         versions = [publish_and_activate(registry, bundle, keep=2).version for bundle in bundles]
         by_version = dict(zip(versions, bundles, strict=True))
@@ -111,7 +113,7 @@ def swap_under_load(
     """Compare the times in peace and while versions are exchanged, and recompute all answers."""
     load(server, requests, numbers, 2.0)  # the first ones warm up
     peace = load(server, requests, numbers, seconds)
-    clients = [Client(server.port, requests, numbers, seconds) for _ in range(N_CLIENTS)]
+    clients = start_clients(server, requests, numbers, seconds)
     versions, end = list(bundles), time.monotonic() + seconds
     for number in range(n_swaps):
         activate(registry, versions[number % 2])
@@ -132,9 +134,17 @@ def swap_under_load(
     )
 
 
+def start_clients(
+    server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float
+) -> list[Client]:
+    """Start as many clients that ask something new as clients that ask the same again."""
+    sources = [source for _ in range(N_PAIRS) for source in (numbers, itertools.cycle(range(N_REPEATED)))]
+    return [Client(server.port, requests, source, seconds) for source in sources]
+
+
 def load(server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float) -> np.ndarray:
     """Ask with all clients; return the seconds of each answer."""
-    clients = [Client(server.port, requests, numbers, seconds) for _ in range(N_CLIENTS)]
+    clients = start_clients(server, requests, numbers, seconds)
     for client in clients:
         client.join()
     return np.concatenate([client.times for client in clients])
