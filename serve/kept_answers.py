@@ -27,13 +27,10 @@ _OF_ANSWER, _OF_ITEM, _OF_EVENT = 1_000, 20, 200
 
 @dataclass(frozen=True)
 class _Now:
-    """What answers, and the minute: what was made under another one is dropped."""
+    """What answers, itself and no other, and the minute: what was made under another one is dropped."""
 
     recommender: Recommender | None
     minute: int
-
-    def is_as(self, other: _Now) -> bool:
-        return self.recommender is other.recommender and self.minute == other.minute
 
 
 _NEVER = _Now(None, 0)
@@ -70,7 +67,7 @@ class KeptAnswers:
         """Return what is kept, by the place of its question."""
         found = {}
         with self._lock:
-            if not self._now.is_as(now):
+            if self._now != now:
                 self._begin(now)
             for place, one in enumerate(questions):
                 if not isinstance(one, SchemaError) and one.name is not None and one.name in self._lists:
@@ -80,7 +77,7 @@ class KeptAnswers:
 
     def _keep(self, now: _Now, ranked: Iterable[tuple[Question | SchemaError, Outcome]]) -> None:
         with self._lock:
-            if not self._now.is_as(now):  # overtaken meanwhile
+            if self._now != now:  # overtaken meanwhile
                 return
             for question, outcome in ranked:
                 if not isinstance(question, SchemaError) and isinstance(outcome, Ranked):
