@@ -27,13 +27,14 @@ _OF_ANSWER, _OF_ITEM, _OF_EVENT = 1_000, 20, 200
 
 @dataclass(frozen=True)
 class _Now:
-    """What answers, itself and no other, and the minute: what was made under another one is dropped."""
+    """What answers, itself and no other, the minute, and the era: what was made under another one is dropped."""
 
     recommender: Recommender | None
     minute: int
+    era: int
 
 
-_NEVER = _Now(None, 0)
+_NEVER = _Now(None, 0, 0)
 
 
 class KeptAnswers:
@@ -42,15 +43,26 @@ class KeptAnswers:
     def __init__(self, most_bytes: int = _MOST_BYTES) -> None:
         self.n_found = 0
         """Questions that were answered by what was kept."""
+        self.era = 0
+        """Another one begins with each `drop`."""
         self._most_bytes = most_bytes
         self._lock = Lock()
         self._now = _NEVER
         self._lists: OrderedDict[Name, Recommendations] = OrderedDict()
         self._n_bytes = 0
 
-    def rank(self, recommender: Recommender, minute: int, questions: Sequence[Question | SchemaError]) -> list[Outcome]:
-        """Answer as `rank_together` does; what was answered in this minute, with the list that was made."""
-        now = _Now(recommender, minute)
+    def rank(
+        self, recommender: Recommender, minute: int, era: int, questions: Sequence[Question | SchemaError]
+    ) -> list[Outcome]:
+        """Answer as `rank_together` does; what was answered in this minute, with the list that was made.
+
+        Args:
+            recommender: what ranks.
+            minute: in which it is asked.
+            era: as it was before the recommender was taken and the questions were read: nothing is kept of another one.
+            questions: or errors in their place.
+        """
+        now = _Now(recommender, minute, era)
         outcomes: dict[int, Outcome] = {**self._find(now, questions)}
         missing = {place: one for place, one in enumerate(questions) if place not in outcomes}
         ranked = rank_together(recommender, [*missing.values()])
@@ -59,25 +71,30 @@ class KeptAnswers:
         return [outcomes[place] for place in range(len(questions))]
 
     def drop(self) -> None:
-        """Let go of all lists, and of what made them."""
+        """Let go of all lists and of what made them; what is being asked now will not be kept either."""
         with self._lock:
+            self.era += 1
             self._begin(_NEVER)
 
     def _find(self, now: _Now, questions: Sequence[Question | SchemaError]) -> dict[int, Ranked]:
         """Return what is kept, by the place of its question."""
         found = {}
         with self._lock:
+            if now.era != self.era:
+                return {}
             if self._now != now:
                 self._begin(now)
             for place, one in enumerate(questions):
-                if not isinstance(one, SchemaError) and one.name is not None and one.name in self._lists:
-                    found[place] = Ranked(one.requests, self._lists[one.name])
+                if isinstance(one, SchemaError) or one.name is None:
+                    continue
+                if (lists := self._lists.get(one.name)) is not None:
+                    found[place] = Ranked(one.requests, lists)
             self.n_found += len(found)
         return found
 
     def _keep(self, now: _Now, ranked: Iterable[tuple[Question | SchemaError, Outcome]]) -> None:
         with self._lock:
-            if self._now != now:  # overtaken meanwhile
+            if self._now != now:  # overtaken, or dropped, meanwhile
                 return
             for question, outcome in ranked:
                 if not isinstance(question, SchemaError) and isinstance(outcome, Ranked):
@@ -88,7 +105,7 @@ class KeptAnswers:
     def _add(self, name: Name | None, lists: Recommendations) -> None:
         if name is None or name in self._lists or _measure(name, lists) > _MOST_OF_ONE:
             return
-        self._lists[name] = lists
+        self._lists[name] = lists.apart()
         self._n_bytes += _measure(name, lists)
 
     def _begin(self, now: _Now) -> None:
@@ -109,9 +126,10 @@ def name_question(
         recalled: what the store has of who asks.
 
     Returns:
-        None of somebody who was forgotten, and where it holds a value that JSON does not know: nobody can tell then.
+        None of somebody who was forgotten, of what is too long to be kept, and where a value is none that JSON knows:
+        nobody can tell then.
     """
-    if recalled.is_forgotten:
+    if recalled.is_forgotten or _OF_EVENT * _count(recalled) > _MOST_OF_ONE:
         return None
     try:
         words = json.dumps(raw)  # tells 1 from true and from 1.0
@@ -122,5 +140,8 @@ def name_question(
 
 def _measure(name: Name, lists: Recommendations) -> int:
     words, *_, recalled = name
-    n_events = len(recalled.history) + len(recalled.dismissed)
-    return _OF_ANSWER + len(words) + _OF_ITEM * len(lists.item_row) + _OF_EVENT * n_events
+    return _OF_ANSWER + len(words) + _OF_ITEM * len(lists.item_row) + _OF_EVENT * _count(recalled)
+
+
+def _count(recalled: Recalled) -> int:
+    return len(recalled.history) + len(recalled.dismissed)

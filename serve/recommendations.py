@@ -7,7 +7,7 @@ import io
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -123,6 +123,11 @@ class Recommendations:
             unknown_items=self.unknown_items[requests],
             reason=self.reason[requests],
         )
+
+    def apart(self) -> Recommendations:
+        """Return a copy that does not hold on to the lists of others, of which `part` is a view."""
+        names = ("user_id", "item_row", "score", "rank", "offsets", "unknown_items", "reason")
+        return replace(self, **{name: getattr(self, name).copy() for name in names})
 
     def of(self, index: int) -> Answer:
         """Return the answer to one request."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -125,9 +126,10 @@ class Service:
             An answer for each caller, or the error in place of it: a request that cannot be read, filters that do not
             fit.
         """
+        era = self.kept.era  # before all that it is about
         snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
         questions = [self._read(snapshot.recommender, one, now) for one in asked]
-        ranked_ones = self.kept.rank(snapshot.recommender, now // MINUTE, questions)
+        ranked_ones = self.kept.rank(snapshot.recommender, now // MINUTE, era, questions)
         outcomes: list[Answered | SchemaError] = []
         for one, ranked in zip(asked, ranked_ones, strict=True):
             if isinstance(ranked, SchemaError):
@@ -169,11 +171,13 @@ class Service:
         """Add or change an item; see `LiveItems.put`."""
         self._items.put(item_id, columns)
         self._serving.change(self._show_items)
+        self.kept.drop()
 
     def remove_item(self, item_id: Id) -> bool:
         """Remove an item, also from versions to come; say whether it was there."""
         was_there = self._items.remove(item_id)
         self._serving.change(self._show_items)
+        self.kept.drop()
         return was_there
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
@@ -246,12 +250,16 @@ class Service:
 
 
 def _at(request: Request, recalled: Recalled, now: int) -> Request:
-    """Ask a request now, where it does not say when: at a time that stays for a minute unless something happens."""
+    """Ask a request now, where it does not say when: at a time that stays for a minute unless something happens.
+
+    That is the beginning of the minute, or her latest event where it came later, of those that lie not ahead.
+    """
     if request.datetime is not None:
         return request
     history = recalled.history if request.history is None else request.history
-    latest = min(now, history.datetime[-1]) if history.datetime else 0
-    return replace(request, datetime=max(now - now % MINUTE, latest))
+    times = history.datetime or ()
+    n_past = bisect_right(times, now)
+    return replace(request, datetime=max([now - now % MINUTE, *times[n_past - 1 : n_past]]))
 
 
 def _name(one: Asked, requests: Sequence[Request], recalled: Sequence[Recalled]) -> Name | None:

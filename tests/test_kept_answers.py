@@ -48,7 +48,7 @@ def question(recommender, raw, k=3):
 class ForgetfulAnswers(KeptAnswers):
     """Keeps nothing."""
 
-    def rank(self, recommender, minute, questions):
+    def rank(self, recommender, minute, era, questions):
         return rank_together(recommender, questions)
 
 
@@ -66,13 +66,14 @@ def draw_step(rng, schema):
             {"exclude": [ids[0]]},
             {"filters": {"where": "price > 1"}},
             {"history": [{"item_id": ids[2]}, {"item_id": ids[5]}]},
+            {"history": [{"item_id": ids[2], "datetime": UNTIL + DAY + 90}]},
         ]
         requests = [{"user_id": user} | about[int(rng.integers(len(about)))]]
         more = [{"user_id": user}] * (rng.random() < 0.1)
         return kind, Asked([*requests, *more], int(rng.integers(4, 6)), [None, True][int(rng.integers(2))], "r")
     if kind == "forget" and rng.random() < 0.7:  # a forgotten user stays forgotten: not too early
         kind = "tick"
-    return kind, {"user": user, "item": item, "new": new}
+    return kind, {"user": user, "item": item, "new": new, "since": int(rng.choice([-100, 0, 30]))}
 
 
 def take_step(service, kind, what, now):
@@ -82,7 +83,7 @@ def take_step(service, kind, what, now):
         lists = [(one.user_id, one.item_id.tolist(), one.score.tolist(), one.reason) for one in answered.lists]
         return lists, [answered.explain(index) for index in range(len(lists))]
     if kind in ("observe", "dismiss"):
-        event = {"user_id": what["user"], "item_id": what["item"], "datetime": now}
+        event = {"user_id": what["user"], "item_id": what["item"], "datetime": now + what["since"]}
         service.observe([event | ({"event": "dismiss"} if kind == "dismiss" else {})])
     elif kind == "put":
         service.put_item(what["new"], {"department": "dairy", "price": 3.0})
@@ -103,18 +104,19 @@ def test_whatever_happens_answers_are_those_of_a_service_that_keeps_none(schema,
     clock = [UNTIL + DAY]
     monkeypatch.setattr("serve.service.time.time", lambda: clock[0])
     paths = [publish_served(tmp_path / name, schema) for name in ("keeping", "forgetful")]
-    rng, asked = np.random.default_rng(seed), []
+    rng, n_asked, last = np.random.default_rng(seed), 0, None
     with sharing(paths[0]) as keeping, sharing(paths[1]) as forgetful:
         monkeypatch.setattr(forgetful.service, "kept", ForgetfulAnswers())
         for _ in range(STEPS):
             kind, what = draw_step(rng, schema)
-            if kind == "ask":
-                asked.append(what if not asked or rng.random() < 0.5 else asked[-1])
-                what = asked[-1]
+            if kind == "ask":  # often what was asked before something happened
+                last = what = last if last and rng.random() < 0.6 else what
             clock[0] += int(rng.integers(2)) if kind != "tick" else int(rng.integers(MINUTE))
-            given = [take_step(parts.service, kind, what, clock[0]) for parts in (keeping, forgetful)]
-            assert given[0] == given[1]
-    assert len(ranked) < len(asked) - STEPS // 15  # the test would say nothing if nothing were kept
+            for _ in range(2 if kind == "ask" else 1):
+                given = [take_step(parts.service, kind, what, clock[0]) for parts in (keeping, forgetful)]
+                assert given[0] == given[1]
+                n_asked += kind == "ask"
+    assert len(ranked) < n_asked - STEPS // 15  # the test would say nothing if nothing were kept
 
 
 def test_what_is_shown_again_is_logged_again(tmp_path):
@@ -132,25 +134,29 @@ def test_what_is_shown_again_is_logged_again(tmp_path):
 def test_the_same_is_answered_once_in_a_minute_and_among_others(recommender, ranked):
     kept, users = KeptAnswers(), [*known_users(SHOP)]
     first, second = (question(recommender, {"user_id": user}) for user in users[:2])
-    (one,) = kept.rank(recommender, 0, [first])
+    (one,) = kept.rank(recommender, 0, kept.era, [first])
     fault = SchemaError("unread")
-    outcomes = kept.rank(recommender, 0, [second, fault, first])
+    outcomes = kept.rank(recommender, 0, kept.era, [second, fault, first])
     assert outcomes[1] is fault
-    assert outcomes[2].lists is one.lists
+    assert outcomes[2].lists is kept._lists[first.name]
+    assert list(outcomes[2].lists.item_row) == list(one.lists.item_row)
     assert ranked == [first, second, fault]
     assert kept.n_found == 1
-    assert kept.rank(recommender, 1, [first])[0].lists is not one.lists
-    (again,) = kept.rank(recommender, 1, [first])
+    assert kept.rank(recommender, 1, kept.era, [first])[0].lists is not one.lists
+    assert (kept.n_found, len(ranked)) == (1, 4)
+    kept.rank(recommender, 1, kept.era, [first])
     kept.drop()
-    assert kept.rank(recommender, 1, [first])[0].lists is not again.lists
+    kept.rank(recommender, 1, kept.era, [first])
+    assert (kept.n_found, len(ranked)) == (2, 5)
 
 
 def test_another_catalogue_answers_anew(recommender):
     kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
-    (one,) = kept.rank(recommender, 0, [asked])
-    assert kept.rank(recommender, 0, [asked])[0].lists is one.lists
-    assert kept.rank(recommender.with_catalogue(recommender.catalogue), 0, [asked])[0].lists is not one.lists
-    assert kept.rank(recommender, 0, [asked])[0].lists is not one.lists
+    (one,) = kept.rank(recommender, 0, kept.era, [asked])
+    assert one.lists is not kept._lists[asked.name]
+    assert kept.rank(recommender, 0, kept.era, [asked])[0].lists is kept._lists[asked.name]
+    assert kept.rank(recommender.with_catalogue(recommender.catalogue), 0, kept.era, [asked])[0].lists is not one.lists
+    assert kept.rank(recommender, 0, kept.era, [asked])[0].lists is not one.lists
 
 
 def test_an_answer_that_another_catalogue_overtook_is_not_kept(recommender, monkeypatch):
@@ -159,14 +165,44 @@ def test_an_answer_that_another_catalogue_overtook_is_not_kept(recommender, monk
 
     def be_overtaken(slow, questions):
         if slow is recommender:
-            kept.rank(other, 0, [])
+            kept.rank(other, 0, kept.era, [])
         return rank_together(slow, questions)
 
     monkeypatch.setattr(kept_answers, "rank_together", be_overtaken)
-    (of_before,) = kept.rank(recommender, 0, [asked])
-    (of_now,) = kept.rank(other, 0, [asked])
+    (of_before,) = kept.rank(recommender, 0, kept.era, [asked])
+    (of_now,) = kept.rank(other, 0, kept.era, [asked])
     assert of_now.lists is not of_before.lists
-    assert kept.rank(other, 0, [asked])[0].lists is of_now.lists
+    assert kept.rank(other, 0, kept.era, [asked])[0].lists is kept._lists[asked.name]
+
+
+def test_what_was_asked_before_a_drop_is_not_kept_after_it(recommender, monkeypatch):
+    kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
+    before = kept.era
+
+    def drop_meanwhile(slow, questions):
+        if questions:
+            kept.drop()
+            kept.rank(recommender, 0, kept.era, [])  # somebody else begins anew in the same minute
+        return rank_together(slow, questions)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(kept_answers, "rank_together", drop_meanwhile)
+        kept.rank(recommender, 0, before, [asked])
+    assert not kept._lists
+    kept.rank(recommender, 0, before, [asked])  # read before the drop, ranked after it
+    assert not kept._lists
+    kept.rank(recommender, 0, kept.era, [asked])
+    assert kept._lists
+
+
+def test_what_is_kept_holds_nothing_of_who_was_asked_for_beside_it(tmp_path):
+    user, other, *_ = known_users(SHOP)
+    with sharing(publish_served(tmp_path, SHOP)) as parts:
+        parts.service.forget(user)
+        parts.service.recommend([Asked([{"user_id": one}], 4, None, "r") for one in (user, other)])
+        (lists,) = parts.service.kept._lists.values()
+        assert list(lists.user_id) == [other]
+        assert all(getattr(lists, name).base is None for name in ("user_id", "item_row", "score", "rank", "reason"))
 
 
 def test_faults_and_questions_without_a_name_are_not_kept(recommender, ranked):
@@ -174,7 +210,7 @@ def test_faults_and_questions_without_a_name_are_not_kept(recommender, ranked):
     nameless = replace(question(recommender, {}), name=None)
     wrong = question(recommender, {"filters": {"where": "nonsense = 1"}})
     for _ in range(2):
-        assert isinstance(kept.rank(recommender, 0, [nameless, wrong])[1], SchemaError)
+        assert isinstance(kept.rank(recommender, 0, kept.era, [nameless, wrong])[1], SchemaError)
     assert ranked == [nameless, wrong] * 2
 
 
@@ -182,32 +218,37 @@ def test_what_is_kept_is_bounded_and_the_oldest_goes_first(recommender, ranked):
     kept, users = KeptAnswers(most_bytes=3_500), [*known_users(SHOP)]
     asked = [question(recommender, {"user_id": user}, k=3) for user in users[:4]]
     for one in asked:  # a thousand bytes each: the fourth is too many
-        kept.rank(recommender, 0, [one])
-    kept.rank(recommender, 0, asked[1:])
+        kept.rank(recommender, 0, kept.era, [one])
+    kept.rank(recommender, 0, kept.era, asked[1:])
     assert ranked == asked
-    kept.rank(recommender, 0, asked[:1])
+    kept.rank(recommender, 0, kept.era, asked[:1])
     assert ranked == [*asked, asked[0]]
-    kept.rank(recommender, 0, asked[2:])
+    kept.rank(recommender, 0, kept.era, asked[2:])
     assert len(ranked) == 5
     assert kept._n_bytes == sum(map(kept_answers._measure, kept._lists, kept._lists.values()))
 
 
 def test_an_answer_that_would_take_most_of_the_room_is_not_kept(recommender):
     kept, asked = KeptAnswers(), question(recommender, {"exclude": ["i100"] * 10_000})
-    kept.rank(recommender, 0, [asked])
+    kept.rank(recommender, 0, kept.era, [asked])
     assert not kept._lists
 
 
 def test_what_is_kept_of_a_long_history_is_the_list_alone(recommender):
     kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
-    kept.rank(recommender, 0, [replace(asked, requests=[replace(asked.requests[0], history=InlineHistory(["i100"]))])])
-    (found,) = kept.rank(recommender, 0, [asked])
+    kept.rank(
+        recommender,
+        0,
+        kept.era,
+        [replace(asked, requests=[replace(asked.requests[0], history=InlineHistory(["i100"]))])],
+    )
+    (found,) = kept.rank(recommender, 0, kept.era, [asked])
     assert found.requests is asked.requests
 
 
 def test_what_is_asked_twice_at_once_is_kept_once(recommender):
     kept, asked = KeptAnswers(), question(recommender, {})
-    kept.rank(recommender, 0, [asked, asked])
+    kept.rank(recommender, 0, kept.era, [asked, asked])
     assert kept._n_bytes == kept_answers._measure(asked.name, kept._lists[asked.name])
 
 
@@ -225,7 +266,7 @@ def test_long_answers_count_as_more(recommender, about, k, recalled):
     sizes = []
     for raw, length, past in (({}, 3, Recalled()), (about, k, recalled)):
         kept, asked = KeptAnswers(), question(recommender, raw, length)
-        kept.rank(recommender, 0, [replace(asked, name=name_question(raw, length, None, 0, past))])
+        kept.rank(recommender, 0, kept.era, [replace(asked, name=name_question(raw, length, None, 0, past))])
         sizes.append(kept._n_bytes)
     assert sizes[1] > sizes[0] + 300
 
@@ -284,7 +325,7 @@ def test_a_reload_lets_go_of_the_version_before(tmp_path):
         assert parts.service.kept._now.recommender is None
 
 
-@pytest.mark.parametrize(("since", "asked"), [(10, 10), (-100, 0), (59, 50)])
+@pytest.mark.parametrize(("since", "asked"), [(10, 10), (-100, 0), (50, 50), (59, 0)])
 def test_an_event_of_this_minute_moves_the_moment_to_it(tmp_path, monkeypatch, since, asked):
     start, user = UNTIL + DAY, next(iter(known_users(SHOP)))
     assert start % MINUTE == 0

@@ -57,7 +57,9 @@ class Metrics:
         self.unknown_items = self._counter("unknown_history_items", "Items of histories that no bundle knows.", ())
         self.reloads = self._counter("reloads", "Reloads, by outcome.", ("outcome",))
         self.events = self._counter("events", "Events taken in.", ())
-        self.kept = Gauge("bascule_kept", "Questions answered by a list that was made before.", registry=self._registry)
+        self.given_again = Gauge(
+            "bascule_given_again", "Questions answered so far by a list made before.", registry=self._registry
+        )
         self.impressions_lost = Gauge(
             "bascule_impressions_lost", "Impressions that the disk did not take.", registry=self._registry
         )

@@ -34,7 +34,7 @@ def make_operating(parts: Parts) -> APIRouter:
     @router.get("/metrics", summary="Counts and times for Prometheus")
     async def metrics() -> Response:
         parts.metrics.waiting.set(parts.answering.n_jobs)
-        parts.metrics.kept.set(parts.service.kept.n_found)
+        parts.metrics.given_again.set(parts.service.kept.n_found)
         parts.metrics.impressions_lost.set(parts.service.impressions.n_lost)
         parts.metrics.name_bundle(parts.service.version)
         return Response(parts.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")

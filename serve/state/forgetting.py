@@ -30,7 +30,7 @@ _NOT_REACHED = {
     "figures": "metrics.json and the logs of training count all users together, these among them",
     "copies": "backups, snapshots of the file system, blocks that the disk has freed, exports and answers elsewhere",
     "memory": "a server that loaded the profiles before holds these until it reloads or ends, but reads them no more; "
-    "lists of the last minute that it was asked in, until it is asked in another one",
+    "what it was asked in the last minute in which it was asked, with live events and lists, until it is asked again",
 }
 
 

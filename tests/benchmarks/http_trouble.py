@@ -124,30 +124,36 @@ def swap_under_load(
     for client in clients:
         client.join()
     answers = [answer for client in clients for answer in client.answers]
-    swapped = np.concatenate([client.times for client in clients])
+    swapped = np.concatenate([client.times for client in clients[::2]])
     n_wrong = sum(count_wrong(path, version, requests, answers) for version, path in bundles.items())
     seen = {answer["version"] for _, answer in answers}
     calm, stormy = np.percentile(peace, 99) * 1e3, np.percentile(swapped, 99) * 1e3
     print(
         f"{n_swaps} swaps in {seconds:.0f} s: {len(answers)} answers of {len(seen)} versions, {n_wrong} wrong; "
-        f"p99 {stormy:.1f} ms, in peace {calm:.1f} ({len(peace)} answers): x {stormy / calm:.2f}"
+        f"p99 of new questions {stormy:.1f} ms, in peace {calm:.1f} ({len(peace)} answers): x {stormy / calm:.2f}; "
+        f"{count_given_again(server)} lists given again"
     )
 
 
 def start_clients(
     server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float
 ) -> list[Client]:
-    """Start as many clients that ask something new as clients that ask the same again."""
+    """Start clients that ask something new, and after each one that asks the same again."""
     sources = [source for _ in range(N_PAIRS) for source in (numbers, itertools.cycle(range(N_REPEATED)))]
     return [Client(server.port, requests, source, seconds) for source in sources]
 
 
 def load(server: Server, requests: list[dict[str, Any]], numbers: Iterator[int], seconds: float) -> np.ndarray:
-    """Ask with all clients; return the seconds of each answer."""
+    """Ask with all clients; return the seconds of each answer to a new question."""
     clients = start_clients(server, requests, numbers, seconds)
     for client in clients:
         client.join()
-    return np.concatenate([client.times for client in clients])
+    return np.concatenate([client.times for client in clients[::2]])
+
+
+def count_given_again(server: Server) -> int:
+    lines = server.ask("GET", "/metrics").content.decode().splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("bascule_given_again "))))
 
 
 def count_wrong(
