@@ -61,7 +61,8 @@ class RequestBody(TypedDict, total=False):
     )
     context: Values | None
     datetime: Annotated[
-        Text | Number | None, Field(description="By default the beginning of this minute, or the latest event.")
+        Text | Number | None,
+        Field(description="By default the beginning of this minute, or her latest event where that came later."),
     ]
     exclude: Annotated[Ids | None, Field(description="Items that are not to be listed.")]
     filters: FilterBody | None
