@@ -146,11 +146,8 @@ def describe_blend(judged: Judged) -> str:
     if not judged.blend.share:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
     blend = judged.blend
-    kind = "partial covariances" if blend.power else "partial correlations"
-    if blend.n_neighbours and blend.decay:
-        kind = "transitions"
     how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
-    share = f"{kind} of items{how} blended in by {blend.share:.0%}"
+    share = f"{blend.kind} of items{how} blended in by {blend.share:.0%}"
     if judged.ndcg is None:
         return f"{share}, as is usual: there is nothing to validate it by"
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"

@@ -106,14 +106,14 @@ def choose_blend(
     if not judges:
         return Judged(trials.usual)
     yardstick, jury = Yardstick(towers, requests), Jury(towers, judges)
-    none = Blend(0.0, 0.0, trials.ridges[0], 0.0)
+    none = Blend(0.0, 0.0, trials.ridges[0], trials.kinds[0])
     found = {none: jury.judge_alone()}
 
     def judge(ridge: float, counts: Sequence[int]) -> dict[Blend, Figures]:
         made = correlate(ridge)  # may be large, and is gone after it
         judged: dict[Blend, Figures] = {}
-        for power, decay, count in product(trials.powers, trials.decays, counts):
-            blend = Blend(1.0, decay, ridge, power, count)
+        for kind, decay, count in product(trials.kinds, trials.decays, counts):
+            blend = Blend(1.0, decay, ridge, kind, count)
             correlated = _score_by(towers, made, blend)
             measured = yardstick.measure(correlated)
             leads = [measured.find_lead(share) for share in SHARES]
@@ -131,10 +131,10 @@ def choose_blend(
 
 def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) -> CorrelatedScores:
     if isinstance(made, PairCorrelations):
-        neighbours = made.find_neighbours(blend.power, blend.n_neighbours)
+        neighbours = made.find_neighbours(blend.n_neighbours)
         return ByNeighbours(replace(neighbours, decay=blend.decay))
     side = CorrelatedHistory(blend.decay) if towers.user_tower.memory is None else CorrelatedOwned()
-    return ByVectors(side, made.spread_out(blend.power))
+    return ByVectors(side, made.of_kind(blend.kind))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""What items say of each other, pair by pair.
+"""What items say of each other, pair by pair: numbers that a history adds to the scores of other items.
 
-In a set that is how they go together, see `models.item_correlations`, of which a low rank keeps vectors; in an order
-what comes next, see `models.transitions`.
+In a set they are EASE's (`models.item_correlations`), of which a low rank keeps vectors; in an order they tell what
+comes next, see `models.transitions`.
+
+Letters: N items, n the most popular ones, r all others, m numbers kept of each of these.
 """
 
 from __future__ import annotations
@@ -9,8 +11,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import scipy.sparse as sp
 
 from models.item_correlations import order_by_popularity, partial_correlations, who_has_what
+from models.outside_pairs import OutsidePairs, correlate_outside
 from serve.neighbours import Neighbours
 
 USUAL = 256
@@ -23,41 +27,70 @@ CHUNK = 512
 
 @dataclass(frozen=True)
 class PairCorrelations:
-    """Of the most popular items: partial correlations, or covariances as of `Factors`, or transitions."""
+    """What the most popular items say of each other, and they and the others."""
 
-    correlations: np.ndarray
+    numbers: np.ndarray
     """(n, n) float32: what an item of a history, a row, says of others."""
-    spread: np.ndarray
-    """(n,) float32, as of `Factors`."""
     rows: np.ndarray
     """(n,) where these items stand among all."""
     n_items: int
+    outside: OutsidePairs | None = None
+    """Of all other items, in the order of the catalogue; None: nothing is said of them."""
 
-    def find_neighbours(self, power: float, n_neighbours: int) -> Neighbours:
-        """Return the largest numbers of each item, whatever their sign, with the spread to a power as of `Factors`.
+    def find_neighbours(self, n_neighbours: int) -> Neighbours:
+        """Return the largest numbers of each item, whatever their sign.
 
-        Fewer than `n_neighbours` of an item of which fewer numbers are not 0.
+        An item has fewer than `n_neighbours` where fewer of its numbers are not 0, and beside them those of the items
+        outside that have it.
         """
-        scale = self.spread**power  # (n,)
-        most = min(n_neighbours, len(scale) - 1)
+        found = self._find_inside(n_neighbours)
+        if self.outside is not None:
+            found = found + self._find_outside(self.outside, n_neighbours)
+        found.sort_indices()
+        return Neighbours(found.indptr.astype(np.int64), found.indices, found.data)
+
+    def _find_inside(self, n_neighbours: int) -> sp.csr_array:
+        """Return the largest numbers of each of the most popular items, a row, among them, (N, N)."""
+        most = min(n_neighbours, len(self.rows) - 1)
         sizes, rows, weights = np.zeros(self.n_items + 1, np.int64), [], []
         order = np.argsort(self.rows)
         for start in range(0, len(order), CHUNK):
             items = order[start : start + CHUNK]
-            numbers = self.correlations[items] * (scale[items, None] * scale)  # (chunk, n)
-            largest = np.sort(np.argpartition(-np.abs(numbers), most, axis=1)[:, :most], axis=1)  # (chunk, most)
+            numbers = self.numbers[items]  # (chunk, n)
+            largest = np.argpartition(-np.abs(numbers), most, axis=1)[:, :most]  # (chunk, most)
             told = np.take_along_axis(numbers, largest, 1)  # (chunk, most)
             sizes[1 + self.rows[items]] = np.count_nonzero(told, axis=1)
             rows.append(self.rows[largest[told != 0]])
-            weights.append(told[told != 0].astype(np.float32))
-        return Neighbours(sizes.cumsum(), np.concatenate(rows), np.concatenate(weights))
+            weights.append(told[told != 0])
+        parts = (np.concatenate(weights), np.concatenate(rows), sizes.cumsum())
+        return sp.csr_array(parts, (self.n_items, self.n_items))
+
+    def _find_outside(self, outside: OutsidePairs, n_neighbours: int) -> sp.csr_array:
+        """Return the strongest pairs of each item outside, in both directions, (N, N)."""
+        most = min(n_neighbours, outside.places.shape[1])
+        others = np.repeat(np.setdiff1d(np.arange(self.n_items), self.rows), most)  # (r * most,)
+        inside = self.rows[outside.places[:, :most].ravel()]  # (r * most,)
+        shape = (self.n_items, self.n_items)
+        said = sp.csr_array((outside.said[:, :most].ravel(), (others, inside)), shape)
+        heard = sp.csr_array((outside.heard[:, :most].ravel(), (inside, others)), shape)
+        both: sp.csr_array = said + heard
+        return both
 
 
 def correlate_pairs(
     user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], ridge: float, most: int
 ) -> PairCorrelations:
-    """Correlate the `most` popular items of sets; arguments as of `item_correlations.factorise`."""
+    """Correlate the `most` popular items of sets among themselves, and each other item with these.
+
+    Arguments as of `item_correlations.factorise`.
+    """
     matrix = who_has_what(user, item_row, shape)
     core = order_by_popularity(matrix)[:most]
-    correlations, spread = partial_correlations(matrix[:, core], ridge)
-    return PairCorrelations(correlations, spread / spread.mean(), core, shape[1])
+    numbers, spread = partial_correlations(matrix[:, core], ridge)  # (n, n), (n,)
+    others = np.setdiff1d(np.arange(shape[1]), core)
+    outside = None
+    if len(others):
+        outside = correlate_outside(matrix[:, core], matrix[:, others], numbers, spread, ridge)
+    numbers *= spread  # now EASE's: of the item that is told over that of the one that tells
+    numbers /= spread[:, None]
+    return PairCorrelations(numbers, core, shape[1], outside)

@@ -52,7 +52,7 @@ def correlate_next(
     del precision
     transitions = np.ascontiguousarray(backwards.T)  # (n, n)
     np.fill_diagonal(transitions, 0)
-    return PairCorrelations(transitions, np.ones(len(core), np.float32), core, shape[1])
+    return PairCorrelations(transitions, core, shape[1])
 
 
 def _sum_products(

@@ -23,7 +23,7 @@ from tests.tiny_towers import one_thread
 
 R = 6
 BLENDED = replace(SMALL, correlations=R, max_epochs=2, shrink_items=False)
-WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, 0.0), 0.3, 0.2)
+WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, "correlations"), 0.3, 0.2)
 
 SET = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
 
@@ -55,7 +55,7 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
     run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
     expected = {
-        "blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "power": 0.0, "n_neighbours": 0},
+        "blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "kind": "correlations", "n_neighbours": 0},
         "ndcg": 0.3,
         "ndcg_alone": 0.2,
     }
@@ -73,11 +73,13 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
 
 
 def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_path, monkeypatch):
-    none = Judged(Blend(0.0, 0.1, 30.0, 0.0), 0.2, 0.2)
+    none = Judged(Blend(0.0, 0.1, 30.0, "correlations"), 0.2, 0.2)
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: none)
     assert width_of(fit(ORDERED, tmp_path / "run")) == 0
     assert "none" in run_finishing.describe_blend(none)
-    assert "covariances" in run_finishing.describe_blend(replace(WITH_THEM, blend=replace(WITH_THEM.blend, power=1.0)))
+    assert "covariances" in run_finishing.describe_blend(
+        replace(WITH_THEM, blend=replace(WITH_THEM.blend, kind="covariances"))
+    )
 
 
 @pytest.mark.parametrize("strict", [False, True])
@@ -139,8 +141,8 @@ def test_where_repeats_are_recommended_owned_items_are_served_with_their_lead(tm
         return recommender, owned, novel
 
     monkeypatch.setattr(yardstick, "find_lead", lambda *args: 1.5)  # lists this short need none
-    towers, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0, 0.0), 0.2, 0.2))
-    blended, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0, 0.0), 0.3, 0.2))
+    towers, plain, plain_novel = serve("plain", Judged(Blend(0.0, 0.0, 30.0, "correlations"), 0.2, 0.2))
+    blended, owned, novel = serve("blended", Judged(Blend(0.4, 0.0, 30.0, "correlations"), 0.3, 0.2))
     assert blended.taste_dim == towers.taste_dim + R
     assert owned.item_row.tolist() == plain.item_row.tolist()
     lead = (owned.score - plain.score).reshape(len(requests), -1)
@@ -177,7 +179,8 @@ def watch(made, name, correlate, *arguments):
     ids=["set", "in order"],
 )
 def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data, trials, decay):
-    judged = Judged(Blend(0.5, decay, 30.0, 1.0, 3), 0.3, 0.2)
+    said = "transitions" if decay else "covariances"
+    judged = Judged(Blend(0.5, decay, 30.0, said, 3), 0.3, 0.2)
     asked = []
 
     def choose(towers, correlate, trials, requests, validation):
@@ -200,7 +203,6 @@ def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data,
     written = [[(one.bundle / name).read_bytes() for name in names] for one in (run, again)]
     assert written[0] == written[1]
     assert json.loads((run.bundle.parent / "metrics.json").read_text())["training"]["correlations"]["ndcg"] == 0.3
-    said = "transitions" if decay else "partial covariances"
     assert f"{said} of items, of 3 neighbours each, blended in by 50%" in " ".join(capsys.readouterr().out.split())
     recommender = Recommender.load(run.bundle)
     neighbours, vectors = recommender.bundle.neighbours, recommender.catalogue.vectors

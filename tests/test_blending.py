@@ -14,7 +14,7 @@ from models import blending
 from models.blending import SHARES, Correlate, Figures, Judged, blend_in, choose_blend, pick
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByVectors
-from models.item_correlations import RIDGES, Factors
+from models.item_correlations import RIDGES, Factors, Kind
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.transitions import DECAY, RIDGE
@@ -22,7 +22,7 @@ from models.trials import (
     BESIDE_MEMORY,
     DECAYS,
     EVENTS,
-    POWERS,
+    KINDS,
     SETS,
     Blend,
     neighbours_of_events,
@@ -73,9 +73,11 @@ def score(towers: Towers, batch: RequestBatch) -> np.ndarray:
     return (towers.request_vectors(batch, items)[0] @ items.T).numpy()  # (B, N)
 
 
-def correlate(towers: Towers, batch: RequestBatch, decay: float, power: float) -> np.ndarray:
+def correlate(towers: Towers, batch: RequestBatch, decay: float, kind: Kind) -> np.ndarray:
     """Score all items by the correlation part: an event at a time, or by all that a user owns."""
-    factors, summed = FACTORS.numpy() * SPREAD.numpy()[:, None] ** power, np.zeros((len(batch.history_rows), R))
+    factors, summed = FACTORS.numpy(), np.zeros((len(batch.history_rows), R))
+    if kind == "covariances":
+        factors = factors * SPREAD.numpy()[:, None]
     if has_memory(towers):
         return add_up(batch, factors) @ factors.T
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
@@ -119,24 +121,24 @@ def test_a_history_is_summed_up_to_its_length_the_last_events_most(decay):
         assert np.allclose(summed, expected / max(sum(weights), 1) ** 0.5, atol=1e-5)
 
 
-@pytest.mark.parametrize("power", POWERS)
-def test_correlations_count_by_their_share_of_what_scores_vary(side, power):
+@pytest.mark.parametrize("kind", KINDS)
+def test_correlations_count_by_their_share_of_what_scores_vary(side, kind):
     data, towers = side
     requests = list(data.drawn_requests(50))
     (batch,) = data.validation_batches
     plain, decay = score(towers, batch), 0.0 if has_memory(towers) else 0.4
     learned = [changed(towers, score(towers, one), one).var() for one in requests]
-    correlated = [changed(towers, correlate(towers, one, decay, power), one).var() for one in requests]
+    correlated = [changed(towers, correlate(towers, one, decay, kind), one).var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
-    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], power), requests)
-    expected = plain + 0.3 * unit * correlate(towers, batch, decay, power)
+    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], kind), requests)
+    expected = plain + 0.3 * unit * correlate(towers, batch, decay, kind)
     assert np.allclose(score(towers, batch), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(expected, plain, atol=0.05)
 
 
 def test_nothing_is_blended_in_with_a_share_of_zero(side):
     data, towers = side
-    blend_in(towers, make(FACTORS), Blend(0.0, 0.0, RIDGES[0], 0.0), list(data.drawn_requests(9)))
+    blend_in(towers, make(FACTORS), Blend(0.0, 0.0, RIDGES[0], "correlations"), list(data.drawn_requests(9)))
     assert towers.user_tower.correlated_history is None
     assert towers.user_tower.correlated_owned is None
     assert towers.item_tower.history_dim == towers.item_tower.dim
@@ -172,7 +174,7 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
     chosen = choose_blend(towers, factors.__getitem__, trials, requests, batches)
     tried, leads = {}, []
     decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
-    for parts in [(0.0, 0.0, RIDGES[0], 0.0), *itertools.product(SHARES, decays, RIDGES, POWERS)]:
+    for parts in [(0.0, 0.0, RIDGES[0], KINDS[0]), *itertools.product(SHARES, decays, RIDGES, KINDS)]:
         blend = Blend(*parts)
         blend_in(towers, factors.__getitem__, blend, requests)
         tried[blend] = judge(towers, batches)
@@ -186,7 +188,11 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
 
 
 def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
-    none, small, large = Blend(0.0, 0.0, 30.0, 0.0), Blend(0.1, 0.0, 30.0, 0.0), Blend(0.8, 0.0, 1000.0, 1.0)
+    none, small, large = (
+        Blend(0.0, 0.0, 30.0, "correlations"),
+        Blend(0.1, 0.0, 30.0, "correlations"),
+        Blend(0.8, 0.0, 1000.0, "covariances"),
+    )
     found = {none: Figures(0.30, 0.50), small: Figures(0.31, 0.50), large: Figures(0.29, 0.60)}
     assert pick(found, none) == Judged(small, pytest.approx(0.405), pytest.approx(0.4))
     assert pick(found | {small: Figures(0.29, None)}, none).blend == none
@@ -194,19 +200,24 @@ def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
 
 
 def test_of_blends_that_gain_nearly_as_much_the_smallest_share_is_chosen_and_the_best_of_it():
-    none = Blend(0.0, 0.0, 30.0, 0.0)
+    none = Blend(0.0, 0.0, 30.0, "correlations")
     gains = {(0.1, 30.0): 0.0094, (0.2, 30.0): 0.0096, (0.2, 100.0): 0.0097, (0.4, 30.0): 0.01, (0.8, 300.0): 0.0099}
-    found = {Blend(share, 0.0, ridge, 1.0): Figures(0.3 + gain, None) for (share, ridge), gain in gains.items()}
-    assert pick(found | {none: Figures(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, 1.0), 0.3097, 0.3)
+    found = {
+        Blend(share, 0.0, ridge, "covariances"): Figures(0.3 + gain, None) for (share, ridge), gain in gains.items()
+    }
+    assert pick(found | {none: Figures(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, "covariances"), 0.3097, 0.3)
 
 
 def test_of_blends_that_gain_nearly_as_much_the_fewest_neighbours_are_chosen():
-    none = Blend(0.0, 0.0, 30.0, 0.0)
+    none = Blend(0.0, 0.0, 30.0, "correlations")
     gains = {(256, 0.4): 0.0094, (256, 0.8): 0.0096, (1024, 0.2): 0.0097, (1024, 0.4): 0.01, (4096, 0.1): 0.0099}
-    found = {Blend(share, 0.0, 30.0, 1.0, count): Figures(0.3 + gain, None) for (count, share), gain in gains.items()}
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, 1.0, 256)
-    del found[Blend(0.8, 0.0, 30.0, 1.0, 256)]
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, 1.0, 1024)
+    found = {
+        Blend(share, 0.0, 30.0, "covariances", count): Figures(0.3 + gain, None)
+        for (count, share), gain in gains.items()
+    }
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, "covariances", 256)
+    del found[Blend(0.8, 0.0, 30.0, "covariances", 256)]
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, "covariances", 1024)
 
 
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
@@ -230,14 +241,14 @@ def of_a_set():
     world, held_out = hold_out(make_set_world(FeaturesConfig(item={"category": "categorical"})))
     data = make_data(world, validation=held_out)
     pairs = np.random.default_rng(4).standard_normal((N - 1, N - 1)).astype(np.float32)
-    made = PairCorrelations(pairs, SPREAD.numpy()[:-1], np.random.default_rng(5).permutation(N)[:-1], N)
+    made = PairCorrelations(pairs, np.random.default_rng(5).permutation(N)[:-1], N)
     return data, make_towers(world, data, "cosine", n_blocks=0), made
 
 
 @torch.no_grad()
 def score_by_neighbours(made: PairCorrelations, blend: Blend, batch: RequestBatch) -> np.ndarray:
     """Add up, an item at a time, what items of a history say of their two neighbours."""
-    neighbours, scores = made.find_neighbours(blend.power, 2), np.zeros((len(batch.history_rows), N))
+    neighbours, scores = made.find_neighbours(2), np.zeros((len(batch.history_rows), N))
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
         counts = [np.exp(-blend.decay * later) for later in reversed(range(length))]
         for count, item in zip(counts, batch.history_rows[user, :length].tolist(), strict=True):
@@ -246,10 +257,10 @@ def score_by_neighbours(made: PairCorrelations, blend: Blend, batch: RequestBatc
     return scores
 
 
-@pytest.mark.parametrize(("power", "decay"), [(0.0, 0.0), (1.0, 0.0), (0.0, 0.4)])
-def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, power, decay):
+@pytest.mark.parametrize(("kind", "decay"), [("correlations", 0.0), ("covariances", 0.0), ("correlations", 0.4)])
+def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, kind, decay):
     data, towers, made = of_a_set
-    requests, blend = list(data.drawn_requests(50)), Blend(0.3, decay, RIDGES[0], power, 2)
+    requests, blend = list(data.drawn_requests(50)), Blend(0.3, decay, RIDGES[0], kind, 2)
     (batch,) = data.validation_batches
     plain, width = score(towers, batch), towers.item_tower.history_dim
     learned = np.mean([score(towers, one).var() for one in requests])
@@ -271,8 +282,8 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
         for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
             if item in place_of and target in place_of:
                 knowing[place_of[item], place_of[target]] += 1
-    by_ridge = {ridge: replace(made, correlations=-knowing) for ridge in RIDGES}
-    by_ridge[RIDGES[2]] = replace(made, correlations=knowing)
+    by_ridge = {ridge: replace(made, numbers=-knowing) for ridge in RIDGES}
+    by_ridge[RIDGES[2]] = replace(made, numbers=knowing)
     requests = list(data.drawn_requests(50))
     judged = choose_blend(towers, by_ridge.__getitem__, neighbours_of_sets(N), requests, [batch])
     assert judged.blend.share > 0
@@ -298,7 +309,7 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
 
     def correlate(ridge):
         asked.append(ridge)
-        return replace(made, correlations=telling * (ridge == RIDGES[1]))
+        return replace(made, numbers=telling * (ridge == RIDGES[1]))
 
     trials = replace(SETS, counts=[2, 1, N])
     judged = choose_blend(towers, correlate, trials, list(data.drawn_requests(50)), [batch])
@@ -319,7 +330,7 @@ def test_the_users_that_scores_are_measured_by_have_events(side):
 def test_nothing_is_blended_in_where_correlations_say_the_same_of_all(side):
     data, towers = side
     requests = list(data.drawn_requests(50))
-    blend_in(towers, make(torch.zeros(N, R)), Blend(0.3, 0.0, RIDGES[0], 0.0), requests)
+    blend_in(towers, make(torch.zeros(N, R)), Blend(0.3, 0.0, RIDGES[0], "correlations"), requests)
     assert towers.item_tower.history_dim == towers.item_tower.dim
 
 
@@ -357,7 +368,7 @@ def test_correlations_that_only_mislead_are_left_out(side):
 def test_what_is_usual_is_a_little_and_one_of_what_is_tried(trials):
     assert 0 < trials.usual.share < max(SHARES)
     assert trials.usual.ridge in trials.ridges
-    assert trials.usual.power in trials.powers
+    assert trials.usual.kind in trials.kinds
     assert trials.usual.decay in trials.decays
     assert trials.usual.n_neighbours == trials.counts[0]
 
@@ -369,7 +380,7 @@ def test_the_most_neighbours_of_sets_are_tried_beside_what_is_usual(most, counts
 
 def test_events_count_in_a_history_as_transitions_were_fitted():
     tried = neighbours_of_events(7)
-    assert (tried.decays, tried.ridges, tried.powers, tried.counts) == ((DECAY,), (RIDGE,), (0.0,), [7])
+    assert (tried.decays, tried.ridges, tried.kinds, tried.counts) == ((DECAY,), (RIDGE,), ("transitions",), [7])
 
 
 @torch.no_grad()
@@ -397,7 +408,7 @@ def test_owned_items_keep_their_order_and_lists_hold_as_many_of_them(similarity)
     towers = make_towers(world, data, similarity)
     requests = list(data.drawn_requests(50))
     before = [score_all(towers, batch) for batch in requests]
-    blend_in(towers, make(LIFTING), Blend(3.0, 0.0, RIDGES[0], 0.0), requests)
+    blend_in(towers, make(LIFTING), Blend(3.0, 0.0, RIDGES[0], "correlations"), requests)
     after = [score_all(towers, batch) for batch in requests]
     without = []
     for batch, (old, is_owned), (new, _) in zip(requests, before, after, strict=True):
@@ -425,7 +436,7 @@ def test_owned_items_are_summed_for_their_owners():
 
 def test_users_without_items_have_no_correlations(side):
     data, towers = side
-    blend_in(towers, make(FACTORS), Blend(0.5, 0.0, RIDGES[0], 0.0), list(data.drawn_requests(50)))
+    blend_in(towers, make(FACTORS), Blend(0.5, 0.0, RIDGES[0], "correlations"), list(data.drawn_requests(50)))
     dim = towers.item_tower.dim
     with torch.no_grad():
         for batch in data.final_requests():

@@ -57,11 +57,11 @@ def test_transitions_are_the_least_squares_of_what_comes_next(monkeypatch, longe
     assert len(set(made.rows.tolist())) == most
     expected = fit(users, made.rows.tolist(), range(wanted))
     of_far_events = 0.02 if longest > 12 else 1e-5  # what counts less than that is left out
-    assert np.abs(made.correlations - expected).max() <= of_far_events * np.abs(expected).max()
+    assert np.abs(made.numbers - expected).max() <= of_far_events * np.abs(expected).max()
 
 
 def test_an_item_has_those_that_come_after_it():
-    neighbours = correlate(draw(1, 12), N).find_neighbours(0.0, 1)
+    neighbours = correlate(draw(1, 12), N).find_neighbours(1)
     assert np.diff(neighbours.offsets).tolist() == [1] * N
     assert neighbours.rows.tolist() == [(item + 1) % N for item in range(N)]
     assert (neighbours.weights > 0).all()
@@ -70,5 +70,5 @@ def test_an_item_has_those_that_come_after_it():
 @pytest.mark.parametrize("users", [[[3]], [[3], [4]], [[3, 4]]], ids=["one event", "one each", "one pair"])
 def test_hardly_any_events_give_finite_transitions(users):
     made = correlate(users, N)
-    assert np.isfinite(made.correlations).all()
-    assert (np.abs(made.correlations) > 0).sum() == (len(users[0]) > 1)
+    assert np.isfinite(made.numbers).all()
+    assert (np.abs(made.numbers) > 0).sum() == (len(users[0]) > 1)
