@@ -24,10 +24,10 @@ ranked as well by a sample of 4,096 as by all (.0720, .0721, one seed); larger o
 MOST_TOLD_BY_PAIRS = 100_000
 """Items of which the 16,000 most popular are told pair by pair, in sets the others by these: of more they are few."""
 NEIGHBOURS = 1024
-"""That an item may have, in sets whose items are trained; the validation says how many it has. With 32, 256 and 1,024
-validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 % better than
-with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0599 (seed 0), .0596, .0592 and .0594 (seed 1). Sets
-that stay at their correlations, and Frappe with context, ranked no better with 256."""
+"""That an item may have, in sets whose items are trained or well known; the validation says how many it has. With 32,
+256 and 1,024 validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 %
+better than with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0599 (seed 0), .0596, .0592 and .0594
+(seed 1): with partial correlations, before they were EASE's numbers. Frappe with context ranked no better with 256."""
 FOLLOWING = 64
 """Where short histories have an order: as many as 256 found on Amazon Beauty, whole rows no more. On MovieLens, whose
 histories are long, 256 found less than blended factors."""
@@ -153,7 +153,7 @@ def _correlations(counts: DataCounts) -> tuple[int, str]:
 
 
 def _neighbours(counts: DataCounts) -> tuple[int, str]:
-    if not (counts.is_short_and_ordered or counts.trains_correlations):
+    if not (counts.is_short_and_ordered or counts.tells_pairs):
         return 0, counts.shape
     if counts.n_items > MOST_TOLD_BY_PAIRS:
         return 0, f"{counts.n_items:,} items, {counts.shape}"

@@ -15,6 +15,7 @@ from models.data_counts import (
     MOST_FROZEN,
     TRAINED_DIM,
     USERS_OF_A_FACTOR,
+    WELL_KNOWN,
     DataCounts,
 )
 from models.defaults import FOLLOWING, MANY_ITEMS, MANY_ITEMS_OF_REQUESTS, NEIGHBOURS, RULES, choose_recipe
@@ -290,10 +291,18 @@ def test_correlations_are_blended_in_one_way():
     for n_factors in (256, 0):  # a run of before there were neighbours is repeated as it was
         given = choose(SET_OF_MANY, correlations=n_factors)
         assert (given.correlations, given.neighbours) == (n_factors, 0)
-    told = choose(SET, neighbours=5)
+    told = choose(SET, neighbours=5)  # asked for
     assert (told.correlations, told.neighbours) == (0, 5)
     with pytest.raises(SchemaError, match="allowed: one of them"):
         ModelConfig(correlations=1, neighbours=1)
+
+
+def test_items_that_stay_at_their_correlations_have_neighbours_where_pairs_are_well_known():
+    few = replace(SET_OF_FEW, n_items=1_700)
+    assert choose(replace(few, n_events=WELL_KNOWN * 1_700)).neighbours == NEIGHBOURS
+    assert choose(replace(few, n_events=WELL_KNOWN * 1_700 - 1)).neighbours == 0
+    for other in (SET, LONG, REPEATED):  # context, an order and repeats have other ways
+        assert choose(replace(other, n_events=10**9)).neighbours == 0
 
 
 def test_events_in_an_order_have_neighbours_in_place_of_correlations():
