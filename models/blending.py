@@ -2,9 +2,9 @@
 
 Either a part of R entries joins the vectors of items, and a sum of it over her items that of a user: the product then
 says of an item what the towers do and what `models.item_correlations` does, and each is wrong elsewhere. Or, in sets
-whose items are trained and on short histories in an order, each item of a history adds to the scores of its neighbours
-(`serve.neighbours`): there the towers know what a low rank can say. They are not trained together: correlations know
-every pair that training would show them, and would be trusted too much.
+whose items are trained or well known and on short histories in an order, each item of a history adds to the scores of
+its neighbours (`serve.neighbours`): there the towers know what a low rank can say. They are not trained together:
+correlations know every pair that training would show them, and would be trusted too much.
 
 Where a memory scores owned items, correlations are for the others: see `CorrelatedOwned`. They lift the best of these,
 and owned items get a lead by which lists hold as many of them as before (`models.lead`).
@@ -134,7 +134,7 @@ def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) ->
         neighbours = made.find_neighbours(blend.n_neighbours)
         return ByNeighbours(replace(neighbours, decay=blend.decay))
     side = CorrelatedHistory(blend.decay) if towers.user_tower.memory is None else CorrelatedOwned()
-    return ByVectors(side, made.of_kind(blend.kind))
+    return ByVectors(side, made.of_covariances() if blend.kind == "covariances" else made.vectors)
 
 
 @dataclass(frozen=True)

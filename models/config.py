@@ -34,7 +34,8 @@ class ModelConfig:
     as the validation says; 0: none."""
     neighbours: int | None = None
     """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
-    in sets how many there are, the validation says. 0: none, as always where `data.ties` is `simultaneous` or
+    in sets how many there are, the validation says. Of more than 16,000 items of a set the popular ones have at most
+    as many again of the others. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
     shrink_items: bool | None = None
     """Shrink items towards where content puts them, once all is trained, the more the fewer have taken them, as far as

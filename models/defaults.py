@@ -22,7 +22,7 @@ MANY_ITEMS_OF_REQUESTS = 20_000
 """The same where all targets of a request share its sum over the catalogue, which costs less. A set of 12,101 items
 ranked as well by a sample of 4,096 as by all (.0720, .0721, one seed); larger ones, and baskets, were not measured."""
 MOST_TOLD_BY_PAIRS = 100_000
-"""Items of which the 16,000 most popular are told pair by pair, in sets the others by these: of more they are few."""
+"""Items of a catalogue that is told pair by pair: of a larger one the 16,000 that are correlated would be few."""
 NEIGHBOURS = 1024
 """That an item may have, in sets whose items are trained or well known; the validation says how many it has. With 32,
 256 and 1,024 validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 %
@@ -159,6 +159,11 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
         return 0, f"{counts.n_items:,} items, {counts.shape}"
     if counts.is_short_and_ordered:
         return FOLLOWING, f"{counts.shape}: what comes after an item is told one by one"
+    if counts.freezes_correlations:
+        return (
+            NEIGHBOURS,
+            f"{counts.n_events / counts.n_items:.0f} events an item: pairs are known well enough to be told",
+        )
     return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
 
 

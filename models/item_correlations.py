@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Literal
 
 import numpy as np
 import scipy.sparse as sp
@@ -45,10 +44,6 @@ of Amazon Beauty, Frappe and MovieLens alike. With 1 / 4 groceries ranked .4 % b
 SHORTEST = 1e-9
 """Of what is divided by."""
 
-Kind = Literal["correlations", "covariances", "regressions", "transitions"]
-"""Numbers of pairs: C_ij; -P_ij / (P_ii P_jj), by which what many have stands out more; EASE's -P_ij / P_jj; and those
-of `models.transitions`. Vectors hold the first two, which are symmetric."""
-
 
 @dataclass(frozen=True)
 class Correlated:
@@ -72,9 +67,9 @@ class Factors:
     spread: Tensor
     """(N,) float32, how much each item varies when all others are held fixed, 1 on average."""
 
-    def of_kind(self, kind: Kind) -> Tensor:
-        """Return the factors of correlations or covariances, (N, R)."""
-        return self.vectors * self.spread.unsqueeze(1) if kind == "covariances" else self.vectors  # (N, R)
+    def of_covariances(self) -> Tensor:
+        """Return the factors of -P_ij / (P_ii P_jj), (N, R): what many have stands out more."""
+        return self.vectors * self.spread.unsqueeze(1)  # (N, R)
 
 
 @dataclass(frozen=True)

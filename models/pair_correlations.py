@@ -1,9 +1,9 @@
 """What items say of each other, pair by pair: numbers that a history adds to the scores of other items.
 
-In a set they are EASE's (`models.item_correlations`), of which a low rank keeps vectors; in an order they tell what
-comes next, see `models.transitions`.
+In a set they are EASE's, see `models.item_correlations`, where vectors keep what a low rank can say; in an order they
+tell what comes next, see `models.transitions`.
 
-Letters: N items, n the most popular ones, r all others, m numbers kept of each of these.
+Letters: N items, n the most popular ones, r all others.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from serve.neighbours import Neighbours
 USUAL = 256
 """Neighbours of an item that are tried beside the most that it may have. With 32 the validation of pairs of Amazon
 Beauty found .0608, .0596 where it found .0598, .0592 with these (seeds 0, 1), but the test .0801, .0781 in place of
-.0796, .0804."""
+.0796, .0804: with partial correlations, before they were EASE's numbers."""
 CHUNK = 512
 """Items whose neighbours are looked for at once."""
 
@@ -40,8 +40,8 @@ class PairCorrelations:
     def find_neighbours(self, n_neighbours: int) -> Neighbours:
         """Return the largest numbers of each item, whatever their sign.
 
-        An item has fewer than `n_neighbours` where fewer of its numbers are not 0, and beside them those of the items
-        outside that have it.
+        An item has fewer than `n_neighbours` where fewer of its numbers are not 0. One of the most popular has as many
+        of these, and as many of the items outside that have it.
         """
         found = self._find_inside(n_neighbours)
         if self.outside is not None:
@@ -66,13 +66,17 @@ class PairCorrelations:
         return sp.csr_array(parts, (self.n_items, self.n_items))
 
     def _find_outside(self, outside: OutsidePairs, n_neighbours: int) -> sp.csr_array:
-        """Return the strongest pairs of each item outside, in both directions, (N, N)."""
+        """Return the strongest pairs of each item outside, and of those the largest numbers that tell it, (N, N)."""
         most = min(n_neighbours, outside.places.shape[1])
         others = np.repeat(np.setdiff1d(np.arange(self.n_items), self.rows), most)  # (r * most,)
         inside = self.rows[outside.places[:, :most].ravel()]  # (r * most,)
         shape = (self.n_items, self.n_items)
         said = sp.csr_array((outside.said[:, :most].ravel(), (others, inside)), shape)
-        heard = sp.csr_array((outside.heard[:, :most].ravel(), (inside, others)), shape)
+        numbers = outside.heard[:, :most].ravel()  # (r * most,)
+        order = np.lexsort((-np.abs(numbers), inside))  # of an item that tells, the largest first
+        numbers, inside, others = numbers[order], inside[order], others[order]  # (r * most,) each
+        is_kept = np.arange(len(inside)) - np.searchsorted(inside, inside) < n_neighbours  # (r * most,)
+        heard = sp.csr_array((numbers[is_kept], (inside[is_kept], others[is_kept])), shape)
         both: sp.csr_array = said + heard
         return both
 
@@ -86,11 +90,9 @@ def correlate_pairs(
     """
     matrix = who_has_what(user, item_row, shape)
     core = order_by_popularity(matrix)[:most]
-    numbers, spread = partial_correlations(matrix[:, core], ridge)  # (n, n), (n,)
-    others = np.setdiff1d(np.arange(shape[1]), core)
-    outside = None
-    if len(others):
-        outside = correlate_outside(matrix[:, core], matrix[:, others], numbers, spread, ridge)
+    inside, others = matrix[:, core], np.setdiff1d(np.arange(shape[1]), core)
+    numbers, spread = partial_correlations(inside, ridge)  # (n, n), (n,)
+    outside = correlate_outside(inside, matrix[:, others], numbers, spread, ridge) if len(others) else None
     numbers *= spread  # now EASE's: of the item that is told over that of the one that tells
     numbers /= spread[:, None]
     return PairCorrelations(numbers, core, shape[1], outside)

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
-from models.item_correlations import RIDGES, Kind
+from models.item_correlations import RIDGES
 from models.pair_correlations import USUAL
 from models.transitions import DECAY, RIDGE
 
 DECAYS = (1 / 3, 1 / 10, 0.0)
+Kind = Literal["correlations", "covariances", "regressions", "transitions"]
+"""Of numbers: the partial correlations C_ij of `models.item_correlations`, -P_ij / (P_ii P_jj), EASE's -P_ij / P_jj,
+and those of `models.transitions`. Vectors hold one of the first two, which are symmetric, neighbours the others."""
 KINDS: tuple[Kind, ...] = ("correlations", "covariances")
-"""Of vectors. Covariances ranked pairs of Amazon Beauty 2 to 3 % better, groceries no better. Told pair by pair,
-regressions were chosen among the three by the validations of Beauty (seeds 0, 1), Toys, citeulike and Gowalla."""
+"""Covariances ranked pairs of Amazon Beauty 2 to 3 % better, groceries no better. When neighbours could hold these as
+well, the validations of Beauty (seeds 0, 1), Toys, citeulike and Gowalla all chose regressions."""
 
 
 @dataclass(frozen=True)

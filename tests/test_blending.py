@@ -14,7 +14,7 @@ from models import blending
 from models.blending import SHARES, Correlate, Figures, Judged, blend_in, choose_blend, pick
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByVectors
-from models.item_correlations import RIDGES, Factors, Kind
+from models.item_correlations import RIDGES, Factors
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.transitions import DECAY, RIDGE
@@ -25,6 +25,7 @@ from models.trials import (
     KINDS,
     SETS,
     Blend,
+    Kind,
     neighbours_of_events,
     neighbours_of_sets,
 )
@@ -212,12 +213,12 @@ def test_of_blends_that_gain_nearly_as_much_the_fewest_neighbours_are_chosen():
     none = Blend(0.0, 0.0, 30.0, "correlations")
     gains = {(256, 0.4): 0.0094, (256, 0.8): 0.0096, (1024, 0.2): 0.0097, (1024, 0.4): 0.01, (4096, 0.1): 0.0099}
     found = {
-        Blend(share, 0.0, 30.0, "covariances", count): Figures(0.3 + gain, None)
+        Blend(share, 0.0, 30.0, "regressions", count): Figures(0.3 + gain, None)
         for (count, share), gain in gains.items()
     }
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, "covariances", 256)
-    del found[Blend(0.8, 0.0, 30.0, "covariances", 256)]
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, "covariances", 1024)
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, "regressions", 256)
+    del found[Blend(0.8, 0.0, 30.0, "regressions", 256)]
+    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, "regressions", 1024)
 
 
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
@@ -257,7 +258,7 @@ def score_by_neighbours(made: PairCorrelations, blend: Blend, batch: RequestBatc
     return scores
 
 
-@pytest.mark.parametrize(("kind", "decay"), [("correlations", 0.0), ("covariances", 0.0), ("correlations", 0.4)])
+@pytest.mark.parametrize(("kind", "decay"), [("regressions", 0.0), ("transitions", 0.4)])
 def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, kind, decay):
     data, towers, made = of_a_set
     requests, blend = list(data.drawn_requests(50)), Blend(0.3, decay, RIDGES[0], kind, 2)
@@ -311,7 +312,7 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
         asked.append(ridge)
         return replace(made, numbers=telling * (ridge == RIDGES[1]))
 
-    trials = replace(SETS, counts=[2, 1, N])
+    trials = replace(neighbours_of_sets(N), counts=[2, 1, N])
     judged = choose_blend(towers, correlate, trials, list(data.drawn_requests(50)), [batch])
     assert judged.blend.n_neighbours == 1
     assert judged.blend.ridge == RIDGES[1]

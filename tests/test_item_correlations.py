@@ -164,7 +164,7 @@ def test_items_beyond_the_core_are_placed_with_those_of_their_users(monkeypatch)
 def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_their_users_point(most):
     owned = draw(seed=5)
     made = item_correlations.factorise(*owned.nonzero(), owned.shape, D, RIDGE, 3, most)
-    vectors = made.spread_out(0).double().numpy()
+    vectors = made.vectors.double().numpy()
     core, beyond = np.split(np.argsort(-owned.sum(axis=0), kind="stable"), [most])
     expected = nearest(owned[:, core], RIDGE)
     np.testing.assert_allclose(vectors[core] @ vectors[core].T, expected @ expected.T, atol=1e-4)
@@ -177,7 +177,7 @@ def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_t
             np.sqrt(owned[:, beyond].sum(axis=0) + RIDGE),  # as if nothing went together with them
         ]
     )[np.argsort(np.concatenate([core, beyond]))]
-    covaried = made.spread_out(1).double().numpy()
+    covaried = made.of_covariances().double().numpy()
     np.testing.assert_allclose(covaried, vectors * (spread / spread.mean())[:, None], rtol=1e-4, atol=1e-6)
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 
 from models import outside_pairs, pair_correlations
+from models.item_correlations import partial_correlations
+from models.outside_pairs import correlate_outside
 from models.pair_correlations import correlate_pairs
 from serve.neighbours import Neighbours
 from tests.test_item_correlations import RIDGE, N, U, draw
@@ -45,28 +48,52 @@ def test_neighbours_are_the_largest_numbers_of_an_item_among_those_that_are_corr
         assert max(others, default=0) <= min(map(abs, told.values())) + 1e-5
 
 
+def draw_with_a_copy() -> np.ndarray:
+    """Let the least popular item be had by some who have the most popular one, and by nobody else."""
+    owned = np.tile(draw(seed=6), (20, 1))
+    copied, copy = order_of(owned)[0], order_of(owned)[-1]
+    owned[:, copy] = 0
+    owned[owned[:, copied].nonzero()[0][: len(owned) // 4], copy] = 1
+    return owned
+
+
+@pytest.mark.parametrize("owned", [draw(seed=6), draw_with_a_copy()], ids=["any", "nearly a copy"])
 @pytest.mark.parametrize("at_once", [1, 70, 2**24], ids=["one by one", "some", "all at once"])
-@pytest.mark.parametrize(("kept", "wanted"), [(128, 50), (3, 50), (128, 3)])
-def test_an_item_outside_tells_and_is_told_as_if_it_were_the_only_one_more(monkeypatch, at_once, kept, wanted):
+@pytest.mark.parametrize(("most", "kept", "wanted"), [(9, 128, 50), (9, 3, 50), (9, 128, 3), (9, 128, 1), (1, 128, 50)])
+def test_an_item_outside_tells_and_is_told_as_if_it_were_the_only_one_more(
+    monkeypatch, owned, at_once, most, kept, wanted
+):
     monkeypatch.setattr(outside_pairs, "KEPT", kept)
     monkeypatch.setattr(outside_pairs, "MOST_SUMS", at_once)
     monkeypatch.setattr(outside_pairs, "MOST_COMPARED", at_once)
-    owned, most = draw(seed=6), 9
     found = correlate_pairs(*owned.nonzero(), owned.shape, RIDGE, most).find_neighbours(wanted)
-    core = order_of(owned)[:most]
-    inside = invert(owned[:, core])
-    spread = np.diag(inside) ** -0.5
-    for item in order_of(owned)[most:]:
-        weights = inside @ owned[:, core].T @ owned[:, item]  # its regression on those inside
-        varies = invert(owned[:, [*core, item]])[-1, -1] ** -0.5
-        heard = dict(zip(core, weights, strict=True))
-        said = dict(zip(core, weights * (spread / varies) ** 2, strict=True))  # with their spread beside each other
-        strength = dict(zip(core, np.abs(weights * spread), strict=True))
+    core, others = order_of(owned)[:most], order_of(owned)[most:]
+    heard_by: dict[int, dict[int, float]] = {row: {} for row in core}
+    for item in others:
+        precision = invert(owned[:, [*core, item]])
+        said = dict(zip(core, -precision[-1] / np.diag(precision), strict=False))
+        heard = dict(zip(core, -precision[:-1, -1] / precision[-1, -1], strict=True))
+        strength = {row: said[row] * heard[row] for row in core}  # the partial correlation, squared
         neighbours = told_by(found, item)
         assert set(neighbours) == set(sorted(core, key=strength.__getitem__)[-min(kept, wanted) :])
         assert neighbours == pytest.approx({row: said[row] for row in neighbours}, rel=1e-3, abs=1e-5)
-        back = {row: told_by(found, row)[item] for row in core if item in told_by(found, row)}
-        assert back == pytest.approx({row: heard[row] for row in neighbours}, rel=1e-3, abs=1e-5)
+        for row in neighbours:
+            heard_by[row][item] = heard[row]
+    for row, heard in heard_by.items():
+        largest = sorted(heard, key=lambda item: -abs(heard[item]))[:wanted]
+        told = {item: number for item, number in told_by(found, row).items() if item in others}
+        assert told == pytest.approx({item: heard[item] for item in largest}, rel=1e-3, abs=1e-5)
+
+
+def test_users_who_have_nothing_outside_change_nothing_there():
+    owned = draw(seed=6)
+    found = [
+        correlate_outside(*(sp.csr_array(part) for part in (these[:, :9], these[:, 9:])), *known, RIDGE)
+        for these in (owned, np.vstack([owned, np.pad(owned[:5, :9], ((0, 0), (0, N - 9)))]))
+        for known in [partial_correlations(sp.csr_array(owned[:, :9]), RIDGE)]
+    ]
+    np.testing.assert_array_equal(found[0].said, found[1].said)
+    np.testing.assert_array_equal(found[0].heard, found[1].heard)
 
 
 def test_numbers_of_all_items_score_as_ease_does():
