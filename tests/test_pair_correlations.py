@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 
 from models import outside_pairs, pair_correlations
-from models.item_correlations import partial_correlations
-from models.outside_pairs import correlate_outside
 from models.pair_correlations import correlate_pairs
 from serve.neighbours import Neighbours
 from tests.test_item_correlations import RIDGE, N, U, draw
@@ -57,7 +54,22 @@ def draw_with_a_copy() -> np.ndarray:
     return owned
 
 
-@pytest.mark.parametrize("owned", [draw(seed=6), draw_with_a_copy()], ids=["any", "nearly a copy"])
+def draw_apart() -> np.ndarray:
+    """Add users who have popular items alone, and some who have only others."""
+    owned = draw(seed=6)
+    order = order_of(owned)
+    apart = np.zeros((23, N), np.float32)
+    apart[:20, order[:3]] = apart[20:, order[-2:]] = 1
+    owned = np.vstack([apart, owned])
+    core, others = order_of(owned)[:9], order_of(owned)[9:]
+    assert not owned[:20, others].any()
+    assert not owned[20:23, core].any()
+    return owned
+
+
+@pytest.mark.parametrize(
+    "owned", [draw(seed=6), draw_with_a_copy(), draw_apart()], ids=["any", "nearly a copy", "apart"]
+)
 @pytest.mark.parametrize("at_once", [1, 70, 2**24], ids=["one by one", "some", "all at once"])
 @pytest.mark.parametrize(("most", "kept", "wanted"), [(9, 128, 50), (9, 3, 50), (9, 128, 3), (9, 128, 1), (1, 128, 50)])
 def test_an_item_outside_tells_and_is_told_as_if_it_were_the_only_one_more(
@@ -83,17 +95,6 @@ def test_an_item_outside_tells_and_is_told_as_if_it_were_the_only_one_more(
         largest = sorted(heard, key=lambda item: -abs(heard[item]))[:wanted]
         told = {item: number for item, number in told_by(found, row).items() if item in others}
         assert told == pytest.approx({item: heard[item] for item in largest}, rel=1e-3, abs=1e-5)
-
-
-def test_users_who_have_nothing_outside_change_nothing_there():
-    owned = draw(seed=6)
-    found = [
-        correlate_outside(*(sp.csr_array(part) for part in (these[:, :9], these[:, 9:])), *known, RIDGE)
-        for these in (owned, np.vstack([owned, np.pad(owned[:5, :9], ((0, 0), (0, N - 9)))]))
-        for known in [partial_correlations(sp.csr_array(owned[:, :9]), RIDGE)]
-    ]
-    np.testing.assert_array_equal(found[0].said, found[1].said)
-    np.testing.assert_array_equal(found[0].heard, found[1].heard)
 
 
 def test_numbers_of_all_items_score_as_ease_does():

@@ -217,7 +217,8 @@ def test_items_are_shrunk_once_correlations_are_blended_in_and_after_the_last_tr
 
     monkeypatch.setattr(run_finishing, "choose_strength", judge)
     monkeypatch.setattr(run_finishing, "shrink_items", watch)
-    blend = Judged(Blend(0.4, 0.3, 30.0, "correlations", 3), 0.3, 0.2)
+    kind = "regressions" if data.split.kind == "pairs" else "transitions"
+    blend = Judged(Blend(0.4, 0.3, 30.0, kind, 3), 0.3, 0.2)
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: blend)
     interactions, users, items = make_tables(3, simultaneous=False)
     if data.split.kind == "pairs":
