@@ -29,7 +29,7 @@ from models.item_correlations import Factors
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.trials import Blend, Trials
-from models.validation import all_ndcg, novel_ndcg
+from models.validation import rank_views
 from models.yardstick import Yardstick
 
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
@@ -44,6 +44,8 @@ and groceries chose alike by both."""
 
 Correlate = Callable[[float], Factors | PairCorrelations]
 """Ridge -> the correlations of items, as factors or pair by pair."""
+Views = Mapping[str, np.ndarray]
+"""As of `models.validation.rank_views`."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +123,13 @@ def choose_blend(
             judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
         return judged
 
+    latest = -math.inf
     for ridge in trials.ridges:
-        found |= judge(ridge, trials.counts[:1])
+        judged = judge(ridge, trials.counts[:1])
+        found |= judged
+        before, latest = latest, max(figures.mean for figures in judged.values())
+        if latest < before:
+            break  # larger ones say less and less
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
         found |= judge(best.ridge, trials.counts[1:])
@@ -193,7 +200,8 @@ class Jury:
 
         Nothing is blended into the towers yet.
         """
-        ranked: list[list[tuple[np.ndarray, ...]]] = [[] for _ in weights]
+        ranked: list[list[Views]] = [[] for _ in weights]
+        room = self.items.new_empty(max(len(users) for users, _ in self.alone), len(self.items))  # (B, N)
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             products = users @ self.items.T  # (B, N)
             summed = correlated.sum_batch(batch)  # (B, R or N)
@@ -202,15 +210,15 @@ class Jury:
             lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
             for weight, lead, views in zip(weights, leads, ranked, strict=True):
                 changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                views.append(self._rank(batch, products + weight * more, changed))
+                scores = torch.add(products, more, alpha=weight, out=room[: len(products)])  # (B, N)
+                views.append(self._rank(batch, scores, changed))
         return [_average(views) for views in ranked]
 
-    def _rank(self, batch: RequestBatch, products: Tensor, bonus: Tensor) -> tuple[np.ndarray, ...]:
-        novel = novel_ndcg(products, batch)
-        return (novel, all_ndcg(products, bonus, batch)) if self.has_memory else (novel,)
+    def _rank(self, batch: RequestBatch, scores: Tensor, bonus: Tensor) -> Views:
+        return rank_views(scores, bonus if self.has_memory else None, batch)
 
 
-def _average(batches: Sequence[tuple[np.ndarray, ...]]) -> Figures:
-    """Average each view over all batches, of each of which there is a figure for at most B users."""
-    novel, *every = (float(np.concatenate(view).mean()) for view in zip(*batches, strict=True))
-    return Figures(novel, every[0] if every else None)
+def _average(batches: Sequence[Views]) -> Figures:
+    """Average each view over all batches."""
+    means = {view: float(np.concatenate([batch[view] for batch in batches]).mean()) for view in batches[0]}
+    return Figures(means["novel"], means.get("all"))

@@ -37,15 +37,16 @@ class Blend:
 
 @dataclass(frozen=True)
 class Trials:
-    """All blends of a ridge, a kind and a decay, each with several shares."""
+    """Blends of a ridge, a kind and a decay, each with several shares."""
 
     usual: Blend
     """Where nothing can be validated: near what validations chose."""
     ridges: Sequence[float] = RIDGES
+    """Tried in turn, until one is worse than the one before."""
     kinds: Sequence[Kind] = KINDS
     decays: Sequence[float] = (0.0,)
     counts: Sequence[int] = (0,)
-    """Of neighbours: the first with every ridge, the others with the best; factors have one, which says nothing."""
+    """Of neighbours: the first with each ridge, the others with the best; factors have one, which says nothing."""
 
 
 EVENTS = Trials(Blend(0.1, 0.1, 30.0, "correlations"), decays=DECAYS)

@@ -149,19 +149,18 @@ class TwoTower(pl.LightningModule):
         return sampled_novel_loss(users / self.temperature, items, local, drawn, expected, self.correction)
 
     def on_validation_epoch_start(self) -> None:
-        self.validation_values = {"all": [], "novel": []}
+        self.validation_values = {}
 
     def validation_step(self, batch: RequestBatch, batch_idx: int) -> None:
         items = self.towers.item_vectors(batch.popularity)  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
-        for view, values in request_ndcg(users, bonus, items, batch).items():
-            self.validation_values[view].append(values)
+        remembered = None if self.towers.user_tower.memory is None else bonus  # (E,)
+        for view, values in request_ndcg(users, remembered, items, batch).items():
+            self.validation_values.setdefault(view, []).append(values)
 
     def on_validation_epoch_end(self) -> None:
         values = {view: np.concatenate([*parts, np.zeros(0)]) for view, parts in self.validation_values.items()}
         means = {view: float(measured.mean()) for view, measured in values.items() if len(measured)}
-        if self.towers.user_tower.memory is None:
-            means.pop("all", None)
         for view, value in means.items():
             self.log(f"{NDCG}_{view}", value)
         self.log(NDCG, float(np.mean(list(means.values()) or [0.0])), prog_bar=True)

@@ -1,4 +1,8 @@
-"""NDCG of validation requests by full ranking on torch vectors, in one pass without per-row Python."""
+"""NDCG of validation requests by full ranking on torch vectors, in one pass without per-row Python.
+
+The scores of a tile are overwritten, not copied: above 32,000 items (32 MiB) the C library gives fresh memory for every
+copy, and that takes longer than what is done with it.
+"""
 
 from __future__ import annotations
 
@@ -12,45 +16,50 @@ from evaluation.metrics import ndcg
 TOP = 10
 
 
-def request_ndcg(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:
+def request_ndcg(users: Tensor, bonus: Tensor | None, items: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:
     """Rank the whole catalogue for each request.
 
     Args:
         users: (B, W).
-        bonus: (E,) scores of owned items beyond the product.
+        bonus: as of `rank_views`.
         items: (N, W).
         batch: its requests.
 
     Returns:
-        `all` (nothing excluded) and `novel` (owned items excluded, novel targets only): NDCG@10 of each request
-        that has a target in the view, (at most B,).
+        As `rank_views`.
     """
     with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
         scores = users.float() @ items.float().T  # (B, N)
-    return {"all": all_ndcg(scores, bonus, batch), "novel": novel_ndcg(scores, batch)}
+    return rank_views(scores, bonus, batch)
 
 
-def all_ndcg(scores: Tensor, bonus: Tensor, batch: RequestBatch) -> np.ndarray:
-    """Return what `request_ndcg` calls `all`, of products (B, N) and what owned items have beyond them (E,)."""
-    remembered = scores.index_put((batch.owned_users, batch.owned_rows), bonus.float(), accumulate=True)  # (B, N)
-    return _ndcg(remembered, _wanted(batch, scores))
+def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> dict[str, np.ndarray]:
+    """Rank the catalogue by scores, which are overwritten.
+
+    Args:
+        scores: (B, N).
+        bonus: (E,) scores of owned items beyond these; None where owned items are not recommended.
+        batch: its requests.
+
+    Returns:
+        `novel` (owned items excluded, novel targets only) and, with `bonus`, `all` (nothing excluded): NDCG@10 of each
+        request that has a target in the view, (at most B,).
+    """
+    views, owned = {}, (batch.owned_users, batch.owned_rows)
+    if bonus is not None:
+        scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
+        views["all"] = _ndcg(scores, batch.target_users, batch.target_rows)
+    scores.index_put_(owned, scores.new_tensor(float("-inf")))
+    is_novel = batch.target_owned < 0  # (M,)
+    return views | {"novel": _ndcg(scores, batch.target_users[is_novel], batch.target_rows[is_novel])}
 
 
-def novel_ndcg(scores: Tensor, batch: RequestBatch) -> np.ndarray:
-    """Return what `request_ndcg` calls `novel`, of products (B, N)."""
-    is_owned = batch.mark_owned(scores.shape[1])  # (B, N)
-    return _ndcg(scores.masked_fill(is_owned, float("-inf")), _wanted(batch, scores) & ~is_owned)
-
-
-def _wanted(batch: RequestBatch, scores: Tensor) -> Tensor:
-    wanted = torch.zeros_like(scores, dtype=torch.bool)  # (B, N)
-    wanted[batch.target_users, batch.target_rows] = True
-    return wanted
-
-
-def _ndcg(scores: Tensor, wanted: Tensor) -> np.ndarray:
-    top = scores.topk(min(TOP, scores.shape[1]), dim=1).indices  # (B, K)
-    hits = wanted.gather(1, top).cpu().numpy()  # (B, K)
-    n_targets = wanted.sum(dim=1).cpu().numpy()  # (B,)
+def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> np.ndarray:
+    """Measure lists by scores (B, N) against distinct pairs of a user and a target, (M,) both."""
+    n_users, n_items = scores.shape
+    listed = scores.topk(min(TOP, n_items), dim=1).indices  # (B, K)
+    firsts = n_items * torch.arange(n_users, device=scores.device).unsqueeze(1)  # (B, 1)
+    hits = torch.isin(firsts + listed, n_items * target_users + target_rows).cpu().numpy()  # (B, K)
+    n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
     has_target = n_targets > 0
     return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))

@@ -29,7 +29,7 @@ from models.trials import (
     neighbours_of_events,
     neighbours_of_sets,
 )
-from models.validation import novel_ndcg, request_ndcg
+from models.validation import rank_views, request_ndcg
 from models.yardstick import Yardstick
 from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
@@ -182,7 +182,10 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
         owned = towers.user_tower.correlated_owned
         leads.append(owned.lead if owned else 0.0)
         take_out(towers)
-    assert {blend: figures.mean for blend, figures in judged.items()} == pytest.approx(tried)
+    best = [max(ndcg for blend, ndcg in tried.items() if blend.share and blend.ridge == ridge) for ridge in RIDGES]
+    n_tried = next((n for n in range(2, len(RIDGES)) if best[n - 1] < best[n - 2]), len(RIDGES))  # until it gets worse
+    expected = {blend: ndcg for blend, ndcg in tried.items() if blend.ridge in RIDGES[:n_tried]}
+    assert {blend: figures.mean for blend, figures in judged.items()} == pytest.approx(expected)
     assert len(set(tried.values())) > 3  # they are told apart
     assert any(leads) == has_memory(towers)
     assert tried[chosen.blend] == pytest.approx(chosen.ndcg)
@@ -293,7 +296,8 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
     blend_in(towers, by_ridge.__getitem__, judged.blend, requests)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
-    assert novel_ndcg(towers.score_items(users, items, batch), batch).mean() == pytest.approx(judged.ndcg)
+    ranked = rank_views(towers.score_items(users, items, batch), None, batch)
+    assert ranked["novel"].mean() == pytest.approx(judged.ndcg)
 
 
 def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a_set):
@@ -316,7 +320,7 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
     judged = choose_blend(towers, correlate, trials, list(data.drawn_requests(50)), [batch])
     assert judged.blend.n_neighbours == 1
     assert judged.blend.ridge == RIDGES[1]
-    assert asked == [*RIDGES, RIDGES[1]]
+    assert asked == [*RIDGES[:3], RIDGES[1]]  # the third is worse than the second: larger ones are not tried
 
 
 def test_the_users_that_scores_are_measured_by_have_events(side):

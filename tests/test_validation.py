@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from models.validation import request_ndcg
-from tests.tiny_data import BASKETS, make_data, make_world
+from models.validation import rank_views, request_ndcg
+from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
 
 
 def test_ndcg_of_requests_equals_a_loop():
@@ -32,3 +32,15 @@ def test_ndcg_of_requests_equals_a_loop():
             expected[view] += [gain / best] if targets else []
     for view, values in expected.items():
         assert found[view].tolist() == pytest.approx(values)
+
+
+def test_lists_are_of_what_is_not_owned_alone_where_owned_items_are_not_recommended():
+    world = make_world(ORDERED)
+    world, held_out = hold_out(world)
+    (batch,) = make_data(world, validation=held_out).validation_batches
+    scores = torch.randn(len(batch.history_rows), 23, generator=torch.Generator().manual_seed(5))
+    found = rank_views(scores.clone(), None, batch)
+    assert found.keys() == {"novel"}
+    expected = rank_views(scores, torch.full((len(batch.owned_rows),), 9.0), batch)["novel"]
+    assert len(batch.owned_rows)
+    assert found["novel"].tolist() == expected.tolist()  # what owned items have beyond their scores moves no other

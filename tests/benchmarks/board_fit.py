@@ -22,7 +22,7 @@ from datamodules.targets import only_targets
 from evaluation.metrics import Floats
 from models.config import recipe_of
 from models.towers import Towers
-from models.validation import all_ndcg, novel_ndcg
+from models.validation import rank_views
 from run_config import Config, parse
 from run_finishing import Trained, finish
 from tests.benchmarks.board_list import Board
@@ -131,7 +131,7 @@ class FullRanking:
     def _rank_batch(towers: Towers, items: torch.Tensor, batch: RequestBatch) -> dict[str, Floats]:
         users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
         scores = towers.score_items(users, items, batch)  # (B, N)
-        return {"all": all_ndcg(scores, bonus, batch), "novel": novel_ndcg(scores, batch)}
+        return rank_views(scores, bonus, batch)
 
 
 def tell_moments(batches: list[RequestBatch], moments: torch.Tensor) -> list[RequestBatch]:
