@@ -47,10 +47,9 @@ class CorrelatedOwned(nn.Module):
 
     def forward(self, parts: Tensor, owners: Tensor, n_users: int) -> Tensor:
         """Sum parts (E, R) of the items of their `owners` (E,), rows of `n_users`: (B, R)."""
-        summed = parts.new_zeros(n_users, parts.shape[1])  # (B, R)
-        summed = summed.scatter_add(0, owners.unsqueeze(-1).expand_as(parts), parts)  # (B, R)
-        counts = parts.new_zeros(n_users).scatter_add(0, owners, torch.ones_like(parts[:, 0]))  # (B,)
-        return summed / counts.clamp(min=1.0).unsqueeze(-1) ** POWER  # (B, R)
+        summed = parts.new_zeros(n_users, parts.shape[1]).index_add(0, owners, parts)  # (B, R)
+        counts = parts.new_zeros(n_users, 1).index_add(0, owners, parts.new_ones(len(parts), 1))  # (B, 1)
+        return summed / counts.clamp(min=1.0) ** POWER  # (B, R)
 
     def change(self, summed: Tensor, parts: Tensor, owners: Tensor) -> Tensor:
         """Return what owned items have beyond the product, for the sums (B, R) of `forward`: (E,)."""

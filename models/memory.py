@@ -137,9 +137,8 @@ class Memory(nn.Module):
         correction = self.profile_weight(self.standardise(inputs.owned_statistics)).squeeze(-1)  # (E,)
         weights = inputs.owned_preferences * torch.exp(correction.clamp(-3.0, 3.0))  # (E,)
         vectors = inputs.owned_vectors[:, : self.dim] * weights.unsqueeze(-1)  # (E, D)
-        index = inputs.owned_users.unsqueeze(-1).expand(-1, self.dim)  # (E, D)
-        summed = torch.zeros(n_users, self.dim, dtype=vectors.dtype, device=vectors.device)  # (B, D)
-        return functional.normalize(summed.scatter_add(0, index, vectors), dim=-1, eps=1e-6)  # (B, D)
+        summed = vectors.new_zeros(n_users, self.dim).index_add(0, inputs.owned_users, vectors)  # (B, D)
+        return functional.normalize(summed, dim=-1, eps=1e-6)  # (B, D)
 
     def category_lift(self, preferences: Tensor) -> Tensor:
         """Compare each user's preference for a category with the overall share of it, (B, Q).

@@ -76,6 +76,8 @@ class TwoTower(pl.LightningModule):
             torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
         )
         self.validation_values: dict[str, list[np.ndarray]] = {}
+        self.validation_items = torch.empty(0)
+        """(N, W) as of the validation that runs."""
 
     @property
     def temperature(self) -> Tensor:
@@ -152,13 +154,16 @@ class TwoTower(pl.LightningModule):
         self.validation_values = {}
 
     def validation_step(self, batch: RequestBatch, batch_idx: int) -> None:
-        items = self.towers.item_vectors(batch.popularity)  # (N, W)
+        if batch_idx == 0:  # all of them are as of one moment
+            self.validation_items = self.towers.item_vectors(batch.popularity)  # (N, W)
+        items = self.validation_items  # (N, W)
         users, bonus = self.towers.request_vectors(batch, items)  # (B, W), (E,)
         remembered = None if self.towers.user_tower.memory is None else bonus  # (E,)
         for view, values in request_ndcg(users, remembered, items, batch).items():
             self.validation_values.setdefault(view, []).append(values)
 
     def on_validation_epoch_end(self) -> None:
+        self.validation_items = torch.empty(0)
         values = {view: np.concatenate([*parts, np.zeros(0)]) for view, parts in self.validation_values.items()}
         means = {view: float(measured.mean()) for view, measured in values.items() if len(measured)}
         for view, value in means.items():
