@@ -48,5 +48,9 @@ def _members(value: Any) -> list[Any] | None:
 
 def _array_pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
     yield f"{array.dtype} {array.shape}".encode()
-    is_plain = array.dtype.kind in "biuf"
-    yield np.ascontiguousarray(array).data.cast("B") if is_plain and array.size else repr(array.tolist()).encode()
+    if not array.size:  # its list may be one of very many empty ones
+        yield b""
+    elif array.dtype.kind in "biuf":
+        yield np.ascontiguousarray(array).data.cast("B")
+    else:
+        yield repr(array.tolist()).encode()

@@ -31,9 +31,9 @@ class ItemTrends:
 
 def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
     """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
-    segment = events.segments()
+    _, firsts = np.unique(events.segments() * n_items + events.item_row, return_index=True)  # of a user's with an item
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
-    rates = [_repeat_rate_at(events, segment, moment, n_items) for moment in moments]
+    rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
 
 
@@ -47,13 +47,13 @@ def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: i
     return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((n_items, 0), np.float32)
 
 
-def _repeat_rate_at(events: Events, segment: Ints, moment: int, n_items: int) -> Floats:
-    """Return the log of events per buyer before the moment, shrunk to that of all items, (N,)."""
-    is_before = events.time < moment
-    rows = events.item_row[is_before]
-    lines = np.bincount(rows, minlength=n_items)
-    pairs = np.unique(segment[is_before] * n_items + rows)
-    buyers = np.bincount(pairs % n_items, minlength=n_items)
+def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:
+    """Return the log of events per buyer before the moment, shrunk to that of all items, (N,).
+
+    `firsts` says where the first event of each buyer stands: who has one before the moment has bought by then.
+    """
+    lines = np.bincount(events.item_row[events.time < moment], minlength=n_items)
+    buyers = np.bincount(events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items)
     overall = max(lines.sum(), 1) / max(buyers.sum(), 1)
     rates: Floats = np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)).astype(np.float32)
     return rates
