@@ -48,7 +48,7 @@ def _members(value: Any) -> list[Any] | None:
 
 def _array_pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
     yield f"{array.dtype} {array.shape}".encode()
-    if not array.size:  # its list may be one of very many empty ones
+    if not array.size:  # of (n, 0) a list would be n empty lists
         yield b""
     elif array.dtype.kind in "biuf":
         yield np.ascontiguousarray(array).data.cast("B")

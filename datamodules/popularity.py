@@ -31,7 +31,8 @@ class ItemTrends:
 
 def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
     """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
-    _, firsts = np.unique(events.segments() * n_items + events.item_row, return_index=True)  # of a user's with an item
+    # where the first event of each user with each item stands: they are oldest first
+    _, firsts = np.unique(events.segments() * n_items + events.item_row, return_index=True)
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
     rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
@@ -50,7 +51,7 @@ def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: i
 def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:
     """Return the log of events per buyer before the moment, shrunk to that of all items, (N,).
 
-    `firsts` says where the first event of each buyer stands: who has one before the moment has bought by then.
+    `firsts` says where the first event of each buyer of an item stands: who has one before the moment is one by then.
     """
     lines = np.bincount(events.item_row[events.time < moment], minlength=n_items)
     buyers = np.bincount(events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items)

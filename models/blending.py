@@ -20,7 +20,6 @@ from statistics import fmean
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
@@ -125,11 +124,11 @@ def choose_blend(
 
     latest = -math.inf
     for ridge in trials.ridges:
-        judged = judge(ridge, trials.counts[:1])
-        found |= judged
-        before, latest = latest, max(figures.mean for figures in judged.values())
-        if latest < before:
-            break  # larger ones say less and less
+        figures = judge(ridge, trials.counts[:1])
+        found |= figures
+        before, latest = latest, max((one.mean for one in _allowed(figures, found[none]).values()), default=-math.inf)
+        if latest < before:  # figures rise up to a ridge and fall behind it
+            break
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
         found |= judge(best.ridge, trials.counts[1:])
@@ -164,12 +163,17 @@ def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     is: what gains little more does by chance, and where a last training follows it has more data, so that its towers
     know more themselves.
     """
-    ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
+    ndcg = {blend: figures.mean for blend, figures in _allowed(found, found[none]).items()}
     enough = ndcg[none] + NEARLY_ALL * (max(ndcg.values()) - ndcg[none])
     count, share = min((blend.n_neighbours, blend.share) for blend in ndcg if ndcg[blend] >= enough)
     alike = [blend for blend in ndcg if (blend.n_neighbours, blend.share) == (count, share)]
     best = max(alike, key=lambda blend: ndcg[blend])
     return Judged(best, ndcg[best], ndcg[none])
+
+
+def _allowed(found: Mapping[Blend, Figures], alone: Figures) -> dict[Blend, Figures]:
+    """Return the blends that rank what is new no worse than the towers alone."""
+    return {blend: figures for blend, figures in found.items() if figures.novel >= alone.novel}
 
 
 def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:
@@ -192,7 +196,7 @@ class Jury:
         views = []
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             scores = self.towers.score_items(users, self.items, batch)  # (B, N)
-            views.append(self._rank(batch, scores, bonus))
+            views.append(rank_views(scores, bonus if self.has_memory else None, batch))
         return _average(views)
 
     def judge(self, correlated: CorrelatedScores, weights: Sequence[float], leads: Sequence[float]) -> list[Figures]:
@@ -206,16 +210,15 @@ class Jury:
             products = users @ self.items.T  # (B, N)
             summed = correlated.sum_batch(batch)  # (B, R or N)
             more = correlated.score(summed)  # (B, N)
-            of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
-            lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
             for weight, lead, views in zip(weights, leads, ranked, strict=True):
-                changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                scores = torch.add(products, more, alpha=weight, out=room[: len(products)])  # (B, N)
-                views.append(self._rank(batch, scores, changed))
+                scores = torch.mul(more, weight, out=room[: len(more)]).add_(products)  # (B, N)
+                kept = None  # with a memory (E,): owned items keep their scores, and have a lead
+                if self.has_memory:
+                    of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
+                    lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
+                    kept = bonus + weight * (lead * lengths - of_owned)  # (E,)
+                views.append(rank_views(scores, kept, batch))
         return [_average(views) for views in ranked]
-
-    def _rank(self, batch: RequestBatch, scores: Tensor, bonus: Tensor) -> Views:
-        return rank_views(scores, bonus if self.has_memory else None, batch)
 
 
 def _average(batches: Sequence[Views]) -> Figures:

@@ -141,7 +141,7 @@ class EventBlock(nn.Module):
     def look_up(self, tables: Tensor, index: Tensor) -> Tensor:
         """Look up (B, Q, T) in each of H tables (H, K), (B, H, Q, T).
 
-        By a gather: an embedding of H numbers takes thirty times as long, and its gradient more.
+        By a gather: in torch, on a CPU, an embedding of one or two numbers takes thirty times as long.
         """
         n_batch, n_asking, _ = index.shape
         spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_asking, -1)  # (B, H, Q, K)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
+from models.sums_by_user import sum_by_user
 
 POWER = 0.5
 """Of the sum of weights, which divides: how much long histories count beside short ones. From 0 to 1 MovieLens and
@@ -47,8 +48,8 @@ class CorrelatedOwned(nn.Module):
 
     def forward(self, parts: Tensor, owners: Tensor, n_users: int) -> Tensor:
         """Sum parts (E, R) of the items of their `owners` (E,), rows of `n_users`: (B, R)."""
-        summed = parts.new_zeros(n_users, parts.shape[1]).index_add(0, owners, parts)  # (B, R)
-        counts = parts.new_zeros(n_users, 1).index_add(0, owners, parts.new_ones(len(parts), 1))  # (B, 1)
+        summed = sum_by_user(parts, owners, n_users)  # (B, R)
+        counts = sum_by_user(parts.new_ones(len(parts), 1), owners, n_users)  # (B, 1)
         return summed / counts.clamp(min=1.0) ** POWER  # (B, R)
 
     def change(self, summed: Tensor, parts: Tensor, owners: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.sums_by_user import sum_by_user
+
 N_STATE_FEATURES = 8
 HIDDEN = 32  # width of the item score's layers
 FIRST_TASTE, FIRST_AFFINITY, FIRST_POPULARITY = 0.2, 0.2, 0.3
@@ -137,7 +139,7 @@ class Memory(nn.Module):
         correction = self.profile_weight(self.standardise(inputs.owned_statistics)).squeeze(-1)  # (E,)
         weights = inputs.owned_preferences * torch.exp(correction.clamp(-3.0, 3.0))  # (E,)
         vectors = inputs.owned_vectors[:, : self.dim] * weights.unsqueeze(-1)  # (E, D)
-        summed = vectors.new_zeros(n_users, self.dim).index_add(0, inputs.owned_users, vectors)  # (B, D)
+        summed = sum_by_user(vectors, inputs.owned_users, n_users)  # (B, D)
         return functional.normalize(summed, dim=-1, eps=1e-6)  # (B, D)
 
     def category_lift(self, preferences: Tensor) -> Tensor:

@@ -76,8 +76,7 @@ class TwoTower(pl.LightningModule):
             torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
         )
         self.validation_values: dict[str, list[np.ndarray]] = {}
-        self.validation_items = torch.empty(0)
-        """(N, W) as of the validation that runs."""
+        self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
     @property
     def temperature(self) -> Tensor:
@@ -163,8 +162,8 @@ class TwoTower(pl.LightningModule):
             self.validation_values.setdefault(view, []).append(values)
 
     def on_validation_epoch_end(self) -> None:
-        self.validation_items = torch.empty(0)
-        values = {view: np.concatenate([*parts, np.zeros(0)]) for view, parts in self.validation_values.items()}
+        self.validation_items = torch.empty(0)  # (0,)
+        values = {view: np.concatenate(parts) for view, parts in self.validation_values.items()}
         means = {view: float(measured.mean()) for view, measured in values.items() if len(measured)}
         for view, value in means.items():
             self.log(f"{NDCG}_{view}", value)

@@ -1,7 +1,7 @@
 """NDCG of validation requests by full ranking on torch vectors, in one pass without per-row Python.
 
-The scores of a tile are overwritten, not copied: above 32,000 items (32 MiB) the C library gives fresh memory for every
-copy, and that takes longer than what is done with it.
+The scores of a batch are overwritten, not copied: where 256 users have more than 32,000 items (32 MiB) the C library
+gives fresh memory for every copy, and that takes longer than what is done with it.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> dic
         `novel` (owned items excluded, novel targets only) and, with `bonus`, `all` (nothing excluded): NDCG@10 of each
         request that has a target in the view, (at most B,).
     """
-    views, owned = {}, (batch.owned_users, batch.owned_rows)
+    views = {}
+    owned = batch.owned_users, batch.owned_rows  # (E,) both
     if bonus is not None:
         scores.index_put_(owned, bonus.to(scores.dtype), accumulate=True)
         views["all"] = _ndcg(scores, batch.target_users, batch.target_rows)
@@ -58,8 +59,8 @@ def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> np.ndarr
     """Measure lists by scores (B, N) against distinct pairs of a user and a target, (M,) both."""
     n_users, n_items = scores.shape
     listed = scores.topk(min(TOP, n_items), dim=1).indices  # (B, K)
-    firsts = n_items * torch.arange(n_users, device=scores.device).unsqueeze(1)  # (B, 1)
-    hits = torch.isin(firsts + listed, n_items * target_users + target_rows).cpu().numpy()  # (B, K)
+    starts = n_items * torch.arange(n_users, device=scores.device).unsqueeze(1)  # (B, 1)
+    hits = torch.isin(starts + listed, n_items * target_users + target_rows).cpu().numpy()  # (B, K)
     n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
     has_target = n_targets > 0
     return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))

@@ -29,6 +29,7 @@ def test_the_same_data_has_the_same_fingerprint():
         (np.array(["a", "bc"], dtype=object), np.array(["ab", "c"], dtype=object)),
         (np.array(["7"], dtype=object), np.array([7], dtype=object)),
         (np.zeros((0, 3)), np.zeros((3, 0))),
+        (np.zeros((0, 3)), np.zeros((0, 3), np.int64)),
         (["a", "b"], ["ab"]),
         (["a", ["b"]], ["a", "b"]),
         ({"a": 1}, {"b": 1}),

@@ -38,7 +38,7 @@ class Watch(Callback):
         value = float(metrics[MONITOR])
         self.n_validations += 1
         if value > self.best:
-            measured = {view: np.concatenate(parts) for view, parts in pl_module.validation_values.items() if parts}
+            measured = {view: np.concatenate(parts) for view, parts in pl_module.validation_values.items()}
             self.best = value
             self.best_values = {view: values for view, values in measured.items() if f"{NDCG}_{view}" in metrics}
         if self.report(value, self.n_validations):

@@ -127,11 +127,10 @@ class FullRanking:
         values[everybody] = np.append(values[everybody], np.zeros(self.n_users - len(values[everybody])))
         return values
 
-    @staticmethod
-    def _rank_batch(towers: Towers, items: torch.Tensor, batch: RequestBatch) -> dict[str, Floats]:
+    def _rank_batch(self, towers: Towers, items: torch.Tensor, batch: RequestBatch) -> dict[str, Floats]:
         users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
         scores = towers.score_items(users, items, batch)  # (B, N)
-        return rank_views(scores, bonus, batch)
+        return rank_views(scores, bonus if "all" in self.views else None, batch)
 
 
 def tell_moments(batches: list[RequestBatch], moments: torch.Tensor) -> list[RequestBatch]:
