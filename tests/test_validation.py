@@ -4,8 +4,10 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules import interactions
 from models.validation import rank_views, request_ndcg
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
+from tests.tiny_towers import make_module, make_towers
 
 
 def test_ndcg_of_requests_equals_a_loop():
@@ -45,3 +47,24 @@ def test_lists_are_of_what_is_not_owned_alone_where_owned_items_are_not_recommen
     expected = rank_views(scores, torch.full((len(batch.owned_rows),), 9.0), batch)["novel"]
     assert len(batch.owned_rows)
     assert found["novel"].tolist() == expected.tolist()  # what owned items have beyond their scores moves no other
+
+
+@pytest.mark.parametrize("config", [BASKETS, ORDERED], ids=["baskets", "ordered"])
+def test_batches_of_a_validation_share_the_vectors_of_items(config, monkeypatch):
+    monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 2)
+    world, held_out = hold_out(make_world(config))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot", n_blocks=1)
+    module, expected = make_module(towers), {}
+    module.on_validation_epoch_start()
+    with torch.no_grad():
+        for place, batch in enumerate(data.validation_batches):
+            module.validation_step(batch, place)
+            items = towers.item_vectors(batch.popularity)
+            users, bonus = towers.request_vectors(batch, items)
+            for view, values in request_ndcg(users, bonus, items, batch).items():
+                expected.setdefault(view, []).extend(values.tolist())
+    assert len(data.validation_batches) > 1
+    for view, parts in module.validation_values.items():
+        assert np.concatenate(parts).tolist() == expected[view]
+    assert module.validation_values.keys() == ({"all", "novel"} if config is BASKETS else {"novel"})
