@@ -38,8 +38,7 @@ def test_ndcg_of_requests_equals_a_loop():
 
 
 def test_lists_are_of_what_is_not_owned_alone_where_owned_items_are_not_recommended():
-    world = make_world(ORDERED)
-    world, held_out = hold_out(world)
+    world, held_out = hold_out(make_world(ORDERED))
     (batch,) = make_data(world, validation=held_out).validation_batches
     scores = torch.randn(len(batch.history_rows), N, generator=torch.Generator().manual_seed(5))
     found = rank_views(scores.clone(), None, batch)
