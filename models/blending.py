@@ -126,8 +126,8 @@ def choose_blend(
     for ridge in trials.ridges:
         figures = judge(ridge, trials.counts[:1])
         found |= figures
-        before, latest = latest, max((one.mean for one in _allowed(figures, found[none]).values()), default=-math.inf)
-        if latest < before:  # figures rise up to a ridge and fall behind it
+        before, latest = latest, max(one.mean for one in figures.values())
+        if latest < before and trials.until_worse:
             break
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
@@ -163,17 +163,12 @@ def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     is: what gains little more does by chance, and where a last training follows it has more data, so that its towers
     know more themselves.
     """
-    ndcg = {blend: figures.mean for blend, figures in _allowed(found, found[none]).items()}
+    ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
     enough = ndcg[none] + NEARLY_ALL * (max(ndcg.values()) - ndcg[none])
     count, share = min((blend.n_neighbours, blend.share) for blend in ndcg if ndcg[blend] >= enough)
     alike = [blend for blend in ndcg if (blend.n_neighbours, blend.share) == (count, share)]
     best = max(alike, key=lambda blend: ndcg[blend])
     return Judged(best, ndcg[best], ndcg[none])
-
-
-def _allowed(found: Mapping[Blend, Figures], alone: Figures) -> dict[Blend, Figures]:
-    """Return the blends that rank what is new no worse than the towers alone."""
-    return {blend: figures for blend, figures in found.items() if figures.novel >= alone.novel}
 
 
 def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:

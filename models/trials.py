@@ -37,16 +37,18 @@ class Blend:
 
 @dataclass(frozen=True)
 class Trials:
-    """Blends of a ridge, a kind and a decay, each with several shares."""
+    """All blends of a ridge, a kind and a decay, each with several shares."""
 
     usual: Blend
     """Where nothing can be validated: near what validations chose."""
     ridges: Sequence[float] = RIDGES
-    """Tried in turn, until one is worse than the one before."""
     kinds: Sequence[Kind] = KINDS
     decays: Sequence[float] = (0.0,)
     counts: Sequence[int] = (0,)
     """Of neighbours: the first with each ridge, the others with the best; factors have one, which says nothing."""
+    until_worse: bool = False
+    """No larger ridge is tried once one is worse than the one before. Of EASE's numbers figures rise up to a ridge and
+    fall behind it (Beauty, citeulike, Gowalla); beside a memory they differ by chance, and all are tried."""
 
 
 EVENTS = Trials(Blend(0.1, 0.1, 30.0, "correlations"), decays=DECAYS)
@@ -60,7 +62,7 @@ def neighbours_of_sets(most: int) -> Trials:
     """Try what is usual, and the most that an item may have."""
     counts = [most] if most <= USUAL else [USUAL, most]
     usual = replace(SETS.usual, kind="regressions", n_neighbours=counts[0])
-    return replace(SETS, usual=usual, kinds=("regressions",), counts=counts)
+    return replace(SETS, usual=usual, kinds=("regressions",), counts=counts, until_worse=True)
 
 
 def neighbours_of_events(most: int) -> Trials:
