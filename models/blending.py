@@ -205,14 +205,12 @@ class Jury:
             products = users @ self.items.T  # (B, N)
             summed = correlated.sum_batch(batch)  # (B, R or N)
             more = correlated.score(summed)  # (B, N)
+            of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
+            lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
             for weight, lead, views in zip(weights, leads, ranked, strict=True):
                 scores = torch.mul(more, weight, out=room[: len(more)]).add_(products)  # (B, N)
-                kept = None  # with a memory (E,): owned items keep their scores, and have a lead
-                if self.has_memory:
-                    of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
-                    lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
-                    kept = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                views.append(rank_views(scores, kept, batch))
+                changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
+                views.append(rank_views(scores, changed if self.has_memory else None, batch))
         return [_average(views) for views in ranked]
 
 

@@ -54,16 +54,21 @@ def test_batches_of_a_validation_share_the_vectors_of_items(config, monkeypatch)
     world, held_out = hold_out(make_world(config))
     data = make_data(world, validation=held_out)
     towers = make_towers(world, data, "dot", n_blocks=1)
-    module, expected = make_module(towers), {}
-    module.on_validation_epoch_start()
-    with torch.no_grad():
-        for place, batch in enumerate(data.validation_batches):
-            module.validation_step(batch, place)
-            items = towers.item_vectors(batch.popularity)
-            users, bonus = towers.request_vectors(batch, items)
-            for view, values in request_ndcg(users, bonus, items, batch).items():
-                expected.setdefault(view, []).extend(values.tolist())
+    module, found = make_module(towers), []
     assert len(data.validation_batches) > 1
-    for view, parts in module.validation_values.items():
-        assert np.concatenate(parts).tolist() == expected[view]
-    assert module.validation_values.keys() == ({"all", "novel"} if config is BASKETS else {"novel"})
+    for _ in range(2):
+        expected: dict[str, list[float]] = {}
+        module.on_validation_epoch_start()
+        with torch.no_grad():
+            for place, batch in enumerate(data.validation_batches):
+                module.validation_step(batch, place)
+                items = towers.item_vectors(batch.popularity)
+                users, bonus = towers.request_vectors(batch, items)
+                for view, values in request_ndcg(users, bonus, items, batch).items():
+                    expected.setdefault(view, []).extend(values.tolist())
+        found.append({view: np.concatenate(parts).tolist() for view, parts in module.validation_values.items()})
+        assert found[-1].keys() == ({"all", "novel"} if config is BASKETS else {"novel"})
+        assert found[-1] == {view: expected[view] for view in found[-1]}
+        with torch.no_grad():
+            towers.item_tower.id_table.weight.neg_()  # the next validation is of other items
+    assert found[0] != found[1]
