@@ -15,6 +15,7 @@ _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "valid
 """Key of the split -> the one kind that it belongs to."""
 _SPLIT_FILES = ("validation", "test")
 _TABLES = ("interactions", "users", "items")
+_LONGEST_DELIMITER = 4  # bytes, that DuckDB reads
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class TableConfig:
     names: list[str] | None = None
     """All columns, in order, of a text file without a header line. With them its suffix may be any."""
     delimiter: str | None = None
-    """Between the cells of a text file: one character. Default: told from the first line."""
+    """Between the cells of a text file: one character, or several such as `::`. Default: told from the first line."""
     encoding: str = "utf-8"
     """Of a text file: utf-8 or latin-1."""
     missing: list[str] = field(default_factory=list)
@@ -166,11 +167,15 @@ def _check_text_layout(name: str, table: TableConfig) -> None:
         raise SchemaError(
             f"{name}.encoding is '{table.encoding}'; allowed: {', '.join(_ENCODINGS)}; save the file as UTF-8"
         )
-    if table.delimiter is not None and (len(table.delimiter) != 1 or table.delimiter in '"\r\n'):
+    if table.delimiter is not None and not _is_delimiter(table.delimiter):
         raise SchemaError(
-            f"{name}.delimiter is {table.delimiter!r}; allowed: one character that is no quote and no line "
-            "end; leave it out to have it told from the first line"
+            f"{name}.delimiter is {table.delimiter!r}; allowed: one to {_LONGEST_DELIMITER} characters, none of them a "
+            "quote or a line end; leave it out to have it told from the first line"
         )
+
+
+def _is_delimiter(text: str) -> bool:
+    return 0 < len(text.encode(errors="surrogatepass")) <= _LONGEST_DELIMITER and not set(text) & set('"\r\n')
 
 
 def _check_timezone(timezone: str | None) -> None:

@@ -3,12 +3,13 @@ import pytest
 from hypothesis import given, settings
 
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
+from datamodules.reading.csv_records import read_layout
 from datamodules.tables import read_tables
 from serve.errors import SchemaError
 from tests.written_tables import EVENTS, FAULTS, HOSTILE, encode, list_rejects, read
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "::"])
 def test_the_delimiter_is_told_by_the_header(tmp_path, delimiter):
     tables, _ = read(tmp_path, "\ufeffuser_id,item_id\n1,2\n".replace(",", delimiter))
     assert tables.interactions.to_numpy().tolist() == [[1, 2]]
@@ -25,7 +26,7 @@ def read_bare(folder, text, **layout):
     return read_tables(DataConfig(interactions=TableConfig(str(path), **layout), max_reject_rate=1.0))
 
 
-@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|", "::"])
 @pytest.mark.parametrize("mark", ["", "\ufeff"])
 def test_a_file_without_a_header_has_its_names_declared(tmp_path, delimiter, mark):
     text = '"1",7,2017-12-01,2\n3,8,2017-12-02,5\n4,,2017-12-02,5\n'
@@ -65,6 +66,50 @@ def test_a_declared_header_reads_as_a_written_one(tmp_path_factory, parts):
     pd.testing.assert_frame_equal(tables.interactions, expected.interactions)
     assert list_rejects(rejects) == [(line - 1, *rest) for line, *rest in list_rejects(written)]
     assert rejects.frame["value"].equals(written.frame["value"])
+
+
+@given(HOSTILE)
+@settings(max_examples=10, deadline=None)
+def test_two_characters_between_cells_read_as_one(tmp_path_factory, parts):
+    body = f"{EVENTS}1,2,2017-12-01,3\n{''.join(parts)}\n5,6,2017-12-01,7\n".encode(errors="surrogateescape")
+    folder = tmp_path_factory.getbasetemp()
+    try:
+        expected, single = read(folder, body)
+    except SchemaError:
+        with pytest.raises(SchemaError):
+            read(folder, body.replace(b",", b"::"))
+        return
+    tables, rejects = read(folder, body.replace(b",", b"::"))
+    assert list_rejects(rejects) == list_rejects(single)
+    as_single = tables.interactions.replace("::", ",", regex=True)
+    pd.testing.assert_frame_equal(as_single, expected.interactions)
+
+
+def test_films_are_told_from_their_genres(tmp_path):
+    films = '1::Toy: Story (1995)::Animation|Children\'s|Comedy\n2::A, B, C:::D|\x1fE\n3::x::y::z\n4::"q::r"::s\n'
+    tables, rejects = read_bare(tmp_path, films, names=["item_id", "title", "user_id"])
+    assert tables.interactions[["item_id", "user_id"]].to_numpy().tolist() == [
+        [1, "Animation|Children's|Comedy"],
+        [2, ":D|\x1fE"],
+        [4, "s"],
+    ]
+    assert rejects.frame[["line", "value"]].to_numpy().tolist() == [[3, "3::x::y::z"]]
+
+
+@pytest.mark.parametrize(
+    ("line", "names", "delimiter"),
+    [
+        ("1::Toy Story (1995)::A|B|C", 3, "::"),
+        ("1::Toy Story (1995)::A|B|C|D|E|F", 3, "::"),
+        ("1|Toy: Story|http://a::b", 3, "|"),
+        ("1,a::b,c", 3, ","),
+        ("1", 1, ","),
+    ],
+)
+def test_a_line_without_names_shows_what_makes_as_many_cells(tmp_path, line, names, delimiter):
+    path = tmp_path / "films.dat"
+    path.write_text(f"{line}\n")
+    assert read_layout(path, TableConfig(names=[f"c{place}" for place in range(names)])).delimiter == delimiter
 
 
 def test_latin_1_is_read_as_declared(tmp_path):

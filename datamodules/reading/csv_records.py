@@ -7,7 +7,7 @@ second, independent reader says how many records there are and on which line of 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
@@ -17,8 +17,10 @@ import numpy as np
 from datamodules.config import TableConfig
 from serve.errors import SchemaError
 
-_DELIMITERS = ",;\t|"
+_DELIMITERS = (",", "::", ";", "\t", "|")
 _DELIMITER_OF_SUFFIX = {".tsv": "\t"}
+_STAND_IN = "\x1f"
+"""For a delimiter of several characters, which `csv` does not know."""
 _END_NAMES = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
 
 
@@ -65,19 +67,34 @@ def read_layout(path: Path, table: TableConfig) -> CsvLayout:
 
 
 def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
-    """Return the cells and the delimiter: that of the suffix, or else the one that splits the first line most often.
-
-    A declared one is not guessed.
-    """
+    """Return the cells and the delimiter: as declared, that of the suffix, or the one that the first line shows."""
     known = table.delimiter or _DELIMITER_OF_SUFFIX.get(path.suffix.lower())
     try:
         with _open(path, table.encoding) as file:
             line = file.readline()
-            delimiter = known or max(_DELIMITERS, key=line.count)
+            delimiter = known or _guess_delimiter(line, table.names)
             file.seek(0)
-            return next(csv.reader(file, delimiter=delimiter), []), delimiter
+            lines, between = _write_with_one_character(file, delimiter)
+            return next(csv.reader(lines, delimiter=between), []), delimiter
     except (OSError, csv.Error) as error:
         raise SchemaError(f"{path} cannot be read: {error}") from error
+
+
+def _guess_delimiter(line: str, names: Sequence[str] | None) -> str:
+    """Return what splits a line into as many cells as are declared; of several, what fills most of the line."""
+
+    def rate(delimiter: str) -> tuple[bool, int]:
+        n_found = line.count(delimiter)
+        return names is not None and n_found == len(names) - 1, n_found * len(delimiter)
+
+    return max(_DELIMITERS, key=rate)
+
+
+def _write_with_one_character(lines: Iterable[str], delimiter: str) -> tuple[Iterable[str], str]:
+    """Return the lines with a delimiter of one character, and that."""
+    if len(delimiter) == 1:
+        return lines, delimiter
+    return (line.replace(_STAND_IN, " ").replace(delimiter, _STAND_IN) for line in lines), _STAND_IN
 
 
 def _read_names(path: Path, cells: list[str]) -> tuple[str, ...]:
@@ -118,7 +135,8 @@ def find_records(path: Path, layout: CsvLayout) -> CsvRecords:
 
 def _scan(path: Path, file: TextIO, layout: CsvLayout) -> tuple[list[int], list[bool], dict[int, str]]:
     """Return the last line of each record, whether it is blank, and those that are too long."""
-    reader = csv.reader(file, delimiter=layout.delimiter, strict=True)
+    lines, between = _write_with_one_character(file, layout.delimiter)
+    reader = csv.reader(lines, delimiter=between, strict=True)
     n_columns = len(layout.names)
     ends: list[int] = [0]
     is_blank: list[bool] = []
