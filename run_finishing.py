@@ -15,13 +15,14 @@ from datamodules.catalogue import Catalogue
 from datamodules.interactions import InteractionsDataModule
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
+from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import correlate_pairs
 from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
 from models.transitions import correlate_next
-from models.trials import BESIDE_MEMORY, EVENTS, SETS, Trials, neighbours_of_events, neighbours_of_sets
+from models.trials import BESIDE_MEMORY, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from run_config import Config
 from serve.schema import Schema
 
@@ -63,7 +64,8 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
     shrinks = recipe_of(config.model).shrink_items
     if blends(config):
         correlate = make_correlate(config, trained)
-        if shrinks and len(make_trials(config, trained).ridges) == 1:  # what it gives is blended in
+        trials = make_trials(config, trained)
+        if shrinks and len(trials.ridges) * len(trials.decays) == 1:  # what it gives is blended in
             correlate = lru_cache(maxsize=1)(correlate)
         trained = judge_blend(config, trained, correlate, console)
         if is_last or shrinks:
@@ -118,12 +120,13 @@ def blends(config: Config) -> bool:
 
 def make_trials(config: Config, trained: Trained) -> Trials:
     """Return the blends that are judged."""
-    is_ordered, n_neighbours = trained.data.trains_on_windows, recipe_of(config.model).neighbours
+    n_neighbours = recipe_of(config.model).neighbours
+    if n_neighbours and trained.data.trains_on_windows:
+        is_long = float(trained.data.sequences.events.counts.mean()) > LONG_HISTORY
+        return neighbours_of_events(n_neighbours, is_long)
     if n_neighbours:
-        return neighbours_of_events(n_neighbours) if is_ordered else neighbours_of_sets(n_neighbours)
-    if trained.towers.user_tower.memory is not None:
-        return BESIDE_MEMORY
-    return EVENTS if is_ordered else SETS
+        return neighbours_of_sets(n_neighbours)
+    return SETS if trained.towers.user_tower.memory is None else BESIDE_MEMORY
 
 
 def make_correlate(config: Config, trained: Trained) -> Correlate:
@@ -133,12 +136,12 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     rows, dim = sequences.events.item_row, recipe.correlations
     if recipe.neighbours and trained.data.trains_on_windows:
         is_target = sequences.target_weight > 0
-        return lambda ridge: correlate_next(user, rows, is_target, shape, ridge, MOST_CORRELATED)
+        return lambda ridge, decay: correlate_next(user, rows, is_target, shape, ridge, decay, MOST_CORRELATED)
     if recipe.neighbours:
-        return lambda ridge: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
+        return lambda ridge, _: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
     has_memory = trained.towers.user_tower.memory is not None
     most = MOST_CORRELATED_BESIDE_MEMORY if has_memory else MOST_CORRELATED
-    return lambda ridge: factorise(user, rows, shape, dim, ridge, config.seed, most)
+    return lambda ridge, _: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
 def describe_blend(judged: Judged) -> str:

@@ -2,7 +2,7 @@
 
 Either a part of R entries joins the vectors of items, and a sum of it over her items that of a user: the product then
 says of an item what the towers do and what `models.item_correlations` does, and each is wrong elsewhere. Or, in sets
-whose items are trained or well known and on short histories in an order, each item of a history adds to the scores of
+whose items are trained or well known and in histories that have an order, each item of a history adds to the scores of
 its neighbours (`serve.neighbours`): there the towers know what a low rank can say. They are not trained together:
 correlations know every pair that training would show them, and would be trusted too much.
 
@@ -41,8 +41,8 @@ NEARLY_ALL = 0.95
 """Of the best gain. Pairs of 7,000 users of Amazon Beauty found 4 % more on the test by it than by the best, MovieLens
 and groceries chose alike by both."""
 
-Correlate = Callable[[float], Factors | PairCorrelations]
-"""Ridge -> the correlations of items, as factors or pair by pair."""
+Correlate = Callable[[float, float], Factors | PairCorrelations]
+"""Ridge and decay -> the correlations of items, as factors or pair by pair."""
 Views = Mapping[str, np.ndarray]
 """As of `models.validation.rank_views`."""
 
@@ -71,7 +71,7 @@ def blend_in(towers: Towers, correlate: Correlate, blend: Blend, requests: Seque
     """
     if not blend.share:
         return
-    correlated = _score_by(towers, correlate(blend.ridge), blend)
+    correlated = _score_by(towers, correlate(blend.ridge, blend.decay), blend)
     measured = Yardstick(towers, requests).measure(correlated)
     if not measured.unit:
         return
@@ -107,13 +107,13 @@ def choose_blend(
     if not judges:
         return Judged(trials.usual)
     yardstick, jury = Yardstick(towers, requests), Jury(towers, judges)
-    none = Blend(0.0, 0.0, trials.ridges[0], trials.kinds[0])
+    none = Blend(0.0, trials.decays[0], trials.ridges[0], trials.kinds[0])
     found = {none: jury.judge_alone()}
 
-    def judge(ridge: float, counts: Sequence[int]) -> dict[Blend, Figures]:
-        made = correlate(ridge)  # may be large, and is gone after it
+    def judge(ridge: float, decay: float, counts: Sequence[int]) -> dict[Blend, Figures]:
+        made = correlate(ridge, decay)  # may be large, and is gone after it
         judged: dict[Blend, Figures] = {}
-        for kind, decay, count in product(trials.kinds, trials.decays, counts):
+        for kind, count in product(trials.kinds, counts):
             blend = Blend(1.0, decay, ridge, kind, count)
             correlated = _score_by(towers, made, blend)
             measured = yardstick.measure(correlated)
@@ -123,15 +123,15 @@ def choose_blend(
         return judged
 
     latest = -math.inf
-    for ridge in trials.ridges:
-        figures = judge(ridge, trials.counts[:1])
+    for decay, ridge in product(trials.decays, trials.ridges):
+        figures = judge(ridge, decay, trials.counts[:1])
         found |= figures
         before, latest = latest, max(one.mean for one in figures.values())
         if latest < before and trials.until_worse:
             break
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
-        found |= judge(best.ridge, trials.counts[1:])
+        found |= judge(best.ridge, best.decay, trials.counts[1:])
     return pick(found, none)
 
 
@@ -139,7 +139,7 @@ def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) ->
     if isinstance(made, PairCorrelations):
         neighbours = made.find_neighbours(blend.n_neighbours)
         return ByNeighbours(replace(neighbours, decay=blend.decay))
-    side = CorrelatedHistory(blend.decay) if towers.user_tower.memory is None else CorrelatedOwned()
+    side = CorrelatedHistory() if towers.user_tower.memory is None else CorrelatedOwned()
     return ByVectors(side, made.of_covariances() if blend.kind == "covariances" else made.vectors)
 
 

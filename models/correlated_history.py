@@ -9,24 +9,18 @@ from datamodules.batch import RequestBatch
 from models.sums_by_user import sum_by_user
 
 POWER = 0.5
-"""Of the sum of weights, which divides: how much long histories count beside short ones. From 0 to 1 MovieLens and
+"""Of their number, which divides: how much long histories count beside short ones. From 0 to 1 MovieLens and
 pairs of Amazon Beauty ranked alike."""
 
 
 class CorrelatedHistory(nn.Module):
-    """Sum the correlation parts of a history; nothing of it is trained."""
-
-    def __init__(self, decay: float) -> None:
-        """Let an event count by exp(-decay * events after it); 0 where they have no order."""
-        super().__init__()
-        self.decay = decay
+    """Sum the correlation parts of a history, whose events have no order; nothing of it is trained."""
 
     def forward(self, parts: Tensor, lengths: Tensor) -> Tensor:
         """Sum parts (B, L, R) of histories of `lengths` (B,) events, behind which is padding: (B, R)."""
         places = torch.arange(parts.shape[1], device=parts.device)  # (L,)
-        later = lengths.unsqueeze(1) - 1 - places  # (B, L); below 0: padding
-        weights = torch.exp(-self.decay * later.clamp(min=0)) * (later >= 0)  # (B, L)
-        weights = weights / weights.sum(dim=1, keepdim=True).clamp(min=1.0) ** POWER  # (B, L)
+        is_event = (places < lengths.unsqueeze(1)).to(parts.dtype)  # (B, L)
+        weights = is_event / is_event.sum(dim=1, keepdim=True).clamp(min=1.0) ** POWER  # (B, L)
         return (weights.unsqueeze(-1) * parts).sum(dim=1)  # (B, R)
 
     def sum_batch(self, factors: Tensor, batch: RequestBatch) -> Tensor:

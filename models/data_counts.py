@@ -54,8 +54,12 @@ class DataCounts:
         return self.mean_history > LONG_HISTORY
 
     @property
+    def is_ordered(self) -> bool:
+        return self.trains_on_windows and not (self.is_set or self.is_repeated)
+
+    @property
     def is_short_and_ordered(self) -> bool:
-        return self.trains_on_windows and not (self.is_long or self.is_set or self.is_repeated)
+        return self.is_ordered and not self.is_long
 
     @property
     def starts_from_correlations(self) -> bool:

@@ -4,12 +4,14 @@ With X (E, N) the histories before each event, in which one counts by exp(-decay
 events themselves, B = (X'X + ridge I)^-1 X'Y predicts Y by X B with the least squares: the transitions of Choi et al.,
 "Session-aware Linear Item-Item Models for Session-based Recommendation", WWW 2021. An item has the largest of its row.
 
-Letters: E events, e of a chunk, N items, n correlated items.
+Letters: E events, e of a chunk, l of these, N items, n correlated items.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -18,19 +20,25 @@ from evaluation.lapack import invert_regularised
 from models.item_correlations import order_by_popularity, who_has_what
 from models.pair_correlations import PairCorrelations
 
-DECAY, RIDGE = 1 / 3, 100.0
-"""The validation of Amazon Beauty, seed 0, found .0789 with these (.0733 without), .0780 with a ridge of 30, .0787 with
-a decay of .7 in the request, .0779 with correlations that have no direction."""
 LEAST_COUNT = 0.02
 """Of an event in a history: what counts less is left out."""
-CHUNK = 2**20
-"""Events whose histories are laid out at once."""
+CHUNK = 2**23
+"""Events of histories that are laid out at once."""
 LEAST_SPARSE = 50
 """Entries of a matrix for each that is not zero, from which on a product with the others is shorter."""
 
+Weigh = Callable[[int, np.ndarray], np.ndarray]
+"""Events from one to a later one, and the later ones (l,) -> what each pair of them weighs (l,)."""
+
 
 def correlate_next(
-    user: np.ndarray, item_row: np.ndarray, is_target: np.ndarray, shape: tuple[int, int], ridge: float, most: int
+    user: np.ndarray,
+    item_row: np.ndarray,
+    is_target: np.ndarray,
+    shape: tuple[int, int],
+    ridge: float,
+    decay: float,
+    most: int,
 ) -> PairCorrelations:
     """Correlate the `most` popular items with what comes next, by the events of users in their order.
 
@@ -40,13 +48,16 @@ def correlate_next(
         is_target: (E,) whether the event is to be predicted; all stand in histories.
         shape: (U, N).
         ridge: of the least squares.
+        decay: of events in histories, above 0.
         most: items.
     """
     core = order_by_popularity(who_has_what(user, item_row, shape))[:most]  # (n,)
     place_of = np.full(shape[1], -1, np.int32)
     place_of[core] = np.arange(len(core))
-    gram, following = _sum_products(user, place_of[item_row], is_target, len(core))  # (n, n) each
-    precision = invert_regularised(gram, ridge)  # (n, n), symmetric: its transpose lies in the order of C
+    events = _Events(user, place_of[item_row], len(core), decay)
+    following = _sum_following(events, is_target)  # (n, n)
+    # symmetric: its transpose lies in the order of C
+    precision = invert_regularised(_sum_histories(events), ridge)  # (n, n)
     is_sparse = following.nnz * LEAST_SPARSE < len(core) ** 2
     backwards = (following if is_sparse else following.toarray()) @ precision.T  # (n, n), history in columns
     del precision
@@ -55,34 +66,79 @@ def correlate_next(
     return PairCorrelations(transitions, core, shape[1])
 
 
-def _sum_products(
-    user: np.ndarray, place: np.ndarray, is_target: np.ndarray, n_items: int
-) -> tuple[np.ndarray, sp.csr_array]:
-    """Return X'X and Y'X, (n, n) each; the place of an event is -1 where its item is not correlated."""
-    shape = (n_items, n_items)
-    gram = np.zeros(shape, np.float32)
-    nothing = np.empty(0, np.int32)
+@dataclass(frozen=True)
+class _Events:
+    """Events by users, in their order."""
+
+    user: np.ndarray
+    """(E,) ascending."""
+    place: np.ndarray
+    """(E,) of the item among those that are correlated; -1: it is not."""
+    n_items: int
+    decay: float
+
+    @property
+    def reach(self) -> int:
+        """Return how many events a history has."""
+        return 1 + math.floor(-math.log(LEAST_COUNT) / self.decay)
+
+    def chunks(self) -> Iterator[np.ndarray]:
+        """Yield events (e,), so many that their histories fit in memory."""
+        size = max(1, CHUNK // self.reach)
+        for start in range(0, len(self.user), size):
+            yield np.arange(start, min(start + size, len(self.user)), dtype=np.int32)
+
+    def lay_out(self, events: np.ndarray, most: int, weigh: Weigh) -> sp.csr_array:
+        """Return what at most `most` events before each of some weigh, by their items, (e, n) float32."""
+        rows, places, weights = [], [], []
+        for distance in range(1, most + 1):
+            later = events[events >= distance]  # (l,)
+            later = later[(self.user[later] == self.user[later - distance]) & (self.place[later - distance] >= 0)]
+            rows.append(later - events[0])
+            places.append(self.place[later - distance])
+            weights.append(weigh(distance, later).astype(np.float32))
+        where = (np.concatenate(rows), np.concatenate(places))
+        return sp.csr_array((np.concatenate(weights), where), (len(events), self.n_items))
+
+    def mark(self, events: np.ndarray, is_marked: np.ndarray) -> sp.csr_array:
+        """Return the items of those of some events that are marked (e,), (n, e) float32."""
+        is_marked = is_marked & (self.place[events] >= 0)
+        where = (self.place[events[is_marked]], is_marked.nonzero()[0])
+        return sp.csr_array((np.ones(len(where[0]), np.float32), where), (self.n_items, len(events)))
+
+
+def _sum_following(events: _Events, is_target: np.ndarray) -> sp.csr_array:
+    """Return Y'X, (n, n)."""
+    shape, nothing = (events.n_items, events.n_items), np.empty(0, np.int32)
     following = sp.csr_array((nothing.astype(np.float32), (nothing, nothing)), shape)
-    for start in range(0, len(user), CHUNK):
-        events = np.arange(start, min(start + CHUNK, len(user)), dtype=np.int32)  # (e,)
-        before = _lay_out(user, place, events, n_items)  # (e, n)
-        gram += (before.T @ before).toarray()
-        is_next = is_target[events] & (place[events] >= 0)
-        where = (place[events[is_next]], is_next.nonzero()[0])
-        after = sp.csr_array((np.ones(len(where[0]), np.float32), where), (n_items, len(events)))  # (n, e)
-        following += after @ before
-    return gram, following
+    for chunk in events.chunks():
+        before = events.lay_out(
+            chunk, events.reach, lambda distance, later: np.full(len(later), math.exp(-events.decay * (distance - 1)))
+        )
+        following += events.mark(chunk, is_target[chunk]) @ before
+    return following
 
 
-def _lay_out(user: np.ndarray, place: np.ndarray, events: np.ndarray, n_items: int) -> sp.csr_array:
-    """Return the histories X before some events, (e, n) float32."""
-    reach = 1 + math.floor(-math.log(LEAST_COUNT) / DECAY)
-    rows, places, counts = [], [], []
-    for distance in range(1, reach + 1):
-        later = events[events >= distance]  # (l,)
-        later = later[(user[later] == user[later - distance]) & (place[later - distance] >= 0)]
-        rows.append(later - events[0])
-        places.append(place[later - distance])
-        counts.append(np.full(len(later), math.exp(-DECAY * (distance - 1)), np.float32))
-    where = (np.concatenate(rows), np.concatenate(places))
-    return sp.csr_array((np.concatenate(counts), where), (len(events), n_items))
+def _sum_histories(events: _Events) -> np.ndarray:
+    """Return X'X, (n, n).
+
+    Two events stand together in the histories of all that come after both, as far as histories reach. So what they add
+    is the sum of a geometric series, and every pair is looked at once.
+    """
+    ends = np.searchsorted(events.user, events.user, side="right")  # (E,)
+    n_after = ends - np.arange(1, len(ends) + 1)  # (E,)
+    shrinks = math.exp(-2 * events.decay)
+
+    def weigh(distance: int, later: np.ndarray) -> np.ndarray:
+        n_histories = np.minimum(n_after[later], events.reach - distance)  # (l,)
+        return math.exp(-events.decay * distance) * (1 - shrinks**n_histories) / (1 - shrinks)  # type: ignore[no-any-return]
+
+    pairs = np.zeros((events.n_items, events.n_items), np.float32)
+    for chunk in events.chunks():
+        everything = np.ones(len(chunk), bool)
+        pairs += (events.mark(chunk, everything) @ events.lay_out(chunk, events.reach - 1, weigh)).toarray()
+    of_itself = weigh(0, np.arange(len(ends)))  # (E,)
+    inside = events.place >= 0
+    gram = pairs + pairs.T
+    gram[np.diag_indices_from(gram)] += np.bincount(events.place[inside], of_itself[inside], events.n_items)
+    return gram

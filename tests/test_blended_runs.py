@@ -16,14 +16,15 @@ from datamodules.splits import split_interactions
 from models import yardstick
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
 from models.item_correlations import MOST_CORRELATED
-from models.trials import BESIDE_MEMORY, EVENTS, SETS, Blend, neighbours_of_events, neighbours_of_sets
+from models.trials import BESIDE_MEMORY, SETS, Blend, neighbours_of_events, neighbours_of_sets
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
 R = 6
 BLENDED = replace(SMALL, correlations=R, max_epochs=2, shrink_items=False)
-WITH_THEM = Judged(Blend(0.4, 0.1, 30.0, "correlations"), 0.3, 0.2)
+WITH_THEM = Judged(Blend(0.4, 0.0, 30.0, "correlations"), 0.3, 0.2)
+FOLLOWING = 4
 
 SET = replace(ORDERED, features=replace(ORDERED.features, context={}), split=SplitConfig("pairs"))
 
@@ -35,10 +36,12 @@ def _one_thread():
 
 
 def fit(data, folder, validates=True) -> run_finishing.Trained:
-    is_set = data.split.kind == "pairs"
-    config = train.Config(data, BLENDED, QUIET, folder)
+    is_set, is_simultaneous = data.split.kind == "pairs", data.ties == "simultaneous"
+    in_order = replace(BLENDED, correlations=0, neighbours=FOLLOWING)
+    model = BLENDED if is_set or is_simultaneous else in_order
+    config = train.Config(data, model, QUIET, folder)
     folder.mkdir()
-    interactions, *others = make_tables(3, data.ties == "simultaneous")
+    interactions, *others = make_tables(3, is_simultaneous)
     told = interactions.drop(columns="datetime") if is_set else interactions
     tables, _ = train.read(config, (told, *others), folder)
     config, _ = train.settle(config, tables)
@@ -52,10 +55,12 @@ def width_of(trained: run_finishing.Trained) -> int:
 
 def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: WITH_THEM)
-    run = train.run(train.Config(ORDERED, BLENDED, QUIET, tmp_path / "run"), make_tables(3, simultaneous=False))
+    interactions, *others = make_tables(3, simultaneous=False)
+    tables = (interactions.drop(columns="datetime"), *others)
+    run = train.run(train.Config(SET, BLENDED, QUIET, tmp_path / "run"), tables)
     metrics = json.loads((run.bundle.parent / "metrics.json").read_text())
     expected = {
-        "blend": {"share": 0.4, "decay": 0.1, "ridge": 30.0, "kind": "correlations", "n_neighbours": 0},
+        "blend": {"share": 0.4, "decay": 0.0, "ridge": 30.0, "kind": "correlations", "n_neighbours": 0},
         "ndcg": 0.3,
         "ndcg_alone": 0.2,
     }
@@ -65,17 +70,16 @@ def test_what_the_validation_chose_is_reported_and_served(tmp_path, monkeypatch,
     (users,) = recommender.encode_users([{"history": [{"item_id": 100}, {"item_id": 101}]}])
     parts = recommender.catalogue.vectors[:, SMALL.dim : SMALL.dim + R]
     places = recommender.item_rows([101, 100])
-    weights = np.exp(-0.1 * np.arange(2))
-    summed = weights @ parts[places] / weights.sum() ** 0.5
+    summed = parts[places].sum(axis=0) / 2**0.5
     assert np.allclose(users[SMALL.dim : SMALL.dim + R], summed, atol=1e-5)
     printed = " ".join(capsys.readouterr().out.split())
     assert "blended in by 40%: validation NDCG@10 0.2000 without, 0.3000 with them" in printed
 
 
 def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_path, monkeypatch):
-    none = Judged(Blend(0.0, 0.1, 30.0, "correlations"), 0.2, 0.2)
+    none = Judged(Blend(0.0, 0.0, 30.0, "correlations"), 0.2, 0.2)
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *args: none)
-    assert width_of(fit(ORDERED, tmp_path / "run")) == 0
+    assert width_of(fit(SET, tmp_path / "run")) == 0
     assert "none" in run_finishing.describe_blend(none)
     assert "covariances" in run_finishing.describe_blend(
         replace(WITH_THEM, blend=replace(WITH_THEM.blend, kind="covariances"))
@@ -83,29 +87,34 @@ def test_correlations_are_left_out_where_the_validation_is_better_without(tmp_pa
 
 
 @pytest.mark.parametrize("strict", [False, True])
-def test_the_validation_is_that_of_the_first_training_and_the_factors_are_those_of_the_last(
-    tmp_path, monkeypatch, strict
+@pytest.mark.parametrize("is_long", [False, True])
+def test_the_validation_is_that_of_the_first_training_and_correlations_are_those_of_the_last(
+    tmp_path, monkeypatch, strict, is_long
 ):
-    asked, correlated, factorise = [], [], run_finishing.factorise
+    trials = neighbours_of_events(FOLLOWING, is_long)
+    judged = Judged(replace(trials.usual, share=0.4), 0.3, 0.2)
+    asked, correlated, correlate_next = [], [], run_finishing.correlate_next
 
     def choose(towers, correlate, trials, requests, validation):
         asked.append((trials, sum(len(batch.target_rows) for batch in validation)))
-        return WITH_THEM
+        return judged
 
     def watch(user, *rest):
-        correlated.append(len(user))
-        return factorise(user, *rest)
+        correlated.append((len(user), *rest[-3:-1]))
+        return correlate_next(user, *rest)
 
+    monkeypatch.setattr(run_finishing, "LONG_HISTORY", 2 if is_long else 20)  # mean events of a user
     monkeypatch.setattr(run_finishing, "choose_blend", choose)
-    monkeypatch.setattr(run_finishing, "factorise", watch)
+    monkeypatch.setattr(run_finishing, "correlate_next", watch)
     data = replace(ORDERED, split=replace(ORDERED.split, strict=strict))
     trained = fit(data, tmp_path / "run")
-    assert asked == [(EVENTS, 60)]  # the second-last item of each user
-    assert correlated == [60 * (5 if strict else 6)]  # of seven: all but the test and, strict, the validation
-    assert width_of(trained) == R
+    assert asked == [(trials, 60)]  # the second-last item of each user
+    n_events = 60 * (5 if strict else 6)  # of seven: all but the test and, strict, the validation
+    assert correlated == [(n_events, judged.blend.ridge, judged.blend.decay)]
+    assert trained.towers.neighbours.decay == judged.blend.decay
 
 
-@pytest.mark.parametrize(("data", "most"), [(ORDERED, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
+@pytest.mark.parametrize(("data", "most"), [(SET, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
 def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monkeypatch, data, most):
     correlated, factorise = set(), run_finishing.factorise
 
@@ -119,7 +128,9 @@ def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monk
 
 
 @pytest.mark.parametrize(
-    ("data", "usual"), [(ORDERED, EVENTS), (BASKETS, BESIDE_MEMORY), (SET, SETS)], ids=["ordered", "repeats", "set"]
+    ("data", "usual"),
+    [(ORDERED, neighbours_of_events(FOLLOWING, is_long=False)), (BASKETS, BESIDE_MEMORY), (SET, SETS)],
+    ids=["ordered", "repeats", "set"],
 )
 def test_without_a_validation_correlations_count_as_much_as_is_usual(tmp_path, monkeypatch, data, usual):
     given = []
@@ -162,7 +173,7 @@ def test_the_same_seed_blends_the_same(tmp_path, monkeypatch):
         return WITH_THEM
 
     monkeypatch.setattr(run_finishing, "choose_blend", choose)
-    parts = [fit(ORDERED, tmp_path / name).towers.item_tower.correlations.numpy() for name in ("one", "other")]
+    parts = [fit(SET, tmp_path / name).towers.item_tower.correlations.numpy() for name in ("one", "other")]
     assert judged[0] == judged[1]
     assert parts[0].shape[1] == R
     assert np.array_equal(*parts)
@@ -178,7 +189,7 @@ def watch(made, name, correlate, *arguments):
     [
         (SET, neighbours_of_sets(4), 0.0, MOST_CORRELATED),
         (SET, neighbours_of_sets(4), 0.0, 5),
-        (ORDERED, neighbours_of_events(4), 0.5, MOST_CORRELATED),
+        (ORDERED, neighbours_of_events(4, is_long=False), 0.5, MOST_CORRELATED),
     ],
     ids=["set", "set with items outside", "in order"],
 )
@@ -189,7 +200,7 @@ def test_neighbours_are_exported_and_served(tmp_path, monkeypatch, capsys, data,
     asked = []
 
     def choose(towers, correlate, trials, requests, validation):
-        correlate(30.0)
+        correlate(30.0, decay)
         asked.append(trials)
         return judged
 

@@ -17,11 +17,8 @@ from models.correlated_scores import ByVectors
 from models.item_correlations import RIDGES, Factors
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
-from models.transitions import DECAY, RIDGE
 from models.trials import (
     BESIDE_MEMORY,
-    DECAYS,
-    EVENTS,
     KINDS,
     SETS,
     Blend,
@@ -64,7 +61,7 @@ def side(request):
 
 def make(factors: Tensor) -> Correlate:
     """Let correlations of any ridge have these factors."""
-    return lambda _: Factors(factors, SPREAD)
+    return lambda ridge, decay: Factors(factors, SPREAD)
 
 
 @torch.no_grad()
@@ -74,8 +71,8 @@ def score(towers: Towers, batch: RequestBatch) -> np.ndarray:
     return (towers.request_vectors(batch, items)[0] @ items.T).numpy()  # (B, N)
 
 
-def correlate(towers: Towers, batch: RequestBatch, decay: float, kind: Kind) -> np.ndarray:
-    """Score all items by the correlation part: an event at a time, or by all that a user owns."""
+def correlate(towers: Towers, batch: RequestBatch, kind: Kind) -> np.ndarray:
+    """Score all items by the correlation part: by all of a history, or by all that a user owns."""
     factors, summed = FACTORS.numpy(), np.zeros((len(batch.history_rows), R))
     if kind == "covariances":
         factors = factors * SPREAD.numpy()[:, None]
@@ -83,8 +80,7 @@ def correlate(towers: Towers, batch: RequestBatch, decay: float, kind: Kind) -> 
         return add_up(batch, factors) @ factors.T
     for user, length in enumerate(batch.arrays["history_lengths"].tolist()):
         rows = batch.history_rows[user, :length].numpy()
-        weights = np.exp(-decay * np.arange(length)[::-1])
-        summed[user] = weights @ factors[rows] / max(weights.sum(), 1) ** 0.5
+        summed[user] = factors[rows].sum(axis=0) / max(length, 1) ** 0.5
     return summed @ factors.T
 
 
@@ -111,15 +107,12 @@ def changed(towers: Towers, scores: np.ndarray, batch: RequestBatch) -> np.ndarr
     return scores[~is_owned]
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.5])
-def test_a_history_is_summed_up_to_its_length_the_last_events_most(decay):
+def test_a_history_is_summed_up_to_its_length():
     rng = np.random.default_rng(1)
     parts, lengths = rng.normal(size=(4, 6, R)).astype(np.float32), [0, 1, 4, 6]
-    found = CorrelatedHistory(decay)(torch.from_numpy(parts), torch.tensor(lengths)).numpy()
+    found = CorrelatedHistory()(torch.from_numpy(parts), torch.tensor(lengths)).numpy()
     for history, length, summed in zip(parts, lengths, found, strict=True):
-        weights = [np.exp(-decay * later) for later in range(length)][::-1]
-        expected = sum((w * part for w, part in zip(weights, history, strict=False)), np.zeros(R))
-        assert np.allclose(summed, expected / max(sum(weights), 1) ** 0.5, atol=1e-5)
+        assert np.allclose(summed, history[:length].sum(axis=0) / max(length, 1) ** 0.5, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,12 +120,12 @@ def test_correlations_count_by_their_share_of_what_scores_vary(side, kind):
     data, towers = side
     requests = list(data.drawn_requests(50))
     (batch,) = data.validation_batches
-    plain, decay = score(towers, batch), 0.0 if has_memory(towers) else 0.4
+    plain = score(towers, batch)
     learned = [changed(towers, score(towers, one), one).var() for one in requests]
-    correlated = [changed(towers, correlate(towers, one, decay, kind), one).var() for one in requests]
+    correlated = [changed(towers, correlate(towers, one, kind), one).var() for one in requests]
     unit = np.sqrt(np.mean(learned) / np.mean(correlated))
-    blend_in(towers, make(FACTORS), Blend(0.3, decay, RIDGES[0], kind), requests)
-    expected = plain + 0.3 * unit * correlate(towers, batch, decay, kind)
+    blend_in(towers, make(FACTORS), Blend(0.3, 0.0, RIDGES[0], kind), requests)
+    expected = plain + 0.3 * unit * correlate(towers, batch, kind)
     assert np.allclose(score(towers, batch), expected, rtol=1e-4, atol=1e-4)
     assert not np.allclose(expected, plain, atol=0.05)
 
@@ -159,11 +152,10 @@ def judge(towers: Towers, batches: list[RequestBatch]) -> float:
     return float(np.mean([np.mean(values) for values in found.values()]))
 
 
-@pytest.mark.parametrize("is_ordered", [True, False])
-def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered, monkeypatch):
+def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, monkeypatch):
     data, towers = side
     requests, batches = list(data.drawn_requests(50)), data.validation_batches
-    factors = {ridge: Factors(part, SPREAD) for ridge, part in zip(RIDGES, DIFFERENT, strict=True)}
+    factors = {(ridge, 0.0): Factors(part, SPREAD) for ridge, part in zip(RIDGES, DIFFERENT, strict=True)}
     judged = {}
 
     def watch(found, none):
@@ -171,13 +163,12 @@ def test_each_blend_is_judged_as_it_ranks_once_it_is_blended_in(side, is_ordered
         return pick(found, none)
 
     monkeypatch.setattr(blending, "pick", watch)
-    trials = BESIDE_MEMORY if has_memory(towers) else EVENTS if is_ordered else SETS
-    chosen = choose_blend(towers, factors.__getitem__, trials, requests, batches)
+    trials = BESIDE_MEMORY if has_memory(towers) else SETS
+    chosen = choose_blend(towers, lambda *asked: factors[asked], trials, requests, batches)
     tried, leads = {}, []
-    decays = DECAYS if is_ordered and not has_memory(towers) else (0.0,)
-    for parts in [(0.0, 0.0, RIDGES[0], KINDS[0]), *itertools.product(SHARES, decays, RIDGES, KINDS)]:
+    for parts in [(0.0, 0.0, RIDGES[0], KINDS[0]), *itertools.product(SHARES, [0.0], RIDGES, KINDS)]:
         blend = Blend(*parts)
-        blend_in(towers, factors.__getitem__, blend, requests)
+        blend_in(towers, lambda *asked: factors[asked], blend, requests)
         tried[blend] = judge(towers, batches)
         owned = towers.user_tower.correlated_owned
         leads.append(owned.lead if owned else 0.0)
@@ -266,7 +257,7 @@ def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, kind, dec
     plain, width = score(towers, batch), towers.item_tower.history_dim
     learned = np.mean([score(towers, one).var() for one in requests])
     told = np.mean([score_by_neighbours(made, blend, one).var() for one in requests])
-    blend_in(towers, lambda _: made, blend, requests)
+    blend_in(towers, lambda ridge, decay: made, blend, requests)
     expected = plain + 0.3 * np.sqrt(learned / told) * score_by_neighbours(made, blend, batch)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
@@ -286,11 +277,11 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
     by_ridge = {ridge: replace(made, numbers=-knowing) for ridge in RIDGES}
     by_ridge[RIDGES[2]] = replace(made, numbers=knowing)
     requests = list(data.drawn_requests(50))
-    judged = choose_blend(towers, by_ridge.__getitem__, neighbours_of_sets(N), requests, [batch])
+    judged = choose_blend(towers, lambda ridge, _: by_ridge[ridge], neighbours_of_sets(N), requests, [batch])
     assert judged.blend.share > 0
     assert judged.blend.ridge == RIDGES[2]
     assert judged.blend.n_neighbours == N
-    blend_in(towers, by_ridge.__getitem__, judged.blend, requests)
+    blend_in(towers, lambda ridge, _: by_ridge[ridge], judged.blend, requests)
     items = towers.item_vectors(batch.popularity)  # (N, W)
     users, _ = towers.request_vectors(batch, items)  # (B, W)
     ranked = rank_views(towers.score_items(users, items, batch), None, batch)
@@ -309,7 +300,7 @@ def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a
     telling = np.where(np.arange(N - 1) == telling.argmax(axis=1)[:, None], 3 * telling, -telling)
     asked = []
 
-    def correlate(ridge):
+    def correlate(ridge, _):
         asked.append(ridge)
         return replace(made, numbers=telling * (ridge == RIDGES[1]))
 
@@ -351,7 +342,7 @@ def test_where_nothing_new_is_taken_the_blend_is_the_usual_one(side):
     (batch,) = data.validation_batches
     owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
     for validation in ([], [owned]):
-        assert choose_blend(towers, make(FACTORS), EVENTS, [], validation) == Judged(EVENTS.usual)
+        assert choose_blend(towers, make(FACTORS), SETS, [], validation) == Judged(SETS.usual)
 
 
 def test_correlations_that_only_mislead_are_left_out(side):
@@ -359,13 +350,21 @@ def test_correlations_that_only_mislead_are_left_out(side):
     (batch,) = data.validation_batches
     targets = np.bincount(batch.target_rows.numpy(), minlength=N)
     misleading = torch.from_numpy(np.where(targets > 0, 0.0, 1.0).astype(np.float32))[:, None]  # (N, 1)
-    judged = choose_blend(towers, make(misleading), EVENTS, list(data.drawn_requests(50)), [batch])
+    judged = choose_blend(towers, make(misleading), SETS, list(data.drawn_requests(50)), [batch])
     assert judged.blend.share == 0
     assert judged.ndcg == judged.ndcg_alone
 
 
 @pytest.mark.parametrize(
-    "trials", [EVENTS, SETS, BESIDE_MEMORY, neighbours_of_sets(7), neighbours_of_sets(999), neighbours_of_events(7)]
+    "trials",
+    [
+        SETS,
+        BESIDE_MEMORY,
+        neighbours_of_sets(7),
+        neighbours_of_sets(999),
+        neighbours_of_events(7, is_long=False),
+        neighbours_of_events(7, is_long=True),
+    ],
 )
 def test_what_is_usual_is_a_little_and_one_of_what_is_tried(trials):
     assert 0 < trials.usual.share < max(SHARES)
@@ -380,9 +379,30 @@ def test_the_most_neighbours_of_sets_are_tried_beside_what_is_usual(most, counts
     assert neighbours_of_sets(most).counts == counts
 
 
-def test_events_count_in_a_history_as_transitions_were_fitted():
-    tried = neighbours_of_events(7)
-    assert (tried.decays, tried.ridges, tried.kinds, tried.counts) == ((DECAY,), (RIDGE,), ("transitions",), [7])
+@pytest.mark.parametrize("best", [(100.0, 0.2), (300.0, 0.05)])
+def test_events_count_in_a_history_as_the_transitions_were_fitted_that_are_best(of_a_set, best):
+    data, towers, made = of_a_set
+    (batch,) = data.validation_batches
+    knowing = np.zeros((N - 1, N - 1), np.float32)
+    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
+    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
+            if item in place_of and target in place_of:
+                knowing[place_of[item], place_of[target]] += 1
+    asked = []
+
+    def correlate(*fit):
+        asked.append(fit)
+        return replace(made, numbers=knowing if fit == best else -knowing)
+
+    requests = list(data.drawn_requests(50))
+    judged = choose_blend(towers, correlate, neighbours_of_events(N, is_long=True), requests, [batch])
+    assert (judged.blend.ridge, judged.blend.decay) == best
+    assert sorted(asked) == list(itertools.product([100.0, 300.0], [0.05, 0.1, 0.2]))
+    asked.clear()
+    blend_in(towers, correlate, judged.blend, requests)
+    assert asked == [best]
+    assert towers.neighbours.decay == best[1]
 
 
 @torch.no_grad()

@@ -90,6 +90,11 @@ counts_of_data = st.builds(
 )
 
 
+def given_for(counts: DataCounts) -> ModelConfig:
+    """Give every field, each another value than data choose where another one is allowed."""
+    return replace(GIVEN, correlations=0) if counts.is_ordered else GIVEN
+
+
 def choose(counts: DataCounts, **given_values) -> Recipe:
     return choose_recipe(ModelConfig(**given_values), counts)[0]
 
@@ -105,8 +110,8 @@ def test_every_open_field_of_a_configuration_has_a_rule():
 
 
 def test_what_is_given_stays(counts):
-    recipe, choices = choose_recipe(GIVEN, counts)
-    assert recipe == recipe_of(GIVEN)
+    recipe, choices = choose_recipe(given_for(counts), counts)
+    assert recipe == recipe_of(given_for(counts))
     assert choices == []
 
 
@@ -120,7 +125,7 @@ def test_what_is_left_open_is_chosen_with_a_reason(counts):
 @given(counts=counts_of_data, names=st.sets(st.sampled_from(NAMES)))
 @settings(max_examples=80, deadline=None)
 def test_a_recipe_is_what_was_given_and_what_was_chosen(counts, names):
-    kept = {name: getattr(GIVEN, name) for name in names}
+    kept = {name: getattr(given_for(counts), name) for name in names}
     recipe, choices = choose_recipe(ModelConfig(**kept), counts)
     assert {choice.name for choice in choices} == set(NAMES) - kept.keys()
     assert asdict(recipe) == kept | {choice.name: choice.value for choice in choices}
@@ -278,11 +283,11 @@ def test_the_reasons_name_what_the_data_has():
     assert any(reason.startswith(f"{MANY_ITEMS + 1:,} items") for reason in said["short"])
 
 
-def test_correlations_are_blended_in_but_where_histories_are_short_or_items_stay_at_them():
+def test_correlations_are_blended_in_but_where_events_have_an_order_or_items_start_from_them():
     families = {name: choose(family).correlations for name, family in FAMILIES.items()}
-    assert {name for name, n in families.items() if n} == {"long", "set", "repeated"}
+    assert {name for name, n in families.items() if n} == {"set", "repeated"}
     neighbours = {name: choose(family).neighbours for name, family in FAMILIES.items()}
-    assert {name for name, n in neighbours.items() if n} == {"set of many", "short"}  # pair by pair
+    assert {name for name, n in neighbours.items() if n} == {"set of many", "short", "long"}  # pair by pair
 
 
 def test_correlations_are_blended_in_one_way():
@@ -301,13 +306,18 @@ def test_items_that_stay_at_their_correlations_have_neighbours_where_pairs_are_w
     few = replace(SET_OF_FEW, n_items=1_700)
     assert choose(replace(few, n_events=WELL_KNOWN * 1_700)).neighbours == NEIGHBOURS
     assert choose(replace(few, n_events=WELL_KNOWN * 1_700 - 1)).neighbours == 0
-    for other in (SET, LONG, REPEATED):  # context, an order and repeats have other ways
+    for other in (SET, REPEATED):  # context and repeats have other ways
         assert choose(replace(other, n_events=10**9)).neighbours == 0
 
 
-def test_events_in_an_order_have_neighbours_in_place_of_correlations():
-    told = choose(LONG, neighbours=5)
+@pytest.mark.parametrize("counts", [LONG, SHORT])
+def test_events_in_an_order_have_neighbours_in_place_of_correlations(counts):
+    told = choose(counts, neighbours=5)
     assert (told.correlations, told.neighbours) == (0, 5)
+    assert choose(counts).neighbours == FOLLOWING
+    assert choose(counts, correlations=0).neighbours == 0
+    with pytest.raises(SchemaError, match=r"model.correlations is 5; allowed here, where events have an order: 0"):
+        choose(counts, correlations=5)
 
 
 BASKETS = replace(SHORT, trains_on_windows=False)
@@ -345,7 +355,7 @@ def test_items_without_features_are_not_shrunk():
 
 
 def test_vectors_of_a_large_catalogue_stay_short():
-    assert choose(LONG).correlations
+    assert choose(FAMILIES["repeated"]).correlations
     for family in (LONG, SHORT, SET, SET_OF_MANY, FAMILIES["repeated"]):
         assert not choose(replace(family, n_items=10**6)).correlations
         assert not choose(replace(family, n_items=10**6)).neighbours

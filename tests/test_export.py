@@ -65,7 +65,7 @@ def ship(stage: Stage, config, similarity: str, n_correlations: int) -> Shipped:
     towers, popularity = make_towers(world, data, similarity, n_blocks=1), data.trends.popularity[-1]
     factors = torch.randn(N, n_correlations, generator=torch.Generator().manual_seed(2))  # (N, R)
     made, share = Factors(factors, torch.ones(len(factors))), 0.5 if n_correlations else 0.0
-    blend_in(towers, lambda _: made, Blend(share, 0.2, 30.0, "correlations"), list(data.final_requests()))
+    blend_in(towers, lambda ridge, decay: made, Blend(share, 0.0, 30.0, "correlations"), list(data.final_requests()))
     items = pa.table({"item_id": pa.array(world.catalogue.item_ids)})
     newcomers = make_newcomers(towers, popularity.shape[1])
     export_bundle(towers, newcomers, world.schema, items, popularity, stage, seed=1)
@@ -87,7 +87,7 @@ def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
 FAMILIES = {
     "ordered": (ORDERED, "dot", 0),
     "baskets": (BASKETS, "cosine", 0),
-    "ordered, correlated": (ORDERED, "cosine", 5),
+    "a set": (None, "cosine", 0),
     "a set, correlated": (None, "dot", 5),
     "baskets, correlated": (BASKETS, "dot", 5),
 }

@@ -302,7 +302,7 @@ def test_new_items_are_placed_among_correlations_too():
         factors.table.weight.normal_(generator=torch.Generator().manual_seed(3))
         factors.number_table.normal_(generator=torch.Generator().manual_seed(4))
         towers.item_tower.correlations = factors(*columns)[:, D:]  # (N, 3)
-        towers.user_tower.correlated_history = CorrelatedHistory(0.0)
+        towers.user_tower.correlated_history = CorrelatedHistory()
         newcomers = fit_newcomers(towers, popularity, ALL, data.drawn_requests(9), seed=4)
         placed = place(newcomers, towers)[:OUTSIDE, D : D + 3] / newcomers.length
         wanted = towers.item_tower.correlations[:OUTSIDE]

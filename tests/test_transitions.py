@@ -7,9 +7,10 @@ import pytest
 
 from models import transitions
 from models.pair_correlations import PairCorrelations
-from models.transitions import DECAY, RIDGE, correlate_next
+from models.transitions import correlate_next
 
 N = 13
+DECAY, RIDGE = 1 / 3, 100.0
 
 
 def draw(seed: int, longest: int) -> list[list[int]]:
@@ -24,14 +25,14 @@ def draw(seed: int, longest: int) -> list[list[int]]:
     return users
 
 
-def fit(users: list[list[int]], core: list[int], wanted: range) -> np.ndarray:
+def fit(users: list[list[int]], core: list[int], wanted: range, decay: float) -> np.ndarray:
     """Predict each next item that is wanted from those before it, one history after the other."""
     before, after = [], []
     for items in users:
         for place in range(1, len(items)):
             history, following = np.zeros(N), np.zeros(N)
             for distance, item in enumerate(reversed(items[:place])):
-                history[item] += np.exp(-DECAY * distance)
+                history[item] += np.exp(-decay * distance)
             following[items[place]] = items[place] in wanted
             before.append(history[core])
             after.append(following[core])
@@ -41,22 +42,28 @@ def fit(users: list[list[int]], core: list[int], wanted: range) -> np.ndarray:
     return found
 
 
-def correlate(users: list[list[int]], most: int, wanted: range = range(N)) -> PairCorrelations:
+def correlate(users: list[list[int]], most: int, wanted: range = range(N), decay: float = DECAY) -> PairCorrelations:
     user, items = np.repeat(np.arange(len(users)), [len(items) for items in users]), np.concatenate(users)
-    return correlate_next(user, items, np.isin(items, wanted), (len(users), N), RIDGE, most)
+    return correlate_next(user, items, np.isin(items, wanted), (len(users), N), RIDGE, decay, most)
 
 
 @pytest.mark.parametrize("least_sparse", [0, 10**6], ids=["sparse", "dense"])
-@pytest.mark.parametrize("chunk", [7, 10**6])
-@pytest.mark.parametrize(("longest", "most", "wanted"), [(12, N, N), (12, 8, N), (40, N, N), (12, N, 9)])
-def test_transitions_are_the_least_squares_of_what_comes_next(monkeypatch, longest, most, wanted, chunk, least_sparse):
+@pytest.mark.parametrize("chunk", [85, 10**7])
+@pytest.mark.parametrize(
+    ("longest", "most", "wanted", "decay"),
+    [(12, N, N, DECAY), (12, 8, N, DECAY), (40, N, N, DECAY), (12, N, 9, DECAY), (40, 8, N, 0.05), (12, N, 9, 2.0)],
+)
+def test_transitions_are_the_least_squares_of_what_comes_next(
+    monkeypatch, longest, most, wanted, decay, chunk, least_sparse
+):
     monkeypatch.setattr(transitions, "CHUNK", chunk)
     monkeypatch.setattr(transitions, "LEAST_SPARSE", least_sparse)
     users = draw(4, longest)
-    made = correlate(users, most, range(wanted))
+    made = correlate(users, most, range(wanted), decay)
     assert len(set(made.rows.tolist())) == most
-    expected = fit(users, made.rows.tolist(), range(wanted))
-    of_far_events = 0.02 if longest > 12 else 1e-5  # what counts less than that is left out
+    expected = fit(users, made.rows.tolist(), range(wanted), decay)
+    leaves_out = decay * longest > 4  # what counts less than .02
+    of_far_events = 0.02 if leaves_out else 1e-5
     assert np.abs(made.numbers - expected).max() <= of_far_events * np.abs(expected).max()
 
 
