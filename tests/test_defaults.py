@@ -18,7 +18,15 @@ from models.data_counts import (
     WELL_KNOWN,
     DataCounts,
 )
-from models.defaults import FOLLOWING, MANY_ITEMS, MANY_ITEMS_OF_REQUESTS, NEIGHBOURS, RULES, choose_recipe
+from models.defaults import (
+    FOLLOWING,
+    MANY_ITEMS,
+    MANY_ITEMS_OF_REQUESTS,
+    MANY_USERS,
+    NEIGHBOURS,
+    RULES,
+    choose_recipe,
+)
 from serve.errors import SchemaError
 
 NAMES = [field.name for field in fields(Recipe)]
@@ -255,6 +263,8 @@ def test_long_histories_get_more_blocks_and_less_dropout():
     long, short = choose(LONG), choose(SHORT)
     assert long.n_blocks > short.n_blocks
     assert long.dropout < short.dropout
+    assert choose(replace(LONG, n_users=MANY_USERS)).dropout < choose(replace(LONG, n_users=MANY_USERS - 1)).dropout
+    assert choose(replace(LONG, n_users=MANY_USERS - 1)).dropout == long.dropout
     at_the_limit = replace(SHORT, mean_history=float(LONG_HISTORY))
     assert choose(at_the_limit).n_blocks == short.n_blocks
 
