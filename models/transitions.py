@@ -22,7 +22,7 @@ from models.pair_correlations import PairCorrelations
 
 LEAST_COUNT = 0.02
 """Of an event in a history: what counts less is left out."""
-CHUNK = 2**23
+CHUNK = 2**24
 """Events of histories that are laid out at once."""
 LEAST_SPARSE = 50
 """Entries of a matrix for each that is not zero, from which on a product with the others is shorter."""
@@ -136,7 +136,8 @@ def _sum_histories(events: _Events) -> np.ndarray:
     pairs = np.zeros((events.n_items, events.n_items), np.float32)
     for chunk in events.chunks():
         everything = np.ones(len(chunk), bool)
-        pairs += (events.mark(chunk, everything) @ events.lay_out(chunk, events.reach - 1, weigh)).toarray()
+        told = events.mark(chunk, everything) @ events.lay_out(chunk, events.reach - 1, weigh)  # (n, n)
+        pairs[np.repeat(np.arange(events.n_items), np.diff(told.indptr)), told.indices] += told.data
     of_itself = weigh(0, np.arange(len(ends)))  # (E,)
     inside = events.place >= 0
     gram = pairs + pairs.T
