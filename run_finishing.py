@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+import numpy as np
 import torch
 from rich.console import Console
 
@@ -122,8 +123,8 @@ def make_trials(config: Config, trained: Trained) -> Trials:
     """Return the blends that are judged."""
     n_neighbours = recipe_of(config.model).neighbours
     if n_neighbours and trained.data.trains_on_windows:
-        is_long = float(trained.data.sequences.events.counts.mean()) > LONG_HISTORY
-        return neighbours_of_events(n_neighbours, is_long)
+        counts = trained.data.sequences.events.counts  # (U,), 0 of users without events
+        return neighbours_of_events(n_neighbours, counts.sum() > LONG_HISTORY * np.count_nonzero(counts))
     if n_neighbours:
         return neighbours_of_sets(n_neighbours)
     return SETS if trained.towers.user_tower.memory is None else BESIDE_MEMORY

@@ -16,6 +16,8 @@ _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "valid
 _SPLIT_FILES = ("validation", "test")
 _TABLES = ("interactions", "users", "items")
 _LONGEST_DELIMITER = 4  # bytes, that DuckDB reads
+STAND_IN = "\x1f"
+"""For a delimiter of several characters where only one is understood."""
 
 
 @dataclass(frozen=True)
@@ -169,13 +171,14 @@ def _check_text_layout(name: str, table: TableConfig) -> None:
         )
     if table.delimiter is not None and not _is_delimiter(table.delimiter):
         raise SchemaError(
-            f"{name}.delimiter is {table.delimiter!r}; allowed: one to {_LONGEST_DELIMITER} characters, none of them a "
-            "quote or a line end; leave it out to have it told from the first line"
+            f"{name}.delimiter is {table.delimiter!r}; allowed: one character, or several of {_LONGEST_DELIMITER} "
+            "bytes together, no quote and no line end; leave it out to have it told from the first line"
         )
 
 
 def _is_delimiter(text: str) -> bool:
-    return 0 < len(text.encode(errors="surrogatepass")) <= _LONGEST_DELIMITER and not set(text) & set('"\r\n')
+    forbidden = '"\r\n' if len(text) == 1 else f'"\r\n{STAND_IN}'
+    return 0 < len(text.encode(errors="surrogatepass")) <= _LONGEST_DELIMITER and not set(text) & set(forbidden)
 
 
 def _check_timezone(timezone: str | None) -> None:

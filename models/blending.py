@@ -122,13 +122,14 @@ def choose_blend(
             judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
         return judged
 
-    latest = -math.inf
-    for decay, ridge in product(trials.decays, trials.ridges):
-        figures = judge(ridge, decay, trials.counts[:1])
-        found |= figures
-        before, latest = latest, max(one.mean for one in figures.values())
-        if latest < before and trials.until_worse:
-            break
+    for decay in trials.decays:
+        latest = -math.inf
+        for ridge in trials.ridges:
+            figures = judge(ridge, decay, trials.counts[:1])
+            found |= figures
+            before, latest = latest, max(one.mean for one in figures.values())
+            if latest < before and trials.until_worse:
+                break
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
         found |= judge(best.ridge, best.decay, trials.counts[1:])

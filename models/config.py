@@ -31,7 +31,7 @@ class ModelConfig:
     """Inner product, or cosine with a learned temperature."""
     correlations: int | None = None
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
-    as the validation says; 0: none, as always where events have an order and no item is taken again."""
+    as the validation says; 0: none; refused above it where events have an order and none is taken again."""
     neighbours: int | None = None
     """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
     in sets how many there are, the validation says. Of more than 16,000 items of a set the popular ones have at most

@@ -9,8 +9,8 @@ from datamodules.batch import RequestBatch
 from models.sums_by_user import sum_by_user
 
 POWER = 0.5
-"""Of their number, which divides: how much long histories count beside short ones. From 0 to 1 MovieLens and
-pairs of Amazon Beauty ranked alike."""
+"""Of the number of items, which divides: how much long histories count beside short ones. From 0 to 1 pairs of Amazon
+Beauty ranked alike."""
 
 
 class CorrelatedHistory(nn.Module):

@@ -28,7 +28,7 @@ LEAST_SPARSE = 50
 """Entries of a matrix for each that is not zero, from which on a product with the others is shorter."""
 
 Weigh = Callable[[int, np.ndarray], np.ndarray]
-"""Events from one to a later one, and the later ones (l,) -> what each pair of them weighs (l,)."""
+"""How many events one stands before another, and the other ones (l,) -> what each pair of them weighs (l,)."""
 
 
 def correlate_next(
@@ -48,7 +48,7 @@ def correlate_next(
         is_target: (E,) whether the event is to be predicted; all stand in histories.
         shape: (U, N).
         ridge: of the least squares.
-        decay: of events in histories, above 0.
+        decay: of events in histories, above 0; two of them count however large it is.
         most: items.
     """
     core = order_by_popularity(who_has_what(user, item_row, shape))[:most]  # (n,)
@@ -58,9 +58,8 @@ def correlate_next(
     following = _sum_following(events, is_target)  # (n, n)
     # symmetric: its transpose lies in the order of C
     precision = invert_regularised(_sum_histories(events), ridge)  # (n, n)
-    is_sparse = following.nnz * LEAST_SPARSE < len(core) ** 2
-    backwards = (following if is_sparse else following.toarray()) @ precision.T  # (n, n), history in columns
-    del precision
+    backwards = following @ precision.T  # (n, n), history in columns
+    del following, precision
     transitions = np.ascontiguousarray(backwards.T)  # (n, n)
     np.fill_diagonal(transitions, 0)
     return PairCorrelations(transitions, core, shape[1])
@@ -79,8 +78,8 @@ class _Events:
 
     @property
     def reach(self) -> int:
-        """Return how many events a history has."""
-        return 1 + math.floor(-math.log(LEAST_COUNT) / self.decay)
+        """Return the most events of a history that count."""
+        return max(2, 1 + math.floor(-math.log(LEAST_COUNT) / self.decay))
 
     def chunks(self) -> Iterator[np.ndarray]:
         """Yield events (e,), so many that their histories fit in memory."""
@@ -102,21 +101,35 @@ class _Events:
 
     def mark(self, events: np.ndarray, is_marked: np.ndarray) -> sp.csr_array:
         """Return the items of those of some events that are marked (e,), (n, e) float32."""
-        is_marked = is_marked & (self.place[events] >= 0)
-        where = (self.place[events[is_marked]], is_marked.nonzero()[0])
-        return sp.csr_array((np.ones(len(where[0]), np.float32), where), (self.n_items, len(events)))
+        is_marked = is_marked & (self.place[events] >= 0)  # (e,)
+        columns = is_marked.nonzero()[0].astype(np.int32)  # (l,)
+        where = (self.place[events[is_marked]], columns)
+        return sp.csr_array((np.ones(len(columns), np.float32), where), (self.n_items, len(events)))
 
 
-def _sum_following(events: _Events, is_target: np.ndarray) -> sp.csr_array:
-    """Return Y'X, (n, n)."""
-    shape, nothing = (events.n_items, events.n_items), np.empty(0, np.int32)
-    following = sp.csr_array((nothing.astype(np.float32), (nothing, nothing)), shape)
-    for chunk in events.chunks():
-        before = events.lay_out(
-            chunk, events.reach, lambda distance, later: np.full(len(later), math.exp(-events.decay * (distance - 1)))
-        )
-        following += events.mark(chunk, is_target[chunk]) @ before
+def _sum_following(events: _Events, is_target: np.ndarray) -> np.ndarray | sp.csr_array:
+    """Return Y'X, (n, n): sparse where few pairs of items can follow each other."""
+
+    def weigh(distance: int, later: np.ndarray) -> np.ndarray:
+        return np.full(len(later), math.exp(-events.decay * (distance - 1)))  # (l,)
+
+    def count(chunk: np.ndarray) -> sp.csr_array:
+        told: sp.csr_array = events.mark(chunk, is_target[chunk]) @ events.lay_out(chunk, events.reach, weigh)  # (n, n)
+        return told
+
+    chunks, most_pairs = list(events.chunks()), len(events.user) * events.reach
+    if len(chunks) == 1 and most_pairs * LEAST_SPARSE < events.n_items**2:
+        return count(chunks[0])
+    following = np.zeros((events.n_items, events.n_items), np.float32)  # (n, n)
+    for chunk in chunks:
+        _add(following, count(chunk))
     return following
+
+
+def _add(summed: np.ndarray, more: sp.csr_array) -> None:
+    """Add a product, which has no entry twice, to a matrix (n, n)."""
+    rows = np.repeat(np.arange(len(summed), dtype=np.int32), np.diff(more.indptr))  # (entries,)
+    summed[rows, more.indices] += more.data
 
 
 def _sum_histories(events: _Events) -> np.ndarray:
@@ -133,13 +146,12 @@ def _sum_histories(events: _Events) -> np.ndarray:
         n_histories = np.minimum(n_after[later], events.reach - distance)  # (l,)
         return math.exp(-events.decay * distance) * (1 - shrinks**n_histories) / (1 - shrinks)  # type: ignore[no-any-return]
 
-    pairs = np.zeros((events.n_items, events.n_items), np.float32)
+    pairs = np.zeros((events.n_items, events.n_items), np.float32)  # (n, n)
     for chunk in events.chunks():
-        everything = np.ones(len(chunk), bool)
-        told = events.mark(chunk, everything) @ events.lay_out(chunk, events.reach - 1, weigh)  # (n, n)
-        pairs[np.repeat(np.arange(events.n_items), np.diff(told.indptr)), told.indices] += told.data
+        everything = np.ones(len(chunk), bool)  # (e,)
+        _add(pairs, events.mark(chunk, everything) @ events.lay_out(chunk, events.reach - 1, weigh))
     of_itself = weigh(0, np.arange(len(ends)))  # (E,)
-    inside = events.place >= 0
-    gram = pairs + pairs.T
+    inside = events.place >= 0  # (E,)
+    gram = pairs + pairs.T  # (n, n)
     gram[np.diag_indices_from(gram)] += np.bincount(events.place[inside], of_itself[inside], events.n_items)
     return gram

@@ -97,19 +97,43 @@ def test_films_are_told_from_their_genres(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("line", "names", "delimiter"),
+    ("line", "n_cells", "delimiter"),
     [
         ("1::Toy Story (1995)::A|B|C", 3, "::"),
         ("1::Toy Story (1995)::A|B|C|D|E|F", 3, "::"),
+        ("1::American President, The (1995)::Comedy", 3, "::"),
         ("1|Toy: Story|http://a::b", 3, "|"),
-        ("1,a::b,c", 3, ","),
+        ("1,a::b,c::d,e::f", 4, ","),
+        ('"a::b";1;2', 3, ";"),
+        ('"a,b,c,d"::1', 2, "::"),
         ("1", 1, ","),
     ],
 )
-def test_a_line_without_names_shows_what_makes_as_many_cells(tmp_path, line, names, delimiter):
+@pytest.mark.parametrize("has_header", [False, True])
+def test_what_splits_the_first_line_is_the_delimiter(tmp_path, line, n_cells, delimiter, has_header):
     path = tmp_path / "films.dat"
     path.write_text(f"{line}\n")
-    assert read_layout(path, TableConfig(names=[f"c{place}" for place in range(names)])).delimiter == delimiter
+    names = None if has_header else [f"c{place}" for place in range(n_cells)]
+    layout = read_layout(path, TableConfig(names=names))
+    assert layout.delimiter == delimiter
+    assert len(layout.names) == n_cells
+
+
+@pytest.mark.parametrize("line", ["1,2,A|B", "1,2,http::x", "1::2::A|B"])
+def test_a_name_too_few_is_no_other_delimiter(tmp_path, line):
+    with pytest.raises(SchemaError, match="2 names are declared, but line 1 has 3 cells"):
+        read_bare(tmp_path, f"{line}\n", names=NAMES[:2])
+
+
+def test_a_quoted_delimiter_of_two_characters_is_shown_as_it_is(tmp_path):
+    path = tmp_path / "events.csv"
+    path.write_text('"a::b"::user_id::item_id\nx::1::2\n"y::z"::3::4::\n')
+    features = FeaturesConfig(context={"a::b": "categorical"})
+    tables, rejects = read_tables(
+        DataConfig(interactions=TableConfig(str(path)), features=features, max_reject_rate=1.0)
+    )
+    assert tables.interactions["a::b"].tolist() == ["x"]
+    assert rejects.frame["value"].tolist() == ["y::z::3::4::"]
 
 
 def test_latin_1_is_read_as_declared(tmp_path):

@@ -7,20 +7,21 @@ second, independent reader says how many records there are and on which line of 
 from __future__ import annotations
 
 import csv
-from collections.abc import Iterable, Iterator, Sequence
+import re
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TextIO
 
 import numpy as np
 
-from datamodules.config import TableConfig
+from datamodules.config import STAND_IN, TableConfig
 from serve.errors import SchemaError
 
-_DELIMITERS = (",", "::", ";", "\t", "|")
+_DELIMITERS = ",;\t|"
+_DOUBLE = "::"
+_QUOTED = re.compile(r'"[^"]*"')
 _DELIMITER_OF_SUFFIX = {".tsv": "\t"}
-_STAND_IN = "\x1f"
-"""For a delimiter of several characters, which `csv` does not know."""
 _END_NAMES = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
 
 
@@ -72,29 +73,35 @@ def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
     try:
         with _open(path, table.encoding) as file:
             line = file.readline()
-            delimiter = known or _guess_delimiter(line, table.names)
+            delimiter = known or _guess_delimiter(line)
             file.seek(0)
             lines, between = _write_with_one_character(file, delimiter)
-            return next(csv.reader(lines, delimiter=between), []), delimiter
+            cells = next(csv.reader(lines, delimiter=between), [])
+            return _write_back(cells, delimiter), delimiter
     except (OSError, csv.Error) as error:
         raise SchemaError(f"{path} cannot be read: {error}") from error
 
 
-def _guess_delimiter(line: str, names: Sequence[str] | None) -> str:
-    """Return what splits a line into as many cells as are declared; of several, what fills most of the line."""
+def _guess_delimiter(line: str) -> str:
+    """Return two colons where a line has them before any other delimiter, else the one that splits it most often.
 
-    def rate(delimiter: str) -> tuple[bool, int]:
-        n_found = line.count(delimiter)
-        return names is not None and n_found == len(names) - 1, n_found * len(delimiter)
-
-    return max(_DELIMITERS, key=rate)
+    The first cell, an id or a name, has none within it; the last one of a film, its genres, has many.
+    """
+    bare = _QUOTED.sub("", line)
+    first = min((place for place in map(bare.find, _DELIMITERS) if place >= 0), default=len(bare))
+    return _DOUBLE if _DOUBLE in bare[:first] else max(_DELIMITERS, key=bare.count)
 
 
 def _write_with_one_character(lines: Iterable[str], delimiter: str) -> tuple[Iterable[str], str]:
-    """Return the lines with a delimiter of one character, and that."""
+    """Return the lines with a delimiter of one character, as `csv` needs it, and that."""
     if len(delimiter) == 1:
         return lines, delimiter
-    return (line.replace(_STAND_IN, " ").replace(delimiter, _STAND_IN) for line in lines), _STAND_IN
+    return (line.replace(STAND_IN, " ").replace(delimiter, STAND_IN) for line in lines), STAND_IN
+
+
+def _write_back(cells: Iterable[str], delimiter: str) -> list[str]:
+    """Return cells in which a quoted delimiter is what it was."""
+    return list(cells) if len(delimiter) == 1 else [cell.replace(STAND_IN, delimiter) for cell in cells]
 
 
 def _read_names(path: Path, cells: list[str]) -> tuple[str, ...]:
@@ -151,7 +158,7 @@ def _scan(path: Path, file: TextIO, layout: CsvLayout) -> tuple[list[int], list[
         if record is not None:
             good_end = reader.line_num
             if len(record) > n_columns:
-                too_long[len(is_blank)] = layout.delimiter.join(record)
+                too_long[len(is_blank)] = layout.delimiter.join(_write_back(record, layout.delimiter))
         ends.append(reader.line_num)
         is_blank.append(record == [])
     return ends[1:], is_blank, too_long
