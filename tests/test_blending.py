@@ -237,6 +237,17 @@ def of_a_set():
     return data, make_towers(world, data, "cosine", n_blocks=0), made
 
 
+def count_pairs(made: PairCorrelations, batch: RequestBatch) -> np.ndarray:
+    """Count, by their places in `made`, how often a target (columns) is taken after an item (rows) of the history."""
+    counts = np.zeros(made.numbers.shape, np.float32)
+    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
+    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
+            if item in place_of and target in place_of:
+                counts[place_of[item], place_of[target]] += 1
+    return counts
+
+
 @torch.no_grad()
 def score_by_neighbours(made: PairCorrelations, blend: Blend, batch: RequestBatch) -> np.ndarray:
     """Add up, an item at a time, what items of a history say of their two neighbours."""
@@ -268,12 +279,7 @@ def test_neighbours_count_by_their_share_of_what_scores_vary(of_a_set, kind, dec
 def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
     data, towers, made = of_a_set
     (batch,) = data.validation_batches
-    knowing = np.zeros((N - 1, N - 1), np.float32)
-    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
-    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
-        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
-            if item in place_of and target in place_of:
-                knowing[place_of[item], place_of[target]] += 1
+    knowing = count_pairs(made, batch)
     by_ridge = {ridge: replace(made, numbers=-knowing) for ridge in RIDGES}
     by_ridge[RIDGES[2]] = replace(made, numbers=knowing)
     requests = list(data.drawn_requests(50))
@@ -291,12 +297,7 @@ def test_the_ridge_and_share_of_neighbours_are_the_validations(of_a_set):
 def test_how_many_neighbours_is_the_validations_with_the_ridge_that_is_best(of_a_set):
     data, towers, made = of_a_set
     (batch,) = data.validation_batches
-    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
-    telling = np.zeros((N - 1, N - 1), np.float32)  # one number of each item tells, all others mislead
-    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
-        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
-            if item in place_of and target in place_of:
-                telling[place_of[item], place_of[target]] = 1
+    telling = count_pairs(made, batch).clip(max=1)  # one number of each item tells, all others mislead
     telling = np.where(np.arange(N - 1) == telling.argmax(axis=1)[:, None], 3 * telling, -telling)
     asked = []
 
@@ -383,12 +384,7 @@ def test_the_most_neighbours_of_sets_are_tried_beside_what_is_usual(most, counts
 def test_events_count_in_a_history_as_the_transitions_were_fitted_that_are_best(of_a_set, best):
     data, towers, made = of_a_set
     (batch,) = data.validation_batches
-    knowing = np.zeros((N - 1, N - 1), np.float32)
-    place_of = {row: place for place, row in enumerate(made.rows.tolist())}
-    for user, target in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
-        for item in batch.history_rows[user, : batch.arrays["history_lengths"][user]].tolist():
-            if item in place_of and target in place_of:
-                knowing[place_of[item], place_of[target]] += 1
+    knowing = count_pairs(made, batch)
     asked = []
 
     def correlate(*fit):
