@@ -269,6 +269,16 @@ def test_long_histories_get_more_blocks_and_less_dropout():
     assert choose(at_the_limit).n_blocks == short.n_blocks
 
 
+@pytest.mark.parametrize(
+    ("n_items", "negatives"), [(MANY_ITEMS, 0), (MANY_ITEMS + 1, 2048), (6_606, 2048), (20_000, 8192), (10**6, 8192)]
+)
+def test_long_histories_are_told_from_a_share_of_the_items_and_short_ones_from_as_many_of_any_catalogue(
+    n_items, negatives
+):
+    assert choose(replace(LONG, n_items=n_items)).negatives == negatives
+    assert choose(replace(SHORT, n_items=n_items)).negatives == (1024 if negatives else 0)
+
+
 def test_contexts_repeats_and_frozen_sets_are_scored_by_the_inner_product_and_what_else_is_trained_by_cosine():
     assert {choose(one).similarity for one in (SET, SET_OF_FEW, REPEATED)} == {"dot"}
     assert {choose(one).similarity for one in (SHORT, SET_OF_MANY)} == {"cosine"}
