@@ -23,7 +23,7 @@ MANY_ITEMS_OF_REQUESTS = 20_000
 ranked as well by a sample of 4,096 as by all (.0720, .0721, one seed); larger ones, and baskets, were not measured."""
 SHARE_OF_LONG, MOST_OF_LONG = 0.3, 8192
 """Of many items, that long histories are told from, and the most of these. The validation of 3,640 users of MovieLens
-found .1431 with 2,048 of 6,606 films and .1368 with 1,024; of 3,506 .1486 with all, .1494 with 1,024, .1400 with 512."""
+found .1431 with 2,048 of 6,606 films, .1368 with 1,024; of 3,506 .1486 with all, .1494 with 1,024, .1400 with 512."""
 MOST_TOLD_BY_PAIRS = 100_000
 """Items of a catalogue that is told pair by pair: of a larger one the 16,000 that are correlated would be few."""
 NEIGHBOURS = 1024
