@@ -74,7 +74,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        self.validation_batches = self._make_validation(validation)
+        self.validation_batches, self.validation_users = self._make_validation(validation)
 
     @property
     def trains_on_windows(self) -> bool:
@@ -152,12 +152,16 @@ class InteractionsDataModule(pl.LightningDataModule):
         for rows in _tiles(len(users), REQUESTS_PER_BATCH):
             yield self._final_batch(users, nothing, rows)
 
-    def _make_validation(self, validation: pd.DataFrame) -> list[RequestBatch]:
+    def _make_validation(self, validation: pd.DataFrame) -> tuple[list[RequestBatch], np.ndarray]:
+        """Make requests from the shortest history to the longest, and return the ids of their users in this order."""
         known = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
         targets = distinct_targets(held_out.events, held_out.target_weight)
         users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
-        return [self._final_batch(users, targets, rows) for rows in _tiles(len(users), REQUESTS_PER_BATCH)]
+        order = np.argsort(np.diff(self.sequences.events.offsets)[users], kind="stable")  # batches are padded little
+        users, targets = users[order], targets.reorder(order)
+        batches = [self._final_batch(users, targets, rows) for rows in _tiles(len(users), REQUESTS_PER_BATCH)]
+        return batches, held_out.user_ids[order]
 
     def _final_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:
         """Make the requests of some users with all their training events, without request context."""

@@ -25,6 +25,12 @@ class Targets:
     rows: Ints
     weights: Floats
 
+    def reorder(self, requests: Ints) -> Targets:
+        """Do as if the requests came in another order: which of them is the first one, the second and so on."""
+        users = np.argsort(requests)[self.users]
+        order = np.argsort(users, kind="stable")
+        return Targets(users[order], self.rows[order], self.weights[order])
+
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:
     """Return the distinct items of each segment's targets.

@@ -29,11 +29,14 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     world, validation = held_out(world)
     data = make_data(world, validation=validation)
     (batch,) = data.validation_batches
+    lengths = batch.arrays["history_lengths"].tolist()
+    assert lengths == sorted(lengths)
+    assert len(set(lengths)) > 1
     train = world.tables.interactions
     row_of = {item_id: row for row, item_id in enumerate(world.catalogue.item_ids.tolist())}
-    users = sorted(validation["user_id"].unique())
-    assert len(batch.history_rows) == len(users)
-    for b, user_id in enumerate(users):
+    assert sorted(data.validation_users) == sorted(validation["user_id"].unique())
+    assert len(batch.history_rows) == len(data.validation_users)
+    for b, user_id in enumerate(data.validation_users):
         mine = train[train["user_id"] == user_id].sort_values("datetime", kind="stable")
         recent = [row_of[item_id] for item_id in mine["item_id"]][-world.schema.history_length :]
         length = int(batch.arrays["history_lengths"][b])
@@ -58,6 +61,7 @@ def test_a_user_known_to_validation_alone_has_no_history(world):
 def test_there_may_be_nothing_to_validate_on(world):
     data = make_data(world, validation=world.tables.interactions.head(0))
     assert data.validation_batches == []
+    assert len(data.validation_users) == 0
     assert len(data.val_dataloader()) == 0
 
 

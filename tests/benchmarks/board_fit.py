@@ -25,6 +25,7 @@ from models.towers import Towers
 from models.validation import rank_views
 from run_config import Config, parse
 from run_finishing import Trained, finish
+from serve.events import Ints
 from tests.benchmarks.board_list import Board
 
 QUIET = ("--trainer.enable_progress_bar", "false")
@@ -93,7 +94,12 @@ class FullRanking:
     popularity: torch.Tensor
     """(N, P) at the end of training."""
     n_users: int
-    views: tuple[str, ...]
+    order: dict[str, Ints]
+    """Of each view, the order by user of those who have a target in it, from the one in which they are asked."""
+
+    @property
+    def views(self) -> tuple[str, ...]:
+        return tuple(self.order)
 
     @classmethod
     def make(cls, prepared: Prepared, data: InteractionsDataModule) -> FullRanking:
@@ -104,11 +110,12 @@ class FullRanking:
         )
         batches = {"": asked.validation_batches}
         if split.test_at is None and schema.has_datetime and schema.repeats == "exclude" and test["user_id"].is_unique:
-            moments = torch.from_numpy(test.sort_values("user_id")["datetime"].to_numpy(np.int64, copy=True))
+            moments = test.set_index("user_id")["datetime"][asked.validation_users]
+            moments = torch.from_numpy(moments.to_numpy(np.int64, copy=True))  # (R,)
             batches[TOLD_THE_MOMENT] = tell_moments(asked.validation_batches, moments)
         views = ("all", "novel") if schema.repeats == "allow" else ("novel",)
         popularity = torch.from_numpy(data.trends.popularity[-1])
-        return cls(batches, popularity, test["user_id"].nunique(), views)
+        return cls(batches, popularity, test["user_id"].nunique(), {view: order_users(asked, view) for view in views})
 
     def measure(self, towers: Towers) -> dict[str, Floats]:
         """Return NDCG@10 per user, by view and how it was asked; the mode of the towers stays what it was."""
@@ -122,7 +129,7 @@ class FullRanking:
 
     def _rank(self, towers: Towers, items: torch.Tensor, batches: list[RequestBatch]) -> dict[str, Floats]:
         parts = [self._rank_batch(towers, items, batch) for batch in batches]
-        values = {view: np.concatenate([part[view] for part in parts]) for view in self.views}
+        values = {view: np.concatenate([part[view] for part in parts])[order] for view, order in self.order.items()}
         everybody = self.views[0]  # whose targets are all there are: a user without a known one is a miss
         values[everybody] = np.append(values[everybody], np.zeros(self.n_users - len(values[everybody])))
         return values
@@ -131,6 +138,16 @@ class FullRanking:
         users, bonus = towers.request_vectors(batch, items)  # (B, W), (E,)
         scores = towers.score_items(users, items, batch)  # (B, N)
         return rank_views(scores, bonus if "all" in self.views else None, batch)
+
+
+def order_users(asked: InteractionsDataModule, view: str) -> Ints:
+    """Return the order by id of the users who have a target in a view, all or novel, among these."""
+    ids, start = [], 0
+    for batch in asked.validation_batches:
+        is_seen = (batch.target_owned < 0) | (view == "all")  # (M,)
+        ids.append(asked.validation_users[start + batch.target_users[is_seen].unique().numpy()])
+        start += len(batch.history_rows)
+    return np.argsort(np.concatenate(ids))
 
 
 def tell_moments(batches: list[RequestBatch], moments: torch.Tensor) -> list[RequestBatch]:
