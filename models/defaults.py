@@ -33,9 +33,12 @@ better than with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0
 (seed 1): with partial correlations, before they were EASE's numbers. Frappe with context ranked no better with 256."""
 FOLLOWING = 64
 """Where histories have an order: as many as 256 found on Amazon Beauty and on MovieLens, whole rows no more."""
-MANY_USERS = 2_000
-"""With long histories, from which on less dropout is needed: with .3, .2 and .1 validations of 3,640 users of MovieLens
-found .1437, .1478 and .1486, with .3 and .2 those of 943 found .1501 and .1482 (seeds 0 to 2 on average)."""
+MANY_EVENTS = 250_000
+"""From which on less dropout is needed where events have an order. Long histories: with .3, .2 and .1 validations of
+3,640 users of MovieLens (456,000 events) found .1437, .1478, .1486, with .3 and .2 those of 943 (100,000) .1501, .1482
+(seeds 0 to 2 on average). Short ones: with .5, .3 and .2 that of Amazon Sports (296,000) found .0486, .0509, .0503, its
+test .0376, .0405, .0404 (with .5 and .3 .0379, .0407 of another seed); with .5 and .3 that of Beauty (199,000) found
+.0817, .0809, with .5 and .4 that of Toys (168,000) .0905, .0894."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 24
@@ -136,8 +139,9 @@ def _dropout(counts: DataCounts) -> tuple[float, str]:
         return 0.1, f"{counts.shape}: the start from correlations has few weights left to train"
     if counts.trains_correlations:
         return 0.7, f"{counts.shape}: the start from correlations knows every pair already"
-    if counts.is_ordered and counts.is_long:
-        return (0.1 if counts.n_users >= MANY_USERS else 0.3), f"{counts.n_users:,} users, {counts.shape}"
+    if counts.is_ordered:
+        usual, of_many = (0.3, 0.1) if counts.is_long else (0.5, 0.3)
+        return (of_many if counts.n_events >= MANY_EVENTS else usual), f"{counts.n_events:,} events, {counts.shape}"
     return (0.3 if counts.is_long and not counts.is_set else 0.5), counts.shape
 
 

@@ -20,9 +20,9 @@ from models.data_counts import (
 )
 from models.defaults import (
     FOLLOWING,
+    MANY_EVENTS,
     MANY_ITEMS,
     MANY_ITEMS_OF_REQUESTS,
-    MANY_USERS,
     NEIGHBOURS,
     RULES,
     choose_recipe,
@@ -263,8 +263,9 @@ def test_long_histories_get_more_blocks_and_less_dropout():
     long, short = choose(LONG), choose(SHORT)
     assert long.n_blocks > short.n_blocks
     assert long.dropout < short.dropout
-    assert choose(replace(LONG, n_users=MANY_USERS)).dropout < choose(replace(LONG, n_users=MANY_USERS - 1)).dropout
-    assert choose(replace(LONG, n_users=MANY_USERS - 1)).dropout == long.dropout
+    for usual, counts in ((long, LONG), (short, SHORT)):
+        few, many = (choose(replace(counts, n_events=MANY_EVENTS - 1)), choose(replace(counts, n_events=MANY_EVENTS)))
+        assert few.dropout == usual.dropout > many.dropout > 0
     at_the_limit = replace(SHORT, mean_history=float(LONG_HISTORY))
     assert choose(at_the_limit).n_blocks == short.n_blocks
 
