@@ -75,6 +75,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
         self.validation_batches, self.validation_users = self._make_validation(validation)
+        """The requests, and (R,) the id of the user of each."""
 
     @property
     def trains_on_windows(self) -> bool:
@@ -153,14 +154,24 @@ class InteractionsDataModule(pl.LightningDataModule):
             yield self._final_batch(users, nothing, rows)
 
     def _make_validation(self, validation: pd.DataFrame) -> tuple[list[RequestBatch], np.ndarray]:
-        """Make requests from the shortest history to the longest, and return the ids of their users in this order."""
+        """Make requests, those of like histories in one batch, which pads little; and return the ids of their users.
+
+        Batches come in an order drawn by the seed: whoever reads some of them reads short histories and long ones.
+        """
         known = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
         targets = distinct_targets(held_out.events, held_out.target_weight)
         users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
-        order = np.argsort(np.diff(self.sequences.events.offsets)[users], kind="stable")  # batches are padded little
+        lengths = np.diff(self.sequences.events.offsets)[users].clip(max=self.schema.history_length)
+        by_length, tiles = np.argsort(lengths, kind="stable"), _tiles(len(users), REQUESTS_PER_BATCH)
+        chosen = [by_length[tiles[place]] for place in np.random.default_rng(self.seed).permutation(len(tiles))]
+        order = np.concatenate([by_length[:0], *chosen])
         users, targets = users[order], targets.reorder(order)
-        batches = [self._final_batch(users, targets, rows) for rows in _tiles(len(users), REQUESTS_PER_BATCH)]
+        stops = np.cumsum([len(part) for part in chosen], dtype=np.int64)
+        batches = [
+            self._final_batch(users, targets, np.arange(stop - len(part), stop))
+            for part, stop in zip(chosen, stops, strict=True)
+        ]
         return batches, held_out.user_ids[order]
 
     def _final_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:

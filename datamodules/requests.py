@@ -25,11 +25,11 @@ class Targets:
     rows: Ints
     weights: Floats
 
-    def reorder(self, requests: Ints) -> Targets:
+    def reorder(self, order: Ints) -> Targets:
         """Do as if the requests came in another order: which of them is the first one, the second and so on."""
-        users = np.argsort(requests)[self.users]
-        order = np.argsort(users, kind="stable")
-        return Targets(users[order], self.rows[order], self.weights[order])
+        users = np.argsort(order)[self.users]
+        ascending = np.argsort(users, kind="stable")
+        return Targets(users[ascending], self.rows[ascending], self.weights[ascending])
 
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:

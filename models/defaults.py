@@ -1,6 +1,7 @@
 """From counts of the data to the size of the towers and their training, with the reason for each choice.
 
-The numbers were chosen with the boards that README lists; between them a rule follows what the data has, not its name.
+The numbers were chosen with the boards that README lists, and with other data where it is said; between them a rule
+follows what the data has, not its name.
 """
 
 from __future__ import annotations
@@ -34,11 +35,11 @@ better than with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0
 FOLLOWING = 64
 """Where histories have an order: as many as 256 found on Amazon Beauty and on MovieLens, whole rows no more."""
 MANY_EVENTS = 250_000
-"""From which on less dropout is needed where events have an order. Long histories: with .3, .2 and .1 validations of
-3,640 users of MovieLens (456,000 events) found .1437, .1478, .1486, with .3 and .2 those of 943 (100,000) .1501, .1482
-(seeds 0 to 2 on average). Short ones: with .5, .3 and .2 that of Amazon Sports (296,000) found .0486, .0509, .0503, its
-test .0376, .0405, .0404 (with .5 and .3 .0379, .0407 of another seed); with .5 and .3 that of Beauty (199,000) found
-.0817, .0809, with .5 and .4 that of Toys (168,000) .0905, .0894."""
+"""Of the table, from which on less dropout is needed where they have an order. Long histories: with .3, .2 and .1
+validations of 3,640 users of MovieLens (456,000 events) found .1437, .1478, .1486, with .3 and .2 those of 943
+(100,000) .1501, .1482 (seeds 0 to 2 on average). Short ones: with .5 and .3 those of Amazon Sports (296,000) found
+.0486, .0509 and .0483, .0501 (seeds 0, 1), that of Beauty (199,000) .0817, .0809; with .5 and .4 that of Toys (168,000)
+.0905, .0894. Whether users or events are to be counted the data do not tell."""
 SHOWN_TARGETS = 2_800_000
 """Targets that a training on short histories looks at, over all epochs."""
 FEWEST_EPOCHS, MOST_EPOCHS = 10, 24

@@ -60,7 +60,7 @@ def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> dic
 def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> np.ndarray:
     """Measure lists by scores (B, N) against distinct pairs of a user and a target, (M,) both."""
     n_users, n_items = scores.shape
-    listed = find_best(scores, min(TOP, n_items))  # (B, K)
+    listed = find_best_items(scores, min(TOP, n_items))  # (B, K)
     starts = n_items * torch.arange(n_users, device=scores.device).unsqueeze(1)  # (B, 1)
     hits = torch.isin(starts + listed, n_items * target_users + target_rows).cpu().numpy()  # (B, K)
     n_targets = torch.bincount(target_users, minlength=n_users).cpu().numpy()  # (B,)
@@ -68,7 +68,7 @@ def _ndcg(scores: Tensor, target_users: Tensor, target_rows: Tensor) -> np.ndarr
     return np.asarray(ndcg(hits[has_target], n_targets[has_target], TOP))
 
 
-def find_best(scores: Tensor, k: int) -> Tensor:
+def find_best_items(scores: Tensor, k: int) -> Tensor:
     """Find the columns of the k best scores (B, N) of each row, best first: (B, k).
 
     Columns are dealt into blocks. The k best stand in the k blocks with the best maxima: whatever is in another one has

@@ -11,6 +11,7 @@ import torch
 from torch.nn.functional import pad
 
 import tests.benchmarks.ablations as ablations
+from datamodules import interactions
 from datamodules.config import TargetsConfig
 from datamodules.interactions import InteractionsDataModule
 from datamodules.splits import Split
@@ -171,31 +172,55 @@ def test_owned_items_score_by_the_product_alone():
         assert torch.isfinite(loss)
 
 
-def test_the_test_is_ranked_as_a_loop_ranks_it():
+def test_the_test_is_ranked_as_a_loop_ranks_it(monkeypatch):
+    monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 2)
     prepared, towers, data = make_prepared(ORDERED)
     ranking = FullRanking.make(prepared, data)
     measured = ranking.measure(towers.train())
     assert towers.training
     towers.eval()
-    items = towers.item_vectors(torch.zeros(N, 0)).detach().numpy()
-    test = prepared.test.sort_values("user_id")
+    items = towers.item_vectors(torch.zeros(N, 0)).detach()
+    test, train = prepared.test.sort_values("user_id"), prepared.split.train
+    all_ids = data.catalogue.item_ids
     assert measured["novel"].shape == measured[f"novel {TOLD_THE_MOMENT}"].shape == (len(test),)
     for how, values in measured.items():
-        (batch,) = ranking.batches[TOLD_THE_MOMENT if "told" in how else ""]
-        users = towers.request_vectors(batch, torch.from_numpy(items))[0].detach().numpy()
-        all_ids = data.catalogue.item_ids
-        ids_of = [frozenset(all_ids[batch.owned_rows[batch.owned_users == row]]) for row in range(len(users))]
-        assert len(set(ids_of)) == len(test)
-        expected = []
+        asked = ranking.batches[TOLD_THE_MOMENT if "told" in how else ""]
+        assert len(asked) > 1
+        by_owned = {}
+        for batch in asked:
+            vectors = towers.request_vectors(batch, items)[0].detach().numpy()
+            for row, vector in enumerate(vectors):
+                owned = frozenset(all_ids[batch.owned_rows[batch.owned_users == row]])
+                by_owned[owned] = vector, int(batch.arrays["request_times"][row])
+        assert len(by_owned) == len(test)
+        expected, moments = [], []
         for user, item in zip(test["user_id"], test["item_id"], strict=True):
-            owned = set(prepared.split.train.loc[prepared.split.train["user_id"] == user, "item_id"])
+            owned = frozenset(train.loc[train["user_id"] == user, "item_id"])
+            vector, moment = by_owned[owned]
             ids = [wanted for wanted in all_ids.tolist() if wanted not in owned]
-            scores = dict(zip(all_ids.tolist(), items @ users[ids_of.index(owned)], strict=True))
+            scores = dict(zip(all_ids.tolist(), items.numpy() @ vector, strict=True))
             place = sorted(ids, key=lambda wanted: -scores[wanted]).index(item)
             expected.append(1 / np.log2(place + 2) if place < 10 else 0)
+            moments.append(moment)
         assert values == pytest.approx(expected)
-    if "told" in how:
-        assert not np.array_equal(batch.arrays["request_times"].numpy(), ranking.batches[""][0].arrays["request_times"])
+        assert (moments == test["datetime"].tolist()) == ("told" in how)
+
+
+@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
+def test_many_users_are_ranked_as_each_alone(config, monkeypatch):
+    monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 2)
+    prepared, towers, data = make_prepared(config)
+    together = FullRanking.make(prepared, data).measure(towers)
+    test = prepared.split.test.sort_values("user_id")
+    alone: dict[str, list[float]] = {view: [] for view in together}
+    for user in test["user_id"]:
+        of_her = replace(prepared, split=replace(prepared.split, test=test[test["user_id"] == user]))
+        for view, values in FullRanking.make(of_her, data).measure(towers).items():
+            alone[view] += values.tolist()
+    assert ("all" in together) == (config is BASKETS)
+    for view, values in together.items():
+        assert values.tolist() == pytest.approx(alone[view])
+        assert len(set(alone[view])) > 2
 
 
 def test_results_are_kept_and_only_what_is_missing_is_fitted(tmp_path, monkeypatch):

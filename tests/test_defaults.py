@@ -259,13 +259,17 @@ def test_a_set_with_blocks_does_not_start_from_correlations():
     assert with_blocks == replace(choose(SET), n_blocks=1)
 
 
+@pytest.mark.parametrize("counts", FAMILIES.values(), ids=FAMILIES)
+def test_many_events_need_less_dropout_where_they_have_an_order(counts):
+    few, many = (choose(replace(counts, n_events=n)).dropout for n in (MANY_EVENTS - 1, MANY_EVENTS))
+    assert few == choose(counts).dropout
+    assert (few > many > 0) if counts.is_ordered else (few == many)
+
+
 def test_long_histories_get_more_blocks_and_less_dropout():
     long, short = choose(LONG), choose(SHORT)
     assert long.n_blocks > short.n_blocks
     assert long.dropout < short.dropout
-    for usual, counts in ((long, LONG), (short, SHORT)):
-        few, many = (choose(replace(counts, n_events=MANY_EVENTS - 1)), choose(replace(counts, n_events=MANY_EVENTS)))
-        assert few.dropout == usual.dropout > many.dropout > 0
     at_the_limit = replace(SHORT, mean_history=float(LONG_HISTORY))
     assert choose(at_the_limit).n_blocks == short.n_blocks
 

@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules import interactions
 from datamodules.interactions import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
 from serve.errors import SchemaError
@@ -29,9 +30,6 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     world, validation = held_out(world)
     data = make_data(world, validation=validation)
     (batch,) = data.validation_batches
-    lengths = batch.arrays["history_lengths"].tolist()
-    assert lengths == sorted(lengths)
-    assert len(set(lengths)) > 1
     train = world.tables.interactions
     row_of = {item_id: row for row, item_id in enumerate(world.catalogue.item_ids.tolist())}
     assert sorted(data.validation_users) == sorted(validation["user_id"].unique())
@@ -46,6 +44,21 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
         assert batch.target_rows[batch.target_users == b].tolist() == wanted
         assert batch.arrays["request_times"][b] == mine["datetime"].max() if length else True
     assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
+
+
+def test_users_of_like_histories_are_validated_together_in_batches_drawn_by_the_seed(world, monkeypatch):
+    monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 3)
+    world, validation = held_out(world)
+    orders, asked = [], set()
+    for seed in range(8):
+        data = make_data(world, seed=seed, validation=validation)
+        lengths = [batch.arrays["history_lengths"].tolist() for batch in data.validation_batches]
+        assert np.concatenate(sorted(lengths)).tolist() == sorted(np.concatenate(lengths))
+        orders.append(lengths)
+        asked.add(frozenset(data.validation_users))
+    assert len(asked) == 1
+    assert any(one != orders[0] for one in orders)
+    assert any(max(one) != one[-1] for one in orders)  # not from the shortest to the longest
 
 
 def test_a_user_known_to_validation_alone_has_no_history(world):

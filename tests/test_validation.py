@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules import interactions
-from models.validation import find_best, rank_views, request_ndcg
+from models.validation import find_best_items, rank_views, request_ndcg
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers
 
@@ -55,7 +55,7 @@ def test_the_best_found_by_blocks_are_those_of_a_sort(n_items, n_values):
     scores = torch.randint(n_values, (40, n_items), generator=generator).float() - n_values / 2
     scores[torch.rand(scores.shape, generator=generator) < 0.3] = float("-inf")  # what is owned
     scores[0], scores[1, 7:] = float("-inf"), float("-inf")  # hardly anything is left
-    listed = find_best(scores, 10)
+    listed = find_best_items(scores, 10)
     best_first = torch.from_numpy(-np.sort(-scores.numpy(), axis=1)[:, :10])
     assert scores.gather(1, listed).tolist() == best_first.tolist()
     assert all(len(set(row)) == 10 for row in listed.tolist())

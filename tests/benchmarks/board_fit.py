@@ -110,7 +110,7 @@ class FullRanking:
         )
         batches = {"": asked.validation_batches}
         if split.test_at is None and schema.has_datetime and schema.repeats == "exclude" and test["user_id"].is_unique:
-            moments = test.set_index("user_id")["datetime"][asked.validation_users]
+            moments = test.set_index("user_id")["datetime"].loc[asked.validation_users]
             moments = torch.from_numpy(moments.to_numpy(np.int64, copy=True))  # (R,)
             batches[TOLD_THE_MOMENT] = tell_moments(asked.validation_batches, moments)
         views = ("all", "novel") if schema.repeats == "allow" else ("novel",)
