@@ -83,12 +83,12 @@ class FeatureEmbedding(nn.Module):
     def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
-        Training does without the (B, C, D) in between, which is large for a whole catalogue; a graph would have a loop
-        in its place. Where each feature has one code it has all of the share, or is padding, of zeros.
+        Without the (B, C, D) in between, which is large for a whole catalogue; an exported graph, where this would be a
+        loop, has it. Where each feature has one code it has all of the share, or is padding, of zeros.
         """
         rows = codes + self.code_offsets  # (B, C)
         summed: Tensor
-        if self.training:
+        if not torch.compiler.is_exporting():
             share = self._share(codes, dtype)  # (B, C)
             summed = functional.embedding_bag(rows, self.table.weight, mode="sum", per_sample_weights=share)  # (B, D)
         elif self.has_single_codes:
