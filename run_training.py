@@ -64,6 +64,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         n_examples=int(history.clip(upper=FOLDS).sum()) if is_set(rows) else len(history),
         n_users=len(history),
         n_items=rows["item_id"].nunique(),
+        n_untaken=int((~tables.items["item_id"].isin(rows["item_id"])).sum()),
         n_events=len(rows),
         mean_history=float(history.mean()),
         is_set=is_set(rows),

@@ -33,6 +33,7 @@ class DataCounts:
     """Users, or parts of their sets, that an epoch shows at least."""
     n_users: int
     n_items: int
+    """That have events."""
     n_events: int
     mean_history: float
     is_set: bool
@@ -44,10 +45,21 @@ class DataCounts:
     has_context: bool
     """There is more to be learned from a set than which items go together."""
     has_demographics: bool
+    n_untaken: int = 0
+    """Items of the table that have none: they are searched, and a sum over the catalogue goes over them too."""
     has_blocks: bool = False
     """As the configuration gives it; left open, they are chosen."""
     freezes_items: bool | None = None
     """As the configuration gives it; None: to be chosen."""
+
+    @property
+    def n_listed(self) -> int:
+        return self.n_items + self.n_untaken
+
+    @property
+    def catalogue(self) -> str:
+        """Say how many items there are, and how many of them nobody took."""
+        return f"{self.n_listed:,} items" + (f", {self.n_untaken:,} without events" if self.n_untaken else "")
 
     @property
     def is_long(self) -> bool:
@@ -73,7 +85,7 @@ class DataCounts:
     @property
     def has_many_factors(self) -> bool:
         has_enough = self.n_users >= USERS_OF_A_FACTOR * FROZEN_DIM and self.n_items >= ITEMS_OF_A_FACTOR * FROZEN_DIM
-        return self.freezes_correlations and has_enough and self.n_items <= MOST_FACTORISED_OF_SETS
+        return self.freezes_correlations and has_enough and self.n_listed <= MOST_FACTORISED_OF_SETS
 
     @property
     def trains_correlations(self) -> bool:

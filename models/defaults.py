@@ -161,8 +161,8 @@ def _similarity(counts: DataCounts) -> tuple[str, str]:
 def _correlations(counts: DataCounts) -> tuple[int, str]:
     if counts.starts_from_correlations:
         return 0, counts.shape
-    if counts.n_items > (MOST_FACTORISED_OF_SETS if counts.is_set else MOST_BLENDED):
-        return 0, f"{counts.n_items:,} items, {counts.shape}"
+    if counts.n_listed > (MOST_FACTORISED_OF_SETS if counts.is_set else MOST_BLENDED):
+        return 0, f"{counts.catalogue}, {counts.shape}"
     if counts.is_set or counts.is_repeated:
         return 128, counts.shape
     return 0, f"{counts.n_items:,} items, {counts.shape}"
@@ -201,15 +201,15 @@ def _freeze_items(counts: DataCounts) -> tuple[bool, str]:
 
 
 def _negatives(counts: DataCounts) -> tuple[int, str]:
-    reason = f"{counts.n_items:,} items, {counts.shape}"
+    reason = f"{counts.catalogue}, {counts.shape}"
     if counts.is_repeated:
         return 0, reason
-    if counts.trains_on_windows and counts.n_items > MANY_ITEMS:
+    if counts.trains_on_windows and counts.n_listed > MANY_ITEMS:
         share = 2 ** round(math.log2(SHARE_OF_LONG * counts.n_items))
         return (min(share, MOST_OF_LONG) if counts.is_long else 1024), reason
     if counts.trains_on_windows:
         return 0, reason
-    return (4096 if counts.n_items > MANY_ITEMS_OF_REQUESTS else 0), reason
+    return (4096 if counts.n_listed > MANY_ITEMS_OF_REQUESTS else 0), reason
 
 
 def _learning_rate(counts: DataCounts) -> tuple[float, str]:

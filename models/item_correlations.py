@@ -98,7 +98,7 @@ def correlate(
     by_popularity = order_by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
     vectors, _ = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)  # (N, D)
-    length = max(float(np.linalg.norm(vectors, axis=1).mean()), SHORTEST)
+    length = max(float(np.linalg.norm(vectors[by_popularity], axis=1).mean()), SHORTEST)
     is_long = similarity == "dot"  # a product is as long as both of its sides
     return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
 
@@ -123,7 +123,9 @@ def who_has_what(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int])
 
 
 def order_by_popularity(matrix: sp.csr_array) -> np.ndarray:
-    return np.argsort(-matrix.sum(axis=0), kind="stable")
+    """Return the items that anybody has, at least one, (n,): a table may list many more that nobody has."""
+    users = matrix.sum(axis=0)  # (N,)
+    return np.argsort(-users, kind="stable")[: max(1, np.count_nonzero(users))]
 
 
 def _factorise(

@@ -34,6 +34,8 @@ MOST_COMPARED = 2**24
 class OutsidePairs:
     """The m correlated items with which each other item is correlated most, or least, the strongest first."""
 
+    rows: np.ndarray
+    """(r,) where these other items stand among all, ascending."""
     places: np.ndarray
     """(r, m) which, as places among the n; where fewer are correlated with it, 0 with numbers of 0."""
     said: np.ndarray
@@ -43,13 +45,19 @@ class OutsidePairs:
 
 
 def correlate_outside(
-    inside: sp.csr_array, outside: sp.csr_array, correlations: np.ndarray, spread: np.ndarray, ridge: float
+    inside: sp.csr_array,
+    outside: sp.csr_array,
+    rows: np.ndarray,
+    correlations: np.ndarray,
+    spread: np.ndarray,
+    ridge: float,
 ) -> OutsidePairs:
     """Find what other items and those that are correlated among themselves say of each other.
 
     Args:
         inside: (U, n) who has the correlated items.
         outside: (U, r) who has the others.
+        rows: (r,) where these stand among all.
         correlations: (n, n) C.
         spread: (n,) s.
         ridge: of both; no s^2 is less.
@@ -74,7 +82,7 @@ def correlate_outside(
     places, numbers = np.take_along_axis(places, order, 1), np.take_along_axis(numbers, order, 1) / root  # (r, m) each
     shares = spread[places] / root  # (r, m)
     said, heard = numbers / (1 + numbers**2) * shares, numbers / shares  # (r, m) each
-    return OutsidePairs(places, said.astype(np.float32), heard.astype(np.float32))
+    return OutsidePairs(rows, places, said.astype(np.float32), heard.astype(np.float32))
 
 
 def _keep_largest(places: np.ndarray, numbers: np.ndarray, more: np.ndarray, first: int) -> None:

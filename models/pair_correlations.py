@@ -35,7 +35,7 @@ class PairCorrelations:
     """(n,) where these items stand among all."""
     n_items: int
     outside: OutsidePairs | None = None
-    """Of all other items, in the order of the catalogue; None: nothing is said of them."""
+    """Of all others that anybody has; None: nothing is said of them."""
 
     def find_neighbours(self, n_neighbours: int) -> Neighbours:
         """Return the largest numbers of each item, whatever their sign.
@@ -68,7 +68,7 @@ class PairCorrelations:
     def _find_outside(self, outside: OutsidePairs, n_neighbours: int) -> sp.csr_array:
         """Return the strongest pairs of each item outside, and of those the largest numbers that tell it, (N, N)."""
         most = min(n_neighbours, outside.places.shape[1])
-        others = np.repeat(np.setdiff1d(np.arange(self.n_items), self.rows), most)  # (r * most,)
+        others = np.repeat(outside.rows, most)  # (r * most,)
         inside = self.rows[outside.places[:, :most].ravel()]  # (r * most,)
         shape = (self.n_items, self.n_items)
         said = sp.csr_array((outside.said[:, :most].ravel(), (others, inside)), shape)
@@ -89,10 +89,11 @@ def correlate_pairs(
     Arguments as of `item_correlations.factorise`.
     """
     matrix = who_has_what(user, item_row, shape)
-    core = order_by_popularity(matrix)[:most]
-    inside, others = matrix[:, core], np.setdiff1d(np.arange(shape[1]), core)
+    by_popularity = order_by_popularity(matrix)
+    core, others = by_popularity[:most], np.sort(by_popularity[most:])
+    inside = matrix[:, core]
     numbers, spread = partial_correlations(inside, ridge)  # (n, n), (n,)
-    outside = correlate_outside(inside, matrix[:, others], numbers, spread, ridge) if len(others) else None
+    outside = correlate_outside(inside, matrix[:, others], others, numbers, spread, ridge) if len(others) else None
     numbers *= spread  # now EASE's: of the item that is told over that of the one that tells
     numbers /= spread[:, None]
     return PairCorrelations(numbers, core, shape[1], outside)

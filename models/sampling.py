@@ -1,12 +1,12 @@
-"""Negatives of a step, shared by all its targets: uniform over the catalogue, the step's own targets, or both.
+"""Negatives of a step, shared by all its targets: from the catalogue, from the step's own targets, or both.
 
-Letters: M targets, K negatives, N items.
+Letters: M targets, K negatives, N items, P places of the pool.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -26,11 +26,12 @@ class Negatives:
 class NegativeSampler:
     """Draws the negatives of a step; where both sources are used, an item counts by both (Yang et al. 2020).
 
-    "Expected" is one number for an item whichever source it was drawn from: `uniform / N + in_batch * share`.
+    "Expected" is one number for an item whichever source it was drawn from: `uniform * its places / P + in_batch *
+    share`.
     """
 
     uniform: int
-    """Draws from the whole catalogue, with replacement."""
+    """Draws from the pool, with replacement."""
     in_batch: int
     """Draws from the targets of the step, with replacement."""
     shares: Tensor
@@ -47,17 +48,32 @@ class NegativeSampler:
         """
         return cls(uniform, in_batch, target_counts / target_counts.sum().clamp(min=1)) if uniform else None
 
+    @cached_property
+    def pool(self) -> Tensor:
+        """The catalogue, (P,): each item once, unless most are no target; then those that are fill half of it.
+
+        A table of items may list twenty times as many as anybody took: few that were would be drawn, and the others are
+        soon told from any target.
+        """
+        is_target = self.shares > 0  # (N,)
+        n_targets = int(is_target.sum())
+        times = max(1, (len(self.shares) - n_targets) // max(n_targets, 1))
+        return torch.arange(len(self.shares)).repeat_interleave(torch.where(is_target, times, 1))  # (P,)
+
+    @cached_property
+    def log_expected_of_all(self) -> Tensor:
+        """The log of how often each item is expected in a draw, (N,)."""
+        places = torch.bincount(self.pool, minlength=len(self.shares)).double()  # (N,)
+        return (self.uniform * places / len(self.pool) + self.in_batch * self.shares).log().float()  # (N,)
+
     def draw(self, target_rows: Tensor) -> Negatives:
         """Draw for a step with these targets (M,)."""
-        device, n_items = target_rows.device, len(self.shares)
-        anywhere = torch.randint(n_items, (self.uniform,), device=device)  # (uniform,)
+        device = target_rows.device
+        places = torch.randint(len(self.pool), (self.uniform,), device=device)  # (uniform,)
         picked = torch.randint(max(len(target_rows), 1), (self.in_batch if len(target_rows) else 0,), device=device)
-        rows = torch.cat([anywhere, target_rows[picked]])  # (K,)
+        rows = torch.cat([self.pool.to(device)[places], target_rows[picked]])  # (K,)
         return Negatives(rows, self.log_expected(rows))
 
     def log_expected(self, rows: Tensor) -> Tensor:
         """Return the log of how often each of the items (M,) is expected in a draw, (M,)."""
-        if not self.in_batch:
-            return torch.full(rows.shape, math.log(self.uniform / len(self.shares)), device=rows.device)  # (M,)
-        shares = self.shares.to(rows.device)[rows]  # (M,)
-        return (self.uniform / len(self.shares) + self.in_batch * shares).log()  # (M,)
+        return self.log_expected_of_all.to(rows.device)[rows]  # (M,)

@@ -281,6 +281,7 @@ def test_long_histories_are_told_from_a_share_of_the_items_and_short_ones_from_a
     n_items, negatives
 ):
     assert choose(replace(LONG, n_items=n_items)).negatives == negatives
+    assert bool(choose(replace(LONG, n_untaken=n_items - LONG.n_items)).negatives) == bool(negatives)
     assert choose(replace(SHORT, n_items=n_items)).negatives == (1024 if negatives else 0)
 
 

@@ -45,6 +45,22 @@ def test_neighbours_are_the_largest_numbers_of_an_item_among_those_that_are_corr
         assert max(others, default=0) <= min(map(abs, told.values())) + 1e-5
 
 
+@pytest.mark.parametrize("most", [N + 30, 9])
+def test_items_that_nobody_has_say_nothing_are_told_nothing_and_are_not_inverted(most):
+    owned = draw(seed=6)
+    listed = np.zeros((U, N + 30), np.float32)
+    places = np.sort(np.random.default_rng(8).permutation(N + 30)[:N])
+    listed[:, places] = owned
+    alone = correlate_pairs(*owned.nonzero(), owned.shape, RIDGE, most)
+    among = correlate_pairs(*listed.nonzero(), listed.shape, RIDGE, most)
+    assert len(among.rows) == len(among.numbers) == min(most, N)
+    found, beside = alone.find_neighbours(3), among.find_neighbours(3)
+    assert np.diff(beside.offsets)[np.setdiff1d(np.arange(N + 30), places)].max() == 0
+    for item, place in enumerate(places.tolist()):
+        told = {int(places[row]): weight for row, weight in told_by(found, item).items()}
+        assert told_by(beside, place) == pytest.approx(told, rel=1e-4)
+
+
 def draw_with_a_copy() -> np.ndarray:
     """Let the least popular item be had by some who have the most popular one, and by nobody else."""
     owned = np.tile(draw(seed=6), (20, 1))

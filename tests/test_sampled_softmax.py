@@ -193,6 +193,20 @@ def test_draws_come_as_often_as_is_said():
     assert NegativeSampler.make(0, 5, shares) is None
 
 
+def test_half_of_what_is_drawn_are_targets_where_most_items_never_are():
+    counts = torch.zeros(1_000, dtype=torch.int64)
+    counts[[7, 300, 999]] = torch.tensor([5, 1, 2])
+    sampler = NegativeSampler.make(30_000, 0, counts)
+    torch.manual_seed(7)
+    drawn = torch.bincount(sampler.draw(torch.tensor([7])).rows, minlength=1_000).double()
+    expected = sampler.log_expected(torch.arange(1_000)).exp().double()
+    assert expected.sum() == pytest.approx(30_000, rel=1e-5)
+    assert (drawn[[7, 300, 999]] / expected[[7, 300, 999]] - 1).abs().max() <= 0.1
+    assert drawn[[7, 300, 999]].sum() == pytest.approx(15_000, rel=0.02)
+    others = NegativeSampler.make(400, 0, torch.ones(1_000))
+    assert others.pool.tolist() == list(range(1_000))
+
+
 def test_own_items_are_marked_and_padding_is_not():
     rows = torch.tensor([[4, 7, 4, 0], [0, 2, 0, 0], [9, 9, 0, 0]])
     lengths, negatives = torch.tensor([3, 2, 0]), torch.tensor([0, 2, 4, 7, 9, 4])

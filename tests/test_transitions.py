@@ -48,6 +48,12 @@ def correlate(users: list[list[int]], most: int, wanted: range = range(N), decay
     return correlate_next(user, items, np.isin(items, wanted), (len(users), N), RIDGE, decay, most)
 
 
+def test_items_that_nobody_took_are_not_inverted():
+    users = draw(4, 12)
+    found = correlate([[item - (item in {5, 11}) for item in items] for items in users], 100)
+    assert sorted(found.rows.tolist()) == [row for row in range(N) if row not in {5, 11}]
+
+
 @pytest.mark.parametrize("least_sparse", [0, 10**6], ids=["sparse", "dense"])
 @pytest.mark.parametrize("chunk", [85, 10**7])
 @pytest.mark.parametrize(
