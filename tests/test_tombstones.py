@@ -87,6 +87,33 @@ def test_a_file_that_changes_is_read_again(tmp_path):
     assert watched.holds("u0")
 
 
+def test_old_tombstones_never_stand_under_the_mark_of_new_ones(tmp_path, monkeypatch):
+    add_tombstones(tmp_path, ["anna"])
+    has_read, goes_on = threading.Event(), threading.Event()
+
+    def read(run):
+        tombstones = read_tombstones(run)
+        if threading.current_thread() is slow:
+            has_read.set()
+            assert goes_on.wait(20)
+        return tombstones
+
+    class Overtaken(TombstoneFile):
+        def __setattr__(self, name, value):
+            super().__setattr__(name, value)
+            if has_read.is_set() and threading.current_thread() is not slow:
+                goes_on.set()
+                slow.join()
+
+    watched = Overtaken(tmp_path)
+    slow = threading.Thread(target=watched.holds, args=("anna",))
+    monkeypatch.setattr("serve.state.tombstones.read_tombstones", read)
+    slow.start()
+    assert has_read.wait(20)
+    add_tombstones(tmp_path, ["ben"])
+    assert [watched.holds("ben") for _ in range(2)] == [True, True]
+
+
 def test_nobody_is_lost_where_many_forget_at_once(tmp_path):
     threads = [threading.Thread(target=add_tombstones, args=(tmp_path, [f"u{n}", "all"])) for n in range(8)]
     for thread in threads:

@@ -57,8 +57,8 @@ class TombstoneFile:
 
     def __init__(self, run: Path) -> None:
         self._run, self._path = run, str(run / FORGOTTEN)  # a text, since every request asks
-        self._seen: tuple[int, int] | None = None
-        self._tombstones = NOBODY
+        self._latest: tuple[tuple[int, int] | None, Tombstones] = None, NOBODY
+        """A mark of the file and what it held, exchanged as one: many threads ask."""
 
     def holds(self, user_id: Id) -> bool:
         """Tell whether a user was forgotten.
@@ -70,11 +70,12 @@ class TombstoneFile:
             about = os.stat(self._path)
         except FileNotFoundError:
             return False
-        seen = about.st_ino, about.st_mtime_ns
-        if seen != self._seen:
-            self._tombstones = read_tombstones(self._run)
-            self._seen = seen
-        return self._tombstones.holds(user_id)
+        mark = about.st_ino, about.st_mtime_ns
+        seen, tombstones = self._latest
+        if seen != mark:
+            tombstones = read_tombstones(self._run)
+            self._latest = mark, tombstones
+        return tombstones.holds(user_id)
 
 
 def read_tombstones(run: Path) -> Tombstones:
