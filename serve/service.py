@@ -23,7 +23,7 @@ from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
 from serve.request_values import Id, parse_id
 from serve.requests import Request, parse_request
-from serve.state.forgetting import forget_users
+from serve.state.forgetting import forget_users, holds_run
 from serve.state.impressions import Impressions
 from serve.state.live_requests import complete_with, recall
 from serve.state.observations import parse_observations
@@ -181,7 +181,7 @@ class Service:
         return was_there
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
-        """Erase a user; return a receipt for each folder.
+        """Erase a user; return a receipt for each folder that has profiles or state by now.
 
         Raises:
             SchemaError: no id.
@@ -190,7 +190,7 @@ class Service:
         schema = self._serving.current().recommender.bundle.schema
         known = parse_id(user_id, schema.user_id_type, "user_id")
         try:
-            return [forget_users(run, [known]) for run in self._runs]
+            return [forget_users(run, [known]) for run in self._runs if holds_run(run)]
         finally:
             self.kept.drop()
 

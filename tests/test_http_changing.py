@@ -7,14 +7,16 @@ from contextlib import closing
 
 import pytest
 
-from serve.http.command import places_of_bundle
+from serve.http.command import places_of_bundle, places_of_registry
 from serve.layout import STATE_FILE
+from serve.registry.changes import publish_and_activate
+from serve.registry.versions import Registry
 from serve.service import Service
 from serve.state import StateStore
 from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
 from tests.linear_profiles import known_users
-from tests.live_service import asking, publish_served
+from tests.live_service import EVER, asking, publish_served
 from tests.served import ask
 
 NOW = {"datetime": UNTIL + DAY}
@@ -162,6 +164,18 @@ def test_a_forgotten_user_is_nobody_and_stays_so(bundle, schema):
         assert ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item_ids(schema)[0]}).json["kept"] == 0
     with asking(bundle) as app:
         assert listed(app, user_id=user) == nobody
+
+
+def test_a_user_is_forgotten_where_one_of_two_folders_holds_nothing_yet(tmp_path, bundle, schema):
+    registry = Registry(tmp_path / "registry")
+    publish_and_activate(registry, bundle, keep=1)
+    places = places_of_registry(registry.path, None, tmp_path / "apart" / "state")
+    user, item_id = a_user(schema), item_ids(schema)[0]
+    with closing(Service(places.source, places.state, places.runs, EVER)) as service:
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 1
+        (receipt,) = service.forget(user)
+        assert receipt["erased"]["events"] == 1
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 0
 
 
 def test_every_impression_is_logged_with_position_policy_and_version(bundle, schema):

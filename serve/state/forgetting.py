@@ -87,8 +87,13 @@ def erase_forgotten(run: Path, profiles: Profiles) -> None:
         erase_users(run / PROFILES, gone)
 
 
+def holds_run(folder: Path) -> bool:
+    """Tell whether there is anything in a folder that users are forgotten out of."""
+    return any((folder / name).is_dir() for name in (BUNDLE, PROFILES, STATE))
+
+
 def _check_run(run: Path) -> None:
-    if not any((run / name).is_dir() for name in (BUNDLE, PROFILES, STATE)):
+    if not holds_run(run):
         raise SchemaError(f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it")
 
 
