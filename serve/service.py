@@ -95,7 +95,7 @@ class Service:
         Args:
             source: of versions.
             state: folder of what users and items do while it serves; made if need be.
-            runs: folders with profiles and state, out of which users are forgotten.
+            runs: folders with profiles and state, out of which users are forgotten; who was in any of them is nobody.
             retention_days: how long events and what was shown are kept.
 
         Raises:
@@ -108,7 +108,7 @@ class Service:
         self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
         self._serving = Serving(snapshot, self._put_items_on, reason)
         self.kept = KeptAnswers()
-        self._state = StateStore(state / STATE_FILE, retention_days=retention_days)
+        self._state = StateStore(state / STATE_FILE, runs, retention_days)
         self.impressions = ImpressionLog(self._state)
 
     @property

@@ -5,13 +5,15 @@ import sqlite3
 import time
 from contextlib import closing
 
+import numpy as np
 import pytest
 
+from serve.__main__ import main
 from serve.http.command import places_of_bundle, places_of_registry
 from serve.layout import STATE_FILE
 from serve.registry.changes import publish_and_activate
 from serve.registry.versions import Registry
-from serve.service import Service
+from serve.service import Asked, Service
 from serve.state import StateStore
 from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
@@ -164,6 +166,22 @@ def test_a_forgotten_user_is_nobody_and_stays_so(bundle, schema):
         assert ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item_ids(schema)[0]}).json["kept"] == 0
     with asking(bundle) as app:
         assert listed(app, user_id=user) == nobody
+
+
+def test_whoever_is_forgotten_by_command_where_the_profiles_are_is_nobody_where_the_state_is_too(
+    tmp_path, bundle, schema
+):
+    registry = Registry(tmp_path / "registry")
+    publish_and_activate(registry, bundle, keep=1)
+    places = places_of_registry(registry.path, bundle.parent / "profiles", None)
+    user, item_id = a_user(schema), item_ids(schema)[0]
+    with closing(Service(places.source, places.state, places.runs, EVER)) as service:
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 1
+        assert main(["forget", "--run", str(bundle.parent), "--user", str(user)]) == 0
+        hers, anyones = service.recommend([Asked([{**NOW, "user_id": user}, NOW], 5, None, "r")])[0].lists
+        assert hers.item_id.tolist() == anyones.item_id.tolist()
+        np.testing.assert_allclose(hers.score, anyones.score)
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 0
 
 
 def test_a_user_is_forgotten_where_one_of_two_folders_holds_nothing_yet(tmp_path, bundle, schema):

@@ -48,7 +48,8 @@ def test_profiles_stay_where_they_are_and_it_is_said_how_they_are_served(publish
     bundle = Path(shutil.copytree(published[1], tmp_path / "run" / "bundle"))
     write_profiles(bundle.parent / "profiles", make_profiles(SHOP, known_users(SHOP)))
     _, lines, _ = say("publish", "--bundle", bundle, "--activate")
-    assert lines[-1] == f"profiles stay where they are: serve the registry with --profiles {bundle.parent}/profiles"
+    where = f"--profiles {bundle.parent}/profiles --state {bundle.parent}/state"
+    assert lines[-1] == f"profiles stay where they are: serve the registry with {where}"
     assert [path for path in (tmp_path / "registry").rglob("*") if "profile" in path.name] == []
 
 

@@ -175,6 +175,20 @@ def test_what_still_arrives_of_a_forgotten_user_is_not_kept(store, path, tmp_pat
     assert not store.recall("u").is_forgotten
 
 
+def test_whoever_is_forgotten_in_one_of_many_runs_is_nobody(path, tmp_path):
+    runs = [tmp_path / name for name in ("first", "second")]
+    with closing(StateStore(path, runs)) as store:
+        for user_id, run in zip(("anna", "ben"), runs, strict=True):
+            assert store.observe(user_id, "a", "view", NOW)
+            run.mkdir()
+            add_tombstones(run, [user_id])
+            assert store.recall(user_id).is_forgotten
+            assert not store.observe(user_id, "b", "view", NOW)
+        add_tombstones(tmp_path, ["u"])  # of a folder that is not named
+        assert store.observe("u", "a", "view", NOW)
+    assert query(path, "SELECT user_id, item_id FROM events") == [("anna", "a"), ("ben", "a"), ("u", "a")]
+
+
 def test_readers_see_whole_transactions_while_others_write(store):
     n_writers, n_batches, seen = 3, 12, []
 

@@ -32,7 +32,7 @@ example:
 
 
 def _publish(given: argparse.Namespace) -> None:
-    from serve.layout import PROFILES
+    from serve.layout import PROFILES, STATE
     from serve.registry.changes import publish, publish_and_activate
     from serve.registry.versions import Registry
 
@@ -43,9 +43,9 @@ def _publish(given: argparse.Namespace) -> None:
         print(f"current: {published.version}")
     for version in published.removed:
         print(f"removed: {version}")
-    profiles = given.bundle.absolute().parent / PROFILES
-    if profiles.is_dir():
-        print(f"profiles stay where they are: serve the registry with --profiles {given.bundle.parent / PROFILES}")
+    if (given.bundle.absolute().parent / PROFILES).is_dir():
+        where = f"--profiles {given.bundle.parent / PROFILES} --state {given.bundle.parent / STATE}"
+        print(f"profiles stay where they are: serve the registry with {where}")
 
 
 def _activate(given: argparse.Namespace) -> None:

@@ -68,12 +68,12 @@ class Recalled:
 class StateStore:
     """The live state of a run; safe to use from many threads, and beside other processes."""
 
-    def __init__(self, path: Path, run: Path | None = None, retention_days: float = RETENTION_DAYS) -> None:
+    def __init__(self, path: Path, runs: Sequence[Path] | None = None, retention_days: float = RETENTION_DAYS) -> None:
         """Open the file, `DIR/state/state.db` of a run, made if need be.
 
         Args:
             path: of the file.
-            run: whose forgotten users are heeded: what of theirs still arrives is not kept. Default: DIR.
+            runs: whose forgotten users are heeded: what of theirs still arrives is not kept. Default: DIR alone.
             retention_days: how long `expire` leaves events and impressions.
 
         Raises:
@@ -82,7 +82,7 @@ class StateStore:
         """
         self.retention_days = retention_days
         self._database = Database(path, _MARK, _TABLES)
-        self._tombstones = TombstoneFile(path.absolute().parent.parent if run is None else run)
+        self._tombstones = [TombstoneFile(run) for run in runs or [path.absolute().parent.parent]]
 
     def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
         """Keep one event, as `observe_many` does; say whether it was kept."""
@@ -102,7 +102,7 @@ class StateStore:
             rows = [
                 (one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id)
                 for one in observations
-                if not self._tombstones.holds(one.user_id)
+                if not self._is_forgotten(one.user_id)
             ]
             connection.executemany(_INSERT_EVENT, rows)
         return len(rows)
@@ -115,12 +115,12 @@ class StateStore:
         """
         with self._database.writing() as connection:
             for one in answers:
-                if one.user_id is None or not self._tombstones.holds(one.user_id):
+                if one.user_id is None or not self._is_forgotten(one.user_id):
                     _insert_answer(connection, one)
 
     def recall(self, user_id: Id) -> Recalled:
         """Return what there is of a user, of very many events the latest; nothing of one who was forgotten."""
-        if self._tombstones.holds(user_id):
+        if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
         rows = self._database.read(_RECALL, user_id, _MOST_RECALLED)[::-1]
         taken = [row for row in rows if row[2] != DISMISS]
@@ -178,6 +178,9 @@ class StateStore:
 
     def close(self) -> None:
         self._database.close()
+
+    def _is_forgotten(self, user_id: Id) -> bool:
+        return any(one.holds(user_id) for one in self._tombstones)
 
     def _limit(self, now: int) -> float:
         return now - self.retention_days * _DAY
