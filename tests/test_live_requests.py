@@ -172,6 +172,35 @@ def test_events_that_a_later_training_put_into_the_profile_count_once(recommende
     assert sorted(completed.datetime) == list(completed.datetime)
 
 
+@pytest.mark.parametrize(
+    ("world", "user_id", "other_id", "stored", "readable"),
+    [
+        ("films", 4, "4", [107, "107", "0107", "x", "108", "９", str(2**63)], [107, 107, None, None, 108, None, None]),
+        ("shop", "5", 5, [7, "x", -8, "i107"], ["7", "x", "-8", "i107"]),
+    ],
+)
+def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
+    recommenders, store, tmp_path, world, user_id, other_id, stored, readable
+):
+    recommender, request = recommenders[world], Request(user_id)
+    with closing(StateStore(tmp_path / "as_it_is_now" / "state.db")) as expected:
+        for time, (item_id, as_now) in enumerate(zip(stored, readable, strict=True), start=UNTIL):
+            for event in ("view", "dismiss"):
+                store.observe(other_id, item_id, event, time, 2.0)
+                if as_now is not None:
+                    expected.observe(user_id, as_now, event, time, 2.0)
+        completed, same = (complete(request, recommender.profiles, one) for one in (store, expected))
+        assert vars(completed.history) == {name: [*values] for name, values in vars(same.history).items()}
+        assert completed.exclude == same.exclude
+        assert len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N)) == 2
+
+
+def test_a_user_of_whose_events_no_item_can_be_read_is_as_without_them(recommenders, store):
+    recommender = recommenders["films"]
+    store.observe(4, "x", "view", UNTIL)
+    assert complete(Request(4), recommender.profiles, store) == Request(4)
+
+
 def test_at_one_time_the_profile_comes_first_then_what_arrived_first(store):
     history = History(np.array([7, 8, 9]), np.array([10, 20, 20]))
     profiles = Profiles(np.array([5]), {}, history, np.array([0, 3]))

@@ -52,11 +52,25 @@ def test_a_history_is_ordered_by_time_then_by_arrival(store):
     assert store.history("nobody") == InlineHistory(())
 
 
-def test_ids_keep_their_types(store):
+def test_ids_of_items_keep_their_types(store):
     store.observe(7, 2**63 - 1, None, 1, 0.25)
-    store.observe("7", "é\0x", None, 2)
-    assert (store.history(7).item_id, store.history(7).weight) == ((2**63 - 1,), (0.25,))
-    assert store.history("7").item_id == ("é\0x",)
+    store.observe(7, "é\0x", None, 2)
+    history = store.history(7)
+    assert (history.item_id, history.weight) == ((2**63 - 1, "é\0x"), (0.25, None))
+
+
+@pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])
+def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
+    events = [(forms[n % 3 % 2], n % 5, "dismiss" if n == 4 else "view", NOW + n * 7 % 4) for n in range(17)]
+    for event in events:
+        store.observe(*event)
+    store.observe("07", 99, "view", NOW)
+    expected = sorted(
+        (event for event in events if event[2] == "view"), key=lambda event: event[3]
+    )  # ties as they came
+    for user_id in forms:
+        assert store.history(user_id).item_id == tuple(item_id for _, item_id, _, _ in expected)
+        assert store.dismissed(user_id) == (4,)
 
 
 def test_what_was_dismissed_is_no_history(store):
@@ -231,7 +245,8 @@ def test_a_database_of_others_is_refused_and_left_as_it_is(path):
     assert [file.name for file in path.parent.iterdir()] == ["state.db"]
 
 
-def test_of_very_many_events_the_latest_are_recalled(store):
-    store.observe_many(events_of(10_003))
-    history = store.history("u")
+@pytest.mark.parametrize("others", [[], events_of(3, "7")], ids=["one form", "both forms"])
+def test_of_very_many_events_the_latest_are_recalled(store, others):
+    store.observe_many([*others, *events_of(10_003, 7)])
+    history = store.history("7")
     assert history.item_id == tuple(f"i{n}" for n in range(3, 10_003))

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from serve.profiles import History, Profiles
+from serve.request_values import Id
 from serve.requests import InlineHistory, Request
 from serve.state.store import Recalled, StateStore
+from serve.state.tombstones import both_forms
 
 
 def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
     """Return the request with the user's live events and dismissals in it.
 
     Where it brings no history of its own, its history becomes that of the profile and the live events, by time. What
-    she dismissed is excluded, whatever history it has. A user who was forgotten is nobody: her profile, which a
+    she dismissed is excluded, whatever history it has. Ids that were stored while a bundle had another type of them are
+    read in the type of the profiles': 7 and "7" are the same. A user who was forgotten is nobody: her profile, which a
     process that loaded it earlier may still hold, is not read.
     """
     return complete_with(request, profiles, recall(request, state))
@@ -31,6 +35,7 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
     """Do as `complete` with what was recalled for the request."""
     if recalled.is_forgotten:
         return replace(request, history=request.history or recalled.history, features=request.features or {})
+    recalled = _fit_items(recalled, str if profiles.history.item_id.dtype == np.object_ else int)
     if recalled.dismissed:
         request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *recalled.dismissed))))
     if request.user_id is not None and request.history is None and len(recalled.history):
@@ -38,6 +43,22 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
         known = None if profile is None else profile.history
         return replace(request, history=_join(known, recalled.history))
     return request
+
+
+def _fit_items(recalled: Recalled, kind: type[Id]) -> Recalled:
+    """Turn ids of items that a bundle with another type of ids had into ours; leave out what cannot be one."""
+    history = recalled.history
+    if {*map(type, history.item_id), *map(type, recalled.dismissed)} <= {kind}:
+        return recalled
+    fitted = {place: one for place, item_id in enumerate(history.item_id) for one in _to_kind(item_id, kind)}
+    dismissed = dict.fromkeys(one for item_id in recalled.dismissed for one in _to_kind(item_id, kind))
+    kept = replace(_take(history, [*fitted]), item_id=[*fitted.values()])
+    return replace(recalled, history=kept, dismissed=tuple(dismissed))
+
+
+def _to_kind(item_id: Id, kind: type[Id]) -> list[Id]:
+    """Return an id as text or as integer, in a list that is empty where it cannot be one."""
+    return [form for form in both_forms(item_id) if isinstance(form, kind)]
 
 
 def _join(known: History | None, live: InlineHistory) -> InlineHistory:
@@ -75,7 +96,7 @@ def _leave_out_known(joined: InlineHistory, order: list[int], n_known: int, has_
     return [place for place in order if place < n_known or identify(place) not in known]
 
 
-def _take(history: InlineHistory, places: list[int]) -> InlineHistory:
+def _take(history: InlineHistory, places: Sequence[int]) -> InlineHistory:
     columns = {name: [values[place] for place in places] for name, values in vars(history).items() if values}
     return InlineHistory(**columns)
 

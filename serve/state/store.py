@@ -13,6 +13,7 @@ import sqlite3
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve.request_values import Id
 from serve.requests import InlineHistory
@@ -50,6 +51,7 @@ _MOST_RECALLED = 10_000
 _RECALL = (  # the latest, so that nobody's past holds up the others
     "SELECT item_id, datetime, event, weight FROM events WHERE user_id = ? ORDER BY datetime DESC, number DESC LIMIT ?"
 )
+_RECALL_BOTH = _RECALL.replace("= ?", "IN (?, ?)")
 
 
 _NOTHING = InlineHistory(())
@@ -119,10 +121,13 @@ class StateStore:
                     _insert_answer(connection, one)
 
     def recall(self, user_id: Id) -> Recalled:
-        """Return what there is of a user, of very many events the latest; nothing of one who was forgotten."""
+        """Return what there is of a user, of very many events the latest; nothing of one who was forgotten.
+
+        7 and "7" are the same user. Ids of items come as they were stored, in the type of the bundle of that time.
+        """
         if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
-        rows = self._database.read(_RECALL, user_id, _MOST_RECALLED)[::-1]
+        rows = self._read_latest(user_id)[::-1]
         taken = [row for row in rows if row[2] != DISMISS]
         dismissed = dict.fromkeys(row[0] for row in rows if row[2] == DISMISS)
         return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, tuple(dismissed))
@@ -178,6 +183,14 @@ class StateStore:
 
     def close(self) -> None:
         self._database.close()
+
+    def _read_latest(self, user_id: Id) -> list[tuple[Any, ...]]:
+        """Return a user's events, the latest first: under both forms of her id, where two bundles had either."""
+        forms = both_forms(user_id)
+        found = [rows for form in forms if (rows := self._database.read(_RECALL, form, _MOST_RECALLED))]
+        if len(found) > 1:
+            return self._database.read(_RECALL_BOTH, *forms, _MOST_RECALLED)
+        return found[0] if found else []
 
     def _is_forgotten(self, user_id: Id) -> bool:
         return any(one.holds(user_id) for one in self._tombstones)
