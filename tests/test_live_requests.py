@@ -1,5 +1,6 @@
 """What a user did just now counts in the next answer, as if it had stood in her profile."""
 
+import math
 from contextlib import closing
 from dataclasses import replace
 
@@ -216,6 +217,47 @@ def test_events_without_times_come_after_the_profile(store):
     completed = complete(Request(5), profiles, store).history
     assert list(completed.item_id) == [7, 8, 9, 6, 8]
     assert completed.datetime is None
+
+
+def draw_without_times(rng, columns):
+    """Draw up to 9 events of few kinds, so that many are alike: tuples of item, event and weight."""
+    return [
+        (
+            int(rng.integers(2)),
+            [None, "view"][int(rng.integers(2))] if "event" in columns else None,
+            [math.nan, 2.5][int(rng.integers(2))] if "weight" in columns else None,
+        )
+        for _ in range(rng.integers(1, 10))
+    ]
+
+
+@pytest.mark.parametrize("columns", [(), ("event",), ("weight",), ("event", "weight")])
+def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(store, columns):
+    rng = np.random.default_rng(8)
+    for user_id in range(40):
+        profile, newer = draw_without_times(rng, columns), draw_without_times(rng, columns)
+        live = [*profile[int(rng.integers(len(profile) + 1)) :], *newer]
+        store.observe_many(
+            Observation(  # what the profile does not have is another each time
+                user_id,
+                item_id,
+                event if "event" in columns else f"said {place}",
+                place,
+                weight if "weight" in columns else float(place),
+            )
+            for place, (item_id, event, weight) in enumerate(live)
+        )
+        items, events, weights = zip(*profile, strict=True)
+        given = {"event": np.array(events, dtype=object), "weight": np.array(weights)}
+        history = History(np.array(items), **{name: given[name] for name in columns})
+        profiles = Profiles(np.array([user_id]), {}, history, np.array([0, len(profile)]))
+        completed = complete(Request(user_id), profiles, store).history
+        most = min(len(profile), len(live))
+        n_same = max(
+            n for n in range(most + 1) if str(profile[len(profile) - n :]) == str(live[:n])
+        )  # NaN is nan there
+        assert completed.item_id == [*items, *(item_id for item_id, _, _ in live[n_same:])]
+        assert completed.datetime is None
 
 
 def test_a_forgotten_user_is_nobody_though_her_profile_is_still_in_memory(recommenders, store, tmp_path):

@@ -66,12 +66,33 @@ def _join(known: History | None, live: InlineHistory) -> InlineHistory:
     if known is None or not len(known):
         return live
     if known.datetime is None:  # nothing tells when they happened, but that it was before
-        return _put_behind(known, live, None)
+        return _put_behind(known, _take(live, range(_count_known(known, live), len(live))), None)
     times = [*known.datetime.tolist(), *(live.datetime or ())]
     joined = _put_behind(known, live, times)
     order = sorted(range(len(times)), key=times.__getitem__)
     kept = _leave_out_known(joined, order, len(known), known.event is not None)
     return joined if kept == list(range(len(times))) else _take(joined, kept)
+
+
+def _count_known(known: History, live: InlineHistory) -> int:
+    """Return how many of the first live events are the profile's last ones, in their order: the longest such run.
+
+    One walk over both, as Knuth, Morris and Pratt do it (1977, "Fast pattern matching in strings").
+    """
+    joined = [*_identify(live, known), None, *_identify(known.take(slice(-len(live), None)), known)]
+    runs = [0] * len(joined)  # at each place, of how many events that end there the live ones begin with the same
+    for place in range(1, len(joined)):
+        n = runs[place - 1]
+        while n and joined[n] != joined[place]:
+            n = runs[n - 1]
+        runs[place] = n + (joined[n] == joined[place])
+    return runs[-1]
+
+
+def _identify(history: History | InlineHistory, known: History) -> list[tuple[Any, ...]]:
+    """Return what tells the events of a history from each other, of what the profile has too; NaN is no weight."""
+    columns = [np.asarray(getattr(history, name), dtype=np.object_).tolist() for name in known.columns()]
+    return [tuple(None if value != value else value for value in row) for row in zip(*columns, strict=True)]
 
 
 def _put_behind(known: History, live: InlineHistory, times: list[int] | None) -> InlineHistory:
