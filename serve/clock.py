@@ -103,13 +103,13 @@ def _tell_ticks_per_second(ticks: np.ndarray) -> int:
     }
     found = {unit: ticks[is_in][0] for unit, is_in in told.items() if is_in.any()}
     if len(found) > 1:
-        seen = ", ".join(f"{value} ({unit})" for unit, value in found.items())
+        seen = ", ".join(f"'{value}' ({unit})" for unit, value in found.items())
         raise SchemaError(f"times are in mixed units: {seen}; give all in one unit, or as ISO times")
     is_small = (sizes < FIRST_TOLD) & bool(found)
     is_told = np.logical_or.reduce([is_small, *told.values()])
     if not is_told.all():
         raise SchemaError(
-            f"the unit of time {ticks[~is_told][0]} is ambiguous; allowed: epoch seconds, milliseconds, "
+            f"the unit of time '{ticks[~is_told][0]}' is ambiguous; allowed: epoch seconds, milliseconds, "
             "microseconds or nanoseconds of the years 1973 to 2286; give ISO times, or use 'position' if the "
             "number is only an order"
         )

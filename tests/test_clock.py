@@ -151,12 +151,12 @@ def test_a_small_number_takes_the_unit_of_its_column():
 
 @pytest.mark.parametrize("values", [[20171201], ["17501", "17502"], np.array([1, 2, 3]), [5 * 10**10], [0]])
 def test_a_number_that_fits_no_unit_is_an_error(values):
-    with pytest.raises(SchemaError, match=f"time {values[0]} is ambiguous.*ISO"):
+    with pytest.raises(SchemaError, match=f"time '{values[0]}' is ambiguous.*ISO"):
         to_seconds(values, None)
 
 
 def test_mixed_units_are_an_error():
-    with pytest.raises(SchemaError, match=r"1500000000 \(seconds\), 1500000000000 \(milliseconds\)"):
+    with pytest.raises(SchemaError, match=r"'1500000000' \(seconds\), '1500000000000' \(milliseconds\)"):
         to_seconds([1500000000, 1500000000000], None)
 
 

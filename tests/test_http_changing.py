@@ -144,6 +144,15 @@ def test_an_item_that_cannot_be_placed_is_refused_without_its_values(app, schema
     assert reply.status == 422
     assert said in reply.json["error"]["message"]
     assert "77123" not in reply.content.decode()
+    assert str(new_id(schema)) not in reply.json["error"]["message"]
+
+
+@pytest.mark.parametrize("item_id", [7, 12, -1, "7", "é"])
+def test_an_item_that_is_not_known_is_refused_without_its_id_however_short(app, item_id):
+    reply = ask(app, "POST", "/v1/similar", {"item_id": item_id})
+    assert reply.status == 422
+    said = "item_id … is unknown; allowed: the 23 ids of the catalogue", "item_id: expected a whole number of 64 bits"
+    assert reply.json["error"]["message"].replace(" (str)", "").startswith(said)
 
 
 @pytest.mark.parametrize("path", ["/v1/items/", "/v1/items/a\0b", "/v1/items/" + "9" * 300])

@@ -77,6 +77,12 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, body, field)
         ({"history": [{"event": SENTINEL}]}, "item_id"),
         ({"user_id": "   "}, "user_id"),
         ({"datetime": 77123}, "datetime"),
+        ({"datetime": "77123e1"}, "the unit of time … is ambiguous"),
+        ({"history": [{"item_id": "a", "datetime": at} for at in ("77123e5", 10**12)]}, "mixed units: … (seconds), …"),
+        ({"features": {"income": ["x; expected ", 12, 77123]}}, "features.income: expected a number"),
+        ({"filters": {"where": "price 77123"}}, "the end; got …"),
+        ({"filters": {"where": f"price '{'; expected ' * 9}77123'"}}, "the end; got …"),
+        ({"filters": {"where": "price < 77123e999"}}, "… is too large"),
     ],
 )
 def test_what_does_not_fit_the_bundle_is_refused_without_its_value(app, body, said):

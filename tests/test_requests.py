@@ -207,7 +207,7 @@ def at(*times):
         ({"datetime": 2**63}, "datetime is an integer of more than 64 bits"),
         ({"datetime": "2024-13-01"}, "datetime is '2024-13-01'.*cannot be read"),
         ({"datetime": {}}, r"datetime is \{\}"),
-        ({"datetime": 17}, "datetime: .*17 is ambiguous"),
+        ({"datetime": 17}, "datetime: .*'17' is ambiguous"),
         ({"exclude": 5}, r"exclude is 5 \(int\); expected a list"),
         ({"exclude": [5, 7.5]}, r"exclude\[1\] is 7\.5"),
     ],

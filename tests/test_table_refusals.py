@@ -16,7 +16,7 @@ TABLE_FAULTS = [
         "column 'item_id' is absent, the default of data.interactions.columns.item_id; did you mean 'item'",
     ),
     ("user_id,item_id,item_id\n1,2,3\n", {}, "2 columns are called 'item_id'"),
-    (EVENTS + "1,2,20171201,3\n", {}, "column 'datetime': the unit of time 20171201 is ambiguous"),
+    (EVENTS + "1,2,20171201,3\n", {}, "column 'datetime': the unit of time '20171201' is ambiguous"),
     (
         EVENTS + "1,2,2017-12-01,3\n",
         {"features": FeaturesConfig(user={"age": "numeric"})},

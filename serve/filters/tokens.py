@@ -42,10 +42,11 @@ class Token:
         return self.kind == "sign" and self.word in signs
 
     def describe(self) -> str:
-        """Name the word for a message, cut so that nothing long is echoed."""
-        if self.kind == "end":
-            return "the end"
-        return self.word if len(self.word) <= MOST_SHOWN else f"{self.word[:MOST_SHOWN]}..."
+        """Name the word for a message: in quotes, unless it is a sign, and cut so that nothing long is echoed."""
+        if self.kind in ("end", "sign"):
+            return self.word or "the end"
+        word = read_text(self) if self.kind == "text" else self.word
+        return repr(word if len(word) <= MOST_SHOWN else f"{word[:MOST_SHOWN]}...")
 
 
 def split_tokens(text: str) -> list[Token]:
@@ -83,7 +84,7 @@ def read_number(token: Token) -> int | float:
         return int(token.word)
     number = float(token.word)
     if not math.isfinite(number):
-        raise SchemaError(f"where, character {token.start + 1}: {token.word} is too large for a number")
+        raise SchemaError(f"where, character {token.start + 1}: {token.describe()} is too large for a number")
     return number
 
 

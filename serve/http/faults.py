@@ -75,7 +75,8 @@ async def answer_fault(request: Request, fault: Exception) -> Response:
 async def answer_schema_error(request: Request, fault: Exception) -> Response:
     """Answer what the bundle does not take, naming what it would take."""
     state = request.scope["state"]
-    said = without_values(str(fault), state["parts"].service.names() | FIELDS, state.get("body"))
+    sent = [state.get("body"), *request.path_params.values()]
+    said = without_values(str(fault), state["parts"].service.names() | FIELDS, sent)
     return _respond(request, 422, said)
 
 
