@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections import OrderedDict
+from threading import Lock
 
 import numpy as np
 import pyarrow as pa
@@ -34,33 +35,53 @@ class Columns:
         """
         self._items = items
         self._separators = {one.column: one.separator for one in features if one.kind == "multi_categorical"}
-        self.read = lru_cache(maxsize=None)(self._read)
-        self.admit = lru_cache(maxsize=_MOST_MASKS)(self._admit)
+        self._lock = Lock()
+        self._columns: dict[str, Column] = {}  # no cache around a method: it would hold this until the next collection
+        self._masks: OrderedDict[Where, Mask] = OrderedDict()
+        """By the expression, the one that was asked for last at the end."""
 
     def __len__(self) -> int:
         return int(self._items.num_rows)
 
-    def _read(self, name: str) -> Column:
-        """Return a column.
+    def read(self, name: str) -> Column:
+        """Return a column, read once.
 
         Raises:
             SchemaError: there is none of this name, or it holds what cannot be compared.
         """
-        names = set(self._items.column_names) - {REPEAT_RATE}
-        if name not in names:
-            got = name[:MOST_SHOWN]
-            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, names)}")
-        return _read_column(name, self._items.column(name), self._separators.get(name))
+        column = self._columns.get(name)
+        if column is None:
+            column = self._columns.setdefault(name, self._read(name))
+        return column
 
-    def _admit(self, where: Where) -> Mask:
+    def admit(self, where: Where) -> Mask:
         """Return which items an expression lets in, (N,), computed once for a text.
 
         Raises:
             SchemaError: a column that is not there, or a value that is not of its column's type.
         """
+        with self._lock:
+            if where in self._masks:
+                self._masks.move_to_end(where)
+                return self._masks[where]
         mask = _evaluate(where.expression, self)
         mask.setflags(write=False)
-        return mask
+        return self._keep(where, mask)
+
+    def _keep(self, where: Where, mask: Mask) -> Mask:
+        """Keep a mask in place of the one that was not asked for the longest; return what others may have kept."""
+        with self._lock:
+            kept = self._masks.setdefault(where, mask)
+            if len(self._masks) > _MOST_MASKS:
+                self._masks.popitem(last=False)
+        return kept
+
+    def _read(self, name: str) -> Column:
+        names = set(self._items.column_names) - {REPEAT_RATE}
+        if name not in names:
+            got = name[:MOST_SHOWN]
+            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, names)}")
+        return _read_column(name, self._items.column(name), self._separators.get(name))
 
 
 def _evaluate(expression: Expression, columns: Columns) -> Mask:
