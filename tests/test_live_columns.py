@@ -1,6 +1,7 @@
 """What live items may say, by the types of columns."""
 
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -43,6 +44,9 @@ COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
         ("shape", np.float32([4, 5, 6]), [4.0, 5.0, 6.0], [4.0, 5.0, 6.0]),
         ("shape", [], None, None),
         ("year", 2**60 + 1, 2**60 + 1, 2**60 + 1),
+        ("year", 2**63 - 1, 2**63 - 1, 2**63 - 1),
+        ("year", -(2**63), -(2**63), -(2**63)),
+        ("year", Decimal(2**63 - 1), 2**63 - 1, 2**63 - 1),
         ("year", 1984.0, 1984, 1984),
         ("weight", 7, 7.0, 7.0),
         ("is_new", np.bool_(False), False, False),
@@ -66,6 +70,8 @@ def test_a_value_is_checked_and_written(name, value, parsed, written):
         ("shape", [1, 2], "column 'shape' has 2 numbers; expected 3"),
         ("shape", "no", "column 'shape' is 'no' .*: no list of numbers"),
         ("year", 2.5, r"column 'year' is 2\.5 \(float\); expected a whole number of 64 bits, or null"),
+        ("year", -(2**63) - 1, "column 'year' is an integer of more than 64 bits"),
+        ("year", 2.0**63, r"column 'year' is 9\.22\d*e\+18 \(float\); expected a whole number of 64 bits"),
         ("year", 2**63, "column 'year' is an integer of more than 64 bits"),
         ("weight", 1e39, r"column 'weight' is 1e\+39 \(float\); expected a number of 32 bits"),
         ("weight", "heavy", "column 'weight' is 'heavy'"),

@@ -90,8 +90,8 @@ def _parse_bool(column: Column, value: Any) -> bool:
 
 
 def _parse_integer(column: Column, value: Any) -> int:
-    number = parse_number(value, f"column '{column.name}'")
-    if number != int(number) or not -(2**63) <= number < 2**63:
+    parse_number(value, f"column '{column.name}'")
+    if value != int(value) or not -(2**63) <= value < 2**63:  # itself: as a float, the last ones of 64 bits are 2**63
         raise column.refuse(value, "a whole number of 64 bits")
     return int(value)
 
