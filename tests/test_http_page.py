@@ -1,5 +1,6 @@
 """The page to try the service: it loads nothing from elsewhere, and what data says can never become code."""
 
+import json
 import re
 
 import pytest
@@ -48,6 +49,26 @@ def test_the_page_has_no_code_in_it_and_nothing_from_elsewhere():
 def test_every_element_that_the_script_asks_for_is_there():
     for name in set(re.findall(r'byId\("([\w-]+)"\)', SCRIPT)):
         assert f'id="{name}"' in PAGE
+
+
+def test_ids_beyond_the_numbers_of_the_page_stay_texts():
+    assert ".json()" not in SCRIPT  # which rounds them
+    (pattern,) = re.findall(r"const TOKEN = /(.*)/g;", SCRIPT)
+    (whole,) = re.findall(r"const kept = \(token\) => /(.*)/\.test", SCRIPT)
+    big = 2**53 + 1
+    answer = {
+        "a": big,
+        "b": [-big, 7, 0.12345678901234567, 1e300, -1.5e-17],
+        f'"{big}': f'\\ \\" {big} {{',
+        "c": [2**53 - 1, None],
+    }
+
+    def keep(found):
+        token = found[0]
+        return f'"{token}"' if re.fullmatch(whole, token) and abs(int(token)) >= 2**53 else token
+
+    kept = json.loads(re.sub(pattern, keep, json.dumps(answer)))
+    assert kept == {**answer, "a": str(big), "b": [str(-big), *answer["b"][1:]]}
 
 
 def cosine(one, other):

@@ -3,6 +3,11 @@
 
 const byId = (id) => document.getElementById(id);
 
+// Integers that a number cannot hold exactly stay texts: an id rounded is another item; the service takes either form.
+const TOKEN = /"(?:[^"\\]|\\.)*"|-?\d[\d.eE+-]*/g;
+const kept = (token) => /^-?\d+$/.test(token) && !Number.isSafeInteger(Number(token)) ? `"${token}"` : token;
+const readJson = (text) => JSON.parse(text.replace(TOKEN, kept));
+
 async function call(path, body) {
   const given = body === undefined ? {} : {
     method: "POST",
@@ -10,7 +15,7 @@ async function call(path, body) {
     body: JSON.stringify(body),
   };
   const reply = await fetch(path, given);
-  const answer = await reply.json();
+  const answer = readJson(await reply.text());
   if (!reply.ok) throw new Error(answer.error.message);
   return answer;
 }
