@@ -1,7 +1,8 @@
 """The baselines a model has to beat, each with one parameter and at most five values of it.
 
 Where repeats are allowed, counts carry the signal: an item bought ten times will be bought again. Where they
-are not, a pair counts once.
+are not, a pair counts once. What compares items with each other is fitted on those that have events: a catalogue may
+list many times more, of which nothing is known.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
+import numpy as np
+
 from evaluation.ease import estimate_ease_bytes, fit_ease
 from evaluation.events import Events, Strength, as_binary, as_counts, as_logs
-from evaluation.itemknn import estimate_itemknn_bytes, fit_itemknn
+from evaluation.itemknn import NEAR_NOTHING, estimate_itemknn_bytes, fit_itemknn
 from evaluation.popularity import fit_decayed_personal, fit_personal, fit_popularity, fit_recent_popularity
 from evaluation.ranking import Scores
 from evaluation.targets import Ints
@@ -43,6 +46,25 @@ class Baseline:
     needs_time: bool = False
     estimate_bytes: Callable[[Events], int] = lambda events: 0
     """Peak memory of the fit, for those whose memory can be a limit."""
+
+
+@dataclass(frozen=True)
+class OfTaken:
+    """A scorer of the items that have events, asked about the whole catalogue."""
+
+    scorer: Scorer
+    """Of M items."""
+    item_row: Ints
+    """(M,) ascending."""
+    n_items: int
+    of_others: float
+    """The score of every other item."""
+
+    def score(self, user_row: Ints) -> Scores:
+        """Return (b, N) scores."""
+        scores = np.full((len(user_row), self.n_items), self.of_others, np.float32)
+        scores[:, self.item_row] = self.scorer.score(user_row)
+        return scores
 
 
 def declare_baselines(repeats: Repeats) -> list[Baseline]:
@@ -91,14 +113,32 @@ def _declare_popularity(strength: Strength) -> list[Baseline]:
 
 
 def _declare_itemknn(neighbours: tuple[float, ...], strength: Strength) -> Baseline:
-    fit = partial(fit_itemknn, strength=strength)
+    fit = _on_taken(partial(fit_itemknn, strength=strength), NEAR_NOTHING)
     estimate = partial(estimate_itemknn_bytes, neighbours=neighbours)
-    return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=estimate)
+    return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=_of_taken(estimate))
 
 
 def _declare_ease(regularisations: tuple[float, ...], strength: Strength) -> Baseline:
-    fit = partial(fit_ease, strength=strength)
-    return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=estimate_ease_bytes)
+    fit = _on_taken(partial(fit_ease, strength=strength), 0.0)
+    return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=_of_taken(estimate_ease_bytes))
+
+
+def _on_taken(fit: Fit, of_others: float) -> Fit:
+    """Fit on the items that have events; the others get the score that a fit on all items gives them."""
+
+    def fit_taken(events: Events, values: Sequence[float]) -> Iterator[Scorer]:
+        items = events.find_taken()
+        if len(items) == events.n_items:
+            yield from fit(events, values)
+            return
+        for scorer in fit(events.renumber(items), values):
+            yield OfTaken(scorer, items, events.n_items, of_others)
+
+    return fit_taken
+
+
+def _of_taken(estimate: Callable[[Events], int]) -> Callable[[Events], int]:
+    return lambda events: estimate(events.renumber(events.find_taken()))
 
 
 def _without_parameter(fit: Callable[[Events], Scorer]) -> Fit:

@@ -36,6 +36,14 @@ class Events:
         time = None if self.time is None else self.time[kept]
         return Events(self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items)
 
+    def find_taken(self) -> Ints:
+        """Return the rows of the items that have events, ascending, (M,); the first one too, so that M is 1 or more."""
+        return np.unique(np.append(self.item_row, 0))
+
+    def renumber(self, items: Ints) -> Events:
+        """Number the items `items` (M,), ascending, from 0 to M - 1; no other item may have an event."""
+        return Events(self.user_row, np.searchsorted(items, self.item_row), self.time, self.n_users, len(items))
+
     def since_last(self) -> Ints:
         """Return for every event the seconds from it to the last of all, (E,).
 

@@ -15,6 +15,8 @@ from evaluation.targets import Ints
 
 SHRINK = 10.0
 """Added to the product of norms: a cosine over few users counts less."""
+NEAR_NOTHING = -1.0
+"""Added to the popularity of what is near to nothing the user has: below every sum of cosines."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,7 @@ class ItemKNN:
     def score(self, user_row: Ints) -> Scores:
         """Return (b, N) scores: positive where near, below 0 elsewhere."""
         scores = (self.strengths[user_row] @ self.similarity).toarray()
-        return np.where(scores > 0, scores, self.popularity - 1).astype(np.float32)
+        return np.where(scores > 0, scores, self.popularity + NEAR_NOTHING).astype(np.float32)
 
 
 def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength) -> Iterator[ItemKNN]:

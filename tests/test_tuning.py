@@ -7,7 +7,9 @@ import pytest
 
 import evaluation.tuning
 from evaluation.baselines import choose_baselines, declare_baselines
-from evaluation.events import Events
+from evaluation.ease import fit_ease
+from evaluation.events import Events, as_binary, as_counts, as_logs
+from evaluation.itemknn import fit_itemknn
 from evaluation.tuning import FittedBaseline, SkippedBaseline, fit_baselines, read_free_bytes
 from serve.errors import SchemaError
 
@@ -120,9 +122,50 @@ def test_what_does_not_fit_in_memory_is_skipped_without_figures(monkeypatch):
 @pytest.mark.parametrize("name", ["itemknn", "ease"])
 def test_memory_is_estimated_from_sizes(name):
     estimate = find(name).estimate_bytes
-    assert estimate(replace(TRAIN, n_users=10**6, n_items=10**6)) > 4 * 10**9
-    assert estimate(replace(TRAIN, n_users=1000, n_items=10**6)) < 2**34
+    every_item = Events(np.zeros(10**6, np.int64), np.arange(10**6), None, 10**6, 10**6)
+    assert estimate(every_item) > 4 * 10**9
+    assert estimate(replace(every_item, n_users=1000)) < 2**34
     assert estimate(TRAIN) < 2**20
+
+
+@pytest.mark.parametrize("name", ["itemknn", "ease"])
+def test_memory_is_estimated_for_the_items_that_have_events(name):
+    estimate = find(name).estimate_bytes
+    listed = replace(TRAIN, item_row=TRAIN.item_row * 10**5, n_items=10**6)
+    assert len(np.unique(TRAIN.item_row)) == N
+    assert estimate(listed) == estimate(TRAIN)
+
+
+@pytest.mark.parametrize("n_users", [U, 3 * N])
+@pytest.mark.parametrize("repeats", ["allow", "exclude"])
+@pytest.mark.parametrize(("name", "fit"), [("itemknn", fit_itemknn), ("ease", fit_ease)])
+def test_items_without_events_change_no_score(name, fit, repeats, n_users):
+    baseline = next(one for one in declare_baselines(repeats) if one.name == name)
+    rows = np.array([2, 3, 5, 11, 12, 16, 18])  # (N,), ascending
+    listed = replace(TRAIN, item_row=rows[TRAIN.item_row], n_users=n_users, n_items=19)
+    strength = strength_of(name, repeats)
+    users = np.arange(n_users)  # those from U on have no event
+    for value, scorer in zip(baseline.values, baseline.fit(listed, baseline.values), strict=True):
+        (over_all,) = fit(listed, [value], strength)
+        (over_taken,) = fit(replace(TRAIN, n_users=n_users), [value], strength)
+        scores = scorer.score(users)
+        assert scores == pytest.approx(over_all.score(users), abs=1e-6)
+        assert (scores[:, rows] == over_taken.score(users)).all()
+        assert (np.delete(scores, rows, axis=1) == (-1 if name == "itemknn" else 0)).all()
+
+
+def strength_of(name: str, repeats: str):
+    if repeats == "exclude":
+        return as_binary
+    return as_counts if name == "itemknn" else as_logs
+
+
+@pytest.mark.parametrize("name", ["itemknn", "ease"])
+def test_without_any_event_every_item_scores_alike(name, capfd):
+    nothing = TRAIN.keep(np.zeros(TRAIN_EVENTS, bool))
+    (scorer,) = find(name).fit(nothing, [3])
+    assert len(np.unique(scorer.score(np.arange(U)))) == 1
+    assert capfd.readouterr() == ("", "")  # LAPACK says on the console what it will not take
 
 
 def test_baselines_that_need_times_are_skipped_without():
