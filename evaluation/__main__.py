@@ -87,7 +87,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV or Parquet"},
         "--train": {"type": Path, "required": True, "help": "interactions before them: the users' histories"},
         "--users": {"type": Path, "help": "user features; without it they count as missing"},
-        "--at": {"help": "one request per user at this moment; default: one per user and time held out"},
+        "--at": {"help": "the moment that each user is asked at; default: users are asked without one"},
         "--baselines": {"nargs": "*", "metavar": "NAME", "help": "those to be fitted; default: all. No name: none"},
         "--seed": {"type": int, "default": 0, "help": "draws what baselines are validated by"},
         "--json": {"type": Path, "help": "write the figures here"},

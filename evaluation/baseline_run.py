@@ -50,7 +50,6 @@ class Knowledge:
         ids: Ids,
         train: pd.DataFrame,
         validation: pd.DataFrame,
-        at: int | None,
         repeats: Repeats,
         seed: int,
     ) -> Knowledge:
@@ -58,7 +57,7 @@ class Knowledge:
         events = ids.events(train)
         criterion = None
         if len(validation):
-            held_out = group_requests(sample_users(validation, seed), ids, at)
+            held_out = group_requests(sample_users(validation, seed), ids)
             criterion = TuningCriterion.prepare(held_out.targets, events, repeats)
         return cls(events, ids.events(validation), criterion)
 

@@ -90,7 +90,7 @@ def evaluate(
         train: what values of the baselines' parameters are tried on.
         validation: what they are chosen by; the baselines are then fitted on both. May be empty.
         users: `user_id`, at most once, and the columns to slice by.
-        at: UTC seconds of one request per user; None: one request per user and time of the holdout.
+        at: UTC seconds that each user is asked at, once for all her held-out items; None: without a moment.
         group_columns: the columns of `users` to slice by.
         seed: draws the validation users where there are more than are needed.
         progress: is told what comes, and what was done with its seconds.
@@ -99,7 +99,8 @@ def evaluate(
     Returns:
         What `metrics.json` holds: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
         `baselines`, `protocol` and, where requests at a held-out time or with context differ, `with_context` and
-        `paired_with_context`: the same requests, answered with their context and without.
+        `paired_with_context`: a request per user and time, without times per user and item, answered with its context
+        and without.
 
     Raises:
         SchemaError: nothing is held out, a column to slice by is missing, or there is no such baseline.
@@ -107,9 +108,9 @@ def evaluate(
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
     ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (train, validation, holdout))
-    knowledge = Knowledge.prepare(ids, train, validation, at, schema.repeats, seed)
+    knowledge = Knowledge.prepare(ids, train, validation, schema.repeats, seed)
     groups = _label_users(users, ids, group_columns)
-    trial = Trial.prepare(group_requests(holdout, ids, at), knowledge.past, schema.repeats, groups)
+    trial = Trial.prepare(group_requests(holdout, ids), knowledge.past, schema.repeats, groups)
     examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, at), progress)
     protocol = describe_protocol(trial.examination, at, schema)
     in_context = {}
@@ -150,8 +151,7 @@ def _ask_in_context(
     examination = situations.examination
     requests = contextual_requests(situations.held_out.rows, recommender.bundle.schema)
     informed = _ask(recommender, situations, requests, progress)
-    users, first = np.unique(trial.examination.user, return_index=True)
-    same = first[np.searchsorted(users, examination.user)]
+    same = np.searchsorted(trial.examination.user, examination.user)  # asked once each, in ascending order
     uninformed = examination.examine({view: lists[same] for view, lists in plain.lists.items()})
     models = {MODEL: informed, WITHOUT_CONTEXT: uninformed}
     return {

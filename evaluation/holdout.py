@@ -61,18 +61,18 @@ def number_ids(item_ids: Iterable[Any], parts: Iterable[pd.DataFrame]) -> Ids:
     return Ids(pd.Index(users).sort_values(), pd.Index(item_ids))
 
 
-def group_requests(holdout: pd.DataFrame, ids: Ids, at: int | None) -> HeldOut:
-    """Make a request of every user (at one moment `at`), or else of every user and time in the holdout.
+def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
+    """Make a request of every user in the holdout; its targets are the distinct items held out of her.
 
-    Its targets are the distinct items held out there.
+    Without context she gets one list, at whatever times she took them: judged by each time alone, it would be wrong
+    about all the others.
 
     Raises:
         SchemaError: nothing is held out.
     """
     if holdout.empty:
         raise SchemaError("the holdout has no interactions; give at least one, or a split that holds some out")
-    is_by_time = at is None and "datetime" in holdout
-    return _group(holdout, ids, ["user_id", "datetime"] if is_by_time else ["user_id"])
+    return _group(holdout, ids, ["user_id"])
 
 
 def group_situations(holdout: pd.DataFrame, ids: Ids) -> HeldOut:

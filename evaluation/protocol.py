@@ -45,8 +45,8 @@ def describe_protocol(examination: Examination, at: int | None, schema: Schema) 
 
 def _describe_requests(at: int | None, schema: Schema) -> str:
     if at is None:
-        each = "user and time" if schema.has_datetime else "user"
-        return f"one per {each} of the holdout, without {'datetime and context' if schema.has_datetime else 'context'}"
+        without = "datetime and context" if schema.has_datetime else "context"
+        return f"one per user of the holdout, for all her items there, without {without}"
     moment = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=at)
     derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
     context = f"{derived} of that moment, no other context" if derived else "without context"

@@ -171,18 +171,19 @@ def test_time_split_with_repeats_has_all_parts():
 
 
 @pytest.mark.parametrize("ties", ["ordered", "simultaneous"])
-def test_leave_one_out_asks_once_per_user_and_time(ties):
+def test_without_a_moment_each_user_is_asked_once_for_the_items_of_all_times(ties):
     recommender = make_recommender(repeats="exclude", ties=ties)
     metrics = run(recommender, at=None)
-    targets = targets_by(["user_id", "datetime"])
+    targets = targets_by(["user_id"])
     assert list(metrics["test"]) == MODELS_EXCLUDE
-    assert recommender.asked[0] == [{"user_id": user} for user, _ in sorted(targets)]
+    assert recommender.asked[0] == [{"user_id": user} for (user,) in sorted(targets)]
+    assert metrics["protocol"]["requests"].startswith("one per user of the holdout, for all her items there, without")
     everything = KEEP["all"]
     assert_figures(
         metrics["test"]["bascule"]["novel"], naive_evaluation(recommender, targets, KEEP["novel"], everything)
     )
     owned = recommender.owned
-    unreachable = sum(item in owned.get(user, ()) for (user, _), items in targets.items() for item in items)
+    unreachable = sum(item in owned.get(user, ()) for (user,), items in targets.items() for item in items)
     assert metrics["test"]["bascule"]["novel"]["unreachable_targets"] == unreachable > 0
 
 
@@ -190,23 +191,35 @@ def test_context_is_a_second_block():
     recommender = make_recommender(repeats="exclude")
     metrics = run(recommender, at=None)
     (plain, contextual), first = recommender.asked, HOLDOUT.groupby(["user_id", "datetime"]).nth(0)
-    assert len(plain) == len(contextual)
+    assert (len(plain), len(contextual)) == (HOLDOUT["user_id"].nunique(), len(first))
     devices = {(row.user_id, row.datetime): row.device for row in first.itertuples()}
     assert {type(request["context"]["device"]) for request in contextual} == {str, type(None)}
     for request in contextual:
         device = devices[request["user_id"], int(request["datetime"].timestamp())]
         assert request["context"] == {"device": None if pd.isna(device) else device}
-    expected = naive_evaluation(
-        recommender,
-        targets_by(["user_id", "datetime"]),
-        KEEP["novel"],
-        KEEP["all"],
-        lambda key: {"context": {}},
-    )
-    assert_figures(metrics["with_context"]["bascule"]["novel"], expected)
-    assert metrics["with_context"]["bascule"]["novel"]["NDCG@10"] != metrics["test"]["bascule"]["novel"]["NDCG@10"]
-    assert metrics["with_context"]["bascule without context"] == metrics["test"]["bascule"]  # the same requests here
+    targets = targets_by(["user_id", "datetime"])
+    for model, extra in (("bascule", {"context": {}}), ("bascule without context", {})):
+        expected = naive_evaluation(recommender, targets, KEEP["novel"], KEEP["all"], lambda key, extra=extra: extra)
+        assert_figures(metrics["with_context"][model]["novel"], expected)
     assert list(metrics["paired_with_context"]) == ["bascule without context"]
+
+
+@pytest.mark.parametrize("ties", ["ordered", "simultaneous"])
+def test_of_one_last_event_or_basket_each_both_blocks_ask_the_same(ties):
+    last = HOLDOUT["datetime"] == HOLDOUT.groupby("user_id")["datetime"].transform("max")
+    holdout = HOLDOUT[last] if ties == "simultaneous" else HOLDOUT[last].drop_duplicates("user_id")
+    metrics = run(make_recommender(repeats="exclude", ties=ties), at=None, holdout=holdout)
+    assert metrics["with_context"]["bascule without context"] == metrics["test"]["bascule"]
+    assert metrics["with_context"]["bascule"] != metrics["test"]["bascule"]
+
+
+def test_a_list_that_begins_with_all_held_out_items_is_perfect():
+    recommender = make_recommender(repeats="exclude")
+    wanted = [row for row, item in enumerate(ITEMS) if item not in recommender.owned[USERS[0]]][:5]
+    recommender.scores[USERS[0]][wanted] = 2
+    times = AT + DAY * np.arange(5)
+    holdout = pd.DataFrame({"user_id": USERS[0], "item_id": [ITEMS[row] for row in wanted], "datetime": times})
+    assert run(recommender, at=None, holdout=holdout)["test"]["bascule"]["novel"]["NDCG@10"] == 1
 
 
 def test_without_times_and_context_there_is_no_second_block():

@@ -87,13 +87,15 @@ def test_figures_of_a_bundle_and_a_holdout(bundle_folder, built, tmp_path, capsy
     assert len(profiles.history) == len(TRAIN)
 
 
-def test_without_a_moment_every_time_is_a_request(bundle_folder, built, tmp_path):
+def test_without_a_moment_each_user_is_a_request_and_each_time_one_with_context(bundle_folder, built, tmp_path):
     out = tmp_path / "figures.json"
     users = pd.DataFrame({"user_id": ["8", "007"], "gender": ["f", None], "income": [2.5, None]})
     options = ["--json", str(out), "--users", write(tmp_path, users, "users.csv")]
     assert main([*arguments(bundle_folder, tmp_path), *options]) == 0
     metrics = json.loads(out.read_text())
-    assert metrics["protocol"]["n_requests"] == len(HOLDOUT.drop_duplicates(["user_id", "datetime"]))
+    assert metrics["protocol"]["n_requests"] == HOLDOUT["user_id"].nunique()
+    n_times = len(HOLDOUT.drop_duplicates(["user_id", "datetime"]))
+    assert metrics["protocol"]["with_context"].startswith(f"{n_times} requests, one per user and time")
     assert list(metrics["with_context"]) == ["bascule", "bascule without context"]
     assert set(metrics["slices"]["all"]["gender"]) == {"f", "missing"}
     ((_, profiles),) = built

@@ -22,7 +22,7 @@ PLACES = 10
 
 @dataclass(frozen=True)
 class Asked:
-    """B requests, one per user of the test and moment, as the evaluation made them."""
+    """B requests, one per user of the test, as the evaluation made them."""
 
     requests: list[dict[str, Any]]
     history_length: Ints
@@ -49,7 +49,7 @@ def ask_test_users(recommender: Recommender, holdout: pd.DataFrame, test_at: str
     """Ask for users of held-out interactions, at the moment of the test if it has one."""
     at = None if test_at is None else read_moment(test_at, None)
     ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (holdout,))
-    held_out = group_requests(holdout, ids, at)
+    held_out = group_requests(holdout, ids)
     requests = plain_requests(held_out.rows, at)
     return Asked(requests, _count_events(recommender, requests), held_out.targets.items).sample(MOST_REQUESTS, seed)
 

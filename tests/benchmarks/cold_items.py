@@ -59,7 +59,7 @@ class ColdItems:
             for rows in (features, features.iloc[rng.permutation(len(cold))])
         )
         ids = number_ids(extended.bundle.items.column("item_id").to_pylist(), (board.split.refit, board.split.test))
-        held_out = group_requests(board.split.test, ids, board.split.test_at)
+        held_out = group_requests(board.split.test, ids)
         past = ids.events(warm.split.refit)
         examination = Examination.prepare(held_out.targets, past, board.config.data.repeats)
         requests = plain_requests(held_out.rows, board.split.test_at)

@@ -58,7 +58,7 @@ def answer(recommender: Recommender, board: Opened, fold: np.ndarray) -> dict[st
 def hold_out(recommender: Recommender, board: Opened, users: np.ndarray) -> tuple[HeldOut, Ids]:
     test = board.split.test[board.split.test["user_id"].isin(users)]
     ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (board.split.refit, test))
-    return group_requests(test, ids, board.split.test_at), ids
+    return group_requests(test, ids), ids
 
 
 def measure_demographics(board: Opened, n_folds: int) -> dict[str, Any]:
