@@ -1,4 +1,5 @@
 from dataclasses import replace
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -10,6 +11,8 @@ from datamodules.splits import Split, split_interactions
 
 N_USERS, N_EVENTS, N_ITEMS = 83, 17, 41
 START = 1_500_000_000
+TIMED = ["datetime"], ["datetime", "position", "event"]
+UNTIMED = ["position"], []
 
 
 @pytest.fixture
@@ -35,8 +38,10 @@ def found(split):
     return [(leak.kind, leak.column, round(leak.power, 4)) for leak in find_shared_events(split)]
 
 
-@pytest.mark.parametrize("columns", [["datetime"], ["position"], ["datetime", "position", "event"], []])
-@pytest.mark.parametrize("kind", ["leave_one_out", "pairs", "none"])
+@pytest.mark.parametrize(
+    ("kind", "columns"),
+    [*product(["leave_one_out", "none"], TIMED), *product(["leave_one_out", "pairs", "none"], UNTIMED)],
+)
 def test_our_own_splits_share_nothing(events, kind, columns):
     events = events.assign(position=np.arange(len(events)), event="view")
     events = events[["user_id", "item_id", *columns]]
@@ -106,6 +111,16 @@ def test_files_split_at_random_know_the_future_of_their_users(events):
     share = (last.reindex(first.index) > first).mean()
     assert share > 0.8
     assert found(parts(train, test)) == [("test in training", "datetime", round(share, 4))]
+
+
+def test_pairs_of_data_with_times_know_the_future_of_their_users(events):
+    split = split_interactions(events, DataConfig(split=SplitConfig("pairs")), 0)
+    first = split.test.groupby("user_id")["datetime"].min()
+    last = split.refit.groupby("user_id")["datetime"].max()
+    share = (last.reindex(first.index) > first).mean()
+    assert share > 0.8
+    assert found(split) == [("test in training", "datetime", round(share, 4))]
+    assert "set data.split.kind to leave_one_out or time" in next(find_shared_events(split)).message
 
 
 def test_a_few_training_events_later_than_the_test_are_counted(events):

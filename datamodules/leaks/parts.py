@@ -23,6 +23,11 @@ _ADVICE_FOR_COPIES = (
     "an item again under another context, data.split.kind to pairs"
 )
 
+_ADVICE_FOR_LATER_EVENTS = {
+    "files": "hold out the last events of each user, or all from one moment on",
+    "pairs": "set data.split.kind to leave_one_out or time, since pairs is for data without times",
+}
+
 
 @dataclass(frozen=True)
 class _Cut:
@@ -45,6 +50,8 @@ def find_shared_events(split: Split) -> Iterator[Leak]:
         return
     if split.kind == "time" and split.test_at is not None:
         yield from _find_late_events(split.refit, split.test_at)
+    if split.kind == "pairs" and "datetime" in split.refit:
+        yield from _find_later_of_user(split.refit, split.test, split.kind)
     if split.kind == "files" and len(split.refit):
         yield from _find_crossings(split.refit, split.test)
 
@@ -88,7 +95,7 @@ def _find_crossings(before: pd.DataFrame, test: pd.DataFrame) -> Iterator[Leak]:
     if "datetime" in before:
         cut = _find_cut(np.sort(before["datetime"].to_numpy()), np.sort(test["datetime"].to_numpy()))
         is_by_time = cut.n_late + cut.n_early <= FEW * len(test)
-        of_users = list(_find_later_of_user(before, test))
+        of_users = list(_find_later_of_user(before, test, "files"))
         yield from of_users
         if is_by_time and cut.n_late and not of_users:
             yield _late_leak(cut.n_late, len(before), f"later than {_iso(cut.at)}, when the test begins")
@@ -107,7 +114,7 @@ def _find_few_shared_users(before: pd.DataFrame, test: pd.DataFrame) -> Iterator
         yield Leak("user in two parts", "interactions", "user_id", n / len(users), message)
 
 
-def _find_later_of_user(before: pd.DataFrame, test: pd.DataFrame) -> Iterator[Leak]:
+def _find_later_of_user(before: pd.DataFrame, test: pd.DataFrame, kind: str) -> Iterator[Leak]:
     """Find users of whom training knows what came after the event to be predicted."""
     first = test.groupby("user_id")["datetime"].min()
     last = before.groupby("user_id")["datetime"].max().reindex(first.index)
@@ -116,7 +123,7 @@ def _find_later_of_user(before: pd.DataFrame, test: pd.DataFrame) -> Iterator[Le
         share = n / len(first)
         message = (
             f"{n:,} of {len(first):,} test users ({share:.1%}) have events in training that are later than their first "
-            "test event; hold out the last events of each user, or all from one moment on"
+            f"test event; {_ADVICE_FOR_LATER_EVENTS[kind]}"
         )
         yield Leak("test in training", "interactions", "datetime", share, message)
 
