@@ -25,6 +25,7 @@ from rich.console import Console
 
 from datamodules.cleaning import clean
 from datamodules.data_report import print_report, report_data
+from datamodules.joins import check_joins
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
@@ -208,6 +209,7 @@ def read(config: Config, frames: tuple[pd.DataFrame, ...] | None, beside: Path) 
             f"no interaction is left: {len(rejects.frame):,} records are rejected, {cleaning.negative_weights:,} have "
             "a weight below 0"
         )
+    check_joins(tables, rejects.records)
     tables = order_tables(tables, config.data.ties)
     tables = replace(tables, interactions=weigh_targets(tables.interactions, config.data))
     return tables, {"rejects": rejects, "cleaning": cleaning}

@@ -13,6 +13,7 @@ from rich.table import Table
 
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
+from datamodules.joins import measure_unlisted
 from datamodules.leaks.leak import Leak
 from datamodules.reading.mark_hints import hint_at_marks
 from datamodules.reading.rejects import Rejects
@@ -54,6 +55,7 @@ def report_data(
         "repeats": config.repeats,
         "time": _time_range(events),
         "missing": {name: _missing(frame) for name, frame in _frames(tables).items()},
+        "unlisted": measure_unlisted(tables, rejects.records),
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
         "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
@@ -174,6 +176,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", ", ".join(f"{name} {_percent(share)}" for name, share in missing.items()) or "none"),
+        *_unlisted_lines(report["unlisted"]),
         ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
         *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
@@ -188,6 +191,13 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _forgotten_lines(forgotten: dict[str, int]) -> list[tuple[str, str]]:
     counts = ", ".join(f"{count:,} of {name}" for name, count in forgotten.items())
     return [("forgotten users", f"left out with their records: {counts}")] if counts else []
+
+
+def _unlisted_lines(unlisted: dict[str, float]) -> list[tuple[str, str]]:
+    return [
+        (f"{name} unlisted", f"{_percent(share)} of those with events have no row in the {name} table")
+        for name, share in unlisted.items()
+    ]
 
 
 def _leak_lines(leaks: list[dict[str, Any]]) -> list[tuple[str, str]]:

@@ -58,6 +58,7 @@ def test_the_report_counts(report):
     assert report["dropped_columns"] == {"interactions": ["till"], "users": [], "items": []}
     assert report["missing"]["users"] == {"user_id": 0.0, "town": 0.75}
     assert report["cleaning"]["duplicate_events"] == 2
+    assert report["unlisted"] == {"users": 0.0, "items": 2 / 6}  # e and f
 
 
 def test_the_report_says_what_the_test_cannot_know(report):
@@ -87,6 +88,7 @@ def test_the_long_tail_is_that_of_a_naive_count():
     assert report["history_length"]["p50"] == np.median(lengths)
     assert report["history_length"]["p100"] == lengths.max()
     assert report["time"] is None
+    assert report["unlisted"] == {}
     assert report["cold"]["test_users_unseen"] is None
     print_report(report, Console(file=io.StringIO()))
 
@@ -123,6 +125,7 @@ def test_the_printed_report_is_short(report):
         "1 of 21 records",
         "interactions.till",
         "users.town 75.0%",
+        "33.3% of those with events have no row in the items table",
         "2 duplicate",
     ):
         assert any(part in line for line in lines), part

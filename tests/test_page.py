@@ -192,6 +192,12 @@ def test_a_leak_is_said(shop, films):
     )
 
 
+def test_ids_without_a_row_are_said_where_they_were_counted(shop):
+    assert '<th scope="row">Users with events but no row</th>' in render(shop)
+    before = {name: value for name, value in shop.content["data"].items() if name != "unlisted"}
+    assert "but no row" not in render(shop, data=before)
+
+
 def test_a_skipped_baseline_and_an_empty_view_are_said(shop):
     content = copy.deepcopy(shop.content)
     for part in ("test", "paired", "beyond_accuracy"):

@@ -39,6 +39,7 @@ DATA: dict[str, Any] = {
     "repeats": "allow",
     "time": {"first": "2017-04-05T02:40:00Z", "last": "2017-08-03T02:40:00Z", "days": 120.0},
     "missing": {"interactions": {"user_id": 0.0}, "users": {"sex": 0.375}, "items": {"price": None}},
+    "unlisted": {"users": 0.015625, "items": 0.0},
     "records": {"interactions": 1919, "users": 67, "items": 29},
     "rejected": {"null id": 7, "a | strange <reason>": 5},
     "dropped_columns": {"interactions": ["secret|column"], "users": [], "items": []},

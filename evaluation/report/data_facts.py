@@ -40,7 +40,7 @@ class Facts:
 def describe_data(report: Report, schema: Schema) -> list[Facts]:
     """Return the facts of a data report, in tables that each have a row at least."""
     tables = [
-        Facts("Size and time", [*_sizes(report["counts"]), *_times(report["time"], schema)]),
+        Facts("Size and time", [*_sizes(report), *_times(report["time"], schema)]),
         Facts("Split", _split(report, schema)),
         Facts("Rejected and cleaned", [*_rejects(report), *_cleaning(report["cleaning"])]),
         Facts("Columns that were not read", _dropped(report["dropped_columns"])),
@@ -76,13 +76,18 @@ def count_rejected(report: Report) -> int:
     return sum(report["rejected"].values())
 
 
-def _sizes(counts: Mapping[str, int]) -> list[tuple[str, str]]:
+def _sizes(report: Report) -> list[tuple[str, str]]:
+    counts = report["counts"]
     return [
         ("Events", count(counts["interactions"])),
         ("Users with events", count(counts["users"])),
         ("Items with events", count(counts["items"])),
         ("Rows of the users table", count(counts["users_table"])),
         ("Rows of the items table", count(counts["items_table"])),
+        *(
+            (f"{name.capitalize()} with events but no row", percent(share))
+            for name, share in report.get("unlisted", {}).items()
+        ),
     ]
 
 
