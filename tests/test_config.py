@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
+from datamodules.schema_fitting import LONGEST_HISTORY, LONGEST_RECENT, LONGEST_SET
 from datamodules.tables import read_tables
 from models.config import ModelConfig
 from serve.errors import SchemaError
@@ -118,6 +119,11 @@ def test_the_template_shows_every_key_and_states_the_defaults():
     for name in ("split", "targets", "leaks", "ties", "repeats", "history_length", "max_reject_rate"):
         assert getattr(config, name) == getattr(DataConfig(), name)
     assert not config.interactions.declares_text
+
+
+def test_the_template_says_how_long_histories_are_by_default():
+    (line,) = [line for line in (CONFIGS / "template.yaml").read_text().splitlines() if "history_length" in line]
+    assert f"at most {LONGEST_HISTORY} ({LONGEST_RECENT} where `repeats` is allow, {LONGEST_SET} of a set)" in line
 
 
 @pytest.mark.parametrize(
