@@ -1,3 +1,5 @@
+import gzip
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,6 +72,27 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
             read_tables(DataConfig(interactions=TableConfig(str(path))))
     with pytest.raises(SchemaError, match=r"data.interactions.path is not set"):
         read_tables(DataConfig())
+
+
+PACKED = {".gz": gzip.compress(b"1,2\n"), ".zip": b"PK\x03\x04" + bytes(26) + b"events.csv1,2\n"}
+
+
+@pytest.mark.parametrize("layout", [{}, {"names": ["user_id", "item_id"]}, {"delimiter": ","}])
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("ratings.dat.gz", ".gz", "ratings.dat.gz is compressed by gzip; unpack it and name the file that comes out"),
+        ("events.csv", ".gz", "events.csv is compressed by gzip; unpack it"),
+        ("events.zip", ".zip", "events.zip is compressed by zip, .* unpack it"),
+        ("events.xlsx", ".zip", "events.xlsx is compressed by zip, as spreadsheets are; .* save a spreadsheet as CSV"),
+        ("events.jsonl", ".gz", "events.jsonl is compressed by gzip; .*allowed: .csv, .tsv, .parquet, .jsonl"),
+    ],
+)
+def test_a_compressed_file_is_told_by_its_first_bytes(tmp_path, name, kind, message, layout):
+    path = tmp_path / name
+    path.write_bytes(PACKED[kind])
+    with pytest.raises(SchemaError, match=message):
+        read_tables(DataConfig(interactions=TableConfig(str(path), **layout)))
 
 
 @pytest.mark.parametrize("layout", [{"names": ["user_id", "item_id"]}, {"delimiter": ","}, {"encoding": "latin-1"}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -16,8 +17,14 @@ from datamodules.reading.parquet_files import read_parquet
 from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
 
-_TYPED = {".parquet": read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+_Read = Callable[[Path, tuple[Column, ...]], RawRecords]
+_TYPED: dict[str, _Read] = {".parquet": read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 _TEXT = (".csv", ".tsv")
+_PACKED = {
+    b"\x1f\x8b": "compressed by gzip; unpack it",
+    b"PK\x03\x04": "compressed by zip, as spreadsheets are; unpack it, or save a spreadsheet as CSV,",
+}
+"""First bytes -> what such a file is, and what to do."""
 
 
 def read_raw(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[RawRecords]:
@@ -29,8 +36,8 @@ def read_raw(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> l
         columns: those to look for.
 
     Raises:
-        SchemaError: the path is not set or names no file; a file is unreadable, of an unknown suffix, lacks a
-            declared column, or its records do not add up; there is no record at all.
+        SchemaError: the path is not set or names no file; a file is unreadable, compressed, of an unknown suffix,
+            lacks a declared column, or its records do not add up; there is no record at all.
     """
     files = [_read_file(path, table, columns) for path in _find_files(setting, table.path)]
     if not any(file.n_records for file in files):
@@ -54,16 +61,35 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
 
 
 def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> RawRecords:
+    try:
+        _check_unpacked(path)
+        read = _choose_reader(path, table)
+        return read_csv(path, table, columns) if read is None else read(path, columns)
+    except (duckdb.Error, pa.ArrowException, OSError) as error:
+        raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+
+
+def _check_unpacked(path: Path) -> None:
+    with path.open("rb") as file:
+        start = file.read(max(map(len, _PACKED)))
+    for first, what in _PACKED.items():
+        if start.startswith(first):
+            raise SchemaError(f"{path} is {what} and name the file that comes out; allowed: {_name_kinds()}")
+
+
+def _choose_reader(path: Path, table: TableConfig) -> _Read | None:
+    """Return what reads the file by its suffix; None for text."""
     suffix = path.suffix.lower()
     read = _TYPED.get(suffix)
     if read is not None and table.declares_text:
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if read is None and table.names is None and suffix not in _TEXT:
         raise SchemaError(
-            f"{path}: unknown suffix '{path.suffix}'; allowed: {', '.join((*_TEXT, *_TYPED))}, and any other for a "
+            f"{path}: unknown suffix '{path.suffix}'; allowed: {_name_kinds()}, and any other for a "
             "text file without a header line whose columns are declared as 'names'"
         )
-    try:
-        return read_csv(path, table, columns) if read is None else read(path, columns)
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
-        raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    return read
+
+
+def _name_kinds() -> str:
+    return ", ".join((*_TEXT, *_TYPED))
