@@ -20,7 +20,7 @@ from models.towers import Towers
 from models.two_tower import warm_cosine
 from run_config import Config
 from run_training import settle
-from tests.benchmarks.board_fit import TOLD_THE_MOMENT, FullRanking, Prepared, tell_moments
+from tests.benchmarks.board_fit import GIVEN_THE_TIME, FullRanking, Prepared, tell_moments
 from tests.benchmarks.board_list import BOARDS
 from tests.benchmarks.variants import ID_SHARE, VARIANTS
 from tests.tiny_data import BASKETS, DAY, ORDERED, N, batches, hold_out, make_data, make_world
@@ -182,9 +182,9 @@ def test_the_test_is_ranked_as_a_loop_ranks_it(monkeypatch):
     items = towers.item_vectors(torch.zeros(N, 0)).detach()
     test, train = prepared.test.sort_values("user_id"), prepared.split.train
     all_ids = data.catalogue.item_ids
-    assert measured["novel"].shape == measured[f"novel {TOLD_THE_MOMENT}"].shape == (len(test),)
+    assert measured["novel"].shape == measured[f"novel {GIVEN_THE_TIME}"].shape == (len(test),)
     for how, values in measured.items():
-        asked = ranking.batches[TOLD_THE_MOMENT if "told" in how else ""]
+        asked = ranking.batches[GIVEN_THE_TIME if GIVEN_THE_TIME in how else ""]
         assert len(asked) > 1
         by_owned = {}
         for batch in asked:
@@ -203,7 +203,7 @@ def test_the_test_is_ranked_as_a_loop_ranks_it(monkeypatch):
             expected.append(1 / np.log2(place + 2) if place < 10 else 0)
             moments.append(moment)
         assert values == pytest.approx(expected)
-        assert (moments == test["datetime"].tolist()) == ("told" in how)
+        assert (moments == test["datetime"].tolist()) == (GIVEN_THE_TIME in how)
 
 
 @pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])

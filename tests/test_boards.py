@@ -131,7 +131,7 @@ def test_rows_of_a_board(measured):
         "NDCG@10 0.4000 ± 0.1414, HR@10 0.8000 ± 0.2828",
         ("15", "6"),
     )
-    assert informed.model == "**Bascule**, told the moment"
+    assert informed.model == "**Bascule**, given the request's time"
     assert (popularity.model, popularity.seeds, popularity.seconds) == ("popularity", "0", ("0.2", ""))
     assert popularity.figures == "NDCG@10 0.3000, HR@10 0.6000; **Bascule** minus it NDCG@10 +0.3000 (+0.1000, +0.9000)"
 

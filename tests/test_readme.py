@@ -45,7 +45,9 @@ def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
     names: dict[str, Any] = {}
     exec(find_code("LiveItems"), names)
     names["live"].close()
+    names["store"].close()
     assert len(names["answers"].item_id) == 5
+    assert names["request"].history.item_id == (90001,)
     assert names["live"].recommender.catalogue.item_ids.ids.tolist()[N:] == [90001, 28897]
 
 

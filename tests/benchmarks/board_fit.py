@@ -29,7 +29,7 @@ from serve.events import Ints
 from tests.benchmarks.board_list import Board
 
 QUIET = ("--trainer.enable_progress_bar", "false")
-TOLD_THE_MOMENT = "told the moment"
+GIVEN_THE_TIME = "given the request's time"
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class FullRanking:
         if split.test_at is None and schema.has_datetime and schema.repeats == "exclude" and test["user_id"].is_unique:
             moments = test.set_index("user_id")["datetime"].loc[asked.validation_users]
             moments = torch.from_numpy(moments.to_numpy(np.int64, copy=True))  # (R,)
-            batches[TOLD_THE_MOMENT] = tell_moments(asked.validation_batches, moments)
+            batches[GIVEN_THE_TIME] = tell_moments(asked.validation_batches, moments)
         views = ("all", "novel") if schema.repeats == "allow" else ("novel",)
         popularity = torch.from_numpy(data.trends.popularity[-1])
         return cls(batches, popularity, test["user_id"].nunique(), {view: order_users(asked, view) for view in views})

@@ -131,7 +131,7 @@ def describe(one: Ran) -> Iterator[Row]:
     yield Row("**Bascule**", one.seeds, show(board, ours), board.protocol, tell_seconds(runs))
     if board.bench is None and "with_context" in runs[0]:
         informed = [run["with_context"]["bascule"] for run in runs]
-        yield Row("**Bascule**, told the moment", one.seeds, show(board, informed), board.protocol)
+        yield Row("**Bascule**, given the request's time", one.seeds, show(board, informed), board.protocol)
     first = next((run for run in runs if run["baselines"]), runs[0])
     for name in first["baselines"]:
         if name in first["test"]:
@@ -148,7 +148,7 @@ def describe_bench(bench: Path, one: Ran) -> Iterator[Row]:
         return
     names = {"plain": "**Bascule**"}
     if all(map(reads_context, one.runs.values())):
-        names["context"] = "**Bascule**, told the row's context"
+        names["context"] = "**Bascule**, given the row's context"
     for name, model in names.items():
         scored = [name_figures(score_lists(bench, run, one.tables, name)) for run in one.runs.values()]
         figures = [show_spread(figure, [values[figure] for values in scored]) for figure in board.figures]
