@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
+import train
 from tests.linear_bundle import FILMS, N, publish_linear
 
 ROOT = Path(__file__).parent.parent
@@ -37,6 +39,20 @@ def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
     items = [int(word) for word in line.split()[1:]]
     assert len(set(items)) == 5
     assert {item // 20 for item in items} == {0}
+
+
+def test_the_configuration_to_begin_with_trains_on_tables_that_are_called_so(tmp_path, monkeypatch):
+    (block,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my.yaml").write_text(block, encoding="utf-8")
+    rows = [(f"c{user}", f"s{(user + place) % 11}", 1_700_000_000 + place) for user in range(30) for place in range(4)]
+    pd.DataFrame(rows, columns=["customer", "sku", "ts"]).to_csv(tmp_path / "events.csv", index=False)
+    items = [(f"s{item}", f"k{item % 3}", item / 2, f"thing {item}") for item in range(11)]
+    pd.DataFrame(items, columns=["sku", "category", "price", "title"]).to_csv(tmp_path / "items.csv", index=False)
+    monkeypatch.chdir(tmp_path)
+    config, _ = train.parse(["--config", "my.yaml"])
+    tables, _ = train.read(config, None, tmp_path)
+    assert len(tables.interactions) == 120
+    assert sorted(tables.items.columns) == ["category", "item_id", "price", "title"]
 
 
 def test_items_come_and_go_as_it_says(tmp_path, monkeypatch):
