@@ -37,7 +37,7 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         raise SchemaError(
             f"none of the {tables.interactions[id_name].nunique():,} {name} with events has a row in the {name} table: "
             f"{id_name} is {asked!r} in the interactions and {known!r} in the {name}; expected: ids written alike in "
-            f"both; name the right column as {id_name} in data.{name}.columns"
+            f"both; name the right column as {id_name} in data.{name}.columns, or leave out a table that is of others"
         )
 
 

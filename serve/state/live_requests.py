@@ -118,8 +118,8 @@ def _leave_out_known(joined: InlineHistory, order: list[int], n_known: int, has_
 
 
 def _take(history: InlineHistory, places: Sequence[int]) -> InlineHistory:
-    columns = {name: [values[place] for place in places] for name, values in vars(history).items() if values}
-    return InlineHistory(**columns)
+    given = {name: values for name, values in vars(history).items() if values or name == "item_id"}
+    return InlineHistory(**{name: [values[place] for place in places] for name, values in given.items()})
 
 
 def _column(values: np.ndarray | None, n: int) -> list[Any]:
