@@ -50,7 +50,7 @@ class Correlated:
     """A user's score of an item is the product with the sum of her items, and popularity beside it."""
 
     vectors: Tensor
-    """(N, D) float32, of unit length on average."""
+    """(N, D) float32, of unit length on average where somebody has them."""
     popularity: float
     """What one unit of log(1 + users of an item) adds to the product, or to the cosine."""
 
@@ -65,7 +65,7 @@ class Factors:
     vectors: Tensor
     """(N, R) float32, V of the correlations."""
     spread: Tensor
-    """(N,) float32, how much each item varies when all others are held fixed, 1 on average."""
+    """(N,) float32, how much each item varies when all others are held fixed, 1 on average over all."""
 
     def of_covariances(self) -> Tensor:
         """Return the factors of -P_ij / (P_ii P_jj), (N, R): what many have stands out more."""

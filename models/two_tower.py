@@ -82,6 +82,10 @@ class TwoTower(pl.LightningModule):
     def temperature(self) -> Tensor:
         return self.log_temperature.exp().clamp(min=SMALLEST_TEMPERATURE)  # scalar
 
+    def on_fit_start(self) -> None:
+        if self.sampler is not None:
+            self.sampler = self.sampler.to(self.device)
+
     def on_train_batch_start(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> None:
         """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it.
 

@@ -19,10 +19,13 @@ from models.data_counts import (
     DataCounts,
 )
 from models.defaults import (
+    FEWEST_EPOCHS,
     FOLLOWING,
     MANY_EVENTS,
     MANY_ITEMS,
+    MANY_ITEMS_OF_LONG,
     MANY_ITEMS_OF_REQUESTS,
+    MOST_EPOCHS,
     NEIGHBOURS,
     RULES,
     choose_recipe,
@@ -172,7 +175,8 @@ def test_heads_that_do_not_divide_are_replaced_and_the_reason_says_so():
 @settings(max_examples=80, deadline=None)
 def test_targets_are_told_from_a_sample_where_items_are_many_and_repeats_are_not_learned(counts):
     recipe = choose(counts)
-    many = MANY_ITEMS if counts.trains_on_windows else MANY_ITEMS_OF_REQUESTS
+    of_windows = MANY_ITEMS_OF_LONG if counts.is_long and counts.n_events >= MANY_EVENTS else MANY_ITEMS
+    many = of_windows if counts.trains_on_windows else MANY_ITEMS_OF_REQUESTS
     assert (recipe.negatives > 0) == (not counts.is_repeated and counts.n_items > many)
 
 
@@ -281,8 +285,18 @@ def test_long_histories_are_told_from_a_share_of_the_items_and_short_ones_from_a
     n_items, negatives
 ):
     assert choose(replace(LONG, n_items=n_items)).negatives == negatives
-    assert bool(choose(replace(LONG, n_untaken=n_items - LONG.n_items)).negatives) == bool(negatives)
+    assert choose(replace(LONG, n_untaken=n_items - LONG.n_items)).negatives == negatives
     assert choose(replace(SHORT, n_items=n_items)).negatives == (1024 if negatives else 0)
+
+
+def test_many_events_of_long_histories_are_told_from_a_sample_of_fewer_items_and_shown_less_often():
+    much = replace(LONG, n_events=MANY_EVENTS, n_items=MANY_ITEMS_OF_LONG + 1)
+    assert choose(much).negatives == 1024
+    assert not choose(replace(much, n_items=MANY_ITEMS_OF_LONG)).negatives
+    assert not choose(replace(much, n_events=MANY_EVENTS - 1)).negatives
+    assert not choose(replace(much, mean_history=float(LONG_HISTORY))).negatives
+    epochs = [choose(replace(LONG, n_events=n)).max_epochs for n in (10_000, 456_000, 10**6, 10**8)]
+    assert epochs == [MOST_EPOCHS, MOST_EPOCHS, 15, FEWEST_EPOCHS]
 
 
 def test_contexts_repeats_and_frozen_sets_are_scored_by_the_inner_product_and_what_else_is_trained_by_cosine():
@@ -297,7 +311,6 @@ def test_fewer_events_are_looked_at_more_often():
 
 
 def test_many_events_of_few_users_are_looked_at_more_often_than_as_many_of_many():
-    assert choose(replace(LONG, n_events=10**8)).max_epochs == choose(LONG).max_epochs
     few, many = (choose(replace(family, n_events=10**6)).max_epochs for family in (LONG, SHORT))
     assert few > many
 
