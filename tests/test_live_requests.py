@@ -196,7 +196,9 @@ def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
         assert len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N)) == 2
 
 
-@pytest.mark.parametrize(("world", "user_id", "stored", "dismissed"), [("films", 4, "107", 107), ("shop", "u1", 7, "7")])
+@pytest.mark.parametrize(
+    ("world", "user_id", "stored", "dismissed"), [("films", 4, "107", 107), ("shop", "u1", 7, "7")]
+)
 def test_a_user_who_did_nothing_but_dismiss_an_item_of_another_type_of_ids_is_kept_from_it(
     recommenders, store, world, user_id, stored, dismissed
 ):
