@@ -24,6 +24,7 @@ from models.two_tower import TwoTower
 from serve.errors import SchemaError
 
 LOGS = "logs"
+BEST = "best.ckpt"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
 
 
@@ -95,7 +96,22 @@ def fit(
         trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
-    return _load_weights(model, last if patience is None else checkpoints / "best.ckpt"), stopwatch.summary()
+    return _load_weights(model, last if patience is None else checkpoints / BEST), stopwatch.summary()
+
+
+def load_best(model: TwoTower, folder: Path, stage: str) -> None:
+    """Give a model that is to be trained the best weights of a training that validation stopped.
+
+    Args:
+        model: of the same schema and catalogue.
+        folder: of the run.
+        stage: name of that training.
+
+    Raises:
+        BundleError: the checkpoint is torn or altered.
+    """
+    _load_weights(model, folder / CHECKPOINTS / stage / BEST)
+    model.train()  # Lightning leaves the mode as it is
 
 
 def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
@@ -104,7 +120,12 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
         return [last]
     stopping = ResumedStopping(MONITOR, mode="max", patience=patience)
     best = MovableCheckpoint(
-        folder, "best", monitor=MONITOR, mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+        folder,
+        BEST.removesuffix(".ckpt"),
+        monitor=MONITOR,
+        mode="max",
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
     )
     return [stopping, best, last]  # what the last checkpoint says of the best one must be so
 

@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import asdict, fields, replace
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from rich.console import Console
 
+import run_training
 import train
-from datamodules.config import DataConfig, FeaturesConfig
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from datamodules.sets import FOLDS
+from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import Choice
@@ -53,6 +57,49 @@ def read_again(run):
     (run.parent / "beside").mkdir(exist_ok=True)
     tables, _ = train.read(config, None, run.parent / "beside")
     return config, text, *settle(config, tables)
+
+
+def fit_first(folder):
+    """Prepare a run with little in its tables, and train it up to where validation stops it."""
+    model = ModelConfig(dim=8, max_epochs=3, batch_size=16, warmup_steps=2, dropout=0.3, learning_rate=0.03)
+    tables, _ = tables_from_frames(ORDERED, *make_tables(3, simultaneous=False))
+    config, _ = settle(Config(ORDERED, model, {"enable_progress_bar": False}, out=folder), tables)
+    split = split_interactions(tables.interactions, ORDERED, config.seed)
+    return config, tables, split, run_training.fit_towers(config, tables, split, None)
+
+
+def test_the_last_training_goes_on_from_the_best_weights_of_the_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(run_training, "MOST_ADDED", 1.0)
+    config, tables, split, first = fit_first(tmp_path)
+    before = {name: value.clone() for name, value in first.towers.state_dict().items()}
+    monkeypatch.setattr(run_training, "CONTINUED_RATE", 1e-30)  # too little to move anything
+    still = run_training.continue_towers(config, tables, split)
+    assert still.epochs == 1
+    assert still.temperature == pytest.approx(first.temperature)
+    assert all(torch.equal(value, before[name]) for name, value in still.towers.state_dict().items())
+    assert len(still.data.sequences.events.item_row) == len(split.refit) > len(split.train)
+    shutil.rmtree(tmp_path / "checkpoints" / "final")
+    monkeypatch.setattr(run_training, "CONTINUED_RATE", 0.2)
+    moved = run_training.continue_towers(config, tables, split)
+    shifts = [(value - before[name]).abs() for name, value in moved.towers.named_parameters() if value.numel()]
+    assert 0 < max(shift.max() for shift in shifts) < 0.2
+
+
+def test_only_trainings_that_saw_nearly_all_go_on(monkeypatch):
+    rows = pd.DataFrame({"user_id": np.repeat(np.arange(20), 210), "item_id": np.tile(np.arange(210), 20)})
+    rows["datetime"] = np.arange(len(rows))
+
+    def goes_on(rows=rows, **changes):
+        config = Config(DataConfig(**changes))
+        return run_training.continues(config, split_interactions(rows, config.data, 0))
+
+    assert goes_on()
+    assert not goes_on(split=SplitConfig(strict=True))
+    assert goes_on(split=SplitConfig("none"))
+    assert not goes_on(ties="simultaneous")
+    assert not goes_on(repeats="allow")
+    assert not goes_on(rows.drop(columns="datetime"))
+    assert not goes_on(rows[rows["item_id"] < 150])  # one of 149 events before the test is validation
 
 
 def test_the_config_of_a_run_holds_all_that_was_chosen(finished):
