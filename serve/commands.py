@@ -48,7 +48,7 @@ def recommend_file(
     """
     filter_viewed = None if repeats is None else repeats == "exclude"
     schema = recommender.recommend([], k, filter_viewed).to_table().schema
-    n_answered, unseen, short = 0, Unseen(recommender.bundle.schema), ShortLists()
+    n_answered, unseen, short = 0, Unseen(recommender.bundle.schema, recommender.profiles), ShortLists()
 
     def answer() -> Iterator[pa.Table]:
         nonlocal n_answered

@@ -98,7 +98,7 @@ def file_users(recommender: Recommender, path: Path, rows_at_once: int, layout: 
     Raises:
         SchemaError: as `file_items`.
     """
-    unseen = Unseen(recommender.bundle.schema)
+    unseen = Unseen(recommender.bundle.schema, recommender.profiles)
     requests = unseen.watch(read_requests(path, recommender.bundle.schema, layout))
     identity = {**_identify(path, layout), "profiles": _fingerprint(recommender.profiles)}
     blocks = _request_blocks(recommender, requests, rows_at_once)

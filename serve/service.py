@@ -23,6 +23,7 @@ from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
 from serve.request_values import Id, parse_id
 from serve.requests import Request, parse_request
+from serve.schema import Schema
 from serve.state.forgetting import forget_users, holds_run
 from serve.state.impressions import Impressions
 from serve.state.live_requests import complete_with, recall
@@ -32,6 +33,8 @@ from serve.state.store import RETENTION_DAYS, Recalled, StateStore
 POLICY = "greedy"
 """How lists come about: by falling score."""
 _ITEMS_FILE = "items.db"
+_DAY, _OLD = 86_400, 30
+"""Seconds of a day, and days after which data is said to be old."""
 
 
 @dataclass(frozen=True)
@@ -215,12 +218,12 @@ class Service:
             "version": snapshot.version,
             "space_id": bundle.manifest.space_id,
             "loaded_at": snapshot.loaded_at,
-            "data_until": bundle.manifest.facts.data_until,
+            "data_until": bundle.schema.data_until if bundle.schema.has_datetime else None,
             "items": len(recommender.catalogue),
             "users": len(recommender.profiles),
             "repeats": bundle.schema.repeats,
             "columns": recommender.catalogue.table.column_names,
-            "notes": self._items.notes,
+            "notes": [*self._items.notes, *_note_age(bundle.schema, int(time.time()))],
             "last_reload": None if last is None else asdict(last),
         }
 
@@ -233,7 +236,7 @@ class Service:
     def _read(self, recommender: Recommender, one: Asked, now: int) -> Question | SchemaError:
         schema, profiles = recommender.bundle.schema, recommender.profiles
         try:
-            parsed = [parse_request(raw, schema) for raw in one.raw]
+            parsed = _parse(one.raw, schema)
         except SchemaError as error:
             return error
         recalled = [recall(each, self._state) for each in parsed]
@@ -247,6 +250,30 @@ class Service:
 
     def _show_items(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, recommender=self._items.recommender)
+
+
+def _parse(raw: Sequence[Mapping[str, Any]], schema: Schema) -> list[Request]:
+    """Check requests; of several, say which one is wrong."""
+    if len(raw) == 1:
+        return [parse_request(raw[0], schema)]
+    parsed = []
+    for place, one in enumerate(raw):
+        try:
+            parsed.append(parse_request(one, schema))
+        except SchemaError as error:
+            raise SchemaError(f"requests[{place}]: {error}") from error
+    return parsed
+
+
+def _note_age(schema: Schema, now: int) -> list[str]:
+    """Say that the data is old, where it is: what is popular and what memory says fade until now."""
+    days = (now - schema.data_until) // _DAY
+    if not schema.has_datetime or days < _OLD:
+        return []
+    return [
+        f"the data ended {days} days ago: a request without datetime is asked now, when popularity and memory have "
+        "faded; figures and `recommend` are of the end of the data"
+    ]
 
 
 def _at(request: Request, recalled: Recalled, now: int) -> Request:

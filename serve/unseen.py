@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from serve.encoding import split_cell, to_text
+from serve.profiles import Profiles
 from serve.requests import Request
 from serve.schema import Feature, Schema
 from serve.top_k import Ints
@@ -19,10 +20,10 @@ _LONGEST = 40
 class Unseen:
     """Counts over many requests; beside answering, so that a single request does not pay for it."""
 
-    def __init__(self, schema: Schema) -> None:
-        self._schema = schema
+    def __init__(self, schema: Schema, profiles: Profiles) -> None:
+        self._schema, self._profiles = schema, profiles
         self._context, self._features = map(_named, (schema.context_features, schema.user_features))
-        self._n_requests = self._n_naming = self._n_lacking = self._n_items = 0
+        self._n_requests = self._n_naming = self._n_lacking = self._n_items = self._n_strangers = 0
         self._values: Counter[tuple[str, str]] = Counter()
         self._unread: Counter[str] = Counter()
 
@@ -34,6 +35,7 @@ class Unseen:
             self._n_naming += bool(values)
             self._values.update(one for one in values if one in self._values or len(self._values) < _MOST_KEPT)
             self._unread.update(self._find_unread(request))
+            self._n_strangers += self._is_stranger(request)
             yield request
 
     def count_items(self, unknown_items: Ints) -> None:
@@ -55,7 +57,15 @@ class Unseen:
         if self._n_items:
             items = f"{self._n_items} items that are not in the bundle"
             notes.append(f"the histories of {self._n_lacking} {of_all} hold {items}; left out")
+        if self._n_strangers:
+            notes.append(
+                f"{self._n_strangers} {of_all} name a user without a profile and bring no history; answered as nobody"
+            )
         return [f"note: {note}" for note in notes]
+
+    def _is_stranger(self, request: Request) -> bool:
+        is_named = request.user_id is not None and request.history is None
+        return is_named and request.user_id not in self._profiles.positions
 
     def _find_values(self, request: Request) -> Iterator[tuple[str, str]]:
         yield from _find_unknown("context", self._context, request.context or {})

@@ -50,6 +50,24 @@ def a_user(schema):
     return list(known_users(schema))[1]
 
 
+def test_of_many_requests_the_one_that_is_wrong_is_named(app):
+    reply = ask(app, "POST", "/v1/recommend", {"requests": [{}, {"history": [{"item_id": []}]}], "k": 2})
+    assert reply.status == 422
+    several = {"requests": [{}, {"context": {"nowhere": "x"}}], "k": 2}
+    reply = ask(app, "POST", "/v1/recommend", several)
+    assert reply.status == 422
+    assert reply.json["error"]["message"].startswith("requests[1]: context: unknown name")
+    alone = ask(app, "POST", "/v1/recommend", several["requests"][1])
+    assert alone.json["error"]["message"].startswith("context: unknown name")
+
+
+def test_the_status_says_that_the_data_is_old(app):
+    status = ask(app, "GET", "/v1/status").json
+    assert status["data_until"] == UNTIL
+    days = (int(time.time()) - UNTIL) // DAY
+    assert [note for note in status["notes"] if note.startswith(f"the data ended {days} days ago")]
+
+
 def test_where_who_was_forgotten_cannot_be_told_nobody_known_is_answered(app, bundle, schema):
     user, damaged = a_user(schema), bundle.parent / FORGOTTEN
     damaged.write_text("{", encoding="utf-8")

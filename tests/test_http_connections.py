@@ -239,3 +239,9 @@ def test_a_folder_in_which_forgetting_would_not_look_is_refused(bundle, tmp_path
 
     assert run("http", "--bundle", bundle, f"--{name}", tmp_path / "elsewhere", "--port", 0) == 2
     assert f"expected a folder called '{name}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("port", [-1, 65_536, 70_000])
+def test_a_port_that_there_is_not_is_refused(port):
+    with pytest.raises(ValueError, match=rf"--port is {port}; allowed: 0 to 65535"):
+        listen("127.0.0.1", port)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,14 @@ def test_the_headline_is_the_figure_that_runs_are_compared_by(say, tmp_path, met
         bundle = publish(stage.prepare(write_linear(stage, SHOP, 1), metrics)).path
     say("publish", "--bundle", bundle, "--activate")
     assert say("list")[1][1].endswith(said)
+
+
+def test_data_without_times_has_no_last_day(say, tmp_path):
+    with Stage.open(tmp_path) as stage:
+        facts = replace(write_linear(stage, SHOP, 1), data_until=0)
+        bundle = publish(stage.prepare(facts, {"protocol": {"split": "none"}})).path
+    say("publish", "--bundle", bundle, "--activate")
+    assert re.search(r"  no times +not tested$", say("list")[1][1])
 
 
 def test_faults_are_one_line(published, say, tmp_path):

@@ -248,7 +248,8 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, suffix, 
     assert [row["item_id"] for row in read_csv(out)] == answers.item_id.tolist()
     assert len(answers.item_id) == 8
     assert all(IDS.index(item_id) % 2 == 0 for item_id in answers.item_id)
-    (note,) = capsys.readouterr().err.splitlines()
+    stranger, note = capsys.readouterr().err.splitlines()
+    assert stranger.startswith("note: 1 of 2 requests name a user without a profile")
     assert re.fullmatch(r"note: 2 of 2 requests got fewer than 5 items; the first since only 4 items are .*", note)
 
 

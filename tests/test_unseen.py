@@ -4,10 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from serve.known_users import no_profiles
 from serve.requests import parse_request
 from serve.schema import Feature
 from serve.unseen import Unseen
 from tests.linear_bundle import FILMS, SHOP, item_ids
+from tests.linear_profiles import known_users, make_profiles
 
 IDS = item_ids(SHOP)
 LIKES = Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2)
@@ -22,19 +24,28 @@ RAW = [
 ]
 
 
-def watch(schema, raw):
-    unseen = Unseen(schema)
+def watch(schema, raw, profiles=None):
+    unseen = Unseen(schema, no_profiles(schema) if profiles is None else profiles)
     requests = [parse_request(one, schema) for one in raw]
     assert list(unseen.watch(requests)) == requests
     return unseen
 
 
 def test_unseen_values_are_counted_once_a_request():
-    (note,) = watch(WIDE, RAW).notes()
+    note, strangers = watch(WIDE, RAW).notes()
+    assert strangers == ("note: 1 of 6 requests name a user without a profile and bring no history; answered as nobody")
     assert note == (
         "note: 3 of 6 requests name values not seen in training: context.device 'fridge' (2 times), "
         "features.gender '?' (1 times), features.likes 'c' (1 times), history.event 'gift' (1 times); taken as unknown"
     )
+
+
+def test_users_with_a_profile_or_a_history_are_no_strangers():
+    profiles = make_profiles(SHOP, known_users(SHOP))
+    known = profiles.user_ids.tolist()[0]
+    raw = [{"user_id": known}, {"user_id": "new", "history": []}, {"features": {}}]
+    assert watch(SHOP, raw, profiles).notes() == []
+    assert len(watch(SHOP, [*raw, {"user_id": "new"}], profiles).notes()) == 1
 
 
 def test_nothing_is_said_of_what_is_known_or_missing():

@@ -23,8 +23,10 @@ def listen(host: str, port: int) -> socket.socket:
     """Take the address before anything is loaded.
 
     Raises:
-        ValueError: it cannot be had.
+        ValueError: it cannot be had, or there is none such.
     """
+    if not 0 <= port < 1 << 16:  # `getaddrinfo` would take what remains of it
+        raise ValueError(f"--port is {port}; allowed: 0 to 65535, where 0 takes a free one")
     with ExitStack() as undone:
         try:
             family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]

@@ -47,7 +47,8 @@ def _describe(folder: Path) -> list[str]:
         manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
     except (BundleError, OSError) as error:
         return ["", f"damaged: {error}"]
-    return [_day(manifest.facts.data_until), _headline(manifest.metrics)]
+    until = manifest.facts.data_until  # 0 of data without times
+    return [_day(until) if until else "no times", _headline(manifest.metrics)]
 
 
 def _headline(metrics: Mapping[str, Any]) -> str:
