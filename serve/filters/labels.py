@@ -80,7 +80,8 @@ class Labels:
 
     def _check(self, value: Value) -> str:
         if not isinstance(value, str):
-            raise SchemaError(f"where: column '{self.name}' holds texts; got {show(value)}: write '{to_text(value)}'")
+            written = f"give a text in quotes, '{to_text(value)}'"
+            raise SchemaError(f"where: column '{self.name}' holds texts; got {show(value)}: {written}")
         return value
 
 
