@@ -11,6 +11,7 @@ import evaluation.__main__
 from evaluation.__main__ import main
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
+from evaluation.joins import check_reachable
 from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window, sample_users
 from serve.errors import SchemaError
 from tests.fake_recommender import FakeRecommender
@@ -50,7 +51,7 @@ def built(monkeypatch):
 
     def build(bundle, profiles):
         made.append((bundle, profiles))
-        owned = {user: set(profiles.get(user).history.item_id) for user in USERS}
+        owned = {user: set(profiles.get(user).history.item_id) for user in profiles.user_ids}
         return FakeRecommender(item_ids(), USERS, owned)
 
     monkeypatch.setattr(evaluation.__main__, "Recommender", build)
@@ -120,6 +121,53 @@ def test_faults_are_one_line(bundle_folder, built, tmp_path, capsys, change, mes
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("error: ")
     assert message in last
+
+
+def evaluate_frames(bundle_folder, tmp_path, holdout, train):
+    parts = (("--holdout", holdout), ("--train", train))
+    files = [word for name, rows in parts for word in (name, write(tmp_path, rows, f"{name}.csv"))]
+    return main(["--bundle", str(bundle_folder), *files, "--baselines"])
+
+
+def test_a_holdout_of_items_that_are_not_in_the_catalogue_is_refused(bundle_folder, built, tmp_path, capsys):
+    holdout = HOLDOUT.assign(item_id=np.arange(len(HOLDOUT)) % 5 + 1)
+    assert evaluate_frames(bundle_folder, tmp_path, holdout, TRAIN) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(
+        "error: none of the 5 items of --holdout is in the bundle's catalogue: item_id is '1' in the holdout and "
+        "'item-00' in the catalogue; expected: "
+    )
+    holdout = holdout.assign(item_id=["item-01", *holdout["item_id"][1:]])
+    assert evaluate_frames(bundle_folder, tmp_path, holdout, TRAIN) == 0
+
+
+def test_a_holdout_that_is_in_the_histories_already_is_refused_where_nothing_is_recommended_again():
+    first, *_, last = HOLDOUT[["user_id", "item_id"]].drop_duplicates().itertuples(index=False)
+    catalogue = pd.Series(item_ids())
+    with pytest.raises(SchemaError, match=f"in --train, as '{first.user_id}' has '{first.item_id}', and this bundle"):
+        check_reachable(HOLDOUT, HOLDOUT, catalogue, "exclude")
+    outside = pd.DataFrame({"user_id": ["8"], "item_id": ["gone"]})
+    with pytest.raises(SchemaError, match="leave the events of the holdout out of --train"):
+        check_reachable(pd.concat([outside, HOLDOUT]), HOLDOUT, catalogue, "exclude")
+    check_reachable(HOLDOUT, HOLDOUT, catalogue, "allow")
+    is_last = (HOLDOUT["user_id"] == last.user_id) & (HOLDOUT["item_id"] == last.item_id)
+    check_reachable(HOLDOUT, HOLDOUT[~is_last], catalogue, "exclude")
+    check_reachable(HOLDOUT[:0], HOLDOUT, catalogue, "exclude")
+
+
+@pytest.mark.parametrize(
+    ("known", "said"),
+    [
+        (["8"], "note: 2 of the 3 users of --holdout have no events in --train, such as '007'; they are"),
+        (["8", "007"], None),
+    ],
+)
+def test_a_holdout_of_mostly_unknown_users_is_noted(bundle_folder, built, tmp_path, capsys, known, said):
+    holdout = HOLDOUT.sort_values("user_id")
+    assert evaluate_frames(bundle_folder, tmp_path, holdout, TRAIN[TRAIN["user_id"].isin(known)]) == 0
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(lines) == (said is not None)
+    assert all(line.startswith(said) for line in lines)
 
 
 def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, monkeypatch):
