@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -167,7 +167,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
             "interactions",
             f"{counts['interactions']:,} by {counts['users']:,} users on {counts['items']:,} items",
         ),
-        ("tables", f"{counts['users_table']:,} users, {counts['items_table']:,} items"),
+        ("tables", _say_tables(counts, report["records"])),
         ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
         ("split", f"{report['split']['kind']}: " + _join(counts, ("train", "validation", "test"))),
         ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
@@ -186,6 +186,11 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         *_leak_lines(report["leaks"]),
     ]
+
+
+def _say_tables(counts: dict[str, int], given: Collection[str]) -> str:
+    sizes = {name: f"{counts[f'{name}_table']:,} {name}" for name in ("users", "items")}
+    return ", ".join(size if name in given else f"{name} not given" for name, size in sizes.items())
 
 
 def _forgotten_lines(forgotten: dict[str, int]) -> list[tuple[str, str]]:

@@ -93,6 +93,20 @@ def test_the_long_tail_is_that_of_a_naive_count():
     print_report(report, Console(file=io.StringIO()))
 
 
+def test_a_table_that_was_not_given_is_not_said_to_have_rows():
+    config = DataConfig(items=TableConfig(), split=SplitConfig("none"))
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": ["a", "b", "a"]})
+    for items, said in ((None, "users not given, items not given"), (pd.DataFrame({"item_id": ["a"]}), "1 items")):
+        tables, rejects = tables_from_frames(config, events, items=items)
+        tables, cleaning = clean(tables)
+        split = split_interactions(tables.interactions, config, 0)
+        text = io.StringIO()
+        print_report(report_data(tables, rejects, cleaning, split, config, ()), Console(file=text, width=110))
+        (line,) = (line for line in text.getvalue().splitlines() if line.startswith("tables"))
+        assert said in line
+        assert "users not given" in line
+
+
 def test_the_report_is_plain_json(report):
     assert json.loads(json.dumps(report, allow_nan=False)) == report
 

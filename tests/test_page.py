@@ -198,6 +198,14 @@ def test_ids_without_a_row_are_said_where_they_were_counted(shop):
     assert "but no row" not in render(shop, data=before)
 
 
+def test_a_table_that_was_not_given_is_not_said_to_have_rows(shop):
+    given = '<th scope="row">Rows of the {} table</th><td>{}</td>'
+    assert given.format("items", 29) in render(shop)
+    alone = render(shop, data=shop.content["data"] | {"records": {"interactions": 1919, "users": 67}})
+    assert given.format("users", 67) in alone
+    assert given.format("items", "not given") in alone
+
+
 def test_a_skipped_baseline_and_an_empty_view_are_said(shop):
     content = copy.deepcopy(shop.content)
     for part in ("test", "paired", "beyond_accuracy"):

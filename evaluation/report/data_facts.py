@@ -82,8 +82,10 @@ def _sizes(report: Report) -> list[tuple[str, str]]:
         ("Events", count(counts["interactions"])),
         ("Users with events", count(counts["users"])),
         ("Items with events", count(counts["items"])),
-        ("Rows of the users table", count(counts["users_table"])),
-        ("Rows of the items table", count(counts["items_table"])),
+        *(
+            (f"Rows of the {name} table", count(counts[f"{name}_table"]) if name in report["records"] else "not given")
+            for name in ("users", "items")
+        ),
         *(
             (f"{name.capitalize()} with events but no row", percent(share))
             for name, share in report.get("unlisted", {}).items()
