@@ -7,12 +7,13 @@ from typing import Any
 
 from rich.console import Console
 
+from evaluation.report.plain_words import NOTHING_HELD_OUT
 from evaluation.result_table import print_metrics
 from serve.interpreter import name_interpreter
 
 
 def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: str, item_id: str | int) -> None:
-    """Print the tables of a run's metrics, the paths of what it left, and three commands.
+    """Print the tables of a run's metrics, or that there are none, the paths of what it left, and three commands.
 
     Args:
         console: where to.
@@ -24,6 +25,8 @@ def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: 
     console.rule("results")
     if "test" in metrics:
         print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
+    else:
+        console.print(NOTHING_HELD_OUT, highlight=False)
     bundle = out / "bundle"
     console.print(f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
     for command in (

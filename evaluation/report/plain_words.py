@@ -13,6 +13,7 @@ from serve.schema import Schema
 
 FIRST_HIT = "HR@10"
 CONFIDENCE = "95\N{NO-BREAK SPACE}%"
+NOTHING_HELD_OUT = "Nothing was held out, so this run does not say how good the recommendations are."
 VERDICTS = {1: "better than", 0: "not clearly different from", -1: "worse than"}
 
 
@@ -36,7 +37,7 @@ def say_training(report: Report, schema: Schema) -> str:
 def say_test(report: Report, views: Sequence[ViewResult], schema: Schema) -> str:
     """Say what it was asked, or that nothing was held out."""
     if not views:
-        return "Nothing was held out, so this run does not say how good the recommendations are."
+        return NOTHING_HELD_OUT
     question = _say_question(report, amount(views[0].users, "user"), schema)
     return f"It was asked what {question}. Its lists were compared with what they did choose."
 
