@@ -70,8 +70,19 @@ def test_the_last_events_come_first_by_day(shop):
         for event, said in zip(last, [event for day in example.days for event in day.events], strict=True):
             name = "an item outside the catalogue" if event["item_id"] == "gone" else f"name {event['item_id']}"
             assert said.startswith(f"{name} [{event['event']}")
-            assert ("weight" in said) == (event["weight"] != 1)
+            assert f"weight {event['weight']:g}]" in said
         assert example.targets is None
+
+
+@pytest.mark.parametrize(("other", "is_said"), [(1.0, False), (np.nan, False), (2.5, True)])
+def test_a_weight_of_one_is_said_where_another_is_not_one(shop, other, is_said):
+    known = shop.profiles.history
+    weight = np.ones(len(known))
+    weight[0] = other
+    weighted = Recommender(shop.bundle, replace(shop.profiles, history=replace(known, weight=weight)))
+    asked = ask_known_users(weighted, seed=3)
+    days = [day for one in describe_examples(weighted, asked, names_of(SHOP)) for day in one.days]
+    assert any("weight 1]" in said for day in days for said in day.events) == is_said
 
 
 def test_users_are_drawn_once_each_from_short_to_long_histories():

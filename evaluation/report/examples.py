@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any
 
@@ -12,8 +12,9 @@ import pandas as pd
 
 from evaluation.report.asked import Asked, rank
 from evaluation.targets import Ints
-from serve.profiles import History, Profile
+from serve.profiles import History
 from serve.recommender import Recommender
+from serve.request_values import Id
 
 MOST_EXAMPLES = 10
 MOST_EVENTS = 8
@@ -95,19 +96,28 @@ def describe_examples(recommender: Recommender, asked: Asked, names: Names) -> l
     is_allowed = recommender.bundle.schema.repeats == "allow"
     views = {"All items": False, "New items only": True} if is_allowed else {"Recommended": True}
     lists = {title: rank(recommender, asked, filter_viewed) for title, filter_viewed in views.items()}
+    is_weighted = _is_weighted(recommender.profiles.history)
     examples = []
     for row, request in enumerate(asked.requests):
-        profile = recommender.profiles.get(request["user_id"])
+        history = _find_history(recommender, request["user_id"])
+        told = history if is_weighted else replace(history, weight=None)
         targets = None if asked.targets is None else asked.targets.take(np.array([row])).item_row
         rankings = {title: ranked[row] for title, ranked in lists.items()}
-        examples.append(_describe(row + 1, profile, rankings, targets, names))
+        examples.append(_describe(row + 1, told, rankings, targets, names))
     return examples
 
 
-def _describe(
-    number: int, profile: Profile | None, lists: dict[str, Ints], targets: Ints | None, names: Names
-) -> Example:
-    history = History(np.empty(0, object)) if profile is None else profile.history
+def _find_history(recommender: Recommender, user_id: Id) -> History:
+    profile = recommender.profiles.get(user_id)
+    return History(np.empty(0, object)) if profile is None else profile.history
+
+
+def _is_weighted(history: History) -> bool:
+    """Tell whether weights say anything: some are neither 1 nor missing."""
+    return history.weight is not None and bool((np.isfinite(history.weight) & (history.weight != 1)).any())
+
+
+def _describe(number: int, history: History, lists: dict[str, Ints], targets: Ints | None, names: Names) -> Example:
     owned = set(names.ids.get_indexer(pd.Index(history.item_id)).tolist())
     wanted = [] if targets is None else targets.tolist()
     return Example(
@@ -137,6 +147,6 @@ def _last_days(history: History, names: Names) -> list[Day]:
 
 def _say_event(history: History, place: int) -> str:
     parts = [] if history.event is None else [str(history.event[place])]
-    if history.weight is not None and np.isfinite(history.weight[place]) and history.weight[place] != 1:
+    if history.weight is not None and np.isfinite(history.weight[place]):
         parts.append(f"weight {history.weight[place]:g}")
     return f" [{', '.join(parts)}]" if parts else ""
