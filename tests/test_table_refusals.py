@@ -62,11 +62,13 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     damaged.write_bytes(b"PAR1 no more PAR1")
     (tmp_path / "events.xlsx").touch()
     for path, message in [
-        (tmp_path / "none.csv", "does not exist"),
+        ("none.csv", "^none.csv does not exist; data.interactions.path is relative to /"),
         (tmp_path / "events.xlsx", r"unknown suffix '.xlsx'; allowed: .csv.*as 'names'"),
         (damaged, "damaged.parquet cannot be read"),
         (tmp_path, r"is a folder; .*a pattern such as .*\*.parquet"),
-        (tmp_path / "none-*.csv", r"none-\*.csv matches no file; data.interactions.path is relative to"),
+        (tmp_path / "none-*.csv", r"none-\*.csv matches no file; correct data.interactions.path$"),
+        ("none-*.csv", r"^none-\*.csv matches no file; data.interactions.path is relative to /"),
+        (tmp_path / "none.csv", r"none.csv does not exist; correct data.interactions.path$"),
     ]:
         with pytest.raises(SchemaError, match=message):
             read_tables(DataConfig(interactions=TableConfig(str(path))))

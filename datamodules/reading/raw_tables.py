@@ -56,7 +56,8 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     files = [file for file in map(Path, sorted(glob.glob(pattern))) if file.is_file()]
     if not files:
         found = "matches no file" if glob.escape(pattern) != pattern else "does not exist"
-        raise SchemaError(f"{path} {found}; {setting} is relative to {Path.cwd()}")
+        advice = f"correct {setting}" if path.is_absolute() else f"{setting} is relative to {Path.cwd()}"
+        raise SchemaError(f"{path} {found}; {advice}")
     return files
 
 
