@@ -11,6 +11,7 @@ from datamodules.config import DataConfig, TableConfig
 from datamodules.reading.cells import unify_ids
 from datamodules.reading.columns import Column, interaction_columns, item_columns, user_columns
 from datamodules.reading.forgotten import leave_out_forgotten
+from datamodules.reading.header_hints import hint_at_headers
 from datamodules.reading.missing_marks import empty_marks
 from datamodules.reading.raw_records import RawRecords, take_frame
 from datamodules.reading.raw_tables import read_raw
@@ -101,6 +102,7 @@ def _type_tables(
         {name: table.n_records for name, table in typed.items()},
         {name: table.dropped for name, table in typed.items()},
         forgotten,
+        tuple(hint_at_headers(raw, {name: _layout_of(name, config) for name in raw})),
     )
     return _join_tables(config, typed), rejects
 

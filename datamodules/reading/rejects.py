@@ -41,6 +41,8 @@ class Rejects:
     """Table -> columns of its files that are not declared and were not read."""
     forgotten: dict[str, int] = field(default_factory=dict)
     """Table -> records of users who are to be forgotten; they are in none of the others."""
+    headers: tuple[str, ...] = ()
+    """A hint for each file whose first record seems to be none, but a header."""
 
     @property
     def frame(self) -> pd.DataFrame:
