@@ -16,6 +16,7 @@ from datamodules.reading.missing_marks import empty_marks
 from datamodules.reading.raw_records import RawRecords, take_frame
 from datamodules.reading.raw_tables import read_raw
 from datamodules.reading.rejects import Rejects
+from datamodules.reading.spaced_ids import count_spaced_ids
 from datamodules.reading.typed_tables import TypedTable, check_same_columns, check_same_widths, join_frames, type_table
 from serve.errors import SchemaError
 from serve.state.tombstones import NOBODY, Tombstones
@@ -103,6 +104,7 @@ def _type_tables(
         {name: table.dropped for name, table in typed.items()},
         forgotten,
         tuple(hint_at_headers(raw, {name: _layout_of(name, config) for name in raw})),
+        tuple(count_spaced_ids(raw)),
     )
     return _join_tables(config, typed), rejects
 

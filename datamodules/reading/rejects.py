@@ -43,6 +43,8 @@ class Rejects:
     """Table -> records of users who are to be forgotten; they are in none of the others."""
     headers: tuple[str, ...] = ()
     """A hint for each file whose first record seems to be none, but a header."""
+    spaced_ids: tuple[str, ...] = ()
+    """For each column with ids that begin or end with white space: how many, and where."""
 
     @property
     def frame(self) -> pd.DataFrame:
