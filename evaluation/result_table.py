@@ -9,6 +9,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from evaluation.report.wording import amount
+
 Views = Mapping[str, Mapping[str, Any]]
 """view -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
 
@@ -67,7 +69,7 @@ def build_table(
     """Lay out one view, the best model on `metric` first."""
     champion = next(iter(test))
     users = test[champion][view]["users"]
-    title = f"view '{view}'{remark}, {users:,} users, 95 % intervals"
+    title = f"view '{view}'{remark}, {amount(users, 'user')}, 95 % intervals"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("model", no_wrap=True)
     for name in (metric, f"{champion} minus it", *others):

@@ -65,6 +65,13 @@ def test_tables_are_whole(shop):
         assert len(table) > 2
 
 
+def test_one_user_and_one_target_are_said_in_the_singular(shop):
+    content = copy.deepcopy(shop.content)
+    for models in content["test"].values():
+        models["all"] |= {"users": 1, "targets": 1, "targets_outside_catalogue": 1}
+    assert "1 user with 1 target; 1 target is outside the catalogue" in card(content)
+
+
 def test_figures_are_those_of_the_metrics(shop):
     views = section(card(shop.content), "How good it is").split("\n### ")[1:]
     assert len(views) == 3

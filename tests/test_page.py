@@ -206,6 +206,21 @@ def test_a_table_that_was_not_given_is_not_said_to_have_rows(shop):
     assert given.format("items", "not given") in alone
 
 
+def test_one_user_and_one_item_are_said_in_the_singular(films):
+    content = copy.deepcopy(films.content)
+    for models in content["test"].values():
+        models["novel"] |= {"users": 1, "targets": 1, "targets_outside_catalogue": 1, "unreachable_targets": 0}
+    one = films.holdout.head(1)
+    text = " ".join(re.sub("<[^>]*>", " ", render_report(films.folder, content, films.recommender, one, None)).split())
+    assert "1 user with 1 target; 1 is not in the catalogue and counts as a miss." in text
+    assert "The most popular item has " in text
+    assert "lists for 1 user of the test." in text
+    assert "1 user, drawn by chance" in text
+    many = " ".join(render(films).split())
+    assert "users of the test." in many
+    assert " most popular items have " in many
+
+
 def test_a_skipped_baseline_and_an_empty_view_are_said(shop):
     content = copy.deepcopy(shop.content)
     for part in ("test", "paired", "beyond_accuracy"):

@@ -41,6 +41,7 @@ def test_models_stand_in_order_with_intervals_and_differences():
     ]
     assert "bascule minus it" in text
     assert "1,234 users" in text
+    assert "'all', 1 user, " in show(build_table("all", {"bascule": {"all": figures(0.5, users=1)}}, {}, "NDCG@20"))
 
 
 def test_a_table_fits_in_80_columns():

@@ -33,6 +33,6 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    writers = (wording.figure, wording.signed, wording.count, wording.percent, wording.third_digit, wording.duration)
-    environment.filters.update({write.__name__: write for write in writers}, md=escape_markdown)
+    words = ("figure", "signed", "count", "percent", "third_digit", "duration", "amount")
+    environment.filters.update({name: getattr(wording, name) for name in words}, md=escape_markdown)
     return environment
