@@ -51,8 +51,8 @@ def say_strangers(holdout: pd.DataFrame, train: pd.DataFrame) -> str | None:
     if len(strangers) <= MANY * len(users):
         return None
     return (
-        f"{len(strangers):,} of the {len(users):,} users of --holdout have no events in --train, such as "
-        f"{strangers[0]!r}; they are asked for without a history"
+        f"users of --holdout without an event in --train: {len(strangers):,} of {len(users):,}, such as "
+        f"{strangers[0]!r}; all of them are asked for without a history"
     )
 
 

@@ -24,10 +24,9 @@ def hint_at_headers(raw: Mapping[str, Sequence[RawRecords]], layouts: Mapping[st
     for table, files in raw.items():
         for file in files:
             if layouts[table].names is not None and _begins_with_header(file):
-                cells = ", ".join(repr(file.frame[column.name].iloc[0]) for column in _list_ids(file))
-                yield (
-                    f"{file.file} is read with names, and its line 1 holds {cells}: if that is a header, take out "
-                    "names or that line"
+                yield (  # what the line holds is not said, since it may be ids, and what is said stays with the run
+                    f"{file.file} is read with names, and its line 1 looks like a header: if it is one, take out names "
+                    "or that line"
                 )
 
 
