@@ -45,6 +45,8 @@ class Trained:
     temperature: float
     pace: dict[str, float]
     """What `models.stopwatch` says of the training that was validated, where there is one."""
+    continued: int = 0
+    """Epochs for which they were trained on all but the test after those that validation chose."""
     shrunk: Shrunk | None = None
     """How far items are shrunk towards their content, where they are."""
     judged: Judged | None = None

@@ -24,7 +24,7 @@ from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.config import recipe_of
 from models.data_counts import DataCounts
-from models.defaults import Choice, choose_recipe
+from models.defaults import MANY_EVENTS, Choice, choose_recipe
 from models.fitting import fit, load_best
 from models.sampling import NegativeSampler
 from models.two_tower import TwoTower
@@ -42,7 +42,8 @@ CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
 """How a training that validation stopped goes on with all but the test: for a share of the epochs, at a share of the
 rate, which rises for so many steps. One from the beginning takes five to seven times as long: see docs/training.md."""
 MOST_ADDED = 0.005
-"""Share of all but the test that the first training did not see, up to which the last one goes on from it. With .01 (of
+"""Share of all but the test that the first training did not see, up to which the last one goes on from it, where there
+are many events: few are soon learned anew. With .01 (of
 MovieLens-100k and Amazon Beauty) the test ranked about 1 % worse than from the beginning; the more there is, the more
 is not learned well enough."""
 
@@ -113,9 +114,10 @@ def continues(config: Config, split: Split) -> bool:
 
     Those of sets and with repeats start from factors of all their data, and are soon done.
     """
-    added = len(split.refit) - len(split.train)
-    is_little = 0 < added <= MOST_ADDED * len(split.refit)
-    return is_little and not config.data.split.strict and trains_on_windows(config.data, split.refit)
+    n_rows = len(split.refit)
+    is_little = 0 < n_rows - len(split.train) <= MOST_ADDED * n_rows
+    is_much = n_rows >= MANY_EVENTS and is_little
+    return is_much and not config.data.split.strict and trains_on_windows(config.data, split.refit)
 
 
 def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[str, float]]:
@@ -126,17 +128,22 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
         return judge(config, fit_towers(config, tables, split, None), is_only, console)
 
     def train_again() -> Trained:
-        goes_on = continues(config, split)
-        last = continue_towers(config, tables, split) if goes_on else fit_towers(config, tables, split, first.epochs)
-        told = replace(last, epochs=first.epochs, pace=first.pace, shrunk=first.shrunk, judged=first.judged)
-        return finish(config, told)
+        if n_more:
+            more = continue_towers(config, tables, split, n_more)
+            last = replace(more, epochs=first.epochs, continued=more.epochs)
+        else:
+            last = fit_towers(config, tables, split, first.epochs)
+        return finish(config, replace(last, pace=first.pace, shrunk=first.shrunk, judged=first.judged))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)
     if is_only:
         return first, seconds
-    how = "going on with" if continues(config, split) else f"training again, {first.epochs} epochs, on"
-    console.rule(f"{how} all but the test")
+    n_more = count_continued(config, first.epochs) if continues(config, split) else 0
+    if n_more:
+        console.rule(f"going on with all but the test, {n_more} more epochs")
+    else:
+        console.rule(f"training again on all but the test, {first.epochs} epochs")
     last, more_seconds = _clock("training_again", train_again)
     return last, seconds | more_seconds
 
@@ -166,16 +173,21 @@ def fit_towers(config: Config, tables: Tables, split: Split, epochs: int | None)
     return _fit_stage(config, tables, split, stage)
 
 
-def continue_towers(config: Config, tables: Tables, split: Split) -> Trained:
-    """Go on from the best weights of the first training, gently, with everything before the test."""
+def count_continued(config: Config, epochs: int) -> int:
+    """Return how many epochs a training goes on for whose best weights come after `epochs`."""
+    return max(1, min(epochs, round(CONTINUED_SHARE * recipe_of(config.model).max_epochs)))
+
+
+def continue_towers(config: Config, tables: Tables, split: Split, epochs: int) -> Trained:
+    """Go on from the best weights of the first training, gently, with everything before the test, for some epochs."""
     recipe = recipe_of(config.model)
     gentle = replace(
         config.model,
         learning_rate=CONTINUED_RATE * recipe.learning_rate,
         warmup_steps=min(recipe.warmup_steps, CONTINUED_WARMUP),
-        max_epochs=max(1, round(CONTINUED_SHARE * recipe.max_epochs)),
+        max_epochs=epochs,
     )
-    stage = replace(_last_stage(split, recipe_of(gentle).max_epochs), start="select")
+    stage = replace(_last_stage(split, epochs), start="select")
     return _fit_stage(replace(config, model=gentle), tables, split, stage)
 
 

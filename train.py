@@ -161,7 +161,8 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
     report["timing"] = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
-    report["training"] = {"epochs": trained.epochs, "temperature": trained.temperature, "chosen": chosen}
+    epochs = {"epochs": trained.epochs, "continued_epochs": trained.continued}
+    report["training"] = {**epochs, "temperature": trained.temperature, "chosen": chosen}
     after = {"shrinkage": trained.shrunk, "correlations": trained.judged}
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
     card = render_card(metrics, report["data"], trained.schema, facts)

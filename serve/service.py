@@ -267,12 +267,12 @@ def _parse(raw: Sequence[Mapping[str, Any]], schema: Schema) -> list[Request]:
 
 def _note_age(schema: Schema, now: int) -> list[str]:
     """Say that the data is old, where it is: what is popular and what memory says fade until now."""
-    days = (now - schema.data_until) // _DAY
-    if not schema.has_datetime or days < _OLD:
+    days, fades = (now - schema.data_until) // _DAY, schema.repeats == "allow" or bool(schema.popularity_days)
+    if not (schema.has_datetime and fades) or days < _OLD:
         return []
     return [
-        f"the data ended {days} days ago: a request without datetime is asked now, when popularity and memory have "
-        "faded; figures and `recommend` are of the end of the data"
+        f"the data ended {days} days ago: a request without datetime is asked now, when what was popular and what "
+        "memory holds have faded; `recommend` asks each user at the last event"
     ]
 
 

@@ -59,7 +59,7 @@ class Unseen:
             notes.append(f"the histories of {self._n_lacking} {of_all} hold {items}; left out")
         if self._n_strangers:
             notes.append(
-                f"{self._n_strangers} {of_all} name a user without a profile and bring no history; answered as nobody"
+                f"{self._n_strangers} {of_all} name a user without a profile and bring no history; answered without one"
             )
         return [f"note: {note}" for note in notes]
 

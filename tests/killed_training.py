@@ -83,7 +83,8 @@ def leave_weights(config: train.Config, trained: train.Trained, *_: Any) -> None
 def attempt(config: train.Config, tables: Any, what: str, pipe: int) -> None:
     """Run in this process; it ends with status 0 if it comes to the end."""
     warnings.simplefilter("ignore")
-    run_training.MOST_ADDED = 1.0  # the last training goes on from the first where events have an order
+    # the last training goes on from the first where events have an order, for several epochs
+    run_training.MOST_ADDED, run_training.MANY_EVENTS, run_training.CONTINUED_SHARE = 1.0, 0, 0.4
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     TwoTower.training_step = tell(pipe, TwoTower.training_step)  # type: ignore[method-assign]
     os.fsync, os.replace = tell(pipe, os.fsync), tell(pipe, os.replace)

@@ -206,6 +206,21 @@ def test_a_table_that_was_not_given_is_not_said_to_have_rows(shop):
     assert given.format("items", "not given") in alone
 
 
+def test_what_looks_wrong_in_the_tables_is_shown(shop):
+    assert "Looks wrong" not in render(shop)
+    found = {"headers": ["line 1 of <a>"], "spaced_ids": ["ids: 3"], "missing_marks": []}
+    page = render(shop, data=shop.content["data"] | found)
+    assert "Looks wrong" in page
+    assert '<th scope="row">A header?</th><td>line 1 of &lt;a&gt;</td>' in page
+    assert '<th scope="row">White space</th><td>ids: 3</td>' in page
+
+
+def test_a_training_that_went_on_says_so(shop):
+    assert "more on all but the test" not in render(shop)
+    page = " ".join(render(shop, training={"epochs": 7, "continued_epochs": 2}).split())
+    assert "Trained for 7 epochs, then for 2 more on all but the test." in page
+
+
 def test_one_user_and_one_item_are_said_in_the_singular(films):
     content = copy.deepcopy(films.content)
     for models in content["test"].values():

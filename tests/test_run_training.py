@@ -59,33 +59,61 @@ def read_again(run):
     return config, text, *settle(config, tables)
 
 
-def fit_first(folder):
-    """Prepare a run with little in its tables, and train it up to where validation stops it."""
+@pytest.fixture
+def going_on(monkeypatch):
+    """Let the last training go on from the first, however little data there is."""
+    monkeypatch.setattr(run_training, "MOST_ADDED", 1.0)
+    monkeypatch.setattr(run_training, "MANY_EVENTS", 0)
+
+
+def prepare_run(folder):
+    """Prepare a run in which one item, with a category of its own, comes in the validation alone."""
     model = ModelConfig(dim=8, max_epochs=3, batch_size=16, warmup_steps=2, dropout=0.3, learning_rate=0.03)
-    tables, _ = tables_from_frames(ORDERED, *make_tables(3, simultaneous=False))
+    events, users, items = make_tables(3, simultaneous=False)
+    place = events.groupby("user_id").cumcount(ascending=False)
+    events.loc[(place == 1) & (events["user_id"] == events["user_id"].iloc[0]), "item_id"] = 999
+    late = pd.DataFrame({"item_id": [999], "title": ["late"], "category": ["unheard"]})
+    tables, _ = tables_from_frames(ORDERED, events, users, pd.concat([items, late], ignore_index=True))
     config, _ = settle(Config(ORDERED, model, {"enable_progress_bar": False}, out=folder), tables)
     split = split_interactions(tables.interactions, ORDERED, config.seed)
-    return config, tables, split, run_training.fit_towers(config, tables, split, None)
+    assert 999 in set(split.validation["item_id"])
+    return config, tables, split
 
 
-def test_the_last_training_goes_on_from_the_best_weights_of_the_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(run_training, "MOST_ADDED", 1.0)
-    config, tables, split, first = fit_first(tmp_path)
+def test_the_last_training_goes_on_from_the_best_weights_of_the_first(tmp_path, monkeypatch, going_on):
+    config, tables, split = prepare_run(tmp_path)
+    first = run_training.fit_towers(config, tables, split, None)
+    assert "unheard" in first.schema.item_features[0].vocabulary
     before = {name: value.clone() for name, value in first.towers.state_dict().items()}
     monkeypatch.setattr(run_training, "CONTINUED_RATE", 1e-30)  # too little to move anything
-    still = run_training.continue_towers(config, tables, split)
+    still = run_training.continue_towers(config, tables, split, 1)
     assert still.epochs == 1
+    assert still.schema == first.schema
     assert still.temperature == pytest.approx(first.temperature)
     assert all(torch.equal(value, before[name]) for name, value in still.towers.state_dict().items())
     assert len(still.data.sequences.events.item_row) == len(split.refit) > len(split.train)
     shutil.rmtree(tmp_path / "checkpoints" / "final")
     monkeypatch.setattr(run_training, "CONTINUED_RATE", 0.2)
-    moved = run_training.continue_towers(config, tables, split)
+    moved = run_training.continue_towers(config, tables, split, 1)
     shifts = [(value - before[name]).abs() for name, value in moved.towers.named_parameters() if value.numel()]
     assert 0 < max(shift.max() for shift in shifts) < 0.2
 
 
-def test_only_trainings_that_saw_nearly_all_go_on(monkeypatch):
+def test_a_run_that_goes_on_says_for_how_long(tmp_path, monkeypatch, going_on):
+    config, tables, split = prepare_run(tmp_path)
+    monkeypatch.setattr(run_training, "CONTINUED_SHARE", 0.7)
+    trained, _ = run_training.train(config, tables, split)
+    assert 1 <= trained.continued == min(trained.epochs, 2)
+    curve = pd.read_csv(tmp_path / "logs" / "final" / "metrics.csv")
+    assert len(curve) == trained.continued
+    monkeypatch.setattr(run_training, "MOST_ADDED", 0.0)
+    shutil.rmtree(tmp_path / "checkpoints")
+    anew, _ = run_training.train(config, tables, split)
+    assert anew.continued == 0
+
+
+def test_only_trainings_that_saw_nearly_all_of_many_events_go_on(monkeypatch):
+    monkeypatch.setattr(run_training, "MANY_EVENTS", 2_000)
     rows = pd.DataFrame({"user_id": np.repeat(np.arange(20), 210), "item_id": np.tile(np.arange(210), 20)})
     rows["datetime"] = np.arange(len(rows))
 
@@ -94,12 +122,13 @@ def test_only_trainings_that_saw_nearly_all_go_on(monkeypatch):
         return run_training.continues(config, split_interactions(rows, config.data, 0))
 
     assert goes_on()
-    assert not goes_on(split=SplitConfig(strict=True))
     assert goes_on(split=SplitConfig("none"))
+    assert not goes_on(split=SplitConfig(strict=True))
     assert not goes_on(ties="simultaneous")
     assert not goes_on(repeats="allow")
     assert not goes_on(rows.drop(columns="datetime"))
     assert not goes_on(rows[rows["item_id"] < 150])  # one of 149 events before the test is validation
+    assert not goes_on(rows[rows["user_id"] < 9])  # too few
 
 
 def test_the_config_of_a_run_holds_all_that_was_chosen(finished):

@@ -23,8 +23,8 @@ def test_ids_with_white_space_are_counted_and_the_first_is_placed(tmp_path):
         (tmp_path / f"{name}.csv").write_text(f"user_id,item_id\n{rows}", encoding="utf-8")
     tables, rejects = read_tables(DataConfig(TableConfig(str(tmp_path / "?.csv"))))
     assert rejects.spaced_ids == (
-        f"3 in interactions.user_id with white space at an end, the first in line 3 of {tmp_path}/a.csv: each is "
-        "another id than the same without",
+        f"distinct ids in interactions.user_id with white space at an end: 3, the first in line 3 of {tmp_path}/a.csv; "
+        "each is another id than the same without",
     )
     assert tables.interactions["user_id"].tolist()[:6] == ["u1", "u1 ", "u2", "\tu3", "u1 ", "u 4"]
 
@@ -34,9 +34,9 @@ def test_each_column_of_ids_is_told_of(kind):
     events = pd.DataFrame({"user_id": [1, 2, 2], "item_id": pd.Series(["a", "b", " a"], dtype=kind)})
     items = pd.DataFrame({"item_id": pd.Series(["a", "b ", "c "], dtype=kind)})
     _, rejects = tables_from_frames(DataConfig(), events, items=items)
-    assert [found.split(" with")[0] for found in rejects.spaced_ids] == [
-        "1 in interactions.item_id",
-        "2 in items.item_id",
+    assert [found.split(", the first")[0] for found in rejects.spaced_ids] == [
+        "distinct ids in interactions.item_id with white space at an end: 1",
+        "distinct ids in items.item_id with white space at an end: 2",
     ]
     assert "the first in line 3 of interactions" in rejects.spaced_ids[0]
 

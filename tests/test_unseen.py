@@ -33,7 +33,9 @@ def watch(schema, raw, profiles=None):
 
 def test_unseen_values_are_counted_once_a_request():
     note, strangers = watch(WIDE, RAW).notes()
-    assert strangers == ("note: 1 of 6 requests name a user without a profile and bring no history; answered as nobody")
+    assert strangers == (
+        "note: 1 of 6 requests name a user without a profile and bring no history; answered without one"
+    )
     assert note == (
         "note: 3 of 6 requests name values not seen in training: context.device 'fridge' (2 times), "
         "features.gender '?' (1 times), features.likes 'c' (1 times), history.event 'gift' (1 times); taken as unknown"

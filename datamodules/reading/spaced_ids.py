@@ -25,8 +25,8 @@ def count_spaced_ids(raw: Mapping[str, Sequence[RawRecords]]) -> Iterator[str]:
             if n_ids:
                 file, texts = next((file, texts) for file, texts in found if len(texts))
                 yield (
-                    f"{n_ids:,} in {table}.{name} with white space at an end, the first in line "
-                    f"{file.lines[texts.index[0]]} of {file.file}: each is another id than the same without"
+                    f"distinct ids in {table}.{name} with white space at an end: {n_ids:,}, the first in line "
+                    f"{file.lines[texts.index[0]]} of {file.file}; each is another id than the same without"
                 )
 
 

@@ -43,12 +43,18 @@ def describe_data(report: Report, schema: Schema) -> list[Facts]:
         Facts("Size and time", [*_sizes(report), *_times(report["time"], schema)]),
         Facts("Split", _split(report, schema)),
         Facts("Rejected and cleaned", [*_rejects(report), *_cleaning(report["cleaning"])]),
+        Facts("Looks wrong", _hints(report)),
         Facts("Columns that were not read", _dropped(report["dropped_columns"])),
         Facts("Missing values", _missing(report["missing"])),
         Facts("What is new in the test", _cold(report["cold"])),
         Facts("Habits", _habits(report)),
     ]
     return [table for table in tables if table.rows]
+
+
+def _hints(report: Report) -> list[tuple[str, str]]:
+    titles = {"headers": "A header?", "spaced_ids": "White space", "missing_marks": "A mark of what is missing?"}
+    return [(title, str(hint)) for name, title in titles.items() for hint in report.get(name, ())]
 
 
 def list_leaks(report: Report) -> list[str] | None:

@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
-STAGES = {"select": "First training, to find the number of epochs", "final": "Last training, on all but the test"}
+STAGES = {"select": "First training, which validation stops", "final": "Last training, on all but the test"}
 LOGS, FILE = "logs", "metrics.csv"
 
 Points = list[tuple[float, float]]
