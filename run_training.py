@@ -44,7 +44,7 @@ rate, which rises for so many steps. One from the beginning takes five to seven 
 MOST_ADDED = 0.005
 """Share of all but the test that the first training did not see, up to which the last one goes on from it, where there
 are many events: few are soon learned anew. With .01 (of
-MovieLens-100k and Amazon Beauty) the test ranked about 1 % worse than from the beginning; the more there is, the more
+MovieLens-100k and Amazon Beauty) the test ranked 1 to 2 % worse than from the beginning; the more there is, the more
 is not learned well enough."""
 
 
