@@ -43,9 +43,8 @@ CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
 rate, which rises for so many steps. One from the beginning takes five to seven times as long: see docs/training.md."""
 MOST_ADDED = 0.005
 """Share of all but the test that the first training did not see, up to which the last one goes on from it, where there
-are many events: few are soon learned anew. With .01 (of
-MovieLens-100k and Amazon Beauty) the test ranked 1 to 2 % worse than from the beginning; the more there is, the more
-is not learned well enough."""
+are many events: few are soon learned anew. With .01 (of MovieLens-100k and Amazon Beauty) the test ranked 1 to 2 %
+worse than from the beginning; the more there is, the more is not learned well enough."""
 
 
 @dataclass(frozen=True)
