@@ -67,7 +67,7 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
     Args:
         interactions: cleaned rows.
         config: `split`, `ties` and `timezone` of it.
-        seed: draws the users whose events are validation.
+        seed: draws the users whose events are validation, unless a file of these is given.
 
     Raises:
         SchemaError: a time split whose moment leaves one of the three parts empty, or files without a test event.
@@ -75,16 +75,25 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
     if config.split.kind == "files":
-        return _split_by_file(interactions)
+        return _split_by_file(interactions, config, seed)
     if config.split.kind == "pairs":
         return _split_by_pair(interactions, DEFAULT_SHARE if config.split.share is None else config.split.share, seed)
-    groups = _find_groups(interactions, config.ties == "simultaneous", np.random.default_rng(seed))
     if config.split.kind == "none":
-        is_validation = _is_of_sample(groups, 0, VALIDATION_USERS, seed)
-        return _take_parts(interactions, is_validation, np.zeros(len(interactions), bool), "none")
+        is_test = np.zeros(len(interactions), bool)
+        return _take_parts(interactions, _draw_validation(interactions, config, seed), is_test, "none")
+    groups = _group(interactions, config, seed)
     is_test = (groups.from_end == 0) & groups.is_able[:, 0]
     most_users = len(interactions) if config.split.strict else VALIDATION_USERS
     return _take_parts(interactions, _is_of_sample(groups, 1, most_users, seed), is_test, "leave_one_out")
+
+
+def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
+    """Mark the last target group of a sample of users: what stops a training on all of these rows."""
+    return _is_of_sample(_group(interactions, config, seed), 0, VALIDATION_USERS, seed)
+
+
+def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
+    return _find_groups(interactions, config.ties == "simultaneous", np.random.default_rng(seed))
 
 
 def _find_groups(interactions: pd.DataFrame, is_simultaneous: bool, rng: np.random.Generator) -> _Groups:
@@ -159,9 +168,13 @@ def _draw_items(interactions: pd.DataFrame, is_left: np.ndarray, share: float, r
     return is_drawn
 
 
-def _split_by_file(interactions: pd.DataFrame) -> Split:
-    part = interactions[PART].to_numpy()
-    return _take_parts(interactions.drop(columns=PART), part == "validation", part == "test", "files")
+def _split_by_file(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
+    """Take the parts as given; without a file of validation it is drawn from the training rows."""
+    part, rows = interactions[PART].to_numpy(), interactions.drop(columns=PART)
+    is_test, is_validation = part == "test", part == "validation"
+    if config.split.validation is None and not is_test.all():
+        is_validation[~is_test] = _draw_validation(rows[~is_test], config, seed)
+    return _take_parts(rows, is_validation, is_test, "files")
 
 
 def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) -> Split:

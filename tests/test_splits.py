@@ -213,10 +213,27 @@ def test_pairs_hold_out_a_share_of_each_users_items_whole(rows, share, seed):
 def test_files_are_the_parts_they_are_given_as():
     events = make_events([(1, 1), (1, 2), (2, 3), (2, 4)])
     parts = ["train", "validation", "test", "train"]
-    split = split_interactions(events.assign(**{PART: parts}), DataConfig(split=SplitConfig("files", test="t.csv")), 0)
+    config = DataConfig(split=SplitConfig("files", validation="v.csv", test="t.csv"))
+    split = split_interactions(events.assign(**{PART: parts}), config, 0)
     assert parts_of(split) == dict(enumerate(parts))
     assert PART not in split.train
     assert split.horizon is None
+
+
+@pytest.mark.parametrize("columns", [("user_id", "datetime"), ("user_id", "item_id")], ids=["order", "sets"])
+def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by(columns, monkeypatch):
+    monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
+    rng = np.random.default_rng(2)
+    rows = [(user, int(number)) for user in range(12) for number in rng.choice(50, 5, replace=False)]
+    events = pd.DataFrame(rows, columns=columns)
+    events = events if "item_id" in events else events.assign(item_id=np.arange(len(events)))
+    is_test = rng.random(len(events)) < 0.3
+    given = events.assign(**{PART: np.where(is_test, "test", "train")})
+    split = split_interactions(given, DataConfig(split=SplitConfig("files", test="t.csv")), 4)
+    alone = split_interactions(events[~is_test], NONE, 4)
+    assert list(split.test.index) == list(np.flatnonzero(is_test))
+    assert list(split.validation.index) == list(alone.validation.index)
+    assert len(split.validation) == 7
 
 
 def test_all_events_of_a_pair_of_a_set_are_held_out_together():
