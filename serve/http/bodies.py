@@ -78,10 +78,14 @@ class AskOne(RequestBody, total=False):
 
 
 @_strict
-class AskMany(TypedDict, total=False):
+class _AskMany(TypedDict):
+    requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
+
+
+@_strict
+class AskMany(_AskMany, total=False):
     """Many requests with one length of lists."""
 
-    requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MOST_REQUESTS, fail_fast=True)]
     k: Length
     repeats: Literal["allow", "exclude"] | None
 
@@ -143,7 +147,7 @@ def _tell_many(name: str) -> Discriminator:
 Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _tell_many("requests")]
 Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _tell_many("events")]
 
-_BODIES = (PastEvent, FilterBody, RequestBody, AskOne, AskMany, _AskSimilar, AskSimilar)
+_BODIES = (PastEvent, FilterBody, RequestBody, AskOne, _AskMany, AskMany, _AskSimilar, AskSimilar)
 _CHANGES = (_EventBody, EventBody, EventsBody, ItemBody, ForgetBody)
 FIELDS = frozenset().union(*(body.__annotations__ for body in (*_BODIES, *_CHANGES)))
 """Names that may be said in an error: ours, not a caller's."""

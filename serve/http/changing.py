@@ -9,7 +9,16 @@ from fastapi import APIRouter, Body, Path, Request
 
 from serve.http.answers import write_head
 from serve.http.bodies import ForgetBody, ItemBody, Tell
-from serve.http.documents import EVENT_EXAMPLES, FAULTS, FORGET_EXAMPLES, ITEM_EXAMPLES
+from serve.http.documents import (
+    EVENT_EXAMPLES,
+    FAULTS,
+    FORGET_EXAMPLES,
+    ITEM_EXAMPLES,
+    Forgotten,
+    Head,
+    Removed,
+    Told,
+)
 from serve.http.parts import Parts
 from serve.http.strict_route import StrictRoute
 
@@ -21,26 +30,40 @@ def make_changing(parts: Parts) -> APIRouter:
     router = APIRouter(route_class=StrictRoute, responses=FAULTS)
     service, writing = parts.service, parts.writing
 
-    @router.post("/v1/events", summary="Users did something: it counts in the next answer, and survives a kill")
+    @router.post(
+        "/v1/events",
+        response_model=Told,
+        summary="Users did something: it counts in the next answer, and survives a kill",
+    )
     async def tell(request: Request, body: Annotated[Tell, Body(openapi_examples=EVENT_EXAMPLES)]) -> dict[str, Any]:
         events = cast(list[dict[str, Any]], body.get("events", [body]))
         n_kept = await writing.run(partial(service.observe, events))
         parts.metrics.events.inc(n_kept)
         return _say(request, service.version, kept=n_kept)
 
-    @router.put("/v1/items/{item_id:path}", summary="Add or change an item: it is in the next answer")
+    @router.put(
+        "/v1/items/{item_id:path}", response_model=Head, summary="Add or change an item: it is in the next answer"
+    )
     async def put(
         request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=ITEM_EXAMPLES)]
     ) -> dict[str, Any]:
         await writing.run(partial(service.put_item, item_id, body["columns"]))
         return _say(request, service.version)
 
-    @router.delete("/v1/items/{item_id:path}", summary="Remove an item: no version lists it until it is put again")
+    @router.delete(
+        "/v1/items/{item_id:path}",
+        response_model=Removed,
+        summary="Remove an item: no version lists it until it is put again",
+    )
     async def remove(request: Request, item_id: ItemPath) -> dict[str, Any]:
         was_there = await writing.run(partial(service.remove_item, item_id))
         return _say(request, service.version, was_there=was_there)
 
-    @router.post("/v1/users/forget", summary="Erase a user; the receipt says what was erased and what is out of reach")
+    @router.post(
+        "/v1/users/forget",
+        response_model=Forgotten,
+        summary="Erase a user; the receipt says what was erased and what is out of reach",
+    )
     async def forget(
         request: Request, body: Annotated[ForgetBody, Body(openapi_examples=FORGET_EXAMPLES)]
     ) -> dict[str, Any]:

@@ -64,10 +64,11 @@ class SimilarAnswer(Head):
 
 
 class Said(TypedDict):
-    """What is wrong; nothing that was sent is in it."""
+    """What is wrong, and in which field; nothing that was sent is in it."""
 
     code: str
     message: str
+    field: NotRequired[str]
 
 
 class FaultAnswer(TypedDict):
@@ -77,8 +78,40 @@ class FaultAnswer(TypedDict):
     request_id: str
 
 
-_STATUSES = (400, 404, 405, 408, 413, 415, 422, 503)
-FAULTS: dict[int | str, dict[str, Any]] = {status: {"model": FaultAnswer} for status in _STATUSES}
+class Told(Head):
+    """How many events there are now of those that were sent: not those of forgotten users, nor what is too old."""
+
+    kept: int
+
+
+class Removed(Head):
+    """Whether the item was there."""
+
+    was_there: bool
+
+
+class Forgotten(Head):
+    """What was erased, and what is out of reach: a receipt for each folder that has profiles or state."""
+
+    receipts: list[dict[str, Any]]
+
+
+class Loaded(TypedDict):
+    """The version that answers from now on."""
+
+    request_id: str
+    version: str
+
+
+Faults = dict[int | str, dict[str, Any]]
+
+
+def describe_faults(*statuses: int) -> Faults:
+    """Say which errors a route may answer."""
+    return {status: {"model": FaultAnswer} for status in statuses}
+
+
+FAULTS = describe_faults(400, 404, 405, 408, 413, 415, 422, 503)
 ASK_EXAMPLES: Any = {
     "known": {"summary": "A known user", "value": {"user_id": "7", "k": 5}},
     "new": {

@@ -6,11 +6,13 @@ from typing import Any
 
 from fastapi import APIRouter, Response
 
-from serve.http.documents import FaultAnswer
+from serve.http.documents import Faults, describe_faults
 from serve.http.faults import Fault
 from serve.http.parts import Parts
 
-_ENDING: dict[int | str, dict[str, Any]] = {503: {"model": FaultAnswer}}
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_ENDING = describe_faults(503)
+_METRICS: Faults = {200: {"content": {_TEXT: {"schema": {"type": "string"}}}}}
 
 
 def make_operating(parts: Parts) -> APIRouter:
@@ -31,12 +33,12 @@ def make_operating(parts: Parts) -> APIRouter:
     async def status() -> dict[str, Any]:
         return parts.service.describe()
 
-    @router.get("/metrics", summary="Counts and times for Prometheus")
+    @router.get("/metrics", response_class=Response, responses=_METRICS, summary="Counts and times for Prometheus")
     async def metrics() -> Response:
         parts.metrics.waiting.set(parts.answering.n_jobs)
         parts.metrics.given_again.set(parts.service.kept.n_found)
         parts.metrics.impressions_lost.set(parts.service.impressions.n_lost)
         parts.metrics.name_bundle(parts.service.version)
-        return Response(parts.metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(parts.metrics.render(), media_type=_TEXT)
 
     return router

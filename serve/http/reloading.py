@@ -10,6 +10,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from serve.http.documents import Loaded, describe_faults
 from serve.http.faults import Fault
 from serve.http.parts import Parts
 
@@ -28,7 +29,12 @@ def make_reloading(parts: Parts, token: str) -> APIRouter:
     router = APIRouter()
     threads = ThreadPoolExecutor(_MOST_AT_ONCE, "bascule-reloads")
 
-    @router.post("/v1/reload", summary="Take up what is current; whatever fails, the present version answers on")
+    @router.post(
+        "/v1/reload",
+        response_model=Loaded,
+        responses=describe_faults(401, 403, 409),
+        summary="Take up what is current; whatever fails, the present version answers on",
+    )
     async def reload(request: Request) -> dict[str, Any]:
         _admit(request, token)
         outcome = await asyncio.get_running_loop().run_in_executor(threads, parts.service.reload)
