@@ -141,6 +141,30 @@ def test_impressions_have_positions_and_what_followed(store, path):
     assert [row[9] for row in rows] == [None, None, None, 2.0, None, None, None]
 
 
+def test_an_event_that_names_its_request_follows_it_by_any_clock(store, path):
+    store.log_impressions([answer_of("u"), answer_of("u", "r2", NOW + 50), answer_of("v", "r3")])
+    late = [("a", NOW - 90, "r1"), ("b", NOW - 1, None), ("c", NOW + 200, "r1"), ("c", NOW - 90, "r3")]
+    store.observe_many([Observation("u", item_id, "buy", time, None, request) for item_id, time, request in late])
+    found = query(
+        path, "SELECT request_id, item_id, event_datetime FROM feedback WHERE event IS NOT NULL ORDER BY 1, 2"
+    )
+    assert found == [("r1", "a", NOW - 90), ("r1", "c", NOW + 200)]
+
+
+def test_the_view_of_an_earlier_release_is_replaced_and_nothing_else_changes(path):
+    with closing(StateStore(path)) as store:
+        store.log_impressions([answer_of("u")])
+        store.observe_many([Observation("u", "a", "buy", NOW - 1, None, "r1")])
+    expected = query(path, "SELECT sql FROM sqlite_schema ORDER BY name")
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("DROP VIEW feedback")
+        connection.execute("CREATE VIEW feedback AS SELECT 1 AS event FROM answers")
+    for _ in range(2):
+        StateStore(path).close()
+        assert query(path, "SELECT sql FROM sqlite_schema ORDER BY name") == expected
+    assert query(path, "SELECT event FROM feedback WHERE position = 1") == [("buy",)]
+
+
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY

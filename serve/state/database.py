@@ -9,7 +9,7 @@ import errno
 import sqlite3
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -25,13 +25,14 @@ _FAULTS = (sqlite3.OperationalError, sqlite3.DatabaseError)  # of the disk or th
 class Database:
     """A file and its tables; safe to use from many threads."""
 
-    def __init__(self, path: Path, mark: int, tables: Sequence[str]) -> None:
+    def __init__(self, path: Path, mark: int, tables: Sequence[str], views: Mapping[str, str]) -> None:
         """Open the file, made if need be.
 
         Args:
             path: of the file.
             mark: the application id that tells it from other databases, its format included.
             tables: statements that make the tables of a new file.
+            views: name -> statement that makes it; where a file has another one of that name it is replaced.
 
         Raises:
             BundleError: the file is no database, or not of this mark.
@@ -47,6 +48,8 @@ class Database:
             if _read_mark(connection) != mark:  # still new, now that no other process can write
                 for statement in (*tables, f"PRAGMA application_id = {mark}"):
                     connection.execute(statement)
+            for name, statement in views.items():
+                _renew_view(connection, name, statement)
         sync_folder(path.absolute().parent.parent)
 
     @contextmanager
@@ -129,6 +132,13 @@ def _read_mark(connection: sqlite3.Connection) -> int:
     ((mark,),) = connection.execute("PRAGMA application_id")
     ((n_tables,),) = connection.execute("SELECT count(*) FROM sqlite_schema")
     return int(mark) if mark or not n_tables else _FOREIGN
+
+
+def _renew_view(connection: sqlite3.Connection, name: str, statement: str) -> None:
+    """Make a view, in place of the one that an earlier release made."""
+    if connection.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone() != (statement,):
+        connection.execute(f"DROP VIEW IF EXISTS {name}")
+        connection.execute(statement)
 
 
 @contextmanager

@@ -3,8 +3,8 @@
 events     what users did, dismissals included
 answers    one row per answer: request, user, time, version of the bundle, policy
 shown      the items of each answer: position from 1, and score
-feedback   a view: every item that was shown, with the events on it that followed; an event that names its
-           request follows that answer, another one every earlier answer to its user
+feedback   a view: every item that was shown, with the events of the user on it that followed; an event that names its
+           request follows that answer, whatever the clock of its sender says, another one every earlier answer
 """
 
 from __future__ import annotations
@@ -36,11 +36,14 @@ _TABLES = (
     "CREATE INDEX answers_in_time ON answers (datetime)",
     "CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL, "
     "PRIMARY KEY (answer, position)) WITHOUT ROWID",
-    "CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy, "
+)
+_VIEWS = {
+    "feedback": "CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy, "
     "s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime "
     "FROM answers a JOIN shown s ON s.answer = a.number LEFT JOIN events e ON e.user_id = a.user_id "
-    "AND e.item_id = s.item_id AND e.datetime >= a.datetime AND ifnull(e.request_id, a.request_id) = a.request_id",
-)
+    "AND e.item_id = s.item_id "
+    "AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime))",
+}
 _INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once
     "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
     "WHERE NOT EXISTS (SELECT 1 FROM events WHERE user_id = ?1 AND datetime = ?4 AND item_id = ?2 AND event IS ?3 "
@@ -83,7 +86,7 @@ class StateStore:
             OSError: the disk is full or fails.
         """
         self.retention_days = retention_days
-        self._database = Database(path, _MARK, _TABLES)
+        self._database = Database(path, _MARK, _TABLES, _VIEWS)
         self._tombstones = [TombstoneFile(run) for run in runs or [path.absolute().parent.parent]]
 
     def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
