@@ -38,6 +38,21 @@ def test_a_connection_answers_many_requests_also_sent_at_once(server):
             replies += connection.recv(1 << 16)
 
 
+@pytest.mark.parametrize(
+    ("path", "status"), [("/health", 200), ("/ready", 200), ("/page.js", 200), ("/v1/similar", 405)]
+)
+def test_head_is_answered_as_get_is_without_the_body(server, path, status):
+    lengths = []
+    for method in ("GET", "HEAD"):
+        with server.connect() as connection, connection.makefile("rb") as reading:
+            connection.sendall(write_request(method, path, headers={"connection": "close"}))
+            head, _, content = reading.read().partition(b"\r\n\r\n")
+        assert head.startswith(b"HTTP/1.1 %d " % status)
+        lengths.append([line for line in head.split(b"\r\n") if line.startswith(b"content-length: ")])
+        assert bool(content) == (method == "GET")
+    assert lengths[0] == lengths[1] != []
+
+
 def test_many_slow_clients_keep_nobody_from_an_answer_and_are_cut_off(server):
     head = write_request("POST", "/v1/recommend", {"k": 3})
     slow = [server.connect() for _ in range(200)]

@@ -38,6 +38,8 @@ class Edge:
             return
         started, request_id, status = time.perf_counter(), secrets.token_hex(8), 500
         scope.setdefault("state", {}).update(request_id=request_id, started=started, parts=self._parts)
+        if scope["method"] == "HEAD":  # whoever looks whether the service lives: as GET, and the server sends no body
+            scope = {**scope, "method": "GET"}
 
         async def send_on(message: Message) -> None:
             nonlocal status
