@@ -1,6 +1,7 @@
 """Bodies that strangers send: each is refused with 4xx, shortly, and without a word of it in the answer."""
 
 import asyncio
+import gzip
 import json
 import random
 
@@ -136,6 +137,16 @@ def test_a_whole_surrogate_pair_and_an_escaped_backslash_are_texts_like_any_othe
 def test_another_content_type_is_refused(app, kind):
     headers = {} if kind is None else {"content-type": kind}
     refuse(ask(app, "POST", "/v1/recommend", b"{}", headers), 415)
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "Deflate", "br", "gzip, identity"])
+def test_a_compressed_body_is_refused_as_such(app, encoding):
+    reply = ask(app, "POST", "/v1/recommend", gzip.compress(b"{}"), JSON | {"content-encoding": encoding})
+    assert "content-encoding" in refuse(reply, 415)["message"]
+
+
+def test_a_body_that_is_said_not_to_be_compressed_is_read(app):
+    assert ask(app, "POST", "/v1/recommend", b"{}", JSON | {"content-encoding": "identity"}).status == 200
 
 
 def test_json_with_a_charset_is_json(app):

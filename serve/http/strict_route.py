@@ -20,11 +20,13 @@ class StrictRequest(Request):
         """Return the body.
 
         Raises:
-            Fault: 415 if it is not said to be JSON, 413 if it is too long.
+            Fault: 415 if it is not said to be JSON, or is compressed; 413 if it is too long.
         """
         if not hasattr(self, "_body"):
             if self.headers.get("content-type", "").split(";")[0].strip().lower() != "application/json":
                 raise Fault(415, "the content-type is not application/json")
+            if self.headers.get("content-encoding", "identity").strip().lower() not in ("identity", ""):
+                raise Fault(415, "the body is compressed; send it as it is, without content-encoding")
             self._body = await self._read(self.scope["state"]["parts"].limits.body)
         return self._body
 
