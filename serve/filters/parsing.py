@@ -36,6 +36,8 @@ from serve.filters.tokens import Token, read_number, read_text, split_tokens
 
 _DEEPEST = 32  # brackets and nots within each other
 _KEYWORDS = frozenset({"and", "or", "not", "in", "true", "false"})
+WORDS = _KEYWORDS | {"(", ")", "[", "]", ","}
+"""What messages say in quotes of the language itself: nobody's value."""
 _SIGNS = ("=", "==", "!=", "<", "<=", ">", ">=")
 _BOOLEANS = {"true": True, "false": False}
 

@@ -11,6 +11,7 @@ from fastapi.exceptions import HTTPException, RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
+from serve.filters.parsing import WORDS
 from serve.http.bodies import FIELDS
 from serve.http.redaction import without_values
 
@@ -76,7 +77,7 @@ async def answer_schema_error(request: Request, fault: Exception) -> Response:
     """Answer what the bundle does not take, naming what it would take."""
     state = request.scope["state"]
     sent = [state.get("body"), *request.path_params.values()]
-    said = without_values(str(fault), state["parts"].service.names() | FIELDS, sent)
+    said = without_values(str(fault), state["parts"].service.names() | FIELDS | WORDS, sent)
     return _respond(request, 422, said)
 
 
