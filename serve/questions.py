@@ -63,8 +63,18 @@ def _rank_alike(recommender: Recommender, questions: Sequence[Question]) -> list
         lists = recommender.recommend(requests, first.k, first.filter_viewed)
     except SchemaError as error:
         if len(questions) == 1:
-            return [error]
+            return [_name_place(recommender, requests, error)]
         return [outcome for question in questions for outcome in _rank_alike(recommender, [question])]
     sizes = [len(question.requests) for question in questions]
     parts = [lists.part(stop - size, stop) for size, stop in zip(sizes, accumulate(sizes), strict=True)]
     return [Ranked(question.requests, part) for question, part in zip(questions, parts, strict=True)]
+
+
+def _name_place(recommender: Recommender, requests: Sequence[Request], error: SchemaError) -> SchemaError:
+    """Say which of several requests has the filters that do not fit the catalogue."""
+    for place, one in enumerate(requests if len(requests) > 1 else ()):
+        try:
+            recommender.admission.check(one.filters)
+        except SchemaError as fault:
+            return SchemaError(f"requests[{place}]: {fault}")
+    return error

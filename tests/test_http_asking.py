@@ -107,6 +107,13 @@ def test_filters_that_do_not_fit_are_refused_without_their_values(app, filters, 
     assert "77123" not in reply.content.decode()
 
 
+def test_of_many_requests_the_one_with_a_wrong_filter_is_named(app):
+    requests = [{"filters": {"where": "price < 3"}}, {"filters": {"at_most": {"brandy": 1}}}]
+    reply = ask(app, "POST", "/v1/recommend", {"requests": requests})
+    assert reply.status == 422
+    assert reply.json["error"]["message"].startswith("requests[1]: filters: unknown column")
+
+
 def test_a_request_without_datetime_is_asked_in_this_minute(app, recommender, monkeypatch):
     now = UNTIL + 12 * 3600
     monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)

@@ -59,5 +59,14 @@ def test_a_fault_is_its_callers_alone(recommender):
     assert describe(first.lists) == describe(fourth.lists) == describe(recommender.recommend(good.requests, 3))
 
 
+@pytest.mark.parametrize("filters", [{"where": "prise = 1"}, {"at_most": {"prise": 1}}, {"where": "price = 'x'"}])
+def test_of_several_requests_it_is_said_whose_filters_do_not_fit(recommender, filters):
+    good, bad = {"filters": {"where": "price > 1"}}, {"filters": filters}
+    (outcome,) = rank_together(recommender, [question(recommender, [good, {}, bad, bad])])
+    (alone,) = rank_together(recommender, [question(recommender, [bad])])
+    assert str(outcome) == f"requests[2]: {alone}"
+    assert not str(alone).startswith("requests")
+
+
 def test_no_questions_have_no_answers(recommender):
     assert rank_together(recommender, []) == []
