@@ -219,7 +219,7 @@ class Service:
             "space_id": bundle.manifest.space_id,
             "loaded_at": snapshot.loaded_at,
             "data_until": bundle.schema.data_until if bundle.schema.has_datetime else None,
-            "items": len(recommender.catalogue),
+            "items": recommender.catalogue.n_listed,
             "users": len(recommender.profiles),
             "repeats": bundle.schema.repeats,
             "columns": recommender.catalogue.table.column_names,

@@ -150,6 +150,15 @@ def test_an_item_comes_stays_over_a_restart_and_goes_for_good(bundle, schema):
         assert ask(app, "DELETE", f"/v1/items/{item_id}", headers={}).json["was_there"] is False
 
 
+def test_the_status_counts_the_items_that_may_be_listed(app, schema):
+    known, new = item_ids(schema)[4], new_id(schema)
+    sent = [("DELETE", known, -1), ("PUT", new, 0), ("DELETE", new, -1), ("DELETE", new, -1), ("PUT", known, 0)]
+    before = len(listed(app, k=30))
+    for method, item_id, change in sent:
+        assert ask(app, method, f"/v1/items/{item_id}", {"columns": {"department": "dairy"}}).status == 200
+        assert ask(app, "GET", "/v1/status").json["items"] == len(listed(app, k=30)) == before + change
+
+
 @pytest.mark.parametrize(
     ("columns", "said"),
     [

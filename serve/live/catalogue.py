@@ -62,6 +62,11 @@ class Catalogue:
         row = self.item_ids.find([item_id])[0]
         return bool(row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row]))
 
+    @property
+    def n_listed(self) -> int:
+        """How many items are not removed."""
+        return len(self) - (0 if self.is_removed is None else int(np.count_nonzero(self.is_removed)))
+
     def __len__(self) -> int:
         return len(self.item_ids)
 
