@@ -62,8 +62,16 @@ class Feature:
 
     @cached_property
     def codes(self) -> dict[str, int]:
-        """Known value -> code; built once, since a request must not pay for the whole vocabulary."""
-        return {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
+        """Known value -> code; built once, since a request must not pay for the whole vocabulary.
+
+        Where all values are true and false, in any letters, other ways to write them have their codes too: JSON and
+        Parquet have a boolean, which reads as "true", where a CSV of the same data has True or TRUE.
+        """
+        codes = {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
+        if not {value.lower() for value in codes} <= {"true", "false"}:
+            return codes
+        ways = (str.lower, str.title, str.upper)
+        return {way(value): code for value, code in codes.items() for way in ways} | codes
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,28 @@ DAY = Feature("day", "day_of_week", "datetime", tuple(str(day) for day in range(
 SIDE = (PRICE, COLOUR, TAGS, HOUR, STOCK, DAY)
 
 
+@pytest.mark.parametrize("vocabulary", [("False", "True"), ("TRUE", "FALSE"), ("true",), ("True", "true", "FALSE")])
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical"])
+def test_true_and_false_are_known_however_they_are_written(kind, vocabulary):
+    feature = Feature("vegan", kind, "vegan", vocabulary)
+    codes = {text: 2 + place for place, text in enumerate(vocabulary)}
+    folded = {text.lower(): code for text, code in codes.items()}
+    values = [True, False, "true", "True", "TRUE", "FALSE", "false", "yes", None, np.True_]
+    texts = ["true", "false", *values[2:8], None, "true"]
+    expected = [codes.get(text, folded.get(text.lower(), 1)) if text else 1 for text in texts]
+    assert encode_features((feature,), {"vegan": values}, len(values)).codes.tolist() == [[code] for code in expected]
+
+
+def test_true_is_a_value_like_any_other_beside_others():
+    feature = Feature("title", "categorical", "title", ("True", "Grit"))
+    assert encode_features((feature,), {"title": ["True", "true", True, "grit"]}, 4).codes.tolist() == [
+        [2],
+        [1],
+        [1],
+        [1],
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
