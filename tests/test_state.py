@@ -1,5 +1,6 @@
 """What the store of live events keeps, in which order, for how long, and what is left after it forgets."""
 
+import re
 import sqlite3
 import threading
 from contextlib import closing
@@ -10,6 +11,7 @@ from serve.errors import BundleError
 from serve.requests import InlineHistory
 from serve.state import Impressions, Observation, StateStore
 from serve.state.tombstones import add_tombstones
+from tests.served import ROOT
 
 DAY = 86_400
 NOW = 1_700_000_000
@@ -149,6 +151,36 @@ def test_an_event_that_names_its_request_follows_it_by_any_clock(store, path):
         path, "SELECT request_id, item_id, event_datetime FROM feedback WHERE event IS NOT NULL ORDER BY 1, 2"
     )
     assert found == [("r1", "a", NOW - 90), ("r1", "c", NOW + 200)]
+
+
+def test_the_questions_of_the_docs_are_answered(store, path):
+    lists = [answer_of("7"), answer_of("7", "r2", NOW + 50, ("b",)), answer_of(8, "r3"), answer_of(None, "r4")]
+    store.log_impressions(lists)
+    store.observe_many(
+        [
+            Observation("7", "a", None, NOW + 1, None, "r1"),
+            Observation("7", "a", "buy", NOW + 2, 2.0, "r1"),
+            Observation("7", "b", "buy", NOW + 60),
+            Observation(8, "a", "dismiss", NOW + 1),
+            Observation(8, "c", "buy", NOW + DAY),
+        ]
+    )
+    questions = re.findall(r"```sql\n(.*?)```", (ROOT / "docs" / "serving.md").read_text(encoding="utf-8"), re.DOTALL)
+    rates, events, somebody = questions
+    assert query(path, rates) == [("v1", 1, 3, 2 / 3), ("v1", 2, 2, 1 / 2), ("v1", 3, 2, 0)]
+    assert [row[1:4:2] for row in query(path, events)] == [("a", None), ("a", "buy"), ("b", "buy"), ("c", "buy")]
+    hers, shown = somebody.strip().split(";")[:2]
+    assert [row[:3] for row in query(path, hers)] == [
+        (NOW + 1, "a", None),
+        (NOW + 2, "a", "buy"),
+        (NOW + 60, "b", "buy"),
+    ]
+    assert [row[:3] for row in query(path, shown)] == [
+        (NOW, 1, "a"),
+        (NOW, 2, "b"),
+        (NOW, 3, "c"),
+        (NOW + 50, 1, "b"),
+    ]
 
 
 def test_the_view_of_an_earlier_release_is_replaced_and_nothing_else_changes(path):
