@@ -222,7 +222,7 @@ class Service:
             "items": recommender.catalogue.n_listed,
             "users": len(recommender.profiles),
             "repeats": bundle.schema.repeats,
-            "columns": recommender.catalogue.table.column_names,
+            "columns": recommender.admission.columns.names,
             "notes": [*self._items.notes, *_note_age(bundle.schema, int(time.time()))],
             "last_reload": None if last is None else asdict(last),
         }

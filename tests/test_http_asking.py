@@ -146,6 +146,17 @@ def test_status_says_what_answers(app, recommender):
     assert status["items"] == N
 
 
+def test_filters_may_name_the_columns_that_the_status_lists_and_no_other(app, recommender):
+    columns = ask(app, "GET", "/v1/status").json["columns"]
+    for name in columns:
+        assert ask(app, "POST", "/v1/recommend", {"filters": {"at_most": {name: 1}}}).status == 200
+    hidden = set(recommender.bundle.items.column_names) - set(columns)
+    assert hidden == ({"repeat_rate"} if recommender.bundle.schema.repeats == "allow" else set())
+    for name in hidden:
+        message = ask(app, "POST", "/v1/recommend", {"filters": {"at_most": {name: 1}}}).json["error"]["message"]
+        assert message.endswith(f"allowed: {', '.join(sorted(columns))}")
+
+
 def test_health_and_readiness(app):
     assert ask(app, "GET", "/health").status == ask(app, "GET", "/ready").status == 200
 

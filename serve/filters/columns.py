@@ -43,6 +43,11 @@ class Columns:
     def __len__(self) -> int:
         return int(self._items.num_rows)
 
+    @property
+    def names(self) -> list[str]:
+        """What may be named: all columns but that of the memory, which is no fact that a caller knows."""
+        return [name for name in self._items.column_names if name != REPEAT_RATE]
+
     def read(self, name: str) -> Column:
         """Return a column, read once.
 
@@ -77,10 +82,9 @@ class Columns:
         return kept
 
     def _read(self, name: str) -> Column:
-        names = set(self._items.column_names) - {REPEAT_RATE}
-        if name not in names:
+        if name not in self.names:
             got = name[:MOST_SHOWN]
-            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, names)}")
+            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, self.names)}")
         return _read_column(name, self._items.column(name), self._separators.get(name))
 
 
