@@ -1,12 +1,16 @@
 """Nothing of a person in logs, metrics or errors: sentinels go in everywhere and come out nowhere."""
 
 import logging
+import re
 import sys
 
 import pytest
 
 from serve.http.logs import QuietFormatter
-from tests.linear_bundle import SHOP
+from serve.registry.changes import publish_and_activate
+from serve.registry.pointer import write_current
+from serve.registry.versions import Registry
+from tests.linear_bundle import SHOP, publish_linear
 from tests.live_service import publish_served
 from tests.served import serving
 
@@ -40,6 +44,26 @@ def test_no_sentinel_comes_out_of_logs_metrics_or_errors(tmp_path):
     assert SENTINEL not in log
     for call, reply in zip(calls, replies, strict=False):
         assert SENTINEL not in reply.content.decode(), call
+
+
+def test_the_log_says_which_version_answers_and_why(tmp_path):
+    first, second = (publish_linear(tmp_path / str(seed), SHOP, seed) for seed in (3, 8))
+    registry = Registry(tmp_path / "registry")
+    versions = [publish_and_activate(registry, bundle, keep=3).version for bundle in (first, second)]
+    (registry.path / versions[1] / "golden.json").write_bytes(b"{}")
+    token = "a token of more than 16 characters"
+    with serving("--registry", registry.path, variables={"BASCULE_RELOAD_TOKEN": token}) as server:
+        for status in (409, 200):
+            reply = server.ask("POST", "/v1/reload", headers={"authorization": f"Bearer {token}"})
+            assert reply.status == status
+            write_current(registry.path, versions[0], [])
+        assert server.end() == 0
+        log = server.process.stderr.read()
+    started, refused, loaded = log.splitlines()
+    assert re.search(f"WARNING .*golden.json.*; {versions[0]} answers, which was current before$", started)
+    assert re.search(f"WARNING .*refused, version {versions[0]} answers on: .*golden.json", refused)
+    assert loaded.endswith(f"INFO serve.http: version {versions[0]} answers from now on")
+    assert str(tmp_path) not in log
 
 
 def test_an_error_in_the_log_has_its_place_and_type_but_not_its_message():

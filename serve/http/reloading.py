@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv6Address, ip_address
 from typing import Any
@@ -12,8 +13,10 @@ from fastapi import APIRouter, Request
 
 from serve.http.documents import Loaded, describe_faults
 from serve.http.faults import Fault
+from serve.http.logs import LOGGER
 from serve.http.parts import Parts
 
+_LOG = logging.getLogger(LOGGER)
 _MOST_AT_ONCE = 32
 """Reloads that are asked for at once; they wait for one load."""
 _FORWARDED = ("forwarded", "x-forwarded-for", "x-real-ip")
@@ -40,7 +43,9 @@ def make_reloading(parts: Parts, token: str) -> APIRouter:
         outcome = await asyncio.get_running_loop().run_in_executor(threads, parts.service.reload)
         parts.metrics.reloads.labels("loaded" if outcome.is_loaded else "refused").inc()
         if not outcome.is_loaded:
+            _LOG.warning("a reload was refused, version %s answers on: %s", outcome.version, outcome.reason)
             raise Fault(409, outcome.reason or "the version cannot be loaded")
+        _LOG.info("version %s answers from now on", outcome.version)
         return {"request_id": request.scope["state"]["request_id"], "version": outcome.version}
 
     return router

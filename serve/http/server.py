@@ -35,11 +35,13 @@ class DrainingServer(uvicorn.Server):
         self._parts = parts
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen, and say where."""
+        """Listen, say where, and say it where another version answers than the current one."""
         await super().startup(sockets)
         host, port = self.servers[0].sockets[0].getsockname()[:2]
-        where = f"[{host}]" if ":" in host else host
-        logging.getLogger(LOGGER).info("version %s at http://%s:%d", self._parts.service.version, where, port)
+        where, log, service = f"[{host}]" if ":" in host else host, logging.getLogger(LOGGER), self._parts.service
+        log.info("version %s at http://%s:%d", service.version, where, port)
+        if (fallen_back := service.describe()["last_reload"]) is not None:
+            log.warning("%s", fallen_back["reason"])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """Say at once that no more requests should come; a second Ctrl-C does not wait."""
