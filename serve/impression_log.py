@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import time
 from collections import deque
@@ -66,10 +67,21 @@ class ImpressionLog:
             try:
                 self._store.log_impressions(impressions)
             except (OSError, BundleError) as error:  # the second: who was forgotten cannot be told
+                if self._may_wait(error):
+                    self._waiting.extendleft(reversed(impressions))
+                    return
                 self.n_lost += len(impressions)
                 why = error.strerror if isinstance(error, OSError) else "the tombstones are damaged"
                 _LOG.error("%d impressions could not be written: %s", len(impressions), why)
             self._count(-sum(map(_size, impressions)))
+
+    def _may_wait(self, error: Exception) -> bool:
+        """Tell whether to try again: a file that is written anew, to forget somebody, is free again in a while.
+
+        Where it is not, what waits the longest is given up before the queue is full: answers would wait for it.
+        """
+        is_busy = isinstance(error, OSError) and error.errno == errno.EBUSY
+        return is_busy and self._n_items < _MOST_WAITING // 2 and not self._is_closing.is_set()
 
     def _take(self) -> list[Impressions]:
         """Take the next lists from the queue, not more than one transaction should hold."""

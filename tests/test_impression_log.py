@@ -1,6 +1,8 @@
 """Impressions are written behind the answers: all of them at the end, and a fault of the disk ends nothing."""
 
+import errno
 import threading
+import time
 
 import pytest
 
@@ -55,6 +57,35 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
     assert log.n_lost == 2
     assert store.written == [answer_of(3)]
     assert "77123" not in caplog.text
+
+
+def test_while_another_process_keeps_the_file_nothing_is_lost(caplog):
+    store = Store(*[OSError(errno.EBUSY, "database is locked")] * 3)
+    log = ImpressionLog(store)
+    log.add([answer_of(1), answer_of(2)])
+    store.gate.set()
+    while store.faults:
+        log.add([answer_of(3)])
+        time.sleep(0.05)
+    log.close()
+    n_later = len(store.written) - 2
+    assert store.written == [answer_of(1), answer_of(2), *[answer_of(3)] * n_later]
+    assert n_later > 0
+    assert log.n_lost == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("is_full", [True, False], ids=["there is no room", "it ends"])
+def test_nobody_waits_for_a_file_that_is_kept_for_good(is_full):
+    store = Store(*[OSError(errno.EBUSY, "database is locked")] * 99)
+    log = ImpressionLog(store)
+    log.add([answer_of(number, 1000) for number in range(250 if is_full else 1)])
+    store.gate.set()
+    while is_full and not log.n_lost:
+        pass
+    log.close()
+    assert log.n_lost == (250 if is_full else 1)
+    assert not log.is_full
 
 
 def test_the_room_is_counted_in_items_since_answers_differ_in_size():

@@ -1,5 +1,6 @@
 """What the store of live events keeps, in which order, for how long, and what is left after it forgets."""
 
+import errno
 import re
 import sqlite3
 import threading
@@ -116,6 +117,18 @@ def test_a_full_disk_is_an_error_that_names_the_file(store, path):
     with pytest.raises(OSError, match=r"full.*state\.db"):
         store.observe_many(events_of(5000))
     assert store.history("u").item_id == ("a",)
+
+
+def test_a_file_that_another_process_keeps_is_busy(store, path, monkeypatch):
+    monkeypatch.setattr("serve.state.database._PATIENCE", 0.05)
+    with closing(StateStore(path)) as hasty, closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        for write in (hasty.observe_many, hasty.log_impressions):
+            with pytest.raises(OSError, match=r"locked.*state\.db") as caught:
+                write([])
+            assert caught.value.errno == errno.EBUSY
+        other.execute("ROLLBACK")
+        assert hasty.observe("u", "a", "view", NOW)
 
 
 def test_impressions_have_positions_and_what_followed(store, path):

@@ -18,6 +18,7 @@ from serve.durable import sync_folder
 from serve.errors import BundleError
 
 _PATIENCE = 10.0  # seconds to wait for another process
+_PRIMARY = 0xFF  # of an extended code of SQLite
 _NEW, _FOREIGN = 0, -1
 _FAULTS = (sqlite3.OperationalError, sqlite3.DatabaseError)  # of the disk or the file; its subclasses are ours
 
@@ -143,10 +144,12 @@ def _renew_view(connection: sqlite3.Connection, name: str, statement: str) -> No
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turn a fault of the disk or of the file into an OSError that names it."""
+    """Turn a fault of the disk or of the file into an OSError that names it; EBUSY where another process keeps it."""
     try:
         yield
     except sqlite3.DatabaseError as error:
         if type(error) not in _FAULTS:
             raise
-        raise OSError(errno.EIO, str(error), str(path)) from error
+        is_busy = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
+        code = errno.EBUSY if is_busy else errno.EIO
+        raise OSError(code, str(error), str(path)) from error
