@@ -250,6 +250,21 @@ def test_every_impression_is_logged_with_position_policy_and_version(bundle, sch
     ]
 
 
+def test_a_file_that_another_process_keeps_is_told_as_such(bundle, schema, monkeypatch):
+    monkeypatch.setattr("serve.state.database._PATIENCE", 0.05)
+    with asking(bundle, bundle.parent / "other" / "state") as app:
+        path = bundle.parent / "other" / "state" / "state.db"
+        with closing(sqlite3.connect(path, isolation_level=None)) as other:
+            other.execute("BEGIN IMMEDIATE")
+            event = {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
+            reply = ask(app, "POST", "/v1/events", event)
+            assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+            assert "another process" in reply.json["error"]["message"]
+            assert str(bundle.parent) not in reply.content.decode()
+            other.execute("ROLLBACK")
+            assert ask(app, "POST", "/v1/events", event).status == 200
+
+
 def test_a_disk_that_fails_is_told_and_nothing_is_lost_silently(app, schema, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device", "/secret/state.db")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 from collections.abc import Mapping
@@ -100,7 +101,9 @@ async def answer_overload(request: Request, fault: Exception) -> Response:
 async def answer_disk_fault(request: Request, fault: Exception) -> Response:
     """Answer where nothing could be kept: it may be sent again."""
     _LOG.error("the disk failed: %s", getattr(fault, "strerror", None))
-    return _respond(request, 503, "it could not be kept: the disk is full or fails", headers={"retry-after": "1"})
+    is_busy = getattr(fault, "errno", None) == errno.EBUSY
+    why = "another process keeps the file, for a while" if is_busy else "the disk is full or fails"
+    return _respond(request, 503, f"it could not be kept: {why}", headers={"retry-after": "1"})
 
 
 async def answer_damage(request: Request, fault: Exception) -> Response:
