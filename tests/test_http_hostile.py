@@ -66,6 +66,24 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, body, field)
 
 
 @pytest.mark.parametrize(
+    ("body", "field", "said"),
+    [
+        ({"k": SENTINEL}, "k", "expected a whole number"),
+        ({"explain": 1, "k": SENTINEL}, "k", "expected a whole number"),
+        ({"user_id": 5.5}, "user_id", "expected a text or a whole number"),
+        ({"exclude": ["a", None]}, "exclude[1]", "expected a text or a whole number"),
+        ({"history": [{"item_id": 1, "weight": SENTINEL}]}, "history[0].weight", "expected a number"),
+        ({"datetime": True}, "datetime", "expected a text or a number"),
+        ({"features": {"income": {}}}, "features", "expected a text, a number, true or false or a list"),
+        ({"exclude": SENTINEL}, "exclude", "expected a list"),
+    ],
+)
+def test_a_value_of_another_type_is_told_all_that_it_might_be(app, body, field, said):
+    error = refuse(ask(app, "POST", "/v1/recommend", body), 422)
+    assert (error["field"], error["message"]) == (field, said)
+
+
+@pytest.mark.parametrize(
     ("body", "said"),
     [
         ({"features": {SENTINEL: 1}}, "allowed: gender, income"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from fastapi.exceptions import HTTPException, RequestValidationError
@@ -37,7 +37,7 @@ _CODES = {
 }
 _KEPT = frozenset(
     {
-        "missing", "int_type", "string_type", "float_type", "bool_type", "list_type", "dict_type", "finite_number",
+        "missing", "dict_type", "finite_number",
         "greater_than_equal", "less_than_equal", "too_long", "too_short", "string_too_long", "string_too_short",
         "literal_error",
     }
@@ -50,6 +50,16 @@ _WORDS = {
     "model_type": "expected an object",
     "model_attributes_type": "expected an object",
 }
+
+
+_TYPES = {
+    "string_type": "a text",
+    "int_type": "a whole number",
+    "float_type": "a number",
+    "bool_type": "true or false",
+    "list_type": "a list",
+}
+"""What a value is expected to be, by the fault of one that is not; some fields take several."""
 
 
 class Fault(HTTPException):
@@ -84,10 +94,14 @@ async def answer_schema_error(request: Request, fault: Exception) -> Response:
 
 async def answer_invalid(request: Request, fault: Exception) -> Response:
     """Answer a body that has not the form of the interface: the first fault of it, and where."""
-    first = fault.errors()[0] if isinstance(fault, RequestValidationError) else {}
-    kind = first.get("type", "")
+    faults = fault.errors() if isinstance(fault, RequestValidationError) else []
+    first = faults[0] if faults else {}
+    kind, field = first.get("type", ""), _name_place(first.get("loc", ()), first.get("type", ""))
+    if kind in _TYPES:
+        alike = [one["type"] for one in faults if _name_place(one["loc"], one["type"]) == field]
+        return _respond(request, 422, _name_types(alike), field=field)
     message = _WORDS.get(kind) or (first["msg"] if kind in _KEPT else "the value has not the expected form")
-    return _respond(request, 422, message, field=_name_place(first.get("loc", ()), kind))
+    return _respond(request, 422, message, field=field)
 
 
 async def answer_overload(request: Request, fault: Exception) -> Response:
@@ -115,6 +129,14 @@ async def answer_damage(request: Request, fault: Exception) -> Response:
 async def answer_bug(request: Request, fault: Exception) -> Response:
     """Answer what nobody foresaw; the log has the type and place of it."""
     return _respond(request, 500, "the service failed; its log says where")
+
+
+def _name_types(kinds: Collection[str]) -> str:
+    """Say all that a value might have been."""
+    names = [
+        name for kind, name in _TYPES.items() if kind in kinds and not (kind == "int_type" and "float_type" in kinds)
+    ]
+    return f"expected {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"
 
 
 def _name_place(place: tuple[Any, ...], kind: str) -> str:
