@@ -159,7 +159,7 @@ def test_columns_end_without_the_garbage_collector():
 )
 def test_items_share_a_code_where_they_share_a_value(column, cells):
     labels = COLUMNS.read(column).labels
-    codes = [labels.codes_of(row) for row in range(5)]
+    codes = labels.codes_of(np.arange(5))
     assert [len(of) for of in codes] == [len(of) for of in cells]
     shared = {
         (value, code) for values, of in zip(cells, codes, strict=True) for value, code in zip(values, of, strict=True)

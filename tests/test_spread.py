@@ -85,4 +85,5 @@ def test_items_of_codes(n_values):
     values, labels = draw_labels(53, n_values, np.random.default_rng(n_values))
     for codes in ([], [0], list(range(0, n_values, 2))):
         assert labels.have(codes).tolist() == [bool(set(of) & set(codes)) for of in values]
-    assert [labels.codes_of(row) for row in range(53)] == values
+    for rows in (np.arange(53), np.arange(52, -1, -3), np.array([7, 7], np.int64), np.empty(0, np.int64)):
+        assert labels.codes_of(rows) == [values[row] for row in rows]

@@ -66,11 +66,14 @@ class Labels:
         found: Mask = np.bincount(owner[is_among], minlength=n_cells)[self.cell] > 0
         return found
 
-    def codes_of(self, row: int) -> list[int]:
-        """Return the values of an item."""
-        cell = self.cell[row]
-        codes: list[int] = self.codes[self.offsets[cell] : self.offsets[cell + 1]].tolist()
-        return codes
+    def codes_of(self, rows: Ints) -> list[list[int]]:
+        """Return the values of each of n items."""
+        cells = self.cell[rows]
+        starts, sizes = self.offsets[cells], self.offsets[cells + 1] - self.offsets[cells]
+        stops = sizes.cumsum()
+        places = np.arange(stops[-1] if len(stops) else 0) + (starts - stops + sizes).repeat(sizes)
+        codes = self.codes[places].tolist()
+        return [codes[stop - size : stop] for stop, size in zip(stops.tolist(), sizes.tolist(), strict=True)]
 
     @cached_property
     def is_known(self) -> Mask:

@@ -8,7 +8,6 @@ An item without a value in a column is not limited by it; an item with many coun
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -37,7 +36,7 @@ class Walk:
     def __init__(self, limits: Sequence[Limit], k: int) -> None:
         self._limits = limits
         self._k = k
-        self._counts: list[Counter[int]] = [Counter() for _ in limits]
+        self._counts: list[dict[int, int]] = [{} for _ in limits]
         self._rows: list[int] = []
         self._scores: list[float] = []
 
@@ -47,10 +46,12 @@ class Walk:
 
     def go_on(self, scores: Floats, rows: Ints) -> None:
         """Take what may be taken of the items that come next."""
-        for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-            if self.is_complete or row < 0:
+        rows = rows[rows >= 0]  # there is nothing behind a -1
+        values = zip(*(limit.labels.codes_of(rows) for limit in self._limits), strict=True)
+        for score, row, codes in zip(scores.tolist(), rows.tolist(), values, strict=False):
+            if self.is_complete:
                 return
-            self._meet(score, row)
+            self._meet(score, row, codes)
 
     def bar(self, barred: Mask) -> Mask:
         """Return what may not be listed any more: what is barred, taken, or of a value that is full, (N,)."""
@@ -65,13 +66,14 @@ class Walk:
         scores[:], rows[:] = -np.inf, -1
         scores[: len(self._rows)], rows[: len(self._rows)] = self._scores, self._rows
 
-    def _meet(self, score: float, row: int) -> None:
-        codes = [limit.labels.codes_of(row) for limit in self._limits]
+    def _meet(self, score: float, row: int, codes: Sequence[list[int]]) -> None:
         for limit, counts, values in zip(self._limits, self._counts, codes, strict=True):
-            if any(counts[value] >= limit.most for value in values):
-                return
+            for value in values:
+                if counts.get(value, 0) >= limit.most:
+                    return
         for counts, values in zip(self._counts, codes, strict=True):
-            counts.update(values)
+            for value in values:
+                counts[value] = counts.get(value, 0) + 1
         self._rows.append(row)
         self._scores.append(score)
 
