@@ -86,7 +86,7 @@ def tune(given: Config, whole: Config, tables: Tables, split: Split, text: str) 
             n_done = len(list_done(study))
             tried = list_tried(list_done(study))
             keep_compared(folder, tried)
-            console.print(describe(tried[-1], total), soft_wrap=True, highlight=False)
+            console.print(describe(tried[-1], total), soft_wrap=True, highlight=False, markup=False)
         finish(given, whole, list_tried(list_done(study)), text)
 
 
@@ -185,8 +185,8 @@ def finish(given: Config, whole: Config, tried: Sequence[Tried], text: str) -> N
     write_file(folder / PICTURE, draw_study(tried))
     print_outcome(folder, best, default, changed)
     again = " --overwrite" if (given.out / BUNDLE).exists() else ""
-    path = shlex.quote(str(folder / BEST))
-    console.print(f"train it: {name_interpreter()} train.py --config {path}{again}", soft_wrap=True, highlight=False)
+    command = f"{name_interpreter()} train.py --config {shlex.quote(str(folder / BEST))}{again}"
+    console.print(f"train it: {command}", soft_wrap=True, highlight=False, markup=False)
 
 
 def print_outcome(folder: Path, best: Tried, default: Tried, changed: Mapping[str, Any]) -> None:

@@ -108,7 +108,7 @@ def run(
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage)
         if is_finished(work.config):
-            console.print(f"{config.out} holds this run, finished: nothing is left to do")
+            console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
             return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
         if text is not None:
             write_file(stage.beside / "config.yaml", complete_text(text, work.config).encode())

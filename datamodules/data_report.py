@@ -77,7 +77,7 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     table = Table.grid(padding=(0, 2))
     for name, value in _lines(report):
         table.add_row(name, value)
-    (console or Console()).print(table)
+    (console or Console()).print(table, markup=False)  # columns and values may hold brackets
 
 
 def _frames(tables: Tables) -> dict[str, pd.DataFrame]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,17 @@ def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: 
     else:
         console.print(NOTHING_HELD_OUT, highlight=False)
     bundle = out / "bundle"
-    console.print(f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:", highlight=False)
-    for command in (
-        f"recommend --bundle {bundle} --all-users --k 10 --out {out / 'recommendations.csv'}",
-        f"similar --bundle {bundle} --item {item_id} --k 5",
-        f"verify --bundle {bundle}",
+    paths = f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:"
+    console.print(paths, highlight=False, markup=False)
+    for words in (
+        ["recommend", "--bundle", bundle, "--all-users", "--k", 10, "--out", out / "recommendations.csv"],
+        ["similar", "--bundle", bundle, *_name_item(item_id), "--k", 5],
+        ["verify", "--bundle", bundle],
     ):
-        console.print(f"  {name_interpreter()} -m serve {command}", highlight=False, soft_wrap=True)
+        command = f"  {name_interpreter()} -m serve {shlex.join(map(str, words))}"
+        console.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
+def _name_item(item_id: str | int) -> list[str]:
+    """Return the option that names an item; an id that begins with a hyphen would be read as an option itself."""
+    return [f"--item={item_id}"] if str(item_id).startswith("-") else ["--item", str(item_id)]

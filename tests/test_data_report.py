@@ -143,3 +143,11 @@ def test_the_printed_report_is_short(report):
         "2 duplicate",
     ):
         assert any(part in line for line in lines), part
+
+
+def test_names_and_values_with_brackets_are_printed_as_they_are(report):
+    hints = ["items.price is '[null]' in 9 bad records", "users.a[/b] is '[/]' in 9 bad records"]
+    text = io.StringIO()
+    print_report({**report, "missing_marks": hints}, Console(file=text, width=110))
+    for hint in hints:
+        assert hint in text.getvalue()

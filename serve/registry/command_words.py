@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -44,7 +45,8 @@ def _publish(given: argparse.Namespace) -> None:
     for version in published.removed:
         print(f"removed: {version}")
     if (given.bundle.absolute().parent / PROFILES).is_dir():
-        where = f"--profiles {given.bundle.parent / PROFILES} --state {given.bundle.parent / STATE}"
+        run = given.bundle.parent
+        where = shlex.join(["--profiles", str(run / PROFILES), "--state", str(run / STATE)])
         print(f"profiles stay where they are: serve the registry with {where}")
 
 
