@@ -43,6 +43,9 @@ NOT_OURS = {
 }
 """Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
 
+LARGEST_SEED = 2**32 - 1
+"""That every generator takes: those of numpy's older interface, which Lightning seeds too, take no larger one."""
+
 OF_A_SEARCH = {"tune", "overwrite", "ckpt_path"}
 """Keys that the configuration which a search leaves does not have."""
 
@@ -88,6 +91,8 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed <= LARGEST_SEED:
+            raise SchemaError(f"seed is {self.seed}; allowed: 0 to {LARGEST_SEED}")
         try:
             choose_baselines(self.data.repeats, self.evaluation.baselines)
         except SchemaError as error:
@@ -149,8 +154,6 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
     with _headed(SAMPLE_NOTE) if is_sample and prints else nullcontext():
         words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else argv
         given, made = parse_config(parser, words, ("data", "model", "trainer", "tune", "evaluation"))
-    if made.seed < 0:
-        raise SchemaError(f"--seed is {made.seed}; allowed: 0 or more")
     if given.ckpt_path not in (None, "last"):
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
     if given.ckpt_path is not None and made.tune.trials is not None:

@@ -1,10 +1,11 @@
 from dataclasses import fields
 
 import pytest
+import pytorch_lightning as pl
 import yaml
 
 from models.config import ModelConfig
-from run_config import DEFAULT_CONFIG, SAMPLE_NOTE, parse
+from run_config import DEFAULT_CONFIG, LARGEST_SEED, SAMPLE_NOTE, Config, parse
 from serve.errors import SchemaError
 
 
@@ -66,3 +67,16 @@ def test_baselines_may_be_left_out(words, names):
 def test_a_baseline_that_there_is_not_is_told_before_anything_runs():
     with pytest.raises(SchemaError, match=r"evaluation\.baselines: 'eas' is no baseline .*; did you mean 'ease'"):
         parse(["--evaluation.baselines", "[popularity, eas]"])
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32])
+def test_a_seed_that_no_generator_takes_is_told_before_anything_runs(seed):
+    with pytest.raises(SchemaError, match=f"seed is {seed}; allowed: 0 to 4294967295"):
+        parse(["--seed", str(seed)])
+    with pytest.raises(SchemaError, match=f"seed is {seed}"):
+        Config(seed=seed)
+
+
+def test_the_largest_seed_seeds_the_training():
+    assert pl.seed_everything(Config(seed=LARGEST_SEED).seed, workers=True, verbose=False) == LARGEST_SEED
+    pl.seed_everything(0, workers=True, verbose=False)
