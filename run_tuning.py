@@ -24,7 +24,7 @@ from datamodules.fingerprint import fingerprint
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.targets import only_targets
-from models.config import recipe_of
+from models.config import Recipe, recipe_of
 from run_config import Config, tuned_text
 from run_state import declare
 from run_training import fit_towers
@@ -50,6 +50,8 @@ from tuning.study import ask, list_done, open_study
 from tuning.watch import Watch
 
 FOLDER, BEST, PICTURE, TRIAL = "tuning", "best.yaml", "study.png", "trial"
+JUDGED_LATER = {"correlations", "neighbours", "shrink_items"}
+"""Of what is done to trained towers: no trial says anything of it."""
 console = Console()
 
 
@@ -181,12 +183,18 @@ def finish(given: Config, whole: Config, tried: Sequence[Tried], text: str) -> N
     chosen = recipe_of(whole.model)
     changed = {name: value for name, value in best.values.items() if value != getattr(chosen, name)}
     head = f"# Trial {best.number} of {len(tried)}: validation NDCG@10 {best.figure:.4f}\n"
-    write_file(folder / BEST, (head + tuned_text(text, given.out, changed)).encode())
+    kept = keep_recipe(apply(chosen, best.values)) if changed else {}
+    write_file(folder / BEST, (head + tuned_text(text, given.out, kept)).encode())
     write_file(folder / PICTURE, draw_study(tried))
     print_outcome(folder, best, default, changed)
     again = " --overwrite" if (given.out / BUNDLE).exists() else ""
     command = f"{name_interpreter()} train.py --config {shlex.quote(str(folder / BEST))}{again}"
     console.print(f"train it: {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def keep_recipe(recipe: Recipe) -> dict[str, Any]:
+    """Return what trains the towers of a trial again: beside some values that are given others would be chosen anew."""
+    return {name: value for name, value in asdict(recipe).items() if name not in JUDGED_LATER}
 
 
 def print_outcome(folder: Path, best: Tried, default: Tried, changed: Mapping[str, Any]) -> None:

@@ -20,12 +20,13 @@ import run_tuning
 import train
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from models.config import ModelConfig, Recipe
+from models.config import ModelConfig, Recipe, recipe_of
 from models.two_tower import TwoTower
 from run_config import TuneConfig
 from serve.errors import SchemaError
 from serve.staging import Stage
 from tests.killed_search import CONFIG, N_TRIALS, read_study, write_config
+from tests.killed_training import make_tables
 from tests.tiny_towers import one_thread
 from tuning.outcome import Tried, compare_users, keep_values
 from tuning.space import default_of, make_space, tidy
@@ -117,8 +118,7 @@ def test_the_configuration_that_is_left_is_that_of_the_best_trial(searched):
     _, best = max(whole, key=lambda one: one[0])
     given, chosen = yaml.safe_load(searched.config.read_text()), whole_config_of(searched)
     written = yaml.safe_load((searched.out / "tuning" / "best.yaml").read_text())
-    differing = {name: value for name, value in tidy(best).items() if value != getattr(chosen.model, name)}
-    assert written["model"] == given["model"] | differing
+    assert given["model"].items() | tidy(best).items() <= written["model"].items()
     assert written["out"] == str(searched.out)
     assert written.keys() == {"data", "model", "trainer", "out"}
     config, _ = train.parse(["--config", str(searched.out / "tuning" / "best.yaml")])
@@ -126,6 +126,31 @@ def test_the_configuration_that_is_left_is_that_of_the_best_trial(searched):
         run = train.prepare(config, None, stage).config
     assert run.data == chosen.data
     assert run.model == replace(chosen.model, **tidy(best))
+
+
+def test_what_is_left_trains_the_towers_of_the_best_trial_whatever_else_its_values_would_choose(shop, tmp_path):
+    rows, users, items = make_tables(False)
+    frames = (rows.drop(columns="datetime"), users, items)  # a set: its width follows from whether there are blocks
+
+    def prepare(path: Path) -> tuple[train.Config, train.Config, str]:
+        given, text = train.parse(["--config", str(path), "--out", str(tmp_path)])
+        with Stage.open(tmp_path) as stage:
+            return given, train.prepare(given, frames, stage).config, text
+
+    path = tmp_path / "shop.yaml"
+    path.write_text(yaml.safe_dump({**yaml.safe_load(shop.read_text()), "model": {"weight_decay": 0.02}}))
+    given, whole, text = prepare(path)
+    chosen = recipe_of(whole.model)
+    values = {"n_blocks": chosen.n_blocks + 1, "max_epochs": chosen.max_epochs + 1}
+    default = {name: getattr(chosen, name) for name in values}
+    tried = [Tried(1, 0, default, 0.2, False, ""), Tried(2, 1, values, 0.3, True, "")]
+    (tmp_path / "tuning").mkdir()
+    run_tuning.finish(given, whole, tried, text)
+    _, trained, _ = prepare(tmp_path / "tuning" / "best.yaml")
+    later = ("correlations", "neighbours", "shrink_items")
+    expected = asdict(replace(chosen, **values)) | {name: getattr(trained.model, name) for name in later}
+    assert asdict(recipe_of(trained.model)) == expected
+    assert trained.model.weight_decay == 0.02
 
 
 def test_nothing_else_is_left(searched):
