@@ -16,7 +16,7 @@ from serve.recommender import Recommender
 from serve.state.store import Recalled
 
 MINUTE = 60
-"""Seconds: whoever asks within them without saying when asks at their beginning, see `serve.service`."""
+"""Seconds: whoever asks within them without saying when asks at their beginning, see `serve.incoming`."""
 _MOST_BYTES = 2**22
 """Of what is kept, by a rough count: some thousand answers. More take longer to be looked through for garbage."""
 _MOST_OF_ONE = 2**16

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,41 +11,27 @@ from typing import Any
 from serve.errors import SchemaError
 from serve.explanations import find_reasons, show_items
 from serve.impression_log import ImpressionLog
-from serve.kept_answers import MINUTE, KeptAnswers, name_question
+from serve.incoming import Asked, read_question
+from serve.kept_answers import MINUTE, KeptAnswers
 from serve.layout import STATE_FILE
 from serve.live.items import LiveItems
-from serve.questions import Name, Question
 from serve.recommendations import Recommendations
-from serve.recommender import Recommender
 from serve.registry.serving import Outcome, Serving
 from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
 from serve.request_values import Id, parse_id
-from serve.requests import Request, parse_request
+from serve.requests import Request
 from serve.schema import Schema
 from serve.state.forgetting import forget_users, holds_run
 from serve.state.impressions import Impressions
-from serve.state.live_requests import complete_with, recall
 from serve.state.observations import parse_observations
-from serve.state.store import RETENTION_DAYS, Recalled, StateStore
+from serve.state.store import RETENTION_DAYS, StateStore
 
 POLICY = "greedy"
 """How lists come about: by falling score."""
 _ITEMS_FILE = "items.db"
 _DAY, _OLD = 86_400, 30
 """Seconds of a day, and days after which data is said to be old."""
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What one caller asks for."""
-
-    raw: Sequence[Mapping[str, Any]]
-    """Requests."""
-    k: int
-    filter_viewed: bool | None
-    """As of `Recommender.recommend`."""
-    request_id: str
 
 
 @dataclass(frozen=True)
@@ -131,7 +116,7 @@ class Service:
         """
         era = self.kept.era  # before all that it is about
         snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
-        questions = [self._read(snapshot.recommender, one, now) for one in asked]
+        questions = [read_question(snapshot.recommender, self._state, one, now) for one in asked]
         ranked_ones = self.kept.rank(snapshot.recommender, now // MINUTE, era, questions)
         outcomes: list[Answered | SchemaError] = []
         for one, ranked in zip(asked, ranked_ones, strict=True):
@@ -233,36 +218,12 @@ class Service:
         self._state.close()
         self._items.close()
 
-    def _read(self, recommender: Recommender, one: Asked, now: int) -> Question | SchemaError:
-        schema, profiles = recommender.bundle.schema, recommender.profiles
-        try:
-            parsed = _parse(one.raw, schema)
-        except SchemaError as error:
-            return error
-        recalled = [recall(each, self._state) for each in parsed]
-        requests = [_at(each, past, now) for each, past in zip(parsed, recalled, strict=True)]
-        completed = [complete_with(each, profiles, past) for each, past in zip(requests, recalled, strict=True)]
-        return Question(completed, one.k, one.filter_viewed, _name(one, requests, recalled))
-
     def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
         self._items.rebase(snapshot.recommender)
         return self._show_items(snapshot)
 
     def _show_items(self, snapshot: Snapshot) -> Snapshot:
         return replace(snapshot, recommender=self._items.recommender)
-
-
-def _parse(raw: Sequence[Mapping[str, Any]], schema: Schema) -> list[Request]:
-    """Check requests; of several, say which one is wrong."""
-    if len(raw) == 1:
-        return [parse_request(raw[0], schema)]
-    parsed = []
-    for place, one in enumerate(raw):
-        try:
-            parsed.append(parse_request(one, schema))
-        except SchemaError as error:
-            raise SchemaError(f"requests[{place}]: {error}") from error
-    return parsed
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:
@@ -274,26 +235,6 @@ def _note_age(schema: Schema, now: int) -> list[str]:
         f"the data ended {days} days ago: a request without datetime is asked now, when what was popular and what "
         "memory holds have faded; `recommend` asks each user at the last event"
     ]
-
-
-def _at(request: Request, recalled: Recalled, now: int) -> Request:
-    """Ask a request now, where it does not say when: at a time that stays for a minute unless something happens.
-
-    That is the beginning of the minute, or her latest event where it came later, of those that lie not ahead.
-    """
-    if request.datetime is not None:
-        return request
-    history = recalled.history if request.history is None else request.history
-    times = history.datetime or ()
-    n_past = bisect_right(times, now)
-    return replace(request, datetime=max([now - now % MINUTE, *times[n_past - 1 : n_past]]))
-
-
-def _name(one: Asked, requests: Sequence[Request], recalled: Sequence[Recalled]) -> Name | None:
-    """Name a question of one request; longer ones are seldom asked again."""
-    if len(requests) != 1:
-        return None
-    return name_question(one.raw[0], one.k, one.filter_viewed, requests[0].datetime, recalled[0])
 
 
 def _impressions(answered: Answered, request_id: str, now: int) -> list[Impressions]:

@@ -10,10 +10,11 @@ import pytest
 
 from serve.__main__ import main
 from serve.http.command import places_of_bundle, places_of_registry
+from serve.incoming import Asked
 from serve.layout import STATE_FILE
 from serve.registry.changes import publish_and_activate
 from serve.registry.versions import Registry
-from serve.service import Asked, Service
+from serve.service import Service
 from serve.state import StateStore
 from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids

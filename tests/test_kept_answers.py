@@ -8,11 +8,11 @@ import pytest
 from serve import kept_answers
 from serve.bundle import Bundle
 from serve.errors import SchemaError
+from serve.incoming import Asked
 from serve.kept_answers import MINUTE, KeptAnswers, name_question
 from serve.questions import Question, rank_together
 from serve.recommender import Recommender
 from serve.requests import InlineHistory, parse_request
-from serve.service import Asked
 from serve.state.store import Recalled
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from serve.errors import SchemaError
+from serve.incoming import Asked
 from serve.recommendations import Answer
-from serve.service import Answered, Asked, Service
+from serve.service import Answered, Service
 
 DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})
