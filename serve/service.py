@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -93,11 +94,14 @@ class Service:
         self._source = source
         self._runs = runs
         snapshot, reason = source.start()
-        self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
-        self._serving = Serving(snapshot, self._put_items_on, reason)
-        self.kept = KeptAnswers()
-        self._state = StateStore(state / STATE_FILE, runs, retention_days)
-        self.impressions = ImpressionLog(self._state)
+        with ExitStack() as undone:  # the lock of the items, among others
+            self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
+            undone.callback(self._items.close)
+            self._serving = Serving(snapshot, self._put_items_on, reason)
+            self.kept = KeptAnswers()
+            self._state = StateStore(state / STATE_FILE, runs, retention_days)
+            self.impressions = ImpressionLog(self._state)
+            undone.pop_all()
 
     @property
     def version(self) -> str:

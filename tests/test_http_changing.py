@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from serve.__main__ import main
+from serve.errors import BundleError
 from serve.http.command import places_of_bundle, places_of_registry
 from serve.incoming import Asked
 from serve.layout import STATE_FILE
@@ -49,6 +50,17 @@ def listed(app, **request):
 
 def a_user(schema):
     return list(known_users(schema))[1]
+
+
+def test_a_service_that_could_not_begin_lets_go_of_the_items(bundle):
+    places = places_of_bundle(bundle, None, None)
+    places.state.mkdir()
+    (places.state / STATE_FILE).write_bytes(b"no database" * 100)
+    with pytest.raises(BundleError, match="is no database") as kept:  # and with it all that the attempt held
+        Service(places.source, places.state, places.runs, EVER)
+    (places.state / STATE_FILE).unlink()
+    Service(places.source, places.state, places.runs, EVER).close()
+    assert kept.value.__traceback__ is not None
 
 
 def test_of_many_requests_the_one_that_is_wrong_is_named(app):
