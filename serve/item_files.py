@@ -94,7 +94,7 @@ class ItemFile:
         place = self.name_place(rows.places[0])
         if ITEM_ID not in rows.columns:
             nearest = name_nearest(self.layout.columns.get(ITEM_ID, ITEM_ID), rows.columns)
-            raise SchemaError(f"{place}: no column '{ITEM_ID}'; {nearest} Name it with --columns {ITEM_ID}=COLUMN")
+            raise SchemaError(f"{place}: no column '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN; {nearest}")
         if self._features and not self._features & rows.columns.keys():
             allowed = ", ".join(sorted(self._features))
             raise SchemaError(f"{place}: no column is a feature of items; allowed: {allowed}")

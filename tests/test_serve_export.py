@@ -248,7 +248,10 @@ FAULTS = {
         "line 9: feature 'price': 'old' is no number",
     ),
     "id.csv": ("item_id,price\na,1\n ,2\n", "line 3: item_id is ' '"),
-    "key.csv": ("item,price\na,1\n", "line 2: no column 'item_id'; did you mean"),
+    "key.csv": (
+        "item,price\na,1\n",
+        "line 2: no column 'item_id'; name it with --columns item_id=COLUMN; did you mean 'item'",
+    ),
     "none.csv": ("item_id,cost\na,1\n", "line 2: no column is a feature of items; allowed: brand, department, price"),
     "long.csv": ("item_id,price\na,1,2\n", "line 2: 3 cells; the header has 2"),
     "bad.jsonl": ('{"item_id": "a", "price": 1}\n\n{"item_id": "b", "price": "x"}\n', "line 3: feature 'price': 'x'"),
