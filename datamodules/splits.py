@@ -70,7 +70,8 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
         seed: draws the users whose events are validation, unless a file of these is given.
 
     Raises:
-        SchemaError: a time split whose moment leaves one of the three parts empty, or files without a test event.
+        SchemaError: a time split whose moment leaves nothing to train on or to test, or a share by which no user has an
+            item held out.
     """
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
