@@ -58,15 +58,19 @@ class Stage:
         """Begin a stage in a run's directory; complete or clear what a killed run left there.
 
         Raises:
-            BundleError: another stage is open in the directory.
+            BundleError: another stage is open in the directory, or the manifest of its profiles is damaged.
+            OSError: the disk is full or fails.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        lock = _take_lock(directory)
-        _settle(directory)
-        name = uuid.uuid4().hex
+        lock, name = _take_lock(directory), uuid.uuid4().hex
         stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE, lock)
-        stage.path.mkdir()
-        stage.beside.mkdir()
+        try:
+            _settle(directory)
+            stage.path.mkdir()
+            stage.beside.mkdir()
+        except (BundleError, OSError):
+            lock.close()
+            raise
         return stage
 
     def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:

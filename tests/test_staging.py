@@ -120,6 +120,17 @@ def test_one_stage_at_a_time(tmp_path):
     Stage.open(tmp_path).abandon()
 
 
+def test_a_stage_that_could_not_be_opened_gives_the_directory_free(tmp_path):
+    manifest = tmp_path / "profiles" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text("{")
+    with pytest.raises(BundleError, match="not a manifest of profiles") as kept:  # and all that it held
+        Stage.open(tmp_path)
+    manifest.unlink()
+    with Stage.open(tmp_path):
+        assert kept.value.__traceback__ is not None
+
+
 def test_the_next_stage_clears_what_a_killed_run_left(tmp_path):
     (tmp_path / ".bundle-dead").mkdir()
     (tmp_path / ".bundle-dead" / "items.faiss").touch()
