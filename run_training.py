@@ -271,6 +271,6 @@ def make_sampler(config: Config, data: InteractionsDataModule) -> NegativeSample
     if n_negatives and n_in_batch and not data.trains_on_windows:
         raise SchemaError(
             f"model.in_batch_negatives is {n_in_batch}; allowed in sets, in baskets and with repeats: 0, "
-            "only where every event is a target is it known how often each item is drawn"
+            "since how often each item is drawn is known only where every event is a target"
         )
     return NegativeSampler.make(n_negatives, n_in_batch, torch.from_numpy(data.count_targets()))

@@ -50,7 +50,7 @@ def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise SchemaError(f"{path} is not UTF-8: byte {error.start + 1} is none of it; save it as UTF-8") from error
+        raise SchemaError(f"{path} is not UTF-8: byte {error.start + 1} breaks it; save it as UTF-8") from error
 
 
 def _check_mapping(path: Path, text: str) -> None:

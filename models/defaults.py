@@ -93,9 +93,9 @@ def _check_given(config: ModelConfig, counts: DataCounts) -> None:
             "model.neighbours tells what comes next"
         )
     if config.neighbours and not is_one_by_one:
-        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed here, {why}: 0")
+        raise SchemaError(f"model.neighbours is {config.neighbours}; allowed where {why}: 0")
     if config.shrink_items and not is_one_by_one:
-        raise SchemaError(f"model.shrink_items is true; allowed here, {why}: false")
+        raise SchemaError(f"model.shrink_items is true; allowed where {why}: false")
     if config.shrink_items and not counts.has_content:
         raise SchemaError("model.shrink_items is true; allowed where data.features.item names no feature: false")
 

@@ -94,7 +94,7 @@ def export_file(
 ) -> list[str]:
     """Export vectors with a progress bar on stderr; see `serve.export`. Returns lines to say."""
     if rows is None and layout != AS_OURS:
-        raise SchemaError("a delimiter and columns are those of a file of rows: give it with --rows")
+        raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
     recommender = Recommender.load(bundle, profiles)
     export = export_users if side == "user" else export_items
     return export(recommender, rows, out, overwrite, sys.stderr, layout)

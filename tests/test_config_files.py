@@ -31,7 +31,7 @@ def test_what_is_no_yaml_is_named_with_file_line_and_column(tmp_path, content, m
     [
         (b"", "is empty; expected a mapping of keys such as 'data:'"),
         (b"- data\n", "holds a list or a single value; expected a mapping"),
-        (b"data: \xe4\n", "is not UTF-8: byte 7 is none of it; save it as UTF-8"),
+        (b"data: \xe4\n", "is not UTF-8: byte 7 breaks it; save it as UTF-8"),
     ],
 )
 def test_what_is_no_mapping_is_refused(tmp_path, content, message):

@@ -366,7 +366,7 @@ BASKETS = replace(SHORT, trains_on_windows=False)
 @pytest.mark.parametrize("counts", [REPEATED, BASKETS, replace(SET, is_repeated=True)])
 def test_where_repeats_or_baskets_are_recommended_items_have_no_neighbours(counts):
     assert choose(counts).neighbours == choose(counts, neighbours=0).neighbours == 0
-    with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed here, .*: 0"):
+    with pytest.raises(SchemaError, match=r"model.neighbours is 5; allowed where .*: 0"):
         choose(counts, neighbours=5)
 
 
@@ -385,7 +385,7 @@ def test_items_of_short_histories_in_an_order_and_trained_ones_of_sets_are_shrun
 
 @pytest.mark.parametrize("counts", [REPEATED, BASKETS, replace(SET, is_repeated=True)])
 def test_items_are_not_shrunk_where_repeats_or_baskets_are_recommended(counts):
-    with pytest.raises(SchemaError, match=r"model.shrink_items is true; allowed here, .*: false"):
+    with pytest.raises(SchemaError, match=r"model.shrink_items is true; allowed where .*: false"):
         choose(counts, shrink_items=True)
 
 

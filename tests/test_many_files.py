@@ -118,7 +118,7 @@ def test_a_column_is_of_the_wrong_kind_if_it_is_so_over_all_files(tmp_path):
     assert list_rejects(rejects) == [(2, "weight", "not a number")]
     write(tmp_path, e3="user_id,item_id,weight\n1,2,y\n1,3,z\n")
     with pytest.raises(
-        SchemaError, match=r"'weight' holds no numbers: 3 of its 5 values are none, .*e1.csv, line 2: 'x'"
+        SchemaError, match=r"'weight' does not hold numbers: 3 of its 5 values are not, .*e1.csv, line 2: 'x'"
     ):
         read_pattern(tmp_path, "e*.csv")
 

@@ -109,7 +109,7 @@ def test_a_refusal_hints_at_the_text_that_most_bad_records_share():
 
 def test_a_column_of_marks_hints_at_them_rather_than_at_another_kind():
     with pytest.raises(
-        SchemaError, match=r"'age' holds no numbers.*users.age is 'NA' in 11 bad records.*users.missing"
+        SchemaError, match=r"'age' does not hold numbers.*users.age is 'NA' in 11 bad records.*users.missing"
     ):
         read_ages(["NA"] * 11)
 

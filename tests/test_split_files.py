@@ -93,7 +93,7 @@ def test_cleaning_keeps_an_event_that_is_in_two_parts(tmp_path):
         ({"test": "u;i\n1;2\n"}, "test.csv: column 'weight' is absent, which .*train.csv has"),
         ({"validation": "u;i;weight;event\n1;2;3;x\n"}, "train.csv: column 'event' is absent, which .*validation.csv"),
         ({"test": "u;i;weight\n"}, "test.csv is empty"),
-        ({"test": "u;i;weight\n1;2;x\n"}, "column 'weight' holds no numbers.*test.csv"),
+        ({"test": "u;i;weight\n1;2;x\n"}, "column 'weight' does not hold numbers.*test.csv"),
     ],
 )
 def test_a_file_that_is_not_laid_out_as_the_interactions_is_refused(tmp_path, files, message):

@@ -38,13 +38,13 @@ TABLE_FAULTS = [
     (
         "user_id,item_id,weight\n1,2,3\n1,3,red\n1,4,blue\n",
         {},
-        "column 'weight' holds no numbers: 2 of its 3 values are none, the first in .*events.csv, line 3: 'red'",
+        "column 'weight' does not hold numbers: 2 of its 3 values are not, the first in .*events.csv, line 3: 'red'",
     ),
-    (EVENTS + "1,2,noon,3\n", {}, "column 'datetime' holds no times: 1 of its 1 values are none.*'noon'"),
+    (EVENTS + "1,2,noon,3\n", {}, "column 'datetime' does not hold times: 1 of its 1 values are not.*'noon'"),
     (
         "user_id,item_id,colour\n1,2,red\n1,3,\n1,4,blue\n",
         {"features": FeaturesConfig(context={"colour": "numeric"})},
-        "column 'colour' holds no numbers: 2 of its 2 values",
+        "column 'colour' does not hold numbers: 2 of its 2 values",
     ),
     (b"user_id,it\xffem_id\n1,2\n", {}, "header is not UTF-8"),
 ]

@@ -69,8 +69,8 @@ def check_kinds(table: str, counts: Mapping[tuple[str, str], KindCount]) -> None
             kind = _KINDS[reason]
             hint = hint_at_mark(table, source, count.values)
             raise SchemaError(
-                f"column '{source}' holds no {kind}: {count.wrong:,} of its {count.wrong + count.right:,} values are "
-                f"none, the first in {count.first}; {hint or 'declare another column or kind, or mend the file'}"
+                f"column '{source}' does not hold {kind}: {count.wrong:,} of its {count.wrong + count.right:,} values "
+                f"are not, the first in {count.first}; {hint or 'declare another column or kind, or mend the file'}"
             )
 
 
