@@ -138,7 +138,8 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
 
     Raises:
         BundleError: there is a bundle already, or the new one does not verify in its place.
-        OSError: the disk is full or fails. In both cases readers see what they saw before.
+        OSError: the disk is full or fails. In both cases readers see what they saw before. They see the new
+            bundle only where it has its place and what belongs to it cannot follow: the next stage moves that.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
