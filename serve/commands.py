@@ -22,6 +22,7 @@ from serve.requests import Request
 from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Repeats
 from serve.shards import Side
+from serve.text_table import align
 from serve.unseen import Unseen
 
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
@@ -127,9 +128,3 @@ def _in_batches(requests: Iterable[Request]) -> Iterator[list[Request]]:
 def _show(value: Any) -> str:
     text = "" if value is None else " ".join(str(value).split())
     return text if len(text) <= _MOST_SHOWN else text[: _MOST_SHOWN - 1] + "…"
-
-
-def align(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return the lines of a table."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
