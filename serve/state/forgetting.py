@@ -25,12 +25,13 @@ from serve.state.tombstones import FORGOTTEN, add_tombstones, both_forms, read_t
 
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
-    "report": "report.html shows numbered examples, one of which may be of a user who is forgotten: write it anew with "
+    "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
     "`python -m evaluation.report --run DIR`",
-    "figures": "metrics.json and the logs of training count all users together, these among them",
+    "figures": "metrics.json and the logs of training are figures of all users together, these among them",
     "copies": "backups, snapshots of the file system, blocks that the disk has freed, exports and answers elsewhere",
-    "memory": "a server that loaded the profiles before holds these until it reloads or ends, but reads them no more; "
-    "what it was asked in the last minute in which it was asked, with live events and lists, until it is asked again",
+    "memory": "a running server holds the profiles that it loaded until it reloads or ends, but no longer reads those "
+    "of forgotten users; it holds the questions of the latest minute in which it was asked, with their live events and "
+    "lists, until it is asked in a later one",
 }
 
 
@@ -122,5 +123,5 @@ def _erase_state(run: Path, user_ids: Iterable[Id]) -> dict[str, int]:
 def _describe_weights(run: Path) -> str:
     version = read_version(run / BUNDLE)
     towers = "towers trained earlier" if version is None else f"the towers of version {version} and of earlier ones"
-    learned = "with what their items say of neighbours, and their checkpoints, learned from all users, these among them"
-    return f"{towers}, {learned}; a training from now on does not"
+    learned = "the neighbours of their items and their checkpoints learned from all users, these among them"
+    return f"{towers}, {learned}; a training from now on leaves these out"
