@@ -42,7 +42,8 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
     """
     if config.ties == "simultaneous" and "datetime" not in train:
         raise SchemaError(
-            "data.ties is 'simultaneous' and the interactions have no datetime: events at one time need one"
+            "data.ties is 'simultaneous' and the interactions have no datetime that says which events are; allowed: "
+            "ordered, or a column of times"
         )
     if config.repeats == "allow" and is_set(train):
         raise SchemaError(

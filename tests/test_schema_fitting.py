@@ -185,8 +185,15 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
     assert fit_schema(changed, train, config) == fit_schema(tables, split.train, config)
 
 
-def test_repeats_need_an_order():
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (DataConfig(repeats="allow"), "repeats is 'allow' and the interactions have neither datetime nor position"),
+        (DataConfig(ties="simultaneous"), "ties is 'simultaneous' and the interactions have no datetime.*: ordered"),
+    ],
+)
+def test_repeats_need_an_order_and_baskets_a_time(config, message):
     events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5]})
     tables = Tables(events, events[["user_id"]].drop_duplicates(), events[["item_id"]].drop_duplicates())
-    with pytest.raises(SchemaError, match="repeats is 'allow' and the interactions have neither datetime nor position"):
-        fit_schema(tables, events, DataConfig(repeats="allow"))
+    with pytest.raises(SchemaError, match=message):
+        fit_schema(tables, events, config)
