@@ -88,7 +88,7 @@ def test_a_layout_that_does_not_fit_is_refused(bundle, tmp_path, capsys):
         "columns: got 'sku'; expected NAME=COLUMN": ("sku", *rows),
         "columns: got 'item_id=b'": ("item_id=a,item_id=b", *rows),
         "delimiter is ';;'": ("item_id=sku", *rows, "--delimiter", ";;"),
-        "give it with --rows": ("item_id=sku",),
+        "give the file with --rows": ("item_id=sku",),
     }
     for message, (columns, *more) in faults.items():
         assert run(bundle, "item", tmp_path / "out", "--columns", columns, *more) == 2
