@@ -15,10 +15,12 @@ from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
 from datamodules.joins import measure_unlisted
 from datamodules.leaks.leak import Leak
+from datamodules.reach import hint_at_owned, mark_owned
 from datamodules.reading.mark_hints import hint_at_marks
 from datamodules.reading.rejects import Rejects
 from datamodules.splits import Split
 from datamodules.tables import Tables
+from datamodules.targets import only_targets
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 HEAD_SHARES = (0.01, 0.1)
@@ -43,7 +45,7 @@ def report_data(
         config: what is declared.
         leaks: what `find_leaks` found.
     """
-    events = tables.interactions
+    events, cold = tables.interactions, _cold(tables, split)
     return {
         "counts": _count(tables, split),
         "split": {
@@ -64,7 +66,8 @@ def report_data(
         "spaced_ids": list(rejects.spaced_ids),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
-        "cold": _cold(tables, split),
+        "cold": cold,
+        "out_of_reach": list(hint_at_owned(cold["test_pairs_owned_before"], config.repeats)),
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(events["item_id"].value_counts().to_numpy()),
         "history_length": _quantiles(events["user_id"].value_counts().to_numpy()),
@@ -113,17 +116,16 @@ def _missing(frame: pd.DataFrame) -> dict[str, float | None]:
 
 
 def _cold(tables: Tables, split: Split) -> dict[str, float | None]:
-    """Say how much of the test could not be learnt from the rows before it."""
-    known = split.refit
-    users, items = split.test["user_id"].drop_duplicates(), split.test["item_id"].drop_duplicates()
-    pairs = split.test[["user_id", "item_id"]].drop_duplicates()
+    """Say how much of the targets of the test could not be learnt from the rows before it."""
+    known, test = split.refit, only_targets(split.test)
+    users, items = test["user_id"].drop_duplicates(), test["item_id"].drop_duplicates()
+    pairs = test[["user_id", "item_id"]].drop_duplicates()
     in_catalogue = pairs["item_id"].isin(tables.items["item_id"]) | pairs["item_id"].isin(known["item_id"])
-    owned = pd.MultiIndex.from_frame(known[["user_id", "item_id"]].drop_duplicates())
     return {
         "test_users_unseen": _share(~users.isin(known["user_id"])),
         "test_items_unseen": _share(~items.isin(known["item_id"])),
         "test_pairs_outside_catalogue": _share(~in_catalogue),
-        "test_pairs_owned_before": _share(pd.Series(pd.MultiIndex.from_frame(pairs).isin(owned))),
+        "test_pairs_owned_before": _share(mark_owned(test, known)),
     }
 
 
@@ -183,6 +185,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_unlisted_lines(report["unlisted"]),
         ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
         *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
+        *(("out of reach", hint) for hint in report["out_of_reach"]),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
         (
             "events per user",

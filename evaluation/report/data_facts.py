@@ -53,7 +53,12 @@ def describe_data(report: Report, schema: Schema) -> list[Facts]:
 
 
 def _hints(report: Report) -> list[tuple[str, str]]:
-    titles = {"headers": "A header?", "spaced_ids": "White space", "missing_marks": "A mark of what is missing?"}
+    titles = {
+        "headers": "A header?",
+        "spaced_ids": "White space",
+        "missing_marks": "A mark of what is missing?",
+        "out_of_reach": "Out of reach",
+    }
     return [(title, str(hint)) for name, title in titles.items() for hint in report.get(name, ())]
 
 

@@ -1,0 +1,58 @@
+"""Held-out targets that their users have already: without repeats no list can hold them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pandas as pd
+
+from datamodules.splits import Split
+from datamodules.targets import only_targets
+from serve.errors import SchemaError
+from serve.schema import Repeats
+
+MANY = 0.1
+"""From this share of the tested pairs on it is said that they are out of reach."""
+_PAIR = ["user_id", "item_id"]
+
+
+def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
+    """Say of each distinct pair of user and item in some rows whether the user has the item by other rows, of any kind.
+
+    Args:
+        part: rows that are held out.
+        known: the rows before them.
+    """
+    pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
+    return pd.Series(pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool)
+
+
+def check_reach(split: Split, repeats: Repeats) -> None:
+    """Refuse a split all of whose held-out targets are owned, where no owned item is listed.
+
+    Raises:
+        SchemaError: every figure would be 0.
+    """
+    parts = (split.validation, split.train), (split.test, split.refit)
+    is_owned = pd.concat([mark_owned(only_targets(part), known) for part, known in parts])
+    if repeats == "exclude" and len(is_owned) and is_owned.all():
+        raise SchemaError(
+            f"all {len(is_owned):,} pairs of user and item that are held out as targets are of items that the user has "
+            "before, by events of any kind, and data.repeats is 'exclude', under which no list holds those: every "
+            "figure would be 0; set data.repeats to allow, or leave out the events, such as views, that come before "
+            "each target"
+        )
+
+
+def hint_at_owned(share: float | None, repeats: Repeats) -> Iterator[str]:
+    """Say how much of the test counts as missed whatever is listed, if that is much.
+
+    Args:
+        share: of the tested pairs that are owned before, None where there is no test.
+        repeats: may owned items be listed?
+    """
+    if repeats == "exclude" and share is not None and share >= MANY:
+        yield (
+            f"{share:.1%} of the tested pairs are owned before, by events of any kind, and count as misses: only "
+            "data.repeats: allow lists them"
+        )

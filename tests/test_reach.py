@@ -1,0 +1,90 @@
+"""Held-out targets that no list without repeats can hold."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from rich.console import Console
+
+import train
+from datamodules.cleaning import clean
+from datamodules.config import DataConfig, TargetsConfig
+from datamodules.data_report import print_report, report_data
+from datamodules.reach import check_reach
+from datamodules.splits import split_interactions
+from datamodules.tables import tables_from_frames
+from datamodules.targets import weigh_targets
+from serve.errors import SchemaError
+
+PURCHASES = DataConfig(targets=TargetsConfig(events=["purchase"]))
+START = 1_700_000_000
+
+
+def visit(user: str, *events: str) -> list[tuple[str, str, str]]:
+    return [(user, *event.split(" of ")) for event in events]
+
+
+def make(*visits: list[tuple[str, str, str]]) -> pd.DataFrame:
+    rows = pd.DataFrame([row for user in visits for row in user], columns=["user_id", "event", "item_id"])
+    return rows.assign(datetime=range(START, START + len(rows)))
+
+
+VIEWED_FIRST = make(
+    visit("u", "view of a", "purchase of a", "view of b", "purchase of b", "view of c"),
+    visit("v", "view of b", "view of c", "purchase of c"),
+)
+
+
+def split_of(events: pd.DataFrame, config: DataConfig):
+    return split_interactions(weigh_targets(events, config), config, 0)
+
+
+def report_of(events: pd.DataFrame, config: DataConfig):
+    tables, rejects = tables_from_frames(config, events)
+    tables, cleaning = clean(tables)
+    tables = replace(tables, interactions=weigh_targets(tables.interactions, config))
+    split = split_interactions(tables.interactions, config, 0)
+    return report_data(tables, rejects, cleaning, split, config, ())
+
+
+def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
+    with pytest.raises(SchemaError, match=r"all 3 pairs .* set data\.repeats to allow, or leave out the events"):
+        check_reach(split_of(VIEWED_FIRST, PURCHASES), "exclude")
+    check_reach(split_of(VIEWED_FIRST, PURCHASES), "allow")
+
+
+def test_one_target_in_reach_is_enough():
+    unseen = make(visit("w", "view of a", "purchase of b"))
+    check_reach(split_of(pd.concat([VIEWED_FIRST, unseen], ignore_index=True), PURCHASES), "exclude")
+
+
+def test_what_is_held_out_of_nothing_is_not_refused():
+    alone = make(visit("u", "purchase of a"), visit("v", "purchase of a"))
+    check_reach(split_of(alone, PURCHASES), "exclude")
+
+
+@pytest.mark.parametrize("given", [{}, {"tune": train.Config().tune.__class__(trials=2)}])
+def test_a_run_and_a_search_stop_before_they_train(tmp_path, given):
+    VIEWED_FIRST.to_csv(tmp_path / "events.csv", index=False)
+    data = replace(PURCHASES, interactions=replace(PURCHASES.interactions, path=str(tmp_path / "events.csv")))
+    config = train.Config(data, out=tmp_path / "run", **given)
+    with pytest.raises(SchemaError, match="every figure would be 0"):
+        train.search(config, "") if given else train.run(config)
+
+
+def test_the_report_counts_targets_alone_and_says_how_many_are_out_of_reach():
+    unseen = make(visit("w", "view of a", "purchase of b", "view of a"))
+    events = pd.concat([VIEWED_FIRST, unseen], ignore_index=True)
+    report = report_of(events, PURCHASES)
+    assert report["cold"]["test_pairs_owned_before"] == pytest.approx(2 / 3)  # not the views that go with them
+    assert report["cold"]["test_items_unseen"] == pytest.approx(0)
+    (hint,) = report["out_of_reach"]
+    assert hint.startswith("66.7% of the tested pairs")
+    text = io.StringIO()
+    print_report(report, Console(file=text, width=400))
+    assert hint in text.getvalue()
+    assert report_of(events, replace(PURCHASES, repeats="allow"))["out_of_reach"] == []
+    assert report_of(events, DataConfig())["out_of_reach"] != []  # the last events of u and w are of owned items
