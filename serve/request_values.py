@@ -36,7 +36,8 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
         SchemaError: the value is no id of that type.
     """
     value = to_plain(value)
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63:
+    most = 2**63 if id_type == "integer" else 2**64  # unsigned ids above are texts in a bundle
+    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < most:
         return value if id_type == "integer" else str(value)
     if isinstance(value, str) and id_type == "integer" and _INTEGER.fullmatch(value):
         return parse_id(int(value), id_type, where)

@@ -127,6 +127,7 @@ def test_naive_times_are_read_in_the_time_zone_of_the_data():
         ("integer", "-7", -7),
         ("integer", -(2**63), -(2**63)),
         ("integer", np.uint8(7), 7),
+        ("string", np.uint64(2**64 - 1), "18446744073709551615"),
         ("string", 7, "7"),
         ("string", "007", "007"),
         ("string", " a\u00e9\0", " a\u00e9\0"),

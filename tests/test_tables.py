@@ -106,6 +106,16 @@ def test_texts_of_a_typed_table_stay_texts():
     assert tables.interactions["item_id"].tolist() == [2**53 + 1, 4]
 
 
+@pytest.mark.parametrize("dtype", ["uint64", "UInt64", "uint64[pyarrow]"])
+@pytest.mark.parametrize(("most", "expected"), [(2**63 - 1, [2**63 - 1, 7]), (2**63, [str(2**63), "7"])])
+def test_unsigned_ids_above_int64_are_texts(tmp_path, dtype, most, expected):
+    events = pd.DataFrame({"user_id": pd.Series([most, 7], dtype=dtype), "item_id": [1, 2]})
+    assert tables_from_frames(DataConfig(), events)[0].interactions["user_id"].tolist() == expected
+    events.to_parquet(tmp_path / "events.parquet")
+    tables, _ = read_tables(DataConfig(interactions=TableConfig(str(tmp_path / "events.parquet"))))
+    assert tables.interactions["user_id"].tolist() == expected
+
+
 def test_one_table_with_texts_makes_all_ids_texts(tmp_path):
     (tmp_path / "items.csv").write_text("item_id\n7\n08\n")
     tables, _ = read(tmp_path, "user_id,item_id\n1,7\n2,9\n", items=TableConfig(str(tmp_path / "items.csv")))

@@ -16,6 +16,7 @@ from serve.vectors import Vector, read_vector
 
 _CANONICAL_INTEGER = r"0|-?[1-9][0-9]{0,18}"
 _EXACT_FLOAT = 2**53
+_MOST = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,8 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
 
     Texts of a text file are integers if each is written the one way an int64 is, without leading zeros.
     """
+    if types.is_unsigned_integer_dtype(ids.dtype) and ids.gt(_MOST).any():  # the cast would make it negative
+        return None
     kind = "string" if isinstance(ids.dtype, pd.StringDtype) else types.infer_dtype(ids)
     if kind == "string" and not (is_text and len(ids) and ids.str.fullmatch(_CANONICAL_INTEGER).all()):
         return None
