@@ -26,15 +26,18 @@ _LAST = (datetime(9999, 12, 30) - EPOCH) // SECOND
 _DAY = 24 * HOUR
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
-_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d([.,]\d+)?)?(Z|[+-]\d\d(:?\d\d)?)?)?", re.ASCII)
+_ISO = re.compile(
+    r"(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?", re.ASCII
+)
+"""Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read."""
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
-_PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
+_PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(Z| UTC)?)?", re.ASCII)
 
 
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[np.ndarray, np.ndarray]:
     """Read a column of times as UTC seconds, rounded down.
 
-    ISO dates and times with or without offset, `date`, `datetime`, `datetime64` and epoch numbers (also as
+    ISO dates and times with or without offset (or ` UTC`), `date`, `datetime`, `datetime64` and epoch numbers (also as
     text) in seconds, milliseconds, microseconds or nanoseconds. A column holds either numbers or dates: the
     minority is invalid. The unit of numbers is one for the column.
 
@@ -117,7 +120,7 @@ def _tell_ticks_per_second(ticks: np.ndarray) -> int:
 
 
 def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
-    """Tell whether all cells are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z`: the quick case.
+    """Tell whether all cells are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z` or so: the quick case.
 
     The first cell must be of that form, and the others alike but for their digits.
     """
@@ -131,9 +134,10 @@ def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
 
 
 def _read_plain_iso(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
-    is_utc = texts[0].endswith("Z")
+    is_utc = texts[0].endswith(("Z", "UTC"))
+    end = len(texts[0].removesuffix("Z").removesuffix(" UTC"))
     try:
-        moments = np.array([text[:-1] for text in texts] if is_utc else texts, "datetime64[s]")
+        moments = np.array([text[:end] for text in texts] if is_utc else texts, "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return _read_cells(texts, zone)
     return _read_moments(moments, UTC if is_utc else zone)
@@ -172,9 +176,10 @@ def _read_cell(value: Any) -> float | datetime | None:
 
 
 def _read_text(text: str) -> float | datetime | None:
-    if _ISO.fullmatch(text):
+    if iso := _ISO.fullmatch(text):
+        day, time, zone = iso.groups("")
         try:
-            return datetime.fromisoformat(text)
+            return datetime.fromisoformat(day + time + zone.replace("UTC", "Z"))
         except ValueError:
             return None
     if _NUMBER.fullmatch(text):

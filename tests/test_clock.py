@@ -27,6 +27,11 @@ ENCODINGS = {
     "iso": [moment.isoformat() for moment in NAIVE],
     "iso with a space": [moment.isoformat(" ") for moment in NAIVE],
     "iso with Z": [moment.isoformat() + "Z" for moment in NAIVE],
+    "iso with UTC": [moment.isoformat(" ") + " UTC" for moment in NAIVE],
+    "iso with fractions and UTC": [moment.isoformat(" ") + ".125 UTC" for moment in NAIVE],
+    "iso with an offset apart": [
+        moment.isoformat(" ") + offset for moment, offset in zip(NAIVE, (" +0000", "+00", "UTC"), strict=True)
+    ],
     "iso with an offset": [
         moment.astimezone(timezone(timedelta(hours=5, minutes=30))).isoformat() for moment in MOMENTS
     ],
@@ -82,6 +87,9 @@ UNREADABLE += [
     b"2017-12-01",
     "2017-12-01x10:00:00",
     "now",
+    "2017-12-01 UTC",
+    "2017-12-01 10:00:00  UTC",
+    "2017-12-01 10:00:00 CET",
     "NaT",
     np.datetime64("NaT"),
     "12/01/2017",
@@ -100,7 +108,9 @@ def test_an_unreadable_cell_is_invalid_and_its_neighbours_are_not(cell):
 
 @given(
     moments=st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=7),
-    form=st.sampled_from(["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"]),
+    form=st.sampled_from(
+        ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S UTC"]
+    ),
     odd=st.sampled_from(
         [None, "2024-13-01T00:00:00Z", "2024-01-01T00:00:0xZ", "2024-01-01", "٢024-01-01T00:00:00Z", 7]
     ),
@@ -118,8 +128,9 @@ def test_cells_of_one_form_are_read_as_each_alone(moments, form, odd):
             assert not is_valid[place]
 
 
-def test_texts_with_z_are_utc_in_every_zone():
-    cells = ["2024-07-01T12:00:00Z", "1970-01-01T00:00:10Z"]
+@pytest.mark.parametrize("zone", ["Z", " UTC"])
+def test_texts_with_z_are_utc_in_every_zone(zone):
+    cells = ["2024-07-01T12:00:00" + zone, "1970-01-01T00:00:10" + zone]
     seconds, is_valid = to_seconds(cells, "Asia/Tokyo")
     assert seconds.tolist() == [1_719_835_200, 10]
     assert is_valid.all()

@@ -40,7 +40,12 @@ TABLE_FAULTS = [
         {},
         "column 'weight' does not hold numbers: 2 of its 3 values are not, the first in .*events.csv, line 3: 'red'",
     ),
-    (EVENTS + "1,2,noon,3\n", {}, "column 'datetime' does not hold times: 1 of its 1 values are not.*'noon'"),
+    (
+        EVENTS + "1,2,noon,3
+",
+        {},
+        "column 'datetime' does not hold times: 1 of its 1 values are not.*'noon'; allowed: ISO dates and times such as",
+    ),
     (
         "user_id,item_id,colour\n1,2,red\n1,3,\n1,4,blue\n",
         {"features": FeaturesConfig(context={"colour": "numeric"})},

@@ -23,6 +23,11 @@ _KINDS = {
     "no list of numbers": "vectors",
 }
 """Reason of a fault -> what the cells should be."""
+_ALLOWED = {
+    "not a number": "numbers such as 1234.5, without currency, decimal comma or separators of thousands",
+    "not a time": "ISO dates and times such as 2024-05-31 or 2024-05-31 18:05:00, and epoch seconds, ms, us or ns",
+}
+"""Reason of a fault -> what is read, where the kind alone does not say it."""
 _LONGEST = 40
 """Longer values are cut in messages."""
 
@@ -67,10 +72,11 @@ def check_kinds(table: str, counts: Mapping[tuple[str, str], KindCount]) -> None
     for (source, reason), count in counts.items():
         if count.wrong > count.right:
             kind = _KINDS[reason]
-            hint = hint_at_mark(table, source, count.values)
+            hint = hint_at_mark(table, source, count.values) or "declare another column or kind, or mend the file"
+            allowed = f"allowed: {_ALLOWED[reason]}; " if reason in _ALLOWED else ""
             raise SchemaError(
                 f"column '{source}' does not hold {kind}: {count.wrong:,} of its {count.wrong + count.right:,} values "
-                f"are not, the first in {count.first}; {hint or 'declare another column or kind, or mend the file'}"
+                f"are not, the first in {count.first}; {allowed}{hint}"
             )
 
 
