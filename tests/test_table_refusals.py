@@ -200,6 +200,14 @@ def test_a_text_layout_of_json_lines_is_refused(tmp_path, layout, suffix):
             "'town' is a feature",
         ),
         ({"interactions": TableConfig(columns={"weight": "stars"})}, "'stars' is absent"),
+        (
+            {
+                "repeats": "allow",
+                "items": TableConfig("x"),
+                "features": FeaturesConfig(item={"repeat_rate": "numeric"}),
+            },
+            "column 'repeat_rate' is reserved where repeats are allowed: rename yours",
+        ),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(options, message):

@@ -7,6 +7,7 @@ from typing import Literal
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from serve.errors import SchemaError, name_nearest
+from serve.item_facts import REPEAT_RATE
 
 Role = Literal["id", "time", "order", "number", "text", "vector", "category", "value"]
 
@@ -72,7 +73,12 @@ def user_columns(config: DataConfig) -> tuple[Column, ...]:
 
 def item_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return item_id, then the item features."""
-    return _side_columns("item", config.items or TableConfig(), config.features)
+    columns = _side_columns("item", config.items or TableConfig(), config.features)
+    if config.repeats == "allow" and REPEAT_RATE in {column.name for column in columns}:
+        raise SchemaError(
+            f"data.features.item: column '{REPEAT_RATE}' is reserved where repeats are allowed: rename yours"
+        )
+    return columns
 
 
 def _side_columns(side: str, table: TableConfig, features: FeaturesConfig) -> tuple[Column, ...]:
