@@ -28,7 +28,7 @@ from datamodules.data_report import print_report, report_data
 from datamodules.joins import check_joins
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
-from datamodules.reach import check_reach
+from datamodules.reach import check_targets
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
@@ -129,7 +129,7 @@ def search(config: Config, text: str) -> None:
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage)
         split = split_interactions(work.tables.interactions, config.data, config.seed)
-        check_reach(split, config.data.repeats)
+        check_targets(split, config.data.repeats)
         print_choices(work.choices, console)
         tune(config, work.config, work.tables, split, text)
 
@@ -150,7 +150,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     started = time.monotonic()
     config, cleaned, report = work.config, work.tables, dict(work.report)
     split = split_interactions(cleaned.interactions, config.data, config.seed)
-    check_reach(split, config.data.repeats)
+    check_targets(split, config.data.repeats)
     leaks = find_leaks(cleaned, split, config.data)
     report["data"] = report_data(cleaned, report.pop("rejects"), report.pop("cleaning"), split, config.data, leaks)
     print_report(report["data"], console)

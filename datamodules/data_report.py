@@ -15,14 +15,16 @@ from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
 from datamodules.joins import measure_unlisted
 from datamodules.leaks.leak import Leak
+from datamodules.ordering import hint_at_ties
 from datamodules.reach import hint_at_owned, mark_owned
 from datamodules.reading.mark_hints import hint_at_marks
 from datamodules.reading.rejects import Rejects
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from datamodules.targets import only_targets
+from datamodules.targets import TARGET_WEIGHT, only_targets
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
+PARTS = ("train", "validation", "test")
 HEAD_SHARES = (0.01, 0.1)
 """Shares of the items, the most popular first, whose share of the events is reported."""
 
@@ -53,6 +55,7 @@ def report_data(
             "validation_at": _iso(split.validation_at),
             "test_at": _iso(split.test_at),
         },
+        "targets": _count_targets(split) if TARGET_WEIGHT in events else None,
         "ties": config.ties,
         "repeats": config.repeats,
         "time": _time_range(events),
@@ -67,6 +70,7 @@ def report_data(
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
+        "ties_in_time": list(hint_at_ties(events, config.ties)),
         "out_of_reach": list(hint_at_owned(cold["test_pairs_owned_before"], config.repeats)),
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(events["item_id"].value_counts().to_numpy()),
@@ -76,7 +80,7 @@ def report_data(
 
 
 def print_report(report: dict[str, Any], console: Console | None = None) -> None:
-    """Print the report in about twenty lines."""
+    """Print the report in about twenty lines, and what looks wrong in some more."""
     table = Table.grid(padding=(0, 2))
     for name, value in _lines(report):
         table.add_row(name, value)
@@ -98,6 +102,11 @@ def _count(tables: Tables, split: Split) -> dict[str, int]:
         "validation": len(split.validation),
         "test": len(split.test),
     }
+
+
+def _count_targets(split: Split) -> dict[str, int]:
+    parts = {"train": split.train, "validation": split.validation, "test": split.test}
+    return {name: len(only_targets(part)) for name, part in parts.items()}
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
@@ -173,7 +182,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         ),
         ("tables", _say_tables(counts, report["records"])),
         ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
-        ("split", f"{report['split']['kind']}: " + _join(counts, ("train", "validation", "test"))),
+        ("split", f"{report['split']['kind']}: {_join(counts, PARTS)}"),
+        *_target_lines(report["targets"]),
         ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
         *_forgotten_lines(report["forgotten"]),
         *(("a mark?", hint) for hint in report["missing_marks"]),
@@ -185,6 +195,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_unlisted_lines(report["unlisted"]),
         ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
         *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
+        *(("ties in time", hint) for hint in report["ties_in_time"]),
         *(("out of reach", hint) for hint in report["out_of_reach"]),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
         (
@@ -198,6 +209,10 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
 def _say_tables(counts: dict[str, int], given: Collection[str]) -> str:
     sizes = {name: f"{counts[f'{name}_table']:,} {name}" for name in ("users", "items")}
     return ", ".join(size if name in given else f"{name} not given" for name, size in sizes.items())
+
+
+def _target_lines(targets: dict[str, int] | None) -> list[tuple[str, str]]:
+    return [("targets among them", _join(targets, PARTS))] if targets else []
 
 
 def _forgotten_lines(forgotten: dict[str, int]) -> list[tuple[str, str]]:

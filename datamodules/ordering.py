@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,9 @@ import pandas as pd
 from datamodules.tables import Tables
 from serve.encoding import to_text
 from serve.schema import Ties
+
+MANY_TIES = 0.2
+"""From this share of tied events on it is said whose order they are in."""
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:
@@ -29,6 +33,19 @@ def order_tables(tables: Tables, ties: Ties) -> Tables:
 def is_set(interactions: pd.DataFrame) -> bool:
     """Say whether a user's events have no order: there is neither a time nor a position."""
     return "datetime" not in interactions and "position" not in interactions
+
+
+def hint_at_ties(interactions: pd.DataFrame, ties: Ties) -> Iterator[str]:
+    """Say that many events follow each other only because the file lists them so, where they do."""
+    if ties == "simultaneous" or "datetime" not in interactions or "position" in interactions:
+        return
+    moments = interactions[["user_id", "datetime", "item_id"]].drop_duplicates()
+    share = float(moments.duplicated(["user_id", "datetime"], keep=False).mean())
+    if share >= MANY_TIES:
+        yield (
+            f"{share:.1%} of events are at the very time of another one of their user, and follow it as in the table: "
+            "data.ties: simultaneous if that order says nothing, as in a basket"
+        )
 
 
 def _order(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:

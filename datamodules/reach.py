@@ -1,4 +1,4 @@
-"""Held-out targets that their users have already: without repeats no list can hold them."""
+"""Whether there are targets to learn from, and whether lists can hold those that are held out."""
 
 from __future__ import annotations
 
@@ -27,12 +27,26 @@ def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
     return pd.Series(pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool)
 
 
-def check_reach(split: Split, repeats: Repeats) -> None:
-    """Refuse a split all of whose held-out targets are owned, where no owned item is listed.
+def check_targets(split: Split, repeats: Repeats) -> None:
+    """Refuse a split that nothing can be learnt from, or whose test nothing can pass.
 
     Raises:
-        SchemaError: every figure would be 0.
+        SchemaError: no target is left to train on, or all that are held out are owned where no owned item is listed.
     """
+    _check_training(split)
+    _check_reach(split, repeats)
+
+
+def _check_training(split: Split) -> None:
+    known, held_out = split.refit, only_targets(split.test)
+    if only_targets(known).empty:
+        raise SchemaError(
+            f"none of the {len(known):,} events to train on is a target, and {len(held_out):,} are held out for the "
+            "test; declare more kinds of events or a lower min_weight in data.targets, or another data.split"
+        )
+
+
+def _check_reach(split: Split, repeats: Repeats) -> None:
     parts = (split.validation, split.train), (split.test, split.refit)
     is_owned = pd.concat([mark_owned(only_targets(part), known) for part, known in parts])
     if repeats == "exclude" and len(is_owned) and is_owned.all():

@@ -31,7 +31,10 @@ def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFram
     if config.events:
         weight = np.asarray(interactions["event"].map(config.events).fillna(1.0), np.float64)
     if not is_target.any():
-        raise SchemaError("data.targets: no event is a target; declare other events or a lower min_weight")
+        raise SchemaError(
+            "data.targets: no event is a target; declare other events or a lower min_weight"
+            + _say_weights(interactions)
+        )
     return interactions.assign(**{TARGET_WEIGHT: np.where(is_target, weight / weight[is_target].mean(), 0.0)})
 
 
@@ -43,6 +46,12 @@ def only_targets(interactions: pd.DataFrame) -> pd.DataFrame:
 def only_evidence(interactions: pd.DataFrame) -> pd.DataFrame:
     """Return the events that are no targets."""
     return interactions[interactions[TARGET_WEIGHT] == 0] if TARGET_WEIGHT in interactions else interactions.iloc[:0]
+
+
+def _say_weights(interactions: pd.DataFrame) -> str:
+    if "weight" not in interactions:
+        return ""
+    return f" (weights are {interactions['weight'].min():g} to {interactions['weight'].max():g})"
 
 
 def _check_columns(interactions: pd.DataFrame, config: DataConfig, types: list[str]) -> None:

@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.ordering import order_tables
+from datamodules.ordering import hint_at_ties, order_tables
 from datamodules.tables import Tables
 
 USERS = pd.DataFrame({"user_id": [3, 1, 2], "age": [30.0, 10.0, 20.0]})
@@ -55,3 +55,13 @@ def test_users_and_items_are_ordered_by_id():
     tables = order_tables(Tables(make_events(), USERS, ITEMS), "ordered")
     assert tables.users["age"].tolist() == [10.0, 20.0, 30.0]
     assert tables.items["vector"].tolist() == [None, (2.0, 1.0)]
+
+
+def test_many_ties_in_time_are_hinted_at():
+    events = pd.DataFrame({"user_id": [1, 1, 1, 1, 2], "item_id": list("abbca"), "datetime": [5, 5, 5, 6, 5]})
+    (hint,) = hint_at_ties(events, "ordered")
+    assert hint.startswith("50.0% of events")  # a and b of user 1; that b is there twice counts once
+    assert list(hint_at_ties(events, "simultaneous")) == []
+    assert list(hint_at_ties(events.assign(position=range(5)), "ordered")) == []
+    assert list(hint_at_ties(events.drop(columns="datetime"), "ordered")) == []
+    assert list(hint_at_ties(events.assign(datetime=range(5)), "ordered")) == []

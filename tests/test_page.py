@@ -215,6 +215,13 @@ def test_what_looks_wrong_in_the_tables_is_shown(shop):
     assert '<th scope="row">White space</th><td>ids: 3</td>' in page
 
 
+def test_targets_are_counted_where_not_every_event_is_one(shop):
+    assert "to be predicted" not in render(shop)
+    page = render(shop, data=shop.content["data"] | {"targets": {"train": 1234, "validation": 0, "test": 7}})
+    assert "1,234 of them to be predicted" in page
+    assert "0 of them to be predicted" in page
+
+
 def test_a_training_that_went_on_says_so(shop):
     assert "more on all but the test" not in render(shop)
     page = " ".join(render(shop, training={"epochs": 7, "continued_epochs": 2}).split())

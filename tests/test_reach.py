@@ -1,4 +1,4 @@
-"""Held-out targets that no list without repeats can hold."""
+"""Whether there are targets to learn from, and whether lists can hold those that are held out."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from rich.console import Console
 
 import train
 from datamodules.cleaning import clean
-from datamodules.config import DataConfig, TargetsConfig
+from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.data_report import print_report, report_data
-from datamodules.reach import check_reach
+from datamodules.reach import check_targets
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 from datamodules.targets import weigh_targets
@@ -52,18 +52,25 @@ def report_of(events: pd.DataFrame, config: DataConfig):
 
 def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
     with pytest.raises(SchemaError, match=r"all 3 pairs .* set data\.repeats to allow, or leave out the events"):
-        check_reach(split_of(VIEWED_FIRST, PURCHASES), "exclude")
-    check_reach(split_of(VIEWED_FIRST, PURCHASES), "allow")
+        check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
+    check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
 
 
 def test_one_target_in_reach_is_enough():
     unseen = make(visit("w", "view of a", "purchase of b"))
-    check_reach(split_of(pd.concat([VIEWED_FIRST, unseen], ignore_index=True), PURCHASES), "exclude")
+    check_targets(split_of(pd.concat([VIEWED_FIRST, unseen], ignore_index=True), PURCHASES), "exclude")
 
 
 def test_what_is_held_out_of_nothing_is_not_refused():
     alone = make(visit("u", "purchase of a"), visit("v", "purchase of a"))
-    check_reach(split_of(alone, PURCHASES), "exclude")
+    check_targets(split_of(alone, PURCHASES), "exclude")
+
+
+def test_a_training_without_a_target_is_refused():
+    once = make(visit("u", "view of a", "purchase of b"), visit("v", "view of a", "view of b", "purchase of c"))
+    with pytest.raises(SchemaError, match=r"none of the 3 events to train on is a target, and 2 are held out for"):
+        check_targets(split_of(once, PURCHASES), "exclude")
+    check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
 
 
 @pytest.mark.parametrize("given", [{}, {"tune": train.Config().tune.__class__(trials=2)}])
@@ -87,4 +94,7 @@ def test_the_report_counts_targets_alone_and_says_how_many_are_out_of_reach():
     print_report(report, Console(file=text, width=400))
     assert hint in text.getvalue()
     assert report_of(events, replace(PURCHASES, repeats="allow"))["out_of_reach"] == []
+    assert report["targets"] == {"train": 0, "validation": 1, "test": 3}
+    assert "0 train, 1 validation, 3 test" in text.getvalue()
+    assert report_of(events, DataConfig())["targets"] is None
     assert report_of(events, DataConfig())["out_of_reach"] != []  # the last events of u and w are of owned items

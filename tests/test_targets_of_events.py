@@ -47,7 +47,7 @@ def test_without_a_declaration_every_event_is_a_target():
         (DataConfig(targets=TargetsConfig(["by"])), ["event"], "event 'by' is declared.*did you mean 'buy'"),
         (DataConfig(events={"buy": 2.0}), ["weight"], "event 'buy' is declared, but the interactions have no event"),
         (DataConfig(targets=TargetsConfig(min_weight=4)), ["event"], "min_weight is 4, but the interactions have no"),
-        (DataConfig(targets=TargetsConfig(min_weight=9)), ["weight"], "no event is a target"),
+        (DataConfig(targets=TargetsConfig(min_weight=9)), ["weight"], r"no event is a target.*\(weights are 1 to 5\)"),
     ],
 )
 def test_a_declaration_that_fits_no_event_is_refused(config, columns, message):

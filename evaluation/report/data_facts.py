@@ -57,6 +57,7 @@ def _hints(report: Report) -> list[tuple[str, str]]:
         "headers": "A header?",
         "spaced_ids": "White space",
         "missing_marks": "A mark of what is missing?",
+        "ties_in_time": "Ties in time",
         "out_of_reach": "Out of reach",
     }
     return [(title, str(hint)) for name, title in titles.items() for hint in report.get(name, ())]
@@ -117,8 +118,16 @@ def _times(time: Mapping[str, Any] | None, schema: Schema) -> list[tuple[str, st
 
 def _split(report: Report, schema: Schema) -> list[tuple[str, str]]:
     counts = report["counts"]
-    parts = [(name.capitalize(), amount(counts[name], "event")) for name in ("train", "validation", "test")]
+    targets = report.get("targets") or {}
+    parts = [
+        (name.capitalize(), amount(counts[name], "event") + _say_targets(targets.get(name)))
+        for name in ("train", "validation", "test")
+    ]
     return [("Held out for the test", say_split(report, schema)), *parts]
+
+
+def _say_targets(n: int | None) -> str:
+    return "" if n is None else f", {count(n)} of them to be predicted"
 
 
 def _rejects(report: Report) -> list[tuple[str, str]]:
