@@ -46,6 +46,10 @@ MOST_ADDED = 0.005
 are many events: few are soon learned anew. With .01 (of MovieLens-100k and Amazon Beauty) the test ranked 1 to 2 %
 worse than from the beginning; the more there is, the more is not learned well enough."""
 
+MOST_OF_MEDIAN = 100
+"""Times the median history, up to which a history counts in the mean: one account of all guests, or a robot, says
+nothing of the others."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -93,7 +97,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
         n_items=rows["item_id"].nunique(),
         n_untaken=int((~tables.items["item_id"].isin(rows["item_id"])).sum()),
         n_events=len(rows),
-        mean_history=float(history.mean()),
+        mean_history=float(history.clip(upper=MOST_OF_MEDIAN * history.median()).mean()),
         is_set=is_set(rows),
         is_repeated=config.repeats == "allow",
         trains_on_windows=trains_on_windows(config, rows),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -25,6 +25,8 @@ from datamodules.targets import TARGET_WEIGHT, only_targets
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 PARTS = ("train", "validation", "test")
+CROWD, FEWEST_OF_CROWD = 0.1, 100
+"""Share of the events from which on one user of so many, or more, seems to be several."""
 HEAD_SHARES = (0.01, 0.1)
 """Shares of the items, the most popular first, whose share of the events is reported."""
 
@@ -70,6 +72,7 @@ def report_data(
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
+        "crowds": list(_hint_at_crowd(events["user_id"].value_counts().to_numpy())),
         "ties_in_time": list(hint_at_ties(events, config.ties)),
         "out_of_reach": list(hint_at_owned(cold["test_pairs_owned_before"], config.repeats)),
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
@@ -107,6 +110,19 @@ def _count(tables: Tables, split: Split) -> dict[str, int]:
 def _count_targets(split: Split) -> dict[str, int]:
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     return {name: len(only_targets(part)) for name, part in parts.items()}
+
+
+def _hint_at_crowd(counts: np.ndarray) -> Iterator[str]:
+    """Say that one user has very many of the events, as the account of all guests does.
+
+    Args:
+        counts: events per user, in falling order.
+    """
+    if len(counts) >= FEWEST_OF_CROWD and counts[0] >= CROWD * counts.sum():
+        yield (
+            f"one user of {len(counts):,} has {counts[0] / counts.sum():.1%} of the events: take the rows out if that "
+            "is nobody, such as all guests together, or a robot"
+        )
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
@@ -195,6 +211,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_unlisted_lines(report["unlisted"]),
         ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
         *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
+        *(("one user", hint) for hint in report["crowds"]),
         *(("ties in time", hint) for hint in report["ties_in_time"]),
         *(("out of reach", hint) for hint in report["out_of_reach"]),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),

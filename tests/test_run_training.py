@@ -192,6 +192,15 @@ def test_what_is_counted_is_what_the_tables_hold(tmp_path):
     assert (counts.is_set, counts.is_repeated, counts.trains_on_windows) == (False, False, True)
 
 
+def test_one_user_of_very_many_events_does_not_make_all_histories_long():
+    robot = pd.DataFrame({"user_id": 9, "item_id": np.arange(5000) % 31})
+    others = pd.DataFrame({"user_id": np.repeat(np.arange(8), 3), "item_id": np.arange(24)})
+    events = pd.concat([robot, others]).assign(datetime=np.arange(5024) + 1_600_000_000)
+    counts = count_data(tables_from_frames(DataConfig(), events)[0], DataConfig())
+    assert counts.n_events == 5024
+    assert counts.mean_history == pytest.approx((8 * 3 + 100 * 3) / 9)
+
+
 def test_a_set_is_counted_by_its_pairs_and_by_the_parts_it_is_asked_in():
     items = {1: [1, 2, 3, 4, 5, 6, 7, 7, 7], 2: [1, 1], 3: [2, 3]}
     events = pd.DataFrame([(user, item) for user, row in items.items() for item in row], columns=["user_id", "item_id"])
