@@ -21,6 +21,7 @@ from optuna.trial import Trial, TrialState
 from rich.console import Console
 
 from datamodules.fingerprint import fingerprint
+from datamodules.reach import check_targets
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.targets import only_targets
@@ -66,11 +67,12 @@ def tune(given: Config, whole: Config, tables: Tables, split: Split, text: str) 
         text: the configuration as YAML.
 
     Raises:
-        SchemaError: nothing is left open or there is no validation, the folder holds another study, or no trial
-            could be trained.
+        SchemaError: nothing is left open, there is no validation or none that a list could pass, the folder holds
+            another study, or no trial could be trained.
     """
     space, total = lay_space(given, whole), given.tune.trials or 0
     tables, split = without_test(tables, split)
+    check_targets(split, given.data.repeats)
     folder = prepare_folder(given)
     origin = {
         **declare(whole),

@@ -129,7 +129,6 @@ def search(config: Config, text: str) -> None:
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage)
         split = split_interactions(work.tables.interactions, config.data, config.seed)
-        check_targets(split, config.data.repeats)
         print_choices(work.choices, console)
         tune(config, work.config, work.tables, split, text)
 
