@@ -89,8 +89,15 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
 
 
 def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
-    """Mark the last target group of a sample of users: what stops a training on all of these rows."""
-    return _is_of_sample(_group(interactions, config, seed), 0, VALIDATION_USERS, seed)
+    """Mark what stops a training on all of these rows: of a sample of users the last target group, in a set a share.
+
+    One item a user says too little where blends are chosen by it: Frappe, of 957 users, lost 3 % so.
+    """
+    groups = _group(interactions, config, seed)
+    if not is_set(interactions):
+        return _is_of_sample(groups, 0, VALIDATION_USERS, seed)
+    is_drawn = np.isin(groups.user, _draw_users(groups, 0, VALIDATION_USERS, seed))
+    return _draw_items(interactions, is_drawn, DEFAULT_SHARE, np.random.default_rng(seed))
 
 
 def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
@@ -138,10 +145,15 @@ def _draw_pairs(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndar
 
 def _is_of_sample(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
     """Mark one target group, with what follows it, of drawn users who have earlier events left to train on."""
-    able = np.unique(groups.user[groups.is_able[:, from_end]])
-    drawn = np.random.default_rng(seed).permutation(able)[:most_users]
-    is_of_sample: np.ndarray = (groups.from_end == from_end) & np.isin(groups.user, drawn)
+    is_drawn = np.isin(groups.user, _draw_users(groups, from_end, most_users, seed))
+    is_of_sample: np.ndarray = (groups.from_end == from_end) & is_drawn
     return is_of_sample
+
+
+def _draw_users(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
+    able = np.unique(groups.user[groups.is_able[:, from_end]])
+    drawn: np.ndarray = np.random.default_rng(seed).permutation(able)[:most_users]
+    return drawn
 
 
 def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split:

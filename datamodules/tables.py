@@ -177,9 +177,10 @@ def _check_one_row_each(name: str, table: TypedTable, id_name: str) -> None:
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if len(conflicting):
         first = conflicting.tolist()[0]
-        places = distinct.index[distinct[id_name].eq(first)]
-        files = dict.fromkeys(table.files[place] for place in table.file_of_row[places])
+        both = distinct[distinct[id_name].eq(first)].head(2)
+        files = dict.fromkeys(table.files[place] for place in table.file_of_row[both.index])
+        columns = [f"'{column}'" for column in both if not both[column].duplicated().any()]
         raise SchemaError(
             f"{name}: {id_name} {first!r} has rows that differ ({conflicting.nunique()} such ids), in "
-            f"{' and '.join(files)}; keep one row each"
+            f"{' and '.join(files)}: in {', '.join(columns)}; keep one row each"
         )

@@ -114,6 +114,14 @@ def test_of_many_requests_the_one_with_a_wrong_filter_is_named(app):
     assert reply.json["error"]["message"].startswith("requests[1]: filters: unknown column")
 
 
+def test_a_body_may_not_keep_others_waiting_by_its_lists(app):
+    requests = [{}] * 129
+    assert ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 248}).status == 200  # 31,992 items
+    reply = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 249})
+    assert reply.status == 422
+    assert "above 32,000; ask for shorter lists" in reply.json["error"]["message"]
+
+
 def test_a_request_without_datetime_is_asked_in_this_minute(app, recommender, monkeypatch):
     now = UNTIL + 12 * 3600
     monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)

@@ -136,7 +136,8 @@ def test_rows_of_one_item_that_differ_are_refused_with_their_files(tmp_path):
     tables, _ = read_pattern(tmp_path, "events.csv", items=items, features=features)
     assert tables.items["item_id"].tolist() == [7, 8, 9, 8]
     both = re.escape(f"{tmp_path}/items_2.csv and {tmp_path}/items_3.csv")
-    with pytest.raises(SchemaError, match=rf"items: item_id 9 has rows that differ \(1 such ids\), in {both}; keep"):
+    message = rf"items: item_id 9 has rows that differ \(1 such ids\), in {both}: in 'price'; keep"
+    with pytest.raises(SchemaError, match=message):
         read_pattern(tmp_path, "events.csv", items=TableConfig(str(tmp_path / "items_*.csv")), features=features)
 
 

@@ -233,7 +233,19 @@ def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by
     alone = split_interactions(events[~is_test], NONE, 4)
     assert list(split.test.index) == list(np.flatnonzero(is_test))
     assert list(split.validation.index) == list(alone.validation.index)
-    assert len(split.validation) == 7
+    assert split.validation["user_id"].nunique() == 7
+
+
+def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_of_users(monkeypatch):
+    monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
+    pairs = [(user, item) for user in range(12) for item in range(10)]
+    events = pd.DataFrame(pairs * 2, columns=["user_id", "item_id"])
+    events = events.assign(city=np.repeat([0, 1], len(events) // 2))
+    split = split_interactions(events, NONE, 4)
+    assert split.validation.groupby("user_id")["item_id"].agg(["nunique", "size"]).to_numpy().tolist() == [[2, 4]] * 7
+    assert not len(split.test)
+    known = set(map(tuple, split.train[["user_id", "item_id"]].to_numpy()))
+    assert not known & set(map(tuple, split.validation[["user_id", "item_id"]].to_numpy()))
 
 
 def test_all_events_of_a_pair_of_a_set_are_held_out_together():

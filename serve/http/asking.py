@@ -14,7 +14,7 @@ from serve.http.answers import Asking, Written
 from serve.http.bodies import Ask, AskSimilar
 from serve.http.documents import ASK_EXAMPLES, FAULTS, SIMILAR_EXAMPLES, ListsAnswer, SimilarAnswer
 from serve.http.gathering import Gathering
-from serve.http.limits import MOST_TOGETHER
+from serve.http.limits import MOST_LISTED, MOST_TOGETHER
 from serve.http.parts import Parts
 from serve.http.strict_route import StrictRoute
 
@@ -37,7 +37,9 @@ def make_asking(parts: Parts) -> APIRouter:
 
     @router.post("/v1/recommend", response_model=ListsAnswer, summary="The best items for one request or many")
     async def recommend(request: Request, body: Annotated[Ask, Body(openapi_examples=ASK_EXAMPLES)]) -> Response:
-        written = await answer(Asking(body, request.scope["state"]))
+        asked = Asking(body, request.scope["state"])
+        _check_length(asked)
+        written = await answer(asked)
         metrics.count_lists(written)
         return Response(written.body, media_type="application/json")
 
@@ -50,6 +52,13 @@ def make_asking(parts: Parts) -> APIRouter:
         return Response(written.body, media_type="application/json")
 
     return router
+
+
+def _check_length(asked: Asking) -> None:
+    if len(asked.requests) * asked.k > MOST_LISTED:
+        raise SchemaError(
+            f"requests: k times their number is above {MOST_LISTED:,}; ask for shorter lists, or in several bodies"
+        )
 
 
 def _only(outcomes: Sequence[Written | SchemaError]) -> Written:

@@ -11,7 +11,9 @@ MOST_EVENTS = 500
 MOST_IDS = 10_000
 """Ids of a list: excluded items, admissible ones."""
 MOST_ITEMS = 1000
-"""Items of an answer: k."""
+"""Items of a list: k."""
+MOST_LISTED = 32_000
+"""Items of all lists of an answer, k times the requests: others wait while they are found."""
 MOST_TEXT = 4096
 """Characters of a text."""
 MOST_NAMES = 64
