@@ -264,10 +264,11 @@ def test_a_set_with_blocks_does_not_start_from_correlations():
 
 
 @pytest.mark.parametrize("counts", FAMILIES.values(), ids=FAMILIES)
-def test_many_events_need_less_dropout_where_they_have_an_order(counts):
+def test_many_events_need_less_dropout_where_they_have_an_order_or_a_start_is_trained(counts):
     few, many = (choose(replace(counts, n_events=n)).dropout for n in (MANY_EVENTS - 1, MANY_EVENTS))
     assert few == choose(counts).dropout
-    assert (few > many > 0) if counts.is_ordered else (few == many)
+    needs_less = counts.is_ordered or counts.trains_correlations
+    assert (few > many > 0) if needs_less else (few == many)
 
 
 def test_long_histories_get_more_blocks_and_less_dropout():
