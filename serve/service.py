@@ -27,6 +27,7 @@ from serve.state.forgetting import forget_users, holds_run
 from serve.state.impressions import Impressions
 from serve.state.observations import parse_observations
 from serve.state.store import RETENTION_DAYS, StateStore
+from serve.unseen import find_unknown
 
 POLICY = "greedy"
 """How lists come about: by falling score."""
@@ -55,6 +56,11 @@ class Answered:
         shown = show_items(recommender, rows)
         reasons = find_reasons(recommender, self.requests[index], rows)
         return [{"columns": one, "because": reason} for one, reason in zip(shown, reasons, strict=True)]
+
+    def name_unknown(self, index: int) -> list[str]:
+        """Name the features and the context of a request whose values training has not seen."""
+        schema = self.snapshot.recommender.bundle.schema
+        return list(dict.fromkeys(place for place, _ in find_unknown(schema, self.requests[index])))
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from serve.encoding import split_cell, to_text
@@ -15,6 +15,8 @@ from serve.top_k import Ints
 _MOST_KEPT = 1000  # distinct values: memory does not grow with a file
 _MOST_NAMED = 5
 _LONGEST = 40
+_WORDED = ("categorical", "multi_categorical")
+"""Kinds of features that have a vocabulary of what callers write."""
 
 
 class Unseen:
@@ -22,7 +24,6 @@ class Unseen:
 
     def __init__(self, schema: Schema, profiles: Profiles) -> None:
         self._schema, self._profiles = schema, profiles
-        self._context, self._features = map(_named, (schema.context_features, schema.user_features))
         self._n_requests = self._n_naming = self._n_lacking = self._n_items = self._n_strangers = 0
         self._values: Counter[tuple[str, str]] = Counter()
         self._unread: Counter[str] = Counter()
@@ -68,8 +69,7 @@ class Unseen:
         return is_named and request.user_id not in self._profiles.positions
 
     def _find_values(self, request: Request) -> Iterator[tuple[str, str]]:
-        yield from _find_unknown("context", self._context, request.context or {})
-        yield from _find_unknown("features", self._features, request.features or {})
+        yield from find_unknown(self._schema, request)
         types = self._schema.event_types
         if request.history is not None and request.history.event is not None and types:
             texts = (event for event in request.history.event if event is not None and event not in types)
@@ -85,15 +85,16 @@ class Unseen:
         yield from (f"history.{name}" for name, read in is_read.items() if not read and getattr(history, name))
 
 
-def _named(features: Iterable[Feature]) -> dict[str, Feature]:
-    return {feature.name: feature for feature in features if feature.kind in ("categorical", "multi_categorical")}
-
-
-def _find_unknown(place: str, known: Mapping[str, Feature], given: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for feature in (known[name] for name in given if name in known):
-        for text in _read_texts(feature, given[feature.name]):
-            if text not in feature.codes:
-                yield f"{place}.{feature.name}", text[:_LONGEST]
+def find_unknown(schema: Schema, request: Request) -> Iterator[tuple[str, str]]:
+    """Yield each value of a user or a moment that training has not seen, cut short, after where it was given."""
+    for place, features, given in (
+        ("context", schema.context_features, request.context or {}),
+        ("features", schema.user_features, request.features or {}),
+    ):
+        for feature in features:
+            if feature.kind in _WORDED and feature.name in given:
+                texts = (text for text in _read_texts(feature, given[feature.name]) if text not in feature.codes)
+                yield from ((f"{place}.{feature.name}", text[:_LONGEST]) for text in texts)
 
 
 def _read_texts(feature: Feature, value: Any) -> Iterable[str]:

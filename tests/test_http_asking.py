@@ -169,6 +169,19 @@ def test_health_and_readiness(app):
     assert ask(app, "GET", "/health").status == ask(app, "GET", "/ready").status == 200
 
 
+def test_values_that_training_has_not_seen_are_named_by_their_feature_and_counted(bundle, tmp_path):
+    known = {"context": {"device": "web"}}
+    strange = {"context": {"device": "toaster"}, "features": {"gender": "gold-77123"}}
+    with asking(bundle, state=tmp_path / "state") as app:
+        body = {"requests": [known, strange, strange], "k": 1}
+        first, *others = ask(app, "POST", "/v1/recommend", body).json["answers"]
+        text = ask(app, "GET", "/metrics").content.decode()
+    assert "unknown_values" not in first
+    assert [one["unknown_values"] for one in others] == [["context.device", "features.gender"]] * 2
+    assert "bascule_unknown_values_total 4.0" in text
+    assert "77123" not in text
+
+
 def test_metrics_count_answers_by_route_and_status(bundle, recommender, tmp_path):
     with asking(bundle, state=tmp_path / "state") as app:
         check_counts(app, recommender)

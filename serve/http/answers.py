@@ -28,7 +28,8 @@ class Written:
     seconds: float = 0.0
     n_lists: int = 0
     n_short: int = 0
-    n_unknown: int = 0
+    n_unknown_items: int = 0
+    n_unknown_values: int = 0
 
 
 @dataclass(frozen=True)
@@ -83,21 +84,23 @@ def similar(service: Service, body: Mapping[str, Any], state: Mapping[str, Any])
 
 
 def _write_lists(one: Asking, answered: Answered, begun: float) -> Written:
-    lists = [_list(answer) for answer in answered.lists]
+    lists = [_list(answer, answered.name_unknown(index)) for index, answer in enumerate(answered.lists)]
     if one.body.get("explain"):
         for index, shown in enumerate(lists):
             shown["items"] = [item | more for item, more in zip(shown["items"], answered.explain(index), strict=True)]
     body = _write(one.state, answered.version, {"answers": lists})
     n_short = sum(len(shown["items"]) < one.k for shown in lists)
-    n_unknown = int(answered.lists.unknown_items.sum())
-    return Written(body, time.perf_counter() - begun, len(lists), n_short, n_unknown)
+    n_unknown_items = int(answered.lists.unknown_items.sum())
+    n_unknown_values = sum(len(shown.get("unknown_values", ())) for shown in lists)
+    return Written(body, time.perf_counter() - begun, len(lists), n_short, n_unknown_items, n_unknown_values)
 
 
-def _list(answer: Answer) -> dict[str, Any]:
+def _list(answer: Answer, unknown_values: list[str]) -> dict[str, Any]:
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": _short(score), "rank": rank} for item_id, score, rank in columns]
     reason = {} if answer.reason is None else {"reason": answer.reason}
-    return {"items": items, "unknown_items": answer.unknown_items, **reason}
+    unknown = {"unknown_values": unknown_values} if unknown_values else {}
+    return {"items": items, "unknown_items": answer.unknown_items, **unknown, **reason}
 
 
 def _short(score: float) -> float:

@@ -35,10 +35,15 @@ class Listed(TypedDict):
 
 
 class List_(TypedDict):
-    """The answer to one request; `reason` says why there are fewer than k items."""
+    """The answer to one request.
+
+    `reason` says why there are fewer than k items; `unknown_values` names features and context of which the request
+    gives a value that training has not seen.
+    """
 
     items: list[Listed]
     unknown_items: int
+    unknown_values: NotRequired[list[str]]
     reason: NotRequired[str]
 
 

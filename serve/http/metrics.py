@@ -55,6 +55,7 @@ class Metrics:
         self.asked = self._counter("recommendations", "Lists asked for.", ())
         self.short = self._counter("short_lists", "Lists with fewer items than asked for.", ())
         self.unknown_items = self._counter("unknown_history_items", "Items of histories that no bundle knows.", ())
+        self.unknown_values = self._counter("unknown_values", "Features and context that training has not seen so.", ())
         self.reloads = self._counter("reloads", "Reloads, by outcome.", ("outcome",))
         self.events = self._counter("events", "Events taken in.", ())
         self.given_again = Gauge(
@@ -82,8 +83,10 @@ class Metrics:
         self.compute.observe(written.seconds)
         if written.n_short:
             self.short.inc(written.n_short)
-        if written.n_unknown:
-            self.unknown_items.inc(written.n_unknown)
+        if written.n_unknown_items:
+            self.unknown_items.inc(written.n_unknown_items)
+        if written.n_unknown_values:
+            self.unknown_values.inc(written.n_unknown_values)
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
