@@ -88,7 +88,7 @@ class SplitConfig:
     """For `pairs`: share of each user's items that is the test. Default: 0.2."""
     validation: str | None = None
     """For `files`: a file laid out as the interactions, to stop training by. Default: as with `none`, the last event
-    or time group of up to 2,048 users, which the last training sees too."""
+    or time group of up to 2,048 users, in a set a fifth of their items, which the last training sees too."""
     test: str | None = None
     """For `files`: a file laid out as the interactions, to measure on."""
 

@@ -47,8 +47,9 @@ def _check_training(split: Split) -> None:
 
 
 def _check_reach(split: Split, repeats: Repeats) -> None:
-    parts = (split.validation, split.train), (split.test, split.refit)
-    is_owned = pd.concat([mark_owned(only_targets(part), known) for part, known in parts])
+    is_owned = mark_owned(only_targets(split.test), split.refit)
+    if not len(is_owned):
+        is_owned = mark_owned(only_targets(split.validation), split.train)
     if repeats == "exclude" and len(is_owned) and is_owned.all():
         raise SchemaError(
             f"all {len(is_owned):,} pairs of user and item that are held out as targets are of items that the user has "

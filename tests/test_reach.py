@@ -51,9 +51,17 @@ def report_of(events: pd.DataFrame, config: DataConfig):
 
 
 def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
-    with pytest.raises(SchemaError, match=r"all 3 pairs .* set data\.repeats to allow, or leave out the events"):
+    with pytest.raises(SchemaError, match=r"all 2 pairs .* set data\.repeats to allow, or leave out the events"):
         check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
     check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
+
+
+def test_a_test_that_nothing_passes_is_refused_whatever_validates():
+    split = split_of(VIEWED_FIRST, PURCHASES)
+    in_reach = make(visit("w", "purchase of b"))
+    validation = pd.concat([split.validation, weigh_targets(in_reach, PURCHASES)], ignore_index=True)
+    with pytest.raises(SchemaError, match=r"all 2 pairs .* every figure would be 0"):
+        check_targets(replace(split, validation=validation), "exclude")
 
 
 def test_one_target_in_reach_is_enough():

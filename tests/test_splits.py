@@ -236,6 +236,19 @@ def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by
     assert split.validation["user_id"].nunique() == 7
 
 
+def test_of_users_of_two_items_one_is_held_out_where_a_set_trains_whole():
+    events = pd.DataFrame([(user, item) for user in range(12) for item in range(2)], columns=["user_id", "item_id"])
+    split = split_interactions(events, NONE, 4)
+    assert split.validation["user_id"].tolist() == split.train["user_id"].tolist() == list(range(12))
+
+
+def test_of_a_set_with_few_targets_one_is_held_out_where_it_trains_whole():
+    rows = [(user, item, float(item < 3)) for user in range(12) for item in range(10)]
+    events = pd.DataFrame(rows, columns=["user_id", "item_id", TARGET_WEIGHT])
+    split = split_interactions(events, NONE, 4)
+    assert only_targets(split.validation).groupby("user_id").size().tolist() == [1] * 12
+
+
 def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_of_users(monkeypatch):
     monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
     pairs = [(user, item) for user in range(12) for item in range(10)]

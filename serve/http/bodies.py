@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, StringConstraints, Tag, with_config
 from typing_extensions import TypedDict
 
-from serve.http.limits import MOST_EVENTS, MOST_IDS, MOST_ITEMS, MOST_NAMES, MOST_REQUESTS, MOST_TEXT
+from serve.http.limits import MOST_EVENTS, MOST_IDS, MOST_ITEMS, MOST_LISTED, MOST_NAMES, MOST_REQUESTS, MOST_TEXT
 
 Text = Annotated[str, StringConstraints(max_length=MOST_TEXT)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -21,7 +21,10 @@ Value = Text | int | float | bool | None
 Cells = Annotated[list[Value], Field(max_length=MOST_TEXT, fail_fast=True)]
 Values = Annotated[dict[Name, Value | Cells], Field(max_length=MOST_NAMES)]
 Ids = Annotated[list[ItemId], Field(max_length=MOST_IDS, fail_fast=True)]
-Length = Annotated[int, Field(ge=1, le=MOST_ITEMS, description="How many items an answer has at most.")]
+Length = Annotated[
+    int,
+    Field(ge=1, le=MOST_ITEMS, description=f"Items of a list at most; of all lists of a body {MOST_LISTED}."),
+]
 Explain = Annotated[
     bool, Field(description="Say of each item its columns, and the item of the history it is most like.")
 ]
