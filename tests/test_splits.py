@@ -236,7 +236,7 @@ def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by
     assert split.validation["user_id"].nunique() == 7
 
 
-def test_of_users_of_two_items_one_is_held_out_where_a_set_trains_whole():
+def test_of_users_who_all_have_two_items_one_is_held_out_where_a_set_trains_whole():
     events = pd.DataFrame([(user, item) for user in range(12) for item in range(2)], columns=["user_id", "item_id"])
     split = split_interactions(events, NONE, 4)
     assert split.validation["user_id"].tolist() == split.train["user_id"].tolist() == list(range(12))
