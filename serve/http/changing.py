@@ -41,6 +41,24 @@ def make_changing(parts: Parts) -> APIRouter:
         parts.metrics.events.inc(n_kept)
         return _say(request, service.version, kept=n_kept)
 
+    @router.post(
+        "/v1/users/forget",
+        response_model=Forgotten,
+        summary="Erase a user; the receipt says what was erased and what is out of reach",
+    )
+    async def forget(
+        request: Request, body: Annotated[ForgetBody, Body(openapi_examples=FORGET_EXAMPLES)]
+    ) -> dict[str, Any]:
+        receipts = await writing.run(partial(service.forget, body["user_id"]))
+        return _say(request, service.version, receipts=receipts)
+
+    _add_items(router, parts)
+    return router
+
+
+def _add_items(router: APIRouter, parts: Parts) -> None:
+    service, writing = parts.service, parts.writing
+
     @router.put(
         "/v1/items/{item_id:path}", response_model=Head, summary="Add or change an item: it is in the next answer"
     )
@@ -58,19 +76,6 @@ def make_changing(parts: Parts) -> APIRouter:
     async def remove(request: Request, item_id: ItemPath) -> dict[str, Any]:
         was_there = await writing.run(partial(service.remove_item, item_id))
         return _say(request, service.version, was_there=was_there)
-
-    @router.post(
-        "/v1/users/forget",
-        response_model=Forgotten,
-        summary="Erase a user; the receipt says what was erased and what is out of reach",
-    )
-    async def forget(
-        request: Request, body: Annotated[ForgetBody, Body(openapi_examples=FORGET_EXAMPLES)]
-    ) -> dict[str, Any]:
-        receipts = await writing.run(partial(service.forget, body["user_id"]))
-        return _say(request, service.version, receipts=receipts)
-
-    return router
 
 
 def _say(request: Request, version: str, **content: Any) -> dict[str, Any]:
