@@ -98,7 +98,8 @@ def correlate(
     by_popularity = order_by_popularity(matrix)
     settings = choose_settings(matrix[:, by_popularity[:MOST_TRIED]].tocsr(), dim, similarity, seed)
     vectors, _ = _factorise(matrix, by_popularity, dim, settings.ridge, seed, MOST_CORRELATED)  # (N, D)
-    length = max(float(np.linalg.norm(vectors[by_popularity], axis=1).mean()), SHORTEST)
+    length = float(np.linalg.norm(vectors[by_popularity], axis=1).mean())
+    length = length if length > SHORTEST else 1.0  # where no two items go together there is no length to bring to 1
     is_long = similarity == "dot"  # a product is as long as both of its sides
     return Correlated(torch.from_numpy(vectors / length), settings.popularity / (length**2 if is_long else 1))
 

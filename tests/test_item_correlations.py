@@ -138,6 +138,15 @@ def test_popularity_keeps_its_weight_beside_vectors_of_unit_length(monkeypatch, 
     assert found.popularity == pytest.approx(0.7 / ratio if similarity == "dot" else 0.7, rel=1e-4)
 
 
+@pytest.mark.parametrize("similarity", ["dot", "cosine"])
+def test_popularity_stays_as_it_is_where_no_two_items_go_together(monkeypatch, similarity):
+    monkeypatch.setattr(item_correlations, "choose_settings", lambda *_: Settings(RIDGE, 0.7))
+    owned = np.eye(7)[np.repeat(np.arange(7), np.arange(1, 8))]  # one item a user
+    found = correlate(*owned.nonzero(), owned.shape, D, similarity, seed=3)
+    assert found.popularity == 0.7
+    assert not found.vectors.any()
+
+
 def test_the_judgement_is_that_of_a_walk_through_every_list():
     kept, hidden = draw(seed=1), draw(seed=2)
     hidden *= 1 - kept
