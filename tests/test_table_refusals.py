@@ -65,9 +65,11 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     damaged = tmp_path / "damaged.parquet"
     damaged.write_bytes(b"PAR1 no more PAR1")
     (tmp_path / "events.xlsx").touch()
+    (tmp_path / "reviews.json").touch()
     for path, message in [
         ("none.csv", "^none.csv does not exist; data.interactions.path is relative to /"),
         (tmp_path / "events.xlsx", r"unknown suffix '.xlsx'; allowed: .csv.*as 'names'"),
+        (tmp_path / "reviews.json", r"'.json': if each line is one object, .*call the file .jsonl; allowed: .csv"),
         (damaged, "damaged.parquet cannot be read"),
         (tmp_path, r"is a folder; .*a pattern such as .*\*.parquet"),
         (tmp_path / "none-*.csv", r"none-\*.csv matches no file; correct data.interactions.path$"),

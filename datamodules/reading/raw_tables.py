@@ -20,6 +20,10 @@ from serve.errors import SchemaError
 _Read = Callable[[Path, tuple[Column, ...]], RawRecords]
 _TYPED: dict[str, _Read] = {".parquet": read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 _TEXT = (".csv", ".tsv")
+_NEARLY = {
+    ".json": ": if each line is one object, as in the dumps of Amazon's reviews, call the file .jsonl",
+}
+"""Suffixes that a file of an allowed kind may have -> what to do then."""
 _PACKED = {
     b"\x1f\x8b": "compressed by gzip; unpack it",
     b"PK\x03\x04": "compressed by zip, as spreadsheets are; unpack it, or save a spreadsheet as CSV,",
@@ -86,8 +90,8 @@ def _choose_reader(path: Path, table: TableConfig) -> _Read | None:
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if read is None and table.names is None and suffix not in _TEXT:
         raise SchemaError(
-            f"{path}: unknown suffix '{path.suffix}'; allowed: {_name_kinds()}, and any other for a "
-            "text file without a header line whose columns are declared as 'names'"
+            f"{path}: unknown suffix '{path.suffix}'{_NEARLY.get(suffix, '')}; allowed: {_name_kinds()}, and any other "
+            "for a text file without a header line whose columns are declared as 'names'"
         )
     return read
 
