@@ -2,6 +2,7 @@ import gzip
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig
@@ -226,3 +227,9 @@ def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_not():
     differing = pd.DataFrame({"user_id": [4, 4, 5], "age": [1, 2, 3], "town": ["x", "x", "y"], "pet": ["", "cat", ""]})
     with pytest.raises(SchemaError, match=r"users: user_id 4 has rows that differ \(1 such ids\).*: in 'age', 'pet'; "):
         tables_from_frames(config, events, differing)
+
+
+@pytest.mark.parametrize("frame", [{"user_id": [1], "item_id": [2]}, pa.table({"user_id": [1], "item_id": [2]})])
+def test_what_is_no_data_frame_is_refused(frame):
+    with pytest.raises(SchemaError, match=r"^interactions is a (builtins.dict|pyarrow.lib.Table); allowed: a pandas"):
+        tables_from_frames(DataConfig(), frame)

@@ -55,6 +55,8 @@ def find_columns(
 
 def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> RawRecords:
     """Take a data frame instead of a file; rows are numbered from 1."""
+    if not isinstance(frame, pd.DataFrame):
+        raise SchemaError(f"{name} is a {type(frame).__module__}.{type(frame).__name__}; allowed: a pandas DataFrame")
     if not len(frame):
         raise SchemaError(f"{name} is empty: expected at least one record")
     found, dropped = find_columns(name, columns, [str(column) for column in frame.columns])
