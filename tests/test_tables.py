@@ -161,3 +161,50 @@ def test_a_large_order_stays_exact():
     order = [2**62 + 1, 2**62]
     frame = pd.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "position": order})
     assert tables_from_frames(DataConfig(), frame)[0].interactions["position"].tolist() == order
+
+
+CLASSES = FeaturesConfig(item={"class": "categorical"})
+
+
+def _read_classes(values):
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 5]})
+    items = pd.DataFrame({"item_id": [3, 4, 5], "class": values})
+    return tables_from_frames(DataConfig(features=CLASSES), events, items=items)[0]
+
+
+def _write_events(folder):
+    path = folder / "events.csv"
+    path.write_text("user_id,item_id\n1,3\n1,4\n2,5\n")
+    return path
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        (pd.cut(pd.Series([1, 5, 9]), [0, 3, 6, 9]), ["(0, 3]", "(3, 6]", "(6, 9]"]),
+        (pd.cut(pd.Series([1, 5, None]), [0, 3, 6]), ["(0, 3]", "(3, 6]"]),
+        (pd.Series(pd.period_range("2024", periods=3, freq="M")), ["2024-01", "2024-02", "2024-03"]),
+    ],
+    ids=["intervals", "intervals with a gap", "periods"],
+)
+def test_what_pandas_alone_knows_becomes_text(values, expected):
+    tables = _read_classes(values)
+    assert isinstance(tables.items["class"].dtype, pd.StringDtype)
+    assert tables.items["class"].dropna().tolist() == expected
+
+
+@pytest.mark.parametrize("categories", [[2**53 + 1, 5], ["a", "b"], [1.5, 2.5], [True, False]])
+def test_categories_with_a_gap_are_the_values_they_stand_for(categories, tmp_path):
+    values = pd.Series(pd.Categorical.from_codes([1, -1, 0], categories))
+    from_frame = _read_classes(values)
+    path = tmp_path / "items.parquet"
+    pd.DataFrame({"item_id": [3, 4, 5], "class": values}).to_parquet(path)
+    from_file, _ = read_tables(
+        DataConfig(
+            interactions=TableConfig(str(_write_events(tmp_path))), items=TableConfig(str(path)), features=CLASSES
+        )
+    )
+    for tables in (from_frame, from_file):
+        cells = tables.items["class"]
+        assert cells.isna().tolist() == [False, True, False]
+        assert cells.dropna().tolist() == [categories[1], categories[0]]

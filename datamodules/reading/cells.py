@@ -62,8 +62,11 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
 def _to_plain(cells: pd.Series) -> pd.Series:
     """Turn categoricals, nullable kinds and lists into integers, floats, texts, times or plain objects."""
     dtype = cells.dtype
+    kind = dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
+    if isinstance(kind, (pd.IntervalDtype, pd.PeriodDtype)):  # nothing but pandas knows these
+        return _to_texts(cells.astype(object))
     if isinstance(dtype, pd.CategoricalDtype):
-        return _to_plain(cells.astype(dtype.categories.dtype))
+        return _to_plain(cells.astype(object if cells.isna().any() else kind))  # integers have no room for a gap
     if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
         return cells.astype("str")
     if types.is_extension_array_dtype(dtype) and not isinstance(dtype, pd.DatetimeTZDtype):
