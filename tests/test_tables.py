@@ -208,3 +208,25 @@ def test_categories_with_a_gap_are_the_values_they_stand_for(categories, tmp_pat
         cells = tables.items["class"]
         assert cells.isna().tolist() == [False, True, False]
         assert cells.dropna().tolist() == [categories[1], categories[0]]
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical", "text"])
+def test_bytes_are_no_values(tmp_path, kind):
+    path = tmp_path / "items.parquet"
+    pd.DataFrame({"item_id": [3, 4, 5], "class": [b"red", None, b"\xff"]}).to_parquet(path)
+    config = DataConfig(
+        interactions=TableConfig(str(_write_events(tmp_path))),
+        items=TableConfig(str(path)),
+        features=FeaturesConfig(item={"class": kind}),
+        max_reject_rate=1,
+    )
+    tables, rejects = read_tables(config)
+    assert tables.items["item_id"].tolist() == [4]
+    assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, "bytes, not a text"], [3, "bytes, not a text"]]
+
+
+def test_bytes_and_objects_of_one_column_are_both_rejected():
+    events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 5], "event": [b"buy", {"is": "buy"}, "buy"]})
+    tables, rejects = tables_from_frames(DataConfig(max_reject_rate=1), events)
+    assert tables.interactions["event"].tolist() == ["buy"]
+    assert rejects.frame["reason"].tolist() == ["bytes, not a text", "not a text"]

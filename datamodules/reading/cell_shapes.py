@@ -27,6 +27,12 @@ def clear_misshapen(column: Column, cells: pd.Series) -> _Cleared:
         return cells, {}
     if column.role == "id":
         return _clear_ids(cells)
+    cells, bare = _clear(cells, (bytes, bytearray), "bytes, not a text")
+    cells, nested = _clear_nested(column, cells)
+    return cells, {**bare, **nested}
+
+
+def _clear_nested(column: Column, cells: pd.Series) -> _Cleared:
     if column.role == "text":
         return _clear(cells, _NESTED, "not a text")
     if column.role == "category":
