@@ -1,9 +1,14 @@
+from decimal import Decimal
+
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.tables import read_tables, tables_from_frames
+from serve.errors import SchemaError
 from tests.written_tables import read
 
 
@@ -161,6 +166,31 @@ def test_a_large_order_stays_exact():
     order = [2**62 + 1, 2**62]
     frame = pd.DataFrame({"user_id": [1, 1], "item_id": [1, 2], "position": order})
     assert tables_from_frames(DataConfig(), frame)[0].interactions["position"].tolist() == order
+
+
+def test_decimals_without_a_fraction_are_integers(tmp_path):
+    path = tmp_path / "events.parquet"
+    columns = {
+        "user_id": pa.array([Decimal(7), None, Decimal(2**62)], pa.decimal128(38, 0)),
+        "item_id": pa.array([Decimal("3.00"), Decimal(4), Decimal(5)], pa.decimal128(10, 2)),
+        "datetime": pa.array([Decimal(1_700_000_000)] * 3, pa.decimal128(19, 0)),
+        "weight": pa.array([Decimal("1.5"), Decimal(2), None], pa.decimal128(10, 2)),
+    }
+    pq.write_table(pa.table(columns), path)
+    tables, rejects = read_tables(DataConfig(interactions=TableConfig(str(path)), max_reject_rate=1))
+    events = tables.interactions
+    assert events["user_id"].tolist() == [7, 2**62]
+    assert events["item_id"].tolist() == [3, 5]
+    assert events["datetime"].tolist() == [1_700_000_000] * 2
+    assert events["weight"].iloc[0] == 1.5
+    assert rejects.frame["column"].tolist() == ["user_id"]
+
+
+@pytest.mark.parametrize("odd", ["4.5", "Infinity"])
+def test_decimals_that_are_no_integers_are_no_ids(odd):
+    events = pd.DataFrame({"user_id": [Decimal(1), Decimal(odd)], "item_id": [3, 4]})
+    with pytest.raises(SchemaError, match="'user_id' is decimal; allowed for an id: integers or texts"):
+        tables_from_frames(DataConfig(), events)
 
 
 CLASSES = FeaturesConfig(item={"class": "categorical"})

@@ -62,11 +62,11 @@ def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
 def _to_plain(cells: pd.Series) -> pd.Series:
     """Turn categoricals, nullable kinds and lists into integers, floats, texts, times or plain objects."""
     dtype = cells.dtype
-    kind = dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
-    if isinstance(kind, (pd.IntervalDtype, pd.PeriodDtype)):  # nothing but pandas knows these
+    meant = dtype.categories.dtype if isinstance(dtype, pd.CategoricalDtype) else dtype
+    if isinstance(meant, (pd.IntervalDtype, pd.PeriodDtype)):  # nothing but pandas knows these
         return _to_texts(cells.astype(object))
     if isinstance(dtype, pd.CategoricalDtype):
-        return _to_plain(cells.astype(object if cells.isna().any() else kind))  # integers have no room for a gap
+        return _to_plain(cells.astype(object if cells.isna().any() else meant))  # integers have no room for a gap
     if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
         return cells.astype("str")
     if types.is_extension_array_dtype(dtype) and not isinstance(dtype, pd.DatetimeTZDtype):
@@ -74,10 +74,22 @@ def _to_plain(cells: pd.Series) -> pd.Series:
         cells = cells if cells.isna().any() else cells.infer_objects()
     if not types.is_object_dtype(cells.dtype):
         return cells
-    if types.infer_dtype(cells, skipna=True) == "string":
+    kind = types.infer_dtype(cells, skipna=True)
+    if kind == "string":
         return cells.astype("str")
+    if kind == "decimal":
+        return _narrow_decimals(cells)
     values = [tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell for cell in cells]
     return pd.Series(values, cells.index, dtype=object)
+
+
+def _narrow_decimals(cells: pd.Series) -> pd.Series:
+    """Turn decimals without a fraction, as databases write keys, into integers."""
+    present = cells.dropna()
+    if not all(cell.is_finite() and cell == cell.to_integral_value() for cell in present):
+        return cells
+    integers = pd.Series(list(map(int, present)), present.index, dtype=object)
+    return integers.infer_objects() if len(present) == len(cells) else integers.reindex(cells.index)
 
 
 def _is_missing(cells: pd.Series) -> np.ndarray:
