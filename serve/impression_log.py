@@ -66,13 +66,12 @@ class ImpressionLog:
         while impressions := self._take():
             try:
                 self._store.log_impressions(impressions)
-            except (OSError, BundleError) as error:  # the second: who was forgotten cannot be told
+            except Exception as error:  # of any kind: were this thread to end, answers would soon wait for it for good
                 if self._may_wait(error):
                     self._waiting.extendleft(reversed(impressions))
                     return
                 self.n_lost += len(impressions)
-                why = error.strerror if isinstance(error, OSError) else "the tombstones are damaged"
-                _LOG.error("%d impressions could not be written: %s", len(impressions), why)
+                _log_fault(f"{len(impressions)} impressions could not be written", error)
             self._count(-sum(map(_size, impressions)))
 
     def _may_wait(self, error: Exception) -> bool:
@@ -100,8 +99,18 @@ class ImpressionLog:
         self._expire_at = time.monotonic() + _HOUR
         try:
             self._store.expire(int(time.time()))
-        except OSError as error:
-            _LOG.error("nothing was taken out for its age: %s", error.strerror)
+        except Exception as error:  # as above
+            _log_fault("nothing was taken out for its age", error)
+
+
+def _log_fault(what: str, error: Exception) -> None:
+    """Say what went wrong: a fault that is known in a few words, any other with the place that it comes from."""
+    if isinstance(error, OSError):
+        _LOG.error("%s: %s", what, error.strerror)
+    elif isinstance(error, BundleError):
+        _LOG.error("%s: the tombstones are damaged, so that nobody can tell who was forgotten", what)
+    else:
+        _LOG.error("%s", what, exc_info=error)
 
 
 def _size(one: Impressions) -> int:

@@ -1,6 +1,7 @@
 """Impressions are written behind the answers: all of them at the end, and a fault of the disk ends nothing."""
 
 import errno
+import sqlite3
 import threading
 import time
 
@@ -18,6 +19,8 @@ class Store:
         self.faults = list(faults)
         self.gate = threading.Event()
         self.written = []
+        self.n_expired = 0
+        self.is_old_stuck = False
 
     def log_impressions(self, answers):
         assert self.gate.wait(20)
@@ -26,7 +29,9 @@ class Store:
         self.written += answers
 
     def expire(self, _):
-        pass
+        self.n_expired += 1
+        if self.is_old_stuck:
+            raise RuntimeError("nobody foresaw this")
 
 
 def answer_of(number, n_items=2):
@@ -44,7 +49,15 @@ def test_what_waits_is_written_in_order_before_the_end():
     assert log.n_lost == 0
 
 
-@pytest.mark.parametrize("fault", [OSError(28, "no room"), BundleError("/run/forgotten.json is damaged: u77123")])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        OSError(28, "no room"),
+        BundleError("/run/forgotten.json is damaged: u77123"),
+        sqlite3.InterfaceError("nobody foresaw this"),
+    ],
+    ids=lambda fault: type(fault).__name__,
+)
 def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, caplog):
     store = Store(fault)
     log = ImpressionLog(store)
@@ -57,6 +70,21 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
     assert log.n_lost == 2
     assert store.written == [answer_of(3)]
     assert "77123" not in caplog.text
+    assert "2 impressions could not be written" in caplog.text
+
+
+def test_impressions_are_written_though_taking_out_old_ones_fails(caplog):
+    store = Store()
+    store.is_old_stuck = True
+    store.gate.set()
+    log = ImpressionLog(store)
+    while not store.n_expired:
+        time.sleep(0.01)
+    log.add([answer_of(1)])
+    log.close()
+    assert store.written == [answer_of(1)]
+    assert "nothing was taken out for its age" in caplog.text
+    assert "in expire" in caplog.text
 
 
 def test_while_another_process_keeps_the_file_nothing_is_lost(caplog):

@@ -62,7 +62,7 @@ class Metrics:
             "bascule_given_again", "Questions answered so far by a list made before.", registry=self._registry
         )
         self.impressions_lost = Gauge(
-            "bascule_impressions_lost", "Impressions that the disk did not take.", registry=self._registry
+            "bascule_impressions_lost", "Impressions that could not be written.", registry=self._registry
         )
         self._bundle = Gauge("bascule_bundle_info", "The bundle that answers.", ("version",), registry=self._registry)
 
