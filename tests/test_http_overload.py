@@ -1,6 +1,7 @@
 """More than can be answered is told to come back, at once; what was taken in is answered."""
 
 import asyncio
+import json
 import threading
 
 import pytest
@@ -8,7 +9,7 @@ import pytest
 from serve.http.app import make_app
 from serve.http.limits import Limits
 from serve.http.worker import OverloadError, Worker
-from tests.linear_bundle import SHOP
+from tests.linear_bundle import SHOP, item_ids
 from tests.live_service import publish_served, sharing
 from tests.served import JSON, exchange
 
@@ -104,3 +105,29 @@ def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(tmp_path, 
     assert (refused.status, ready.status, answered.status) == (503, 200, 200)
     assert refused.headers["retry-after"] == "3"
     assert refused.json["error"]["code"] == "unavailable"
+
+
+def test_events_are_kept_while_a_user_is_forgotten(tmp_path, gate, monkeypatch):
+    bundle = publish_served(tmp_path, SHOP)
+    begun = threading.Event()
+
+    def forget_slowly(*_):
+        begun.set()
+        assert gate.wait(20)
+        return {}
+
+    monkeypatch.setattr("serve.service.forget_users", forget_slowly)
+    event = json.dumps({"user_id": "u1", "item_id": item_ids(SHOP)[0]}).encode()
+
+    async def main(app):
+        forgetting = asyncio.ensure_future(exchange(app, "POST", "/v1/users/forget", [b'{"user_id": "u2"}'], JSON))
+        while not (begun.is_set() or forgetting.done()):
+            await asyncio.sleep(0)
+        kept = await exchange(app, "POST", "/v1/events", [event], JSON)
+        gate.set()
+        return kept, await forgetting
+
+    with sharing(bundle, limits=Limits(deadline=0.0)) as parts:  # answers must come at once, events may come late
+        kept, forgotten = asyncio.run(main(make_app(parts)))
+    assert (kept.status, kept.json["kept"]) == (200, 1)
+    assert forgotten.status == 200

@@ -11,6 +11,7 @@ import pytest
 from serve.errors import BundleError
 from serve.requests import InlineHistory
 from serve.state import Impressions, Observation, StateStore
+from serve.state.database import Database
 from serve.state.tombstones import add_tombstones
 from tests.served import ROOT
 
@@ -238,6 +239,14 @@ def test_no_byte_of_a_forgotten_user_stays(store, path):
     assert sum(len(store.history(f"u{n}")) for n in range(11)) == 1000
     assert query(path, "SELECT count(*) FROM shown") == [(300,)]
     assert store.forget(SENTINEL) == {"events": 0, "impressions": 0}
+
+
+def test_a_user_is_forgotten_though_somebody_else_moves_the_log_just_then(store, path, monkeypatch):
+    store.observe(SENTINEL, "a", "view", NOW)
+    truncate, is_moved = Database.truncate_log, iter([True, True])  # SQLite gives up at once, however patient we are
+    monkeypatch.setattr(Database, "truncate_log", lambda self: not next(is_moved, False) and truncate(self))
+    store.forget(SENTINEL)
+    assert all(SENTINEL.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
 
 def test_an_id_is_forgotten_as_text_and_as_integer(store):

@@ -49,7 +49,7 @@ def make_changing(parts: Parts) -> APIRouter:
     async def forget(
         request: Request, body: Annotated[ForgetBody, Body(openapi_examples=FORGET_EXAMPLES)]
     ) -> dict[str, Any]:
-        receipts = await writing.run(partial(service.forget, body["user_id"]))
+        receipts = await parts.forgetting.run(partial(service.forget, body["user_id"]))
         return _say(request, service.version, receipts=receipts)
 
     _add_items(router, parts)

@@ -46,6 +46,10 @@ class Limits:
     """Requests that wait for the thread that answers; one more is told to come back."""
     deadline: float = 1.0
     """In which a waiting request must have begun; after that nobody is thought to wait for it."""
+    write_waiting: int = 256
+    """Callers whose events or items wait for the disk."""
+    write_deadline: float = 10.0
+    """In which a write must have begun: longer, since it waits where a user is forgotten and the file written anew."""
     retry_after: int = 1
     farewell: float = 0.5
     """After a signal to end: answers are still given, each as the last of its connection."""

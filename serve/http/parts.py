@@ -23,6 +23,8 @@ class Parts:
     """The thread that computes."""
     writing: Worker
     """The thread that keeps events and items, and waits for the disk."""
+    forgetting: Worker
+    """The thread that erases users, which takes seconds: what is written meanwhile waits for the file alone."""
     crowd: Crowd
     """The open connections."""
     ending: Event = field(default_factory=Event)
@@ -32,4 +34,5 @@ class Parts:
         """Finish what waits, and let go of threads and files."""
         self.answering.close()
         self.writing.close()
+        self.forgetting.close()
         self.service.close()

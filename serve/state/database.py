@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import sqlite3
 import threading
+import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,7 @@ from serve.durable import sync_folder
 from serve.errors import BundleError
 
 _PATIENCE = 10.0  # seconds to wait for another process
+_PAUSE = 0.02
 _PRIMARY = 0xFF  # of an extended code of SQLite
 _NEW, _FOREIGN = 0, -1
 _FAULTS = (sqlite3.OperationalError, sqlite3.DatabaseError)  # of the disk or the file; its subclasses are ours
@@ -83,15 +85,21 @@ class Database:
         return not is_busy
 
     def shrink(self) -> None:
-        """Write the file anew without what was deleted, and empty the log.
+        """Write the file anew without what was deleted, and empty the log; who writes meanwhile waits.
+
+        `secure_delete` alone leaves copies of rows that SQLite has moved from one page to another.
 
         Raises:
             OSError: another process reads on and on, or the disk is full or fails.
         """
         with self._lock, _naming(self.path):
             self._writer.execute("VACUUM")
-        if not self.truncate_log():
-            raise OSError(errno.EBUSY, "another process keeps its log from being emptied: try again", str(self.path))
+        end = time.monotonic() + _PATIENCE
+        while not self.truncate_log():  # SQLite waits for readers and writers, but not for who moves the log as well
+            if time.monotonic() >= end:
+                why = "another process keeps its log from being emptied: try again"
+                raise OSError(errno.EBUSY, why, str(self.path))
+            time.sleep(_PAUSE)
 
     def close(self) -> None:
         self._writer.close()
