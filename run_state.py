@@ -7,10 +7,9 @@ from dataclasses import asdict
 from typing import Any
 
 from models.checkpoints import CHECKPOINTS, compare, read_published
-from models.fitting import LOGS
 from run_config import Config
 from serve.errors import SchemaError
-from serve.layout import BUNDLE
+from serve.layout import BUNDLE, LOGS
 from serve.staging import read_version
 
 SHOWN = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}

@@ -55,7 +55,7 @@ from serve.golden_requests import draw_requests
 from serve.index import measure_recall
 from serve.interpreter import name_interpreter
 from serve.interruption import ENDED, ending_on_signals, undisturbed
-from serve.layout import GOLDEN, MODEL_CARD, PROFILES
+from serve.layout import CONFIG, GOLDEN, METRICS, MODEL_CARD, PROFILES, REJECTS
 from serve.manifest import Facts
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender, golden_answer
@@ -66,7 +66,6 @@ from serve.threads import count_cores
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN, RECALL_USERS = 32, 256
-METRICS, REJECTS = "metrics.json", "rejects.parquet"
 console = Console(log_path=False)
 
 
@@ -112,7 +111,7 @@ def run(
             console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
             return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
         if text is not None:
-            write_file(stage.beside / "config.yaml", complete_text(text, work.config).encode())
+            write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work.config, stage, *produce(work, stage))
 
 

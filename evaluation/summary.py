@@ -11,6 +11,7 @@ from rich.console import Console
 from evaluation.report.plain_words import NOTHING_HELD_OUT
 from evaluation.result_table import print_metrics
 from serve.interpreter import name_interpreter
+from serve.layout import BUNDLE, METRICS
 
 
 def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: str, item_id: str | int) -> None:
@@ -28,8 +29,8 @@ def print_summary(console: Console, out: Path, metrics: dict[str, Any], metric: 
         print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
     else:
         console.print(NOTHING_HELD_OUT, highlight=False)
-    bundle = out / "bundle"
-    paths = f"metrics  {out / 'metrics.json'}\nbundle   {bundle}\n\nTry next:"
+    bundle = out / BUNDLE
+    paths = f"metrics  {out / METRICS}\nbundle   {bundle}\n\nTry next:"
     console.print(paths, highlight=False, markup=False)
     for words in (
         ["recommend", "--bundle", bundle, "--all-users", "--k", 10, "--out", out / "recommendations.csv"],

@@ -22,8 +22,8 @@ from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
 from serve.errors import SchemaError
+from serve.layout import CURVES, LOGS
 
-LOGS = "logs"
 BEST = "best.ckpt"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
 
@@ -88,7 +88,7 @@ def fit(
     checkpoints = folder / CHECKPOINTS / stage
     last = checkpoints / "last.ckpt"
     stopwatch = Stopwatch()
-    curves = Curves(folder / LOGS / stage / "metrics.csv")
+    curves = Curves(folder / LOGS / stage / CURVES)
     keep_freed_memory()
     callbacks = [RecentValidation(), stopwatch, curves, *_make_checkpoints(checkpoints, patience)]
     with _quiet_lightning():

@@ -1,4 +1,4 @@
-"""The files of a bundle folder: their names are part of the contract."""
+"""The files of a run and of its bundle: their names are part of the contract."""
 
 from __future__ import annotations
 
@@ -9,6 +9,14 @@ PROFILES = "profiles"
 STATE = "state"
 """Folder beside a bundle that holds what changes while it serves."""
 STATE_FILE = "state.db"
+ITEMS_FILE = "items.db"
+METRICS = "metrics.json"
+REPORT = "report.html"
+CONFIG = "config.yaml"
+"""What a run was told, with nothing left open."""
+REJECTS = "rejects.parquet"
+LOGS, CURVES = "logs", "metrics.csv"
+"""Folder with one for each training, and the file in that."""
 
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"

@@ -24,7 +24,8 @@ Id = str | int
 MOST_SHOWN = 40
 """Characters of a value in a message."""
 
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
+"""How an id that is a whole number is written: "007" is a text."""
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = MOST_SHOWN
 
@@ -39,7 +40,7 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
     most = 2**63 if id_type == "integer" else 2**64  # unsigned ids above are texts in a bundle
     if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < most:
         return value if id_type == "integer" else str(value)
-    if isinstance(value, str) and id_type == "integer" and _INTEGER.fullmatch(value):
+    if isinstance(value, str) and id_type == "integer" and INTEGER.fullmatch(value):
         return parse_id(int(value), id_type, where)
     if isinstance(value, str) and id_type == "string" and value.strip() and is_writable(value):
         return value

@@ -14,7 +14,7 @@ from serve.explanations import find_reasons, show_items
 from serve.impression_log import ImpressionLog
 from serve.incoming import Asked, read_question
 from serve.kept_answers import MINUTE, KeptAnswers
-from serve.layout import STATE_FILE
+from serve.layout import ITEMS_FILE, STATE_FILE
 from serve.live.items import LiveItems
 from serve.recommendations import Recommendations
 from serve.registry.serving import Outcome, Serving
@@ -31,7 +31,6 @@ from serve.unseen import find_unknown
 
 POLICY = "greedy"
 """How lists come about: by falling score."""
-_ITEMS_FILE = "items.db"
 _DAY, _OLD = 86_400, 30
 """Seconds of a day, and days after which data is said to be old."""
 
@@ -101,7 +100,7 @@ class Service:
         self._runs = runs
         snapshot, reason = source.start()
         with ExitStack() as undone:  # the lock of the items, among others
-            self._items = LiveItems(state / _ITEMS_FILE, snapshot.recommender)
+            self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
             self._serving = Serving(snapshot, self._put_items_on, reason)
             self.kept = KeptAnswers()

@@ -12,9 +12,9 @@ from datamodules.reading.columns import Column
 from serve.clock import to_seconds
 from serve.encoding import to_text
 from serve.errors import SchemaError
+from serve.request_values import INTEGER
 from serve.vectors import Vector, read_vector
 
-_CANONICAL_INTEGER = r"0|-?[1-9][0-9]{0,18}"
 _EXACT_FLOAT = 2**53
 _MOST = np.iinfo(np.int64).max
 
@@ -126,7 +126,7 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
     if types.is_unsigned_integer_dtype(ids.dtype) and ids.gt(_MOST).any():  # the cast would make it negative
         return None
     kind = "string" if isinstance(ids.dtype, pd.StringDtype) else types.infer_dtype(ids)
-    if kind == "string" and not (is_text and len(ids) and ids.str.fullmatch(_CANONICAL_INTEGER).all()):
+    if kind == "string" and not (is_text and len(ids) and ids.str.fullmatch(INTEGER.pattern).all()):
         return None
     if kind == "empty" or (kind == "mixed-integer" and ids.map(lambda cell: isinstance(cell, (int, str))).all()):
         return None

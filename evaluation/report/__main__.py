@@ -14,13 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from evaluation.frames import read_interactions
-from evaluation.report.page import REPORT, write_report
+from evaluation.report.page import write_report
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.errors import SchemaError
-from serve.layout import BUNDLE
+from serve.layout import BUNDLE, METRICS, REPORT
 from serve.recommender import Recommender
-
-METRICS = "metrics.json"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -25,11 +25,10 @@ from evaluation.report.training_log import read_logs
 from evaluation.report.wording import BEYOND, EXPLAINED_MODELS, METRICS, PRODUCT, VIEWS, name_model
 from evaluation.targets import Ints
 from serve.durable import write_file
+from serve.layout import CONFIG, REPORT
 from serve.recommender import Recommender
 from serve.schema import Schema
 
-REPORT = "report.html"
-CONFIG = "config.yaml"
 PROTOCOL = {
     "n_requests": "Number of requests",
     "n_users": "Number of users",

@@ -7,8 +7,9 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.layout import CURVES, LOGS
+
 STAGES = {"select": "First training, which validation stops", "final": "Last training, on all but the test"}
-LOGS, FILE = "logs", "metrics.csv"
 
 Points = list[tuple[float, float]]
 """(epoch, value), epochs counted from 1."""
@@ -28,7 +29,7 @@ def read_logs(folder: Path) -> list[StageLog]:
     """Read the logs of a run's trainings, in their order; a training that left none is left out."""
     found = []
     for stage, title in STAGES.items():
-        path = folder / LOGS / stage / FILE
+        path = folder / LOGS / stage / CURVES
         curves = _read_curves(path) if path.is_file() else {}
         if curves:
             found.append(StageLog(stage, title, curves))

@@ -15,10 +15,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.durable import write_file
+from serve.layout import REJECTS
 from serve.recommendations import to_arrow
 from serve.request_values import Id
 
-_LISTS = ("rejects.parquet", ".beside-*/rejects.parquet")
+_LISTS = (REJECTS, f".beside-*/{REJECTS}")
 """In a run, the second of a training that is not over."""
 _VALUE = "value"
 

@@ -10,7 +10,6 @@ import fcntl
 import hmac
 import json
 import os
-import re
 import secrets
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -19,12 +18,10 @@ from pathlib import Path
 
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-from serve.request_values import Id
+from serve.request_values import INTEGER, Id
 
 FORGOTTEN = "forgotten.json"
 FORMAT = 1
-
-_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True)
@@ -137,7 +134,7 @@ def inherit_tombstones(run: Path, previous: Path | None) -> Tombstones:
 def both_forms(user_id: Id) -> list[Id]:
     """Return an id as text and, where it is one, as integer: the types of a run's ids may not be known."""
     text = str(user_id)
-    return [text, int(text)] if _INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63 else [text]
+    return [text, int(text)] if INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63 else [text]
 
 
 def _hash(salt: bytes, user_id: Id) -> bytes:
