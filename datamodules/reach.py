@@ -38,11 +38,12 @@ def check_targets(split: Split, repeats: Repeats) -> None:
 
 
 def _check_training(split: Split) -> None:
-    known, held_out = split.refit, only_targets(split.test)
-    if only_targets(known).empty:
+    tested, validated = (len(only_targets(part)) for part in (split.test, split.validation))
+    if only_targets(split.train).empty:
         raise SchemaError(
-            f"none of the {len(known):,} events to train on is a target, and {len(held_out):,} are held out for the "
-            "test; declare more kinds of events or a lower min_weight in data.targets, or another data.split"
+            f"none of the {len(split.train):,} events to train on is a target: {tested:,} are held out for the test, "
+            f"{validated:,} for the validation; declare more kinds of events or a lower min_weight in data.targets, or "
+            "another data.split"
         )
 
 

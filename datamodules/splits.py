@@ -55,6 +55,8 @@ class _Groups:
     """int64 (n,): later groups of the user that hold a target; 0 from her last one on."""
     is_able: np.ndarray
     """bool (n, 2): the user has events before her last, before her second-last group with a target."""
+    is_head: np.ndarray
+    """bool (n,): the first event of a group with a target."""
 
 
 def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
@@ -84,7 +86,7 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
         return _take_parts(interactions, _draw_validation(interactions, config, seed), is_test, "none")
     groups = _group(interactions, config, seed)
     is_test = (groups.from_end == 0) & groups.is_able[:, 0]
-    most_users = len(interactions) if config.split.strict else VALIDATION_USERS
+    most_users = len(interactions) if config.split.strict else _count_users(groups, ~is_test)
     return _take_parts(interactions, _is_of_sample(groups, 1, most_users, seed), is_test, "leave_one_out")
 
 
@@ -100,7 +102,15 @@ def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) 
         is_share = _draw_items(interactions, is_drawn, DEFAULT_SHARE, np.random.default_rng(seed))
         if is_share.any():
             return is_share
-    return _is_of_sample(groups, 0, VALIDATION_USERS, seed)
+    return _is_of_sample(groups, 0, _count_users(groups, np.ones(len(groups.user), bool)), seed)
+
+
+def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
+    """Return of how many users a target group is held out: half of those that are left stay to be learned from.
+
+    Who viewed much and bought once has no other; where she is like most, all of them would be held out.
+    """
+    return min(VALIDATION_USERS, int((groups.is_head & is_left).sum()) // 2)
 
 
 def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
@@ -125,9 +135,11 @@ def _find_groups(interactions: pd.DataFrame, is_simultaneous: bool, rng: np.rand
     later = up_to[last_of_user[user_sorted]] - up_to[group]
     most = np.maximum.reduceat(later, first_event)[user_sorted]
     from_end, is_able = np.empty(len(order), np.int64), np.empty((len(order), 2), bool)
+    is_head = np.empty(len(order), bool)
     from_end[order] = later
     is_able[order] = np.stack([most > 0, most > 1], axis=1)
-    return _Groups(user, from_end, is_able)
+    is_head[order] = is_target[group] & np.append(True, group[1:] != group[:-1])
+    return _Groups(user, from_end, is_able, is_head)
 
 
 def _is_target(interactions: pd.DataFrame) -> np.ndarray:

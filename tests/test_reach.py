@@ -76,14 +76,22 @@ def test_what_is_held_out_of_nothing_is_not_refused():
 
 def test_a_training_without_a_target_is_refused():
     once = make(visit("u", "view of a", "purchase of b"), visit("v", "view of a", "view of b", "purchase of c"))
-    with pytest.raises(SchemaError, match=r"none of the 3 events to train on is a target, and 2 are held out for"):
+    with pytest.raises(SchemaError, match=r"none of the 3 events to train on is a target: 2 are held out for the test"):
         check_targets(split_of(once, PURCHASES), "exclude")
     check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
 
 
+def test_a_first_training_without_a_target_is_refused_though_the_last_has_one():
+    twice = make(visit("u", "view of a", "purchase of b", "purchase of c"))
+    strict = replace(PURCHASES, split=SplitConfig(strict=True))
+    with pytest.raises(SchemaError, match=r"none of the 1 events .* 1 are held out for the test, 1 for the validation"):
+        check_targets(split_of(twice, strict), "exclude")
+
+
 @pytest.mark.parametrize("given", [{}, {"tune": train.Config().tune.__class__(trials=2)}])
 def test_a_run_and_a_search_stop_before_they_train(tmp_path, given):
-    VIEWED_FIRST.to_csv(tmp_path / "events.csv", index=False)
+    another = make(visit("w", "view of a", "purchase of a", "view of b", "purchase of b"))
+    pd.concat([VIEWED_FIRST, another]).to_csv(tmp_path / "events.csv", index=False)
     data = replace(PURCHASES, interactions=replace(PURCHASES.interactions, path=str(tmp_path / "events.csv")))
     config = train.Config(data, out=tmp_path / "run", **given)
     with pytest.raises(SchemaError, match="every figure would be 0"):
@@ -102,7 +110,7 @@ def test_the_report_counts_targets_alone_and_says_how_many_are_out_of_reach():
     print_report(report, Console(file=text, width=400))
     assert hint in text.getvalue()
     assert report_of(events, replace(PURCHASES, repeats="allow"))["out_of_reach"] == []
-    assert report["targets"] == {"train": 0, "validation": 1, "test": 3}
-    assert "0 train, 1 validation, 3 test" in text.getvalue()
+    assert report["targets"] == {"train": 1, "validation": 0, "test": 3}
+    assert "1 train, 0 validation, 3 test" in text.getvalue()
     assert report_of(events, DataConfig())["targets"] is None
     assert report_of(events, DataConfig())["out_of_reach"] != []  # the last events of u and w are of owned items

@@ -242,11 +242,23 @@ def test_of_users_who_all_have_two_items_one_is_held_out_where_a_set_trains_whol
     assert split.validation["user_id"].tolist() == split.train["user_id"].tolist() == list(range(12))
 
 
+@pytest.mark.parametrize(("config", "n_bought", "n_held_out"), [(NONE, 1, 6), (NONE, 2, 13), (LEAVE, 2, 6)])
+def test_half_of_the_targets_at_least_stay_in_the_first_training(config, n_bought, n_held_out):
+    rows = [(user, time) for user in range(13) for time in range(2 * n_bought)]
+    events = make_events(rows).assign(**{TARGET_WEIGHT: [0.0, 1.0] * (len(rows) // 2)})  # each purchase after a view
+    split = split_interactions(events, config, 3)
+    assert len(only_targets(split.validation)) == n_held_out
+    n_tested = 13 if config is LEAVE else 0
+    assert len(only_targets(split.test)) == n_tested
+    assert len(only_targets(split.train)) == 13 * n_bought - n_tested - n_held_out
+
+
 def test_of_a_set_with_few_targets_one_is_held_out_where_it_trains_whole():
     rows = [(user, item, float(item < 3)) for user in range(12) for item in range(10)]
     events = pd.DataFrame(rows, columns=["user_id", "item_id", TARGET_WEIGHT])
     split = split_interactions(events, NONE, 4)
     assert only_targets(split.validation).groupby("user_id").size().tolist() == [1] * 12
+    assert len(only_targets(split.train)) == 24
 
 
 def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_of_users(monkeypatch):
