@@ -1,7 +1,8 @@
 """From counts of the data to the size of the towers and their training, with the reason for each choice.
 
 The numbers were chosen with the boards that README lists, and with other data where it is said; between them a rule
-follows what the data has, not its name.
+follows what the data has, not its name. Figures here are of single runs of `train.py` with the value given, by scripts
+that were not kept: they say why, and no command of this repository repeats them.
 """
 
 from __future__ import annotations
