@@ -13,6 +13,7 @@ from datamodules.reading.columns import Column, interaction_columns, item_column
 from datamodules.reading.forgotten import leave_out_forgotten
 from datamodules.reading.header_hints import hint_at_headers
 from datamodules.reading.missing_marks import empty_marks
+from datamodules.reading.odd_ids import hint_at_odd_ids
 from datamodules.reading.raw_records import RawRecords, take_frame
 from datamodules.reading.raw_tables import read_raw
 from datamodules.reading.rejects import Rejects
@@ -105,6 +106,7 @@ def _type_tables(
         forgotten,
         tuple(hint_at_headers(raw, {name: _layout_of(name, config) for name in raw})),
         tuple(count_spaced_ids(raw)),
+        tuple(hint_at_odd_ids(raw)),
     )
     return _join_tables(config, typed), rejects
 

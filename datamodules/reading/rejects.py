@@ -45,6 +45,8 @@ class Rejects:
     """A hint for each file whose first record seems to be none, but a header."""
     spaced_ids: tuple[str, ...] = ()
     """For each column with ids that begin or end with white space: how many, and where."""
+    odd_ids: tuple[str, ...] = ()
+    """A hint for each column of ids that a few texts keep from being integers."""
 
     @property
     def frame(self) -> pd.DataFrame:

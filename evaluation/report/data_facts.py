@@ -56,6 +56,7 @@ def _hints(report: Report) -> list[tuple[str, str]]:
     titles = {
         "headers": "A header?",
         "spaced_ids": "White space",
+        "odd_ids": "Texts among integers",
         "missing_marks": "A mark of what is missing?",
         "crowds": "One user",
         "ties_in_time": "Ties in time",
