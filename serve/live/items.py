@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from threading import Lock
@@ -36,7 +36,6 @@ class LiveItems:
 
         Raises:
             BundleError: the file is no store of items.
-            SchemaError: it is of items whose ids are of another type.
             OSError: it cannot be written, or another process has it.
         """
         self._writing = Lock()
@@ -60,21 +59,23 @@ class LiveItems:
     def rebase(self, recommender: Recommender) -> None:
         """Serve another bundle with the same changes.
 
+        Items whose ids are of another type than its own are kept for a bundle to come, and noted.
+
         Args:
             recommender: as loaded.
 
         Raises:
-            SchemaError: ids of items are of another type.
             OSError: the file of changes cannot be read.
         """
         with self._writing:
-            changes = self._store.read(recommender.bundle.schema.item_id_type)
+            changes, others = self._store.read(recommender.bundle.schema.item_id_type)
             placing = Placing(recommender)
             fitted, notes = _fit(placing, changes)
             catalogue = placing.apply(recommender.catalogue, fitted)
             completed = recommender.with_catalogue(catalogue)  # if it fails, all is as it was
             self._changes = {one.item_id: one for one in changes}
-            self._placing, self._notes, self._recommender = placing, notes, completed
+            self._placing, self._recommender = placing, completed
+            self._notes = [*notes, *_note_others(others)]
 
     def put(self, item_id: Any, columns: Mapping[str, Any]) -> None:
         """Add or change an item.
@@ -145,6 +146,13 @@ def _fit(placing: Placing, changes: Iterable[Change]) -> tuple[list[Change], lis
         if one.is_added and not one.is_removed and not placing.can_place(fitted[-1]):
             faults["nothing that the bundle reads says what an item is: it is not listed"] += 1
     return fitted, [f"live items: {fault} ({count} times)" for fault, count in sorted(faults.items())]
+
+
+def _note_others(item_ids: Sequence[str]) -> list[str]:
+    """Say which items are of no use to a bundle whose ids are of another type."""
+    if not item_ids:
+        return []
+    return [f"live items: {show(item_ids[0])} is no id of the bundle: it is not listed ({len(item_ids)} times)"]
 
 
 def _fit_values(columns: ItemColumns, values: Values, faults: Counter[str]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve.errors import BundleError
+from serve.errors import BundleError, SchemaError
 from serve.live.columns import Values
 from serve.request_values import Id, parse_id
 from serve.schema import IdType
@@ -62,23 +62,25 @@ class ItemStore:
             self._lock.close()
             raise
 
-    def read(self, id_type: IdType) -> list[Change]:
-        """Return all changes.
+    def read(self, id_type: IdType) -> tuple[list[Change], list[str]]:
+        """Return the changes, but those of items whose ids are not of this type, and such ids of items not removed.
 
         Raises:
-            SchemaError: an id is not of the type.
             OSError: the file is damaged, or the disk fails.
         """
         try:
             rows = self._connection.execute(_READ).fetchall()
         except sqlite3.DatabaseError as error:
             raise OSError(errno.EIO, str(error), str(self._path)) from error
-        return [
-            Change(
-                parse_id(text, id_type, f"{self._path.name}: item_id"), json.loads(columns), bool(added), bool(removed)
-            )
-            for text, columns, added, removed in rows
-        ]
+        changes, others = [], []
+        for text, columns, is_added, is_removed in rows:
+            try:
+                item_id = parse_id(text, id_type, "item_id")
+            except SchemaError:
+                others += [] if is_removed else [text]
+            else:
+                changes.append(Change(item_id, json.loads(columns), bool(is_added), bool(is_removed)))
+        return changes, others
 
     def write(self, changes: Iterable[Change]) -> None:
         """Keep changes, all or none; they are on disk when this returns.
