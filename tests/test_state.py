@@ -211,6 +211,23 @@ def test_the_view_of_an_earlier_release_is_replaced_and_nothing_else_changes(pat
     assert query(path, "SELECT event FROM feedback WHERE position = 1") == [("buy",)]
 
 
+def test_a_dismissal_is_taken_back_by_its_own_event_alone(store):
+    for item_id, event in (
+        (4, "dismiss"),
+        (5, "dismiss"),
+        (6, "dismiss"),
+        (4, "buy"),
+        ("5", "undismiss"),
+        (7, "undismiss"),
+    ):
+        store.observe("u", item_id, event, NOW)
+    assert store.dismissed("u") == (4, 6)
+    store.observe("u", 5, "dismiss", NOW + 1)
+    store.observe("u", 4, "undismiss", NOW - 1)  # of a moment before the dismissal
+    assert store.dismissed("u") == (4, 6, 5)
+    assert store.history("u").item_id == (4,)
+
+
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY

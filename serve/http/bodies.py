@@ -114,7 +114,7 @@ class _EventBody(TypedDict):
 
 @_strict
 class EventBody(_EventBody, total=False):
-    """What a user did; `dismiss` keeps the item away from her from now on."""
+    """What a user did; `dismiss` keeps the item away from her from now on, until `undismiss`."""
 
     event: Text | None
     datetime: Annotated[Text | Number | None, Field(description="By default now.")]

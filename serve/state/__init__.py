@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from serve.state.impressions import Impressions
-from serve.state.observations import DISMISS, Observation
+from serve.state.observations import DISMISS, UNDISMISS, Observation
 from serve.state.store import Recalled, StateStore
 
-__all__ = ["DISMISS", "Impressions", "Observation", "Recalled", "StateStore"]
+__all__ = ["DISMISS", "UNDISMISS", "Impressions", "Observation", "Recalled", "StateStore"]

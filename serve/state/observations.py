@@ -14,6 +14,8 @@ from serve.schema import Schema
 
 DISMISS = "dismiss"
 """Type of the event that keeps its item away from the user; it is no part of her history."""
+UNDISMISS = "undismiss"
+"""Type of the event that takes dismissals before it back; no part of her history either."""
 
 _CLOCK_TOLERANCE = 86_400  # seconds that a caller's clock, or its time zone, may be ahead of ours
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")

@@ -19,7 +19,7 @@ from serve.request_values import Id
 from serve.requests import InlineHistory
 from serve.state.database import Database
 from serve.state.impressions import Impressions
-from serve.state.observations import DISMISS, Observation
+from serve.state.observations import DISMISS, UNDISMISS, Observation
 from serve.state.tombstones import TombstoneFile, both_forms
 
 RETENTION_DAYS = 365.0
@@ -131,9 +131,8 @@ class StateStore:
         if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
         rows = self._read_latest(user_id)[::-1]
-        taken = [row for row in rows if row[2] != DISMISS]
-        dismissed = dict.fromkeys(row[0] for row in rows if row[2] == DISMISS)
-        return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, tuple(dismissed))
+        taken = [row for row in rows if row[2] not in (DISMISS, UNDISMISS)]
+        return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, _list_dismissed(rows))
 
     def history(self, user_id: Id) -> InlineHistory:
         """Return a user's events, oldest first, without dismissals."""
@@ -208,6 +207,20 @@ def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
     pairs = zip(one.item_ids, one.scores, strict=True)
     rows = [(number, position, item_id, float(score)) for position, (item_id, score) in enumerate(pairs, start=1)]
     connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
+
+
+def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
+    """Return the items of a user's events, oldest first, whose dismissal was not taken back: only that undoes it.
+
+    Other events do not: which of them say that she wants it after all, and which that it was shown, nobody declares.
+    """
+    dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
+    for item_id, _, event, _ in rows:
+        if event == DISMISS:
+            dismissed.setdefault(str(item_id), item_id)
+        elif event == UNDISMISS:
+            dismissed.pop(str(item_id), None)
+    return tuple(dismissed.values())
 
 
 def _delete(connection: sqlite3.Connection, statement: str, values: Sequence[Id | float]) -> int:
