@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import sqlite3
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -20,6 +21,8 @@ _MOST_AT_ONCE = 50_000
 _PAUSE = 0.1
 """Seconds between looks at the queue: whoever answers wakes no thread, and one transaction holds many lists."""
 _HOUR = 3600.0
+_FAULTS = (OSError, BundleError, sqlite3.Error)
+"""Of the disk or the file; `BundleError`: who was forgotten cannot be told."""
 _LOG = logging.getLogger("serve.http")
 
 
@@ -29,6 +32,8 @@ class ImpressionLog:
     def __init__(self, store: StateStore) -> None:
         self._store = store
         self._waiting: deque[Impressions] = deque()
+        self._taken: list[Impressions] = []
+        """What is being written."""
         self._n_items = 0
         self._counting = Lock()
         self._expire_at = 0.0
@@ -41,10 +46,24 @@ class ImpressionLog:
     @property
     def is_full(self) -> bool:
         """Would `add` wait for the disk now."""
-        return self._n_items >= _MOST_WAITING
+        return self._n_items >= _MOST_WAITING and self.is_running
+
+    @property
+    def is_running(self) -> bool:
+        """False once an error that nobody foresaw has ended the thread: what is added from then on is lost."""
+        return self._thread.is_alive()
+
+    @property
+    def notes(self) -> list[str]:
+        """Say that nothing is logged any more, where that is so."""
+        why = "what is shown is not logged any more after an error that the service's output has: start it again"
+        return [] if self.is_running else [why]
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
+        if not self.is_running:
+            self.n_lost += len(impressions)
+            return
         while self.is_full:
             time.sleep(_PAUSE)
         self._count(sum(map(_size, impressions)))
@@ -56,23 +75,28 @@ class ImpressionLog:
         self._thread.join()
 
     def _work(self) -> None:
-        while not self._is_closing.wait(_PAUSE):
+        try:
+            while not self._is_closing.wait(_PAUSE):
+                self._write()
+                if time.monotonic() >= self._expire_at:
+                    self._expire()
             self._write()
-            if time.monotonic() >= self._expire_at:
-                self._expire()
-        self._write()
+        finally:
+            self.n_lost += len(self._taken) + len(self._waiting)
 
     def _write(self) -> None:
-        while impressions := self._take():
+        while taken := self._take():
             try:
-                self._store.log_impressions(impressions)
-            except Exception as error:  # of any kind: were this thread to end, answers would soon wait for it for good
+                self._store.log_impressions(taken)
+            except _FAULTS as error:
                 if self._may_wait(error):
-                    self._waiting.extendleft(reversed(impressions))
+                    self._waiting.extendleft(reversed(taken))
+                    self._taken = []
                     return
-                self.n_lost += len(impressions)
-                _log_fault(f"{len(impressions)} impressions could not be written", error)
-            self._count(-sum(map(_size, impressions)))
+                self.n_lost += len(taken)
+                _log_fault(f"{len(taken)} impressions could not be written", error)
+            self._count(-sum(map(_size, taken)))
+            self._taken = []
 
     def _may_wait(self, error: Exception) -> bool:
         """Tell whether to try again: a file that is written anew, to forget somebody, is free again in a while.
@@ -89,6 +113,7 @@ class ImpressionLog:
         while self._waiting and n_items < _MOST_AT_ONCE:
             taken.append(self._waiting.popleft())
             n_items += _size(taken[-1])
+        self._taken = taken
         return taken
 
     def _count(self, n_items: int) -> None:
@@ -99,18 +124,17 @@ class ImpressionLog:
         self._expire_at = time.monotonic() + _HOUR
         try:
             self._store.expire(int(time.time()))
-        except Exception as error:  # as above
+        except _FAULTS as error:
             _log_fault("nothing was taken out for its age", error)
 
 
 def _log_fault(what: str, error: Exception) -> None:
-    """Say what went wrong: a fault that is known in a few words, any other with the place that it comes from."""
+    """Say what went wrong, without an id."""
     if isinstance(error, OSError):
-        _LOG.error("%s: %s", what, error.strerror)
-    elif isinstance(error, BundleError):
-        _LOG.error("%s: the tombstones are damaged, so that nobody can tell who was forgotten", what)
+        why = error.strerror
     else:
-        _LOG.error("%s", what, exc_info=error)
+        why = "the tombstones are damaged" if isinstance(error, BundleError) else type(error).__name__
+    _LOG.error("%s: %s", what, why)
 
 
 def _size(one: Impressions) -> int:

@@ -217,7 +217,7 @@ class Service:
             "users": len(recommender.profiles),
             "repeats": bundle.schema.repeats,
             "columns": recommender.admission.columns.names,
-            "notes": [*self._items.notes, *_note_age(bundle.schema, int(time.time()))],
+            "notes": [*self._items.notes, *_note_age(bundle.schema, int(time.time())), *self.impressions.notes],
             "last_reload": None if last is None else asdict(last),
         }
 

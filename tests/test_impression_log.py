@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from serve import impression_log
 from serve.errors import BundleError
 from serve.impression_log import ImpressionLog
 from serve.state import Impressions
@@ -20,7 +21,7 @@ class Store:
         self.gate = threading.Event()
         self.written = []
         self.n_expired = 0
-        self.is_old_stuck = False
+        self.fault_of_expiry = None
 
     def log_impressions(self, answers):
         assert self.gate.wait(20)
@@ -30,8 +31,8 @@ class Store:
 
     def expire(self, _):
         self.n_expired += 1
-        if self.is_old_stuck:
-            raise RuntimeError("nobody foresaw this")
+        if self.fault_of_expiry is not None:
+            raise self.fault_of_expiry
 
 
 def answer_of(number, n_items=2):
@@ -75,7 +76,7 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
 
 def test_impressions_are_written_though_taking_out_old_ones_fails(caplog):
     store = Store()
-    store.is_old_stuck = True
+    store.fault_of_expiry = OSError(28, "no room")
     store.gate.set()
     log = ImpressionLog(store)
     while not store.n_expired:
@@ -83,8 +84,27 @@ def test_impressions_are_written_though_taking_out_old_ones_fails(caplog):
     log.add([answer_of(1)])
     log.close()
     assert store.written == [answer_of(1)]
-    assert "nothing was taken out for its age" in caplog.text
-    assert "in expire" in caplog.text
+    assert "nothing was taken out for its age: no room" in caplog.text
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_nobody_waits_for_a_thread_that_an_unforeseen_error_ended(monkeypatch):
+    monkeypatch.setattr(impression_log, "_MOST_WAITING", 6)  # items
+    store = Store(RuntimeError("nobody foresaw this"))
+    log = ImpressionLog(store)
+    log.add([answer_of(1), answer_of(2)])
+    time.sleep(0.3)  # it is being written
+    log.add([answer_of(3)])
+    assert log.is_full
+    assert log.notes == []
+    store.gate.set()
+    while log.is_running:
+        time.sleep(0.01)
+    assert not log.is_full
+    log.add([answer_of(4)])  # an answer that would wait for good
+    assert log.n_lost == 4
+    assert "start it again" in log.notes[0]
+    log.close()
 
 
 def test_while_another_process_keeps_the_file_nothing_is_lost(caplog):

@@ -174,7 +174,7 @@ def test_decimals_without_a_fraction_are_integers(tmp_path):
         "user_id": pa.array([Decimal(7), None, Decimal(2**62)], pa.decimal128(38, 0)),
         "item_id": pa.array([Decimal("3.00"), Decimal(4), Decimal(5)], pa.decimal128(10, 2)),
         "datetime": pa.array([Decimal(1_700_000_000)] * 3, pa.decimal128(19, 0)),
-        "weight": pa.array([Decimal("1.5"), Decimal(2), None], pa.decimal128(10, 2)),
+        "weight": pa.array([Decimal("1.5"), Decimal(2), Decimal(2)], pa.decimal128(10, 2)),
     }
     pq.write_table(pa.table(columns), path)
     tables, rejects = read_tables(DataConfig(interactions=TableConfig(str(path)), max_reject_rate=1))
@@ -182,7 +182,7 @@ def test_decimals_without_a_fraction_are_integers(tmp_path):
     assert events["user_id"].tolist() == [7, 2**62]
     assert events["item_id"].tolist() == [3, 5]
     assert events["datetime"].tolist() == [1_700_000_000] * 2
-    assert events["weight"].iloc[0] == 1.5
+    assert events["weight"].tolist() == [1.5, 2]
     assert rejects.frame["column"].tolist() == ["user_id"]
 
 
