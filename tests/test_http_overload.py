@@ -131,3 +131,26 @@ def test_events_are_kept_while_a_user_is_forgotten(tmp_path, gate, monkeypatch):
         kept, forgotten = asyncio.run(main(make_app(parts)))
     assert (kept.status, kept.json["kept"]) == (200, 1)
     assert forgotten.status == 200
+
+
+def test_items_change_while_events_wait_for_the_disk(tmp_path, gate, monkeypatch):
+    bundle = publish_served(tmp_path, SHOP)
+
+    def observe_slowly(_, observed):
+        assert gate.wait(20)
+        return len(observed)
+
+    monkeypatch.setattr("serve.service.StateStore.observe_many", observe_slowly)
+    known = item_ids(SHOP)[0]
+    event = json.dumps({"user_id": "u1", "item_id": known}).encode()
+
+    async def main(app):
+        telling = asyncio.ensure_future(exchange(app, "POST", "/v1/events", [event], JSON))
+        changed = await exchange(app, "PUT", f"/v1/items/{known}", [b'{"columns": {"in_stock": false}}'], JSON)
+        is_waiting = not telling.done()
+        gate.set()
+        return changed, is_waiting, await telling
+
+    with sharing(bundle) as parts:
+        changed, is_waiting, told = asyncio.run(main(make_app(parts)))
+    assert (changed.status, is_waiting, told.status) == (200, True, 200)

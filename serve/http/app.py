@@ -36,10 +36,9 @@ _ABOUT = "What would this user want, here and now. Every answer says which versi
 def make_parts(service: Service, limits: Limits) -> Parts:
     """Make what the routes share; its threads run until they are closed."""
     answering = Worker("bascule-answers", limits.waiting, limits.deadline)
-    writing, forgetting = (
-        Worker(name, limits.write_waiting, limits.write_deadline) for name in ("bascule-writes", "bascule-forgets")
-    )
-    return Parts(service, limits, Metrics(), answering, writing, forgetting, Crowd(limits))
+    names = ("bascule-events", "bascule-items", "bascule-forgets")
+    telling, stocking, forgetting = (Worker(name, limits.write_waiting, limits.write_deadline) for name in names)
+    return Parts(service, limits, Metrics(), answering, telling, stocking, forgetting, Crowd(limits))
 
 
 def make_app(parts: Parts, more: Sequence[APIRouter] = ()) -> Edge:

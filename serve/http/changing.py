@@ -28,7 +28,7 @@ ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00]+
 def make_changing(parts: Parts) -> APIRouter:
     """Make the routes."""
     router = APIRouter(route_class=StrictRoute, responses=FAULTS)
-    service, writing = parts.service, parts.writing
+    service = parts.service
 
     @router.post(
         "/v1/events",
@@ -37,7 +37,7 @@ def make_changing(parts: Parts) -> APIRouter:
     )
     async def tell(request: Request, body: Annotated[Tell, Body(openapi_examples=EVENT_EXAMPLES)]) -> dict[str, Any]:
         events = cast(list[dict[str, Any]], body.get("events", [body]))
-        n_kept = await writing.run(partial(service.observe, events))
+        n_kept = await parts.telling.run(partial(service.observe, events))
         parts.metrics.events.inc(n_kept)
         return _say(request, service.version, kept=n_kept)
 
@@ -57,7 +57,7 @@ def make_changing(parts: Parts) -> APIRouter:
 
 
 def _add_items(router: APIRouter, parts: Parts) -> None:
-    service, writing = parts.service, parts.writing
+    service, stocking = parts.service, parts.stocking
 
     @router.put(
         "/v1/items/{item_id:path}", response_model=Head, summary="Add or change an item: it is in the next answer"
@@ -65,7 +65,7 @@ def _add_items(router: APIRouter, parts: Parts) -> None:
     async def put(
         request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=ITEM_EXAMPLES)]
     ) -> dict[str, Any]:
-        await writing.run(partial(service.put_item, item_id, body["columns"]))
+        await stocking.run(partial(service.put_item, item_id, body["columns"]))
         return _say(request, service.version)
 
     @router.delete(
@@ -74,7 +74,7 @@ def _add_items(router: APIRouter, parts: Parts) -> None:
         summary="Remove an item: no version lists it until it is put again",
     )
     async def remove(request: Request, item_id: ItemPath) -> dict[str, Any]:
-        was_there = await writing.run(partial(service.remove_item, item_id))
+        was_there = await stocking.run(partial(service.remove_item, item_id))
         return _say(request, service.version, was_there=was_there)
 
 

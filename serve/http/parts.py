@@ -21,10 +21,12 @@ class Parts:
     metrics: Metrics
     answering: Worker
     """The thread that computes."""
-    writing: Worker
-    """The thread that keeps events and items, and waits for the disk."""
+    telling: Worker
+    """The thread that keeps events, and waits for the disk."""
+    stocking: Worker
+    """The thread that changes items: not the one of events, which wait while a user is erased."""
     forgetting: Worker
-    """The thread that erases users, which takes seconds: what is written meanwhile waits for the file alone."""
+    """The thread that erases users, which takes seconds."""
     crowd: Crowd
     """The open connections."""
     ending: Event = field(default_factory=Event)
@@ -32,7 +34,6 @@ class Parts:
 
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""
-        self.answering.close()
-        self.writing.close()
-        self.forgetting.close()
+        for worker in (self.answering, self.telling, self.stocking, self.forgetting):
+            worker.close()
         self.service.close()
