@@ -36,6 +36,7 @@ class ImpressionLog:
         """What is being written."""
         self._n_items = 0
         self._counting = Lock()
+        self._is_over = False
         self._expire_at = 0.0
         self._is_closing = Event()
         self.n_lost = 0
@@ -51,23 +52,26 @@ class ImpressionLog:
     @property
     def is_running(self) -> bool:
         """False once an error that nobody foresaw has ended the thread: what is added from then on is lost."""
-        return self._thread.is_alive()
+        return not self._is_over
 
     @property
     def notes(self) -> list[str]:
         """Say that nothing is logged any more, where that is so."""
-        why = "what is shown is not logged any more after an error that the service's output has: start it again"
-        return [] if self.is_running else [why]
+        if self.is_running:
+            return []
+        since = "since an error that the log of the service has: start it again"
+        return [f"what is shown is no longer logged, and what is old no longer taken out, {since}"]
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
-        if not self.is_running:
-            self.n_lost += len(impressions)
-            return
         while self.is_full:
             time.sleep(_PAUSE)
-        self._count(sum(map(_size, impressions)))
-        self._waiting.extend(impressions)
+        with self._counting:  # the thread, where it ends, counts what waits: these as well, or it has ended before
+            if self._is_over:
+                self.n_lost += len(impressions)
+                return
+            self._n_items += sum(map(_size, impressions))
+            self._waiting.extend(impressions)
 
     def close(self) -> None:
         """Write what waits, then end."""
@@ -82,7 +86,9 @@ class ImpressionLog:
                     self._expire()
             self._write()
         finally:
-            self.n_lost += len(self._taken) + len(self._waiting)
+            with self._counting:
+                self._is_over = True
+                self.n_lost += len(self._taken) + len(self._waiting)
 
     def _write(self) -> None:
         while taken := self._take():
@@ -95,7 +101,8 @@ class ImpressionLog:
                     return
                 self.n_lost += len(taken)
                 _log_fault(f"{len(taken)} impressions could not be written", error)
-            self._count(-sum(map(_size, taken)))
+            with self._counting:
+                self._n_items -= sum(map(_size, taken))
             self._taken = []
 
     def _may_wait(self, error: Exception) -> bool:
@@ -115,10 +122,6 @@ class ImpressionLog:
             n_items += _size(taken[-1])
         self._taken = taken
         return taken
-
-    def _count(self, n_items: int) -> None:
-        with self._counting:
-            self._n_items += n_items
 
     def _expire(self) -> None:
         self._expire_at = time.monotonic() + _HOUR

@@ -3,6 +3,7 @@
 import logging
 import re
 import sys
+import time
 
 import pytest
 
@@ -12,7 +13,7 @@ from serve.registry.pointer import write_current
 from serve.registry.versions import Registry
 from tests.linear_bundle import SHOP, publish_linear
 from tests.live_service import publish_served
-from tests.served import serving
+from tests.served import ROOT, serving
 
 SENTINEL = "Qx9person9xQ"
 
@@ -44,6 +45,33 @@ def test_no_sentinel_comes_out_of_logs_metrics_or_errors(tmp_path):
     assert SENTINEL not in log
     for call, reply in zip(calls, replies, strict=False):
         assert SENTINEL not in reply.content.decode(), call
+
+
+_FAILING = f"""
+from serve.state.store import StateStore
+
+SAID = "{SENTINEL}"
+
+def log_impressions(self, answers):
+    raise RuntimeError(SAID)
+
+StateStore.log_impressions = log_impressions
+"""
+
+
+def test_what_an_error_says_that_ends_a_thread_is_not_in_the_log(tmp_path):
+    bundle = publish_served(tmp_path, SHOP)
+    (tmp_path / "sitecustomize.py").write_text(_FAILING)  # Python runs it as it starts
+    with serving("--bundle", bundle, variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as server:
+        assert server.ask("POST", "/v1/recommend", {"k": 2}).status == 200
+        while not any("no longer logged" in note for note in server.ask("GET", "/v1/status").json["notes"]):
+            time.sleep(0.05)
+        assert server.end() == 0
+        log = server.process.stderr.read()
+    assert "an error has ended the thread bascule-impressions" in log
+    assert "in log_impressions" in log
+    assert "RuntimeError" in log
+    assert SENTINEL not in log
 
 
 def test_the_log_says_which_version_answers_and_why(tmp_path):

@@ -107,6 +107,23 @@ def test_nobody_waits_for_a_thread_that_an_unforeseen_error_ended(monkeypatch):
     log.close()
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_waits_for_room_while_the_thread_ends_is_counted(monkeypatch):
+    monkeypatch.setattr(impression_log, "_MOST_WAITING", 6)  # items
+    store = Store(RuntimeError("nobody foresaw this"))
+    log = ImpressionLog(store)
+    log.add([answer_of(1), answer_of(2), answer_of(3)])
+    asked = threading.Event()
+    monkeypatch.setattr(impression_log.time, "sleep", lambda _: asked.set() or threading.Event().wait(0.01))
+    adding = threading.Thread(target=log.add, args=([answer_of(4)],))
+    adding.start()
+    assert asked.wait(20)  # there is no room for it
+    store.gate.set()
+    adding.join()
+    assert log.n_lost == 4
+    log.close()
+
+
 def test_while_another_process_keeps_the_file_nothing_is_lost(caplog):
     store = Store(*[OSError(errno.EBUSY, "database is locked")] * 3)
     log = ImpressionLog(store)

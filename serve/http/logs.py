@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import threading
 import traceback
 from types import TracebackType
 from typing import Any
@@ -20,6 +21,13 @@ class QuietFormatter(logging.Formatter):
         """Return the frames and the type."""
         kind, _, place = ei
         return "".join(traceback.format_tb(place)) + (kind.__name__ if kind else "")
+
+
+def log_end_of_thread(ended: threading.ExceptHookArgs) -> None:
+    """Say which thread an error has ended, and where; Python's own way would write what the error says."""
+    name = None if ended.thread is None else ended.thread.name
+    fault = None if ended.exc_value is None else (ended.exc_type, ended.exc_value, ended.exc_traceback)
+    logging.getLogger(LOGGER).error("an error has ended the thread %s", name, exc_info=fault)
 
 
 def describe_logs() -> dict[str, Any]:

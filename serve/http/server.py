@@ -8,6 +8,7 @@ import logging
 import signal
 import socket
 import sys
+import threading
 from collections.abc import Sequence
 from functools import partial
 from types import FrameType
@@ -19,7 +20,7 @@ from fastapi import APIRouter
 from serve.http.app import make_app
 from serve.http.edge import Edge
 from serve.http.listening import accept_waiting, turn_away
-from serve.http.logs import LOGGER, describe_logs
+from serve.http.logs import LOGGER, describe_logs, log_end_of_thread
 from serve.http.parts import Parts
 from serve.http.protocol import BoundedProtocol
 
@@ -74,8 +75,9 @@ def serve(parts: Parts, listener: socket.socket, more: Sequence[APIRouter] = ())
     """Serve until a signal, then drain; `more` are routes beside our own."""
     server = DrainingServer(_configure(make_app(parts, more), parts), parts)
     before = signal.set_wakeup_fd(-1)  # whoever ends the process on signals leaves that to the server now
-    interval = sys.getswitchinterval()
+    interval, hook = sys.getswitchinterval(), threading.excepthook
     sys.setswitchinterval(_SWITCH_INTERVAL)
+    threading.excepthook = log_end_of_thread
     gc.freeze()  # what was loaded stays: looking through it for garbage took up to a tenth of a second
     try:
         server.run([listener])
@@ -84,6 +86,7 @@ def serve(parts: Parts, listener: socket.socket, more: Sequence[APIRouter] = ())
         sys.setswitchinterval(interval)
         signal.set_wakeup_fd(before)
         parts.close()
+        threading.excepthook = hook  # the threads have ended by now
 
 
 def _configure(app: Edge, parts: Parts) -> uvicorn.Config:
