@@ -228,6 +228,17 @@ def test_a_dismissal_is_taken_back_by_its_own_event_alone(store):
     assert store.history("u").item_id == (4,)
 
 
+@pytest.mark.parametrize("n_repeated", [1, 2])  # what is sent again since nobody acknowledged it, one by one or at once
+@pytest.mark.parametrize("n_events", [2, 3, 4, 5])
+@pytest.mark.parametrize("is_batch", [False, True])
+def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(store, n_events, n_repeated, is_batch):
+    events = [Observation("u", 4, ("dismiss", "undismiss")[place % 2], NOW) for place in range(n_events)]
+    for one in [events] * n_repeated if is_batch else [[one] * n_repeated for one in events]:
+        store.observe_many(one)
+    assert store.dismissed("u") == ((4,) if n_events % 2 else ())
+    assert store.history("u").item_id == ()
+
+
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY

@@ -44,11 +44,13 @@ _VIEWS = {
     "AND e.item_id = s.item_id "
     "AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime))",
 }
-_INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once
+_INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once, unless ?7 undid it meanwhile
     "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
     "WHERE NOT EXISTS (SELECT 1 FROM events WHERE user_id = ?1 AND datetime = ?4 AND item_id = ?2 AND event IS ?3 "
-    "AND weight IS ?5)"
+    "AND weight IS ?5 AND number > (SELECT ifnull(max(number), 0) FROM events WHERE user_id = ?1 AND datetime = ?4 "
+    "AND item_id = ?2 AND event = ?7))"
 )
+_UNDONE_BY: dict[str | None, str] = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 _INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
 _MOST_RECALLED = 10_000
 _RECALL = (  # the latest, so that nobody's past holds up the others
@@ -98,17 +100,14 @@ class StateStore:
 
         Returns:
             How many there are now: those of forgotten users are not kept. An event that is there already, equal in
-            user, item, type, time and weight, is there once.
+            user, item, type, time and weight, is there once; but of one second, what came last says whether an item
+            is dismissed.
 
         Raises:
             OSError: the disk is full or fails; none is kept.
         """
         with self._database.writing() as connection:  # who is forgotten from here on is erased after it
-            rows = [
-                (one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id)
-                for one in observations
-                if not self._is_forgotten(one.user_id)
-            ]
+            rows = [_write_event(one) for one in observations if not self._is_forgotten(one.user_id)]
             connection.executemany(_INSERT_EVENT, rows)
         return len(rows)
 
@@ -199,6 +198,11 @@ class StateStore:
 
     def _limit(self, now: int) -> float:
         return now - self.retention_days * _DAY
+
+
+def _write_event(one: Observation) -> tuple[Id | float | None, ...]:
+    undone_by = _UNDONE_BY.get(one.event)
+    return one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id, undone_by
 
 
 def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
