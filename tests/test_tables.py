@@ -255,6 +255,45 @@ def test_bytes_are_no_values(tmp_path, kind):
     assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, "bytes, not a text"], [3, "bytes, not a text"]]
 
 
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical", "text"])
+@pytest.mark.parametrize(
+    "dtype", ["category", *map(pd.ArrowDtype, (pa.binary(), pa.dictionary(pa.int32(), pa.binary())))], ids=str
+)
+def test_bytes_that_pandas_packs_are_no_values(dtype, kind):
+    items = pd.DataFrame({"item_id": [3, 4, 5], "class": pd.Series([b"red", None, b"\xff"], dtype=dtype)})
+    config = DataConfig(features=FeaturesConfig(item={"class": kind}), max_reject_rate=1)
+    tables, rejects = tables_from_frames(
+        config, pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 5]}), items=items
+    )
+    assert tables.items["item_id"].tolist() == [4]
+    assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, "bytes, not a text"], [3, "bytes, not a text"]]
+
+
+@pytest.mark.parametrize("kind", ["multi_categorical", "text"])
+def test_lists_of_bytes_are_no_values(tmp_path, kind):
+    path = tmp_path / "items.parquet"
+    values = pa.array([[b"red", b"blue"], None, [b"\xff"], []], pa.list_(pa.binary()))
+    pq.write_table(pa.table({"item_id": [3, 4, 5, 6], "class": values}), path)
+    config = DataConfig(
+        interactions=TableConfig(str(_write_events(tmp_path))),
+        items=TableConfig(str(path)),
+        features=FeaturesConfig(item={"class": kind}),
+        max_reject_rate=1,
+    )
+    tables, rejects = read_tables(config)
+    assert tables.items["item_id"].tolist() == [4, 6]
+    reason = "a list of bytes, not of texts"
+    assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, reason], [3, reason]]
+
+
+def test_an_array_of_bytes_is_no_list_of_values():
+    items = pd.DataFrame({"item_id": [3, 4], "class": [np.array([b"red"]), np.array(["red"])]})
+    config = DataConfig(features=FeaturesConfig(item={"class": "multi_categorical"}), max_reject_rate=1)
+    tables, rejects = tables_from_frames(config, pd.DataFrame({"user_id": [1, 1], "item_id": [3, 4]}), items=items)
+    assert tables.items["item_id"].tolist() == [4]
+    assert rejects.frame["reason"].tolist() == ["a list of bytes, not of texts"]
+
+
 def test_bytes_and_objects_of_one_column_are_both_rejected():
     events = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [3, 4, 5], "event": [b"buy", {"is": "buy"}, "buy"]})
     tables, rejects = tables_from_frames(DataConfig(max_reject_rate=1), events)

@@ -12,6 +12,7 @@ from datamodules.reading.columns import Column
 
 LISTS = (list, tuple, np.ndarray)
 _NESTED = (*LISTS, dict, set)
+_BYTES = (bytes, bytearray)
 _Cleared = tuple[pd.Series, dict[str, np.ndarray]]
 
 
@@ -23,13 +24,26 @@ def clear_misshapen(column: Column, cells: pd.Series) -> _Cleared:
     Returns:
         The cells, and reason -> bool (n,): the rows at fault.
     """
-    if not types.is_object_dtype(cells.dtype) or column.role not in ("id", "text", "category", "value"):
+    if column.role not in ("id", "text", "category", "value"):
+        return cells, {}
+    cells = _unpack(cells)
+    if not types.is_object_dtype(cells.dtype):
         return cells, {}
     if column.role == "id":
         return _clear_ids(cells)
-    cells, bare = _clear(cells, (bytes, bytearray), "bytes, not a text")
+    cells, bare = _clear(cells, _BYTES, "bytes, not a text")
     cells, nested = _clear_nested(column, cells)
     return cells, {**bare, **nested}
+
+
+def _unpack(cells: pd.Series) -> pd.Series:
+    """Return the objects that a categorical or Arrow's type of them stands for; other columns as they are."""
+    dtype = cells.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        is_packed = types.is_object_dtype(dtype.categories.dtype)
+    else:
+        is_packed = isinstance(dtype, pd.ArrowDtype) and dtype.kind == "O"
+    return cells.astype(object).where(cells.notna(), None) if is_packed else cells
 
 
 def _clear_nested(column: Column, cells: pd.Series) -> _Cleared:
@@ -38,10 +52,11 @@ def _clear_nested(column: Column, cells: pd.Series) -> _Cleared:
     if column.role == "category":
         return _clear(cells, _NESTED, "not a value")
     cells, faults = _clear(cells, (dict, set), "not a value or a list of values")
-    is_nested = np.array([isinstance(cell, LISTS) and _is_nested(cell) for cell in cells], bool)
-    if not is_nested.any():
-        return cells, faults
-    return cells.mask(is_nested, None), {**faults, "a list of lists": is_nested}
+    for reason, wrong in (("a list of lists", _NESTED), ("a list of bytes, not of texts", _BYTES)):
+        is_wrong = np.array([isinstance(cell, LISTS) and _holds(cell, wrong) for cell in cells], bool)
+        if is_wrong.any():
+            cells, faults = cells.mask(is_wrong, None), {**faults, reason: is_wrong}
+    return cells, faults
 
 
 def _clear_ids(cells: pd.Series) -> _Cleared:
@@ -62,7 +77,7 @@ def _clear(cells: pd.Series, wrong: tuple[type, ...], reason: str) -> _Cleared:
     return cells.mask(is_wrong, None), {reason: is_wrong}
 
 
-def _is_nested(values: Any) -> bool:
-    if isinstance(values, np.ndarray) and values.dtype != object:
+def _holds(values: Any, wrong: tuple[type, ...]) -> bool:
+    if isinstance(values, np.ndarray) and values.dtype.kind not in "OS":
         return values.ndim > 1
-    return not set(map(type, values)).isdisjoint(_NESTED)
+    return any(issubclass(kind, wrong) for kind in set(map(type, values)))
