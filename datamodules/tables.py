@@ -106,7 +106,7 @@ def _type_tables(
         forgotten,
         tuple(hint_at_headers(raw, {name: _layout_of(name, config) for name in raw})),
         tuple(count_spaced_ids(raw)),
-        tuple(hint_at_odd_ids(raw)),
+        tuple(hint_at_odd_ids(raw, {name: table.frame for name, table in typed.items()})),
     )
     return _join_tables(config, typed), rejects
 

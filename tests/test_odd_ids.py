@@ -44,6 +44,15 @@ def test_the_files_of_a_table_count_together(tmp_path):
     assert f"since 1 of 31 are no integers, the first in line 2 of {tmp_path}/b.csv" in rejects.odd_ids[0]
 
 
+def test_nothing_is_said_where_the_ids_are_integers_after_all(tmp_path):
+    read(tmp_path, range(20, 50), "a")
+    (tmp_path / "b.csv").write_text("user_id,item_id\nTotal,\n", encoding="utf-8")
+    config = DataConfig(TableConfig(str(tmp_path / "*.csv")), split=SplitConfig("none"), max_reject_rate=1)
+    tables, rejects = read_tables(config)
+    assert tables.interactions["user_id"].tolist() == [*range(20, 50)]  # a file without a good record has no say
+    assert rejects.odd_ids == ()
+
+
 @pytest.mark.parametrize(
     "users",
     [
