@@ -35,7 +35,7 @@ def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: 
         previous: as fitted before, on other rows.
 
     Raises:
-        SchemaError: the kind is no longer the previous one, or no row has a vector.
+        SchemaError: the kind is no longer the previous one, no row has a vector, or numbers have no deviation.
     """
     blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator)
     if previous is None:
@@ -98,7 +98,14 @@ def _fit_several(feature: Feature, cells: pd.Series) -> Feature:
 
 
 def _fit_number(feature: Feature, cells: pd.Series) -> Feature:
-    mean, scale = mean_and_scale(cells.to_numpy(np.float64))
+    numbers = cells.to_numpy(np.float64)
+    with np.errstate(over="ignore", invalid="ignore", under="ignore"):  # refused below
+        mean, scale = mean_and_scale(numbers)
+    if not np.isfinite([mean, scale]).all() or scale == 0.0:  # every value would be 0, or none a number
+        raise SchemaError(
+            f"feature '{feature.name}': values from {np.nanmin(numbers):g} to {np.nanmax(numbers):g} have no standard "
+            "deviation in double precision; give them in another unit, or name `min` and `max`, which reject others"
+        )
     return replace(feature, mean=mean, scale=scale)
 
 

@@ -45,6 +45,25 @@ def test_a_column_without_vectors_is_refused():
 
 
 @pytest.mark.parametrize(
+    ("numbers", "named"),
+    [
+        ([1.0, 7.0, 1e200], "from 1 to 1e\\+200"),
+        ([-1.7e308, 1.7e308, None], "from -1.7e\\+308 to 1.7e\\+308"),
+        ([1e-200, 3e-200], "from 1e-200 to 3e-200"),
+    ],
+)
+def test_numbers_that_cannot_be_scaled_are_refused(numbers, named):
+    with pytest.raises(SchemaError, match=f"'x': values {named} have no standard deviation"):
+        fit("numeric", numbers)
+
+
+def test_numbers_that_can_be_scaled_are():
+    assert (fit("numeric", [1e150, 3e150]).mean, fit("numeric", [1e150, 3e150]).scale) == pytest.approx((2e150, 1e150))
+    assert (fit("numeric", [1e200] * 5).mean, fit("numeric", [1e200] * 5).scale) == (1e200, 1.0)
+    assert (fit("numeric", [None, float("nan")]).mean, fit("numeric", []).scale) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
     ("kind", "later"), [("numeric", [7.0, 9.0]), ("text", ["long words " * 9]), ("vector", [[9.0]])]
 )
 def test_scales_stay_the_previous_ones(kind, later):
