@@ -10,6 +10,7 @@ from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from tuning.outcome import Tried
 
@@ -50,6 +51,7 @@ def _draw_course(axes: Axes, tried: Sequence[Tried]) -> None:
     axes.step([one.number for one in whole], best, where="post", color=WHOLE, label="best so far")
     if tried[0].number == 1:
         axes.axhline(tried[0].figure or 0.0, color=MARKED, linestyle="--", linewidth=1, label="what the data chose")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))  # there is no trial 1.5
     axes.set_xlabel("trial")
     axes.set_ylabel(TITLE)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
