@@ -21,7 +21,7 @@ from optuna.trial import Trial, TrialState
 from rich.console import Console
 
 from datamodules.fingerprint import fingerprint
-from datamodules.reach import check_targets
+from datamodules.reach import check_files, check_targets
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.targets import only_targets
@@ -73,6 +73,7 @@ def tune(given: Config, whole: Config, tables: Tables, split: Split, text: str) 
     space, total = lay_space(given, whole), given.tune.trials or 0
     tables, split = without_test(tables, split)
     check_targets(split, given.data.repeats)
+    check_files(split, given.data.split, tables.items)
     folder = prepare_folder(given)
     origin = {
         **declare(whole),

@@ -28,7 +28,7 @@ from datamodules.data_report import print_report, report_data
 from datamodules.joins import check_joins
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
-from datamodules.reach import check_targets
+from datamodules.reach import check_files, check_targets
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
@@ -149,6 +149,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     config, cleaned, report = work.config, work.tables, dict(work.report)
     split = split_interactions(cleaned.interactions, config.data, config.seed)
     check_targets(split, config.data.repeats)
+    check_files(split, config.data.split, cleaned.items)
     leaks = find_leaks(cleaned, split, config.data)
     report["data"] = report_data(cleaned, report.pop("rejects"), report.pop("cleaning"), split, config.data, leaks)
     print_report(report["data"], console)

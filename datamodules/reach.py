@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pandas as pd
 
+from datamodules.config import SplitConfig
 from datamodules.splits import Split
 from datamodules.targets import only_targets
 from serve.errors import SchemaError
@@ -58,6 +59,28 @@ def _check_reach(split: Split, repeats: Repeats) -> None:
             "figure would be 0; set data.repeats to allow, or leave out the events, such as views, that come before "
             "each target"
         )
+
+
+def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> None:
+    """Refuse a file to test on or to stop by whose items nothing else has: every figure would be 0.
+
+    Args:
+        split: as declared.
+        declared: names the files; of a part that is cut from the interactions nothing is said, as all may be new there.
+        items: the items table.
+
+    Raises:
+        SchemaError: a file has targets, and the catalogue has none of their items.
+    """
+    for part, known in (("test", split.refit), ("validation", split.train)):
+        asked = only_targets(getattr(split, part))["item_id"]
+        listed = pd.concat([items["item_id"], known["item_id"]])
+        if getattr(declared, part) is not None and len(asked) and not asked.isin(listed).any():
+            raise SchemaError(
+                f"none of the {asked.nunique():,} items of data.split.{part} is in the items table or among the "
+                f"interactions to train on: item_id is {asked.iloc[0]!r} there and {listed.iloc[0]!r} here, and every "
+                "figure would be 0; write ids as in the other tables"
+            )
 
 
 def hint_at_owned(share: float | None, repeats: Repeats) -> Iterator[str]:

@@ -13,8 +13,8 @@ import train
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.data_report import print_report, report_data
-from datamodules.reach import check_targets
-from datamodules.splits import split_interactions
+from datamodules.reach import check_files, check_targets
+from datamodules.splits import Split, split_interactions
 from datamodules.tables import tables_from_frames
 from datamodules.targets import weigh_targets
 from serve.errors import SchemaError
@@ -96,6 +96,31 @@ def test_a_run_and_a_search_stop_before_they_train(tmp_path, given):
     config = train.Config(data, out=tmp_path / "run", **given)
     with pytest.raises(SchemaError, match="every figure would be 0"):
         train.search(config, "") if given else train.run(config)
+
+
+@pytest.mark.parametrize(("part", "tuned"), [("test", False), ("validation", False), ("validation", True)])
+def test_a_file_of_items_that_nothing_else_has_is_refused(tmp_path, part, tuned):
+    parts = {"interactions": make(visit("u", "view of a", "view of b"), visit("v", "view of a"))}
+    parts |= {name: make(visit("v", f"view of {item}")) for name, item in (("test", "b"), ("validation", "b"))}
+    parts[part]["item_id"] = "0b"
+    paths = {name: str(tmp_path / f"{name}.csv") for name in parts}
+    for name, rows in parts.items():
+        rows.to_csv(paths[name], index=False)
+    files = SplitConfig("files", validation=paths["validation"], test=paths["test"])
+    data = DataConfig(interactions=replace(DataConfig().interactions, path=paths["interactions"]), split=files)
+    config = train.Config(data, out=tmp_path / "run", tune=train.Config().tune.__class__(trials=2 if tuned else None))
+    with pytest.raises(SchemaError, match=rf"none of the 1 items of data\.split\.{part} is .* '0b' there and 'a' here"):
+        train.search(config, "") if tuned else train.run(config)
+
+
+def test_a_file_with_one_listed_item_is_enough():
+    rows = weigh_targets(make(visit("u", "view of a"), visit("v", "view of x", "view of y")), DataConfig())
+    split = Split(rows[:1], rows[:0], rows[1:], "files")
+    declared = SplitConfig("files", test="test.csv")
+    check_files(split, declared, pd.DataFrame({"item_id": ["y"]}))
+    with pytest.raises(SchemaError, match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here"):
+        check_files(split, declared, pd.DataFrame({"item_id": ["z"]}))
+    check_files(split, SplitConfig(), pd.DataFrame({"item_id": ["z"]}))  # cut from the interactions
 
 
 def test_the_report_counts_targets_alone_and_says_how_many_are_out_of_reach():
