@@ -152,7 +152,19 @@ def test_a_run_without_a_test_has_a_card():
     assert "Nothing was held out" in section(text, "How good it is")
     assert "no group was measured" in section(text, "For whom")
     assert "histories alone" in section(text, "What the model reads")
+    assert "Not measured at all" in section(text, "Limits")
+    assert "Measured on recorded events" not in text
     assert "test users without any event in training 3.1" in section(text, "Limits")
+
+
+def test_a_split_that_found_nobody_to_hold_out_says_so():
+    data = DATA | {"split": {"kind": "leave_one_out"}, "counts": DATA["counts"] | {"test": 0}, "targets": None}
+    text = render_card({"protocol": {"split": "leave_one_out", "note": "everything trains"}}, data, FILMS, FACTS)
+    assert "| Held out for the test | nothing; it would be the last event of each user |" in text
+    data = DATA | {"split": {"kind": "leave_one_out"}, "targets": {"train": 9, "validation": 2, "test": 0}}
+    assert "nothing; it would be the last event of each user" in render_card({"protocol": {}}, data, FILMS, FACTS)
+    data |= {"split": {"kind": "none"}}
+    assert "| nothing: everything trains |" in render_card({"protocol": {}}, data, FILMS, FACTS)
 
 
 def test_a_skipped_baseline_is_named_without_its_reason(shop):

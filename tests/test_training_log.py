@@ -16,6 +16,13 @@ def test_curves_are_read_by_epoch(tmp_path):
     assert last.curves == {"train_loss": [(1, 5.0), (2, 4.0)]}
 
 
+def test_a_training_that_nothing_validated_is_not_said_to_be_stopped_by_validation(tmp_path):
+    write(tmp_path, "select", "epoch,step,train_loss\n1,3,5.0\n")
+    write(tmp_path / "b", "select", "epoch,step,train_loss,val_ndcg\n1,3,5.0,0.25\n")
+    titles = [read_logs(folder)[0].title for folder in (tmp_path, tmp_path / "b")]
+    assert titles == ["The only training: nothing was left to validate it by", "First training, which validation stops"]
+
+
 def test_an_epoch_that_was_run_again_counts_once(tmp_path):
     write(tmp_path, "select", "epoch,step,train_loss\n1,3,5.0\n2,5,4.5\n2,7,4.0\n3,9,nan\n")
     (only,) = read_logs(tmp_path)

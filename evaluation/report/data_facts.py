@@ -125,7 +125,10 @@ def _split(report: Report, schema: Schema) -> list[tuple[str, str]]:
         (name.capitalize(), amount(counts[name], "event") + _say_targets(targets.get(name)))
         for name in ("train", "validation", "test")
     ]
-    return [("Held out for the test", say_split(report, schema)), *parts]
+    held_out = say_split(report, schema)
+    if not (targets or counts)["test"] and report["split"]["kind"] != "none":
+        held_out = f"nothing; it would be {held_out}"  # of users with one event each, for example
+    return [("Held out for the test", held_out), *parts]
 
 
 def _say_targets(n: int | None) -> str:

@@ -10,6 +10,7 @@ from pathlib import Path
 from serve.layout import CURVES, LOGS
 
 STAGES = {"select": "First training, which validation stops", "final": "Last training, on all but the test"}
+UNWATCHED = "The only training: nothing was left to validate it by"
 
 Points = list[tuple[float, float]]
 """(epoch, value), epochs counted from 1."""
@@ -31,8 +32,9 @@ def read_logs(folder: Path) -> list[StageLog]:
     for stage, title in STAGES.items():
         path = folder / LOGS / stage / CURVES
         curves = _read_curves(path) if path.is_file() else {}
+        is_watched = stage != "select" or any(name.startswith("val_") for name in curves)
         if curves:
-            found.append(StageLog(stage, title, curves))
+            found.append(StageLog(stage, title if is_watched else UNWATCHED, curves))
     return found
 
 
