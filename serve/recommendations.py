@@ -17,6 +17,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from serve.durable import name_file
 from serve.errors import SchemaError
 from serve.request_values import Id
 from serve.schema import IdType
@@ -209,7 +210,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with staged.open("wb") as sink:
+        with name_file(path), staged.open("wb") as sink:
             write(tables, schema, sink)
             sink.flush()
             os.fsync(sink.fileno())
