@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import BundleError
-from serve.layout import MANIFEST
+from serve.layout import BUNDLE, MANIFEST
 from serve.manifest import MAX_BYTES, FileEntry, Manifest
 
 Content = NDArray[np.uint8]
@@ -87,8 +87,10 @@ def _open_folder(path: Path) -> int:
 
 
 def _read_manifest(folder: int, path: Path) -> Manifest:
-    if MANIFEST not in os.listdir(folder):
-        raise BundleError(f"no bundle at {path}: {MANIFEST} is missing")
+    names = os.listdir(folder)
+    if MANIFEST not in names:
+        nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
+        raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
     descriptor = _open_plain(folder, MANIFEST)
     with os.fdopen(descriptor, "rb") as file:
         return Manifest.from_bytes(file.read(MAX_BYTES + 1))

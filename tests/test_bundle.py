@@ -189,6 +189,12 @@ def test_a_path_below_a_file_is_refused(tmp_path):
         Bundle.load(tmp_path / "file" / "bundle")
 
 
+def test_the_folder_of_a_run_is_refused_naming_the_bundle_in_it(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(BundleError, match=rf"manifest\.json is missing; did you mean {tmp_path}/bundle\?"):
+        Bundle.load(tmp_path)
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")
