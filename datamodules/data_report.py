@@ -186,17 +186,8 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
     n_rejected = sum(report["rejected"].values())
     cleaned = ", ".join(f"{count:,} {name.replace('_', ' ')}" for name, count in cleaning.items() if count)
     dropped = [f"{table}.{name}" for table, names in report["dropped_columns"].items() for name in names]
-    missing = {
-        f"{table}.{name}": share
-        for table, columns in report["missing"].items()
-        for name, share in columns.items()
-        if share
-    }
     return [
-        (
-            "interactions",
-            f"{counts['interactions']:,} by {counts['users']:,} users on {counts['items']:,} items",
-        ),
+        ("interactions", f"{counts['interactions']:,} by {counts['users']:,} users on {counts['items']:,} items"),
         ("tables", _say_tables(counts, report["records"])),
         ("time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"),
         ("split", f"{report['split']['kind']}: {_join(counts, PARTS)}"),
@@ -209,7 +200,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(("odd ids", hint) for hint in report["odd_ids"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
-        ("missing", ", ".join(f"{name} {_percent(share)}" for name, share in missing.items()) or "none"),
+        ("missing", _say_missing(report["missing"])),
         *_unlisted_lines(report["unlisted"]),
         ("repeats", f"{_percent(report['repeat_share'])} of events repeat a pair of user and item"),
         *((name.removesuffix("_before").replace("_", " "), _percent(share)) for name, share in cold.items()),
@@ -217,12 +208,14 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(("ties in time", hint) for hint in report["ties_in_time"]),
         *(("out of reach", hint) for hint in report["out_of_reach"]),
         ("long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())),
-        (
-            "events per user",
-            ", ".join(f"{name} {value:g}" for name, value in report["history_length"].items()),
-        ),
+        ("events per user", ", ".join(f"{name} {value:g}" for name, value in report["history_length"].items())),
         *_leak_lines(report["leaks"]),
     ]
+
+
+def _say_missing(shares: dict[str, dict[str, float]]) -> str:
+    named = {f"{table}.{name}": share for table, columns in shares.items() for name, share in columns.items()}
+    return ", ".join(f"{name} {_percent(share)}" for name, share in named.items() if share) or "none"
 
 
 def _say_tables(counts: dict[str, int], given: Collection[str]) -> str:

@@ -240,17 +240,21 @@ def test_categories_with_a_gap_are_the_values_they_stand_for(categories, tmp_pat
         assert cells.dropna().tolist() == [categories[1], categories[0]]
 
 
-@pytest.mark.parametrize("kind", ["categorical", "multi_categorical", "text"])
-def test_bytes_are_no_values(tmp_path, kind):
-    path = tmp_path / "items.parquet"
-    pd.DataFrame({"item_id": [3, 4, 5], "class": [b"red", None, b"\xff"]}).to_parquet(path)
+def _read_items(path, kind):
     config = DataConfig(
-        interactions=TableConfig(str(_write_events(tmp_path))),
+        interactions=TableConfig(str(_write_events(path.parent))),
         items=TableConfig(str(path)),
         features=FeaturesConfig(item={"class": kind}),
         max_reject_rate=1,
     )
-    tables, rejects = read_tables(config)
+    return read_tables(config)
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical", "text"])
+def test_bytes_are_no_values(tmp_path, kind):
+    path = tmp_path / "items.parquet"
+    pd.DataFrame({"item_id": [3, 4, 5], "class": [b"red", None, b"\xff"]}).to_parquet(path)
+    tables, rejects = _read_items(path, kind)
     assert tables.items["item_id"].tolist() == [4]
     assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, "bytes, not a text"], [3, "bytes, not a text"]]
 
@@ -274,13 +278,7 @@ def test_lists_of_bytes_are_no_values(tmp_path, kind):
     path = tmp_path / "items.parquet"
     values = pa.array([[b"red", b"blue"], None, [b"\xff"], []], pa.list_(pa.binary()))
     pq.write_table(pa.table({"item_id": [3, 4, 5, 6], "class": values}), path)
-    config = DataConfig(
-        interactions=TableConfig(str(_write_events(tmp_path))),
-        items=TableConfig(str(path)),
-        features=FeaturesConfig(item={"class": kind}),
-        max_reject_rate=1,
-    )
-    tables, rejects = read_tables(config)
+    tables, rejects = _read_items(path, kind)
     assert tables.items["item_id"].tolist() == [4, 6]
     reason = "a list of bytes, not of texts"
     assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[1, reason], [3, reason]]
