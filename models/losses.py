@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from models.rows import take_rows
+
 CHUNK_CELLS = 1 << 22  # logits held at once
 
 
@@ -78,7 +80,7 @@ def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: 
 
 def target_logits(users: Tensor, items: Tensor, target_rows: Tensor, target_items: Tensor) -> Tensor:
     """Compute users . items of single pairs in at least float32, (M,)."""
-    return pair_logits(users[target_rows], items[target_items])  # (M,)
+    return pair_logits(take_rows(users, target_rows), take_rows(items, target_items))  # (M,)
 
 
 def pair_logits(users: Tensor, items: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import Correction
 from models.losses import Sparse, no_sparse, pair_logits, softmax_loss, target_logits
+from models.rows import take_rows
 from models.sampled_softmax import Barred, find_own, mark_owned, sampled_softmax_loss
 from models.sampling import Negatives
 
@@ -24,7 +25,7 @@ def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
     """
     targets = batch.targets
     rows, weights = batch.history_rows[targets], batch.target_weights[targets]  # (M,) both
-    logits = pair_logits(users, items[rows])  # (M,)
+    logits = pair_logits(users, take_rows(items, rows))  # (M,)
     places = torch.arange(len(users), device=users.device)  # (M,)
     return softmax_loss(users, items, no_sparse(users), logits, places, weights)
 
@@ -48,13 +49,13 @@ def sampled_window_loss(
         correction: whose logits are corrected.
     """
     targets = batch.targets
-    positive = pair_logits(users, items[batch.history_rows[targets]])  # (M,)
+    positive = pair_logits(users, take_rows(items, batch.history_rows[targets]))  # (M,)
     if correction == "every_logit":
         positive = positive - positive_expected  # (M,)
     is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
     barred, weights = Barred(is_own, targets[0]), batch.target_weights[targets]  # weights (M,)
     rows = torch.arange(len(users), device=users.device)  # (M,)
-    vectors = items[negatives.rows]  # (K, W)
+    vectors = take_rows(items, negatives.rows)  # (K, W)
     return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, positive, rows, weights)
 
 
@@ -117,5 +118,5 @@ def sampled_novel_loss(
     pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])  # (E + novel targets,) both
     is_own = mark_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
     barred = Barred(is_own, torch.arange(len(users), device=users.device))
-    weights, vectors = batch.target_weights[is_novel], items[negatives.rows]  # (novel targets,), (K, W)
+    weights, vectors = batch.target_weights[is_novel], take_rows(items, negatives.rows)  # (novel targets,), (K, W)
     return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, logits, rows, weights)

@@ -80,14 +80,14 @@ def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_ite
     positions = torch.arange(history_rows.shape[1], device=history_rows.device)  # (L,)
     rows = torch.where(positions < lengths.unsqueeze(1), history_rows, n_items)  # (B, L)
     is_own = torch.zeros(len(rows), n_items + 1, dtype=torch.bool, device=rows.device)  # (B, N + 1)
-    return is_own.scatter_(1, rows, True)[:, negative_rows]  # (B, K)
+    return is_own.scatter_(1, rows, True).gather(1, negative_rows.expand(len(rows), -1))  # (B, K)
 
 
 def mark_owned(owned_users: Tensor, owned_rows: Tensor, n_users: int, negative_rows: Tensor, n_items: int) -> Tensor:
     """Do as `find_own` for pairs of a user and an item, (E,) both, row `n_items` being no item: (B, K)."""
     is_own = torch.zeros(n_users, n_items + 1, dtype=torch.bool, device=owned_rows.device)  # (B, N + 1)
     is_own[owned_users, owned_rows] = True
-    return is_own[:, negative_rows]  # (B, K)
+    return is_own.gather(1, negative_rows.expand(n_users, -1))  # (B, K)
 
 
 def find_distinct(rows: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
@@ -135,11 +135,13 @@ class _WeightedLogSumExp(torch.autograd.Function):
         grad_users, grad_negatives, grad_positive = grads
         size = max(1, CHUNK_CELLS // max(len(negatives), 1))
         starts = list(range(0, len(users), size))
+        room = users.new_empty(min(size, len(users)), len(negatives))  # (chunk, K) of every chunk
         bounds = torch.searchsorted(target_rows, torch.tensor([*starts, len(users)], device=users.device)).tolist()
         for i, start in enumerate(starts):
             span, targets = slice(start, start + size), slice(bounds[i], bounds[i + 1])
-            logits = shifts.index_select(0, of_row[span])  # (chunk, K)
-            logits += users[span] @ negatives.T  # (chunk, K)
+            rows = of_row[span]  # (chunk,)
+            logits = torch.index_select(shifts, 0, rows, out=room[: len(rows)])  # (chunk, K)
+            logits.addmm_(users[span], negatives.T)  # (chunk, K)
             most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
             powers = logits.sub_(most).exp_()  # (chunk, K)
             sums = powers.sum(dim=1)  # (chunk,)
@@ -151,7 +153,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
             others = shares[targets] * (rest - log_sums).exp()  # (targets of the chunk,)
             weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
             factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
-            grad_users[span] = (powers @ negatives) * factor  # (chunk, W)
+            torch.mm(powers, negatives, out=grad_users[span]).mul_(factor)  # (chunk, W)
             if learns_items:
                 grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
         ctx.save_for_backward(*grads)

@@ -9,6 +9,7 @@ from datamodules.batch import RequestBatch, WindowBatch
 from models.correlated_scores import ByNeighbours
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
+from models.rows import take_rows
 from models.user_tower import UserTower
 from serve.neighbours import Neighbours
 
@@ -74,7 +75,7 @@ class Towers(nn.Module):
         """Make the user vector of every target of the windows, from what stands before it, (M, W)."""
         tower, arrays = self.user_tower, batch.arrays
         windows, places = targets = batch.targets  # (M,) both
-        states = tower.encode_events(items[batch.history_rows][..., : tower.dim], arrays)  # (B, T, D)
+        states = tower.encode_events(take_rows(items, batch.history_rows)[..., : tower.dim], arrays)  # (B, T, D)
         sees = batch.sees_history[targets]  # (M,)
         before = windows * states.shape[1] + torch.where(sees, places, 0)  # (M,)
         fused = tower.fuse(
@@ -90,11 +91,11 @@ class Towers(nn.Module):
     def request_vectors(self, batch: RequestBatch, items: Tensor) -> tuple[Tensor, Tensor]:
         """Make the user vectors (B, W) of requests and the scores (E,) of owned items beyond the product."""
         tower, arrays = self.user_tower, batch.arrays
-        history = items[batch.history_rows][..., : self.item_tower.history_dim]  # (B, L, D + R)
+        history = take_rows(items, batch.history_rows)[..., : self.item_tower.history_dim]  # (B, L, D + R)
         if tower.memory is None:
             return tower.request_vectors(history, arrays), items.new_zeros(len(batch.owned_rows))  # (B, W), (E,)
         fused = tower.request_state(history[..., : tower.dim], arrays)  # (B, D)
-        return tower.complete(fused, memory_inputs(arrays, items[batch.owned_rows]))  # (B, W), (E,)
+        return tower.complete(fused, memory_inputs(arrays, take_rows(items, batch.owned_rows)))  # (B, W), (E,)
 
     def score_items(self, users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
         """Score the catalogue `items` (N, W) for the users (B, W) of requests, without memory: (B, N)."""
