@@ -28,6 +28,12 @@ BEST = "best.ckpt"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
 
 
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
+"""Of training; weights and what is exported are float32."""
+PRECISION_NAMES = {None, 32, "32", 16, "16", "bf16", *PRECISIONS}
+"""What Lightning calls these too."""
+
+
 class ResumedStopping(EarlyStopping):
     """Stop by the validation; a training that had stopped and is resumed does not begin another epoch."""
 
@@ -79,7 +85,8 @@ def fit(
         How many epochs the weights in `model` were trained for, and what `Stopwatch` says of them.
 
     Raises:
-        SchemaError: the checkpoint is of another run, or Lightning refuses an argument of the trainer.
+        SchemaError: the checkpoint is of another run, an argument of the trainer is none for such a training, or ends
+            it before there are weights to keep.
         BundleError: a checkpoint is torn or altered.
         FloatingPointError: the loss, or a trained weight, is not finite.
         OSError: the disk is full or fails.
@@ -96,7 +103,14 @@ def fit(
         trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
     if trainer.received_sigterm:
         raise SystemExit(TERMINATED)
-    return _load_weights(model, last if patience is None else checkpoints / BEST), stopwatch.summary()
+    kept = last if patience is None else checkpoints / BEST
+    if not kept.exists():
+        raise SchemaError(
+            f"the training ended before {'an epoch did' if patience is None else 'its first validation'}: look at what "
+            f"was given as --trainer.max_time, max_steps, limit_train_batches or check_val_every_n_epoch; there are "
+            f"{max_epochs} epochs"
+        )
+    return _load_weights(model, kept), stopwatch.summary()
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
@@ -118,7 +132,9 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
     last = MovableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     if patience is None:
         return [last]
-    stopping = ResumedStopping(MONITOR, mode="max", patience=patience)
+    stopping = ResumedStopping(
+        MONITOR, mode="max", patience=patience, strict=False
+    )  # too short a training is said later
     best = MovableCheckpoint(
         folder,
         BEST.removesuffix(".ckpt"),
@@ -142,6 +158,7 @@ def _make_trainer(
         callbacks = [*callbacks, EpochsFromOne(leave=False)]
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
+        "devices": 1,
         "deterministic": "warn",  # else threads sum the gradients of gathered rows in any order
         "logger": False,
         "plugins": [checkpoints],
@@ -151,10 +168,32 @@ def _make_trainer(
         "gradient_clip_val": 1.0,
     }
     callbacks = [*callbacks, *given.pop("callbacks", [])]
+    _check_options(given, validates)
     try:
-        return pl.Trainer(**{**ours, **given}, callbacks=callbacks)
-    except (MisconfigurationException, ValueError, TypeError) as error:
+        trainer = pl.Trainer(**{**ours, **given}, callbacks=callbacks)
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
         raise SchemaError(f"trainer: {' '.join(str(error).split())}") from error
+    if trainer.world_size > 1:
+        raise SchemaError(
+            f"trainer: {trainer.world_size} processes on {trainer.num_nodes} nodes; allowed: one device of one node, "
+            "as by default: batches are made whole, and every device would train on all of them"
+        )
+    return trainer
+
+
+def _check_options(options: Mapping[str, Any], validates: bool) -> None:
+    """Refuse what Lightning takes and a training here can't do."""
+    precision, interval = options.get("precision"), options.get("val_check_interval")
+    if precision not in PRECISION_NAMES:
+        raise SchemaError(f"trainer.precision is {precision!r}; allowed: {', '.join(PRECISIONS)}")
+    if interval is not None and not isinstance(interval, float):
+        raise SchemaError(f"trainer.val_check_interval is {interval!r}; allowed: a share of an epoch, such as 0.5")
+    if validates and options.get("limit_val_batches") == 0:
+        raise SchemaError("trainer.limit_val_batches is 0; allowed: more, since validation says when to stop")
+    if options.get("overfit_batches"):
+        raise SchemaError(
+            f"trainer.overfit_batches is {options['overfit_batches']}; allowed: 0, as validation needs users of its own"
+        )
 
 
 @contextmanager
@@ -169,6 +208,8 @@ def _quiet_lightning() -> Iterator[None]:
                 ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
                 ".*LeafSpec.*is deprecated.*",  # Lightning's own call
                 ".*exists and is not empty.*",  # resuming
+                ".*Early stopping conditioned on metric.*",  # a training without a validation is refused, at its end
+                ".*could not find the monitored key.*",  # the same
             ):
                 warnings.filterwarnings("ignore", message=message)
             yield

@@ -123,9 +123,20 @@ def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatc
         ({"accelerator": "abacus"}, "trainer: .*invalid accelerator name: `accelerator='abacus'`"),
         ({"devices": "many"}, "trainer: `devices` .* should be an int > 0"),
         ({"max_time": "soon"}, "trainer: .*'soon'.* is not a valid duration"),
+        ({"accelerator": "tpu"}, "trainer: Requirement .*torch_xla.* not met"),
+        ({"devices": 2}, r"trainer: 2 processes on 1 nodes; allowed: one device of one node"),
+        ({"precision": "64-true"}, r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed"),
+        ({"precision": "transformer-engine"}, r"trainer\.precision is 'transformer-engine'; allowed: 32-true"),
+        ({"val_check_interval": 10_000}, r"trainer\.val_check_interval is 10000; allowed: a share of an epoch"),
+        ({"limit_val_batches": 0}, r"trainer\.limit_val_batches is 0; allowed: more"),
+        ({"overfit_batches": 1}, r"trainer\.overfit_batches is 1; allowed: 0"),
+        ({"limit_train_batches": 0}, r"ended before its first validation: look at .*limit_train_batches.* 7 epochs"),
+        ({"max_steps": 1}, r"the training ended before its first validation: look at .*max_steps"),
+        ({"check_val_every_n_epoch": 9}, r"ended before its first validation: look at .*check_val_every_n_epoch"),
+        ({"patience": None, "limit_train_batches": 0}, r"the training ended before an epoch did: look at"),
     ],
 )
-def test_what_lightning_refuses_is_said_in_one_line(tmp_path, options, message):
+def test_options_of_no_training_here_are_refused_in_one_line(tmp_path, options, message):
     with pytest.raises(SchemaError, match=message) as error:
         fit_tiny(tmp_path, **options)
     assert "\n" not in str(error.value)
