@@ -31,17 +31,10 @@ python train.py --config F --tune.trials 30        search for better values of `
 python train.py --help                             every option
 """
 SAMPLE_NOTE = f"# the bundled sample's config, configs/{DEFAULT_CONFIG.name}: what runs where no --config is given"
-NOT_OURS = {
-    "logger",
-    "callbacks",
-    "plugins",
-    "strategy",
-    "profiler",
-    "fast_dev_run",
-    "enable_checkpointing",
-    "max_epochs",
-}
+OF_THE_RUN = {"plugins", "strategy", "fast_dev_run", "enable_checkpointing", "max_epochs"}
 """Arguments of the Trainer that are set here or in `model`, or that take away what a run needs."""
+OBJECTS = {"logger", "callbacks", "profiler"}
+"""Arguments of the Trainer that only Python can give."""
 
 LARGEST_SEED = 2**32 - 1
 """That every generator takes: those of numpy's older interface, which Lightning seeds too, take no larger one."""
@@ -93,6 +86,12 @@ class Config:
     def __post_init__(self) -> None:
         if not 0 <= self.seed <= LARGEST_SEED:
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {LARGEST_SEED}")
+        given = sorted(OF_THE_RUN & self.trainer.keys())
+        if given:
+            raise SchemaError(
+                f"trainer.{given[0]} is set by the run; allowed: other arguments of the Trainer. How long a training "
+                "lasts is model.max_epochs"
+            )
         try:
             choose_baselines(self.data.repeats, self.evaluation.baselines)
         except SchemaError as error:
@@ -137,7 +136,7 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
     parser.add_argument("--evaluation", type=EvaluationConfig, default=EvaluationConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=NOT_OURS, instantiate=False)
+    parser.add_class_arguments(pl.Trainer, "trainer", skip=OF_THE_RUN | OBJECTS, instantiate=False)
     return parser
 
 

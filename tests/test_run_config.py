@@ -80,3 +80,9 @@ def test_a_seed_that_no_generator_takes_is_told_before_anything_runs(seed):
 def test_the_largest_seed_seeds_the_training():
     assert pl.seed_everything(Config(seed=LARGEST_SEED).seed, workers=True, verbose=False) == LARGEST_SEED
     pl.seed_everything(0, workers=True, verbose=False)
+
+
+@pytest.mark.parametrize("name", ["max_epochs", "strategy", "plugins", "fast_dev_run", "enable_checkpointing"])
+def test_arguments_of_the_trainer_that_belong_to_the_run_are_refused_in_python_too(name):
+    with pytest.raises(SchemaError, match=f"trainer.{name} is set by the run; .* model.max_epochs"):
+        Config(trainer={name: 1})
