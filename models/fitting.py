@@ -158,6 +158,7 @@ def _make_trainer(
         callbacks = [*callbacks, EpochsFromOne(leave=False)]
     ours: dict[str, Any] = {
         "max_epochs": max_epochs,
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # others, as of a Mac, lack 64 bit numbers
         "devices": 1,
         "deterministic": "warn",  # else threads sum the gradients of gathered rows in any order
         "logger": False,
