@@ -21,7 +21,7 @@ from serve.state.tombstones import FORGOTTEN
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids
 from tests.linear_profiles import known_users
 from tests.live_service import EVER, asking, publish_served
-from tests.served import ask
+from tests.served import ask, serving
 
 NOW = {"datetime": UNTIL + DAY}
 
@@ -199,6 +199,27 @@ def test_an_item_that_is_not_known_is_refused_without_its_id_however_short(app, 
 @pytest.mark.parametrize("path", ["/v1/items/", "/v1/items/a\0b", "/v1/items/" + "9" * 300])
 def test_an_id_that_is_none_is_refused(app, path):
     assert ask(app, "PUT", path, {"columns": {"brand": "x"}}).status in (404, 422)
+
+
+def test_ids_in_paths_may_hold_anything_a_text_may(app, schema):
+    if schema.item_id_type == "integer":
+        assert ask(app, "PUT", f"/v1/items/{new_id(schema)}\n", {"columns": {"brand": "x"}}).status == 422
+        return
+    for item_id in ["new\n", "new\nitem", "\n new", "a/b/", "é?#"]:
+        assert ask(app, "PUT", f"/v1/items/{item_id}", {"columns": {"brand": "x"}}).status == 200
+        assert item_id in listed(app, k=40)
+        assert "new" not in listed(app, k=40)
+        assert ask(app, "DELETE", f"/v1/items/{item_id}", headers={}).json["was_there"] is True
+        assert item_id not in listed(app, k=40)
+
+
+def test_a_path_that_is_no_utf8_is_refused(bundle):
+    with serving("--bundle", bundle) as server:
+        for path in ["/v1/items/%E9", "/v1/items/a%FF", "/v1/items/%ED%A0%80"]:
+            for method in ("PUT", "DELETE"):
+                reply = server.ask(method, path, {"columns": {"department": "dairy"}})
+                assert (reply.status, reply.json["error"]["code"]) == (400, "bad_request")
+                assert "UTF-8" in reply.json["error"]["message"]
 
 
 def test_a_forgotten_user_is_nobody_and_stays_so(bundle, schema):

@@ -60,7 +60,7 @@ def _add_items(router: APIRouter, parts: Parts) -> None:
     service, stocking = parts.service, parts.stocking
 
     @router.put(
-        "/v1/items/{item_id:path}", response_model=Head, summary="Add or change an item: it is in the next answer"
+        "/v1/items/{item_id:any_text}", response_model=Head, summary="Add or change an item: it is in the next answer"
     )
     async def put(
         request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=ITEM_EXAMPLES)]
@@ -69,7 +69,7 @@ def _add_items(router: APIRouter, parts: Parts) -> None:
         return _say(request, service.version)
 
     @router.delete(
-        "/v1/items/{item_id:path}",
+        "/v1/items/{item_id:any_text}",
         response_model=Removed,
         summary="Remove an item: no version lists it until it is put again",
     )

@@ -1,16 +1,27 @@
-"""Routes whose bodies are read by our own rules instead of the framework's."""
+"""Routes whose bodies and paths are read by our own rules instead of the framework's."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Coroutine
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 from fastapi.routing import APIRoute
+from starlette.convertors import PathConvertor, register_url_convertor
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.http.faults import Fault
 from serve.http.strict_json import read_json
+
+
+class _AnyText(PathConvertor):
+    """What is left of a path, line breaks too: the framework's own `path` ends before them, and calls it the whole."""
+
+    regex = r"[\s\S]*"
+
+
+register_url_convertor("any_text", _AnyText())
 
 
 class StrictRequest(Request):
@@ -49,13 +60,22 @@ class StrictRequest(Request):
 
 
 class StrictRoute(APIRoute):
-    """A route that reads its body as `StrictRequest` does."""
+    """A route that reads its body as `StrictRequest` does, and no path that is no UTF-8."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Wrap the framework's handler."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
+            _check_path(request.scope["raw_path"])
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
+
+
+def _check_path(raw_path: bytes) -> None:
+    """Refuse what the server has read with a mark in place of each byte that it could not: two ids would be one."""
+    try:
+        unquote_to_bytes(raw_path).decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise Fault(400, "the path is no UTF-8: write other bytes of an id as %XX of its UTF-8") from error
