@@ -1,11 +1,13 @@
 """What live items refuse, and what of them a disk, a kill or another writer can and cannot do."""
 
+import errno
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from threading import Thread
 
@@ -145,6 +147,23 @@ def test_another_file_is_refused(path, recommenders, spoil, message):
     spoil(path)
     with pytest.raises(BundleError, match=message):
         LiveItems(path, recommenders["shop"])
+
+
+def test_a_folder_in_the_place_of_the_file_is_named(path, recommenders):
+    path.mkdir(parents=True)
+    with pytest.raises(OSError, match=r"unable to open database file: '.*items\.db'"):
+        LiveItems(path, recommenders["shop"])
+
+
+def test_a_file_that_another_process_keeps_is_not_called_another_file(path, recommenders, monkeypatch):
+    LiveItems(path, recommenders["shop"]).close()
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("PRAGMA locking_mode = EXCLUSIVE")
+        other.execute("BEGIN EXCLUSIVE")
+        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
+        with pytest.raises(OSError, match="database is locked") as fault:
+            LiveItems(path, recommenders["shop"])
+    assert (fault.value.errno, fault.value.filename) == (errno.EBUSY, str(path))
 
 
 def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import json
 import sqlite3
@@ -14,6 +13,7 @@ from serve.errors import BundleError, SchemaError
 from serve.live.columns import Values
 from serve.request_values import Id, parse_id
 from serve.schema import IdType
+from serve.sqlite_faults import is_no_database, naming
 
 FORMAT = 1
 
@@ -68,10 +68,8 @@ class ItemStore:
         Raises:
             OSError: the file is damaged, or the disk fails.
         """
-        try:
+        with naming(self._path):
             rows = self._connection.execute(_READ).fetchall()
-        except sqlite3.DatabaseError as error:
-            raise OSError(errno.EIO, str(error), str(self._path)) from error
         changes, others = [], []
         for text, columns, is_added, is_removed in rows:
             try:
@@ -92,11 +90,8 @@ class ItemStore:
             (str(one.item_id), json.dumps(one.columns, allow_nan=False), one.is_added, one.is_removed)
             for one in changes
         ]
-        try:
-            with self._connection:
-                self._connection.executemany(_WRITE, rows)
-        except sqlite3.DatabaseError as error:
-            raise OSError(errno.EIO, str(error), str(self._path)) from error
+        with naming(self._path), self._connection:
+            self._connection.executemany(_WRITE, rows)
 
     def close(self) -> None:
         self._connection.close()
@@ -111,22 +106,33 @@ class ItemStore:
 
 
 def _connect(path: Path) -> sqlite3.Connection:
-    connection = sqlite3.connect(path, check_same_thread=False)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-        _check_format(connection)
-    except (sqlite3.DatabaseError, BundleError) as error:
-        connection.close()
-        raise BundleError(f"{path}: no store of live items: {error}") from error
+    with naming(path):
+        connection = sqlite3.connect(path, check_same_thread=False)
+        try:
+            _prepare(connection, path)
+        except (sqlite3.DatabaseError, BundleError):
+            connection.close()
+            raise
     return connection
 
 
-def _check_format(connection: sqlite3.Connection) -> None:
+def _prepare(connection: sqlite3.Connection, path: Path) -> None:
+    try:
+        connection.execute("PRAGMA journal_mode = WAL")
+        connection.execute("PRAGMA synchronous = FULL")
+        _check_format(connection, path)
+    except sqlite3.DatabaseError as error:
+        if not is_no_database(error):
+            raise
+        raise BundleError(f"{path} is no store of live items: move it away to begin a new one") from error
+
+
+def _check_format(connection: sqlite3.Connection, path: Path) -> None:
     (found,) = connection.execute("PRAGMA user_version").fetchone()
     (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
     if found != FORMAT and n_tables:
-        raise BundleError(f"its format is {found}; expected {FORMAT}")
+        fault = f"{path} is no store of live items: its format is {found}; expected {FORMAT}"
+        raise BundleError(f"{fault}: move it away to begin a new one")
     with connection:
         connection.execute(_CREATE)
         connection.execute(f"PRAGMA user_version = {FORMAT}")

@@ -17,12 +17,11 @@ from typing import Any
 
 from serve.durable import sync_folder
 from serve.errors import BundleError
+from serve.sqlite_faults import is_no_database, naming
 
 _PATIENCE = 10.0  # seconds to wait for another process
 _PAUSE = 0.02
-_PRIMARY = 0xFF  # of an extended code of SQLite
 _NEW, _FOREIGN = 0, -1
-_FAULTS = (sqlite3.OperationalError, sqlite3.DatabaseError)  # of the disk or the file; its subclasses are ours
 
 
 class Database:
@@ -62,7 +61,7 @@ class Database:
         Raises:
             OSError: the disk is full or fails, or another process keeps the file.
         """
-        with self._lock, _naming(self.path), self._writer:
+        with self._lock, naming(self.path), self._writer:
             self._writer.execute("BEGIN IMMEDIATE")
             yield self._writer
 
@@ -72,7 +71,7 @@ class Database:
         Raises:
             OSError: the disk fails.
         """
-        with _naming(self.path):
+        with naming(self.path):
             reader = self._take_reader()
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
@@ -80,7 +79,7 @@ class Database:
 
     def truncate_log(self) -> bool:
         """Move the write-ahead log into the file and empty it; say whether that could be done."""
-        with self._lock, _naming(self.path):
+        with self._lock, naming(self.path):
             is_busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         return not is_busy
 
@@ -92,7 +91,7 @@ class Database:
         Raises:
             OSError: another process reads on and on, or the disk is full or fails.
         """
-        with self._lock, _naming(self.path):
+        with self._lock, naming(self.path):
             self._writer.execute("VACUUM")
         end = time.monotonic() + _PATIENCE
         while not self.truncate_log():  # SQLite waits for readers and writers, but not for who moves the log as well
@@ -113,7 +112,7 @@ class Database:
             return self._open()
 
     def _open(self) -> sqlite3.Connection:
-        with _naming(self.path):
+        with naming(self.path):
             connection = sqlite3.connect(self.path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
             try:
                 self._check(connection)
@@ -129,7 +128,7 @@ class Database:
         try:
             found = _read_mark(connection)
         except sqlite3.DatabaseError as error:
-            if error.sqlite_errorcode != sqlite3.SQLITE_NOTADB:
+            if not is_no_database(error):
                 raise
             raise BundleError(f"{self.path} is no database: move it away to begin a new one") from error
         if found not in (_NEW, self._mark):
@@ -148,16 +147,3 @@ def _renew_view(connection: sqlite3.Connection, name: str, statement: str) -> No
     if connection.execute("SELECT sql FROM sqlite_schema WHERE name = ?", (name,)).fetchone() != (statement,):
         connection.execute(f"DROP VIEW IF EXISTS {name}")
         connection.execute(statement)
-
-
-@contextmanager
-def _naming(path: Path) -> Iterator[None]:
-    """Turn a fault of the disk or of the file into an OSError that names it; EBUSY where another process keeps it."""
-    try:
-        yield
-    except sqlite3.DatabaseError as error:
-        if type(error) not in _FAULTS:
-            raise
-        is_busy = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
-        code = errno.EBUSY if is_busy else errno.EIO
-        raise OSError(code, str(error), str(path)) from error
