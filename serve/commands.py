@@ -71,7 +71,13 @@ def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
 
 
 def user_requests(recommender: Recommender) -> Iterator[Request]:
-    """Make a request of each user that has a profile, in the order of the profiles."""
+    """Make a request of each user that has a profile, in the order of the profiles.
+
+    Raises:
+        SchemaError: there are none.
+    """
+    if not len(recommender.profiles):
+        raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --requests")
     return (Request(user_id=user_id) for user_id in recommender.profiles.user_ids.tolist())
 
 

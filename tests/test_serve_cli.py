@@ -2,6 +2,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -178,6 +179,16 @@ def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file,
         assert re.search(message, stderr)
     assert out.read_text() == "old"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["recs.csv", "requests.jsonl"]
+
+
+def test_all_users_where_there_are_none_are_no_answers_without_a_word(bundle, tmp_path, capsys):
+    alone, out = tmp_path / "bundle", tmp_path / "recs.csv"
+    shutil.copytree(bundle, alone)
+    out.write_text("old")
+    assert run("recommend", "--bundle", alone, "--all-users", "--out", out) == 2
+    said = "error: there are no profiles: give their folder with --profiles, or requests with --requests\n"
+    assert capsys.readouterr().err == said
+    assert out.read_text() == "old"
 
 
 def test_faults_of_similar_and_verify(bundle, tmp_path, capsys):
