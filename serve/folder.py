@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.errors import BundleError
-from serve.layout import BUNDLE, MANIFEST
+from serve.layout import BUNDLE, CURRENT, MANIFEST
 from serve.manifest import MAX_BYTES, FileEntry, Manifest
 
 Content = NDArray[np.uint8]
@@ -90,6 +90,8 @@ def _read_manifest(folder: int, path: Path) -> Manifest:
     names = os.listdir(folder)
     if MANIFEST not in names:
         nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
+        if CURRENT in names:
+            nearer = "; it is a registry: give one of its versions, or `serve http --registry`"
         raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
     descriptor = _open_plain(folder, MANIFEST)
     with os.fdopen(descriptor, "rb") as file:

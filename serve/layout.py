@@ -18,6 +18,9 @@ REJECTS = "rejects.parquet"
 LOGS, CURVES = "logs", "metrics.csv"
 """Folder with one for each training, and the file in that."""
 
+CURRENT, HISTORY = "CURRENT", "HISTORY"
+"""Of a registry: the version that is to be served, and those before it."""
+
 MANIFEST = "manifest.json"
 SCHEMA = "schema.json"
 USER_TOWER = "user_tower.onnx"

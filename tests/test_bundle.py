@@ -195,6 +195,12 @@ def test_the_folder_of_a_run_is_refused_naming_the_bundle_in_it(tmp_path):
         Bundle.load(tmp_path)
 
 
+def test_a_registry_is_refused_naming_what_it_is(tmp_path):
+    (tmp_path / "CURRENT").write_text("0123456789ab\n")
+    with pytest.raises(BundleError, match=r"manifest\.json is missing; it is a registry: give one of its versions"):
+        Bundle.load(tmp_path)
+
+
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")

@@ -196,6 +196,16 @@ def test_other_methods_and_paths_are_refused(app, method, path, status):
     refuse(ask(app, method, path, {}), status)
 
 
+@pytest.mark.parametrize(
+    ("path", "methods"),
+    [("/v1/recommend", "POST"), ("/v1/items/i107", "DELETE, PUT"), ("/v1/status", "GET, HEAD"), ("/", "GET, HEAD")],
+)
+def test_another_method_is_told_of_all_that_a_path_has(app, methods, path):
+    reply = ask(app, "PATCH", path, {})
+    assert (reply.status, reply.headers["allow"]) == (405, methods)
+    assert reply.json["error"]["message"] == f"method not allowed; allowed: {methods}"
+
+
 def mutate(body, rng):
     """Change some bytes: swap, repeat, cut, or put in what is special to JSON."""
     content = bytearray(body)

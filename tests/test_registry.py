@@ -263,3 +263,11 @@ def test_publishers_at_once_lose_no_version_and_the_pointer_is_valid_at_every_in
     assert set(read_past(registry.path, None)) == expected
     for version in expected:
         activate(registry, version)
+
+
+def test_a_file_in_the_place_of_a_registry_is_named(tmp_path, registry):
+    registry.path.parent.mkdir(parents=True)
+    registry.path.write_text("mine")
+    with pytest.raises(BundleError, match=r"runs/registry is no folder: give another place for the registry"):
+        publish(registry, tmp_path / "bundle", keep=3)
+    assert registry.path.read_text() == "mine"

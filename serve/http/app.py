@@ -61,6 +61,8 @@ def make_app(parts: Parts, more: Sequence[APIRouter] = ()) -> Edge:
             Exception: answer_bug,
         },
     )
-    for router in (make_asking(parts), make_changing(parts), make_operating(parts), make_page(), *more):
+    routers = (make_asking(parts), make_changing(parts), make_operating(parts), make_page(), *more)
+    for router in routers:
         api.include_router(router)
+    api.state.routes = [route for router in routers for route in router.routes]
     return Edge(api, parts)

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi.exceptions import HTTPException, RequestValidationError
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Match
 
 from serve.filters.parsing import WORDS
 from serve.http.bodies import FIELDS
@@ -79,9 +80,16 @@ def write_fault(status: int, message: str, request_id: str, field: str | None = 
 
 async def answer_fault(request: Request, fault: Exception) -> Response:
     """Answer what the framework or a route raised as an error of HTTP."""
-    status = getattr(fault, "status_code", 500)
-    message = fault.detail if isinstance(fault, Fault) else _CODES.get(status, "error").replace("_", " ")
-    return _respond(request, status, message, headers=getattr(fault, "headers", None))
+    status, headers = getattr(fault, "status_code", 500), getattr(fault, "headers", None)
+    if isinstance(fault, Fault):
+        return _respond(request, status, fault.detail, headers=headers)
+    message = _CODES.get(status, "error").replace("_", " ")
+    if status == 404:
+        message = f"{message}; the paths are in /openapi.json"
+    if status == 405:  # the framework names the methods of the first route of this path alone
+        methods = ", ".join(_allowed_methods(request))
+        message, headers = f"{message}; allowed: {methods}", {"allow": methods}
+    return _respond(request, status, message, headers=headers)
 
 
 async def answer_schema_error(request: Request, fault: Exception) -> Response:
@@ -129,6 +137,13 @@ async def answer_damage(request: Request, fault: Exception) -> Response:
 async def answer_bug(request: Request, fault: Exception) -> Response:
     """Answer what nobody foresaw; the log has the type and place of it."""
     return _respond(request, 500, "the service failed; its log says where")
+
+
+def _allowed_methods(request: Request) -> list[str]:
+    """Return the methods that any route of a path has; `serve.http.edge` asks as GET what is asked as HEAD."""
+    alike = [route for route in request.app.state.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    methods = {method for route in alike for method in route.methods}
+    return sorted(methods | {"HEAD"} if "GET" in methods else methods)
 
 
 def _name_types(kinds: Collection[str]) -> str:

@@ -10,8 +10,8 @@ from pathlib import Path
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
 from serve.folder import read_folder, read_steadily
-from serve.layout import MANIFEST, PUBLISHED
-from serve.registry.pointer import CURRENT, find_current, read_past, write_current
+from serve.layout import CURRENT, MANIFEST, PUBLISHED
+from serve.registry.pointer import find_current, read_past, write_current
 from serve.registry.versions import Registry, verify_version
 
 
@@ -98,7 +98,10 @@ def rollback(registry: Registry) -> RolledBack:
 def _make(registry: Registry, keep: int) -> None:
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
-    registry.path.mkdir(parents=True, exist_ok=True)
+    try:
+        registry.path.mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        raise BundleError(f"{registry.path} is no folder: give another place for the registry") from error
 
 
 def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:

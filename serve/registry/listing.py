@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from serve.errors import BundleError
-from serve.layout import MANIFEST
+from serve.layout import CURRENT, MANIFEST
 from serve.manifest import Manifest
-from serve.registry.pointer import CURRENT, read_current
+from serve.registry.pointer import read_current
 from serve.registry.versions import Registry, published_at
 from serve.text_table import align
 

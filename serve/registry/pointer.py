@@ -10,9 +10,7 @@ from pathlib import Path
 
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-
-CURRENT = "CURRENT"
-HISTORY = "HISTORY"
+from serve.layout import CURRENT, HISTORY
 
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MOST_PAST = 100
