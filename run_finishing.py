@@ -19,11 +19,11 @@ from models.config import recipe_of
 from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
-from models.pair_correlations import correlate_pairs
+from models.pair_correlations import PairCorrelations, correlate_pairs
 from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
 from models.transitions import correlate_next
-from models.trials import BESIDE_MEMORY, SETS, Trials, neighbours_of_events, neighbours_of_sets
+from models.trials import BESIDE_MEMORY, MOST_WITHOUT_ORDER, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from run_config import Config
 from serve.schema import Schema
 
@@ -68,7 +68,7 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
     if blends(config):
         correlate = make_correlate(config, trained)
         trials = make_trials(config, trained)
-        if shrinks and len(trials.ridges) * len(trials.decays) == 1:  # what it gives is blended in
+        if shrinks and len(trials.ridges) * len(trials.decays) == 1:  # what it gives last is blended in as a rule
             correlate = lru_cache(maxsize=1)(correlate)
         trained = judge_blend(config, trained, correlate, console)
         if is_last or shrinks:
@@ -139,7 +139,13 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     rows, dim = sequences.events.item_row, recipe.correlations
     if recipe.neighbours and trained.data.trains_on_windows:
         is_target = sequences.target_weight > 0
-        return lambda ridge, decay: correlate_next(user, rows, is_target, shape, ridge, decay, MOST_CORRELATED)
+
+        def correlate_events(ridge: float, decay: float) -> PairCorrelations:
+            if decay:
+                return correlate_next(user, rows, is_target, shape, ridge, decay, MOST_CORRELATED)
+            return correlate_pairs(user, rows, shape, ridge, MOST_WITHOUT_ORDER)
+
+        return correlate_events
     if recipe.neighbours:
         return lambda ridge, _: correlate_pairs(user, rows, shape, ridge, MOST_CORRELATED)
     has_memory = trained.towers.user_tower.memory is not None

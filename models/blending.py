@@ -31,7 +31,7 @@ from models.trials import Blend, Trials
 from models.validation import rank_views
 from models.yardstick import Yardstick
 
-SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
+SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 MOST_CORRELATED_BESIDE_MEMORY = 4_000
 """Items whose correlations are computed there, the most popular ones; the others are placed by who has them, which at
 the largest ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all 12,526."""
@@ -110,10 +110,10 @@ def choose_blend(
     none = Blend(0.0, trials.decays[0], trials.ridges[0], trials.kinds[0])
     found = {none: jury.judge_alone()}
 
-    def judge(ridge: float, decay: float, counts: Sequence[int]) -> dict[Blend, Figures]:
+    def judge(tried: Trials, ridge: float, decay: float, counts: Sequence[int]) -> dict[Blend, Figures]:
         made = correlate(ridge, decay)  # may be large, and is gone after it
         judged: dict[Blend, Figures] = {}
-        for kind, count in product(trials.kinds, counts):
+        for kind, count in product(tried.kinds, counts):
             blend = Blend(1.0, decay, ridge, kind, count)
             correlated = _score_by(towers, made, blend)
             measured = yardstick.measure(correlated)
@@ -122,17 +122,17 @@ def choose_blend(
             judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
         return judged
 
-    for decay in trials.decays:
+    for tried, decay in [(part, decay) for part in trials.parts for decay in part.decays]:
         latest = -math.inf
-        for ridge in trials.ridges:
-            figures = judge(ridge, decay, trials.counts[:1])
+        for ridge in tried.ridges:
+            figures = judge(tried, ridge, decay, tried.counts[:1])
             found |= figures
             before, latest = latest, max(one.mean for one in figures.values())
-            if latest < before and trials.until_worse:
+            if latest < before and tried.until_worse:
                 break
     if trials.counts[1:]:
         best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
-        found |= judge(best.ridge, best.decay, trials.counts[1:])
+        found |= judge(trials, best.ridge, best.decay, trials.counts[1:])
     return pick(found, none)
 
 
@@ -160,16 +160,20 @@ class Figures:
 def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     """Choose a blend by its mean among those that rank what is new no worse than `none` does.
 
-    The best with the fewest neighbours, and of these at the smallest share, at which nearly all that is to be gained
-    is: what gains little more does by chance, and where a last training follows it has more data, so that its towers
-    know more themselves.
+    The best that tells what comes next, if any does, with the fewest neighbours, and of these at the smallest share, at
+    which nearly all that is to be gained is: what gains little more does by chance, and where a last training follows
+    it has more data, so that its towers know more themselves.
     """
     ndcg = {blend: figures.mean for blend, figures in found.items() if figures.novel >= found[none].novel}
     enough = ndcg[none] + NEARLY_ALL * (max(ndcg.values()) - ndcg[none])
-    count, share = min((blend.n_neighbours, blend.share) for blend in ndcg if ndcg[blend] >= enough)
-    alike = [blend for blend in ndcg if (blend.n_neighbours, blend.share) == (count, share)]
-    best = max(alike, key=lambda blend: ndcg[blend])
+    first = min(map(_preference, (blend for blend in ndcg if ndcg[blend] >= enough)))
+    best = max((blend for blend in ndcg if _preference(blend) == first), key=lambda blend: ndcg[blend])
     return Judged(best, ndcg[best], ndcg[none])
+
+
+def _preference(blend: Blend) -> tuple[bool, int, float]:
+    """Return what is least of the blend that is preferred to others as good."""
+    return not blend.decay, blend.n_neighbours, blend.share
 
 
 def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:

@@ -114,6 +114,21 @@ def test_the_validation_is_that_of_the_first_training_and_correlations_are_those
     assert trained.towers.neighbours.decay == judged.blend.decay
 
 
+def test_where_order_says_nothing_neighbours_are_those_of_a_set(tmp_path, monkeypatch):
+    judged = Judged(Blend(0.4, 0.0, 30.0, "regressions", FOLLOWING), 0.3, 0.2)
+    correlated, correlate_pairs = [], run_finishing.correlate_pairs
+
+    def watch(user, *rest):
+        correlated.append((len(user), rest[-2]))
+        return correlate_pairs(user, *rest)
+
+    monkeypatch.setattr(run_finishing, "choose_blend", lambda *_: judged)
+    monkeypatch.setattr(run_finishing, "correlate_pairs", watch)
+    trained = fit(ORDERED, tmp_path / "run")
+    assert correlated == [(60 * 6, judged.blend.ridge)]  # of seven events: all but the test
+    assert trained.towers.neighbours.decay == 0
+
+
 @pytest.mark.parametrize(("data", "most"), [(SET, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
 def test_fewer_items_are_correlated_where_repeats_are_recommended(tmp_path, monkeypatch, data, most):
     correlated, factorise = set(), run_finishing.factorise

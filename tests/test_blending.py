@@ -394,11 +394,36 @@ def test_events_count_in_a_history_as_the_transitions_were_fitted_that_are_best(
     requests = list(data.drawn_requests(50))
     judged = choose_blend(towers, correlate, neighbours_of_events(N, is_long=True), requests, [batch])
     assert (judged.blend.ridge, judged.blend.decay) == best
-    assert sorted(asked) == list(itertools.product([100.0, 300.0], [0.05, 0.1, 0.2]))
+    assert sorted(pair for pair in asked if pair[1]) == list(itertools.product([100.0, 300.0], [0.05, 0.1, 0.2]))
     asked.clear()
     blend_in(towers, correlate, judged.blend, requests)
     assert asked == [best]
     assert towers.neighbours.decay == best[1]
+
+
+@pytest.mark.parametrize("is_long", [False, True])
+def test_an_order_may_say_nothing(of_a_set, is_long):
+    data, towers, made = of_a_set
+    (batch,) = data.validation_batches
+    knowing = count_pairs(made, batch)
+    asked = []
+
+    def correlate(ridge, decay):
+        asked.append((ridge, decay))
+        return replace(made, numbers=knowing if (ridge, decay) == (RIDGES[1], 0.0) else -knowing)
+
+    judged = choose_blend(towers, correlate, neighbours_of_events(N, is_long), list(data.drawn_requests(50)), [batch])
+    assert judged.blend == Blend(judged.blend.share, 0.0, RIDGES[1], "regressions", N)
+    assert asked[:3] == [(ridge, 0.0) for ridge in RIDGES[:3]]  # the third is worse than the second
+    assert all(decay > 0 for _, decay in asked[3:])
+
+
+def test_what_comes_next_is_told_unless_what_goes_together_is_worth_more():
+    none, after = Blend(0.0, 0.2, 9.0, "transitions"), Blend(0.8, 0.2, 9.0, "transitions")
+    beside = Blend(0.1, 0.0, 9.0, "regressions")
+    for figure, best in [(0.295, after), (0.28, beside)]:
+        found = {none: 0.1, after: figure, beside: 0.3}
+        assert pick({blend: Figures(ndcg, None) for blend, ndcg in found.items()}, none).blend == best
 
 
 @torch.no_grad()
