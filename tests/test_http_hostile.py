@@ -198,7 +198,13 @@ def test_other_methods_and_paths_are_refused(app, method, path, status):
 
 @pytest.mark.parametrize(
     ("path", "methods"),
-    [("/v1/recommend", "POST"), ("/v1/items/i107", "DELETE, PUT"), ("/v1/status", "GET, HEAD"), ("/", "GET, HEAD")],
+    [
+        ("/v1/recommend", "POST"),
+        ("/v1/items/i107", "DELETE, PUT"),
+        ("/v1/status", "GET, HEAD"),
+        ("/", "GET, HEAD"),
+        ("/openapi.json", "GET, HEAD"),
+    ],
 )
 def test_another_method_is_told_of_all_that_a_path_has(app, methods, path):
     reply = ask(app, "PATCH", path, {})

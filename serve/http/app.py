@@ -62,7 +62,7 @@ def make_app(parts: Parts, more: Sequence[APIRouter] = ()) -> Edge:
         },
     )
     routers = (make_asking(parts), make_changing(parts), make_operating(parts), make_page(), *more)
+    api.state.routes = [*api.routes, *(route for router in routers for route in router.routes)]  # api's: /openapi.json
     for router in routers:
         api.include_router(router)
-    api.state.routes = [route for router in routers for route in router.routes]
     return Edge(api, parts)
