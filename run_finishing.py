@@ -1,6 +1,6 @@
-"""What is done to trained towers: correlations blended in, items shrunk towards content, new items placed.
+"""What is done to trained towers: correlations blended in, items shrunk, popularity weighed, new items placed.
 
-The first two are judged by the validation of the first training, and done alike after the last one.
+The first three are judged by the validation of the first training, and done alike after the last one.
 """
 
 from __future__ import annotations
@@ -20,11 +20,13 @@ from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import PairCorrelations, correlate_pairs
+from models.popularity import WINDOWS, Popularity, choose_popularity, weigh_popularity
 from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
 from models.transitions import correlate_next
 from models.trials import BESIDE_MEMORY, MOST_WITHOUT_ORDER, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from run_config import Config
+from serve.events import Floats
 from serve.schema import Schema
 
 NEWCOMER_USERS = 512
@@ -51,12 +53,27 @@ class Trained:
     """How far items are shrunk towards their content, where they are."""
     judged: Judged | None = None
     """How correlations are blended in, where they are."""
+    popular: Popularity | None = None
+    """How popularity counts, where towers have learned none."""
+
+    @property
+    def lacks_popularity(self) -> bool:
+        """Whether towers were trained without it: it may be weighed afterwards."""
+        return not self.data.schema.popularity_days and self.towers.user_tower.memory is None
+
+    @property
+    def popularity(self) -> Floats:
+        """That item vectors hold as of the end of training, (N, P)."""
+        if self.popular is not None and self.popular.share:
+            return self.data.measure_popularity(self.popular.window)[0]
+        learned: Floats = self.data.trends.popularity[-1]
+        return learned
 
 
 def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> Trained:
-    """Find by the validation, and print, how much correlations are to count and how far items are shrunk.
+    """Find by the validation, and print, how much correlations and popularity count and how far items are shrunk.
 
-    Where items are shrunk both is done to the towers at once, since the one is judged with the other in place.
+    What follows is judged with what comes before in place, which is then done to the towers at once.
 
     Args:
         config: of the run.
@@ -65,22 +82,29 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
         console: to print to.
     """
     shrinks = recipe_of(config.model).shrink_items
+    is_done_now = is_last or shrinks or trained.lacks_popularity
     if blends(config):
         correlate = make_correlate(config, trained)
         trials = make_trials(config, trained)
-        if shrinks and len(trials.ridges) * len(trials.decays) == 1:  # what it gives last is blended in as a rule
+        if is_done_now and len(trials.ridges) * len(trials.decays) == 1:  # what it gives last is blended in as a rule
             correlate = lru_cache(maxsize=1)(correlate)
         trained = judge_blend(config, trained, correlate, console)
-        if is_last or shrinks:
+        if is_done_now:
             trained = blend(config, trained, correlate)
-    return judge_shrinkage(config, trained, console) if shrinks else trained
+    if shrinks:
+        trained = judge_shrinkage(config, trained, console)
+    if trained.lacks_popularity:
+        trained = judge_popularity(trained, console)
+    return weigh(trained) if is_last else trained
 
 
 def finish(config: Config, trained: Trained) -> Trained:
-    """Blend correlations into towers that nothing was done to yet and shrink their items, as was judged or is usual."""
+    """Do to towers that nothing was done to yet what was judged, or is usual."""
     if blends(config):
         trained = blend(config, trained, make_correlate(config, trained))
-    return shrink(config, trained) if recipe_of(config.model).shrink_items else trained
+    if recipe_of(config.model).shrink_items:
+        trained = shrink(config, trained)
+    return weigh(trained)
 
 
 def judge_blend(config: Config, trained: Trained, correlate: Correlate, console: Console) -> Trained:
@@ -114,6 +138,27 @@ def shrink(config: Config, trained: Trained) -> Trained:
     n_events = torch.from_numpy(trained.data.count_targets())  # (N,)
     shrink_items(trained.towers.eval(), n_events, shrunk.strength, config.seed)
     return replace(trained, shrunk=shrunk)
+
+
+def judge_popularity(trained: Trained, console: Console) -> Trained:
+    """Find how much popularity is to count, and print it."""
+    data = trained.data
+    windows = WINDOWS if trained.schema.has_datetime else WINDOWS[:1]
+    by_window = {window: torch.from_numpy(data.measure_popularity(window)[0]) for window in windows}
+    requests = list(data.drawn_requests(MOST_SEEN))
+    popular = choose_popularity(trained.towers.eval(), by_window, requests, data.validation_batches)
+    console.print(describe_popularity(popular, data.measure_popularity(popular.window)[1]))
+    return replace(trained, popular=popular)
+
+
+def weigh(trained: Trained) -> Trained:
+    """Weigh popularity as was judged, if it was."""
+    popular, data = trained.popular, trained.data
+    if popular is None or not popular.share:
+        return trained
+    weigh_popularity(trained.towers.eval(), popular.share, list(data.drawn_requests(MOST_SEEN)))
+    days = data.measure_popularity(popular.window)[1]
+    return replace(trained, schema=replace(trained.schema, popularity_days=(days,)))
 
 
 def blends(config: Config) -> bool:
@@ -176,9 +221,19 @@ def describe_shrinkage(shrunk: Shrunk) -> str:
     return f"{how}: validation NDCG@10 {shrunk.ndcg_alone:.4f} without, {shrunk.ndcg:.4f} with it"
 
 
+def describe_popularity(popular: Popularity, days: float) -> str:
+    """Say in words what was chosen."""
+    if popular.ndcg is None:
+        return "popularity added: none, there is nothing to validate it by"
+    if not popular.share:
+        return f"popularity added: none, validation NDCG@10 {popular.ndcg_alone:.4f} without, hardly more with it"
+    how = f"popularity of {days:.3g} days added by {popular.share:.0%}"
+    return f"{how}: validation NDCG@10 {popular.ndcg_alone:.4f} without, {popular.ndcg:.4f} with it"
+
+
 def place_newcomers(trained: Trained, seed: int) -> Newcomers:
     """Fit what places items that training did not see."""
     data = trained.data
     is_taken = torch.from_numpy(data.count_targets() > 0)
     requests = data.drawn_requests(NEWCOMER_USERS)
-    return fit_newcomers(trained.towers.eval(), torch.from_numpy(data.trends.popularity[-1]), is_taken, requests, seed)
+    return fit_newcomers(trained.towers.eval(), torch.from_numpy(trained.popularity), is_taken, requests, seed)

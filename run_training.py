@@ -136,7 +136,8 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
             last = replace(more, epochs=first.epochs, continued=more.epochs)
         else:
             last = fit_towers(config, tables, split, first.epochs)
-        return finish(config, replace(last, pace=first.pace, shrunk=first.shrunk, judged=first.judged))
+        done = {name: getattr(first, name) for name in ("pace", "shrunk", "judged", "popular")}
+        return finish(config, replace(last, **done))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)

@@ -165,7 +165,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     epochs = {"epochs": trained.epochs, "continued_epochs": trained.continued}
     report["training"] = {**epochs, "temperature": trained.temperature, "chosen": chosen}
-    after = {"shrinkage": trained.shrunk, "correlations": trained.judged}
+    after = {"shrinkage": trained.shrunk, "correlations": trained.judged, "popularity": trained.popular}
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())
@@ -234,12 +234,12 @@ def stage_bundle(
 ) -> tuple[Facts, Recommender]:
     """Write the bundle's files out of sight and open them as serving does."""
     console.rule("export")
-    schema, trends = trained.schema, trained.data.trends
+    schema = trained.schema
     items = trained.catalogue.to_arrow()
     if schema.repeats == "allow":
-        items = items.append_column("repeat_rate", pa.array(trends.repeat_rate[-1]))
+        items = items.append_column("repeat_rate", pa.array(trained.data.trends.repeat_rate[-1]))
     newcomers = place_newcomers(trained, config.seed)
-    export_bundle(trained.towers, newcomers, schema, items, trends.popularity[-1], stage, config.seed)
+    export_bundle(trained.towers, newcomers, schema, items, trained.popularity, stage, config.seed)
     facts = Facts(
         similarity=trained.towers.item_tower.similarity,
         popularity_dims=len(schema.popularity_days),

@@ -15,13 +15,14 @@ from datamodules.catalogue import Catalogue
 from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Timeline
 from datamodules.loading import Examples, train_loader, validation_loader
 from datamodules.missing import Withheld
-from datamodules.popularity import ItemTrends, measure_trends
+from datamodules.popularity import ItemTrends, measure_trends, standardise_counts
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import build_sequences
 from datamodules.sets import SetExamples
 from datamodules.windows import WindowExamples
 from serve.encoding import encode_features
-from serve.events import Ints
+from serve.events import Floats, Ints
+from serve.owned import DAY
 from serve.schema import Schema
 from serve.tower_inputs import as_sets, last_moments
 
@@ -124,6 +125,18 @@ class InteractionsDataModule(pl.LightningDataModule):
         """Count how often each item can be a target of an epoch, (N,)."""
         is_target = self.sequences.target_weight > 0
         return np.bincount(self.sequences.events.item_row[is_target], minlength=len(self.catalogue))
+
+    def measure_popularity(self, share: float) -> tuple[Floats, float]:
+        """Measure the popularity of items by targets in the end of the events' time, a share of it.
+
+        Returns:
+            (N, 1), and the days of the window: all targets of 1 day where data has no time.
+        """
+        events, end = self.sequences.events, self.schema.data_until
+        seconds = round(share * (end - int(events.time.min(initial=end))))
+        is_counted = (self.sequences.target_weight > 0) & (events.time >= end - seconds)
+        counts = np.bincount(events.item_row[is_counted], minlength=len(self.catalogue))
+        return standardise_counts(counts)[:, None], max(seconds, 1) / DAY if self.schema.has_datetime else 1.0
 
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.

@@ -43,9 +43,15 @@ def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: i
     columns = []
     for length in days:
         is_inside = (events.time < moment) & (events.time >= moment - length * DAY)
-        log = np.log1p(np.bincount(events.item_row[is_inside], minlength=n_items))
-        columns.append((log - log.mean()) / max(log.std(), 1e-6))
-    return np.stack(columns, axis=1).astype(np.float32) if columns else np.zeros((n_items, 0), np.float32)
+        columns.append(standardise_counts(np.bincount(events.item_row[is_inside], minlength=n_items)))
+    return np.stack(columns, axis=1) if columns else np.zeros((n_items, 0), np.float32)
+
+
+def standardise_counts(counts: Ints) -> Floats:
+    """Return log(1 + counts), standardised, (N,)."""
+    log = np.log1p(counts)
+    standardised: Floats = ((log - log.mean()) / max(log.std(), 1e-6)).astype(np.float32)
+    return standardised
 
 
 def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:

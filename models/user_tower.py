@@ -96,6 +96,13 @@ class UserTower(nn.Module):
         else:
             self.correlated_history = side
 
+    def weigh_popularity(self, weight: float) -> None:
+        """Let vectors say that popularity counts by this weight, the same for all (`models.popularity`)."""
+        gate = nn.Linear(self.dim, 1).requires_grad_(False)
+        nn.init.zeros_(gate.weight)
+        nn.init.constant_(gate.bias, weight)
+        self.popularity_gate = gate.eval()
+
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event, each from what stood at or before it.
 

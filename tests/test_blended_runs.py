@@ -109,8 +109,8 @@ def test_the_validation_is_that_of_the_first_training_and_correlations_are_those
     data = replace(ORDERED, split=replace(ORDERED.split, strict=strict))
     trained = fit(data, tmp_path / "run")
     assert asked == [(trials, 60)]  # the second-last item of each user
-    n_events = 60 * (5 if strict else 6)  # of seven: all but the test and, strict, the validation
-    assert correlated == [(n_events, judged.blend.ridge, judged.blend.decay)]
+    n_events = (300,) if strict else (300, 360)  # of 420: all but the test and, first, the validation
+    assert correlated == [(n, judged.blend.ridge, judged.blend.decay) for n in n_events]
     assert trained.towers.neighbours.decay == judged.blend.decay
 
 
@@ -125,7 +125,7 @@ def test_where_order_says_nothing_neighbours_are_those_of_a_set(tmp_path, monkey
     monkeypatch.setattr(run_finishing, "choose_blend", lambda *_: judged)
     monkeypatch.setattr(run_finishing, "correlate_pairs", watch)
     trained = fit(ORDERED, tmp_path / "run")
-    assert correlated == [(60 * 6, judged.blend.ridge)]  # of seven events: all but the test
+    assert correlated == [(n, judged.blend.ridge) for n in (300, 360)]  # of 420: without the validation, and with it
     assert trained.towers.neighbours.decay == 0
 
 
