@@ -33,8 +33,9 @@ class ModelConfig:
     """Entries of a vector, beside those of `dim`, that hold correlations of items, blended in after training by as much
     as the validation says; 0: none; refused above it where events have an order and none is taken again."""
     neighbours: int | None = None
-    """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, and
-    in sets how many there are, the validation says. Of more than 16,000 items of a set the popular ones have at most
+    """The most items to whose scores each item of a history adds, in place of `correlations`; how much they count, in
+    sets how many there are, and in an order whether it is what comes next or, as in a set, what goes together, the
+    validation says. Of more than 16,000 items of a set the popular ones have at most
     as many again of the others. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
     shrink_items: bool | None = None

@@ -182,7 +182,7 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
     if counts.n_items > MOST_TOLD_BY_PAIRS:
         return 0, f"{counts.n_items:,} items, {counts.shape}"
     if counts.is_ordered:
-        return FOLLOWING, f"{counts.shape}: what comes after an item is told one by one"
+        return FOLLOWING, f"{counts.shape}: what comes after an item, or goes with it, is told one by one"
     if counts.freezes_correlations:
         return (
             NEIGHBOURS,

@@ -1,7 +1,7 @@
 """What items say of each other, pair by pair: numbers that a history adds to the scores of other items.
 
 In a set they are EASE's, see `models.item_correlations`, where vectors keep what a low rank can say; in an order they
-tell what comes next, see `models.transitions`.
+tell what comes next, see `models.transitions`, unless that order says nothing: then they are those of a set.
 
 Letters: N items, n the most popular ones, r all others.
 """

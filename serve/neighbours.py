@@ -2,8 +2,8 @@
 
     score(u, i) = u . v_i + sum over the items j of the history of w_j S_ji / sqrt(sum of w_j)
 
-where w_j is exp(-decay * events after it), 1 in sets. In an order S_ji tells that i comes after j, in a set that i
-goes together with j: how much j speaks for i.
+where w_j is exp(-decay * events after it), 1 in sets. In an order S_ji tells that i comes after j, in a set, and in an
+order that says nothing (its decay is 0), that i goes together with j: how much j speaks for i.
 
 Vectors of a low rank say what most items have in common. That two items which few have go together is said by no rank
 that an index could hold, but by a number for the pair: each item keeps those of its nearest neighbours.
