@@ -8,6 +8,7 @@ chooses both.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ WINDOWS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 NEARLY_ALL, LEAST_GAIN = 0.95, 3.0
 """Of the best gain, and of its standard error: the best of many gains something by chance alone."""
+MOST_JUDGES = 16
+"""Batches of the validation: every window and share is ranked anew."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,7 @@ def choose_popularity(
     judges, none = find_judges(validation), Popularity(1.0, 0.0)
     if not judges:
         return none
+    judges = judges[:: math.ceil(len(judges) / MOST_JUDGES)]
     spread = Yardstick(towers, requests).spread
     added = {Popularity(window, share): share * spread * by_window[window] for window in by_window for share in SHARES}
     return pick(_judge(towers, {none: torch.zeros(1, 1)} | added, judges), none)
@@ -77,10 +81,12 @@ def _judge(
     """Return NDCG@10 of each user, (R,), with what popularity adds to each item, (N, 1)."""
     found: dict[Popularity, list[np.ndarray]] = {one: [] for one in added}
     jury = Jury(towers, judges)
+    room = jury.items.new_empty(max(len(users) for users, _ in jury.alone), len(jury.items))  # (B, N)
     for batch, (users, _) in zip(jury.batches, jury.alone, strict=True):
         scores = towers.score_items(users, jury.items, batch)  # (B, N)
         for one, more in added.items():
-            found[one].append(rank_views(scores + more.T, None, batch)["novel"])
+            changed = torch.add(scores, more.T, out=room[: len(scores)])  # (B, N)
+            found[one].append(rank_views(changed, None, batch)["novel"])
     return {one: np.concatenate(parts) for one, parts in found.items()}
 
 
