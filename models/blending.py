@@ -131,7 +131,8 @@ def choose_blend(
             if latest < before and tried.until_worse:
                 break
     if trials.counts[1:]:
-        best = max((blend for blend in found if blend.share), key=lambda blend: found[blend].mean)
+        told = [blend for blend in found if blend.share and blend.kind in trials.kinds]
+        best = max(told, key=lambda blend: found[blend].mean)
         found |= judge(trials, best.ridge, best.decay, trials.counts[1:])
     return pick(found, none)
 

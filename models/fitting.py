@@ -132,9 +132,7 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
     last = MovableCheckpoint(folder, "last", save_on_train_epoch_end=True, enable_version_counter=False)
     if patience is None:
         return [last]
-    stopping = ResumedStopping(
-        MONITOR, mode="max", patience=patience, strict=False
-    )  # too short a training is said later
+    stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)  # `fit` says what is missing
     best = MovableCheckpoint(
         folder,
         BEST.removesuffix(".ckpt"),
