@@ -1,6 +1,6 @@
-"""What is done to trained towers: correlations blended in, items shrunk, popularity weighed, new items placed.
+"""What is done to trained towers: correlations, a filter and popularity added, items shrunk, new ones placed.
 
-The first three are judged by the validation of the first training, and done alike after the last one.
+All but the last are judged by the validation of the first training, and done alike after the last one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, bl
 from models.config import recipe_of
 from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
+from models.low_pass import Filter, LowPass, add_low_pass, choose_low_pass, fit_filter
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import PairCorrelations, correlate_pairs
 from models.popularity import WINDOWS, Popularity, choose_popularity, weigh_popularity
@@ -53,6 +54,8 @@ class Trained:
     """How far items are shrunk towards their content, where they are."""
     judged: Judged | None = None
     """How correlations are blended in, where they are."""
+    low_pass: LowPass | None = None
+    """How a low-pass filter counts, where there is one."""
     popular: Popularity | None = None
     """How popularity counts, where towers have learned none."""
 
@@ -71,7 +74,7 @@ class Trained:
 
 
 def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> Trained:
-    """Find by the validation, and print, how much correlations and popularity count and how far items are shrunk.
+    """Find by the validation, and print, how much all that is added counts and how far items are shrunk.
 
     What follows is judged with what comes before in place, which is then done to the towers at once.
 
@@ -81,8 +84,8 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
         is_last: no other training follows, so that these towers are finished in any case.
         console: to print to.
     """
-    shrinks = recipe_of(config.model).shrink_items
-    is_done_now = is_last or shrinks or trained.lacks_popularity
+    recipe = recipe_of(config.model)
+    is_done_now = is_last or recipe.shrink_items or recipe.low_pass > 0 or trained.lacks_popularity
     if blends(config):
         correlate = make_correlate(config, trained)
         trials = make_trials(config, trained)
@@ -91,8 +94,10 @@ def judge(config: Config, trained: Trained, is_last: bool, console: Console) -> 
         trained = judge_blend(config, trained, correlate, console)
         if is_done_now:
             trained = blend(config, trained, correlate)
-    if shrinks:
+    if recipe.shrink_items:
         trained = judge_shrinkage(config, trained, console)
+    if recipe.low_pass:
+        trained = judge_low_pass(config, trained, console)
     if trained.lacks_popularity:
         trained = judge_popularity(trained, console)
     return weigh(trained) if is_last else trained
@@ -104,6 +109,8 @@ def finish(config: Config, trained: Trained) -> Trained:
         trained = blend(config, trained, make_correlate(config, trained))
     if recipe_of(config.model).shrink_items:
         trained = shrink(config, trained)
+    if trained.low_pass is not None and trained.low_pass.share:
+        trained = smooth(trained, make_filter(config, trained))
     return weigh(trained)
 
 
@@ -138,6 +145,22 @@ def shrink(config: Config, trained: Trained) -> Trained:
     n_events = torch.from_numpy(trained.data.count_targets())  # (N,)
     shrink_items(trained.towers.eval(), n_events, shrunk.strength, config.seed)
     return replace(trained, shrunk=shrunk)
+
+
+def judge_low_pass(config: Config, trained: Trained, console: Console) -> Trained:
+    """Find how much a low-pass filter is to count, print it, and add it."""
+    found, data = make_filter(config, trained), trained.data
+    requests = list(data.drawn_requests(MOST_SEEN))
+    chosen = choose_low_pass(trained.towers.eval(), found, requests, data.validation_batches)
+    console.print(describe_low_pass(chosen))
+    return smooth(replace(trained, low_pass=chosen), found)
+
+
+def smooth(trained: Trained, found: Filter) -> Trained:
+    """Add a low-pass filter as was judged, if it was."""
+    if trained.low_pass is not None:
+        add_low_pass(trained.towers.eval(), found, trained.low_pass, list(trained.data.drawn_requests(MOST_SEEN)))
+    return trained
 
 
 def judge_popularity(trained: Trained, console: Console) -> Trained:
@@ -198,6 +221,13 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     return lambda ridge, _: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
+def make_filter(config: Config, trained: Trained) -> Filter:
+    """Return the low-pass filter of all that was trained on."""
+    sequences, factors = trained.data.sequences, recipe_of(config.model).low_pass
+    shape = (len(sequences.user_ids), len(trained.catalogue))
+    return fit_filter(sequences.events.segments(), sequences.events.item_row, shape, factors, config.seed)
+
+
 def describe_blend(judged: Judged) -> str:
     """Say in words what was chosen."""
     if not judged.blend.share:
@@ -219,6 +249,16 @@ def describe_shrinkage(shrunk: Shrunk) -> str:
     if shrunk.ndcg is None:
         return f"{how}, as is usual: there is nothing to validate it by"
     return f"{how}: validation NDCG@10 {shrunk.ndcg_alone:.4f} without, {shrunk.ndcg:.4f} with it"
+
+
+def describe_low_pass(chosen: LowPass) -> str:
+    """Say in words what was chosen."""
+    if chosen.ndcg is None:
+        return "low-pass filter added: none, there is nothing to validate it by"
+    if not chosen.share:
+        return f"low-pass filter added: none, validation NDCG@10 {chosen.ndcg_alone:.4f} without, hardly more with it"
+    how = f"low-pass filter of {chosen.factors} factors added by {chosen.share:.1%}"
+    return f"{how}: validation NDCG@10 {chosen.ndcg_alone:.4f} without, {chosen.ndcg:.4f} with it"
 
 
 def describe_popularity(popular: Popularity, days: float) -> str:

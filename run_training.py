@@ -136,8 +136,8 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
             last = replace(more, epochs=first.epochs, continued=more.epochs)
         else:
             last = fit_towers(config, tables, split, first.epochs)
-        found = replace(last, pace=first.pace, shrunk=first.shrunk, judged=first.judged, popular=first.popular)
-        return finish(config, found)
+        judged = {name: getattr(first, name) for name in ("pace", "shrunk", "judged", "low_pass", "popular")}
+        return finish(config, replace(last, **judged))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)

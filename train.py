@@ -165,7 +165,12 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
     chosen = {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices}
     epochs = {"epochs": trained.epochs, "continued_epochs": trained.continued}
     report["training"] = {**epochs, "temperature": trained.temperature, "chosen": chosen}
-    after = {"shrinkage": trained.shrunk, "correlations": trained.judged, "popularity": trained.popular}
+    after = {
+        "shrinkage": trained.shrunk,
+        "correlations": trained.judged,
+        "low_pass": trained.low_pass,
+        "popularity": trained.popular,
+    }
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
     card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())

@@ -38,6 +38,9 @@ class ModelConfig:
     validation says. Of more than 16,000 items of a set the popular ones have at most
     as many again of the others. 0: none, as always where `data.ties` is `simultaneous` or
     `data.repeats` is `allow`."""
+    low_pass: int | None = None
+    """The most factors of a low-pass filter of who has what, which are put into vectors after training; the validation
+    says how many, and how much they count. 0: none, as always where `data.repeats` is `allow`."""
     shrink_items: bool | None = None
     """Shrink items towards where content puts them, once all is trained, the more the fewer have taken them, as far as
     the validation says; refused with baskets, repeats, or items without features."""
@@ -74,8 +77,9 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name in ("dim", "affinity_dim", "n_heads", "batch_size", "max_epochs", "warmup_steps", "patience"):
             self._check(name, lambda value: value >= 1, "1 or more")
-        for name in ("n_blocks", "correlations", "neighbours", "negatives", "in_batch_negatives", "weight_decay"):
+        for name in ("n_blocks", "correlations", "neighbours", "low_pass", "negatives", "in_batch_negatives"):
             self._check(name, lambda value: value >= 0, "0 or more")
+        self._check("weight_decay", lambda value: value >= 0, "0 or more")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
             self._check(name, lambda value: value > 0, "more than 0")
         for name in ("dropout", "id_dropout"):
@@ -104,6 +108,7 @@ class Recipe:
     similarity: Similarity
     correlations: int
     neighbours: int
+    low_pass: int
     shrink_items: bool
     freeze_items: bool
     negatives: int

@@ -37,6 +37,8 @@ NEIGHBOURS = 1024
 256 and 1,024 validations ranked pairs of 5,551 users and 16,980 articles (citeulike) .152, .164 and .167, with 256 8 %
 better than with 384 blended factors; those of Amazon Beauty .0608, .0598 and .0599 (seed 0), .0596, .0592 and .0594
 (seed 1): with partial correlations, before they were EASE's numbers. Frappe with context ranked no better with 256."""
+LOW_PASS = 256
+"""Factors of the filter."""
 FOLLOWING = 64
 """Where histories have an order: as many as 256 found on Amazon Beauty and on MovieLens, whole rows no more."""
 MANY_EVENTS = 250_000
@@ -97,6 +99,8 @@ def _check_given(config: ModelConfig, counts: DataCounts) -> None:
         )
     if config.neighbours and not is_one_by_one:
         raise SchemaError(f"model.neighbours is {config.neighbours}; allowed where {why}: 0")
+    if config.low_pass and counts.is_repeated:
+        raise SchemaError(f"model.low_pass is {config.low_pass}; allowed where {counts.shape}: 0")
     if config.shrink_items and not is_one_by_one:
         raise SchemaError(f"model.shrink_items is true; allowed where {why}: false")
     if config.shrink_items and not counts.has_content:
@@ -191,6 +195,14 @@ def _neighbours(counts: DataCounts) -> tuple[int, str]:
     return NEIGHBOURS, f"{counts.shape}: pairs that no low rank can say are told one by one"
 
 
+def _low_pass(counts: DataCounts) -> tuple[int, str]:
+    if counts.is_repeated:
+        return 0, counts.shape
+    if counts.n_listed > MOST_TOLD_BY_PAIRS:
+        return 0, f"{counts.catalogue}"
+    return LOW_PASS, f"{counts.catalogue}, {counts.shape}: what the smooth part of who has what adds is validated"
+
+
 def _shrink_items(counts: DataCounts) -> tuple[bool, str]:
     if not counts.has_content:
         return False, "items have no features"
@@ -272,6 +284,7 @@ RULES: dict[str, Rule] = {
     "similarity": _similarity,
     "correlations": _correlations,
     "neighbours": _neighbours,
+    "low_pass": _low_pass,
     "shrink_items": _shrink_items,
     "freeze_items": _freeze_items,
     "negatives": _negatives,

@@ -15,11 +15,11 @@ from statistics import fmean
 import numpy as np
 import scipy.sparse as sp
 import torch
-from scipy import linalg
 from torch import Tensor
 
 from evaluation.lapack import invert_regularised
 from evaluation.metrics import ndcg
+from models.eigenvectors import leading_eigenvectors
 from serve.schema import Similarity
 
 RIDGES = (30.0, 100.0, 300.0, 1000.0)
@@ -34,10 +34,6 @@ HIDDEN_SHARE = 0.2
 LEAST_SPREAD = 0.1
 """Of log popularity: where items are as popular as each other, its weight would have no bounds."""
 TOP = 10
-KRYLOV_BLOCK, KRYLOV_COLUMNS = 128, 640
-"""Columns that are multiplied at once, and those of the space beyond three times as many as factors."""
-LEAST_KRYLOV_RATIO = 2
-"""Items for each column of that space: with fewer the whole matrix is reduced, in hardly more time."""
 WEIGHT_POWER = 1 / 8
 """Of how many have an item. With it 384 factors of 12,526 groceries of 2,462 households ranked 1 to 2 % better, pairs
 of Amazon Beauty, Frappe and MovieLens alike. With 1 / 4 groceries ranked .4 % better still, Beauty 1 to 2 % worse."""
@@ -204,55 +200,13 @@ def _normalise(vectors: np.ndarray) -> np.ndarray:
 
 
 def _leading(symmetric: np.ndarray, dim: int, seed: int) -> np.ndarray:
-    """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues.
-
-    Taken from a block Krylov space, or, where that would span much of the whole, from the matrix itself.
-    """
-    n = len(symmetric)
-    rank, n_columns = min(dim, n - 1), KRYLOV_COLUMNS + 3 * dim
-    vectors = np.zeros((n, dim), np.float32)
-    if rank < 1 or not symmetric.any():
-        return vectors
-    if n_columns * LEAST_KRYLOV_RATIO > n:
-        values, columns = linalg.eigh(symmetric, subset_by_index=(n - rank, n - 1))  # (rank,), (N, rank)
-    else:
-        values, columns = _krylov_eigen(symmetric, rank, n_columns, seed)  # (rank,), (N, rank)
-    columns = columns * np.sign(columns[np.abs(columns).argmax(axis=0), np.arange(rank)])  # (N, rank)
-    vectors[:, :rank] = (columns * np.sqrt(np.maximum(values, 0)))[:, ::-1]
+    """Return V, (N, dim), of the best V V' of that rank; zeros where there are fewer positive eigenvalues."""
+    if not symmetric.any():
+        return np.zeros((len(symmetric), dim), np.float32)
+    values, columns = leading_eigenvectors(symmetric, len(symmetric), dim, seed)  # (dim,), (N, dim)
+    vectors: np.ndarray = columns * np.sqrt(np.maximum(values, 0))
     vectors[~symmetric.any(axis=1)] = 0  # but for rounding they are: nobody has these
     return vectors
-
-
-def _krylov_eigen(symmetric: np.ndarray, rank: int, n_columns: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return the leading eigenvalues, ascending, and their vectors (N, rank).
-
-    From a block Krylov space (Musco and Musco 2015, arXiv 1504.05477): products with blocks of columns read the matrix
-    some ten times, where Lanczos, a column at a time, read it 660 times (128 factors of 2,000 and 6,000 items).
-    """
-    basis = _krylov_basis(symmetric, n_columns, np.random.default_rng(seed))  # (N, K)
-    small = basis.T @ (symmetric @ basis)  # (K, K)
-    values, turned = np.linalg.eigh((small + small.T) / 2)  # ascending
-    return values[-rank:], basis @ turned[:, -rank:]
-
-
-def _krylov_basis(symmetric: np.ndarray, n_columns: int, rng: np.random.Generator) -> np.ndarray:
-    """Return orthonormal columns that span a random block and its products with powers of the matrix, (N, K).
-
-    Each block is made orthogonal to all before it: else rounding leads later ones back into the same space (of 768
-    factors the last ones had a fifth less).
-    """
-    n = len(symmetric)
-    n_columns = min(n_columns, n)
-    basis = np.empty((n, n_columns), np.float32)
-    block = rng.standard_normal((n, min(KRYLOV_BLOCK, n_columns))).astype(np.float32)  # (N, block)
-    for start in range(0, n_columns, KRYLOV_BLOCK):
-        before, width = basis[:, :start], min(KRYLOV_BLOCK, n_columns - start)
-        for _ in range(2):  # once leaves what rounding left
-            block = block - before @ (before.T @ block)  # (N, block)
-            block = np.linalg.qr(block)[0]  # (N, block)
-        basis[:, start : start + width] = block[:, :width]
-        block = symmetric @ block  # (N, block)
-    return basis
 
 
 def _place(states: np.ndarray, matrix: sp.csr_array, ridge: float) -> np.ndarray:

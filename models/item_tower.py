@@ -15,7 +15,8 @@ class ItemTower(nn.Module):
 
     Taste = id embedding + content, normalised under `cosine`. Affinity is a sum of one table row per
     single-valued feature, popularity is given. Both join after the normalisation, and are still one dot product.
-    `models.blending` puts R entries of correlations behind taste, once all else is trained.
+    `models.blending` and `models.low_pass` put R entries behind taste, once all else is trained: correlations, and the
+    factors of a filter.
     """
 
     correlations: Tensor

@@ -21,6 +21,7 @@ from models.data_counts import (
 from models.defaults import (
     FEWEST_EPOCHS,
     FOLLOWING,
+    LOW_PASS,
     MANY_EVENTS,
     MANY_ITEMS,
     MANY_ITEMS_OF_LONG,
@@ -75,6 +76,7 @@ GIVEN = ModelConfig(
     similarity="cosine",
     correlations=17,
     neighbours=0,
+    low_pass=23,
     shrink_items=False,
     freeze_items=True,
     negatives=19,
@@ -103,7 +105,8 @@ counts_of_data = st.builds(
 
 def given_for(counts: DataCounts) -> ModelConfig:
     """Give every field, each another value than data choose where another one is allowed."""
-    return replace(GIVEN, correlations=0) if counts.is_ordered else GIVEN
+    given = replace(GIVEN, correlations=0) if counts.is_ordered else GIVEN
+    return replace(given, low_pass=0) if counts.is_repeated else given
 
 
 def choose(counts: DataCounts, **given_values) -> Recipe:
@@ -400,3 +403,13 @@ def test_vectors_of_a_large_catalogue_stay_short():
     for family in (LONG, SHORT, SET, SET_OF_MANY, FAMILIES["repeated"]):
         assert not choose(replace(family, n_items=10**6)).correlations
         assert not choose(replace(family, n_items=10**6)).neighbours
+
+
+def test_a_filter_is_tried_unless_things_are_taken_again_or_items_are_very_many():
+    factors = {name: choose(family).low_pass for name, family in FAMILIES.items()}
+    assert factors == dict.fromkeys(FAMILIES, LOW_PASS) | {"repeated": 0}
+    for many in ({"n_items": 100_001}, {"n_items": 3_000, "n_untaken": 97_001}):
+        assert not choose(replace(SHORT, **many)).low_pass
+    assert choose(replace(SHORT, n_items=100_001), low_pass=7).low_pass == 7
+    with pytest.raises(SchemaError, match=r"model.low_pass is 7; allowed where items are consumed again: 0"):
+        choose(REPEATED, low_pass=7)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import scipy.sparse as sp
 
-from models import item_correlations
+from models import eigenvectors, item_correlations
 from models.item_correlations import (
     POPULARITY_SHARES,
     RIDGES,
@@ -193,7 +193,7 @@ def test_as_many_items_as_are_wanted_are_correlated_and_the_others_stand_where_t
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.zeros((2, 3)), np.eye(5)], ids=["one pair", "nobody", "alone"])
 def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):
-    monkeypatch.setattr(item_correlations, "LEAST_KRYLOV_RATIO", ratio)
+    monkeypatch.setattr(eigenvectors, "LEAST_KRYLOV_RATIO", ratio)
     vectors = factorise(owned.astype(np.float32))
     assert vectors.shape == (owned.shape[1], D)
     assert np.isfinite(vectors).all()
@@ -202,8 +202,8 @@ def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):
 @pytest.mark.parametrize("n", [40, 300])
 def test_leading_factors_are_found_in_the_whole_or_in_a_small_space(n, monkeypatch):
     """Of a spectrum with a long flat tail and negative values: 40 items are reduced whole, of 300 a part is read."""
-    monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
-    monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 60)
+    monkeypatch.setattr(eigenvectors, "KRYLOV_BLOCK", 8)
+    monkeypatch.setattr(eigenvectors, "KRYLOV_COLUMNS", 60)
     rng = np.random.default_rng(5)
     columns = np.linalg.qr(rng.standard_normal((n, n)))[0]
     values = np.sort(np.concatenate([[2.0, 1.5, 1.2, 1.0, 0.9], rng.uniform(-1.0, 0.5, n - 5)]))[::-1]
@@ -220,8 +220,8 @@ def test_leading_factors_are_found_in_the_whole_or_in_a_small_space(n, monkeypat
 
 def test_many_factors_are_found_in_many_blocks(monkeypatch):
     """Of a falling spectrum: rounding leads the products of later blocks back to where its largest values lie."""
-    monkeypatch.setattr(item_correlations, "KRYLOV_BLOCK", 8)
-    monkeypatch.setattr(item_correlations, "KRYLOV_COLUMNS", 80)
+    monkeypatch.setattr(eigenvectors, "KRYLOV_BLOCK", 8)
+    monkeypatch.setattr(eigenvectors, "KRYLOV_COLUMNS", 80)
     values = np.geomspace(1, 1e-3, 700)
     columns = np.linalg.qr(np.random.default_rng(8).standard_normal((700, 700)))[0]
     symmetric = ((columns * values) @ columns.T).astype(np.float32)
@@ -231,7 +231,7 @@ def test_many_factors_are_found_in_many_blocks(monkeypatch):
 
 @pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
 def test_items_that_nobody_has_are_placed_nowhere(ratio, monkeypatch):
-    monkeypatch.setattr(item_correlations, "LEAST_KRYLOV_RATIO", ratio)
+    monkeypatch.setattr(eigenvectors, "LEAST_KRYLOV_RATIO", ratio)
     symmetric = np.zeros((30, 30), np.float32)
     symmetric[:20, :20] = np.corrcoef(np.random.default_rng(6).standard_normal((20, 50)))
     vectors = item_correlations._leading(symmetric, 2, seed=0)

@@ -43,6 +43,7 @@ RECIPE = Recipe(
     similarity="dot",
     correlations=0,
     neighbours=0,
+    low_pass=0,
     shrink_items=False,
     freeze_items=False,
     negatives=512,
