@@ -271,3 +271,21 @@ def test_a_file_in_the_place_of_a_registry_is_named(tmp_path, registry):
     with pytest.raises(BundleError, match=r"runs/registry is no folder: give another place for the registry"):
         publish(registry, tmp_path / "bundle", keep=3)
     assert registry.path.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "change", [lambda registry, versions: activate(registry, versions[3]), lambda registry, _: rollback(registry)]
+)
+def test_a_folder_in_the_place_of_the_pointer_is_named_and_the_history_stays(registry, published, versions, change):
+    for seed in (1, 2):
+        publish_and_activate(registry, published[seed], keep=9)
+    publish(registry, published[3], keep=9)
+    before = (registry.path / "HISTORY").read_text()
+    (registry.path / "CURRENT").unlink()
+    (registry.path / "CURRENT").mkdir()
+    with pytest.raises(BundleError, match=r"CURRENT in .*registry is a folder; expected a file: move the folder away"):
+        change(registry, versions)
+    assert (registry.path / "HISTORY").read_text() == before
+    (registry.path / "CURRENT").rmdir()
+    change(registry, versions)
+    assert read_current(registry.path) in versions.values()

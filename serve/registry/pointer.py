@@ -71,7 +71,13 @@ def write_current(registry: Path, version: str, past: Sequence[str]) -> None:
 
     The history is written before, with the version at its head: whatever is current then, what follows it in
     the history was current before it.
+
+    Raises:
+        BundleError: `CURRENT` is a folder; nothing is written.
     """
+    pointer = registry / CURRENT
+    if pointer.is_dir() and not pointer.is_symlink():  # no file can take its place
+        raise BundleError(f"{CURRENT} in {registry} is a folder; expected a file: move the folder away, then try again")
     history = [version, *(name for name in past if name != version)][:_MOST_PAST]
     write_file(registry / HISTORY, "".join(f"{name}\n" for name in history).encode())
     sync_folder(registry)
