@@ -223,7 +223,6 @@ def test_a_dismissal_is_taken_back_by_its_own_event_alone(store):
         store.observe("u", item_id, event, NOW)
     assert store.dismissed("u") == (4, 6)
     store.observe("u", 5, "dismiss", NOW + 1)
-    store.observe("u", 4, "undismiss", NOW - 1)  # of a moment before the dismissal
     assert store.dismissed("u") == (4, 6, 5)
     assert store.history("u").item_id == (4,)
 

@@ -54,7 +54,13 @@ _UNDONE_BY: dict[str | None, str] = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 _INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
 _MOST_RECALLED = 10_000
 _RECALL = (  # the latest, so that nobody's past holds up the others
-    "SELECT item_id, datetime, event, weight FROM events WHERE user_id = ? ORDER BY datetime DESC, number DESC LIMIT ?"
+    "SELECT item_id, datetime, event, weight, number FROM events WHERE user_id = ? "
+    "ORDER BY datetime DESC, number DESC LIMIT ?"
+)
+_DELETE_UNDONE = (  # before what undid it goes: the clock of its sender may have been ahead
+    "DELETE FROM events WHERE number IN (SELECT d.number FROM events u CROSS JOIN events d ON d.user_id = u.user_id "
+    "AND d.item_id = u.item_id AND d.number < u.number "
+    "WHERE u.datetime < ? AND u.event = 'undismiss' AND d.event = 'dismiss')"
 )
 _RECALL_BOTH = _RECALL.replace("= ?", "IN (?, ?)")
 
@@ -100,8 +106,7 @@ class StateStore:
 
         Returns:
             How many there are now: those of forgotten users are not kept. An event that is there already, equal in
-            user, item, type, time and weight, is there once; but of one second, what came last says whether an item
-            is dismissed.
+            user, item, type, time and weight, is there once, unless it says anew whether an item is dismissed.
 
         Raises:
             OSError: the disk is full or fails; none is kept.
@@ -130,7 +135,7 @@ class StateStore:
         if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
         rows = self._read_latest(user_id)[::-1]
-        taken = [row for row in rows if row[2] not in (DISMISS, UNDISMISS)]
+        taken = [row[:4] for row in rows if row[2] not in (DISMISS, UNDISMISS)]
         return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, _list_dismissed(rows))
 
     def history(self, user_id: Id) -> InlineHistory:
@@ -152,7 +157,8 @@ class StateStore:
             _delete(
                 connection, "DELETE FROM shown WHERE answer IN (SELECT number FROM answers WHERE datetime < ?)", limits
             )
-            n_events = _delete(connection, "DELETE FROM events WHERE datetime < ?", limits)
+            n_events = _delete(connection, _DELETE_UNDONE, limits)
+            n_events += _delete(connection, "DELETE FROM events WHERE datetime < ?", limits)
             n_answers = _delete(connection, "DELETE FROM answers WHERE datetime < ?", limits)
         self._database.truncate_log()
         return n_events + n_answers
@@ -214,15 +220,17 @@ def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
 
 
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
-    """Return the items of a user's events, oldest first, whose dismissal was not taken back: only that undoes it.
+    """Return the items of a user's events whose dismissal was not taken back: only that undoes it.
 
     Other events do not: which of them say that she wants it after all, and which that it was shown, nobody declares.
+    What arrived last counts: she took back what she saw, and the clocks of two senders differ.
     """
+    said = sorted((number, event, item_id) for item_id, _, event, _, number in rows if event in (DISMISS, UNDISMISS))
     dismissed: dict[str, Id] = {}  # 7 and "7" are the same item
-    for item_id, _, event, _ in rows:
+    for _, event, item_id in said:
         if event == DISMISS:
             dismissed.setdefault(str(item_id), item_id)
-        elif event == UNDISMISS:
+        else:
             dismissed.pop(str(item_id), None)
     return tuple(dismissed.values())
 
