@@ -20,7 +20,7 @@ from datamodules.config_errors import parse_config
 from datamodules.config_files import check_config_files
 from evaluation.baselines import choose_baselines
 from models.config import ModelConfig
-from serve.errors import SchemaError
+from serve.errors import SchemaError, passes
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
 DESCRIPTION = """Train, export, evaluate and publish a two-tower recommender.
@@ -51,7 +51,7 @@ class TuneConfig:
     """Trainings to judge by validation, those of an interrupted search included. Default: a run, no search."""
 
     def __post_init__(self) -> None:
-        if self.trials is not None and self.trials < 1:
+        if self.trials is not None and not passes(self.trials, lambda trials: trials >= 1):
             raise SchemaError(f"tune.trials is {self.trials}; allowed: 1 or more")
 
 
@@ -84,7 +84,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed <= LARGEST_SEED:
+        if not passes(self.seed, lambda seed: 0 <= seed <= LARGEST_SEED):
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {LARGEST_SEED}")
         given = sorted(OF_THE_RUN & self.trainer.keys())
         if given:

@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from serve.errors import SchemaError
+from serve.errors import SchemaError, passes
 from serve.schema import Kind, Repeats, Ties
 from serve.zones import find_zone
 
@@ -95,7 +95,7 @@ class SplitConfig:
     def __post_init__(self) -> None:
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
-            if value not in (None, False) and self.kind != kind:
+            if value is not None and value is not False and self.kind != kind:
                 raise SchemaError(
                     f"data.split.{name} is {value!r} and data.split.kind is '{self.kind}'; allowed: {name} with kind "
                     f"{kind} alone: take it out or change the kind"
@@ -104,7 +104,7 @@ class SplitConfig:
             raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
         if self.kind == "files" and self.test is None:
             raise SchemaError("data.split.kind is 'files' but data.split.test is not set: give the file to measure on")
-        if self.share is not None and not 0 < self.share < 1:
+        if self.share is not None and not passes(self.share, lambda share: 0 < share < 1):
             raise SchemaError(f"data.split.share is {self.share}; allowed: more than 0 and less than 1")
 
 
@@ -116,6 +116,10 @@ class TargetsConfig:
     """Types of events. Default: all."""
     min_weight: float | None = None
     """The least weight, such as a rating. Default: any."""
+
+    def __post_init__(self) -> None:
+        if not _is_limit(self.min_weight):
+            raise SchemaError(f"data.targets.min_weight is {self.min_weight}; allowed: a number")
 
 
 @dataclass(frozen=True)
@@ -153,15 +157,15 @@ class DataConfig:
         return declared
 
     def __post_init__(self) -> None:
-        if not 0 <= self.max_reject_rate <= 1:
+        if not passes(self.max_reject_rate, lambda rate: 0 <= rate <= 1):
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
-        if self.history_length is not None and self.history_length < 2:
+        if self.history_length is not None and not passes(self.history_length, lambda length: length >= 2):
             raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 or more")
         for name in _TABLES:
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)
         for name, weight in self.events.items():
-            if not 0 < weight < math.inf:
+            if not passes(weight, lambda one: 0 < one < math.inf):
                 raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
 
 
@@ -189,10 +193,18 @@ def _check_timezone(timezone: str | None) -> None:
         raise SchemaError(f"data.timezone: {error}") from error
 
 
+def _is_limit(value: float | None) -> bool:
+    """Say whether values can be compared with it, as they cannot with NaN."""
+    return value is None or passes(value, lambda limit: limit == limit)
+
+
 def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
     feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
     if feature.kind != "numeric" and (feature.min, feature.max) != (None, None):
         raise SchemaError(f"feature '{name}' is {feature.kind} and has min or max; allowed: with kind numeric alone")
+    for limit in ("min", "max"):
+        if not _is_limit(getattr(feature, limit)):
+            raise SchemaError(f"feature '{name}' has {limit} {getattr(feature, limit)}; allowed: a number")
     if feature.column is not None:
         return feature
     column = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name

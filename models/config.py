@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from serve.errors import SchemaError
+from serve.errors import SchemaError, passes
 from serve.schema import Similarity
 
 Correction = Literal["negatives", "every_logit"]
@@ -79,9 +80,9 @@ class ModelConfig:
             self._check(name, lambda value: value >= 1, "1 or more")
         for name in ("n_blocks", "correlations", "neighbours", "low_pass", "negatives", "in_batch_negatives"):
             self._check(name, lambda value: value >= 0, "0 or more")
-        self._check("weight_decay", lambda value: value >= 0, "0 or more")
+        self._check("weight_decay", lambda value: 0 <= value < math.inf, "0 or more, and finite")
         for name in ("temperature", "learning_rate", "memory_learning_rate"):
-            self._check(name, lambda value: value > 0, "more than 0")
+            self._check(name, lambda value: 0 < value < math.inf, "more than 0, and finite")
         for name in ("dropout", "id_dropout"):
             self._check(name, lambda value: 0 <= value < 1, "0 to less than 1")
         if self.dim is not None and self.n_heads is not None and self.dim % self.n_heads:
@@ -92,7 +93,7 @@ class ModelConfig:
 
     def _check(self, name: str, is_allowed: Callable[[float], bool], allowed: str) -> None:
         value = getattr(self, name)
-        if value is not None and not is_allowed(value):
+        if value is not None and not passes(value, is_allowed):
             raise SchemaError(f"model.{name} is {value}; allowed: {allowed}")
 
 

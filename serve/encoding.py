@@ -290,6 +290,8 @@ def _is_missing(value: Any) -> bool:
     """Tell NaN and NaT, which differ from themselves, and NA of pandas, which is not imported here."""
     if type(value).__name__ in ("NAType", "NaTType"):
         return True
+    if isinstance(value, Decimal):  # a signalling NaN cannot be compared
+        return value.is_nan()
     return isinstance(value, (*_FRACTIONS, np.datetime64)) and bool(value != value)
 
 

@@ -8,7 +8,7 @@ ValueError
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 MOST_NAMES = 20  # listed in a message
 
@@ -29,3 +29,11 @@ def name_nearest(got: str, allowed: Iterable[str]) -> str:
         return f"did you mean '{near[0]}'?"
     shown = ", ".join(names[:MOST_NAMES]) or "none"
     return f"allowed: {shown}" + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+
+
+def passes(value: float, check: Callable[[float], bool]) -> bool:
+    """Say whether a number passes a check; one that Python cannot compare, a NaN of decimals, does not."""
+    try:
+        return check(value)
+    except ArithmeticError:
+        return False

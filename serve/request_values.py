@@ -149,7 +149,9 @@ def _is_time(value: Any) -> bool:
 
 
 def to_plain(value: Any) -> Any:
-    """Return the Python value of a numpy scalar."""
+    """Return the Python value of a numpy scalar; a decimal NaN that signals becomes one that does not."""
+    if isinstance(value, Decimal) and value.is_snan():  # whatever looks at it would raise
+        return Decimal("NaN")
     return value.item() if isinstance(value, np.generic) else value
 
 

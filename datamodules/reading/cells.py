@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +18,7 @@ from serve.vectors import Vector, read_vector
 
 _EXACT_FLOAT = 2**53
 _MOST = np.iinfo(np.int64).max
+_TOO_LARGE = 2**1023  # for a float
 
 
 @dataclass(frozen=True)
@@ -188,9 +190,10 @@ def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64."""
-    if not (types.is_numeric_dtype(cells.dtype) or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
+    is_numeric = types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype)
+    if not (is_numeric or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
-    parsed = pd.to_numeric(cells, errors="coerce")
+    parsed = pd.to_numeric(_tame(cells) if cells.dtype == object else cells, errors="coerce")
     numbers = parsed.astype("float64")
     missing = _is_missing(cells)
     if isinstance(cells.dtype, pd.StringDtype):
@@ -205,3 +208,14 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
         faults["missing"] = missing
     is_exact = column.role == "order" and types.is_integer_dtype(parsed.dtype)
     return Cells(parsed if is_exact else numbers, faults)
+
+
+def _tame(cells: pd.Series) -> pd.Series:
+    """Let no cell be one that pandas stops at, however wrong cells are to be treated."""
+
+    def read(cell: object) -> object:
+        if isinstance(cell, (complex, tuple, dict, set)):  # lists are tuples here
+            return "no number"
+        return math.inf if isinstance(cell, int) and abs(cell) >= _TOO_LARGE else cell
+
+    return cells.map(read)

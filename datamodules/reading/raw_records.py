@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from decimal import Decimal
 
 import numpy as np
 import pandas as pd
+from pandas.api import types
 
 from datamodules.reading.columns import Column
 from datamodules.reading.rejects import reject_frame
@@ -60,9 +62,17 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
     if not len(frame):
         raise SchemaError(f"{name} is empty: expected at least one record")
     found, dropped = find_columns(name, columns, [str(column) for column in frame.columns])
-    taken = pd.DataFrame({column.name: frame[column.source].reset_index(drop=True) for column in found})
+    taken = pd.DataFrame({column.name: _quieten(frame[column.source].reset_index(drop=True)) for column in found})
     lines = np.arange(1, len(frame) + 1)
     return RawRecords(name, found, taken, lines, no_rejects(name), len(frame), dropped, is_text=False)
+
+
+def _quieten(cells: pd.Series) -> pd.Series:
+    """Empty the cells that hold a NaN of decimals which signals: whatever looks at it raises."""
+    if not types.is_object_dtype(cells.dtype):
+        return cells
+    is_signal = np.array([isinstance(cell, Decimal) and cell.is_snan() for cell in cells], bool)
+    return cells.where(~is_signal, None) if is_signal.any() else cells
 
 
 def no_rejects(file: str) -> pd.DataFrame:
