@@ -13,6 +13,7 @@ from rich.table import Table
 
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
+from datamodules.far_values import hint_at_far_values
 from datamodules.joins import measure_unlisted
 from datamodules.leaks.leak import Leak
 from datamodules.ordering import hint_at_ties
@@ -70,6 +71,7 @@ def report_data(
         "headers": list(rejects.headers),
         "spaced_ids": list(rejects.spaced_ids),
         "odd_ids": list(rejects.odd_ids),
+        "far_values": list(hint_at_far_values(tables, config)),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
@@ -198,6 +200,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(("a header?", hint) for hint in report["headers"]),
         *(("spaced ids", found) for found in report["spaced_ids"]),
         *(("odd ids", hint) for hint in report["odd_ids"]),
+        *(("far values", hint) for hint in report["far_values"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", _say_missing(report["missing"])),

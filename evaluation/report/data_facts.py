@@ -57,6 +57,7 @@ def _hints(report: Report) -> list[tuple[str, str]]:
         "headers": "A header?",
         "spaced_ids": "White space",
         "odd_ids": "Texts among integers",
+        "far_values": "Far from all others",
         "missing_marks": "A mark of what is missing?",
         "crowds": "One user",
         "ties_in_time": "Ties in time",
