@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import re
 from dataclasses import replace
+from types import MappingProxyType
 
 import pytest
 
@@ -31,9 +32,9 @@ def shop(tmp_path_factory):
         return make_tiny_run(tmp_path_factory.mktemp("shop"), SHOP)
 
 
-def card(content, schema=SHOP, data=DATA, facts=FACTS):
+def card(content, schema=SHOP, data=DATA, facts=FACTS, training=MappingProxyType({})):
     metrics = {name: content[name] for name in content if name not in ("data", "timing", "version", "training")}
-    return render_card(metrics, data, schema, facts)
+    return render_card(metrics, data, training, schema, facts)
 
 
 def section(text, title):
@@ -148,7 +149,9 @@ def test_how_it_was_made(shop):
 
 def test_a_run_without_a_test_has_a_card():
     protocol = {"protocol": {"split": "none", "note": "everything trains"}}
-    text = render_card(protocol, DATA, replace(FILMS, user_features=(), item_features=(), context_features=()), FACTS)
+    text = render_card(
+        protocol, DATA, {}, replace(FILMS, user_features=(), item_features=(), context_features=()), FACTS
+    )
     assert "Nothing was held out" in section(text, "How good it is")
     assert "no group was measured" in section(text, "For whom")
     assert "histories alone" in section(text, "What the model reads")
@@ -159,12 +162,12 @@ def test_a_run_without_a_test_has_a_card():
 
 def test_a_split_that_found_nobody_to_hold_out_says_so():
     data = DATA | {"split": {"kind": "leave_one_out"}, "counts": DATA["counts"] | {"test": 0}, "targets": None}
-    text = render_card({"protocol": {"split": "leave_one_out", "note": "everything trains"}}, data, FILMS, FACTS)
+    text = render_card({"protocol": {"split": "leave_one_out", "note": "everything trains"}}, data, {}, FILMS, FACTS)
     assert "| Held out for the test | nothing; it would be the last event of each user |" in text
     data = DATA | {"split": {"kind": "leave_one_out"}, "targets": {"train": 9, "validation": 2, "test": 0}}
-    assert "nothing; it would be the last event of each user" in render_card({"protocol": {}}, data, FILMS, FACTS)
+    assert "nothing; it would be the last event of each user" in render_card({"protocol": {}}, data, {}, FILMS, FACTS)
     data |= {"split": {"kind": "none"}}
-    assert "| nothing: everything trains |" in render_card({"protocol": {}}, data, FILMS, FACTS)
+    assert "| nothing: everything trains |" in render_card({"protocol": {}}, data, {}, FILMS, FACTS)
 
 
 def test_a_skipped_baseline_is_named_without_its_reason(shop):
@@ -173,3 +176,22 @@ def test_a_skipped_baseline_is_named_without_its_reason(shop):
     text = card(content)
     assert "Not measured: EASE." in text
     assert "memory than is free" not in text
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_set", "said"),
+    [
+        ("transitions", False, "which come after it."),
+        ("regressions", True, "which go together with it."),
+        ("regressions", False, "by the validation the order of events tells nothing of what comes next"),
+    ],
+)
+def test_what_neighbours_tell_is_said_and_that_an_order_tells_nothing(shop, kind, is_set, said):
+    schema = replace(FILMS, has_datetime=False, ties="simultaneous") if is_set else FILMS
+    blend = {"share": 0.4, "decay": 0.1, "ridge": 100.0, "kind": kind, "n_neighbours": 64}
+    text = section(card(shop.content, schema, training={"correlations": {"blend": blend}}), "What the model reads")
+    (sentence,) = re.findall(r"\n\n(Each item of a history adds to the scores of its neighbours, .*)\n\n", text)
+    assert said in sentence
+    assert ("tells nothing" in sentence) == ("tells nothing" in said)
+    for none in ({}, {"correlations": {"blend": {**blend, "share": 0.0}}}):
+        assert "neighbours" not in section(card(shop.content, schema, training=none), "What the model reads")

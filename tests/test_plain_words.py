@@ -55,7 +55,7 @@ def test_the_page_of_a_set_speaks_of_no_order(films, kind):
 def test_the_card_of_a_set_speaks_of_no_order(films, kind):
     recommender, content = make_unordered(films, kind)
     metrics = {name: content[name] for name in content if name not in ("data", "timing", "version", "training")}
-    card = render_card(metrics, content["data"], SET, recommender.bundle.manifest.facts)
+    card = render_card(metrics, content["data"], {}, SET, recommender.bundle.manifest.facts)
     assert OF_TIME.findall(card) == []
     assert "only what they are on" in card
 

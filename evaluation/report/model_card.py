@@ -20,12 +20,15 @@ from serve.schema import Schema
 SIDES = {"user": "User", "item": "Item", "context": "Request context"}
 
 
-def render_card(metrics: Mapping[str, Any], data: Mapping[str, Any], schema: Schema, facts: Facts) -> str:
+def render_card(
+    metrics: Mapping[str, Any], data: Mapping[str, Any], training: Mapping[str, Any], schema: Schema, facts: Facts
+) -> str:
     """Write the card of a bundle that is about to be published.
 
     Args:
         metrics: as `evaluate` returns them, without durations; without `test` where nothing was held out.
         data: the data report.
+        training: how it was trained, as `metrics.json` holds it.
         schema: of the bundle.
         facts: of the bundle's manifest; its `config` has `data` as declared, `model` and `seed`.
 
@@ -54,4 +57,5 @@ def render_card(metrics: Mapping[str, Any], data: Mapping[str, Any], schema: Sch
         schema=schema,
         facts=facts,
         model=config.get("model", {}),
+        neighbours=plain_words.say_neighbours(training, schema),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from evaluation.report.data_facts import Report, say_period, say_split
 from evaluation.report.figures import Figure, ModelRow, ViewResult
@@ -47,6 +48,27 @@ def say_order(schema: Schema) -> str:
     if schema.is_set:
         return "of a user's events, which have neither times nor an order, only what they are on"
     return "the order and times of a user's events" if schema.has_datetime else "the order of a user's events"
+
+
+def say_neighbours(training: Mapping[str, Any], schema: Schema) -> str:
+    """Say what items of a history add to others, nothing where they add nothing.
+
+    Args:
+        training: what `metrics.json` holds under that name.
+        schema: of the bundle.
+    """
+    blend = training.get("correlations", {}).get("blend", {})
+    if not (blend.get("share") and blend.get("n_neighbours")):
+        return ""
+    added = "Each item of a history adds to the scores of its neighbours, which"
+    if blend["kind"] == "transitions":
+        return f"{added} come after it."
+    if schema.is_set:
+        return f"{added} go together with it."
+    return (
+        f"{added} go together with it, whichever came first: by the validation the order of events tells nothing of "
+        "what comes next, so that they were taken as in data without an order."
+    )
 
 
 def _say_order(report: Report, schema: Schema) -> str:
