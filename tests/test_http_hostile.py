@@ -190,7 +190,15 @@ def test_a_long_exclude_list_of_a_legal_length_is_answered(app):
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/v1/recommend", 405), ("POST", "/health", 405), ("GET", f"/{SENTINEL}", 404), ("POST", "/docs", 404)],
+    [
+        ("GET", "/v1/recommend", 405),
+        ("POST", "/health", 405),
+        ("GET", f"/{SENTINEL}", 404),
+        ("POST", "/docs", 404),
+        ("POST", f"/v1/recommend/{SENTINEL}", 404),
+        ("GET", "/ready/", 404),
+        ("GET", "/v1/search", 404),
+    ],
 )
 def test_other_methods_and_paths_are_refused(app, method, path, status):
     refuse(ask(app, method, path, {}), status)
