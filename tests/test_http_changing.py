@@ -4,6 +4,7 @@ import json
 import sqlite3
 import time
 from contextlib import closing
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -265,6 +266,25 @@ def test_a_user_is_forgotten_where_one_of_two_folders_holds_nothing_yet(tmp_path
         (receipt,) = service.forget(user)
         assert receipt["erased"]["events"] == 1
         assert service.observe([{"user_id": user, "item_id": item_id}]) == 0
+
+
+@pytest.mark.parametrize(
+    ("here", "bundle_as_given", "run_as_given"),
+    [
+        ("..", "{run}/bundle", "{run}"),
+        (".", "bundle", "."),
+        ("bundle", ".", "{whole}"),
+        ("..", "{whole}/bundle", "{whole}"),
+    ],
+)
+def test_a_receipt_names_a_run_as_it_was_given(bundle, schema, monkeypatch, here, bundle_as_given, run_as_given):
+    words = {"run": bundle.parent.name, "whole": str(bundle.parent)}
+    monkeypatch.chdir(bundle.parent / here)
+    places = places_of_bundle(Path(bundle_as_given.format(**words)), None, None)
+    with closing(Service(places.source, places.state, places.runs, EVER)) as service:
+        (receipt,) = service.forget(a_user(schema))
+    assert receipt["run"] == run_as_given.format(**words)
+    assert receipt["erased"]["profiles"] == 1
 
 
 def test_every_impression_is_logged_with_position_policy_and_version(bundle, schema):

@@ -52,7 +52,7 @@ def places_of_bundle(bundle: Path, profiles: Path | None, state: Path | None) ->
     Raises:
         ValueError: a folder is named that is called otherwise.
     """
-    return _find_places(BundleSource(bundle, profiles), bundle.absolute().parent, profiles, state)
+    return _find_places(BundleSource(bundle, profiles), _parent(bundle), profiles, state)
 
 
 def places_of_registry(registry: Path, profiles: Path | None, state: Path | None) -> Places:
@@ -65,8 +65,13 @@ def _find_places(source: Source, home: Path, profiles: Path | None, state: Path 
     for name, folder in known.items():
         if folder.absolute().name != name:
             raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
-    runs = dict.fromkeys(folder.absolute().parent for folder in known.values())
-    return Places(source, known[STATE], tuple(runs))
+    runs = {folder.absolute().parent: _parent(folder) for folder in known.values()}
+    return Places(source, known[STATE], tuple(runs.values()))
+
+
+def _parent(folder: Path) -> Path:
+    """Return what holds a folder, relative where the folder is: a receipt names it to whoever asks over HTTP."""
+    return folder.parent if folder.name else folder.absolute().parent
 
 
 def read_token(path: Path | None) -> str | None:
