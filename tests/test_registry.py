@@ -16,6 +16,7 @@ from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.registry.changes import activate, publish, publish_and_activate, rollback
 from serve.registry.pointer import read_current, read_past
+from serve.registry.sources import RegistrySource
 from serve.registry.versions import Registry
 from tests.linear_bundle import SHOP, publish_linear
 
@@ -289,3 +290,22 @@ def test_a_folder_in_the_place_of_the_pointer_is_named_and_the_history_stays(reg
     (registry.path / "CURRENT").rmdir()
     change(registry, versions)
     assert read_current(registry.path) in versions.values()
+
+
+@pytest.mark.parametrize("place", [".", "registry", "nested/registry"])
+def test_no_registry_is_made_in_a_bundle(published, tmp_path, place):
+    bundle = Path(shutil.copytree(published[1], tmp_path / "bundle"))
+    before = contents(bundle)
+    with pytest.raises(BundleError, match=r"is in the bundle: give another|is a bundle, no registry: give another"):
+        publish_and_activate(Registry(bundle / place), bundle, keep=3)
+    assert contents(bundle) == before
+
+
+@pytest.mark.parametrize(
+    "use", [lambda registry: activate(registry, "0" * 12), rollback, lambda registry: RegistrySource(registry).start()]
+)
+def test_a_bundle_in_the_place_of_a_registry_is_named_and_stays_whole(published, tmp_path, use):
+    bundle = Path(shutil.copytree(published[1], tmp_path / "bundle"))
+    with pytest.raises(BundleError, match="bundle is a bundle, no registry: give another folder, or the bundle as --b"):
+        use(Registry(bundle))
+    assert Bundle.load(bundle).manifest.version == Bundle.load(published[1]).manifest.version

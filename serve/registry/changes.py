@@ -50,7 +50,7 @@ def publish(registry: Registry, bundle: Path, keep: int) -> Published:
         BundleError: the bundle, or its copy, does not verify.
         OSError: the disk is full or fails. In both cases the registry is as it was.
     """
-    _make(registry, keep)
+    _make(registry, bundle, keep)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
         return Published(version, is_new, _prune(registry, version, keep))
@@ -58,7 +58,7 @@ def publish(registry: Registry, bundle: Path, keep: int) -> Published:
 
 def publish_and_activate(registry: Registry, bundle: Path, keep: int) -> Published:
     """Do as `publish`, and let the version be served; nobody can come between."""
-    _make(registry, keep)
+    _make(registry, bundle, keep)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
         _activate(registry, version)
@@ -95,9 +95,11 @@ def rollback(registry: Registry) -> RolledBack:
         raise BundleError(f"no version to go back to: none that was current before is whole{tried}; use `activate`")
 
 
-def _make(registry: Registry, keep: int) -> None:
+def _make(registry: Registry, bundle: Path, keep: int) -> None:
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
+    if (bundle / MANIFEST).is_file() and bundle.resolve() in registry.path.resolve().parents:
+        raise BundleError(f"{registry.path} is in the bundle: give another place for the registry")
     try:
         registry.path.mkdir(parents=True, exist_ok=True)
     except FileExistsError as error:

@@ -15,7 +15,7 @@ from pathlib import Path
 from serve import golden
 from serve.bundle import Bundle
 from serve.errors import BundleError, name_nearest
-from serve.layout import MANIFEST
+from serve.layout import MANIFEST, SCHEMA
 from serve.recommender import Recommender, golden_answer
 from serve.registry.pointer import check_version, is_version
 
@@ -66,7 +66,7 @@ class Registry:
         """Be the only one who changes the registry, and clear what a killed one left; wait for another one.
 
         Raises:
-            BundleError: there is no registry.
+            BundleError: there is no registry, or the folder is a bundle.
         """
         if not self.path.is_dir():
             raise BundleError(f"no registry at {self.path}: publish a bundle into it first")
@@ -74,12 +74,18 @@ class Registry:
             yield
 
     def clear(self) -> None:
-        """Clear what a killed publisher left, if nobody is writing and it can be done."""
+        """Clear what a killed publisher left, if nobody is writing and it can be done.
+
+        Raises:
+            BundleError: the folder is a bundle.
+        """
         with suppress(OSError), self._locked(fcntl.LOCK_EX | fcntl.LOCK_NB):  # or it may only be read
             pass
 
     @contextmanager
     def _locked(self, how: int) -> Iterator[None]:
+        if all((self.path / name).is_file() for name in (MANIFEST, SCHEMA)):  # the lock would be a file too many in it
+            raise BundleError(f"{self.path} is a bundle, no registry: give another folder, or the bundle as --bundle")
         with (self.path / _LOCK).open("ab") as lock:
             fcntl.flock(lock, how)
             self._remove_staged()
