@@ -84,9 +84,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _recommend(given: argparse.Namespace) -> None:
-    from serve.commands import file_requests, filter_requests, recommend_file, user_requests
+    from serve.commands import check_apart, file_requests, filter_requests, recommend_file, user_requests
     from serve.recommender import Recommender
 
+    check_apart(given.out, [given.requests, given.only])
     recommender = Recommender.load(given.bundle, given.profiles)
     requests = user_requests(recommender) if given.all_users else file_requests(recommender, given.requests)
     requests = filter_requests(recommender, requests, given.where, given.only, given.at_most)

@@ -64,6 +64,17 @@ def recommend_file(
     return n_answered, [*unseen.notes(), *short.notes(k)]
 
 
+def check_apart(out: Path, sources: Iterable[Path | None]) -> None:
+    """Refuse to write over a file that is read.
+
+    Raises:
+        SchemaError: it is one of the sources.
+    """
+    for source in filter(None, sources):
+        if out.exists() and source.exists() and out.samefile(source):
+            raise SchemaError(f"--out {out} is a file that is read, and the answers would replace it: give another one")
+
+
 def file_requests(recommender: Recommender, path: Path) -> Iterator[Request]:
     """Read the requests of a file as they are needed."""
     admission = recommender.admission

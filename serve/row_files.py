@@ -29,8 +29,10 @@ def check_file(path: Path) -> None:
     """Refuse a file that no reader here reads.
 
     Raises:
-        SchemaError: a missing file or an unknown suffix.
+        SchemaError: a missing file, a folder or an unknown suffix.
     """
+    if path.is_dir():
+        raise SchemaError(f"{path} is a folder; allowed: a file, {', '.join(SUFFIXES)}")
     if path.suffix.lower() not in SUFFIXES:
         meant = f"; {_explain_lines(path)}" if path.suffix.lower() == ".json" else ""
         raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(SUFFIXES)}{meant}")

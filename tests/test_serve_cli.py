@@ -71,6 +71,22 @@ def test_a_file_of_requests_is_answered(bundle, requests_file, tmp_path, repeats
     np.testing.assert_allclose([float(row["score"]) for row in rows], answers.score, rtol=1e-6)
 
 
+@pytest.mark.parametrize("option", ["--requests", "--only"])
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_a_file_that_is_read_is_not_written_over(bundle, tmp_path, capsys, option, is_linked):
+    sources = {"--requests": "user_id\nu7\n", "--only": f"item_id\n{IDS[3]}\n"}
+    for name, text in sources.items():
+        (tmp_path / f"{name}.csv").write_text(text)
+    out = tmp_path / f"{option}.csv"
+    if is_linked:
+        out = tmp_path / "link.csv"
+        out.symlink_to(tmp_path / f"{option}.csv")
+    options = [word for name in sources for word in (name, tmp_path / f"{name}.csv")]
+    assert run("recommend", "--bundle", bundle, *options, "--out", out) == 2
+    assert f"--out {out} is a file that is read" in capsys.readouterr().err
+    assert {name: (tmp_path / f"{name}.csv").read_text() for name in sources} == sources
+
+
 def test_all_users_are_answered_in_batches_and_in_their_order(bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(commands, "_REQUESTS_AT_ONCE", 2)
     out = tmp_path / "recs.parquet"
@@ -167,6 +183,7 @@ def test_faults_are_one_line_and_leave_the_file_as_it_was(bundle, requests_file,
             out,
         ),
         "no such file": ("--requests", tmp_path / "none.jsonl", "--out", out),
+        f"{tmp_path} is a folder; allowed: a file, .jsonl": ("--requests", tmp_path, "--out", out),
         r"cannot write '.txt'; allowed: .csv, .parquet": ("--all-users", "--out", tmp_path / "recs.txt"),
         "k is 0; allowed: 1 or more": ("--all-users", "--k", 0, "--out", out),
         "no profiles here": ("--all-users", "--profiles", tmp_path, "--out", out),
