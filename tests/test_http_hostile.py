@@ -115,6 +115,19 @@ def test_what_does_not_fit_the_bundle_is_refused_without_its_value(app, body, sa
 
 
 @pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b'{"features": {"income": 1e999}}', "expected a text, a finite number, true or false or a list"),
+        (b'{"history": [{"item_id": "a", "weight": 1e999}]}', "expected a finite number"),
+        (b'{"datetime": 1e999}', "expected a text or a finite number"),
+        (b'{"k": 1e999}', "expected a whole number"),
+    ],
+)
+def test_a_number_beyond_all_is_said_to_be_not_finite(app, body, said):
+    assert refuse(ask(app, "POST", "/v1/recommend", body), 422)["message"] == said
+
+
+@pytest.mark.parametrize(
     "body",
     [
         b'{"features": {"income": NaN}}',

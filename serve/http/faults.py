@@ -38,7 +38,7 @@ _CODES = {
 }
 _KEPT = frozenset(
     {
-        "missing", "dict_type", "finite_number",
+        "missing", "dict_type",
         "greater_than_equal", "less_than_equal", "too_long", "too_short", "string_too_long", "string_too_short",
         "literal_error",
     }
@@ -57,6 +57,7 @@ _TYPES = {
     "string_type": "a text",
     "int_type": "a whole number",
     "float_type": "a number",
+    "finite_number": "a finite number",
     "bool_type": "true or false",
     "list_type": "a list",
 }
@@ -148,9 +149,8 @@ def _allowed_methods(request: Request) -> list[str]:
 
 def _name_types(kinds: Collection[str]) -> str:
     """Say all that a value might have been."""
-    names = [
-        name for kind, name in _TYPES.items() if kind in kinds and not (kind == "int_type" and "float_type" in kinds)
-    ]
+    is_number = not {"float_type", "finite_number"}.isdisjoint(kinds)
+    names = [name for kind, name in _TYPES.items() if kind in kinds and not (kind == "int_type" and is_number)]
     return f"expected {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"
 
 
