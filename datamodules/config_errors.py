@@ -22,6 +22,7 @@ _NO_VALUE = re.compile(r"argument (?P<option>--[\w.]+)\S*: expected one argument
 _NEEDLESS_VALUE = re.compile(r"argument (?P<option>--[\w.]+): ignored explicit argument (?P<got>.+)")
 _NO_CONFIG = re.compile(r"Unable to load config '(?P<got>.*?)'")
 _MISSING = re.compile(r"the following arguments are required: (?P<key>\w+)")
+_NO_TEXT = re.compile(r"Key must be a string, got: (?P<key>.*)\.")
 _VALUE = re.compile(r'Parser key "(?P<key>[^"]+)":\n(?P<problem>.+)', re.DOTALL)
 _OF_CLASS = re.compile(
     r"Problem with given class_path '[\w.]*?(?P<name>\w+)':\n(?P<problem>.+?)(?=\n    - |\n  Given |\Z)",
@@ -81,6 +82,10 @@ def explain(error: ArgumentError | str, allowed: Iterable[str]) -> str:
         return f"option {match['option']}: a value is missing; write {match['option']} VALUE"
     if match := _NEEDLESS_VALUE.match(message):
         return f"option {match['option']} takes no value; got {match['got']}"
+    if match := _NO_TEXT.match(message):
+        return (
+            f"a key is {match['key']}; allowed: texts, in quotes if need be; a fraction is written with a point: 0.001"
+        )
     if match := _VALUE.match(message):
         return _explain_value(match["key"], match["problem"])
     return _join(message)

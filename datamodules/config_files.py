@@ -21,6 +21,8 @@ def check_config_files(argv: Sequence[str]) -> None:
         SchemaError: names the file, and for YAML that is none line and column.
     """
     for given in list_config_files(argv):
+        if not given.strip():
+            raise SchemaError(f"{OPTION} is empty; give a YAML file")
         path = Path(given)
         if path.is_file():
             _check_mapping(path, _read(path))
@@ -30,8 +32,8 @@ def check_config_files(argv: Sequence[str]) -> None:
 
 def list_config_files(argv: Sequence[str]) -> Iterator[str]:
     """Give each value of --config."""
-    for word, following in zip(argv, [*argv, ""][1:], strict=True):
-        if word == OPTION and following:
+    for word, following in zip(argv, [*argv, None][1:], strict=True):
+        if word == OPTION and following is not None:
             yield following
         elif word.startswith(f"{OPTION}="):
             yield word.partition("=")[2]

@@ -56,6 +56,7 @@ FILES = [
         "data: {features: {user: {age: {kind: numeric, min: low}}}}",
         "data.features.user.min is 'low'; allowed: float or null",
     ),
+    ("{seed: 0,001}", "a key is 1; allowed: texts, in quotes if need be; a fraction is written with a point: 0.001"),
     ("data: {split: {kind: nne}}", "data.split.kind: 'nne' is not allowed; did you mean 'none'?"),
     ("data: {history_length: many}", "data.history_length is 'many'; allowed: int or null"),
     ("data: {audit_only: 3}", "data.audit_only is '3'; allowed: list"),

@@ -91,3 +91,9 @@ def test_files_that_are_mappings_and_lines_without_any_pass(tmp_path):
     check_config_files(["--config", str(path), "--seed", "3"])
     check_config_files(["--config", "seed: 3"])
     check_config_files(["--config"])
+
+
+@pytest.mark.parametrize("words", [("--config", ""), ("--config=",), ("--config", " ")])
+def test_an_empty_name_is_said_to_be_empty(words):
+    with pytest.raises(SchemaError, match="--config is empty; give a YAML file"):
+        check_config_files(words)
