@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from models.checkpoints import CHECKPOINTS, compare, read_published
+from models.checkpoints import CHECKPOINTS, compare, forget_published, read_published
 from run_config import Config
 from serve.errors import SchemaError
-from serve.layout import BUNDLE, LOGS
+from serve.layout import BUNDLE, CONFIG, LOGS, METRICS, REPORT
 from serve.staging import read_version
 
 SHOWN = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 """Arguments of the Trainer that change what is seen and not what is trained."""
+
+STAGES = ("select", "final")
+"""Trainings of a run, each with a folder of checkpoints and one of logs."""
 
 
 def declare(config: Config) -> dict[str, Any]:
@@ -31,8 +36,9 @@ def refuse_replacing(config: Config) -> None:
     """Refuse to begin where a finished run would be replaced and nobody said that it may be.
 
     Raises:
-        SchemaError: `config.out` holds a bundle.
+        SchemaError: `config.out` is no folder, or holds a bundle, or files of the names of a run's that no run left.
     """
+    _refuse_files(config)
     bundle = config.out / BUNDLE
     version, _ = read_published(config.out)
     is_done = version is not None and version == read_version(bundle)
@@ -60,9 +66,34 @@ def is_finished(config: Config) -> bool:
             )
         return True
     if is_done or not config.resume:
-        for name in (CHECKPOINTS, LOGS):
-            shutil.rmtree(config.out / name, ignore_errors=True)
+        _clear(config.out)
     return False
+
+
+def _refuse_files(config: Config) -> None:
+    """Refuse a folder in which a run would take the place of somebody's files, such as the config.yaml of a project."""
+    for place in (config.out, *config.out.parents):
+        if place.exists() and not place.is_dir():
+            raise SchemaError(f"--out is {config.out}, but {place} is a file; give a folder")
+    traces = (BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES))
+    is_of_run = any((config.out / name).exists() for name in traces) or read_published(config.out)[0] is not None
+    strange = [name for name in (CONFIG, METRICS, REPORT) if (config.out / name).exists()]
+    if strange and not is_of_run and not config.overwrite:
+        raise SchemaError(
+            f"{config.out} holds no run, but '{strange[0]}', which a run would replace: choose another --out, or add "
+            "--overwrite"
+        )
+
+
+def _clear(folder: Path) -> None:
+    """Remove checkpoints and logs of a run, and nothing else that lies beside them."""
+    for name in (CHECKPOINTS, LOGS):
+        for stage in STAGES:
+            shutil.rmtree(folder / name / stage, ignore_errors=True)
+    forget_published(folder)
+    for name in (CHECKPOINTS, LOGS):
+        with suppress(OSError):  # it may be missing, or hold something else
+            (folder / name).rmdir()
 
 
 def _is_plain(value: Any) -> bool:

@@ -101,6 +101,11 @@ def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
     return content["version"], content["run"]
 
 
+def forget_published(folder: Path) -> None:
+    """Remove what `note_published` wrote."""
+    (folder / CHECKPOINTS / _PUBLISHED).unlink(missing_ok=True)
+
+
 def _head(body: memoryview) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n"
 

@@ -1,0 +1,64 @@
+"""A run takes the place of nothing in its folder that no run left there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from datamodules.config import DataConfig
+from models.checkpoints import note_published
+from models.config import ModelConfig
+from run_config import Config
+from run_state import is_finished, refuse_replacing
+from serve.errors import SchemaError
+
+
+def config_of(out: Path, **options) -> Config:
+    return Config(DataConfig(), ModelConfig(dim=8), out=out, **options)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "report.html"])
+def test_a_folder_that_holds_somebodys_file_and_no_run_is_refused(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(
+        SchemaError, match=f"holds no run, but '{name}', which a run would replace: choose another --out"
+    ):
+        refuse_replacing(config_of(tmp_path))
+    refuse_replacing(config_of(tmp_path, overwrite=True))
+
+
+@pytest.mark.parametrize("name", ["src", "rejects.parquet", "forgotten.json", "tuning"])
+def test_other_files_are_no_hindrance(tmp_path, name):
+    (tmp_path / name).write_text("mine")
+    refuse_replacing(config_of(tmp_path))
+
+
+@pytest.mark.parametrize("trace", ["checkpoints/select", "checkpoints/final", None])
+def test_what_an_earlier_run_left_is_replaced(tmp_path, trace):
+    (tmp_path / "config.yaml").write_text("of a run")
+    if trace is None:
+        note_published(tmp_path, {}, "of a bundle that was removed")
+    else:
+        (tmp_path / trace).mkdir(parents=True)
+    refuse_replacing(config_of(tmp_path))
+
+
+def test_checkpoints_and_logs_of_somebody_else_stay(tmp_path):
+    mine = [tmp_path / folder / name for folder in ("checkpoints", "logs") for name in ("best.pt", "other/last.ckpt")]
+    of_run = [tmp_path / folder / stage / "x" for folder in ("checkpoints", "logs") for stage in ("select", "final")]
+    for path in (*mine, *of_run):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("content")
+    note_published(tmp_path, {}, "of a bundle that was removed")
+    assert not is_finished(config_of(tmp_path))
+    assert all(path.exists() for path in mine)
+    assert not any(path.parent.exists() for path in of_run)
+    assert not (tmp_path / "checkpoints" / "published.json").exists()
+
+
+@pytest.mark.parametrize("out", ["file", "file/run"])
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, out):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(SchemaError, match=r"--out is .*file.*, but .*file is a file; give a folder"):
+        refuse_replacing(config_of(tmp_path / out))
