@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 
@@ -66,6 +67,9 @@ from serve.threads import count_cores
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN, RECALL_USERS = 32, 256
+LITTLE_MEMORY = (
+    "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
+)
 console = Console(log_path=False)
 
 
@@ -292,6 +296,11 @@ def measure(
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Say whether an error is one of memory; of a CPU, torch raises a plain RuntimeError."""
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or "can't allocate memory" in str(error)
+
+
 def main(argv: Sequence[str]) -> int:
     goes_on = "--ckpt_path last"
     try:
@@ -304,6 +313,11 @@ def main(argv: Sequence[str]) -> int:
                 search(config, text)
     except (SchemaError, BundleError, OSError, FloatingPointError, MisconfigurationException) as error:
         print(f"train.py: {error}", file=sys.stderr)
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not lacks_memory(error):
+            raise
+        print(f"train.py: {LITTLE_MEMORY}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except SystemExit as end:
         if end.code in ENDED:
