@@ -9,6 +9,7 @@ import pandas as pd
 from pandas.api import types
 
 from datamodules.reading.columns import Column
+from serve.request_values import is_writable
 
 LISTS = (list, tuple, np.ndarray)
 _NESTED = (*LISTS, dict, set)
@@ -29,11 +30,25 @@ def clear_misshapen(column: Column, cells: pd.Series) -> _Cleared:
     cells = _unpack(cells)
     if not types.is_object_dtype(cells.dtype):
         return cells, {}
+    cells, torn = _clear_torn(cells)
     if column.role == "id":
-        return _clear_ids(cells)
+        cells, faults = _clear_ids(cells)
+        return cells, {**torn, **faults}
     cells, bare = _clear(cells, _BYTES, "bytes, not a text")
     cells, nested = _clear_nested(column, cells)
-    return cells, {**bare, **nested}
+    return cells, {**torn, **bare, **nested}
+
+
+def _clear_torn(cells: pd.Series) -> _Cleared:
+    """Refuse texts that no file can hold, alone or in a list."""
+    is_torn = np.array([_is_torn(cell) for cell in cells], bool)
+    return (cells.mask(is_torn, None), {"half of a surrogate pair": is_torn}) if is_torn.any() else (cells, {})
+
+
+def _is_torn(cell: Any) -> bool:
+    if isinstance(cell, LISTS):
+        return any(map(_is_torn, cell))
+    return isinstance(cell, str) and not is_writable(cell)
 
 
 def _unpack(cells: pd.Series) -> pd.Series:

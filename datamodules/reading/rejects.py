@@ -62,7 +62,7 @@ def reject_frame(
         {"file": file, "line": lines, "column": column, "value": values.astype(object), "reason": reasons}
     )
     is_null = frame["value"].isna()
-    texts = frame["value"].map(lambda value: str(value)[:LONGEST_VALUE])
+    texts = frame["value"].map(lambda value: str(value)[:LONGEST_VALUE].encode(errors="replace").decode())
     return frame.assign(value=texts.mask(is_null, None).astype("str"))
 
 
