@@ -16,6 +16,8 @@ _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "valid
 _SPLIT_FILES = ("validation", "test")
 _TABLES = ("interactions", "users", "items")
 _LONGEST_DELIMITER = 4  # bytes, that DuckDB reads
+MOST_ENCODED = 10_000
+"""Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""
 STAND_IN = "\x1f"
 """For a delimiter of several characters where only one is understood."""
 
@@ -145,8 +147,8 @@ class DataConfig:
     timezone: str | None = None
     """IANA name; where hours and weekdays are taken and naive times are read. Default: times as given."""
     history_length: int | None = None
-    """The most events of a history that are encoded. Default: the 99th percentile, at most 100 (20 with repeats, 500 of
-    a set)."""
+    """The most events of a history that are encoded, up to 10,000. Default: the 99th percentile, at most 100 (20 with
+    repeats, 500 of a set)."""
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
 
@@ -159,8 +161,9 @@ class DataConfig:
     def __post_init__(self) -> None:
         if not passes(self.max_reject_rate, lambda rate: 0 <= rate <= 1):
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
-        if self.history_length is not None and not passes(self.history_length, lambda length: length >= 2):
-            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 or more")
+        longest = self.history_length
+        if longest is not None and not passes(longest, lambda length: 2 <= length <= MOST_ENCODED):
+            raise SchemaError(f"data.history_length is {longest}; allowed: 2 to {MOST_ENCODED:,}, or leave it out")
         for name in _TABLES:
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)
@@ -202,6 +205,8 @@ def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
     feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
     if feature.kind != "numeric" and (feature.min, feature.max) != (None, None):
         raise SchemaError(f"feature '{name}' is {feature.kind} and has min or max; allowed: with kind numeric alone")
+    if not feature.separator:
+        raise SchemaError(f"feature '{name}' has an empty separator; allowed: one character or more")
     for limit in ("min", "max"):
         if not _is_limit(getattr(feature, limit)):
             raise SchemaError(f"feature '{name}' has {limit} {getattr(feature, limit)}; allowed: a number")

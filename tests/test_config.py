@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
+from datamodules.reading.columns import user_columns
 from datamodules.schema_fitting import LONGEST_HISTORY, LONGEST_RECENT, LONGEST_SET
 from datamodules.tables import read_tables
 from models.config import ModelConfig
@@ -136,7 +137,8 @@ def test_the_template_says_how_long_histories_are_by_default():
         ({"timezone": "../etc/passwd"}, "data.timezone: time zone '../etc/passwd' is unknown"),
         ({"max_reject_rate": 1.5}, "data.max_reject_rate is 1.5; allowed: 0 to 1"),
         ({"events": {"buy": 0.0}}, "data.events: 'buy' is 0.0; allowed: a finite number above 0"),
-        ({"history_length": 1}, "data.history_length is 1; allowed: 2 or more"),
+        ({"history_length": 1}, "data.history_length is 1; allowed: 2 to 10,000"),
+        ({"history_length": 1_000_000}, "data.history_length is 1000000; allowed: 2 to 10,000, or leave it out"),
         (
             {"users": TableConfig(encoding="utf-16")},
             "data.users.encoding is 'utf-16'; allowed: utf-8, latin-1",
@@ -173,6 +175,19 @@ def test_a_value_that_cannot_be_is_refused_at_once(options, message):
 def test_a_split_that_contradicts_itself_is_refused(options, message):
     with pytest.raises(SchemaError, match=message):
         SplitConfig(**options)
+
+
+def test_an_empty_separator_is_refused():
+    features = FeaturesConfig(item={"genres": FeatureConfig("multi_categorical", separator="")})
+    with pytest.raises(SchemaError, match="feature 'genres' has an empty separator; allowed: one character or more"):
+        features.of("item")
+
+
+@pytest.mark.parametrize("feature", ["categorical", FeatureConfig("numeric", "user_id")])
+def test_ids_of_users_are_no_feature(feature):
+    config = DataConfig(users=TableConfig(), features=FeaturesConfig(user={"user_id": feature}))
+    with pytest.raises(SchemaError, match=r"data\.features\.user: column 'user_id' holds ids, .*; take it out"):
+        user_columns(config)
 
 
 def test_a_strict_split_leaves_one_out():

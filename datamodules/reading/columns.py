@@ -83,6 +83,11 @@ def item_columns(config: DataConfig) -> tuple[Column, ...]:
 
 def _side_columns(side: str, table: TableConfig, features: FeaturesConfig) -> tuple[Column, ...]:
     id_name = f"{side}_id"
+    if side == "user" and id_name in _list_readers(side, features):
+        raise SchemaError(
+            "data.features.user: column 'user_id' holds ids, which are no feature: what is learned of one user by it "
+            "says nothing of another; take it out"
+        )
     mapped = _check_mapping(f"{side}s", table, {id_name})
     reason = _explain_name(f"{side}s", id_name, mapped)
     id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
