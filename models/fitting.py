@@ -32,6 +32,8 @@ PRECISIONS = ("32-true", "16-mixed", "bf16-mixed")
 """Of training; weights and what is exported are float32."""
 PRECISION_NAMES = {None, 32, "32", 16, "16", "bf16", *PRECISIONS}
 """What Lightning calls these too."""
+_LEAST = {"accumulate_grad_batches": 1, "gradient_clip_val": 0}
+"""Below it Lightning divides by 0, or turns gradients round."""
 
 
 class ResumedStopping(EarlyStopping):
@@ -189,6 +191,10 @@ def _check_options(options: Mapping[str, Any], validates: bool) -> None:
         raise SchemaError(f"trainer.val_check_interval is {interval!r}; allowed: a share of an epoch, such as 0.5")
     if validates and options.get("limit_val_batches") == 0:
         raise SchemaError("trainer.limit_val_batches is 0; allowed: more, since validation says when to stop")
+    for name, least in _LEAST.items():
+        value = options.get(name)
+        if isinstance(value, (int, float)) and value < least:
+            raise SchemaError(f"trainer.{name} is {value!r}; allowed: {least} or more")
     if options.get("overfit_batches"):
         raise SchemaError(
             f"trainer.overfit_batches is {options['overfit_batches']}; allowed: 0, as validation needs users of its own"

@@ -129,6 +129,8 @@ def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatc
         ({"precision": "transformer-engine"}, r"trainer\.precision is 'transformer-engine'; allowed: 32-true"),
         ({"val_check_interval": 10_000}, r"trainer\.val_check_interval is 10000; allowed: a share of an epoch"),
         ({"limit_val_batches": 0}, r"trainer\.limit_val_batches is 0; allowed: more"),
+        ({"accumulate_grad_batches": 0}, r"trainer\.accumulate_grad_batches is 0; allowed: 1 or more"),
+        ({"gradient_clip_val": -1.0}, r"trainer\.gradient_clip_val is -1\.0; allowed: 0 or more"),
         ({"overfit_batches": 1}, r"trainer\.overfit_batches is 1; allowed: 0"),
         ({"limit_train_batches": 0}, r"ended before its first validation: look at .*limit_train_batches.* 7 epochs"),
         ({"max_steps": 1}, r"the training ended before its first validation: look at .*max_steps"),
