@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +12,9 @@ from serve.events import Events, Floats, Ints
 from serve.owned import DAY
 
 PRIOR_BUYERS = 5.0
+LEAST_PACE = 0.5
+"""Of the events that a window would hold had they come evenly: one that holds fewer reaches further back. Where users are
+gone in the end, the last days hold a few events, which would stand out far above all the others."""
 
 
 @dataclass(frozen=True)
@@ -41,10 +45,21 @@ def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items
 def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: int) -> Floats:
     """Return log(1 + events) of each item in each window before the moment, standardised over items, (N, P)."""
     columns = []
+    is_before = events.time < moment
+    before = np.sort(events.time[is_before])
     for length in days:
-        is_inside = (events.time < moment) & (events.time >= moment - length * DAY)
+        is_inside = is_before & (events.time >= _window_start(before, moment, length))
         columns.append(standardise_counts(np.bincount(events.item_row[is_inside], minlength=n_items)))
     return np.stack(columns, axis=1) if columns else np.zeros((n_items, 0), np.float32)
+
+
+def _window_start(before: Ints, moment: int, length: float) -> float:
+    """Return when a window of `length` days before the moment begins, given the times of all events before it."""
+    start = moment - length * DAY
+    if not len(before):
+        return start
+    fewest = math.floor(LEAST_PACE * len(before) * min(length * DAY / (moment - before[0]), 1.0))
+    return min(start, before[-fewest]) if fewest else start
 
 
 def standardise_counts(counts: Ints) -> Floats:

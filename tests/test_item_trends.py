@@ -24,19 +24,39 @@ def rows(events: Events) -> list[tuple[int, int, int]]:
     return list(zip(segments.tolist(), events.item_row.tolist(), events.time.tolist(), strict=True))
 
 
+def newest(events: Events, moment: int, days: float) -> list[int]:
+    """Return the items of a window, which holds half of what it would had all events come evenly, or more."""
+    before = sorted(((time, item) for _, item, time in rows(events) if time < moment), reverse=True)
+    if not before:
+        return []
+    fewest = int(0.5 * len(before) * min(1, days * DAY / (moment - before[-1][0])))
+    oldest = before[fewest - 1][0] if fewest else moment
+    return [item for time, item in before if time >= min(oldest, moment - days * DAY)]
+
+
 def test_popularity_equals_a_loop_over_events_strictly_before(events):
     found = measure_trends(events, MOMENTS, WINDOWS, N).popularity
     assert found.shape == (4, N, 2)
     for g, moment in enumerate(MOMENTS):
         for p, days in enumerate(WINDOWS):
             counts = [0] * N
-            for _, item, time in rows(events):
-                counts[item] += moment - days * DAY <= time < moment
+            for item in newest(events, int(moment), days):
+                counts[item] += 1
             logs = [math.log(1 + count) for count in counts]
             mean = sum(logs) / N
             deviation = math.sqrt(sum((log - mean) ** 2 for log in logs) / N)
             expected = [(log - mean) / deviation if deviation else 0.0 for log in logs]
             assert found[g, :, p] == pytest.approx(expected, abs=1e-5)
+
+
+def test_a_few_late_events_do_not_stand_out():
+    """A window with one event in it would put its item many deviations above what a hundred took before."""
+    time = FIRST + np.append(np.arange(600) * DAY // 30, 80 * DAY)
+    item = np.append(np.arange(600) % 6, 7)
+    item[:100] = 2
+    events = Events(item, time, np.ones(601, np.int64), np.ones(601, np.float32), np.array([0, 601]))
+    (found,) = measure_trends(events, np.array([FIRST + 81 * DAY]), WINDOWS, N).popularity
+    assert (found[7] < found[2]).all()
 
 
 def test_repeat_rate_equals_a_loop_over_events_strictly_before(events):
