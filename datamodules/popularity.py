@@ -13,8 +13,8 @@ from serve.owned import DAY
 
 PRIOR_BUYERS = 5.0
 LEAST_PACE = 0.5
-"""Of the events that a window would hold had they come evenly: one that holds fewer reaches further back. Where users are
-gone in the end, the last days hold a few events, which would stand out far above all the others."""
+"""Of the events that a window would hold had they come evenly: one that holds fewer reaches further back. Where users
+are gone in the end, the last days hold a few events, which would stand out far above all the others."""
 
 
 @dataclass(frozen=True)

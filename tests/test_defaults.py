@@ -319,6 +319,13 @@ def test_many_events_of_few_users_are_looked_at_more_often_than_as_many_of_many(
     assert few > many
 
 
+def test_fewer_timelines_are_cut_in_smaller_batches_and_more_often():
+    """In 8 epochs of 2 batches a memory is hardly trained."""
+    many, few = (choose_recipe(ModelConfig(), replace(REPEATED, n_examples=n))[0] for n in (2_025, 500))
+    assert (many.batch_size, many.max_epochs, many.patience) == (256, 8, 3)
+    assert (few.batch_size, few.max_epochs, few.patience) == (64, 24, 8)
+
+
 def test_the_reasons_name_what_the_data_has():
     said = {name: {choice.reason for choice in choose_recipe(ModelConfig(), c)[1]} for name, c in FAMILIES.items()}
     assert "events have no order" in said["set"]
