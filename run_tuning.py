@@ -51,7 +51,7 @@ from tuning.study import ask, list_done, open_study
 from tuning.watch import Watch
 
 FOLDER, BEST, PICTURE, TRIAL = "tuning", "best.yaml", "study.png", "trial"
-JUDGED_LATER = {"correlations", "neighbours", "shrink_items"}
+JUDGED_LATER = {"correlations", "neighbours", "low_pass", "shrink_items"}
 """Of what is done to trained towers: no trial says anything of it."""
 console = Console()
 

@@ -148,10 +148,15 @@ def test_what_is_left_trains_the_towers_of_the_best_trial_whatever_else_its_valu
     (tmp_path / "tuning").mkdir()
     run_tuning.finish(given, whole, tried, text)
     _, trained, _ = prepare(tmp_path / "tuning" / "best.yaml")
-    later = ("correlations", "neighbours", "shrink_items")
+    later = ("correlations", "neighbours", "low_pass", "shrink_items")
     expected = asdict(replace(chosen, **values)) | {name: getattr(trained.model, name) for name in later}
     assert asdict(recipe_of(trained.model)) == expected
     assert trained.model.weight_decay == 0.02
+
+
+def test_what_is_judged_after_training_is_left_open():
+    kept = run_tuning.keep_recipe(RECIPE)
+    assert set(FIELDS) - kept.keys() == {"correlations", "neighbours", "low_pass", "shrink_items"}
 
 
 def test_nothing_else_is_left(searched):
@@ -309,7 +314,7 @@ def test_the_choice_of_the_data_lies_in_every_range_and_what_is_drawn_is_a_model
     space = make_space(recipe, FIELDS, has_content=True)
     default = default_of(recipe, space)
     assert all(space[name]._contains(space[name].to_internal_repr(value)) for name, value in default.items())
-    assert not {"patience", "freeze_items", "correlations", "neighbours", "shrink_items"} & space.keys()
+    assert not {"patience", "freeze_items", *run_tuning.JUDGED_LATER} & space.keys()
     study = optuna.create_study(sampler=optuna.samplers.RandomSampler(seed=3))
     for _ in range(40):
         drawn = tidy(study.ask(space).params)

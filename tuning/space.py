@@ -1,8 +1,8 @@
 """What a search tries: for each field of the recipe that is left open, a small range about what the data chose.
 
 `patience` is none of them: it says how long to wait for a better figure, and more of it never lowers the best one. Nor
-is `freeze_items`: what else was chosen was chosen for it. Nor are `correlations`, `neighbours` and `shrink_items`:
-trials are judged before anything is done to trained towers.
+is `freeze_items`: what else was chosen was chosen for it. Nor are `correlations`, `neighbours`, `low_pass` and
+`shrink_items`: trials are judged before anything is done to trained towers.
 """
 
 from __future__ import annotations
