@@ -40,8 +40,7 @@ class WeighedHistory(nn.Module):
 
     def forward(self, parts: Tensor, lengths: Tensor) -> Tensor:
         """Sum parts (B, L, K + 1) as `CorrelatedHistory` does: (B, K + 1), of which the last entry is 0."""
-        weights = parts[..., -1:].clamp(min=0)  # (B, L, 1); of a new item content may say less
-        sums = self.scale * self.sum(parts[..., :-1] * weights, lengths)  # (B, K)
+        sums = self.scale * self.sum(parts[..., :-1] * parts[..., -1:], lengths)  # (B, K)
         return functional.pad(sums, (0, 1))  # (B, K + 1)
 
     def sum_batch(self, parts: Tensor, batch: RequestBatch) -> Tensor:

@@ -28,7 +28,7 @@ from datamodules.batch import RequestBatch
 from models.blending import Jury, find_judges
 from models.correlated_history import WeighedHistory
 from models.correlated_scores import ByVectors
-from models.eigenvectors import leading_eigenvectors
+from models.eigenvectors import KRYLOV_BLOCK, leading_eigenvectors
 from models.item_correlations import who_has_what
 from models.towers import Towers
 from models.validation import rank_views
@@ -79,7 +79,10 @@ class _Gram:
         self.matrix, self.turned = matrix, matrix.T.tocsr()
 
     def __matmul__(self, columns: np.ndarray, /) -> np.ndarray:
-        product: np.ndarray = self.turned @ (self.matrix @ columns)  # (N, K)
+        product = np.empty_like(columns)  # (N, K)
+        for start in range(0, columns.shape[1], KRYLOV_BLOCK):  # users are many: all at once they take (U, K)
+            block = slice(start, start + KRYLOV_BLOCK)
+            product[:, block] = self.turned @ (self.matrix @ columns[:, block])  # (N, block)
         return product
 
     def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
@@ -122,7 +125,8 @@ def add_low_pass(towers: Towers, found: Filter, chosen: LowPass, requests: Seque
     if not unit:
         return
     taste = towers.item_vectors(requests[0].popularity)[:, : towers.item_tower.dim]  # (N, D)
-    length = chosen.share * float(taste.norm(dim=1).mean() / found.vectors.norm(dim=1).mean())
+    cut = found.vectors[:, : chosen.factors]  # (N, K)
+    length = chosen.share * float(taste.norm(dim=1).mean() / cut.norm(dim=1).mean())
     before = towers.item_tower.correlations  # (N, R)
     towers.item_tower.correlations = torch.cat([before, found.cut(chosen.factors, length)], dim=1)  # (N, R + K + 1)
     side = WeighedHistory(chosen.factors, chosen.share * unit / (SMALLEST * length**2))

@@ -7,13 +7,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 import run_finishing
 import train
-from models import eigenvectors
+from models import eigenvectors, low_pass
+from models.content_places import fit_places, place_all
 from models.correlated_history import CorrelatedHistory, WeighedHistory
-from models.low_pass import LEAST_GAIN, Filter, LowPass, add_low_pass, choose_low_pass, fit_filter, pick
+from models.low_pass import LEAST_GAIN, Filter, LowPass, _Gram, add_low_pass, choose_low_pass, fit_filter, pick
 from serve import Recommender
 from serve.neighbours import Neighbours
 from tests.test_train import BASKETS as BASKET_RUN
@@ -83,11 +85,42 @@ def test_hardly_any_data_gives_finite_factors_and_zeros_behind(owned):
     assert not found.vectors[:, owned.shape[1] :].any()
 
 
+def test_many_factors_are_multiplied_a_block_at_a_time(monkeypatch):
+    """Users may be so many that their products with all columns at once fill the memory."""
+    monkeypatch.setattr(low_pass, "KRYLOV_BLOCK", 2)
+    owned = sp.csr_array(draw_pairs(60, 40).astype(np.float32))
+    widths, columns = [], np.random.default_rng(3).standard_normal((40, K)).astype(np.float32)
+    gram = _Gram(owned)
+
+    class Watched:
+        def __matmul__(self, block):
+            widths.append(block.shape[1])
+            return owned @ block
+
+    gram.matrix = Watched()
+    assert np.allclose(gram @ columns, owned.T @ (owned @ columns), atol=1e-4)
+    assert widths == [2, 2, 1]
+
+
 def test_a_history_counts_its_items_by_their_last_entries():
-    parts = torch.tensor([[[2.0, 1.0, 0.5], [4.0, -2.0, 0.25], [9.0, 9.0, 9.0]], [[1.0, 1.0, -1.0]] * 3])
-    sums = WeighedHistory(2, 3.0)(parts, torch.tensor([2, 1]))
+    parts = torch.tensor([[[2.0, 1.0, 0.5], [4.0, -2.0, 0.25], [9.0, 9.0, 9.0]], [[1.0, 1.0, 1.0]] * 3])
+    sums = WeighedHistory(2, 3.0)(parts, torch.tensor([2, 0]))
     assert torch.allclose(sums[0], torch.tensor([3 * (1 + 1) / 2**0.5, 0.0, 0.0]))
-    assert not sums[1].any()  # content may give a new item a weight below 0
+    assert not sums[1].any()
+
+
+def test_new_items_count_as_much_as_those_of_like_content(side):
+    """A fit leaves more of the other entries than this one has in all."""
+    data, towers = side
+    requests = list(data.drawn_requests(50))
+    add_low_pass(towers, filter_of(draw_pairs(50, N), K), LowPass(K, 0.4), requests)
+    vectors, known = towers.item_vectors(requests[0].popularity).detach(), torch.arange(N - 2)
+    width = towers.item_tower.history_dim
+    places = fit_places(towers, vectors, known, torch.Generator().manual_seed(2))
+    placed = place_all(places, towers.item_codes[known], towers.item_values[known])  # (n, D + R)
+    rarity = vectors[known, width - 1]  # (n,)
+    assert (placed[:, -1] >= rarity.min()).all()
+    assert (placed[:, -1] <= rarity.max()).all()
 
 
 @torch.no_grad()
@@ -119,14 +152,15 @@ def test_users_add_the_filter_of_their_items_by_its_share_of_what_scores_vary(si
     assert np.allclose(score(towers, batch), expected, atol=1e-4)
 
 
-def test_the_entries_are_as_long_as_they_count_and_tell_no_rarity(side):
+@pytest.mark.parametrize("factors", [2, K])
+def test_the_entries_are_as_long_as_they_count_and_tell_no_rarity(side, factors):
     data, towers = side
     requests, width = list(data.drawn_requests(50)), towers.item_tower.history_dim
-    add_low_pass(towers, filter_of(draw_pairs(50, N), K), LowPass(K, 0.4), requests)
+    add_low_pass(towers, filter_of(draw_pairs(50, N), K), LowPass(factors, 0.4), requests)
     vectors = towers.item_vectors(requests[0].popularity).detach()  # (N, W)
-    taste, parts = vectors[:, :width], vectors[:, width : width + K]
+    taste, parts = vectors[:, :width], vectors[:, width : width + factors]
     assert parts.norm(dim=1).mean() == pytest.approx(0.4 * float(taste.norm(dim=1).mean()), rel=1e-4)
-    assert vectors[:, width + K].abs().max() <= 1e-3
+    assert vectors[:, width + factors].abs().max() <= 1e-3
 
 
 def test_none_is_added_where_none_was_chosen_or_no_item_says_anything(side):
