@@ -60,7 +60,7 @@ class Recommender:
 
     @property
     def taste_dim(self) -> int:
-        """How many entries of an item vector are taste, or correlations, which `similar_items` compares."""
+        """How many entries of an item vector are taste or blended in, which `similar_items` compares."""
         return self._towers.taste_dim
 
     @classmethod

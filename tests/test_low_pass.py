@@ -78,11 +78,10 @@ def test_the_filter_is_that_of_a_whole_decomposition(ratio, monkeypatch):
 
 
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.eye(3), np.ones((4, 2))], ids=["one pair", "alone", "two"])
-def test_hardly_any_data_gives_finite_factors_and_zeros_behind(owned):
+def test_hardly_any_data_gives_few_factors(owned):
     found = filter_of(owned, 8)
-    assert found.vectors.shape == (owned.shape[1], 8)
+    assert found.vectors.shape == (owned.shape[1], max(1, min(owned.shape[0], owned.shape[1] - 1)))
     assert torch.isfinite(found.vectors).all()
-    assert not found.vectors[:, owned.shape[1] :].any()
 
 
 def test_many_factors_are_multiplied_a_block_at_a_time(monkeypatch):
