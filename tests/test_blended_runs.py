@@ -22,7 +22,7 @@ from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_towers import one_thread
 
 R = 6
-BLENDED = replace(SMALL, correlations=R, max_epochs=2, shrink_items=False)
+BLENDED = replace(SMALL, correlations=R, low_pass=0, max_epochs=2, shrink_items=False)
 WITH_THEM = Judged(Blend(0.4, 0.0, 30.0, "correlations"), 0.3, 0.2)
 FOLLOWING = 4
 
