@@ -418,5 +418,16 @@ def test_a_filter_is_tried_unless_things_are_taken_again_or_items_are_very_many(
     for many in ({"n_items": 100_001}, {"n_items": 3_000, "n_untaken": 97_001}):
         assert not choose(replace(SHORT, **many)).low_pass
     assert choose(replace(SHORT, n_items=100_001), low_pass=7).low_pass == 7
+
+
+@pytest.mark.parametrize(
+    ("n_items", "factors"), [(1, 256), (16_384, 256), (16_385, 128), (40_981, 64), (65_537, 32), (100_000, 32)]
+)
+def test_a_filter_makes_requests_to_a_large_catalogue_little_longer(n_items, factors):
+    assert choose(replace(SHORT, n_items=n_items)).low_pass == factors
+    assert choose(replace(SHORT, n_items=1, n_untaken=n_items - 1)).low_pass == factors
+
+
+def test_a_filter_is_refused_where_things_are_taken_again():
     with pytest.raises(SchemaError, match=r"model.low_pass is 7; allowed where items are consumed again: 0"):
         choose(REPEATED, low_pass=7)
