@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from rich.console import Console
+from torch import Tensor
 
 from datamodules.catalogue import Catalogue
 from datamodules.interactions import InteractionsDataModule
@@ -18,7 +19,7 @@ from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, bl
 from models.config import recipe_of
 from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
-from models.low_pass import Filter, LowPass, add_low_pass, choose_low_pass, fit_filter
+from models.low_pass import LowPass, add_low_pass, choose_low_pass, fit_filter
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import PairCorrelations, correlate_pairs
 from models.popularity import WINDOWS, Popularity, choose_popularity, weigh_popularity
@@ -156,7 +157,7 @@ def judge_low_pass(config: Config, trained: Trained, console: Console) -> Traine
     return smooth(replace(trained, low_pass=chosen), found)
 
 
-def smooth(trained: Trained, found: Filter) -> Trained:
+def smooth(trained: Trained, found: Tensor) -> Trained:
     """Add a low-pass filter as was judged, if it was."""
     if trained.low_pass is not None:
         add_low_pass(trained.towers.eval(), found, trained.low_pass, list(trained.data.drawn_requests(MOST_SEEN)))
@@ -221,8 +222,8 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     return lambda ridge, _: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
-def make_filter(config: Config, trained: Trained) -> Filter:
-    """Return the low-pass filter of all that was trained on."""
+def make_filter(config: Config, trained: Trained) -> Tensor:
+    """Return the factors of the low-pass filter of all that was trained on, (N, K)."""
     sequences, factors = trained.data.sequences, recipe_of(config.model).low_pass
     shape = (len(sequences.user_ids), len(trained.catalogue))
     return fit_filter(sequences.events.segments(), sequences.events.item_row, shape, factors, config.seed)

@@ -16,35 +16,26 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
-from statistics import fmean
 
-import numpy as np
 import torch
 
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByNeighbours, ByVectors, CorrelatedScores
 from models.item_correlations import Factors
+from models.jury import NEARLY_ALL, Figures, Jury, find_judges
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.trials import Blend, Trials
-from models.validation import rank_views
-from models.yardstick import Yardstick
+from models.yardstick import Measured, Yardstick
 
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)
 MOST_CORRELATED_BESIDE_MEMORY = 4_000
 """Items whose correlations are computed there, the most popular ones; the others are placed by who has them, which at
 the largest ridge leaves little of them. Novel groceries of the test ranked as well by 3,000, 6,000 and all 12,526."""
-MOST_JUDGES = 100
-"""Batches of the validation."""
-NEARLY_ALL = 0.95
-"""Of the best gain. Pairs of 7,000 users of Amazon Beauty found 4 % more on the test by it than by the best, MovieLens
-and groceries chose alike by both."""
 
 Correlate = Callable[[float, float], Factors | PairCorrelations]
 """Ridge and decay -> the correlations of items, as factors or pair by pair."""
-Views = Mapping[str, np.ndarray]
-"""As of `models.validation.rank_views`."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +66,19 @@ def blend_in(towers: Towers, correlate: Correlate, blend: Blend, requests: Seque
     measured = Yardstick(towers, requests).measure(correlated)
     if not measured.unit:
         return
-    weight = blend.share * measured.unit
     if isinstance(correlated, ByNeighbours):
-        towers.neighbours = correlated.neighbours.scaled(weight)
-        return
-    side, scale = correlated.side, weight**0.5
+        towers.neighbours = correlated.neighbours.scaled(blend.share * measured.unit)
+    else:
+        add_vectors(towers, correlated, measured, blend.share)
+
+
+def add_vectors(towers: Towers, correlated: ByVectors, measured: Measured, share: float) -> None:
+    """Let vectors have these entries, behind those that were added before, to count by a share of a yardstick."""
+    side, scale = correlated.side, (share * measured.unit) ** 0.5
     if isinstance(side, CorrelatedOwned):
-        side.lead = scale * measured.find_lead(blend.share)
-    towers.item_tower.correlations = scale * correlated.vectors  # (N, R)
+        side.lead = scale * measured.find_lead(share)
+    before = towers.item_tower.correlations  # (N, any)
+    towers.item_tower.correlations = torch.cat([before, scale * correlated.vectors], dim=1)  # (N, any + R)
     towers.user_tower.correlate(side)
 
 
@@ -115,11 +111,8 @@ def choose_blend(
         judged: dict[Blend, Figures] = {}
         for kind, count in product(tried.kinds, counts):
             blend = Blend(1.0, decay, ridge, kind, count)
-            correlated = _score_by(towers, made, blend)
-            measured = yardstick.measure(correlated)
-            leads = [measured.find_lead(share) for share in SHARES]
-            figures = jury.judge(correlated, [share * measured.unit for share in SHARES], leads)
-            judged |= {replace(blend, share=share): one for share, one in zip(SHARES, figures, strict=True)}
+            figures = jury.judge(yardstick.measure(_score_by(towers, made, blend)), SHARES)
+            judged |= {replace(blend, share=share): one for share, one in figures.items()}
         return judged
 
     for tried, decay in [(part, decay) for part in trials.parts for decay in part.decays]:
@@ -145,19 +138,6 @@ def _score_by(towers: Towers, made: Factors | PairCorrelations, blend: Blend) ->
     return ByVectors(side, made.of_covariances() if blend.kind == "covariances" else made.vectors)
 
 
-@dataclass(frozen=True)
-class Figures:
-    """NDCG@10 of the validation."""
-
-    novel: float
-    all: float | None
-    """None without a memory, where owned items are not recommended."""
-
-    @property
-    def mean(self) -> float:
-        return fmean(figure for figure in (self.novel, self.all) if figure is not None)
-
-
 def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
     """Choose a blend by its mean among those that rank what is new no worse than `none` does.
 
@@ -175,52 +155,3 @@ def pick(found: Mapping[Blend, Figures], none: Blend) -> Judged:
 def _preference(blend: Blend) -> tuple[bool, int, float]:
     """Return what is least of the blend that is preferred to others as good."""
     return not blend.decay, blend.n_neighbours, blend.share
-
-
-def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:
-    """Return batches of the validation to judge by: of very many a part; none where nothing new is taken in them."""
-    batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
-    return batches if any((batch.target_owned < 0).any() for batch in batches) else ()
-
-
-class Jury:
-    """Users of the validation, with the vectors that the towers make."""
-
-    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
-        self.towers, self.batches = towers, batches
-        self.has_memory = towers.user_tower.memory is not None
-        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
-        self.alone = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
-
-    def judge_alone(self) -> Figures:
-        """Judge what the towers say, with what is blended into them already."""
-        views = []
-        for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
-            scores = self.towers.score_items(users, self.items, batch)  # (B, N)
-            views.append(rank_views(scores, bonus if self.has_memory else None, batch))
-        return _average(views)
-
-    def judge(self, correlated: CorrelatedScores, weights: Sequence[float], leads: Sequence[float]) -> list[Figures]:
-        """Judge what correlations say with several weights, and for each a lead as of `Measured`.
-
-        Nothing is blended into the towers yet.
-        """
-        ranked: list[list[Views]] = [[] for _ in weights]
-        room = self.items.new_empty(max(len(users) for users, _ in self.alone), len(self.items))  # (B, N)
-        for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
-            products = users @ self.items.T  # (B, N)
-            summed = correlated.sum_batch(batch)  # (B, R or N)
-            more = correlated.score(summed)  # (B, N)
-            of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
-            lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
-            for weight, lead, views in zip(weights, leads, ranked, strict=True):
-                scores = torch.mul(more, weight, out=room[: len(more)]).add_(products)  # (B, N)
-                changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                views.append(rank_views(scores, changed if self.has_memory else None, batch))
-        return [_average(views) for views in ranked]
-
-
-def _average(batches: Sequence[Views]) -> Figures:
-    """Average each view over all batches."""
-    means = {view: float(np.concatenate([batch[view] for batch in batches]).mean()) for view in batches[0]}
-    return Figures(means["novel"], means.get("all"))

@@ -38,13 +38,7 @@ class ContentPlaces(nn.Module):
     log_counts: Tensor
 
     def __init__(
-        self,
-        tower: ItemTower,
-        content: FeatureEmbedding,
-        keys: Tensor,
-        means: Tensor,
-        counts: Tensor,
-        ends_in_rarity: bool = False,
+        self, tower: ItemTower, content: FeatureEmbedding, keys: Tensor, means: Tensor, counts: Tensor
     ) -> None:
         """Put together what places items.
 
@@ -54,13 +48,10 @@ class ContentPlaces(nn.Module):
             keys: (A, D + R) where it puts the contents of known items, of length 1.
             means: (A, D + R) of where the items with this content stand.
             counts: (A,) of these items.
-            ends_in_rarity: the last entry is that of `models.low_pass`, which is far smaller than what a fit leaves of
-                the others: those like an item alone tell it.
         """
         super().__init__()
         self.tower = tower
         self.content = content
-        self.ends_in_rarity = ends_in_rarity
         for name, values in {"keys": keys, "means": means, "log_counts": counts.log()}.items():
             self.register_buffer(name, values, persistent=False)
 
@@ -73,11 +64,7 @@ class ContentPlaces(nn.Module):
         fitted = normalise_taste(self.tower, self.content(codes, values))  # (n, D + R)
         likeness = SHARPNESS * normalise(fitted) @ self.keys.T  # (n, A)
         weights = functional.softmax(likeness + self.log_counts, dim=1)  # (n, A)
-        likes = weights @ self.means  # (n, D + R)
-        placed = torch.lerp(fitted, likes, LIKES)  # (n, D + R)
-        if self.ends_in_rarity:
-            return torch.cat([placed[:, :-1], likes[:, -1:]], dim=1)  # (n, D + R)
-        return placed
+        return torch.lerp(fitted, weights @ self.means, LIKES)  # (n, D + R)
 
 
 @torch.no_grad()
@@ -96,7 +83,6 @@ def fit_places(
     Of more contents than `most`, where that is given, those that most items have are kept, by lot among equals.
     """
     tower, content = towers.item_tower, fit_content(towers, vectors, rows, generator)
-    ends_in_rarity = towers.user_tower.filtered_history is not None
     if not len(rows):  # nothing is known: one content at the origin, which moves nothing
         nothing = vectors.new_zeros(1, tower.history_dim)  # (1, D + R)
         return ContentPlaces(tower, content, nothing, nothing, vectors.new_ones(1)).eval()
@@ -110,7 +96,7 @@ def fit_places(
     some = place.new_zeros(len(counts)).scatter(0, place, torch.arange(len(rows)))  # (A,) an item of each content
     chosen = some[kept]  # (A',)
     keys = normalise(normalise_taste(tower, content(codes[chosen], values[chosen])))  # (A', D + R)
-    return ContentPlaces(tower, content, keys, means[kept], counts[kept].to(vectors.dtype), ends_in_rarity).eval()
+    return ContentPlaces(tower, content, keys, means[kept], counts[kept].to(vectors.dtype)).eval()
 
 
 @torch.enable_grad()

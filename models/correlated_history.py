@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from datamodules.batch import RequestBatch
 from models.sums_by_user import sum_by_user
@@ -27,25 +26,6 @@ class CorrelatedHistory(nn.Module):
     def sum_batch(self, factors: Tensor, batch: RequestBatch) -> Tensor:
         """Do so for requests, with the parts of the catalogue (N, R): (B, R)."""
         return self(factors[batch.history_rows], batch.arrays["history_lengths"])  # type: ignore[no-any-return]
-
-
-class WeighedHistory(nn.Module):
-    """Sum parts of a history whose last entry says how much an item counts; nothing of it is trained."""
-
-    def __init__(self, n_factors: int, scale: float) -> None:
-        """Sum parts of `n_factors` + 1 entries, and multiply by `scale`."""
-        super().__init__()
-        self.width, self.scale = n_factors + 1, scale
-        self.sum = CorrelatedHistory()
-
-    def forward(self, parts: Tensor, lengths: Tensor) -> Tensor:
-        """Sum parts (B, L, K + 1) as `CorrelatedHistory` does: (B, K + 1), of which the last entry is 0."""
-        sums = self.scale * self.sum(parts[..., :-1] * parts[..., -1:], lengths)  # (B, K)
-        return functional.pad(sums, (0, 1))  # (B, K + 1)
-
-    def sum_batch(self, parts: Tensor, batch: RequestBatch) -> Tensor:
-        """Do so for requests, with the parts of the catalogue (N, K + 1): (B, K + 1)."""
-        return self(parts[batch.history_rows], batch.arrays["history_lengths"])  # type: ignore[no-any-return]
 
 
 class CorrelatedOwned(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.correlated_history import CorrelatedHistory, CorrelatedOwned, WeighedHistory
+from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from serve.neighbours import Neighbours
 
 TILE = 32
@@ -19,7 +19,7 @@ TILE = 32
 class ByVectors:
     """Products of the items' vectors and their sum over a user's items."""
 
-    side: CorrelatedHistory | CorrelatedOwned | WeighedHistory
+    side: CorrelatedHistory | CorrelatedOwned
     vectors: Tensor
     """(N, R)."""
 

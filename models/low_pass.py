@@ -7,17 +7,16 @@ part. The ideal low-pass filter of GF-CF (Shen et al., "How Powerful is Graph Co
 
     x diag(n^-1/2) V V' diag(n^1/2)
 
-Partial correlations and transitions tell what sets an item apart from all others; this tells what they leave out. Each
-item vector gets K more entries, its row of diag(n^1/2) V, and one for 1 / n, times which the former count in a history
-(`models.correlated_history.WeighedHistory`): a score is still one product. The validation chooses K and how much it
-counts.
+Partial correlations and transitions tell what sets an item apart from all others; this tells what they leave out. With
+the same power of n on both sides a history sums the vectors that an index searches (`models.blending`): an item gets K
+more entries, its row of diag(n^p) V. The validation chooses K and how much it counts.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import scipy.sparse as sp
@@ -25,25 +24,25 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.blending import Jury, find_judges
-from models.correlated_history import WeighedHistory
+from models.blending import add_vectors
+from models.correlated_history import CorrelatedHistory
 from models.correlated_scores import ByVectors
 from models.eigenvectors import KRYLOV_BLOCK, leading_eigenvectors
 from models.item_correlations import who_has_what
+from models.jury import Figures, Jury, find_judges, pick_least
 from models.towers import Towers
-from models.validation import rank_views
 from models.yardstick import Yardstick
 
+POWER = 1 / 8
+"""Of how many have an item. Beside finished lists of MovieLens, LastFM and groceries it ranked as well as the paper's
+two powers or better, as well as 1 / 4, and better than 0."""
 CUTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the factors that are tried."""
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4)
-NEARLY_ALL, LEAST_GAIN = 0.95, 1.0
-"""Of the best gain, and of its standard error. By one error MovieLens-100k (943 users, seeds 0 to 2) chooses 32 or 64
-factors by 5 %, with which its test ranks 3 to 4 % better; Amazon Beauty and Gowalla choose none."""
+ERRORS = 1.0
+"""Standard errors by which the gain must be above nothing."""
 MOST_JUDGES = 16
 """Batches of the validation: every number of factors and share is ranked anew."""
-SMALLEST = 1e-3
-"""Of the entry for 1 / n, beside vectors of taste: which items are nearest is not told by it."""
 
 
 @dataclass(frozen=True)
@@ -57,20 +56,6 @@ class LowPass:
     """NDCG@10 with them; None: there is nothing to validate it by."""
     ndcg_alone: float | None = None
     """NDCG@10 without."""
-
-
-@dataclass(frozen=True)
-class Filter:
-    """A filter of all factors, the strongest first."""
-
-    vectors: Tensor
-    """(N, K) float32, diag(n^1/2) V."""
-    rarity: Tensor
-    """(N, 1) float32, 1 / n."""
-
-    def cut(self, factors: int, length: float = 1.0) -> Tensor:
-        """Return the parts of item vectors, (N, factors + 1), with factors `length` times as long as they come."""
-        return torch.cat([length * self.vectors[:, :factors], SMALLEST * self.rarity], dim=1)  # (N, factors + 1)
 
 
 class _Gram:
@@ -91,8 +76,8 @@ class _Gram:
         return whole
 
 
-def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], factors: int, seed: int) -> Filter:
-    """Find the leading factors of who has what.
+def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], factors: int, seed: int) -> Tensor:
+    """Find the leading factors of who has what, (N, K) float32, the strongest first.
 
     Args:
         user: (E,) user of each event.
@@ -106,81 +91,53 @@ def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], f
     scaled = sp.diags_array(n_items**-0.5) @ matrix @ sp.diags_array(n_users**-0.5)  # (U, N)
     rank = max(1, min(factors, shape[0], shape[1] - 1))
     _, columns = leading_eigenvectors(_Gram(scaled.tocsr()), shape[1], rank, seed)  # (K,), (N, K)
-    vectors = columns * (n_users**0.5)[:, None]  # (N, K)
+    vectors = columns * (n_users**POWER)[:, None]  # (N, K)
     vectors[np.diff(matrix.tocsc().indptr) == 0] = 0  # but for rounding they are: nobody has these
-    return Filter(torch.from_numpy(vectors), torch.from_numpy(1 / n_users).unsqueeze(1))
+    return torch.from_numpy(vectors)
 
 
 @torch.no_grad()
-def add_low_pass(towers: Towers, found: Filter, chosen: LowPass, requests: Sequence[RequestBatch]) -> None:
+def add_low_pass(towers: Towers, found: Tensor, chosen: LowPass, requests: Sequence[RequestBatch]) -> None:
     """Put the factors that were chosen into the vectors of towers.
 
     Args:
         towers: without memory; what is blended in stays as it is.
-        found: all factors.
+        found: (N, K) all factors.
         chosen: how many of them, and how much they count.
         requests: as of `choose_low_pass`.
     """
-    scores = _score_by(found, chosen.factors)
-    unit = Yardstick(towers, requests).measure(scores).unit if chosen.share else 0.0
-    if not unit:
+    if not chosen.share:
         return
-    taste = towers.item_vectors(requests[0].popularity)[:, : towers.item_tower.dim]  # (N, D)
-    cut = found.vectors[:, : chosen.factors]  # (N, K)
-    length = chosen.share * float(taste.norm(dim=1).mean() / cut.norm(dim=1).mean())
-    before = towers.item_tower.correlations  # (N, R)
-    towers.item_tower.correlations = torch.cat([before, found.cut(chosen.factors, length)], dim=1)  # (N, R + K + 1)
-    side = WeighedHistory(chosen.factors, chosen.share * unit / (SMALLEST * length**2))
-    towers.user_tower.correlate(side)
+    correlated = ByVectors(CorrelatedHistory(), found[:, : chosen.factors])
+    measured = Yardstick(towers, requests).measure(correlated)
+    if measured.unit:
+        add_vectors(towers, correlated, measured, chosen.share)
 
 
 @torch.no_grad()
 def choose_low_pass(
-    towers: Towers, found: Filter, requests: Sequence[RequestBatch], validation: Sequence[RequestBatch]
+    towers: Towers, found: Tensor, requests: Sequence[RequestBatch], validation: Sequence[RequestBatch]
 ) -> LowPass:
     """Find how many factors count, and how much, by how they rank what users of the validation took next.
 
     Args:
         towers: without memory; what is blended in stays as it is.
-        found: all factors.
+        found: (N, K) all factors.
         requests: of some users who have events, to see how much scores vary.
         validation: with targets, all as of one moment; of very many a part is judged by.
     """
     judges, none = find_judges(validation), LowPass(0, 0.0)
     if not judges:
         return none
-    yardstick = Yardstick(towers, requests)
-    scores = {factors: _score_by(found, factors) for factors in _cuts(found)}
-    units = {factors: yardstick.measure(one).unit for factors, one in scores.items()}
-    judged: dict[LowPass, list[np.ndarray]] = {none: []}
-    jury = Jury(towers, judges[:: math.ceil(len(judges) / MOST_JUDGES)])
-    room = jury.items.new_empty(max(len(users) for users, _ in jury.alone), len(jury.items))  # (B, N)
-    for batch, (users, _) in zip(jury.batches, jury.alone, strict=True):
-        base = towers.score_items(users, jury.items, batch)  # (B, N)
-        judged[none].append(rank_views(base, None, batch)["novel"])
-        for factors, one in scores.items():
-            more = one.score(one.sum_batch(batch))  # (B, N)
-            for share in SHARES:
-                changed = torch.add(base, more, alpha=share * units[factors], out=room[: len(base)])  # (B, N)
-                judged.setdefault(LowPass(factors, share), []).append(rank_views(changed, None, batch)["novel"])
-    return pick({one: np.concatenate(parts) for one, parts in judged.items()}, none)
+    yardstick, jury = Yardstick(towers, requests), Jury(towers, judges[:: math.ceil(len(judges) / MOST_JUDGES)])
+    judged = {none: jury.judge_alone()}
+    for factors in sorted({max(1, round(cut * found.shape[1])) for cut in CUTS}):
+        measured = yardstick.measure(ByVectors(CorrelatedHistory(), found[:, :factors]))
+        judged |= {LowPass(factors, share): one for share, one in jury.judge(measured, SHARES).items()}
+    return pick(judged, none)
 
 
-def pick(found: dict[LowPass, np.ndarray], none: LowPass) -> LowPass:
-    """Choose by NDCG@10 of each user, (R,): the fewest factors that gain nearly all, and the least share of these."""
-    gains = {one: float((values - found[none]).mean()) for one, values in found.items()}
-    best = max(gains, key=lambda one: gains[one])
-    error = (found[best] - found[none]).std() / len(found[none]) ** 0.5
-    if gains[best] <= LEAST_GAIN * error:
-        best = none
-    able = [one for one in gains if gains[one] >= NEARLY_ALL * gains[best]] if best != none else [none]
-    chosen = min(able, key=lambda one: (one.factors, one.share))
-    return LowPass(chosen.factors, chosen.share, float(found[chosen].mean()), float(found[none].mean()))
-
-
-def _cuts(found: Filter) -> list[int]:
-    return sorted({max(1, round(cut * found.vectors.shape[1])) for cut in CUTS})
-
-
-def _score_by(found: Filter, factors: int) -> ByVectors:
-    return ByVectors(WeighedHistory(factors, 1 / SMALLEST), found.cut(factors))
+def pick(found: Mapping[LowPass, Figures], none: LowPass) -> LowPass:
+    """Choose the fewest factors with which nearly all is gained, and the least share of these."""
+    chosen = pick_least(found, none, ERRORS, lambda one: (one.factors, one.share))
+    return replace(chosen, ndcg=found[chosen].mean, ndcg_alone=found[none].mean)

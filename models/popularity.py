@@ -10,14 +10,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.blending import Jury, find_judges
+from models.jury import Figures, Jury, Views, find_judges, pick_least
 from models.towers import Towers
 from models.validation import rank_views
 from models.yardstick import Yardstick
@@ -25,8 +24,8 @@ from models.yardstick import Yardstick
 WINDOWS = (1.0, 1 / 4, 1 / 16, 1 / 64, 1 / 256)
 """Shares of the time of all events, up to its end: the last week of a year, or the last hours of a month of news."""
 SHARES = (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
-NEARLY_ALL, LEAST_GAIN = 0.95, 3.0
-"""Of the best gain, and of its standard error: the best of many gains something by chance alone."""
+ERRORS = 3.0
+"""Standard errors by which the gain must be above nothing: the best of many gains something by chance alone."""
 MOST_JUDGES = 16
 """Batches of the validation: every window and share is ranked anew."""
 
@@ -77,29 +76,23 @@ def choose_popularity(
 
 def _judge(
     towers: Towers, added: Mapping[Popularity, Tensor], judges: Sequence[RequestBatch]
-) -> dict[Popularity, np.ndarray]:
-    """Return NDCG@10 of each user, (R,), with what popularity adds to each item, (N, 1)."""
-    found: dict[Popularity, list[np.ndarray]] = {one: [] for one in added}
+) -> dict[Popularity, Figures]:
+    """Judge the towers with what popularity adds to each item, (N, 1)."""
+    ranked: dict[Popularity, list[Views]] = {one: [] for one in added}
     jury = Jury(towers, judges)
     room = jury.items.new_empty(max(len(users) for users, _ in jury.alone), len(jury.items))  # (B, N)
     for batch, (users, _) in zip(jury.batches, jury.alone, strict=True):
         scores = towers.score_items(users, jury.items, batch)  # (B, N)
         for one, more in added.items():
             changed = torch.add(scores, more.T, out=room[: len(scores)])  # (B, N)
-            found[one].append(rank_views(changed, None, batch)["novel"])
-    return {one: np.concatenate(parts) for one, parts in found.items()}
+            ranked[one].append(rank_views(changed, None, batch))
+    return {one: Figures.join(views) for one, views in ranked.items()}
 
 
-def pick(found: Mapping[Popularity, np.ndarray], none: Popularity) -> Popularity:
-    """Choose by NDCG@10 of each user, (R,): the longest window with which nearly all is gained, there the least share.
+def pick(found: Mapping[Popularity, Figures], none: Popularity) -> Popularity:
+    """Choose the longest window with which nearly all is gained, there the least share.
 
     Of many events less is chance, and for longer it stays true.
     """
-    gains = {one: float((values - found[none]).mean()) for one, values in found.items()}
-    best = max(gains, key=lambda one: gains[one])
-    error = (found[best] - found[none]).std() / len(found[none]) ** 0.5
-    enough = NEARLY_ALL * gains[best] if gains[best] > LEAST_GAIN * error else 0.0
-    able = [one for one in gains if gains[one] >= enough] if enough else [none]
-    chosen = min(able, key=lambda one: (-one.window, one.share))
-    ndcg, alone = float(found[chosen].mean()), float(found[none].mean())
-    return Popularity(chosen.window, chosen.share, ndcg, alone)
+    chosen = pick_least(found, none, ERRORS, lambda one: (-one.window, one.share))
+    return replace(chosen, ndcg=found[chosen].mean, ndcg_alone=found[none].mean)

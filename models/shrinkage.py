@@ -15,16 +15,16 @@ import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
-from models.blending import Jury, find_judges
 from models.content_places import fit_places, place_all
+from models.jury import NEARLY_ALL, Jury, find_judges
 from models.towers import Towers
 
 STRENGTHS = (1.0, 2.0, 4.0, 8.0)
 USUAL = 4.0
 """Where nothing can be validated. With many attributes 2 to 8 ranked best (Amazon Beauty and Toys, in their order; as
 pairs 8, of up to 32 that were tried), with a category alone none better than nothing (Grocery)."""
-NEARLY_ALL, LEAST_GAIN = 0.95, 0.01
-"""Of the best gain, and of NDCG without: less is often chance, and then the least strength does the least harm."""
+LEAST_GAIN = 0.01
+"""Of NDCG without: less is often chance, and then the least strength does the least harm."""
 
 
 @dataclass(frozen=True)

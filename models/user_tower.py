@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from datamodules.batch import Tensors
 from models.blocks import EventBlocks
-from models.correlated_history import CorrelatedHistory, CorrelatedOwned, WeighedHistory
+from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.directions import normalise
 from models.dropout import Dropout
 from models.features import FeatureEmbedding
@@ -70,7 +70,6 @@ class UserTower(nn.Module):
         self.memory = memory
         self.correlated_history: CorrelatedHistory | None = None
         self.correlated_owned: CorrelatedOwned | None = None
-        self.filtered_history: WeighedHistory | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -90,14 +89,12 @@ class UserTower(nn.Module):
             self.memory.reset_parameters()
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
 
-    def correlate(self, side: CorrelatedHistory | CorrelatedOwned | WeighedHistory) -> None:
+    def correlate(self, side: CorrelatedHistory | CorrelatedOwned) -> None:
         """Let users have a part that correlations of items (`models.blending`) or a filter (`models.low_pass`) tell."""
         if isinstance(side, CorrelatedOwned):
             self.correlated_owned = side
-        elif isinstance(side, WeighedHistory):
-            self.filtered_history = side
         else:
-            self.correlated_history = side
+            self.correlated_history = side  # sums whatever items have behind taste
 
     def weigh_popularity(self, weight: float) -> None:
         """Let vectors say that popularity counts by this weight, the same for all (`models.popularity`)."""
@@ -259,19 +256,10 @@ class UserTower(nn.Module):
         """Make the user vectors (B, W) of requests, without memory, from `history_vectors` (B, L, D + R)."""
         taste, parts = history_vectors[..., : self.dim], history_vectors[..., self.dim :]  # (B, L, D), (B, L, R)
         vectors = self.finish(self.request_state(taste, arrays))  # (B, D + P)
-        if self.correlated_history is None and self.filtered_history is None:
+        if self.correlated_history is None:
             return vectors
-        sums = self.sum_parts(parts, arrays["history_lengths"])  # (B, R)
+        sums = self.correlated_history(parts, arrays["history_lengths"])  # (B, R)
         return torch.cat([vectors[:, : self.dim], sums, vectors[:, self.dim :]], dim=1)  # (B, W)
-
-    def sum_parts(self, parts: Tensor, lengths: Tensor) -> Tensor:
-        """Sum what is blended into the vectors (B, L, R) of histories of `lengths` (B,) events: (B, R)."""
-        sums, stop = [], parts.shape[-1] - (0 if self.filtered_history is None else self.filtered_history.width)
-        if self.correlated_history is not None:
-            sums.append(self.correlated_history(parts[..., :stop], lengths))  # (B, any)
-        if self.filtered_history is not None:
-            sums.append(self.filtered_history(parts[..., stop:], lengths))  # (B, K + 1)
-        return torch.cat(sums, dim=1)  # (B, R)
 
     def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""

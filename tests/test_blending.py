@@ -11,10 +11,11 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from datamodules.config import FeaturesConfig
 from models import blending
-from models.blending import SHARES, Correlate, Figures, Judged, blend_in, choose_blend, pick
+from models.blending import SHARES, Correlate, Judged, blend_in, choose_blend, pick
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
 from models.correlated_scores import ByVectors
 from models.item_correlations import RIDGES, Factors
+from models.jury import Figures
 from models.pair_correlations import PairCorrelations
 from models.towers import Towers
 from models.trials import (
@@ -38,6 +39,12 @@ LIFTING = FACTORS.abs()
 """With these all items go together, so that those that a user does not have rise."""
 DIFFERENT = (LIFTING, -FACTORS.flip(0), FACTORS.flip(1), FACTORS)
 SPREAD = torch.linspace(0.5, 1.5, N)
+
+
+def rank(novel: float, every: float | None) -> Figures:
+    """Rank the items of one user, who owns some if all items have a figure."""
+    of_all = {} if every is None else {"all": np.array([every])}
+    return Figures({"novel": np.array([novel])} | of_all)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -185,31 +192,28 @@ def test_a_blend_that_ranks_what_is_new_worse_is_not_chosen():
         Blend(0.1, 0.0, 30.0, "correlations"),
         Blend(0.8, 0.0, 1000.0, "covariances"),
     )
-    found = {none: Figures(0.30, 0.50), small: Figures(0.31, 0.50), large: Figures(0.29, 0.60)}
+    found = {none: rank(0.30, 0.50), small: rank(0.31, 0.50), large: rank(0.29, 0.60)}
     assert pick(found, none) == Judged(small, pytest.approx(0.405), pytest.approx(0.4))
-    assert pick(found | {small: Figures(0.29, None)}, none).blend == none
-    assert pick({none: Figures(0.30, None), small: Figures(0.32, None)}, none) == Judged(small, 0.32, 0.30)
+    assert pick(found | {small: rank(0.29, None)}, none).blend == none
+    assert pick({none: rank(0.30, None), small: rank(0.32, None)}, none) == Judged(small, 0.32, 0.30)
 
 
 def test_of_blends_that_gain_nearly_as_much_the_smallest_share_is_chosen_and_the_best_of_it():
     none = Blend(0.0, 0.0, 30.0, "correlations")
     gains = {(0.1, 30.0): 0.0094, (0.2, 30.0): 0.0096, (0.2, 100.0): 0.0097, (0.4, 30.0): 0.01, (0.8, 300.0): 0.0099}
-    found = {
-        Blend(share, 0.0, ridge, "covariances"): Figures(0.3 + gain, None) for (share, ridge), gain in gains.items()
-    }
-    assert pick(found | {none: Figures(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, "covariances"), 0.3097, 0.3)
+    found = {Blend(share, 0.0, ridge, "covariances"): rank(0.3 + gain, None) for (share, ridge), gain in gains.items()}
+    assert pick(found | {none: rank(0.3, None)}, none) == Judged(Blend(0.2, 0.0, 100.0, "covariances"), 0.3097, 0.3)
 
 
 def test_of_blends_that_gain_nearly_as_much_the_fewest_neighbours_are_chosen():
     none = Blend(0.0, 0.0, 30.0, "correlations")
     gains = {(256, 0.4): 0.0094, (256, 0.8): 0.0096, (1024, 0.2): 0.0097, (1024, 0.4): 0.01, (4096, 0.1): 0.0099}
     found = {
-        Blend(share, 0.0, 30.0, "regressions", count): Figures(0.3 + gain, None)
-        for (count, share), gain in gains.items()
+        Blend(share, 0.0, 30.0, "regressions", count): rank(0.3 + gain, None) for (count, share), gain in gains.items()
     }
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, "regressions", 256)
+    assert pick(found | {none: rank(0.3, None)}, none).blend == Blend(0.8, 0.0, 30.0, "regressions", 256)
     del found[Blend(0.8, 0.0, 30.0, "regressions", 256)]
-    assert pick(found | {none: Figures(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, "regressions", 1024)
+    assert pick(found | {none: rank(0.3, None)}, none).blend == Blend(0.2, 0.0, 30.0, "regressions", 1024)
 
 
 def test_correlations_that_know_what_comes_next_are_blended_in(side):
@@ -423,7 +427,7 @@ def test_what_comes_next_is_told_unless_what_goes_together_is_worth_more():
     beside = Blend(0.1, 0.0, 9.0, "regressions")
     for figure, best in [(0.295, after), (0.28, beside)]:
         found = {none: 0.1, after: figure, beside: 0.3}
-        assert pick({blend: Figures(ndcg, None) for blend, ndcg in found.items()}, none).blend == best
+        assert pick({blend: rank(ndcg, None) for blend, ndcg in found.items()}, none).blend == best
 
 
 @torch.no_grad()

@@ -15,7 +15,7 @@ import run_finishing
 import train
 from datamodules.config import SplitConfig
 from models import shrinkage
-from models.blending import Figures, Judged
+from models.blending import Judged
 from models.content_places import fit_places, place_all
 from models.shrinkage import STRENGTHS, USUAL, Shrinkage, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
@@ -94,7 +94,7 @@ def judge_by(monkeypatch, ndcg: dict[float, float]) -> None:
         apply(self, strength)
 
     monkeypatch.setattr(Shrinkage, "apply", watch)
-    figures = SimpleNamespace(judge_alone=lambda: Figures(ndcg[strengths[-1]], None))
+    figures = SimpleNamespace(judge_alone=lambda: SimpleNamespace(mean=ndcg[strengths[-1]]))
     monkeypatch.setattr(shrinkage, "Jury", lambda towers, judges: figures)
 
 
