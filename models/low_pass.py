@@ -38,6 +38,8 @@ POWER = 1 / 8
 two powers or better, as well as 1 / 4, and better than 0."""
 CUTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the factors that are tried."""
+LEAST_EIGENVALUE = 1e-5
+"""Of X~'X~, whose largest is 1: less is rounding."""
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4)
 ERRORS = 1.0
 """Standard errors by which the gain must be above nothing."""
@@ -79,6 +81,8 @@ class _Gram:
 def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], factors: int, seed: int) -> Tensor:
     """Find the leading factors of who has what, (N, K) float32, the strongest first.
 
+    Beyond the rank of X there are none. The paper's first power makes a history blind to these, another one does not.
+
     Args:
         user: (E,) user of each event.
         item_row: (E,) item of each event.
@@ -90,8 +94,9 @@ def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], f
     n_items, n_users = (np.maximum(matrix.sum(axis=axis), 1.0).astype(np.float32) for axis in (1, 0))  # (U,), (N,)
     scaled = sp.diags_array(n_items**-0.5) @ matrix @ sp.diags_array(n_users**-0.5)  # (U, N)
     rank = max(1, min(factors, shape[0], shape[1] - 1))
-    _, columns = leading_eigenvectors(_Gram(scaled.tocsr()), shape[1], rank, seed)  # (K,), (N, K)
-    vectors = columns * (n_users**POWER)[:, None]  # (N, K)
+    values, columns = leading_eigenvectors(_Gram(scaled.tocsr()), shape[1], rank, seed)  # (rank,), (N, rank)
+    n_found = max(1, np.count_nonzero(values > LEAST_EIGENVALUE))
+    vectors = columns[:, :n_found] * (n_users**POWER)[:, None]  # (N, K)
     vectors[np.diff(matrix.tocsc().indptr) == 0] = 0  # but for rounding they are: nobody has these
     return torch.from_numpy(vectors)
 

@@ -76,6 +76,16 @@ def test_the_filter_is_that_of_a_whole_decomposition(ratio, monkeypatch):
     assert not found[4].any()
 
 
+@pytest.mark.parametrize("ratio", [0, 3], ids=["krylov", "whole"])
+def test_there_are_no_factors_beyond_the_rank_of_who_has_what(ratio, monkeypatch):
+    monkeypatch.setattr(eigenvectors, "LEAST_KRYLOV_RATIO", ratio)
+    owned = np.repeat(draw_pairs(9, 40), 4, axis=0)  # 36 users, of whom 4 each have the same
+    rank = int(np.linalg.matrix_rank(owned))
+    found = filter_of(owned, 30).numpy()
+    assert found.shape == (40, rank)
+    assert np.allclose(found @ found.T, filter_by_svd(owned, rank), atol=1e-4)
+
+
 @pytest.mark.parametrize("owned", [np.ones((1, 1)), np.eye(3), np.ones((4, 2))], ids=["one pair", "alone", "two"])
 def test_hardly_any_data_gives_few_factors(owned):
     found = filter_of(owned, 8)
