@@ -71,9 +71,9 @@ def pick_least(found: Mapping[Choice, Figures], none: Choice, errors: float, ord
     return min((one for one in gains if sure[one] > 0 and gains[one] >= NEARLY_ALL * gains[best]), key=order)
 
 
-def find_judges(validation: Sequence[RequestBatch]) -> Sequence[RequestBatch]:
+def find_judges(validation: Sequence[RequestBatch], most: int = MOST_JUDGES) -> Sequence[RequestBatch]:
     """Return batches of the validation to judge by: of very many a part; none where nothing new is taken in them."""
-    batches = validation[:: math.ceil(len(validation) / MOST_JUDGES) or 1]
+    batches = validation[:: math.ceil(len(validation) / most) or 1]
     return batches if any((batch.target_owned < 0).any() for batch in batches) else ()
 
 

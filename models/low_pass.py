@@ -14,7 +14,6 @@ more entries, its row of diag(n^p) V. The validation chooses K and how much it c
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -131,10 +130,10 @@ def choose_low_pass(
         requests: of some users who have events, to see how much scores vary.
         validation: with targets, all as of one moment; of very many a part is judged by.
     """
-    judges, none = find_judges(validation), LowPass(0, 0.0)
+    judges, none = find_judges(validation, MOST_JUDGES), LowPass(0, 0.0)
     if not judges:
         return none
-    yardstick, jury = Yardstick(towers, requests), Jury(towers, judges[:: math.ceil(len(judges) / MOST_JUDGES)])
+    yardstick, jury = Yardstick(towers, requests), Jury(towers, judges)
     judged = {none: jury.judge_alone()}
     for factors in sorted({max(1, round(cut * found.shape[1])) for cut in CUTS}):
         measured = yardstick.measure(ByVectors(CorrelatedHistory(), found[:, :factors]))

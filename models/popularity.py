@@ -8,7 +8,6 @@ chooses both.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -65,10 +64,9 @@ def choose_popularity(
         requests: of some users who have events, to see how much scores vary.
         validation: with targets, all as of one moment; of very many a part is judged by.
     """
-    judges, none = find_judges(validation), Popularity(1.0, 0.0)
+    judges, none = find_judges(validation, MOST_JUDGES), Popularity(1.0, 0.0)
     if not judges:
         return none
-    judges = judges[:: math.ceil(len(judges) / MOST_JUDGES)]
     spread = Yardstick(towers, requests).spread
     added = {Popularity(window, share): share * spread * by_window[window] for window in by_window for share in SHARES}
     return pick(_judge(towers, {none: torch.zeros(1, 1)} | added, judges), none)

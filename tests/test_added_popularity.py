@@ -111,7 +111,10 @@ def test_what_is_popular_with_the_validation_is_found_beside_neighbours(side, mo
 
 def test_without_a_validation_none_is_added(side):
     data, towers = side
-    assert choose_popularity(towers, {1.0: towers.no_popularity}, list(data.drawn_requests(9)), ()) == NONE
+    (batch,) = data.validation_batches
+    owned = batch._replace(target_owned=torch.zeros_like(batch.target_owned))
+    for validation in ((), [owned, batch] * popularity.MOST_JUDGES):  # of which it reads every second one
+        assert choose_popularity(towers, {1.0: towers.no_popularity}, [], validation) == NONE
 
 
 @pytest.mark.parametrize("is_strict", [False, True])

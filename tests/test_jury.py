@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+import torch
 
-from models.jury import Figures, pick_least
+from models.jury import Figures, find_judges, pick_least
 
 NOISE = np.tile([1.0, -1.0], 200)
 
@@ -51,3 +54,11 @@ def test_batches_are_put_together():
     )
     assert joined.by_view["novel"].tolist() == [0.1, 0.2, 0.6]
     assert joined.mean == pytest.approx((0.3 + 0.6) / 2)
+
+
+def test_judges_are_a_part_of_many_batches_unless_nothing_new_is_taken_in_it():
+    old, new = (SimpleNamespace(target_owned=torch.tensor(owned)) for owned in ([0, 3], [2, -1]))
+    assert find_judges([new, old, old, new, old], 2) == [new, new]
+    assert find_judges([old, old, new], 3) == [old, old, new]
+    assert not find_judges([old, new, old, new], 2)
+    assert not find_judges([], 2)
