@@ -49,9 +49,9 @@ class Figures:
         return fmean(float(view.mean()) for view in self.by_view.values())
 
     def error_of_gain(self, before: Figures) -> float:
-        """Return the standard error of how much the mean is above another, at most."""
+        """Return the standard error of how much the mean is above another, at most: of one user it is infinite."""
         gains = [view - before.by_view[name] for name, view in self.by_view.items()]  # (at most R,) each
-        return fmean(float(gain.std()) / len(gain) ** 0.5 for gain in gains)
+        return fmean(float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else math.inf for gain in gains)
 
 
 def pick_least(found: Mapping[Choice, Figures], none: Choice, errors: float, order: Callable[[Choice], Any]) -> Choice:

@@ -35,6 +35,11 @@ def test_a_sure_gain_is_taken_where_a_larger_one_may_be_chance():
     assert pick_least({0: rank(np.zeros(400)), 1: large, 2: small}, 0, 1.0, lambda one: one) == 2
 
 
+def test_one_user_does_not_tell_a_gain_from_chance():
+    assert pick_least({"none": rank(np.zeros(1)), "some": rank(np.ones(1))}, "none", 1.0, lambda one: one) == "none"
+    assert pick_least({"none": rank(np.zeros(2)), "some": rank(np.ones(2))}, "none", 1.0, lambda one: one) == "some"
+
+
 def test_where_nothing_gains_none_is_taken():
     found = {"none": rank(np.full(400, 0.1)), "a": rank(np.full(400, 0.05)), "b": rank(np.full(400, 0.1))}
     assert pick_least(found, "none", 1.0, lambda one: one) == "none"
@@ -45,7 +50,7 @@ def test_views_count_alike_whoever_has_targets_in_them():
     after = rank(np.full(400, 0.1) + NOISE, np.full(100, 0.3))
     assert after.novel == pytest.approx(0.1)
     assert after.mean == pytest.approx(0.2)
-    assert after.error_of_gain(before) == pytest.approx((1 / 400**0.5 + 0) / 2)
+    assert after.error_of_gain(before) == pytest.approx((1 / 399**0.5 + 0) / 2)
 
 
 def test_batches_are_put_together():
