@@ -45,7 +45,7 @@ class Popularity:
 
 @torch.no_grad()
 def weigh_popularity(towers: Towers, share: float, requests: Sequence[RequestBatch]) -> None:
-    """Let users weigh popularity, as a share of how much the scores of towers vary without what is blended in."""
+    """Let users weigh popularity, as a share of how much the products of their vectors vary."""
     towers.user_tower.weigh_popularity(share * Yardstick(towers, requests).spread)
 
 

@@ -18,13 +18,13 @@ LEAST_SPREAD = 1e-9
 
 
 class Yardstick:
-    """What towers say to some users before anything is blended in."""
+    """What towers say to some users by their vectors: what neighbours add is left out."""
 
     def __init__(self, towers: Towers, requests: Sequence[RequestBatch]) -> None:
-        """Ask towers with nothing blended in.
+        """Ask towers.
 
         Args:
-            towers: trained.
+            towers: trained; what their vectors hold already counts.
             requests: of some users who have events.
         """
         self.requests = requests
