@@ -111,8 +111,8 @@ def choose_blend(
         judged: dict[Blend, Figures] = {}
         for kind, count in product(tried.kinds, counts):
             blend = Blend(1.0, decay, ridge, kind, count)
-            figures = jury.judge(yardstick.measure(_score_by(towers, made, blend)), SHARES)
-            judged |= {replace(blend, share=share): one for share, one in figures.items()}
+            figures = jury.judge({blend: yardstick.measure(_score_by(towers, made, blend))}, SHARES)
+            judged |= {replace(blend, share=share): one for (_, share), one in figures.items()}
         return judged
 
     for tried, decay in [(part, decay) for part in trials.parts for decay in part.decays]:

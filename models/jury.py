@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from statistics import fmean
 from typing import Any, TypeVar
 
@@ -94,20 +95,21 @@ class Jury:
             views.append(rank_views(scores, bonus if self.has_memory else None, batch))
         return Figures.join(views)
 
-    def judge(self, measured: Measured, shares: Sequence[float]) -> dict[float, Figures]:
-        """Judge what correlations say beside the towers, by several shares of a yardstick of these."""
-        correlated, weights = measured.correlated, [share * measured.unit for share in shares]
-        leads = [measured.find_lead(share) for share in shares]
-        ranked: list[list[Views]] = [[] for _ in shares]
+    def judge(self, tried: Mapping[Choice, Measured], shares: Sequence[float]) -> dict[tuple[Choice, float], Figures]:
+        """Judge what each of several correlations says beside the towers, by several shares of their yardsticks."""
+        leads = {one: [measured.find_lead(share) for share in shares] for one, measured in tried.items()}
+        ranked: dict[tuple[Choice, float], list[Views]] = {key: [] for key in product(tried, shares)}
         room = self.items.new_empty(max(len(users) for users, _ in self.alone), len(self.items))  # (B, N)
         for batch, (users, bonus) in zip(self.batches, self.alone, strict=True):
             base = self.towers.score_items(users, self.items, batch)  # (B, N)
-            summed = correlated.sum_batch(batch)  # (B, R or N)
-            more = correlated.score(summed)  # (B, N)
-            of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
-            lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
-            for weight, lead, views in zip(weights, leads, ranked, strict=True):
-                scores = torch.mul(more, weight, out=room[: len(more)]).add_(base)  # (B, N)
-                changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
-                views.append(rank_views(scores, changed if self.has_memory else None, batch))
-        return {share: Figures.join(views) for share, views in zip(shares, ranked, strict=True)}
+            for one, measured in tried.items():
+                summed = measured.correlated.sum_batch(batch)  # (B, R or N)
+                more = measured.correlated.score(summed)  # (B, N)
+                of_owned = more[batch.owned_users, batch.owned_rows]  # (E,)
+                lengths = summed.norm(dim=1)[batch.owned_users]  # (E,)
+                for share, lead in zip(shares, leads[one], strict=True):
+                    weight = share * measured.unit
+                    scores = torch.mul(more, weight, out=room[: len(more)]).add_(base)  # (B, N)
+                    changed = bonus + weight * (lead * lengths - of_owned)  # (E,)
+                    ranked[one, share].append(rank_views(scores, changed if self.has_memory else None, batch))
+        return {key: Figures.join(views) for key, views in ranked.items()}

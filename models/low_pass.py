@@ -134,11 +134,10 @@ def choose_low_pass(
     if not judges:
         return none
     yardstick, jury = Yardstick(towers, requests), Jury(towers, judges)
-    judged = {none: jury.judge_alone()}
-    for factors in sorted({max(1, round(cut * found.shape[1])) for cut in CUTS}):
-        measured = yardstick.measure(ByVectors(CorrelatedHistory(), found[:, :factors]))
-        judged |= {LowPass(factors, share): one for share, one in jury.judge(measured, SHARES).items()}
-    return pick(judged, none)
+    numbers = sorted({max(1, round(cut * found.shape[1])) for cut in CUTS})
+    tried = {factors: yardstick.measure(ByVectors(CorrelatedHistory(), found[:, :factors])) for factors in numbers}
+    judged = {LowPass(factors, share): one for (factors, share), one in jury.judge(tried, SHARES).items()}
+    return pick({none: jury.judge_alone()} | judged, none)
 
 
 def pick(found: Mapping[LowPass, Figures], none: LowPass) -> LowPass:
