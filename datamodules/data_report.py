@@ -13,6 +13,7 @@ from rich.table import Table
 
 from datamodules.cleaning import CleaningReport
 from datamodules.config import DataConfig
+from datamodules.far_times import hint_at_far_times
 from datamodules.far_values import hint_at_far_values
 from datamodules.joins import measure_unlisted
 from datamodules.leaks.leak import Leak
@@ -72,6 +73,7 @@ def report_data(
         "spaced_ids": list(rejects.spaced_ids),
         "odd_ids": list(rejects.odd_ids),
         "far_values": list(hint_at_far_values(tables, config)),
+        "far_times": list(hint_at_far_times(events)),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
@@ -201,6 +203,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *(("spaced ids", found) for found in report["spaced_ids"]),
         *(("odd ids", hint) for hint in report["odd_ids"]),
         *(("far values", hint) for hint in report["far_values"]),
+        *(("far times", hint) for hint in report["far_times"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", _say_missing(report["missing"])),
