@@ -39,7 +39,7 @@ CUTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the factors that are tried."""
 LEAST_EIGENVALUE = 1e-5
 """Of X~'X~, whose largest is 1: less is rounding."""
-SHARES = (0.025, 0.05, 0.1, 0.2, 0.4)
+SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 ERRORS = 1.0
 """Standard errors by which the gain must be above nothing."""
 MOST_JUDGES = 16
