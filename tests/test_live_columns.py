@@ -43,6 +43,8 @@ COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
         ("shape", [1, 2.5, -1], [1.0, 2.5, -1.0], [1.0, 2.5, -1.0]),
         ("shape", np.float32([4, 5, 6]), [4.0, 5.0, 6.0], [4.0, 5.0, 6.0]),
         ("shape", [], None, None),
+        ("genres", [" ", None], None, None),
+        ("about", "  ", None, None),
         ("year", 2**60 + 1, 2**60 + 1, 2**60 + 1),
         ("year", 2**63 - 1, 2**63 - 1, 2**63 - 1),
         ("year", -(2**63), -(2**63), -(2**63)),

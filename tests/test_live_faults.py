@@ -70,6 +70,7 @@ def run_sql(path: Path, statement: str) -> None:
             {"title": "Milk", "in_stock": True},
             r"'milk' \(str\) is new .* at least one of department, price, brand",
         ),
+        ("milk", {"brand": " "}, r"'milk' \(str\) is new and nothing says what it is"),
         ("", MILK, r"item_id is '' \(str\); expected a text"),
         (item_ids(SHOP)[0], {"department": {}}, r"column 'department' is \{\}"),
     ],

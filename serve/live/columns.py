@@ -106,9 +106,10 @@ def _parse_float(column: Column, value: Any) -> float:
 def _parse_text(column: Column, value: Any) -> Any:
     where = f"column '{column.name}'"
     parsed = parse_label(value, where) if column.feature is None else parse_value(value, column.feature, where)
-    if not is_writable(write_cell(column.feature, parsed) or ""):
+    cell = write_cell(column.feature, parsed)
+    if not is_writable(cell or ""):
         raise column.refuse(value, "a text without halves of surrogate pairs")
-    return parsed
+    return None if cell is None else parsed  # an empty text says nothing
 
 
 def _parse_vector(column: Column, value: Any) -> list[float] | None:
