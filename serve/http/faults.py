@@ -105,9 +105,9 @@ async def answer_invalid(request: Request, fault: Exception) -> Response:
     """Answer a body that has not the form of the interface: the first fault of it, and where."""
     faults = fault.errors() if isinstance(fault, RequestValidationError) else []
     first = faults[0] if faults else {}
-    kind, field = first.get("type", ""), _name_place(first.get("loc", ()), first.get("type", ""))
+    kind, field = first.get("type", ""), _name_place(first.get("loc", ()))
     if kind in _TYPES:
-        alike = [one["type"] for one in faults if _name_place(one["loc"], one["type"]) == field]
+        alike = [one["type"] for one in faults if _name_place(one["loc"]) == field]
         return _respond(request, 422, _name_types(alike), field=field)
     message = _WORDS.get(kind) or (first["msg"] if kind in _KEPT else "the value has not the expected form")
     return _respond(request, 422, message, field=field)
@@ -154,11 +154,9 @@ def _name_types(kinds: Collection[str]) -> str:
     return f"expected {' or '.join(filter(None, [', '.join(names[:-1]), names[-1]]))}"
 
 
-def _name_place(place: tuple[Any, ...], kind: str) -> str:
+def _name_place(place: tuple[Any, ...]) -> str:
     """Name a field by what the interface calls it: names that the caller made up are left out."""
     parts = [part for part in place if part not in ("body", "one", "many")]
-    if kind == "extra_forbidden":
-        parts = parts[:-1]
     named = [f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts if _is_ours(part)]
     return "".join(named).lstrip(".")[:MOST_SAID]
 
