@@ -27,6 +27,7 @@ TABLE = pa.table(
         "year": pa.array([1999, 2001], pa.int64()),
         "weight": pa.array([1.5, None], pa.float32()),
         "is_new": [True, None],
+        "is_kept": ["true", "False"],
         "since": pa.array([0, 1], pa.timestamp("s")),
     }
 )
@@ -52,6 +53,8 @@ COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
         ("year", 1984.0, 1984, 1984),
         ("weight", 7, 7.0, 7.0),
         ("is_new", np.bool_(False), False, False),
+        ("is_kept", True, True, "true"),
+        ("is_kept", "FALSE", "FALSE", "FALSE"),
         ("genres", None, None, None),
         ("is_new", None, None, None),
     ],
@@ -78,6 +81,7 @@ def test_a_value_is_checked_and_written(name, value, parsed, written):
         ("weight", 1e39, r"column 'weight' is 1e\+39 \(float\); expected a number of 32 bits"),
         ("weight", "heavy", "column 'weight' is 'heavy'"),
         ("is_new", "yes", r"column 'is_new' is 'yes' \(str\); expected true or false"),
+        ("is_kept", "yes", r"column 'is_kept' is 'yes' \(str\); expected true or false, or null"),
         ("since", 5, r"column 'since' is timestamp\[s\]; only a new bundle can change it"),
         ("since", None, "column 'since' is timestamp"),
         ("item_id", "c", "unknown column 'item_id'"),

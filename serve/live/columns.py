@@ -11,6 +11,8 @@ import pyarrow as pa
 
 from serve.errors import SchemaError, name_nearest
 from serve.feature_values import parse_value, write_cell
+from serve.filters.labels import read_labels
+from serve.filters.numbers import holds_flags
 from serve.recommendations import to_arrow
 from serve.request_values import is_writable, parse_label, parse_number, show, to_plain
 from serve.schema import Feature, Schema
@@ -18,6 +20,7 @@ from serve.vectors import Vector, stack_vectors, vectors_to_arrow
 
 Values = Mapping[str, Any]
 """Column -> value of one item, as JSON has them; None is missing."""
+_FIRST = 64  # texts that tell most columns from one of true and false
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,8 @@ class Column:
     type: pa.DataType
     feature: Feature | None
     """What reads it, if anything does."""
+    is_flags: bool
+    """Its texts are true and false, and filters read them so: another text would break them for all callers."""
 
     def parse(self, value: Any) -> Any:
         """Check a value and return it as JSON has it; None is missing."""
@@ -58,7 +63,7 @@ class ItemColumns:
         """
         readers = {feature.column: feature for feature in schema.item_features}
         self._table = table.schema
-        self._columns = {field.name: Column(field.name, field.type, readers.get(field.name)) for field in table.schema}
+        self._columns = {name: _describe(table, name, readers.get(name)) for name in table.column_names}
         self._open = self._columns.keys() - set(reserved)
 
     def parse(self, raw: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,6 +86,14 @@ class ItemColumns:
             joined = pa.chunked_array([*table.column(name).chunks, given]).take(to_arrow(sources))
             table = table.set_column(table.column_names.index(name), self._table.field(name), joined)
         return table
+
+
+def _describe(table: pa.Table, name: str, feature: Feature | None) -> Column:
+    kind, is_flags = table.field(name).type, False
+    if _is_text(kind) and (feature is None or feature.kind != "multi_categorical"):
+        texts = table.column(name).drop_null()
+        is_flags = all(holds_flags(read_labels(name, some, None)) for some in (texts.slice(0, _FIRST), texts))
+    return Column(name, kind, feature, is_flags)
 
 
 def _parse_bool(column: Column, value: Any) -> bool:
@@ -109,6 +122,8 @@ def _parse_text(column: Column, value: Any) -> Any:
     cell = write_cell(column.feature, parsed)
     if not is_writable(cell or ""):
         raise column.refuse(value, "a text without halves of surrogate pairs")
+    if column.is_flags and cell is not None and cell.lower() not in ("true", "false"):
+        raise column.refuse(value, "true or false")
     return None if cell is None else parsed  # an empty text says nothing
 
 
