@@ -50,7 +50,7 @@ from run_state import declare, is_finished, refuse_replacing
 from run_training import print_choices, settle, train
 from serve.bundle import Bundle
 from serve.durable import name_file, write_file
-from serve.errors import BundleError, SchemaError
+from serve.errors import BundleError, SchemaError, say
 from serve.golden import write_golden
 from serve.golden_requests import draw_requests
 from serve.index import measure_recall
@@ -312,12 +312,12 @@ def main(argv: Sequence[str]) -> int:
                 goes_on = "the same command"
                 search(config, text)
     except (SchemaError, BundleError, OSError, FloatingPointError, MisconfigurationException) as error:
-        print(f"train.py: {error}", file=sys.stderr)
+        print(f"train.py: {say(error)}", file=sys.stderr)
         return 2
     except (MemoryError, RuntimeError) as error:
         if not lacks_memory(error):
             raise
-        print(f"train.py: {LITTLE_MEMORY}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"train.py: {LITTLE_MEMORY}: {say(error)}", file=sys.stderr)
         return 2
     except SystemExit as end:
         if end.code in ENDED:

@@ -28,6 +28,7 @@ from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, ho
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
+from serve.errors import say
 from serve.recommender import Recommender
 from serve.schema import Schema
 
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         run(_parse(argv))
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {say(error)}", file=sys.stderr)
         return FAULT
     return 0
 

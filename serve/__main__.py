@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from serve.command_line import FAULT, make_parser, parse_command
+from serve.errors import say
 from serve.http.command_words import COMMANDS as HTTP_COMMANDS
 from serve.interpreter import SERVING, require_packages
 from serve.interruption import ending_on_signals
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with ending_on_signals():
             given.run(given)
     except (ValueError, OSError) as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {say(error)}", file=sys.stderr)
         return FAULT
     return 0
 

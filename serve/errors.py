@@ -31,6 +31,14 @@ def name_nearest(got: str, allowed: Iterable[str]) -> str:
     return f"allowed: {shown}" + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
 
 
+def say(error: Exception) -> str:
+    """Put an error into one line; a fault of the system is named by its file and reason, without its number."""
+    if isinstance(error, OSError) and error.strerror:
+        paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
+        return " ".join(": ".join([*paths, error.strerror]).split())
+    return " ".join(str(error).split())
+
+
 def passes(value: float, check: Callable[[float], bool]) -> bool:
     """Say whether a number passes a check; one that Python cannot compare, a NaN of decimals, does not."""
     try:

@@ -16,7 +16,7 @@ from typing import Any
 from evaluation.frames import read_interactions
 from evaluation.report.page import write_report
 from serve.command_line import FAULT, make_parser, parse_options
-from serve.errors import SchemaError
+from serve.errors import SchemaError, say
 from serve.layout import BUNDLE, METRICS, REPORT
 from serve.recommender import Recommender
 
@@ -30,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments = parse_options(parser, argv)
         run(arguments.run, arguments.holdout)
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"error: {say(error)}", file=sys.stderr)
         return FAULT
     print(f"report: {arguments.run / REPORT}")
     return 0
