@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 
+from datamodules.joins import find_rows
 from datamodules.sequences import columns_of
 from serve.categories import category_rows, count_categories
 from serve.encoding import EncodedFeatures, encode_features, to_vectors
@@ -39,23 +41,30 @@ class Catalogue:
     def to_arrow(self) -> pa.Table:
         """Return the table as it is served.
 
-        Vectors become lists of fixed length, lists of values or texts one text, and mixed Python values texts.
+        Vectors become lists of fixed length, lists of values or texts one text, and mixed Python values texts, but
+        integers with gaps stay integers.
         """
         readers = {feature.column: feature for feature in self.item_features}
         vectors = {name: feature for name, feature in readers.items() if feature.kind == "vector"}
         plain = self.table.drop(columns=list(vectors))
         mixed = [str(name) for name in plain if plain[name].dtype == object]
-        texts = {name: plain[name].map(partial(write_cell, readers.get(name))) for name in mixed}
-        items = pa.Table.from_pandas(plain.assign(**texts), preserve_index=False).replace_schema_metadata(None)
+        written = {name: _write_cells(plain[name], readers.get(name)) for name in mixed}
+        items = pa.Table.from_pandas(plain.assign(**written), preserve_index=False).replace_schema_metadata(None)
         for name, feature in vectors.items():
             items = items.append_column(name, vectors_to_arrow(to_vectors(feature, self.table[name])))
         return items
 
 
+def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[Any]:
+    if pd.api.types.infer_dtype(cells, skipna=True) == "integer" and cells.dropna().between(-(2**63), 2**63 - 1).all():
+        return cells.astype("Int64")
+    return cells.map(partial(write_cell, feature))
+
+
 def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) -> Catalogue:
     """Build the catalogue: every item of the items table and of the training rows."""
     ids = np.unique(np.concatenate([items["item_id"].to_numpy(), train["item_id"].to_numpy()]))
-    table = items.set_index("item_id").reindex(ids).rename_axis("item_id").reset_index()
+    table = find_rows(items, "item_id", ids).rename_axis("item_id").reset_index()
     columns = columns_of(table, schema.item_features)
     features = encode_features(schema.item_features, columns, len(ids), schema.timezone)
     return Catalogue(

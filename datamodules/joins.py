@@ -1,16 +1,28 @@
-"""Whether those who have events have a row in the tables of users and items."""
+"""The rows of those who have events in the tables of users and items, and whether there are any."""
 
 from __future__ import annotations
 
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from datamodules.tables import Tables
 from serve.errors import SchemaError
 
 _IDS = {"users": "user_id", "items": "item_id"}
+
+
+def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
+    """Return the row of each id, under it; one that the table does not have is of missing values.
+
+    Integers stay integers: as floats, which have room for a gap, those above 2**53 would be others.
+    """
+    rows = table.set_index(id_name)
+    if not pd.Index(ids).isin(rows.index).all():
+        rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
+    return rows.reindex(ids)
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:

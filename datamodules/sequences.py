@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from datamodules.joins import find_rows
 from datamodules.ordering import is_set
 from datamodules.targets import TARGET_WEIGHT
 from serve.encoding import EncodedFeatures, encode_features
@@ -60,7 +61,7 @@ def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: n
         weight=_column(interactions, "weight", 1.0).astype(np.float32),
         offsets=np.concatenate([[0], np.cumsum(np.bincount(segment, minlength=len(user_ids)))]).astype(np.int64),
     )
-    known = users.set_index("user_id").reindex(user_ids)
+    known = find_rows(users, "user_id", user_ids)
     return Sequences(
         events,
         encode_features(schema.context_features, columns_of(interactions, schema.context_features), n, schema.timezone),

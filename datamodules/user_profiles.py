@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from datamodules.joins import find_rows
 from datamodules.sequences import sort_interactions
 from serve.profiles import History, Profiles, feature_values
 from serve.schema import IdType, Schema
@@ -24,7 +25,7 @@ def make_profiles(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schem
     ordered = sort_interactions(interactions)
     user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), ordered["user_id"].to_numpy()]))
     counts = ordered["user_id"].value_counts().reindex(user_ids, fill_value=0).to_numpy()
-    known = users.set_index("user_id").reindex(user_ids)
+    known = find_rows(users, "user_id", user_ids)
     columns = {feature.column: _column(known, feature.column) for feature in schema.user_features}
     return Profiles(
         user_ids=_to_ids(user_ids, schema.user_id_type),

@@ -8,10 +8,15 @@ import pandas as pd
 import pytest
 
 import train
-from datamodules.config import DataConfig, TableConfig
+from datamodules.catalogue import build_catalogue
+from datamodules.config import DataConfig, FeaturesConfig, TableConfig
 from datamodules.joins import check_joins, measure_unlisted
+from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_sequences
 from datamodules.tables import Tables, tables_from_frames
+from datamodules.user_profiles import make_profiles
 from serve.errors import SchemaError
+from serve.schema import FIRST_CODE, UNKNOWN
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": ["B1", "B2", "B2", "B3"]})
 USERS = pd.DataFrame({"user_id": [2, 1, 4]})
@@ -65,3 +70,22 @@ def test_a_run_stops_before_it_trains_on_columns_that_do_not_join(tmp_path):
         train.read(config, (EVENTS, USERS, ITEMS.drop(columns="item_id")), tmp_path)
     tables, _ = train.read(config, (EVENTS, USERS, ITEMS.drop(columns="item_id").replace("P1", "B1")), tmp_path)
     assert len(tables.items) == 2
+
+
+def test_integers_above_2_to_53_are_read_where_another_row_is_absent():
+    """As floats they would all be values that no vocabulary has."""
+    brand = 1487580005134238553
+    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [10, 12, 11, 10]})
+    users = pd.DataFrame({"user_id": [1], "region": [brand]})
+    items = pd.DataFrame({"item_id": [10, 11], "brand": [brand, brand + 2]})
+    features = FeaturesConfig(user={"region": "categorical"}, item={"brand": "categorical"})
+    config = DataConfig(features=features)
+    tables = tables_from_frames(config, events, users, items)[0]
+    schema = fit_schema(tables, tables.interactions, config)
+    catalogue = build_catalogue(tables.items, tables.interactions, schema)
+    sequences = build_sequences(tables.interactions, tables.users, catalogue.item_ids, schema)
+    profiles = make_profiles(tables.interactions, tables.users, schema)
+    assert catalogue.features.codes[:, 0].tolist() == [FIRST_CODE, FIRST_CODE + 1, UNKNOWN]
+    assert sequences.user.codes[:, 0].tolist() == [FIRST_CODE, UNKNOWN]
+    assert profiles.features["region"].tolist() == [str(brand), None]
+    assert catalogue.to_arrow().column("brand").to_pylist() == [brand, brand + 2, None]

@@ -14,6 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.config import DataConfig, FeatureConfig
+from datamodules.joins import find_rows
 from datamodules.leaks.codes import MISSING, code_cells, list_tokens
 from datamodules.leaks.leak import Leak
 from datamodules.leaks.power import count_pairs, gain
@@ -34,7 +35,7 @@ def find_user_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterato
         return
     tested = draw_tested(split)
     names = list_item_names(tables.items, tested, config)
-    users = tables.users.set_index("user_id").reindex(tested.user_ids)
+    users = find_rows(tables.users, "user_id", tested.user_ids)
     for column, feature in features.items():
         if feature.kind != "vector":
             leak = _match_names(column, feature, users[column], names) or _guess(column, users[column], tested)

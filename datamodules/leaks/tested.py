@@ -10,6 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.config import DataConfig, FeatureConfig
+from datamodules.joins import find_rows
 from datamodules.leaks.codes import MISSING, list_tokens
 from datamodules.splits import Split
 
@@ -78,7 +79,7 @@ def list_item_names(items: pd.DataFrame, tested: Tested, config: DataConfig) -> 
     """Return the names of items by their id and by each of their features but vectors."""
     ids = pd.Series(tested.item_ids)
     features = {str(one.column): one for one in config.features.of("item").values()}
-    known = items.set_index("item_id").reindex(tested.item_ids)
+    known = find_rows(items, "item_id", tested.item_ids)
     columns = {"item_id": (ids, FeatureConfig("categorical"))} | {
         column: (known[column].reset_index(drop=True), feature)
         for column, feature in features.items()
