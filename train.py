@@ -283,7 +283,7 @@ def measure(
         metrics = evaluate(
             recommender,
             test,
-            pd.concat([split.train, only_evidence(split.validation)]),
+            split.train,
             validation,
             tables.users,
             split.test_at,
@@ -291,6 +291,7 @@ def measure(
             config.seed,
             progress,
             config.evaluation.baselines,
+            only_evidence(split.validation),
         )
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}

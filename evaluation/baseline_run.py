@@ -35,14 +35,15 @@ class Knowledge:
     """What baselines learn from."""
 
     train: Events
-    validation: Events
+    later: Events
+    """Those between training and test: of the validation, and what else happened in its time."""
     criterion: Criterion | None
     """None without validation events."""
 
     @property
     def past(self) -> Events:
         """All events before the test."""
-        return join_events(self.train, self.validation)
+        return join_events(self.train, self.later)
 
     @classmethod
     def prepare(
@@ -50,6 +51,7 @@ class Knowledge:
         ids: Ids,
         train: pd.DataFrame,
         validation: pd.DataFrame,
+        later: pd.DataFrame,
         repeats: Repeats,
         seed: int,
     ) -> Knowledge:
@@ -59,7 +61,7 @@ class Knowledge:
         if len(validation):
             held_out = group_requests(sample_users(validation, seed), ids)
             criterion = TuningCriterion.prepare(held_out.targets, events, repeats)
-        return cls(events, ids.events(validation), criterion)
+        return cls(events, ids.events(later), criterion)
 
 
 def run_baselines(
@@ -72,7 +74,7 @@ def run_baselines(
     for baseline, n_steps in zip(baselines, n_fits, strict=True):
         start = time.perf_counter()
         progress.say(f"{baseline.name}: {_announce(baseline, knowledge.train, n_steps - 1)}")
-        (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.validation, criterion)
+        (fitted,) = fit_baselines([baseline], knowledge.train, knowledge.later, criterion)
         run = _run(examination, fitted)
         progress.advance(n_steps if run.examined is None else 1)
         progress.say(f"{baseline.name}: {_say(run.record)}, {time.perf_counter() - start:.1f} s")

@@ -81,11 +81,12 @@ def evaluate(
     seed: int,
     progress: Progress = UNWATCHED,
     baselines: Sequence[str] | None = None,
+    evidence: pd.DataFrame | None = None,
 ) -> dict[str, Any]:
     """Measure a recommender and the baselines on held-out interactions.
 
     Args:
-        recommender: its profiles hold the users' histories: the interactions of `train` and `validation`.
+        recommender: its profiles hold the users' histories: the interactions of `train`, `validation`, `evidence`.
         holdout: interactions to predict.
         train: what values of the baselines' parameters are tried on.
         validation: what they are chosen by; the baselines are then fitted on both. May be empty.
@@ -95,6 +96,8 @@ def evaluate(
         seed: draws the validation users where there are more than are needed.
         progress: is told what comes, and what was done with its seconds.
         baselines: names of those to be fitted; None: all of the protocol.
+        evidence: interactions of the time of `validation` that are nothing to choose by. They are known where the test
+            is asked, not where `validation` is.
 
     Returns:
         What `metrics.json` holds: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
@@ -107,8 +110,9 @@ def evaluate(
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
-    ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (train, validation, holdout))
-    knowledge = Knowledge.prepare(ids, train, validation, schema.repeats, seed)
+    later = validation if evidence is None else pd.concat([validation, evidence])
+    ids = number_ids(recommender.bundle.items.column("item_id").to_pylist(), (train, later, holdout))
+    knowledge = Knowledge.prepare(ids, train, validation, later, schema.repeats, seed)
     groups = _label_users(users, ids, group_columns)
     trial = Trial.prepare(group_requests(holdout, ids), knowledge.past, schema.repeats, groups)
     examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, at), progress)

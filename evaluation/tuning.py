@@ -49,18 +49,18 @@ class SkippedBaseline:
 
 
 def fit_baselines(
-    baselines: Iterable[Baseline], train: Events, validation: Events, criterion: Criterion | None
+    baselines: Iterable[Baseline], train: Events, later: Events, criterion: Criterion | None
 ) -> Iterator[FittedBaseline | SkippedBaseline]:
     """Tune and fit each baseline, or say why not; one after the other, so that one can be used and let go.
 
     Args:
         baselines: from `declare_baselines`.
         train: what the parameter is tried on.
-        validation: joined to `train` for the final fit.
+        later: joined to `train` for the final fit.
         criterion: asked once per value, of a model fitted on `train`; None, for want of validation events,
             takes the middle value.
     """
-    whole = join_events(train, validation)
+    whole = join_events(train, later)
     for baseline in baselines:
         reason = _find_obstacle(baseline, whole)
         if reason is None:

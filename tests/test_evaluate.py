@@ -360,3 +360,19 @@ def test_without_baselines_the_bundle_stands_alone():
     assert list(metrics["test"]) == ["bascule"]
     assert metrics["paired"] == metrics["baselines"] == {}
     assert metrics["test"]["bascule"] == run(make_recommender(repeats="allow"), AT)["test"]["bascule"]
+
+
+def test_evidence_is_known_at_the_test_and_not_where_baselines_are_chosen():
+    """Among it are events later than what the baselines are to predict."""
+    recommender, evidence = make_recommender(repeats="allow"), make_rows(61, AT - 20 * DAY, AT, 5)
+    evidence = pd.concat([evidence, evidence.head(1).assign(user_id="user-of-evidence-alone")])
+    informed = evaluate(recommender, HOLDOUT, TRAIN, VALIDATION, DEMOGRAPHICS, AT, ["gender"], 3, evidence=evidence)
+    early = pd.concat([TRAIN, evidence])
+    too_early = evaluate(recommender, HOLDOUT, early, VALIDATION, DEMOGRAPHICS, AT, ["gender"], 3)
+    expected = run(recommender, AT)
+    for name, record in expected["baselines"].items():
+        assert informed["baselines"][name]["validation"] == pytest.approx(record["validation"]), name
+    assert informed["slices"] == too_early["slices"] != expected["slices"]
+    for name in ("bascule", "popularity", "personal"):  # of the others another parameter is chosen
+        for part in ("test", "beyond_accuracy"):
+            assert informed[part][name] == too_early[part][name] != expected[part][name], (part, name)

@@ -3,8 +3,12 @@ from __future__ import annotations
 import pandas as pd
 import pytest
 
+import train
 from datamodules.config import DataConfig, TargetsConfig
+from datamodules.splits import Split
+from datamodules.tables import Tables
 from datamodules.targets import TARGET_WEIGHT, only_evidence, only_targets, weigh_targets
+from run_config import Config
 from serve.errors import SchemaError
 
 EVENTS = pd.DataFrame(
@@ -53,3 +57,20 @@ def test_without_a_declaration_every_event_is_a_target():
 def test_a_declaration_that_fits_no_event_is_refused(config, columns, message):
     with pytest.raises(SchemaError, match=message):
         weigh_targets(EVENTS[["user_id", "item_id", *columns]], config)
+
+
+def test_baselines_are_chosen_without_evidence_of_the_time_of_the_validation(monkeypatch):
+    """A view that comes with a purchase of the validation would give it away."""
+    columns = ["user_id", "item_id", "event", TARGET_WEIGHT]
+    early, bought, viewed, last = (
+        pd.DataFrame([row], columns=columns)
+        for row in ((1, 5, "buy", 1.0), (1, 6, "buy", 1.0), (1, 7, "view", 0.0), (1, 8, "buy", 1.0))
+    )
+    asked = []
+    monkeypatch.setattr(train, "evaluate", lambda *parts: asked.append(parts) or {"baselines": {}})
+    split = Split(early, pd.concat([bought, viewed]), last, "leave_one_out")
+    tables = Tables(pd.concat([early, bought, viewed, last]), early[["user_id"]], early[["item_id"]])
+    train.measure(Config(), None, tables, split)
+    _, holdout, known, validation, *_, evidence = asked[0]
+    items = [part["item_id"].tolist() for part in (known, validation, evidence, holdout)]
+    assert items == [[5], [6], [7], [8]]
