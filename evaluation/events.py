@@ -16,6 +16,8 @@ from serve.errors import SchemaError
 Strength = Callable[[Floats], Floats]
 """Counts of (user, item) pairs -> their strengths."""
 
+_EARLIEST = np.iinfo(np.int64).min
+
 
 @dataclass(frozen=True)
 class Events:
@@ -52,7 +54,7 @@ class Events:
         """
         if self.time is None:
             raise SchemaError("the interactions have no times: name their datetime column or leave this out")
-        return np.asarray(self.time.max(initial=0) - self.time)
+        return np.asarray(self.time.max(initial=_EARLIEST) - self.time)
 
     def matrix(self, strength: Strength) -> sparse.csr_array:
         """Return the users' strengths of each item, (U, N)."""

@@ -48,3 +48,10 @@ def test_joining_and_keeping():
 def test_recency_needs_times():
     with pytest.raises(SchemaError, match="no times"):
         make(time=False).since_last()
+
+
+def test_recency_counts_from_the_last_event_also_before_1970():
+    events = make()
+    early = Events(events.user_row, events.item_row, events.time - 10**9, U, N)
+    assert early.since_last().tolist() == events.since_last().tolist() == [50, 40, 30, 20, 10, 0]
+    assert events.keep(np.zeros(len(PAIRS), bool)).since_last().tolist() == []
