@@ -15,7 +15,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evaluation.intervals import Summary, summarise
-from evaluation.metrics import measure_users
+from evaluation.metrics import Floats, measure_users
 from evaluation.targets import Bools, Ints, Targets
 
 Labels = npt.NDArray[Any]
@@ -24,8 +24,12 @@ HISTORY_GROUPS = {0: "0", 1: "1-4", 5: "5-19", 20: "20+"}
 COLD_EVENTS = 5
 HEAD_SHARE = 0.8
 NUMBERS = ("integer", "floating", "mixed-integer-float")
+NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"
+"""A text that is a number: 01234 is a code."""
 MOST_NUMBERS = 12
 """Numbers with more distinct values are labelled by quartile."""
+FEWEST_DIGITS, MOST_DIGITS = 6, 17
+"""That the ends of quartiles are written with; two different numbers differ in 17 digits."""
 MOST_VALUES = 20
 """Values of a slice that are measured, the most frequent ones; the others count together."""
 MISSING, OTHER = "missing", "other"
@@ -63,18 +67,40 @@ def label_targets(
 
 
 def label_column(column: pd.Series[Any]) -> Labels:
-    """Label each row by its value, or by quartile where there are many numbers; None or NaN where missing."""
+    """Label each row by its value, or by quartile where there are many numbers; None or NaN where missing.
+
+    Texts are numbers where all are written so and they are too many to be measured one by one: a column of a CSV file
+    that no feature reads is text.
+    """
+    if _are_many_numbers(column):
+        column = pd.to_numeric(column)
     labels: Labels = column.to_numpy(object)
     if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS or column.nunique() <= MOST_NUMBERS:
         return labels
     numbers = pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan)
     is_finite = np.isfinite(numbers)
     edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
-    names = np.array([f"{low:g} to {high:g}" for low, high in pairwise(edges)], object)
+    names = np.array([f"{low} to {high}" for low, high in pairwise(_write_apart(edges))], object)
     quartile = np.searchsorted(edges[1:-1], numbers, side="right")
     labels = names[quartile.clip(max=len(names) - 1)]
     labels[~is_finite] = None
     return labels
+
+
+def _are_many_numbers(column: pd.Series[Any]) -> bool:
+    if not isinstance(column.dtype, pd.StringDtype) or column.nunique() <= MOST_VALUES:
+        return False
+    return bool(column.dropna().str.fullmatch(NUMBER).all())
+
+
+def _write_apart(numbers: Floats) -> list[str]:
+    """Write distinct numbers so that no two look alike, and whole ones of up to 17 digits without an exponent."""
+    whole_digits = len(f"{np.abs(numbers).max():.0f}")
+    for digits in range(min(max(FEWEST_DIGITS, whole_digits), MOST_DIGITS), MOST_DIGITS):
+        texts = [f"{number:.{digits}g}" for number in numbers]
+        if len(set(texts)) == len(texts):
+            return texts
+    return [f"{number:.{MOST_DIGITS}g}" for number in numbers]
 
 
 def label_history(history_length: Ints) -> Labels:

@@ -86,3 +86,26 @@ def test_few_numbers_and_texts_are_labels_themselves():
     assert label_column(pd.Series([3, 5, 3])).tolist() == [3, 5, 3]
     texts = [f"{number}" for number in range(17)]
     assert label_column(pd.Series(texts)).tolist() == texts
+
+
+@pytest.mark.parametrize("first", [20240100, 1_500_000_000, -3], ids=["dates", "epochs", "negative"])
+def test_quartiles_of_near_numbers_are_groups_of_their_own(first):
+    """Six digits do not tell such numbers apart: two quartiles became one."""
+    column = pd.Series(np.arange(first, first + 100))
+    labels = label_column(column)
+    assert [int((labels == label).sum()) for label in dict.fromkeys(labels)] == [25] * 4
+    assert not any("e+" in label for label in labels)
+
+
+def test_quartiles_of_fractions_that_differ_late_are_groups_of_their_own():
+    labels = label_column(pd.Series(1 + np.arange(100) * 1e-12))
+    assert [int((labels == label).sum()) for label in dict.fromkeys(labels)] == [25] * 4
+
+
+def test_many_numbers_of_a_csv_file_are_labelled_as_those_of_other_files():
+    ages = pd.Series([*range(18, 60), None], dtype="Int64")
+    texts = ages.astype("str")
+    assert label_column(texts).tolist() == label_column(ages).tolist()
+    codes = texts.str.zfill(5)
+    assert label_column(codes).tolist()[:2] == ["00018", "00019"]
+    assert label_column(texts.fillna("none")).tolist()[:2] == ["18", "19"]

@@ -123,6 +123,6 @@ def _order(label: str) -> tuple[int, int, float, str]:
     history = list(HISTORY_GROUPS.values())
     if label in history:
         return 0, history.index(label), 0.0, label
-    number = re.search(r"\d+(\.\d+)?", label)
+    number = re.search(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?", label)
     start = float(number.group()) if number else float("inf")
     return _LAST.get(label, 0), len(history), start - label.lower().startswith(_BELOW) / 2, label
