@@ -56,6 +56,7 @@ def report_data(
         "counts": _count(tables, split),
         "split": {
             "kind": split.kind,
+            "strict": config.split.strict,
             "validation_at": _iso(split.validation_at),
             "test_at": _iso(split.test_at),
         },

@@ -123,3 +123,15 @@ def test_lists_are_those_of_the_recommender(films):
     for row, request in enumerate(asked.requests):
         answer = films.recommend([request], 10, filter_viewed=True).of(0)
         assert ids[lists[row][lists[row] >= 0]].tolist() == answer.item_id.tolist()
+
+
+def test_days_are_those_of_the_time_zone(films):
+    """An evening in New York is the next day in London."""
+    bundle = replace(films.bundle, schema=replace(films.bundle.schema, timezone="America/New_York"))
+    user = next(iter(known_users(FILMS)))
+    evening = 1_500_000_000 // 86_400 * 86_400 + 3600  # 14 July 2017, 01:00 UTC
+    profiles = films.profiles
+    history = replace(profiles.history, datetime=np.full(len(profiles.history), evening))
+    recommender = Recommender(bundle, replace(profiles, history=history))
+    (example,) = describe_examples(recommender, Asked([{"user_id": user}], np.array([1]), None), names_of(FILMS))
+    assert [day.date for day in example.days] == ["2017-07-13"]

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from evaluation.report.data_facts import describe_data, say_split
 from evaluation.report.model_card import render_card
 from evaluation.report.page import render_report
 from evaluation.report.plain_words import say_order, say_test, say_training
@@ -18,6 +19,10 @@ from tests.tiny_towers import one_thread
 SET = replace(FILMS, has_datetime=False, ties="simultaneous", context_features=())
 RANKED = replace(SET, ties="ordered")
 OF_TIME = re.compile(r"\b(before|next|last events?|so far|not yet|datetime|times of)\b", re.IGNORECASE)
+
+
+class View:
+    users = 3
 
 
 @pytest.fixture(scope="module")
@@ -71,9 +76,6 @@ def test_the_card_of_a_set_speaks_of_no_order(films, kind):
     ],
 )
 def test_the_question_is_of_the_future_where_the_test_is(schema, kind, said):
-    class View:
-        users = 3
-
     assert f"It was asked what {said} " in say_test(data_of(kind), [View()], schema)
 
 
@@ -82,3 +84,31 @@ def test_what_is_known_of_the_order_is_said():
     assert say_training(data_of("pairs"), RANKED).endswith("; its events have an order and no times.")
     assert say_order(RANKED) == "the order of a user's events"
     assert say_order(FILMS) == "the order and times of a user's events"
+
+
+def test_days_are_those_of_the_time_zone():
+    """A test from midnight in Tokyo on begins the day before in London."""
+    split = {"kind": "time", "validation_at": None, "test_at": "2017-11-30T15:00:00Z"}
+    time = {"first": "2017-10-31T23:30:00Z", "last": "2017-12-31T01:00:00Z", "days": 60.0}
+    data, tokyo = DATA | {"split": split, "time": time}, replace(FILMS, timezone="Asia/Tokyo")
+    assert "choose from 1 December 2017 on" in say_test(data, [View()], tokyo)
+    assert "events from 1 November 2017 to 31 December 2017" in say_training(data, tokyo)
+    assert "choose from 30 November 2017 on" in say_test(data, [View()], FILMS)
+
+
+@pytest.mark.parametrize(("strict", "learnt"), [(False, 1907 - 115), (True, 1907 - 115 - 83)])
+def test_what_is_never_trained_on_was_not_learnt_from(strict, learnt):
+    data = DATA | {"split": {"kind": "leave_one_out", "strict": strict}}
+    assert f"Bascule learned from {learnt:,} events." in say_training(data, FILMS)
+
+
+def test_what_was_held_out_is_said_as_it_was_told():
+    baskets, data = replace(FILMS, ties="simultaneous"), data_of("leave_one_out")
+    targets = data | {"targets": {"train": 9, "validation": 2, "test": 3}}
+    assert say_split(data, baskets) == "the last events of each user, which came at one time"
+    assert say_split(targets, RANKED) == "the last event of each user, of those to be predicted, and what came after"
+
+
+def test_times_far_from_all_others_are_on_the_page():
+    (facts,) = [facts for facts in describe_data(DATA | {"far_times": ["1 of 9"]}, FILMS) if "wrong" in facts.title]
+    assert facts.rows == [("Long before or after all others", "1 of 9")]

@@ -27,6 +27,8 @@ SPLITS = {
 }
 DRAWN = "one item of each user, drawn by chance"
 """What `leave_one_out` holds out where no event is the last."""
+LAST_GROUP = "the last events of each user, which came at one time"
+"""What it holds out where events of one time have no order."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,7 @@ def _hints(report: Report) -> list[tuple[str, str]]:
         "spaced_ids": "White space",
         "odd_ids": "Texts among integers",
         "far_values": "Far from all others",
+        "far_times": "Long before or after all others",
         "missing_marks": "A mark of what is missing?",
         "crowds": "One user",
         "ties_in_time": "Ties in time",
@@ -72,18 +75,28 @@ def list_leaks(report: Report) -> list[str] | None:
     return None if leaks is None else [str(leak["message"]) for leak in leaks]
 
 
-def say_period(report: Report) -> str:
+def say_period(report: Report, schema: Schema) -> str:
     """Say when the events happened."""
     time = report["time"]
-    return "without times" if time is None else f"from {say_day(time['first'])} to {say_day(time['last'])}"
+    if time is None:
+        return "without times"
+    first, last = (say_day(time[end], schema.timezone) for end in ("first", "last"))
+    return f"from {first} to {last}"
 
 
 def say_split(report: Report, schema: Schema) -> str:
     """Say what was held out."""
     split = report["split"]
-    is_drawn = schema.is_set and split["kind"] == "leave_one_out"
-    held_out = DRAWN if is_drawn else SPLITS.get(split["kind"], split["kind"])
+    held_out = SPLITS.get(split["kind"], split["kind"])
+    if split["kind"] == "leave_one_out":
+        held_out = _say_last(schema) + ", of those to be predicted, and what came after" * bool(report.get("targets"))
     return f"{held_out}, {say_moment(split['test_at'])}" if split.get("test_at") else held_out
+
+
+def _say_last(schema: Schema) -> str:
+    if schema.is_set:
+        return DRAWN
+    return LAST_GROUP if schema.ties == "simultaneous" else SPLITS["leave_one_out"]
 
 
 def count_rejected(report: Report) -> int:

@@ -15,6 +15,7 @@ from evaluation.targets import Ints
 from serve.profiles import History
 from serve.recommender import Recommender
 from serve.request_values import Id
+from serve.zones import find_zone, to_local
 
 MOST_EXAMPLES = 10
 MOST_EVENTS = 8
@@ -97,10 +98,13 @@ def describe_examples(recommender: Recommender, asked: Asked, names: Names) -> l
     views = {"All items": False, "New items only": True} if is_allowed else {"Recommended": True}
     lists = {title: rank(recommender, asked, filter_viewed) for title, filter_viewed in views.items()}
     is_weighted = _is_weighted(recommender.profiles.history)
+    zone = find_zone(recommender.bundle.schema.timezone)
     examples = []
     for row, request in enumerate(asked.requests):
         history = _find_history(recommender, request["user_id"])
         told = history if is_weighted else replace(history, weight=None)
+        if told.datetime is not None:
+            told = replace(told, datetime=to_local(told.datetime, zone))
         targets = None if asked.targets is None else asked.targets.take(np.array([row])).item_row
         rankings = {title: ranked[row] for title, ranked in lists.items()}
         examples.append(_describe(row + 1, told, rankings, targets, names))

@@ -87,7 +87,7 @@ def render_report(
         content=content,
         manifest=bundle.manifest,
         schema=bundle.schema,
-        period=say_period(content["data"]),
+        period=say_period(content["data"], bundle.schema),
         served=served,
         places=PLACES,
         map=pictures.picture_map(recommender, event_count),

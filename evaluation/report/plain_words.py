@@ -30,7 +30,8 @@ class Tile:
 def say_training(report: Report, schema: Schema) -> str:
     """Say what was learnt from."""
     counts = report["counts"]
-    learnt = amount(counts["interactions"] - counts["test"], "event")
+    held_out = counts["test"] + (counts["validation"] if report["split"].get("strict") else 0)
+    learnt = amount(counts["interactions"] - held_out, "event")
     sizes = f"{amount(counts['users'], 'user')} and {amount(counts['items'], 'item')}"
     return f"{PRODUCT} learned from {learnt}. The data has {sizes}{_say_order(report, schema)}."
 
@@ -73,7 +74,7 @@ def say_neighbours(training: Mapping[str, Any], schema: Schema) -> str:
 
 def _say_order(report: Report, schema: Schema) -> str:
     if report["time"] is not None:
-        return f", with events {say_period(report)}"
+        return f", with events {say_period(report, schema)}"
     return (
         "; its events have neither times nor an order" if schema.is_set else "; its events have an order and no times"
     )
@@ -83,7 +84,7 @@ def _say_question(report: Report, users: str, schema: Schema) -> str:
     """Say what was asked: of the future only where what is held out comes last."""
     split = report["split"]
     if split.get("test_at"):
-        return f"{users} would choose from {say_day(split['test_at'])} on"
+        return f"{users} would choose from {say_day(split['test_at'], schema.timezone)} on"
     held_out = say_split(report, schema)
     if split["kind"] == "leave_one_out" and not schema.is_set:
         return f"{users} would choose next: the test is {held_out}"

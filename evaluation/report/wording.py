@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import calendar
-from datetime import date
+from datetime import datetime
 
 from evaluation.evaluate import MODEL
+from serve.zones import find_zone
 
 PRODUCT = "Bascule"
 MODELS = {
@@ -91,9 +92,9 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def say_day(moment: str) -> str:
-    """Write the date of an ISO moment as people say it."""
-    day = date.fromisoformat(moment[:10])
+def say_day(moment: str, timezone: str | None) -> str:
+    """Write the date of an ISO moment as people in a time zone say it."""
+    day = datetime.fromisoformat(moment).astimezone(find_zone(timezone))
     return f"{day.day} {calendar.month_name[day.month]} {day.year}"
 
 
