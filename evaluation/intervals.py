@@ -12,6 +12,9 @@ RESAMPLES = 1000
 SEED = 20260101
 LEVELS = (0.025, 0.975)
 BLOCK_BYTES = 2**26
+FEWEST_TO_TELL = 20
+"""Users below which the interval of a difference tells nothing: of one user it is a point, and of three it is on one
+side of 0 wherever chance favours all of them alike, which is one time in four."""
 
 Summary = dict[str, float | list[float]]
 

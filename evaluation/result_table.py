@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from evaluation.intervals import FEWEST_TO_TELL
 from evaluation.report.wording import amount
 
 Views = Mapping[str, Mapping[str, Any]]
@@ -84,11 +85,12 @@ def build_table(
 
 
 def _compare(difference: Mapping[str, Any], metric: str) -> str:
-    """Format a difference: green where its interval is above 0, red where it is below."""
+    """Format a difference: green where its interval is above 0, red where it is below, if it is of enough users."""
     if metric not in difference:
         return ""
     low, high = difference[f"{metric}_ci95"]
     colour = "green" if low > 0 else "red" if high < 0 else "default"
+    colour = "default" if difference["users"] < FEWEST_TO_TELL else colour
     ends = _shorten(f"{low:+.3f}, {high:+.3f}")
     return f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
 

@@ -40,7 +40,10 @@ def test_a_log_scale_has_ticks_at_powers_of_ten(high):
 
 
 def test_an_interval_chart_places_dots_by_value():
-    rows = [Interval("<a>", Figure(0.2, 0.1, 0.3), "ours"), Interval("b" * 40, Figure(0.4, 0.35, 0.5), "theirs")]
+    rows = [
+        Interval("<a>", Figure(0.2, 0.1, 0.3, 99), "ours"),
+        Interval("b" * 40, Figure(0.4, 0.35, 0.5, 99), "theirs"),
+    ]
     chart = draw_intervals(rows, "NDCG", "what & why")
     ET.fromstring(chart)
     (x1, y1), (x2, y2) = circles(chart)
@@ -51,7 +54,7 @@ def test_an_interval_chart_places_dots_by_value():
 
 
 def test_a_difference_chart_marks_zero():
-    rows = [Interval("a", Figure(0.2, 0.1, 0.3), "better")]
+    rows = [Interval("a", Figure(0.2, 0.1, 0.3, 99), "better")]
     assert 'class="zero"' in draw_intervals(rows, "", "x", zero=True)
     assert 'class="zero"' not in draw_intervals(rows, "", "x")
 

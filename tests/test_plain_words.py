@@ -8,9 +8,10 @@ from dataclasses import replace
 import pytest
 
 from evaluation.report.data_facts import describe_data, say_split
+from evaluation.report.figures import read_views
 from evaluation.report.model_card import render_card
 from evaluation.report.page import render_report
-from evaluation.report.plain_words import say_order, say_test, say_training
+from evaluation.report.plain_words import make_tiles, say_comparison, say_order, say_test, say_training
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS
 from tests.tiny_run import DATA, make_tiny_run
@@ -112,3 +113,27 @@ def test_what_was_held_out_is_said_as_it_was_told():
 def test_times_far_from_all_others_are_on_the_page():
     (facts,) = [facts for facts in describe_data(DATA | {"far_times": ["1 of 9"]}, FILMS) if "wrong" in facts.title]
     assert facts.rows == [("Long before or after all others", "1 of 9")]
+
+
+def view_of(users, low, high):
+    middle = (low + high) / 2
+    ours = {"users": users, "targets": users, "targets_outside_catalogue": 0, "unreachable_targets": 0}
+    names = ("NDCG@10", "HR@10", "Recall@20", "MRR@10")
+    ours |= {name: 0.5 for name in names} | {f"{name}_ci95": [0.25, 0.75] for name in names}
+    theirs = ours | {"NDCG@10": 0.5 - middle}
+    difference = {"users": users, "NDCG@10": middle, "NDCG@10_ci95": [low, high]}
+    content = {"protocol": {"repeats": "exclude", "views": {"novel": ""}}, "paired": {"ease": {"novel": difference}}}
+    return read_views(content | {"test": {"bascule": {"novel": ours}, "ease": {"novel": theirs}}})[0]
+
+
+@pytest.mark.parametrize(("users", "low", "verdict"), [(1, 0.25, 0), (19, 0.125, 0), (20, 0.125, 1), (20, -0.125, 0)])
+def test_nobody_is_called_better_by_a_few_users_or_as_good_without_proof(users, low, verdict):
+    """Of one user the interval is a point: whoever is ahead there would be better with 95 % confidence."""
+    view = view_of(users, low, 0.25)
+    said, (_, tile) = say_comparison(view), make_tiles([view], None)
+    assert view.rival.difference.sign == verdict
+    assert ("better than" in said) == bool(verdict)
+    assert ("confidence" in said) == (users >= 20)
+    assert (f"of {users} user" in said) == (users < 20)
+    assert ("not clearly different from “EASE”" in tile.label) != bool(verdict)
+    assert "as good as" not in tile.label

@@ -22,7 +22,7 @@ TEST = {
     "ease": {"all": figures(0.35), "novel": figures(0.04)},
     "popularity": {"novel": figures(0.03), "all": {"users": 0}},
 }
-PAIRED = {"ease": {"all": {"NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}}}
+PAIRED = {"ease": {"all": {"users": 1234, "NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}}}
 
 
 def show(*tables) -> str:
@@ -61,13 +61,14 @@ def test_every_view_has_a_table():
 
 
 def test_colours_say_whether_a_difference_is_one():
-    def style(low, high):
-        paired = {"ease": {"all": {"NDCG@20": (low + high) / 2, "NDCG@20_ci95": [low, high]}}}
+    def style(low, high, users=20):
+        paired = {"ease": {"all": {"users": users, "NDCG@20": (low + high) / 2, "NDCG@20_ci95": [low, high]}}}
         return next(iter(build_table("all", TEST, paired, "NDCG@20").columns[2].cells))
 
     assert "green" in style(0.01, 0.02)
     assert "red" in style(-0.03, -0.02)
     assert "default" in style(-0.01, 0.02)
+    assert "default" in style(0.01, 0.02, users=19)
 
 
 def test_figures_with_context_have_tables_of_their_own():
@@ -76,7 +77,7 @@ def test_figures_with_context_have_tables_of_their_own():
     print_metrics(console, metrics, "NDCG@20")
     assert "context" not in console.file.getvalue()
     asked = {"bascule": {"novel": figures(0.21)}, "bascule without context": {"novel": figures(0.18)}}
-    gain = {"bascule without context": {"novel": {"NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}}}
+    gain = {"bascule without context": {"novel": {"users": 1234, "NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}}}
     print_metrics(console, metrics | {"with_context": asked, "paired_with_context": gain}, "NDCG@20", ("HR@10",))
     text = console.file.getvalue().split("view 'novel', with request context, 1,234 users")[1]
     assert re.search(r"bascule +0\.2100", text)

@@ -8,6 +8,7 @@ from typing import Any
 
 from evaluation.evaluate import MODEL, WITHOUT_CONTEXT
 from evaluation.examination import headline_metric
+from evaluation.intervals import FEWEST_TO_TELL
 from evaluation.report.wording import VIEWS, name_model
 
 OTHER_METRICS = ("HR@10", "Recall@20", "MRR@10")
@@ -24,11 +25,12 @@ class Figure:
     value: float
     low: float
     high: float
+    users: int
 
     @property
     def sign(self) -> int:
-        """Of a difference: 1 or -1 where the interval is on one side of 0, else 0."""
-        return int(self.low > 0) - int(self.high < 0)
+        """Of a difference: 1 or -1 where the interval is on one side of 0 and is of enough users, else 0."""
+        return 0 if self.users < FEWEST_TO_TELL else int(self.low > 0) - int(self.high < 0)
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class ViewResult:
 def read_figure(figures: Mapping[str, Any], metric: str) -> Figure:
     """Read a metric and its interval from the summary of a model in a view."""
     low, high = figures[f"{metric}_ci95"]
-    return Figure(figures[metric], low, high)
+    return Figure(figures[metric], low, high, figures["users"])
 
 
 def read_views(content: Content) -> list[ViewResult]:

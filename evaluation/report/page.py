@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from evaluation.evaluate import DEPTH, MODEL
+from evaluation.intervals import FEWEST_TO_TELL
 from evaluation.report import pictures, plain_words, wording
 from evaluation.report.asked import PLACES, Asked, ask_known_users, ask_test_users, rank
 from evaluation.report.data_facts import describe_data, list_leaks, say_period
@@ -117,6 +118,7 @@ def _describe_figures(run: Path, content: Content, schema: Schema) -> dict[str, 
         "view_titles": VIEWS,
         "gaps": [plain_words.say_gap(gap, views[0].metric) for gap in find_gaps(slices)],
         "fewest_users": FEWEST_USERS,
+        "fewest_to_tell": FEWEST_TO_TELL,
         "beyond": [(name_model(name), row) for name, row in beyond.items()],
         "beyond_meanings": {f"{name}@{DEPTH}": meaning for name, meaning in BEYOND.items()},
         "protocol": _describe_protocol(content["protocol"]),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from evaluation.intervals import FEWEST_TO_TELL
 from evaluation.report.data_facts import Report, say_period, say_split
 from evaluation.report.figures import Figure, ModelRow, ViewResult
 from evaluation.report.groups import Gap
@@ -108,9 +109,14 @@ def say_comparison(view: ViewResult) -> str:
     return (
         f"{view.metric} is {figure(ours.value)}, {verdict} the best of {len(view.rows) - 1} simple "
         f"methods, “{rival.label}” ({_explain(rival.name)}), with {figure(rival.headline.value)}. The difference is "
-        f"{signed(difference.value)} ({_relative(rival)}), {signed(difference.low)} to {signed(difference.high)} with "
-        f"{CONFIDENCE} confidence."
+        f"{signed(difference.value)} ({_relative(rival)}), {_say_doubt(difference)}."
     )
+
+
+def _say_doubt(difference: Figure) -> str:
+    if difference.users < FEWEST_TO_TELL:
+        return f"of {amount(difference.users, 'user')}, too few to tell it from chance"
+    return f"{signed(difference.low)} to {signed(difference.high)} with {CONFIDENCE} confidence"
 
 
 def make_tiles(views: Sequence[ViewResult], coverage: float | None) -> list[Tile]:
@@ -151,7 +157,7 @@ def _against(rival: ModelRow | None) -> str:
     if rival is None or rival.difference is None:
         return ""
     if rival.difference.sign == 0:
-        return f"; as good as “{rival.label}”, the best simple method"
+        return f"; not clearly different from “{rival.label}”, the best simple method"
     return f"; {_relative(rival)} against “{rival.label}”, the best simple method"
 
 
