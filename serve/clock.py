@@ -115,7 +115,18 @@ def _tell_ticks_per_second(ticks: np.ndarray) -> int:
             "microseconds or nanoseconds of the years 1973 to 2286; give ISO times, or use 'position' if the "
             "number is only an order"
         )
-    return TICKS_PER_SECOND[next(iter(found))]
+    unit = next(iter(found))
+    if unit == "milliseconds" and _are_calendar_digits(sizes):
+        raise SchemaError(f"times such as '{ticks[0]}' are written as YYYYMMDDHHMM; give ISO times, or epoch times")
+    return TICKS_PER_SECOND[unit]
+
+
+def _are_calendar_digits(numbers: np.ndarray) -> bool:
+    """Tell whether all are 202401311230 in form, which as milliseconds would be of 1976."""
+    century = numbers // 100**5
+    month, day, hour, minute = (numbers // 100**pairs % 100 for pairs in (3, 2, 1, 0))
+    parts = ((century, 19, 20), (month, 1, 12), (day, 1, 31), (hour, 0, 23), (minute, 0, 59))
+    return all(((part >= least) & (part <= most)).all() for part, least, most in parts)
 
 
 def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:

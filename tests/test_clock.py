@@ -166,6 +166,15 @@ def test_a_number_that_fits_no_unit_is_an_error(values):
         to_seconds(values, None)
 
 
+@pytest.mark.parametrize("kind", [np.array, lambda values: list(map(str, values))])
+def test_digits_of_a_calendar_are_no_milliseconds(kind):
+    with pytest.raises(SchemaError, match="'202401311230' are written as YYYYMMDDHHMM; give ISO"):
+        to_seconds(kind([202401311230, 199912010000, 202512312359]), None)
+    for milliseconds in (202401311260, 202413311230, 202400311230, 202401312430, 200000000000, 999999999999):
+        seconds, _ = to_seconds(kind([202401311230, milliseconds]), None)
+        assert seconds.tolist() == [202401311, milliseconds // 1000]
+
+
 def test_mixed_units_are_an_error():
     with pytest.raises(SchemaError, match=r"'1500000000' \(seconds\), '1500000000000' \(milliseconds\)"):
         to_seconds([1500000000, 1500000000000], None)
