@@ -165,7 +165,7 @@ def _refuse_constant(name: str) -> None:
 def _check_keys(raw: Mapping[str, Any]) -> None:
     """Refuse unknown and missing keys, but for those of another format, whose number is refused."""
     if "files" not in raw:  # which the bundles of every format have: it may be that of profiles
-        raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files; give the folder of a bundle")
+        raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
     if not _RULES["format"][0](raw.get("format", FORMAT)):
         return
     for name in sorted(raw.keys() - _RULES.keys()):

@@ -69,7 +69,7 @@ def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(publishe
     pattern = rf"\*  {first}  \d{{4}}-\d\d-\d\d \d\d:\d\d  2017-07-14 02:40  not tested"
     assert re.fullmatch(pattern, re.sub(r" {2,}", "  ", line))
     (tmp_path / "registry" / first / "manifest.json").write_bytes(b"{}")
-    assert "damaged: manifest.json: key 'config' is missing" in say("list")[1][1]
+    assert "damaged: manifest.json is not that of a bundle: it names no files" in say("list")[1][1]
     say("publish", "--bundle", published[2])
     shutil.rmtree(tmp_path / "registry" / first)
     assert say("list")[1][-1] == f"CURRENT is {first}, which is not in the registry"
