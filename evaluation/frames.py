@@ -11,7 +11,7 @@ import pandas as pd
 
 from serve.clock import to_seconds
 from serve.encoding import to_numbers, to_text
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError, name_nearest, say
 from serve.request_values import parse_id
 from serve.requests import DERIVED
 from serve.schema import Feature, IdType, Schema
@@ -83,7 +83,7 @@ def _read_frame(path: Path) -> pd.DataFrame:
     try:
         return read(path)
     except (ValueError, OSError) as error:  # of pandas' and Arrow's parsers
-        raise SchemaError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
 
 
 def _check_columns(frame: pd.DataFrame, needed: Iterable[str], path: Path) -> None:

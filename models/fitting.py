@@ -21,7 +21,7 @@ from models.heap import keep_freed_memory
 from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
-from serve.errors import SchemaError
+from serve.errors import SchemaError, say
 from serve.layout import CURVES, LOGS
 
 BEST = "best.ckpt"
@@ -173,7 +173,7 @@ def _make_trainer(
     try:
         trainer = pl.Trainer(**{**ours, **given}, callbacks=callbacks)
     except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
-        raise SchemaError(f"trainer: {' '.join(str(error).split())}") from error
+        raise SchemaError(f"trainer: {say(error)}") from error
     if trainer.world_size > 1:
         raise SchemaError(
             f"trainer: {trainer.world_size} processes on {trainer.num_nodes} nodes; allowed: one device of one node, "
