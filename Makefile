@@ -23,7 +23,7 @@ lint: .venv/.dev            ## style, form and types
 	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_finishing.py run_state.py run_training.py run_tuning.py train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
-	$(LIGHT)/bin/python -m pytest -q $(LIGHT_TESTS)
+	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)
 
 wheel: .venv/.dev           ## the built distribution holds our packages and nothing else
 	rm -rf build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
@@ -44,5 +44,5 @@ clean:
 
 $(LIGHT)/.base: pyproject.toml
 	$(PYTHON) -m venv $(LIGHT)
-	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -e . pytest pytest-timeout hypothesis
+	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -e . pytest pytest-timeout pytest-xdist hypothesis
 	touch $@

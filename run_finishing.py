@@ -268,7 +268,8 @@ def describe_popularity(popular: Popularity, days: float) -> str:
         return "popularity added: none, there is nothing to validate it by"
     if not popular.share:
         return f"popularity added: none, validation NDCG@10 {popular.ndcg_alone:.4f} without, hardly more with it"
-    how = f"popularity of {days:.3g} days added by {popular.share:.0%}"
+    length = f"{days:.3g}" if days < 100 else f"{days:,.0f}"  # "1.07e+03" is no number of days
+    how = f"popularity of {length} days added by {popular.share:.0%}"
     return f"{how}: validation NDCG@10 {popular.ndcg_alone:.4f} without, {popular.ndcg:.4f} with it"
 
 

@@ -142,6 +142,13 @@ def test_where_towers_learn_popularity_none_is_added(tmp_path, monkeypatch):
     assert "popularity" not in metrics["training"]
 
 
+@pytest.mark.parametrize(
+    ("days", "said"), [(0.0125, "0.0125"), (7.254, "7.25"), (363.7, "364"), (999.8, "1,000"), (1072, "1,072")]
+)
+def test_the_length_of_a_window_is_said_as_people_write_it(days, said):
+    assert f"popularity of {said} days" in run_finishing.describe_popularity(Popularity(1.0, 0.8, 0.3, 0.2), days)
+
+
 def test_what_was_found_is_said():
     assert "nothing to validate" in run_finishing.describe_popularity(NONE, 3.0)
     assert "hardly more" in run_finishing.describe_popularity(Popularity(1.0, 0.0, 0.2, 0.2), 3.0)
