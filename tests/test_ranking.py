@@ -29,6 +29,19 @@ def test_lists_are_exact_with_ties_in_order_of_rows(scores, k):
     assert top_k(matrix, k).tolist() == [rank_naively(row, k) for row in matrix.tolist()]
 
 
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_long_rows_are_ranked_exactly(data):
+    n_items, k = data.draw(st.integers(60, 700)), data.draw(st.integers(1, 12))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    few = data.draw(st.lists(SCORES, min_size=1, max_size=6))  # many items share a score, at the cut too
+    scores = rng.choice(np.array(few, np.float32), (3, n_items))
+    if data.draw(st.booleans()):
+        places = rng.random(scores.shape) < 0.1
+        scores[places] = rng.standard_normal(places.sum()).astype(np.float32)
+    assert top_k(scores, k).tolist() == [rank_naively(row, k) for row in scores.tolist()]
+
+
 def test_ties_at_the_cut_are_stable():
     assert top_k(np.zeros((3, 500), np.float32), 5).tolist() == [[0, 1, 2, 3, 4]] * 3
 
