@@ -6,6 +6,7 @@ import sqlite3
 import threading
 from contextlib import closing
 
+import numpy as np
 import pytest
 
 from serve.errors import BundleError
@@ -61,6 +62,18 @@ def test_ids_of_items_keep_their_types(store):
     store.observe(7, "é\0x", None, 2)
     history = store.history(7)
     assert (history.item_id, history.weight) == ((2**63 - 1, "é\0x"), (0.25, None))
+
+
+def test_numbers_of_numpy_are_numbers(store, path):
+    user_id, *item_ids = np.array([7, 31, 12])
+    store.log_impressions([answer_of(user_id, time=np.int64(NOW), items=np.array(item_ids))])
+    assert store.observe(user_id, item_ids[1], "view", np.int64(NOW + 5), np.float32(0.5))
+    assert store.observe(7, 12, "view", NOW + 5, 0.5)
+    assert store.history(7) == InlineHistory((12,), (NOW + 5,), ("view",), (0.5,))
+    rows = query(path, "SELECT user_id, datetime, item_id, event_datetime FROM feedback ORDER BY position")
+    assert rows == [(7, NOW, 31, None), (7, NOW, 12, NOW + 5)]
+    assert store.forget(7) == {"events": 1, "impressions": 2}
+    assert query(path, "SELECT count(*) FROM events") == [(0,)]
 
 
 @pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.request_values import Id
+from serve.request_values import Id, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
 from serve.state.impressions import Impressions
@@ -208,13 +208,14 @@ class StateStore:
 
 def _write_event(one: Observation) -> tuple[Id | float | None, ...]:
     undone_by = _UNDONE_BY.get(one.event)
-    return one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id, undone_by
+    values = (one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id, undone_by)
+    return tuple(map(to_plain, values))  # SQLite keeps the bytes of a number of numpy, which nothing finds again
 
 
 def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
-    head = (one.request_id, one.user_id, one.datetime, one.bundle_version, one.policy)
+    head = (one.request_id, to_plain(one.user_id), to_plain(one.datetime), one.bundle_version, one.policy)
     number = connection.execute(_INSERT_ANSWER, head).lastrowid
-    pairs = zip(one.item_ids, one.scores, strict=True)
+    pairs = zip(map(to_plain, one.item_ids), one.scores, strict=True)
     rows = [(number, position, item_id, float(score)) for position, (item_id, score) in enumerate(pairs, start=1)]
     connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
 
