@@ -1,5 +1,6 @@
 """Items that come, change and go while a recommender serves, against loops over what should be there."""
 
+from contextlib import closing
 from dataclasses import replace
 
 import numpy as np
@@ -171,6 +172,23 @@ def test_columns_that_are_not_given_stay_and_null_is_missing(shop):
         shop.recommender.catalogue.vectors[N], naive_item(SEED, MILK | {"brand": None}), rtol=1e-4, atol=1e-4
     )
     assert lists(shop, "milk")  # who wants only what is in stock filters by it
+
+
+def test_a_new_item_is_in_stock_where_the_bundle_says_so_in_texts(bundles, tmp_path):
+    """A CSV file of items has no other way to say it."""
+    sold_out = item_ids(SHOP)[1]
+    stock = pa.array(["False" if item_id == sold_out else "True" for item_id in item_ids(SHOP)])
+    bundle = replace(bundles["shop"], items=bundles["shop"].items.append_column("in_stock", stock))
+    with closing(LiveItems(tmp_path / "items.db", Recommender(bundle))) as live:
+        live.put("milk", MILK)
+        live.put("cheese", MILK | {"in_stock": False})
+        live.put("bread", MILK | {"in_stock": None})
+
+        def admit(where):
+            return set(live.recommender.recommend([{"filters": {"where": where}}], N + 3, filter_viewed=False).item_id)
+
+        assert admit("in_stock") == {*item_ids(SHOP), "milk"} - {sold_out}
+        assert admit("in_stock = false") == {sold_out, "cheese"}
 
 
 def test_a_removed_item_starts_anew(shop):

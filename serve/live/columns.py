@@ -77,6 +77,11 @@ class ItemColumns:
                 raise SchemaError(f"items: unknown column {show(name)}; {name_nearest(str(name)[:40], self._open)}")
         return {name: self._columns[name].parse(value) for name, value in raw.items()}
 
+    def holds_flags(self, name: str) -> bool:
+        """Tell a column of true and false, as such or as texts."""
+        column = self._columns[name]
+        return column.is_flags or bool(pa.types.is_boolean(column.type))
+
     def overlay(self, table: pa.Table, rows: Sequence[Values]) -> pa.Table:
         """Return a table of n items with checked values in place of its own, where an item has some."""
         n = len(rows)

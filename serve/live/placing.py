@@ -143,7 +143,7 @@ class Placing:
 
     def _complete(self, item: dict[str, Any], rate: float | None) -> None:
         """Add what every live item has."""
-        if pa.types.is_boolean(self._original.table.field(IN_STOCK).type):
+        if self.columns.holds_flags(IN_STOCK):
             item.setdefault(IN_STOCK, True)
         if rate is not None:
             item[REPEAT_RATE] = rate
