@@ -41,6 +41,8 @@ COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
         ("genres", ["War", None, " Drama "], ["War", None, " Drama "], "War|Drama"),
         ("about", ["a line", 7], ["a line", 7], "a line\n7"),
         ("about", 1984, 1984, "1984"),
+        ("about", Decimal("7.0"), "7", "7"),
+        ("genres", ["War", Decimal("1.50")], ["War", "1.50"], "War|1.50"),
         ("shape", [1, 2.5, -1], [1.0, 2.5, -1.0], [1.0, 2.5, -1.0]),
         ("shape", np.float32([4, 5, 6]), [4.0, 5.0, 6.0], [4.0, 5.0, 6.0]),
         ("shape", [], None, None),

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from dataclasses import replace
+from decimal import Decimal
 
 import numpy as np
 import pyarrow as pa
@@ -232,6 +233,15 @@ def test_all_of_it_survives_a_restart(shop, recommenders):
     assert after.item_id.tolist() == before.item_id.tolist()
     np.testing.assert_allclose(after.score, before.score, rtol=1e-5, atol=1e-5)
     assert again.recommender.catalogue.table.equals(shop.recommender.catalogue.table)
+    again.close()
+
+
+def test_decimals_of_a_database_survive_a_restart(shop, recommenders):
+    shop.put("milk", MILK | {"price": Decimal("1.50"), "title": Decimal("1.50"), "brand": Decimal("7.0")})
+    before = row_of(shop, "milk")
+    assert (before["price"], before["title"], before["brand"]) == (1.5, "1.50", "7")
+    again = reopen(shop, recommenders["shop"])
+    assert row_of(again, "milk") == before
     again.close()
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.feature_values import parse_value, write_cell
 from serve.filters.labels import read_labels
@@ -129,7 +131,14 @@ def _parse_text(column: Column, value: Any) -> Any:
         raise column.refuse(value, "a text without halves of surrogate pairs")
     if column.is_flags and cell is not None and cell.lower() not in ("true", "false"):
         raise column.refuse(value, "true or false")
-    return None if cell is None else parsed  # an empty text says nothing
+    return None if cell is None else _without_decimals(parsed)  # an empty text says nothing
+
+
+def _without_decimals(value: Any) -> Any:
+    """Write decimals, which JSON does not know, as the texts that they are read as."""
+    if isinstance(value, list):
+        return [_without_decimals(part) for part in value]
+    return to_text(value) if isinstance(value, Decimal) else value
 
 
 def _parse_vector(column: Column, value: Any) -> list[float] | None:
