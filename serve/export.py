@@ -95,8 +95,8 @@ def _export(
         n_rows = n_shards = 0
         for group in _groups(source.blocks):
             if shards.has(n_shards):
-                n_here = sum(block.n_rows for block in group)
-                progress.skip(n_here)
+                progress.skip(sum(block.n_rows for block in group))
+                n_here = shards.count_rows(n_shards)  # fewer where users were forgotten since
             else:
                 table = _encode_all(group, f"{side}_id", id_type, recommender.bundle.vectors.shape[1], progress)
                 shards.write(n_shards, table)

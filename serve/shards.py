@@ -79,6 +79,10 @@ class Shards:
         """Tell whether a shard is finished."""
         return self._path(number).exists()
 
+    def count_rows(self, number: int) -> int:
+        """Return how many rows a finished shard has."""
+        return int(pq.read_metadata(self._path(number)).num_rows)
+
     def write(self, number: int, table: pa.Table) -> None:
         """Write a shard: ids, then vectors, which do not compress."""
         ids, vectors = table.column_names
