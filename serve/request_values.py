@@ -36,7 +36,7 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
     Raises:
         SchemaError: the value is no id of that type.
     """
-    value = to_plain(value)
+    value = _to_whole(to_plain(value))
     most = 2**63 if id_type == "integer" else 2**64  # unsigned ids above are texts in a bundle
     if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < most:
         return value if id_type == "integer" else str(value)
@@ -124,6 +124,8 @@ def parse_weight(value: Any, where: str) -> float | None:
 def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int], str]) -> list[int]:
     """Return UTC seconds; all values are read in one unit."""
     kinds = set(map(type, values))
+    if Decimal in kinds:
+        values = list(map(_to_whole, values))
     if not kinds <= {str, date, datetime}:
         for index, value in enumerate(values):
             if not _is_time(value):
@@ -153,6 +155,13 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, Decimal) and value.is_snan():  # whatever looks at it would raise
         return Decimal("NaN")
     return value.item() if isinstance(value, np.generic) else value
+
+
+def _to_whole(value: Any) -> Any:
+    """Return a decimal without a fraction, as databases write keys and times, as the integer that training reads."""
+    if not isinstance(value, Decimal) or not value.is_finite() or abs(value) >= 2**64:
+        return value
+    return int(value) if value == value.to_integral_value() else value
 
 
 def is_writable(text: str) -> bool:

@@ -3,6 +3,7 @@ import json
 import subprocess
 import sys
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -170,6 +171,15 @@ def test_parquet(tmp_path):
         Request(history=InlineHistory([])),
         Request("c", {"age": None, "likes": None}),
     ]
+
+
+def test_decimals_of_a_database_are_the_ids_and_times_that_training_read(tmp_path):
+    columns = {"user_id": [Decimal(7), Decimal(8)], "datetime": [Decimal(NOON), None], "exclude": [[Decimal(3)], None]}
+    kinds = (pa.decimal128(18, 0), pa.decimal128(20, 2), pa.list_(pa.decimal128(38, 0)))
+    arrays = [pa.array(values, kind) for values, kind in zip(columns.values(), kinds, strict=True)]
+    pq.write_table(pa.table(arrays, names=list(columns)), tmp_path / "r.parquet")
+    expected = [Request(user_id="7", datetime=NOON, exclude=(3,)), Request(user_id="8")]
+    assert list(read_requests(tmp_path / "r.parquet", SCHEMA)) == expected
 
 
 def test_parquet_is_read_in_batches_and_a_bad_row_is_named(tmp_path):
