@@ -95,6 +95,19 @@ def test_a_body_without_length_is_refused_once_it_is_too_long(server):
         assert read_reply(connection).status == 413
 
 
+def test_line_ends_after_an_answer_do_not_hold_a_connection_open(server):
+    """They are no request, and yet end the waiting for the next one."""
+    with server.connect() as connection:
+        connection.sendall(write_request("GET", "/health"))
+        assert read_reply(connection).status == 200
+        connection.sendall(b"\r\n")
+        connection.sendall(write_request("GET", "/health"))
+        assert read_reply(connection).status == 200
+        connection.sendall(b"\r\n")
+        connection.settimeout(10)
+        assert connection.recv(1) == b""
+
+
 @pytest.mark.parametrize(
     ("begin", "piece"),
     [
