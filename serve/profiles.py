@@ -24,9 +24,9 @@ from serve.profile_store import (
     write_parts,
     writing,
 )
-from serve.request_values import Id, parse_id
+from serve.request_values import Id
 from serve.requests import DERIVED
-from serve.schema import Feature, IdType
+from serve.schema import Feature
 
 _FEATURE = "feature:"
 """Before the name of a feature in the users file, so that one may be called `user_id`."""
@@ -163,18 +163,17 @@ def settle_profiles(folder: Path, version: str | None) -> None:
 def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
     """Erase users from the files of a folder, staged ones too, and return how many of them there were.
 
-    It reads the files anew: a copy in memory may still hold users that were erased since.
+    It reads the files anew: a copy in memory may still hold users that were erased since. 7 and "7" are the same user.
     """
-    user_ids = list(user_ids)
-    erased: set[Id] = set()
+    texts = set(map(str, user_ids))
+    erased: set[str] = set()
     with writing(folder):
         manifest = read_manifest(folder)
         for entries in all_entries(manifest):
             profiles = _from_columns(*read_parts(folder, entries))
-            id_type: IdType = "string" if profiles.user_ids.dtype == np.object_ else "integer"
-            ids = {parse_id(user_id, id_type, "user_id") for user_id in user_ids} & profiles.positions.keys()
+            ids = [user_id for user_id in profiles.positions if str(user_id) in texts]
             entries |= write_parts(folder, *_to_columns(profiles.without(ids)))
-            erased |= ids
+            erased.update(map(str, ids))
         write_manifest(folder, manifest)
     return len(erased)
 

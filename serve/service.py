@@ -23,7 +23,7 @@ from serve.registry.sources import Source
 from serve.request_values import Id, parse_id
 from serve.requests import Request
 from serve.schema import Schema
-from serve.state.forgetting import forget_users, holds_run
+from serve.state.forgetting import forget_known, holds_run
 from serve.state.impressions import Impressions
 from serve.state.observations import parse_observations
 from serve.state.store import RETENTION_DAYS, StateStore
@@ -187,7 +187,7 @@ class Service:
         schema = self._serving.current().recommender.bundle.schema
         known = parse_id(user_id, schema.user_id_type, "user_id")
         try:
-            return [forget_users(run, [known]) for run in self._runs if holds_run(run)]
+            return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
         finally:
             self.kept.drop()
 

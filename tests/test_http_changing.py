@@ -268,6 +268,20 @@ def test_a_user_is_forgotten_where_one_of_two_folders_holds_nothing_yet(tmp_path
         assert service.observe([{"user_id": user, "item_id": item_id}]) == 0
 
 
+def test_a_user_is_forgotten_where_the_state_lies_beside_a_bundle_with_ids_of_another_type(tmp_path, bundle, schema):
+    registry, other = Registry(tmp_path / "registry"), FILMS if schema is SHOP else SHOP
+    publish_and_activate(registry, bundle, keep=1)
+    earlier = publish_served(tmp_path / "earlier", other).parent
+    places = places_of_registry(registry.path, bundle.parent / "profiles", earlier / "state")
+    user, item_id = a_user(schema), item_ids(schema)[0]
+    with closing(Service(places.source, places.state, places.runs, EVER)) as service:
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 1
+        erased = [receipt["erased"] for receipt in service.forget(user)]
+        assert sum(one["events"] for one in erased) == 1
+        assert sum(one["profiles"] for one in erased) == 1
+        assert service.observe([{"user_id": user, "item_id": item_id}]) == 0
+
+
 @pytest.mark.parametrize(
     ("here", "bundle_as_given", "run_as_given"),
     [

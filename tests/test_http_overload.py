@@ -116,7 +116,7 @@ def test_events_are_kept_while_a_user_is_forgotten(tmp_path, gate, monkeypatch):
         assert gate.wait(20)
         return {}
 
-    monkeypatch.setattr("serve.service.forget_users", forget_slowly)
+    monkeypatch.setattr("serve.service.forget_known", forget_slowly)
     event = json.dumps({"user_id": "u1", "item_id": item_ids(SHOP)[0]}).encode()
 
     async def main(app):

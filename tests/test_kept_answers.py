@@ -315,7 +315,7 @@ def test_nothing_is_kept_of_who_is_forgotten(tmp_path, monkeypatch):
         def fail(run, users):
             raise OSError("the disk is full")
 
-        monkeypatch.setattr("serve.service.forget_users", fail)
+        monkeypatch.setattr("serve.service.forget_known", fail)
         with pytest.raises(OSError, match="full"):
             parts.service.forget(other)
         assert not kept._lists

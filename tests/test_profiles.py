@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from serve import profile_store as module
 from serve.encoding import encode_features
-from serve.errors import BundleError, SchemaError
+from serve.errors import BundleError
 from serve.profiles import (
     History,
     Profile,
@@ -144,9 +144,7 @@ def test_erased_users_are_in_no_file(tmp_path):
 
 def test_users_are_erased_by_integer_ids_too(tmp_path):
     write_profiles(tmp_path, make((5, -3, 2**60, 0, 7)))
-    assert erase_users(tmp_path, ["-3", 7]) == 2
-    with pytest.raises(SchemaError, match="user_id is 'x'"):
-        erase_users(tmp_path, ["x"])
+    assert erase_users(tmp_path, ["-3", 7, "x", "07"]) == 2
     assert Profiles.load(tmp_path).user_ids.tolist() == [5, 2**60, 0]
 
 
@@ -289,6 +287,14 @@ def test_users_are_erased_from_staged_profiles_too(tmp_path):
     assert Profiles.load(tmp_path).user_ids.tolist() == ["u0", "u1", "é", "a b"]
     assert Profiles.load(tmp_path, "version-2").user_ids.tolist() == ["v1", "v2", "v4"]
     assert len(list(tmp_path.iterdir())) == 6
+
+
+def test_users_are_erased_from_staged_profiles_with_ids_of_another_type(tmp_path):
+    write_profiles(tmp_path, make((5, 7, -3, 0, 1)))
+    stage_profiles(tmp_path, make(("anna", "7", "u2", "u3", "07")), "version-2")
+    assert erase_users(tmp_path, ["anna", "7"]) == 2
+    assert Profiles.load(tmp_path).user_ids.tolist() == [5, -3, 0, 1]
+    assert Profiles.load(tmp_path, "version-2").user_ids.tolist() == ["u2", "u3", "07"]
 
 
 KILLED_AT_EACH_STEP = """

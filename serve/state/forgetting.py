@@ -56,7 +56,14 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
     """
     _check_run(run)
     id_type = _read_id_type(run)
-    user_ids = [parse_id(user_id, id_type, "user") for user_id in user_ids]
+    return forget_known(run, [parse_id(user_id, id_type, "user") for user_id in user_ids], exports)
+
+
+def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
+    """Do as `forget_users` with ids that a service has checked.
+
+    Its bundle may be another one than the run's, and may have ids of another type.
+    """
     forms = [form for user_id in user_ids for form in both_forms(user_id)]
     for folder in exports:
         check_export(folder)
