@@ -97,7 +97,7 @@ class Recommender:
         known = with_items(self._encoder.known, self.profiles, item_ids, added, schema)
         other.catalogue = catalogue
         other._encoder = RequestEncoder(schema, item_ids, known, catalogue.facts)
-        other.admission = Admission.of_catalogue(catalogue, schema)
+        other.admission = self.admission.changed(catalogue)
         return other
 
     def recommend(

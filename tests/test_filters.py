@@ -1,7 +1,9 @@
 from collections import Counter
 from contextlib import closing
+from dataclasses import replace
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -240,3 +242,23 @@ def test_live_items_and_what_is_said_of_them_are_filtered_at_once(tmp_path):
         reason = ask({"where": "not in_stock"}).reason
         assert reason == f"only 1 item is admissible: where 'not in_stock' leaves 1 of {N}"
         assert ask({}).reason == f"only {N} items are admissible: the catalogue has {N}"
+
+
+def test_a_live_item_does_not_change_what_a_column_is_for_all_filters(tmp_path):
+    ids, bundle = item_ids(SHOP), Bundle.load(publish_linear(tmp_path, SHOP, 3))
+    texts = {"flag": ["True"] * (N - 1) + ["false"], "promo": ["true"] * (N - 1) + ["later"], "note": [None] * N}
+    items = bundle.items
+    for name, values in texts.items():
+        items = items.append_column(name, pa.array(values, pa.string()))
+    with closing(LiveItems(tmp_path / "items.db", Recommender(replace(bundle, items=items)))) as live:
+
+        def count(where):
+            return len(live.recommender.recommend([{"filters": {"where": where}}], N, filter_viewed=False).item_id)
+
+        assert [count("flag"), count("promo = 'true'"), count("note = 'true'")] == [N - 1, N - 1, 0]
+        live.put(ids[N - 1], {"flag": True, "promo": "true", "note": "true"})
+        assert [count("flag"), count("promo = 'true'"), count("note = 'true'")] == [N, N, 1]
+        live.put(ids[0], {"promo": "sale"})
+        assert [count("promo = 'true'"), count("promo != 'true'")] == [N - 1, 1]
+        live.remove(ids[1])
+        assert count("flag") == N - 1

@@ -38,6 +38,10 @@ class Admission:
         """Take the items of a catalogue; its columns are read when a filter names them."""
         return cls(Columns(catalogue.table, schema.item_features), catalogue.item_ids, catalogue.is_removed)
 
+    def changed(self, catalogue: Catalogue) -> Admission:
+        """Take the same catalogue after some items changed."""
+        return Admission(self.columns.changed(catalogue.table), catalogue.item_ids, catalogue.is_removed)
+
     def check(self, filters: Filters | None) -> None:
         """Refuse filters that do not fit the columns.
 

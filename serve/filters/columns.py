@@ -26,19 +26,30 @@ _MOST_MASKS = 32
 class Columns:
     """N items; nothing of it changes."""
 
-    def __init__(self, items: pa.Table, features: tuple[Feature, ...]) -> None:
+    def __init__(self, items: pa.Table, features: tuple[Feature, ...], of_bundle: Columns | None = None) -> None:
         """Take the table of a catalogue.
 
         Args:
             items: (N,) rows.
             features: of items; a column that one of kind `multi_categorical` reads has many values a cell.
+            of_bundle: as they were before items changed; see `changed`.
         """
         self._items = items
+        self._features = features
+        self._of_bundle = of_bundle
         self._separators = {one.column: one.separator for one in features if one.kind == "multi_categorical"}
         self._lock = Lock()
         self._columns: dict[str, Column] = {}  # no cache around a method: it would hold this until the next collection
         self._masks: OrderedDict[Where, Mask] = OrderedDict()
         """By the expression, the one that was asked for last at the end."""
+
+    def changed(self, items: pa.Table) -> Columns:
+        """Return the columns of the same catalogue after some items changed.
+
+        Texts stay texts, or true and false, as they are in the bundle: else one live item would make the filters of
+        all callers an error.
+        """
+        return Columns(items, self._features, self._of_bundle or self)
 
     def __len__(self) -> int:
         return int(self._items.num_rows)
@@ -85,7 +96,12 @@ class Columns:
         if name not in self.names:
             got = name[:MOST_SHOWN]
             raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, self.names)}")
-        return _read_column(name, self._items.column(name), self._separators.get(name))
+        column = _read_column(name, self._items.column(name), self._separators.get(name))
+        if not isinstance(column, Labels) or name in self._separators:
+            return column
+        # text files hold true and false as texts
+        is_flags = holds_flags(column) if self._of_bundle is None else isinstance(self._of_bundle.read(name), Flags)
+        return as_flags(column) if is_flags else column
 
 
 def _evaluate(expression: Expression, columns: Columns) -> Mask:
@@ -115,6 +131,4 @@ def _read_column(name: str, column: pa.ChunkedArray, separator: str | None) -> C
         return read_flags(name, column)
     if pa.types.is_integer(kind) or pa.types.is_floating(kind):
         return read_numbers(name, column)
-    labels = read_labels(name, column, separator)
-    # text files hold true and false as texts
-    return as_flags(labels) if separator is None and holds_flags(labels) else labels
+    return read_labels(name, column, separator)
