@@ -1,5 +1,6 @@
 """Connections over real sockets: slow ones are cut, good ones are not, and the end drops nothing."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -7,10 +8,16 @@ import sys
 import threading
 import time
 from contextlib import ExitStack
+from functools import partial
 
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from serve.http.crowd import Crowd
+from serve.http.limits import Limits
 from serve.http.listening import accept_waiting, listen, turn_away
+from serve.http.protocol import BoundedProtocol
 from tests.linear_bundle import SHOP
 from tests.live_service import publish_served
 from tests.served import read_reply, serving, write_request
@@ -36,6 +43,35 @@ def test_a_connection_answers_many_requests_also_sent_at_once(server):
         replies = b""
         while replies.count(b'{"status":"ok"}') < 2:
             replies += connection.recv(1 << 16)
+
+
+def test_a_connection_with_a_request_behind_the_one_that_is_answered_is_not_silent():
+    """Where there are too many connections, one that waits for an answer is not closed."""
+
+    async def ask_twice():
+        crowd, may_end = Crowd(Limits()), asyncio.Event()
+
+        async def app(scope, receive, send):
+            if scope["path"] == "/second":
+                await may_end.wait()
+            await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"0")]})
+            await send({"type": "http.response.body", "body": b""})
+
+        config = uvicorn.Config(app, lifespan="off", log_config=None)
+        config.load()
+        make = partial(BoundedProtocol, crowd, config=config, server_state=ServerState(), app_state={})
+        async with await asyncio.get_running_loop().create_server(make, "127.0.0.1", 0) as server:
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(write_request("GET", "/first") + write_request("GET", "/second"))
+            counts = []
+            for _ in range(2):
+                await reader.readuntil(b"\r\n\r\n")
+                counts.append(crowd.n_asking)
+                may_end.set()
+            writer.close()
+        return counts
+
+    assert asyncio.run(ask_twice()) == [1, 0]
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self._crowd.await_next(self)
+        if not self._is_busy():  # with a request that was sent before this answer
+            self._crowd.await_next(self)
 
     def pause_writing(self) -> None:
         super().pause_writing()
