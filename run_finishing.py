@@ -11,7 +11,6 @@ from functools import lru_cache
 import numpy as np
 import torch
 from rich.console import Console
-from torch import Tensor
 
 from datamodules.catalogue import Catalogue
 from datamodules.interactions import InteractionsDataModule
@@ -19,11 +18,13 @@ from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, bl
 from models.config import recipe_of
 from models.data_counts import LONG_HISTORY
 from models.item_correlations import MOST_CORRELATED, factorise
-from models.low_pass import LowPass, add_low_pass, choose_low_pass, fit_filter
+from models.low_pass import LowPass, add_low_pass, choose_low_pass, filter_vectors
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import PairCorrelations, correlate_pairs
+from models.pair_filter import FACTORS, MOST_TOLD, PairFilter, add_pair_filter, choose_pair_filter, filter_pairs
 from models.popularity import WINDOWS, Popularity, choose_popularity, weigh_popularity
 from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
+from models.smooth_factors import SmoothFactors, find_smooth_factors
 from models.towers import Towers
 from models.transitions import correlate_next
 from models.trials import BESIDE_MEMORY, MOST_WITHOUT_ORDER, SETS, Trials, neighbours_of_events, neighbours_of_sets
@@ -57,6 +58,8 @@ class Trained:
     """How correlations are blended in, where they are."""
     low_pass: LowPass | None = None
     """How a low-pass filter counts, where there is one."""
+    pair_filter: PairFilter | None = None
+    """How the whole filter counts pair by pair, where it does."""
     popular: Popularity | None = None
     """How popularity counts, where towers have learned none."""
 
@@ -110,8 +113,8 @@ def finish(config: Config, trained: Trained) -> Trained:
         trained = blend(config, trained, make_correlate(config, trained))
     if recipe_of(config.model).shrink_items:
         trained = shrink(config, trained)
-    if trained.low_pass is not None and trained.low_pass.share:
-        trained = smooth(trained, make_filter(config, trained))
+    if any(judged is not None and judged.share for judged in (trained.low_pass, trained.pair_filter)):
+        add_filters(config, trained)
     return weigh(trained)
 
 
@@ -149,19 +152,36 @@ def shrink(config: Config, trained: Trained) -> Trained:
 
 
 def judge_low_pass(config: Config, trained: Trained, console: Console) -> Trained:
-    """Find how much a low-pass filter is to count, print it, and add it."""
-    found, data = make_filter(config, trained), trained.data
-    requests = list(data.drawn_requests(MOST_SEEN))
-    chosen = choose_low_pass(trained.towers.eval(), found, requests, data.validation_batches)
+    """Find how much a low-pass filter is to count, in vectors and in sets pair by pair, print it, and add it."""
+    smooth, data, towers = find_smooth(config, trained), trained.data, trained.towers.eval()
+    requests, validation = list(data.drawn_requests(MOST_SEEN)), data.validation_batches
+    vectors = filter_vectors(smooth, recipe_of(config.model).low_pass)  # (N, K)
+    chosen = choose_low_pass(towers, vectors, requests, validation)
     console.print(describe_low_pass(chosen))
-    return smooth(replace(trained, low_pass=chosen), found)
+    add_low_pass(towers, vectors, chosen, requests)
+    if not filters_pairs(trained):
+        return replace(trained, low_pass=chosen)
+    pairs = filter_pairs(smooth)
+    judged = choose_pair_filter(towers, pairs, requests, validation)
+    console.print(describe_pair_filter(judged))
+    add_pair_filter(towers, pairs, judged.share, requests)
+    return replace(trained, low_pass=chosen, pair_filter=judged)
 
 
-def smooth(trained: Trained, found: Tensor) -> Trained:
-    """Add a low-pass filter as was judged, if it was."""
+def add_filters(config: Config, trained: Trained) -> None:
+    """Add a low-pass filter to towers as was judged."""
+    smooth, towers = find_smooth(config, trained), trained.towers.eval()
+    requests = list(trained.data.drawn_requests(MOST_SEEN))
     if trained.low_pass is not None:
-        add_low_pass(trained.towers.eval(), found, trained.low_pass, list(trained.data.drawn_requests(MOST_SEEN)))
-    return trained
+        vectors = filter_vectors(smooth, recipe_of(config.model).low_pass)  # (N, K)
+        add_low_pass(towers, vectors, trained.low_pass, requests)
+    if trained.pair_filter is not None and trained.pair_filter.share:
+        add_pair_filter(towers, filter_pairs(smooth), trained.pair_filter.share, requests)
+
+
+def filters_pairs(trained: Trained) -> bool:
+    """Tell whether a filter may count pair by pair."""
+    return trained.schema.is_set and len(trained.catalogue) <= MOST_TOLD
 
 
 def judge_popularity(trained: Trained, console: Console) -> Trained:
@@ -222,11 +242,12 @@ def make_correlate(config: Config, trained: Trained) -> Correlate:
     return lambda ridge, _: factorise(user, rows, shape, dim, ridge, config.seed, most)
 
 
-def make_filter(config: Config, trained: Trained) -> Tensor:
-    """Return the factors of the low-pass filter of all that was trained on, (N, K)."""
+def find_smooth(config: Config, trained: Trained) -> SmoothFactors:
+    """Return the factors of the filters of all that was trained on, as many as the one with the most needs."""
     sequences, factors = trained.data.sequences, recipe_of(config.model).low_pass
     shape = (len(sequences.user_ids), len(trained.catalogue))
-    return fit_filter(sequences.events.segments(), sequences.events.item_row, shape, factors, config.seed)
+    most = max(factors, FACTORS) if filters_pairs(trained) else factors
+    return find_smooth_factors(sequences.events.segments(), sequences.events.item_row, shape, most, config.seed)
 
 
 def describe_blend(judged: Judged) -> str:
@@ -260,6 +281,16 @@ def describe_low_pass(chosen: LowPass) -> str:
         return f"low-pass filter added: none, validation NDCG@10 {chosen.ndcg_alone:.4f} without, hardly more with it"
     how = f"low-pass filter of {chosen.factors} factors added by {chosen.share:.1%}"
     return f"{how}: validation NDCG@10 {chosen.ndcg_alone:.4f} without, {chosen.ndcg:.4f} with it"
+
+
+def describe_pair_filter(judged: PairFilter) -> str:
+    """Say in words what was chosen."""
+    if judged.ndcg is None:
+        return "filter of pairs added: none, there is nothing to validate it by"
+    if not judged.share:
+        return f"filter of pairs added: none, validation NDCG@10 {judged.ndcg_alone:.4f} without, hardly more with it"
+    how = f"filter of pairs added by {judged.share:.1%}"
+    return f"{how}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with it"
 
 
 def describe_popularity(popular: Popularity, days: float) -> str:

@@ -136,8 +136,8 @@ def train(config: Config, tables: Tables, split: Split) -> tuple[Trained, dict[s
             last = replace(more, epochs=first.epochs, continued=more.epochs)
         else:
             last = fit_towers(config, tables, split, first.epochs)
-        judged = {name: getattr(first, name) for name in ("pace", "shrunk", "judged", "low_pass", "popular")}
-        return finish(config, replace(last, **judged))
+        names = ("pace", "shrunk", "judged", "low_pass", "pair_filter", "popular")
+        return finish(config, replace(last, **{name: getattr(first, name) for name in names}))
 
     console.rule("training")
     first, seconds = _clock("training", train_first)

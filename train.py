@@ -173,6 +173,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
         "shrinkage": trained.shrunk,
         "correlations": trained.judged,
         "low_pass": trained.low_pass,
+        "pair_filter": trained.pair_filter,
         "popularity": trained.popular,
     }
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}

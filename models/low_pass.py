@@ -1,9 +1,7 @@
 """What the smooth part of who has what says of items, beside what is learned and what single pairs say.
 
-With X (U, N) who has what, and n the users of each item (N,) and the items of each user (U,), X is scaled to
-X~ = diag(n_u^-1/2) X diag(n_i^-1/2). V (N, K) are its leading right singular vectors: tastes that many users share in
-part. The ideal low-pass filter of GF-CF (Shen et al., "How Powerful is Graph Convolution for Recommendation?", CIKM
-2021) scores by
+With V (N, K) and n of `models.smooth_factors`, the ideal low-pass filter of GF-CF (Shen et al., "How Powerful is Graph
+Convolution for Recommendation?", CIKM 2021) scores by
 
     x diag(n^-1/2) V V' diag(n^1/2)
 
@@ -17,8 +15,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import scipy.sparse as sp
 import torch
 from torch import Tensor
 
@@ -26,9 +22,8 @@ from datamodules.batch import RequestBatch
 from models.blending import add_vectors
 from models.correlated_history import CorrelatedHistory
 from models.correlated_scores import ByVectors
-from models.eigenvectors import KRYLOV_BLOCK, leading_eigenvectors
-from models.item_correlations import who_has_what
 from models.jury import Figures, Jury, find_judges, pick_least
+from models.smooth_factors import SmoothFactors
 from models.towers import Towers
 from models.yardstick import Yardstick
 
@@ -37,8 +32,6 @@ POWER = 1 / 8
 two powers or better; on LastFM better than 1 / 4, elsewhere as well, and on groceries better than 0."""
 CUTS = (1 / 8, 1 / 4, 1 / 2, 1.0)
 """Shares of the factors that are tried."""
-LEAST_EIGENVALUE = 1e-5
-"""Of X~'X~, whose largest is 1: less is rounding."""
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 ERRORS = 1.0
 """Standard errors by which the gain must be above nothing."""
@@ -59,45 +52,12 @@ class LowPass:
     """NDCG@10 without."""
 
 
-class _Gram:
-    """X~'X~ of a sparse X~ (U, N), by its products."""
+def filter_vectors(smooth: SmoothFactors, factors: int) -> Tensor:
+    """Return the entries of items that up to so many factors are, (N, K) float32, the strongest first.
 
-    def __init__(self, matrix: sp.csr_array) -> None:
-        self.matrix, self.turned = matrix, matrix.T.tocsr()
-
-    def __matmul__(self, columns: np.ndarray, /) -> np.ndarray:
-        product = np.empty_like(columns)  # (N, K)
-        for start in range(0, columns.shape[1], KRYLOV_BLOCK):  # users are many: all at once they take (U, K)
-            block = slice(start, start + KRYLOV_BLOCK)
-            product[:, block] = self.turned @ (self.matrix @ columns[:, block])  # (N, block)
-        return product
-
-    def __array__(self, dtype: None = None, /, *, copy: bool | None = None) -> np.ndarray:
-        whole: np.ndarray = (self.turned @ self.matrix).toarray()  # (N, N)
-        return whole
-
-
-def fit_filter(user: np.ndarray, item_row: np.ndarray, shape: tuple[int, int], factors: int, seed: int) -> Tensor:
-    """Find the leading factors of who has what, (N, K) float32, the strongest first.
-
-    Beyond the rank of X there are none. The paper's first power makes a history blind to these, another one does not.
-
-    Args:
-        user: (E,) user of each event.
-        item_row: (E,) item of each event.
-        shape: (U, N).
-        factors: K, unless there are fewer.
-        seed: of the first block of the search for them.
+    The paper's first power makes a history blind to items that nobody has, another one does not.
     """
-    matrix = who_has_what(user, item_row, shape)  # (U, N)
-    n_items, n_users = (np.maximum(matrix.sum(axis=axis), 1.0).astype(np.float32) for axis in (1, 0))  # (U,), (N,)
-    scaled = sp.diags_array(n_items**-0.5) @ matrix @ sp.diags_array(n_users**-0.5)  # (U, N)
-    rank = max(1, min(factors, shape[0], shape[1] - 1))
-    values, columns = leading_eigenvectors(_Gram(scaled.tocsr()), shape[1], rank, seed)  # (rank,), (N, rank)
-    n_found = max(1, np.count_nonzero(values > LEAST_EIGENVALUE))
-    vectors = columns[:, :n_found] * (n_users**POWER)[:, None]  # (N, K)
-    vectors[np.diff(matrix.tocsc().indptr) == 0] = 0  # but for rounding they are: nobody has these
-    return torch.from_numpy(vectors)
+    return torch.from_numpy(smooth.vectors[:, :factors] * (smooth.n_users**POWER)[:, None])  # (N, K)
 
 
 @torch.no_grad()

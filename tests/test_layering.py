@@ -13,7 +13,7 @@ MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
     "evaluation": {"evaluation", "serve"},
-    "models": {"models", "serve", "datamodules.batch", "evaluation.lapack", "evaluation.metrics"},
+    "models": {"models", "serve", "datamodules.batch", "evaluation.lapack", "evaluation.metrics", "evaluation.ranking"},
     "tuning": {"tuning", "models", "evaluation", "serve"},
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")

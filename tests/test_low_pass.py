@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import scipy.sparse as sp
 import torch
 
 import run_finishing
@@ -15,7 +14,8 @@ import train
 from models import eigenvectors, low_pass
 from models.correlated_history import CorrelatedHistory
 from models.jury import Figures
-from models.low_pass import POWER, LowPass, _Gram, add_low_pass, choose_low_pass, fit_filter, pick
+from models.low_pass import POWER, LowPass, add_low_pass, choose_low_pass, filter_vectors, pick
+from models.smooth_factors import find_smooth_factors
 from serve import Recommender
 from serve.neighbours import Neighbours
 from tests.test_train import BASKETS as BASKET_RUN
@@ -55,7 +55,7 @@ def draw_pairs(n_users: int, n_items: int, seed: int = 0) -> np.ndarray:
 def filter_of(owned: np.ndarray, factors: int) -> torch.Tensor:
     user, item = owned.nonzero()
     twice = np.append(np.arange(len(user)), 0)  # what comes twice is one pair
-    return fit_filter(user[twice], item[twice], owned.shape, factors, seed=1)
+    return filter_vectors(find_smooth_factors(user[twice], item[twice], owned.shape, factors, seed=1), factors)
 
 
 def filter_by_svd(owned: np.ndarray, factors: int) -> np.ndarray:
@@ -91,23 +91,6 @@ def test_hardly_any_data_gives_few_factors(owned):
     found = filter_of(owned, 8)
     assert found.shape == (owned.shape[1], max(1, min(owned.shape[0], owned.shape[1] - 1)))
     assert torch.isfinite(found).all()
-
-
-def test_many_factors_are_multiplied_a_block_at_a_time(monkeypatch):
-    """Users may be so many that their products with all columns at once fill the memory."""
-    monkeypatch.setattr(low_pass, "KRYLOV_BLOCK", 2)
-    owned = sp.csr_array(draw_pairs(60, 40).astype(np.float32))
-    widths, columns = [], np.random.default_rng(3).standard_normal((40, K)).astype(np.float32)
-    gram = _Gram(owned)
-
-    class Watched:
-        def __matmul__(self, block):
-            widths.append(block.shape[1])
-            return owned @ block
-
-    gram.matrix = Watched()
-    assert np.allclose(gram @ columns, owned.T @ (owned @ columns), atol=1e-4)
-    assert widths == [2, 2, 1]
 
 
 @torch.no_grad()
