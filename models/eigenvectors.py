@@ -53,8 +53,13 @@ def leading_eigenvectors(symmetric: Symmetric, n: int, rank: int, seed: int) -> 
 def _reduce(symmetric: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Return the leading eigenvalues, ascending, and their vectors (n, rank)."""
     n = len(symmetric)
-    values, columns = linalg.eigh(symmetric, subset_by_index=(n - rank, n - 1))  # (rank,), (n, rank)
-    return values, columns
+    try:
+        values, columns = linalg.eigh(symmetric, subset_by_index=(n - rank, n - 1))  # (at most rank,), (n, the same)
+    except linalg.LinAlgError:
+        columns = np.empty((n, 0))
+    if columns.shape[1] < rank:  # LAPACK may miss some of many equal values, or fail; "evd" is slower and finds all
+        values, columns = linalg.eigh(symmetric, driver="evd")  # (n,), (n, n)
+    return values[-rank:], columns[:, -rank:]
 
 
 def _krylov_eigen(symmetric: Symmetric, n: int, rank: int, n_columns: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -199,6 +199,20 @@ def test_hardly_any_data_gives_finite_factors(owned, ratio, monkeypatch):
     assert np.isfinite(vectors).all()
 
 
+@pytest.mark.parametrize(
+    ("n_tastes", "n_items", "ridge", "dim"), [(5, 35, 30.0, 8), (5, 45, 100.0, 28), (3, 27, 300.0, 6)]
+)
+def test_factors_are_found_where_users_of_a_taste_have_all_its_items(n_tastes, n_items, ridge, dim):
+    """Tastes alike have equal eigenvalues, of which LAPACK may miss some or find none."""
+    owned = (np.arange(60)[:, None] % n_tastes == np.arange(n_items) % n_tastes).astype(np.float32)
+    made = item_correlations.factorise(*owned.nonzero(), owned.shape, dim, ridge, 1, n_items)
+    precision = np.linalg.inv(owned.T @ owned + ridge * np.eye(n_items))
+    correlations = np.eye(n_items) - precision / precision[0, 0]
+    values, columns = np.linalg.eigh(correlations)
+    expected = (columns * np.maximum(values, 0)) @ columns.T
+    np.testing.assert_allclose(made.vectors @ made.vectors.T, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("n", [40, 300])
 def test_leading_factors_are_found_in_the_whole_or_in_a_small_space(n, monkeypatch):
     """Of a spectrum with a long flat tail and negative values: 40 items are reduced whole, of 300 a part is read."""
