@@ -42,7 +42,7 @@ clean:
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	touch $@ .venv/.train
 
-$(LIGHT)/.base: pyproject.toml
+$(LIGHT)/.base: pyproject.toml Makefile
 	$(PYTHON) -m venv $(LIGHT)
 	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -e . pytest pytest-timeout pytest-xdist hypothesis
 	touch $@

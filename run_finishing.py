@@ -17,11 +17,12 @@ from datamodules.interactions import InteractionsDataModule
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
 from models.data_counts import LONG_HISTORY
+from models.defaults import MOST_TOLD_BY_PAIRS
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.low_pass import LowPass, add_low_pass, choose_low_pass, filter_vectors
 from models.newcomers import Newcomers, fit_newcomers
 from models.pair_correlations import PairCorrelations, correlate_pairs
-from models.pair_filter import FACTORS, MOST_TOLD, PairFilter, add_pair_filter, choose_pair_filter, filter_pairs
+from models.pair_filter import FACTORS, PairFilter, add_pair_filter, choose_pair_filter, filter_pairs
 from models.popularity import WINDOWS, Popularity, choose_popularity, weigh_popularity
 from models.shrinkage import USUAL, Shrunk, choose_strength, shrink_items
 from models.smooth_factors import SmoothFactors, find_smooth_factors
@@ -169,7 +170,7 @@ def judge_low_pass(config: Config, trained: Trained, console: Console) -> Traine
 
 
 def add_filters(config: Config, trained: Trained) -> None:
-    """Add a low-pass filter to towers as was judged."""
+    """Add the filters to towers as was judged."""
     smooth, towers = find_smooth(config, trained), trained.towers.eval()
     requests = list(trained.data.drawn_requests(MOST_SEEN))
     if trained.low_pass is not None:
@@ -180,8 +181,8 @@ def add_filters(config: Config, trained: Trained) -> None:
 
 
 def filters_pairs(trained: Trained) -> bool:
-    """Tell whether a filter may count pair by pair."""
-    return trained.schema.is_set and len(trained.catalogue) <= MOST_TOLD
+    """Tell whether a filter may count pair by pair: it is looked through whole, which takes the items squared."""
+    return trained.schema.is_set and len(trained.catalogue) <= MOST_TOLD_BY_PAIRS
 
 
 def judge_popularity(trained: Trained, console: Console) -> Trained:

@@ -73,13 +73,16 @@ def _order_contenders(scores: Scores, is_contender: Bools, k: int) -> Ints:
 
 
 def _lowest_listed(scores: Scores, k: int) -> Scores:
-    """Return a bound that at least k finite scores of each row reach, and few more, or its lowest finite one, (B,).
+    """Return a bound that at least k finite scores of each row reach, and few more, (B,).
 
-    The k-th best of the maxima of disjoint blocks is such a bound: k of the scores are these maxima. A pass for the
-    maxima and one that compares cost a seventh of a partition of all scores.
+    Where there are too few, or a list is much of a row, it is the lowest finite number. The k-th best of the maxima of
+    disjoint blocks is such a bound: k of the scores are these maxima. A pass for the maxima and one that compares cost
+    a seventh of a partition of all scores.
     """
     n_rows, n_items = scores.shape
-    depth = max(1, n_items // (BLOCKS * k))
+    depth = n_items // (BLOCKS * k)
+    if depth < 2:
+        return np.full(n_rows, LOWEST)
     n_blocks = n_items // depth
     maxima = scores[:, : n_blocks * depth].reshape(n_rows, depth, n_blocks).max(axis=1)  # (B, blocks)
     bound = np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k]

@@ -41,8 +41,8 @@ class ModelConfig:
     `data.repeats` is `allow`."""
     low_pass: int | None = None
     """The most factors of a low-pass filter of who has what, which are put into vectors after training; the validation
-    says how many, and how much they count. In sets the filter is tried pair by pair too, as further neighbours. 0: none
-    of both, as always where `data.repeats` is `allow`."""
+    says how many, and how much they count. In sets the filter is tried pair by pair too, as further neighbours. 0:
+    neither, as always where `data.repeats` is `allow`."""
     shrink_items: bool | None = None
     """Shrink items towards where content puts them, once all is trained, the more the fewer have taken them, as far as
     the validation says; refused with baskets, repeats, or items without features."""

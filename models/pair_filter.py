@@ -36,8 +36,6 @@ FACTORS = 256
 """The paper's."""
 NEIGHBOURS = 64
 """Beside finished lists of Gowalla, and of Amazon Beauty as pairs, 64 to 256 ranked alike."""
-MOST_TOLD = 100_000
-"""Items of a catalogue: the filter is looked through whole, and takes as long as these squared."""
 SHARES = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)
 ERRORS = 1.0
 """Standard errors by which the gain must be above nothing."""
@@ -69,7 +67,7 @@ def filter_pairs(smooth: SmoothFactors) -> Neighbours:
     for items in tiles(n_items, n_items, MOST_CELLS):  # (c,) each
         numbers = tells[items] @ told + (users_of[items] @ smooth.scaled).toarray()  # (c, N)
         numbers[np.arange(len(items)), items] = -np.inf
-        rows = np.maximum(top_k(numbers, most), 0)  # (c, most); of a single item there is none, and its number is 0
+        rows = np.maximum(top_k(numbers, most), 0)  # (c, most); of a single item there is none: -inf, 0 below
         kept = np.maximum(np.take_along_axis(numbers, rows, axis=1), 0)  # (c, most)
         ends = np.arange(len(items) + 1) * most  # (c + 1,)
         part = sp.csr_array((kept.ravel(), rows.ravel(), ends), (len(items), n_items))

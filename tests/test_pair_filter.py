@@ -166,7 +166,7 @@ def test_a_run_serves_what_was_found(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("data", "most"), [(ORDERED_RUN, 100_000), (SET, 30)])
 def test_in_an_order_and_in_large_catalogues_none_is_tried(tmp_path, monkeypatch, data, most):
-    monkeypatch.setattr(run_finishing, "MOST_TOLD", most)
+    monkeypatch.setattr(run_finishing, "MOST_TOLD_BY_PAIRS", most)
     monkeypatch.setattr(run_finishing, "choose_pair_filter", lambda *args: pytest.fail("it was asked"))
     interactions, *others = make_tables(3, simultaneous=False)
     told = interactions.drop(columns="datetime") if data is SET else interactions

@@ -49,7 +49,7 @@ class Columns:
         Texts stay texts, or true and false, as they are in the bundle: else one live item would make the filters of
         all callers an error.
         """
-        return Columns(items, self._features, self._of_bundle or self)
+        return Columns(items, self._features, self if self._of_bundle is None else self._of_bundle)
 
     def __len__(self) -> int:
         return int(self._items.num_rows)

@@ -35,7 +35,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
-        if self._is_whole() and self._is_busy():  # else it was line ends, which begin no request
+        if self._is_whole() and self._is_busy():  # else line ends, or what came after an answer
             self._stop()
             return
         self._n_raw += len(data)
