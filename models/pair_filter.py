@@ -9,7 +9,7 @@ its linear filter, who takes both of two items, and its ideal low-pass filter. T
 matrix join the neighbours that an item has already (`serve.neighbours`). They cost a search no pass over the catalogue,
 as entries of vectors do (`models.low_pass`): factors may be as many as a large catalogue needs, and the two powers of n
 are those of the paper. The validation chooses how much they count. Where histories have an order it found next to
-nothing: beside finished lists of Amazon Beauty .0002 at best, with a standard error of .001.
+nothing: beside finished lists of Amazon Beauty .0001 at best, with a standard error of .001.
 """
 
 from __future__ import annotations
