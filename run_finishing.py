@@ -276,33 +276,26 @@ def describe_shrinkage(shrunk: Shrunk) -> str:
 
 def describe_low_pass(chosen: LowPass) -> str:
     """Say in words what was chosen."""
-    if chosen.ndcg is None:
-        return "low-pass filter added: none, there is nothing to validate it by"
-    if not chosen.share:
-        return f"low-pass filter added: none, validation NDCG@10 {chosen.ndcg_alone:.4f} without, hardly more with it"
-    how = f"low-pass filter of {chosen.factors} factors added by {chosen.share:.1%}"
-    return f"{how}: validation NDCG@10 {chosen.ndcg_alone:.4f} without, {chosen.ndcg:.4f} with it"
+    return _describe_added(chosen, "low-pass filter", f" of {chosen.factors} factors added by {chosen.share:.1%}")
 
 
 def describe_pair_filter(judged: PairFilter) -> str:
     """Say in words what was chosen."""
-    if judged.ndcg is None:
-        return "filter of pairs added: none, there is nothing to validate it by"
-    if not judged.share:
-        return f"filter of pairs added: none, validation NDCG@10 {judged.ndcg_alone:.4f} without, hardly more with it"
-    how = f"filter of pairs added by {judged.share:.1%}"
-    return f"{how}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with it"
+    return _describe_added(judged, "filter of pairs", f" added by {judged.share:.1%}")
 
 
 def describe_popularity(popular: Popularity, days: float) -> str:
     """Say in words what was chosen."""
-    if popular.ndcg is None:
-        return "popularity added: none, there is nothing to validate it by"
-    if not popular.share:
-        return f"popularity added: none, validation NDCG@10 {popular.ndcg_alone:.4f} without, hardly more with it"
     length = f"{days:.3g}" if days < 100 else f"{days:,.0f}"  # "1.07e+03" is no number of days
-    how = f"popularity of {length} days added by {popular.share:.0%}"
-    return f"{how}: validation NDCG@10 {popular.ndcg_alone:.4f} without, {popular.ndcg:.4f} with it"
+    return _describe_added(popular, "popularity", f" of {length} days added by {popular.share:.0%}")
+
+
+def _describe_added(judged: LowPass | PairFilter | Popularity, what: str, how: str) -> str:
+    if judged.ndcg is None:
+        return f"{what} added: none, there is nothing to validate it by"
+    if not judged.share:
+        return f"{what} added: none, validation NDCG@10 {judged.ndcg_alone:.4f} without, hardly more with it"
+    return f"{what}{how}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with it"
 
 
 def place_newcomers(trained: Trained, seed: int) -> Newcomers:
