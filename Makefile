@@ -20,7 +20,7 @@ test: .venv/.dev            ## the quick suite
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_finishing.py run_state.py run_training.py run_tuning.py train.py
+	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_finishing.py run_state.py run_training.py run_tuning.py run_verdicts.py train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)

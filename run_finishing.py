@@ -30,6 +30,13 @@ from models.towers import Towers
 from models.transitions import correlate_next
 from models.trials import BESIDE_MEMORY, MOST_WITHOUT_ORDER, SETS, Trials, neighbours_of_events, neighbours_of_sets
 from run_config import Config
+from run_verdicts import (
+    describe_blend,
+    describe_low_pass,
+    describe_pair_filter,
+    describe_popularity,
+    describe_shrinkage,
+)
 from serve.events import Floats
 from serve.schema import Schema
 
@@ -249,53 +256,6 @@ def find_smooth(config: Config, trained: Trained) -> SmoothFactors:
     shape = (len(sequences.user_ids), len(trained.catalogue))
     most = max(factors, FACTORS) if filters_pairs(trained) else factors
     return find_smooth_factors(sequences.events.segments(), sequences.events.item_row, shape, most, config.seed)
-
-
-def describe_blend(judged: Judged) -> str:
-    """Say in words what was chosen."""
-    if not judged.blend.share:
-        return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
-    blend = judged.blend
-    how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
-    share = f"{blend.kind} of items{how} blended in by {blend.share:.0%}"
-    if judged.ndcg is None:
-        return f"{share}, as is usual: there is nothing to validate it by"
-    return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
-
-
-def describe_shrinkage(shrunk: Shrunk) -> str:
-    """Say in words how far items are shrunk."""
-    if not shrunk.strength:
-        why = f"validation NDCG@10 {shrunk.ndcg_alone:.4f} without, hardly more or less with it"
-        return f"items shrunk towards their content: not at all, {why}"
-    how = f"items shrunk towards their content, worth {shrunk.strength:g} events"
-    if shrunk.ndcg is None:
-        return f"{how}, as is usual: there is nothing to validate it by"
-    return f"{how}: validation NDCG@10 {shrunk.ndcg_alone:.4f} without, {shrunk.ndcg:.4f} with it"
-
-
-def describe_low_pass(chosen: LowPass) -> str:
-    """Say in words what was chosen."""
-    return _describe_added(chosen, "low-pass filter", f" of {chosen.factors} factors added by {chosen.share:.1%}")
-
-
-def describe_pair_filter(judged: PairFilter) -> str:
-    """Say in words what was chosen."""
-    return _describe_added(judged, "filter of pairs", f" added by {judged.share:.1%}")
-
-
-def describe_popularity(popular: Popularity, days: float) -> str:
-    """Say in words what was chosen."""
-    length = f"{days:.3g}" if days < 100 else f"{days:,.0f}"  # "1.07e+03" is no number of days
-    return _describe_added(popular, "popularity", f" of {length} days added by {popular.share:.0%}")
-
-
-def _describe_added(judged: LowPass | PairFilter | Popularity, what: str, how: str) -> str:
-    if judged.ndcg is None:
-        return f"{what} added: none, there is nothing to validate it by"
-    if not judged.share:
-        return f"{what} added: none, validation NDCG@10 {judged.ndcg_alone:.4f} without, hardly more with it"
-    return f"{what}{how}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with it"
 
 
 def place_newcomers(trained: Trained, seed: int) -> Newcomers:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import run_finishing
+import run_verdicts
 import train
 from models import popularity
 from models.jury import Figures
@@ -146,11 +147,11 @@ def test_where_towers_learn_popularity_none_is_added(tmp_path, monkeypatch):
     ("days", "said"), [(0.0125, "0.0125"), (7.254, "7.25"), (363.7, "364"), (999.8, "1,000"), (1072, "1,072")]
 )
 def test_the_length_of_a_window_is_said_as_people_write_it(days, said):
-    assert f"popularity of {said} days" in run_finishing.describe_popularity(Popularity(1.0, 0.8, 0.3, 0.2), days)
+    assert f"popularity of {said} days" in run_verdicts.describe_popularity(Popularity(1.0, 0.8, 0.3, 0.2), days)
 
 
 def test_what_was_found_is_said():
-    assert "nothing to validate" in run_finishing.describe_popularity(NONE, 3.0)
-    assert "hardly more" in run_finishing.describe_popularity(Popularity(1.0, 0.0, 0.2, 0.2), 3.0)
-    said = run_finishing.describe_popularity(Popularity(0.25, 0.8, 0.3, 0.2), 7.254)
+    assert "nothing to validate" in run_verdicts.describe_popularity(NONE, 3.0)
+    assert "hardly more" in run_verdicts.describe_popularity(Popularity(1.0, 0.0, 0.2, 0.2), 3.0)
+    said = run_verdicts.describe_popularity(Popularity(0.25, 0.8, 0.3, 0.2), 7.254)
     assert said.startswith("popularity of 7.25 days added by 80%: validation NDCG@10 0.2000 without, 0.3000 with")

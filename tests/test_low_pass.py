@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import run_finishing
+import run_verdicts
 import train
 from models import eigenvectors, low_pass
 from models.correlated_history import CorrelatedHistory
@@ -191,7 +192,7 @@ def test_where_things_are_taken_again_none_is_tried(tmp_path, monkeypatch):
 
 
 def test_what_was_found_is_said():
-    assert "nothing to validate" in run_finishing.describe_low_pass(NONE)
-    assert "hardly more" in run_finishing.describe_low_pass(LowPass(0, 0.0, 0.2, 0.2))
-    said = run_finishing.describe_low_pass(LowPass(64, 0.05, 0.3, 0.2))
+    assert "nothing to validate" in run_verdicts.describe_low_pass(NONE)
+    assert "hardly more" in run_verdicts.describe_low_pass(LowPass(0, 0.0, 0.2, 0.2))
+    said = run_verdicts.describe_low_pass(LowPass(64, 0.05, 0.3, 0.2))
     assert said == "low-pass filter of 64 factors added by 5.0%: validation NDCG@10 0.2000 without, 0.3000 with it"

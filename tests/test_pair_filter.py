@@ -10,6 +10,7 @@ import pytest
 import torch
 
 import run_finishing
+import run_verdicts
 import train
 from datamodules.config import FeaturesConfig
 from models import pair_filter
@@ -176,7 +177,7 @@ def test_in_an_order_and_in_large_catalogues_none_is_tried(tmp_path, monkeypatch
 
 
 def test_what_was_found_is_said():
-    assert "nothing to validate" in run_finishing.describe_pair_filter(NONE)
-    assert "hardly more" in run_finishing.describe_pair_filter(PairFilter(0.0, 0.2, 0.2))
-    said = run_finishing.describe_pair_filter(PairFilter(0.05, 0.3, 0.2))
+    assert "nothing to validate" in run_verdicts.describe_pair_filter(NONE)
+    assert "hardly more" in run_verdicts.describe_pair_filter(PairFilter(0.0, 0.2, 0.2))
+    said = run_verdicts.describe_pair_filter(PairFilter(0.05, 0.3, 0.2))
     assert said == "filter of pairs added by 5.0%: validation NDCG@10 0.2000 without, 0.3000 with it"
