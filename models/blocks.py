@@ -29,7 +29,7 @@ class Relations(NamedTuple):
 
     def take(self, places: Tensor) -> Relations:
         """Leave the tokens at places (B, Q), of T that ask."""
-        pieces, log_places, distance = (take_tokens(part.expand(len(places), -1, -1), places) for part in self)
+        pieces, log_places, distance = (take_tokens(part.expand(places.shape[0], -1, -1), places) for part in self)
         return Relations(pieces, log_places, distance)
 
 
@@ -80,7 +80,7 @@ class EventBlocks(nn.Module):
                 tokens = block(tokens, whole)  # (B, T, D)
             relations = whole.take(places)
         else:
-            asking = groups.expand(len(places), -1).gather(1, places)  # (B, 1)
+            asking = groups.expand(places.shape[0], -1).gather(1, places)  # (B, 1)
             relations = self.relate(times.gather(1, places), asking, times, groups)
         return self.norm(self.blocks[-1](tokens, relations, places)).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
 

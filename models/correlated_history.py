@@ -43,7 +43,7 @@ class CorrelatedOwned(nn.Module):
     def forward(self, parts: Tensor, owners: Tensor, n_users: int) -> Tensor:
         """Sum parts (E, R) of the items of their `owners` (E,), rows of `n_users`: (B, R)."""
         summed = sum_by_user(parts, owners, n_users)  # (B, R)
-        counts = sum_by_user(parts.new_ones(len(parts), 1), owners, n_users)  # (B, 1)
+        counts = sum_by_user(parts.new_ones(parts.shape[0], 1), owners, n_users)  # (B, 1)
         return summed / counts.clamp(min=1.0) ** POWER  # (B, R)
 
     def change(self, summed: Tensor, parts: Tensor, owners: Tensor) -> Tensor:

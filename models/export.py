@@ -109,6 +109,9 @@ def item_graph(newcomers: Newcomers) -> Graph:
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
     """Write the graph as a single ONNX file.
 
+    What is exported asks a tensor for `shape[0]`: `len` makes the number of requests a constant where torch follows the
+    code as it runs, so that it starts again in another way, which takes twice as long.
+
     Args:
         graph: in evaluation mode, on the CPU.
         example: an array for each input, with no axis of length 0 or 1 that is dynamic.

@@ -74,7 +74,7 @@ class FeatureEmbedding(nn.Module):
             (B, dim).
         """
         if not self.has_features:
-            return torch.zeros(len(codes), self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
+            return torch.zeros(codes.shape[0], self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
         summed = self._sum_codes(codes, values.dtype)  # (B, D)

@@ -154,7 +154,7 @@ class Memory(nn.Module):
         """Add the profile to the taste (B, D) of recent events, and the affinity and popularity parts: (B, W)."""
         change = self.gates(self.standardise_user(inputs.user_statistics))  # (B, 2 + P)
         gates = self.first_gates * torch.exp(change.clamp(-4.0, 4.0))  # (B, 2 + P)
-        taste = taste + gates[:, :1] * self.profile(inputs, len(taste))  # (B, D)
+        taste = taste + gates[:, :1] * self.profile(inputs, taste.shape[0])  # (B, D)
         affinity = gates[:, 1:2] * (self.category_lift(inputs.category_preferences) @ self.affinity_table)  # (B, A)
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 

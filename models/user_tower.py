@@ -123,7 +123,7 @@ class UserTower(nn.Module):
         events = self.project_vector(history_vectors * self.vector_scale)  # (B, L, D)
         events = events + self.event_table(arrays["history_events"]) + self.project_gap(gaps)  # (B, L, D)
         events = events + self.project_weight(arrays["history_weights"].unsqueeze(-1))  # (B, L, D)
-        start = self.start_token.expand(len(events), 1, -1)  # (B, 1, D)
+        start = self.start_token.expand(events.shape[0], 1, -1)  # (B, 1, D)
         tokens = self.input_dropout(torch.cat([start, events], dim=1))  # (B, T, D)
         times = functional.pad(arrays["history_times"], (1, 0))  # (B, T)
         return tokens, times, functional.pad(groups, (1, 0))  # (B, T, D), (B, T), (B, T)
@@ -267,7 +267,7 @@ class UserTower(nn.Module):
             return self.remember(fused, inputs)  # (B, W), (E,)
         parts, learned = self.memory.split(inputs)  # (E, R)
         vectors, scores = self.remember(fused, learned)  # (B, D + A + P), (E,)
-        correlated = self.correlated_owned(parts, inputs.owned_users, len(fused))  # (B, R)
+        correlated = self.correlated_owned(parts, inputs.owned_users, fused.shape[0])  # (B, R)
         scores = scores + self.correlated_owned.change(correlated, parts, inputs.owned_users)  # (E,)
         return torch.cat([vectors[:, : self.dim], correlated, vectors[:, self.dim :]], dim=1), scores  # (B, W), (E,)
 
