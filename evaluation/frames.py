@@ -67,8 +67,13 @@ def read_moment(text: str, timezone: str | None) -> int:
 
 
 def _read_csv(path: Path) -> pd.DataFrame:
-    """Read all cells as text: an id such as 007, or NA, is what it says."""
-    return pd.read_csv(path, dtype=str, keep_default_na=False, na_values=[""])
+    """Read all cells as text: an id such as 007, or NA, is what it says.
+
+    The header is read as a record is: where records have a cell more than it, pandas would take the first one for an
+    index and shift the others, and of two columns of one name it would rename the second.
+    """
+    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
+    return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
 
 
 _READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": _read_csv, ".parquet": pd.read_parquet}
@@ -81,9 +86,13 @@ def _read_frame(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
     try:
-        return read(path)
+        frame = read(path)
     except (ValueError, OSError) as error:  # of pandas' and Arrow's parsers
         raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
+    is_twin = frame.columns.duplicated() & frame.columns.notna()
+    if is_twin.any():
+        raise SchemaError(f"{path.name}: two columns are called '{frame.columns[is_twin][0]}'; rename all but one")
+    return frame
 
 
 def _check_columns(frame: pd.DataFrame, needed: Iterable[str], path: Path) -> None:

@@ -203,6 +203,29 @@ def test_unreadable_interactions_are_refused(tmp_path, frame, message):
     assert "events.csv" in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_id,item_id,stars\n11,12,5,\n13,14,4,\n", "Expected 3 fields in line 2, saw 4"),
+        ("user_id,item_id,stars\n11,12,5\n13,14,4,\n", "Expected 3 fields in line 3, saw 4"),
+        ("user_id,item_id,item_id\n11,12,13\n", "two columns are called 'item_id'; rename all but one"),
+    ],
+)
+def test_no_cell_is_read_under_the_name_of_another_column(tmp_path, text, message):
+    path = tmp_path / "events.csv"
+    path.write_text(text)
+    with pytest.raises(SchemaError, match=message):
+        read_interactions(path, SCHEMA)
+
+
+@pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,,\n11,12\n", "user_id,item_id\n\n11,12\n"])
+def test_a_byte_order_mark_nameless_columns_and_blank_lines_do_no_harm(tmp_path, text):
+    path = tmp_path / "events.csv"
+    path.write_text(text)
+    got = read_interactions(path, SCHEMA)
+    assert got.to_dict("list") == {"user_id": ["11"], "item_id": ["12"]}
+
+
 @pytest.mark.parametrize("kind", [".csv", ".parquet"])
 def test_interactions_come_in_the_types_of_the_bundle(tmp_path, kind):
     frame = pd.DataFrame(
