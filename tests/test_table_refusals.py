@@ -210,6 +210,18 @@ def test_a_text_layout_of_json_lines_is_refused(tmp_path, layout, suffix):
             },
             "column 'repeat_rate' is reserved where repeats are allowed: rename yours",
         ),
+        (
+            {"features": FeaturesConfig(context={"user_id": "vector"})},
+            "column 'user_id', read by data.features.context.user_id as vector, holds ids; allowed: categorical",
+        ),
+        (
+            {"features": FeaturesConfig(context={"kind": FeatureConfig("numeric", column="event")})},
+            "column 'event', read by data.features.context.kind.column as numeric, holds texts; allowed: categorical",
+        ),
+        (
+            {"items": TableConfig("x"), "features": FeaturesConfig(item={"item_id": "numeric"})},
+            "column 'item_id', read by data.features.item.item_id as numeric, holds ids; allowed: categorical",
+        ),
     ],
 )
 def test_a_declaration_that_contradicts_itself_is_refused(options, message):

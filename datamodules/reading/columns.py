@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from serve.errors import SchemaError, name_nearest
 from serve.item_facts import REPEAT_RATE
+from serve.schema import Kind
 
 Role = Literal["id", "time", "order", "number", "text", "vector", "category", "value"]
 
@@ -21,6 +23,8 @@ EVENT_ROLES: dict[str, Role] = {
 }
 """The columns of interactions that have a meaning of their own, in their order."""
 _DERIVED_KINDS = ("hour_of_day", "day_of_week")
+_CELLS: dict[Role, str] = {"id": "ids", "time": "times", "order": "numbers", "number": "numbers", "text": "texts"}
+"""What the columns with a meaning of their own hold."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ def interaction_columns(config: DataConfig) -> tuple[Column, ...]:
         )
         for name, role in EVENT_ROLES.items()
     )
-    return events + _feature_columns("context", config.features, set(EVENT_ROLES))
+    return events + _feature_columns("context", config.features, EVENT_ROLES)
 
 
 def user_columns(config: DataConfig) -> tuple[Column, ...]:
@@ -91,7 +95,7 @@ def _side_columns(side: str, table: TableConfig, features: FeaturesConfig) -> tu
     mapped = _check_mapping(f"{side}s", table, {id_name})
     reason = _explain_name(f"{side}s", id_name, mapped)
     id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
-    return (id_column, *_feature_columns(side, features, {id_name}))
+    return (id_column, *_feature_columns(side, features, {id_name: "id"}))
 
 
 def _check_mapping(table: str, config: TableConfig, allowed: dict[str, Role] | set[str]) -> dict[str, str]:
@@ -135,13 +139,15 @@ def _list_readers(side: str, features: FeaturesConfig) -> dict[str, str]:
     return readers
 
 
-def _feature_columns(side: str, declared: FeaturesConfig, taken: set[str]) -> tuple[Column, ...]:
+def _feature_columns(side: str, declared: FeaturesConfig, taken: Mapping[str, Role]) -> tuple[Column, ...]:
     """Return one column for each that the features read, apart from those taken already."""
     features = list(declared.of(side).values())
     readers = _list_readers(side, declared)
     names = dict.fromkeys(str(feature.column) for feature in features)
     for name in names:
         _check_readers(side, name, features)
+        if name in taken:
+            _check_taken(name, taken[name], readers[name], {one.kind for one in features if one.column == name})
     for feature in features:
         if feature.kind in _DERIVED_KINDS and (side, feature.column) != ("context", "datetime"):
             raise SchemaError(
@@ -162,6 +168,16 @@ def _check_readers(side: str, name: str, features: list[FeatureConfig]) -> None:
         others = ", ".join(sorted(kinds - {"vector"}))
         raise SchemaError(
             f"data.features.{side}: column '{name}' is read as vector and as {others}; allowed: as vector alone"
+        )
+
+
+def _check_taken(name: str, role: Role, reader: str, kinds: set[Kind]) -> None:
+    """Refuse a kind whose cells those of a column with a meaning of its own cannot be."""
+    others: set[Kind] = {"vector", "numeric"} if role in ("id", "text") else {"vector"}
+    for kind in sorted(kinds & others):
+        raise SchemaError(
+            f"column '{name}', read by {reader} as {kind}, holds {_CELLS[role]}; allowed: categorical, or another "
+            "column"
         )
 
 
