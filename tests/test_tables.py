@@ -111,6 +111,13 @@ def test_texts_of_a_typed_table_stay_texts():
     assert tables.interactions["item_id"].tolist() == [2**53 + 1, 4]
 
 
+def test_columns_of_a_frame_may_be_called_by_numbers():
+    config = DataConfig(interactions=TableConfig(columns={"user_id": "0", "item_id": "2"}))
+    tables, rejects = tables_from_frames(config, pd.DataFrame([[3, 5, 7], [11, 13, 17]]))
+    assert tables.interactions.to_dict("list") == {"user_id": [3, 11], "item_id": [7, 17]}
+    assert rejects.dropped["interactions"] == ("1",)
+
+
 @pytest.mark.parametrize("dtype", ["uint64", "UInt64", "uint64[pyarrow]"])
 @pytest.mark.parametrize(("most", "expected"), [(2**63 - 1, [2**63 - 1, 7]), (2**63, [str(2**63), "7"])])
 def test_unsigned_ids_above_int64_are_texts(tmp_path, dtype, most, expected):

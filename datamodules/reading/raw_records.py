@@ -61,7 +61,8 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
         raise SchemaError(f"{name} is a {type(frame).__module__}.{type(frame).__name__}; allowed: a pandas DataFrame")
     if not len(frame):
         raise SchemaError(f"{name} is empty: expected at least one record")
-    found, dropped = find_columns(name, columns, [str(column) for column in frame.columns])
+    frame = frame.set_axis([str(column) for column in frame.columns], axis=1)  # numbers where there was no header
+    found, dropped = find_columns(name, columns, frame.columns)
     taken = pd.DataFrame({column.name: _quieten(frame[column.source].reset_index(drop=True)) for column in found})
     lines = np.arange(1, len(frame) + 1)
     return RawRecords(name, found, taken, lines, no_rejects(name), len(frame), dropped, is_text=False)
