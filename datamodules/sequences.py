@@ -49,13 +49,12 @@ def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: n
         item_ids: (N,) the catalogue by item_row.
         schema: fitted on training rows.
     """
-    rows = pd.Index(item_ids).get_indexer(pd.Index(interactions["item_id"]))
-    interactions = sort_interactions(interactions.assign(item_row=rows)[rows >= 0])
+    interactions = sort_interactions(interactions[interactions["item_id"].isin(item_ids)])
     user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), interactions["user_id"].to_numpy()]))
     segment = np.searchsorted(user_ids, interactions["user_id"].to_numpy())
     n = len(interactions)
     events = Events(
-        item_row=interactions["item_row"].to_numpy(np.int64),
+        item_row=pd.Index(item_ids).get_indexer(pd.Index(interactions["item_id"])).astype(np.int64),
         time=_column(interactions, "datetime", 0).astype(np.int64),
         event=encode_event_types(_column(interactions, "event", None), schema),
         weight=_column(interactions, "weight", 1.0).astype(np.float32),

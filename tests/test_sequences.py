@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,6 +9,7 @@ import pytest
 from datamodules.catalogue import build_catalogue
 from datamodules.sequences import build_sequences, encode_event_types, sort_interactions
 from serve.encoding import encode_features
+from serve.schema import Feature
 from tests.tiny_data import BASKETS, ORDERED, N, U, make_world
 
 
@@ -47,6 +50,13 @@ def test_items_outside_the_catalogue_are_left_out(world):
     again = build_sequences(tables.interactions[kept], tables.users, known, schema)
     for name, values in vars(sequences.events).items():
         assert np.array_equal(values, getattr(again.events, name)), name
+
+
+def test_a_column_called_item_row_is_read_as_it_is(world):
+    events = world.tables.interactions.assign(item_row="left")
+    schema = replace(world.schema, context_features=(Feature("f", "categorical", "item_row", vocabulary=("left",)),))
+    sequences = build_sequences(events, world.tables.users, world.catalogue.item_ids, schema)
+    assert set(sequences.context.codes[:, 0]) == {2}
 
 
 def test_users_of_either_table_have_a_sequence(world):
