@@ -120,6 +120,8 @@ class TargetsConfig:
     """The least weight, such as a rating. Default: any."""
 
     def __post_init__(self) -> None:
+        if self.events == []:
+            raise SchemaError("data.targets.events is []; allowed: one kind of event or more, or null for every kind")
         if not _is_limit(self.min_weight):
             raise SchemaError(f"data.targets.min_weight is {self.min_weight}; allowed: a number")
 

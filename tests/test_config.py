@@ -177,6 +177,11 @@ def test_a_split_that_contradicts_itself_is_refused(options, message):
         SplitConfig(**options)
 
 
+def test_no_kind_of_event_at_all_is_refused_as_targets():
+    with pytest.raises(SchemaError, match=r"data.targets.events is \[\]; allowed: one kind of event or more, or null"):
+        TargetsConfig(events=[])
+
+
 def test_an_empty_separator_is_refused():
     features = FeaturesConfig(item={"genres": FeatureConfig("multi_categorical", separator="")})
     with pytest.raises(SchemaError, match="feature 'genres' has an empty separator; allowed: one character or more"):
