@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,6 +16,7 @@ _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "valid
 """Key of the split -> the one kind that it belongs to."""
 _SPLIT_FILES = ("validation", "test")
 _TABLES = ("interactions", "users", "items")
+_SIDES = ("user", "item", "context")
 _LONGEST_DELIMITER = 4  # bytes, that DuckDB reads
 MOST_ENCODED = 10_000
 """Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""
@@ -169,9 +171,22 @@ class DataConfig:
         for name in _TABLES:
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)
+        for side in _SIDES:
+            _check_keys(f"data.features.{side}", getattr(self.features, side))
+        _check_keys("data.events", self.events)
         for name, weight in self.events.items():
             if not passes(weight, lambda one: 0 < one < math.inf):
                 raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
+
+
+def _check_keys(name: str, keys: Iterable[Any]) -> None:
+    """Refuse keys that YAML reads as something else than the text that a file has there."""
+    for key in keys:
+        if not isinstance(key, str):
+            raise SchemaError(
+                f"{name}: the key {key!r} is {type(key).__name__}; allowed: a text; put it in quotes, as also yes, no, "
+                "on, off and null"
+            )
 
 
 def _check_text_layout(name: str, table: TableConfig) -> None:

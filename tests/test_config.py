@@ -149,6 +149,8 @@ def test_the_template_says_how_long_histories_are_by_default():
         ({"items": TableConfig(delimiter="\x1f|")}, "data.items.delimiter is '\\x1f|'; allowed: one character"),
         ({"interactions": TableConfig(delimiter='"')}, "data.interactions.delimiter is '\"'; allowed"),
         ({"interactions": TableConfig(delimiter="")}, "data.interactions.delimiter is ''; allowed"),
+        ({"events": {1: 2.0}}, "data.events: the key 1 is int; allowed: a text; put it in quotes"),
+        ({"features": FeaturesConfig(item={True: "numeric"})}, "data.features.item: the key True is bool; allowed"),
     ],
 )
 def test_a_value_that_cannot_be_is_refused_at_once(options, message):
