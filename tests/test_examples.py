@@ -74,6 +74,16 @@ def test_the_last_events_come_first_by_day(shop):
         assert example.targets is None
 
 
+@pytest.mark.parametrize("missing", [None, np.nan])
+def test_nothing_is_said_of_an_event_that_is_missing(shop, missing):
+    known = shop.profiles.history
+    nameless = replace(known, event=np.full(len(known), missing, object), weight=None)
+    recommender = Recommender(shop.bundle, replace(shop.profiles, history=nameless))
+    asked = ask_known_users(recommender, seed=3)
+    days = [day for one in describe_examples(recommender, asked, names_of(SHOP)) for day in one.days]
+    assert not any("[" in said for day in days for said in day.events)
+
+
 @pytest.mark.parametrize(("other", "is_said"), [(1.0, False), (np.nan, False), (2.5, True)])
 def test_a_weight_of_one_is_said_where_another_is_not_one(shop, other, is_said):
     known = shop.profiles.history

@@ -150,7 +150,7 @@ def _last_days(history: History, names: Names) -> list[Day]:
 
 
 def _say_event(history: History, place: int) -> str:
-    parts = [] if history.event is None else [str(history.event[place])]
+    parts = [] if history.event is None or pd.isna(history.event[place]) else [str(history.event[place])]
     if history.weight is not None and np.isfinite(history.weight[place]):
         parts.append(f"weight {history.weight[place]:g}")
     return f" [{', '.join(parts)}]" if parts else ""
