@@ -140,8 +140,18 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     if program is None:
         raise BundleError(f"{path.name}: torch exported nothing")
     model = program.model_proto
+    _forget_origin(model.graph)
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
+
+
+def _forget_origin(graph: onnx.GraphProto) -> None:
+    """Take out by which lines of which files each part was made.
+
+    These are paths of this machine and names numbered since the process began: no two exports would be alike.
+    """
+    for part in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
+        part.ClearField("metadata_props")
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:

@@ -16,7 +16,7 @@ from models.blending import Blend, blend_in
 from models.bundle_export import export_bundle, write_vectors
 from models.content_places import ContentPlaces
 from models.directions import normalise
-from models.export import check_parity, item_graph, user_graph
+from models.export import check_parity, export_graph, item_graph, user_graph
 from models.item_correlations import Factors
 from models.memory import memory_inputs
 from models.newcomers import Newcomers
@@ -153,6 +153,16 @@ def test_item_tower_places_items_by_content_as_torch(shipped, batch):
     with torch.no_grad():
         expected = shipped.newcomers(*(torch.from_numpy(arrays[name]) for name in names))
     assert np.abs(found - expected.numpy()).max() <= PARITY
+
+
+def test_no_tower_names_the_files_it_was_made_by_and_exported_again_it_has_the_same_bytes(shipped, tmp_path):
+    for name in (USER_TOWER, ITEM_TOWER):
+        for sign in (b'File "', b".py", str(Path.cwd()).encode(), b"eval_with_key"):
+            assert sign not in (shipped.folder / name).read_bytes()
+    arrays = item_case(shipped.schema, 3, np.random.default_rng(3))
+    for name in ("once", "again"):
+        export_graph(item_graph(shipped.newcomers), arrays, tmp_path / name, "a space")
+    assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
 
 
 def test_every_file_is_written_alone_and_names_its_space(shipped):
