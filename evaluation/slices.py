@@ -55,7 +55,8 @@ def label_targets(
         targets: T in all.
         history_length: (B,) training events of each request's user.
         event_count: (N,) training events of each item.
-        groups: name -> (users,), a label per user, indexed by `targets.user`.
+        groups: name -> (users,), a label per user, indexed by `targets.user`. One that is called as ours are keeps its
+            labels under `NAME (column)`.
     """
     request = targets.items.request
     labels: dict[str, Labels] = {
@@ -63,7 +64,8 @@ def label_targets(
         "item_events": np.where(_of_items(event_count < COLD_EVENTS, targets), "0-4", "5+"),
         "popularity": np.where(_of_items(~find_head(event_count), targets), "tail", "head"),
     }
-    return labels | {name: column[targets.user][request] for name, column in groups.items()}
+    named = {f"{name} (column)" if name in labels else name: column for name, column in groups.items()}
+    return labels | {name: column[targets.user][request] for name, column in named.items()}
 
 
 def label_column(column: pd.Series[Any]) -> Labels:

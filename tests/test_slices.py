@@ -33,6 +33,13 @@ def test_labels_of_targets():
     assert got["gender"].tolist() == ["m", "m", None, None, "m", "m"]
 
 
+def test_a_column_called_as_a_slice_of_ours_stands_beside_it():
+    column = np.array(["short", "long", "none", None], object)
+    got = label_targets(TARGETS, np.array([3, 40, 0]), EVENTS, {"history": column})
+    assert got["history"].tolist() == ["1-4", "1-4", "20+", "20+", "0", "0"]
+    assert got["history (column)"].tolist() == ["long", "long", None, None, "long", "long"]
+
+
 def test_a_slice_of_users_is_measured_as_if_alone():
     labels = np.array(["a", "a", None, np.nan, "a", "a"], object)
     got = measure_slices(LISTS, TARGETS, {"group": labels})["group"]
