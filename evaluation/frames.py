@@ -103,7 +103,10 @@ def _check_columns(frame: pd.DataFrame, needed: Iterable[str], path: Path) -> No
 
 def _read_ids(column: pd.Series[Any], id_type: IdType, where: str) -> np.ndarray:
     _refuse_missing(column.isna().to_numpy(), column, where)
-    codes, values = pd.factorize(column)
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:
+        raise SchemaError(f"{where} holds lists; allowed: whole numbers or texts") from error
     kind = np.int64 if id_type == "integer" else object
     return np.array([parse_id(value, id_type, where) for value in values], kind)[codes]
 

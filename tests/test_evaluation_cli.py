@@ -218,6 +218,13 @@ def test_no_cell_is_read_under_the_name_of_another_column(tmp_path, text, messag
         read_interactions(path, SCHEMA)
 
 
+def test_lists_as_ids_are_refused(tmp_path):
+    path = tmp_path / "events.parquet"
+    pd.DataFrame({"user_id": [11], "item_id": [[12]]}).to_parquet(path)
+    with pytest.raises(SchemaError, match=r"events\.parquet: item_id holds lists; allowed: whole numbers or texts"):
+        read_interactions(path, SCHEMA)
+
+
 @pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,,\n11,12\n", "user_id,item_id\n\n11,12\n"])
 def test_a_byte_order_mark_nameless_columns_and_blank_lines_do_no_harm(tmp_path, text):
     path = tmp_path / "events.csv"
