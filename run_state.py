@@ -32,6 +32,11 @@ def declare(config: Config) -> dict[str, Any]:
     }
 
 
+def declare_finished(config: Config, rows: str) -> dict[str, Any]:
+    """Return the same with a fingerprint of the tables, which no checkpoint is looked into for when all is done."""
+    return {**declare(config), "previous": str(config.previous), "rows": rows}
+
+
 def refuse_replacing(config: Config) -> None:
     """Refuse to begin where a finished run would be replaced and nobody said that it may be.
 
@@ -46,11 +51,15 @@ def refuse_replacing(config: Config) -> None:
         raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
 
 
-def is_finished(config: Config) -> bool:
+def is_finished(config: Config, rows: str) -> bool:
     """Say whether the run is finished; clear what is not to be gone on with.
 
     Under `resume` a run that is finished is left as it is, or begun anew under `overwrite`; where there is no
     checkpoint, the run begins too, so that whoever restarts it after an interruption may always say `resume`.
+
+    Args:
+        config: of the run, whole.
+        rows: fingerprint of its tables.
 
     Raises:
         SchemaError: there is a bundle of another run, and nobody said that it may be replaced.
@@ -60,7 +69,7 @@ def is_finished(config: Config) -> bool:
     is_done = version is not None and version == read_version(bundle)
     if bundle.exists() and not config.overwrite:
         refuse_replacing(config)
-        for difference in compare(run, declare(config)):
+        for difference in compare(run, declare_finished(config, rows)):
             raise SchemaError(
                 f"{config.out} holds another run, finished: {difference}; choose another --out, or add --overwrite"
             )

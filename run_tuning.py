@@ -20,7 +20,7 @@ import torch
 from optuna.trial import Trial, TrialState
 from rich.console import Console
 
-from datamodules.fingerprint import fingerprint
+from datamodules.fingerprint import fingerprint_rows
 from datamodules.reach import check_files, check_targets
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -79,7 +79,7 @@ def tune(given: Config, whole: Config, tables: Tables, split: Split, text: str) 
         **declare(whole),
         "searched": {name: repr(space[name]) for name in space},
         "previous": str(given.previous),
-        "rows": hash_data(tables, split),
+        "rows": fingerprint_rows(split.train, split.validation, tables.users, tables.items),
     }
     console.rule(f"search by validation: {', '.join(space)}")
     with open_study(folder, origin) as study:
@@ -130,12 +130,6 @@ def prepare_folder(config: Config) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(folder / TRIAL, ignore_errors=True)  # of a trial that was killed
     return folder
-
-
-def hash_data(tables: Tables, split: Split) -> str:
-    """Tell whether the trials of a study saw the same rows."""
-    frames = (split.train, split.validation, tables.users, tables.items)
-    return fingerprint(*((str(name), frame[name].to_numpy()) for frame in frames for name in frame))
 
 
 def attempt(study: optuna.Study, whole: Config, space: Space, tables: Tables, split: Split) -> None:

@@ -26,6 +26,7 @@ from rich.console import Console
 
 from datamodules.cleaning import clean
 from datamodules.data_report import print_report, report_data
+from datamodules.fingerprint import fingerprint_rows
 from datamodules.joins import check_joins
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.ordering import order_tables
@@ -46,7 +47,7 @@ from models.checkpoints import note_published
 from models.defaults import Choice
 from run_config import Config, complete_text, parse
 from run_finishing import Trained, place_newcomers
-from run_state import declare, is_finished, refuse_replacing
+from run_state import declare_finished, is_finished, refuse_replacing
 from run_training import print_choices, settle, train
 from serve.bundle import Bundle
 from serve.durable import name_file, write_file
@@ -91,6 +92,8 @@ class Work:
     """What reading and cleaning say of the tables."""
     choices: list[Choice]
     """What the data decided."""
+    rows: str
+    """Fingerprint of the tables."""
 
 
 def run(
@@ -111,12 +114,12 @@ def run(
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage)
-        if is_finished(work.config):
+        if is_finished(work.config, work.rows):
             console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
             return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
-        return release(work.config, stage, *produce(work, stage))
+        return release(work, stage, *produce(work, stage))
 
 
 def search(config: Config, text: str) -> None:
@@ -140,7 +143,8 @@ def prepare(config: Config, frames: tuple[pd.DataFrame, ...] | None, stage: Stag
     """Read the tables and decide what the configuration leaves open."""
     tables, report = read(config, frames, stage.beside)
     config, choices = settle(config, tables)
-    return Work(config, tables, report, choices)
+    rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
+    return Work(config, tables, report, choices, rows)
 
 
 def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any], dict[str, Any], pd.DataFrame]:
@@ -183,7 +187,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
 
 
 def release(
-    config: Config,
+    work: Work,
     stage: Stage,
     facts: Facts,
     recommender: Recommender,
@@ -192,6 +196,7 @@ def release(
     test: pd.DataFrame,
 ) -> Run:
     """Publish the bundle together with its profiles, its metrics and what else lies beside it in the stage."""
+    config = work.config
     published = {name: value for name, value in metrics.items() if name != "slices"}  # groups may be a few people
     ready = stage.prepare(facts, published)
     content = {"version": ready.version, **metrics, **report}
@@ -199,7 +204,7 @@ def release(
     write_report(stage.beside, config.out, content, recommender, test)
     stage_profiles(config.out / PROFILES, recommender.profiles, ready.version)
     erase_forgotten(config.out, recommender.profiles)
-    note_published(config.out, declare(config), ready.version)
+    note_published(config.out, declare_finished(config, work.rows), ready.version)
     with undisturbed():  # what was told to stop is stopped before, with nothing published, or it is finished
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from torch import Tensor
 
 
@@ -19,6 +20,11 @@ def fingerprint(*parts: Any) -> str:
             digest.update(len(piece).to_bytes(8, "little"))
             digest.update(piece)
     return digest.hexdigest()
+
+
+def fingerprint_rows(*frames: pd.DataFrame) -> str:
+    """Hash the names and the values of all columns."""
+    return fingerprint(*((str(name), frame[name].to_numpy()) for frame in frames for name in frame))
 
 
 def _pieces(value: Any) -> Iterator[bytes | memoryview]:

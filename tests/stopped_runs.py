@@ -56,7 +56,7 @@ def stand_in(seed: int) -> None:
 
     def prepare(config: train.Config, frames: Any, stage: Stage) -> train.Work:
         train.keep_rejects(Rejects({"items": REJECTED}, {"items": 900}, {}), config, stage.beside)
-        return train.Work(config, frames, {}, [])
+        return train.Work(config, frames, {}, [], "")
 
     def produce(work: train.Work, stage: Stage) -> Any:
         facts = write_linear(stage, SHOP, seed)

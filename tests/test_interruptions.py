@@ -167,7 +167,7 @@ def quick(monkeypatch) -> None:
         recommender = Recommender(Bundle.load_staged(stage.path), make_profiles(SHOP, known_users(SHOP)))
         return facts, recommender, {"seed": work.config.seed}, {}, None
 
-    monkeypatch.setattr(train, "prepare", lambda config, tables, stage: train.Work(config, None, {}, []))
+    monkeypatch.setattr(train, "prepare", lambda config, tables, stage: train.Work(config, None, {}, [], str(tables)))
     monkeypatch.setattr(train, "produce", produce)
     monkeypatch.setattr(train, "write_report", lambda *_: None)
     monkeypatch.setattr(train, "print_summary", lambda *_: None)
@@ -197,11 +197,24 @@ def test_a_finished_run_of_anything_else_is_refused(tmp_path, quick, options, me
         train.run(make_config(tmp_path, **{"resume": True, **options}))
 
 
+@pytest.mark.parametrize(
+    ("tables", "previous", "message"),
+    [
+        ("others", None, 'rows is "ours" there and "others" here'),
+        ("ours", Path("old/bundle"), 'previous is "None" there and "old/bundle" here'),
+    ],
+)
+def test_a_finished_run_of_other_tables_or_after_another_bundle_is_refused(tmp_path, quick, tables, previous, message):
+    train.run(make_config(tmp_path), "ours")
+    with pytest.raises(SchemaError, match=message):
+        train.run(make_config(tmp_path, resume=True, previous=previous), tables)
+
+
 @pytest.mark.parametrize(("options", "is_kept"), [({"resume": True}, True), ({}, False)])
 def test_checkpoints_are_kept_for_a_run_that_goes_on_alone(tmp_path, options, is_kept):
     for name in ("checkpoints/select", "logs/select"):
         (tmp_path / name).mkdir(parents=True)
-    assert not run_state.is_finished(make_config(tmp_path, **options))
+    assert not run_state.is_finished(make_config(tmp_path, **options), "")
     assert (tmp_path / "checkpoints" / "select").exists() == is_kept
     assert (tmp_path / "logs" / "select").exists() == is_kept
 
@@ -209,17 +222,17 @@ def test_checkpoints_are_kept_for_a_run_that_goes_on_alone(tmp_path, options, is
 def test_a_finished_run_that_is_overwritten_begins_anew(tmp_path, quick):
     train.run(make_config(tmp_path))
     (tmp_path / "checkpoints" / "select").mkdir()
-    assert not run_state.is_finished(make_config(tmp_path, resume=True, overwrite=True))
+    assert not run_state.is_finished(make_config(tmp_path, resume=True, overwrite=True), "")
     assert not (tmp_path / "checkpoints").exists()
 
 
 def test_an_overwriting_run_that_was_interrupted_goes_on(tmp_path, quick):
     train.run(make_config(tmp_path))
     note_published(tmp_path, {}, "of-another")
-    assert not run_state.is_finished(make_config(tmp_path, resume=True, overwrite=True))
+    assert not run_state.is_finished(make_config(tmp_path, resume=True, overwrite=True), "")
     assert (tmp_path / "checkpoints").exists()
     with pytest.raises(SchemaError, match="add --overwrite"):
-        run_state.is_finished(make_config(tmp_path, resume=True))
+        run_state.is_finished(make_config(tmp_path, resume=True), "")
 
 
 def test_a_training_that_diverges_ends_with_one_line(tmp_path, monkeypatch, capsys):

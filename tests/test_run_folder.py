@@ -51,7 +51,7 @@ def test_checkpoints_and_logs_of_somebody_else_stay(tmp_path):
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text("content")
     note_published(tmp_path, {}, "of a bundle that was removed")
-    assert not is_finished(config_of(tmp_path))
+    assert not is_finished(config_of(tmp_path), "")
     assert all(path.exists() for path in mine)
     assert not any(path.parent.exists() for path in of_run)
     assert not (tmp_path / "checkpoints" / "published.json").exists()

@@ -17,6 +17,7 @@ from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from datamodules.sets import FOLDS
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
+from models.checkpoints import read_published
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import Choice
 from run_config import Config, complete_text, parse
@@ -164,7 +165,7 @@ def test_a_finished_run_with_options_left_open_is_known_by_its_command(finished,
     assert "finished: nothing is left to do" in " ".join(capsys.readouterr().out.split())
     assert {path: path.stat().st_mtime_ns for path in before} == before
     _, _, whole, _ = read_again(run)
-    assert is_finished(replace(whole, resume=True))
+    assert is_finished(replace(whole, resume=True), read_published(run)[1]["rows"])
 
 
 def test_another_value_of_what_was_chosen_is_another_run(finished, capsys):
@@ -173,6 +174,19 @@ def test_another_value_of_what_was_chosen_is_another_run(finished, capsys):
     assert train.main([*command, "--ckpt_path", "last", f"--model.patience={chosen + 1}"]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert f"model.patience is {chosen} there and {chosen + 1} here" in line
+
+
+def test_a_finished_run_of_other_rows_is_another_run(finished, tmp_path, capsys):
+    run, command = finished
+    pd.read_parquet(run.parent / "interactions.parquet")[1:].to_parquet(tmp_path / "interactions.parquet")
+    (run.parent / "interactions.parquet").rename(tmp_path / "whole")
+    shutil.move(tmp_path / "interactions.parquet", run.parent)
+    try:
+        assert train.main([*command, "--ckpt_path", "last"]) == 2
+    finally:
+        shutil.move(tmp_path / "whole", run.parent / "interactions.parquet")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "holds another run, finished: rows is" in line
 
 
 def test_what_is_counted_is_what_the_tables_hold(tmp_path):
