@@ -93,12 +93,19 @@ def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
 
 
 def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read what `note_published` wrote: version and run; None and nothing where it did not."""
+    """Read what `note_published` wrote: version and run; None and nothing where it did not.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    path = folder / CHECKPOINTS / _PUBLISHED
     try:
-        content = json.loads((folder / CHECKPOINTS / _PUBLISHED).read_bytes())
+        content = json.loads(path.read_bytes())
+        return content["version"], dict(content["run"])
     except FileNotFoundError:
         return None, {}
-    return content["version"], content["run"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error!r}; delete it and train with --overwrite") from error
 
 
 def forget_published(folder: Path) -> None:

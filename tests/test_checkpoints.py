@@ -96,3 +96,11 @@ def test_nothing_is_published_until_it_is_noted(tmp_path):
     assert read_published(tmp_path) == (None, {})
     note_published(tmp_path, ORIGIN, "abc123")
     assert read_published(tmp_path) == ("abc123", ORIGIN)
+
+
+@pytest.mark.parametrize("content", ["", '{"version": "abc', "[]", "{}", '{"version": "abc", "run": 7}', "\x00"])
+def test_a_damaged_note_is_named(tmp_path, content):
+    note_published(tmp_path, ORIGIN, "abc123")
+    (tmp_path / "checkpoints" / "published.json").write_text(content)
+    with pytest.raises(BundleError, match=r"published\.json is damaged: .*; delete it and train with --overwrite"):
+        read_published(tmp_path)
