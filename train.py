@@ -214,8 +214,7 @@ def release(
 
 def read(config: Config, frames: tuple[pd.DataFrame, ...] | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
     """Read and clean the tables; the list of the rows that do not fit is left with the bundle."""
-    previous = None if config.previous is None else config.previous.absolute().parent
-    tombstones = inherit_tombstones(config.out, previous)
+    tombstones = inherit_tombstones(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, tombstones)
     else:

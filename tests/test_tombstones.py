@@ -40,7 +40,7 @@ def test_salts_are_random_and_kept(tmp_path):
 
 def test_nobody_is_forgotten_where_there_is_no_file(tmp_path):
     assert read_tombstones(tmp_path) == Tombstones()
-    assert inherit_tombstones(tmp_path, tmp_path / "nowhere") == Tombstones()
+    assert inherit_tombstones(tmp_path, tmp_path / "nowhere" / "bundle") == Tombstones()
     assert not TombstoneFile(tmp_path).holds("anna")
     assert list(tmp_path.iterdir()) == []
 
@@ -50,15 +50,27 @@ def test_a_run_takes_over_those_of_the_run_before_it_and_of_the_one_before_that(
     for run, user_id in zip(runs, ("anna", "ben", "carl"), strict=True):
         run.mkdir()
         add_tombstones(run, [user_id])
-    inherit_tombstones(runs[1], runs[0])
+    inherit_tombstones(runs[1], runs[0] / "bundle")
     for _ in range(2):  # twice changes nothing
-        inherited = inherit_tombstones(runs[2], runs[1])
+        inherited = inherit_tombstones(runs[2], runs[1] / "bundle")
         assert [inherited.holds(one) for one in ("anna", "ben", "carl", "dora")] == [True, True, True, False]
         assert len(inherited) == 3
         assert read_tombstones(runs[2]).sets == inherited.sets
     add_tombstones(runs[2], ["dora"])
     assert len(read_tombstones(runs[2])) == 4
     assert len(read_tombstones(runs[0])) == 1
+
+
+def test_a_link_to_a_bundle_leads_to_those_of_its_run(tmp_path):
+    for name, user_id in (("old", "anna"), ("links", "ben")):
+        (tmp_path / name).mkdir()
+        add_tombstones(tmp_path / name, [user_id])
+    (tmp_path / "old" / "bundle").mkdir()
+    (tmp_path / "links" / "latest").symlink_to(tmp_path / "old" / "bundle")
+    (tmp_path / "new").mkdir()
+    inherited = inherit_tombstones(tmp_path / "new", tmp_path / "links" / "latest")
+    assert [inherited.holds(one) for one in ("anna", "ben", "carl")] == [True, True, False]
+    assert read_tombstones(tmp_path / "new").sets == inherited.sets
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "users": [{"salt": "xyz", "hashes": []}]}'])

@@ -118,11 +118,17 @@ def add_tombstones(run: Path, user_ids: Iterable[Id]) -> list[str]:
 def inherit_tombstones(run: Path, previous: Path | None) -> Tombstones:
     """Return the tombstones of a run, joined by those of the run that it goes on from, which it takes over.
 
+    Args:
+        run: its folder.
+        previous: bundle that it goes on from; one that is reached by a link is of the run that the link leads to, too.
+
     Raises:
         BundleError: a file is damaged.
         OSError: the disk is full or fails.
     """
-    others = NOBODY if previous is None else read_tombstones(previous)
+    others = NOBODY
+    for place in () if previous is None else (previous.absolute(), previous.resolve()):
+        others = others.joined(read_tombstones(place.parent))
     if not len(others):
         return read_tombstones(run)
     with _writing(run):
