@@ -105,7 +105,7 @@ def _read_ids(column: pd.Series[Any], id_type: IdType, where: str) -> np.ndarray
     _refuse_missing(column.isna().to_numpy(), column, where)
     try:
         codes, values = pd.factorize(column)
-    except TypeError as error:
+    except TypeError as error:  # of values that cannot be hashed
         raise SchemaError(f"{where} holds lists; allowed: whole numbers or texts") from error
     kind = np.int64 if id_type == "integer" else object
     return np.array([parse_id(value, id_type, where) for value in values], kind)[codes]

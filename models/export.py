@@ -110,7 +110,7 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     """Write the graph as a single ONNX file.
 
     What is exported asks a tensor for `shape[0]`: `len` makes the number of requests a constant where torch follows the
-    code as it runs, so that it starts again in another way, which takes twice as long.
+    code as it runs, so that it starts again in another, slower way.
 
     Args:
         graph: in evaluation mode, on the CPU.
