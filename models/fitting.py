@@ -1,4 +1,4 @@
-"""Fit a TwoTower with Lightning: best weights by recent validation NDCG, progress bars, logs, checkpoints."""
+"""Fit a TwoTower with Lightning: best weights by recent validation NDCG, logs, checkpoints."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, ProgressBar
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.curves import Curves
 from models.heap import keep_freed_memory
+from models.progress import show_progress
 from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
@@ -41,14 +42,6 @@ class ResumedStopping(EarlyStopping):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
-
-
-class EpochsFromOne(RichProgressBar):
-    """Count epochs as people, the curves and the report do."""
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        longest = len(self.validation_description)  # bars of one width do not flicker
-        return f"Epoch {current_epoch + 1}/{self.trainer.max_epochs}".ljust(longest)
 
 
 class MovableCheckpoint(ModelCheckpoint):
@@ -154,9 +147,10 @@ def _make_trainer(
     options: Mapping[str, Any],
 ) -> pl.Trainer:
     given = dict(options)
-    if given.get("enable_progress_bar", True):
-        callbacks = [*callbacks, EpochsFromOne(leave=False)]
+    if given.pop("enable_progress_bar", True):
+        callbacks = [*callbacks, show_progress()]
     ours: dict[str, Any] = {
+        "enable_progress_bar": any(isinstance(one, ProgressBar) for one in callbacks),  # else it adds one of its own
         "max_epochs": max_epochs,
         "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # others, as of a Mac, lack 64 bit numbers
         "devices": 1,

@@ -6,7 +6,6 @@ import csv
 import os
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,7 +13,7 @@ import torch
 
 import train
 from models.checkpoints import read_checkpoint
-from models.fitting import EpochsFromOne, fit
+from models.fitting import fit
 from models.smoothing import NDCG
 from models.two_tower import TwoTower
 from serve.errors import BundleError, SchemaError
@@ -226,9 +225,3 @@ def test_bfloat16_on_the_cpu_trains_and_exports(tmp_path):
 @pytest.mark.parametrize("protocol", ["ordered", "baskets"])
 def test_bfloat16_on_a_gpu_trains_and_exports_from_the_cpu(tmp_path, protocol):
     run_in_16_bits(tmp_path, protocol, "gpu")
-
-
-def test_the_bar_counts_epochs_from_one():
-    bar = EpochsFromOne()
-    bar._trainer = SimpleNamespace(max_epochs=9)
-    assert bar._get_train_description(0).strip() == "Epoch 1/9"
