@@ -56,7 +56,8 @@ class ProgressLines(Callback):
         self._say(f"{epoch} after {_clock(taken)}, at most {_clock(left)} to go", trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._say(f"{trainer.current_epoch} epochs in {_clock(time.monotonic() - self._started)}", trainer)
+        taken = time.monotonic() - self._started
+        self._say(f"{trainer.current_epoch} of {trainer.max_epochs} epochs in {_clock(taken)}", trainer)
 
     def _say(self, text: str, trainer: pl.Trainer) -> None:
         named = {"loss": LOSS, "validation NDCG@10": NDCG}

@@ -54,7 +54,7 @@ def test_a_file_has_a_line_a_minute_and_one_at_the_end(tmp_path, lines, capsys):
         assert said[(epoch - 1) * per_epoch].startswith(f"epoch {epoch} of 7: ")
         assert said[(epoch - 1) * per_epoch].endswith(figures)
     last = f"loss {float(rows[-1]['train_loss']):.4f}; validation NDCG@10 {float(rows[-1]['val_ndcg']):.4f}"
-    assert said[-1] == f"7 epochs in 0:{7 * per_epoch}:30; {last}"
+    assert said[-1] == f"7 of 7 epochs in 0:{7 * per_epoch}:30; {last}"
     assert capsys.readouterr().out == ""  # no other bar
 
 
@@ -77,4 +77,4 @@ def test_no_line_comes_before_a_minute_is_over(tmp_path, lines, monkeypatch):
     monkeypatch.setattr(progress, "LINE_SECONDS", 1e9)
     fit_tiny(tmp_path, patience=None, **WATCHED)
     (only,) = lines()
-    assert only.startswith("7 epochs in 0:")
+    assert only.startswith("7 of 7 epochs in 0:")
