@@ -17,6 +17,7 @@ import pandas as pd
 from evaluation.intervals import Summary, summarise
 from evaluation.metrics import Floats, measure_users
 from evaluation.targets import Bools, Ints, Targets
+from serve.encoding import to_text
 
 Labels = npt.NDArray[Any]
 
@@ -71,9 +72,12 @@ def label_targets(
 def label_column(column: pd.Series[Any]) -> Labels:
     """Label each row by its value, or by quartile where there are many numbers; None or NaN where missing.
 
-    Texts are numbers where all are written so and they are too many to be measured one by one: a column of a CSV file
-    that no feature reads is text.
+    What is one value to a vocabulary is one label, whatever the space around it, and an empty text is missing. Texts
+    are numbers where all are written so and they are too many to be measured one by one: a column of a CSV file that
+    no feature reads is text.
     """
+    if pd.api.types.infer_dtype(column, skipna=True) not in NUMBERS:
+        column = pd.Series([to_text(value) for value in column], dtype="str")
     if _are_many_numbers(column):
         column = pd.to_numeric(column)
     labels: Labels = column.to_numpy(object)

@@ -95,6 +95,16 @@ def test_few_numbers_and_texts_are_labels_themselves():
     assert label_column(pd.Series(texts)).tolist() == texts
 
 
+def test_a_value_is_one_label_as_it_is_one_of_a_vocabulary():
+    """The same people stood in two groups of one name, and those of whom nothing is known in one without a name."""
+    genders = pd.Series(["f", "f ", "\tm", "m", "", " ", None])
+    labels = label_column(genders)
+    assert labels[:4].tolist() == ["f", "f", "m", "m"]
+    assert pd.isna(labels[4:]).all()
+    assert label_column(pd.Series([1, 1.0, "1", " 1"], dtype=object)).tolist() == ["1"] * 4
+    assert label_column(pd.Series([*map(str, range(18, 60)), ""])).tolist()[:1] == ["18 to 28.25"]
+
+
 @pytest.mark.parametrize("first", [20240100, 1_500_000_000, -3], ids=["dates", "epochs", "negative"])
 def test_quartiles_of_near_numbers_are_groups_of_their_own(first):
     """Six digits do not tell such numbers apart: two quartiles became one."""
