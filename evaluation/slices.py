@@ -42,7 +42,8 @@ def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) 
     Args:
         lists: (B, K).
         targets: of the B requests, T in all.
-        labels: slice -> (T,), a label per target; None and NaN become the value `missing`.
+        labels: slice -> (T,), a label per target; None and NaN become the value `missing`. A label of this text, or
+            `other`, as the rare ones together are called, becomes `missing (value)`, `other (value)`.
     """
     return {name: _measure_slice(lists, targets, column) for name, column in labels.items()}
 
@@ -131,8 +132,13 @@ def _of_items(marked: Bools, targets: Targets) -> Bools:
 
 
 def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, Summary]:
-    values = _join_rare(np.where(pd.isna(labels), MISSING, labels.astype(str)))
+    values = _join_rare(np.where(pd.isna(labels), MISSING, _tell_apart(labels.astype(str))))
     return {str(value): summarise(measure_users(lists, targets.keep(values == value))) for value in np.unique(values)}
+
+
+def _tell_apart(values: Labels) -> Labels:
+    """Rename values that are called as ours are: "other" may be what people say of themselves."""
+    return np.where(np.isin(values, (MISSING, OTHER)), np.strings.add(values, " (value)"), values)
 
 
 def _join_rare(values: Labels) -> Labels:

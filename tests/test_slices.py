@@ -73,6 +73,14 @@ def test_rare_values_are_one_slice():
     assert {got[value]["users"] for value in often} == {2}
 
 
+def test_values_called_as_ours_are_told_from_them():
+    """Whoever says "other" of her gender is of a group of people, which the gaps between groups left out."""
+    labels = np.array(["other", "other", "missing", None, "woman", "other"], object)
+    got = measure_slices(LISTS, TARGETS, {"gender": labels})["gender"]
+    assert sorted(got) == ["missing", "missing (value)", "other (value)", "woman"]
+    assert got["other (value)"]["users"] == got["missing (value)"]["users"] == got["missing"]["users"] == 1
+
+
 def test_many_numbers_are_labelled_by_quartile():
     ages = pd.Series([*range(10, 27), None], dtype="float64")  # 17 values: the quartiles are 14, 18 and 22
     got = label_column(ages).tolist()
