@@ -137,3 +137,11 @@ def test_nobody_is_called_better_by_a_few_users_or_as_good_without_proof(users, 
     assert (f"of {users} user" in said) == (users < 20)
     assert ("not clearly different from “EASE”" in tile.label) != bool(verdict)
     assert "as good as" not in tile.label
+
+
+def test_a_baseline_that_has_nothing_right_is_not_taken_for_ours():
+    """As where all that is held out is new: the tile said of ours that it has nothing right."""
+    view = view_of(20, 0.25, 0.75)
+    (_, tile) = make_tiles([view], None)
+    assert tile.label == "NDCG@10, items new to the user; “EASE”, the best simple method, has nothing right"
+    assert "The difference is +0.5000 (“EASE” has nothing right), +0.2500 to +0.7500 with" in say_comparison(view)

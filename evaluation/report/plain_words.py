@@ -158,6 +158,8 @@ def _against(rival: ModelRow | None) -> str:
         return ""
     if rival.difference.sign == 0:
         return f"; not clearly different from “{rival.label}”, the best simple method"
+    if rival.headline.value <= 0:
+        return f"; “{rival.label}”, the best simple method, has nothing right"
     return f"; {_relative(rival)} against “{rival.label}”, the best simple method"
 
 
@@ -168,7 +170,7 @@ def _with_interval(one: Figure) -> str:
 def _relative(rival: ModelRow) -> str:
     """Write our gain over a baseline as a share of its figure."""
     if rival.difference is None or rival.headline.value <= 0:
-        return "it has nothing right"
+        return f"“{rival.label}” has nothing right"
     return f"{rival.difference.value / rival.headline.value * 100:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
 
 
