@@ -108,6 +108,8 @@ def test_what_was_held_out_is_said_as_it_was_told():
     targets = data | {"targets": {"train": 9, "validation": 2, "test": 3}}
     assert say_split(data, baskets) == "the last events of each user, which came at one time"
     assert say_split(targets, RANKED) == "the last event of each user, of those to be predicted, and what came after"
+    drawn = "one item of each user, drawn by chance, of those to be predicted, and some of the others"
+    assert say_split(targets, SET) == drawn
 
 
 def test_times_far_from_all_others_are_on_the_page():

@@ -89,7 +89,8 @@ def say_split(report: Report, schema: Schema) -> str:
     split = report["split"]
     held_out = SPLITS.get(split["kind"], split["kind"])
     if split["kind"] == "leave_one_out":
-        held_out = _say_last(schema) + ", of those to be predicted, and what came after" * bool(report.get("targets"))
+        rest = "some of the others" if schema.is_set else "what came after"
+        held_out = _say_last(schema) + f", of those to be predicted, and {rest}" * bool(report.get("targets"))
     return f"{held_out}, {say_moment(split['test_at'])}" if split.get("test_at") else held_out
 
 
