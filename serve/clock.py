@@ -180,8 +180,8 @@ def _read_cell(value: Any) -> float | datetime | None:
     if isinstance(value, np.datetime64):
         moment = value.astype("datetime64[us]").item()
         return moment if isinstance(moment, datetime) else None
-    if isinstance(value, bool) or not isinstance(value, int | float | np.integer | np.floating):
-        return None
+    if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
+        return None  # a time span is an integer to NumPy
     return _within_int64(value.item() if isinstance(value, np.generic) else value)
 
 

@@ -92,6 +92,7 @@ UNREADABLE += [
     "2017-12-01 10:00:00 CET",
     "NaT",
     np.datetime64("NaT"),
+    np.timedelta64(3, "D"),
     "12/01/2017",
     ["2017-12-01"],
 ]

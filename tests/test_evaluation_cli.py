@@ -225,6 +225,13 @@ def test_lists_as_ids_are_refused(tmp_path):
         read_interactions(path, SCHEMA)
 
 
+def test_time_spans_as_times_are_refused(tmp_path):
+    path = tmp_path / "events.parquet"
+    pd.DataFrame({"user_id": [11], "item_id": [12], "datetime": pd.to_timedelta([3], unit="D")}).to_parquet(path)
+    with pytest.raises(SchemaError, match=r"events\.parquet: datetime is Timedelta.* in record 1, which cannot"):
+        read_interactions(path, SCHEMA)
+
+
 @pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,,\n11,12\n", "user_id,item_id\n\n11,12\n"])
 def test_a_byte_order_mark_nameless_columns_and_blank_lines_do_no_harm(tmp_path, text):
     path = tmp_path / "events.csv"
