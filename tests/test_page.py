@@ -334,11 +334,13 @@ def test_the_command_repeats_the_page_of_a_run(films, tmp_path, capsys):
 
 def test_the_command_refuses_what_is_no_run_in_one_line(films, tmp_path, capsys):
     assert main(["--run", str(tmp_path)]) == 2
-    (tmp_path / "metrics.json").write_text("{}")
-    assert main(["--run", str(tmp_path)]) == 2
-    first, second = capsys.readouterr().err.splitlines()
+    for content in (b"{}", b"3", b'{"data":', b"\xff"):
+        (tmp_path / "metrics.json").write_bytes(content)
+        assert main(["--run", str(tmp_path)]) == 2
+    first, *others = capsys.readouterr().err.splitlines()
     assert "metrics.json: no such file; give the folder of a finished run" in first
-    assert "no data report in it" in second
+    said = ["metrics.json: no data report in it"] * 2 + ["metrics.json is damaged: "] * 2
+    assert [part for part, line in zip(said, others, strict=True) if part not in line] == []
 
 
 def test_the_page_may_be_written_beside_the_run(films, tmp_path):

@@ -52,8 +52,11 @@ def run(folder: Path, holdout: Path | None) -> None:
 def _read_metrics(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise SchemaError(f"{path}: no such file; give the folder of a finished run of train.py")
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    if "data" not in content:
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise SchemaError(f"{path} is damaged: {say(error)}; train again") from error
+    if not isinstance(content, dict) or "data" not in content:
         raise SchemaError(f"{path}: no data report in it; give the folder of a finished run of train.py")
     return content
 
