@@ -13,11 +13,16 @@ def test_shares_are_those_of_the_most_popular_items():
     order = [2, 3, 4, 0, 5, 1, 6]
     assert exposure.events.tolist() == [COUNTS[row] for row in order]
     assert exposure.shown.tolist() == [(row == LISTS).sum() for row in order]
-    assert exposure.shares() == [(1, 11 / 25, 5 / 12), (1, 11 / 25, 5 / 12)]
+    assert exposure.shares() == [(1, 11 / 25, 5 / 12)]  # a hundredth and a tenth of 7 items are the same one
     events, shown = exposure.curves()
     assert events.points[2] == (3 / 7, 21 / 25)
     assert shown.points[2] == (3 / 7, 8 / 12)
     assert shown.points[-1] == (1.0, 1.0)
+
+
+def test_each_mark_that_is_more_items_has_its_shares():
+    exposure = Exposure.measure(np.arange(20), np.array([[19, 18], [19, 3]]))
+    assert exposure.shares() == [(1, 19 / 190, 2 / 4), (2, 37 / 190, 3 / 4)]
 
 
 def test_ranks_are_of_items_with_events():
@@ -26,7 +31,7 @@ def test_ranks_are_of_items_with_events():
 
 def test_nothing_shown_and_nothing_known_is_no_error():
     exposure = Exposure.measure(np.zeros(4, np.int64), np.full((3, 2), -1))
-    assert exposure.shares() == [(1, 0.0, 0.0), (1, 0.0, 0.0)]
+    assert exposure.shares() == [(1, 0.0, 0.0)]
     assert exposure.ranks().points == []
 
 

@@ -5,9 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from evaluation.report.pictures import picture_map
 from evaluation.report.projection import OTHER, choose_colouring, colour_by, project, share_of_alike
+from serve.bundle import Bundle
+from serve.recommender import Recommender
 from serve.schema import Feature
-from tests.linear_bundle import SHOP
+from tests.linear_bundle import SHOP, publish_linear
 
 
 def test_the_plane_is_that_of_the_two_largest_eigenvectors():
@@ -69,3 +72,12 @@ def test_likeness_is_counted_over_nearest_items():
     alike, by_chance = share_of_alike(vectors, codes, 4)
     assert abs(alike - np.mean(same)) < 1e-12
     assert abs(by_chance - met / pairs) < 1e-12
+
+
+def test_no_more_neighbours_are_told_of_than_there_are(tmp_path):
+    bundle = Bundle.load(publish_linear(tmp_path, SHOP, seed=3))
+    few = replace(bundle, items=bundle.items.slice(0, 5), vectors=bundle.vectors[:5])
+    for whole, events, neighbours in ((bundle, len(bundle.vectors), 10), (few, 5, 4)):
+        drawn = picture_map(Recommender(whole), np.arange(events))
+        assert drawn is not None
+        assert (drawn.n_items, drawn.neighbours) == (events, neighbours)

@@ -32,8 +32,11 @@ class Exposure:
         return cls(event_count[order], places[order], len(lists))
 
     def shares(self) -> list[tuple[int, float, float]]:
-        """Return for each of `MARKS` how many items it is, and their share of events and of places."""
-        parts = [max(round(mark * len(self.events)), 1) for mark in MARKS]
+        """Return for each of `MARKS` how many items it is, and their share of events and of places.
+
+        Marks that are as many items, as of a small catalogue, are one.
+        """
+        parts = dict.fromkeys(max(round(mark * len(self.events)), 1) for mark in MARKS)
         return [(n, _share(self.events, n), _share(self.shown, n)) for n in parts]
 
     def curves(self) -> list[Curve]:

@@ -131,11 +131,12 @@ def picture_map(recommender: Recommender, event_count: Ints) -> Map | None:
         return None
     vectors = bundle.vectors[top, : TowerRuns(bundle).taste_dim].astype(np.float64)
     points, variance = project(vectors)
+    neighbours = min(NEIGHBOURS, len(top) - 1)
     colouring = choose_colouring(bundle.items.take(top.tolist()), bundle.schema)
     if colouring is None:
         chart = draw_cloud(points, "Map of the item vectors")
-        return Map(chart, len(top), variance, None, [], 0.0, 0.0, NEIGHBOURS)
-    alike, by_chance = share_of_alike(vectors, colouring.named)
+        return Map(chart, len(top), variance, None, [], 0.0, 0.0, neighbours)
+    alike, by_chance = share_of_alike(vectors, colouring.named, neighbours)
     chart = draw_map(points, colouring, f"Map of the item vectors, coloured by {colouring.column}")
     categories = list_categories(points, colouring)
-    return Map(chart, len(top), variance, colouring.column, categories, alike, by_chance, NEIGHBOURS)
+    return Map(chart, len(top), variance, colouring.column, categories, alike, by_chance, neighbours)
