@@ -112,6 +112,14 @@ def test_what_was_held_out_is_said_as_it_was_told():
     assert say_split(targets, SET) == drawn
 
 
+def test_the_median_of_an_even_number_of_users_is_exact():
+    """Half of them had 2 events at most, and half 3: it was said to be 2, and of 3 and 4 to be 4."""
+    lengths = {"history_length": {"p0": 1.0, "p50": 2.5, "p95": 1043.0, "p100": 1051.0}}
+    rows = {label: value for facts in describe_data(DATA | lengths, FILMS) for label, value in facts.rows}
+    assert rows["Events of a user, median"] == "2.5"
+    assert rows["Events of a user, 95th percentile"] == "1,043"
+
+
 def test_times_far_from_all_others_are_on_the_page():
     (facts,) = [facts for facts in describe_data(DATA | {"far_times": ["1 of 9"]}, FILMS) if "wrong" in facts.title]
     assert facts.rows == [("Long before or after all others", "1 of 9")]

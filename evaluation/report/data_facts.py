@@ -181,7 +181,7 @@ def _habits(report: Report) -> list[tuple[str, str]]:
     lengths, tail = report["history_length"], report["long_tail"]
     rows = [("Events that repeat a pair of user and item", percent(report["repeat_share"]))]
     rows += [
-        ("Events of a user, median", count(lengths["p50"])),
-        ("Events of a user, 95th percentile", count(lengths["p95"])),
+        ("Events of a user, median", plain(round(lengths["p50"], 1))),
+        ("Events of a user, 95th percentile", plain(round(lengths["p95"], 1))),
     ]
     return [*rows, ("Events on the top 1 % of items", percent(tail["top_1%"])), ("Gini of items", plain(tail["gini"]))]
