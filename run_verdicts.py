@@ -15,7 +15,7 @@ def describe_blend(judged: Judged) -> str:
         return f"correlations of items blended in: none, validation NDCG@10 {judged.ndcg_alone:.4f} is best without"
     blend = judged.blend
     how = f", of {blend.n_neighbours} neighbours each," if blend.n_neighbours else ""
-    share = f"{blend.kind} of items{how} blended in by {blend.share:.0%}"
+    share = f"{blend.kind} of items{how} blended in by {blend.share * 100:g}%"
     if judged.ndcg is None:
         return f"{share}, as is usual: there is nothing to validate it by"
     return f"{share}: validation NDCG@10 {judged.ndcg_alone:.4f} without, {judged.ndcg:.4f} with them"
@@ -26,7 +26,7 @@ def describe_shrinkage(shrunk: Shrunk) -> str:
     if not shrunk.strength:
         why = f"validation NDCG@10 {shrunk.ndcg_alone:.4f} without, hardly more or less with it"
         return f"items shrunk towards their content: not at all, {why}"
-    how = f"items shrunk towards their content, worth {shrunk.strength:g} events"
+    how = f"items shrunk towards their content, worth {shrunk.strength:g} event{'s' * (shrunk.strength != 1)}"
     if shrunk.ndcg is None:
         return f"{how}, as is usual: there is nothing to validate it by"
     return f"{how}: validation NDCG@10 {shrunk.ndcg_alone:.4f} without, {shrunk.ndcg:.4f} with it"
