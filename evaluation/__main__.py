@@ -29,6 +29,7 @@ from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
 from serve.errors import say
+from serve.interruption import ending_on_signals
 from serve.recommender import Recommender
 from serve.schema import Schema
 
@@ -40,9 +41,10 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after one line about what is wrong."""
+    """Run the command; return 0, or 2 after one line about what is wrong. Ctrl-C ends it with 130, SIGTERM with 143."""
     try:
-        run(_parse(argv))
+        with ending_on_signals():
+            run(_parse(argv))
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {say(error)}", file=sys.stderr)
         return FAULT

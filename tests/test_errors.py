@@ -1,3 +1,5 @@
+import os
+import signal
 import sqlite3
 
 import pytest
@@ -48,3 +50,16 @@ def test_a_full_disk_is_one_line(module, options, name, tmp_path, monkeypatch, c
     monkeypatch.setattr(module, "run", fail)
     assert module.main(options.format(file=tmp_path / "out").split()) == 2
     assert capsys.readouterr().err == f"{name}: out.csv: No space left on device\n"
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("module", "options"),
+    [(evaluation.__main__, "--bundle b --holdout h.csv --train t.csv"), (evaluation.report.__main__, "--run r")],
+)
+def test_an_evaluation_that_is_told_to_stop_ends_with_the_status_of_it(module, options, number, code, monkeypatch):
+    """Whoever lost patience in the minutes of the baselines got a traceback."""
+    monkeypatch.setattr(module, "run", lambda *_: os.kill(os.getpid(), number))
+    with pytest.raises(SystemExit) as end:
+        module.main(options.split())
+    assert end.value.code == code

@@ -17,18 +17,20 @@ from evaluation.frames import read_interactions
 from evaluation.report.page import write_report
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.errors import SchemaError, say
+from serve.interruption import ending_on_signals
 from serve.layout import BUNDLE, METRICS, REPORT
 from serve.recommender import Recommender
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after one line about what is wrong."""
+    """Run the command; return 0, or 2 after one line about what is wrong. Ctrl-C ends it with 130, SIGTERM with 143."""
     parser = make_parser("python -m evaluation.report", "Write the report of a finished run again.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
     try:
         arguments = parse_options(parser, argv)
-        run(arguments.run, arguments.holdout)
+        with ending_on_signals():
+            run(arguments.run, arguments.holdout)
     except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {say(error)}", file=sys.stderr)
         return FAULT
