@@ -38,7 +38,7 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
     if "event" in frame:
         columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
     stated = [feature for feature in schema.context_features if feature.kind not in DERIVED]
-    return pd.DataFrame(columns | _read_features(frame, stated))
+    return pd.DataFrame(columns | _read_features(frame, stated, path))
 
 
 def read_users(path: Path, schema: Schema) -> pd.DataFrame:
@@ -51,7 +51,7 @@ def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     features = [feature for feature in schema.user_features if feature.kind not in DERIVED]
     _check_columns(frame, ("user_id", *(feature.column for feature in features)), path)
     ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
-    users = pd.DataFrame({"user_id": ids} | _read_features(frame, features))
+    users = pd.DataFrame({"user_id": ids} | _read_features(frame, features, path))
     is_twin = users["user_id"].duplicated()
     if is_twin.any():
         raise SchemaError(f"{path.name}: user_id {users['user_id'][is_twin].iloc[0]!r} is there twice; keep one row")
@@ -136,12 +136,15 @@ def _refuse_missing(is_bad: np.ndarray, column: pd.Series[Any], where: str) -> N
         raise SchemaError(f"{where} is {got}, which cannot be read; mend it or leave the record out")
 
 
-def _read_features(frame: pd.DataFrame, features: Iterable[Feature]) -> dict[str, Any]:
+def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path) -> dict[str, Any]:
     """Return the columns that the frame has of the features, numbers as float64."""
+    known = [feature for feature in features if feature.column in frame]
+    for feature in known:
+        if feature.kind == "categorical" and any(map(pd.api.types.is_list_like, frame[feature.column])):
+            raise SchemaError(f"{path.name}: {feature.column} holds lists; expected one value each, as categorical")
     return {
         feature.column: to_numbers(feature, frame[feature.column].to_numpy())
         if feature.is_numeric
         else frame[feature.column].to_numpy(object)
-        for feature in features
-        if feature.column in frame
+        for feature in known
     }

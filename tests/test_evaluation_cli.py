@@ -225,6 +225,17 @@ def test_lists_as_ids_are_refused(tmp_path):
         read_interactions(path, SCHEMA)
 
 
+def test_lists_as_categories_are_refused(tmp_path):
+    """Each user had a value that nobody has, and was measured in a group of her own."""
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"user_id": [11], "item_id": [12], "device": [["web", "phone"]]}).to_parquet(path)
+    with pytest.raises(SchemaError, match=r"rows\.parquet: device holds lists; expected one value each"):
+        read_interactions(path, SCHEMA)
+    none = pd.DataFrame({"user_id": [], "item_id": [], "device": pd.Series([], dtype="category")})
+    none.to_parquet(path)
+    assert read_interactions(path, SCHEMA).empty
+
+
 def test_time_spans_as_times_are_refused(tmp_path):
     path = tmp_path / "events.parquet"
     pd.DataFrame({"user_id": [11], "item_id": [12], "datetime": pd.to_timedelta([3], unit="D")}).to_parquet(path)
