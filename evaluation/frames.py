@@ -54,7 +54,8 @@ def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     users = pd.DataFrame({"user_id": ids} | _read_features(frame, features, path))
     is_twin = users["user_id"].duplicated()
     if is_twin.any():
-        raise SchemaError(f"{path.name}: user_id {users['user_id'][is_twin].iloc[0]!r} is there twice; keep one row")
+        first = users["user_id"][is_twin].tolist()[0]
+        raise SchemaError(f"{path.name}: user_id {first!r} is there twice; keep one row")
     return users
 
 
@@ -132,7 +133,7 @@ def _read_weights(column: pd.Series[Any], where: str) -> np.ndarray:
 def _refuse_missing(is_bad: np.ndarray, column: pd.Series[Any], where: str) -> None:
     if is_bad.any():
         row = int(is_bad.argmax())
-        got = f"{column.iloc[row]!r} in record {row + 1}"
+        got = f"{column.iloc[[row]].tolist()[0]!r} in record {row + 1}"  # of Python, not np.int64(-1)
         raise SchemaError(f"{where} is {got}, which cannot be read; mend it or leave the record out")
 
 

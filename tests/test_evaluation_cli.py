@@ -280,6 +280,17 @@ def test_interactions_come_in_the_types_of_the_bundle(tmp_path, kind):
     assert len(profiles.get(3).history) == 0
 
 
+def test_messages_show_what_the_file_says(tmp_path):
+    """They showed np.int64(7), which no file holds."""
+    path = tmp_path / "rows.parquet"
+    pd.DataFrame({"user_id": [7, 7], "gender": "f", "income": 1}).to_parquet(path)
+    with pytest.raises(SchemaError, match="user_id 7 is there twice"):
+        read_users(path, replace(SCHEMA, user_id_type="integer"))
+    pd.DataFrame({"user_id": [11], "item_id": [12], "weight": [-1]}).to_parquet(path)
+    with pytest.raises(SchemaError, match="weight is -1 in record 1"):
+        read_interactions(path, SCHEMA)
+
+
 def test_a_user_twice_is_refused(tmp_path):
     path = tmp_path / "users.csv"
     pd.DataFrame({"user_id": ["a", "b", "a"], "gender": "f", "income": 1}).to_csv(path, index=False)
