@@ -23,6 +23,15 @@ def test_a_column_called_title_or_name_serves():
     assert name_items(items, SHOP) == ["a", "b"]
 
 
+def test_vectors_are_no_names():
+    """Embeddings of titles in a column called title were what examples showed of each item."""
+    vectors = pa.array([[0.25, 0.5], [0.5, 0.125]], pa.list_(pa.float32(), 2))
+    items = pa.table({"item_id": [3, 5], "title": vectors, "aisle": ["tea", "milk"]})
+    schema = replace(CATEGORIES, item_features=(Feature("title", "vector", "title"), *CATEGORIES.item_features))
+    assert name_items(items, schema) == ["tea", "milk"]
+    assert name_items(items.append_column("name", pa.array(["a", "b"])), schema) == ["a", "b"]
+
+
 def test_equal_names_get_their_ids():
     items = pa.table({"item_id": ["x", "y", "z"], "title": ["milk", "milk", "tea"]})
     assert name_items(items, SHOP) == ["milk (x)", "milk (y)", "tea"]

@@ -22,9 +22,9 @@ _SET, _UNSET = {"1", "1.0", "true"}, {"0", "0.0", "false"}
 def name_items(items: pa.Table, schema: Schema) -> list[str]:
     """Name all items of a catalogue.
 
-    The first of these that there is: a `text` feature; a column called title, name or description; the flags that
-    are set and the columns of categories, the one that tells most about the item first. An item with nothing of it
-    goes by its id, and an item whose name others have too gets its id added.
+    The first of these that there is: a `text` feature; a column called title, name or description, unless it holds
+    vectors; the flags that are set and the columns of categories, the one that tells most about the item first. An item
+    with nothing of it goes by its id, and an item whose name others have too gets its id added.
     """
     ids = [str(value) for value in items.column("item_id").to_pylist()]
     column = _find_title(items, schema)
@@ -35,7 +35,8 @@ def name_items(items: pa.Table, schema: Schema) -> list[str]:
 
 def _find_title(items: pa.Table, schema: Schema) -> str | None:
     texts = [feature.column for feature in schema.item_features if feature.kind == "text"]
-    by_name = {name.lower(): name for name in items.column_names}
+    vectors = {feature.column for feature in schema.item_features if feature.kind == "vector"}
+    by_name = {name.lower(): name for name in items.column_names if name not in vectors}
     known = [by_name[name] for name in TITLES if name in by_name]
     return next((column for column in [*texts, *known] if column in items.column_names), None)
 
