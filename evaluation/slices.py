@@ -132,17 +132,19 @@ def _of_items(marked: Bools, targets: Targets) -> Bools:
 
 
 def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, Summary]:
-    values = _join_rare(np.where(pd.isna(labels), MISSING, _tell_apart(labels.astype(str))))
-    return {str(value): summarise(measure_users(lists, targets.keep(values == value))) for value in np.unique(values)}
+    code, distinct = pd.factorize(labels)  # missing is -1
+    values = _join_rare(np.array([*map(_name_value, distinct), MISSING], object)[code])
+    return {value: summarise(measure_users(lists, targets.keep(values == value))) for value in sorted(set(values))}
 
 
-def _tell_apart(values: Labels) -> Labels:
-    """Rename values that are called as ours are: "other" may be what people say of themselves."""
-    return np.where(np.isin(values, (MISSING, OTHER)), np.strings.add(values, " (value)"), values)
+def _name_value(value: Any) -> str:
+    """Write a value; "other", which may be what people say of themselves, and "missing" are told from ours."""
+    return f"{value} (value)" if value in (MISSING, OTHER) else str(value)
 
 
 def _join_rare(values: Labels) -> Labels:
     """Rename all but the most frequent values; of equally frequent ones the first in order stay."""
-    distinct, counts = np.unique(values, return_counts=True)
-    frequent = distinct[np.argsort(-counts, kind="stable")[:MOST_VALUES]]
-    return np.where(np.isin(values, frequent), values, OTHER)
+    code, distinct = pd.factorize(values, sort=True)
+    is_frequent = np.zeros(len(distinct), np.bool_)
+    is_frequent[np.argsort(-np.bincount(code), kind="stable")[:MOST_VALUES]] = True
+    return np.where(is_frequent[code], values, OTHER)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import tracemalloc
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -79,6 +81,20 @@ def test_values_called_as_ours_are_told_from_them():
     got = measure_slices(LISTS, TARGETS, {"gender": labels})["gender"]
     assert sorted(got) == ["missing", "missing (value)", "other (value)", "woman"]
     assert got["other (value)"]["users"] == got["missing (value)"]["users"] == got["missing"]["users"] == 1
+
+
+def test_one_long_text_takes_the_memory_of_one():
+    """It took its length for each target of the test, four bytes a letter."""
+    n_targets, length = 400, 100_000
+    labels = np.array(["short"] * (n_targets - 1) + ["x" * length], object)
+    requests = np.arange(n_targets + 1)
+    targets = Targets(ItemSets(np.zeros(n_targets, np.int64), requests), requests[:-1])
+    tracemalloc.start()
+    got = measure_slices(np.full((n_targets, 5), 7), targets, {"note": labels})["note"]
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert [got[label]["users"] for label in ("short", "x" * length)] == [n_targets - 1, 1]
+    assert peak < n_targets * length
 
 
 def test_many_numbers_are_labelled_by_quartile():
