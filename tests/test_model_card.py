@@ -156,6 +156,8 @@ def test_a_run_without_a_test_has_a_card():
     assert "no group was measured" in section(text, "For whom")
     assert "histories alone" in section(text, "What the model reads")
     assert "Not measured at all" in section(text, "Limits")
+    assert "`report.html` of the run says how much" in section(text, "Limits")
+    assert "metrics.json" not in text  # it says nothing of lists
     assert "Measured on recorded events" not in text
     assert "test users without any event in training 3.1" in section(text, "Limits")
 

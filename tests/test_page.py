@@ -276,6 +276,8 @@ def test_a_run_without_a_test_has_a_page(films, tmp_path):
     assert "Nothing was held out" in text
     assert "Example 10" in text
     assert "✓" not in text
+    assert "the figures of the data are in <code>metrics.json</code>" in text
+    assert "all figures" not in text  # those of the map and of what is shown are on the page alone
     assert 'id="training"' not in text  # there are no logs
     assert all(f'id="{name}"' in text for name in ("catalogue", "map", "examples", "data", "method"))
 
