@@ -21,7 +21,7 @@ from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
-from evaluation.joins import check_reachable, say_strangers
+from evaluation.joins import check_reachable, say_leaks, say_strangers
 from evaluation.progress import Watched
 from evaluation.result_table import print_metrics
 from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, hold_out_window
@@ -64,7 +64,7 @@ def run(arguments: argparse.Namespace) -> None:
     train = read_interactions(arguments.train, schema)
     users = _read_users(arguments.users, schema)
     at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
-    _check_joins(bundle, holdout, train)
+    _check_joins(bundle, holdout, train, at)
     recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
     parts = _split(train, holdout, at, arguments.seed)
     with Watched(Console(stderr=True, log_path=False), has_bar=True) as progress:
@@ -108,11 +108,11 @@ def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
     return pd.DataFrame({"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")})
 
 
-def _check_joins(bundle: Bundle, holdout: pd.DataFrame, train: pd.DataFrame) -> None:
+def _check_joins(bundle: Bundle, holdout: pd.DataFrame, train: pd.DataFrame, at: int | None) -> None:
     check_reachable(holdout, train, pd.Series(bundle.items.column("item_id").to_pylist()), bundle.schema.repeats)
-    strangers = say_strangers(holdout, train)
-    if strangers is not None:
-        print(f"note: {strangers}", file=sys.stderr)
+    for note in (say_strangers(holdout, train), *say_leaks(holdout, train, at)):
+        if note is not None:
+            print(f"note: {note}", file=sys.stderr)
 
 
 def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:

@@ -1,4 +1,4 @@
-"""Whether a holdout is of the items that a bundle can recommend, and of users whose histories are known."""
+"""Whether a holdout is of the items that a bundle can recommend, of users with histories, and not known from these."""
 
 from __future__ import annotations
 
@@ -54,6 +54,24 @@ def say_strangers(holdout: pd.DataFrame, train: pd.DataFrame) -> str | None:
         f"users of --holdout without an event in --train: {n_strangers:,} of {len(users):,}; all of them are asked "
         "for without a history"
     )
+
+
+def say_leaks(holdout: pd.DataFrame, train: pd.DataFrame, at: int | None) -> list[str]:
+    """Say what the users' histories hold of what is to be predicted, or of the time after the moment of the question.
+
+    Without times the same user and item in both may be a choice that was made again.
+    """
+    said = []
+    if "datetime" in train and "datetime" in holdout:
+        keys = [name for name in (*_PAIR, "datetime", "event", "weight") if name in train and name in holdout]
+        is_known = pd.MultiIndex.from_frame(holdout[keys]).isin(pd.MultiIndex.from_frame(train[keys]))
+        if is_known.any():
+            n_events = f"{int(is_known.sum()):,} of {len(holdout):,}"
+            said.append(f"events of --holdout that are in --train too: {n_events}; what is asked for is known")
+    if at is not None and "datetime" in train and (train["datetime"] >= at).any():
+        n_events = f"{int((train['datetime'] >= at).sum()):,} of {len(train):,}"
+        said.append(f"events of --train at or after --at: {n_events}; nobody can know them at that moment")
+    return said
 
 
 def _mark_owned(holdout: pd.DataFrame, train: pd.DataFrame) -> pd.Series:

@@ -170,6 +170,25 @@ def test_a_holdout_of_mostly_unknown_users_is_noted(bundle_folder, built, tmp_pa
     assert all(line.startswith(said) for line in lines)
 
 
+@pytest.mark.parametrize(
+    ("more", "at", "said"),
+    [
+        (HOLDOUT[:5], None, ["events of --holdout that are in --train too: 5 of 17;"]),
+        (HOLDOUT[:5].assign(weight=9), None, []),
+        (HOLDOUT[:5].assign(weight=9), AT, ["events of --train at or after --at: 5 of 64;"]),
+        (HOLDOUT[:0], AT, []),
+    ],
+)
+def test_a_test_that_histories_hold_is_noted(bundle_folder, built, tmp_path, capsys, more, at, said):
+    """Where repeats are allowed a list of what was to be predicted read as a good one."""
+    write(tmp_path, HOLDOUT, "holdout.csv"), write(tmp_path, pd.concat([TRAIN, more]), "train.csv")
+    options = ["--holdout", str(tmp_path / "holdout.csv"), "--train", str(tmp_path / "train.csv"), "--baselines"]
+    assert main(["--bundle", str(bundle_folder), *options, *([] if at is None else [f"--at={at}"])]) == 0
+    lines = [line.removeprefix("note: ") for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+
+
 def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, monkeypatch):
     def fail(*arguments, **named):
         raise ValueError("no such\n  thing")
