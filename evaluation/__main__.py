@@ -28,7 +28,7 @@ from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, ho
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
-from serve.errors import say
+from serve.errors import SchemaError, say
 from serve.interruption import ending_on_signals
 from serve.recommender import Recommender
 from serve.schema import Schema
@@ -55,9 +55,11 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables and write the figures.
 
     Raises:
-        SchemaError: a file or the moment cannot be read, or no list can hold anything of the holdout.
+        SchemaError: an option cannot be, a file or the moment cannot be read, or no list can hold anything of the
+            holdout.
         BundleError: the bundle cannot be trusted.
     """
+    _check_options(arguments)
     bundle = Bundle.load(arguments.bundle)
     schema = bundle.schema
     holdout = read_interactions(arguments.holdout, schema)
@@ -100,6 +102,23 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     for name, option in options.items():
         parser.add_argument(name, **option)
     return parse_options(parser, argv)
+
+
+def _check_options(arguments: argparse.Namespace) -> None:
+    """Refuse at once what would fail after minutes of baselines, or replace a file that is read."""
+    if arguments.seed < 0:
+        raise SchemaError(f"--seed is {arguments.seed}; allowed: 0 and above")
+    if arguments.json is not None:
+        _check_place(arguments.json, [arguments.holdout, arguments.train, arguments.users])
+
+
+def _check_place(figures: Path, sources: Sequence[Path | None]) -> None:
+    if figures.is_dir() or not figures.parent.is_dir():
+        what = "is a folder" if figures.is_dir() else f"has no folder {figures.parent}"
+        raise SchemaError(f"--json {figures} {what}; give a file in a folder that exists")
+    for source in filter(None, sources):
+        if figures.exists() and source.exists() and figures.samefile(source):
+            raise SchemaError(f"--json {figures} is a file that is read, and the figures would replace it")
 
 
 def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:

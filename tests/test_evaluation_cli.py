@@ -189,6 +189,23 @@ def test_a_test_that_histories_hold_is_noted(bundle_folder, built, tmp_path, cap
     assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("--json={}/none/figures.json", "has no folder {}/none; give a file"),
+        ("--json={}", "is a folder; give a file"),
+        ("--json={}/train.csv", "train.csv is a file that is read"),
+        ("--seed=-1", "--seed is -1; allowed: 0 and above"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_baselines(bundle_folder, built, tmp_path, capsys, option, said):
+    """They were fitted for minutes, and then the figures were lost, or a table that they took the place of."""
+    assert main([*arguments(bundle_folder, tmp_path), option.format(tmp_path)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said.format(tmp_path) in line
+    assert not built
+
+
 def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, monkeypatch):
     def fail(*arguments, **named):
         raise ValueError("no such\n  thing")
