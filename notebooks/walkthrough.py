@@ -41,7 +41,7 @@ from train import Config, run
 # %% [markdown]
 # ## Three DataFrames
 #
-# The sample has 2,469 households. 300 of them and the products they bought most will do here.
+# The sample has 2,469 households. Those with numbers up to 300, and the products they bought most, will do here.
 
 # %%
 SAMPLE = PROJECT / "datamodules" / "sample"
@@ -172,8 +172,8 @@ print(
 # %% [markdown]
 # ## The map
 #
-# The item vectors in their two main directions. Products of one department lie together although the axes know nothing
-# of departments.
+# The item vectors in their two main directions. Products of one department lie together: it is one of the features
+# that the vectors are made of, beside who bought what.
 
 # %%
 centred = vectors[:, taste] - vectors[:, taste].mean(axis=0)
