@@ -21,7 +21,7 @@ from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
-from evaluation.joins import check_reachable, say_leaks, say_strangers
+from evaluation.joins import check_reachable, say_gaps, say_leaks, say_strangers
 from evaluation.progress import Watched
 from evaluation.result_table import print_metrics
 from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, hold_out_window
@@ -129,7 +129,7 @@ def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
 
 def _check_joins(bundle: Bundle, holdout: pd.DataFrame, train: pd.DataFrame, at: int | None) -> None:
     check_reachable(holdout, train, pd.Series(bundle.items.column("item_id").to_pylist()), bundle.schema.repeats)
-    for note in (say_strangers(holdout, train), *say_leaks(holdout, train, at)):
+    for note in (say_strangers(holdout, train), say_gaps(train, bundle.schema), *say_leaks(holdout, train, at)):
         if note is not None:
             print(f"note: {note}", file=sys.stderr)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pandas as pd
 
 from serve.errors import SchemaError
-from serve.schema import Repeats
+from serve.schema import Repeats, Schema
 
 MANY = 0.5
 """A larger share of the holdout's users without a history is told of."""
@@ -54,6 +54,15 @@ def say_strangers(holdout: pd.DataFrame, train: pd.DataFrame) -> str | None:
         f"users of --holdout without an event in --train: {n_strangers:,} of {len(users):,}; all of them are asked "
         "for without a history"
     )
+
+
+def say_gaps(train: pd.DataFrame, schema: Schema) -> str | None:
+    """Say which columns the bundle was trained with and the histories lack, as where they are called otherwise."""
+    is_read = {"datetime": schema.has_datetime, "event": bool(schema.event_types), "weight": schema.has_weight}
+    lacking = [name for name in is_read if is_read[name] and name not in train]
+    if not lacking:
+        return None
+    return f"columns that the bundle was trained with and --train lacks: {', '.join(lacking)}; they count as missing"
 
 
 def say_leaks(holdout: pd.DataFrame, train: pd.DataFrame, at: int | None) -> list[str]:

@@ -31,6 +31,7 @@ def make_rows(n, first, last, seed) -> pd.DataFrame:
             "datetime": pd.to_datetime(rng.integers(first, last, n), unit="s").strftime("%Y-%m-%d %H:%M:%S"),
             "weight": rng.integers(1, 5, n),
             "device": rng.choice(["web", "phone"], n),
+            "event": rng.choice(["view", "buy"], n),
         }
     )
 
@@ -168,6 +169,13 @@ def test_a_holdout_of_mostly_unknown_users_is_noted(bundle_folder, built, tmp_pa
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("note: ")]
     assert len(lines) == (said is not None)
     assert all(line.startswith(said) for line in lines)
+
+
+def test_columns_that_histories_lack_are_noted(bundle_folder, built, tmp_path, capsys):
+    """A column of times called otherwise was no word: the bundle was measured as if it knew no times."""
+    train = TRAIN.rename(columns={"datetime": "ts"}).drop(columns="event")
+    assert evaluate_frames(bundle_folder, tmp_path, HOLDOUT, train) == 0
+    assert "--train lacks: datetime, event; they count as missing" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
