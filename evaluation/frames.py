@@ -38,6 +38,7 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
     if "event" in frame:
         columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
     stated = [feature for feature in schema.context_features if feature.kind not in DERIVED]
+    stated = [feature for feature in stated if feature.column not in columns]  # our own are what training read them as
     return pd.DataFrame(columns | _read_features(frame, stated, path))
 
 

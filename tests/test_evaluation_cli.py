@@ -14,6 +14,7 @@ from evaluation.histories import profiles_from_frame
 from evaluation.joins import check_reachable
 from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window, sample_users
 from serve.errors import SchemaError
+from serve.schema import Feature
 from tests.fake_recommender import FakeRecommender
 from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
 
@@ -267,6 +268,20 @@ def test_lists_as_ids_are_refused(tmp_path):
     pd.DataFrame({"user_id": [11], "item_id": [[12]]}).to_parquet(path)
     with pytest.raises(SchemaError, match=r"events\.parquet: item_id holds lists; allowed: whole numbers or texts"):
         read_interactions(path, SCHEMA)
+
+
+@pytest.mark.parametrize(
+    ("column", "kind"), [("item_id", "categorical"), ("event", "categorical"), ("datetime", "numeric")]
+)
+def test_context_of_an_own_column_leaves_it_as_it_is(tmp_path, column, kind):
+    """The ids were those of no bundle then, and times a traceback."""
+    path, context = tmp_path / "rows.parquet", (Feature("own", kind, column),)
+    rows = {"user_id": [11], "item_id": [12], "event": [3], "datetime": [pd.Timestamp("2020-09-13 12:26:40")]}
+    pd.DataFrame(rows).to_parquet(path)
+    schema = replace(SCHEMA, item_id_type="integer", context_features=context)
+    got = read_interactions(path, schema)
+    assert got[["item_id", "event", "datetime"]].to_numpy(object).tolist() == [[12, "3", AT]]
+    assert pd.api.types.is_integer_dtype(got["item_id"])
 
 
 def test_lists_as_categories_are_refused(tmp_path):
