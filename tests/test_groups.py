@@ -21,6 +21,7 @@ def content(name, groups):
         ("income", ["Under 15K", "15-24K", "100-124K", "250K+"]),
         ("age", ["7 to 25", "25 to 31", "43 to 73", "missing"]),
         ("balance", ["-40 to -20", "-20 to 0", "0 to 20", "20 to 40"]),
+        ("mood", ["-1", "0", "1"]),
         ("balance", ["500000 to 1e+17", "1e+17 to 2e+17"]),
         ("job", ["artist", "writer", "other", "missing"]),
     ],

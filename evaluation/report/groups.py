@@ -10,7 +10,7 @@ from typing import Any
 from evaluation.examination import headline_metric
 from evaluation.report.figures import Content, Figure, read_figure
 from evaluation.report.wording import SLICES
-from evaluation.slices import HISTORY_GROUPS, MISSING, OTHER
+from evaluation.slices import MISSING, OTHER
 
 FEWEST_USERS = 20
 """Groups of fewer users are not shown: a figure of a few people is noise, and may say who they are."""
@@ -118,11 +118,8 @@ def _read_group(label: str, name: str, slices: Mapping[str, Any], metric: str) -
     return Group(label, by_view)
 
 
-def _order(label: str) -> tuple[int, int, float, str]:
-    """Order history groups as they are, then labels by their first number, then by letters; the rest last."""
-    history = list(HISTORY_GROUPS.values())
-    if label in history:
-        return 0, history.index(label), 0.0, label
+def _order(label: str) -> tuple[int, float, str]:
+    """Order labels by their first number, then by letters; the rest last."""
     number = re.search(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?", label)
     start = float(number.group()) if number else float("inf")
-    return _LAST.get(label, 0), len(history), start - label.lower().startswith(_BELOW) / 2, label
+    return _LAST.get(label, 0), start - label.lower().startswith(_BELOW) / 2, label
