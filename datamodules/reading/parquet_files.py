@@ -20,10 +20,14 @@ def read_parquet(path: Path, columns: tuple[Column, ...]) -> RawRecords:
     Raises:
         SchemaError: a declared column is absent, or not all records can be read.
     """
-    found, dropped = find_columns(str(path), columns, pq.read_schema(path).names)
-    selected = ", ".join(f"{quote_name(column.source)} AS {quote_name(column.name)}" for column in found)
+    names = pq.read_schema(path).names
+    found, dropped = find_columns(str(path), columns, names)
     with duckdb.connect() as connection:
-        frame = to_frame(connection.read_parquet(quote_path(path)).project(selected))
+        records = connection.read_parquet(quote_path(path), hive_partitioning=False)
+        # to DuckDB Price and price are one name, so that it calls the second one otherwise: the place tells them apart
+        called = dict(zip(names, records.columns, strict=True))
+        selected = ", ".join(f"{quote_name(called[column.source])} AS {quote_name(column.name)}" for column in found)
+        frame = to_frame(records.project(selected))
     n_records = pq.read_metadata(path).num_rows
     if len(frame) != n_records:
         raise SchemaError(f"{path}: {len(frame)} of {n_records} records could be read; the file is damaged")
