@@ -51,7 +51,7 @@ def read_cells(column: Column, cells: pd.Series, timezone: str | None, is_text: 
         return _read_times(column, plain, timezone)
     if column.role in ("number", "order"):
         return _read_numbers(column, plain)
-    return Cells(_to_texts(plain) if column.role == "text" else plain)
+    return Cells(_to_texts(plain) if column.role == "text" else _to_values(plain))
 
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
@@ -68,9 +68,12 @@ def _to_plain(cells: pd.Series) -> pd.Series:
     if isinstance(meant, (pd.IntervalDtype, pd.PeriodDtype)):  # nothing but pandas knows these
         return _to_texts(cells.astype(object))
     if isinstance(dtype, pd.CategoricalDtype):
-        return _to_plain(cells.astype(object if cells.isna().any() else meant))  # integers have no room for a gap
+        has_room = types.is_float_dtype(meant) or not cells.isna().any()  # as integers have not for a gap
+        return _to_plain(cells.astype(meant if has_room else object))
     if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
         return cells.astype("str")
+    if isinstance(dtype, (pd.Float32Dtype, pd.Float64Dtype, pd.ArrowDtype)) and types.is_float_dtype(dtype):
+        return pd.Series(cells.to_numpy(na_value=np.nan), cells.index)
     if types.is_extension_array_dtype(dtype) and not isinstance(dtype, pd.DatetimeTZDtype):
         cells = cells.astype(object).where(cells.notna(), None)
         cells = cells if cells.isna().any() else cells.infer_objects()
@@ -83,6 +86,20 @@ def _to_plain(cells: pd.Series) -> pd.Series:
         return _narrow_decimals(cells)
     values = [tuple(cell) if isinstance(cell, (list, np.ndarray)) else cell for cell in cells]
     return pd.Series(values, cells.index, dtype=object)
+
+
+def _to_values(cells: pd.Series) -> pd.Series:
+    """Turn values that are written in one way in a column and in another in an array of it into such as are not.
+
+    0.1 in 32 bits is 0.10000000149011612 in one of them, and a moment has a T in its middle or has not.
+    """
+    if types.is_datetime64_any_dtype(cells.dtype) or types.is_timedelta64_dtype(cells.dtype):
+        return _to_texts(cells.astype(object))
+    values = cells.to_numpy()
+    if values.dtype in (np.float16, np.float32):
+        distinct, index = np.unique(values, return_inverse=True)
+        return pd.Series(distinct.astype(str).astype(np.float64)[index], cells.index)
+    return cells
 
 
 def _narrow_decimals(cells: pd.Series) -> pd.Series:

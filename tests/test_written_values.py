@@ -1,0 +1,58 @@
+"""Values that a column and an array of it write in two ways: a category is found under the text it was fitted as."""
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from datamodules.catalogue import build_catalogue
+from datamodules.config import DataConfig, FeaturesConfig, TableConfig
+from datamodules.schema_fitting import fit_schema
+from datamodules.tables import read_tables, tables_from_frames
+from serve.encoding import encode_features
+
+EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 5, 6]})
+FLOATS = ["float16", "float32", "Float32", "float[pyarrow]", "float64", "Float64", "double[pyarrow]"]
+
+
+def fit(values, kind="categorical"):
+    """Return the vocabulary, and the codes by item, of one feature."""
+    config = DataConfig(features=FeaturesConfig(item={"size": kind}))
+    items = pd.DataFrame({"item_id": EVENTS["item_id"], "size": values})
+    tables, _ = tables_from_frames(config, EVENTS, items=items)
+    schema = fit_schema(tables, tables.interactions, config)
+    catalogue = build_catalogue(tables.items, tables.interactions, schema)
+    return schema.item_features, catalogue
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical"])
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_fractions_of_any_width_are_the_categories_that_a_request_names(dtype, kind):
+    features, catalogue = fit(pd.Series([0.1, 4.9, None, 0.1]).astype(dtype), kind)
+    asked = encode_features(features, {"size": [0.1, 4.9, None, "0.1"]}, 4)
+    assert features[0].vocabulary == ("0.1", "4.9")
+    assert catalogue.features.codes[:, 0].tolist() == asked.codes[:, 0].tolist() == [2, 3, 1, 2]
+    assert catalogue.to_arrow()["size"].to_pylist() == [0.1, 4.9, None, 0.1]
+
+
+def test_fractions_of_32_bits_in_a_file_are_categories(tmp_path):
+    items = pd.DataFrame({"item_id": [3, 4], "size": np.array([0.1, 4.9], np.float32)})
+    for name, frame in (("events", EVENTS), ("items", items)):
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+    files = {"interactions": "events", "items": "items"}
+    config = DataConfig(
+        **{table: TableConfig(str(tmp_path / f"{name}.parquet")) for table, name in files.items()},
+        features=FeaturesConfig(item={"size": "categorical"}),
+    )
+    assert read_tables(config)[0].items["size"].tolist() == [0.1, 4.9]
+
+
+@pytest.mark.parametrize(
+    "dtype", ["datetime64[us]", "datetime64[ns, Europe/Berlin]", "timedelta64[s]", pd.ArrowDtype(pa.timestamp("ms"))]
+)
+def test_moments_are_categories(dtype):
+    features, catalogue = fit(pd.Series([10**9, 2 * 10**9, None, 10**9], dtype="Int64").astype("float").astype(dtype))
+    assert len(features[0].vocabulary) == 2
+    assert catalogue.features.codes[:, 0].tolist() == [2, 3, 1, 2]
+    asked = encode_features(features, {"size": catalogue.to_arrow()["size"].to_pylist()}, 4)
+    assert asked.codes[:, 0].tolist() == [2, 3, 1, 2]
