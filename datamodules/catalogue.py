@@ -42,7 +42,7 @@ class Catalogue:
         """Return the table as it is served.
 
         Vectors become lists of fixed length, lists of values or texts one text, and mixed Python values texts, but
-        integers with gaps stay integers.
+        numbers stay numbers, integers with gaps and such among fractions included.
         """
         readers = {feature.column: feature for feature in self.item_features}
         vectors = {name: feature for name, feature in readers.items() if feature.kind == "vector"}
@@ -56,8 +56,11 @@ class Catalogue:
 
 
 def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[Any]:
-    if pd.api.types.infer_dtype(cells, skipna=True) == "integer" and cells.dropna().between(-(2**63), 2**63 - 1).all():
+    kind = pd.api.types.infer_dtype(cells, skipna=True)
+    if kind == "integer" and cells.dropna().between(-(2**63), 2**63 - 1).all():
         return cells.astype("Int64")
+    if kind in ("floating", "mixed-integer-float") and cells.dropna().abs().lt(2**1023).all():
+        return cells.astype("float64")
     return cells.map(partial(write_cell, feature))
 
 

@@ -56,3 +56,19 @@ def test_moments_are_categories(dtype):
     assert catalogue.features.codes[:, 0].tolist() == [2, 3, 1, 2]
     asked = encode_features(features, {"size": catalogue.to_arrow()["size"].to_pylist()}, 4)
     assert asked.codes[:, 0].tolist() == [2, 3, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([2.5, None, 1.5, 3.0], [2.5, None, 1.5, 3.0]),
+        ([2, 1.5, None, 3], [2.0, 1.5, None, 3.0]),
+        ([2, None, 1, 3], [2, None, 1, 3]),
+        ([2, "1.5", None, 3], ["2", "1.5", None, "3"]),
+        ([2.5, 10**400, None, 3], ["2.5", f"1{'0' * 400}", None, "3"]),
+    ],
+    ids=["fractions", "both", "integers", "a text", "beyond every number"],
+)
+def test_numbers_of_a_category_are_served_as_numbers(values, expected):
+    _, catalogue = fit(pd.Series(values, dtype=object))
+    assert catalogue.to_arrow()["size"].to_pylist() == expected
