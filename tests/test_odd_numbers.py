@@ -62,6 +62,21 @@ def test_a_signalling_nan_in_a_request_is_named(raw, where):
         parse_request(raw, SHOP)
 
 
+@pytest.mark.parametrize("blank", ["", "  ", "NaN"])
+@pytest.mark.parametrize("others", [("1.5", "2"), (1.5, 2)], ids=["texts", "numbers"])
+def test_a_blank_text_is_a_missing_number_whatever_stands_beside_it(blank, others):
+    first, last = others
+    tables, rejects = read(price=[first, blank, last])
+    np.testing.assert_array_equal(tables.interactions["price"], [1.5, np.nan, 2.0])
+    assert rejects.frame.empty
+    assert read(weight=[first, blank, last])[1].frame["reason"].tolist() == ["missing"]
+
+
+@pytest.mark.parametrize("first", [TIMES[0], str(TIMES[0])])
+def test_a_blank_text_is_a_missing_time(first):
+    assert read(datetime=[first, " ", TIMES[2]])[1].frame["reason"].tolist() == ["missing"]
+
+
 @pytest.mark.parametrize(
     ("odd", "reason"),
     [(10**400, "not finite"), (-(10**400), "not finite"), (1j, "not a number"), ([SIGNAL], "not a number")],

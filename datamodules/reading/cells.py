@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -111,11 +112,13 @@ def _narrow_decimals(cells: pd.Series) -> pd.Series:
     return integers.infer_objects() if len(present) == len(cells) else integers.reindex(cells.index)
 
 
-def _is_missing(cells: pd.Series) -> np.ndarray:
-    """Return which cells are null or blank."""
-    missing = cells.isna().to_numpy(bool)
+def _is_missing(cells: pd.Series, texts: Collection[str] = ("",)) -> np.ndarray:
+    """Return which cells are null or blank, or another text, in lower case, that says so."""
+    missing: np.ndarray = cells.isna().to_numpy(bool)
     if isinstance(cells.dtype, pd.StringDtype):
-        return missing | cells.str.strip().eq("").to_numpy(bool)
+        missing = missing | cells.str.strip().str.lower().isin(texts).to_numpy(bool)
+    elif types.is_object_dtype(cells.dtype):
+        missing = missing | np.array([isinstance(cell, str) and cell.strip().lower() in texts for cell in cells], bool)
     return missing
 
 
@@ -212,9 +215,7 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
     parsed = pd.to_numeric(_tame(cells) if cells.dtype == object else cells, errors="coerce")
     numbers = parsed.astype("float64")
-    missing = _is_missing(cells)
-    if isinstance(cells.dtype, pd.StringDtype):
-        missing = missing | cells.str.strip().str.lower().eq("nan").to_numpy(bool)
+    missing = _is_missing(cells, ("", "nan"))
     faults = {
         "not a number": numbers.isna().to_numpy() & ~missing,
         "not finite": np.isinf(numbers.to_numpy()),
