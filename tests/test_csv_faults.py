@@ -108,6 +108,12 @@ def test_mixed_line_ends_are_named(tmp_path, ends, message):
         read(tmp_path, "".join(line + end for line, end in zip(lines, ends, strict=True)))
 
 
+def test_mixed_line_ends_by_which_lines_are_miscounted_are_named(tmp_path):
+    text = "user_id,item_id,note\n1,2,a\n ,\r\n;b\n"
+    with pytest.raises(SchemaError, match="line 3 ends in CR LF, the lines before it in LF; save the file"):
+        read(tmp_path, text)
+
+
 def test_line_ends_inside_quotes_are_cells(tmp_path):
     tables, rejects = read(tmp_path, 'user_id,item_id\r\n1,"a\nb"\r\n2,"c\rd"\r\n')
     assert tables.interactions["item_id"].tolist() == ["a\nb", "c\rd"]

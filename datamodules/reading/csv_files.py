@@ -105,10 +105,12 @@ def _list_faults(connection: duckdb.DuckDBPyConnection, layout: CsvLayout) -> pd
 def _conserve(path: Path, records: CsvRecords, rejected: np.ndarray, n_kept: int) -> np.ndarray:
     """Return the place of each kept row; refuse a file of which a record is neither kept nor rejected."""
     is_kept = ~records.is_blank
-    is_kept[rejected] = False
-    if np.count_nonzero(is_kept) == n_kept and not records.is_blank[rejected].any():
+    there = rejected[rejected < len(is_kept)]  # where line ends are mixed DuckDB may count more lines than there are
+    is_kept[there] = False
+    is_told = len(there) == len(rejected) and not records.is_blank[there].any()
+    if is_told and np.count_nonzero(is_kept) == n_kept:
         return np.flatnonzero(is_kept)
-    last_good = records.first_line[rejected].min(initial=records.first_line[-1] + 1) - 1
+    last_good = records.first_line[there].min(initial=records.first_line[-1] + 1) - 1
     raise SchemaError(
         f"{path}: {np.count_nonzero(~records.is_blank):,} records counted, but {n_kept:,} read and "
         f"{len(rejected):,} rejected; the last good line is {last_good}: look for a stray quote after it"
