@@ -108,6 +108,14 @@ def test_mixed_line_ends_are_named(tmp_path, ends, message):
         read(tmp_path, "".join(line + end for line, end in zip(lines, ends, strict=True)))
 
 
+def test_a_long_cell_of_many_lines_is_a_cell(tmp_path):
+    note = "<p>\n" * 50_000
+    features = FeaturesConfig(context={"note": "categorical"})
+    tables, rejects = read(tmp_path, f'user_id,item_id,note\n1,2,"{note}"\n3,,b\n4,5,c\n', features=features)
+    assert tables.interactions["note"].tolist() == [note, "c"]
+    assert list_rejects(rejects) == [(50_003, "item_id", "missing")]
+
+
 def test_mixed_line_ends_by_which_lines_are_miscounted_are_named(tmp_path):
     text = "user_id,item_id,note\n1,2,a\n ,\r\n;b\n"
     with pytest.raises(SchemaError, match="line 3 ends in CR LF, the lines before it in LF; save the file"):

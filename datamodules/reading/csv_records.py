@@ -22,6 +22,9 @@ _DELIMITERS = ",;\t|"
 _DOUBLE = "::"
 _QUOTED = re.compile(r'"[^"]*"')
 _DELIMITER_OF_SUFFIX = {".tsv": "\t"}
+LONGEST_CELL = 2**21
+"""Characters, as many as DuckDB reads of a line. What is longer and of several lines is taken for an open quote;
+`csv` takes 131,072 for too long, which a page of HTML may have."""
 _END_NAMES = {"\n": "LF", "\r\n": "CR LF", "\r": "CR"}
 
 
@@ -129,6 +132,7 @@ def find_records(path: Path, layout: CsvLayout) -> CsvRecords:
         SchemaError: a quote is opened and not closed properly on its line or a later one, so that records
             cannot be told apart; the message names the last good line.
     """
+    csv.field_size_limit(LONGEST_CELL)
     with _open(path, layout.encoding) as file:
         ends, is_blank, too_long = _scan(path, file, layout)
     start = int(layout.has_header)
