@@ -171,6 +171,9 @@ class DataConfig:
         for name in _TABLES:
             _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
         _check_timezone(self.timezone)
+        for name in self.audit_only:
+            if self.audit_only.count(name) > 1:
+                raise SchemaError(f"data.audit_only names '{name}' more than once; keep one of them")
         for side in _SIDES:
             _check_keys(f"data.features.{side}", getattr(self.features, side))
         _check_keys("data.events", self.events)

@@ -136,6 +136,7 @@ def test_the_template_says_how_long_histories_are_by_default():
         ),
         ({"timezone": "../etc/passwd"}, "data.timezone: time zone '../etc/passwd' is unknown"),
         ({"max_reject_rate": 1.5}, "data.max_reject_rate is 1.5; allowed: 0 to 1"),
+        ({"audit_only": ["town", "age", "town"]}, "data.audit_only names 'town' more than once; keep one of them"),
         ({"events": {"buy": 0.0}}, "data.events: 'buy' is 0.0; allowed: a finite number above 0"),
         ({"history_length": 1}, "data.history_length is 1; allowed: 2 to 10,000"),
         ({"history_length": 1_000_000}, "data.history_length is 1000000; allowed: 2 to 10,000, or leave it out"),
