@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
-from datamodules.reading.columns import user_columns
+from datamodules.reading.columns import interaction_columns, user_columns
 from datamodules.schema_fitting import LONGEST_HISTORY, LONGEST_RECENT, LONGEST_SET
 from datamodules.tables import read_tables
 from models.config import ModelConfig
@@ -196,6 +196,20 @@ def test_ids_of_users_are_no_feature(feature):
     config = DataConfig(users=TableConfig(), features=FeaturesConfig(user={"user_id": feature}))
     with pytest.raises(SchemaError, match=r"data\.features\.user: column 'user_id' holds ids, .*; take it out"):
         user_columns(config)
+
+
+def test_ids_of_users_are_no_feature_by_the_name_that_a_file_has_for_them():
+    table, feature = TableConfig(columns={"user_id": "customer"}), {"who": FeatureConfig("categorical", "customer")}
+    config = DataConfig(interactions=table, users=table, features=FeaturesConfig(user=feature, context=feature))
+    for side, list_columns in (("user", user_columns), ("context", interaction_columns)):
+        with pytest.raises(SchemaError, match=rf"data\.features\.{side}: column 'customer' holds ids, .* all users"):
+            list_columns(config)
+
+
+def test_ids_of_users_are_no_context():
+    config = DataConfig(features=FeaturesConfig(context={"user_id": "categorical"}))
+    with pytest.raises(SchemaError, match=r"data\.features\.context: column 'user_id' holds ids, .*; take it out"):
+        interaction_columns(config)
 
 
 def test_a_strict_split_leaves_one_out():

@@ -211,8 +211,8 @@ def test_a_text_layout_of_json_lines_is_refused(tmp_path, layout, suffix):
             "column 'repeat_rate' is reserved where repeats are allowed: rename yours",
         ),
         (
-            {"features": FeaturesConfig(context={"user_id": "vector"})},
-            "column 'user_id', read by data.features.context.user_id as vector, holds ids; allowed: categorical",
+            {"features": FeaturesConfig(context={"item_id": "vector"})},
+            "column 'item_id', read by data.features.context.item_id as vector, holds ids; allowed: categorical",
         ),
         (
             {"features": FeaturesConfig(context={"kind": FeatureConfig("numeric", column="event")})},

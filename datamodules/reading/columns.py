@@ -50,6 +50,7 @@ def interaction_columns(config: DataConfig) -> tuple[Column, ...]:
     """Return user_id and item_id, what else of an event is there, then the context features."""
     features = list(config.features.of("context").values())
     mapped = _check_mapping("interactions", config.interactions, EVENT_ROLES)
+    _refuse_user_ids("context", config.features, mapped)
     reasons = _explain_events(config)
     events = tuple(
         Column(
@@ -87,15 +88,22 @@ def item_columns(config: DataConfig) -> tuple[Column, ...]:
 
 def _side_columns(side: str, table: TableConfig, features: FeaturesConfig) -> tuple[Column, ...]:
     id_name = f"{side}_id"
-    if side == "user" and id_name in _list_readers(side, features):
-        raise SchemaError(
-            "data.features.user: column 'user_id' holds ids, which are no feature: what is learned of one user by it "
-            "says nothing of another; take it out"
-        )
     mapped = _check_mapping(f"{side}s", table, {id_name})
+    if side == "user":
+        _refuse_user_ids(side, features, mapped)
     reason = _explain_name(f"{side}s", id_name, mapped)
     id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
     return (id_column, *_feature_columns(side, features, {id_name: "id"}))
+
+
+def _refuse_user_ids(side: str, features: FeaturesConfig, mapped: Mapping[str, str]) -> None:
+    """Refuse a feature that reads the ids of users, by our name or by that of the file."""
+    for name in ("user_id", mapped.get("user_id", "user_id")):
+        if name in _list_readers(side, features):
+            raise SchemaError(
+                f"data.features.{side}: column '{name}' holds ids, which are no feature: what is learned of one user "
+                "by it says nothing of another, and the bundle would list all users; take it out"
+            )
 
 
 def _check_mapping(table: str, config: TableConfig, allowed: dict[str, Role] | set[str]) -> dict[str, str]:
