@@ -175,6 +175,17 @@ def test_a_large_order_stays_exact():
     assert tables_from_frames(DataConfig(), frame)[0].interactions["position"].tolist() == order
 
 
+@pytest.mark.parametrize("odd", [None, "", "x", 10**400, [1]], ids=["none", "blank", "text", "huge", "list"])
+@pytest.mark.parametrize("kind", [int, str])
+def test_a_large_order_stays_exact_beside_what_is_rejected(odd, kind):
+    order = [2**62 + 1, 2**62]
+    position = pd.Series([kind(order[0]), odd, kind(order[1])], dtype=object)
+    frame = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "position": position})
+    tables, rejects = tables_from_frames(DataConfig(), frame)
+    assert tables.interactions["position"].tolist() == order
+    assert rejects.frame["line"].tolist() == [2]
+
+
 def test_decimals_without_a_fraction_are_integers(tmp_path):
     path = tmp_path / "events.parquet"
     columns = {

@@ -213,8 +213,8 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     is_numeric = types.is_numeric_dtype(cells.dtype) and not types.is_complex_dtype(cells.dtype)
     if not (is_numeric or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
-    parsed = pd.to_numeric(_tame(cells) if cells.dtype == object else cells, errors="coerce")
-    numbers = parsed.astype("float64")
+    tame = _tame(cells) if cells.dtype == object else cells
+    numbers = pd.to_numeric(tame, errors="coerce").astype("float64")
     missing = _is_missing(cells, ("", "nan"))
     faults = {
         "not a number": numbers.isna().to_numpy() & ~missing,
@@ -224,8 +224,15 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     }
     if not column.may_be_empty:
         faults["missing"] = missing
-    is_exact = column.role == "order" and types.is_integer_dtype(parsed.dtype)
-    return Cells(parsed if is_exact else numbers, faults)
+    if column.role == "order":
+        numbers = _keep_integers(numbers, tame[~np.logical_or.reduce([*faults.values()])])
+    return Cells(numbers, faults)
+
+
+def _keep_integers(numbers: pd.Series, good: pd.Series) -> pd.Series:
+    """Return numbers as integers if the good ones are: as floats, which the others make them, near ones would tie."""
+    exact = pd.to_numeric(good)
+    return exact.reindex(numbers.index, fill_value=0) if types.is_integer_dtype(exact.dtype) else numbers
 
 
 def _tame(cells: pd.Series) -> pd.Series:
@@ -236,4 +243,4 @@ def _tame(cells: pd.Series) -> pd.Series:
             return "no number"
         return math.inf if isinstance(cell, int) and abs(cell) >= _TOO_LARGE else cell
 
-    return cells.map(read)
+    return pd.Series([read(cell) for cell in cells], cells.index, dtype=object)  # integers beside a gap stay such
