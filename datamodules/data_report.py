@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
@@ -16,6 +17,7 @@ from datamodules.config import DataConfig
 from datamodules.far_times import hint_at_far_times
 from datamodules.far_values import hint_at_far_values
 from datamodules.joins import measure_unlisted
+from datamodules.leaks.codes import MISSING, code_cells
 from datamodules.leaks.leak import Leak
 from datamodules.ordering import hint_at_ties
 from datamodules.reach import hint_at_owned, mark_owned
@@ -143,7 +145,14 @@ def _iso(seconds: int | None) -> str | None:
 
 
 def _missing(frame: pd.DataFrame) -> dict[str, float | None]:
-    return {str(name): _share(frame[name].isna()) for name in frame}
+    return {str(name): _share(_mark_missing(frame[name])) for name in frame}
+
+
+def _mark_missing(cells: pd.Series[Any]) -> pd.Series[Any]:
+    """Mark what features read as missing: nulls, and texts and lists with nothing in them."""
+    if is_numeric_dtype(cells.dtype):
+        return cells.isna()
+    return pd.Series(code_cells(cells) == MISSING)
 
 
 def _cold(tables: Tables, split: Split) -> dict[str, float | None]:

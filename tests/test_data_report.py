@@ -39,6 +39,18 @@ def report():
     return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
 
 
+def test_what_features_read_as_missing_is_counted_as_missing():
+    features = FeaturesConfig(item={"town": "categorical", "tags": "multi_categorical", "face": "vector"})
+    config = DataConfig(features=features, split=SplitConfig("none"))
+    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 5, 6]})
+    items = pd.DataFrame({"item_id": [3, 4, 5, 6], "town": ["x", " ", None, ""], "face": [[1.0, 2.0], [], None, ""]})
+    items["tags"] = [["a"], [], ["", None], None]
+    tables, rejects = tables_from_frames(config, events, items=items)
+    tables, cleaning = clean(tables)
+    found = report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
+    assert found["missing"]["items"] == {"item_id": 0.0, "town": 0.75, "tags": 0.75, "face": 0.75}
+
+
 def test_the_report_counts(report):
     assert report["counts"] == {
         "interactions": 10,

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.config import FeatureConfig
-from serve.encoding import split_cell, to_text
+from serve.encoding import join_text, split_cell, to_text
 
 MISSING = -1
 """Code of a missing cell."""
@@ -23,11 +23,11 @@ def code_feature(cells: pd.Series[Any], feature: FeatureConfig) -> NDArray[np.in
 
 
 def code_cells(cells: pd.Series[Any]) -> NDArray[np.int64]:
-    """Number the values of a column of any kind, equal values alike; `MISSING` where there is none."""
+    """Number the values of a column of any kind, equal values alike; `MISSING` where features read none."""
     if cells.dtype == object:
         cells = cells.map(_to_hashable)
     codes, values = pd.factorize(cells)
-    known = [isinstance(value, tuple) or to_text(value) is not None for value in values]
+    known = [not isinstance(value, (str, tuple)) or join_text(value) is not None for value in values]
     return np.where(np.array([*known, False])[codes], codes, MISSING).astype(np.int64)
 
 
