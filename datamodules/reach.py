@@ -32,9 +32,11 @@ def check_targets(split: Split, repeats: Repeats) -> None:
     """Refuse a split that nothing can be learnt from, or whose test nothing can pass.
 
     Raises:
-        SchemaError: no target is left to train on, or all that are held out are owned where no owned item is listed.
+        SchemaError: no target is left to train on, or is in a part that is held out, or all that are held out are owned
+            where no owned item is listed.
     """
     _check_training(split)
+    _check_held_out(split)
     _check_reach(split, repeats)
 
 
@@ -46,6 +48,15 @@ def _check_training(split: Split) -> None:
             f"{validated:,} for the validation; declare more kinds of events or a lower min_weight in data.targets, or "
             "another data.split"
         )
+
+
+def _check_held_out(split: Split) -> None:
+    for name, part in (("test", split.test), ("validation", split.validation)):
+        if len(part) and only_targets(part).empty:
+            raise SchemaError(
+                f"none of the {len(part):,} events of the {name} is a target, so that nothing can be measured by it; "
+                "declare more kinds of events or a lower min_weight in data.targets, or another data.split"
+            )
 
 
 def _check_reach(split: Split, repeats: Repeats) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -54,6 +55,18 @@ def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
     with pytest.raises(SchemaError, match=r"all 2 pairs .* set data\.repeats to allow, or leave out the events"):
         check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
     check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_part_without_a_target_is_refused(part):
+    moments = [START + day * 86_400 for day in range(12)]
+    bought = {0, 1, 2, 10 if part == "validation" else 7}
+    rows = [("u", "purchase" if day in bought else "view", f"item {day}") for day in range(12)]
+    events = pd.DataFrame(rows, columns=["user_id", "event", "item_id"]).assign(datetime=moments)
+    config = replace(PURCHASES, split=SplitConfig("time", at=str(np.datetime64(moments[8], "s"))))
+    message = rf"none of the \d events of the {part} is a target, so that nothing can be measured by it; declare"
+    with pytest.raises(SchemaError, match=message):
+        check_targets(split_of(events, config), "exclude")
 
 
 def test_a_test_that_nothing_passes_is_refused_whatever_validates():
