@@ -41,6 +41,16 @@ def test_all_files_of_a_pattern_are_one_table_in_the_order_of_their_names(tmp_pa
     assert rejects.records == {"interactions": 5}
 
 
+@pytest.mark.parametrize("pattern", ["**/*.csv", "**/**/*.csv"])
+def test_two_stars_name_the_files_of_all_folders_below(tmp_path, pattern):
+    (tmp_path / "2024" / "05").mkdir(parents=True)
+    write(tmp_path, a="user_id,item_id\n1,2\n")
+    write(tmp_path / "2024", b="user_id,item_id\n3,4\n")
+    write(tmp_path / "2024" / "05", c="user_id,item_id\n5,6\n")
+    tables, _ = read_pattern(tmp_path, pattern)
+    assert sorted(tables.interactions["user_id"]) == [1, 3, 5]
+
+
 @pytest.mark.parametrize(("pattern", "users"), [("e?.csv", [1, 2, 3]), ("e[13].csv", [1, 3]), ("*2.csv", [2])])
 def test_patterns(tmp_path, pattern, users):
     write(tmp_path, **{f"e{number}": f"user_id,item_id\n{number},7\n" for number in (3, 1, 2)})

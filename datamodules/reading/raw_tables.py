@@ -57,7 +57,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
         return [path]
     if path.is_dir():
         raise SchemaError(f"{path} is a folder; {setting} takes a file, or a pattern such as {path / '*.parquet'}")
-    files = [file for file in map(Path, sorted(glob.glob(pattern))) if file.is_file()]
+    files = [file for file in map(Path, sorted({*glob.glob(pattern, recursive=True)})) if file.is_file()]
     if not files:
         found = "matches no file" if glob.escape(pattern) != pattern else "does not exist"
         advice = f"correct {setting}" if path.is_absolute() else f"{setting} is relative to {Path.cwd()}"
