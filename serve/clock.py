@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from datetime import UTC, date, datetime, tzinfo
+from decimal import Decimal
 from typing import Any
 
 import numpy as np
@@ -180,6 +181,8 @@ def _read_cell(value: Any) -> float | datetime | None:
     if isinstance(value, np.datetime64):
         moment = value.astype("datetime64[us]").item()
         return moment if isinstance(moment, datetime) else None
+    if isinstance(value, Decimal):  # as databases write seconds with their fractions
+        return _within_int64(float(value)) if value.is_finite() else None
     if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
         return None  # a time span is an integer to NumPy
     return _within_int64(value.item() if isinstance(value, np.generic) else value)

@@ -147,7 +147,7 @@ def _is_time(value: Any) -> bool:
         return False
     if isinstance(value, (int, float, np.integer, np.floating)):
         return math.isfinite(value) if isinstance(value, (float, np.floating)) else abs(int(value)) < 2**63
-    return isinstance(value, (str, date, np.datetime64))
+    return isinstance(value, (str, date, np.datetime64)) or (isinstance(value, Decimal) and value.is_finite())
 
 
 def to_plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 import subprocess
 import sys
 from datetime import UTC, date, datetime, timedelta, timezone
+from decimal import Decimal
 from zoneinfo import ZoneInfo
 
 import numpy as np
@@ -22,6 +23,7 @@ ENCODINGS = {
     "float seconds": np.array(SECONDS) + 0.25,
     "unsigned": np.array(SECONDS, "uint32"),
     "list of numbers": [SECONDS[0], float(SECONDS[1]), np.int64(SECONDS[2])],
+    "decimals": [Decimal(SECONDS[0]), Decimal(f"{SECONDS[1]}.999"), Decimal(f"{SECONDS[2]}.000001")],
     "numeric texts": [f" {value}000 " for value in SECONDS],
     "numeric texts with a point": [f"{value}.9" for value in SECONDS],
     "iso": [moment.isoformat() for moment in NAIVE],
@@ -94,6 +96,10 @@ UNREADABLE += [
     np.datetime64("NaT"),
     np.timedelta64(3, "D"),
     "12/01/2017",
+    Decimal("NaN"),
+    Decimal("sNaN"),
+    Decimal("Infinity"),
+    Decimal("1e400"),
     ["2017-12-01"],
 ]
 

@@ -103,6 +103,7 @@ def test_numpy_values_are_taken_as_python_values():
         str(NOON),
         Decimal(NOON),
         Decimal("1704110400.00"),
+        Decimal("1704110400.25"),
         NOON * 10**9,
         "2024-01-01 12:00",
         "2024-01-01T13:00:00+01:00",
