@@ -8,6 +8,7 @@ end: no code changes.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -22,6 +23,7 @@ IdType = Literal["string", "integer"]
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 FORMAT = 1
+_FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -65,9 +67,12 @@ class Feature:
         """Known value -> code; built once, since a request must not pay for the whole vocabulary.
 
         Where all values are true and false, in any letters, other ways to write them have their codes too: JSON and
-        Parquet have a boolean, which reads as "true", where a CSV of the same data has True or TRUE.
+        Parquet have a boolean, which reads as "true", where a CSV of the same data has True or TRUE. So has 7 where all
+        are fractions and one is 7.0, as a CSV has integers that a missing value has made floats.
         """
         codes = {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
+        if all(map(_FRACTION.fullmatch, codes)):
+            return {value.removesuffix(".0"): code for value, code in codes.items()} | codes
         if not {value.lower() for value in codes} <= {"true", "false"}:
             return codes
         ways = (str.lower, str.title, str.upper)

@@ -28,6 +28,18 @@ DAY = Feature("day", "day_of_week", "datetime", tuple(str(day) for day in range(
 SIDE = (PRICE, COLOUR, TAGS, HOUR, STOCK, DAY)
 
 
+def test_integers_that_a_gap_made_floats_in_a_csv_are_known_as_integers():
+    feature = Feature("aisle", "categorical", "aisle", vocabulary=("7.0", "1.5", "-12.0"))
+    values = ["7.0", "7", 7, 7.0, " 7 ", -12, 1.5, 1, "12", None]
+    expected = [2, 2, 2, 2, 2, 4, 3, 1, 1, 1]
+    assert encode_features((feature,), {"aisle": values}, 10).codes[:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("vocabulary", [("7.0", "7"), ("2.0", "beta"), ("2.0", "07")])
+def test_texts_among_which_one_looks_like_a_fraction_are_what_they_are(vocabulary):
+    assert Feature("version", "categorical", "version", vocabulary).codes == {vocabulary[0]: 2, vocabulary[1]: 3}
+
+
 @pytest.mark.parametrize("vocabulary", [("False", "True"), ("TRUE", "FALSE"), ("true",), ("True", "true", "FALSE")])
 @pytest.mark.parametrize("kind", ["categorical", "multi_categorical"])
 def test_true_and_false_are_known_however_they_are_written(kind, vocabulary):
