@@ -61,7 +61,7 @@ def _write_cells(cells: pd.Series[Any], feature: Feature | None) -> pd.Series[An
         return cells.astype("Int64")
     if kind in ("floating", "mixed-integer-float") and cells.dropna().abs().lt(2**1023).all():
         return cells.astype("float64")
-    return cells.map(partial(write_cell, feature))
+    return cells.map(partial(write_cell, feature)).astype("str")  # without a value it would be of no type
 
 
 def build_catalogue(items: pd.DataFrame, train: pd.DataFrame, schema: Schema) -> Catalogue:

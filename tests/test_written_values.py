@@ -1,5 +1,7 @@
 """Values that a column and an array of it write in two ways: a category is found under the text it was fitted as."""
 
+import math
+
 import numpy as np
 import pandas as pd
 import pyarrow as pa
@@ -10,6 +12,8 @@ from datamodules.config import DataConfig, FeaturesConfig, TableConfig
 from datamodules.schema_fitting import fit_schema
 from datamodules.tables import read_tables, tables_from_frames
 from serve.encoding import encode_features
+from serve.filters.columns import Columns
+from serve.filters.parsing import parse_where
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 5, 6]})
 FLOATS = ["float16", "float32", "Float32", "float[pyarrow]", "float64", "Float64", "double[pyarrow]"]
@@ -72,3 +76,11 @@ def test_moments_are_categories(dtype):
 def test_numbers_of_a_category_are_served_as_numbers(values, expected):
     _, catalogue = fit(pd.Series(values, dtype=object))
     assert catalogue.to_arrow()["size"].to_pylist() == expected
+
+
+@pytest.mark.parametrize("kind", ["categorical", "multi_categorical", "text"])
+@pytest.mark.parametrize("values", [[None] * 4, pd.Series([None] * 4, dtype="str"), [math.nan] * 4])
+def test_a_column_without_a_value_is_one_of_texts_that_filters_name(kind, values):
+    features, catalogue = fit(pd.Series(values, dtype=getattr(values, "dtype", object)), kind)
+    columns = Columns(catalogue.to_arrow(), features)
+    assert not columns.admit(parse_where("size = 'large'")).any()
