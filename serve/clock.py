@@ -31,6 +31,8 @@ _ISO = re.compile(
 )
 """Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read."""
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
+_MOST_DIGITS = 18
+"""Of a text that is an integer of 64 bits in any case."""
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(Z| UTC)?)?", re.ASCII)
 
 
@@ -58,8 +60,8 @@ def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tupl
         seconds, is_valid = _read_moments(np.asarray(values), zone)
     elif kind in ("i", "u", "f"):
         seconds, is_valid = _read_numbers(np.asarray(values))
-    elif _is_plain_iso(values):
-        seconds, is_valid = _read_plain_iso(values, zone)
+    elif set(map(type, values)) == {str}:
+        seconds, is_valid = _read_texts(values, zone)
     else:
         seconds, is_valid = _read_cells(values, zone)
     if _are_within_years(seconds) and is_valid.all():
@@ -130,18 +132,25 @@ def _are_calendar_digits(numbers: np.ndarray) -> bool:
     return all(((part >= least) & (part <= most)).all() for part, least, most in parts)
 
 
-def _is_plain_iso(values: Sequence[Any] | np.ndarray) -> bool:
-    """Tell whether all cells are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z` or so: the quick case.
+def _read_texts(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    """Read texts at once where all are digits, or ISO times of one form: the quick cases, and the usual ones of CSV."""
+    joined, lengths = "".join(texts), set(map(len, texts))
+    if joined.isascii() and joined.isdigit() and min(lengths) > 0 and max(lengths) <= _MOST_DIGITS:
+        return _read_numbers(np.array(texts, object).astype(np.int64))
+    if len(lengths) == 1 and _is_plain_iso(texts[0], joined):
+        return _read_plain_iso(texts, zone)
+    return _read_cells(texts, zone)
 
-    The first cell must be of that form, and the others alike but for their digits.
+
+def _is_plain_iso(first: str, joined: str) -> bool:
+    """Tell whether texts of one length are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z` or so.
+
+    The first must be of that form, and the others alike but for their digits.
     """
-    if set(map(type, values)) != {str} or not _PLAIN_ISO.fullmatch(values[0]):
+    if not _PLAIN_ISO.fullmatch(first) or not joined.isascii():
         return False
-    joined = "".join(values)
-    if set(map(len, values)) != {len(values[0])} or not joined.isascii():
-        return False
-    form: str = values[0]
-    return joined.encode().translate(_TO_ZEROS) == form.encode().translate(_TO_ZEROS) * len(values)
+    form = first.encode().translate(_TO_ZEROS)
+    return joined.encode().translate(_TO_ZEROS) == form * (len(joined) // len(first))
 
 
 def _read_plain_iso(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ ENCODINGS = {
     "unsigned": np.array(SECONDS, "uint32"),
     "list of numbers": [SECONDS[0], float(SECONDS[1]), np.int64(SECONDS[2])],
     "decimals": [Decimal(SECONDS[0]), Decimal(f"{SECONDS[1]}.999"), Decimal(f"{SECONDS[2]}.000001")],
+    "digits": [str(value) for value in SECONDS],
     "numeric texts": [f" {value}000 " for value in SECONDS],
     "numeric texts with a point": [f"{value}.9" for value in SECONDS],
     "iso": [moment.isoformat() for moment in NAIVE],
@@ -141,6 +142,17 @@ def test_texts_with_z_are_utc_in_every_zone(zone):
     seconds, is_valid = to_seconds(cells, "Asia/Tokyo")
     assert seconds.tolist() == [1_719_835_200, 10]
     assert is_valid.all()
+
+
+@given(st.lists(st.one_of(st.integers(10**8, 10**11), st.integers(0, 10**20)), min_size=1, max_size=5))
+def test_digits_are_read_as_the_numbers_they_are(numbers):
+    def read(values):
+        try:
+            return [part.tolist() for part in to_seconds(values, None)]
+        except SchemaError as error:
+            return str(error)
+
+    assert read([str(number) for number in numbers]) == read(numbers)
 
 
 def test_missing_numbers_and_moments_are_invalid():
