@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
+from serve.declared_types import check_declared_types
 from serve.errors import SchemaError, passes
 from serve.schema import Kind, Repeats, Ties
 from serve.zones import find_zone
@@ -42,6 +43,9 @@ class TableConfig:
     missing: list[str] = field(default_factory=list)
     """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
 
+    def __post_init__(self) -> None:
+        check_declared_types(self, "table")
+
     @property
     def declares_text(self) -> bool:
         """Whether something is declared that only a text file has."""
@@ -62,6 +66,9 @@ class FeatureConfig:
     max: float | None = None
     """A `numeric` value above it is impossible: its row is rejected. Default: no limit."""
 
+    def __post_init__(self) -> None:
+        check_declared_types(self, "feature")
+
 
 @dataclass(frozen=True)
 class FeaturesConfig:
@@ -71,6 +78,9 @@ class FeaturesConfig:
     item: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
     context: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
     """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
+
+    def __post_init__(self) -> None:
+        check_declared_types(self, "data.features")
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
@@ -98,6 +108,7 @@ class SplitConfig:
     """For `files`: a file laid out as the interactions, to measure on."""
 
     def __post_init__(self) -> None:
+        check_declared_types(self, "data.split")
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value is not None and value is not False and self.kind != kind:
@@ -123,6 +134,7 @@ class TargetsConfig:
     """The least weight, such as a rating. Default: any."""
 
     def __post_init__(self) -> None:
+        check_declared_types(self, "data.targets")
         if self.events == []:
             raise SchemaError("data.targets.events is []; allowed: one kind of event or more, or null for every kind")
         if not _is_limit(self.min_weight):
@@ -164,6 +176,7 @@ class DataConfig:
         return declared
 
     def __post_init__(self) -> None:
+        check_declared_types(self, "data")
         if not passes(self.max_reject_rate, lambda rate: 0 <= rate <= 1):
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
         longest = self.history_length
