@@ -72,6 +72,8 @@ LITTLE_MEMORY = (
     "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
 )
 console = Console(log_path=False)
+Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
+"""Interactions, users and items at hand."""
 
 
 @dataclass(frozen=True)
@@ -96,14 +98,12 @@ class Work:
     """Fingerprint of the tables."""
 
 
-def run(
-    config: Config, tables: tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame] | None = None, text: str | None = None
-) -> Run:
+def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
     """Run everything: tables -> towers -> bundle -> metrics.
 
     Args:
         config: of the run.
-        tables: interactions, users and items at hand, instead of the files that `config.data` names.
+        tables: instead of the files that `config.data` names; users and items may be None.
         text: the configuration as YAML, to be kept as `config.yaml`.
 
     Raises:
@@ -111,6 +111,8 @@ def run(
         BundleError: the export differs from the towers, or a file is damaged; nothing is published.
         FloatingPointError: the training diverged; nothing is published.
     """
+    if config.tune.trials is not None:
+        raise SchemaError(f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`")
     refuse_replacing(config)
     with Stage.open(config.out) as stage:
         work = prepare(config, tables, stage)
@@ -139,7 +141,7 @@ def search(config: Config, text: str) -> None:
         tune(config, work.config, work.tables, split, text)
 
 
-def prepare(config: Config, frames: tuple[pd.DataFrame, ...] | None, stage: Stage) -> Work:
+def prepare(config: Config, frames: Frames | None, stage: Stage) -> Work:
     """Read the tables and decide what the configuration leaves open."""
     tables, report = read(config, frames, stage.beside)
     config, choices = settle(config, tables)
@@ -212,13 +214,15 @@ def release(
     return Run(bundle.path, metrics)
 
 
-def read(config: Config, frames: tuple[pd.DataFrame, ...] | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
+def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
     """Read and clean the tables; the list of the rows that do not fit is left with the bundle."""
     tombstones = inherit_tombstones(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, tombstones)
-    else:
+    elif isinstance(frames, tuple):
         tables, rejects = tables_from_frames(config.data, *frames, tombstones=tombstones)
+    else:
+        raise SchemaError(f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, users and items")
     keep_rejects(rejects, config, beside)
     tables, cleaning = clean(tables)
     if not len(tables.interactions):

@@ -14,6 +14,7 @@ import torch
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig
+from run_config import TuneConfig
 from serve import Recommender
 from serve.bundle import verify
 from serve.errors import SchemaError
@@ -202,6 +203,15 @@ def test_mistakes_end_with_one_line_and_status_2(words, message, tmp_path, capsy
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not (tmp_path / "run" / "bundle").exists()
+
+
+def test_a_call_that_is_no_run_of_tables_is_refused_in_one_line(tmp_path):
+    events, users, items = make_tables(0, simultaneous=False)
+    config = train.Config(DataConfig(), SMALL, QUIET, tmp_path / "run")
+    with pytest.raises(SchemaError, match="tables is a DataFrame; allowed: a tuple of interactions, users and items"):
+        train.run(config, events)
+    with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
+        train.run(replace(config, tune=TuneConfig(3)), (events, users, items))
 
 
 def test_the_configuration_is_written_and_read_again(tmp_path):
