@@ -345,6 +345,14 @@ def test_the_command_refuses_what_is_no_run_in_one_line(films, tmp_path, capsys)
     assert [part for part, line in zip(said, others, strict=True) if part not in line] == []
 
 
+def test_the_command_refuses_figures_of_another_bundle(films, capsys):
+    write_profiles(films.folder / "profiles", films.recommender.profiles)
+    (films.folder / "metrics.json").write_text(json.dumps(films.content | {"version": "0123456789ab"}))
+    assert main(["--run", str(films.folder)]) == 2
+    there = films.recommender.bundle.manifest.version
+    assert f"metrics.json is of version 0123456789ab, the bundle beside it of {there};" in capsys.readouterr().err
+
+
 def test_the_page_may_be_written_beside_the_run(films, tmp_path):
     (tmp_path / "config.yaml").touch()
     write_report(tmp_path, Path("runs/my run"), films.content, films.recommender, films.holdout)

@@ -109,7 +109,7 @@ def make_tiny_run(folder: Path, schema: Schema) -> TinyRun:
         (folder / "logs" / stage / "metrics.csv").write_text(text)
     data = DATA if at is not None else DATA | {"split": QUIET_SPLIT, "repeats": "exclude", "leaks": []}
     content = {
-        "version": "0123456789ab",
+        "version": recommender.bundle.manifest.version,
         **metrics,
         "data": data,
         "timing": {"total": 3725.0},

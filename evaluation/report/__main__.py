@@ -42,11 +42,17 @@ def run(folder: Path, holdout: Path | None) -> None:
     """Write the report.
 
     Raises:
-        SchemaError: no finished run, or the holdout cannot be read.
+        SchemaError: no finished run, figures of another bundle than the one there, or the holdout cannot be read.
         BundleError: the bundle cannot be trusted.
     """
     content = _read_metrics(folder / METRICS)
     recommender = Recommender.load(folder / BUNDLE)
+    measured, there = content.get("version"), recommender.bundle.manifest.version
+    if measured != there:
+        raise SchemaError(
+            f"{folder / METRICS} is of version {measured}, the bundle beside it of {there}; give a folder as train.py "
+            "left it"
+        )
     held_out = None if holdout is None else read_interactions(holdout, recommender.bundle.schema)
     write_report(folder, folder, content, recommender, held_out)
 
