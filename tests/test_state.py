@@ -5,11 +5,12 @@ import re
 import sqlite3
 import threading
 from contextlib import closing
+from datetime import UTC, datetime
 
 import numpy as np
 import pytest
 
-from serve.errors import BundleError
+from serve.errors import BundleError, SchemaError
 from serve.requests import InlineHistory
 from serve.state import Impressions, Observation, StateStore
 from serve.state.database import Database
@@ -74,6 +75,25 @@ def test_numbers_of_numpy_are_numbers(store, path):
     assert rows == [(7, NOW, 31, None), (7, NOW, 12, NOW + 5)]
     assert store.forget(7) == {"events": 1, "impressions": 2}
     assert query(path, "SELECT count(*) FROM events") == [(0,)]
+
+
+@pytest.mark.parametrize(
+    ("event", "words"),
+    [
+        ((["u"], "a", "view", NOW), r"user_id is \['u'\]; allowed: a text, an integer"),
+        ((1.0, "a", "view", NOW), "user_id is 1.0"),
+        (("u", None, "view", NOW), "item_id is None"),
+        (("u", "a", 3, NOW), "event is 3; allowed: a text, None"),
+        (("u", "a", "view", NOW + 0.5), r"datetime is 1700000000\.5; allowed: an integer"),
+        (("u", "a", "view", datetime.fromtimestamp(NOW, UTC)), "datetime is datetime.datetime"),
+        (("u", "a", "view", NOW, "5"), "weight is '5'; allowed: a number, None"),
+    ],
+)
+def test_what_nobody_could_read_again_is_not_kept(store, event, words):
+    store.observe("u", "b", "view", NOW - 1)
+    with pytest.raises(SchemaError, match=words):
+        store.observe(*event)
+    assert store.history("u").item_id == ("b",)
 
 
 @pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from serve.declared_types import check_declared_types
 from serve.request_values import Id, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
@@ -98,8 +99,22 @@ class StateStore:
         self._tombstones = [TombstoneFile(run) for run in runs or [path.absolute().parent.parent]]
 
     def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
-        """Keep one event, as `observe_many` does; say whether it was kept."""
-        return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
+        """Keep one event, as `observe_many` does; say whether it was kept.
+
+        Args:
+            user_id: who did it.
+            item_id: what it was done to.
+            event: its type; None where there are none.
+            time: whole UTC seconds.
+            weight: such as a rating or a quantity.
+
+        Raises:
+            SchemaError: a value of another type, which nobody could read again.
+            OSError: the disk is full or fails; it is not kept.
+        """
+        one = Observation(user_id, item_id, event, time, weight)
+        check_declared_types(one, "")
+        return self.observe_many([one]) == 1
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
         """Keep events, all or none; they are on disk when this returns.
