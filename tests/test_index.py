@@ -89,6 +89,27 @@ def test_equal_items_are_listed_by_row_even_at_the_cut():
     assert rows[2].tolist() == [0, *range(2, 14)]
 
 
+def permute_columns(seed: int, entries: np.ndarray, n_items: int) -> np.ndarray:
+    """Draw vectors of the same entries in other orders: sums in float32 are rounded otherwise in each."""
+    return np.random.default_rng(seed).permuted(np.tile(entries, (n_items, 1)), axis=1).astype(np.float32)
+
+
+def test_items_whose_scores_are_equal_but_for_rounding_are_listed_by_row():
+    entries = np.random.default_rng(1).integers(-(2**12), 2**12, 67)  # products of 24 bits: float64 sums them exactly
+    vectors, users = permute_columns(2, entries, 1009), np.full((B, 67), 4093, dtype=np.float32)
+    assert len(set(np.cumsum(vectors * users[0], axis=1, dtype=np.float32)[:, -1].tolist())) > 1
+    scores, rows = ItemIndex.build(vectors).search(users, 13)
+    assert rows.tolist() == [list(range(13))] * B
+    assert scores.tolist() == [[np.float32(4093 * int(entries.sum()))] * 13] * B
+
+
+def test_items_of_one_direction_are_alike_however_their_cosines_are_rounded():
+    vectors = draw(1, 1, 67).repeat(1009, axis=0) * np.random.default_rng(2).uniform(0.1, 9, (1009, 1))
+    scores, rows = ItemIndex.build(vectors.astype(np.float32)).similar(500, 13, 67)
+    assert rows.tolist() == list(range(13))
+    assert scores.tolist() == [1] * 13
+
+
 def test_excluding_everything_leaves_only_filling():
     scores, rows = ItemIndex.build(draw(1, N, D)).search(draw(2, 1, D), 5, to_ragged([range(N)]))
     assert rows.tolist() == [[-1] * 5]
@@ -107,6 +128,8 @@ def test_excluding_everything_leaves_only_filling():
         (draw(2, 1, D), 5, to_ragged([[-1]]), "excluded item row is -1"),
         (draw(2, 1, D), 5, to_ragged([[3, N]]), "excluded item row is 11"),
         (draw(2, 1, D), 5, to_ragged([[], []]), "3 offsets and 0 rows; expected 2"),
+        (draw(2, 1, D), 5, (np.array([3, 4]), np.array([1, 2])), "2 offsets and 2 rows; expected 2"),
+        (draw(2, 1, D), 5, (np.array([3, 4]), np.array([0, 1])), "2 offsets and 2 rows; expected 2"),
     ],
 )
 def test_search_refuses(users, k, excluded, message):
@@ -156,6 +179,7 @@ def test_similar_gives_an_empty_vector_cosine_0_and_a_scaled_twin_1():
         ((-1, 5, D), "item row is -1"),
         ((0, 0, D), "k is 0"),
         ((0, 5, 8), "n_dims is 8"),
+        ((0, 5, 0), "n_dims is 0"),
     ],
 )
 def test_similar_refuses(arguments, message):

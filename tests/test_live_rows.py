@@ -105,5 +105,8 @@ def test_a_changed_index_answers_as_one_built_anew():
         np.testing.assert_array_equal(got, found[is_shown][:k])
         np.testing.assert_array_equal(got_scores, scores[is_shown][:k])
     assert index.is_hidden is None
+    longest = put_rows(vectors, rows, np.full((3, D), 1e30, np.float32))
+    with pytest.raises(ValueError, match="user vector 0 is too long"):
+        index.changed(longest, rows, is_hidden).search(np.full((1, D), 1e9, np.float32), 1)
     with pytest.raises(ValueError, match="not finite"):
         index.changed(put_rows(vectors, rows, np.full((3, D), np.nan, np.float32)), rows, is_hidden)

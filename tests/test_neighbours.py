@@ -125,6 +125,23 @@ def test_what_is_added_is_rounded_by_less_than_the_bound(seed, size):
     assert (bound_addition(added) <= 1e-6 * np.abs(added).max(axis=0)).all()
 
 
+def test_a_sum_that_is_rounded_two_ways_is_found():
+    """Products are 0 but for their rounding in float32, which decides how 2^20 and half a last place are rounded."""
+    n_items, rng = 601, np.random.default_rng(6)
+    entries = rng.integers(-(2**12), 2**12, 67)
+    entries[0] -= entries.sum()
+    vectors = rng.permuted(np.tile(entries, (n_items, 1)), axis=1).astype(np.float32) / 2**12
+    users = np.full((1, 67), 4093 / 2**12, np.float32)
+    products = np.cumsum(vectors * users, axis=1, dtype=np.float32)[:, -1]
+    assert (products > 0).any()
+    matrix = np.zeros((n_items, n_items), np.float32)
+    matrix[0], matrix[1] = 2**20, 2**-4
+    added = Added(to_neighbours(matrix), np.zeros(2, np.int64), np.arange(2), np.ones(2, np.float32))
+    scores, rows = ItemIndex.build(vectors).search(users, 5, added=added)
+    assert rows.tolist() == [[0, 1, 2, 3, 4]]
+    assert scores.tolist() == [[2.0**20] * 5]
+
+
 def test_rounded_vectors_find_what_is_added_too(monkeypatch):
     """An item that only the added term lifts, and the best ones behind it."""
     monkeypatch.setattr(coarse, "FEWEST_ITEMS", 1)
@@ -249,6 +266,7 @@ OFFSETS = np.array([0, 1, *[2] * (N - 1)], OFFSET)
         (write(entries(neighbour=-1)), f"'neighbour' is outside 0 to {N - 1}"),
         (write(entries(weight=np.nan)), "a weight is not between"),
         (write(entries(weight=3e38)), "a weight is not between"),
+        (write(entries(weight=-3e38)), "a weight is not between"),
         (write(entries()[:1]), "do not divide 1 entries"),
     ],
 )
