@@ -198,6 +198,27 @@ def test_what_was_asked_before_a_drop_is_not_kept_after_it(recommender, monkeypa
     assert kept._lists
 
 
+def test_what_was_asked_between_two_drops_is_not_kept(recommender):
+    kept, asked = KeptAnswers(), question(recommender, {"user_id": next(iter(known_users(SHOP)))})
+    kept.drop()
+    between = kept.era
+    kept.drop()
+    kept.rank(recommender, 0, between, [asked])
+    assert not kept._lists
+
+
+def test_room_is_free_again_in_another_minute_and_after_a_drop(recommender):
+    kept, users = KeptAnswers(), [*known_users(SHOP)]
+    first, second = (question(recommender, {"user_id": user}) for user in users[:2])
+    for minute in (0, 1, 2):
+        kept.rank(recommender, minute, kept.era, [first, second])
+        assert len(kept._lists) == 2
+        assert kept._n_bytes == sum(map(kept_answers._measure, kept._lists, kept._lists.values()))
+        if minute == 1:
+            kept.drop()
+            assert kept._n_bytes == 0
+
+
 def test_what_is_kept_holds_nothing_of_who_was_asked_for_beside_it(tmp_path):
     user, other, *_ = known_users(SHOP)
     with sharing(publish_served(tmp_path, SHOP)) as parts:
@@ -290,6 +311,7 @@ def test_the_list_that_is_asked_for_and_the_user_s_state_are_part_of_the_name():
         name_question(raw, 3, None, 0, Recalled(dismissed=(7,))),
     ]
     assert name_question(raw, 3, None, 0, Recalled(is_forgotten=True)) is None
+    assert name_question(raw, 3, None, 0, Recalled(dismissed=tuple(range(500)))) is None  # too long to be kept
     assert len(set(names)) == len(names)
     assert name_question(dict(raw), 3, None, 0, Recalled()) == names[0]
 
