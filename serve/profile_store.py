@@ -169,7 +169,8 @@ def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
 def _remove_unnamed(folder: Path) -> None:
     manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
     named = {entries[part]["file"] for entries in all_entries(manifest) for part in _PARTS}
-    for pattern in _OURS:
-        for path in folder.glob(pattern):
-            if path.name not in named:
-                path.unlink()
+    unnamed = [path for pattern in _OURS for path in folder.glob(pattern) if path.name not in named]
+    for path in unnamed:
+        path.unlink()
+    if unnamed:
+        sync_folder(folder)  # users who were erased must not come back

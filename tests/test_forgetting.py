@@ -27,6 +27,7 @@ from serve.state.live_requests import complete
 from serve.state.tombstones import add_tombstones, read_tombstones
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles
+from tests.lost_power import Disk
 
 ROOT = Path(__file__).parent.parent
 SENTINEL = "sentinel-4c7"
@@ -93,6 +94,14 @@ def find(folder, text):
         if text.encode() in path.read_bytes() or text in cells:
             found.append(str(path.relative_to(folder)))
     return sorted(re.sub(r"-[0-9a-f]{16}|-wal|-shm", "", name) for name in found)
+
+
+def test_who_is_forgotten_does_not_come_back_where_the_power_fails(folder, monkeypatch):
+    (folder / "users" / "_SUCCESS").unlink()  # an export that has not ended
+    disk = Disk(monkeypatch)
+    forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    assert disk.too_early == disk.unnamed == []
+    assert disk.holds(folder / "run" / "profiles")
 
 
 def test_the_sentinel_is_in_no_file_afterwards(folder):

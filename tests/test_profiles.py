@@ -23,6 +23,7 @@ from serve.profiles import (
     write_profiles,
 )
 from serve.schema import Feature
+from tests.lost_power import Disk
 
 FEATURES = (
     Feature("age", "numeric", "birth_year", mean=3.0, scale=2.0),
@@ -215,6 +216,16 @@ def test_profiles_replaced_while_they_are_read(tmp_path, monkeypatch):
 
 
 NEW = ("v0", "v1", "v2", "v3", "v4")
+
+
+def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, "manifest.json")
+    for user_ids in (NEW, NEW[::-1]):
+        write_profiles(tmp_path, make(user_ids))
+        assert disk.too_early == disk.unnamed == []
+    erase_users(tmp_path, NEW[:1])
+    assert disk.too_early == disk.unnamed == []
+    assert disk.holds(tmp_path)
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])

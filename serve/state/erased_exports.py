@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.durable import sync_folder
 from serve.errors import SchemaError
 from serve.recommendations import to_arrow
 from serve.request_values import Id
@@ -45,6 +46,8 @@ def erase_from_export(folder: Path, user_ids: Collection[Id]) -> int:
             partial.unlink()  # of a kill; nobody reads it
         shards, paths = Shards(folder), sorted(folder.glob(_SHARDS))
         n_gone = sum(_erase_from_shard(shards, path, user_ids) for path in paths)
+        if n_gone:
+            sync_folder(folder)
         if (folder / SUCCESS).exists():
             n_rows = sum(pq.read_metadata(path).num_rows for path in paths)
             if json.loads((folder / SUCCESS).read_bytes())["rows"] != n_rows:

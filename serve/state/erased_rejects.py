@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.durable import write_file
+from serve.durable import sync_folder, write_file
 from serve.layout import REJECTS
 from serve.recommendations import to_arrow
 from serve.request_values import Id
@@ -54,3 +54,4 @@ def _write(path: Path, table: pa.Table) -> None:
     sink = pa.BufferOutputStream()
     pq.write_table(table.set_column(place, _VALUE, blank), sink, compression="zstd")
     write_file(path, memoryview(sink.getvalue()))
+    sync_folder(path.parent)
