@@ -19,6 +19,7 @@ from serve.registry.pointer import read_current, read_past
 from serve.registry.sources import RegistrySource
 from serve.registry.versions import Registry
 from tests.linear_bundle import SHOP, publish_linear
+from tests.lost_power import Disk
 
 
 @pytest.fixture
@@ -232,6 +233,14 @@ def test_stopped_at_any_step_a_service_finds_the_old_version_or_the_new(tmp_path
 def publish_some(path: Path, bundles: list[Path]) -> None:
     for bundle in bundles:
         publish_and_activate(Registry(path), bundle, keep=99)
+
+
+@pytest.mark.parametrize("change", [publish, publish_and_activate])
+def test_a_version_is_on_disk_before_it_counts(registry, published, monkeypatch, change):
+    disk = Disk(monkeypatch, "CURRENT")
+    for seed in (1, 2):
+        change(registry, published[seed], keep=3)
+        assert disk.too_early == disk.unnamed == []
 
 
 def test_publishers_at_once_lose_no_version_and_the_pointer_is_valid_at_every_instant(registry, tmp_path):

@@ -25,6 +25,7 @@ from serve.recommender import Recommender
 from serve.staging import Stage, publish, read_version
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import make_profiles
+from tests.lost_power import Disk
 from tests.tiny_bundle import FACTS, METRICS, complete_stage, publish_tiny, write_stage
 
 
@@ -211,6 +212,19 @@ def test_stopped_at_any_step_a_reader_finds_the_old_bundle_or_the_new(tmp_path, 
     # where two names cannot be exchanged, a kill between two renames leaves none until the next stage opens
     assert len(without) <= (0 if way == "exchange" or how == "fail" else 2)
     assert all("no bundle at" in message for message in without)
+
+
+@pytest.mark.parametrize("can_exchange", [True, False])
+def test_what_is_published_is_on_disk_before_it_counts(tmp_path, monkeypatch, can_exchange):
+    if not can_exchange:
+        monkeypatch.setattr(durable, "exchange", lambda left, right: False)
+    disk = Disk(monkeypatch, "bundle", "metrics.json")
+    for seed in (1, 2):
+        with Stage.open(tmp_path) as stage:
+            complete_stage(stage, seed)
+            (stage.beside / "metrics.json").write_text(str(seed))
+            publish(stage.prepare(FACTS, METRICS), overwrite=True)
+        assert disk.too_early == disk.unnamed == []
 
 
 def test_a_full_disk_leaves_the_old_bundle_and_no_half_manifest(tmp_path):

@@ -15,6 +15,7 @@ from serve.requests import InlineHistory
 from serve.state import Impressions, Observation, StateStore
 from serve.state.database import Database
 from serve.state.tombstones import add_tombstones
+from tests.lost_power import Disk
 from tests.served import ROOT
 
 DAY = 86_400
@@ -133,6 +134,12 @@ def test_another_store_sees_it_at_once_and_after_a_restart(store, path):
         assert other.history("u").item_id == ("a",)
         other.observe("u", "b", "view", NOW + 1)
     assert store.history("u").item_id == ("a", "b")
+
+
+def test_the_folder_of_a_new_store_has_its_name_on_disk(path, tmp_path, monkeypatch):
+    disk = Disk(monkeypatch)
+    with closing(StateStore(path)):
+        assert disk.holds(tmp_path)
 
 
 def test_events_are_kept_all_or_none(store):

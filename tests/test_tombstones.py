@@ -1,6 +1,7 @@
 import hashlib
 import hmac
 import json
+import os
 import threading
 
 import pytest
@@ -14,6 +15,7 @@ from serve.state.tombstones import (
     inherit_tombstones,
     read_tombstones,
 )
+from tests.lost_power import Disk
 
 
 def test_users_are_told_by_keyed_hashes_alone(tmp_path):
@@ -90,6 +92,16 @@ def test_a_file_of_a_later_format_is_refused(tmp_path):
         read_tombstones(tmp_path)
 
 
+def test_who_was_forgotten_stays_so_where_the_power_fails(tmp_path, monkeypatch):
+    disk, runs = Disk(monkeypatch), [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        run.mkdir()
+    for change in (lambda: add_tombstones(runs[0], ["anna"]), lambda: inherit_tombstones(runs[1], runs[0] / "bundle")):
+        change()
+        assert disk.too_early == disk.unnamed == []
+    assert all(disk.holds(run / "forgotten.json") for run in runs)
+
+
 def test_a_file_that_changes_is_read_again(tmp_path):
     watched = TombstoneFile(tmp_path)
     for number in range(3):
@@ -97,6 +109,23 @@ def test_a_file_that_changes_is_read_again(tmp_path):
         add_tombstones(tmp_path, [f"u{number}"])
         assert watched.holds(f"u{number}")
     assert watched.holds("u0")
+
+
+def test_a_file_that_is_written_over_or_replaced_by_one_as_old_is_read_again(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        add_tombstones(tmp_path / name, [name])
+    path, other = (tmp_path / name / "forgotten.json" for name in ("one", "two"))
+    watched = TombstoneFile(tmp_path / "one")
+    before, time = path.read_bytes(), path.stat().st_mtime_ns
+    assert watched.holds("one")
+    path.write_bytes(other.read_bytes())
+    os.utime(path, ns=(0, time + 1))
+    assert (watched.holds("one"), watched.holds("two")) == (False, True)
+    other.write_bytes(before)
+    os.utime(other, ns=(0, time + 1))
+    os.replace(other, path)
+    assert (watched.holds("one"), watched.holds("two")) == (True, False)
 
 
 def test_old_tombstones_never_stand_under_the_mark_of_new_ones(tmp_path, monkeypatch):
