@@ -12,10 +12,12 @@ from pathlib import Path
 
 import pytest
 
+from serve import golden
 from serve.bundle import Bundle
 from serve.errors import BundleError
+from serve.registry import pointer
 from serve.registry.changes import activate, publish, publish_and_activate, rollback
-from serve.registry.pointer import read_current, read_past
+from serve.registry.pointer import read_current, read_past, write_current
 from serve.registry.sources import RegistrySource
 from serve.registry.versions import Registry
 from tests.linear_bundle import SHOP, publish_linear
@@ -109,6 +111,7 @@ def test_rollback_leaves_out_what_is_damaged_or_gone_and_says_so(registry, publi
         "items.faiss is missing",
         "is not in the registry",
     ]
+    assert read_past(registry.path, versions[1]) == []
 
 
 @pytest.mark.parametrize("damage", [Path.unlink, lambda path: path.write_text("../../etc/passwd\n")])
@@ -145,6 +148,65 @@ def test_the_latest_versions_stay_and_those_that_are_served_or_gone_back_to(regi
     date(registry, versions[3], day=0)
     assert publish(registry, published[3], keep=1).removed == []
     assert names(registry.path) == {".lock", "CURRENT", "HISTORY", versions[1], versions[3], versions[4]}
+
+
+@pytest.mark.parametrize("days", [(1, 2, 3), (3, 2, 1), (2, 2, 2)])
+def test_versions_are_in_the_order_of_their_days_whatever_they_are_called(registry, versions, days):
+    dates = {versions[seed]: day for seed, day in zip((1, 2, 3), days, strict=True)}
+    for version, day in dates.items():
+        (registry.path / version).mkdir(parents=True)
+        (registry.path / version / "manifest.json").touch()
+        date(registry, version, day)
+    assert registry.versions() == sorted(dates, key=lambda version: (-dates[version], version))
+
+
+def test_a_registry_that_was_activated_very_often_can_still_be_read(tmp_path):
+    versions = [f"{number:012x}" for number in range(2_000)]  # more than are read of a file
+    write_current(tmp_path, versions[0], versions[1:])
+    assert read_current(tmp_path) == versions[0]
+    assert read_past(tmp_path, versions[0]) == versions[1:100]
+
+
+def test_a_version_that_answers_differently_here_is_neither_published_nor_activated(
+    registry, published, versions, monkeypatch
+):
+    for seed in (1, 2):
+        publish_and_activate(registry, published[seed], keep=3)
+    before = names(registry.path)
+    monkeypatch.setattr(golden, "TOLERANCE", -1.0)  # nothing is within it
+    for change in (
+        lambda: publish(registry, published[3], keep=1),
+        lambda: activate(registry, versions[1]),
+        lambda: rollback(registry),
+    ):
+        with pytest.raises(BundleError, match="it answers differently here"):
+            change()
+    assert names(registry.path) == before
+    assert read_current(registry.path) == versions[2]
+
+
+def test_a_version_under_the_name_of_another_is_not_activated(registry, published, versions):
+    publish_and_activate(registry, published[1], keep=3)
+    shutil.copytree(registry.path / versions[1], registry.path / versions[2])
+    with pytest.raises(BundleError, match=rf"version {versions[2]} holds manifest\.json of {versions[1]}"):
+        activate(registry, versions[2])
+    assert read_current(registry.path) == versions[1]
+
+
+def test_the_latest_version_that_a_rollback_can_go_to_stays(registry, published, versions):
+    for seed in (1, 2, 3):
+        publish_and_activate(registry, published[seed], keep=9)
+        date(registry, versions[seed], day=seed)
+    shutil.rmtree(registry.path / versions[2])
+    assert publish(registry, published[4], keep=1).removed == []
+    assert rollback(registry).version == versions[1]
+
+
+def test_a_pointer_that_does_not_read_as_it_was_written_is_told(tmp_path, versions, monkeypatch):
+    write = pointer.write_file
+    monkeypatch.setattr(pointer, "write_file", lambda path, _: write(path, f"{versions[2]}\n".encode()))
+    with pytest.raises(BundleError, match="CURRENT does not read as it was written: somebody else writes into"):
+        write_current(tmp_path, versions[1], [])
 
 
 def test_nothing_is_removed_where_it_cannot_be_told_what_is_served(registry, published, versions):
