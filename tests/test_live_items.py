@@ -11,7 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
+from serve.item_facts import ItemFacts
 from serve.live.items import LiveItems
+from serve.live.placing import _rate_categories
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, REPEAT_RATES, SHOP, D, N, item_ids, item_values, publish_linear, vectors_of
 from tests.linear_profiles import known_users, make_profiles, requests_of
@@ -113,6 +115,12 @@ def test_any_sequence_of_changes_is_answered_as_by_brute_force(
     histories = [[shelf[place] for place in history if shelf[place] in present] for history in histories]
     check_answers(live, schema, added, removed, histories, k)
     live.close()
+
+
+def test_a_category_without_items_is_bought_again_as_all_items_are():
+    facts = ItemFacts(np.array([0.25, 0.5, 1.0], np.float32), np.array([[0, 3], [1, 3], [0, 4]]), 6)
+    expected = [(0.25 + 1.0) / 2, 0.5, 1.75 / 3, (0.25 + 0.5) / 2, 1.0, 1.75 / 3]
+    np.testing.assert_allclose(_rate_categories(facts), expected, rtol=1e-6)
 
 
 def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
@@ -268,14 +276,48 @@ def test_a_new_bundle_gets_the_same_changes(shop, bundles):
     assert not {first, second, "someday"} & set(listed)
 
 
+def test_an_item_is_listed_again_where_a_bundle_had_it_meanwhile(shop, bundles):
+    shop.put("milk", MILK)
+    shop.rebase(Recommender(rename_item(bundles["shop"], item_ids(SHOP)[0], "milk")))
+    shop.put("milk", {"price": 9})
+    shop.rebase(Recommender(bundles["shop"]))
+    assert lists(shop, "milk")
+    assert (row_of(shop, "milk")["price"], row_of(shop, "milk")["title"]) == (9, "Milk")
+
+
+def test_what_is_said_at_once_of_one_id_in_two_forms_is_joined(shop):
+    shop.put_many({"7": MILK, 7: {"price": 9}})
+    assert [row_of(shop, "7")[name] for name in MILK] == ["dairy", 9, "y", "Milk"]
+
+
+def number_brands(bundle: Bundle) -> Bundle:
+    """Let the brands of a bundle be numbers, and its items have no titles."""
+    items = bundle.items.drop_columns(["title"])
+    place = items.column_names.index("brand")
+    return replace(bundle, items=items.set_column(place, "brand", pa.array(np.arange(N))))
+
+
+def test_what_is_said_under_a_bundle_joins_what_that_cannot_read(shop, bundles):
+    shop.put("milk", MILK)
+    shop.rebase(Recommender(number_brands(bundles["shop"])))
+    shop.put("milk", {"price": 9})
+    assert (row_of(shop, "milk")["price"], row_of(shop, "milk")["brand"]) == (9, None)
+    shop.rebase(Recommender(bundles["shop"]))
+    assert [row_of(shop, "milk")[name] for name in MILK] == ["dairy", 9, "y", "Milk"]
+
+
+def test_of_a_removed_item_it_is_not_told_that_it_cannot_be_placed(shop, bundles):
+    shop.put("fizz", {"brand": "x"})
+    shop.remove("fizz")
+    shop.rebase(Recommender(number_brands(bundles["shop"])))
+    note = "live items: a value of column 'brand' (str) does not fit the bundle: it is not read (1 times)"
+    assert shop.notes == [note]
+
+
 def test_values_that_a_new_bundle_cannot_read_are_left_out_and_told(shop, bundles):
     shop.put("milk", MILK)
     shop.put("fizz", {"brand": "x"})
-    items = bundles["shop"].items.drop_columns(["title"])
-    numbers = pa.array(np.arange(N))
-    place = items.column_names.index("brand")
-    bundle = replace(bundles["shop"], items=items.set_column(place, "brand", numbers))
-    shop.rebase(Recommender(bundle))
+    shop.rebase(Recommender(number_brands(bundles["shop"])))
     assert lists(shop, "milk")
     assert not lists(shop, "fizz")
     assert shop.notes == [
