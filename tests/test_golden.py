@@ -65,6 +65,20 @@ def test_a_worse_list_is_refused(content, pairs, message):
         replay(content, answer_from(pairs))
 
 
+@pytest.mark.parametrize("kth", [0.01, -0.3, 3.0, 700.0, -700.0])
+def test_scores_may_be_off_by_more_where_they_are_large(tmp_path, kth):
+    most = 2e-4 * max(1, abs(kth))
+    first, second = ("a", kth + 2), ("b", kth + 1)
+    reference = [first, second, ("c", kth), ("d", kth - 0.5 * most), ("e", kth - 1.5 * most), ("f", kth - 3)]
+    write_golden(tmp_path / "golden.json", [{}], answer_from(reference), k=3)
+    content = (tmp_path / "golden.json").read_bytes()
+    for pairs in ([first, second, reference[3]], [("a", kth + 2 + 0.5 * most), *reference[1:]]):
+        assert replay(content, answer_from(pairs)) == 1
+    for pairs in ([first, second, reference[4]], [("a", kth + 2 + 1.5 * most), *reference[1:]]):
+        with pytest.raises(BundleError, match="item 'e' is listed" if pairs[0] == first else "item 'a' scores"):
+            replay(content, answer_from(pairs))
+
+
 @pytest.mark.parametrize("content", [b"[]", b""])
 def test_no_request_is_no_proof(content):
     with pytest.raises(BundleError, match=r"golden\.json holds no request"):
