@@ -82,6 +82,13 @@ def test_a_call_that_fails_is_the_failure_of_its_own_question(place):
     assert answers.together[1] == questions
 
 
+def test_a_question_that_fails_alone_is_asked_once():
+    answers = Answers()
+    (outcome,) = ask(answers, [666])
+    assert isinstance(outcome, OSError)
+    assert answers.together == [[0], [666]]
+
+
 def test_what_was_answered_in_time_is_given_however_long_it_took():
     answers = Answers()
     outcomes = ask(answers, [1, 2, 3], deadline=1, slowly=1.2)

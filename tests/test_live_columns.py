@@ -93,3 +93,12 @@ def test_a_value_is_checked_and_written(name, value, parsed, written):
 def test_another_value_is_refused_with_its_column(name, value, message):
     with pytest.raises(SchemaError, match=message):
         COLUMNS.parse({name: value})
+
+
+@pytest.mark.parametrize(("last", "is_flags"), [("FALSE", True), ("maybe", False)])
+def test_a_column_is_of_true_and_false_only_where_its_last_text_is_too(last, is_flags):
+    table = pa.table({"is_kept": ["true"] * 300 + [None, last]})
+    columns = ItemColumns(table, replace(SHOP, item_features=()), [])
+    assert columns.holds_flags("is_kept") == is_flags
+    if not is_flags:
+        assert columns.parse({"is_kept": "perhaps"}) == {"is_kept": "perhaps"}

@@ -37,6 +37,7 @@ def test_events_are_read_as_the_bundle_types_them():
         ({"weight": float("nan")}, "events[1].weight is nan (float)"),
         ({"request_id": "a b"}, "events[1].request_id is 'a b' (str)"),
         ({"request_id": "x" * 65}, "events[1].request_id is 'xxx"),
+        ({"request_id": 7}, "events[1].request_id is 7 (int)"),
         ({"evnt": "view"}, "unknown name 'evnt' (str); did you mean 'event'?"),
     ],
 )
