@@ -72,6 +72,28 @@ def test_a_sample_of_every_item_once_is_the_whole_softmax(n_rows, monkeypatch):
         assert (got - wanted).abs().max() <= 1e-12
 
 
+def test_where_nothing_has_a_weight_there_is_no_loss_and_weights_are_constants():
+    users, items, targets = make_vectors(1)
+    drawn = Negatives(torch.arange(0, N, 2), torch.zeros(len(range(0, N, 2)), dtype=torch.float64))
+    assert sampled(users, items, targets, drawn, torch.zeros(M, dtype=torch.float64)).item() == 0
+    weights = torch.ones(M, dtype=torch.float64, requires_grad=True)
+    sampled(users, items, targets, drawn, weights).backward()
+    assert weights.grad is None
+
+
+def test_autocast_does_not_reach_a_sampled_loss():
+    users, items = (part.detach().float().requires_grad_() for part in make_vectors(2)[:2])
+    logits, target_rows = users.detach().sum(dim=1), torch.arange(M)
+    barred = Barred(torch.zeros(M, N, dtype=torch.bool), torch.arange(M))
+    grads = []
+    for is_enabled in (False, True):
+        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
+            loss = sampled_softmax_loss(users, items, torch.zeros(N), barred, logits, target_rows, torch.ones(M))
+        grads.append(torch.autograd.grad(loss, (users, items)))
+    for one, other in zip(*grads, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_users_learn_the_same_beside_items_that_learn_nothing():
     users, items, targets = make_vectors(3)
     drawn = Negatives(torch.arange(0, N, 2), torch.zeros(len(range(0, N, 2)), dtype=torch.float64))
