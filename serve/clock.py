@@ -21,8 +21,9 @@ FIRST_TOLD, LAST_TOLD = 10**8, 10**10
 """A number tells its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do
 not meet. A number nearer to 0 than all windows takes the unit of its column."""
 
-_FIRST = (datetime(1, 1, 2) - EPOCH) // SECOND
-_LAST = (datetime(9999, 12, 30) - EPOCH) // SECOND
+FIRST_SECOND = (datetime(1, 1, 2) - EPOCH) // SECOND
+LAST_SECOND = (datetime(9999, 12, 30) - EPOCH) // SECOND
+"""Of the times that are read: those of the years 1 to 9999."""
 _DAY = 24 * HOUR
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
@@ -66,12 +67,12 @@ def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tupl
         seconds, is_valid = _read_cells(values, zone)
     if _are_within_years(seconds) and is_valid.all():
         return seconds, is_valid
-    is_valid = is_valid & (seconds >= _FIRST) & (seconds <= _LAST)
+    is_valid = is_valid & (seconds >= FIRST_SECOND) & (seconds <= LAST_SECOND)
     return np.where(is_valid, seconds, 0), is_valid
 
 
 def _are_within_years(seconds: np.ndarray) -> bool:
-    return len(seconds) > 0 and bool(seconds.min() >= _FIRST and seconds.max() <= _LAST)
+    return len(seconds) > 0 and bool(seconds.min() >= FIRST_SECOND and seconds.max() <= LAST_SECOND)
 
 
 def hour_of_day(seconds: np.ndarray, timezone: str | None) -> np.ndarray:
@@ -88,7 +89,7 @@ def _read_moments(moments: np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.nda
     local = moments.astype("datetime64[s]", copy=False).astype(np.int64)
     if zone is UTC or _are_within_years(local):  # in UTC there is nothing to convert that could overflow
         return to_utc(local, zone), np.ones(len(local), dtype=bool)
-    is_valid = (local >= _FIRST) & (local <= _LAST)  # NaT is the least number
+    is_valid = (local >= FIRST_SECOND) & (local <= LAST_SECOND)  # NaT is the least number
     return to_utc(np.where(is_valid, local, 0), zone), is_valid
 
 

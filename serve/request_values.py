@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from serve.clock import to_seconds
+from serve.clock import FIRST_SECOND, LAST_SECOND, to_seconds
 from serve.errors import SchemaError
 from serve.schema import IdType
 
@@ -140,6 +140,17 @@ def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int]
         raise SchemaError(f"{name_of(index)} is {show(values[index])}; it cannot be read as a date or time")
     times: list[int] = seconds.tolist()
     return times
+
+
+def check_seconds(value: Any, where: str) -> None:
+    """Refuse what is no whole UTC seconds of the years 1 to 9999: milliseconds of today are not among these.
+
+    Raises:
+        SchemaError: naming `where`.
+    """
+    seconds = to_plain(value)
+    if type(seconds) is not int or not FIRST_SECOND <= seconds <= LAST_SECOND:
+        raise SchemaError(f"{where} is {show(value)}; expected whole UTC seconds since 1970, of the years 1 to 9999")
 
 
 def _is_time(value: Any) -> bool:

@@ -1,6 +1,7 @@
 """What the store of live events keeps, in which order, for how long, and what is left after it forgets."""
 
 import errno
+import math
 import re
 import sqlite3
 import threading
@@ -88,13 +89,28 @@ def test_numbers_of_numpy_are_numbers(store, path):
         (("u", "a", "view", NOW + 0.5), r"datetime is 1700000000\.5; allowed: an integer"),
         (("u", "a", "view", datetime.fromtimestamp(NOW, UTC)), "datetime is datetime.datetime"),
         (("u", "a", "view", NOW, "5"), "weight is '5'; allowed: a number, None"),
+        (("u", "a", "view", NOW * 1000), "datetime is 1700000000000 .*; expected whole UTC seconds"),
+        (("u", "a", "view", 2**63), "datetime is an integer of more than 64 bits"),
+        (("u", "a", "view", NOW, -1.0), "weight is -1.0; expected 0 or more"),
+        (("u", "a", "view", NOW, math.inf), "weight is inf"),
+        (("u", 2**63, "view", NOW), "item_id is an integer of more than 64 bits"),
+        ((-(2**63) - 1, "a", "view", NOW), "user_id is an integer of more than 64 bits"),
+        (("u", "\ud800", "view", NOW), "item_id is"),
     ],
 )
 def test_what_nobody_could_read_again_is_not_kept(store, event, words):
     store.observe("u", "b", "view", NOW - 1)
     with pytest.raises(SchemaError, match=words):
         store.observe(*event)
+    with pytest.raises(SchemaError, match=words):
+        store.observe_many(iter([*events_of(2), Observation(*event)]))
     assert store.history("u").item_id == ("b",)
+
+
+def test_a_weight_that_is_nan_is_none(store):
+    store.observe("u", "a", "view", np.int64(NOW), np.float32("nan"))
+    store.observe("u", "b", "view", -5, np.float32(0.5))
+    assert (store.history("u").weight, store.history("u").datetime) == ((0.5, None), (-5, NOW))
 
 
 @pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])
@@ -144,7 +160,7 @@ def test_the_folder_of_a_new_store_has_its_name_on_disk(path, tmp_path, monkeypa
 
 def test_events_are_kept_all_or_none(store):
     broken = [*events_of(4), Observation("u", None, "view", NOW)]
-    with pytest.raises(sqlite3.IntegrityError, match=r"events\.item_id"):
+    with pytest.raises(SchemaError, match="item_id is None"):
         store.observe_many(broken)
     assert len(store.history("u")) == 0
     assert store.observe_many(events_of(4)) == 4  # the transaction before is over

@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from types import NoneType
 from typing import Any
 
+from serve.declared_types import check_declared_types
 from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
-from serve.request_values import MOST_SHOWN, Id, check_list, parse_id, parse_label, parse_times, parse_weight, show
+from serve.request_values import (
+    MOST_SHOWN,
+    Id,
+    check_list,
+    check_seconds,
+    parse_id,
+    parse_label,
+    parse_times,
+    parse_weight,
+    show,
+)
 from serve.schema import Schema
 
 DISMISS = "dismiss"
@@ -37,6 +49,24 @@ class Observation:
 
 
 _FIELDS = tuple(field.name for field in fields(Observation))
+_ID, _TEXT, _NUMBER = (str, int), (str, NoneType), (float, NoneType)
+_PLAIN: tuple[tuple[type, ...], ...] = (_ID, _ID, _TEXT, (int,), _NUMBER, _TEXT)
+"""What the values of most events are, field by field: seen at one look."""
+
+
+def check_observation(one: Observation) -> None:
+    """Refuse an event that nobody could read again; a weight of NaN is none.
+
+    Raises:
+        SchemaError: a value of another type, an id or a number out of range, or a time that is not in seconds.
+    """
+    if not all(type(value) in kinds for value, kinds in zip(vars(one).values(), _PLAIN, strict=True)):
+        check_declared_types(one, "")
+    for name, value in (("user_id", one.user_id), ("item_id", one.item_id)):
+        parse_id(value, "string" if isinstance(value, str) else "integer", name)
+    check_seconds(one.datetime, "datetime")
+    if one.weight == one.weight:
+        parse_weight(one.weight, "weight")
 
 
 def parse_observations(raw: Any, schema: Schema, now: int) -> list[Observation]:

@@ -15,12 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.declared_types import check_declared_types
 from serve.request_values import Id, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
 from serve.state.impressions import Impressions
-from serve.state.observations import DISMISS, UNDISMISS, Observation
+from serve.state.observations import DISMISS, UNDISMISS, Observation, check_observation
 from serve.state.tombstones import TombstoneFile, both_forms
 
 RETENTION_DAYS = 365.0
@@ -109,12 +108,10 @@ class StateStore:
             weight: such as a rating or a quantity.
 
         Raises:
-            SchemaError: a value of another type, which nobody could read again.
+            SchemaError: a value of another type or out of range, which nobody could read again.
             OSError: the disk is full or fails; it is not kept.
         """
-        one = Observation(user_id, item_id, event, time, weight)
-        check_declared_types(one, "")
-        return self.observe_many([one]) == 1
+        return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
         """Keep events, all or none; they are on disk when this returns.
@@ -124,10 +121,14 @@ class StateStore:
             user, item, type, time and weight, is there once, unless it says anew whether an item is dismissed.
 
         Raises:
+            SchemaError: a value of another type or out of range, which nobody could read again; none is kept.
             OSError: the disk is full or fails; none is kept.
         """
+        given = list(observations)
+        for one in given:
+            check_observation(one)
         with self._database.writing() as connection:  # who is forgotten from here on is erased after it
-            rows = [_write_event(one) for one in observations if not self._is_forgotten(one.user_id)]
+            rows = [_write_event(one) for one in given if not self._is_forgotten(one.user_id)]
             connection.executemany(_INSERT_EVENT, rows)
         return len(rows)
 
