@@ -142,6 +142,15 @@ def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int]
     return times
 
 
+def check_id(value: Id, where: str) -> None:
+    """Refuse what is no id of any bundle, of texts or of integers.
+
+    Raises:
+        SchemaError: naming `where`.
+    """
+    parse_id(value, "string" if isinstance(value, str) else "integer", where)
+
+
 def check_seconds(value: Any, where: str) -> None:
     """Refuse what is no whole UTC seconds of the years 1 to 9999: milliseconds of today are not among these.
 

@@ -107,6 +107,22 @@ def test_what_nobody_could_read_again_is_not_kept(store, event, words):
     assert store.history("u").item_id == ("b",)
 
 
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"time": datetime.fromtimestamp(NOW, UTC)}, "datetime is datetime.datetime"),
+        ({"time": NOW * 1000}, "datetime is 1700000000000 .*; expected whole UTC seconds"),
+        ({"time": NOW + 0.5}, r"datetime is 1700000000\.5"),
+        ({"user_id": 7.0}, "user_id is 7.0"),
+        ({"user_id": 2**63}, "user_id is an integer of more than 64 bits"),
+    ],
+)
+def test_what_was_shown_is_kept_if_it_can_be_taken_out_again(store, path, about, words):
+    with pytest.raises(SchemaError, match=words):
+        store.log_impressions(iter([answer_of("u"), answer_of(**{"user_id": "u", **about})]))
+    assert query(path, "SELECT count(*) FROM answers") == [(0,)]
+
+
 def test_a_weight_that_is_nan_is_none(store):
     store.observe("u", "a", "view", np.int64(NOW), np.float32("nan"))
     store.observe("u", "b", "view", -5, np.float32(0.5))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve.request_values import Id
+from serve.request_values import Id, check_id, check_seconds
 
 
 @dataclass(frozen=True)
@@ -22,3 +22,14 @@ class Impressions:
     """How the order came about, such as `greedy`: by falling score."""
     item_ids: Sequence[Id]
     scores: Sequence[float]
+
+
+def check_impressions(one: Impressions) -> None:
+    """Refuse an answer that `expire` or `forget` would not find again.
+
+    Raises:
+        SchemaError: a user or a time of another type or out of range.
+    """
+    if one.user_id is not None:
+        check_id(one.user_id, "user_id")
+    check_seconds(one.datetime, "datetime")

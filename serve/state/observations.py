@@ -14,6 +14,7 @@ from serve.errors import SchemaError, name_nearest
 from serve.request_values import (
     MOST_SHOWN,
     Id,
+    check_id,
     check_list,
     check_seconds,
     parse_id,
@@ -63,7 +64,7 @@ def check_observation(one: Observation) -> None:
     if not all(type(value) in kinds for value, kinds in zip(vars(one).values(), _PLAIN, strict=True)):
         check_declared_types(one, "")
     for name, value in (("user_id", one.user_id), ("item_id", one.item_id)):
-        parse_id(value, "string" if isinstance(value, str) else "integer", name)
+        check_id(value, name)
     check_seconds(one.datetime, "datetime")
     if one.weight == one.weight:
         parse_weight(one.weight, "weight")

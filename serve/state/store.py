@@ -18,7 +18,7 @@ from typing import Any
 from serve.request_values import Id, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
-from serve.state.impressions import Impressions
+from serve.state.impressions import Impressions, check_impressions
 from serve.state.observations import DISMISS, UNDISMISS, Observation, check_observation
 from serve.state.tombstones import TombstoneFile, both_forms
 
@@ -136,10 +136,14 @@ class StateStore:
         """Keep what users were shown, all or none; nothing of forgotten users.
 
         Raises:
+            SchemaError: a time or a user of another type or out of range; none is kept.
             OSError: the disk is full or fails; none is kept.
         """
+        given = list(answers)
+        for one in given:
+            check_impressions(one)
         with self._database.writing() as connection:
-            for one in answers:
+            for one in given:
                 if one.user_id is None or not self._is_forgotten(one.user_id):
                     _insert_answer(connection, one)
 
