@@ -242,6 +242,16 @@ def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, 
     assert not (run / "forgotten.json").exists()
 
 
+def test_a_text_in_place_of_a_list_erases_nobody(folder):
+    run = folder / "run"
+    profiles = make_profiles(SHOP, users_of(SHOP, "4"))
+    write_profiles(run / "profiles", profiles)
+    with pytest.raises(SchemaError, match=r"user_ids is '1042' .*; expected a list"):
+        forget_users(run, "1042")
+    assert len(Profiles.load(run / "profiles")) == len(profiles)
+    assert not (run / "forgotten.json").exists()
+
+
 def test_damaged_tombstones_stop_it_before_anything_is_erased(folder):
     (folder / "run" / "forgotten.json").write_text("{")
     before = find(folder, SENTINEL)

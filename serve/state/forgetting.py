@@ -15,7 +15,7 @@ from serve.errors import SchemaError
 from serve.layout import BUNDLE, PROFILES, SCHEMA, STATE, STATE_FILE
 from serve.profile_store import MANIFEST
 from serve.profiles import Profiles, erase_users
-from serve.request_values import Id, parse_id
+from serve.request_values import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.staging import read_version
 from serve.state.erased_exports import check_export, erase_from_export
@@ -43,7 +43,7 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
 
     Args:
         run: folder of the run.
-        user_ids: as text or integer: 7 and "7" are the same user.
+        user_ids: as text or integer: 7 and "7" are the same user. A list, also of a single one.
         exports: folders that `serve export --side user` wrote.
 
     Returns:
@@ -55,6 +55,8 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
         OSError: the disk is full or fails, or another process keeps a file. Do it again then.
     """
     _check_run(run)
+    if isinstance(user_ids, str):  # each of its letters would be a user
+        raise SchemaError(f"user_ids is {show(user_ids)}; expected a list of ids")
     id_type = _read_id_type(run)
     return forget_known(run, [parse_id(user_id, id_type, "user") for user_id in user_ids], exports)
 
