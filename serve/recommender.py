@@ -114,8 +114,10 @@ class Recommender:
 
         Raises:
             SchemaError: a request that cannot be read, or filters that do not fit the columns of the items.
-            ValueError: k below 1.
+            ValueError: k below 1, or a `filter_viewed` that is neither True, False nor None.
         """
+        if filter_viewed not in (None, True, False):  # "no" is true to Python
+            raise ValueError(f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says")
         if filter_viewed is None:
             filter_viewed = self.bundle.schema.repeats == "exclude"
         return self._answer(requests, k, NOVEL if filter_viewed else ALL)

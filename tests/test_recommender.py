@@ -265,3 +265,13 @@ def test_serving_imports_nothing_of_training(folders):
         cwd=Path(__file__).parents[1],
         env={**os.environ, "PYTHONPATH": "."},
     )
+
+
+@pytest.mark.parametrize("said", ["no", "allow", "", 2, []])
+def test_what_filters_viewed_items_is_true_or_false(recommenders, said):
+    with pytest.raises(ValueError, match=r"filter_viewed is .*; allowed: True, False, or None"):
+        recommenders["shop"].recommend([{}], 3, filter_viewed=said)
+    requests = requests_of(SHOP)
+    for flag in (True, False):
+        answers, expected = (recommenders["shop"].recommend(requests, 3, one) for one in (np.bool_(flag), flag))
+        np.testing.assert_array_equal(answers.item_id, expected.item_id)
