@@ -131,7 +131,8 @@ class Recommendations:
         return replace(self, **{name: getattr(self, name).copy() for name in names})
 
     def of(self, index: int) -> Answer:
-        """Return the answer to one request."""
+        """Return the answer to one request; -1 is the last one."""
+        index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
         item_id = self.item_ids[self.item_row[entries]]
         n_unknown = int(self.unknown_items[index])

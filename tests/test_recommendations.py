@@ -45,6 +45,15 @@ def naive_rows(user_ids, item_ids):
     ]
 
 
+def test_an_answer_is_found_from_the_end_too():
+    answers = make()
+    assert [answers.of(n - 3).item_id.tolist() for n in range(3)] == [one.item_id.tolist() for one in answers]
+    assert len(answers.of(np.int64(-3)).item_id) == 5
+    for index in (3, -4):
+        with pytest.raises(IndexError):
+            answers.of(index)
+
+
 def test_flat_arrays():
     answers = make()
     assert len(answers) == 3
