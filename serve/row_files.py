@@ -93,6 +93,9 @@ def read_record_batches(path: Path, n_rows: int, layout: RowLayout) -> Iterator[
     """Give the rows of a Parquet file, at most `n_rows` at once; timestamps as ISO text of whole seconds."""
     with _open_parquet(path) as file:
         names = file.schema_arrow.names
+        if len(set(names)) < len(names):
+            twin = next(name for name in names if names.count(name) > 1)
+            raise SchemaError(f"{path.name}: column {show(twin)} is there twice; expected distinct column names")
         layout.check_columns(names, path.name)
         places = layout.rename({name: place for place, name in enumerate(names)})
         for batch in file.iter_batches(n_rows):

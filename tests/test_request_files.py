@@ -191,6 +191,13 @@ def test_parquet_is_read_in_batches_and_a_bad_row_is_named(tmp_path):
         next(requests)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path):
+    table = pa.Table.from_arrays([pa.array(["a"]), pa.array([3.5]), pa.array(["b"])], names=["user_id", "x", "user_id"])
+    pq.write_table(table, tmp_path / "r.parquet")
+    with pytest.raises(SchemaError, match=r"r\.parquet: column 'user_id' .* is there twice"):
+        list(read_requests(tmp_path / "r.parquet", SCHEMA))
+
+
 def test_what_is_no_parquet_is_named(tmp_path):
     pq.write_table(nested_table(), tmp_path / "r.parquet")
     content = (tmp_path / "r.parquet").read_bytes()
