@@ -27,7 +27,8 @@ class ItemIds:
         Args:
             ids: (N,), distinct: int64, or object with texts.
         """
-        self.ids = ids
+        self.ids = ids.view()
+        self.ids.flags.writeable = False  # answers hold it
         self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
         # a dict of texts; integers are found by bisection, which takes a whole array
         self._rows = {text: row for row, text in enumerate(ids.tolist())} if ids.dtype == np.object_ else {}
@@ -43,6 +44,7 @@ class ItemIds:
         rows = np.arange(len(self), len(self) + len(added))
         extended = copy(self)
         extended.ids = np.concatenate([self.ids, added])
+        extended.ids.flags.writeable = False
         if self.id_type == "string":
             extended._rows = self._rows | dict(zip(more, rows.tolist(), strict=True))
             return extended

@@ -80,6 +80,8 @@ class Profiles:
     def load(cls, folder: Path, version: str | None = None) -> Profiles:
         """Read what `write_profiles` wrote.
 
+        Its arrays are read-only: what serves shares them.
+
         Args:
             folder: of the profiles.
             version: of the bundle that they are for; it matters while that bundle is being published.
@@ -188,6 +190,8 @@ def _to_columns(profiles: Profiles) -> tuple[Columns, Columns]:
 def _from_columns(users: Columns, events: Columns) -> Profiles:
     features = {name.removeprefix(_FEATURE): users[name] for name in users if name.startswith(_FEATURE)}
     offsets = np.concatenate([[0], np.cumsum(users["n_events"])]).astype(np.int64)
+    for values in (*users.values(), *events.values(), offsets):
+        values.flags.writeable = False
     return Profiles(users["user_id"], features, History(**events), offsets)
 
 

@@ -275,3 +275,16 @@ def test_what_filters_viewed_items_is_true_or_false(recommenders, said):
     for flag in (True, False):
         answers, expected = (recommenders["shop"].recommend(requests, 3, one) for one in (np.bool_(flag), flag))
         np.testing.assert_array_equal(answers.item_id, expected.item_id)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_nothing_that_it_hands_out_changes_it(recommenders, world):
+    recommender, profiles = recommenders[world], recommenders[world].profiles
+    answers, profile = recommender.recommend(requests_of(WORLDS[world]), 3), profiles.get(profiles.user_ids[0])
+    features = [value for value in profile.features.values() if isinstance(value, np.ndarray)]
+    shared = [answers.item_ids, answers.part(0, 1).item_ids, recommender.catalogue.vectors, profiles.offsets, *features]
+    shared += [profiles.user_ids, *profiles.features.values(), *profile.history.columns().values()]
+    shared.append(recommender.catalogue.item_ids.extended([]).ids)
+    for array in shared:
+        with pytest.raises(ValueError, match="read-only"):
+            array[...] = array[::-1]
