@@ -26,7 +26,7 @@ from serve.merging import ALL, NOVEL, OWNED, Lists, Rank, Scored, View
 from serve.profile_store import MANIFEST
 from serve.profiles import Profiles
 from serve.recommendations import Recommendations
-from serve.requests import Request, parse_request
+from serve.requests import Request, fit_request, parse_request
 from serve.top_k import Floats, Ints
 from serve.tower_runs import TowerRuns
 from serve.user_inputs import EncodedRequests, RequestEncoder
@@ -211,7 +211,9 @@ class Recommender:
 
     def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
         schema = self.bundle.schema
-        return [raw if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests]
+        return [
+            fit_request(raw, schema) if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests
+        ]
 
     def _score(self, requests: Sequence[Request]) -> Iterator[tuple[EncodedRequests, Scored]]:
         for tile in _tiles(len(requests)):

@@ -1,4 +1,4 @@
-"""What a request is, and the one place where it is checked: nothing after `parse_request` checks again.
+"""What a request is, and the one place where it is checked: here, and not again after it.
 
     {user_id?, features?: {name: value}, history?: [{item_id, datetime?, event?, weight?}] (oldest first),
      context?: {name: value}, datetime?, exclude?: [item_id],
@@ -10,9 +10,10 @@ None counts as not given.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
+from serve.clock import FIRST_SECOND, LAST_SECOND
 from serve.encoding import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.feature_values import parse_value
@@ -29,7 +30,7 @@ from serve.request_values import (
     parse_weight,
     show,
 )
-from serve.schema import Schema
+from serve.schema import IdType, Schema
 
 DERIVED = ("hour_of_day", "day_of_week")
 """Kinds that are taken from the datetime of a request and never given."""
@@ -38,6 +39,7 @@ _REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exc
 _SIDES = {"features": "user", "context": "context"}
 """Field of a request -> the side whose features it holds."""
 _NOTHING = {type(None)}
+_KINDS: dict[IdType, type] = {"string": str, "integer": int}
 
 
 @dataclass(frozen=True)
@@ -92,6 +94,22 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
         exclude=parse_distinct_ids(() if exclude is None else exclude, schema.item_id_type, "exclude"),
         filters=None if filters is None else parse_filters(filters, schema.item_id_type),
     )
+
+
+def fit_request(request: Request, schema: Schema) -> Request:
+    """Read what is not from `parse_request`, but made by hand: ids of the other type are those of the bundle, too.
+
+    Raises:
+        SchemaError: no id of the bundle's type, or a time that is not in seconds.
+    """
+    fitted: dict[str, Any] = {}
+    if request.user_id is not None and type(request.user_id) is not _KINDS[schema.user_id_type]:
+        fitted["user_id"] = parse_id(request.user_id, schema.user_id_type, "user_id")
+    if request.exclude and not set(map(type, request.exclude)) <= {_KINDS[schema.item_id_type]}:
+        fitted["exclude"] = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
+    if request.datetime is not None and not FIRST_SECOND <= request.datetime <= LAST_SECOND:
+        raise SchemaError(f"datetime is {show(request.datetime)}; expected UTC seconds of the years 1 to 9999")
+    return replace(request, **fitted) if fitted else request
 
 
 def _check_fields(raw: Any, allowed: Collection[str], where: str, schema: Schema) -> Mapping[str, Any]:

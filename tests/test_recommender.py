@@ -13,7 +13,7 @@ from serve.bundle import Bundle, verify
 from serve.errors import BundleError, SchemaError
 from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
-from serve.requests import parse_request
+from serve.requests import Request, parse_request
 from tests.linear_bundle import (
     DAY,
     FILMS,
@@ -288,3 +288,28 @@ def test_nothing_that_it_hands_out_changes_it(recommenders, world):
     for array in shared:
         with pytest.raises(ValueError, match="read-only"):
             array[...] = array[::-1]
+
+
+def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
+    recommender, ids = recommenders["films"], item_ids(FILMS)
+    by_hand = Request("1", exclude=(str(ids[3]), ids[4], np.int64(ids[5])), datetime=np.int64(UNTIL))
+    expected = {"user_id": 1, "exclude": ids[3:6], "datetime": UNTIL}
+    answers, same = recommender.recommend([by_hand, expected], N)
+    assert (answers.user_id, answers.item_id.tolist()) == (1, same.item_id.tolist())
+    np.testing.assert_array_equal(*recommender.encode_users([by_hand, expected]))
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request("u7"), "user_id is 'u7'"),
+        (Request(1.5), r"user_id is 1\.5"),
+        (Request(1, exclude="107"), r"exclude is '107' .*; expected a list"),
+        (Request(1, exclude=(107.5,)), r"exclude\[0\] is 107\.5"),
+        (Request(1, datetime=UNTIL * 1000), "datetime is .* expected UTC seconds"),
+        (Request(1, datetime=float("nan")), "datetime is nan"),
+    ],
+)
+def test_a_request_made_by_hand_that_means_nothing_is_refused(recommenders, request_, words):
+    with pytest.raises(SchemaError, match=words):
+        recommenders["films"].recommend([request_])

@@ -23,7 +23,7 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     read in the type of the profiles': 7 and "7" are the same. A user who was forgotten is nobody: her profile, which a
     process that loaded it earlier may still hold, is not read.
     """
-    return complete_with(request, profiles, recall(request, state))
+    return complete_with(_fit_user(request, profiles), profiles, recall(request, state))
 
 
 def recall(request: Request, state: StateStore) -> Recalled:
@@ -43,6 +43,14 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
         known = None if profile is None else profile.history
         return replace(request, history=_join(known, recalled.history))
     return request
+
+
+def _fit_user(request: Request, profiles: Profiles) -> Request:
+    """Turn the id of a user into one of the type of the profiles', where it can be one."""
+    kind = str if profiles.user_ids.dtype == np.object_ else int
+    if request.user_id is None or type(request.user_id) is kind:
+        return request
+    return replace(request, user_id=next(iter(_to_kind(request.user_id, kind)), request.user_id))
 
 
 def _fit_items(recalled: Recalled, kind: type[Id]) -> Recalled:
