@@ -123,6 +123,15 @@ def test_what_was_shown_is_kept_if_it_can_be_taken_out_again(store, path, about,
     assert query(path, "SELECT count(*) FROM answers") == [(0,)]
 
 
+@pytest.mark.parametrize("said", [["7"], [7], 7.0, None, True])
+def test_what_is_no_id_is_not_said_to_be_forgotten(store, said):
+    store.observe("7", "a", "view", NOW)
+    with pytest.raises(SchemaError, match="user_id is"):
+        store.forget("7", said)
+    assert store.history(7).item_id == ("a",)
+    assert store.forget(np.int64(7))["events"] == 1
+
+
 def test_a_weight_that_is_nan_is_none(store):
     store.observe("u", "a", "view", np.int64(NOW), np.float32("nan"))
     store.observe("u", "b", "view", -5, np.float32(0.5))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.request_values import Id, to_plain
+from serve.request_values import Id, check_id, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
 from serve.state.impressions import Impressions, check_impressions
@@ -192,8 +192,11 @@ class StateStore:
             How many `events` and `impressions` there were.
 
         Raises:
+            SchemaError: no id, such as a list of ids; nothing is erased.
             OSError: the disk is full or fails, or another process reads on and on. Call it again then.
         """
+        for user_id in user_ids:
+            check_id(user_id, "user_id")
         forms = [form for user_id in user_ids for form in both_forms(user_id)]
         with self._database.writing() as connection:
             erased = {
