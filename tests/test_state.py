@@ -132,6 +132,14 @@ def test_what_is_no_id_is_not_said_to_be_forgotten(store, said):
     assert store.forget(np.int64(7))["events"] == 1
 
 
+def test_as_of_milliseconds_nothing_expires(store):
+    store.observe("u", "a", "view", NOW)
+    with pytest.raises(SchemaError, match=r"now is 1700000000000 .*; expected whole UTC seconds"):
+        store.expire(NOW * 1000)
+    assert (store.expire(NOW + 0.5), store.expire(np.int64(NOW))) == (0, 0)
+    assert store.history("u").item_id == ("a",)
+
+
 def test_a_weight_that_is_nan_is_none(store):
     store.observe("u", "a", "view", np.int64(NOW), np.float32("nan"))
     store.observe("u", "b", "view", -5, np.float32(0.5))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.request_values import Id, check_id, to_plain
+from serve.request_values import Id, check_id, check_seconds, to_plain
 from serve.requests import InlineHistory
 from serve.state.database import Database
 from serve.state.impressions import Impressions, check_impressions
@@ -171,7 +171,13 @@ class StateStore:
         return time >= self._limit(now)
 
     def expire(self, now: int) -> int:
-        """Remove what is older than the retention window; return how many events and answers that were."""
+        """Remove what is older than the retention window; return how many events and answers that were.
+
+        Raises:
+            SchemaError: a time that is not in seconds: as of milliseconds of today everything would be old.
+            OSError: the disk is full or fails.
+        """
+        check_seconds(int(now), "now")
         limits = [self._limit(now)]
         with self._database.writing() as connection:
             _delete(
