@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from decimal import Decimal
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -10,13 +11,13 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from serve.errors import SchemaError
 
-_PLAIN: dict[Any, tuple[type, str]] = {
-    bool: (bool, "True or False"),
-    int: (Integral, "an integer"),
-    float: (Real, "a number"),
-    str: (str, "a text"),
-    Path: (Path, "a Path"),
-    NoneType: (NoneType, "None"),
+_PLAIN: dict[Any, tuple[tuple[type, ...], str]] = {
+    bool: ((bool,), "True or False"),
+    int: ((Integral,), "an integer"),
+    float: ((Real, Decimal), "a number"),
+    str: ((str,), "a text"),
+    Path: ((Path,), "a Path"),
+    NoneType: ((NoneType,), "None"),
 }
 """Annotation -> what its values are instances of, and in words. True is an integer to Python and none here."""
 
