@@ -219,7 +219,7 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     tombstones = inherit_tombstones(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, tombstones)
-    elif isinstance(frames, tuple):
+    elif isinstance(frames, (tuple, list)):
         tables, rejects = tables_from_frames(config.data, *frames, tombstones=tombstones)
     else:
         raise SchemaError(f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, users and items")

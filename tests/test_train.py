@@ -210,6 +210,8 @@ def test_a_call_that_is_no_run_of_tables_is_refused_in_one_line(tmp_path):
     config = train.Config(DataConfig(), SMALL, QUIET, tmp_path / "run")
     with pytest.raises(SchemaError, match="tables is a DataFrame; allowed: a tuple of interactions, users and items"):
         train.run(config, events)
+    with pytest.raises(SchemaError, match="interactions is empty"):  # a list of tables is one of them
+        train.run(config, [events.iloc[:0], users, items])
     with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
         train.run(replace(config, tune=TuneConfig(3)), (events, users, items))
 
