@@ -30,8 +30,8 @@ class TableConfig:
     """One table in a file."""
 
     path: str | None = None
-    """CSV, TSV, JSON Lines or Parquet, by suffix; * and ? name several files, ** those of all folders below. Relative
-    to the working directory."""
+    """CSV, TSV, JSON Lines or Parquet, by suffix, all but Parquet also compressed, as `events.csv.gz`; * and ? name
+    several files, ** those of all folders below. Relative to the working directory."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
     names: list[str] | None = None

@@ -83,18 +83,21 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
         read_tables(DataConfig())
 
 
-PACKED = {".gz": gzip.compress(b"1,2\n"), ".zip": b"PK\x03\x04" + bytes(26) + b"events.csv1,2\n"}
+PACKED = {"": b"1,2\n", ".gz": gzip.compress(b"1,2\n"), ".zip": b"PK\x03\x04" + bytes(26) + b"events.csv1,2\n"}
 
 
 @pytest.mark.parametrize("layout", [{}, {"names": ["user_id", "item_id"]}, {"delimiter": ","}])
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("ratings.dat.gz", ".gz", "ratings.dat.gz is compressed by gzip; unpack it and name the file that comes out"),
-        ("events.csv", ".gz", "events.csv is compressed by gzip; unpack it"),
+        ("ratings.dat", ".gz", "ratings.dat is compressed by gzip, .* let its name end in .gz .*, or else unpack it"),
+        ("events.csv", ".gz", "events.csv is compressed by gzip, which its name does not say"),
+        ("events.csv.gz", ".zip", "events.csv.gz is compressed by zip"),
+        ("events.csv.gz", "", "events.csv.gz is not compressed by gzip, .* take .gz from its name"),
         ("events.zip", ".zip", "events.zip is compressed by zip, .* unpack it"),
         ("events.xlsx", ".zip", "events.xlsx is compressed by zip, as spreadsheets are; .* save a spreadsheet as CSV"),
-        ("events.jsonl", ".gz", "events.jsonl is compressed by gzip; .*allowed: .csv, .tsv, .parquet, .jsonl"),
+        ("events.jsonl", ".gz", "events.jsonl is compressed by gzip, which its name does not say"),
+        ("events.zip", ".zip", r"allowed: .csv, .tsv, .parquet, .jsonl, .ndjson \(.gz may follow all but .parquet\)"),
     ],
 )
 def test_a_compressed_file_is_told_by_its_first_bytes(tmp_path, name, kind, message, layout):

@@ -12,6 +12,7 @@ from datamodules.config import TableConfig
 from datamodules.reading.columns import Column
 from datamodules.reading.csv_records import CsvLayout, CsvRecords, find_mixed_end, find_records, read_layout
 from datamodules.reading.duckdb_frames import quote_name, quote_path, to_frame
+from datamodules.reading.packed_files import is_packed
 from datamodules.reading.raw_records import RawRecords, find_columns
 from datamodules.reading.rejects import reject_frame
 from serve.errors import SchemaError
@@ -75,14 +76,15 @@ def _select(path: Path, layout: CsvLayout, columns: tuple[Column, ...]) -> tuple
     types = ", ".join(f"c{at}: 'VARCHAR'" for at in range(len(layout.names)))
     source = (
         f"FROM read_csv($path, columns = {{{types}}}, delim = $delimiter, quote = '\"', escape = '\"', "
-        "comment = '', header = $header, encoding = $encoding, auto_detect = false, store_rejects = true, "
-        "rejects_limit = 0)"
+        "comment = '', header = $header, encoding = $encoding, compression = $compression, "
+        "auto_detect = false, store_rejects = true, rejects_limit = 0)"
     )
     options = {
         "path": quote_path(path),
         "delimiter": layout.delimiter,
         "header": layout.has_header,
         "encoding": layout.encoding,
+        "compression": "gzip" if is_packed(path) else "none",
     }
     with duckdb.connect() as connection:
         frame = to_frame(connection.sql(source, params=options).project(selected))

@@ -16,6 +16,7 @@ from typing import TextIO
 import numpy as np
 
 from datamodules.config import STAND_IN, TableConfig
+from datamodules.reading.packed_files import kind_suffix, open_text
 from serve.errors import SchemaError
 
 _DELIMITERS = ",;\t|"
@@ -72,7 +73,7 @@ def read_layout(path: Path, table: TableConfig) -> CsvLayout:
 
 def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
     """Return the cells and the delimiter: as declared, that of the suffix, or the one that the first line shows."""
-    known = table.delimiter or _DELIMITER_OF_SUFFIX.get(path.suffix.lower())
+    known = table.delimiter or _DELIMITER_OF_SUFFIX.get(kind_suffix(path))
     try:
         with _open(path, table.encoding) as file:
             line = file.readline()
@@ -121,8 +122,7 @@ def _read_names(path: Path, cells: list[str]) -> tuple[str, ...]:
 
 def _open(path: Path, encoding: str) -> TextIO:
     # bytes that are not UTF-8 are faults of their record alone, and a byte order mark is part of none
-    codec = "utf-8-sig" if encoding == "utf-8" else encoding
-    return path.open(encoding=codec, errors="surrogateescape", newline="")
+    return open_text(path, "utf-8-sig" if encoding == "utf-8" else encoding)
 
 
 def find_records(path: Path, layout: CsvLayout) -> CsvRecords:

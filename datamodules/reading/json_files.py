@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.reading.columns import Column
+from datamodules.reading.packed_files import open_bytes
 from datamodules.reading.raw_records import RawRecords, find_columns
 from datamodules.reading.rejects import LONGEST_VALUE, reject_frame
 
@@ -82,7 +83,7 @@ def _scan(path: Path, sources: list[str]) -> _Scanned:
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Give the lines that are not blank, numbered from 1."""
-    with path.open("rb") as file:
+    with open_bytes(path) as file:
         if file.read(len(codecs.BOM_UTF8)) != codecs.BOM_UTF8:
             file.seek(0)
         yield from ((number, line) for number, line in enumerate(file, start=1) if not line.isspace())

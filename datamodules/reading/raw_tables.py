@@ -1,4 +1,4 @@
-"""Which files a table is, and how each is read: by its suffix."""
+"""Which files a table is, and how each is read: by its suffix, before a `.gz` that may follow it."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from datamodules.config import TableConfig
 from datamodules.reading.columns import Column
 from datamodules.reading.csv_files import read_csv
 from datamodules.reading.json_files import read_json_lines
+from datamodules.reading.packed_files import GZIP, UNPACKING_ERRORS, is_packed, kind_suffix
 from datamodules.reading.parquet_files import read_parquet
 from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
 
 _Read = Callable[[Path, tuple[Column, ...]], RawRecords]
-_TYPED: dict[str, _Read] = {".parquet": read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
+_PARQUET = ".parquet"
+_TYPED: dict[str, _Read] = {_PARQUET: read_parquet, ".jsonl": read_json_lines, ".ndjson": read_json_lines}
 _TEXT = (".csv", ".tsv")
 _NEARLY = {
     ".json": ": if each line is one object, as in the dumps of Amazon's reviews, call the file .jsonl",
 }
 """Suffixes that a file of an allowed kind may have -> what to do then."""
-_PACKED = {
-    b"\x1f\x8b": "compressed by gzip; unpack it",
-    b"PK\x03\x04": "compressed by zip, as spreadsheets are; unpack it, or save a spreadsheet as CSV,",
-}
-"""First bytes -> what such a file is, and what to do."""
+_GZIP_START, _ZIP_START = b"\x1f\x8b", b"PK\x03\x04"
+"""First bytes of what is compressed."""
 
 
 def read_raw(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[RawRecords]:
@@ -40,8 +39,8 @@ def read_raw(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> l
         columns: those to look for.
 
     Raises:
-        SchemaError: the path is not set or names no file; a file is unreadable, compressed, of an unknown suffix,
-            lacks a declared column, or its records do not add up; there is no record at all.
+        SchemaError: the path is not set or names no file; a file is unreadable, not compressed as its name says, of
+            an unknown suffix, lacks a declared column, or its records do not add up; there is no record at all.
     """
     files = [_read_file(path, table, columns) for path in _find_files(setting, table.path)]
     if not any(file.n_records for file in files):
@@ -67,34 +66,43 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
 
 def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> RawRecords:
     try:
-        _check_unpacked(path)
+        _check_packing(path)
         read = _choose_reader(path, table)
         return read_csv(path, table, columns) if read is None else read(path, columns)
-    except (duckdb.Error, pa.ArrowException, OSError) as error:
+    except (duckdb.Error, pa.ArrowException, OSError, *UNPACKING_ERRORS) as error:
         raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
 
 
-def _check_unpacked(path: Path) -> None:
+def _check_packing(path: Path) -> None:
+    """Refuse a file that is compressed in another way than its name says."""
     with path.open("rb") as file:
-        start = file.read(max(map(len, _PACKED)))
-    for first, what in _PACKED.items():
-        if start.startswith(first):
-            raise SchemaError(f"{path} is {what} and name the file that comes out; allowed: {_name_kinds()}")
+        start = file.read(len(_ZIP_START))
+    if start == _ZIP_START:
+        advice = "unpack it, or save a spreadsheet as CSV, and name the file that comes out"
+        raise SchemaError(f"{path} is compressed by zip, as spreadsheets are; {advice}; allowed: {_name_kinds()}")
+    is_gzip = start.startswith(_GZIP_START)
+    if is_gzip and not is_packed(path):
+        advice = f"let its name end in {GZIP} if one text file is in it, or else unpack it"
+        raise SchemaError(f"{path} is compressed by gzip, which its name does not say; {advice}")
+    if start and is_packed(path) and not is_gzip:
+        raise SchemaError(f"{path} is not compressed by gzip, which its name says; take {GZIP} from its name")
 
 
 def _choose_reader(path: Path, table: TableConfig) -> _Read | None:
     """Return what reads the file by its suffix; None for text."""
-    suffix = path.suffix.lower()
+    suffix = kind_suffix(path)
     read = _TYPED.get(suffix)
+    if suffix == _PARQUET and is_packed(path):
+        raise SchemaError(f"{path}: Parquet is compressed within; unpack it and name the file that comes out")
     if read is not None and table.declares_text:
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if read is None and table.names is None and suffix not in _TEXT:
         raise SchemaError(
-            f"{path}: unknown suffix '{path.suffix}'{_NEARLY.get(suffix, '')}; allowed: {_name_kinds()}, and any other "
+            f"{path}: unknown suffix '{suffix}'{_NEARLY.get(suffix, '')}; allowed: {_name_kinds()}, and any other "
             "for a text file without a header line whose columns are declared as 'names'"
         )
     return read
 
 
 def _name_kinds() -> str:
-    return ", ".join((*_TEXT, *_TYPED))
+    return f"{', '.join((*_TEXT, *_TYPED))} ({GZIP} may follow all but {_PARQUET})"

@@ -1,0 +1,33 @@
+"""Text files compressed by gzip: `events.csv.gz` is read as the file in it, unpacked nowhere."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from io import BufferedReader, TextIOWrapper
+from pathlib import Path
+from typing import TextIO
+
+GZIP = ".gz"
+UNPACKING_ERRORS = (EOFError, zlib.error)
+"""Of a damaged file, beside OSError."""
+
+
+def is_packed(path: Path) -> bool:
+    """Tell by its name whether a file is compressed by gzip."""
+    return path.suffix.lower() == GZIP
+
+
+def kind_suffix(path: Path) -> str:
+    """Return the suffix, in small letters, of a file or of the one that is compressed in it."""
+    return (Path(path.stem) if is_packed(path) else path).suffix.lower()
+
+
+def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
+    """Open a file for reading, or the one that is compressed in it."""
+    return gzip.open(path) if is_packed(path) else path.open("rb")
+
+
+def open_text(path: Path, encoding: str) -> TextIO:
+    """Do as `open_bytes`, decoded; line ends stay, and bytes that are no character become lone surrogates."""
+    return TextIOWrapper(open_bytes(path), encoding=encoding, errors="surrogateescape", newline="")
