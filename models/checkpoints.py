@@ -45,10 +45,10 @@ class RunCheckpoints(TorchCheckpointIO):
         content = io.BytesIO(_BLANK)
         content.seek(len(_BLANK))
         torch.save({**checkpoint, ORIGIN: self.origin}, content)
-        view = content.getbuffer()
-        view[: len(_BLANK)] = _head(view[len(_BLANK) :])
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        write_file(Path(path), view)
+        with content.getbuffer() as view:
+            view[: len(_BLANK)] = _head(view[len(_BLANK) :])
+            write_file(Path(path), view)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the file on the CPU.

@@ -18,6 +18,8 @@ import numpy as np
 import optuna
 import torch
 import yaml
+from optuna.storages import RDBStorage
+from optuna.trial import FrozenTrial
 
 import train
 from models.two_tower import TwoTower
@@ -77,10 +79,18 @@ def kill_once(words: list[str], n_events: int, wait: float, number: int = signal
     return finish(child, events)[0]
 
 
+def read_trials(folder: Path) -> list[FrozenTrial]:
+    storage = RDBStorage(f"sqlite:///{folder}/tuning/{DATABASE}")
+    try:
+        return optuna.load_study(study_name="study", storage=storage).get_trials()
+    finally:
+        storage.remove_session()
+        storage.engine.dispose()
+
+
 def read_study(folder: Path) -> dict[str, Any]:
     """Return what counts of a study, and how its trials ended."""
-    study = optuna.load_study(study_name="study", storage=f"sqlite:///{folder}/tuning/{DATABASE}")
-    trials = study.get_trials()
+    trials = read_trials(folder)
     counted = [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")]
     return {
         "tried": [[trial.state.name, trial.params, trial.intermediate_values] for trial in counted],

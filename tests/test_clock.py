@@ -94,7 +94,7 @@ UNREADABLE += [
     "2017-12-01 10:00:00  UTC",
     "2017-12-01 10:00:00 CET",
     "NaT",
-    np.datetime64("NaT"),
+    np.datetime64("NaT", "s"),
     np.timedelta64(3, "D"),
     "12/01/2017",
     Decimal("NaN"),

@@ -85,7 +85,7 @@ def test_true_is_a_value_like_any_other_beside_others():
         (float("nan"), None),
         (np.float32("nan"), None),
         (Decimal("nan"), None),
-        (np.datetime64("NaT"), None),
+        (np.datetime64("NaT", "s"), None),
     ],
 )
 def test_to_text(value, text):

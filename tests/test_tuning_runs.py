@@ -25,7 +25,7 @@ from models.two_tower import TwoTower
 from run_config import TuneConfig
 from serve.errors import SchemaError
 from serve.staging import Stage
-from tests.killed_search import CONFIG, N_TRIALS, read_study, write_config
+from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
 from tests.killed_training import make_tables
 from tests.tiny_towers import one_thread
 from tuning.outcome import Tried, compare_users, keep_values
@@ -105,9 +105,9 @@ def test_what_the_configuration_gives_is_not_tried(searched):
 
 
 def test_the_figure_of_a_trial_is_the_best_of_its_epochs(searched):
-    study = optuna.load_study(study_name="study", storage=f"sqlite:///{searched.out}/tuning/study.db")
-    whole = [trial for trial in study.get_trials() if trial.state.name == "COMPLETE"]
-    assert len(study.get_trials()) == N_TRIALS
+    trials = read_trials(searched.out)
+    whole = [trial for trial in trials if trial.state.name == "COMPLETE"]
+    assert len(trials) == N_TRIALS
     for trial in whole:
         reported = list(trial.intermediate_values.values())
         assert trial.value == max(reported) > 0

@@ -7,7 +7,6 @@ import os
 import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +49,12 @@ def open_study(folder: Path, origin: Mapping[str, Any]) -> Iterator[optuna.Study
     with _explain_faults(path):
         if not path.exists():
             _create(path, origin)
-        storage = _connect(path)
-        try:
+        with _connected(path) as storage:
             study = optuna.load_study(study_name=_NAME, storage=storage, pruner=MedianPruner(n_warmup_steps=2))
             _refuse_another(study, origin, folder)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 study.tell(trial.number, state=TrialState.FAIL)
             yield study
-        finally:
-            _disconnect(storage)
 
 
 def list_done(study: optuna.Study) -> list[FrozenTrial]:
@@ -88,24 +84,31 @@ def _create(path: Path, origin: Mapping[str, Any]) -> None:
     """Make the database beside its place: it is whole or it is not there."""
     partial_path = path.with_name(f"{path.name}.part")
     partial_path.unlink(missing_ok=True)
-    storage = _connect(partial_path)
-    try:
+    with _connected(partial_path) as storage:
         study = optuna.create_study(study_name=_NAME, storage=storage, direction="maximize")
         study.set_user_attr(_ORIGIN, json.loads(json.dumps(origin)))
-    finally:
-        _disconnect(storage)
     os.replace(partial_path, path)
 
 
-def _connect(path: Path) -> RDBStorage:
-    """Open by path, since some names are no part of a URL."""
-    creator = partial(sqlite3.connect, path, timeout=_BUSY_SECONDS, check_same_thread=False)
-    return RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": creator})
+@contextmanager
+def _connected(path: Path) -> Iterator[RDBStorage]:
+    """Open by path, since some names are no part of a URL, and close."""
+    opened: list[sqlite3.Connection] = []
 
+    def connect() -> sqlite3.Connection:
+        opened.append(sqlite3.connect(path, timeout=_BUSY_SECONDS, check_same_thread=False))
+        return opened[-1]
 
-def _disconnect(storage: RDBStorage) -> None:
-    storage.remove_session()
-    storage.engine.dispose()
+    try:
+        storage = RDBStorage(f"sqlite:///{DATABASE}", engine_kwargs={"creator": connect})
+        try:
+            yield storage
+        finally:
+            storage.remove_session()
+            storage.engine.dispose()
+    finally:
+        for connection in opened:  # of a damaged file there is no storage that would close them
+            connection.close()
 
 
 def _refuse_another(study: optuna.Study, origin: Mapping[str, Any], folder: Path) -> None:
