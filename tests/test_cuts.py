@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import numpy as np
 import pandas as pd
@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from datamodules.cuts import positions_at, scale_by_user, share_batches
 from datamodules.missing import Withheld
 from datamodules.requests import Targets
+from datamodules.targets import TARGET_WEIGHT
 from serve.events import Events
-from tests.tiny_data import BASKETS, DAY, ORDERED, World, batches, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, EVERYTHING_SHOWN, ORDERED, World, batches, make_data, make_world
 
 HORIZON = 2 * DAY
 WORLDS = {
@@ -43,11 +44,10 @@ def targets_of(batch, request: int) -> list[int]:
 def test_history_ends_where_targets_begin(case):
     world, horizon = case
     data = make_data(world, horizon=horizon)
-    table = table_of(data)
+    table, contexts = table_of(data), data.sequences.context.codes
     for epoch in range(3):
         for plan in data.examples.plan(7, epoch):
             batch = data.examples[plan]
-            moment = data.trends.moments[plan.cuts.trend]
             for b, (user, time) in enumerate(zip(plan.cuts.users, plan.cuts.times, strict=True)):
                 mine = table[table["user"] == user]
                 if world.schema.ties == "ordered":
@@ -58,14 +58,16 @@ def test_history_ends_where_targets_begin(case):
                     before, after = mine[mine["time"] < time], mine[mine["time"] >= time]
                     last = after["time"].min() + 1 if horizon is None else time + horizon
                     after = after[after["time"] < last]
-                assert targets_of(batch, b) == sorted(set(after["item"]))
+                assert targets_of(batch, b) == sorted(set(after["item"])) != []
                 length = int(batch.arrays["history_lengths"][b])
                 recent = before["item"].tolist()[-world.schema.history_length :]
                 assert batch.history_rows[b, :length].tolist() == recent
                 owned = batch.owned_rows[batch.owned_users == b].tolist()
                 assert owned == sorted(set(before["item"]))
                 assert batch.arrays["request_times"][b] == time
-                assert moment <= time or plan.cuts.trend == 0
+                assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
+                known = [number for number, at in enumerate(data.trends.moments) if at <= time]
+                assert plan.cuts.trend == max(known, default=0)
             is_owned = [row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)]
             assert (batch.target_owned >= 0).tolist() == is_owned
 
@@ -131,6 +133,30 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     assert all(users == asked[0] for users in asked)
     assert len(set(asked[0])) == len(asked[0]) > 5
     assert all(len(plan.cuts.users) > 0 for plans in epochs for plan in plans)
+    assert len(epochs[0]) * batch_size >= len(asked[0])
+
+
+def test_every_moment_that_something_follows_is_drawn_about_alike(case):
+    world, horizon = case
+    data, n_epochs = make_data(world, horizon=horizon), 400
+    table = table_of(data)
+    moments = data.trends.moments[:-1].tolist()
+    drawn = {user: {} for user in table["user"].unique().tolist()}
+    for plan in (plan for epoch in range(n_epochs) for plan in data.examples.plan(7, epoch)):
+        for cut in zip(plan.cuts.users.tolist(), plan.cuts.times.tolist(), plan.cuts.stops.tolist(), strict=True):
+            drawn[cut[0]][cut[1:]] = drawn[cut[0]].get(cut[1:], 0) + 1
+    for user, mine in table.groupby("user"):
+        times, events = mine["time"], list(zip(mine["time"], mine.index, strict=True))
+        if horizon is not None:
+            able = {
+                (at, mine.index[0] + (times < at).sum()) for at in moments if times.between(at, at + horizon - 1).any()
+            }
+        elif world.schema.ties == "ordered":
+            able = set(events)
+        else:
+            able = {(at, times.index[times == at][0]) for at in times.unique()}
+        assert set(drawn[user]) == able
+        assert able == set() or min(drawn[user].values()) > 0.4 * n_epochs / len(able)
 
 
 @settings(max_examples=40, deadline=None)
@@ -169,14 +195,52 @@ def test_weights_are_divided_by_the_root_of_their_sum():
     assert found.weights.tolist() == pytest.approx(expected)
 
 
-def test_what_is_withheld_is_withheld():
+@pytest.mark.parametrize("name", [field.name for field in fields(Withheld)])
+def test_one_part_is_withheld_without_the_others(name):
     world = make_world(BASKETS)
-    data = make_data(world, Withheld(history=1.0, user=1.0, context=1.0, time=0.0))
-    for batch in batches(data):
-        assert batch.arrays["history_lengths"].sum() == len(batch.owned_rows) == 0
-        assert (batch.target_owned == -1).all()
-        assert (batch.arrays["user_codes"] == 1).all()
-        assert (batch.arrays["context_codes"] == 1).all()
+    data, everything = make_data(world, replace(EVERYTHING_SHOWN, **{name: 1.0})), make_data(world)
+    differing = set()
+    for plan in data.examples.plan(7, 0):
+        batch, shown = data.examples[plan], everything.examples[plan]
+        is_shown = {
+            "history": torch.equal(batch.arrays["history_lengths"], shown.arrays["history_lengths"]),
+            "user": torch.equal(batch.arrays["user_codes"], shown.arrays["user_codes"]),
+            "context": torch.equal(batch.arrays["context_codes"][:, 0], shown.arrays["context_codes"][:, 0]),
+            "time": torch.equal(batch.arrays["request_times"], shown.arrays["request_times"]),
+        }
+        differing |= {part for part, is_there in is_shown.items() if not is_there}
+        assert name != "history" or batch.arrays["history_lengths"].sum() == len(batch.owned_rows) == 0
+        assert name != "history" or (batch.target_owned == -1).all()
+        assert name != "user" or (batch.arrays["user_codes"] == 1).all()
+        assert name != "context" or (batch.arrays["context_codes"] == 1).all()
+    assert differing == {name}
+
+
+def test_every_batch_draws_anew_what_it_withholds():
+    data = make_data(make_world(BASKETS), replace(EVERYTHING_SHOWN, context=0.5))
+    assert {(batch.arrays["context_codes"][0] == 1).all().item() for batch in batches(data)} == {False, True}
+
+
+def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declared(case):
+    world, horizon = case
+    rows = world.tables.interactions
+    weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "view", 0.0, rows["weight"])})
+    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)), horizon=horizon)
+    events, weight = data.sequences.events, data.sequences.target_weight
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        for b in range(len(plan.cuts.users)):
+            declared: dict[int, list[float]] = {}
+            for place in range(plan.cuts.stops[b], plan.ends[b]):
+                if weight[place]:
+                    declared.setdefault(int(events.item_row[place]), []).append(float(weight[place]))
+            weights = {row: sum(each) / len(each) * (1 + math.log(len(each))) for row, each in declared.items()}
+            root = math.sqrt(sum(weights.values()))
+            is_mine = batch.target_users == b
+            found = dict(zip(batch.target_rows[is_mine].tolist(), batch.target_weights[is_mine].tolist(), strict=True))
+            assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
+            known = events.item_row[plan.cuts.starts[b] : plan.cuts.stops[b]].tolist()
+            assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))
 
 
 def test_without_the_time_recency_counts_from_the_last_event():

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 
 from datamodules.catalogue import build_catalogue
-from datamodules.missing import Withheld
 from datamodules.schema_fitting import fit_schema
 from datamodules.sets import FOLDS, SetExamples
 from datamodules.targets import TARGET_WEIGHT
@@ -120,12 +119,40 @@ def test_evidence_stays_in_the_history_and_is_never_asked_for():
     assert asked == bought
 
 
-def test_what_is_withheld_is_withheld():
-    data = make_data(make_set_world(), Withheld(history=1.0, user=1.0, context=0.0, time=0.0))
+@pytest.mark.parametrize("name", ["history", "user", "context"])
+def test_one_part_is_withheld_without_the_others(name):
+    data = make_data(make_set_world(DEVICE), replace(EVERYTHING_SHOWN, **{name: 1.0}))
+    is_known = dict.fromkeys(("history", "user", "context"), False)
     for plan in data.examples.plan(7, 0):
-        batch = data.examples[plan]
-        assert batch.arrays["history_lengths"].max() == 0
-        assert (batch.arrays["user_codes"] == 1).all()
+        arrays = data.examples[plan].arrays
+        is_known["history"] |= bool(arrays["history_lengths"].any())
+        is_known["user"] |= bool((arrays["user_codes"] != 1).any())
+        is_known["context"] |= bool((arrays["context_codes"] != 1).any())
+    assert [part for part, is_there in is_known.items() if not is_there] == [name]
+
+
+def test_half_of_the_examples_see_all_other_items_and_the_rest_a_share_of_them():
+    data = make_data(make_set_world(length=N))
+    owned = pairs_of(data)
+    shares = []
+    for epoch in range(20):
+        for plan in data.examples.plan(7, epoch):
+            batch = data.examples[plan]
+            for b, user in enumerate(plan.users.tolist()):
+                n_others = len(owned[user]) - int((batch.target_users == b).sum())
+                shares.append(int((batch.owned_users == b).sum()) / n_others if n_others > 4 else np.nan)
+    known = np.array(shares)[~np.isnan(shares)]
+    assert len(known) > 500
+    assert np.mean(known == 1) == pytest.approx(0.5 + 0.5 * 0.1, abs=0.06)  # a large share of few may be all
+    assert np.mean(known < 0.5) == pytest.approx(0.5 * 0.5, abs=0.06)
+
+
+def test_batches_come_in_no_order_of_their_lengths():
+    examples = make_data(make_set_world()).examples
+    counts = examples.sequences.events.counts
+    for epoch in range(5):
+        means = [float(counts[plan.users].mean()) for plan in examples.plan(7, epoch)]
+        assert means not in (sorted(means), sorted(means, reverse=True))
 
 
 def test_the_order_of_a_set_reaches_no_tower():

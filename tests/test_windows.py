@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.missing import Withheld, encode_missing, hide_rows
+from datamodules.targets import TARGET_WEIGHT
 from datamodules.windows import WindowExamples, count_batches, cut_windows
 from serve.encoding import encode_features
-from tests.tiny_data import ORDERED, batches, make_data, make_world
+from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
 WORLD = make_world(ORDERED)
 counts_of_users = st.lists(st.integers(0, 40), min_size=1, max_size=9)
@@ -143,6 +145,50 @@ def test_what_is_withheld_is_withheld_from_that_share(share):
     for name, values in flags.items():
         least = share + (1 - share) * unknown if name == "user" else share
         assert np.mean(values) == pytest.approx(least, abs=0.12 if name == "user" else 0.05), name
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(Withheld)])
+def test_one_part_is_withheld_without_the_others(name):
+    data = make_data(WORLD, replace(EVERYTHING_SHOWN, **{name: 1.0}))
+    for plan in data.examples.plan(7, 0):
+        batch, shown = data.examples[plan], make_data(WORLD).examples[plan]
+        is_shown = {
+            "history": bool(batch.sees_history.all()),
+            "user": torch.equal(batch.arrays["user_codes"], shown.arrays["user_codes"]),
+            "context": torch.equal(batch.context_codes[batch.is_target], shown.context_codes[shown.is_target]),
+            "time": torch.equal(batch.recency, shown.recency),
+        }
+        assert [part for part, is_there in is_shown.items() if not is_there] == [name]
+
+
+def test_every_batch_draws_anew_what_it_withholds():
+    data = make_data(WORLD, Withheld(0.5, 0.5, 0.5, 0.5))
+    plans = data.examples.plan(7, 0)
+    users = {tuple((data.examples[plan].arrays["user_codes"][:3, 0] == 1).tolist()) for plan in plans}
+    hidden = {tuple((data.examples[plan].context_codes[:2, 0, 1] == 1).tolist()) for plan in plans}
+    assert min(len(users), len(hidden)) > 2
+
+
+def test_batches_come_in_no_order_of_their_lengths():
+    examples = make_data(WORLD).examples
+    for epoch in range(5):
+        longest = [int((plan.stops - plan.starts).max()) for plan in examples.plan(7, epoch)]
+        assert longest not in (sorted(longest), sorted(longest, reverse=True))
+
+
+def test_targets_weigh_what_is_declared():
+    rows = WORLD.tables.interactions
+    weighed = rows.assign(**{TARGET_WEIGHT: rows["event"].map({"view": 0.0, "buy": 1.5})})
+    weighed.loc[weighed["device"] == "web", TARGET_WEIGHT] *= 2
+    data = make_data(replace(WORLD, tables=replace(WORLD.tables, interactions=weighed)))
+    assert len(np.unique(data.sequences.target_weight)) == 3
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        for b, (start, stop) in enumerate(zip(plan.starts, plan.stops, strict=True)):
+            declared = data.sequences.target_weight[start:stop].tolist()
+            weights = batch.target_weights[b, : stop - start].tolist()
+            assert all(weight in (one, 0) for weight, one in zip(weights, declared, strict=True))
+    assert {weight for batch in batches(data) for weight in batch.target_weights.unique().tolist()} == {0.0, 1.5, 3.0}
 
 
 def test_hidden_rows_are_encoded_as_missing():
