@@ -20,7 +20,7 @@ from datamodules.config_errors import parse_config
 from datamodules.config_files import check_config_files
 from evaluation.baselines import choose_baselines
 from models.config import ModelConfig
-from serve.declared_types import check_declared_types
+from serve.declared_types import take_declared_types
 from serve.errors import SchemaError, passes
 
 DEFAULT_CONFIG = Path(__file__).parent / "configs" / "grocery.yaml"
@@ -52,7 +52,7 @@ class TuneConfig:
     """Trainings to judge by validation, those of an interrupted search included. Default: a run, no search."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "tune")
+        take_declared_types(self, "tune")
         if self.trials is not None and not passes(self.trials, lambda trials: trials >= 1):
             raise SchemaError(f"tune.trials is {self.trials}; allowed: 1 or more")
 
@@ -65,7 +65,7 @@ class EvaluationConfig:
     """Baselines to fit and to compare with; []: none. Default: all. EASE takes minutes on a large catalogue."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "evaluation")
+        take_declared_types(self, "evaluation")
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Config:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "")
+        take_declared_types(self, "")
         if not passes(self.seed, lambda seed: 0 <= seed <= LARGEST_SEED):
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {LARGEST_SEED}")
         given = sorted(OF_THE_RUN & self.trainer.keys())

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from serve.declared_types import check_declared_types
+from serve.declared_types import take_declared_types
 from serve.errors import SchemaError, passes
 from serve.schema import Kind, Repeats, Ties
 from serve.zones import find_zone
@@ -44,7 +44,7 @@ class TableConfig:
     """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "table")
+        take_declared_types(self, "table")
 
     @property
     def declares_text(self) -> bool:
@@ -67,7 +67,7 @@ class FeatureConfig:
     """A `numeric` value above it is impossible: its row is rejected. Default: no limit."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "feature")
+        take_declared_types(self, "feature")
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class FeaturesConfig:
     """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "data.features")
+        take_declared_types(self, "data.features")
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
@@ -108,7 +108,7 @@ class SplitConfig:
     """For `files`: a file laid out as the interactions, to measure on."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "data.split")
+        take_declared_types(self, "data.split")
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value is not None and value is not False and self.kind != kind:
@@ -134,7 +134,7 @@ class TargetsConfig:
     """The least weight, such as a rating. Default: any."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "data.targets")
+        take_declared_types(self, "data.targets")
         if self.events == []:
             raise SchemaError("data.targets.events is []; allowed: one kind of event or more, or null for every kind")
         if not _is_limit(self.min_weight):
@@ -176,7 +176,7 @@ class DataConfig:
         return declared
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "data")
+        take_declared_types(self, "data")
         if not passes(self.max_reject_rate, lambda rate: 0 <= rate <= 1):
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
         longest = self.history_length

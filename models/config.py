@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Literal
 
-from serve.declared_types import check_declared_types
+from serve.declared_types import take_declared_types
 from serve.errors import SchemaError, passes
 from serve.schema import Similarity
 
@@ -78,7 +78,7 @@ class ModelConfig:
     """Of the few weights of the memory; read where `data.repeats` is `allow`."""
 
     def __post_init__(self) -> None:
-        check_declared_types(self, "model")
+        take_declared_types(self, "model")
         for name in ("dim", "affinity_dim", "n_heads", "batch_size", "max_epochs", "warmup_steps", "patience"):
             self._check(name, lambda value: value >= 1, "1 or more")
         for name in ("n_blocks", "correlations", "neighbours", "low_pass", "negatives", "in_batch_negatives"):

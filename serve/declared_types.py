@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from numbers import Integral, Real
@@ -39,6 +40,30 @@ def check_declared_types(config: Any, name: str) -> None:
     for key, annotation in get_type_hints(type(config)).items():
         for where, value, wanted in _find_faults(f"{name}.{key}".lstrip("."), getattr(config, key), annotation):
             raise SchemaError(f"{where} is {value!r}; allowed: {', '.join(_describe(wanted))}")
+
+
+def take_declared_types(config: Any, name: str) -> None:
+    """Check as `check_declared_types` does, and put Python's own numbers and lists in the place of others.
+
+    What a configuration holds is written as JSON, and compared with what was read from it.
+    """
+    check_declared_types(config, name)
+    for key in get_type_hints(type(config)):
+        object.__setattr__(config, key, _to_plain(getattr(config, key)))  # a frozen one, still being made
+
+
+def _to_plain(value: Any) -> Any:
+    if isinstance(value, bool):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Decimal):
+        return math.nan if value.is_nan() else float(value)  # float() raises for a signalling NaN
+    if isinstance(value, Real):
+        return float(value)
+    if type(value) in (list, tuple):
+        return [_to_plain(one) for one in value]
+    return {key: _to_plain(one) for key, one in value.items()} if type(value) is dict else value
 
 
 def _find_faults(name: str, value: Any, annotation: Any) -> Iterator[_Fault]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
 from models.config import ModelConfig
 from run_config import Config, EvaluationConfig, TuneConfig
+from run_state import declare_finished
 from serve.errors import SchemaError
 
 KINDS = "'categorical', 'multi_categorical', 'numeric', 'text', 'vector', 'hour_of_day', 'day_of_week'"
@@ -57,3 +60,22 @@ def test_numbers_of_numpy_and_what_unions_allow_are_taken():
     features = FeaturesConfig(item={"brand": "categorical", "cost": FeatureConfig("numeric", min=0, max=np.float64(9))})
     data = DataConfig(TableConfig("a.csv", names=["u", "i"]), None, TableConfig(), features, ["age"], {"view": 1})
     assert Config(data, model, {"callbacks": [object()], "max_time": None}, Path("runs/x")).data is data
+
+
+def test_what_a_configuration_holds_is_what_json_gives_back(tmp_path):
+    """A run notes what it is as JSON, and is known by it when it is asked for again."""
+    data = DataConfig(
+        TableConfig(names=("u", "i"), columns={"item_id": "i"}),
+        features=FeaturesConfig(item={"cost": FeatureConfig("numeric", min=np.float32(0.1), max=Decimal("9.5"))}),
+        audit_only=("age", "town"),
+        events={"view": np.float64(0.5), "buy": Decimal(2)},
+        targets=TargetsConfig(events=("buy",), min_weight=np.int64(1)),
+        split=SplitConfig("pairs", share=np.float32(0.3)),
+        history_length=np.int64(50),
+    )
+    model = ModelConfig(dim=np.int32(8), learning_rate=Decimal("0.01"), dropout=np.float32(0.1))
+    config = Config(data, model, {"gradient_clip_val": np.float32(2)}, tmp_path, seed=np.int64(3))
+    declared = declare_finished(config, "rows")
+    assert json.loads(json.dumps(declared)) == declared
+    assert (config.seed, model.dim, model.learning_rate, data.audit_only) == (3, 8, 0.01, ["age", "town"])
+    assert declared["trainer"] == {"gradient_clip_val": 2.0}
