@@ -7,10 +7,12 @@ import pandas as pd
 import pytest
 
 from datamodules import interactions
+from datamodules.catalogue import build_catalogue
 from datamodules.interactions import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
+from datamodules.targets import TARGET_WEIGHT
 from serve.errors import SchemaError
-from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, FEATURES, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
@@ -121,6 +123,46 @@ def test_factors_see_no_target_of_a_cut():
     assert users.tolist() == events.segments()[is_early].tolist()
     assert 0 < len(rows) < len(events.time)
     assert len(make_data(world).early_pairs()[0]) == len(events.time)
+
+
+def test_targets_are_counted_without_what_is_evidence_alone(world):
+    rows = world.tables.interactions
+    weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "buy", rows["weight"], 0.0)})
+    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
+    bought = rows.loc[rows["event"] == "buy", "item_id"].value_counts()
+    assert data.count_targets().tolist() == [bought.get(item_id, 0) for item_id in world.catalogue.item_ids.tolist()]
+    assert 0 < data.count_targets().sum() < len(rows)
+
+
+def test_some_users_who_have_events_are_drawn_by_the_seed(world):
+    counts = make_data(world).sequences.events.counts
+    drawn = set()
+    for seed in range(30):
+        data = make_data(world, seed=seed)
+        (batch,), (again,) = data.drawn_requests(5), data.drawn_requests(5)
+        assert batch.history_rows.tolist() == again.history_rows.tolist()
+        lengths = batch.arrays["history_lengths"].tolist()
+        assert len(lengths) == 5
+        assert min(lengths) > 0
+        drawn.add(str(batch.history_rows.tolist()))
+    assert len(drawn) > 20
+    (everyone,) = make_data(world).drawn_requests(99)
+    assert len(everyone.history_rows) == (counts > 0).sum()
+
+
+def test_in_a_set_popularity_counts_users_however_many_rows_they_have_of_an_item():
+    config = replace(ORDERED, features=replace(FEATURES, context={}))
+    tables = make_world(BASKETS).tables
+    events = tables.interactions.drop(columns="datetime")
+    tables = replace(tables, interactions=events)
+    schema = fit_schema(tables, events, config)
+    data = make_data(World(tables, schema, build_catalogue(tables.items, events, schema)))
+    pairs = events[["user_id", "item_id"]].drop_duplicates()
+    assert data.schema.is_set
+    assert len(pairs) < len(events)
+    expected = np.log1p(pairs["item_id"].value_counts().reindex(data.catalogue.item_ids, fill_value=0).to_numpy())
+    expected = (expected - expected.mean()) / expected.std()
+    assert data.trends.popularity[-1, :, 0] == pytest.approx(expected, abs=1e-5)
 
 
 def test_windows_need_order_and_no_repeats():
