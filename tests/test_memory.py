@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.memory import PRIOR_EVENTS, Memory, MemoryInputs, memory_inputs
+from models.memory import FIRST_TASTE, PRIOR_EVENTS, Memory, MemoryInputs, Standardise, memory_inputs
 from serve.events import Events
 from serve.owned import USER_STATISTICS, statistic_names, summarise_owned
 from serve.tower_inputs import owned_arrays
@@ -127,6 +127,15 @@ def make_memory(inputs: MemoryInputs, unit: float = 1.0) -> Memory:
     return memory.requires_grad_(False)
 
 
+def test_statistics_are_counted_in_standard_deviations_and_extreme_ones_as_five_of_them():
+    rows = np.random.default_rng(9).normal(3, 2, (11, 3)).astype(np.float32)
+    rows[:, 1] = 7  # of no deviation: its own difference from the mean
+    asked = np.array([[1, 7, 4], [1e6, 9, -1e6], [3, -1e6, 2]], np.float32)
+    scale = np.where(rows.std(axis=0) > 0, rows.std(axis=0), 1)
+    expected = np.clip((asked - rows.mean(axis=0)) / scale, -5, 5)
+    assert Standardise(torch.from_numpy(rows))(torch.from_numpy(asked)).numpy() == pytest.approx(expected, abs=1e-5)
+
+
 def randomise(memory: Memory) -> Memory:
     generator = torch.Generator().manual_seed(5)
     for parameter in memory.parameters():
@@ -162,6 +171,7 @@ def test_memory_starts_as_a_rising_function_of_every_decayed_count():
     memory, state = make_memory(inputs), torch.zeros(4, D)
     vectors = torch.zeros(4, D + A + P)
     before = memory.score_owned(state, vectors, inputs)
+    assert before.mean() == pytest.approx(4, abs=0.5)  # they begin above most of what is not owned
     for decay in range(len(DECAYS)):
         statistics = inputs.owned_statistics.clone()
         statistics[:, decay] += 0.1 * memory.standardise.scale[decay]
@@ -180,6 +190,40 @@ def test_memory_takes_back_its_share_of_the_product(unit):
     alone = memory.score_owned(state, torch.zeros_like(users), inputs)
     found = memory.score_owned(state, users, inputs)
     assert (found - (alone - 0.25 * product)).abs().max() <= 1e-5 * unit + 1e-6
+
+
+def test_a_start_says_the_same_in_logits_whatever_their_unit():
+    inputs, _, _ = make_inputs()
+    generator = torch.Generator().manual_seed(10)
+    taste, users = torch.randn(4, D, generator=generator), torch.randn(4, D + A + P, generator=generator)
+    (plain, small), unit = (make_memory(inputs, one) for one in (1.0, 0.07)), 0.07
+    expected = unit * plain.complete_vector(taste, inputs)
+    assert small.complete_vector(unit * taste, inputs) == pytest.approx(expected, abs=1e-6)
+    expected = unit * plain.score_owned(taste, users, inputs)
+    assert small.score_owned(taste, unit * users, inputs) == pytest.approx(expected, abs=1e-6)
+    profile = (plain.complete_vector(taste, inputs)[:, :D] - taste).norm(dim=1)
+    has_items = [bool((inputs.owned_users == user).any()) for user in range(4)]
+    assert profile.tolist() == pytest.approx([FIRST_TASTE * D**0.5 if one else 0.0 for one in has_items], abs=1e-5)
+
+
+def test_a_user_is_scored_among_others_as_alone():
+    inputs, _, _ = make_inputs()
+    memory, generator = randomise(make_memory(inputs)), torch.Generator().manual_seed(11)
+    state, users = torch.randn(4, D, generator=generator), torch.randn(4, D + A + P, generator=generator)
+    found, vectors = memory.score_owned(state, users, inputs), memory.complete_vector(state, inputs)
+    for user in range(4):
+        mine, only = inputs.owned_users == user, slice(user, user + 1)
+        alone = MemoryInputs(
+            inputs.owned_vectors[mine],
+            torch.zeros(int(mine.sum()), dtype=torch.long),
+            inputs.owned_statistics[mine],
+            inputs.owned_preferences[mine],
+            inputs.user_statistics[only],
+            inputs.category_preferences[only],
+        )
+        scores = memory.score_owned(state[only], users[only], alone).tolist()
+        assert found[mine].tolist() == pytest.approx(scores, abs=1e-5)
+        assert vectors[only] == pytest.approx(memory.complete_vector(state[only], alone), abs=1e-5)
 
 
 def test_category_lift_is_the_log_ratio_of_smoothed_shares():
