@@ -199,7 +199,8 @@ def judge_popularity(trained: Trained, console: Console) -> Trained:
     by_window = {window: torch.from_numpy(data.measure_popularity(window)[0]) for window in windows}
     requests = list(data.drawn_requests(MOST_SEEN))
     popular = choose_popularity(trained.towers.eval(), by_window, requests, data.validation_batches)
-    console.print(describe_popularity(popular, data.measure_popularity(popular.window)[1]))
+    days = data.measure_popularity(popular.window)[1] if trained.schema.has_datetime else None
+    console.print(describe_popularity(popular, days))
     return replace(trained, popular=popular)
 
 

@@ -34,7 +34,8 @@ def describe_shrinkage(shrunk: Shrunk) -> str:
 
 def describe_low_pass(chosen: LowPass) -> str:
     """Say in words what was chosen."""
-    return _describe_added(chosen, "low-pass filter", f" of {chosen.factors} factors added by {chosen.share:.1%}")
+    how = f" of {chosen.factors} factor{'s' * (chosen.factors != 1)} added by {chosen.share:.1%}"
+    return _describe_added(chosen, "low-pass filter", how)
 
 
 def describe_pair_filter(judged: PairFilter) -> str:
@@ -42,10 +43,16 @@ def describe_pair_filter(judged: PairFilter) -> str:
     return _describe_added(judged, "filter of pairs", f" added by {judged.share:.1%}")
 
 
-def describe_popularity(popular: Popularity, days: float) -> str:
-    """Say in words what was chosen."""
+def describe_popularity(popular: Popularity, days: float | None) -> str:
+    """Say in words what was chosen; days: of the window, None where events have no times."""
+    return _describe_added(popular, "popularity", f" of {_describe_window(days)} added by {popular.share:.0%}")
+
+
+def _describe_window(days: float | None) -> str:
+    if days is None:
+        return "all events"
     length = f"{days:.3g}" if days < 100 else f"{days:,.0f}"  # "1.07e+03" is no number of days
-    return _describe_added(popular, "popularity", f" of {length} days added by {popular.share:.0%}")
+    return f"{length} day{'s' * (length != '1')}"
 
 
 def _describe_added(judged: LowPass | PairFilter | Popularity, what: str, how: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from rich.console import Console
 
 import run_finishing
 import run_verdicts
@@ -15,6 +17,7 @@ import train
 from models import popularity
 from models.jury import Figures
 from models.popularity import SHARES, Popularity, choose_popularity, pick, weigh_popularity
+from run_finishing import Trained, judge_popularity
 from serve import Recommender
 from serve.neighbours import Neighbours
 from tests.test_train import BASKETS as BASKET_RUN
@@ -84,6 +87,23 @@ def test_without_times_every_target_counts():
     log = np.log1p([(rows["item_id"] == item).sum() for item in world.catalogue.item_ids])
     assert days == 1.0
     assert np.allclose(found[:, 0], (log - log.mean()) / log.std(), atol=1e-5)
+
+
+def test_where_events_have_no_times_the_window_is_said_to_be_of_all(monkeypatch):
+    console = Console(record=True, width=200)
+    data = SimpleNamespace(
+        drawn_requests=lambda _: [],
+        validation_batches=[],
+        measure_popularity=lambda window: (np.zeros((N, 1), np.float32), 1.0),
+    )
+    monkeypatch.setattr(run_finishing, "choose_popularity", lambda *_: Popularity(1.0, 0.8, 0.3, 0.2))
+    schema = make_world(ORDERED).schema
+    for has_datetime in (True, False):
+        trained = Trained(torch.nn.Module(), replace(schema, has_datetime=has_datetime), None, data, 1, 1.0, {})
+        judge_popularity(trained, console)
+    first, last = console.export_text().splitlines()
+    assert first.startswith("popularity of 1 day added by 80%")
+    assert last.startswith("popularity of all events added by 80%")
 
 
 def test_of_windows_that_gain_nearly_all_the_longest_is_taken_with_its_least_share():
