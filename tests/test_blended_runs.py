@@ -8,17 +8,23 @@ from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 import run_finishing
 import train
 from datamodules.config import SplitConfig
 from datamodules.splits import split_interactions
+from datamodules.targets import TARGET_WEIGHT
 from models import yardstick
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
+from models.config import ModelConfig
 from models.item_correlations import MOST_CORRELATED
 from models.trials import BESIDE_MEMORY, SETS, Blend, neighbours_of_events, neighbours_of_sets
+from run_training import settle
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
+from tests.tiny_data import ORDERED as TINY
+from tests.tiny_data import make_data, make_world
 from tests.tiny_towers import one_thread
 
 R = 6
@@ -127,6 +133,21 @@ def test_where_order_says_nothing_neighbours_are_those_of_a_set(tmp_path, monkey
     trained = fit(ORDERED, tmp_path / "run")
     assert correlated == [(n, judged.blend.ridge) for n in (300, 360)]  # of 420: without the validation, and with it
     assert trained.towers.neighbours.decay == 0
+
+
+def test_what_comes_next_is_told_of_targets_alone_by_all_that_came_before():
+    """An item that is only viewed tells what is bought after it, and nothing tells it."""
+    world = make_world(TINY)
+    rows = world.tables.interactions
+    viewed = int(rows["item_id"].value_counts().index[0])
+    rows = rows.assign(**{TARGET_WEIGHT: np.where(rows["item_id"] == viewed, 0.0, 1.0)})
+    world = replace(world, tables=replace(world.tables, interactions=rows))
+    config, _ = settle(train.Config(TINY, ModelConfig(neighbours=FOLLOWING)), world.tables)
+    trained = run_finishing.Trained(torch.nn.Module(), world.schema, world.catalogue, make_data(world), 1, 1.0, {})
+    told = run_finishing.make_correlate(config, trained)(100.0, 1 / 3)
+    (place,) = np.flatnonzero(world.catalogue.item_ids[told.rows] == viewed)
+    assert not told.numbers[:, place].any()
+    assert np.count_nonzero(told.numbers[place]) > 2
 
 
 @pytest.mark.parametrize(("data", "most"), [(SET, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])
