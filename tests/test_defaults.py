@@ -11,6 +11,7 @@ from models.data_counts import (
     FROZEN_DIM,
     ITEMS_OF_A_FACTOR,
     LONG_HISTORY,
+    MOST_BLENDED,
     MOST_FACTORISED_OF_SETS,
     MOST_FROZEN,
     TRAINED_DIM,
@@ -67,6 +68,15 @@ FAMILIES = {
     "set of few": SET_OF_FEW,
     "repeated": REPEATED,
 }
+CHOSEN = {
+    "short": Recipe(96, 1, 1, 0.5, 0.1, "cosine", 0, 64, 256, True, False, 1024, 2e-3, 200, 128, 16, 8),
+    "long": Recipe(96, 2, 2, 0.3, 0.0, "cosine", 0, 64, 256, False, False, 0, 2e-3, 50, 64, 24, 8),
+    "set": Recipe(48, 0, 1, 0.5, 0.0, "dot", 128, 0, 256, False, False, 0, 1e-3, 10, 128, 4, 3),
+    "set of many": Recipe(128, 0, 1, 0.7, 0.1, "cosine", 0, 1024, 256, True, False, 0, 1e-3, 158, 256, 8, 3),
+    "set of few": Recipe(384, 0, 1, 0.1, 0.0, "dot", 0, 0, 256, False, True, 0, 1e-3, 10, 128, 4, 3),
+    "repeated": Recipe(64, 1, 1, 0.2, 0.1, "dot", 128, 0, 0, False, False, 0, 5e-4, 10, 256, 8, 3),
+}
+"""What the rules gave when their numbers were measured: a change of one is meant, or it is a slip."""
 GIVEN = ModelConfig(
     dim=24,
     n_blocks=3,
@@ -116,6 +126,23 @@ def choose(counts: DataCounts, **given_values) -> Recipe:
 @pytest.fixture(params=FAMILIES)
 def counts(request):
     return FAMILIES[request.param]
+
+
+@pytest.mark.parametrize("name", CHOSEN)
+def test_each_kind_of_data_gets_what_was_measured_to_suit_it(name):
+    assert choose(FAMILIES[name]) == CHOSEN[name]
+
+
+def test_the_size_of_repeats_does_not_grow_with_their_histories():
+    long = choose(replace(REPEATED, mean_history=LONG_HISTORY + 66.0))
+    assert (long.n_blocks, long.n_heads, long.dropout) == (1, 1, CHOSEN["repeated"].dropout)
+
+
+@pytest.mark.parametrize(("counts", "most"), [(SET, MOST_FACTORISED_OF_SETS), (REPEATED, MOST_BLENDED)])
+def test_items_that_nobody_took_make_vectors_too_many_to_be_longer(counts, most):
+    at_most = replace(counts, n_untaken=most - counts.n_items)
+    assert choose(at_most).correlations > 0
+    assert choose(replace(at_most, n_untaken=at_most.n_untaken + 1)).correlations == 0
 
 
 def test_every_open_field_of_a_configuration_has_a_rule():
