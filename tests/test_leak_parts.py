@@ -167,3 +167,62 @@ def test_a_set_is_compared_by_its_pairs(events):
     train, test = by_last(events[["user_id", "item_id"]])
     split = parts(pd.concat([train, test.head(13)]), test, "leave_one_out")
     assert found(split) == [("test in training", "user_id, item_id", round(13 / N_USERS, 4))]
+
+
+def rows_of(users, times, **more):
+    """Give each user an item of her own at each of the times."""
+    frame = pd.DataFrame([(user, user, time) for user in users for time in times])
+    return frame.set_axis(["user_id", "item_id", "datetime"], axis=1).assign(**more)
+
+
+@pytest.mark.parametrize(("n_shared", "is_named"), [(1, True), (2, True), (3, False)])
+def test_parts_of_different_users_share_one_in_twenty_at_most(n_shared, is_named):
+    train = rows_of([*range(100, 160), *range(n_shared)], [START])[["user_id", "item_id"]].assign(item_id=0)
+    test = rows_of([*range(40)] * 2, [START])[["user_id", "item_id"]]  # each has two events
+    expected = [("user in two parts", "user_id", round(n_shared / 40, 4))]
+    assert found(parts(train, test.assign(item_id=np.arange(80) + 1))) == (expected if is_named else [])
+
+
+@pytest.mark.parametrize(("n_later", "is_named"), [(1, False), (2, False), (3, True), (200, True)])
+def test_later_events_of_one_user_in_a_hundred_are_a_slip_of_a_clock(n_later, is_named):
+    test = rows_of(range(200), [START + 50])
+    train = pd.concat([rows_of(range(200), [START]), rows_of(range(n_later), [START + 99])]).assign(item_id=-1)
+    expected = [("test in training", "datetime", round(n_later / 200, 4))]
+    named = [leak for leak in found(parts(train, test, "pairs")) if leak[1] == "datetime"]
+    assert named == (expected if is_named else [])
+
+
+def test_an_event_of_training_at_the_first_moment_of_the_test_is_late():
+    train, test = rows_of(range(9), [START]), rows_of(range(20, 29), [START + 50, START + 60])
+    at_once = pd.concat([train, rows_of([9], [START + 50])])
+    assert found(parts(train, test, "time", test_at=START + 50)) == []
+    assert found(parts(at_once, test, "time", test_at=START + 50)) == [("test in training", "datetime", 0.1)]
+
+
+def test_files_that_meet_in_one_moment_are_apart_in_time():
+    """Where times are days, the last day of training may be the first of the test."""
+    train = rows_of(range(60), [START, START + 50])
+    test = rows_of(range(60, 100), [START + 50, START + 70])
+    assert found(parts(train, test)) == []
+    late = rows_of([200], [START + 60])
+    assert found(parts(pd.concat([train, late]), test)) == [("test in training", "datetime", round(1 / 121, 4))]
+
+
+def test_a_test_of_one_moment_is_one_by_time():
+    train, test = rows_of(range(60), [START, START + 20]), rows_of(range(60, 100), [START + 50])
+    late = rows_of([200, 201], [START + 60])
+    assert found(parts(train, test)) == []
+    assert found(parts(pd.concat([train, late]), test)) == [("test in training", "datetime", round(2 / 122, 4))]
+
+
+def test_late_events_of_tested_users_are_named_once():
+    train, test = rows_of(range(60), [START]).assign(item_id=-1), rows_of(range(60), [START + 50, START + 60])
+    late = rows_of(range(2), [START + 70]).assign(item_id=-2)
+    (leak,) = find_shared_events(parts(pd.concat([train, late]), test))
+    assert leak.message.startswith("2 of 60 test users (3.3%) have events in training that are later")
+
+
+def test_a_purchase_is_another_event_than_the_view_of_the_same_moment():
+    viewed = rows_of(range(9), [START], event="view", weight=1.0)
+    assert found(parts(viewed, viewed.assign(event="buy"), "leave_one_out")) == []
+    assert found(parts(viewed, viewed, "leave_one_out")) != []
