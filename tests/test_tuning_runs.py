@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,7 +15,9 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import torch
 import yaml
+from optuna.trial import TrialState
 
 import run_tuning
 import train
@@ -28,9 +31,10 @@ from serve.staging import Stage
 from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
 from tests.killed_training import make_tables
 from tests.tiny_towers import one_thread
-from tuning.outcome import Tried, compare_users, keep_values
+from tuning.outcome import Tried, compare_users, drop_values, find_best, keep_values, list_tried
 from tuning.space import default_of, make_space, tidy
-from tuning.study import open_study
+from tuning.study import ask, list_done, open_study
+from tuning.watch import Watch
 
 ROOT = Path(__file__).parent.parent
 N_KILLS = 2
@@ -358,3 +362,80 @@ def test_the_difference_is_paired_user_by_user(tmp_path):
     tried = [Tried(number, key, {}, 0.5, True, "") for number, key in ((1, 0), (5, 6))]
     (line,) = compare_users(tmp_path, tried[1], tried[0])
     assert line == "view novel: +0.2500 (95 % +0.2500, +0.2500) over 113 validation users"
+
+
+def finished(state: TrialState, reported: list[float], **attributes) -> optuna.trial.FrozenTrial:
+    value = max(reported) if state is TrialState.COMPLETE else None
+    steps = dict(enumerate(reported, start=1))
+    return optuna.trial.create_trial(state=state, value=value, intermediate_values=steps, user_attrs=attributes)
+
+
+def test_the_best_trial_is_the_first_of_the_best_that_were_not_ended_early():
+    trials = [
+        finished(TrialState.COMPLETE, [0.1, 0.3, 0.2], epochs=2),
+        finished(TrialState.PRUNED, [0.5, 0.4]),
+        finished(TrialState.COMPLETE, [0.4, 0.2], epochs=1),
+        finished(TrialState.COMPLETE, [0.2, 0.4], epochs=2),
+        finished(TrialState.PRUNED, [], fault="the loss is nan"),
+    ]
+    tried = list_tried(trials)
+    assert [one.figure for one in tried] == [0.3, 0.5, 0.4, 0.4, None]
+    assert [one.note for one in tried] == ["epoch 2", "ended at epoch 2", "epoch 1", "epoch 2", "the loss is nan"]
+    assert find_best(tried) == tried[2]
+    assert find_best(tried[-1:]) is None
+
+
+def test_what_is_drawn_follows_from_the_seed_what_is_finished_and_repeated_kills(tmp_path):
+    space = make_space(RECIPE, ["learning_rate", "dropout"], has_content=True)
+    default = default_of(RECIPE, space)
+
+    def draw(study: optuna.Study, seed: int) -> dict:
+        trial = ask(study, space, default, seed)
+        study.tell(trial, state=TrialState.FAIL)  # as of one that was killed
+        return trial.params
+
+    with open_study(tmp_path, {}) as study:
+        assert [draw(study, 1), draw(study, 2)] == [default] * 2  # killed in its first training, it begins again
+        study.tell(ask(study, space, default, 1), 0.5)
+        first, again, other = draw(study, 1), draw(study, 1), draw(study, 2)
+        assert first == again != other
+        later = draw(study, 1)
+        assert later != first  # what was begun three times may be what kills
+        study.tell(ask(study, space, default, 1), 0.4)
+        assert draw(study, 1) not in (first, later)
+    assert [trial.number for trial in list_done(study)] == [2, 7]
+
+
+def test_a_trial_that_ran_when_the_search_was_killed_has_failed(tmp_path):
+    with open_study(tmp_path, {}) as study:
+        study.tell(study.ask(), 0.25)
+        study.ask()
+    with open_study(tmp_path, {}) as study:
+        assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE, TrialState.FAIL]
+        study.tell(study.ask(), 0.75)
+        assert study.best_value == 0.75  # more is better
+
+
+def test_the_figures_of_users_are_those_of_the_best_validation():
+    model = TwoTower.__new__(TwoTower)
+    torch.nn.Module.__init__(model)
+    reported = []
+    watch = Watch(lambda value, step: reported.append((value, step)) or step == 4)
+    for step, value in enumerate([0.25, 0.5, 0.375, 0.125], start=1):
+        model.validation_values = {"novel": [np.full(2, step), np.full(3, step)], "all": [np.zeros(5)]}
+        metrics = {"val_ndcg_recent": torch.tensor(value), "val_ndcg_novel": torch.tensor(value)}
+        trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics)
+        with pytest.raises(optuna.TrialPruned) if step == 4 else nullcontext():
+            watch.on_validation_end(trainer, model)
+    watch.on_validation_end(SimpleNamespace(sanity_checking=True), model)
+    assert reported == [(0.25, 1), (0.5, 2), (0.375, 3), (0.125, 4)]
+    assert watch.best == 0.5
+    assert {view: figures.tolist() for view, figures in watch.best_values.items()} == {"novel": [2.0] * 5}
+
+
+def test_figures_of_users_are_kept_of_the_trials_that_are_compared_alone(tmp_path):
+    for key in range(4):
+        keep_values(tmp_path, key, {"novel": np.zeros(2)})
+    (tmp_path / "study.db").touch()
+    drop_values(tmp_path, [0, 2])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["study.db", "users-0.json", "users-2.json"]
