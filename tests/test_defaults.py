@@ -138,6 +138,10 @@ def test_the_size_of_repeats_does_not_grow_with_their_histories():
     assert (long.n_blocks, long.n_heads, long.dropout) == (1, 1, CHOSEN["repeated"].dropout)
 
 
+def test_a_batch_holds_fewer_long_histories_than_short_ones_of_as_many_users():
+    assert choose(replace(LONG, n_examples=SHORT.n_examples)).batch_size == 64 < CHOSEN["short"].batch_size
+
+
 @pytest.mark.parametrize(("counts", "most"), [(SET, MOST_FACTORISED_OF_SETS), (REPEATED, MOST_BLENDED)])
 def test_items_that_nobody_took_make_vectors_too_many_to_be_longer(counts, most):
     at_most = replace(counts, n_untaken=most - counts.n_items)

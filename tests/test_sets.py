@@ -119,6 +119,25 @@ def test_evidence_stays_in_the_history_and_is_never_asked_for():
     assert asked == bought
 
 
+def test_targets_of_an_example_weigh_as_is_declared():
+    world = make_set_world()
+    rows = world.tables.interactions
+    weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["item_id"] % 2, 1.0, 3.0)})
+    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
+    events, n_compared = data.sequences.events, 0
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        for b, user in enumerate(plan.users.tolist()):
+            mine = events.item_row[events.offsets[user] : events.offsets[user + 1]].tolist()
+            targets = batch.target_rows[batch.target_users == b].tolist()
+            counts = [1 + np.log(mine.count(row)) for row in targets]
+            declared = [3.0 if data.catalogue.item_ids[row] % 2 == 0 else 1.0 for row in targets]
+            ratios = batch.target_weights[batch.target_users == b].numpy() / np.multiply(counts, declared)
+            assert ratios == pytest.approx(np.full(len(targets), ratios[0]))
+            n_compared += len(set(declared)) > 1
+    assert n_compared > 3
+
+
 @pytest.mark.parametrize("name", ["history", "user", "context"])
 def test_one_part_is_withheld_without_the_others(name):
     data = make_data(make_set_world(DEVICE), replace(EVERYTHING_SHOWN, **{name: 1.0}))
