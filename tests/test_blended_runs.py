@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,18 @@ def test_what_comes_next_is_told_of_targets_alone_by_all_that_came_before():
     (place,) = np.flatnonzero(world.catalogue.item_ids[told.rows] == viewed)
     assert not told.numbers[:, place].any()
     assert np.count_nonzero(told.numbers[place]) > 2
+
+
+@pytest.mark.parametrize(("n_events", "is_long"), [(40, False), (41, True)])
+def test_histories_are_long_by_those_who_have_any(n_events, is_long):
+    """A table of users may list many who have no events."""
+    config, _ = settle(train.Config(TINY, ModelConfig(neighbours=FOLLOWING)), make_world(TINY).tables)
+    counts = np.repeat([0, n_events], [90, 10])
+    data = SimpleNamespace(
+        trains_on_windows=True, sequences=SimpleNamespace(events=SimpleNamespace(counts=counts)), schema=None
+    )
+    trained = run_finishing.Trained(torch.nn.Module(), None, None, data, 1, 1.0, {})
+    assert run_finishing.make_trials(config, trained) == neighbours_of_events(FOLLOWING, is_long)
 
 
 @pytest.mark.parametrize(("data", "most"), [(SET, MOST_CORRELATED), (BASKETS, MOST_CORRELATED_BESIDE_MEMORY)])

@@ -125,6 +125,7 @@ def test_the_time_split_has_two_windows_of_one_length():
     assert split.validation.index.tolist() == [2, 3]
     assert split.test.index.tolist() == [4, 5, 6]
     assert (split.validation_at, split.test_at, split.kind) == (start - 2 * day, start, "time")
+    assert split.horizon == 2 * day
 
 
 def test_the_moment_of_a_time_split_is_read_in_the_zone():
@@ -271,6 +272,16 @@ def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_
     assert not len(split.test)
     known = set(map(tuple, split.train[["user_id", "item_id"]].to_numpy()))
     assert not known & set(map(tuple, split.validation[["user_id", "item_id"]].to_numpy()))
+
+
+@pytest.mark.parametrize("config", [NONE, DataConfig(split=SplitConfig("pairs")), LEAVE])
+def test_the_seed_draws_which_items_of_a_set_are_held_out(config):
+    events = pd.DataFrame([(user, item) for user in range(12) for item in range(10)], columns=["user_id", "item_id"])
+    splits = [split_interactions(events, config, seed) for seed in (0, 0, 1)]
+    for name in ("validation", "test"):
+        first, again, other = (getattr(split, name).index.tolist() for split in splits)
+        assert first == again
+        assert first != other or (config is NONE and name == "test")
 
 
 def test_all_events_of_a_pair_of_a_set_are_held_out_together():
