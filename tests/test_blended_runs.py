@@ -42,11 +42,11 @@ def _one_thread():
         yield
 
 
-def fit(data, folder, validates=True) -> run_finishing.Trained:
+def fit(data, folder, validates=True, low_pass=0) -> run_finishing.Trained:
     is_set, is_simultaneous = data.split.kind == "pairs", data.ties == "simultaneous"
     in_order = replace(BLENDED, correlations=0, neighbours=FOLLOWING)
     model = BLENDED if is_set or is_simultaneous else in_order
-    config = train.Config(data, model, QUIET, folder)
+    config = train.Config(data, replace(model, low_pass=low_pass), QUIET, folder)
     folder.mkdir()
     interactions, *others = make_tables(3, is_simultaneous)
     told = interactions.drop(columns="datetime") if is_set else interactions
@@ -119,6 +119,21 @@ def test_the_validation_is_that_of_the_first_training_and_correlations_are_those
     n_events = (300,) if strict else (300, 360)  # of 420: all but the test and, first, the validation
     assert correlated == [(n, judged.blend.ridge, judged.blend.decay) for n in n_events]
     assert trained.towers.neighbours.decay == judged.blend.decay
+
+
+@pytest.mark.parametrize(("data", "name"), [(ORDERED, "choose_popularity"), (SET, "choose_low_pass")])
+def test_what_is_added_later_is_judged_with_correlations_in_place(tmp_path, monkeypatch, data, name):
+    seen, choose = [], getattr(run_finishing, name)
+
+    def watch(towers, *rest):
+        seen.append(towers.item_tower.history_dim - SMALL.dim + len(towers.neighbours.rows) > 0)
+        return choose(towers, *rest)
+
+    following = Judged(Blend(0.4, 0.3, 30.0, "transitions", FOLLOWING), 0.3, 0.2)
+    monkeypatch.setattr(run_finishing, "choose_blend", lambda *_: following if data is ORDERED else WITH_THEM)
+    monkeypatch.setattr(run_finishing, name, watch)
+    fit(data, tmp_path / "run", low_pass=3 if data is SET else 0)
+    assert seen == [True]
 
 
 def test_where_order_says_nothing_neighbours_are_those_of_a_set(tmp_path, monkeypatch):
