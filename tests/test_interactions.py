@@ -125,6 +125,16 @@ def test_factors_see_no_target_of_a_cut():
     assert len(make_data(world).early_pairs()[0]) == len(events.time)
 
 
+def test_the_loader_gives_the_batches_that_the_seed_plans(world):
+    orders = []
+    for seed in (1, 2):
+        data = make_data(world, seed=seed)
+        loaded = [batch.history_rows.tolist() for batch in data.train_dataloader()]
+        assert loaded == [batch.history_rows.tolist() for batch in batches(data)]
+        orders.append(loaded)
+    assert orders[0] != orders[1]
+
+
 def test_targets_are_counted_without_what_is_evidence_alone(world):
     rows = world.tables.interactions
     weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "buy", rows["weight"], 0.0)})
