@@ -307,3 +307,30 @@ def test_new_items_are_placed_among_correlations_too():
         placed = place(newcomers, towers)[:OUTSIDE, D : D + 3] / newcomers.length
         wanted = towers.item_tower.correlations[:OUTSIDE]
     assert (placed - wanted).square().mean() < 0.05 * wanted.square().mean()
+
+
+def test_stand_ins_are_drawn_by_the_seed_and_placed_without_having_been_learned_from(side, monkeypatch):
+    data, towers, popularity = side
+    is_taken = ALL.clone()
+    is_taken[:3] = False
+    known = set(range(3, OUTSIDE))  # that have content and were taken
+    fit_places, learned, apart = newcomers_module.fit_places, [], []
+
+    def watch(towers, vectors, rows, *rest):
+        learned.append(set(rows.tolist()))
+        return fit_places(towers, vectors, rows, *rest)
+
+    def find(towers, vectors, stand_ins, *rest):
+        apart.append(set(stand_ins.tolist()))
+        return 0.5
+
+    monkeypatch.setattr(newcomers_module, "fit_places", watch)
+    monkeypatch.setattr(newcomers_module, "find_level", find)
+    monkeypatch.setattr(newcomers_module, "find_length", find)
+    for seed in range(6):
+        fit_newcomers(towers, popularity, is_taken, data.drawn_requests(9), seed)
+    assert [len(rows) for rows in apart] == [int(0.1 * len(known))] * 6
+    assert [rest | rows for rest, rows in zip(learned[::2], apart, strict=True)] == [known] * 6
+    assert not any(rest & rows for rest, rows in zip(learned[::2], apart, strict=True))
+    assert learned[1::2] == [known] * 6  # in the end all are learned from
+    assert len(set(map(frozenset, apart))) > 2
