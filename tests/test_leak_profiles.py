@@ -95,6 +95,24 @@ def test_the_figures_of_a_match_are_those_of_a_naive_count():
     assert f"{share:.1%} are the item_id of one of her held-out items ({chance:.1%} by chance)" in leak.message
 
 
+def test_chance_is_that_of_as_many_items_as_a_user_has_in_the_test():
+    tables = make_tables(3, repeats=False)
+    split = split_interactions(tables.interactions, DataConfig(split=SPLITS["pairs"]), 0)
+    rng = np.random.default_rng(4)
+    held_out = split.test.groupby("user_id")["item_id"].agg(set)
+    told = held_out.map(lambda items: rng.choice(sorted(items))).where(
+        rng.random(len(held_out)) < 0.8, 1000 + rng.integers(0, N_ITEMS, len(held_out))
+    )
+    had = split.refit.groupby("user_id")["item_id"].agg(set)
+    new = [user for user in told.index if told[user] not in had[user]]
+    frequency = split.test["item_id"].value_counts(normalize=True)
+    share = np.mean([told[user] in held_out[user] for user in new])
+    chance = np.mean([1 - (1 - frequency.get(told[user], 0.0)) ** len(held_out[user]) for user in new])
+    (leak,) = judge(tables, split, told=told)
+    assert min(map(len, held_out)) > 2
+    assert leak.power == pytest.approx((share - chance) / (1 - chance))
+
+
 def test_a_renamed_held_out_item_is_named():
     tables = make_tables(5, repeats=False)
     split = split_interactions(tables.interactions, DataConfig(), 0)
@@ -121,6 +139,7 @@ def test_counts_that_include_the_test_are_named(kind):
     columns = {
         "sales": everything["item_id"].value_counts(),
         "log_sales": np.log1p(everything["item_id"].value_counts()),
+        "place_by_sales": -everything["item_id"].value_counts(),
         "buyers": everything.groupby("item_id")["user_id"].nunique(),
         "sales_before": split.refit["item_id"].value_counts(),
         "recent": recent["item_id"].value_counts(),
@@ -132,7 +151,7 @@ def test_counts_that_include_the_test_are_named(kind):
     config = DataConfig(features=FeaturesConfig(item=dict.fromkeys(columns, "numeric")))
     leaks = list(find_item_leaks(Tables(tables.interactions, tables.users, items), split, config))
     tested = items.set_index("item_id").loc[split.test["item_id"].unique()]
-    expected = {"sales", "log_sales", "buyers"} if len(tested) >= 100 else set()
+    expected = {"sales", "log_sales", "place_by_sales", "buyers"} if len(tested) >= 100 else set()
     assert {leak.column for leak in leaks} == expected
     for leak in leaks:
         assert (leak.kind, leak.table) == ("made from the test", "items")

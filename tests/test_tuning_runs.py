@@ -312,6 +312,7 @@ def test_a_configuration_that_fixes_everything_is_refused():
         RECIPE,
         replace(RECIPE, dim=7, n_heads=7, n_blocks=0, dropout=0.0, negatives=0, batch_size=1, warmup_steps=1),
         replace(RECIPE, dim=12, n_heads=4, dropout=0.95, id_dropout=0.33, max_epochs=1),
+        replace(RECIPE, dim=6, n_heads=1),  # 9 entries are tried too, which 2 heads do not divide
     ],
 )
 def test_the_choice_of_the_data_lies_in_every_range_and_what_is_drawn_is_a_model(recipe, tmp_path):
