@@ -105,11 +105,19 @@ def fit_request(request: Request, schema: Schema) -> Request:
     fitted: dict[str, Any] = {}
     if request.user_id is not None and type(request.user_id) is not _KINDS[schema.user_id_type]:
         fitted["user_id"] = parse_id(request.user_id, schema.user_id_type, "user_id")
-    if request.exclude and not set(map(type, request.exclude)) <= {_KINDS[schema.item_id_type]}:
+    if not _are_of_type(request.exclude, schema.item_id_type):
         fitted["exclude"] = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
+    filters = request.filters
+    if filters is not None and not _are_of_type(filters.only or (), schema.item_id_type):
+        only = parse_distinct_ids(filters.only, schema.item_id_type, "filters.only")
+        fitted["filters"] = replace(filters, only=only)
     if request.datetime is not None and not FIRST_SECOND <= request.datetime <= LAST_SECOND:
         raise SchemaError(f"datetime is {show(request.datetime)}; expected UTC seconds of the years 1 to 9999")
     return replace(request, **fitted) if fitted else request
+
+
+def _are_of_type(ids: Collection[Id], id_type: IdType) -> bool:
+    return set(map(type, ids)) <= {_KINDS[id_type]}
 
 
 def _check_fields(raw: Any, allowed: Collection[str], where: str, schema: Schema) -> Mapping[str, Any]:

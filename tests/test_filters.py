@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from serve.bundle import Bundle
 from serve.errors import SchemaError
+from serve.filters.filters import Filters
 from serve.live.items import LiveItems
 from serve.recommender import Recommender
-from serve.requests import parse_request
+from serve.requests import Request, parse_request
 from tests.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of
@@ -159,7 +160,7 @@ def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recomme
         ({"only": "i100"}, r"filters.only is 'i100' \(str\); expected a list"),
         ({"only": [1.5]}, r"filters.only\[0\] is 1.5"),
         ({"at_most": 2}, r"filters.at_most is 2 \(int\); expected a mapping"),
-        ({"at_most": {"brand": 0}}, r"filters.at_most of 'brand' is 0 \(int\); expected a whole number, 1 or more"),
+        ({"at_most": {"brand": 0}}, r"filters.at_most of 'brand' is 0 \(int\); expected a whole number, 1 or"),
         ({"at_most": {"brand": True}}, r"at_most of 'brand' is True"),
         ({"at_most": {"brand": 1.5}}, r"at_most of 'brand' is 1.5"),
         ({"at_most": {3: 1}}, r"at_most names 3 \(int\); expected a column"),
@@ -172,6 +173,33 @@ def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recomme
 def test_faults_of_filters_are_named(recommenders, filters, message):
     with pytest.raises(SchemaError, match=message):
         recommenders["shop"].recommend([{"filters": filters}], 3)
+
+
+@pytest.mark.parametrize(
+    ("world", "filters", "message"),
+    [
+        ("shop", Filters(at_most=(("brand", 0),)), r"at_most of 'brand' is 0 \(int\); expected a whole number, 1 or"),
+        ("shop", Filters(at_most=(("brand", 1), ("price", -1))), r"at_most of 'price' is -1 \(int\); expected a whole"),
+        ("films", Filters(at_most=(("genres", 1.5),)), r"at_most of 'genres' is 1.5 \(float\); expected a whole"),
+        ("shop", Filters(only=("i100", 1.5)), r"filters.only\[1\] is 1.5 \(float\); expected a text"),
+        ("films", Filters(only=(100, 121.5)), r"filters.only\[1\] is 121.5 \(float\); expected a whole number"),
+        ("films", Filters(only=("i100",)), r"filters.only\[0\] is 'i100' \(str\); expected a whole number"),
+    ],
+)
+def test_filters_made_by_hand_are_refused_as_those_of_a_request_are(recommenders, world, filters, message):
+    with pytest.raises(SchemaError, match=message):
+        recommenders[world].recommend([Request(filters=filters)], 3)
+
+
+@pytest.mark.parametrize("most", [0, -1, 1.5, True, "2"])
+def test_limits_made_by_hand_are_checked_before_anything_is_answered(recommenders, most):
+    with pytest.raises(SchemaError, match="expected a whole number, 1 or more"):
+        recommenders["shop"].admission.check(Filters(at_most=(("brand", most),)))
+
+
+def test_an_allow_list_made_by_hand_holds_ids_as_any_request_does(recommenders):
+    by_text = recommenders["films"].recommend([Request(filters=Filters(only=("121", 100, "100")))], 3)
+    assert set(by_text.item_id) == {100, 121}
 
 
 @pytest.mark.parametrize("filters", [{}, {"where": None, "only": None, "at_most": None}, {"at_most": {}}, None])

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.filters.columns import Columns
-from serve.filters.filters import Filters
+from serve.filters.filters import Filters, parse_limit
 from serve.filters.spread import Limit
 from serve.item_ids import ItemIds
 from serve.live.catalogue import Catalogue
@@ -46,7 +46,7 @@ class Admission:
         """Refuse filters that do not fit the columns.
 
         Raises:
-            SchemaError: an unknown column, or a value that is not of its column's type.
+            SchemaError: an unknown column, a value that is not of its column's type, or a limit below 1.
         """
         if filters is not None:
             self.bar(filters)
@@ -80,4 +80,5 @@ class Admission:
         Raises:
             SchemaError: as `check`.
         """
-        return [Limit(self.columns.read(column).labels, most) for column, most in filters.at_most]
+        limits = [(column, parse_limit(column, most)) for column, most in filters.at_most]  # some are made by hand
+        return [Limit(self.columns.read(column).labels, most) for column, most in limits]

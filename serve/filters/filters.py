@@ -63,10 +63,15 @@ def _parse_where(raw: Any) -> Where:
 
 def _parse_limits(raw: Any) -> tuple[tuple[str, int], ...]:
     limits = _check_mapping(raw, "filters.at_most", "a column with a number")
-    return _order({column: _parse_limit(column, most) for column, most in limits.items() if most is not None})
+    return _order({column: parse_limit(column, most) for column, most in limits.items() if most is not None})
 
 
-def _parse_limit(column: Any, most: Any) -> int:
+def parse_limit(column: Any, most: Any) -> int:
+    """Return how many items of one list may share a value of a column.
+
+    Raises:
+        SchemaError: no name of a column, or no whole number above 0: with 0 no search for what may be listed would end.
+    """
     if not isinstance(column, str):
         raise SchemaError(f"filters.at_most names {show(column)}; expected a column")
     most = to_plain(most)
