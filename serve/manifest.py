@@ -143,6 +143,7 @@ def _parse(text: bytes) -> dict[str, Any]:
         raise BundleError(f"{MANIFEST} has {len(text)} bytes; allowed: {MAX_BYTES}")
     try:
         raw = json.loads(text, object_pairs_hook=_unique_keys, parse_constant=_refuse_constant)
+        _render(raw)  # what cannot be written again was not written by us: 1e999, which is read as infinite
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{MANIFEST} is no JSON: {error}") from error
     if not isinstance(raw, dict):

@@ -71,6 +71,22 @@ def test_any_altered_byte_is_refused():
                 Manifest.from_bytes(bytes(altered))
 
 
+def test_a_number_beyond_all_floats_is_refused_as_any_alteration_is():
+    text = make().to_bytes()
+    for number in (b"0.1", b"0.05", b"0.25", b"3"):
+        altered = text.replace(b" " + number + b",", b" 1e999,").replace(b" " + number + b"\n", b" -1e999\n")
+        assert altered != text
+        with pytest.raises(BundleError, match=r"manifest\.json is no JSON"):
+            Manifest.from_bytes(altered)
+
+
+def test_lists_within_each_other_are_refused_however_many():
+    for depth in (30, 300, 900, 1500, 5_000, 100_000):
+        nested = b"[" * depth + b"]" * depth
+        with pytest.raises(BundleError, match=r"manifest\.json"):
+            Manifest.from_bytes(make().to_bytes().replace(b"0.25", nested).replace(b"0.1", nested))
+
+
 @pytest.mark.parametrize("length", [0, 1, 100, -1])
 def test_a_truncated_text_is_refused(length):
     with pytest.raises(BundleError, match=r"manifest\.json"):
