@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import mmap
 import shutil
 import threading
 import time
@@ -154,6 +156,26 @@ def test_profiles_that_cannot_be_read_leave_the_old_ones_and_tell_nothing_of_the
     assert outcome.reason == "a value of the profiles, the live items or the golden requests does not fit the bundle"
     assert serving.current().version == versions[2]
     assert len(serving.current().recommender.profiles) == len(known_users(SHOP))
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
+        (OSError(errno.EACCES, "Permission denied", "/home/somebody/items.faiss"), "items.faiss: Permission denied"),
+        (OSError("somebody's words"), "a file cannot be read"),
+    ],
+)
+def test_a_fault_of_the_disk_is_told_with_the_name_of_the_file_where_it_has_one(registry, monkeypatch, error, reason):
+    source = RegistrySource(registry)
+    serving = Serving.start(source)
+
+    def fail(*_args, **_options):
+        raise error
+
+    monkeypatch.setattr(mmap, "mmap", fail)
+    outcome = serving.reload(source)
+    assert (outcome.is_loaded, outcome.reason) == (False, reason)
 
 
 @dataclass(frozen=True)

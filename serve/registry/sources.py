@@ -137,7 +137,7 @@ def _explain(error: BaseException, paths: Iterable[Path | None]) -> str:
     if isinstance(error, MemoryError):
         return "the memory does not suffice for a second version beside the one that answers"
     if isinstance(error, OSError):
-        return f"{Path(str(error.filename)).name}: {error.strerror}"
+        return _explain_disk(error)
     if isinstance(error, SchemaError):  # its message shows the value
         return "a value of the profiles, the live items or the golden requests does not fit the bundle"
     message = " ".join(str(error).split())
@@ -145,3 +145,9 @@ def _explain(error: BaseException, paths: Iterable[Path | None]) -> str:
         for known in (path.absolute(), path):
             message = message.replace(f"{known.parent}/", "")
     return message
+
+
+def _explain_disk(error: OSError) -> str:
+    """Name the file without its folders; reading one that is open, or taking it into memory, names none."""
+    reason = error.strerror or "a file cannot be read"
+    return reason if error.filename is None else f"{Path(str(error.filename)).name}: {reason}"
