@@ -78,6 +78,19 @@ def test_no_score_is_further_from_the_exact_one_than_is_said(seed, width, n_user
         assert (errors <= 0.05 * lengths * rounded.longest).all()  # a bound that says something
 
 
+@pytest.mark.parametrize("longest", [0, 17_000, 39_999])
+def test_the_error_of_every_item_counts_however_many_there_are(longest):
+    vectors, users = draw(1, 40_000, 7), draw(2, 3, 7)
+    vectors[longest] *= 1000
+    rounded = make(vectors)
+    scores, errors = rounded.score(users)
+    exact = users.astype(np.float64) @ vectors.T.astype(np.float64)
+    sums = bound_rounding(bound_scores(users, rounded.longest), 7)
+    assert (np.abs(scores - exact) <= (errors + sums)[:, None]).all()
+    assert round_vectors(vectors).farthest > 1
+    assert round_vectors(draw(1, 40_000, 7)).farthest < 0.1
+
+
 @given(st.integers(0, 2**32), st.integers(1, MOST_REQUESTS), st.integers(1, 45), st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_a_search_with_rounded_vectors_equals_a_sort_of_all_items(seed, n_users, k, is_barred):

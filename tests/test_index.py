@@ -71,6 +71,15 @@ def test_scores_are_those_of_exact_arithmetic(spread):
         np.testing.assert_allclose(scores[line], exact[rows[line]], rtol=1e-6)
 
 
+def test_what_is_left_where_products_cancel_out_is_scored():
+    """A product in float32 loses the last bits of its factors: the last two items would be alike."""
+    a_little = 2.0**-12
+    vectors = np.array([[-1, 1], [1 + a_little, -1 - 2 * a_little], [-1 - a_little, 1 + 2 * a_little]], np.float32)
+    scores, rows = ItemIndex.build(vectors).search(np.array([[1 + a_little, 1]], np.float32), 3)
+    assert rows.tolist() == [[1, 2, 0]]
+    assert scores.tolist() == [[a_little**2, -(a_little**2), -a_little]]
+
+
 def test_a_batch_answers_bit_for_bit_as_one_by_one():
     index, users = ItemIndex.build(draw(1, 1009, 67)), draw(2, 131, 67)  # 131 users: five tiles
     excluded = [list(range(user % 9)) for user in range(131)]
