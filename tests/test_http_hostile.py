@@ -108,6 +108,9 @@ def test_a_value_of_another_type_is_told_all_that_it_might_be(app, body, field, 
         ({"filters": {"where": "price not 77123"}}, "expected 'in' after 'not'; got …"),
         ({"filters": {"where": f"price '{'; expected ' * 9}77123'"}}, "the end; got …"),
         ({"filters": {"where": "price < 77123e999"}}, "… is too large"),
+        ({"filters": {"where": "`it's 77123` = 1"}}, "filters: unknown column …; allowed: "),
+        ({"filters": {"where": '`it\'s "77123"` = 1'}}, "filters: unknown column …; allowed: "),
+        ({"filters": {"at_most": {"it's 77123": 1}}}, "filters: unknown column …; allowed: "),
     ],
 )
 def test_what_does_not_fit_the_bundle_is_refused_without_its_value(app, body, said):

@@ -95,7 +95,7 @@ class Columns:
     def _read(self, name: str) -> Column:
         if name not in self.names:
             got = name[:MOST_SHOWN]
-            raise SchemaError(f"filters: unknown column '{got}'; {name_nearest(got, self.names)}")
+            raise SchemaError(f"filters: unknown column {got!r}; {name_nearest(got, self.names)}")
         column = _read_column(name, self._items.column(name), self._separators.get(name))
         if not isinstance(column, Labels) or name in self._separators:
             return column

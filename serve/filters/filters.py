@@ -76,7 +76,7 @@ def parse_limit(column: Any, most: Any) -> int:
         raise SchemaError(f"filters.at_most names {show(column)}; expected a column")
     most = to_plain(most)
     if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        where = f"filters.at_most of '{column[:MOST_SHOWN]}'"
+        where = f"filters.at_most of {column[:MOST_SHOWN]!r}"
         raise SchemaError(f"{where} is {show(most)}; expected a whole number, 1 or more")
     return most
 
