@@ -54,14 +54,75 @@ def test_a_bundle_and_a_registry_are_served_with_the_profiles_beside(registry, p
 def test_a_reload_takes_up_what_is_current_and_says_so(registry, versions):
     source = RegistrySource(registry)
     serving = Serving.start(source)
-    before = serving.current()
+    before, began = serving.current(), time.time()
     activate(registry, versions[1])
     assert serving.current() is before
     outcome = serving.reload(source)
+    assert began <= outcome.time <= time.time()
     assert (outcome.is_loaded, outcome.version, outcome.reason) == (True, versions[1], None)
     assert serving.last_reload == outcome
     assert serving.current().version == versions[1]
     assert ask(serving.current()) != ask(before)
+
+
+def test_a_bundle_s_source_is_another_once_anything_that_it_reads_is_replaced(published, tmp_path):
+    folder, named = tmp_path / "bundle", tmp_path / "elsewhere" / "profiles"
+    shutil.copytree(published[1], folder)
+    beside, by_name = BundleSource(folder), BundleSource(folder, named)
+
+    def changes(change):
+        before = (beside.identify(), by_name.identify())
+        change()
+        return [one != other for one, other in zip(before, (beside.identify(), by_name.identify()), strict=True)]
+
+    profiles = make_profiles(SHOP, {"u1": known_users(SHOP)["u1"]})
+    assert changes(lambda: None) == [False, False]
+    assert changes(lambda: write_profiles(tmp_path / "profiles", profiles)) == [True, False]
+    assert changes(lambda: write_profiles(named, profiles)) == [False, True]
+    assert changes(lambda: write_profiles(tmp_path / "profiles", profiles)) == [True, False]
+    assert changes(lambda: (shutil.rmtree(folder), shutil.copytree(published[2], folder))) == [True, True]
+
+
+def test_a_registry_s_source_is_another_once_anything_that_it_reads_is_replaced(registry, published, versions):
+    named = registry.path.parent / "elsewhere" / "profiles"
+    profiles = make_profiles(SHOP, {"u1": known_users(SHOP)["u1"]})
+    write_profiles(named, profiles)
+    beside, by_name, current = RegistrySource(registry), RegistrySource(registry, named), registry.path / versions[2]
+    assert by_name.load().recommender.profiles.user_ids.tolist() == ["u1"]
+    assert len(beside.load().recommender.profiles) == len(known_users(SHOP))
+
+    def changes(change):
+        before = (beside.identify(), by_name.identify())
+        change()
+        return [one != other for one, other in zip(before, (beside.identify(), by_name.identify()), strict=True)]
+
+    assert changes(lambda: None) == [False, False]
+    assert changes(lambda: write_profiles(registry.path / "profiles", profiles)) == [True, False]
+    assert changes(lambda: write_profiles(named, profiles)) == [False, True]
+    assert changes(lambda: (shutil.rmtree(current), shutil.copytree(published[2], current))) == [True, True]
+    assert changes(lambda: activate(registry, versions[1])) == [True, True]
+    assert changes((registry.path / "CURRENT").unlink) == [True, True]
+
+
+def test_where_another_version_becomes_current_while_one_is_read_the_other_is_loaded(registry, versions, monkeypatch):
+    load = Recommender.load
+
+    def load_too_late(folder, profiles):
+        if folder.name == versions[2]:
+            write_current(registry.path, versions[1], [versions[2]])
+            shutil.rmtree(folder)
+        return load(folder, profiles)
+
+    monkeypatch.setattr(Recommender, "load", load_too_late)
+    assert RegistrySource(registry).load().version == versions[1]
+
+
+def test_a_first_start_takes_none_that_came_after_the_current_version(registry, versions):
+    assert (registry.path / "HISTORY").read_text().split() == [versions[2], versions[1]]
+    (registry.path / "CURRENT").write_text(f"{versions[1]}\n")
+    (registry.path / versions[1] / "items.faiss").unlink()
+    with pytest.raises(BundleError, match="nor can an earlier version be loaded"):
+        Serving.start(RegistrySource(registry))
 
 
 def test_a_reload_reads_the_profiles_anew(registry):
@@ -158,12 +219,34 @@ def test_profiles_that_cannot_be_read_leave_the_old_ones_and_tell_nothing_of_the
     assert len(serving.current().recommender.profiles) == len(known_users(SHOP))
 
 
+@pytest.mark.parametrize("is_relative", [True, False])
+def test_no_reason_holds_a_path_of_the_machine(published, tmp_path, monkeypatch, is_relative):
+    monkeypatch.chdir(tmp_path)
+    root = Path("somewhere") if is_relative else tmp_path / "somewhere"
+    registry = Registry(root / "registry")
+    publish_and_activate(registry, published[1], keep=3)
+    shutil.copytree(published[1], root / "bundle")
+    own = root / "deeper" / "profiles"
+    unnamed, named = (BundleSource(root / "bundle"), RegistrySource(registry)), BundleSource(root / "bundle", own)
+    for source in (*unnamed, named, RegistrySource(registry, own)):
+        profiles = source.profiles or (registry.path if isinstance(source, RegistrySource) else root) / "profiles"
+        write_profiles(profiles, make_profiles(SHOP, known_users(SHOP)))
+        serving = Serving.start(source)
+        (profiles / "manifest.json").write_text("{")
+        reason = serving.reload(source).reason
+        assert "manifest.json: not a manifest of profiles" in reason
+        assert "somewhere" not in reason
+        assert "deeper" not in reason
+        assert str(tmp_path) not in reason
+
+
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
         (OSError(errno.ENOMEM, "Cannot allocate memory"), "Cannot allocate memory"),
         (OSError(errno.EACCES, "Permission denied", "/home/somebody/items.faiss"), "items.faiss: Permission denied"),
         (OSError("somebody's words"), "a file cannot be read"),
+        (MemoryError(), "the memory does not suffice for a second version beside the one that answers"),
     ],
 )
 def test_a_fault_of_the_disk_is_told_with_the_name_of_the_file_where_it_has_one(registry, monkeypatch, error, reason):
@@ -262,6 +345,51 @@ def test_an_error_that_nobody_foresaw_reaches_the_caller_and_is_remembered(given
     assert serving.current() is before
     assert serving.last_reload.reason == "an error that was not foreseen"
     assert serving.reload(replace(source, error=None)).is_loaded
+
+
+def test_who_waited_for_a_load_that_ended_by_such_an_error_loads_again(given):
+    source = replace(given, error=KeyError("secret"))
+    serving, faults = Serving.start(source), []
+
+    def reload():
+        try:
+            serving.reload(source)
+        except KeyError as error:
+            faults.append(error)
+
+    threads = [threading.Thread(target=reload) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    while source.marks != ["load"] or len(serving._load.is_over._cond._waiters) < 2:
+        time.sleep(0.001)
+    source.hold.set()
+    for thread in threads:
+        thread.join()
+    assert faults == [source.error] * 3
+    assert source.marks == ["load"] * 3
+
+
+@pytest.mark.parametrize("is_reload", [True, False], ids=["reload", "change"])
+def test_a_change_that_comes_while_another_is_made_is_not_lost(given, is_reload):
+    changing: list[threading.Thread] = []
+
+    def mark(snapshot):
+        return replace(snapshot, folder=snapshot.folder / "marked")
+
+    def meanwhile(snapshot):
+        changing[0].start()
+        changing[0].join(0.2)  # it has to wait for this one; if it did not, it would be over by then
+        return replace(snapshot, folder=Path("first"))
+
+    serving = Serving.start(given, lambda snapshot: meanwhile(snapshot) if changing else snapshot)
+    given.hold.set()
+    changing.append(threading.Thread(target=serving.change, args=(mark,)))
+    if is_reload:
+        assert serving.reload(given).is_loaded
+    else:
+        serving.change(meanwhile)
+    changing[0].join()
+    assert serving.current().folder == Path("first/marked")
 
 
 def test_what_is_put_on_top_comes_with_every_version_and_changes_are_not_lost(registry, versions):

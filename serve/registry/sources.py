@@ -141,9 +141,9 @@ def _explain(error: BaseException, paths: Iterable[Path | None]) -> str:
     if isinstance(error, SchemaError):  # its message shows the value
         return "a value of the profiles, the live items or the golden requests does not fit the bundle"
     message = " ".join(str(error).split())
-    for path in filter(None, paths):
-        for known in (path.absolute(), path):
-            message = message.replace(f"{known.parent}/", "")
+    parents = {f"{known.parent}/" for path in filter(None, paths) for known in (path.absolute(), path)}
+    for parent in sorted(parents, key=len, reverse=True):  # of two within each other, the outer one is a part
+        message = message.replace(parent, "")
     return message
 
 
