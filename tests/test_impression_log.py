@@ -4,6 +4,7 @@ import errno
 import sqlite3
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
@@ -169,3 +170,53 @@ def test_the_room_is_counted_in_items_since_answers_differ_in_size():
     log.close()
     assert len(store.written) == 251
     assert not log.is_full
+
+
+def test_empty_lists_take_room_too(monkeypatch):
+    monkeypatch.setattr(impression_log, "_MOST_WAITING", 6)
+    store = Store()
+    log = ImpressionLog(store)
+    for number in range(6):
+        assert not log.is_full
+        log.add([answer_of(number, 0)])
+    assert log.is_full
+    store.gate.set()
+    log.close()
+    assert len(store.written) == 6
+    assert not log.is_full
+
+
+def test_no_transaction_holds_much_more_than_its_share():
+    store, sizes = Store(), []
+    log = ImpressionLog(store)
+    write = store.log_impressions
+
+    def note_and_write(answers):
+        write(answers)
+        sizes.append(sum(len(one.item_ids) for one in answers))
+
+    store.log_impressions = note_and_write
+    log.add([answer_of(number, 999) for number in range(240)])
+    store.gate.set()
+    log.close()
+    assert len(store.written) == 240
+    assert max(sizes) < 50_000 + 999
+
+
+def test_what_is_old_is_taken_out_once_an_hour(monkeypatch):
+    now, looks = [1000.0], threading.Semaphore(0)
+
+    def look():
+        looks.release()
+        return now[0]
+
+    monkeypatch.setattr(impression_log, "_PAUSE", 0.001)
+    monkeypatch.setattr(impression_log, "time", SimpleNamespace(monotonic=look, time=time.time))
+    store = Store()
+    log = ImpressionLog(store)
+    for hours, n_expired in ((0, 1), (0.9, 1), (1.1, 2), (1.9, 2), (2.2, 3)):
+        now[0] = 1000 + 3600 * hours
+        for _ in range(looks._value + 4):  # those before, one under way, and the two or three of whoever looks now
+            assert looks.acquire(timeout=20)
+        assert store.n_expired == n_expired
+    log.close()
