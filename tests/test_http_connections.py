@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import random
+import resource
 import signal
 import socket
 import sys
@@ -72,6 +74,54 @@ def test_a_connection_with_a_request_behind_the_one_that_is_answered_is_not_sile
         return counts
 
     assert asyncio.run(ask_twice()) == [1, 0]
+
+
+class Noted:
+    """A connection that notes when it is closed."""
+
+    def __init__(self, closed):
+        self._closed = closed
+
+    def hang_up(self):
+        self._closed.append(self)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_of_too_many_the_one_that_has_been_silent_for_longest_is_closed(seed):
+    rng, crowd, closed = random.Random(seed), Crowd(Limits(connections=5)), []
+    expected, silent_since = [], {}  # None: it waits for an answer
+    for moment in range(400):
+        one = rng.choice([*silent_since, None, None])
+        if one is None:
+            one = Noted(closed)
+            silent_since[one] = moment
+            crowd.enter(one)
+            if len(silent_since) > 5:
+                silent = [each for each, since in silent_since.items() if since is not None]
+                expected.append(min(silent, key=silent_since.get))
+                del silent_since[expected[-1]]
+        elif silent_since[one] is None:
+            crowd.await_next(one)
+            silent_since[one] = moment
+        elif rng.random() < 0.7:
+            crowd.hear(one)
+            silent_since[one] = None
+        else:
+            crowd.leave(one)
+            del silent_since[one]
+            crowd.await_next(one)  # the end of an answer that nobody reads any more
+        assert crowd.n_asking == [*silent_since.values()].count(None)
+    assert closed == expected
+    assert len(closed) > 20
+
+
+@pytest.mark.parametrize(("files", "n_open"), [(70, 6), (64, 1), (10, 1), (10_000, 8)])
+def test_no_more_connections_are_open_than_the_files_of_the_process_allow(monkeypatch, files, n_open):
+    monkeypatch.setattr(resource, "getrlimit", lambda _: (files, 2 * files))
+    crowd, closed = Crowd(Limits(connections=8)), []
+    for _ in range(12):
+        crowd.enter(Noted(closed))
+    assert len(closed) == 12 - n_open
 
 
 @pytest.mark.parametrize(
