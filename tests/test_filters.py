@@ -141,6 +141,22 @@ def test_requests_with_and_without_filters_share_a_batch(recommenders):
             assert set(together.of(place).item_id) <= fresh
 
 
+@pytest.mark.parametrize("column", ["brand", "fresh"])
+@pytest.mark.parametrize("world", WORLDS)
+def test_users_who_share_limits_walk_down_each_her_own_ranking(recommenders, world, column):
+    bare = [{**request, "exclude": []} for request in requests_of(WORLDS[world])]
+    items = {item["item_id"]: item for item in read_items(WORLDS[world])}
+    wholes = recommenders[world].recommend(bare, N, filter_viewed=False)
+    assert len({tuple(whole.item_id) for whole in wholes}) > 3
+    for k in (1, 2, 3, 4, 5):
+        shared = {"where": None, "only": None, "at_most": {column: 1}}
+        requests = [request | {"filters": shared} for request in bare]
+        answers = recommenders[world].recommend(requests, k, filter_viewed=False)
+        for request, whole, answer in zip(requests, wholes, answers, strict=True):
+            expected = walk(whole.item_id.tolist(), request, lambda item: True, set(), items, k)
+            assert answer.item_id.tolist() == expected
+
+
 def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recommenders):
     items = {item["item_id"]: item for item in read_items(FILMS)}
     answer = recommenders["films"].recommend([{"filters": {"at_most": {"genres": 2}}}], N).of(0)
