@@ -83,6 +83,13 @@ def test_what_does_not_fit_is_refused_by_name(shop, item_id, columns, message):
     assert not lists(shop, "cheese")
 
 
+@pytest.mark.parametrize("item_id", [["milk"], {"milk": 1}, None, 1.5])
+def test_what_is_no_id_is_refused_as_such_whether_it_is_put_or_removed(shop, item_id):
+    for change in (lambda: shop.put(item_id, MILK), lambda: shop.remove(item_id)):
+        with pytest.raises(SchemaError, match=r"item_id is .*; expected a text that is not empty"):
+            change()
+
+
 def test_what_the_disk_refuses_changes_nothing(shop, monkeypatch):
     shop.put("milk", MILK)
     before = shop.recommender
@@ -169,7 +176,8 @@ def test_a_file_that_another_process_keeps_is_not_called_another_file(path, reco
 
 def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):
     n_items = recommenders["films"].catalogue.n_listed
-    shop.put_many({"milk": MILK, "7000001": MILK})
+    shop.put_many({"milk": MILK, "cheese": MILK, "7000001": MILK})
+    shop.remove("cheese")  # of which nobody misses anything
     shop.rebase(recommenders["films"])
     note = "live items: 'milk' (str) is no id of the bundle: it is not listed (1 times)"
     assert note in shop.notes
@@ -180,6 +188,13 @@ def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cann
     with closing(LiveItems(path, recommenders["shop"])) as back:
         assert lists(back, "milk")
         assert back.notes == []
+
+
+def test_what_was_acknowledged_waits_for_the_disk(shop):
+    """No test can take the power away: SQLite says whether a commit waits until all of it is on disk."""
+    connection = shop._store._connection
+    assert connection.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_what_was_acknowledged_survives_a_kill(path, recommenders):

@@ -90,7 +90,7 @@ class LiveItems:
                 and nothing says what it is.
             OSError: the disk is full or fails; nothing has changed.
         """
-        self.put_many({item_id: columns})
+        self.put_many({self._parse_id(item_id): columns})  # what is no id may be no key either
 
     def put_many(self, items: Mapping[Any, Mapping[str, Any]]) -> None:
         """Do as `put` with several items: all or none, and far quicker than one by one."""
