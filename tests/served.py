@@ -30,13 +30,22 @@ class Reply:
         return json.loads(self.content)
 
 
-def ask(app: Any, method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> Reply:
-    """Ask an ASGI application once; a body that is not bytes is written as JSON."""
+def ask(
+    app: Any,
+    method: str,
+    path: str,
+    body: Any = None,
+    headers: Mapping[str, str] | None = None,
+    host: str | None = "127.0.0.1",
+) -> Reply:
+    """Ask an ASGI application once, from a host; a body that is not bytes is written as JSON."""
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    return asyncio.run(exchange(app, method, path, [content], JSON if headers is None else headers))
+    return asyncio.run(exchange(app, method, path, [content], JSON if headers is None else headers, host))
 
 
-async def exchange(app: Any, method: str, path: str, parts: list[bytes], headers: Mapping[str, str]) -> Reply:
+async def exchange(
+    app: Any, method: str, path: str, parts: list[bytes], headers: Mapping[str, str], host: str | None = "127.0.0.1"
+) -> Reply:
     """Send a body in parts and return the whole reply."""
     reply, remaining = Reply(0), list(parts)
     scope = {
@@ -49,7 +58,7 @@ async def exchange(app: Any, method: str, path: str, parts: list[bytes], headers
         "raw_path": path.encode(),
         "query_string": b"",
         "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": ("127.0.0.1", 5),
+        "client": None if host is None else (host, 5),
         "server": ("127.0.0.1", 80),
         "state": {},
     }

@@ -200,6 +200,19 @@ def check_counts(app, recommender):
     assert "secret" not in text
 
 
+def test_metrics_count_lists_that_were_given_again_and_events(bundle, recommender, tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.service.time.time", lambda: UNTIL + 12 * 3600)
+    item_id = item_ids(recommender.bundle.schema)[4]
+    with asking(bundle, state=tmp_path / "state") as app:
+        for k in (3, 3, 2, 3):
+            assert ask(app, "POST", "/v1/recommend", {"k": k}).status == 200
+        event = {"user_id": users(recommender)[1], "item_id": item_id, "datetime": UNTIL}
+        assert ask(app, "POST", "/v1/events", {"events": [event, event]}).json["kept"] == 2
+        text = ask(app, "GET", "/metrics").content.decode()
+    assert "bascule_given_again 2.0" in text
+    assert "bascule_events_total 2.0" in text
+
+
 def test_openapi_has_examples_that_are_answered(app):
     document = ask(app, "GET", "/openapi.json").json
     content = document["paths"]["/v1/recommend"]["post"]["requestBody"]["content"]["application/json"]
@@ -212,6 +225,8 @@ def test_headers_forbid_what_no_answer_needs(app):
     for path in ("/health", "/nowhere"):
         headers = ask(app, "GET", path).headers
         assert headers["x-content-type-options"] == "nosniff"
+        assert headers["x-frame-options"] == "DENY"
+        assert headers["referrer-policy"] == "no-referrer"
         assert "default-src 'none'" in headers["content-security-policy"]
         assert headers["cache-control"] == "no-store"
         assert "access-control-allow-origin" not in headers

@@ -94,10 +94,16 @@ def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(tmp_path, 
     async def main(parts, app):
         tasks = await fill(parts.answering, gate, 2)
         refused = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        alike = await exchange(app, "POST", "/v1/similar", [b'{"item_id": "i100"}'], JSON)
+        counts = (await exchange(app, "GET", "/metrics", [b""], {})).content.decode()
         ready = await exchange(app, "GET", "/ready", [b""], {})
         gate.set()
         await asyncio.gather(*tasks)
         answered = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        assert "bascule_waiting 2.0" in counts
+        assert "bascule_shed_total 2.0" in counts
+        assert "bascule_in_flight 1.0" in counts
+        assert (alike.status, alike.headers["retry-after"]) == (503, "3")
         return refused, ready, answered
 
     with sharing(bundle, limits=Limits(waiting=2, deadline=30, retry_after=3)) as parts:

@@ -54,6 +54,20 @@ def test_who_comes_through_a_proxy_is_refused(app, name):
     assert ask(app, "POST", "/v1/reload", headers=AUTHORISED | {name: "127.0.0.1"}).status == 403
 
 
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        *[(host, 200) for host in ("127.0.0.1", "127.8.9.1", "::1", "::ffff:127.0.0.1")],
+        *[(host, 403) for host in ("10.0.0.7", "192.168.1.2", "8.8.8.8", "0.0.0.0", "fe80::1%eth0", "2001:db8::1")],
+        *[(host, 403) for host in ("::ffff:10.0.0.7", "::127.0.0.1", "localhost", "", None)],
+    ],
+)
+def test_who_knows_the_token_on_another_machine_is_refused(app, host, status):
+    reply = ask(app, "POST", "/v1/reload", headers=AUTHORISED, host=host)
+    assert reply.status == status
+    assert ask(app, "POST", "/v1/reload", headers=JSON, host=host).status in (401, 403)
+
+
 def test_another_version_answers_from_the_reload_on(app, bundle):
     before = ask(app, "POST", "/v1/recommend", REQUEST).json
     replace_bundle(bundle, seed=8)
