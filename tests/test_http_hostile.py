@@ -6,9 +6,12 @@ import json
 import random
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from serve.http.bodies import Ask
+from serve.http.redaction import without_values
 from tests.linear_bundle import SHOP
 from tests.live_service import asking, publish_served
 from tests.served import JSON, ask, exchange
@@ -117,6 +120,38 @@ def test_what_does_not_fit_the_bundle_is_refused_without_its_value(app, body, sa
     error = refuse(ask(app, "POST", "/v1/recommend", body), 422)
     assert said in error["message"]
     assert "77123" not in error["message"]
+
+
+TEXTS = st.from_regex(r"q[a-z0-9.+*()\[\]-]{1,9}q", fullmatch=True)
+SENT = st.recursive(
+    TEXTS | st.integers(100, 10**6) | st.floats(1.0, 1e6).filter(lambda number: len(str(number)) > 2),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+def written(value):
+    """All that a value of JSON holds, as texts: names too."""
+    if isinstance(value, dict):
+        return [*value, *(text for inner in value.values() for text in written(inner))]
+    return [text for inner in value for text in written(inner)] if isinstance(value, list) else [str(value)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(sent=SENT, order=st.randoms())
+def test_nothing_that_was_sent_is_said_however_the_message_was_written(sent, order):
+    texts = written(sent)
+    order.shuffle(texts)
+    message = f"of price, {' and '.join(['nothing', *texts])}: none is a price"
+    said = without_values(message, {"price"}, {"price": sent})
+    assert said == f"of price, {' and '.join(['nothing', *('…' for _ in texts)])}: none is a price"
+
+
+def test_words_of_a_message_stay_where_they_are_too_short_to_be_told_from_what_was_sent():
+    message = "character 3: a text is no number; give it as a number"
+    assert without_values(message, set(), ["a", "is", 3, True, None]) == message
+    assert without_values("got secret.word twice", set(), ["secret", "secret.word", "word"]) == "got … twice"
+    assert without_values(message, set(), ["num", "character 3"]) == message.replace("character 3", "…")
 
 
 @pytest.mark.parametrize(
