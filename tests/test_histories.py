@@ -57,6 +57,44 @@ def test_the_last_time_is_that_of_the_last_event_known_or_not():
         assert got.unknown_items.tolist() == [[1, 0, 1][i] for i in order]
 
 
+def test_an_item_that_is_not_known_counts_once_in_each_history():
+    lists = [["x", "q", "x", "y", "x"], ["p"], ["x", "x"], [], ["y", "z", "p", "z", "w"]]
+    inline = [InlineHistory(ids, [*range(len(ids))]) for ids in lists]
+    got = encode_histories(*flatten_histories(inline, ITEMS), ITEMS, replace(SCHEMA, has_datetime=True))
+    assert got.unknown_items.tolist() == [len(set(ids) - {"p", "q", "r"}) for ids in lists]
+    assert got.events.counts.tolist() == [sum(item in "pqr" for item in ids) for ids in lists]
+
+
+def test_where_the_data_has_no_times_none_is_heeded():
+    schema = replace(SCHEMA, has_datetime=False)
+    timed = encode_histories(*flatten_histories([InlineHistory(["q", "p"], [5, 7])], ITEMS), ITEMS, schema)
+    bare = encode_histories(*flatten_histories([InlineHistory(["q", "p"])], ITEMS), ITEMS, schema)
+    assert timed.events.time.tolist() == bare.events.time.tolist() == [0, 0]
+    assert timed.last_time.tolist() == bare.last_time.tolist() == [0]
+
+
+def test_where_no_history_has_times_its_events_happen_at_the_moment():
+    schema = replace(SCHEMA, has_datetime=True)
+    bare = encode_histories(*flatten_histories([InlineHistory(["q", "p"])], ITEMS), ITEMS, schema)
+    assert bare.last_time.tolist() == [NO_TIME]
+    assert join_events([(bare, 0)], np.array([9])).time.tolist() == [9, 9]
+
+
+def test_an_event_or_a_weight_that_is_not_given_is_nobody_s_and_the_mean():
+    schema = replace(SCHEMA, has_weight=True, weight_mean=1.5, weight_scale=0.5, event_types=("buy", "view"))
+    inline = [InlineHistory(["q", "p", "r"], event=["view", None, "stolen"], weight=[None, 4.0, 0.0])]
+    got = encode_histories(*flatten_histories(inline, ITEMS), ITEMS, schema).events
+    known = encode_histories(
+        *flatten_histories([InlineHistory(["q", "p"], event=["buy", "view"])], ITEMS), ITEMS, schema
+    )
+    buy, view = known.events.event.tolist()
+    assert got.event[0] == view
+    assert got.event[1] == got.event[2]
+    assert got.event[1] not in (buy, view)
+    np.testing.assert_allclose(got.weight, [np.exp(1.5) - 1, 4.0, 0.0], rtol=1e-6)
+    np.testing.assert_allclose(known.events.weight, [np.exp(1.5) - 1] * 2, rtol=1e-6)
+
+
 def test_joined_events_are_those_of_each_history_up_to_its_moment():
     schema = replace(SCHEMA, has_datetime=True)
     both = encode_histories(*flatten_histories(INLINE, ITEMS), ITEMS, schema)

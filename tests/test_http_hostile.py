@@ -237,6 +237,17 @@ def test_a_body_is_not_read_beyond_its_limit(app):
     refuse(asyncio.run(exchange(app, "POST", "/v1/recommend", parts, JSON)), 413)
 
 
+def test_a_body_of_just_the_limit_is_read(app):
+    body = b"{}".ljust(1_000_000)
+    for parts in ([body], [body[:-1], body[-1:]]):
+        for headers in (JSON, JSON | {"content-length": "1000000"}):
+            assert asyncio.run(exchange(app, "POST", "/v1/recommend", parts, headers)).status == 200
+    refuse(asyncio.run(exchange(app, "POST", "/v1/recommend", [body, b" "], JSON)), 413)
+    refuse(ask(app, "POST", "/v1/recommend", b"{}", JSON | {"content-length": "1000001"}), 413)
+    for length in ("-5", "1e3", "", "²"):
+        refuse(ask(app, "POST", "/v1/recommend", b"{}", JSON | {"content-length": length}), 413)
+
+
 def test_a_long_exclude_list_of_a_legal_length_is_answered(app):
     assert ask(app, "POST", "/v1/recommend", {"exclude": ["x"] * 10_000, "k": 2}).status == 200
 
