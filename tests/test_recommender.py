@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 
 from serve.bundle import Bundle, verify
 from serve.errors import BundleError, SchemaError
+from serve.item_ids import ItemIds
+from serve.known_users import encode_profiles, no_profiles
 from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.requests import Request, parse_request
@@ -240,6 +242,23 @@ def test_profiles_are_found_beside_the_bundle_or_where_it_is_said(folders, tmp_p
 def test_profiles_of_other_data_are_refused(folders):
     with pytest.raises(BundleError, match=r"user_id is integer.*string"):
         Recommender(Bundle.load(folders["shop"]), make_profiles(FILMS, known_users(FILMS)))
+    texts, numbers = make_profiles(SHOP, known_users(SHOP)), make_profiles(FILMS, known_users(FILMS))
+    with pytest.raises(BundleError, match=r"item_id is integer.*string"):
+        Recommender(Bundle.load(folders["shop"]), replace(numbers, user_ids=texts.user_ids, features=texts.features))
+    with pytest.raises(BundleError, match=r"item_id is string.*integer"):
+        Recommender(Bundle.load(folders["films"]), replace(texts, user_ids=numbers.user_ids))
+
+
+@pytest.mark.parametrize("user_id_type", ["string", "integer"])
+@pytest.mark.parametrize("item_id_type", ["string", "integer"])
+def test_without_profiles_nobody_is_known_whatever_ids_the_data_has(user_id_type, item_id_type):
+    schema = replace(SHOP, user_id_type=user_id_type, item_id_type=item_id_type)
+    ids = {"string": np.array(["a", "b"], dtype=object), "integer": np.array([7, 5])}[item_id_type]
+    known = encode_profiles(no_profiles(schema), ItemIds(ids), schema)
+    for user_id in ("u1", 1, None):
+        assert known.position(user_id) == 0
+    assert known.histories.events.counts.tolist() == [0]
+    assert known.unknown_ids == frozenset()
 
 
 def test_towers_of_another_contract_are_refused(tiny_bundle):
