@@ -142,8 +142,9 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OSError, match="No space left") as fault:
         write_table(make().to_table(), path)
+    assert fault.value.filename == str(path)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
 
@@ -153,6 +154,23 @@ def test_numbers_to_arrow_and_back(kind):
     values = np.array([3, -1, 0, 5, 7], dtype=kind)[::-1]
     assert to_arrow(values).to_pylist() == values.tolist()
     np.testing.assert_array_equal(to_numpy(pa.chunked_array([to_arrow(values)])), values)
+
+
+@pytest.mark.parametrize(
+    "values", [[3, -1, 0, 5, 7, 2], [0.5, 1.5, -2.0, 3.0, 4.0, 9.0], ["a", None, "é", "a", "", "b"]]
+)
+def test_a_part_of_a_column_is_read_as_that_part(values):
+    for column in (pa.chunked_array([pa.array(values)]), pa.chunked_array([values[:4], values[4:]])):
+        for start, length in ((0, 6), (0, 3), (2, 2), (3, 3), (4, 2), (5, 1), (6, 0)):
+            assert to_numpy(column.slice(start, length)).tolist() == values[start : start + length]
+
+
+@pytest.mark.parametrize("name", ["RECS.CSV", "recs.Parquet"])
+def test_a_table_is_written_into_folders_that_are_made_whatever_the_case_of_its_suffix(tmp_path, name):
+    path = tmp_path / "two" / "folders" / name
+    write_table(make().to_table(), path)
+    assert [one.name for one in path.parent.iterdir()] == [name]
+    assert path.stat().st_size > 0
 
 
 def test_flags_to_arrow_with_and_without_nulls():
