@@ -71,6 +71,7 @@ async def exchange(
         if message["type"] == "http.response.start":
             reply.status = message["status"]
             reply.headers = {name.decode(): value.decode() for name, value in message["headers"]}
+            assert len(reply.headers) == len(message["headers"])  # of two policies both hold
         else:
             reply.content += message.get("body", b"")
 

@@ -41,6 +41,41 @@ def test_a_full_worker_refuses_and_then_finishes_what_it_took(gate):
     asyncio.run(main())
 
 
+def test_what_waits_at_the_end_is_finished_first(gate):
+    done = []
+
+    async def main():
+        worker = Worker("test", waiting=3, deadline=30)
+        jobs = [worker.run(lambda number=number: (gate.wait(20), done.append(number))) for number in range(3)]
+        tasks = [asyncio.ensure_future(job) for job in jobs]
+        await asyncio.sleep(0)
+        assert not worker.is_idle
+        closing = threading.Thread(target=worker.close)
+        closing.start()
+        closing.join(0.1)
+        assert closing.is_alive()
+        gate.set()
+        closing.join(20)
+        assert done == [0, 1, 2]
+        await asyncio.gather(*tasks)
+
+    asyncio.run(main())
+
+
+def test_a_worker_with_one_job_is_not_idle(gate):
+    async def main():
+        worker = Worker("test", waiting=3, deadline=30)
+        assert worker.is_idle
+        tasks = await fill(worker, gate, 1)
+        assert not worker.is_idle
+        gate.set()
+        await asyncio.gather(*tasks)
+        assert worker.is_idle
+        worker.close()
+
+    asyncio.run(main())
+
+
 def test_a_job_that_waited_too_long_is_not_begun(gate):
     begun = []
 
@@ -95,14 +130,16 @@ def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(tmp_path, 
         tasks = await fill(parts.answering, gate, 2)
         refused = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
         alike = await exchange(app, "POST", "/v1/similar", [b'{"item_id": "i100"}'], JSON)
+        unread = await exchange(app, "POST", "/v1/recommend", [], JSON)  # whoever reads its body fails
         counts = (await exchange(app, "GET", "/metrics", [b""], {})).content.decode()
         ready = await exchange(app, "GET", "/ready", [b""], {})
         gate.set()
         await asyncio.gather(*tasks)
         answered = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
         assert "bascule_waiting 2.0" in counts
-        assert "bascule_shed_total 2.0" in counts
+        assert "bascule_shed_total 3.0" in counts
         assert "bascule_in_flight 1.0" in counts
+        assert unread.status == 503
         assert (alike.status, alike.headers["retry-after"]) == (503, "3")
         return refused, ready, answered
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -315,3 +316,22 @@ def test_written_files_are_on_disk_before_they_have_their_name(tmp_path, monkeyp
     durable.write_file(tmp_path / "file", b"content")
     assert calls == ["fsync", "replace"]
     assert (tmp_path / "file").read_bytes() == b"content"
+
+
+def test_where_names_cannot_be_exchanged_and_the_new_folder_cannot_come_the_old_one_stays(tmp_path, monkeypatch):
+    new, target, rename = tmp_path / "new", tmp_path / "bundle", os.rename
+    for folder in (new, target):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+
+    def refuse_the_new(source, destination):
+        if Path(source) == new:
+            raise OSError(errno.EIO, "Input/output error", str(source))
+        rename(source, destination)
+
+    monkeypatch.setattr(durable, "exchange", lambda left, right: False)
+    monkeypatch.setattr(os, "rename", refuse_the_new)
+    with pytest.raises(OSError, match="Input/output error"):
+        durable.place_folder(new, target)
+    assert (target / "name").read_text() == "bundle"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "new"]
