@@ -11,7 +11,9 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
 from serve.http.bodies import Ask
+from serve.http.faults import Fault
 from serve.http.redaction import without_values
+from serve.http.strict_json import read_json
 from tests.linear_bundle import SHOP
 from tests.live_service import asking, publish_served
 from tests.served import JSON, ask, exchange
@@ -199,6 +201,25 @@ def test_a_number_beyond_all_is_said_to_be_not_finite(app, body, said):
 )
 def test_what_is_no_json_or_cannot_be_held_is_refused(app, body):
     refuse(ask(app, "POST", "/v1/recommend", body), 400, 422)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        *[(b'{"a": %s}' % number, "NaN or Infinity") for number in (b"NaN", b"Infinity", b"-Infinity")],
+        *[
+            (b'["%s"]' % text, "half a surrogate")
+            for text in (b"\\uD800", b"\\ud800", b"\\uDFFF", b"\\udc00", b"\\uDbFf")
+        ],
+        *[(b'[[{"%s": 1}]]' % text, "half a surrogate") for text in (b"a\\u0000", b"\\uDC00b")],
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deep"),
+        (b"[" + b"9" * 5_000 + b"]", "too many digits"),
+    ],
+)
+def test_what_no_text_or_number_may_be_is_said(body, said):
+    with pytest.raises(Fault, match=said) as fault:
+        read_json(body)
+    assert fault.value.status_code == 400
 
 
 def test_a_whole_surrogate_pair_and_an_escaped_backslash_are_texts_like_any_other(app):
