@@ -182,3 +182,18 @@ def test_integers_are_compared_exactly(values, sign, number):
     assert Columns(table, ()).admit(parse_where(f"n {sign} {number!r}")).tolist() == expected
     among = Columns(table, ()).admit(parse_where(f"n in [{number!r}, 1]")).tolist()
     assert among == [value is not None and value in (number, 1) for value in values]
+
+
+def test_whole_numbers_are_among_those_that_are_whole_and_none_other():
+    table = pa.table({"n": pa.array([20, 21, 2**63 - 1, None]), "u": pa.array([2**64 - 1, 3, 2**63, 0], pa.uint64())})
+    columns = Columns(table, ())
+    for text, expected in (
+        ("n in [20.5]", []),
+        ("n in [20.0, 21.5]", [0]),
+        (f"n in [{2**63}, {2**63 - 1}]", [2]),
+        (f"n not in [{2**63}, 20]", [1, 2]),
+        ("u > 4", [0, 2]),
+        ("u >= 20 or u <= 20", [0, 1, 2, 3]),
+        ("n >= 20 or n = 21", [0, 1, 2]),
+    ):
+        assert np.flatnonzero(columns.admit(parse_where(text))).tolist() == expected, text
