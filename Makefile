@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
+LOWEST := .venv-lowest
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
 	bundle clock coarse command_line dismissals encoding export_layouts filter_columns filter_parsing filters forgetting \
 	golden index interpreter interruption item_files killed_observer live_columns live_faults live_items \
@@ -9,7 +10,7 @@ LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
 	registry registry_cli reload_damages request_files requests row_layout schema serve_cli serve_export \
 	serving spread staging state tombstones unseen))
 
-.PHONY: demo test lint test-light wheel clean
+.PHONY: demo test lint test-light test-lowest wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -25,12 +26,18 @@ lint: .venv/.dev            ## style, form and types
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)
 
+test-lowest:                ## the quick suite with the lowest versions that pyproject.toml admits
+	rm -rf $(LOWEST) && $(PYTHON) -m venv $(LOWEST) && mkdir -p build
+	$(PYTHON) tests/lowest_versions.py > build/lowest.txt
+	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c build/lowest.txt -e ".[dev]"
+	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile
+
 wheel: .venv/.dev           ## the built distribution holds our packages and nothing else
 	rm -rf build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
 
 clean:
-	rm -rf .venv $(LIGHT) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv $(LIGHT) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 .venv/.train: pyproject.toml
 	$(PYTHON) -m venv .venv

@@ -198,7 +198,8 @@ def peak_bytes(positions: int, n_items: int) -> int:
     users = torch.randn(positions, W, generator=generator).requires_grad_()
     items = torch.randn(n_items, W, generator=generator).requires_grad_()
     targets = torch.arange(positions)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True, acc_events=True) as profile:
         logits = target_logits(users, items, targets, targets)
         softmax_loss(users, items, no_sparse(users), logits, targets, torch.ones(positions)).backward()
     events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
