@@ -327,6 +327,13 @@ def test_of_one_second_what_came_last_says_whether_an_item_is_dismissed(store, n
     assert store.history("u").item_id == ()
 
 
+@pytest.mark.parametrize("days", [0, -1, float("nan"), 40_000])
+def test_a_retention_that_keeps_nothing_or_for_ever_is_refused(path, days):
+    with pytest.raises(ValueError, match=r"retention_days is .*; allowed: above 0, below 36500"):
+        StateStore(path, retention_days=days)
+    assert not path.exists()
+
+
 def test_what_is_older_than_the_window_expires(path):
     with closing(StateStore(path, retention_days=10)) as store:
         limit = NOW - 10 * DAY

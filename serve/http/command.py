@@ -15,10 +15,10 @@ from serve.layout import PROFILES, STATE
 from serve.registry.sources import BundleSource, RegistrySource, Source
 from serve.registry.versions import Registry
 from serve.service import Service
+from serve.state.store import check_retention
 
 TOKEN = "BASCULE_RELOAD_TOKEN"  # noqa: S105 - the name of a variable
 _SHORTEST_TOKEN = 16
-_LONGEST_RETENTION = 36_500
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,7 @@ def serve_http(places: Places, token_file: Path | None, retention_days: float, h
         OSError: the state cannot be written, or another service has it.
     """
     token = read_token(token_file)
-    if not 0 < retention_days < _LONGEST_RETENTION:
-        raise ValueError(f"--retention-days is {retention_days:g}; allowed: above 0, below {_LONGEST_RETENTION}")
+    check_retention(retention_days, "--retention-days")
     with listen(host, port) as listener:
         parts = make_parts(Service(places.source, places.state, places.runs, retention_days), Limits())
         serve(parts, listener, [] if token is None else [make_reloading(parts, token)])

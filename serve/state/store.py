@@ -23,6 +23,7 @@ from serve.state.observations import DISMISS, UNDISMISS, Observation, check_obse
 from serve.state.tombstones import TombstoneFile, both_forms
 
 RETENTION_DAYS = 365.0
+_LONGEST_RETENTION = 36_500
 _DAY = 86_400
 _MARK = 0x42530001  # "BS" and the format
 _TABLES = (
@@ -90,9 +91,11 @@ class StateStore:
             retention_days: how long `expire` leaves events and impressions.
 
         Raises:
+            ValueError: `retention_days` is none that anything would be kept for, or more than a century.
             BundleError: the file is something else.
             OSError: the disk is full or fails.
         """
+        check_retention(retention_days, "retention_days")
         self.retention_days = retention_days
         self._database = Database(path, _MARK, _TABLES, _VIEWS)
         self._tombstones = [TombstoneFile(run) for run in runs or [path.absolute().parent.parent]]
@@ -233,6 +236,16 @@ class StateStore:
 
     def _limit(self, now: int) -> float:
         return now - self.retention_days * _DAY
+
+
+def check_retention(days: float, name: str) -> None:
+    """Refuse a retention by which nothing, or everything for ever, would be kept.
+
+    Raises:
+        ValueError: names it as it was given.
+    """
+    if not 0 < days < _LONGEST_RETENTION:
+        raise ValueError(f"{name} is {days:g}; allowed: above 0, below {_LONGEST_RETENTION}")
 
 
 def _write_event(one: Observation) -> tuple[Id | float | None, ...]:
