@@ -129,7 +129,7 @@ def _compute(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
 def _refuse_mixture(func: Any, args: Any, tensors: list[torch.Tensor]) -> None:
     """Refuse what a GPU refuses: tensors of two devices, but for single numbers and indices of the CPU."""
     if func.overloadpacket in _INDEXING and isinstance(args[0], Elsewhere):
-        return
+        tensors = [args[0], *args[2:3]]  # indices may be anywhere, what is put there may not
     places = {isinstance(one, Elsewhere) for one in tensors if one.dim()}
     is_mixed = len(places) == 2 or (places == {False} and any(isinstance(one, Elsewhere) for one in tensors))
     if is_mixed:

@@ -27,6 +27,7 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses(monkeypatch):
             lambda: torch.cat([there, here]),
             lambda: here[there.long()],
             lambda: here.add_(there),
+            lambda: there.index_put_((torch.tensor([0, 2]),), torch.ones(2)),
         ):
             with pytest.raises(RuntimeError, match="tensors of two devices"):
                 mix()
@@ -42,6 +43,7 @@ def test_it_computes_what_the_cpu_does(monkeypatch):
             there,
             there * torch.tensor(2.0),
             there[torch.tensor([0, 2])],
+            there.detach().clone().index_put_((torch.tensor([0, 2]),), torch.tensor(7.0)),
             there.new_tensor(5.0),
             there.detach() > 1,
         )

@@ -82,7 +82,7 @@ def _read_first_record(path: Path, table: TableConfig) -> tuple[list[str], str]:
             lines, between = _write_with_one_character(file, delimiter)
             cells = next(csv.reader(lines, delimiter=between), [])
             return _write_back(cells, delimiter), delimiter
-    except (OSError, csv.Error) as error:
+    except csv.Error as error:
         raise SchemaError(f"{path} cannot be read: {error}") from error
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TextIO
 
 GZIP = ".gz"
-UNPACKING_ERRORS = (EOFError, zlib.error)
-"""Of a damaged file, beside OSError."""
+UNPACKING_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
+"""Of a damaged file, or one that was cut off."""
 
 
 def is_packed(path: Path) -> bool:

@@ -26,6 +26,11 @@ _NEARLY = {
     ".json": ": if each line is one object, as in the dumps of Amazon's reviews, call the file .jsonl",
 }
 """Suffixes that a file of an allowed kind may have -> what to do then."""
+_NEVER_PACKED = {
+    _PARQUET: "Parquet is compressed within; unpack it and name the file that comes out",
+    ".tar": "an archive, of which no file is a table by itself; unpack it and name one of those that come out",
+}
+"""Suffixes that no `.gz` may follow -> why, and what to do."""
 _GZIP_START, _ZIP_START = b"\x1f\x8b", b"PK\x03\x04"
 """First bytes of what is compressed."""
 
@@ -70,7 +75,14 @@ def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
         read = _choose_reader(path, table)
         return read_csv(path, table, columns) if read is None else read(path, columns)
     except (duckdb.Error, pa.ArrowException, OSError, *UNPACKING_ERRORS) as error:
-        raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+        raise SchemaError(f"{path} cannot be read: {str(error).splitlines()[0]}{_advise(path, error)}") from error
+
+
+def _advise(path: Path, error: Exception) -> str:
+    """Say what to do about a compressed file; of what follows the compressed parts, DuckDB allows less than gunzip."""
+    if not is_packed(path) or not isinstance(error, (*UNPACKING_ERRORS, duckdb.IOException)):
+        return ""
+    return "; unpack it with gunzip and name the file that comes out; if gunzip fails too, fetch the file again"
 
 
 def _check_packing(path: Path) -> None:
@@ -92,14 +104,14 @@ def _choose_reader(path: Path, table: TableConfig) -> _Read | None:
     """Return what reads the file by its suffix; None for text."""
     suffix = kind_suffix(path)
     read = _TYPED.get(suffix)
-    if suffix == _PARQUET and is_packed(path):
-        raise SchemaError(f"{path}: Parquet is compressed within; unpack it and name the file that comes out")
+    if suffix in _NEVER_PACKED and is_packed(path):
+        raise SchemaError(f"{path}: {_NEVER_PACKED[suffix]}")
     if read is not None and table.declares_text:
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if read is None and table.names is None and suffix not in _TEXT:
         raise SchemaError(
-            f"{path}: unknown suffix '{suffix}'{_NEARLY.get(suffix, '')}; allowed: {_name_kinds()}, and any other "
-            "for a text file without a header line whose columns are declared as 'names'"
+            f"{path}: unknown suffix '{suffix or path.suffix}'{_NEARLY.get(suffix, '')}; allowed: {_name_kinds()}, "
+            "and any other for a text file without a header line whose columns are declared as 'names'"
         )
     return read
 
