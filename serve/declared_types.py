@@ -43,7 +43,7 @@ def check_declared_types(config: Any, name: str) -> None:
 
 
 def take_declared_types(config: Any, name: str) -> None:
-    """Check as `check_declared_types` does, and put Python's own numbers and lists in the place of others.
+    """Check as `check_declared_types` does, and put Python's own numbers, lists and mappings in the place of others.
 
     What a configuration holds is written as JSON, and compared with what was read from it.
     """
@@ -61,9 +61,9 @@ def _to_plain(value: Any) -> Any:
         return math.nan if value.is_nan() else float(value)  # float() raises for a signalling NaN
     if isinstance(value, Real):
         return float(value)
-    if type(value) in (list, tuple):
+    if isinstance(value, (list, tuple)):
         return [_to_plain(one) for one in value]
-    return {key: _to_plain(one) for key, one in value.items()} if type(value) is dict else value
+    return {key: _to_plain(one) for key, one in value.items()} if isinstance(value, Mapping) else value
 
 
 def _find_faults(name: str, value: Any, annotation: Any) -> Iterator[_Fault]:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections import OrderedDict, namedtuple
 from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -79,3 +81,16 @@ def test_what_a_configuration_holds_is_what_json_gives_back(tmp_path):
     assert json.loads(json.dumps(declared)) == declared
     assert (config.seed, model.dim, model.learning_rate, data.audit_only) == (3, 8, 0.01, ["age", "town"])
     assert declared["trainer"] == {"gradient_clip_val": 2.0}
+
+
+def test_lists_and_mappings_of_any_kind_are_as_those_of_python(tmp_path):
+    names = namedtuple("names", ["first", "second"])("u", "i")
+    columns = MappingProxyType({"user_id": "u", "item_id": "i"})
+    item = MappingProxyType({"cost": FeatureConfig("numeric", min=np.float32(0.5))})
+    events = OrderedDict(view=np.float32(0.5), buy=Decimal(2))
+    data = DataConfig(TableConfig(names=names, columns=columns), None, None, FeaturesConfig(item=item), [], events)
+    config = Config(data, ModelConfig(), MappingProxyType({"gradient_clip_val": np.float32(2)}), tmp_path)
+    declared = declare_finished(config, "rows")
+    assert json.loads(json.dumps(declared)) == declared
+    assert (data.interactions.names, data.interactions.columns) == (["u", "i"], {"user_id": "u", "item_id": "i"})
+    assert {type(one) for one in (config.trainer, data.events, data.features.item, data.interactions.columns)} == {dict}
