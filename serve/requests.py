@@ -108,7 +108,7 @@ def fit_request(request: Request, schema: Schema) -> Request:
     if not _are_of_type(request.exclude, schema.item_id_type):
         fitted["exclude"] = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
     filters = request.filters
-    if filters is not None and not _are_of_type(filters.only or (), schema.item_id_type):
+    if filters is not None and filters.only is not None and not _are_of_type(filters.only, schema.item_id_type):
         only = parse_distinct_ids(filters.only, schema.item_id_type, "filters.only")
         fitted["filters"] = replace(filters, only=only)
     if request.datetime is not None and not FIRST_SECOND <= request.datetime <= LAST_SECOND:

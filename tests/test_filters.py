@@ -214,8 +214,9 @@ def test_limits_made_by_hand_are_checked_before_anything_is_answered(recommender
 
 
 def test_an_allow_list_made_by_hand_holds_ids_as_any_request_does(recommenders):
-    by_text = recommenders["films"].recommend([Request(filters=Filters(only=("121", 100, "100")))], 3)
-    assert set(by_text.item_id) == {100, 121}
+    for only in (("121", 100, "100"), np.array([121, 100]), [np.int64(100), "121"]):
+        by_hand = recommenders["films"].recommend([Request(filters=Filters(only=only))], 3)
+        assert set(by_hand.item_id) == {100, 121}
 
 
 @pytest.mark.parametrize("filters", [{}, {"where": None, "only": None, "at_most": None}, {"at_most": {}}, None])
