@@ -7,6 +7,7 @@ import torch
 
 import train
 from datamodules.config import FeaturesConfig
+from models.validation import DEPTH, find_best_items
 from tests.killed_training import DATA, FEATURES, MODEL, make_tables
 from tests.pretend_device import DEVICE, Elsewhere, pretended
 from tests.tiny_towers import one_thread
@@ -56,6 +57,15 @@ def test_it_computes_what_the_cpu_does(monkeypatch):
         assert changed.mul_(2) is changed
         assert torch.add(changed, 1, out=changed) is changed
         assert changed.tolist() == [7, 3, 5]
+
+
+def test_the_best_of_a_large_catalogue_are_found_where_their_scores_are(monkeypatch):
+    scores = torch.rand(3, 7 * DEPTH + 5, generator=torch.Generator().manual_seed(2))
+    expected = find_best_items(scores, 4).tolist()
+    with pretended(monkeypatch):
+        found = find_best_items(scores.to(DEVICE), 4)
+        assert isinstance(found, Elsewhere)
+        assert found.tolist() == expected
 
 
 PROTOCOLS = {
