@@ -108,16 +108,18 @@ def fit_request(request: Request, schema: Schema) -> Request:
     if not _are_of_type(request.exclude, schema.item_id_type):
         fitted["exclude"] = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
     filters = request.filters
-    if filters is not None and filters.only is not None and not _are_of_type(filters.only, schema.item_id_type):
-        only = parse_distinct_ids(filters.only, schema.item_id_type, "filters.only")
-        fitted["filters"] = replace(filters, only=only)
+    if filters is not None and filters.only is not None:
+        only = filters.only
+        if not isinstance(only, tuple) or not _are_of_type(only, schema.item_id_type):
+            only = parse_distinct_ids(only, schema.item_id_type, "filters.only")
+            fitted["filters"] = replace(filters, only=only)
     if request.datetime is not None and not FIRST_SECOND <= request.datetime <= LAST_SECOND:
         raise SchemaError(f"datetime is {show(request.datetime)}; expected UTC seconds of the years 1 to 9999")
     return replace(request, **fitted) if fitted else request
 
 
 def _are_of_type(ids: Collection[Id], id_type: IdType) -> bool:
-    return set(map(type, ids)) <= {_KINDS[id_type]}
+    return not isinstance(ids, str) and set(map(type, ids)) <= {_KINDS[id_type]}  # a text's characters are no ids
 
 
 def _check_fields(raw: Any, allowed: Collection[str], where: str, schema: Schema) -> Mapping[str, Any]:

@@ -199,6 +199,8 @@ def test_faults_of_filters_are_named(recommenders, filters, message):
         ("films", Filters(at_most=(("genres", 1.5),)), r"at_most of 'genres' is 1.5 \(float\); expected a whole"),
         ("shop", Filters(only=("i100", 1.5)), r"filters.only\[1\] is 1.5 \(float\); expected a text"),
         ("films", Filters(only=(100, 121.5)), r"filters.only\[1\] is 121.5 \(float\); expected a whole number"),
+        ("shop", Filters(only="i100"), r"filters.only is 'i100' \(str\); expected a list"),
+        ("shop", Filters(only={"i100"}), r"filters.only is {'i100'} \(set\); expected a list"),
         ("films", Filters(only=("i100",)), r"filters.only\[0\] is 'i100' \(str\); expected a whole number"),
     ],
 )
@@ -214,7 +216,7 @@ def test_limits_made_by_hand_are_checked_before_anything_is_answered(recommender
 
 
 def test_an_allow_list_made_by_hand_holds_ids_as_any_request_does(recommenders):
-    for only in (("121", 100, "100"), np.array([121, 100]), [np.int64(100), "121"]):
+    for only in (("121", 100, "100"), [121, 100], np.array([121, 100]), [np.int64(100), "121"]):
         by_hand = recommenders["films"].recommend([Request(filters=Filters(only=only))], 3)
         assert set(by_hand.item_id) == {100, 121}
 

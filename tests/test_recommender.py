@@ -332,3 +332,8 @@ def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
 def test_a_request_made_by_hand_that_means_nothing_is_refused(recommenders, request_, words):
     with pytest.raises(SchemaError, match=words):
         recommenders["films"].recommend([request_])
+
+
+def test_a_text_is_no_list_of_ids_where_ids_are_texts_too(recommenders):
+    with pytest.raises(SchemaError, match=r"exclude is 'i107' \(str\); expected a list"):
+        recommenders["shop"].recommend([Request("u1", exclude="i107")])
