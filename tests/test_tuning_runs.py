@@ -268,6 +268,13 @@ def test_another_study_is_not_gone_on_with(searched, capsys):
     assert "holds another study: searched.dropout is " in capsys.readouterr().err
 
 
+def test_an_empty_database_is_named(tmp_path):
+    (tmp_path / "study.db").touch()
+    message = r"study.db holds no study; if it is damaged, begin anew with --overwrite$"
+    with pytest.raises(SchemaError, match=message), open_study(tmp_path, {}):
+        pass
+
+
 def test_a_damaged_database_is_one_line(shop, tmp_path, capsys):
     (tmp_path / "tuning").mkdir()
     (tmp_path / "tuning" / "study.db").write_bytes(b"no database" * 100)

@@ -50,7 +50,7 @@ def open_study(folder: Path, origin: Mapping[str, Any]) -> Iterator[optuna.Study
         if not path.exists():
             _create(path, origin)
         with _connected(path) as storage:
-            study = optuna.load_study(study_name=_NAME, storage=storage, pruner=MedianPruner(n_warmup_steps=2))
+            study = _load(path, storage)
             _refuse_another(study, origin, folder)
             for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
                 study.tell(trial.number, state=TrialState.FAIL)
@@ -88,6 +88,13 @@ def _create(path: Path, origin: Mapping[str, Any]) -> None:
         study = optuna.create_study(study_name=_NAME, storage=storage, direction="maximize")
         study.set_user_attr(_ORIGIN, json.loads(json.dumps(origin)))
     os.replace(partial_path, path)
+
+
+def _load(path: Path, storage: RDBStorage) -> optuna.Study:
+    try:
+        return optuna.load_study(study_name=_NAME, storage=storage, pruner=MedianPruner(n_warmup_steps=2))
+    except KeyError as error:  # of an empty file, which is a database to SQLite
+        raise SchemaError(f"{path} holds no study; if it is damaged, begin anew with --overwrite") from error
 
 
 @contextmanager
