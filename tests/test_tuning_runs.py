@@ -411,7 +411,7 @@ def test_what_is_drawn_follows_from_the_seed_what_is_finished_and_repeated_kills
         assert later != first  # what was begun three times may be what kills
         study.tell(ask(study, space, default, 1), 0.4)
         assert draw(study, 1) not in (first, later)
-    assert [trial.number for trial in list_done(study)] == [2, 7]
+        assert [trial.number for trial in list_done(study)] == [2, 7]
 
 
 def test_a_trial_that_ran_when_the_search_was_killed_has_failed(tmp_path):
