@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m evaluation", _DESCRIPTION)
     options: dict[str, dict[str, Any]] = {
         "--bundle": {"type": Path, "required": True, "help": "folder of the bundle"},
-        "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV or Parquet"},
+        "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV (also .csv.gz) or Parquet"},
         "--train": {"type": Path, "required": True, "help": "interactions before them: the users' histories"},
         "--users": {"type": Path, "help": "user features; without it they count as missing"},
         "--at": {"help": "the moment that each user is asked at; default: users are asked without one"},

@@ -1,7 +1,8 @@
-"""Interactions and users from a CSV or Parquet file, with ids and times as a bundle knows them."""
+"""Interactions and users from CSV, also as `.csv.gz`, or Parquet, with ids and times as a bundle knows them."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
@@ -78,18 +79,23 @@ def _read_csv(path: Path) -> pd.DataFrame:
     return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
 
 
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {".csv": _read_csv, ".parquet": pd.read_parquet}
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": pd.read_parquet,
+}
 
 
 def _read_frame(path: Path) -> pd.DataFrame:
-    read = _READERS.get(path.suffix.lower())
+    kind = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
+    read = _READERS.get(kind.lower())
     if read is None:
-        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(_READERS)}")
+        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {', '.join(_READERS)}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
     try:
         frame = read(path)
-    except (ValueError, OSError) as error:  # of pandas' and Arrow's parsers
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # of pandas' and Arrow's parsers, and of gzip
         raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
     is_twin = frame.columns.duplicated() & frame.columns.notna()
     if is_twin.any():

@@ -62,7 +62,7 @@ def built(monkeypatch):
 
 def write(folder, frame, name):
     path = folder / name
-    frame.to_csv(path, index=False) if name.endswith(".csv") else frame.to_parquet(path)
+    frame.to_csv(path, index=False) if ".csv" in name else frame.to_parquet(path)
     return str(path)
 
 
@@ -71,7 +71,7 @@ def arguments(bundle_folder, tmp_path, kind=".csv"):
     return ["--bundle", str(bundle_folder), "--holdout", holdout, "--train", train]
 
 
-@pytest.mark.parametrize("kind", [".csv", ".parquet"])
+@pytest.mark.parametrize("kind", [".csv", ".csv.gz", ".parquet"])
 def test_figures_of_a_bundle_and_a_holdout(bundle_folder, built, tmp_path, capsys, kind):
     out = tmp_path / "figures.json"
     options = ["--at", "2020-09-13T12:26:40", "--json", str(out)]
@@ -111,7 +111,8 @@ def test_without_a_moment_each_user_is_a_request_and_each_time_one_with_context(
     [
         ({"--at": "yesterday"}, "moment 'yesterday' cannot be read"),
         ({"--holdout": "nowhere.csv"}, "nowhere.csv: no such file"),
-        ({"--train": "train.xlsx"}, "cannot read '.xlsx'; allowed: .csv, .parquet"),
+        ({"--train": "train.xlsx"}, "cannot read '.xlsx'; allowed: .csv, .csv.gz, .parquet"),
+        ({"--train": "train.jsonl.gz"}, "cannot read '.jsonl.gz'; allowed: .csv, .csv.gz, .parquet"),
         ({"--bundle": "nowhere"}, "nowhere"),
         ({"--json": "no/folder/out.json"}, "no/folder"),
     ],
@@ -123,6 +124,16 @@ def test_faults_are_one_line(bundle_folder, built, tmp_path, capsys, change, mes
     *_, last = capsys.readouterr().err.strip().splitlines()
     assert last.startswith("error: ")
     assert message in last
+
+
+@pytest.mark.parametrize("change", [lambda content: content[:-9], lambda content: content[:30] + b"\0" + content[31:]])
+def test_a_compressed_file_that_is_damaged_is_one_line(bundle_folder, built, tmp_path, capsys, change):
+    options = arguments(bundle_folder, tmp_path, ".csv.gz")
+    path = tmp_path / "holdout.csv.gz"
+    path.write_bytes(change(path.read_bytes()))
+    assert main(options) == 2
+    *_, last = capsys.readouterr().err.strip().splitlines()
+    assert "holdout.csv.gz: cannot be read: " in last
 
 
 def evaluate_frames(bundle_folder, tmp_path, holdout, train):
