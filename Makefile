@@ -6,8 +6,8 @@ LOWEST := .venv-lowest
 LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
 	bundle clock coarse command_line dismissals encoding export_layouts filter_columns filter_parsing filters forgetting \
 	golden index interpreter interruption item_files killed_observer live_columns live_faults live_items \
-	live_requests live_rows manifest mixtures observations profiles progress questions recommendations recommender \
-	registry registry_cli reload_damages request_files requests row_layout schema serve_cli serve_export \
+	live_requests live_rows manifest mixtures observations packed_rows profiles progress questions recommendations \
+	recommender registry registry_cli reload_damages request_files requests row_layout schema serve_cli serve_export \
 	serving spread staging state tombstones unseen))
 
 .PHONY: demo test lint test-light test-lowest wheel clean

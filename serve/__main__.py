@@ -144,7 +144,7 @@ def _commands() -> dict[str, argparse.ArgumentParser]:
 def _describe_recommend(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _recommend)
     source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, Parquet, CSV or TSV")
+    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
     source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
     parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
     repeats = "may items of the history be listed (default: as in the data)"
@@ -173,7 +173,7 @@ def _describe_similar(parser: argparse.ArgumentParser) -> None:
 def _describe_export(parser: argparse.ArgumentParser) -> None:
     _describe_bundle(parser, _export)
     parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
-    rows = "requests, or items with item_id and features: JSON Lines, Parquet, CSV or TSV"
+    rows = "requests, or items with item_id and features: JSON Lines, CSV, TSV (also .gz) or Parquet"
     parser.add_argument("--rows", type=Path, metavar="FILE", help=f"{rows} (default: all users, or the catalogue)")
     delimiter = "between the cells of --rows (default: told from the first line)"
     parser.add_argument("--delimiter", metavar="CHARACTER", help=delimiter)

@@ -13,6 +13,7 @@ import numpy as np
 
 from serve.errors import SchemaError
 from serve.item_files import ITEM_ID, ItemFile, ItemRows
+from serve.packed_files import kind_suffix
 from serve.profiles import Profiles
 from serve.recommendations import to_arrow, to_numpy
 from serve.recommender import Recommender
@@ -146,7 +147,7 @@ def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
     check_file(path)
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-        about = {"kind": "file", "suffix": path.suffix.lower(), "sha256": digest, "size": file.tell()}
+        about = {"kind": "file", "suffix": kind_suffix(path), "sha256": digest, "size": file.tell()}
         return about | layout.identity()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from serve.errors import SchemaError, name_nearest
+from serve.packed_files import kind_suffix
 from serve.recommendations import to_numpy
 from serve.request_values import show
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
@@ -60,8 +61,8 @@ class ItemFile:
         layout.check_suffix(path)
         self.path = path
         self.layout = layout
-        self.is_numbered_by_line = path.suffix.lower() != ".parquet"
-        self._read = _READERS[path.suffix.lower()]
+        self.is_numbered_by_line = kind_suffix(path) != ".parquet"
+        self._read = _READERS[kind_suffix(path)]
         self._features = {feature.column for feature in schema.item_features}
         self._seen: set[str] = set()
         _check_names(layout.columns, self._features | {ITEM_ID})
@@ -108,7 +109,7 @@ def read_item_ids(path: Path) -> list[Any]:
     """
     check_file(path)
     ids: list[Any] = []
-    for rows in _READERS[path.suffix.lower()](path, _IDS_AT_ONCE, AS_OURS):
+    for rows in _READERS[kind_suffix(path)](path, _IDS_AT_ONCE, AS_OURS):
         if ITEM_ID not in rows.columns:
             raise SchemaError(f"{path.name}: no column '{ITEM_ID}'; {name_nearest(ITEM_ID, rows.columns)}")
         ids += list(rows.columns[ITEM_ID])

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from serve.errors import SchemaError, name_nearest
+from serve.packed_files import kind_suffix
 from serve.request_values import show
 from serve.requests import DERIVED, Request, parse_request
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
@@ -38,7 +39,7 @@ def read_requests(
     """
     check_file(path)
     layout.check_suffix(path)
-    return _parse_all(path.name, _READERS[path.suffix.lower()](path, schema, layout), schema, check)
+    return _parse_all(path.name, _READERS[kind_suffix(path)](path, schema, layout), schema, check)
 
 
 def _parse_all(

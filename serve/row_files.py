@@ -16,10 +16,13 @@ import pyarrow.parquet as pq
 
 from serve.errors import SchemaError
 from serve.interpreter import name_interpreter
+from serve.packed_files import GZIP, is_packed, kind_suffix, name_damage, open_bytes, open_text
 from serve.request_values import show
 from serve.row_layout import TEXT_SUFFIXES, RowLayout
 
-SUFFIXES = (".jsonl", ".parquet", *TEXT_SUFFIXES)
+_PARQUET = ".parquet"
+_SUFFIXES = (".jsonl", _PARQUET, *TEXT_SUFFIXES)
+_ALLOWED = f"{', '.join(_SUFFIXES)} ({GZIP} may follow all but {_PARQUET})"
 
 _TO_LINES = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"
 _CHUNK = 2**20  # bytes
@@ -32,10 +35,11 @@ def check_file(path: Path) -> None:
         SchemaError: a missing file, a folder or an unknown suffix.
     """
     if path.is_dir():
-        raise SchemaError(f"{path} is a folder; allowed: a file, {', '.join(SUFFIXES)}")
-    if path.suffix.lower() not in SUFFIXES:
-        meant = f"; {_explain_lines(path)}" if path.suffix.lower() == ".json" else ""
-        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: {', '.join(SUFFIXES)}{meant}")
+        raise SchemaError(f"{path} is a folder; allowed: a file, {_ALLOWED}")
+    kind, packing = kind_suffix(path), GZIP if is_packed(path) else ""
+    if kind not in _SUFFIXES or (kind == _PARQUET and packing):
+        meant = f"; {_explain_lines(path)}" if kind == ".json" else ""
+        raise SchemaError(f"{path.name}: cannot read '{kind}{packing}'; allowed: {_ALLOWED}{meant}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
 
@@ -44,19 +48,19 @@ def count_rows(path: Path) -> int:
     """Count the rows: of Parquet exactly, of text the lines.
 
     Raises:
-        SchemaError: no Parquet that can be read.
+        SchemaError: no Parquet that can be read, or a damaged compressed file.
     """
-    if path.suffix.lower() == ".parquet":
+    if kind_suffix(path) == _PARQUET:
         with _open_parquet(path) as file:
             return int(file.metadata.num_rows)
-    with path.open("rb") as file:
+    with name_damage(path), open_bytes(path) as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b""))
 
 
 def read_json_lines(path: Path, layout: RowLayout) -> Iterator[tuple[int, Any]]:
     """Give the JSON of each line that is not blank, with the number of the line; keys under our names."""
     is_first = True
-    with path.open("rb") as lines:
+    with name_damage(path), open_bytes(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
                 if is_first and line.removeprefix(codecs.BOM_UTF8).lstrip().startswith(b"["):
@@ -68,8 +72,10 @@ def read_json_lines(path: Path, layout: RowLayout) -> Iterator[tuple[int, Any]]:
 
 def _explain_lines(path: Path) -> str:
     """Say how a JSON array becomes JSON Lines."""
-    source, target = shlex.quote(str(path)), shlex.quote(f"{path.stem}-lines.jsonl")
-    return f'to make lines of one array: {name_interpreter()} -c "{_TO_LINES}" < {source} > {target}'
+    plain = path.with_suffix("") if is_packed(path) else path
+    first = f"gunzip {shlex.quote(str(path))} && " if is_packed(path) else ""
+    source, target = shlex.quote(str(plain)), shlex.quote(f"{plain.stem}-lines.jsonl")
+    return f'to make lines of one array: {first}{name_interpreter()} -c "{_TO_LINES}" < {source} > {target}'
 
 
 def _read_json(line: bytes, place: str) -> Any:
@@ -157,9 +163,9 @@ def read_csv_cells(path: Path, layout: RowLayout) -> Iterator[tuple[int, list[st
 
 
 def _read_csv_rows(path: Path, layout: RowLayout) -> Iterator[tuple[int, list[str]]]:
-    with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as text:
+    with name_damage(path), open_text(path, "utf-8-sig") as text:
         header = text.readline()
-    with path.open(encoding="utf-8-sig", newline="") as text:
+    with name_damage(path), open_text(path, "utf-8-sig", errors="strict") as text:
         rows = csv.reader(text, strict=True, delimiter=layout.delimiter_of(path, header))
         try:
             yield from ((rows.line_num, cells) for cells in rows if cells)

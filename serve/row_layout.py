@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from serve.errors import SchemaError, name_nearest
+from serve.packed_files import kind_suffix
 
 TEXT_SUFFIXES = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
@@ -34,7 +35,7 @@ class RowLayout:
 
     def check_suffix(self, path: Path) -> None:
         """Refuse a delimiter for a file that has none."""
-        if self.delimiter is not None and path.suffix.lower() not in TEXT_SUFFIXES:
+        if self.delimiter is not None and kind_suffix(path) not in TEXT_SUFFIXES:
             raise SchemaError(
                 f"{path.name}: a delimiter is given; allowed for {' and '.join(TEXT_SUFFIXES)} alone: leave it out"
             )
@@ -44,7 +45,7 @@ class RowLayout:
         if self.delimiter is not None:
             return self.delimiter
         bare = _QUOTED.sub("", header)
-        return "\t" if path.suffix.lower() == ".tsv" else max(_DELIMITERS, key=bare.count)
+        return "\t" if kind_suffix(path) == ".tsv" else max(_DELIMITERS, key=bare.count)
 
     def rename(self, fields: Mapping[str, Value]) -> dict[str, Value]:
         """Put fields of the file under our names; a column that is not there is not given."""

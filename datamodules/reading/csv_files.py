@@ -12,10 +12,10 @@ from datamodules.config import TableConfig
 from datamodules.reading.columns import Column
 from datamodules.reading.csv_records import CsvLayout, CsvRecords, find_mixed_end, find_records, read_layout
 from datamodules.reading.duckdb_frames import quote_name, quote_path, to_frame
-from datamodules.reading.packed_files import is_packed
 from datamodules.reading.raw_records import RawRecords, find_columns
 from datamodules.reading.rejects import reject_frame
 from serve.errors import SchemaError
+from serve.packed_files import is_packed
 
 _REASONS = {
     "MISSING COLUMNS": "too few columns",

@@ -16,8 +16,8 @@ from typing import TextIO
 import numpy as np
 
 from datamodules.config import STAND_IN, TableConfig
-from datamodules.reading.packed_files import kind_suffix, open_text
 from serve.errors import SchemaError
+from serve.packed_files import kind_suffix, open_text
 
 _DELIMITERS = ",;\t|"
 _DOUBLE = "::"

@@ -17,9 +17,9 @@ import numpy as np
 import pandas as pd
 
 from datamodules.reading.columns import Column
-from datamodules.reading.packed_files import open_bytes
 from datamodules.reading.raw_records import RawRecords, find_columns
 from datamodules.reading.rejects import LONGEST_VALUE, reject_frame
+from serve.packed_files import open_bytes
 
 
 class _TwinKeysError(ValueError):

@@ -13,10 +13,10 @@ from datamodules.config import TableConfig
 from datamodules.reading.columns import Column
 from datamodules.reading.csv_files import read_csv
 from datamodules.reading.json_files import read_json_lines
-from datamodules.reading.packed_files import GZIP, UNPACKING_ERRORS, is_packed, kind_suffix
 from datamodules.reading.parquet_files import read_parquet
 from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
+from serve.packed_files import GZIP, UNPACKING_ERRORS, is_packed, kind_suffix
 
 _Read = Callable[[Path, tuple[Column, ...]], RawRecords]
 _PARQUET = ".parquet"
