@@ -12,7 +12,7 @@ from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.sequences import Sequences
 from serve.events import Events, Ints
 from serve.schema import Schema
-from serve.tower_inputs import history_arrays
+from serve.tower_inputs import Arrays, standardise_weight
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,7 @@ class WindowExamples:
         self.schema = schema
         self.batch_size = batch_size
         self.withheld = withheld
+        self.weight = standardise_weight(sequences.events.weight, schema)  # (E,)
         is_first = mark_first_times(sequences.events)
         self.target_weight = np.where(is_first, sequences.target_weight, 0).astype(np.float32)  # (E,)
         self.missing_user = encode_missing(schema.user_features)
@@ -54,17 +55,16 @@ class WindowExamples:
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:
         rng = np.random.default_rng(plan.seed)
-        events = self.sequences.events.between(plan.starts, plan.stops)
-        arrays, history_rows = history_arrays(events, self.schema)
-        shape = history_rows.shape
-        is_event = np.arange(shape[1]) < arrays["history_lengths"][:, None]  # (B, L)
-        flat = np.minimum(plan.starts[:, None] + np.arange(shape[1]), plan.stops[:, None] - 1)  # (B, L)
-        target_weights = np.where(is_event, self.target_weight[flat], np.float32(0))  # (B, L)
+        places, is_event = lay_out(plan.starts, plan.stops)  # (B, L) both
+        shape = places.shape
+        arrays = self.history(places, is_event) | {"history_lengths": plan.stops - plan.starts}
+        history_rows = self.sequences.events.item_row[places] * is_event  # (B, L)
+        target_weights = self.target_weight[places] * is_event  # (B, L)
         is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
         target_weights[~is_first_window, 0] = 0  # elsewhere the first event only gives the second one its past
-        is_placeless = rng.random(flat.size) < self.withheld.context
+        is_placeless = rng.random(places.size) < self.withheld.context
         is_nameless = rng.random(len(plan.users)) < self.withheld.user
-        context = hide_rows(self.sequences.context.take(flat.ravel()), is_placeless, self.missing_context)
+        context = hide_rows(self.sequences.context.take(places.ravel()), is_placeless, self.missing_context)
         user = hide_rows(self.sequences.user.take(plan.users), is_nameless, self.missing_user)
         has_time = rng.random(shape) >= self.withheld.time
         times, recency = arrays["history_times"], np.zeros(shape, dtype=np.int64)
@@ -79,6 +79,32 @@ class WindowExamples:
             torch.from_numpy(rng.random(shape) >= self.withheld.history),
             torch.from_numpy(recency),
         )
+
+    def history(self, places: Ints, is_event: np.ndarray) -> Arrays:
+        """Return what `serve.tower_inputs.history_arrays` does of events that are a rectangle already, (B, L) each.
+
+        Each event is a group: where they are baskets, training is by cuts.
+        """
+        events, groups = self.sequences.events, np.arange(1, places.shape[1] + 1)  # (L,)
+        return {
+            "history_events": events.event[places] * is_event,
+            "history_weights": np.where(is_event, self.weight[places], np.float32(0)),  # a product may be -0
+            "history_times": events.time[places] * is_event,
+            "history_groups": groups * is_event,
+        }
+
+
+def lay_out(starts: Ints, stops: Ints) -> tuple[Ints, np.ndarray]:
+    """Lay windows, none of them empty, below each other.
+
+    Returns:
+        The place of each event in the flat arrays, of padding that of the window's last event, and which are events,
+        (B, L) both.
+    """
+    columns = np.arange((stops - starts).max(initial=1))  # (L,)
+    places = starts[:, None] + columns  # (B, L)
+    is_event = places < stops[:, None]  # (B, L)
+    return np.minimum(places, stops[:, None] - 1), is_event
 
 
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:

@@ -14,6 +14,7 @@ from datamodules.missing import Withheld, encode_missing, hide_rows
 from datamodules.targets import TARGET_WEIGHT
 from datamodules.windows import WindowExamples, count_batches, cut_windows
 from serve.encoding import encode_features
+from serve.tower_inputs import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
 WORLD = make_world(ORDERED)
@@ -120,6 +121,18 @@ def test_a_batch_equals_a_loop_over_the_table():
                 assert batch.context_codes[b, i].tolist() == sequences.context.codes[place].tolist()
                 assert batch.recency[b, i] == (events.time[place] - events.time[place - 1] if i else 0)
         assert batch.sees_history.all()
+
+
+def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events():
+    data = make_data(WORLD)
+    assert data.sequences.events.weight.min() < np.exp(WORLD.schema.weight_mean) - 1  # some are below 0, standardised
+    for plan in data.examples.plan(7, 0):
+        batch = data.examples[plan]
+        expected, rows = history_arrays(data.sequences.events.between(plan.starts, plan.stops), WORLD.schema)
+        assert batch.history_rows.numpy().tobytes() == rows.tobytes()
+        for name, array in expected.items():
+            found = batch.arrays[name].numpy()
+            assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
 def test_windows_of_similar_length_share_a_batch():
