@@ -15,6 +15,8 @@ from serve.errors import SchemaError
 GZIP = ".gz"
 UNPACKING_ERRORS = (gzip.BadGzipFile, EOFError, zlib.error)
 """Of a damaged file, or one that was cut off."""
+_GZIP_START, _ZIP_START = b"\x1f\x8b", b"PK\x03\x04"
+"""First bytes of what is compressed."""
 
 
 def is_packed(path: Path) -> bool:
@@ -25,6 +27,29 @@ def is_packed(path: Path) -> bool:
 def kind_suffix(path: Path) -> str:
     """Return the suffix, in small letters, of a file or of the one that is compressed in it."""
     return (Path(path.stem) if is_packed(path) else path).suffix.lower()
+
+
+def check_packing(path: Path, allowed: str) -> None:
+    """Refuse a file that is compressed in another way than its name says.
+
+    Args:
+        path: of the file.
+        allowed: kinds of files that are read, for messages.
+
+    Raises:
+        SchemaError: says what to do.
+    """
+    with path.open("rb") as file:
+        start = file.read(len(_ZIP_START))
+    if start == _ZIP_START:
+        advice = "unpack it, or save a spreadsheet as CSV, and name the file that comes out"
+        raise SchemaError(f"{path} is compressed by zip, as spreadsheets are; {advice}; allowed: {allowed}")
+    is_gzip = start.startswith(_GZIP_START)
+    if is_gzip and not is_packed(path):
+        advice = f"let its name end in {GZIP} if one text file is in it, or else unpack it"
+        raise SchemaError(f"{path} is compressed by gzip, which its name does not say; {advice}")
+    if start and is_packed(path) and not is_gzip:
+        raise SchemaError(f"{path} is not compressed by gzip, which its name says; take {GZIP} from its name")
 
 
 def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
@@ -43,5 +68,4 @@ def name_damage(path: Path) -> Iterator[None]:
     try:
         yield
     except UNPACKING_ERRORS as error:
-        advice = "fetch it again, or take .gz from its name if it is not compressed"
-        raise SchemaError(f"{path.name}: cannot be unpacked: {error}; {advice}") from error
+        raise SchemaError(f"{path.name}: cannot be unpacked: {error}; fetch the file again") from error

@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 
 from serve.errors import SchemaError
 from serve.interpreter import name_interpreter
-from serve.packed_files import GZIP, is_packed, kind_suffix, name_damage, open_bytes, open_text
+from serve.packed_files import GZIP, check_packing, is_packed, kind_suffix, name_damage, open_bytes, open_text
 from serve.request_values import show
 from serve.row_layout import TEXT_SUFFIXES, RowLayout
 
@@ -32,7 +32,8 @@ def check_file(path: Path) -> None:
     """Refuse a file that no reader here reads.
 
     Raises:
-        SchemaError: a missing file, a folder or an unknown suffix.
+        SchemaError: a missing file, a folder, an unknown suffix, or a file that is compressed in another way than its
+            name says.
     """
     if path.is_dir():
         raise SchemaError(f"{path} is a folder; allowed: a file, {_ALLOWED}")
@@ -42,6 +43,7 @@ def check_file(path: Path) -> None:
         raise SchemaError(f"{path.name}: cannot read '{kind}{packing}'; allowed: {_ALLOWED}{meant}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
+    check_packing(path, _ALLOWED)
 
 
 def count_rows(path: Path) -> int:

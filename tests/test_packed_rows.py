@@ -73,10 +73,10 @@ def test_a_fault_is_named_by_the_line_of_the_file_within(tmp_path):
 def test_what_was_cut_off_gives_no_complete_list(tmp_path, name):
     _, packed = write_both(tmp_path, name, ITEMS[name], n_parts=1)
     content = packed.read_bytes()
-    for length in range(1, len(content)):
+    for length in range(2, len(content)):
         packed.write_bytes(content[:length])
         for read in (read_items, count_rows):
-            with pytest.raises(SchemaError, match=rf"{name}\.gz: cannot be unpacked: .*; fetch it again"):
+            with pytest.raises(SchemaError, match=rf"{name}\.gz: cannot be unpacked: .*; fetch the file again"):
                 read(packed)
 
 
@@ -90,11 +90,18 @@ def test_no_byte_can_change_what_is_read(tmp_path, name):
             assert read_items(packed) == expected
 
 
-def test_a_file_that_is_not_compressed_is_refused_by_its_name(tmp_path):
-    path = tmp_path / "i.csv.gz"
-    path.write_bytes(ITEMS["i.csv"])
-    with pytest.raises(SchemaError, match=r"take \.gz from its name if it is not compressed"):
-        read_items(path)
+@pytest.mark.parametrize(
+    ("name", "content", "advice"),
+    [
+        ("i.csv.gz", ITEMS["i.csv"], r"not compressed by gzip, which its name says; take \.gz from its name"),
+        ("i.csv", gzip.compress(ITEMS["i.csv"]), r"compressed by gzip, which its name does not say; let its name end"),
+        ("i.csv", b"PK\x03\x04rest", r"compressed by zip, as spreadsheets are; unpack it.*allowed: \.jsonl, "),
+    ],
+)
+def test_a_file_that_is_compressed_otherwise_than_its_name_says_is_told_what_to_do(tmp_path, name, content, advice):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(SchemaError, match=advice):
+        read_items(tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from datamodules.reading.json_files import read_json_lines
 from datamodules.reading.parquet_files import read_parquet
 from datamodules.reading.raw_records import RawRecords
 from serve.errors import SchemaError
-from serve.packed_files import GZIP, UNPACKING_ERRORS, is_packed, kind_suffix
+from serve.packed_files import GZIP, UNPACKING_ERRORS, check_packing, is_packed, kind_suffix
 
 _Read = Callable[[Path, tuple[Column, ...]], RawRecords]
 _PARQUET = ".parquet"
@@ -31,8 +31,6 @@ _NEVER_PACKED = {
     ".tar": "an archive, of which no file is a table by itself; unpack it and name one of those that come out",
 }
 """Suffixes that no `.gz` may follow -> why, and what to do."""
-_GZIP_START, _ZIP_START = b"\x1f\x8b", b"PK\x03\x04"
-"""First bytes of what is compressed."""
 
 
 def read_raw(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[RawRecords]:
@@ -71,7 +69,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
 
 def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> RawRecords:
     try:
-        _check_packing(path)
+        check_packing(path, _name_kinds())
         read = _choose_reader(path, table)
         return read_csv(path, table, columns) if read is None else read(path, columns)
     except (duckdb.Error, pa.ArrowException, OSError, *UNPACKING_ERRORS) as error:
@@ -83,21 +81,6 @@ def _advise(path: Path, error: Exception) -> str:
     if not is_packed(path) or not isinstance(error, (*UNPACKING_ERRORS, duckdb.IOException)):
         return ""
     return "; unpack it with gunzip and name the file that comes out; if gunzip fails too, fetch the file again"
-
-
-def _check_packing(path: Path) -> None:
-    """Refuse a file that is compressed in another way than its name says."""
-    with path.open("rb") as file:
-        start = file.read(len(_ZIP_START))
-    if start == _ZIP_START:
-        advice = "unpack it, or save a spreadsheet as CSV, and name the file that comes out"
-        raise SchemaError(f"{path} is compressed by zip, as spreadsheets are; {advice}; allowed: {_name_kinds()}")
-    is_gzip = start.startswith(_GZIP_START)
-    if is_gzip and not is_packed(path):
-        advice = f"let its name end in {GZIP} if one text file is in it, or else unpack it"
-        raise SchemaError(f"{path} is compressed by gzip, which its name does not say; {advice}")
-    if start and is_packed(path) and not is_gzip:
-        raise SchemaError(f"{path} is not compressed by gzip, which its name says; take {GZIP} from its name")
 
 
 def _choose_reader(path: Path, table: TableConfig) -> _Read | None:
