@@ -58,7 +58,7 @@ def open_bytes(path: Path) -> gzip.GzipFile | BufferedReader:
 
 
 def open_text(path: Path, encoding: str, errors: str = "surrogateescape") -> TextIO:
-    """Do as `open_bytes`, decoded; line ends stay, and bytes that are no character become lone surrogates."""
+    """Do as `open_bytes`, decoded; line ends stay, and bytes that are no character become what `errors` says."""
     return TextIOWrapper(open_bytes(path), encoding=encoding, errors=errors, newline="")
 
 
