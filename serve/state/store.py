@@ -45,11 +45,12 @@ _VIEWS = {
     "AND e.item_id = s.item_id "
     "AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime))",
 }
-_INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once, unless ?7 undid it meanwhile
-    "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) SELECT ?1, ?2, ?3, ?4, ?5, ?6 "
-    "WHERE NOT EXISTS (SELECT 1 FROM events WHERE user_id = ?1 AND datetime = ?4 AND item_id = ?2 AND event IS ?3 "
-    "AND weight IS ?5 AND number > (SELECT ifnull(max(number), 0) FROM events WHERE user_id = ?1 AND datetime = ?4 "
-    "AND item_id = ?2 AND event = ?7))"
+_INSERT_EVENT = (  # what is sent again since its acknowledgement was lost is there once, unless it was undone meanwhile
+    "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) "
+    "SELECT :user_id, :item_id, :event, :datetime, :weight, :request_id WHERE NOT EXISTS (SELECT 1 FROM events "
+    "WHERE user_id = :user_id AND datetime = :datetime AND item_id = :item_id AND event IS :event "
+    "AND weight IS :weight AND number > (SELECT ifnull(max(number), 0) FROM events WHERE user_id = :user_id "
+    "AND datetime = :datetime AND item_id = :item_id AND event = :undone_by))"
 )
 _UNDONE_BY: dict[str | None, str] = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
 _INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
@@ -248,10 +249,9 @@ def check_retention(days: float, name: str) -> None:
         raise ValueError(f"{name} is {days:g}; allowed: above 0, below {_LONGEST_RETENTION}")
 
 
-def _write_event(one: Observation) -> tuple[Id | float | None, ...]:
-    undone_by = _UNDONE_BY.get(one.event)
-    values = (one.user_id, one.item_id, one.event, one.datetime, one.weight, one.request_id, undone_by)
-    return tuple(map(to_plain, values))  # SQLite keeps the bytes of a number of numpy, which nothing finds again
+def _write_event(one: Observation) -> dict[str, Id | float | None]:
+    values = vars(one) | {"undone_by": _UNDONE_BY.get(one.event)}
+    return {name: to_plain(value) for name, value in values.items()}  # SQLite would keep the bytes of a numpy number
 
 
 def _insert_answer(connection: sqlite3.Connection, one: Impressions) -> None:
