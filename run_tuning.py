@@ -26,6 +26,7 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.targets import only_targets
 from models.config import Recipe, recipe_of
+from models.fitting import list_callbacks
 from run_config import Config, tuned_text
 from run_state import declare
 from run_training import fit_towers
@@ -140,7 +141,7 @@ def attempt(study: optuna.Study, whole: Config, space: Space, tables: Tables, sp
     watch = Watch(lambda value, step: _is_behind(trial, value, step))
     model = replace(whole.model, **asdict(apply(recipe, tidy(trial.params))))
     out = whole.out / FOLDER / TRIAL
-    trainer = {**whole.trainer, "callbacks": [*whole.trainer.get("callbacks", []), watch]}
+    trainer = {**whole.trainer, "callbacks": [*list_callbacks(whole.trainer.get("callbacks")), watch]}
     try:
         epochs = fit_towers(replace(whole, model=model, trainer=trainer, out=out), tables, split, None).epochs
     except optuna.TrialPruned:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -162,7 +162,7 @@ def _make_trainer(
         "limit_val_batches": None if validates else 0,
         "gradient_clip_val": 1.0,
     }
-    callbacks = [*callbacks, *given.pop("callbacks", [])]
+    callbacks = [*callbacks, *list_callbacks(given.pop("callbacks", None))]
     _check_options(given, validates)
     try:
         trainer = pl.Trainer(**{**ours, **given}, callbacks=callbacks)
@@ -174,6 +174,11 @@ def _make_trainer(
             "as by default: batches are made whole, and every device would train on all of them"
         )
     return trainer
+
+
+def list_callbacks(given: Callback | Sequence[Callback] | None) -> list[Callback]:
+    """Return what was given as `callbacks`, which the Trainer takes as one, as several or as none."""
+    return [given] if isinstance(given, Callback) else list(given or ())
 
 
 def _check_options(options: Mapping[str, Any], validates: bool) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from pytorch_lightning.callbacks import LambdaCallback
 
 import train
 from models.checkpoints import read_checkpoint
@@ -141,6 +142,15 @@ def test_options_of_no_training_here_are_refused_in_one_line(tmp_path, options, 
     with pytest.raises(SchemaError, match=message) as error:
         fit_tiny(tmp_path, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("form", [lambda one: [one], lambda one: (one,), lambda one: one, lambda one: None])
+def test_callbacks_are_given_as_the_trainer_takes_them(tmp_path, form):
+    """One alone, or None, was a traceback once the data was read."""
+    begun: list[int] = []
+    given = form(LambdaCallback(on_train_epoch_start=lambda trainer, module: begun.append(trainer.current_epoch)))
+    fit_tiny(tmp_path, patience=None, callbacks=given)
+    assert begun == ([] if given is None else list(range(EPOCHS)))
 
 
 def test_a_checkpoint_of_another_run_is_refused(tmp_path):

@@ -18,6 +18,7 @@ import pytest
 import torch
 import yaml
 from optuna.trial import TrialState
+from pytorch_lightning.callbacks import Callback
 
 import run_tuning
 import train
@@ -25,7 +26,7 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.config import ModelConfig, Recipe, recipe_of
 from models.two_tower import TwoTower
-from run_config import TuneConfig
+from run_config import Config, TuneConfig
 from serve.errors import SchemaError
 from serve.staging import Stage
 from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
@@ -241,6 +242,23 @@ def test_a_trial_that_falls_behind_is_ended(shop, tmp_path, monkeypatch, capsys)
     (whole, _, first), (ended, _, second) = read_study(tmp_path)["tried"]
     assert (whole, len(first), ended, len(second)) == ("COMPLETE", 2, "PRUNED", 1)
     assert yaml.safe_load((tmp_path / "tuning" / "best.yaml").read_text())["model"] == CONFIG["model"]
+
+
+def test_a_callback_that_was_given_alone_is_one_of_a_trial(tmp_path, monkeypatch):
+    """The first trial ended in a traceback."""
+    own, seen = Callback(), []
+
+    def fit(config, *_):
+        seen.extend(config.trainer["callbacks"])
+        raise optuna.TrialPruned
+
+    monkeypatch.setattr(run_tuning, "fit_towers", fit)
+    whole = Config(model=ModelConfig(**asdict(RECIPE)), trainer={"callbacks": own}, out=tmp_path)
+    space = make_space(RECIPE, ["dropout"], has_content=True)
+    with open_study(tmp_path, {}) as study:
+        run_tuning.attempt(study, whole, space, None, None)
+    assert seen[0] is own
+    assert [type(one) for one in seen] == [Callback, Watch]
 
 
 def test_trials_need_a_validation():
