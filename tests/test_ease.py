@@ -5,7 +5,7 @@ import pytest
 
 import evaluation.ease
 from evaluation.ease import DualEase, PrimalEase, fit_dual_ease, fit_ease, fit_primal_ease
-from evaluation.events import Events, as_binary, as_logs
+from evaluation.events import Events, as_binary, as_logs, join_events
 from evaluation.ranking import tiles
 
 LAMBDAS = (0.5, 3.0, 30.0)
@@ -36,8 +36,9 @@ def score_naively(events: Events, regularisation: float) -> np.ndarray:
 @pytest.mark.parametrize(("n_users", "n_items"), [(7, 11), (13, 5)])
 def test_both_forms_solve_the_regressions(fit, n_users, n_items, monkeypatch):
     monkeypatch.setattr(evaluation.ease, "tiles", lambda rows, columns: tiles(rows, columns, 3 * columns))
-    events = make(n_users, n_items)
-    users = np.array([3, 0, 2])
+    one = Events(np.array([n_users - 1]), np.array([2]), None, n_users, n_items)  # of a user who has nothing else
+    events = join_events(make(n_users, n_items), one)
+    users = np.array([3, 0, n_users - 1])
     for regularisation, model in zip(LAMBDAS, fit(events, LAMBDAS, as_logs), strict=True):
         expected = score_naively(events, regularisation)[users]
         assert model.score(users) == pytest.approx(expected, abs=2e-5)

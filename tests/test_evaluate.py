@@ -201,7 +201,28 @@ def test_context_is_a_second_block():
     for model, extra in (("bascule", {"context": {}}), ("bascule without context", {})):
         expected = naive_evaluation(recommender, targets, KEEP["novel"], KEEP["all"], lambda key, extra=extra: extra)
         assert_figures(metrics["with_context"][model]["novel"], expected)
+    informed, uninformed = (metrics["with_context"][name]["novel"] for name in metrics["with_context"])
+    (gain,) = metrics["paired_with_context"].values()
     assert list(metrics["paired_with_context"]) == ["bascule without context"]
+    assert gain["novel"]["NDCG@10"] == pytest.approx(informed["NDCG@10"] - uninformed["NDCG@10"]) != 0
+
+
+def test_without_times_context_is_asked_for_each_user_and_item():
+    recommender = make_recommender(repeats="exclude", has_datetime=False)
+    holdout = pd.concat([HOLDOUT, HOLDOUT.head(3).assign(device="tv")]).drop(columns="datetime")
+    metrics = run(recommender, at=None, holdout=holdout, baselines=[])
+    first = holdout.drop_duplicates(["user_id", "item_id"]).sort_values(["user_id", "item_id"])
+    assert len(first) < len(holdout)
+    assert metrics["protocol"]["with_context"].startswith(f"{len(first)} requests, one per user and item of the")
+    devices = [None if pd.isna(device) else device for device in first["device"]]
+    asked = [
+        {"user_id": user, "context": {"device": device}} for user, device in zip(first["user_id"], devices, strict=True)
+    ]
+    assert recommender.asked[1] == asked
+    targets = targets_by(["user_id", "item_id"])
+    for model, extra in (("bascule", {"context": {}}), ("bascule without context", {})):
+        expected = naive_evaluation(recommender, targets, KEEP["novel"], KEEP["all"], lambda key, extra=extra: extra)
+        assert_figures(metrics["with_context"][model]["novel"], expected)
 
 
 @pytest.mark.parametrize("ties", ["ordered", "simultaneous"])
@@ -222,9 +243,10 @@ def test_a_list_that_begins_with_all_held_out_items_is_perfect():
     assert run(recommender, at=None, holdout=holdout)["test"]["bascule"]["novel"]["NDCG@10"] == 1
 
 
-def test_without_times_and_context_there_is_no_second_block():
+@pytest.mark.parametrize("unread", [["datetime", "device"], ["device"], []])
+def test_where_the_bundle_reads_neither_times_nor_context_there_is_no_second_block(unread):
     recommender = make_recommender(repeats="exclude", has_datetime=False, context_features=())
-    holdout = HOLDOUT.drop(columns=["datetime", "device"])
+    holdout = HOLDOUT.drop(columns=unread)
     metrics = run(recommender, at=None, holdout=holdout)
     assert "with_context" not in metrics
     assert recommender.asked == [[{"user_id": user} for user in sorted(holdout["user_id"].unique())]]
@@ -239,17 +261,27 @@ def test_paired_differences_are_of_the_same_users():
             assert difference["NDCG@20"] == pytest.approx(model["NDCG@20"] - baseline["NDCG@20"])
 
 
-def test_popularity_is_the_ranking_of_counts():
-    _, metrics = run_allowing()
-    past = pd.concat([TRAIN, VALIDATION])["item_id"].tolist()
+def assert_popularity(figures, past: list[str], keep_target) -> None:
+    """Compare with the ranking of how often each item is in `past`."""
     ranked = sorted(range(N), key=lambda row: (-past.count(ITEMS[row]), row))
     popular = FakeRecommender(ITEMS, [*USERS, NEW_USER], owned_items())
     popular.rank = lambda request, k, keep: [
         row for row in ranked if keep(ITEMS[row], popular.owned.get(request["user_id"], set()))
     ][:k]
-    for view in KEEP:
-        expected = naive_evaluation(popular, targets_by(["user_id"]), KEEP[view], KEEP[view])
-        assert_figures(metrics["test"]["popularity"][view], expected)
+    for view in figures:
+        assert_figures(figures[view], naive_evaluation(popular, targets_by(["user_id"]), KEEP[view], keep_target(view)))
+
+
+def test_popularity_is_the_ranking_of_counts():
+    _, metrics = run_allowing()
+    assert_popularity(metrics["test"]["popularity"], pd.concat([TRAIN, VALIDATION])["item_id"].tolist(), KEEP.get)
+
+
+def test_popularity_counts_a_user_once_where_nothing_is_taken_again():
+    pairs = pd.concat([TRAIN, VALIDATION]).drop_duplicates(["user_id", "item_id"])
+    assert len(pairs) < len(TRAIN) + len(VALIDATION)
+    metrics = run(make_recommender(repeats="exclude"), AT, baselines=["popularity"])
+    assert_popularity(metrics["test"]["popularity"], pairs["item_id"].tolist(), lambda _: KEEP["all"])
 
 
 def test_beyond_accuracy_is_of_the_headline_lists():
@@ -268,7 +300,12 @@ def test_slices_are_parts_of_the_targets():
     for value in ("f", "m", "missing"):
         some = {key: items for key, items in targets_by(["user_id"]).items() if gender.get(key[0], "missing") == value}
         assert_figures(slices["all"]["gender"][value], naive_evaluation(recommender, some, KEEP["all"], KEEP["all"]))
-    assert slices["all"]["history"]["0"]["users"] == 1  # the new one
+    n_events = pd.concat([TRAIN, VALIDATION])["user_id"].value_counts()
+    n_events = n_events.reindex(HOLDOUT["user_id"].unique(), fill_value=0)  # of one user each: the new one has none
+    groups = pd.cut(n_events, [-1, 0, 4, 19, 999], labels=["0", "1-4", "5-19", "20+"]).value_counts()
+    assert {value: slices["all"]["history"][value]["users"] for value in slices["all"]["history"]} == dict(
+        groups[groups > 0]
+    )
 
 
 def test_parameters_are_chosen_on_validation():
@@ -280,8 +317,26 @@ def test_parameters_are_chosen_on_validation():
     assert baselines["popularity"]["parameter"] == {}
 
 
-def test_criterion_is_the_mean_of_two_views_on_validation(monkeypatch):
+@pytest.mark.parametrize(
+    ("repeats", "metric", "views"), [("allow", "NDCG@20", ["all", "novel"]), ("exclude", "NDCG@10", ["novel"])]
+)
+def test_criterion_is_the_mean_of_the_views_on_validation(monkeypatch, repeats, metric, views):
     """Personal frequency by a naive loop, on the validation window, from training events alone."""
+    naive, wanted = rank_by_frequency(), wanted_of(VALIDATION)
+    kept = KEEP if repeats == "allow" else dict.fromkeys(KEEP, KEEP["all"])  # what she has is a miss there
+    expected = [naive_evaluation(naive, wanted, KEEP[view], kept[view])[metric] for view in views]
+    assert validate_personal(monkeypatch, repeats, VALIDATION) == pytest.approx(np.mean(expected))
+
+
+def test_a_view_without_targets_says_nothing_of_a_value(monkeypatch):
+    """Where all of the validation are items that their users have, none is novel."""
+    pairs = pd.MultiIndex.from_frame(TRAIN[["user_id", "item_id"]])
+    owned = VALIDATION[pd.MultiIndex.from_frame(VALIDATION[["user_id", "item_id"]]).isin(pairs)]
+    expected = naive_evaluation(rank_by_frequency(), wanted_of(owned), KEEP["all"], KEEP["all"])["NDCG@20"]
+    assert validate_personal(monkeypatch, "allow", owned) == pytest.approx(expected)
+
+
+def rank_by_frequency() -> FakeRecommender:
     history = {user: items.tolist() for user, items in TRAIN.groupby("user_id")["item_id"]}
     counts = TRAIN["item_id"].tolist()
 
@@ -292,11 +347,17 @@ def test_criterion_is_the_mean_of_two_views_on_validation(monkeypatch):
 
     naive = FakeRecommender(ITEMS, USERS, {user: set(items) for user, items in history.items()})
     naive.rank = rank
-    wanted = {(user,): set(items) for user, items in VALIDATION.groupby("user_id")["item_id"]}
-    expected = [naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")]
+    return naive
+
+
+def wanted_of(rows: pd.DataFrame) -> dict[tuple, set[str]]:
+    return {(user,): set(items) for user, items in rows.groupby("user_id")["item_id"]}
+
+
+def validate_personal(monkeypatch, repeats, validation) -> float:
     monkeypatch.setattr("evaluation.evaluate.choose_baselines", lambda *_: [personal_with_a_parameter()])
-    baselines = run(make_recommender(repeats="allow"), AT)["baselines"]
-    assert baselines["personal"]["validation"]["1"] == pytest.approx(np.mean(expected))
+    baselines = run(make_recommender(repeats=repeats), AT, validation=validation)["baselines"]
+    return baselines["personal"]["validation"]["1"]
 
 
 def personal_with_a_parameter():
@@ -310,6 +371,14 @@ def test_without_validation_the_middle_value_is_taken():
     metrics = run(make_recommender(repeats="allow"), AT, validation=VALIDATION[:0])
     assert metrics["baselines"]["itemknn"]["parameter"] == {"neighbours": 20}
     assert metrics["baselines"]["itemknn"]["validation"] == {}
+
+
+def test_events_on_items_outside_the_catalogue_tell_baselines_nothing():
+    gone, names = TRAIN.head(5).assign(item_id="item-gone"), ["popularity", "personal-decayed", "itemknn", "ease"]
+    recommender, train = make_recommender(repeats="allow"), pd.concat([gone, TRAIN])
+    metrics = evaluate(recommender, HOLDOUT, train, VALIDATION, DEMOGRAPHICS, AT, ["gender"], 3, baselines=names)
+    _, expected = run_allowing()
+    assert {name: metrics["test"][name] for name in names} == {name: expected["test"][name] for name in names}
 
 
 def test_order_of_rows_does_not_matter():
@@ -333,13 +402,17 @@ def test_a_group_may_be_named_twice_and_hold_numbers():
 
 def test_context_is_stated_as_vocabularies_know_it():
     days = pd.to_datetime(["2020-02-03", None, "2020-02-05"]).date
-    features = (Feature("day", "categorical", "day"), Feature("tags", "multi_categorical", "tags"))
-    rows = pd.DataFrame({"user_id": ["a", "b", "c"], "day": days, "tags": ["x|y", None, " z "]})
+    features = tuple(
+        Feature(name, kind, name)
+        for name, kind in (("day", "categorical"), ("tags", "multi_categorical"), ("load", "numeric"))
+    )
+    rows = pd.DataFrame({"user_id": ["a", "b", "c"], "day": days, "tags": ["x|y", None, " z "], "datetime": AT})
+    rows["load"] = [1.5, np.nan, 2.0]
     schema = make_recommender(has_datetime=False, context_features=features).bundle.schema
-    assert [request["context"] for request in contextual_requests(rows, schema)] == [
-        {"day": "2020-02-03", "tags": ["x", "y"]},
-        {"day": None, "tags": None},
-        {"day": "2020-02-05", "tags": ["z"]},
+    assert contextual_requests(rows, schema) == [
+        {"user_id": "a", "context": {"day": "2020-02-03", "tags": ["x", "y"], "load": 1.5}},
+        {"user_id": "b", "context": {"day": None, "tags": None, "load": None}},
+        {"user_id": "c", "context": {"day": "2020-02-05", "tags": ["z"], "load": 2.0}},
     ]
 
 
@@ -348,6 +421,40 @@ def test_protocol_says_where_derived_context_comes_from():
     metrics = run(make_recommender(context_features=(hour,)), AT)
     assert metrics["protocol"]["requests"].endswith("+00:00, hour of that moment, no other context")
     assert run(make_recommender(context_features=()), AT)["protocol"]["requests"].endswith(", without context")
+
+
+@pytest.mark.parametrize(
+    ("repeats", "at", "said"),
+    [
+        (
+            "allow",
+            AT,
+            {
+                "split": "time",
+                "tuning": "baselines: NDCG@20, mean of the views all and novel, on validation",
+                "beyond_accuracy": "lists of the view all",
+            },
+        ),
+        (
+            "exclude",
+            None,
+            {
+                "split": "held-out interactions",
+                "tuning": "baselines: NDCG@10, view novel, on validation",
+                "beyond_accuracy": "lists of the view novel",
+                "requests": "one per user of the holdout, for all her items there, without datetime and context",
+            },
+        ),
+    ],
+)
+def test_the_protocol_says_what_was_done(repeats, at, said):
+    protocol = run(make_recommender(repeats=repeats), at, baselines=[])["protocol"]
+    n_users = HOLDOUT["user_id"].nunique()
+    counts = {"n_requests": n_users, "n_users": n_users, "n_items": N, "k": 20, "repeats": repeats}
+    assert {name: protocol[name] for name in said | counts} == said | counts
+    assert list(protocol["views"]) == (["all", "repeat", "novel"] if repeats == "allow" else ["novel"])
+    assert ("out of reach" in protocol["views"]["novel"]) == (repeats == "exclude")
+    assert ("with_context" in protocol) == (at is None)
 
 
 def test_an_unknown_group_is_refused():

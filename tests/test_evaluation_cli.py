@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -11,8 +12,9 @@ import evaluation.__main__
 from evaluation.__main__ import main
 from evaluation.frames import read_interactions, read_moment, read_users
 from evaluation.histories import profiles_from_frame
-from evaluation.joins import check_reachable
+from evaluation.joins import check_reachable, say_gaps, say_leaks, say_strangers
 from evaluation.validation import hold_out_last, hold_out_pairs, hold_out_window, sample_users
+from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.schema import Feature
 from tests.fake_recommender import FakeRecommender
@@ -101,6 +103,7 @@ def test_without_a_moment_each_user_is_a_request_and_each_time_one_with_context(
     assert metrics["protocol"]["with_context"].startswith(f"{n_times} requests, one per user and time")
     assert list(metrics["with_context"]) == ["bascule", "bascule without context"]
     assert set(metrics["slices"]["all"]["gender"]) == {"f", "missing"}
+    assert set(metrics["slices"]["all"]["income"]) == {"2.5", "missing"}
     ((_, profiles),) = built
     assert profiles.get("8").features == {"gender": "f", "income": 2.5}
     assert profiles.get("007").features == {"gender": None, "income": None}
@@ -183,6 +186,36 @@ def test_a_holdout_of_mostly_unknown_users_is_noted(bundle_folder, built, tmp_pa
     assert all(line.startswith(said) for line in lines)
 
 
+@pytest.mark.parametrize(("known", "said"), [("abx", None), ("ax", "3 of 4;"), ("", "4 of 4;")])
+def test_strangers_are_told_of_where_they_are_more_than_half_of_the_users(known, said):
+    """However many events each of them has."""
+    holdout = pd.DataFrame({"user_id": list("abccccccd")})
+    note = say_strangers(holdout, pd.DataFrame({"user_id": list(known)}, dtype=object))
+    assert note is None if said is None else said in note
+
+
+@pytest.mark.parametrize(
+    ("read", "lacking"),
+    [
+        ({"has_datetime": False, "event_types": (), "has_weight": False}, None),
+        ({"has_datetime": False, "event_types": ("buy",), "has_weight": True}, "event, weight"),
+        ({"has_datetime": True, "event_types": (), "has_weight": True}, "datetime, weight"),
+    ],
+)
+def test_only_columns_that_the_bundle_reads_are_said_to_be_lacking(read, lacking):
+    note = say_gaps(pd.DataFrame({"user_id": ["a"], "item_id": ["b"]}), replace(SCHEMA, **read))
+    assert note is None if lacking is None else f"--train lacks: {lacking}; they" in note
+
+
+def test_an_event_at_the_moment_of_the_question_is_not_known_then():
+    train = pd.DataFrame({"user_id": list("abc"), "item_id": list("pqr"), "datetime": [AT - 1, AT, AT + 1]})
+    (note,) = say_leaks(train[:0], train, AT)
+    assert note.startswith("events of --train at or after --at: 2 of 3;")
+    (note,) = say_leaks(train[:0], train[:2], AT)
+    assert note.startswith("events of --train at or after --at: 1 of 2;")
+    assert say_leaks(train[:0], train[:1], AT) == say_leaks(train[:0], train, None) == []
+
+
 def test_columns_that_histories_lack_are_noted(bundle_folder, built, tmp_path, capsys):
     """A column of times called otherwise was no word: the bundle was measured as if it knew no times."""
     train = TRAIN.rename(columns={"datetime": "ts"}).drop(columns="event")
@@ -226,6 +259,17 @@ def test_what_cannot_be_written_is_refused_before_baselines(bundle_folder, built
     assert not built
 
 
+@pytest.mark.parametrize("source", ["--holdout", "--train", "--users"])
+def test_figures_take_the_place_of_nothing_that_is_read(bundle_folder, built, tmp_path, capsys, source):
+    users = write(tmp_path, pd.DataFrame({"user_id": ["8"], "gender": ["f"], "income": [2.5]}), "users.csv")
+    words = [*arguments(bundle_folder, tmp_path), "--users", users, "--baselines"]
+    path = words[words.index(source) + 1]
+    before = Path(path).read_bytes()
+    assert main([*words, f"--json={path}"]) == 2
+    assert f"{path} is a file that is read, and the figures would replace it" in capsys.readouterr().err
+    assert Path(path).read_bytes() == before
+
+
 def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, monkeypatch):
     def fail(*arguments, **named):
         raise ValueError("no such\n  thing")
@@ -247,6 +291,8 @@ def test_any_unfit_value_is_one_line(bundle_folder, built, tmp_path, capsys, mon
         (TRAIN.assign(weight=["many", *TRAIN["weight"][1:]]), "weight is 'many' in record 1"),
         (TRAIN.assign(position=["first", *range(1, 59)]), "position is 'first' in record 1"),
         (TRAIN.assign(weight=-2.5), "weight is '-2.5' in record 1"),
+        (TRAIN.assign(weight=["0", "inf", *["1"] * 57]), "weight is 'inf' in record 2"),
+        (TRAIN.assign(position=["0", "-inf", *["1"] * 57]), "position is '-inf' in record 2"),
         (TRAIN[:0].drop(columns=list(TRAIN)), "cannot be read"),
     ],
 )
@@ -361,6 +407,14 @@ def test_messages_show_what_the_file_says(tmp_path):
         read_interactions(path, SCHEMA)
 
 
+def test_numbers_of_users_are_numbers(tmp_path):
+    path = tmp_path / "users.csv"
+    pd.DataFrame({"user_id": ["a", "b"], "gender": ["f", None], "income": ["2.50", None]}).to_csv(path, index=False)
+    income = read_users(path, SCHEMA)["income"]
+    assert income.dtype == np.float64
+    np.testing.assert_array_equal(income, [2.5, np.nan])
+
+
 def test_a_user_twice_is_refused(tmp_path):
     path = tmp_path / "users.csv"
     pd.DataFrame({"user_id": ["a", "b", "a"], "gender": "f", "income": 1}).to_csv(path, index=False)
@@ -382,9 +436,11 @@ def test_moments_are_read_in_the_zone_of_the_bundle():
 
 def test_histories_are_oldest_first():
     rows = pd.DataFrame({"user_id": ["b", "a", "b", "b"], "item_id": list("pqrs"), "datetime": [9, 4, 2, 9]})
+    rows["weight"] = [0.5, 0.25, 0.0, 3.0]
     profiles = profiles_from_frame(rows, pd.DataFrame({"user_id": []}, dtype=object), SCHEMA)
     assert profiles.get("b").history.item_id.tolist() == ["r", "p", "s"]
     assert profiles.get("b").history.datetime.tolist() == [2, 9, 9]
+    assert profiles.get("b").history.weight.tolist() == [0.0, 0.5, 3.0]
     assert profiles.get("a").features == {}
 
 
@@ -424,6 +480,44 @@ def test_pairs_are_held_out_whatever_the_order_of_rows():
     assert set(hold_out_pairs(rows, 0.95, seed=3)[0]["user_id"]) == set(rows["user_id"])  # nobody loses her last pair
 
 
+@pytest.fixture
+def given(monkeypatch):
+    """Keep what an evaluation is given, and end there."""
+    seen = []
+
+    def keep(*arguments):
+        seen.extend(arguments)
+        raise ValueError("enough")
+
+    monkeypatch.setattr(evaluation.__main__, "evaluate", keep)
+    return seen
+
+
+@pytest.mark.parametrize(("first", "last"), [(10, 0), (90, 30)], ids=["all in it", "none in it"])
+def test_baselines_are_validated_by_last_moments_where_a_window_would_leave_nothing(
+    bundle_folder, built, tmp_path, given, first, last
+):
+    rows = make_rows(59, AT - first * DAY, AT - last * DAY, 1)
+    path = write(tmp_path, rows, "early.csv")
+    assert main([*arguments(bundle_folder, tmp_path), "--train", path, "--at", str(AT)]) == 2
+    _, _, train, validation, *_ = given
+    is_last = rows["datetime"] == rows.groupby("user_id")["datetime"].transform("max")
+    assert validation.index.tolist() == np.flatnonzero(is_last).tolist()
+    assert sorted([*train.index, *validation.index]) == list(range(59))
+
+
+def test_times_and_the_moment_are_of_the_zone_of_the_bundle(bundle_folder, built, tmp_path, given, monkeypatch):
+    bundle = Bundle.load(bundle_folder)
+    in_berlin = replace(bundle, schema=replace(bundle.schema, timezone="Europe/Berlin"))
+    monkeypatch.setattr(Bundle, "load", lambda _: in_berlin)
+    assert main([*arguments(bundle_folder, tmp_path), "--at", "2020-09-13 14:26:40"]) == 2
+    _, holdout, train, validation, _, at, *_ = given
+    assert at == AT
+    of_utc = pd.to_datetime(pd.concat([HOLDOUT, TRAIN])["datetime"]).astype("datetime64[s]").astype(np.int64)
+    shifts = of_utc.to_numpy() - pd.concat([holdout, pd.concat([train, validation]).sort_index()])["datetime"]
+    assert set(shifts) == {7200}
+
+
 def test_without_times_baselines_are_validated_by_as_many_pairs_as_are_held_out(
     bundle_folder, built, tmp_path, monkeypatch
 ):
@@ -449,6 +543,7 @@ def test_validation_users_are_drawn_by_the_seed(monkeypatch):
     assert drawn[0]["user_id"].nunique() == drawn[2]["user_id"].nunique() == 3
     assert {tuple(part["user_id"].unique()) for part in drawn} != {tuple(drawn[0]["user_id"].unique())}
     assert sample_users(rows[:2], 1).equals(rows[:2])
+    assert set(sample_users(rows[::-1], 1)["user_id"]) == set(drawn[0]["user_id"])  # whatever the order of rows
 
 
 @pytest.mark.parametrize(("words", "names"), [([], []), (["itemknn", "popularity"], ["popularity", "itemknn"])])

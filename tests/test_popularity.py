@@ -7,16 +7,11 @@ import numpy as np
 import pytest
 
 from evaluation.events import Events, as_binary, as_counts
-from evaluation.popularity import (
-    DAY,
-    fit_decayed_personal,
-    fit_personal,
-    fit_popularity,
-    fit_recent_popularity,
-)
+from evaluation.popularity import fit_decayed_personal, fit_personal, fit_popularity, fit_recent_popularity
 from evaluation.ranking import top_k
 
 U, N, E = 5, 11, 60
+DAY = 86_400
 
 
 def make(seed: int) -> Events:
@@ -49,6 +44,13 @@ def test_recent_popularity_forgets_what_is_older():
     for days, model in zip((7, 28), fit_recent_popularity(events, (7, 28), as_counts), strict=True):
         counts = Counter(item for _, item, time in rows(events) if time > last - days * DAY)
         assert top_k(model.score(np.array([2])), N)[0].tolist() == order({}, counts)
+
+
+@pytest.mark.parametrize(("unit", "n_recent"), [(DAY, 7), (3600, 7 * 24)])
+def test_a_week_holds_as_many_days_or_hours_as_it_has(unit, n_recent):
+    events = Events(np.zeros(200, np.int64), np.arange(200), np.arange(200) * unit, 1, 200)
+    (model,) = fit_recent_popularity(events, (7,), as_counts)
+    assert np.flatnonzero(model.score(np.array([0]))[0]).tolist() == list(range(200 - n_recent, 200))
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -42,6 +42,16 @@ def test_long_rows_are_ranked_exactly(data):
     assert top_k(scores, k).tolist() == [rank_naively(row, k) for row in scores.tolist()]
 
 
+@pytest.mark.parametrize("n_others", [0, 2])
+def test_a_list_of_few_items_of_a_large_catalogue_is_short(n_others):
+    """As one among the items that a user has: what has no score would fill it up."""
+    scores = np.full((2 + n_others, 700), -np.inf, np.float32)
+    scores[0, [600, 5]] = 3, 7
+    scores[2:] = np.arange(700)
+    expected = [[5, 600, -1, -1], [-1] * 4, *[[699, 698, 697, 696]] * n_others]
+    assert top_k(scores, 4).tolist() == expected
+
+
 def test_ties_at_the_cut_are_stable():
     assert top_k(np.zeros((3, 500), np.float32), 5).tolist() == [[0, 1, 2, 3, 4]] * 3
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import io
 import re
 
+import pytest
 from rich.console import Console
 
 from evaluation.result_table import build_table, print_metrics, print_results
@@ -42,6 +43,22 @@ def test_models_stand_in_order_with_intervals_and_differences():
     assert "bascule minus it" in text
     assert "1,234 users" in text
     assert "'all', 1 user, " in show(build_table("all", {"bascule": {"all": figures(0.5, users=1)}}, {}, "NDCG@20"))
+
+
+@pytest.mark.parametrize(
+    ("users", "low", "high", "colour"),
+    [
+        (20, 0.125, 0.25, "green"),
+        (20, -0.25, -0.125, "red"),
+        (20, 0.0, 0.25, "default"),
+        (20, -0.25, 0.0, "default"),
+        (19, 0.125, 0.25, "default"),
+    ],
+)
+def test_a_difference_has_a_colour_where_its_interval_is_on_one_side(users, low, high, colour):
+    paired = {"ease": {"all": {"users": users, "NDCG@20": 0.125, "NDCG@20_ci95": [low, high]}}}
+    table = build_table("all", TEST, paired, "NDCG@20")
+    assert next(cell for cell in table.columns[2].cells if cell).startswith(f"[{colour}]+0.1250[/] (")
 
 
 def test_a_table_fits_in_80_columns():

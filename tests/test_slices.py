@@ -35,6 +35,13 @@ def test_labels_of_targets():
     assert got["gender"].tolist() == ["m", "m", None, None, "m", "m"]
 
 
+def test_items_of_four_events_are_not_among_those_of_five():
+    items = np.array([7, 4, 2, 9, 3])  # of 0, 1, 4, 5 and 6 events
+    targets = Targets(ItemSets(items, np.array([0, 5])), np.array([0]))
+    got = label_targets(targets, np.array([0]), EVENTS, {})
+    assert got["item_events"].tolist() == ["0-4", "0-4", "0-4", "5+", "5+"]
+
+
 def test_a_column_called_as_a_slice_of_ours_stands_beside_it():
     column = np.array(["short", "long", "none", None], object)
     got = label_targets(TARGETS, np.array([3, 40, 0]), EVENTS, {"history": column})
@@ -73,6 +80,15 @@ def test_rare_values_are_one_slice():
     assert sorted(got) == ["other", *sorted(set(often))]
     assert got["other"]["users"] == n_rare
     assert {got[value]["users"] for value in often} == {2}
+
+
+def test_of_equally_frequent_values_the_first_in_order_stay():
+    """Whatever the order of the users: the same data would else have other groups."""
+    names = np.array([f"value-{number:02d}" for number in range(23)], object)
+    requests = np.arange(len(names) + 1)
+    targets = Targets(ItemSets(np.zeros(len(names), np.int64), requests), requests[:-1])
+    got = measure_slices(np.full((len(names), 5), 7), targets, {"city": names[::-1]})["city"]
+    assert sorted(got) == ["other", *names[:20]]
 
 
 def test_values_called_as_ours_are_told_from_them():
@@ -117,6 +133,25 @@ def test_few_numbers_and_texts_are_labels_themselves():
     assert label_column(pd.Series([3, 5, 3])).tolist() == [3, 5, 3]
     texts = [f"{number}" for number in range(17)]
     assert label_column(pd.Series(texts)).tolist() == texts
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int64", 12), ("str", 20)])
+def test_numbers_are_quartiles_from_where_they_are_too_many(kind, most):
+    few, many = (pd.Series(np.arange(n)).astype(kind) for n in (most, most + 1))
+    assert label_column(few).tolist() == few.tolist()
+    assert len(set(label_column(many))) == 4
+
+
+def test_numbers_without_end_are_of_no_quartile():
+    column = pd.Series([*range(20), np.inf, -np.inf, np.nan])
+    assert label_column(column).tolist() == [*label_column(column[:20]), None, None, None]
+
+
+@pytest.mark.parametrize("numbers", [np.arange(-11, 11), np.arange(22) / 4, np.arange(-22, 0) / 8])
+def test_texts_of_signed_numbers_and_fractions_are_quartiles_too(numbers):
+    column = pd.Series(numbers)
+    assert label_column(column.astype("str")).tolist() == label_column(column).tolist()
+    assert len(set(label_column(column))) == 4
 
 
 def test_a_value_is_one_label_as_it_is_one_of_a_vocabulary():

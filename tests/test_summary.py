@@ -29,9 +29,10 @@ def test_what_to_try_next_names_the_python_that_ran(tmp_path, monkeypatch):
 def test_a_run_that_held_out_nothing_says_so_as_the_report_does():
     text = io.StringIO()
     print_summary(Console(file=text, width=120), Path("r"), {"protocol": {}}, "NDCG@10", 7)
-    _, said, path, *_ = text.getvalue().splitlines()
+    _, said, path, bundle, *_ = text.getvalue().splitlines()
     assert said == say_test({}, [], FILMS) != ""
-    assert path.startswith("metrics ")
+    assert path.split() == ["metrics", "r/metrics.json"]
+    assert bundle.split() == ["bundle", "r/bundle"]
 
 
 @pytest.mark.parametrize("item_id", ["red [xl] shoes", "a[/b]", "-7x", "--k", "it's", 7])
