@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -60,6 +61,14 @@ def test_hits_and_owned_items_are_marked(schema, shop, films):
             assert ranking.hits == len(wanted & set(answer.item_id))
 
 
+@pytest.mark.parametrize("at", [None, "2020-09-13T12:26:40Z"])
+def test_users_of_the_test_are_asked_for_at_its_moment(shop, at):
+    """As the evaluation asked them: lists are others at another time."""
+    moment = {} if at is None else {"datetime": datetime(2020, 9, 13, 12, 26, 40, tzinfo=UTC)}
+    asked = ask_test_users(shop, holdout_of(SHOP), at, seed=3)
+    assert asked.requests == [{"user_id": user, **moment} for user in sorted(list(known_users(SHOP))[:5])]
+
+
 def test_the_last_events_come_first_by_day(shop):
     known = known_users(SHOP)
     examples = describe_examples(shop, ask_known_users(shop, seed=3), names_of(SHOP))
@@ -84,7 +93,7 @@ def test_nothing_is_said_of_an_event_that_is_missing(shop, missing):
     assert not any("[" in said for day in days for said in day.events)
 
 
-@pytest.mark.parametrize(("other", "is_said"), [(1.0, False), (np.nan, False), (2.5, True)])
+@pytest.mark.parametrize(("other", "is_said"), [(1.0, False), (np.nan, False), (2.5, True), (0.5, True)])
 def test_a_weight_of_one_is_said_where_another_is_not_one(shop, other, is_said):
     known = shop.profiles.history
     weight = np.ones(len(known))

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 
 from evaluation.report.groups import find_gaps, read_slices
+from evaluation.report.plain_words import say_gap
 
 
 def summary(users, value):
@@ -42,10 +43,24 @@ def test_the_gap_is_between_known_groups_of_users():
     groups = {"a": (20, 0.25), "b": (31, 0.75), "c": (3, 0.9), "missing": (27, 0.1), "other": (40, 0.95)}
     (gap,) = find_gaps(read_slices(content("shoe_size", groups)))
     assert (gap.title, gap.best, gap.worst, gap.size, gap.is_clear) == ("Shoe size", "b", "a", 0.5, True)
+    assert (gap.best_users, gap.worst_users) == (31, 20)
+    assert (gap.best_figure.value, gap.worst_figure.value) == (0.75, 0.25)
     assert gap.unknown is not None
     assert gap.unknown[0] == 27
     assert not find_gaps(read_slices(content("history", {"0": (20, 0.25), "20+": (31, 0.75)})))
     assert not find_gaps(read_slices(content("age", {"a": (20, 0.25), "b": (19, 0.75)})))
+
+
+@pytest.mark.parametrize(
+    ("value", "are"), [(0.5, "are apart."), (0.625, "overlap, so this may be chance.")], ids=["apart", "overlapping"]
+)
+def test_a_gap_is_said_with_its_intervals_and_whether_they_are_apart(value, are):
+    (gap,) = find_gaps(read_slices(content("town", {"a": (20, value), "b": (31, 0.8125)})))
+    ends = f"0.6875 to 0.9375, {value - 0.125:.4f} to {value + 0.125:.4f}"
+    assert say_gap(gap, "NDCG@10").replace("\N{NO-BREAK SPACE}", " ") == (
+        f"Town: NDCG@10 is 0.8125 for “b” (31 users) and {value:.4f} for “a” (20 users), a gap of "
+        f"{0.8125 - value:.4f}. The 95 % intervals ({ends}) {are}"
+    )
 
 
 def test_nothing_held_out_has_no_slices():

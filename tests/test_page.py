@@ -88,6 +88,13 @@ def render(run, **changes):
     return render_report(run.folder, run.content | changes, run.recommender, run.holdout, None)
 
 
+def test_the_catalogue_that_somebody_is_shown_is_that_of_ours(shop):
+    beyond = {name: figures | {"coverage@10": 0.0625} for name, figures in shop.content["beyond_accuracy"].items()}
+    beyond["bascule"]["coverage@10"] = 0.8125
+    said = " ".join(" ".join(Page(render(shop, beyond_accuracy=beyond)).texts).split())
+    assert "81.2 % of the catalogue is in somebody's first ten" in said
+
+
 def test_the_page_is_whole_and_needs_nothing_beside_it(run):
     text = render(run)
     parsed = Page(text)

@@ -120,9 +120,81 @@ def test_the_median_of_an_even_number_of_users_is_exact():
     assert rows["Events of a user, 95th percentile"] == "1,043"
 
 
-def test_times_far_from_all_others_are_on_the_page():
-    (facts,) = [facts for facts in describe_data(DATA | {"far_times": ["1 of 9"]}, FILMS) if "wrong" in facts.title]
-    assert facts.rows == [("Long before or after all others", "1 of 9")]
+HINTS = {
+    "headers": "A header?",
+    "spaced_ids": "White space",
+    "odd_ids": "Texts among integers",
+    "far_values": "Far from all others",
+    "far_times": "Long before or after all others",
+    "missing_marks": "A mark of what is missing?",
+    "crowds": "One user",
+    "ties_in_time": "Ties in time",
+    "out_of_reach": "Out of reach",
+}
+
+
+@pytest.mark.parametrize(("name", "title"), HINTS.items())
+def test_all_that_looks_wrong_is_on_the_page(name, title):
+    (facts,) = [facts for facts in describe_data(DATA | {name: ["1 of 9", "2 of 9"]}, FILMS) if "wrong" in facts.title]
+    assert facts.rows == [(title, "1 of 9"), (title, "2 of 9")]
+
+
+def test_each_fact_of_the_data_has_its_own_number():
+    targets = {"train": 901, "validation": 31, "test": 53}
+    tables = {facts.title: dict(facts.rows) for facts in describe_data(DATA | {"targets": targets}, FILMS)}
+    for rows in tables.values():
+        rows.update({name: said.replace("\N{NO-BREAK SPACE}", " ") for name, said in rows.items()})
+    assert tables == {
+        "Size and time": {
+            "Events": "1,907",
+            "Users with events": "61",
+            "Items with events": "23",
+            "Rows of the users table": "67",
+            "Rows of the items table": "29",
+            "Users with events but no row": "1.6 %",
+            "Items with events but no row": "0.0 %",
+            "First event": "2017-04-05 02:40:00 UTC",
+            "Last event": "2017-08-03 02:40:00 UTC",
+            "Days": "120",
+            "Time zone": "times as given",
+        },
+        "Split": {
+            "Held out for the test": "everything from one moment on, 2017-07-14 02:40:00 UTC",
+            "Train": "1,709 events, 901 of them to be predicted",
+            "Validation": "83 events, 31 of them to be predicted",
+            "Test": "115 events, 53 of them to be predicted",
+        },
+        "Rejected and cleaned": {
+            "Records rejected": "12 of 2,015",
+            "– null id": "7",
+            "– a | strange <reason>": "5",
+            "Duplicate events": "13",
+        },
+        "Columns that were not read": {"Interactions": "secret|column"},
+        "Missing values": {"users: sex": "37.5 %"},
+        "What is new in the test": {
+            "Test users without any event in training": "3.1 %",
+            "Test items without any event in training": "0.0 %",
+        },
+        "Habits": {
+            "Events that repeat a pair of user and item": "43.8 %",
+            "Events of a user, median": "27",
+            "Events of a user, 95th percentile": "43",
+            "Events on the top 1 % of items": "6.2 %",
+            "Gini of items": "0.547",
+        },
+    }
+
+
+def test_a_table_that_was_not_given_and_a_test_of_nothing_are_said_so():
+    counts = DATA["counts"] | {"test": 0}
+    data = DATA | {"counts": counts, "records": {"interactions": 1919, "items": 29}, "time": None}
+    rows = dict(row for facts in describe_data(data, RANKED) for row in facts.rows)
+    assert (rows["Rows of the users table"], rows["Rows of the items table"]) == ("not given", "29")
+    assert rows["Held out for the test"].startswith("nothing; it would be everything from one moment on")
+    assert rows["Times"] == "none in the data"
+    sizes, *_ = describe_data(DATA, replace(FILMS, timezone="Asia/Tokyo"))
+    assert ("Time zone", "Asia/Tokyo") in sizes.rows
 
 
 def view_of(users, low, high):

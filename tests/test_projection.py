@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pyarrow as pa
 
+from evaluation.report import pictures
 from evaluation.report.pictures import picture_map
 from evaluation.report.projection import OTHER, choose_colouring, colour_by, project, share_of_alike
 from serve.bundle import Bundle
@@ -81,3 +82,29 @@ def test_no_more_neighbours_are_told_of_than_there_are(tmp_path):
         drawn = picture_map(Recommender(whole), np.arange(events))
         assert drawn is not None
         assert (drawn.n_items, drawn.neighbours) == (events, neighbours)
+
+
+def test_the_map_is_of_the_most_popular_items(tmp_path, monkeypatch):
+    bundle, drawn = Bundle.load(publish_linear(tmp_path, SHOP, seed=3)), []
+    monkeypatch.setattr(pictures, "MOST_ITEMS", 6)
+    monkeypatch.setattr(pictures, "project", lambda vectors: drawn.append(vectors) or project(vectors))
+    monkeypatch.setattr(pictures, "choose_colouring", lambda items, schema: drawn.append(items["item_id"].to_pylist()))
+    events = np.random.default_rng(5).permutation(len(bundle.vectors))
+    shown = picture_map(Recommender(bundle), events)
+    top = sorted(range(len(events)), key=lambda row: -events[row])[:6]
+    vectors, ids = drawn
+    assert shown.n_items == 6
+    assert (vectors == bundle.vectors[top, : vectors.shape[1]]).all()
+    assert ids == [bundle.items["item_id"].to_pylist()[row] for row in top]
+
+
+def test_the_map_says_how_many_neighbours_are_alike_and_how_many_would_be_by_chance(tmp_path, monkeypatch):
+    bundle, drawn = Bundle.load(publish_linear(tmp_path, SHOP, seed=3)), []
+    monkeypatch.setattr(pictures, "project", lambda vectors: drawn.append(vectors) or project(vectors))
+    shown = picture_map(Recommender(bundle), np.zeros(len(bundle.vectors), np.int64))
+    colouring = choose_colouring(bundle.items, bundle.schema)
+    expected = share_of_alike(*drawn, colouring.named, shown.neighbours)
+    assert shown.column == colouring.column
+    assert (shown.alike, shown.by_chance) == expected
+    assert shown.alike != shown.by_chance
+    assert shown.variance == project(*drawn)[1]
