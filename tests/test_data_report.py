@@ -10,8 +10,9 @@ from datamodules.cleaning import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.data_report import print_report, report_data
 from datamodules.leaks.leak import Leak
-from datamodules.splits import split_interactions
+from datamodules.splits import Split, split_interactions
 from datamodules.tables import tables_from_frames
+from datamodules.targets import TARGET_WEIGHT
 
 DAY = 86400
 START = 1512086400
@@ -82,6 +83,21 @@ def test_the_report_says_what_the_test_cannot_know(report):
         "test_pairs_owned_before": pytest.approx(1 / 4),
     }
     assert report["repeat_share"] == pytest.approx(3 / 10)  # a twice again by user 1, f once again by user 3
+
+
+def test_what_is_new_in_the_test_is_told_of_what_is_to_be_predicted():
+    config = DataConfig(split=SplitConfig("none"))
+    events = pd.DataFrame({"user_id": [1, 2, 3], "item_id": ["a", "b", "a"]})
+    tables, rejects = tables_from_frames(config, events)
+    tables, cleaning = clean(tables)
+    test = pd.DataFrame({"user_id": [1, 1, 9], "item_id": ["b", "z", "z"], TARGET_WEIGHT: [1.0, 0.0, 0.0]})
+    split = Split(tables.interactions, tables.interactions[:0], test, "files")
+    assert report_data(tables, rejects, cleaning, split, config, ())["cold"] == {
+        "test_users_unseen": 0.0,
+        "test_items_unseen": 0.0,
+        "test_pairs_outside_catalogue": 0.0,
+        "test_pairs_owned_before": 0.0,
+    }
 
 
 def test_the_long_tail_is_that_of_a_naive_count():

@@ -48,6 +48,19 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
 
 
+def test_a_validation_request_knows_the_demographics_of_its_user(world):
+    world, validation = held_out(world)
+    data, everyone = make_data(world, validation=validation), make_data(world)
+    codes = np.concatenate([one.arrays["user_codes"] for one in everyone.final_requests()])
+    values = np.concatenate([one.arrays["user_values"] for one in everyone.final_requests()])
+    (batch,), place = data.validation_batches, {user: row for row, user in enumerate(everyone.sequences.user_ids)}
+    known = [b for b, user in enumerate(data.validation_users) if user in place]
+    rows = [place[data.validation_users[b]] for b in known]
+    assert len({tuple(row) for row in codes[rows].tolist()}) > 1
+    np.testing.assert_array_equal(batch.arrays["user_codes"][known], codes[rows])
+    np.testing.assert_array_equal(batch.arrays["user_values"][known], values[rows])
+
+
 def test_users_of_like_histories_are_validated_together_in_batches_drawn_by_the_seed(world, monkeypatch):
     monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 3)
     world, validation = held_out(world)

@@ -13,6 +13,7 @@ from datamodules.leaks.codes import MISSING, MOST_VALUES, code_cells, cut_number
 from datamodules.leaks.power import count_pairs, guess_items, measure_fact, measure_number_fact, tell_targets
 from datamodules.leaks.sample import MOST_ROWS_PER_USER, draw_sample
 from datamodules.splits import Split
+from datamodules.targets import TARGET_WEIGHT
 
 USERS, ITEMS, EVENTS = 13, 7, 11
 
@@ -115,10 +116,11 @@ def test_a_value_that_nobody_else_has_is_worth_what_popularity_is(sample):
     assert guess_items(sample, sample.item).exclusive == 1.0
 
 
-def test_targets_are_told_as_by_a_naive_count(sample):
+@pytest.mark.parametrize(("often", "seldom"), [(0.8, 0.3), (0.4, 0.02), (0.98, 0.6)])
+def test_targets_are_told_as_by_a_naive_count(sample, often, seldom):
     rng = np.random.default_rng(1)
     codes = code_cells(sample.rows["word"])
-    is_target = rng.random(len(codes)) < np.where(codes == 0, 0.8, 0.3)
+    is_target = rng.random(len(codes)) < np.where(codes == 0, often, seldom)
     learnt = sample.is_learnt
     usual = is_target[learnt].mean()
     called = {code for code in set(codes) if is_target[learnt & (codes == code)].mean() > usual}
@@ -134,6 +136,14 @@ def test_a_column_of_the_user_or_of_the_moment_is_no_fact_of_the_item(sample):
     moment = sample.rows["datetime"].rank().to_numpy()
     assert measure_number_fact(sample, moment) < 0.1
     assert measure_fact(sample, sample.item.astype(np.int64)) == 1.0
+
+
+def test_evidence_is_no_target():
+    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 3, 5], TARGET_WEIGHT: [0.0, 2.0, 0.5, 0.0]})
+    drawn = draw_sample(split_of(events))
+    assert drawn.is_target.tolist() == (drawn.rows[TARGET_WEIGHT] > 0).tolist()
+    assert drawn.is_target.sum() == 2
+    assert draw_sample(split_of(events.drop(columns=TARGET_WEIGHT))).is_target is None
 
 
 def test_a_robot_is_cut_and_users_stay_whole():

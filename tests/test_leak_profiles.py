@@ -5,7 +5,8 @@ import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
 from datamodules.leaks.counts import find_item_leaks
 from datamodules.leaks.profiles import find_user_leaks
-from datamodules.splits import split_interactions
+from datamodules.leaks.tested import draw_tested
+from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
 
 N_USERS, N_ITEMS, N_EVENTS = 307, 103, 19
@@ -156,3 +157,18 @@ def test_counts_that_include_the_test_are_named(kind):
     for leak in leaks:
         assert (leak.kind, leak.table) == ("made from the test", "items")
         assert leak.power > 0.9
+
+
+@pytest.mark.parametrize("has_test", [True, False])
+def test_what_users_had_before_is_all_but_what_is_looked_for(has_test):
+    """Without a test that is the validation: its own items, taken for earlier ones, would explain every leak."""
+    rows = pd.DataFrame({"user_id": [1, 2, 1, 2, 1, 2], "item_id": [11, 12, 13, 14, 15, 16]})
+    train, validation, test = rows[:2], rows[2:4], rows[4 : 6 if has_test else 4]
+    tested = draw_tested(Split(train, validation, test, "files"))
+    before, held_out = (rows[:4], test) if has_test else (train, validation)
+    for rows, users, items in (
+        (before, tested.before_user, tested.before_item),
+        (held_out, tested.test_user, tested.test_item),
+    ):
+        pairs = zip(tested.user_ids[users].tolist(), tested.item_ids[items].tolist(), strict=True)
+        assert set(pairs) == set(rows.itertuples(index=False, name=None))

@@ -7,7 +7,8 @@ import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.leaks.leak import Leak
-from datamodules.splits import split_interactions
+from datamodules.leaks.sample import draw_sample
+from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
 from datamodules.targets import weigh_targets
 from serve.errors import SchemaError
@@ -57,6 +58,18 @@ def test_planted_leaks_are_named_and_honest_columns_are_not(seed):
     assert all(f"interactions.{leak.column}" in leak.message for leak in leaks)
 
 
+def test_a_renamed_item_is_said_with_its_guesses_and_those_of_popularity():
+    events = make_events(np.random.default_rng(3))
+    events["sku"] = "sku " + events["item_id"].astype(str)
+    (leak,) = look(events, features=FeaturesConfig(context={"sku": "categorical"}), split=SplitConfig("none"))
+    drawn = draw_sample(Split(events, events[:0], events[:0], "none"))
+    most = np.bincount(drawn.item[drawn.is_learnt]).argmax()
+    by_popularity = (drawn.item[~drawn.is_learnt] == most).mean()
+    assert f"right for 100.0% of the events of other users ({by_popularity:.1%} by popularity)" in leak.message
+    assert "for 100% of the events its value goes with one item alone" in leak.message
+    assert leak.power == pytest.approx(1.0)
+
+
 def test_a_fact_of_the_item_is_called_so():
     rng = np.random.default_rng(3)
     events = make_events(rng)
@@ -64,6 +77,26 @@ def test_a_fact_of_the_item_is_called_so():
     (leak,) = look(events, features=FeaturesConfig(context={"cost": "categorical"}))
     assert (leak.kind, leak.column, leak.power) == ("fact of the item", "cost", 1.0)
     assert "make it a feature of the items" in leak.message
+
+
+def test_of_many_weights_those_above_0_may_be_the_choice():
+    """As amounts that were paid, and 0 for what was only looked at."""
+    rng = np.random.default_rng(5)
+    events = plant(make_events(rng), rng)
+    events["weight"] = np.where(events["event"] == "buy", 1 + rng.integers(0, 40, len(events)), 0).astype(float)
+    message = "interactions.bought_for is there in 100.0% of the events of weight 1 or more and in 0.0% of"
+    found = look(events.drop(columns="event"), features=in_context("bought_for"))
+    assert any(leak.message.startswith(message) for leak in found)
+
+
+def test_a_number_near_that_of_the_item_is_no_fact_of_it():
+    """As what was paid, which differs from purchase to purchase."""
+    rng = np.random.default_rng(4)
+    events = make_events(rng)
+    events["paid"] = events["item_id"] * 7 % 31 + 0.01 * rng.random(len(events))
+    (leak,) = look(events, features=FeaturesConfig(context={"paid": "numeric"}))
+    assert (leak.kind, leak.column) == ("known after the choice", "paid")
+    assert leak.power > 0.9
 
 
 def test_a_price_that_exists_for_bought_events_alone_is_named_without_targets_declared():

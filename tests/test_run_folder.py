@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 
+import run_state
 from datamodules.config import DataConfig
 from models.checkpoints import note_published
 from models.config import ModelConfig
 from run_config import Config
-from run_state import is_finished, refuse_replacing
+from run_state import declare, declare_finished, is_finished, refuse_replacing
 from serve.errors import SchemaError
 
 
@@ -62,3 +63,29 @@ def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, out):
     (tmp_path / "file").write_text("mine")
     with pytest.raises(SchemaError, match=r"--out is .*file.*, but .*file is a file; give a folder"):
         refuse_replacing(config_of(tmp_path / out))
+
+
+@pytest.mark.parametrize(("there", "stays"), [("of this run", False), ("of the one before", True)])
+def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_on(tmp_path, monkeypatch, there, stays):
+    """Both at once, as where whatever restarts a run always says so."""
+    (tmp_path / "bundle").mkdir()
+    checkpoint = tmp_path / "checkpoints" / "select" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("content")
+    note_published(tmp_path, {}, "of this run")
+    monkeypatch.setattr(run_state, "read_version", lambda _: there)
+    assert not is_finished(config_of(tmp_path, overwrite=True, resume=True), "")
+    assert checkpoint.exists() == stays
+
+
+@pytest.mark.parametrize("name", ["enable_progress_bar", "enable_model_summary", "log_every_n_steps"])
+def test_what_is_seen_of_a_training_makes_no_other_run(tmp_path, name):
+    assert declare(config_of(tmp_path, trainer={name: 7})) == declare(config_of(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "options", [{"seed": 3}, {"trainer": {"precision": "bf16-mixed"}}, {"previous": Path("runs/old/bundle")}]
+)
+def test_what_a_run_is_made_of_makes_another_run(tmp_path, options):
+    assert declare_finished(config_of(tmp_path, **options), "rows") != declare_finished(config_of(tmp_path), "rows")
+    assert declare_finished(config_of(tmp_path), "others") != declare_finished(config_of(tmp_path), "rows")

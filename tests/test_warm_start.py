@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,10 @@ from datamodules.config import FeaturesConfig
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.item_correlations import correlate
 from models.towers import Towers
-from models.warm_start import CORRELATED_SCORE, FIRST_SCORE, _turnable, item_factors
+from models.warm_start import CORRELATED_SCORE, FIRST_SCORE, _turnable, item_factors, start_taste
 from tests.test_sets import make_set_world, pairs_of
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_world
-from tests.tiny_towers import one_thread
+from tests.tiny_towers import make_towers, one_thread
 
 TEMPERATURE = 0.3
 
@@ -189,3 +191,22 @@ def test_what_the_head_adds_at_the_start_is_small(data):
     torch.manual_seed(0)
     torch.nn.init.normal_(towers.user_tower.head[-1].weight, std=0.02)
     assert np.abs(score_everything(data, towers) - before).max() < 0.05 * before.std()
+
+
+def test_content_explains_what_it_can_and_ids_the_rest():
+    """A new item has no id: it stands where its content says, among the items that are like it."""
+    world = make_world(BASKETS)
+    towers = make_towers(world, make_data(world))
+    tower, codes, values = towers.item_tower, towers.item_codes, towers.item_values
+    seed, started = torch.Generator().manual_seed(5), copy.deepcopy(tower.content.state_dict())
+    with torch.no_grad():
+        for parameter in tower.content.parameters():
+            parameter.normal_(generator=seed)
+        of_content = tower.content(codes, values)  # (N, D)
+        tower.content.load_state_dict(started)
+    factors = of_content + 0.1 * torch.randn(N, D, generator=seed)  # (N, D)
+    start_taste(towers, factors)
+    with torch.no_grad():
+        said = tower.content(codes, values)  # (N, D)
+    assert torch.allclose(said + tower.id_table.weight, factors, atol=1e-6)
+    assert (said - of_content).square().mean() < 0.05 * of_content.square().mean()
