@@ -43,6 +43,7 @@ def test_what_was_saved_is_loaded(tmp_path):
         ({**ORIGIN, "rows": "abd"}, 'rows is "abc" there and "abd" here'),
         ({**ORIGIN, "more": None, "rows": "x" * 99}, r'rows is "abc" there and "x{39}\.\.\. here'),
         ({"seed": 3}, r"model\.dim is 64 there and not set here"),
+        ({**ORIGIN, "more": 1}, r"more is not set there and 1 here"),
     ],
 )
 def test_a_checkpoint_of_another_run_is_refused(tmp_path, origin, message):

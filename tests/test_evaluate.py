@@ -12,6 +12,7 @@ import pytest
 from evaluation.evaluate import evaluate
 from evaluation.holdout import contextual_requests
 from evaluation.progress import UNWATCHED
+from evaluation.validation import sample_users
 from serve.errors import SchemaError
 from serve.schema import Feature
 from tests.fake_recommender import FakeRecommender
@@ -334,6 +335,15 @@ def test_a_view_without_targets_says_nothing_of_a_value(monkeypatch):
     owned = VALIDATION[pd.MultiIndex.from_frame(VALIDATION[["user_id", "item_id"]]).isin(pairs)]
     expected = naive_evaluation(rank_by_frequency(), wanted_of(owned), KEEP["all"], KEEP["all"])["NDCG@20"]
     assert validate_personal(monkeypatch, "allow", owned) == pytest.approx(expected)
+
+
+def test_values_are_chosen_by_users_that_the_seed_draws(monkeypatch):
+    monkeypatch.setattr("evaluation.validation.MOST_USERS", 4)
+    drawn, others = (sample_users(VALIDATION, seed) for seed in (3, 0))
+    assert set(drawn["user_id"]) != set(others["user_id"])
+    naive, wanted = rank_by_frequency(), wanted_of(drawn)
+    expected = [naive_evaluation(naive, wanted, KEEP[view], KEEP[view])["NDCG@20"] for view in ("all", "novel")]
+    assert validate_personal(monkeypatch, "allow", VALIDATION) == pytest.approx(np.mean(expected))
 
 
 def rank_by_frequency() -> FakeRecommender:
