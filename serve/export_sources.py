@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -74,9 +75,9 @@ def file_items(recommender: Recommender, path: Path, rows_at_once: int, layout: 
     def block(rows: ItemRows) -> Block:
         return Block(len(rows), lambda: _encode_items(recommender, items, rows))
 
-    identity = _identify(path, layout)
+    before, identity = path.stat(), _identify(path, layout)
     blocks = map(block, items.blocks(rows_at_once))
-    return Source(identity, count_rows(path), _unchanged(path, blocks), items.remarks)
+    return Source(identity, count_rows(path), _unchanged(path, before, blocks), items.remarks)
 
 
 def profile_users(recommender: Recommender, rows_at_once: int) -> Source:
@@ -101,9 +102,9 @@ def file_users(recommender: Recommender, path: Path, rows_at_once: int, layout: 
     """
     unseen = Unseen(recommender.bundle.schema, recommender.profiles)
     requests = unseen.watch(read_requests(path, recommender.bundle.schema, layout))
-    identity = {**_identify(path, layout), "profiles": _fingerprint(recommender.profiles)}
+    before, identity = path.stat(), _identify(path, layout) | {"profiles": _fingerprint(recommender.profiles)}
     blocks = _request_blocks(recommender, requests, rows_at_once)
-    return Source(identity, count_rows(path), _unchanged(path, blocks), unseen.notes)
+    return Source(identity, count_rows(path), _unchanged(path, before, blocks), unseen.notes)
 
 
 def _parts(n_rows: int, rows_at_once: int) -> Iterator[slice]:
@@ -151,9 +152,8 @@ def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
         return about | layout.identity()
 
 
-def _unchanged(path: Path, blocks: Iterator[Block]) -> Iterator[Block]:
-    """Pass the blocks of a file on, and refuse to end if it is no longer the file that was hashed."""
-    before = path.stat()
+def _unchanged(path: Path, before: os.stat_result, blocks: Iterator[Block]) -> Iterator[Block]:
+    """Pass the blocks of a file on, and refuse to end if it is no longer as it was before it was hashed."""
     yield from blocks
     after = path.stat()
     if (after.st_ino, after.st_size, after.st_mtime_ns) != (before.st_ino, before.st_size, before.st_mtime_ns):

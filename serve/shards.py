@@ -144,9 +144,11 @@ def read_plan(path: Path) -> dict[str, Any]:
         SchemaError: the file is missing or no plan.
     """
     try:
-        plan: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        plan: Any = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise SchemaError(f"{path} is no plan of an export: {error}; choose another --out, or --overwrite") from error
+    if not isinstance(plan, dict):
+        raise SchemaError(f"{path} is no plan of an export: choose another --out, or --overwrite")
     return plan
 
 

@@ -18,8 +18,10 @@ from serve.__main__ import main
 from serve.bundle import Bundle
 from serve.durable import write_file
 from serve.errors import SchemaError
+from serve.export_sources import file_items, file_users
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
+from serve.row_layout import AS_OURS
 from serve.state.erased_exports import erase_from_export
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles, requests_of
@@ -254,6 +256,33 @@ def test_a_file_that_changes_meanwhile_is_refused(bundles, tmp_path, monkeypatch
     with pytest.raises(SchemaError, match=r"items\.jsonl changed while it was read"):
         export.export_items(recommender, path, tmp_path / "out", False, NOWHERE)
     assert "_SUCCESS" not in contents(tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("take", "row"), [(file_items, '{"item_id": "late", "price": 1}'), (file_users, '{"user_id": "u1"}')]
+)
+def test_a_file_that_changes_between_its_hash_and_its_first_row_is_refused(bundles, tmp_path, take, row):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(f"{row}\n")
+    source = take(Recommender.load(bundles["shop"]), path, 3, AS_OURS)
+    path.write_text(f"{row}\n{row}\n")
+    with pytest.raises(SchemaError, match=r"rows\.jsonl changed while it was read"):
+        list(source.blocks)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", "{", ""])
+def test_what_is_no_plan_is_named_before_anything_is_written(bundles, tmp_path, content, capsys):
+    out = tmp_path / "out"
+    assert run(bundles["shop"], "item", out) == 0
+    (out / "_SUCCESS").unlink()
+    (out / "_plan.json").write_text(content)
+    before = contents(out)
+    capsys.readouterr()
+    assert run(bundles["shop"], "item", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "_plan.json is no plan of an export" in line
+    assert contents(out) == before
+    assert run(bundles["shop"], "item", out, "--overwrite") == 0
 
 
 FAULTS = {
