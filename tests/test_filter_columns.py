@@ -111,12 +111,37 @@ def test_items_that_an_expression_lets_in(text, rows):
         ("image = 3", r"column 'image' holds list<.*float>; allowed are columns of numbers, texts"),
         ("genre = 'a'", "unknown column 'genre'; did you mean 'genres'"),
         ("repeat_rate > 0", "unknown column 'repeat_rate'"),
+        ("y" * 100 + " = 3", "unknown column 'y{40}'; allowed:"),
         ("q = 3", "unknown column 'q'; allowed: empty, flag, genres, image, item_id, label"),
     ],
 )
 def test_a_value_that_is_not_of_its_columns_type_is_refused(text, message):
     with pytest.raises(SchemaError, match=message):
         COLUMNS.admit(parse_where(text))
+
+
+def test_values_of_a_cell_are_texts_even_where_all_are_true_or_false():
+    table = pa.table({"marks": ["true|false", "TRUE", None, "false", "true"]})
+    columns = Columns(table, (Feature("kinds", "multi_categorical", "marks", separator="|"),))
+    for text, rows in (("marks = 'true'", [0, 4]), ("marks = 'false'", [0, 3]), ("marks != 'false'", [1, 4])):
+        assert np.flatnonzero(columns.admit(parse_where(text))).tolist() == rows
+    with pytest.raises(SchemaError, match="column 'marks' holds texts"):
+        columns.admit(parse_where("marks"))
+
+
+def test_only_columns_of_many_values_are_split():
+    table = pa.table({"name": ["a|b", "a", "b"]})
+    for kind in ("categorical", "text"):
+        columns = Columns(table, (Feature("title", kind, "name", separator="|"),))
+        assert columns.admit(parse_where("name = 'a'")).tolist() == [False, True, False]
+        assert columns.admit(parse_where("name = 'a|b'")).tolist() == [True, False, False]
+
+
+@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
+def test_a_value_that_a_list_holds_twice_counts_once(kind):
+    columns = Columns(pa.table({"tags": pa.array([["a", "a", " a"], ["b", "a"], None], kind)}), ())
+    assert columns.admit(parse_where("tags = 'a'")).tolist() == [True, True, False]
+    assert [len(codes) for codes in columns.read("tags").labels.codes_of(np.arange(3))] == [1, 2, 0]
 
 
 def test_a_mask_is_computed_once_for_a_text_and_cannot_be_changed():
@@ -145,6 +170,19 @@ def test_columns_end_without_the_garbage_collector():
         assert ended() is None
     finally:
         gc.enable()
+
+
+def test_columns_that_changed_hold_only_those_of_the_bundle():
+    columns = Columns(TABLE, ())
+    between = columns.changed(TABLE)
+    last, ended = between.changed(TABLE), weakref.ref(between)
+    gc.disable()
+    try:
+        del between
+        assert ended() is None
+    finally:
+        gc.enable()
+    assert last.admit(parse_where("said")).tolist() == columns.admit(parse_where("said")).tolist()
 
 
 @pytest.mark.parametrize(

@@ -76,8 +76,8 @@ def test_texts_are_read_as_expressions(text, expression):
         ("price = " + "9" * 41, "character 9: a number has more than 40 characters"),
         ("__import__('os')", r"character 11: expected 'and', 'or' or the end; got \("),
         ("x" * 10_001, "where has 10001 characters; allowed: 10000"),
-        ("not " * 33 + "a", "more than 32 brackets and nots within each other"),
-        ("(" * 5000, "more than 32 brackets and nots within each other"),
+        ("not " * 33 + "a", "character 133: more than 32 brackets and nots within each other"),
+        ("(" * 5000, "character 34: more than 32 brackets and nots within each other"),
         ("brand = 3 " + "y" * 100, "got 'y{40}\\.\\.\\.'$"),
     ],
 )

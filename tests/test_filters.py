@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.filters.filters import Filters
+from serve.filters.filters import Filters, parse_filters
+from serve.filters.parsing import parse_where
 from serve.live.items import LiveItems
 from serve.recommender import Recommender
 from serve.requests import Request, parse_request
@@ -184,6 +185,7 @@ def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recomme
         ({"where": "prise <= 2"}, r"unknown column 'prise'; did you mean 'price'"),
         ({"where": "repeat_rate > 0"}, r"unknown column 'repeat_rate'"),
         ("fresh", r"filters is 'fresh' \(str\); expected a mapping"),
+        ({"where": ""}, r"where, character 1: expected a column; got the end"),
     ],
 )
 def test_faults_of_filters_are_named(recommenders, filters, message):
@@ -224,6 +226,52 @@ def test_an_allow_list_made_by_hand_holds_ids_as_any_request_does(recommenders):
 @pytest.mark.parametrize("filters", [{}, {"where": None, "only": None, "at_most": None}, {"at_most": {}}, None])
 def test_filters_that_filter_nothing_are_none(filters):
     assert parse_request({"filters": filters}, SHOP).filters is None
+
+
+def test_a_limit_that_a_row_of_a_table_does_not_give_is_none():
+    assert parse_filters({"at_most": {"brand": None}}, "string") is None
+    assert parse_filters({"at_most": {"brand": None, "price": np.int64(2)}}, "string") == Filters(
+        at_most=(("price", 2),)
+    )
+
+
+def test_the_order_of_limits_does_not_matter():
+    limits = {"price": 2, "brand": 1, "fresh": 3}
+    backwards = dict(reversed(limits.items()))
+    assert parse_filters({"at_most": limits}, "string") == parse_filters({"at_most": backwards}, "string")
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"where": "brand = 'x' or fresh"}, {"where": "price <= 2 or genres = 'drama'"}),
+        ({"where": "fresh"}, {"only": [0, 3, 5, 6]}),
+        ({"only": [0, 3, 5, 6]}, {"only": [9, 6, 2, 3]}),
+        ({"only": []}, {"only": [0, 3]}),
+        ({"only": []}, {"where": "fresh"}),
+        ({"at_most": {"price": 3, "brand": 1}}, {"at_most": {"brand": 2, "fresh": 5, "price": 2}}),
+        ({"at_most": {"brand": 1}}, {"where": "not fresh", "only": [1, 2]}),
+    ],
+)
+def test_joined_filters_let_in_what_both_let_in(recommenders, one, other):
+    ids, recommender = item_ids(SHOP), recommenders["shop"]
+    raw = [
+        filters | ({"only": [ids[row] for row in filters["only"]]} if "only" in filters else {})
+        for filters in (one, other)
+    ]
+    parsed = [parse_filters(filters, "string") for filters in raw]
+    barred = np.logical_or.reduce([recommender.admission.bar(filters) for filters in parsed])
+    limits = [filters.get("at_most", {}) for filters in raw]
+    least = {name: min(some[name] for some in limits if name in some) for some in limits for name in some}
+    for first, second in (parsed, reversed(parsed)):
+        joined = first.join(second)
+        np.testing.assert_array_equal(recommender.admission.bar(joined), barred)
+        assert joined.at_most == tuple(sorted(least.items()))
+        if joined.where is not None:  # masks are kept by its text
+            columns = recommender.admission.columns.changed(recommender.catalogue.table)
+            read = columns.admit(parse_where(joined.where.text))
+            np.testing.assert_array_equal(recommender.admission.columns.admit(joined.where), read)
+        assert joined.join(None) == joined
 
 
 def test_an_allow_list_passes_over_items_that_are_not_there(recommenders):

@@ -14,6 +14,7 @@ import pytest
 
 from serve import commands
 from serve.__main__ import main
+from serve.filters.options import ShortLists
 from serve.profiles import write_profiles
 from serve.recommendations import write_tables
 from serve.recommender import Recommender
@@ -261,7 +262,7 @@ def write_only(folder, ids, suffix):
 
 @pytest.mark.parametrize("suffix", ["jsonl", "csv", "parquet"])
 def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, suffix, capsys):
-    requests = [{"user_id": "u7", "filters": {"where": "price <= 5"}}, {"user_id": "new"}]
+    requests = [{"user_id": "u7", "filters": {"where": "price <= 5", "at_most": {"department": 2}}}, {"user_id": "new"}]
     path, out = tmp_path / "r.jsonl", tmp_path / "recs.csv"
     path.write_text("".join(json.dumps(request) + "\n" for request in requests))
     only = write_only(tmp_path, [*IDS[:14], "gone"], suffix)
@@ -292,6 +293,8 @@ def test_options_filter_all_requests_beside_their_own(bundle, tmp_path, suffix, 
         (("--at-most", "brand=0"), "filters.at_most of 'brand' is 0"),
         (("--at-most", "brnd=2"), "unknown column 'brnd'; did you mean 'brand'?"),
         (("--at-most", "brand=2", "--at-most", "brand=3"), "--at-most names 'brand' twice"),
+        (("--at-most", "=2"), "--at-most is '=2'; expected COLUMN=N"),
+        (("--at-most", "brand=x=2"), "unknown column 'brand=x'"),
     ],
 )
 def test_faults_of_filter_options_are_one_line(bundle, tmp_path, options, message, capsys):
@@ -300,6 +303,27 @@ def test_faults_of_filter_options_are_one_line(bundle, tmp_path, options, messag
     (line,) = capsys.readouterr().err.splitlines()
     assert message in line
     assert not out.exists()
+
+
+def test_a_limit_of_any_length_is_read(bundle, tmp_path):
+    lists = []
+    for words in ((), ("--at-most", f"brand={'9' * 5000}")):
+        assert run("recommend", "--bundle", bundle, "--all-users", "--out", tmp_path / "recs.csv", *words) == 0
+        lists.append(read_csv(tmp_path / "recs.csv"))
+        (tmp_path / "recs.csv").unlink()
+    assert lists[0] == lists[1]
+
+
+def test_short_lists_are_counted_over_all_answers_and_the_first_is_shown(bundle):
+    recommender, short = Recommender.load(bundle), ShortLists()
+    for filters in (None, {"only": IDS[:2]}, {"only": IDS[:3]}):
+        requests = [{"user_id": user_id, "filters": filters} for user_id in ("u0", "new")]
+        short.count(recommender.recommend(requests, 4, filter_viewed=False))
+    assert short.notes(4) == [
+        "note: 4 of 6 requests got fewer than 4 items; "
+        f"the first since only 2 items are admissible: 'only' leaves 2 of {N}"
+    ]
+    assert ShortLists().notes(4) == []
 
 
 def test_faults_of_filters_in_files_are_placed(bundle, tmp_path, capsys):
