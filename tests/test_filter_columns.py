@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from serve.errors import SchemaError
 from serve.filters.columns import Columns
 from serve.filters.parsing import parse_where
+from serve.recommendations import to_arrow
 from serve.schema import Feature
 
 TABLE = pa.table(
@@ -129,6 +130,17 @@ def test_values_of_a_cell_are_texts_even_where_all_are_true_or_false():
         columns.admit(parse_where("marks"))
 
 
+def test_what_lies_beneath_a_missing_value_does_not_matter():
+    is_known = np.array([False, True])
+    values = {"flag": np.array([True, True]), "price": np.array([7.0, 7.0]), "n": np.array([7, 7])}
+    columns = Columns(pa.table({name: to_arrow(cells, is_known) for name, cells in values.items()}), ())
+    for text in ("flag", "flag = true", "flag != false", "flag in [true]", "flag not in [false]"):
+        assert columns.admit(parse_where(text)).tolist() == [False, True], text
+    for name in ("price", "n"):
+        for test in ("= 7", "!= 3", "in [7]", "not in [3]", ">= 7"):
+            assert columns.admit(parse_where(f"{name} {test}")).tolist() == [False, True], (name, test)
+
+
 def test_only_columns_of_many_values_are_split():
     table = pa.table({"name": ["a|b", "a", "b"]})
     for kind in ("categorical", "text"):
@@ -224,12 +236,14 @@ def test_integers_are_compared_exactly(values, sign, number):
 
 def test_whole_numbers_are_among_those_that_are_whole_and_none_other():
     table = pa.table({"n": pa.array([20, 21, 2**63 - 1, None]), "u": pa.array([2**64 - 1, 3, 2**63, 0], pa.uint64())})
+    table = table.append_column("least", pa.array([-(2**63), 0, 2**63 - 1, None]))
     columns = Columns(table, ())
     for text, expected in (
         ("n in [20.5]", []),
         ("n in [20.0, 21.5]", [0]),
         (f"n in [{2**63}, {2**63 - 1}]", [2]),
         (f"n not in [{2**63}, 20]", [1, 2]),
+        (f"least in [{-(2**63)}, {-(2**63) - 1}]", [0]),
         ("u > 4", [0, 2]),
         ("u >= 20 or u <= 20", [0, 1, 2, 3]),
         ("n >= 20 or n = 21", [0, 1, 2]),
