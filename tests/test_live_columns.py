@@ -14,9 +14,9 @@ from serve.vectors import vectors_to_arrow
 from tests.linear_bundle import SHOP
 
 FEATURES = (
-    Feature("genres", "multi_categorical", "genres", ("Drama", "War"), width=3),
-    Feature("about", "text", "about", width=5, buckets=16),
-    Feature("shape", "vector", "shape", width=3),
+    Feature("kinds", "multi_categorical", "genres", ("Drama", "War"), width=3),
+    Feature("plot", "text", "about", width=5, buckets=16),
+    Feature("image", "vector", "shape", width=3),
 )
 TABLE = pa.table(
     {
@@ -29,6 +29,7 @@ TABLE = pa.table(
         "is_new": [True, None],
         "is_kept": ["true", "False"],
         "since": pa.array([0, 1], pa.timestamp("s")),
+        "frame": vectors_to_arrow(np.float32([[1, 2], [3, 4]])),
     }
 )
 COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
@@ -57,6 +58,7 @@ COLUMNS = ItemColumns(TABLE, replace(SHOP, item_features=FEATURES), ["item_id"])
         ("is_new", np.bool_(False), False, False),
         ("is_kept", True, True, "true"),
         ("is_kept", "FALSE", "FALSE", "FALSE"),
+        ("is_kept", " ", None, None),
         ("genres", None, None, None),
         ("is_new", None, None, None),
     ],
@@ -81,12 +83,14 @@ def test_a_value_is_checked_and_written(name, value, parsed, written):
         ("year", 2.0**63, r"column 'year' is 9\.22\d*e\+18 \(float\); expected a whole number of 64 bits"),
         ("year", 2**63, "column 'year' is an integer of more than 64 bits"),
         ("weight", 1e39, r"column 'weight' is 1e\+39 \(float\); expected a number of 32 bits"),
+        ("weight", -1e39, r"column 'weight' is -1e\+39 \(float\); expected a number of 32 bits"),
         ("weight", "heavy", "column 'weight' is 'heavy'"),
         ("is_new", "yes", r"column 'is_new' is 'yes' \(str\); expected true or false"),
         ("is_kept", "yes", r"column 'is_kept' is 'yes' \(str\); expected true or false, or null"),
         ("since", 5, r"column 'since' is timestamp\[s\]; only a new bundle can change it"),
         ("since", None, "column 'since' is timestamp"),
-        ("item_id", "c", "unknown column 'item_id'"),
+        ("frame", [1, 2], r"column 'frame' is fixed_size_list.*; only a new bundle can change it"),
+        ("item_id", "c", r"unknown column 'item_id' \(str\); allowed: about, frame, genres, is_kept, is_new, shape"),
         (7, "c", "unknown column 7"),
     ],
 )

@@ -148,6 +148,7 @@ def test_a_file_has_one_writer(path, recommenders):
             "no store of live items",
         ),
         (lambda path: run_sql(path, "PRAGMA user_version = 9"), "its format is 9; expected 1"),
+        (lambda path: run_sql(path, "PRAGMA user_version = 0"), "its format is 0; expected 1"),
     ],
 )
 def test_another_file_is_refused(path, recommenders, spoil, message):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
+from serve.errors import SchemaError
 from serve.item_facts import ItemFacts
 from serve.live.items import LiveItems
 from serve.live.placing import _rate_categories
@@ -200,6 +201,31 @@ def test_a_new_item_is_in_stock_where_the_bundle_says_so_in_texts(bundles, tmp_p
         assert admit("in_stock = false") == {sold_out, "cheese"}
 
 
+@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.null()])
+def test_a_live_item_may_cost_a_fraction_whatever_the_prices_of_the_bundle_are(bundles, tmp_path, kind):
+    """What whole numbers or nothing fill in a bundle takes what comes later, under any name of its feature."""
+    features = tuple(replace(feature, name=f"{feature.name} of it") for feature in SHOP.item_features)
+    prices = [None if kind == pa.null() or row % 7 == 6 else row for row in range(N)]
+    items, ids = bundles["shop"].items, item_ids(SHOP)
+    items = items.set_column(items.column_names.index("price"), "price", pa.array(prices, kind))
+    more = {"shelf": pa.array(range(N), pa.int8()), "code": pa.array([2**64 - 1] * N, pa.uint64()), "note": pa.nulls(N)}
+    for name, values in more.items():
+        items = items.append_column(name, values)
+    bundle = replace(bundles["shop"], items=items, schema=replace(bundles["shop"].schema, item_features=features))
+    with closing(LiveItems(tmp_path / "items.db", Recommender(bundle))) as live:
+        live.put("milk", MILK | {"price": 1.25, "shelf": 2**40, "note": "new"})
+        live.put(ids[3], {"price": 0.5})
+        expected = {"price": 1.25, "shelf": 2**40, "note": "new", "code": None, "in_stock": True}
+        assert {name: row_of(live, "milk")[name] for name in expected} == expected
+        assert (row_of(live, ids[3])["price"], row_of(live, ids[3])["code"]) == (0.5, 2**64 - 1)
+        assert (row_of(live, ids[4])["price"], row_of(live, ids[4])["note"]) == (prices[4], None)
+        np.testing.assert_allclose(
+            live.recommender.catalogue.vectors[N], naive_item(SEED, MILK | {"price": 1.25}), rtol=1e-4, atol=1e-4
+        )
+        with pytest.raises(SchemaError, match="column 'code' is uint64; only a new bundle can change it"):
+            live.put(ids[4], {"code": 7})
+
+
 def test_a_removed_item_starts_anew(shop):
     first = item_ids(SHOP)[0]
     for item_id in ("milk", first):
@@ -213,6 +239,14 @@ def test_a_removed_item_starts_anew(shop):
     assert (row_of(shop, first)["price"], row_of(shop, first)["brand"]) == (item_values(0)["price"], "y")
     assert lists(shop, "milk")
     assert lists(shop, first)
+
+
+def test_an_item_that_was_removed_before_it_came_is_there_after_a_restart(shop, recommenders):
+    assert not shop.remove("milk")
+    shop.put("milk", MILK)
+    again = reopen(shop, recommenders["shop"])
+    assert lists(again, "milk")
+    again.close()
 
 
 def test_a_removed_item_still_counts_in_histories(shop, recommenders):

@@ -32,7 +32,7 @@ def test_table_rows_are_put_in_place_and_behind(rows):
 
 
 def test_a_table_that_is_changed_often_stays_in_few_chunks():
-    expected = list(range(9))
+    expected = list(range(900))
     table = pa.table({"n": expected})
     for number in range(1000):
         row = int(RNG.integers(table.num_rows + 1))
@@ -57,6 +57,14 @@ def test_views_of_a_matrix_with_room_never_change():
         np.testing.assert_array_equal(view, copy)
         assert view.flags.c_contiguous
         assert not view.flags.writeable
+
+
+def test_the_first_matrix_is_not_written_to():
+    first, values = draw(5), draw(1)
+    copy = first.copy()
+    changed = RoomyMatrix(first).put(first, np.array([2]), values)
+    np.testing.assert_array_equal(changed, put_rows(copy, np.array([2]), values))
+    np.testing.assert_array_equal(first, copy)
 
 
 def test_a_view_that_was_not_used_does_not_count():
