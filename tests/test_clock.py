@@ -31,6 +31,8 @@ ENCODINGS = {
     "iso with a space": [moment.isoformat(" ") for moment in NAIVE],
     "iso with Z": [moment.isoformat() + "Z" for moment in NAIVE],
     "iso with UTC": [moment.isoformat(" ") + " UTC" for moment in NAIVE],
+    "scalars of nanoseconds": [np.datetime64(moment, "ns") for moment in NAIVE],
+    "iso with a comma": [moment.isoformat() + ",75" for moment in NAIVE],
     "iso with fractions and UTC": [moment.isoformat(" ") + ".125 UTC" for moment in NAIVE],
     "iso with an offset apart": [
         moment.isoformat(" ") + offset for moment, offset in zip(NAIVE, (" +0000", "+00", "UTC"), strict=True)
@@ -162,6 +164,47 @@ def test_missing_numbers_and_moments_are_invalid():
         False,
         False,
     ]
+
+
+@pytest.mark.parametrize("odd", ["", "151208640²", "١٥١٢٠٨٦٤٠٠"])
+def test_among_digits_what_is_no_number_is_invalid(odd):
+    seconds, is_valid = to_seconds(["1512086400", odd, "1512086401"], None)
+    assert seconds.tolist() == [1512086400, 0, 1512086401]
+    assert is_valid.tolist() == [True, False, True]
+
+
+def test_true_is_no_number_of_seconds():
+    assert to_seconds([1512086400, True, 1512086401], None)[1].tolist() == [True, False, True]
+    assert to_seconds([True, False], None)[1].tolist() == [False, False]
+
+
+def test_texts_with_a_sign_are_read_to_the_last_digit():
+    texts = ["-1512086400000000001", "+1512086399999999999"]
+    assert to_seconds(texts, None)[0].tolist() == [-1_512_086_401, 1_512_086_399]
+
+
+def test_a_column_without_a_number_has_no_unit():
+    for missing in (np.array([np.nan, np.inf]), [float("nan")] * 2, ["9" * 19], [f"{2**63}"]):
+        seconds, is_valid = to_seconds(missing, None)
+        assert seconds.tolist() == [0] * len(missing)
+        assert not is_valid.any()
+
+
+def test_the_first_and_the_last_second_are_times_and_those_beside_them_none():
+    first, last = (int(datetime(*day, tzinfo=UTC).timestamp()) for day in ((1, 1, 2), (9999, 12, 30)))
+    for values in ([first - 1, first, last, last + 1], [first, last]):
+        seconds, is_valid = to_seconds(np.array(values, "datetime64[s]"), None)
+        assert is_valid.tolist() == [first <= value <= last for value in values]
+        assert seconds.tolist() == [value if first <= value <= last else 0 for value in values]
+
+
+@pytest.mark.parametrize("ticks", [10**0, 10**3, 10**6, 10**9])
+def test_a_number_tells_its_unit_from_1973_to_2286(ticks):
+    for seconds in (10**8, min(10**10 - 1, (2**63 - 1) // ticks)):
+        assert to_seconds([seconds * ticks], None)[0].tolist() == [seconds]
+    for number in ((10**8 - 1) * ticks, min(10**10 * ticks, 10**16)):
+        with pytest.raises(SchemaError, match=f"time '{number}' is ambiguous"):
+            to_seconds([number], None)
 
 
 def test_the_minority_of_a_column_of_numbers_and_dates_is_invalid():

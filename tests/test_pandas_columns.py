@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from serve.clock import to_seconds
 from serve.encoding import encode_features, to_numbers, to_text
 from serve.profiles import feature_values
 from serve.schema import Feature
@@ -17,6 +18,14 @@ PRICE = Feature("price", "numeric", "price", mean=10.0, scale=4.0)
 @pytest.mark.parametrize("value", [pd.NA, pd.NaT])
 def test_missing_values_of_pandas_are_missing(value):
     assert to_text(value) is None
+
+
+def test_a_missing_time_of_pandas_beside_others_is_invalid():
+    cells = np.empty(3, object)
+    cells[:] = [pd.Timestamp("2017-12-01T00:00:00.75"), pd.NaT, pd.Timestamp("2017-12-01 02:00", tz="Europe/Berlin")]
+    seconds, is_valid = to_seconds(cells, None)
+    assert seconds.tolist() == [1_512_086_400, 0, 1_512_090_000]
+    assert is_valid.tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,8 @@ def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(publishe
     assert re.fullmatch(pattern, re.sub(r" {2,}", "  ", line))
     (tmp_path / "registry" / first / "manifest.json").write_bytes(b"{}")
     assert "damaged: manifest.json is not that of a bundle: it names no files" in say("list")[1][1]
+    (tmp_path / "registry" / first / "manifest.json").unlink()
+    assert re.search(rf"{first} .* damaged: .*manifest\.json", say("list")[1][1])
     say("publish", "--bundle", published[2])
     shutil.rmtree(tmp_path / "registry" / first)
     assert say("list")[1][-1] == f"CURRENT is {first}, which is not in the registry"
@@ -80,6 +82,8 @@ def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(publishe
     [
         ({"test": {"bascule": {"all": {"NDCG@10": 0.1, "NDCG@20": 0.25}, "novel": {"NDCG@10": 0.2}}}}, "0.2500 (all)"),
         ({"test": {"bascule": {"novel": {"NDCG@10": 0.12345, "NDCG@20": 0.25}}}}, "NDCG@10 0.1235 (novel)"),
+        ({"test": {"bascule": {"all": {"NDCG@10": 0.1}, "novel": {"NDCG@10": 0.3}}}}, "NDCG@10 0.3000 (novel)"),
+        ({"test": {"bascule": {"all": {"NDCG@10": 0.1}}}}, "not tested"),
         ({"protocol": {"split": "none"}}, "not tested"),
     ],
 )
@@ -106,4 +110,6 @@ def test_faults_are_one_line(published, say, tmp_path):
     status, _, (line,) = say("activate", "--version", "../x")
     assert status == 2
     assert "version is '../x'; expected the 12 digits" in line
+    _, _, (line,) = say("activate", "--version", "f" * 500)
+    assert f"version is '{'f' * 40}'; expected the 12 digits" in line
     assert Registry(tmp_path / "registry").versions() == []
