@@ -10,13 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from serve.http.bodies import Ask
+from serve.http.bodies import Ask, ItemBody, Tell
 from serve.http.faults import Fault
+from serve.http.limits import MOST_EVENTS, MOST_IDS, MOST_ITEMS, MOST_LISTED, MOST_REQUESTS, Limits
 from serve.http.redaction import without_values
 from serve.http.strict_json import read_json
 from tests.linear_bundle import SHOP
 from tests.live_service import asking, publish_served
-from tests.served import JSON, ask, exchange
+from tests.served import JSON, ROOT, ask, exchange
 
 SENTINEL = "Zq7sentinelZq7"
 
@@ -337,6 +338,53 @@ def test_mutated_bodies_are_answered_or_refused(app):
 @pytest.mark.slow
 def test_ten_thousand_mutated_bodies_are_answered_or_refused(app):
     check_mutated(app, 10_000, seed=2)
+
+
+BOUNDS = {
+    "k": (Ask, 1000, lambda n: {"k": n}),
+    "requests": (Ask, 256, lambda n: {"requests": [{}] * n}),
+    "history": (Ask, 500, lambda n: {"history": [{"item_id": 1}] * n}),
+    "exclude": (Ask, 10_000, lambda n: {"exclude": [1] * n}),
+    "only": (Ask, 10_000, lambda n: {"filters": {"only": ["a"] * n}}),
+    "where": (Ask, 4096, lambda n: {"filters": {"where": "x" * n}}),
+    "limits": (Ask, 64, lambda n: {"filters": {"at_most": {f"c{number}": 1 for number in range(n)}}}),
+    "limit": (Ask, 1000, lambda n: {"filters": {"at_most": {"c": n}}}),
+    "features": (Ask, 64, lambda n: {"features": {f"f{number}": 1 for number in range(n)}}),
+    "name": (Ask, 256, lambda n: {"context": {"f" * n: 1}}),
+    "value": (Ask, 4096, lambda n: {"features": {"f": "x" * n}}),
+    "values": (Ask, 4096, lambda n: {"features": {"f": [1] * n}}),
+    "id": (Ask, 256, lambda n: {"user_id": "x" * n}),
+    "past event": (Ask, 4096, lambda n: {"history": [{"item_id": 1, "event": "x" * n}]}),
+    "events": (Tell, 256, lambda n: {"events": [{"user_id": 1, "item_id": 2}] * n}),
+    "event": (Tell, 4096, lambda n: {"user_id": 1, "item_id": 2, "event": "x" * n}),
+    "answer": (Tell, 4096, lambda n: {"user_id": 1, "item_id": 2, "request_id": "x" * n}),
+    "columns": (ItemBody, 64, lambda n: {"columns": {f"c{number}": 1 for number in range(n)}}),
+}
+
+
+@pytest.mark.parametrize("bound", BOUNDS)
+def test_what_is_just_as_long_as_it_may_be_is_taken_and_nothing_longer_or_empty(bound):
+    kind, most, body_of = BOUNDS[bound]
+    TypeAdapter(kind).validate_python(body_of(most))
+    with pytest.raises(ValidationError):
+        TypeAdapter(kind).validate_python(body_of(most + 1))
+    if bound in ("k", "limit", "name", "id", "requests", "events"):
+        TypeAdapter(kind).validate_python(body_of(1))
+        with pytest.raises(ValidationError):
+            TypeAdapter(kind).validate_python(body_of(0))
+
+
+def test_the_limits_are_those_that_the_documentation_promises():
+    limits, text = Limits(), " ".join((ROOT / "docs" / "serving.md").read_text(encoding="utf-8").split())
+    for said in (
+        f"limits are {limits.body / 10**6:g} MB for a body, {MOST_REQUESTS} requests or events in it",
+        f"histories of {MOST_EVENTS} events, {MOST_IDS:,} excluded items, k up to {MOST_ITEMS:,}",
+        f"{MOST_LISTED:,} items in all lists of a body, {limits.head / 1000:g} KB of headers",
+        f"{limits.head_time:g} s to send the headers and {limits.body_time:g} s to send the body",
+        f"and {limits.connections} connections",
+        f"only beyond {limits.write_waiting} of them at once, or after {limits.write_deadline:g} s, does a caller",
+    ):
+        assert said in text
 
 
 @pytest.mark.parametrize(

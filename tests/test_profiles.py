@@ -79,6 +79,12 @@ def test_raw_values_become_texts_and_numbers():
     assert features["user_id"].tolist() == ["a|b", "c|a", None, None, "x"]
 
 
+def test_the_texts_of_a_cell_are_lines_of_one():
+    about = Feature("about", "text", "plot", width=5, buckets=16)
+    cells = [["a ", None, 7.0], "b", [], None, [" "]]
+    assert feature_values([about], {"plot": cells})["about"].tolist() == ["a\n7", "b", None, None, None]
+
+
 def test_stored_values_encode_as_the_raw_ones():
     features = feature_values(FEATURES, COLUMNS)
     stored = {feature.column: features[feature.name] for feature in FEATURES[:3]}

@@ -17,7 +17,7 @@ from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.registry import pointer
 from serve.registry.changes import activate, publish, publish_and_activate, rollback
-from serve.registry.pointer import read_current, read_past, write_current
+from serve.registry.pointer import find_current, read_current, read_past, write_current
 from serve.registry.sources import RegistrySource
 from serve.registry.versions import Registry
 from tests.linear_bundle import SHOP, publish_linear
@@ -207,6 +207,37 @@ def test_a_pointer_that_does_not_read_as_it_was_written_is_told(tmp_path, versio
     monkeypatch.setattr(pointer, "write_file", lambda path, _: write(path, f"{versions[2]}\n".encode()))
     with pytest.raises(BundleError, match="CURRENT does not read as it was written: somebody else writes into"):
         write_current(tmp_path, versions[1], [])
+
+
+def test_lines_of_a_history_that_name_no_version_are_passed_over(tmp_path):
+    first, second, third = ("0123456789a" + digit for digit in "bcd")
+    (tmp_path / "HISTORY").write_text(f"{third}\n../x\n{second}\n\n0123456789AB\n{first}")
+    assert read_past(tmp_path, second) == [first]
+    assert read_past(tmp_path, None) == read_past(tmp_path, "e" * 12) == [third, second, first]
+
+
+def test_a_history_that_nobody_wrote_is_refused_whole(tmp_path):
+    line = "0123456789ab\n"
+    (tmp_path / "HISTORY").write_text(line * (16_384 // len(line)))
+    assert len(read_past(tmp_path, None)) == 16_384 // len(line)
+    (tmp_path / "HISTORY").write_text(line * 16_384)
+    with pytest.raises(BundleError, match="HISTORY is no list of versions: remove it"):
+        read_past(tmp_path, None)
+
+
+@pytest.mark.parametrize("name", ["CURRENT", "HISTORY"])
+def test_a_pointer_of_other_letters_is_one_that_is_damaged(tmp_path, name):
+    (tmp_path / name).write_bytes("０１２３456789ab\n".encode())
+    with pytest.raises(BundleError, match=f"{name} is no list of versions"):
+        read_current(tmp_path) if name == "CURRENT" else read_past(tmp_path, None)
+    assert find_current(tmp_path) is None
+
+
+@pytest.mark.timeout(20)
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_pointer(tmp_path):
+    os.mkfifo(tmp_path / "CURRENT")
+    with pytest.raises(BundleError, match="CURRENT is no plain file"):
+        read_current(tmp_path)
 
 
 def test_nothing_is_removed_where_it_cannot_be_told_what_is_served(registry, published, versions):
