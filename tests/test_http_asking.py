@@ -3,6 +3,8 @@
 import numpy as np
 import pytest
 
+from serve.http.answers import Written
+from serve.http.metrics import Metrics
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids
 from tests.linear_profiles import known_users
@@ -198,6 +200,31 @@ def check_counts(app, recommender):
     assert "bascule_short_lists_total 1.0" in text
     assert f'version="{recommender.bundle.manifest.version}"' in text
     assert "secret" not in text
+
+
+def test_metrics_count_all_of_an_answer_and_name_one_bundle():
+    metrics = Metrics()
+    for version in ("first", "second"):
+        metrics.name_bundle(version)
+    for path in ("/v1/items/7", "/v1/items/secret", "/v1/items", "/v1/similar", "/page.js", "/secret"):
+        metrics.count_answer(path, 200, 0.25)
+    for factor in (1, 10):
+        metrics.count_lists(Written(b"", 0.5 * factor, 7 * factor, 3 * factor, 5 * factor, 2 * factor))
+    lines = metrics.render().decode().splitlines()
+    assert [line for line in lines if line.startswith("bascule_bundle_info{")] == [
+        'bascule_bundle_info{version="second"} 1.0'
+    ]
+    counts = {"items": 2, "similar": 1, "page": 1, "other": 2}
+    expected = [
+        *(f'bascule_requests_total{{route="{route}",status="200"}} {count}.0' for route, count in counts.items()),
+        *(f'bascule_request_seconds_sum{{route="{route}"}} {count / 4}' for route, count in counts.items()),
+        *(f'bascule_request_seconds_bucket{{le="0.2",route="{route}"}} 0.0' for route in counts),
+        *("bascule_answer_seconds_sum 5.5", "bascule_answer_seconds_count 2.0"),
+        *("bascule_recommendations_total 77.0", "bascule_short_lists_total 33.0"),
+        *("bascule_unknown_history_items_total 55.0", "bascule_unknown_values_total 22.0"),
+    ]
+    assert set(expected) <= set(lines)
+    assert "secret" not in "".join(lines)
 
 
 def test_metrics_count_lists_that_were_given_again_and_events(bundle, recommender, tmp_path, monkeypatch):

@@ -74,6 +74,23 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, body, field)
 
 
 @pytest.mark.parametrize(
+    ("body", "field"),
+    [
+        ({"user_id": "u1", "item_id": "i107", "request_id": 7}, "request_id"),
+        ({"user_id": "u1", "item_id": "i107", "weight": SENTINEL}, "weight"),
+        ({"item_id": "i107"}, "user_id"),
+        ({"user_id": "u1"}, "item_id"),
+        ({"events": []}, "events"),
+        ({"events": [{"user_id": "u1", "item_id": "i107"}] * 257}, "events"),
+        ({"events": [{"user_id": "u1", "item_id": "i107"}, {"user_id": "u1", "item_id": [1]}]}, "events[1].item_id"),
+        ([SENTINEL], None),
+    ],
+)
+def test_an_event_of_another_form_is_refused_and_the_place_named(app, body, field):
+    assert refuse(ask(app, "POST", "/v1/events", json.dumps(body).encode()), 422).get("field") == field
+
+
+@pytest.mark.parametrize(
     ("body", "field", "said"),
     [
         ({"k": SENTINEL}, "k", "expected a whole number"),
