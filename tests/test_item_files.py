@@ -1,14 +1,17 @@
 import csv
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.item_files import ItemFile
+from serve.errors import SchemaError
+from serve.item_files import ItemFile, read_item_ids
 from serve.row_files import count_rows
 from tests.linear_bundle import SHOP
 
@@ -49,6 +52,72 @@ def test_the_formats_hold_the_same_items_in_blocks_of_one_size(tmp_path_factory,
             assert [int(value) if value else None for value in read["price"]] == prices
         else:
             assert read == {"item_id": ids, "brand": brands, "price": prices}
+
+
+def test_suffixes_in_capitals_are_the_same(tmp_path):
+    pq.write_table(pa.table({"item_id": [7, 8], "brand": ["x", "y"]}), tmp_path / "I.PARQUET")
+    (tmp_path / "I.JSONL").write_text('{"item_id": 7, "brand": "x"}\n{"item_id": 8, "brand": "y"}\n')
+    for name, place in (("I.PARQUET", "I.PARQUET, row 2"), ("I.JSONL", "I.JSONL, line 2")):
+        file = ItemFile(tmp_path / name, SHOP)
+        (rows,) = file.blocks(5)
+        assert list(rows.columns["brand"]) == ["x", "y"]
+        assert file.name_place(rows.places[1]) == place
+        assert count_rows(tmp_path / name) == 2
+
+
+def test_a_file_that_is_none_of_items_is_refused_before_it_is_read(tmp_path):
+    (tmp_path / "i.txt").write_text("item_id,brand\n7,x\n")
+    faults = {
+        "i.txt": "i.txt: cannot read '.txt'; allowed: .jsonl",
+        "gone.csv": "gone.csv: no such file",
+        ".": "is a folder",
+    }
+    for name, said in faults.items():
+        with pytest.raises(SchemaError, match=re.escape(said)):
+            ItemFile(tmp_path / name, SHOP)
+
+
+def test_remarks_are_of_all_blocks(tmp_path):
+    rows = [{"item_id": 1, "brand": "x"}, {"item_id": 2, "price": 3, "size": 7}, {"item_id": 3, "department": "meat"}]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = ItemFile(tmp_path / "i.jsonl", SHOP)
+    (whole,) = file.blocks(5)
+    assert whole.columns == {
+        "item_id": [1, 2, 3],
+        "brand": ["x", None, None],
+        "price": [None, 3, None],
+        "department": [None, None, "meat"],
+    }
+    file = ItemFile(tmp_path / "i.jsonl", SHOP)
+    assert [len(block) for block in file.blocks(1)] == [1, 1, 1]
+    assert file.remarks() == ["columns that no feature reads: size"]
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        ({"brand": "x"}, "i.jsonl, line 3: no column 'item_id'; name it with --columns item_id=COLUMN"),
+        (
+            {"item_id": 3, "size": 7},
+            "i.jsonl, line 3: no column is a feature of items; allowed: brand, department, price",
+        ),
+        ([3], "i.jsonl, line 3: item is [3] (list); expected an object of columns"),
+    ],
+)
+def test_a_block_of_other_columns_is_refused_with_its_place(tmp_path, row, said):
+    rows = [{"item_id": 1, "brand": "x"}, {"item_id": 2, "brand": "y"}, row]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    blocks = ItemFile(tmp_path / "i.jsonl", SHOP).blocks(2)
+    assert len(next(blocks)) == 2
+    with pytest.raises(SchemaError, match=re.escape(said)):
+        next(blocks)
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
+def test_ids_are_those_of_all_blocks(tmp_path, monkeypatch, suffix):
+    monkeypatch.setattr("serve.item_files._IDS_AT_ONCE", 2)
+    write_all(tmp_path, {"item_id": [7, 5, 9, 5, 1], "brand": ["x"] * 5, "price": [1] * 5})
+    assert list(map(int, read_item_ids(tmp_path / f"i.{suffix}"))) == [7, 5, 9, 5, 1]
 
 
 def test_places_are_lines_of_text_and_rows_of_parquet(tmp_path):

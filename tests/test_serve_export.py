@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from serve.__main__ import main
 from serve.bundle import Bundle
 from serve.durable import write_file
 from serve.errors import SchemaError
-from serve.export_sources import file_items, file_users
+from serve.export_sources import file_items, file_users, profile_users
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.row_layout import AS_OURS
@@ -258,16 +259,76 @@ def test_a_file_that_changes_meanwhile_is_refused(bundles, tmp_path, monkeypatch
     assert "_SUCCESS" not in contents(tmp_path / "out")
 
 
+def rewrite_alike(path):
+    """Write other rows of the same size into the file."""
+    content, before = path.read_text(), path.stat()
+    path.write_text(content.replace("1", "2"))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+
+
+def replace_alike(path):
+    """Put a file of the same size and time in its place."""
+    other, before = path.with_name("other"), path.stat()
+    other.write_text(path.read_text().replace("1", "2"))
+    os.utime(other, ns=(before.st_atime_ns, before.st_mtime_ns))
+    os.replace(other, path)
+
+
+def append(path):
+    """Write one more row."""
+    path.write_text(path.read_text() * 2)
+
+
+@pytest.mark.parametrize("change", [append, rewrite_alike, replace_alike])
 @pytest.mark.parametrize(
     ("take", "row"), [(file_items, '{"item_id": "late", "price": 1}'), (file_users, '{"user_id": "u1"}')]
 )
-def test_a_file_that_changes_between_its_hash_and_its_first_row_is_refused(bundles, tmp_path, take, row):
+def test_a_file_that_changes_between_its_hash_and_its_first_row_is_refused(bundles, tmp_path, take, row, change):
     path = tmp_path / "rows.jsonl"
     path.write_text(f"{row}\n")
     source = take(Recommender.load(bundles["shop"]), path, 3, AS_OURS)
-    path.write_text(f"{row}\n{row}\n")
+    change(path)
     with pytest.raises(SchemaError, match=r"rows\.jsonl changed while it was read"):
         list(source.blocks)
+
+
+def test_other_features_or_other_owners_of_the_same_events_are_another_source(bundles):
+    recommender = Recommender.load(bundles["shop"])
+    profiles, identities = recommender.profiles, []
+    features = {name: np.roll(values, 1) for name, values in profiles.features.items()}
+    offsets = profiles.offsets.copy()
+    place = int(np.flatnonzero(np.diff(offsets) > 1)[0])
+    offsets[place + 1] -= 1  # the last event of one user is the first of the next
+    history = replace(profiles.history, item_id=np.roll(profiles.history.item_id, 1))
+    changes = ({}, {"features": features}, {"offsets": offsets}, {"history": history})
+    for change in changes:
+        source = profile_users(Recommender(recommender.bundle, replace(profiles, **change)), 3)
+        identities.append(json.dumps(source.identity))
+    assert len(set(identities)) == len(changes)
+    assert json.dumps(profile_users(Recommender.load(bundles["shop"]), 5).identity) == identities[0]
+
+
+def test_of_requests_it_is_said_what_training_has_not_seen(bundles, tmp_path, capsys):
+    rows = write_rows(tmp_path / "r.jsonl", [{"user_id": "u1"}, {"user_id": "nobody"}, {"features": {"gender": "q"}}])
+    assert run(bundles["shop"], "user", tmp_path / "out", "--rows", rows) == 0
+    said = "".join(capsys.readouterr())
+    assert "1 of 3 requests name a user without a profile" in said
+    assert "features.gender" in said
+
+
+@pytest.mark.parametrize(
+    "name", ["_plan.json.part", "_SUCCESS.part", "part-00001.parquet.part", "part-123456.parquet.part"]
+)
+def test_what_was_being_written_when_an_export_was_killed_is_no_stranger(bundles, tmp_path, name):
+    out, whole = tmp_path / "out", tmp_path / "whole"
+    for folder in (out, whole):
+        assert run(bundles["shop"], "item", folder) == 0
+    for lost in ("_SUCCESS", "part-00001.parquet"):
+        (out / lost).unlink()
+    (out / name).write_bytes(b"half")
+    assert run(bundles["shop"], "item", out) == 0
+    there = contents(out)
+    assert {one: there[one] for one in contents(whole)} == contents(whole)
 
 
 @pytest.mark.parametrize("content", ["[]", "7", "null", "{", ""])
