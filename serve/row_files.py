@@ -24,7 +24,7 @@ _PARQUET = ".parquet"
 _SUFFIXES = (".jsonl", _PARQUET, *TEXT_SUFFIXES)
 _ALLOWED = f"{', '.join(_SUFFIXES)} ({GZIP} may follow all but {_PARQUET})"
 
-_TO_LINES = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin)]"
+_TO_LINES = "import json, sys; [print(json.dumps(row)) for row in json.load(sys.stdin.buffer)]"
 _CHUNK = 2**20  # bytes
 
 

@@ -173,6 +173,19 @@ def test_parquet(tmp_path):
     ]
 
 
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+@pytest.mark.parametrize(("unit", "zone"), [("s", "UTC"), ("ms", "UTC"), ("ns", "Europe/Berlin")])
+def test_times_within_lists_are_read_as_those_beside_them(tmp_path, list_of, unit, zone):
+    kind = pa.timestamp(unit, zone)
+    times = pa.array([NOON], pa.timestamp("s", zone)).cast(kind)
+    history = pa.array(
+        [[{"item_id": 11, "datetime": times[0].as_py()}]], list_of(pa.struct({"item_id": "int64", "datetime": kind}))
+    )
+    pq.write_table(pa.table({"datetime": times, "history": history}), tmp_path / "r.parquet")
+    expected = [Request(history=InlineHistory([11], [NOON]), datetime=NOON)]
+    assert list(read_requests(tmp_path / "r.parquet", SCHEMA)) == expected
+
+
 def test_decimals_of_a_database_are_the_ids_and_times_that_training_read(tmp_path):
     columns = {"user_id": [Decimal(7), Decimal(8)], "datetime": [Decimal(NOON), None], "exclude": [[Decimal(3)], None]}
     kinds = (pa.decimal128(18, 0), pa.decimal128(20, 2), pa.list_(pa.decimal128(38, 0)))
@@ -214,7 +227,12 @@ def test_other_files_are_refused_at_once(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ['[{"user_id": "a"},{"user_id": "b"}]', '\n [\n{"user_id": "a"},\n{"user_id": "b"}]\n']
+    "text",
+    [
+        '[{"user_id": "a"},{"user_id": "b"}]',
+        '\n [\n{"user_id": "a"},\n{"user_id": "b"}]\n',
+        '\ufeff[{"user_id": "a"},{"user_id": "b"}]',
+    ],
 )
 def test_an_array_is_told_how_to_become_lines(tmp_path, monkeypatch, text):
     monkeypatch.chdir(tmp_path)
