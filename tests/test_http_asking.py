@@ -235,6 +235,9 @@ def test_metrics_count_lists_that_were_given_again_and_events(bundle, recommende
             assert ask(app, "POST", "/v1/recommend", {"k": k}).status == 200
         event = {"user_id": users(recommender)[1], "item_id": item_id, "datetime": UNTIL}
         assert ask(app, "POST", "/v1/events", {"events": [event, event]}).json["kept"] == 2
+        other = event | {"user_id": users(recommender)[2]}
+        assert ask(app, "POST", "/v1/users/forget", {"user_id": other["user_id"]}).status == 200
+        assert ask(app, "POST", "/v1/events", other).json["kept"] == 0
         text = ask(app, "GET", "/metrics").content.decode()
     assert "bascule_given_again 2.0" in text
     assert "bascule_events_total 2.0" in text
