@@ -38,10 +38,6 @@ class ItemRows:
     def __len__(self) -> int:
         return len(self.places)
 
-    def take(self, part: slice) -> ItemRows:
-        """Return some of the items."""
-        return ItemRows({name: values[part] for name, values in self.columns.items()}, self.places[part])
-
 
 class ItemFile:
     """A file of items."""
@@ -74,8 +70,8 @@ class ItemFile:
             SchemaError: what cannot be read, or has no `item_id`, or no feature at all; names file and place.
         """
         for rows in self._read(self.path, n_rows, self.layout):
-            self._check_columns(rows)
             self._seen |= rows.columns.keys()
+            self._check_columns(rows)
             wanted = self._features | {ITEM_ID}
             yield ItemRows({name: rows.columns[name] for name in wanted & rows.columns.keys()}, rows.places)
 
@@ -96,7 +92,7 @@ class ItemFile:
         if ITEM_ID not in rows.columns:
             nearest = name_nearest(self.layout.columns.get(ITEM_ID, ITEM_ID), rows.columns)
             raise SchemaError(f"{place}: no column '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN; {nearest}")
-        if self._features and not self._features & rows.columns.keys():
+        if self._features and not self._features & self._seen:  # in JSON Lines a later block may be of missing values
             allowed = ", ".join(sorted(self._features))
             raise SchemaError(f"{place}: no column is a feature of items; allowed: {allowed}")
 

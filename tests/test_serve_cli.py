@@ -307,11 +307,11 @@ def test_faults_of_filter_options_are_one_line(bundle, tmp_path, options, messag
 
 def test_a_limit_of_any_length_is_read(bundle, tmp_path):
     lists = []
-    for words in ((), ("--at-most", f"brand={'9' * 5000}")):
+    for words in ((), ("--at-most", f"brand={'9' * 5000}"), ("--at-most", f"brand={' ' * 20}99 ")):
         assert run("recommend", "--bundle", bundle, "--all-users", "--out", tmp_path / "recs.csv", *words) == 0
         lists.append(read_csv(tmp_path / "recs.csv"))
         (tmp_path / "recs.csv").unlink()
-    assert lists[0] == lists[1]
+    assert lists[0] == lists[1] == lists[2]
 
 
 def test_short_lists_are_counted_over_all_answers_and_the_first_is_shown(bundle):

@@ -210,6 +210,15 @@ def test_an_export_that_goes_on_says_how_many_rows_are_left_after_somebody_was_f
     assert capsys.readouterr().out.startswith("7 user vectors")
 
 
+@pytest.mark.parametrize("content", ["[]", "7", "{}", '{"rows": 8, "shards": 2}', "no JSON"])
+def test_who_is_forgotten_leaves_the_number_of_rows_whatever_was_said_of_it(bundles, tmp_path, content):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    (out / "_SUCCESS").write_text(content)
+    assert erase_from_export(out, ["x4", "x7"]) == 2
+    assert json.loads((out / "_SUCCESS").read_text()) == {"rows": 6, "shards": 2}
+
+
 def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
     out, path = tmp_path / "out", write_rows(tmp_path / "items.jsonl", shop_rows(9))
     recommender = Recommender.load(bundles["shop"])

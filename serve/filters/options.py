@@ -65,5 +65,5 @@ def _read_limits(options: Sequence[str]) -> dict[str, int]:
             raise SchemaError(f"--at-most is '{option[:40]}'; expected COLUMN=N, as in category=2")
         if column in limits:
             raise SchemaError(f"--at-most names '{column[:40]}' twice")
-        limits[column] = int(number[:18])
+        limits[column] = int(number.strip()[:18])
     return limits
