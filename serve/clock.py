@@ -34,7 +34,13 @@ _ISO = re.compile(
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 _MOST_DIGITS = 18
 """Of a text that is an integer of 64 bits in any case."""
-_PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d:\d\d(Z| UTC)?)?", re.ASCII)
+_PLAIN_ISO = re.compile(
+    r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?", re.ASCII
+)
+"""Group: zone. Clocks of programs write `.123Z` and `.123456+00:00`."""
+_OF_UTC = ("", "Z", "UTC")
+"""Zones that hold no digits; the empty one is that of the column."""
+_TO_THE_SECOND = len("2017-12-01 10:00:00")
 
 
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[np.ndarray, np.ndarray]:
@@ -138,30 +144,38 @@ def _read_texts(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.nda
     joined, lengths = "".join(texts), set(map(len, texts))
     if joined.isascii() and joined.isdigit() and min(lengths) > 0 and max(lengths) <= _MOST_DIGITS:
         return _read_numbers(np.array(texts, object).astype(np.int64))
-    if len(lengths) == 1 and _is_plain_iso(texts[0], joined):
-        return _read_plain_iso(texts, zone)
+    if len(lengths) == 1 and (written := _tell_zone(texts, joined)) is not None:
+        return _read_plain_iso(texts, written, zone)
     return _read_cells(texts, zone)
 
 
-def _is_plain_iso(first: str, joined: str) -> bool:
-    """Tell whether texts of one length are `2017-12-01` in form, or with ` 10:00:00` or `T10:00:00Z` or so.
+def _tell_zone(texts: Sequence[str] | np.ndarray, joined: str) -> str | None:
+    """Return the zone, if any, that is written in each of texts of one length, `T10:00:00.123Z` or so after a date.
 
-    The first must be of that form, and the others alike but for their digits.
+    None: the first is none of `_PLAIN_ISO`, or the others are not alike but for the digits before the zone.
     """
-    if not _PLAIN_ISO.fullmatch(first) or not joined.isascii():
-        return False
-    form = first.encode().translate(_TO_ZEROS)
-    return joined.encode().translate(_TO_ZEROS) == form * (len(joined) // len(first))
+    iso = _PLAIN_ISO.fullmatch(texts[0])
+    if iso is None or not joined.isascii():
+        return None
+    form, zone = texts[0].encode().translate(_TO_ZEROS), iso[1] or ""
+    if joined.encode().translate(_TO_ZEROS) != form * len(texts):
+        return None
+    return zone if zone in _OF_UTC or all(text.endswith(zone) for text in texts) else None
 
 
-def _read_plain_iso(texts: Sequence[str] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
-    is_utc = texts[0].endswith(("Z", "UTC"))
-    end = len(texts[0].removesuffix("Z").removesuffix(" UTC"))
+def _read_plain_iso(texts: Sequence[str] | np.ndarray, written: str, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:
+    is_longer = len(texts[0]) > _TO_THE_SECOND
     try:
-        moments = np.array([text[:end] for text in texts] if is_utc else texts, "datetime64[s]")
+        moments = np.array([text[:_TO_THE_SECOND] for text in texts] if is_longer else texts, "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return _read_cells(texts, zone)
-    return _read_moments(moments, UTC if is_utc else zone)
+    if written in _OF_UTC:
+        return _read_moments(moments, UTC if written else zone)
+    first = _read_text(texts[0])
+    if not isinstance(first, datetime) or (offset := first.utcoffset()) is None:  # an offset of 99 hours
+        return _read_cells(texts, zone)
+    seconds, is_valid = _read_moments(moments, UTC)
+    return seconds - offset // SECOND, is_valid
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[np.ndarray, np.ndarray]:

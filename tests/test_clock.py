@@ -50,6 +50,33 @@ ENCODINGS = {
 }
 
 
+@settings(max_examples=200, deadline=None)
+@given(
+    moments=st.lists(st.datetimes(datetime(2, 1, 1), datetime(9998, 1, 1)), min_size=1, max_size=4),
+    form=st.sampled_from(["T", " ", "T.", " .", "T,"]),
+    zones=st.lists(
+        st.sampled_from(["", "Z", " Z", "UTC", " UTC", "+00:00", " +00", "+0000", "+05:30", "-05", "-99:99"])
+    ),
+    place=st.integers(0, 30),
+    digit=st.sampled_from("09:.+Z "),
+)
+def test_texts_that_are_read_at_once_are_read_as_one_by_one(moments, form, zones, place, digit):
+    separator, *fraction = form
+    texts = [
+        f"{moment:%Y-%m-%d}".rjust(10, "0")
+        + f"{separator}{moment:%H:%M:%S}{''.join(fraction)}{f'{moment:%f}'[:3] if fraction else ''}"
+        + (zones[row % len(zones)] if zones else "")
+        for row, moment in enumerate(moments)
+    ]
+    for changed in (texts, [*texts[:-1], texts[-1][:place] + digit + texts[-1][place + 1 :]]):
+        together, one_by_one = (
+            to_seconds(changed, "Asia/Tokyo"),
+            to_seconds([f" {text}" for text in changed], "Asia/Tokyo"),
+        )
+        assert together[0].tolist() == one_by_one[0].tolist()
+        assert together[1].tolist() == one_by_one[1].tolist()
+
+
 @pytest.mark.parametrize("values", ENCODINGS.values(), ids=ENCODINGS.keys())
 def test_all_encodings_of_a_time_agree(values):
     seconds, is_valid = to_seconds(values, None)
