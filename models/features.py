@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from models.code_bags import CodeBags
 from serve.encoding import code_slices, value_slices
 from serve.schema import PADDING, UNKNOWN, Feature
 
@@ -43,6 +44,7 @@ class FeatureEmbedding(nn.Module):
         membership = torch.zeros(len(columns), max(len(slices), 1))
         membership[torch.arange(len(columns)), columns] = 1.0
         self.register_buffer("feature_of_column", membership, persistent=False)  # (C, features)
+        self._catalogue: tuple[Tensor | None, CodeBags | None] = None, None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -77,14 +79,23 @@ class FeatureEmbedding(nn.Module):
             return torch.zeros(codes.shape[0], self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
         if not len(self.code_offsets):
             return values @ self.number_table  # (B, D)
-        summed = self._sum_codes(codes, values.dtype)  # (B, D)
+        return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)
+
+    def embed_catalogue(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Do as `forward` of all items (N, C), (N, V), which come in every step: their codes are sorted once."""
+        if not len(self.code_offsets):
+            return self(codes, values)  # type: ignore[no-any-return]  # (N, D)
+        return self._add_values(self._find_bags(codes, values.dtype).sum(self.table.weight), values)  # (N, D)
+
+    def _add_values(self, summed: Tensor, values: Tensor) -> Tensor:
+        """Add what numbers and vectors (B, V) say to the sum of codes (B, D)."""
         return summed + values @ self.number_table if len(self.number_table) else summed  # (B, D)
 
     def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
-        Without the (B, C, D) in between, which is large for a whole catalogue; an exported graph, where this would be a
-        loop, has it. Where each feature has one code it has all of the share, or is padding, of zeros.
+        Without the (B, C, D) in between, which is large for many rows; an exported graph, where this would be a loop,
+        has it. Where each feature has one code it has all of the share, or is padding, of zeros.
         """
         rows = codes + self.code_offsets  # (B, C)
         summed: Tensor
@@ -96,6 +107,16 @@ class FeatureEmbedding(nn.Module):
         else:
             summed = (self.table(rows) * self._share(codes, dtype).unsqueeze(-1)).sum(dim=1)  # (B, D)
         return summed
+
+    def _find_bags(self, codes: Tensor, dtype: torch.dtype) -> CodeBags:
+        """Return the codes (N, C) without padding, with their shares: made once of a catalogue."""
+        known, bags = self._catalogue
+        if known is not codes or bags is None:
+            is_code = codes != PADDING  # (N, C)
+            share = self._share(codes, dtype)[is_code]  # (K,)
+            bags = CodeBags((codes + self.code_offsets)[is_code], share, is_code.sum(dim=1))
+            self._catalogue = codes, bags
+        return bags
 
     def _share(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Say by how much each code (B, C) counts in the mean of its feature, (B, C)."""

@@ -45,8 +45,7 @@ class ItemTower(nn.Module):
     def forward(
         self,
         item_rows: Tensor,
-        codes: Tensor,
-        values: Tensor,
+        content: Tensor,
         categories: Tensor,
         popularity: Tensor,
         has_content: Tensor,
@@ -55,8 +54,7 @@ class ItemTower(nn.Module):
 
         Args:
             item_rows: (N,) rows of the id table.
-            codes: (N, C) and `values` (N, V): encoded features.
-            values: see `codes`.
+            content: (N, D) what `content` says of their features.
             categories: (N, F) rows of the affinity table.
             popularity: (N, P) standardised log popularity before the moment of the step.
             has_content: (N,) bool; only these may lose their id part (in training, one draw per item and step).
@@ -69,7 +67,7 @@ class ItemTower(nn.Module):
             is_dropped = torch.rand(len(item_rows), device=ids.device) < self.id_dropout  # (N,)
             ids = ids * (~(is_dropped & has_content)).unsqueeze(1)  # (N, D)
         correlations = self.correlations[item_rows]  # (N, R)
-        return self.join(ids + self.content(codes, values), correlations, categories, popularity)  # (N, W)
+        return self.join(ids + content, correlations, categories, popularity)  # (N, W)
 
     @property
     def history_dim(self) -> int:

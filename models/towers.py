@@ -56,19 +56,16 @@ class Towers(nn.Module):
     def item_vectors(self, popularity: Tensor) -> Tensor:
         """Make the vectors of the whole catalogue with popularity (N, P) as of a moment, (N, W)."""
         rows = torch.arange(self.n_items, device=self.item_codes.device)  # (N,)
+        content = self.item_tower.content.embed_catalogue(self.item_codes, self.item_values)  # (N, D)
         return self.item_tower(  # type: ignore[no-any-return]
-            rows, self.item_codes, self.item_values, self.categories, popularity, self.item_has_content
+            rows, content, self.categories, popularity, self.item_has_content
         )  # (N, W)
 
     def some_item_vectors(self, rows: Tensor, popularity: Tensor) -> Tensor:
         """Make the vectors of some items (n,) with the popularity (N, P) of all, (n, W)."""
+        content = self.item_tower.content(self.item_codes[rows], self.item_values[rows])  # (n, D)
         return self.item_tower(  # type: ignore[no-any-return]
-            rows,
-            self.item_codes[rows],
-            self.item_values[rows],
-            self.categories[rows],
-            popularity[rows],
-            self.item_has_content[rows],
+            rows, content, self.categories[rows], popularity[rows], self.item_has_content[rows]
         )  # (n, W)
 
     def window_vectors(self, batch: WindowBatch, items: Tensor) -> Tensor:

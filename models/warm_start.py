@@ -66,12 +66,12 @@ def start_taste(towers: Towers, factors: Tensor) -> None:
     codes, values = towers.item_codes, towers.item_values
     for _ in range(CONTENT_STEPS if towers.item_has_content.any() else 0):
         optimizer.zero_grad()
-        error = (tower.content(codes, values) - factors).square().sum(dim=1).mean()
+        error = (tower.content.embed_catalogue(codes, values) - factors).square().sum(dim=1).mean()
         penalty = 1e-4 * tower.content.table.weight.square().sum()
-        (error + penalty).backward()
+        torch.autograd.backward(error + penalty)
         optimizer.step()
     with torch.no_grad():
-        tower.id_table.weight.copy_(factors - tower.content(codes, values))
+        tower.id_table.weight.copy_(factors - tower.content.embed_catalogue(codes, values))
 
 
 LEARNED_AFTER_CORRELATIONS = ("user_tower.demographics", "start_token")
