@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.durable import sync_folder, write_file
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 
 PLAN = "_plan.json"
 SUCCESS = "_SUCCESS"
@@ -81,7 +81,7 @@ class Shards:
 
     def count_rows(self, number: int) -> int:
         """Return how many rows a finished shard has."""
-        return int(pq.read_metadata(self._path(number)).num_rows)
+        return count_rows(self._path(number))
 
     def write(self, number: int, table: pa.Table) -> None:
         """Write a shard: ids, then vectors, which do not compress."""
@@ -99,6 +99,30 @@ class Shards:
 
     def _path(self, number: int) -> Path:
         return self.folder / f"part-{number:05d}.parquet"
+
+
+@contextmanager
+def open_shard(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a finished shard; Arrow does not say which file it cannot read.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise BundleError(f"{path} is damaged: {error}; remove it, and export anew") from error
+
+
+def count_rows(path: Path) -> int:
+    """Return how many rows a finished shard has.
+
+    Raises:
+        BundleError: it is damaged.
+    """
+    with open_shard(path) as file:
+        return int(file.metadata.num_rows)
 
 
 @contextmanager

@@ -359,3 +359,9 @@ def test_a_folder_in_which_forgetting_would_not_look_is_refused(bundle, tmp_path
 def test_a_port_that_there_is_not_is_refused(port):
     with pytest.raises(ValueError, match=rf"--port is {port}; allowed: 0 to 65535"):
         listen("127.0.0.1", port)
+
+
+@pytest.mark.parametrize("host", ["a" * 70, "a..b", "a\0b"])
+def test_an_address_that_there_cannot_be_is_named(host):
+    with pytest.raises(ValueError, match=rf"^cannot listen at {host}:0: "):
+        listen(host, 0)

@@ -18,14 +18,15 @@ from serve import export, shards
 from serve.__main__ import main
 from serve.bundle import Bundle
 from serve.durable import write_file
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.export_sources import file_items, file_users, profile_users
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.row_layout import AS_OURS
-from serve.state.erased_exports import erase_from_export
+from serve.state.erased_exports import check_export, erase_from_export
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles, requests_of
+from tests.lost_power import Disk
 
 ROOT = Path(__file__).parents[1]
 WORLDS = {"shop": SHOP, "films": FILMS}
@@ -421,6 +422,99 @@ def test_two_exports_do_not_write_into_one_folder(bundles, tmp_path):
         shards.Shards.open(tmp_path, plan, False),
     ):
         pass
+
+
+def test_nobody_is_erased_from_an_export_that_is_being_written(bundles, tmp_path):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    before = contents(out)
+    with shards.locked(out), pytest.raises(SchemaError, match=rf"another export writes into {out}"):
+        erase_from_export(out, ["x4"])
+    assert contents(out) == before
+
+
+def test_of_very_many_shards_each_is_written_anew_in_its_own_place(tmp_path):
+    kept = shards.Shards(tmp_path)
+    for number, ids in ((1, ["a", "b"]), (100_001, ["c", "d", "e"])):
+        vectors = pa.array([[1.0]] * len(ids), pa.list_(pa.float32(), 1))
+        kept.write(number, pa.table({"user_id": ids, "vector": vectors}))
+    assert erase_from_export(tmp_path, ["d"]) == 1
+    left = {path.name: pq.read_table(path).column("user_id").to_pylist() for path in tmp_path.iterdir()}
+    assert left == {"part-00001.parquet": ["a", "b"], "part-100001.parquet": ["c", "e"]}
+
+
+@pytest.mark.parametrize("content", ["{}", '{"side": null}', '{"side": "users"}'])
+def test_a_plan_that_does_not_say_users_is_of_none(tmp_path, content):
+    (tmp_path / "_plan.json").write_text(content)
+    with pytest.raises(SchemaError, match=r"is an export of side .*, which names no user; allowed: user"):
+        check_export(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet at all"])
+def test_a_damaged_shard_is_named(bundles, tmp_path, content, capsys):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    damaged = out / "part-00001.parquet"
+    damaged.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{damaged} is damaged: .*; remove it"):
+        erase_from_export(out, ["x4"])
+    (out / "_SUCCESS").unlink()
+    capsys.readouterr()
+    assert run(bundles["shop"], "user", out, "--rows", path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{damaged} is damaged" in line
+    damaged.unlink()
+    (out / "part-00000.parquet").unlink()  # which has lost x4
+    assert run(bundles["shop"], "user", out, "--rows", path) == 0
+    assert read(out, "user")[0] == [f"x{row}" for row in range(8)]
+
+
+@pytest.mark.parametrize(("user_type", "item_type"), [("integer", "string"), ("string", "integer")])
+def test_users_and_items_may_have_ids_of_two_types(tmp_path, user_type, item_type):
+    schema = replace(SHOP if item_type == "string" else FILMS, user_id_type=user_type)
+    bundle = publish_linear(tmp_path / "world", schema, seed=3)
+    user_ids = [70, 9, -3] if user_type == "integer" else ["x", "y", "7"]
+    rows = write_rows(tmp_path / "r.jsonl", [{"user_id": user_id} for user_id in user_ids])
+    assert run(bundle, "user", tmp_path / "users", "--rows", rows) == 0
+    assert run(bundle, "item", tmp_path / "items") == 0
+    assert read(tmp_path / "users", "user")[0] == user_ids
+    assert read(tmp_path / "items", "item")[0] == item_ids(schema)
+
+
+def test_an_export_that_is_said_to_be_whole_is_so_where_the_power_fails(bundles, tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, "_SUCCESS")
+    for words in ((), ("--overwrite",)):
+        assert run(bundles["shop"], "item", tmp_path / "out", *words) == 0
+        assert disk.too_early == disk.unnamed == []
+
+
+def test_what_is_overwritten_is_gone_from_the_disk_before_what_comes_after_it(bundles, tmp_path, monkeypatch):
+    """Else the power may fail and leave shards that are said to be whole, or of another plan."""
+    out, steps, unlink, sync = tmp_path / "out", [], Path.unlink, os.fsync
+    assert run(bundles["shop"], "item", out) == 0
+
+    def remove(path, missing_ok=False):
+        if path.exists():
+            steps.append(path.name)
+        unlink(path, missing_ok)
+
+    def wait(descriptor):
+        if os.fstat(descriptor).st_ino == out.stat().st_ino:
+            steps.append("folder")
+        sync(descriptor)
+
+    def write(path, content):
+        steps.append(f"new {path.name}")
+        write_file(path, content)
+
+    monkeypatch.setattr(Path, "unlink", remove)
+    monkeypatch.setattr(os, "fsync", wait)
+    monkeypatch.setattr(shards, "write_file", write)
+    assert run(bundles["shop"], "item", out, "--overwrite") == 0
+    assert steps[:2] == ["_SUCCESS", "folder"]
+    cleared = steps[2 : steps.index("new _plan.json")]
+    assert sorted(cleared[:-1]) == ["_plan.json", *(f"part-0000{shard}.parquet" for shard in range(4))]
+    assert cleared[-1] == "folder"
 
 
 def test_export_imports_nothing_of_training(bundles, tmp_path):

@@ -7,13 +7,12 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serve.durable import sync_folder
 from serve.errors import SchemaError
 from serve.recommendations import to_arrow
 from serve.request_values import Id
-from serve.shards import PLAN, SUCCESS, Shards, locked, read_plan
+from serve.shards import PLAN, SUCCESS, Shards, count_rows, locked, open_shard, read_plan
 
 _SHARDS = "part-*.parquet"
 
@@ -38,6 +37,7 @@ def erase_from_export(folder: Path, user_ids: Collection[Id]) -> int:
 
     Raises:
         SchemaError: an export is writing into the folder.
+        BundleError: a shard is damaged.
         OSError: the disk is full or fails.
     """
     with locked(folder):
@@ -48,12 +48,12 @@ def erase_from_export(folder: Path, user_ids: Collection[Id]) -> int:
         if n_gone:
             sync_folder(folder)
         if (folder / SUCCESS).exists():  # also where nothing went: a kill may have come before this
-            shards.finish(len(paths), sum(pq.read_metadata(path).num_rows for path in paths))
+            shards.finish(len(paths), sum(map(count_rows, paths)))
     return n_gone
 
 
 def _erase_from_shard(shards: Shards, path: Path, user_ids: Collection[Id]) -> int:
-    with pq.ParquetFile(path) as file:
+    with open_shard(path) as file:
         ids = file.read(["user_id"]).column("user_id").to_pylist()
         is_kept = np.array([user_id not in user_ids for user_id in ids], dtype=np.bool_)
         if is_kept.all():
