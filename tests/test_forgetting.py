@@ -21,6 +21,7 @@ from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
+from serve.shards import Shards
 from serve.state import Impressions, Observation, StateStore
 from serve.state.forgetting import erase_forgotten, forget_users
 from serve.state.live_requests import complete
@@ -213,6 +214,17 @@ def test_integers_are_forgotten_by_either_form(tmp_path):
         forget_users(run, ["anna"])
 
 
+def test_integers_go_out_of_an_export_where_no_bundle_tells_their_type(tmp_path):
+    run, out = tmp_path / "run", tmp_path / "users"
+    (run / "profiles").mkdir(parents=True)
+    out.mkdir()
+    vectors = pa.array([[1.0]] * 3, pa.list_(pa.float32(), 1))
+    Shards(out).write(0, pa.table({"user_id": pa.array([7, 77, 8]), "vector": vectors}))
+    (out / "_plan.json").write_text('{"side": "user"}')
+    assert forget_users(run, ["7"], [out])["erased"]["exports"] == {str(out): 1}
+    assert pq.read_table(out).column("user_id").to_pylist() == [77, 8]
+
+
 def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path):
     (tmp_path / "profiles").mkdir()
     receipt = forget_users(tmp_path, ["somebody"])
@@ -250,6 +262,19 @@ def test_a_text_in_place_of_a_list_erases_nobody(folder):
         forget_users(run, "1042")
     assert len(Profiles.load(run / "profiles")) == len(profiles)
     assert not (run / "forgotten.json").exists()
+
+
+def test_nobody_to_forget_takes_no_record_away(folder):
+    before = (folder / "run" / "rejects.parquet").read_bytes()
+    with pytest.raises(SchemaError, match=r"user_ids is \[\] .*; expected a list of one id or more"):
+        forget_users(folder / "run", [], [folder / "users"])
+    assert (folder / "run" / "rejects.parquet").read_bytes() == before
+    assert not (folder / "run" / "forgotten.json").exists()
+
+
+def test_an_export_that_is_given_twice_is_counted_once(folder):
+    receipt = forget_users(folder / "run", [SENTINEL], [folder / "users", folder / "users" / ""])
+    assert receipt["erased"]["exports"] == {str(folder / "users"): 1}
 
 
 def test_damaged_tombstones_stop_it_before_anything_is_erased(folder):

@@ -33,7 +33,7 @@ def listen(host: str, port: int) -> socket.socket:
             listener = undone.enter_context(socket.socket(family, kind, protocol))
             listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             listener.bind(address)
-        except (OSError, OverflowError, UnicodeError) as error:  # of a name's part
+        except (OSError, OverflowError, UnicodeError) as error:
             raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
         undone.pop_all()
     return listener

@@ -55,8 +55,8 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
         OSError: the disk is full or fails, or another process keeps a file. Do it again then.
     """
     _check_run(run)
-    if isinstance(user_ids, str):  # each of its letters would be a user
-        raise SchemaError(f"user_ids is {show(user_ids)}; expected a list of ids")
+    if isinstance(user_ids, str) or not len(user_ids):  # each letter of a text would be a user
+        raise SchemaError(f"user_ids is {show(user_ids)}; expected a list of one id or more")
     id_type = _read_id_type(run)
     return forget_known(run, [parse_id(user_id, id_type, "user") for user_id in user_ids], exports)
 
@@ -72,7 +72,7 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
     hashes = add_tombstones(run, user_ids)
     erased: dict[str, Any] = {"profiles": _erase_profiles(run, user_ids), **_erase_state(run, user_ids)}
     erased |= erase_from_rejects(run, user_ids)
-    erased["exports"] = {str(folder): erase_from_export(folder, forms) for folder in exports}
+    erased["exports"] = {str(folder): erase_from_export(folder, forms) for folder in dict.fromkeys(exports)}
     return {
         "forgotten": hashes,
         "run": str(run),
