@@ -60,6 +60,9 @@ def parse_config(parser: ArgumentParser, argv: Sequence[str], sections: Iterable
         return given, parser.instantiate(given)
     except ArgumentError as error:
         raise SchemaError(explain(error, parser.get_defaults().keys())) from error
+    except UnicodeDecodeError as error:  # of what stands for a mapping, such as a table in the place of its keys
+        where = "the file that is given for a mapping of keys"
+        raise SchemaError(f"{where} is no YAML in UTF-8; a table is given as --data.interactions.path FILE") from error
 
 
 def explain(error: ArgumentError | str, allowed: Iterable[str]) -> str:

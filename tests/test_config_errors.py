@@ -1,10 +1,12 @@
+import gzip
 from typing import Literal
 
 import jsonargparse
 import pytest
 
 from datamodules.config import DataConfig
-from datamodules.config_errors import explain
+from datamodules.config_errors import explain, parse_config
+from serve.errors import SchemaError
 
 
 def make_parser():
@@ -123,6 +125,13 @@ def test_what_is_no_yaml_or_no_file_comes_back_in_one_line(tmp_path):
     assert "line 1, column 12" in message
     assert "\n" not in message
     assert "does not exist" in explain_arguments("--config", str(tmp_path / "none.yaml"))
+
+
+def test_a_table_of_other_bytes_in_the_place_of_its_keys_is_told_where_it_belongs(tmp_path):
+    table = tmp_path / "table.csv.gz"
+    table.write_bytes(gzip.compress(b"user_id,item_id\nu1,i1\n"))
+    with pytest.raises(SchemaError, match=r"is no YAML in UTF-8; a table is given as --data\.interactions\.path FILE$"):
+        parse_config(make_parser(), ["--data.interactions", str(table)], ())
 
 
 def test_a_message_of_unknown_form_is_kept():
