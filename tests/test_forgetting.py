@@ -6,7 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from contextlib import closing
+from datetime import datetime
 from pathlib import Path
 
 import numpy as np
@@ -117,6 +119,8 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
     receipt = forget_users(folder / "run", [SENTINEL], [folder / "users"])
     assert find(folder, SENTINEL) == []
     assert SENTINEL not in json.dumps(receipt)
+    assert receipt["at"].endswith("+00:00")
+    assert abs(datetime.fromisoformat(receipt["at"]).timestamp() - time.time()) < 3600
     assert receipt["erased"] == {
         "profiles": 1,
         "events": 10,
@@ -225,13 +229,14 @@ def test_integers_go_out_of_an_export_where_no_bundle_tells_their_type(tmp_path)
     assert pq.read_table(out).column("user_id").to_pylist() == [77, 8]
 
 
-def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path):
-    (tmp_path / "profiles").mkdir()
+@pytest.mark.parametrize("there", ["bundle", "profiles", "state"])
+def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path, there):
+    (tmp_path / there).mkdir()
     receipt = forget_users(tmp_path, ["somebody"])
     assert receipt["erased"].pop("exports") == {}
     assert set(receipt["erased"].values()) == {0}
     assert read_tombstones(tmp_path).holds("somebody")
-    assert not (tmp_path / "state").exists()
+    assert not (tmp_path / "state" / "state.db").exists()
 
 
 @pytest.mark.parametrize(

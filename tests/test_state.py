@@ -349,6 +349,23 @@ def test_what_is_older_than_the_window_expires(path):
         assert path.with_name("state.db-wal").stat().st_size == 0
 
 
+def test_what_expires_is_overwritten_in_the_file(path):
+    with closing(StateStore(path, retention_days=10)) as store:
+        store.observe_many(Observation(SENTINEL, f"i{n}", "view", NOW - 20 * DAY + n) for n in range(3000))
+        store.observe_many(events_of(5))
+        assert SENTINEL.encode() in path.read_bytes() + path.with_name("state.db-wal").read_bytes()
+        assert store.expire(NOW) == 3000
+        assert store._database.truncate_log()
+        assert SENTINEL.encode() not in path.read_bytes()
+        assert len(store.history("u")) == 5
+
+
+def test_what_is_acknowledged_waits_for_the_disk(store, path):
+    """SQLite waits where Python does not see it; 2 is `FULL`, with which also the log is waited for."""
+    assert store._database._writer.execute("PRAGMA synchronous").fetchone() == (2,)
+    assert query(path, "PRAGMA journal_mode") == [("wal",)]
+
+
 def test_no_byte_of_a_forgotten_user_stays(store, path):
     mixed = [Observation(SENTINEL if n % 3 else f"u{n % 11}", f"i{n}", "view", NOW + n) for n in range(3000)]
     store.observe_many(mixed)

@@ -63,6 +63,14 @@ def test_a_run_takes_over_those_of_the_run_before_it_and_of_the_one_before_that(
     assert len(read_tombstones(runs[0])) == 1
 
 
+def test_a_run_keeps_its_own_where_the_run_before_it_has_none(tmp_path):
+    (tmp_path / "new").mkdir()
+    (tmp_path / "old").mkdir()
+    add_tombstones(tmp_path / "new", ["anna"])
+    assert inherit_tombstones(tmp_path / "new", tmp_path / "old" / "bundle").holds("anna")
+    assert inherit_tombstones(tmp_path / "new", None).holds("anna")
+
+
 def test_a_link_to_a_bundle_leads_to_those_of_its_run(tmp_path):
     for name, user_id in (("old", "anna"), ("links", "ben")):
         (tmp_path / name).mkdir()
@@ -90,6 +98,13 @@ def test_a_file_of_a_later_format_is_refused(tmp_path):
     (tmp_path / "forgotten.json").write_text('{"format": 2, "users": []}')
     with pytest.raises(BundleError, match="of format 2; allowed: 1"):
         read_tombstones(tmp_path)
+
+
+def test_a_file_that_cannot_be_reached_is_no_empty_list(tmp_path):
+    (tmp_path / "forgotten.json").symlink_to("forgotten.json")  # a link that leads nowhere, whoever asks
+    for call in (lambda: read_tombstones(tmp_path), lambda: TombstoneFile(tmp_path).holds("anna")):
+        with pytest.raises(OSError, match="symbolic links"):
+            call()
 
 
 def test_who_was_forgotten_stays_so_where_the_power_fails(tmp_path, monkeypatch):
@@ -168,7 +183,11 @@ def test_nobody_is_lost_where_many_forget_at_once(tmp_path):
 
 @pytest.mark.parametrize(
     ("user_id", "forms"),
-    [("u", ["u"]), (7, ["7", 7]), ("-7", ["-7", -7]), ("07", ["07"]), ("9" * 19, ["9" * 19]), ("٣", ["٣"])],
+    [
+        *[("u", ["u"]), (7, ["7", 7]), ("-7", ["-7", -7]), ("07", ["07"]), ("9" * 19, ["9" * 19]), ("٣", ["٣"])],
+        *[(edge, [str(edge), edge]) for edge in (2**63 - 1, -(2**63))],
+        *[(str(beyond), [str(beyond)]) for beyond in (2**63, -(2**63) - 1)],
+    ],
 )
 def test_both_forms_of_an_id(user_id, forms):
     assert both_forms(user_id) == forms
