@@ -1,13 +1,18 @@
 """The page to try the service: it loads nothing from elsewhere, and what data says can never become code."""
 
 import json
+import math
 import re
+from dataclasses import replace
+from datetime import date
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from serve.explanations import find_reasons
+from serve.explanations import find_reasons, show_items
 from serve.recommender import Recommender
-from serve.requests import parse_request
+from serve.requests import InlineHistory, Request, parse_request
 from tests.linear_bundle import DAY, FILMS, UNTIL, D, item_ids, vectors_of
 from tests.live_service import asking, publish_served
 from tests.served import ROOT, ask
@@ -111,3 +116,40 @@ def test_an_owned_item_is_its_own_reason(bundle):
     request = parse_request({"history": [{"item_id": ids[5]}, {"item_id": ids[2]}]}, FILMS)
     (reason,) = find_reasons(recommender, request, recommender.item_rows([ids[5]]))
     assert reason == {"item_id": ids[5], "cosine": 1.0}
+
+
+def test_of_a_long_history_the_latest_events_are_compared(bundle):
+    recommender, ids = Recommender.load(bundle), item_ids(FILMS)
+    vectors = vectors_of(3)[:, :D].astype(float)
+    rows = recommender.item_rows([ids[5], ids[2]])
+    for history, compared in (([5, *[2] * 500], [2]), ([5, *[2] * 499], [2, 5])):
+        request = Request(history=InlineHistory([ids[row] for row in history]))
+        for row, reason in zip((5, 2), find_reasons(recommender, request, rows), strict=True):
+            nearest = max(compared, key=lambda old: cosine(vectors[row], vectors[old]))
+            expected = round(cosine(vectors[row], vectors[nearest]), 3)
+            assert reason == {"item_id": ids[nearest], "cosine": pytest.approx(expected, abs=1e-3)}
+
+
+def test_columns_are_shown_as_json_can_say_them_and_vectors_are_not(bundle):
+    recommender = Recommender.load(bundle)
+    items = recommender.bundle.items
+    table = pa.table({"item_id": items.column("item_id")})
+    more = {
+        "price": pa.array([math.nan, math.inf, 2.5], pa.float64()),
+        "repeat_rate": pa.array([0.5, 0.5, 0.5], pa.float32()),
+        "day": pa.array([date(2020, 1, 2), None, date(2021, 3, 4)]),
+        "in_stock": pa.array([True, None, False]),
+        "tags": pa.array([["a", "b"], [], None]),
+        "picture": pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32(), 2)),
+        "sound": pa.array([[1.0], [], None], pa.list_(pa.float64())),
+        "smell": pa.array([[1.0], [], None], pa.large_list(pa.float32())),
+    }
+    for name, values in more.items():
+        rest = pa.nulls(len(items) - 3, values.type)
+        table = table.append_column(name, pa.chunked_array([values, rest]))
+    shown = show_items(Recommender(replace(recommender.bundle, items=table)), np.array([2, 0, 1]))
+    assert shown == [
+        {"price": 2.5, "day": "2021-03-04", "in_stock": False, "tags": None},
+        {"price": None, "day": "2020-01-02", "in_stock": True, "tags": ["a", "b"]},
+        {"price": None, "day": None, "in_stock": None, "tags": []},
+    ]

@@ -389,6 +389,21 @@ def test_a_user_is_forgotten_though_somebody_else_moves_the_log_just_then(store,
     assert all(SENTINEL.encode() not in file.read_bytes() for file in path.parent.iterdir())
 
 
+def test_forgetting_ends_with_an_error_while_somebody_else_reads_on(path, monkeypatch):
+    """What she did still lies in the log then."""
+    monkeypatch.setattr("serve.state.database._PATIENCE", 0.05)
+    with closing(StateStore(path)) as store, closing(sqlite3.connect(path)) as other:
+        store.observe_many([*events_of(300), Observation(SENTINEL, "a", "view", NOW)])
+        reading = other.execute("SELECT * FROM events")
+        reading.fetchone()
+        with pytest.raises(OSError, match=r"keeps its log from being emptied: try again.*state\.db") as caught:
+            store.forget(SENTINEL)
+        assert caught.value.errno == errno.EBUSY
+        reading.close()
+        store.forget(SENTINEL)
+        assert all(SENTINEL.encode() not in file.read_bytes() for file in path.parent.iterdir())
+
+
 def test_an_id_is_forgotten_as_text_and_as_integer(store):
     for user_id in (7, "7", "07", 77):
         store.observe(user_id, "a", "view", NOW)

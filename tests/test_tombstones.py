@@ -31,6 +31,12 @@ def test_users_are_told_by_keyed_hashes_alone(tmp_path):
     assert len(tombstones) == 2
 
 
+def test_ids_that_are_no_utf8_are_told_apart(tmp_path):
+    add_tombstones(tmp_path, ["a\udce9"])  # as a byte that is no character is read
+    tombstones = read_tombstones(tmp_path)
+    assert [tombstones.holds(one) for one in ("a\udce9", "a\udce8", "a?", "a")] == [True, False, False, False]
+
+
 def test_salts_are_random_and_kept(tmp_path):
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
