@@ -7,6 +7,7 @@ from itertools import chain
 
 import pytest
 
+from serve.errors import BundleError
 from serve.http.gathering import Gathering
 from serve.http.worker import OverloadError, Worker
 
@@ -14,9 +15,10 @@ from serve.http.worker import OverloadError, Worker
 class Answers:
     """Note which questions come together; negative ones are errors, with 666 the call fails."""
 
-    def __init__(self):
+    def __init__(self, fault=OSError):
         self.entered, self.gate = threading.Event(), threading.Event()
         self.together = []
+        self.fault = fault
         self.seconds = 0
 
     def __call__(self, questions):
@@ -25,7 +27,7 @@ class Answers:
         self.together.append([*questions])
         time.sleep(self.seconds if len(self.together) > 1 else 0)
         if 666 in questions:
-            raise OSError("the disk fails")
+            raise self.fault("the disk fails")
         return [ValueError(question) if question < 0 else question * 10 for question in questions]
 
 
@@ -71,13 +73,14 @@ def test_an_error_is_its_own_questions():
     assert isinstance(outcomes[1], ValueError)
 
 
+@pytest.mark.parametrize("fault", [OSError, BundleError])
 @pytest.mark.parametrize("place", [0, 1, 2])
-def test_a_call_that_fails_is_the_failure_of_its_own_question(place):
+def test_a_call_that_fails_is_the_failure_of_its_own_question(place, fault):
     questions = [1, 2, 3]
     questions[place] = 666
-    answers = Answers()
+    answers = Answers(fault)
     outcomes = ask(answers, questions)
-    assert isinstance(outcomes.pop(place), OSError)
+    assert isinstance(outcomes.pop(place), fault)
     assert outcomes == [10 * question for question in questions if question != 666]
     assert answers.together[1] == questions
 

@@ -88,6 +88,13 @@ def test_many_values_are_not_all_kept(n_values):
     assert len(unseen._values) <= 1000
 
 
+@pytest.mark.parametrize(("n_values", "n_named"), [(4, 4), (5, 5), (6, 5)])
+def test_others_are_told_of_where_there_are_any(n_values, n_named):
+    (note,) = watch(SHOP, [{"context": {"device": f"d{number}"}} for number in range(n_values)]).notes()
+    assert note.count("(1 times)") == n_named
+    assert note.endswith(", and others; taken as unknown") == (n_named < n_values)
+
+
 def test_a_value_is_cut_and_escaped():
     (note,) = watch(SHOP, [{"context": {"device": "a\x1b[31m\n" + "b" * 99}}]).notes()
     assert "device 'a\\x1b[31m\\n" + "b" * 33 + "' (1 times)" in note
