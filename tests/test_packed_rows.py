@@ -112,14 +112,15 @@ def test_other_kinds_are_not_read_out_of_it(tmp_path, name, kind):
         check_file(tmp_path / name)
 
 
-def test_advice_for_a_compressed_array_works(tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["r", "it's my r", "$(r) & 'r'"])
+def test_advice_for_a_compressed_array_works(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "r.json.gz").write_bytes(gzip.compress(b'[{"user_id": "u1"}, {"user_id": "u2"}]'))
+    (tmp_path / f"{name}.json.gz").write_bytes(gzip.compress(b'[{"user_id": "u1"}, {"user_id": "u2"}]'))
     with pytest.raises(SchemaError, match=r"cannot read '\.json\.gz'") as caught:
-        check_file(tmp_path / "r.json.gz")
+        check_file(tmp_path / f"{name}.json.gz")
     command = str(caught.value).split("to make lines of one array: ")[1]
     subprocess.run(["bash", "-c", command], check=True)
-    assert [one.user_id for one in read_requests(tmp_path / "r-lines.jsonl", SHOP)] == ["u1", "u2"]
+    assert [one.user_id for one in read_requests(tmp_path / f"{name}-lines.jsonl", SHOP)] == ["u1", "u2"]
 
 
 def test_a_delimiter_is_allowed_of_compressed_text(bundle, tmp_path):

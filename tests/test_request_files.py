@@ -263,8 +263,11 @@ def test_the_three_formats_agree(tmp_path):
     assert read_all == [[parse_request(raw, SCHEMA)]] * 3
 
 
-def test_reading_parquet_imports_no_pandas(tmp_path):
-    pq.write_table(nested_table(), tmp_path / "r.parquet")
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+def test_reading_parquet_imports_no_pandas(tmp_path, list_of):
+    table, place = nested_table(), nested_table().column_names.index("history")
+    history = table.column(place).cast(list_of(table.field(place).type.value_type))
+    pq.write_table(table.set_column(place, "history", history), tmp_path / "r.parquet")
     (tmp_path / "schema.json").write_text(SCHEMA.to_json(), encoding="utf-8")
     code = (
         "import sys; from pathlib import Path; from serve.schema import Schema\n"
