@@ -13,6 +13,7 @@ import pytest
 
 from serve.bundle import Bundle, verify
 from serve.errors import BundleError
+from serve.folder import identify_folder, read_steadily
 from tests.tiny_bundle import (
     FACTS,
     METRICS,
@@ -238,3 +239,20 @@ print(sorted({"torch", "pytorch_lightning", "pandas", "onnx"} & sys.modules.keys
     command = [sys.executable, "-c", script, str(tiny_bundle(1))]
     result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_folder_is_another_one_where_only_the_time_of_its_change_is(tmp_path):
+    """A new folder may be given the inode of the one that was removed."""
+    folder = tmp_path / "bundle"
+    folder.mkdir()
+    before = identify_folder(folder)
+    assert identify_folder(folder) == before
+    os.utime(folder, ns=(0, folder.stat().st_mtime_ns + 1))
+    assert identify_folder(folder) not in (before, None)
+
+
+def test_a_file_on_the_way_to_a_bundle_is_told_as_no_bundle(tmp_path):
+    (tmp_path / "notes.txt").touch()
+    assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
+    with pytest.raises(BundleError, match=r"no bundle at .*notes\.txt/bundle: Not a directory"):
+        read_steadily(tmp_path / "notes.txt" / "bundle", Bundle.load)

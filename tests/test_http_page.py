@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 
 from serve.explanations import find_reasons, show_items
+from serve.index import ItemIndex
 from serve.recommender import Recommender
 from serve.requests import InlineHistory, Request, parse_request
 from tests.linear_bundle import DAY, FILMS, UNTIL, D, item_ids, vectors_of
@@ -116,6 +117,25 @@ def test_an_owned_item_is_its_own_reason(bundle):
     request = parse_request({"history": [{"item_id": ids[5]}, {"item_id": ids[2]}]}, FILMS)
     (reason,) = find_reasons(recommender, request, recommender.item_rows([ids[5]]))
     assert reason == {"item_id": ids[5], "cosine": 1.0}
+
+
+def test_an_item_of_a_history_that_is_not_known_is_no_reason(bundle):
+    recommender, ids = Recommender.load(bundle), item_ids(FILMS)
+    last = recommender.item_rows([ids[-1]])
+    for history, expected in (([999_999], None), ([999_999, ids[2], 999_998], ids[2])):
+        (reason,) = find_reasons(recommender, Request(history=InlineHistory(history)), last)
+        assert (reason and reason["item_id"]) == expected
+
+
+def test_an_item_without_a_direction_is_as_near_to_all(bundle):
+    """A vector of zeros has no cosine, and JSON no number that is none."""
+    recommender, ids = Recommender.load(bundle), item_ids(FILMS)
+    vectors = recommender.bundle.vectors.copy()
+    vectors[5] = 0
+    flat = Recommender(replace(recommender.bundle, index=ItemIndex.build(vectors)))
+    for row, history in ((5, [2]), (2, [5])):
+        request = Request(history=InlineHistory([ids[old] for old in history]))
+        assert find_reasons(flat, request, np.array([row])) == [{"item_id": ids[history[0]], "cosine": 0.0}]
 
 
 def test_of_a_long_history_the_latest_events_are_compared(bundle):
