@@ -9,7 +9,7 @@ import sys
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from threading import Thread
+from threading import Barrier, Thread
 
 import numpy as np
 import pytest
@@ -132,6 +132,27 @@ def test_a_recommender_that_was_taken_never_changes(shop):
         shop.remove(item_ids(SHOP)[number % N])
     thread.join()
     assert faults == []
+
+
+def test_no_change_is_lost_where_many_come_at_once(shop, path, recommenders):
+    known, starting = item_ids(SHOP), Barrier(8)
+
+    def change(first):
+        starting.wait(20)
+        for number in range(first, 16, 8):
+            shop.remove(known[number])
+            shop.put(f"new-{number}", MILK | {"price": number})
+
+    threads = [Thread(target=change, args=(first,)) for first in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    expected = {*known[16:], *(f"new-{number}" for number in range(16))}
+    assert set(shop.recommender.recommend([{}], N + 20).item_id) == expected
+    shop.close()
+    with closing(LiveItems(path, recommenders["shop"])) as again:
+        assert set(again.recommender.recommend([{}], N + 20).item_id) == expected
 
 
 @pytest.mark.usefixtures("shop")

@@ -51,6 +51,13 @@ def test_a_bundle_and_a_registry_are_served_with_the_profiles_beside(registry, p
     assert ask(named.current()) == ask(serving.current()) != ask(bundle.current())
 
 
+def test_a_first_start_clears_what_a_killed_publisher_left(registry, versions):
+    left = registry.new_folder()
+    (left / "items.faiss").touch()
+    assert Serving.start(RegistrySource(registry)).current().version == versions[2]
+    assert not left.exists()
+
+
 def test_a_reload_takes_up_what_is_current_and_says_so(registry, versions):
     source = RegistrySource(registry)
     serving = Serving.start(source)
