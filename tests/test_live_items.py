@@ -226,6 +226,22 @@ def test_a_live_item_may_cost_a_fraction_whatever_the_prices_of_the_bundle_are(b
             live.put(ids[4], {"code": 7})
 
 
+@pytest.mark.parametrize("columns", [{}, {"title": "Milk"}, {"brand": None, "department": None, "price": None}])
+def test_a_new_item_of_which_nothing_is_known_is_refused(shop, columns):
+    before = shop.recommender
+    with pytest.raises(SchemaError, match=r"'milk' .* is new and nothing says what it is: give it at least"):
+        shop.put("milk", columns)
+    assert shop.recommender is before
+
+
+@pytest.mark.parametrize("item_id", ["milk", item_ids(SHOP)[2]])
+def test_how_often_an_item_is_bought_again_is_not_said_by_hand(shop, item_id):
+    before = shop.recommender
+    with pytest.raises(SchemaError, match="repeat_rate"):
+        shop.put(item_id, MILK | {"repeat_rate": 0.9})
+    assert shop.recommender is before
+
+
 def test_a_removed_item_starts_anew(shop):
     first = item_ids(SHOP)[0]
     for item_id in ("milk", first):
