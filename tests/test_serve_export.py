@@ -242,6 +242,20 @@ def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
     assert read(out, "item")[0] == [f"new{row}" for row in range(9)]
 
 
+def test_shards_of_another_length_or_version_are_of_another_export(bundles, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    assert run(bundles["shop"], "item", out) == 0
+    (out / "_SUCCESS").unlink()
+    plan, version = json.loads((out / "_plan.json").read_text()), Bundle.load(bundles["shop"]).manifest.version
+    (out / "_plan.json").write_text(json.dumps(plan | {"version": "0" * 12}))
+    assert run(bundles["shop"], "item", out) == 2
+    assert f'of version "{"0" * 12}", this one "{version}"' in capsys.readouterr().err
+    (out / "_plan.json").write_text(json.dumps(plan))
+    monkeypatch.setattr(export, "ROWS_PER_SHARD", 9)
+    assert run(bundles["shop"], "item", out) == 2
+    assert "of rows_per_shard 6, this one 9" in capsys.readouterr().err
+
+
 def test_changed_rows_or_profiles_are_another_source(bundles, tmp_path):
     recommender, path = Recommender.load(bundles["shop"]), write_rows(tmp_path / "r.jsonl", [{"user_id": "u1"}] * 7)
     export.export_users(recommender, path, tmp_path / "out", False, NOWHERE)
