@@ -165,7 +165,8 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         raise SchemaError("--ckpt_path belongs to a run; a search goes on where it stopped by itself: leave it out")
     defaults = parser.get_defaults().trainer
     trainer = {name: value for name, value in given.trainer.items() if value != defaults[name]}
-    out = Path(given.out or f"runs/{Path(str(given.config[-1])).stem}")
+    named = [str(path) for path in given.config if path is not None]  # None: YAML in place of a file
+    out = Path(given.out or f"runs/{Path(named[-1]).stem if named else 'run'}")
     previous = None if given.previous is None else Path(given.previous)
     resume = given.ckpt_path == "last"
     config = Config(

@@ -16,7 +16,7 @@ from serve.errors import SchemaError, name_nearest
 
 _UNKNOWN_IN_GROUP = re.compile(r"Group '(?P<group>[^']+)' does not accept option '(?P<key>[^']+)'")
 _UNKNOWN = re.compile(r"Option '(?P<key>[^']+)' is not accepted")
-_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --(?P<key>[\w.]+)")
+_UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --(?P<key>[\w.-]+)")
 _STRAY = re.compile(r"unrecognized arguments: (?P<word>\S+)")
 _NO_VALUE = re.compile(r"argument (?P<option>--[\w.]+)\S*: expected one argument")
 _NEEDLESS_VALUE = re.compile(r"argument (?P<option>--[\w.]+): ignored explicit argument (?P<got>.+)")

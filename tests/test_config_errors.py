@@ -95,6 +95,12 @@ def test_a_feature_without_a_kind_is_named_by_what_it_has(tmp_path):
             "option --data.featurs.user.age: data: unknown key 'featurs'; did you mean 'features'?",
         ),
         (["--sed", "3"], "option --sed: unknown key 'sed'; did you mean 'seed'?"),
+        (["--print-config"], "option --print-config: unknown key 'print-config'; did you mean 'print_config'?"),
+        (
+            ["--data-users", "a"],
+            "option --data-users: unknown key 'data-users'; allowed: config, data, help, overwrite, precision, "
+            "print_config, seed",
+        ),
         (["--data.tie", "ordered"], "option --data.tie: data: unknown key 'tie'; did you mean 'ties'?"),
         (["--data.users.pth", "a"], "data.users: unknown key 'pth'; did you mean 'path'?"),
         (

@@ -1,4 +1,5 @@
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import pytorch_lightning as pl
@@ -86,3 +87,20 @@ def test_the_largest_seed_seeds_the_training():
 def test_arguments_of_the_trainer_that_belong_to_the_run_are_refused_in_python_too(name):
     with pytest.raises(SchemaError, match=f"trainer.{name} is set by the run; .* model.max_epochs"):
         Config(trainer={name: 1})
+
+
+@pytest.mark.parametrize(
+    ("words", "out"),
+    [
+        ([], "runs/grocery"),
+        (["--config=mine.yaml"], "runs/mine"),
+        (["--config=mine.yaml", "--config", "model: {dim: 8}"], "runs/mine"),
+        (["--config", "model: {dim: 8}"], "runs/run"),
+        (["--config=mine.yaml", "--out", "elsewhere"], "elsewhere"),
+    ],
+)
+def test_a_run_is_called_by_the_last_file_of_its_configuration(tmp_path, monkeypatch, words, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.yaml").write_text("seed: 7\n")
+    config, _ = parse(words)
+    assert config.out == Path(out)
