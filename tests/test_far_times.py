@@ -41,6 +41,14 @@ def test_what_many_have_or_follows_soon_is_no_slip():
     assert not hints(*[int(TIMES[-1]) + 260 * DAY] * 20)
 
 
+def test_up_to_a_hundredth_is_far_and_whatever_lies_beyond_the_first_gap():
+    last = int(TIMES[-1])
+    (ten_of_a_day,) = hints(*[last + 260 * DAY] * 10)
+    assert ten_of_a_day.startswith("10 of 1,010 events are of times such as ")
+    (beyond_two_gaps,) = hints(last + 260 * DAY, 4_102_444_800)
+    assert beyond_two_gaps.startswith("2 of 1,002 events are of times such as 2100-01-01, long after all others, ")
+
+
 def test_a_few_days_after_events_of_one_moment_are_no_slip():
     times = np.full(500, BEGIN)
     assert not count_far(np.append(times, BEGIN + SHORTEST - 1))

@@ -17,7 +17,7 @@ from datamodules.tables import tables_from_frames
 PRICES = np.arange(1.0, 101.0)
 
 
-@pytest.mark.parametrize("far", [[1e9], [-1e9], [1e9, -3e8], [9_999.0] * 7, [1e300], [1e9] * 20])
+@pytest.mark.parametrize("far", [[1e9], [-1e9], [1e9, -3e8], [9_999.0] * 7, [1e300], [1e9] * 33, [1e5, 1e9]])
 @pytest.mark.parametrize("scale", [1e-6, 1.0])
 def test_few_values_far_from_all_others_are_found(far, scale):
     numbers = np.random.default_rng(0).permutation(np.concatenate([PRICES, far])) * scale
@@ -65,11 +65,12 @@ def test_the_report_names_column_value_rows_and_what_to_do():
     users = pd.DataFrame({"user_id": range(40), "age": [None, *range(20, 59)]})
     items = pd.DataFrame({"item_id": range(100), "price": PRICES, "code": PRICES})
     items.loc[7, ["price", "code"]] = 1e9
+    items.loc[9, "price"] = None
     tables, rejects = tables_from_frames(config, events, users, items)
     tables, cleaning = clean(tables)
     report = report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
     assert [hint.split(" and are ")[0] for hint in report["far_values"]] == [
-        "items.price has 1e+09 in 1 of 100 rows, all others lie from 1 to 100",
+        "items.price has 1e+09 in 1 of 99 rows, all others lie from 1 to 100",
         "interactions.speed has values such as 1.00015e+06 in 4 of 200 rows, all others lie from 0 to 8",
     ]
     text = io.StringIO()

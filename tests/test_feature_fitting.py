@@ -36,6 +36,7 @@ def test_a_vector_has_one_width_and_the_root_mean_square_length():
     assert feature.width == 2
     assert feature.scale == pytest.approx(((25 + 25 + 1) / 3) ** 0.5)
     assert fit("vector", [[0.0] * 7]).scale == 1.0
+    assert fit("vector", [Vector.pack(np.float32([3e30, 4e30]))]).scale == pytest.approx(5e30)
     assert fit("vector", ["1 2 2", float("nan")]).scale == pytest.approx(3)
 
 
@@ -86,6 +87,14 @@ def test_new_values_come_after_the_previous_by_frequency():
     grown = fit("multi_categorical", ["c|d|a", "d"], several)
     assert (grown.width, grown.vocabulary) == (3, ("a", "b", "d", "c"))
     assert fit("multi_categorical", ["b"], grown).width == 3
+
+
+@pytest.mark.parametrize("kind", ["multi_categorical", "text"])
+def test_column_and_separator_are_those_declared_now(kind):
+    before = fit(kind, ["a|b"])
+    after = fit_feature("x", FeatureConfig(kind, "y", separator=";"), pd.Series(["c;d"]), before)
+    assert (after.column, after.separator) == ("y", ";")
+    assert after.vocabulary == (("a", "b", "c", "d") if kind == "multi_categorical" else before.vocabulary)
 
 
 CONFIG = DataConfig(
@@ -162,3 +171,11 @@ def test_event_types_and_weights_stay_where_the_column_is_gone():
     heavier = fit_schema(tables, frame.assign(weight=99.0, event="gift"), DataConfig(), before)
     assert (heavier.weight_mean, heavier.weight_scale) == (before.weight_mean, before.weight_scale)
     assert heavier.event_types == ("buy", "view", "gift")
+
+
+def test_weights_that_come_later_have_a_scale_of_their_own():
+    frame = pd.DataFrame({"user_id": [1, 1], "item_id": [5, 7], "datetime": [10**9, 10**9 + 1]})
+    tables = Tables(frame, frame[["user_id"]].head(1), frame[["item_id"]].head(0))
+    before = fit_schema(tables, frame, DataConfig())
+    after = fit_schema(tables, frame.assign(weight=[0.0, np.e - 1]), DataConfig(), before)
+    assert (after.has_weight, after.weight_mean, after.weight_scale) == (True, pytest.approx(0.5), pytest.approx(0.5))

@@ -14,7 +14,7 @@ import train
 from datamodules.cleaning import clean
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.data_report import print_report, report_data
-from datamodules.reach import check_files, check_targets
+from datamodules.reach import check_files, check_targets, hint_at_owned
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import tables_from_frames
 from datamodules.targets import weigh_targets
@@ -134,6 +134,22 @@ def test_a_file_with_one_listed_item_is_enough():
     with pytest.raises(SchemaError, match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here"):
         check_files(split, declared, pd.DataFrame({"item_id": ["z"]}))
     check_files(split, SplitConfig(), pd.DataFrame({"item_id": ["z"]}))  # cut from the interactions
+
+
+def test_files_are_judged_by_their_targets_and_by_all_that_is_trained_on_before_them():
+    rows = weigh_targets(make(visit("u", "view of a", "purchase of b", "view of a", "purchase of x")), PURCHASES)
+    no_items = pd.DataFrame({"item_id": []}, dtype=str)
+    validated = Split(rows[:1], rows[3:], rows[3:], "files")  # the last training has the item of the test
+    check_files(validated, SplitConfig("files", test="test.csv"), no_items)
+    seen_alone = Split(rows[:1], rows[:0], rows[2:], "files")
+    with pytest.raises(SchemaError, match=r"none of the 1 items of data\.split\.test .* 'x' there and 'a' here"):
+        check_files(seen_alone, SplitConfig("files", test="test.csv"), no_items)
+
+
+@pytest.mark.parametrize(("share", "n_hints"), [(None, 0), (0.0999, 0), (0.1, 1)])
+def test_from_a_tenth_on_it_is_said_that_tested_pairs_are_owned(share, n_hints):
+    assert len(list(hint_at_owned(share, "exclude"))) == n_hints
+    assert not list(hint_at_owned(share, "allow"))
 
 
 def test_the_report_counts_targets_alone_and_says_how_many_are_out_of_reach():

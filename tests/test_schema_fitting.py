@@ -136,6 +136,12 @@ def test_without_times_and_weights():
     assert (schema.user_id_type, schema.item_id_type) == ("string", "integer")
 
 
+def test_a_set_is_simultaneous_and_as_popular_as_all_of_it():
+    pairs = pd.DataFrame({"user_id": [1, 1, 2], "item_id": [5, 6, 5]})
+    schema = fit_schema(Tables(pairs, pairs[["user_id"]].head(1), pairs[["item_id"]].head(1)), pairs, DataConfig())
+    assert (schema.is_set, schema.ties, schema.popularity_days) == (True, "simultaneous", (1.0,))
+
+
 def make_histories(lengths, columns) -> tuple[Tables, pd.DataFrame]:
     """Make one user for each length, all items of hers distinct, two rows each."""
     rows = [(user, item, item) for user, length in enumerate(lengths) for item in range(length)]
@@ -148,6 +154,7 @@ def make_histories(lengths, columns) -> tuple[Tables, pd.DataFrame]:
     [
         ([1, 2, 3], ["datetime"], "exclude", 10),
         (range(1, 41), ["datetime"], "exclude", 80),  # the 99th percentile of two rows each is 79.2
+        ([3] * 99 + [45], ["datetime"], "exclude", 10),  # one of a hundred has more
         ([1000] * 3, ["datetime"], "exclude", 100),
         ([1000] * 3, ["datetime"], "allow", 20),
         (range(1, 101), [], "exclude", 100),  # a set counts items, not rows

@@ -115,6 +115,16 @@ def test_a_file_of_two_parts_is_refused(tmp_path):
         read_tables(pattern)
 
 
+@pytest.mark.parametrize("by_another_name", ["a link", "a way round"])
+def test_a_file_of_two_parts_is_refused_by_whatever_name_it_goes(tmp_path, by_another_name):
+    config = configure(tmp_path)
+    path = tmp_path / "mine.csv" if by_another_name == "a link" else tmp_path / "folder" / ".." / "train.csv"
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "mine.csv").symlink_to(tmp_path / "train.csv")
+    with pytest.raises(SchemaError, match=r"\.csv is a file of test and of interactions"):
+        read_tables(DataConfig(config.interactions, split=SplitConfig("files", test=str(path))))
+
+
 def test_a_column_called_as_the_part_is_no_feature(tmp_path):
     with pytest.raises(SchemaError, match="'part of the split' is reserved"):
         read_tables(configure(tmp_path, f"u;i;{PART}\n1;2;3\n", features=FeaturesConfig(context={PART: "categorical"})))

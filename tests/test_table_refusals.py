@@ -239,9 +239,19 @@ def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_not():
     config = DataConfig(features=FeaturesConfig(user={"age": "numeric", "town": "categorical", "pet": "categorical"}))
     equal = pd.DataFrame({"user_id": [4, 4], "age": [None, np.nan], "town": ["x", "x"], "pet": ["dog", "dog"]})
     assert len(tables_from_frames(config, events, equal)[0].users) == 2
-    differing = pd.DataFrame({"user_id": [4, 4, 5], "age": [1, 2, 3], "town": ["x", "x", "y"], "pet": ["", "cat", ""]})
+    ids, towns, pets = [4, 4, 4, 5], ["x", "x", "x", "y"], ["", "cat", "dog", ""]
+    differing = pd.DataFrame({"user_id": ids, "age": [1, 2, 3, 4], "town": towns, "pet": pets})
     with pytest.raises(SchemaError, match=r"users: user_id 4 has rows that differ \(1 such ids\).*: in 'age', 'pet'; "):
         tables_from_frames(config, events, differing)
+
+
+def test_a_table_of_which_every_row_is_rejected_does_not_make_texts_of_ids():
+    events = pd.DataFrame({"user_id": [1], "item_id": [2]})
+    users = pd.DataFrame({"user_id": [None], "town": ["x"]})
+    config = DataConfig(features=FeaturesConfig(user={"town": "categorical"}))
+    tables, rejects = tables_from_frames(config, events, users)
+    assert (len(tables.users), len(rejects.frame)) == (0, 1)
+    assert tables.interactions["user_id"].tolist() == [1]
 
 
 @pytest.mark.parametrize("frame", [{"user_id": [1], "item_id": [2]}, pa.table({"user_id": [1], "item_id": [2]})])
