@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -24,7 +25,7 @@ def check_config_files(argv: Sequence[str]) -> None:
         if not given.strip():
             raise SchemaError(f"{OPTION} is empty; give a YAML file")
         path = Path(given)
-        if path.is_file():
+        if os.path.isfile(given):  # `Path.is_file` raises of what is too long for a name
             _check_mapping(path, _read(path))
         elif ":" not in given:  # else YAML in place of a file
             raise SchemaError(f"{OPTION} {given} {_explain_absence(path)}")

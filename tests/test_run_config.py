@@ -104,3 +104,8 @@ def test_a_run_is_called_by_the_last_file_of_its_configuration(tmp_path, monkeyp
     (tmp_path / "mine.yaml").write_text("seed: 7\n")
     config, _ = parse(words)
     assert config.out == Path(out)
+
+
+def test_a_configuration_in_place_of_a_file_may_be_longer_than_a_name():
+    text = "\n".join([*(f"# {number}: a note" for number in range(40)), "model: {dim: 8}"])
+    assert parse(["--config", text])[0].model.dim == 8
