@@ -54,6 +54,29 @@ def test_a_split_by_time_shares_nothing(events):
     assert found(split_interactions(events, DataConfig(split=SplitConfig("time", at)), 0)) == []
 
 
+def test_events_of_the_validation_that_are_tested_again_are_counted(events):
+    train, test = by_last(events)
+    split = Split(train, test.head(5), test, "files")  # the last training has them
+    assert found(split) == [("test in training", "user_id, item_id, datetime", round(5 / N_USERS, 4))]
+
+
+def test_parts_that_are_apart_in_time_may_share_few_users(events):
+    early, late = events[events["datetime"] < START + 20 * len(events)], events[events["user_id"] >= 3]
+    late = late[late["datetime"] >= START + 20 * len(events)]
+    shared = early["user_id"].lt(3) | early["user_id"].eq(N_USERS - 1)  # one of eighty
+    assert found(parts(early[shared], late)) == []
+
+
+@pytest.mark.parametrize("kind", ["time", "pairs", "files"])
+def test_what_the_last_training_sees_of_the_validation_counts_as_training(events, kind):
+    at = START + 30 * len(events)
+    is_test = (events["datetime"] >= at) & (np.arange(len(events)) % 2 == 0)
+    known = events[~is_test]
+    is_early = known["datetime"] < at
+    alone, whole = (parts(rows, events[is_test], kind, test_at=at) for rows in (known[is_early], known))
+    assert found(replace(alone, validation=known[~is_early])) == found(whole) != found(alone)
+
+
 def test_events_in_two_parts_are_counted(events):
     train, test = by_last(events)
     split = parts(pd.concat([train, test.head(5)]), test)
@@ -164,8 +187,8 @@ def test_events_of_one_weight_in_two_parts_are_counted(events):
 
 
 def test_a_set_is_compared_by_its_pairs(events):
-    train, test = by_last(events[["user_id", "item_id"]])
-    split = parts(pd.concat([train, test.head(13)]), test, "leave_one_out")
+    train, test = by_last(events[["user_id", "item_id"]].assign(weight=1.0))
+    split = parts(pd.concat([train, test.head(13).assign(weight=2.0)]), test, "leave_one_out")
     assert found(split) == [("test in training", "user_id, item_id", round(13 / N_USERS, 4))]
 
 

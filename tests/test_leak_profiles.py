@@ -5,7 +5,7 @@ import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
 from datamodules.leaks.counts import find_item_leaks
 from datamodules.leaks.profiles import find_user_leaks
-from datamodules.leaks.tested import draw_tested
+from datamodules.leaks.tested import draw_tested, list_item_names
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
 
@@ -112,6 +112,17 @@ def test_chance_is_that_of_as_many_items_as_a_user_has_in_the_test():
     (leak,) = judge(tables, split, told=told)
     assert min(map(len, held_out)) > 2
     assert leak.power == pytest.approx((share - chance) / (1 - chance))
+
+
+def test_a_tag_is_as_frequent_as_held_out_items_that_have_it():
+    tables = make_tables(3, repeats=True)
+    split = split_interactions(tables.interactions, DataConfig(split=SPLITS["pairs"]), 0)
+    config = DataConfig(features=FeaturesConfig(item={"tags": FeatureConfig("multi_categorical")}))
+    _, tags = list_item_names(tables.items, draw_tested(split), config)
+    held_out = split.test[["user_id", "item_id"]].drop_duplicates()["item_id"]
+    of_items = [set(cell.split("|")) for cell in held_out.map(tables.items.set_index("item_id")["tags"])]
+    expected = [np.mean([name in of_item for of_item in of_items]) for name in tags.names]
+    assert tags.frequency.tolist() == pytest.approx(expected)
 
 
 def test_a_renamed_held_out_item_is_named():

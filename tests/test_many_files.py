@@ -116,6 +116,12 @@ def test_a_file_of_another_layout_is_refused_by_its_own_name(tmp_path, name, tex
     assert "\n" not in str(error.value)
 
 
+def test_a_file_without_a_record_lacks_no_column(tmp_path):
+    write(tmp_path, e1="user_id,item_id\n", e2="user_id,item_id,weight\n1,2,3\n")
+    tables, _ = read_pattern(tmp_path, "e*.csv")
+    assert tables.interactions["weight"].tolist() == [3]
+
+
 def test_files_without_a_record_are_no_table(tmp_path):
     write(tmp_path, e1="user_id,item_id\n", e2="user_id,item_id\n")
     with pytest.raises(SchemaError, match=r"e\*.csv is empty: expected at least one record"):

@@ -117,11 +117,22 @@ def test_a_text_layout_of_parquet_is_refused(tmp_path, layout):
 
 @pytest.mark.parametrize(
     ("ids", "kind"),
-    [([1.5, 2.0], "floating"), ([True, False], "boolean"), ([pd.Timestamp(0)] * 2, "datetime64")],
+    [
+        ([1.5, 2.0], "floating"),
+        ([2.0**53, 1.0], "floating"),
+        ([True, False], "boolean"),
+        ([pd.Timestamp(0)] * 2, "datetime64"),
+    ],
 )
 def test_ids_of_another_kind_are_refused(ids, kind):
     with pytest.raises(SchemaError, match=f"column 'item_id' is {kind}; allowed for an id"):
         tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
+def test_ids_that_a_float_holds_exactly_are_integers():
+    events = pd.DataFrame({"user_id": [1, 2], "item_id": [2.0**53 - 1, -(2.0**53) + 1]})
+    tables, _ = tables_from_frames(DataConfig(), events)
+    assert tables.interactions["item_id"].tolist() == [2**53 - 1, -(2**53) + 1]
 
 
 DEVICE = FeatureConfig("categorical", "devise")

@@ -145,6 +145,14 @@ def test_integers_with_a_gap_stay_exact(tmp_path):
     assert rejects.frame[["line", "column", "reason"]].to_numpy().tolist() == [[2, "user_id", "missing"]]
 
 
+def test_a_number_may_be_the_least_and_the_most_that_is_declared():
+    features = FeaturesConfig(item={"price": FeatureConfig("numeric", min=0, max=10)})
+    items = pd.DataFrame({"item_id": range(5), "price": [-1e-9, 0, 5, 10, 10.000001]})
+    events = pd.DataFrame({"user_id": [1], "item_id": [2]})
+    tables, _ = tables_from_frames(DataConfig(items=TableConfig(), features=features), events, items=items)
+    assert tables.items["price"].tolist() == [0, 5, 10]
+
+
 def test_faults_of_features(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,price,kind\n1,5,a\n2,,\n3,x,b\n4,-1,c\n5,11,d\n6,nan,e\n7,inf,f\n")
     features = FeaturesConfig(item={"price": FeatureConfig("numeric", min=0, max=10), "kind": "categorical"})

@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 import train
-from datamodules.config import DataConfig, TargetsConfig
+from datamodules.config import DataConfig, FeaturesConfig, TargetsConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from datamodules.targets import TARGET_WEIGHT, only_evidence, only_targets, weigh_targets
@@ -74,3 +74,14 @@ def test_baselines_are_chosen_without_evidence_of_the_time_of_the_validation(mon
     _, holdout, known, validation, *_, evidence = asked[0]
     items = [part["item_id"].tolist() for part in (known, validation, evidence, holdout)]
     assert items == [[5], [6], [7], [8]]
+
+
+def test_figures_are_told_by_single_valued_features_of_users_and_by_what_is_kept_for_audits(monkeypatch):
+    asked = []
+    monkeypatch.setattr(train, "evaluate", lambda *parts: asked.append(parts) or {"baselines": {}})
+    row = pd.DataFrame({"user_id": [1], "item_id": [5], TARGET_WEIGHT: [1.0]})
+    kinds = {"town": "categorical", "income": "numeric", "tags": "multi_categorical", "about": "text"}
+    data = DataConfig(features=FeaturesConfig(user=kinds), audit_only=["religion"])
+    split = Split(row, row, row, "leave_one_out")
+    train.measure(Config(data), None, Tables(row, row[["user_id"]], row[["item_id"]]), split)
+    assert [part for part in asked[0] if isinstance(part, list)] == [["town", "income", "religion"]]

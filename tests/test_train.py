@@ -102,6 +102,26 @@ def test_a_run_leaves_what_it_promises(finished):
     assert not list(folder.glob(".bundle-*"))
 
 
+def test_groups_which_may_be_a_few_people_are_in_no_bundle(finished):
+    metrics = json.loads((finished.bundle.parent / "metrics.json").read_text())
+    published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
+    assert "gender" in next(iter(metrics["slices"].values()))
+    assert "slices" not in published
+    assert published["test"] == metrics["test"]
+
+
+def test_profiles_hold_what_was_before_the_test(finished, baskets):
+    data = BASKETS if finished is baskets else ORDERED
+    events, users, _ = make_tables(3, data.ties == "simultaneous")
+    is_last = ~events.duplicated("user_id", keep="last")
+    before = events[events["datetime"] < 1_622_505_600] if data is BASKETS else events[~is_last]
+    assert 0 < len(before) < len(events)
+    profiles = Recommender.load(finished.bundle).profiles
+    for user in users["user_id"]:
+        expected = before.loc[before["user_id"] == user, "item_id"]
+        assert sorted(profiles.get(user).history.item_id) == sorted(expected)
+
+
 def test_views_follow_the_repeat_policy(baskets, ordered):
     assert set(baskets.metrics["test"]["bascule"]) == {"all", "repeat", "novel"}
     assert set(ordered.metrics["test"]["bascule"]) == {"novel"}
