@@ -109,3 +109,8 @@ def test_a_run_is_called_by_the_last_file_of_its_configuration(tmp_path, monkeyp
 def test_a_configuration_in_place_of_a_file_may_be_longer_than_a_name():
     text = "\n".join([*(f"# {number}: a note" for number in range(40)), "model: {dim: 8}"])
     assert parse(["--config", text])[0].model.dim == 8
+
+
+def test_what_is_given_to_the_trainer_is_what_is_not_its_default():
+    words = ["--config", "model: {dim: 8}", "--trainer.log_every_n_steps=7", "--trainer.accelerator=auto"]
+    assert parse(words)[0].trainer == {"log_every_n_steps": 7}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -76,6 +77,17 @@ def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_
     monkeypatch.setattr(run_state, "read_version", lambda _: there)
     assert not is_finished(config_of(tmp_path, overwrite=True, resume=True), "")
     assert checkpoint.exists() == stays
+
+
+@pytest.mark.parametrize(("there", "is_refused"), [("of this run", False), ("of the one before", True)])
+def test_a_run_does_not_go_on_beside_the_bundle_of_the_one_before(tmp_path, monkeypatch, there, is_refused):
+    (tmp_path / "bundle").mkdir()
+    note_published(tmp_path, {}, "of this run")
+    monkeypatch.setattr(run_state, "read_version", lambda _: there)
+    with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite") if is_refused else nullcontext():
+        refuse_replacing(config_of(tmp_path, resume=True))
+    with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite"):
+        refuse_replacing(config_of(tmp_path))
 
 
 @pytest.mark.parametrize("name", ["enable_progress_bar", "enable_model_summary", "log_every_n_steps"])

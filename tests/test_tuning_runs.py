@@ -358,6 +358,25 @@ def test_a_search_tries_more_epochs_than_the_data_chose_and_fewer(chosen, lowest
     assert (epochs.low, epochs.high) == (lowest, highest)
 
 
+@pytest.mark.parametrize(
+    ("name", "chosen", "lowest", "highest"),
+    [
+        ("n_blocks", 0, 0, 1),
+        ("n_blocks", 1, 0, 2),
+        ("n_blocks", 2, 1, 3),
+        ("dim", 48, 24, 96),
+        ("warmup_steps", 3, 1, 12),
+        ("warmup_steps", 200, 50, 800),
+        ("dropout", 0.1, 0.0, 0.3),
+        ("dropout", 0.5, 0.3, 0.7),
+        ("dropout", 0.7, 0.5, 0.8),
+    ],
+)
+def test_a_range_reaches_to_both_sides_of_what_the_data_chose(name, chosen, lowest, highest):
+    laid = make_space(replace(RECIPE, **{name: chosen}), [name], has_content=True)[name]
+    assert (laid.low, laid.high) == (lowest, highest)
+
+
 def test_what_cannot_matter_is_not_searched():
     assert "id_dropout" not in make_space(RECIPE, FIELDS, has_content=False)
     assert "negatives" not in make_space(replace(RECIPE, negatives=0), FIELDS, has_content=True)
@@ -440,6 +459,8 @@ def test_a_trial_that_ran_when_the_search_was_killed_has_failed(tmp_path):
         assert [trial.state for trial in study.get_trials()] == [TrialState.COMPLETE, TrialState.FAIL]
         study.tell(study.ask(), 0.75)
         assert study.best_value == 0.75  # more is better
+        study.tell(study.ask(), state=TrialState.PRUNED)
+        assert [trial.number for trial in list_done(study)] == [0, 2, 3]
 
 
 def test_the_figures_of_users_are_those_of_the_best_validation():
@@ -447,16 +468,17 @@ def test_the_figures_of_users_are_those_of_the_best_validation():
     torch.nn.Module.__init__(model)
     reported = []
     watch = Watch(lambda value, step: reported.append((value, step)) or step == 4)
-    for step, value in enumerate([0.25, 0.5, 0.375, 0.125], start=1):
+    for step, value in enumerate([0.25, 0.5, 0.5, 0.125], start=1):
         model.validation_values = {"novel": [np.full(2, step), np.full(3, step)], "all": [np.zeros(5)]}
         metrics = {"val_ndcg_recent": torch.tensor(value), "val_ndcg_novel": torch.tensor(value)}
         trainer = SimpleNamespace(sanity_checking=False, callback_metrics=metrics)
         with pytest.raises(optuna.TrialPruned) if step == 4 else nullcontext():
             watch.on_validation_end(trainer, model)
     watch.on_validation_end(SimpleNamespace(sanity_checking=True), model)
-    assert reported == [(0.25, 1), (0.5, 2), (0.375, 3), (0.125, 4)]
+    assert reported == [(0.25, 1), (0.5, 2), (0.5, 3), (0.125, 4)]
     assert watch.best == 0.5
-    assert {view: figures.tolist() for view, figures in watch.best_values.items()} == {"novel": [2.0] * 5}
+    found = {view: figures.tolist() for view, figures in watch.best_values.items()}
+    assert found == {"novel": [2.0] * 5}  # of the first that is best: its weights are kept
 
 
 def test_figures_of_users_are_kept_of_the_trials_that_are_compared_alone(tmp_path):
