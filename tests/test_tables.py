@@ -153,6 +153,14 @@ def test_a_number_may_be_the_least_and_the_most_that_is_declared():
     assert tables.items["price"].tolist() == [0, 5, 10]
 
 
+def test_of_several_limits_of_a_column_the_narrowest_count():
+    one, other = FeatureConfig("numeric", "price", min=0, max=8), FeatureConfig("numeric", "price", min=-2, max=10)
+    items = pd.DataFrame({"item_id": range(5), "price": [-1, 0, 5, 8, 9]})
+    config = DataConfig(items=TableConfig(), features=FeaturesConfig(item={"one": one, "other": other}))
+    tables, _ = tables_from_frames(config, pd.DataFrame({"user_id": [1], "item_id": [2]}), items=items)
+    assert tables.items["price"].tolist() == [0, 5, 8]
+
+
 def test_faults_of_features(tmp_path):
     (tmp_path / "items.csv").write_text("item_id,price,kind\n1,5,a\n2,,\n3,x,b\n4,-1,c\n5,11,d\n6,nan,e\n7,inf,f\n")
     features = FeaturesConfig(item={"price": FeatureConfig("numeric", min=0, max=10), "kind": "categorical"})
