@@ -77,6 +77,16 @@ def test_the_share_of_a_word_that_the_item_tells_is_that_of_a_naive_count(sample
     assert measure_fact(sample, codes) == pytest.approx(expected)
 
 
+def test_words_that_come_once_are_not_told_by_an_item_that_has_them_in_a_measured_row(sample):
+    words = np.arange(len(sample.item))
+    guess: dict[int, int] = {}
+    for item, word, learnt in zip(sample.item, words, sample.is_learnt, strict=True):
+        if learnt:
+            guess.setdefault(item, word)  # the first of those that come once
+    expected = naive_power(sample, words, guess, lambda value, guessed: value != guessed)
+    assert measure_fact(sample, words) == pytest.approx(expected)
+
+
 def test_the_share_of_a_number_that_the_item_tells_is_that_of_a_naive_count(sample):
     numbers = sample.rows["number"]
     ranks = (numbers.rank() - 0.5) / numbers.notna().sum()
