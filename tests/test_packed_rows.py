@@ -97,6 +97,7 @@ def test_no_byte_can_change_what_is_read(tmp_path, name):
         ("i.csv", gzip.compress(ITEMS["i.csv"]), r"compressed by gzip, which its name does not say; let its name end"),
         ("i.csv", b"PK\x03\x04rest", r"compressed by zip, as spreadsheets are; unpack it.*allowed: \.jsonl, "),
     ],
+    ids=["plain", "gzip", "zip"],  # the bytes of the second hold the time
 )
 def test_a_file_that_is_compressed_otherwise_than_its_name_says_is_told_what_to_do(tmp_path, name, content, advice):
     (tmp_path / name).write_bytes(content)
