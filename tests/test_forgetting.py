@@ -290,6 +290,25 @@ def test_damaged_tombstones_stop_it_before_anything_is_erased(folder):
     assert find(folder, SENTINEL) == before
 
 
+@pytest.mark.parametrize("damage", ["cut", "overwritten", "another table"])
+def test_a_damaged_list_of_rejects_is_named_and_left_as_it_is(folder, damage):
+    path = folder / "run" / "rejects.parquet"
+    content = path.read_bytes()
+    if damage == "cut":
+        path.write_bytes(content[:-9])
+    elif damage == "overwritten":
+        path.write_bytes(content[:4] + bytes(len(content) // 2) + content[len(content) // 2 + 4 :])
+    else:
+        pq.write_table(pa.table({"line": [1]}), path)
+    before = path.read_bytes()
+    with pytest.raises(BundleError, match=r"(?s)run/rejects\.parquet is damaged.*remove it, then do this again"):
+        forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    assert path.read_bytes() == before
+    path.unlink()
+    forget_users(folder / "run", [SENTINEL], [folder / "users"])
+    assert find(folder, SENTINEL) == []
+
+
 def test_the_command_prints_the_receipt_and_imports_nothing_of_training(folder):
     code = (
         "import sys\nfrom serve.__main__ import main\n"

@@ -89,7 +89,19 @@ def test_a_link_to_a_bundle_leads_to_those_of_its_run(tmp_path):
     assert read_tombstones(tmp_path / "new").sets == inherited.sets
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", '{"format": 1, "users": [{"salt": "xyz", "hashes": []}]}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 1, "users": [{"salt": "xyz", "hashes": []}]}',
+        '{"format": 1, "users": {}}',
+        '{"format": 1, "users": ""}',
+        '{"format": 1, "users": [{"salt": "00", "hashes": {}}]}',
+        '{"format": 1, "users": [{"salt": "00", "hashes": ""}]}',
+    ],
+)
 def test_a_damaged_file_is_an_error_and_no_empty_list(tmp_path, content):
     (tmp_path / "forgotten.json").write_text(content)
     for call in (lambda: read_tombstones(tmp_path), lambda: TombstoneFile(tmp_path).holds("anna")):

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.durable import sync_folder, write_file
+from serve.errors import BundleError
 from serve.layout import REJECTS
 from serve.recommendations import to_arrow
 from serve.request_values import Id
@@ -31,14 +32,14 @@ def erase_from_rejects(run: Path, user_ids: Iterable[Id]) -> dict[str, int]:
         How many `rejects` went and how many `rejected_values`.
 
     Raises:
+        BundleError: a list is damaged; it stays as it is.
         OSError: the disk is full or fails.
     """
     names = "|".join(re.escape(str(user_id)) for user_id in user_ids)
     naming = re.compile(rf"(?<!\w)({names})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
     for path in sorted(path for pattern in _LISTS for path in run.glob(pattern)):
-        with pq.ParquetFile(path) as file:
-            table = file.read()
+        table = _read(path)
         values = table.column(_VALUE).to_pylist()
         is_kept = np.array([value is None or not naming.search(value) for value in values], dtype=np.bool_)
         n_gone = int(np.count_nonzero(~is_kept))
@@ -46,6 +47,19 @@ def erase_from_rejects(run: Path, user_ids: Iterable[Id]) -> dict[str, int]:
         erased["rejected_values"] += sum(value is not None for value in values) - n_gone
         _write(path, table.take(to_arrow(np.flatnonzero(is_kept))))
     return erased
+
+
+def _read(path: Path) -> pa.Table:
+    content = path.read_bytes()  # so that what Arrow calls a fault of the system is one of the contents
+    try:
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            table = file.read()
+        table.schema.field(_VALUE)
+    except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+        raise BundleError(
+            f"{path} is damaged, and may name who is to be forgotten: {error}; remove it, then do this again"
+        ) from error
+    return table
 
 
 def _write(path: Path, table: pa.Table) -> None:

@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
@@ -84,9 +85,7 @@ def read_tombstones(run: Path) -> Tombstones:
     path = run / FORGOTTEN
     try:
         content = json.loads(path.read_bytes())
-        sets = [
-            (bytes.fromhex(entry["salt"]), frozenset(map(bytes.fromhex, entry["hashes"]))) for entry in content["users"]
-        ]
+        sets = [(bytes.fromhex(entry["salt"]), _read_hashes(entry)) for entry in _as_list(content["users"])]
         is_known = content["format"] == FORMAT
     except FileNotFoundError:
         return NOBODY
@@ -141,6 +140,17 @@ def both_forms(user_id: Id) -> list[Id]:
     """Return an id as text and, where it is one, as integer: the types of a run's ids may not be known."""
     text = str(user_id)
     return [text, int(text)] if INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63 else [text]
+
+
+def _read_hashes(entry: dict[str, Any]) -> frozenset[bytes]:
+    return frozenset(map(bytes.fromhex, _as_list(entry["hashes"])))
+
+
+def _as_list(value: Any) -> list[Any]:
+    """Return a list as it is; what is empty in another way names nobody either, and is damage."""
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, got {type(value).__name__}")
+    return value
 
 
 def _hash(salt: bytes, user_id: Id) -> bytes:
