@@ -34,6 +34,8 @@ _ARGUMENTS = re.compile(r"init_args=Namespace\((?P<given>.*?)\)")
 
 _COMMANDS = ("help", "print_config")
 """Options that are no keys of a file."""
+_SWITCHES = ("true", "false", "yes", "no")
+"""Words that look like the value of an option that takes none."""
 _KEYS = {cls.__name__: [field.name for field in fields(cls)] for cls in (FeatureConfig, TableConfig)}
 """Classes that stand for one of several kinds of value, so that their keys are no options of the parser."""
 
@@ -111,6 +113,8 @@ def _explain_key(key: str, allowed: Iterable[str]) -> str:
 
 def _explain_stray(word: str, allowed: Iterable[str]) -> str:
     """Explain a word that belongs to no option."""
+    if word.lower() in _SWITCHES:
+        return f"'{word}' belongs to no option; --overwrite takes no value"
     if word.endswith(SUFFIXES):
         return f"'{word}' belongs to no option; did you mean '{OPTION} {word}'?"
     options = {name.split(".")[0] for name in allowed} | set(_COMMANDS)

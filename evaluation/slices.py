@@ -139,7 +139,7 @@ def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, S
 
 def _name_value(value: Any) -> str:
     """Write a value; "other", which may be what people say of themselves, and "missing" are told from ours."""
-    return f"{value} (value)" if value in (MISSING, OTHER) else str(value)
+    return f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value))
 
 
 def _join_rare(values: Labels) -> Labels:

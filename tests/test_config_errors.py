@@ -110,6 +110,7 @@ def test_a_feature_without_a_kind_is_named_by_what_it_has(tmp_path):
         (["--seed", "x"], "seed is 'x'; allowed: int"),
         (["--data.split.kind", "nne"], "data.split.kind: 'nne' is not allowed; did you mean 'none'?"),
         (["seed"], "'seed' belongs to no option; did you mean '--seed'?"),
+        (["--overwrite", "True"], "'True' belongs to no option; --overwrite takes no value"),
         (["mine.yaml"], "'mine.yaml' belongs to no option; did you mean '--config mine.yaml'?"),
         (
             ["-q"],

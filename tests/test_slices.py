@@ -99,6 +99,13 @@ def test_values_called_as_ours_are_told_from_them():
     assert got["other (value)"]["users"] == got["missing (value)"]["users"] == got["missing"]["users"] == 1
 
 
+def test_whole_numbers_are_written_as_vocabularies_write_them():
+    """A column with gaps holds fractions; 25.0 is 25 in every other table of a run."""
+    labels = label_column(pd.Series([25.0, 31.0, None, 25.0, 1.5, 31.0]))
+    got = measure_slices(LISTS, TARGETS, {"age": labels})["age"]
+    assert sorted(got) == ["1.5", "25", "31", "missing"]
+
+
 def test_one_long_text_takes_the_memory_of_one():
     """It took its length for each target of the test, four bytes a letter."""
     n_targets, length = 400, 100_000
