@@ -1,50 +1,43 @@
 """New items in the full catalogue: a tenth of the items, absent from training, among all the others.
 
-What the others lose is told against two: the same catalogue without new items, and a training that had them too.
+They are asked for twice: as on their first day, when nobody has taken one, and later, when they stand in the histories
+of those who took them while the training is still the one that never saw them. What the others lose is told against
+two: the same catalogue without new items, and a training that had them too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import pandas as pd
 
-from evaluation.events import Events, as_counts
-from evaluation.examination import Examination, Lists
-from evaluation.holdout import group_requests, number_ids, plain_requests
+from evaluation.events import as_counts
+from evaluation.examination import Examination
 from evaluation.metrics import measure_users
-from evaluation.popularity import fit_popularity
-from evaluation.recommended import recommend_views
+from evaluation.popularity import fit_personal, fit_popularity
 from serve.recommender import Recommender
-from tests.benchmarks.cold_content import HALF_LIVES, ContentNeighbours, content_matrix
+from tests.benchmarks.cold_asked import Asked, Models
 from tests.benchmarks.cold_figures import METRICS, Values, describe
-from tests.benchmarks.cold_training import Opened, add_items, know_everyone
+from tests.benchmarks.cold_training import Opened, know_everyone, put_items
 
 SHARE = 0.1
 PLACES = 10
 
-Models = dict[str, Callable[[], Lists]]
-
 
 @dataclass(frozen=True)
 class ColdItems:
-    """A training without some items, the same catalogue with them, and what is asked of it."""
+    """A training without some items, one with all of them, and both's board."""
 
     board: Opened
+    warm: Opened
+    cold: pd.DataFrame
+    """The items that one training did not have."""
     without: Recommender
-    extended: Recommender
-    shuffled: Recommender
-    """The new items have one another's content."""
     complete: Recommender
-    """A training that had the new items too, asked with the same histories."""
-    taken: list[list[Any]]
-    """Of each request, the new items that its user has in truth, which no history tells."""
-    past: Events
-    examination: Examination
-    requests: list[dict[str, Any]]
 
     @classmethod
     def prepare(cls, board: Opened, rng: np.random.Generator) -> ColdItems:
@@ -52,71 +45,74 @@ class ColdItems:
         is_cold = items["item_id"].isin(rng.choice(items["item_id"], int(SHARE * len(items)), replace=False))
         cold = items[is_cold].reset_index(drop=True)
         warm = board.without("item_id", cold["item_id"].to_numpy())
-        recommender = know_everyone(warm.train("without-items"), warm)
-        features = cold[board.item_columns()]
-        extended, shuffled = (
-            add_items(recommender, cold, recommender.encode_items(rows.to_dict("records")))
-            for rows in (features, features.iloc[rng.permutation(len(cold))])
-        )
-        ids = number_ids(extended.bundle.items.column("item_id").to_pylist(), (board.split.refit, board.split.test))
-        held_out = group_requests(board.split.test, ids)
-        past = ids.events(warm.split.refit)
-        examination = Examination.prepare(held_out.targets, past, board.config.data.repeats)
-        requests = plain_requests(held_out.rows, board.split.test_at)
-        complete = know_everyone(board.train("with-items"), warm)
-        rows = board.split.refit[board.split.refit["item_id"].isin(cold["item_id"])]
-        of_users = rows.groupby("user_id")["item_id"].agg(lambda ids: ids.unique().tolist()).to_dict()
-        taken = [of_users.get(request["user_id"], []) for request in requests]
-        return cls(board, recommender, extended, shuffled, complete, taken, past, examination, requests)
+        return cls(board, warm, cold, warm.train("without-items"), board.train("with-items"))
 
     @property
     def n_warm(self) -> int:
         return len(self.without.bundle.items)
 
-    def ask(self, recommender: Recommender) -> Lists:
-        return recommend_views(recommender, self.requests, self.examination.views)
+    def extend(self, told: Opened, order: np.ndarray | None = None) -> Recommender:
+        """Put the new items into the catalogue of the training without them, in another's place if there is an order.
 
-    def ask_apart(self, recommender: Recommender) -> Lists:
-        """Ask for lists without what is taken in truth: a training that had the new items would list much of it."""
-        requests = [request | {"exclude": ids} for request, ids in zip(self.requests, self.taken, strict=True)]
-        return recommend_views(recommender, requests, self.examination.views)
+        Args:
+            told: the board whose histories are known.
+            order: (cold,) of which new item each has the content; its own if there is none.
+        """
+        content = self.cold[self.board.item_columns()]
+        content = content if order is None else content.iloc[order]
+        return put_items(know_everyone(self.without, told), self.cold["item_id"].tolist(), content)
 
-    def ask_complete(self) -> Lists:
-        """Do so of the training that had all items; rows are those of the catalogue with new items."""
-        extended, complete = (of.bundle.items.column("item_id").to_pylist() for of in (self.extended, self.complete))
-        rows = {item_id: row for row, item_id in enumerate(extended)}
-        theirs = np.array([rows[item_id] for item_id in complete] + [-1])
-        return {view: theirs[lists] for view, lists in self.ask_apart(self.complete).items()}  # -1 fills a short list
-
-    def neighbours(self) -> Models:
-        """Return content-kNN with each half-life of a history."""
-        ids = self.extended.bundle.items.column("item_id").to_pylist()
-        items = self.board.tables.items.set_index("item_id").reindex(ids).reset_index()
-        content = content_matrix(items, self.board.config.data.features.of("item"))
-        return {
-            f"content-kNN, half-life {half_life:g}": partial(self._rank_by_content, content, half_life)
-            for half_life in HALF_LIVES
-        }
-
-    def _rank_by_content(self, content: Any, half_life: float) -> Lists:
-        return self.examination.rank(ContentNeighbours(content, self.past, half_life).score)
+    def find_taken(self) -> dict[Any, list[Any]]:
+        """Return the new items that each user has in truth."""
+        rows = self.board.split.refit[self.board.split.refit["item_id"].isin(self.cold["item_id"])]
+        return rows.groupby("user_id")["item_id"].agg(lambda ids: ids.unique().tolist()).to_dict()
 
 
 def measure_items(board: Opened, _: int) -> dict[str, Any]:
     rng = np.random.default_rng(board.config.seed)
     trial = ColdItems.prepare(board, rng)
-    rank = trial.examination.rank
-    models: Models = {
-        "bascule": partial(trial.ask, trial.extended),
-        "shuffled content": partial(trial.ask, trial.shuffled),
-        **trial.neighbours(),
-        "popularity": lambda: rank(fit_popularity(trial.past, as_counts).score),
-        "random": lambda: rank(lambda users: rng.random((len(users), trial.past.n_items), np.float32)),
-        "bascule without new items": partial(trial.ask, trial.without),
-        "bascule, nothing listed that is taken in truth": partial(trial.ask_apart, trial.extended),
-        "the same, trained on all items": trial.ask_complete,
+    return {
+        **dict(measure_first_day(trial, rng)),
+        **{f"taken since, {part}": figures for part, figures in measure_taken_since(trial)},
     }
-    return dict(compare(models, trial.examination, trial.n_warm))
+
+
+def measure_first_day(trial: ColdItems, rng: np.random.Generator) -> Iterator[tuple[str, Any]]:
+    """Yield figures where no history tells of a new item."""
+    told, shuffled = trial.warm, trial.extend(trial.warm, rng.permutation(len(trial.cold)))
+    extended, complete = trial.extend(told), know_everyone(trial.complete, told)
+    asked = Asked.prepare(trial.board, told.split.refit, extended.catalogue.item_ids.ids.tolist())
+    taken = trial.find_taken()
+    models: Models = {
+        "bascule": partial(asked.ask, extended),
+        "shuffled content": partial(asked.ask, shuffled),
+        **asked.neighbours(),
+        "popularity": lambda: asked.examination.rank(fit_popularity(asked.past, as_counts).score),
+        "random": lambda: asked.examination.rank(
+            lambda users: rng.random((len(users), asked.past.n_items), np.float32)
+        ),
+        "bascule without new items": partial(asked.ask, know_everyone(trial.without, told)),
+        "bascule, nothing listed that is taken in truth": partial(asked.ask_without, taken, extended),
+        # it would list much that its users have in truth
+        "the same, trained on all items": partial(asked.ask_without, taken, complete),
+    }
+    yield from compare(models, asked.examination, trial.n_warm)
+
+
+def measure_taken_since(trial: ColdItems) -> Iterator[tuple[str, Any]]:
+    """Yield figures where the histories have the new items that their users took; the towers are the same."""
+    told = trial.board
+    extended = trial.extend(told)
+    asked = Asked.prepare(trial.board, told.split.refit, extended.catalogue.item_ids.ids.tolist())
+    models: Models = {
+        "bascule": partial(asked.ask, extended),
+        **asked.neighbours(),
+        "popularity": lambda: asked.examination.rank(fit_popularity(asked.past, as_counts).score),
+        "personal frequency": lambda: asked.examination.rank(fit_personal(asked.past).score),
+        "bascule without new items": partial(asked.ask, know_everyone(trial.without, told)),
+        "trained on all items": partial(asked.ask, know_everyone(trial.complete, told)),
+    }
+    yield from compare(models, asked.examination, trial.n_warm)
 
 
 def compare(models: Models, examination: Examination, n_warm: int) -> Iterator[tuple[str, Any]]:

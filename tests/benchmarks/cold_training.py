@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 import train
 from datamodules.splits import Split
@@ -16,11 +18,9 @@ from datamodules.tables import Tables
 from datamodules.user_profiles import make_profiles
 from run_finishing import finish
 from run_training import fit_towers
-from serve.index import ItemIndex
-from serve.item_facts import REPEAT_RATE
+from serve.live.items import LiveItems
 from serve.recommender import Recommender
 from serve.staging import Stage
-from serve.top_k import Floats
 from tests.benchmarks.board_fit import prepare
 from tests.benchmarks.board_list import find_boards
 
@@ -69,15 +69,18 @@ def know_everyone(recommender: Recommender, board: Opened) -> Recommender:
     )
 
 
-def add_items(recommender: Recommender, rows: pd.DataFrame, vectors: Floats) -> Recommender:
-    """Put new items behind the catalogue: they are searched and listed like all others."""
-    bundle = recommender.bundle
-    if REPEAT_RATE in bundle.items.column_names:  # read of owned items alone, and nobody owns these
-        rows = rows.assign(**{REPEAT_RATE: np.float32(0)})
-    items = pa.concat_tables([bundle.items, pa.Table.from_pandas(rows, bundle.items.schema, preserve_index=False)])
-    every = np.concatenate([bundle.vectors, vectors])
-    extended = replace(bundle, vectors=every, items=items, index=ItemIndex.build(every))
-    return Recommender(extended, recommender.profiles)
+def put_items(recommender: Recommender, item_ids: Sequence[Any], content: pd.DataFrame) -> Recommender:
+    """Put new items into the live catalogue, as a back end does: they are placed by `encode_items`.
+
+    Args:
+        recommender: as loaded.
+        item_ids: of n new items.
+        content: (n, ...) their columns.
+    """
+    values = content.astype(object).where(content.notna(), None).to_dict("records")
+    with TemporaryDirectory() as folder, closing(LiveItems(Path(folder) / "items.db", recommender)) as live:
+        live.put_many(dict(zip(item_ids, values, strict=True)))
+        return live.recommender
 
 
 def _drop(table: pd.DataFrame, column: str, ids: np.ndarray) -> pd.DataFrame:
