@@ -3,7 +3,8 @@
 An item with n events learned its place v from these alone; content says what is usual for its like. As in empirical
 Bayes (Efron and Morris, 1975) it goes to (n v + s c) / (n + s): v counts by its events, what content says, c, by the
 strength s, the events that content is worth, which the validation finds. Under `cosine` that is the direction: all
-items keep one length. c is made of all known items, the item itself among them.
+items keep one length. c is made of all known items, the item itself among them; of very many contents, of those that
+most items have.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ STRENGTHS = (1.0, 2.0, 4.0, 8.0)
 USUAL = 4.0
 """Where nothing can be validated. With many attributes 2 to 8 ranked best (Amazon Beauty and Toys, in their order; as
 pairs 8, of up to 32 that were tried), with a category alone none better than nothing (Grocery)."""
+MOST_CONTENTS = 2**15
+"""That items are compared with: with all of very many, such as titles, that would take the square of their number."""
 LEAST_GAIN = 0.01
 """Of NDCG without: less is often chance, and then the least strength does the least harm."""
 
@@ -54,21 +57,22 @@ class Shrinkage:
         """
         self.towers = towers
         tower, vectors = towers.item_tower, towers.item_vectors(towers.no_popularity)  # (N, W)
-        self.n_events = n_events.to(vectors.dtype)  # (N,)
-        self.is_known = (n_events > 0) & towers.item_has_content  # (N,)
-        rows = self.is_known.nonzero().squeeze(1)  # (n,)
-        places = fit_places(towers, vectors, rows, torch.Generator().manual_seed(seed))
-        placed = place_all(places, towers.item_codes, towers.item_values)  # (N, D + R)
-        self.trained, self.placed = vectors[:, : tower.dim], placed[:, : tower.dim]  # (N, D) each
-        self.content = tower.content(towers.item_codes, towers.item_values)  # (N, D)
+        self.rows = ((n_events > 0) & towers.item_has_content).nonzero().squeeze(1)  # (n,)
+        self.n_events = n_events[self.rows].to(vectors.dtype)  # (n,)
+        places = fit_places(towers, vectors, self.rows, torch.Generator().manual_seed(seed), MOST_CONTENTS)
+        codes, values = towers.item_codes[self.rows], towers.item_values[self.rows]  # (n, C), (n, V)
+        self.placed = place_all(places, codes, values)[:, : tower.dim]  # (n, D)
+        self.trained = vectors[self.rows, : tower.dim]  # (n, D)
+        self.content = tower.content(codes, values)  # (n, D)
         self.ids = tower.id_table.weight.clone()  # (N, D)
 
     @torch.no_grad()
     def apply(self, strength: float) -> None:
         """Set the ids of the item tower so that items stand where this strength puts them."""
-        share = torch.where(self.is_known, strength / (self.n_events + strength).clamp(min=1), 0).unsqueeze(1)  # (N, 1)
-        wanted = torch.lerp(self.trained, self.placed, share)  # (N, D)
-        ids = torch.where(share > 0, wanted - self.content, self.ids)  # (N, D)
+        ids = self.ids.clone()  # (N, D)
+        if strength:
+            share = (strength / (self.n_events + strength)).unsqueeze(1)  # (n, 1)
+            ids[self.rows] = torch.lerp(self.trained, self.placed, share) - self.content  # (n, D)
         self.towers.item_tower.id_table.weight.copy_(ids)
 
 

@@ -48,6 +48,25 @@ def vectors_of(towers: Towers) -> np.ndarray:
         return towers.item_vectors(towers.no_popularity).double().numpy()
 
 
+def test_of_very_many_contents_those_of_most_items_are_compared(towers, monkeypatch):
+    """With each of a million titles all the others would be compared."""
+    monkeypatch.setattr(shrinkage, "MOST_CONTENTS", 3)
+    before = torch.from_numpy(vectors_of(towers)).float()
+    known = torch.tensor([row for row in range(OUTSIDE) if N_EVENTS[row] > 0])
+    few, all_of_them = (
+        fit_places(towers, before, known, torch.Generator().manual_seed(SEED), most) for most in (3, None)
+    )
+    assert len(few.keys) == 3 < len(all_of_them.keys)
+    shrink_items(towers, N_EVENTS, 1e9, SEED)  # an item goes where its content puts it, all the way
+    columns = towers.item_codes[known], towers.item_values[known]
+    wanted, other = (place_all(places, *columns)[:, : towers.item_tower.dim] for places in (few, all_of_them))
+    got = torch.from_numpy(vectors_of(towers)).float()[known, : towers.item_tower.dim]
+    if towers.item_tower.similarity == "cosine":
+        wanted, other = (torch.nn.functional.normalize(one, dim=1) for one in (wanted, other))
+    torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-5)
+    assert (got - other).abs().max() > 0.01
+
+
 @pytest.mark.parametrize("strength", [1.0, 7.0])
 def test_an_item_stands_between_its_own_place_and_that_of_its_content(towers, strength):
     before = torch.from_numpy(vectors_of(towers)).float()
