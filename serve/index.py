@@ -47,7 +47,7 @@ Ragged = tuple[Ints, Ints]
 """(item_rows, offsets): request i has item_rows[offsets[i] : offsets[i + 1]]."""
 
 _MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
-_TILE_SCORES = 2**23
+_TILE_SCORES = 2**25  # 128 MiB: among a million items, where a tile of few requests waits for the vectors
 _MOST_FRESH = 0.02  # of the items, that rounded vectors do not know: they are scored by themselves
 
 

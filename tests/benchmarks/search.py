@@ -1,6 +1,6 @@
 """The bundle's exact search against FAISS's flat index, as ratios in one run, both on one thread.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/search.py
+    OMP_NUM_THREADS=1 python tests/benchmarks/search.py [--size ITEMS DIMS]
 
 Masked: 100 items are left out of each request, in FAISS by a selector, which is per call: one request after another.
 Unmasked: FAISS as it is installed, and once more told to use BLAS for these sizes, which it does not by default. How
@@ -10,6 +10,7 @@ this thread, which does all the work: what else the machine does hardly counts.
 
 from __future__ import annotations
 
+import argparse
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -32,8 +33,11 @@ Search = Callable[[], np.ndarray]
 
 
 def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=int, nargs=2, metavar=("ITEMS", "DIMS"), help="in place of the usual two")
+    size = parser.parse_args().size
     set_search_threads(1)
-    for n_items, dim in SIZES:
+    for n_items, dim in SIZES if size is None else (size,):
         for n_requests, k in ((1, 20), (4, 20), (256, 10), (256, 20), (256, 100)):
             for name, searches in make_searches(n_items, dim, n_requests, k).items():
                 other, ms = count_other(searches), median_ms(searches)
