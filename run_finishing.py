@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from datamodules.catalogue import Catalogue
-from datamodules.interactions import InteractionsDataModule
+from datamodules.datamodule import InteractionsDataModule
+from datamodules.sequences import Catalogue
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
 from models.data_counts import LONG_HISTORY

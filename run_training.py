@@ -12,12 +12,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.catalogue import Catalogue, build_catalogue
+from datamodules.clean import is_set
 from datamodules.config import DataConfig
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint
-from datamodules.interactions import InteractionsDataModule
-from datamodules.ordering import is_set
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import Catalogue, build_catalogue
 from datamodules.sets import FOLDS
 from datamodules.splits import Split
 from datamodules.tables import Tables

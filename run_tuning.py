@@ -20,11 +20,10 @@ import torch
 from optuna.trial import Trial, TrialState
 from rich.console import Console
 
+from datamodules.clean import only_targets
 from datamodules.fingerprint import fingerprint_rows
-from datamodules.reach import check_files, check_targets
-from datamodules.splits import Split
+from datamodules.splits import Split, check_files, check_targets
 from datamodules.tables import Tables
-from datamodules.targets import only_targets
 from models.config import Recipe, recipe_of
 from models.fitting import list_callbacks
 from run_config import Config, tuned_text

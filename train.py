@@ -24,18 +24,14 @@ import torch
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich.console import Console
 
-from datamodules.cleaning import clean
-from datamodules.data_report import print_report, report_data
+from datamodules.clean import check_joins, clean, only_evidence, only_targets, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint_rows
-from datamodules.joins import check_joins
 from datamodules.leaks.find import find_leaks, stop_on_leaks
-from datamodules.ordering import order_tables
-from datamodules.reach import check_files, check_targets
+from datamodules.profiles import make_profiles
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
-from datamodules.splits import Split, split_interactions
+from datamodules.report import print_report, report_data
+from datamodules.splits import Split, check_files, check_targets, split_interactions
 from datamodules.tables import Tables, read_tables, tables_from_frames
-from datamodules.targets import only_evidence, only_targets, weigh_targets
-from datamodules.user_profiles import make_profiles
 from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
 from evaluation.progress import Watched

@@ -1,11 +1,18 @@
-"""The two kinds of training batch, as tensors: whole windows of a sequence, and requests with their targets."""
+"""Training batches: their tensors, the features dropped in them, and loaders in an order of seed and epoch."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from serve.encoding import EncodedFeatures, encode_features
+from serve.schema import Feature
 
 Tensors = dict[str, Tensor]
 
@@ -26,7 +33,7 @@ class WindowBatch(NamedTuple):
     sees_history: Tensor
     """(B, L) bool; the others are predicted from the empty history."""
     recency: Tensor
-    """(B, L) int64 seconds from the event before to the target; 0 where the target's time is withheld."""
+    """(B, L) int64 seconds from the event before to the target; 0 where the target's time is dropped."""
 
     @property
     def is_target(self) -> Tensor:
@@ -61,8 +68,93 @@ class RequestBatch(NamedTuple):
     """(N, P) of the catalogue, as of a moment not after any request of the batch."""
 
     def mark_owned(self, n_items: int) -> Tensor:
-        """Say of each of N items whether the user has it, (B, N)."""
+        """Mark which of N items each user has, (B, N)."""
         shape = (len(self.history_rows), n_items)
         is_owned = torch.zeros(shape, dtype=torch.bool, device=self.owned_rows.device)  # (B, N)
         is_owned[self.owned_users, self.owned_rows] = True
         return is_owned
+
+
+@dataclass(frozen=True)
+class FeatureDropout:
+    """Shares of training targets that are predicted without a part of what is known, as some requests come without."""
+
+    history: float = 0.05
+    """Without any history."""
+    user: float = 0.10
+    """Without demographics."""
+    context: float = 0.15
+    """Without request context."""
+    time: float = 0.15
+    """Without the time of the request: recency counts from the user's last event."""
+
+
+def encode_missing(features: tuple[Feature, ...]) -> EncodedFeatures:
+    """Encode one row of which nothing is known, as serving does."""
+    return encode_features(features, {}, 1)
+
+
+def hide_rows(encoded: EncodedFeatures, is_hidden: np.ndarray, missing: EncodedFeatures) -> EncodedFeatures:
+    """Put the one row of `missing` in the place of the marked ones."""
+    is_hidden = is_hidden[:, None]
+    codes = np.where(is_hidden, missing.codes, encoded.codes) if encoded.codes.size else encoded.codes
+    values = np.where(is_hidden, missing.values, encoded.values) if encoded.values.size else encoded.values
+    return EncodedFeatures(codes, values)
+
+
+class Examples(Protocol):
+    """Plans the batches of an epoch and makes one batch of a plan."""
+
+    def plan(self, seed: int, epoch: int) -> list[Any]: ...
+    def __getitem__(self, plan: Any) -> Any: ...
+
+
+class EpochSampler(Sampler[Any]):
+    """Yield the plans of one epoch, a function of (seed, epoch): a resumed run sees what an uninterrupted one does."""
+
+    def __init__(self, examples: Examples, seed: int) -> None:
+        self.examples = examples
+        self.seed = seed
+        self.set_epoch(0)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Plan an epoch; Lightning calls this before each."""
+        self.plans = self.examples.plan(self.seed, epoch)
+
+    def __iter__(self) -> Iterator[Any]:
+        """Look at the plans when the first is asked for.
+
+        Lightning makes the iterator of a resumed epoch before it says which epoch that is.
+        """
+        yield from self.plans
+
+    def __len__(self) -> int:
+        return len(self.plans)
+
+
+class _Batches(Dataset[Any]):
+    """Pass on the batch of a plan or a number: whole batches by vectorised indexing, no Python per row."""
+
+    def __init__(self, batches: Examples | list[Any]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)  # type: ignore[arg-type]  # asked of a list alone
+
+    def __getitem__(self, plan: Any) -> Any:
+        return self.batches[plan]
+
+
+def _pass_on(batch: Any) -> Any:
+    """Return a batch as it is: torch would look into each for arrays to convert."""
+    return batch
+
+
+def train_loader(examples: Examples, seed: int) -> DataLoader[Any]:
+    """Make a loader that plans each epoch anew."""
+    return DataLoader(_Batches(examples), sampler=EpochSampler(examples, seed), batch_size=None, collate_fn=_pass_on)
+
+
+def validation_loader(batches: list[Any]) -> DataLoader[Any]:
+    """Make a loader of batches that were made once."""
+    return DataLoader(_Batches(batches), batch_size=None, collate_fn=_pass_on)

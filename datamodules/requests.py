@@ -8,8 +8,8 @@ import numpy as np
 import torch
 
 from datamodules.batch import RequestBatch
-from datamodules.catalogue import Catalogue
 from datamodules.popularity import ItemTrends
+from datamodules.sequences import Catalogue
 from serve.encoding import EncodedFeatures
 from serve.events import Events, Floats, Ints
 from serve.owned import Owned, summarise_owned

@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from datamodules.batch import RequestBatch
-from datamodules.cuts import scale_by_user
-from datamodules.missing import Withheld, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
+from datamodules.cutoffs import scale_by_user
 from datamodules.requests import RequestMaker, distinct_targets
 from datamodules.sequences import Sequences
 from serve.encoding import EncodedFeatures
@@ -22,7 +21,7 @@ THINNED = 0.5
 
 @dataclass(frozen=True)
 class SetPlan:
-    """One batch to make: users, which of their parts is predicted, and the seed of what is withheld in it."""
+    """One batch to make: users, which of their parts is predicted, and the seed of what is dropped in it."""
 
     users: Ints
     folds: Ints
@@ -38,11 +37,11 @@ class SetExamples:
     of one of its events.
     """
 
-    def __init__(self, sequences: Sequences, maker: RequestMaker, batch_size: int, withheld: Withheld) -> None:
+    def __init__(self, sequences: Sequences, maker: RequestMaker, batch_size: int, dropout: FeatureDropout) -> None:
         self.sequences = sequences
         self.maker = maker
         self.batch_size = batch_size
-        self.withheld = withheld
+        self.dropout = dropout
         self.missing_user = encode_missing(maker.schema.user_features)
         self.missing_context = encode_missing(maker.schema.context_features)
         events = sequences.events
@@ -90,7 +89,7 @@ class SetExamples:
         share = self.n_folds[plan.users] ** -0.5  # of each of a user's parts: many items count more, not as many times
         targets = replace(targets, weights=(targets.weights * share[targets.users]).astype(np.float32))
         user = self.sequences.user.take(plan.users)
-        user = hide_rows(user, rng.random(n) < self.withheld.user, self.missing_user)
+        user = hide_rows(user, rng.random(n) < self.dropout.user, self.missing_user)
         context = self.context(places[is_target], segment[is_target], rng)
         past = _pick(events, places, segment, is_seen, n)
         return self.maker.make(past, np.zeros(n, dtype=np.int64), 0, targets, user, context)
@@ -98,14 +97,14 @@ class SetExamples:
     def draw_shares(self, n: int, rng: np.random.Generator) -> np.ndarray:
         """Draw the share of the other items that each of n examples sees."""
         shares = np.where(rng.random(n) < THINNED, rng.random(n), 1.0)
-        return np.where(rng.random(n) < self.withheld.history, 0.0, shares)
+        return np.where(rng.random(n) < self.dropout.history, 0.0, shares)
 
     def context(self, places: Ints, segment: Ints, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each example: that of one of its targets' events."""
         order = np.lexsort((rng.random(len(places)), segment))
         _, first = np.unique(segment[order], return_index=True)
         chosen = places[order[first]]
-        is_hidden = rng.random(len(chosen)) < self.withheld.context
+        is_hidden = rng.random(len(chosen)) < self.dropout.context
         return hide_rows(self.sequences.context.take(chosen), is_hidden, self.missing_context)
 
 

@@ -1,4 +1,4 @@
-"""Set test and validation events apart, before anything is fitted."""
+"""Test and validation events set apart before anything is fitted, and checks that they can be learned and measured."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from datamodules.config import DataConfig
-from datamodules.ordering import is_set
+from datamodules.clean import TARGET_WEIGHT, is_set, only_targets
+from datamodules.config import DataConfig, SplitConfig
 from datamodules.tables import PART
-from datamodules.targets import TARGET_WEIGHT
 from serve.clock import to_seconds
 from serve.errors import SchemaError
+from serve.schema import Repeats
 
+_PAIR = ["user_id", "item_id"]
 VALIDATION_USERS = 2048
 """The most users of whom an event is held out for early stopping, where not all of them are."""
 DEFAULT_SHARE = 0.2
@@ -52,9 +53,9 @@ class _Groups:
     user: np.ndarray
     """int64 (n,): number of the user, in ascending order of ids."""
     from_end: np.ndarray
-    """int64 (n,): later groups of the user that hold a target; 0 from her last one on."""
+    """int64 (n,): later groups of the user that hold a target; 0 from the last one on."""
     is_able: np.ndarray
-    """bool (n, 2): the user has events before her last, before her second-last group with a target."""
+    """bool (n, 2): the user has events before their last, before their second-last group with a target."""
     is_head: np.ndarray
     """bool (n,): the first event of a group with a target."""
 
@@ -108,7 +109,7 @@ def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) 
 def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
     """Return of how many users a target group is held out: half of those that are left stay to be learned from.
 
-    Who viewed much and bought once has no other; where she is like most, all of them would be held out.
+    A user who viewed much and bought once has no other; where most are so, all of them would be held out.
     """
     return min(VALIDATION_USERS, int((groups.is_head & is_left).sum()) // 2)
 
@@ -235,3 +236,80 @@ def _take_parts(
 ) -> Split:
     train = interactions[~is_validation & ~is_test]
     return Split(train, interactions[is_validation], interactions[is_test], kind, validation_at, test_at)
+
+
+def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
+    """Say of each distinct pair of user and item in some rows whether the user has the item by other rows, of any kind.
+
+    Args:
+        part: rows that are held out.
+        known: the rows before them.
+    """
+    pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
+    return pd.Series(pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool)
+
+
+def check_targets(split: Split, repeats: Repeats) -> None:
+    """Refuse a split that nothing can be learnt from, or whose test nothing can pass.
+
+    Raises:
+        SchemaError: no target is left to train on, or is in a part that is held out, or all that are held out are owned
+            where no owned item is listed.
+    """
+    _check_training(split)
+    _check_held_out(split)
+    _check_reach(split, repeats)
+
+
+def _check_training(split: Split) -> None:
+    tested, validated = (len(only_targets(part)) for part in (split.test, split.validation))
+    if only_targets(split.train).empty:
+        raise SchemaError(
+            f"none of the {len(split.train):,} events to train on is a target: {tested:,} are held out for the test, "
+            f"{validated:,} for the validation; declare more kinds of events or a lower min_weight in data.targets, or "
+            "another data.split"
+        )
+
+
+def _check_held_out(split: Split) -> None:
+    for name, part in (("test", split.test), ("validation", split.validation)):
+        if len(part) and only_targets(part).empty:
+            raise SchemaError(
+                f"none of the {len(part):,} events of the {name} is a target, so that nothing can be measured by it; "
+                "declare more kinds of events or a lower min_weight in data.targets, or another data.split"
+            )
+
+
+def _check_reach(split: Split, repeats: Repeats) -> None:
+    is_owned = mark_owned(only_targets(split.test), split.refit)
+    if not len(is_owned):
+        is_owned = mark_owned(only_targets(split.validation), split.train)
+    if repeats == "exclude" and len(is_owned) and is_owned.all():
+        raise SchemaError(
+            f"all {len(is_owned):,} pairs of user and item that are held out as targets are of items that the user has "
+            "before, by events of any kind, and data.repeats is 'exclude', under which no list holds those: every "
+            "figure would be 0; set data.repeats to allow, or leave out the events, such as views, that come before "
+            "each target"
+        )
+
+
+def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> None:
+    """Refuse a file to test on or to stop by whose items nothing else has: every figure would be 0.
+
+    Args:
+        split: as declared.
+        declared: names the files; of a part that is cut from the interactions nothing is said, as all may be new there.
+        items: the items table.
+
+    Raises:
+        SchemaError: a file has targets, and the catalogue has none of their items.
+    """
+    for part, known in (("test", split.refit), ("validation", split.train)):
+        asked = only_targets(getattr(split, part))["item_id"]
+        listed = pd.concat([items["item_id"], known["item_id"]])
+        if getattr(declared, part) is not None and len(asked) and not asked.isin(listed).any():
+            raise SchemaError(
+                f"none of the {asked.nunique():,} items of data.split.{part} is in the items table or among the "
+                f"interactions to train on: item_id is {asked.iloc[0]!r} there and {listed.iloc[0]!r} here, and every "
+                "figure would be 0; write ids as in the other tables"
+            )

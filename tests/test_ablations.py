@@ -11,11 +11,11 @@ import torch
 from torch.nn.functional import pad
 
 import tests.benchmarks.ablations as ablations
-from datamodules import interactions
+from datamodules import datamodule as interactions
+from datamodules.clean import only_targets, weigh_targets
 from datamodules.config import TargetsConfig
-from datamodules.interactions import InteractionsDataModule
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.splits import Split
-from datamodules.targets import only_targets, weigh_targets
 from models.towers import Towers
 from models.two_tower import warm_cosine
 from run_config import Config

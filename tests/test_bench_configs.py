@@ -9,8 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.cleaning import clean
-from datamodules.ordering import order_tables
+from datamodules.clean import clean, order_tables
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables

@@ -13,9 +13,9 @@ import torch
 
 import run_finishing
 import train
+from datamodules.clean import TARGET_WEIGHT
 from datamodules.config import SplitConfig
 from datamodules.splits import split_interactions
-from datamodules.targets import TARGET_WEIGHT
 from models import yardstick
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
 from models.config import ModelConfig

@@ -2,7 +2,7 @@ import pandas as pd
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.cleaning import CleaningReport, clean
+from datamodules.clean import CleaningReport, clean
 from datamodules.tables import Tables
 
 COLUMNS = ["user_id", "item_id", "datetime", "event", "weight", "device"]

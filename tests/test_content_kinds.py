@@ -6,8 +6,8 @@ import pyarrow as pa
 import pytest
 
 import train
-from datamodules.catalogue import build_catalogue
 from datamodules.config import DataConfig, FeaturesConfig
+from datamodules.sequences import build_catalogue
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
 from serve import Recommender

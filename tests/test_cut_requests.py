@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.cuts import Cuts
+from datamodules.cutoffs import Cutoffs
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
 from serve.owned import Owned, summarise_owned
 from serve.tower_inputs import history_arrays
@@ -72,11 +72,11 @@ def test_targets_are_found_among_the_owned_items(owned, wanted):
     assert find_owned(Owned(users, rows, empty, empty, empty), targets).tolist() == expected
 
 
-def all_cuts(data) -> Cuts:
+def all_cuts(data) -> Cutoffs:
     offsets = data.sequences.events.offsets
     users = np.arange(len(offsets) - 1)
     stops = (offsets[:-1] + offsets[1:] + 1) // 2
-    return Cuts(users, offsets[:-1], stops, np.full(len(users), FIRST + 10**7), 3)
+    return Cutoffs(users, offsets[:-1], stops, np.full(len(users), FIRST + 10**7), 3)
 
 
 NO_TARGETS = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))

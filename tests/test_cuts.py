@@ -10,10 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.cuts import positions_at, scale_by_user, share_batches
-from datamodules.missing import Withheld
+from datamodules.batch import FeatureDropout
+from datamodules.clean import TARGET_WEIGHT
+from datamodules.cutoffs import positions_at, scale_by_user, share_batches
 from datamodules.requests import Targets
-from datamodules.targets import TARGET_WEIGHT
 from serve.events import Events
 from tests.tiny_data import BASKETS, DAY, EVERYTHING_SHOWN, ORDERED, World, batches, make_data, make_world
 
@@ -195,7 +195,7 @@ def test_weights_are_divided_by_the_root_of_their_sum():
     assert found.weights.tolist() == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Withheld)])
+@pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
 def test_one_part_is_withheld_without_the_others(name):
     world = make_world(BASKETS)
     data, everything = make_data(world, replace(EVERYTHING_SHOWN, **{name: 1.0})), make_data(world)
@@ -244,7 +244,7 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
 
 
 def test_without_the_time_recency_counts_from_the_last_event():
-    data = make_data(make_world(BASKETS), Withheld(history=0.0, user=0.0, context=0.0, time=1.0))
+    data = make_data(make_world(BASKETS), FeatureDropout(history=0.0, user=0.0, context=0.0, time=1.0))
     for plan in data.examples.plan(7, 0):
         batch = data.examples[plan]
         lengths, times = batch.arrays["history_lengths"], batch.arrays["history_times"]

@@ -6,13 +6,12 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from datamodules.cleaning import clean
+from datamodules.clean import TARGET_WEIGHT, clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.data_report import print_report, report_data
 from datamodules.leaks.leak import Leak
+from datamodules.report import print_report, report_data
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import tables_from_frames
-from datamodules.targets import TARGET_WEIGHT
 
 DAY = 86400
 START = 1512086400

@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, SplitConfig
-from datamodules.data_report import print_report, report_data
 from datamodules.far_times import SHORTEST, count_far, hint_at_far_times
+from datamodules.report import print_report, report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 

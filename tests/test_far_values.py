@@ -7,10 +7,10 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
-from datamodules.data_report import print_report, report_data
 from datamodules.far_values import find_far
+from datamodules.report import print_report, report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 

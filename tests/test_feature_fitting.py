@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig
-from datamodules.feature_fitting import fit_feature
-from datamodules.schema_fitting import fit_schema
+from datamodules.schema_fitting import fit_feature, fit_schema
 from datamodules.tables import Tables
 from serve.errors import SchemaError
 from serve.schema import Schema

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 
 import train
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.data_report import _forgotten_lines
+from datamodules.report import _forgotten_lines
 from datamodules.tables import read_tables, tables_from_frames
 from models.config import ModelConfig
 from serve.profiles import Profiles

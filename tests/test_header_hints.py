@@ -8,9 +8,9 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.data_report import print_report, report_data
+from datamodules.report import print_report, report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables, tables_from_frames
 

@@ -6,11 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules import interactions
-from datamodules.catalogue import build_catalogue
-from datamodules.interactions import InteractionsDataModule
+from datamodules import datamodule as interactions
+from datamodules.clean import TARGET_WEIGHT
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
-from datamodules.targets import TARGET_WEIGHT
+from datamodules.sequences import build_catalogue
 from serve.errors import SchemaError
 from tests.tiny_data import BASKETS, DAY, FEATURES, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 

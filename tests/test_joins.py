@@ -8,13 +8,12 @@ import pandas as pd
 import pytest
 
 import train
-from datamodules.catalogue import build_catalogue
+from datamodules.clean import check_joins, measure_unlisted
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
-from datamodules.joins import check_joins, measure_unlisted
+from datamodules.profiles import make_profiles
 from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_sequences
+from datamodules.sequences import build_catalogue, build_sequences
 from datamodules.tables import Tables, tables_from_frames
-from datamodules.user_profiles import make_profiles
 from serve.errors import SchemaError
 from serve.schema import FIRST_CODE, UNKNOWN
 

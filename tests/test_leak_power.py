@@ -7,13 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.clean import TARGET_WEIGHT
 from datamodules.config import FeatureConfig
 from datamodules.leaks import power
 from datamodules.leaks.codes import MISSING, MOST_VALUES, code_cells, cut_numbers, list_tokens, rank_numbers
 from datamodules.leaks.power import count_pairs, guess_items, measure_fact, measure_number_fact, tell_targets
 from datamodules.leaks.sample import MOST_ROWS_PER_USER, draw_sample
 from datamodules.splits import Split
-from datamodules.targets import TARGET_WEIGHT
 
 USERS, ITEMS, EVENTS = 13, 7, 11
 

@@ -4,13 +4,13 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from datamodules.clean import weigh_targets
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.leaks.leak import Leak
 from datamodules.leaks.sample import draw_sample
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
-from datamodules.targets import weigh_targets
 from serve.errors import SchemaError
 from tests.planted_leaks import HONEST, PLANTED, add_honest, plant
 

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.leaks.find import find_leaks
 from datamodules.splits import split_interactions

@@ -5,7 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datamodules.loading import EpochSampler, train_loader, validation_loader
+from datamodules.batch import EpochSampler, train_loader, validation_loader
 from tests.tiny_data import BASKETS, ORDERED, make_data, make_world
 
 pytestmark = [

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
-from datamodules.data_report import report_data
 from datamodules.reading.rejects import check_reject_rates
+from datamodules.report import report_data
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables, tables_from_frames
 from serve.errors import SchemaError

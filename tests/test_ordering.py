@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.ordering import hint_at_ties, order_tables
+from datamodules.clean import hint_at_ties, order_tables
 from datamodules.tables import Tables
 
 USERS = pd.DataFrame({"user_id": [3, 1, 2], "age": [30.0, 10.0, 20.0]})

@@ -11,13 +11,11 @@ import pytest
 from rich.console import Console
 
 import train
-from datamodules.cleaning import clean
+from datamodules.clean import clean, weigh_targets
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
-from datamodules.data_report import print_report, report_data
-from datamodules.reach import check_files, check_targets, hint_at_owned
-from datamodules.splits import Split, split_interactions
+from datamodules.report import print_report, report_data
+from datamodules.splits import Split, check_files, check_targets, hint_at_owned, split_interactions
 from datamodules.tables import tables_from_frames
-from datamodules.targets import weigh_targets
 from serve.errors import SchemaError
 
 PURCHASES = DataConfig(targets=TargetsConfig(events=["purchase"]))

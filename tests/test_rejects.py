@@ -1,7 +1,7 @@
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import TableConfig
 from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
 from serve.errors import SchemaError

@@ -4,7 +4,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import datamodules
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables

@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from datamodules.batch import FeatureDropout
 from datamodules.config import FeaturesConfig
-from datamodules.missing import Withheld
-from datamodules.windows import WindowPlan
+from datamodules.sliding_windows import WindowPlan
 from tests.benchmarks.sample_dataset import SampleDataset, collate
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, L, make_data, make_world
 
 BARE = replace(ORDERED, features=FeaturesConfig())
-NOTHING_SHOWN = Withheld(1.0, 1.0, 1.0, 1.0)
+NOTHING_SHOWN = FeatureDropout(1.0, 1.0, 1.0, 1.0)
 
 
 @pytest.mark.parametrize("config", [ORDERED, BARE], ids=["features", "bare"])

@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datamodules.catalogue import build_catalogue
+from datamodules.clean import TARGET_WEIGHT
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue
 from datamodules.sets import FOLDS, SetExamples
-from datamodules.targets import TARGET_WEIGHT
 from serve.events import Events
 from serve.tower_inputs import history_arrays
 from tests.tiny_data import BASKETS, EVERYTHING_SHOWN, FEATURES, ORDERED, N, make_data, make_world

@@ -1,7 +1,7 @@
 import pandas as pd
 import pytest
 
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.reading.rejects import check_reject_rates
 from datamodules.tables import PART, read_tables, tables_from_frames

@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datamodules.splits
+from datamodules.clean import TARGET_WEIGHT, only_targets
 from datamodules.config import DataConfig, SplitConfig
 from datamodules.splits import split_interactions
 from datamodules.tables import PART
-from datamodules.targets import TARGET_WEIGHT, only_targets
 from serve.errors import SchemaError
 
 LEAVE = DataConfig()

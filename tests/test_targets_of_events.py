@@ -4,10 +4,15 @@ import pandas as pd
 import pytest
 
 import train
+from datamodules.clean import (
+    TARGET_WEIGHT,
+    only_evidence,
+    only_targets,
+    weigh_targets,
+)
 from datamodules.config import DataConfig, FeaturesConfig, TargetsConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from datamodules.targets import TARGET_WEIGHT, only_evidence, only_targets, weigh_targets
 from run_config import Config
 from serve.errors import SchemaError
 

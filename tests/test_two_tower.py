@@ -8,10 +8,10 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datamodules.catalogue import build_catalogue
 from datamodules.config import DataConfig, FeaturesConfig
-from datamodules.interactions import InteractionsDataModule
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.two_tower import TwoTower, warm_cosine

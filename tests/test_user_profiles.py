@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.profiles import make_profiles
 from datamodules.sequences import build_sequences
-from datamodules.user_profiles import make_profiles
 from serve.histories import NO_TIME, encode_histories
 from serve.item_ids import ItemIds
 from serve.known_users import encode_profiles

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules import interactions
+from datamodules import datamodule as interactions
 from models.validation import find_best_items, rank_views, request_ndcg
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers

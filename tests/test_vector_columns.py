@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datamodules.catalogue import build_catalogue
-from datamodules.cleaning import clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
 from datamodules.reading.cells import read_cells
 from datamodules.reading.columns import Column
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
 from serve.errors import SchemaError
 from serve.vectors import Vector

@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.missing import Withheld, encode_missing, hide_rows
-from datamodules.targets import TARGET_WEIGHT
-from datamodules.windows import WindowExamples, count_batches, cut_windows
+from datamodules.batch import FeatureDropout, encode_missing, hide_rows
+from datamodules.clean import TARGET_WEIGHT
+from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
 from serve.encoding import encode_features
 from serve.tower_inputs import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
@@ -87,7 +87,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
 
 
 def test_a_plan_makes_the_same_batch_twice():
-    examples = make_data(WORLD, Withheld(0.3, 0.3, 0.3, 0.3)).examples
+    examples = make_data(WORLD, FeatureDropout(0.3, 0.3, 0.3, 0.3)).examples
     plan = examples.plan(1, 1)[2]
     first, second = examples[plan], examples[plan]
     for name, tensor in first.arrays.items():
@@ -143,7 +143,7 @@ def test_windows_of_similar_length_share_a_batch():
 
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_what_is_withheld_is_withheld_from_that_share(share):
-    data = make_data(WORLD, Withheld(share, share, share, share))
+    data = make_data(WORLD, FeatureDropout(share, share, share, share))
     flags: dict[str, list[float]] = {"history": [], "user": [], "context": [], "time": []}
     for epoch in range(12):
         for batch in batches(data, epoch):
@@ -160,7 +160,7 @@ def test_what_is_withheld_is_withheld_from_that_share(share):
         assert np.mean(values) == pytest.approx(least, abs=0.12 if name == "user" else 0.05), name
 
 
-@pytest.mark.parametrize("name", [field.name for field in fields(Withheld)])
+@pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
 def test_one_part_is_withheld_without_the_others(name):
     data = make_data(WORLD, replace(EVERYTHING_SHOWN, **{name: 1.0}))
     for plan in data.examples.plan(7, 0):
@@ -175,7 +175,7 @@ def test_one_part_is_withheld_without_the_others(name):
 
 
 def test_every_batch_draws_anew_what_it_withholds():
-    data = make_data(WORLD, Withheld(0.5, 0.5, 0.5, 0.5))
+    data = make_data(WORLD, FeatureDropout(0.5, 0.5, 0.5, 0.5))
     plans = data.examples.plan(7, 0)
     users = {tuple((data.examples[plan].arrays["user_codes"][:3, 0] == 1).tolist()) for plan in plans}
     hidden = {tuple((data.examples[plan].context_codes[:2, 0, 1] == 1).tolist()) for plan in plans}

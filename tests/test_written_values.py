@@ -7,9 +7,9 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
-from datamodules.catalogue import build_catalogue
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
 from serve.encoding import encode_features
 from serve.filters.columns import Columns

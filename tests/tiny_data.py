@@ -7,12 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pandas as pd
 
-from datamodules.batch import RequestBatch, WindowBatch
-from datamodules.catalogue import Catalogue, build_catalogue
+from datamodules.batch import FeatureDropout, RequestBatch, WindowBatch
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig
-from datamodules.interactions import InteractionsDataModule
-from datamodules.missing import Withheld
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import Catalogue, build_catalogue
 from datamodules.tables import Tables
 from serve.events import Events
 from serve.schema import Repeats, Schema, Ties
@@ -21,7 +20,7 @@ U, N = 13, 23  # users, items; the last two items have no row in the items table
 D, A, L = 6, 4, 5  # taste, affinity, history length
 DAY = 86_400
 FIRST = 1_400_000_000
-EVERYTHING_SHOWN = Withheld(history=0.0, user=0.0, context=0.0, time=0.0)
+EVERYTHING_SHOWN = FeatureDropout(history=0.0, user=0.0, context=0.0, time=0.0)
 FEATURES = FeaturesConfig(
     user={"gender": "categorical", "income": "numeric"},
     item={"category": "categorical", "tags": FeatureConfig("multi_categorical"), "price": "numeric"},
@@ -86,7 +85,7 @@ def hold_out(world: World) -> tuple[World, pd.DataFrame]:
 
 def make_data(
     world: World,
-    withheld: Withheld = EVERYTHING_SHOWN,
+    withheld: FeatureDropout = EVERYTHING_SHOWN,
     validation: pd.DataFrame | None = None,
     batch_size: int = 4,
     seed: int = 7,

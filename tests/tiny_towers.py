@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-from datamodules.interactions import InteractionsDataModule
+from datamodules.datamodule import InteractionsDataModule
 from models.assembly import EncodedItems, PastOfAll, build_towers
 from models.memory import memory_inputs
 from models.parity_cases import draw_features

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
+from datamodules.clean import is_set
 from datamodules.leaks.leak import Leak
-from datamodules.ordering import is_set
 from datamodules.splits import Split
 
 FEW = 0.05

@@ -13,8 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from datamodules.clean import find_rows
 from datamodules.config import DataConfig, FeatureConfig
-from datamodules.joins import find_rows
 from datamodules.leaks.codes import MISSING, code_cells, list_tokens
 from datamodules.leaks.leak import Leak
 from datamodules.leaks.power import count_pairs, gain

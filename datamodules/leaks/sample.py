@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from datamodules.clean import TARGET_WEIGHT
 from datamodules.splits import Split
-from datamodules.targets import TARGET_WEIGHT
 
 MOST_ROWS = 200_000
 """A sample of so many rows tells a share to well under one percent."""

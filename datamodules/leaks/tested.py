@@ -9,8 +9,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from datamodules.clean import find_rows
 from datamodules.config import DataConfig, FeatureConfig
-from datamodules.joins import find_rows
 from datamodules.leaks.codes import MISSING, list_tokens
 from datamodules.splits import Split
 

@@ -15,10 +15,10 @@ import torch
 import run_training
 import train
 from datamodules.batch import RequestBatch
-from datamodules.interactions import InteractionsDataModule
+from datamodules.clean import only_targets
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
-from datamodules.targets import only_targets
 from evaluation.metrics import Floats
 from models.config import recipe_of
 from models.towers import Towers

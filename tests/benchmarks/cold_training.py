@@ -13,9 +13,9 @@ import numpy as np
 import pandas as pd
 
 import train
+from datamodules.profiles import make_profiles
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from datamodules.user_profiles import make_profiles
 from run_finishing import finish
 from run_training import fit_towers
 from serve.live.items import LiveItems

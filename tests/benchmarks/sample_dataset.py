@@ -13,10 +13,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from datamodules.batch import WindowBatch
-from datamodules.missing import Withheld, encode_missing
+from datamodules.batch import FeatureDropout, WindowBatch, encode_missing
 from datamodules.sequences import Sequences
-from datamodules.windows import mark_first_times
+from datamodules.sliding_windows import mark_first_times
 from serve.encoding import EncodedFeatures
 from serve.events import Events
 from serve.schema import Schema
@@ -29,7 +28,7 @@ _HISTORY = ("history_events", "history_weights", "history_times", "history_group
 class SampleDataset(Dataset[Sample]):
     """The last events of each user, one row of a `WindowBatch` each."""
 
-    def __init__(self, sequences: Sequences, schema: Schema, withheld: Withheld, seed: int) -> None:
+    def __init__(self, sequences: Sequences, schema: Schema, withheld: FeatureDropout, seed: int) -> None:
         events = sequences.events
         whole = (events.item_row, events.time, events.event, events.weight)
         self.sequences = replace(sequences, events=Events(*map(_writable, whole), events.offsets))

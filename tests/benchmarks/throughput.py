@@ -26,10 +26,10 @@ sys.path.insert(0, str(ROOT))
 
 import run_training  # noqa: E402
 import train  # noqa: E402
-from datamodules.catalogue import build_catalogue  # noqa: E402
-from datamodules.interactions import InteractionsDataModule  # noqa: E402
-from datamodules.loading import train_loader  # noqa: E402
+from datamodules.batch import train_loader
+from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema  # noqa: E402
+from datamodules.sequences import build_catalogue
 from datamodules.splits import split_interactions  # noqa: E402
 from models.config import recipe_of  # noqa: E402
 from models.heap import keep_freed_memory  # noqa: E402

@@ -9,7 +9,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from datamodules.targets import TARGET_WEIGHT, only_targets
+from datamodules.clean import TARGET_WEIGHT, only_targets
 from models.config import recipe_of
 from models.towers import Towers
 from models.two_tower import TwoTower

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from datamodules.batch import WindowBatch
-from datamodules.missing import Withheld, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, WindowBatch, encode_missing, hide_rows
 from datamodules.sequences import Sequences
 from serve.events import Events, Ints
 from serve.schema import Schema
@@ -17,7 +16,7 @@ from serve.tower_inputs import Arrays, standardise_weight
 
 @dataclass(frozen=True)
 class WindowPlan:
-    """One batch to make: event ranges in the flat arrays, and the seed of what is withheld in it."""
+    """One batch to make: event ranges in the flat arrays, and the seed of what is dropped in it."""
 
     users: Ints
     starts: Ints
@@ -28,11 +27,11 @@ class WindowPlan:
 class WindowExamples:
     """Cut long sequences at a random offset into windows of `history_length` events, anew each epoch."""
 
-    def __init__(self, sequences: Sequences, schema: Schema, batch_size: int, withheld: Withheld) -> None:
+    def __init__(self, sequences: Sequences, schema: Schema, batch_size: int, dropout: FeatureDropout) -> None:
         self.sequences = sequences
         self.schema = schema
         self.batch_size = batch_size
-        self.withheld = withheld
+        self.dropout = dropout
         self.weight = standardise_weight(sequences.events.weight, schema)  # (E,)
         is_first = mark_first_times(sequences.events)
         self.target_weight = np.where(is_first, sequences.target_weight, 0).astype(np.float32)  # (E,)
@@ -62,11 +61,11 @@ class WindowExamples:
         target_weights = self.target_weight[places] * is_event  # (B, L)
         is_first_window = plan.starts == self.sequences.events.offsets[:-1][plan.users]
         target_weights[~is_first_window, 0] = 0  # elsewhere the first event only gives the second one its past
-        is_placeless = rng.random(places.size) < self.withheld.context
-        is_nameless = rng.random(len(plan.users)) < self.withheld.user
+        is_placeless = rng.random(places.size) < self.dropout.context
+        is_nameless = rng.random(len(plan.users)) < self.dropout.user
         context = hide_rows(self.sequences.context.take(places.ravel()), is_placeless, self.missing_context)
         user = hide_rows(self.sequences.user.take(plan.users), is_nameless, self.missing_user)
-        has_time = rng.random(shape) >= self.withheld.time
+        has_time = rng.random(shape) >= self.dropout.time
         times, recency = arrays["history_times"], np.zeros(shape, dtype=np.int64)
         np.multiply(times[:, 1:] - times[:, :-1], (is_event & has_time)[:, 1:], out=recency[:, 1:])
         arrays |= {"user_codes": user.codes, "user_values": user.values}
@@ -76,14 +75,14 @@ class WindowExamples:
             torch.from_numpy(context.codes).view(*shape, context.codes.shape[1]),
             torch.from_numpy(context.values).view(*shape, context.values.shape[1]),
             torch.from_numpy(target_weights),
-            torch.from_numpy(rng.random(shape) >= self.withheld.history),
+            torch.from_numpy(rng.random(shape) >= self.dropout.history),
             torch.from_numpy(recency),
         )
 
     def history(self, places: Ints, is_event: np.ndarray) -> Arrays:
         """Return what `serve.tower_inputs.history_arrays` does of events that are a rectangle already, (B, L) each.
 
-        Each event is a group: where they are baskets, training is by cuts.
+        Each event is a group: where they are baskets, training is by cutoffs.
         """
         events, groups = self.sequences.events, np.arange(1, places.shape[1] + 1)  # (L,)
         return {
@@ -110,7 +109,7 @@ def lay_out(starts: Ints, stops: Ints) -> tuple[Ints, np.ndarray]:
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     """Return how many batches every epoch has: those of the mean number of windows.
 
-    It must not vary with the cuts. Lightning counts the batches of the first epoch only: it would leave out
+    It must not vary with the cutoffs. Lightning counts the batches of the first epoch only: it would leave out
     what a longer one has more, and not validate after a shorter one.
 
     Args:
@@ -121,7 +120,7 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
     stride = max(length - 1, 1)
     has_events = counts > 0
     fewest = int(np.maximum(-(-(counts - 1) // stride), has_events).sum())
-    mean = has_events.sum() + np.maximum(counts[counts > length] - 2, 0).sum() / stride  # over the cuts
+    mean = has_events.sum() + np.maximum(counts[counts > length] - 2, 0).sum() / stride  # over the cutoffs
     return max(1, min(int(np.ceil(mean / batch_size)), fewest))
 
 

@@ -12,25 +12,26 @@ from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.cleaning import CleaningReport
+from datamodules.clean import TARGET_WEIGHT, CleaningReport, measure_unlisted, only_targets
 from datamodules.config import DataConfig
 from datamodules.far_times import hint_at_far_times
 from datamodules.far_values import hint_at_far_values
-from datamodules.joins import measure_unlisted
 from datamodules.leaks.codes import MISSING, code_cells
 from datamodules.leaks.leak import Leak
-from datamodules.ordering import hint_at_ties
-from datamodules.reach import hint_at_owned, mark_owned
 from datamodules.reading.mark_hints import hint_at_marks
 from datamodules.reading.rejects import Rejects
-from datamodules.splits import Split
+from datamodules.splits import Split, mark_owned
 from datamodules.tables import Tables
-from datamodules.targets import TARGET_WEIGHT, only_targets
+from serve.schema import Repeats, Ties
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 PARTS = ("train", "validation", "test")
 CROWD, FEWEST_OF_CROWD = 0.1, 100
 """Share of the events from which on one user of so many, or more, seems to be several."""
+MANY_TIES = 0.2
+"""From this share of tied events on it is said whose order they are in."""
+MANY_OWNED = 0.1
+"""From this share of the tested pairs on it is said that they are out of reach."""
 HEAD_SHARES = (0.01, 0.1)
 """Shares of the items, the most popular first, whose share of the events is reported."""
 
@@ -81,8 +82,8 @@ def report_data(
         "cleaning": asdict(cleaning),
         "cold": cold,
         "crowds": list(_hint_at_crowd(events["user_id"].value_counts().to_numpy())),
-        "ties_in_time": list(hint_at_ties(events, config.ties)),
-        "out_of_reach": list(hint_at_owned(cold["test_pairs_owned_before"], config.repeats)),
+        "ties_in_time": list(_hint_at_ties(events, config.ties)),
+        "out_of_reach": list(_hint_at_owned(cold["test_pairs_owned_before"], config.repeats)),
         "repeat_share": _share(events.duplicated(["user_id", "item_id"])),
         "long_tail": _long_tail(events["item_id"].value_counts().to_numpy()),
         "history_length": _quantiles(events["user_id"].value_counts().to_numpy()),
@@ -171,6 +172,28 @@ def _cold(tables: Tables, split: Split) -> dict[str, float | None]:
 
 def _describe(leak: Leak) -> dict[str, Any]:
     return {"kind": leak.kind, "column": f"{leak.table}.{leak.column}", "power": leak.power, "message": leak.message}
+
+
+def _hint_at_ties(interactions: pd.DataFrame, ties: Ties) -> Iterator[str]:
+    """Say that many events follow each other only because the file lists them so, where they do."""
+    if ties == "simultaneous" or "datetime" not in interactions or "position" in interactions:
+        return
+    moments = interactions[["user_id", "datetime", "item_id"]].drop_duplicates()
+    share = float(moments.duplicated(["user_id", "datetime"], keep=False).mean())
+    if share >= MANY_TIES:
+        yield (
+            f"{share:.1%} of events are at the very time of another one of their user, and follow it as in the table: "
+            "data.ties: simultaneous if that order says nothing, as in a basket"
+        )
+
+
+def _hint_at_owned(share: float | None, repeats: Repeats) -> Iterator[str]:
+    """Say how much of the test counts as missed whatever is listed, if that is much."""
+    if repeats == "exclude" and share is not None and share >= MANY_OWNED:
+        yield (
+            f"{share:.1%} of the tested pairs are owned before, by events of any kind, and count as misses: only "
+            "data.repeats: allow lists them"
+        )
 
 
 def _share(mask: pd.Series) -> float | None:

@@ -1,4 +1,4 @@
-"""The LightningDataModule: training examples by windows, cuts or parts of sets, and validation requests."""
+"""The LightningDataModule: training examples by windows, cutoffs or parts of sets, and validation requests."""
 
 from __future__ import annotations
 
@@ -10,23 +10,20 @@ import pandas as pd
 import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
-from datamodules.batch import RequestBatch
-from datamodules.catalogue import Catalogue
-from datamodules.cuts import CutExamples, HorizonTimeline, NextGroupTimeline, Timeline
-from datamodules.loading import Examples, train_loader, validation_loader
-from datamodules.missing import Withheld
+from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
+from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline, Timeline
 from datamodules.popularity import ItemTrends, measure_trends, standardise_counts
 from datamodules.requests import RequestMaker, Targets, distinct_targets
-from datamodules.sequences import build_sequences
+from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
-from datamodules.windows import WindowExamples
+from datamodules.sliding_windows import WindowExamples
 from serve.encoding import encode_features
 from serve.events import Floats, Ints
 from serve.owned import DAY
 from serve.schema import Schema
 from serve.tower_inputs import as_sets, last_moments
 
-N_CUT_MOMENTS = 4
+N_CUTOFF_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3
 N_TREND_MOMENTS = 16
 REQUESTS_PER_BATCH = 256
@@ -46,7 +43,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         seed: int,
         horizon: int | None = None,
         validation_at: int | None = None,
-        withheld: Withheld | None = None,
+        dropout: FeatureDropout | None = None,
     ) -> None:
         """Index the tables.
 
@@ -57,10 +54,10 @@ class InteractionsDataModule(pl.LightningDataModule):
             catalogue: items by row.
             schema: fitted on `train`.
             batch_size: windows or users of a batch.
-            seed: of order, cuts and what is withheld.
+            seed: of order, cutoffs and what is dropped.
             horizon: seconds after a cut whose items are its targets; default: the next time group.
             validation_at: moment of the validation requests; default: each user's last training event.
-            withheld: shares of targets predicted without a part of what is known.
+            dropout: shares of targets predicted without a part of what is known.
         """
         super().__init__()
         self.catalogue = catalogue
@@ -69,7 +66,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         self.seed = seed
         self.horizon = horizon
         self.validation_at = validation_at
-        self.withheld = withheld or Withheld()
+        self.dropout = dropout or FeatureDropout()
         everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
@@ -80,7 +77,7 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     @property
     def trains_on_windows(self) -> bool:
-        """Every position of a window is a target; else examples are cuts."""
+        """Every position of a window is a target; else examples are cutoffs."""
         return self.schema.ties == "ordered" and self.schema.repeats == "exclude"
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -90,7 +87,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         return validation_loader(self.validation_batches)
 
     def _measure_trends(self) -> ItemTrends:
-        """Measure item trends at the moments that cuts are taken at, and last as of the end of training."""
+        """Measure item trends at the moments that cutoffs are taken at, and last as of the end of training."""
         events = self.sequences.events
         end = self.schema.data_until
         first = int(events.time.min(initial=end))
@@ -103,23 +100,23 @@ class InteractionsDataModule(pl.LightningDataModule):
             moments = np.linspace(first, end, N_TREND_MOMENTS).astype(np.int64)
         else:
             step = max(self.horizon // MOMENTS_PER_HORIZON, 1)
-            moments = end - self.horizon - step * np.arange(N_CUT_MOMENTS, dtype=np.int64)
+            moments = end - self.horizon - step * np.arange(N_CUTOFF_MOMENTS, dtype=np.int64)
             earliest = min(first + self.horizon, end - self.horizon)  # one moment stays, however short the past
             moments = np.append(np.sort(moments[moments >= earliest]), end)
         return measure_trends(events, moments, self.schema.popularity_days, len(self.catalogue))
 
     def _make_examples(self) -> Examples:
         if self.trains_on_windows:
-            return WindowExamples(self.sequences, self.schema, self.batch_size, self.withheld)
+            return WindowExamples(self.sequences, self.schema, self.batch_size, self.dropout)
         if self.schema.is_set:
-            return SetExamples(self.sequences, self.maker, self.batch_size, self.withheld)
+            return SetExamples(self.sequences, self.maker, self.batch_size, self.dropout)
         timeline: Timeline
         events, weight = self.sequences.events, self.sequences.target_weight
         if self.horizon is None:
             timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
         else:
             timeline = HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
-        return CutExamples(self.sequences, self.maker, timeline, self.batch_size, self.withheld)
+        return CutoffExamples(self.sequences, self.maker, timeline, self.batch_size, self.dropout)
 
     def count_targets(self) -> Ints:
         """Count how often each item can be a target of an epoch, (N,)."""
@@ -141,8 +138,8 @@ class InteractionsDataModule(pl.LightningDataModule):
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.
 
-        With a horizon these are the events before the first cut: factors that had seen the targets of the cuts
-        teach the towers to trust them too much. Cuts at any of a user's times leave no such events: all are taken.
+        With a horizon these are the events before the first cut: factors that had seen the targets of the cutoffs
+        teach the towers to trust them too much. Cutoffs at any of a user's times leave no such events: all are taken.
         """
         events = self.sequences.events
         limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]
@@ -152,7 +149,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         return events.segments()[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
-        """Yield a request of every user with all her training events, and no target."""
+        """Yield a request of every user with all their training events, and no target."""
         return self._requests_of(np.arange(len(self.sequences.user_ids)))
 
     def drawn_requests(self, most_users: int) -> Iterator[RequestBatch]:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from datamodules.joins import find_rows
+from datamodules.clean import find_rows
 from datamodules.sequences import sort_interactions
 from serve.profiles import History, Profiles, feature_values
 from serve.schema import IdType, Schema

@@ -1,4 +1,4 @@
-"""Training by cuts: where baskets come at once or items repeat, an example is (user, moment) -> what follows."""
+"""Training by cutoffs: where baskets come at once or items repeat, an example is (user, moment) -> what follows."""
 
 from __future__ import annotations
 
@@ -7,8 +7,7 @@ from typing import Protocol
 
 import numpy as np
 
-from datamodules.batch import RequestBatch
-from datamodules.missing import Withheld, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
 from datamodules.popularity import ItemTrends
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Sequences
@@ -19,7 +18,7 @@ from serve.tower_inputs import last_moments, number_groups
 
 
 @dataclass(frozen=True)
-class Cuts:
+class Cutoffs:
     """B requests at a moment: all before `stops` is known, the targets follow.
 
     Positions are into the flat arrays of the sequences.
@@ -37,10 +36,10 @@ class Cuts:
 
 
 @dataclass(frozen=True)
-class CutPlan:
-    """One batch to make: cuts, where the targets of each end, and the seed of what is withheld in it."""
+class CutoffPlan:
+    """One batch to make: cutoffs, where the targets of each end, and the seed of what is dropped in it."""
 
-    cuts: Cuts
+    cutoffs: Cutoffs
     ends: Ints
     seed: tuple[int, ...]
 
@@ -54,7 +53,7 @@ class Timeline(Protocol):
 
 
 class HorizonTimeline:
-    """Cuts at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
+    """Cutoffs at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
 
     def __init__(self, events: Events, target_weight: Floats, moments: Ints, horizon: int) -> None:
         self.moments = moments
@@ -71,7 +70,7 @@ class HorizonTimeline:
 
 
 class NextGroupTimeline:
-    """Cuts just before one of the user's own time groups, which is the target."""
+    """Cutoffs just before one of the user's own time groups, which is the target."""
 
     def __init__(self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema) -> None:
         groups = number_groups(events, schema)
@@ -80,8 +79,8 @@ class NextGroupTimeline:
         is_start[events.offsets[:-1][events.counts > 0]] = True
         starts = np.flatnonzero(is_start)
         ends = np.append(starts[1:], len(groups))
-        is_cut = has_target(target_weight, starts, ends)
-        self.starts, self.ends = starts[is_cut], ends[is_cut]
+        is_cutoff = has_target(target_weight, starts, ends)
+        self.starts, self.ends = starts[is_cutoff], ends[is_cutoff]
         self.users = events.segments()[self.starts]
         self.times = events.time[self.starts]
         self.trend = trends.at(self.times)
@@ -111,7 +110,7 @@ def positions_at(events: Events, moments: Ints) -> Ints:
     return places
 
 
-class CutExamples:
+class CutoffExamples:
     """Draw one cut of each user's timeline anew each epoch; a batch shares the moment of its popularity."""
 
     def __init__(
@@ -120,17 +119,17 @@ class CutExamples:
         maker: RequestMaker,
         timeline: Timeline,
         batch_size: int,
-        withheld: Withheld,
+        dropout: FeatureDropout,
     ) -> None:
         self.sequences = sequences
         self.maker = maker
         self.timeline = timeline
         self.batch_size = batch_size
-        self.withheld = withheld
+        self.dropout = dropout
         self.missing_user = encode_missing(maker.schema.user_features)
         self.missing_context = encode_missing(maker.schema.context_features)
 
-    def plan(self, seed: int, epoch: int) -> list[CutPlan]:
+    def plan(self, seed: int, epoch: int) -> list[CutoffPlan]:
         """Plan an epoch: a function of (seed, epoch) alone, always of as many batches."""
         rng = np.random.default_rng([seed, epoch])
         users, stops, ends, times, trend = self.timeline.draw(rng)
@@ -143,38 +142,38 @@ class CutExamples:
         plans = []
         for number in rng.permutation(len(groups)):
             rows = groups[number]
-            cuts = Cuts(users[rows], starts[rows], stops[rows], times[rows], int(trend[rows[0]]))
-            plans.append(CutPlan(cuts, ends[rows], (seed, epoch, int(number))))
+            cutoffs = Cutoffs(users[rows], starts[rows], stops[rows], times[rows], int(trend[rows[0]]))
+            plans.append(CutoffPlan(cutoffs, ends[rows], (seed, epoch, int(number))))
         return plans
 
-    def __getitem__(self, plan: CutPlan) -> RequestBatch:
+    def __getitem__(self, plan: CutoffPlan) -> RequestBatch:
         rng = np.random.default_rng(plan.seed)
-        cuts, n = plan.cuts, len(plan.cuts.users)
+        cutoffs, n = plan.cutoffs, len(plan.cutoffs.users)
         events = self.sequences.events
-        weight = self.sequences.target_weight[spans(cuts.stops, plan.ends)]
-        targets = scale_by_user(distinct_targets(events.between(cuts.stops, plan.ends), weight), n)
-        starts = np.where(rng.random(n) < self.withheld.history, cuts.stops, cuts.starts)
-        last = last_moments(events.between(cuts.starts, cuts.stops))
-        is_timeless = (rng.random(n) < self.withheld.time) & (cuts.stops > starts)
-        times = np.where(is_timeless, last, cuts.times)
-        is_nameless = rng.random(n) < self.withheld.user
-        user = hide_rows(self.sequences.user.take(cuts.users), is_nameless, self.missing_user)
-        past = events.between(starts, cuts.stops)
-        return self.maker.make(past, times, cuts.trend, targets, user, self.context(cuts, rng))
+        weight = self.sequences.target_weight[spans(cutoffs.stops, plan.ends)]
+        targets = scale_by_user(distinct_targets(events.between(cutoffs.stops, plan.ends), weight), n)
+        starts = np.where(rng.random(n) < self.dropout.history, cutoffs.stops, cutoffs.starts)
+        last = last_moments(events.between(cutoffs.starts, cutoffs.stops))
+        is_timeless = (rng.random(n) < self.dropout.time) & (cutoffs.stops > starts)
+        times = np.where(is_timeless, last, cutoffs.times)
+        is_nameless = rng.random(n) < self.dropout.user
+        user = hide_rows(self.sequences.user.take(cutoffs.users), is_nameless, self.missing_user)
+        past = events.between(starts, cutoffs.stops)
+        return self.maker.make(past, times, cutoffs.trend, targets, user, self.context(cutoffs, rng))
 
-    def context(self, cuts: Cuts, rng: np.random.Generator) -> EncodedFeatures:
+    def context(self, cutoffs: Cutoffs, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each cut: that of the first event that follows."""
-        rows = np.minimum(cuts.stops, len(self.sequences.events.time) - 1)
-        is_hidden = rng.random(len(rows)) < self.withheld.context
+        rows = np.minimum(cutoffs.stops, len(self.sequences.events.time) - 1)
+        is_hidden = rng.random(len(rows)) < self.dropout.context
         return hide_rows(self.sequences.context.take(rows), is_hidden, self.missing_context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:
-    """Share an epoch's batches among its moments by their numbers of cuts, at least one each.
+    """Share an epoch's batches among its moments by their numbers of cutoffs, at least one each.
 
     Args:
-        counts: (moments,) cuts of each, at least 1.
-        n_batches: in all, not below the number of moments; fewer only where there are fewer cuts.
+        counts: (moments,) cutoffs of each, at least 1.
+        n_batches: in all, not below the number of moments; fewer only where there are fewer cutoffs.
     """
     parts = np.ones(len(counts), dtype=np.int64)
     for _ in range(min(n_batches, int(counts.sum())) - len(counts)):

@@ -1,0 +1,186 @@
+"""Clean tables: duplicates out, ids joined, rows in one order whatever the file's, targets weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from datamodules.config import DataConfig
+from datamodules.tables import Tables
+from serve.encoding import to_text
+from serve.errors import SchemaError, name_nearest
+from serve.schema import Ties
+
+TARGET_WEIGHT = "weight as a target"
+"""Reserved column of the interactions: 0 for an event that is evidence alone. Absent: every event counts 1."""
+_IDS = {"users": "user_id", "items": "item_id"}
+
+
+@dataclass(frozen=True)
+class CleaningReport:
+    """How many rows were taken out, and what was kept though it looks odd."""
+
+    duplicate_events: int
+    """Rows equal to an earlier one in every column."""
+    negative_weights: int
+    """Events taken out because their weight is below 0: a return, not a purchase."""
+    zero_weights_kept: int
+    """Events kept with weight 0."""
+    duplicate_users: int
+    duplicate_items: int
+
+
+def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
+    """Remove duplicates and impossible events; cleaning twice changes nothing more.
+
+    Two events are the same if all columns are equal: user, item, time, event, position, weight and context.
+    So a basket line that is there again with another quantity is a second line.
+    """
+    events, users, items = tables.interactions, tables.users, tables.items
+    weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
+    is_duplicate, is_negative = events.duplicated(), weights < 0
+    kept = events[~is_duplicate & ~is_negative].reset_index(drop=True)
+    cleaned = Tables(kept, users.drop_duplicates(ignore_index=True), items.drop_duplicates(ignore_index=True))
+    report = CleaningReport(
+        duplicate_events=int(is_duplicate.sum()),
+        negative_weights=int((is_negative & ~is_duplicate).sum()),
+        zero_weights_kept=int((weights.eq(0) & ~is_duplicate).sum()),
+        duplicate_users=len(users) - len(cleaned.users),
+        duplicate_items=len(items) - len(cleaned.items),
+    )
+    return cleaned, report
+
+
+def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
+    """Return the row of each id, under it; one that the table does not have is of missing values.
+
+    Integers stay integers: as floats, which have room for a gap, those above 2**53 would be others.
+    """
+    rows = table.set_index(id_name)
+    if not pd.Index(ids).isin(rows.index).all():
+        rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
+    return rows.reindex(ids)
+
+
+def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
+    """Return the share of the users, and of the items, of the interactions that have no row in their table.
+
+    Args:
+        tables: with an interaction at least.
+        given: names of tables; of those of users and items the others are left out.
+    """
+    return {name: float((~_find_listed(tables, name)).mean()) for name in _IDS if name in given}
+
+
+def check_joins(tables: Tables, given: Collection[str]) -> None:
+    """Refuse a users or items table in which no id of the interactions has a row.
+
+    Raises:
+        SchemaError: the ids of the two are not of one kind.
+    """
+    for name, id_name in _IDS.items():
+        rows: pd.DataFrame = getattr(tables, name)
+        if name not in given or rows.empty or _find_listed(tables, name).any():
+            continue
+        known, asked = (frame[id_name].tolist()[0] for frame in (rows, tables.interactions))
+        raise SchemaError(
+            f"none of the {tables.interactions[id_name].nunique():,} {name} with events has a row in the {name} table: "
+            f"{id_name} is {asked!r} in the interactions and {known!r} in the {name}; expected: ids written alike in "
+            f"both; name the right column as {id_name} in data.{name}.columns, or leave out a table that is of others"
+        )
+
+
+def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
+    """Mark the distinct ids of the interactions that have a row in a table."""
+    ids = tables.interactions[_IDS[name]].drop_duplicates()
+    return ids.isin(getattr(tables, name)[_IDS[name]])
+
+
+def is_set(interactions: pd.DataFrame) -> bool:
+    """Return whether a user's events have no order: there is neither a time nor a position."""
+    return "datetime" not in interactions and "position" not in interactions
+
+
+def order_tables(tables: Tables, ties: Ties) -> Tables:
+    """Order users and items by id, and interactions by user, time and position: the same data gives the same model.
+
+    Events that this leaves tied keep the order of the table where they are `ordered`. Where they came at once, or
+    the data has neither time nor position, they are ordered by what they are.
+    """
+    events = tables.interactions
+    keys = [name for name in ("user_id", "datetime", "position") if name in events]
+    if ties == "simultaneous" or is_set(events):
+        keys.append("item_id")
+        keys += sorted(str(name) for name in events if name not in keys)
+    return Tables(_order(events, keys), _order(tables.users, ["user_id"]), _order(tables.items, ["item_id"]))
+
+
+def _order(frame: pd.DataFrame, keys: list[str]) -> pd.DataFrame:
+    order = np.lexsort([_rank(frame[name]) for name in reversed(keys)])
+    return frame.iloc[order].reset_index(drop=True)
+
+
+def _rank(column: pd.Series[Any]) -> np.ndarray:
+    """Return numbers that order as the values do; mixed values order as texts."""
+    if pd.api.types.is_numeric_dtype(column.dtype):
+        return column.to_numpy()
+    texts = column if isinstance(column.dtype, pd.StringDtype) else column.map(_write).astype("str")
+    codes, _ = pd.factorize(texts, sort=True)
+    return codes
+
+
+def _write(value: Any) -> str | None:
+    return repr(value) if isinstance(value, (tuple, list, np.ndarray)) else to_text(value)
+
+
+def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
+    """Add `TARGET_WEIGHT`, of mean 1 over the targets, if anything about targets is declared.
+
+    Raises:
+        SchemaError: a declared column or type of event is not there, or no event is a target.
+    """
+    types = [*(config.targets.events or ()), *config.events]
+    if not types and config.targets.min_weight is None:
+        return interactions
+    _check_target_columns(interactions, config, types)
+    is_target = np.ones(len(interactions), bool)
+    weight = np.ones(len(interactions), np.float64)
+    if config.targets.events is not None:
+        is_target &= interactions["event"].isin(config.targets.events).to_numpy()
+    if config.targets.min_weight is not None:
+        is_target &= (interactions["weight"] >= config.targets.min_weight).to_numpy()
+    if config.events:
+        weight = np.asarray(interactions["event"].map(config.events).fillna(1.0), np.float64)
+    if not is_target.any():
+        raise SchemaError("data.targets: no event is a target; declare other events or a lower min_weight")
+    return interactions.assign(**{TARGET_WEIGHT: np.where(is_target, weight / weight[is_target].mean(), 0.0)})
+
+
+def only_targets(interactions: pd.DataFrame) -> pd.DataFrame:
+    """Return the events that are targets."""
+    return interactions[interactions[TARGET_WEIGHT] > 0] if TARGET_WEIGHT in interactions else interactions
+
+
+def only_evidence(interactions: pd.DataFrame) -> pd.DataFrame:
+    """Return the events that are no targets."""
+    return interactions[interactions[TARGET_WEIGHT] == 0] if TARGET_WEIGHT in interactions else interactions.iloc[:0]
+
+
+def _check_target_columns(interactions: pd.DataFrame, config: DataConfig, types: list[str]) -> None:
+    if config.targets.min_weight is not None and "weight" not in interactions:
+        raise SchemaError(
+            f"data.targets.min_weight is {config.targets.min_weight:g}, but the interactions have no weight: "
+            "set data.interactions.columns.weight"
+        )
+    if types and "event" not in interactions:
+        raise SchemaError(
+            f"event '{types[0]}' is declared, but the interactions have no event: set data.interactions.columns.event"
+        )
+    known = set(interactions["event"].dropna().unique()) if types else set()
+    for name in types:
+        if name not in known:
+            raise SchemaError(f"event '{name}' is declared, but no interaction is one; {name_nearest(name, known)}")
