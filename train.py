@@ -28,10 +28,9 @@ from datamodules.clean import check_joins, clean, only_evidence, only_targets, o
 from datamodules.fingerprint import fingerprint_rows
 from datamodules.leaks.find import find_leaks, stop_on_leaks
 from datamodules.profiles import make_profiles
-from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
 from datamodules.report import print_report, report_data
 from datamodules.splits import Split, check_files, check_targets, split_interactions
-from datamodules.tables import Tables, read_tables, tables_from_frames
+from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
 from evaluation.evaluate import evaluate
 from evaluation.examination import headline_metric
 from evaluation.progress import Watched

@@ -1,28 +1,32 @@
-"""What a user declares about the data: tables, features, split. Parsed by jsonargparse, checked once here."""
+"""The data section of a configuration: tables, features and split, and the columns that are read for them."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from serve.declared_types import take_declared_types
-from serve.errors import SchemaError, passes
+from serve.errors import SchemaError, name_nearest
 from serve.schema import Kind, Repeats, Ties
 from serve.zones import find_zone
 
-_ENCODINGS = ("utf-8", "latin-1")
+MAX_HISTORY = 10_000
+"""Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""
+REPEAT_RATE = "repeat_rate"
+"""Column that the items of a bundle have of their own where repeats are allowed."""
+MAX_DELIMITER = 4
+"""Bytes of the text between two cells."""
 _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
 """Key of the split -> the one kind that it belongs to."""
-_SPLIT_FILES = ("validation", "test")
 _TABLES = ("interactions", "users", "items")
-_SIDES = ("user", "item", "context")
-_LONGEST_DELIMITER = 4  # bytes, that DuckDB reads
-MOST_ENCODED = 10_000
-"""Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""
-STAND_IN = "\x1f"
-"""For a delimiter of several characters where only one is understood."""
+
+
+def _check_choices(config: Any, name: str) -> None:
+    """Refuse a value that the `Literal` of its field does not list: a typo in Python would change the meaning."""
+    for key, annotation in get_type_hints(type(config)).items():
+        value = getattr(config, key)
+        if get_origin(annotation) is Literal and value not in get_args(annotation):
+            raise SchemaError(f"{name}.{key} is {value!r}; allowed: {', '.join(map(repr, get_args(annotation)))}")
 
 
 @dataclass(frozen=True)
@@ -30,26 +34,27 @@ class TableConfig:
     """One table in a file."""
 
     path: str | None = None
-    """CSV, TSV, JSON Lines or Parquet, by suffix, all but Parquet also compressed, as `events.csv.gz`; * and ? name
-    several files, ** those of all folders below. Relative to the working directory."""
+    """CSV, TSV, JSON Lines or Parquet, by suffix, also compressed, as `events.csv.gz`; * and ? name several files, **
+    those of all folders below. Relative to the working directory."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
     names: list[str] | None = None
     """All columns, in order, of a text file without a header line. With them its suffix may be any."""
     delimiter: str | None = None
-    """Between the cells of a text file: one character, or several such as `::`. Default: told from the first line."""
-    encoding: str = "utf-8"
-    """Of a text file: utf-8 or latin-1."""
+    """Between the cells of a text file: one character, or several such as `::`. Default: that of the first line."""
+    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    """Of a text file."""
     missing: list[str] = field(default_factory=list)
     """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
 
     def __post_init__(self) -> None:
-        take_declared_types(self, "table")
-
-    @property
-    def declares_text(self) -> bool:
-        """Whether something is declared that only a text file has."""
-        return (self.names, self.delimiter, self.encoding) != (None, None, _ENCODINGS[0])
+        _check_choices(self, "table")
+        text = self.delimiter
+        if text is not None and (not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')):
+            raise SchemaError(
+                f"delimiter is {text!r}; allowed: one character, or several of {MAX_DELIMITER} bytes together, no "
+                "quote and no line end; leave it out to have it guessed from the first line"
+            )
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,11 @@ class FeatureConfig:
     """A `numeric` value above it is impossible: its row is rejected. Default: no limit."""
 
     def __post_init__(self) -> None:
-        take_declared_types(self, "feature")
+        _check_choices(self, "feature")
+        if self.kind != "numeric" and (self.min, self.max) != (None, None):
+            raise SchemaError(f"a feature of kind {self.kind} has min or max; allowed: with kind numeric alone")
+        if not self.separator:
+            raise SchemaError("separator is empty; allowed: one character or more")
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,20 @@ class FeaturesConfig:
     context: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
     """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
 
-    def __post_init__(self) -> None:
-        take_declared_types(self, "data.features")
-
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
         declared: dict[str, Kind | FeatureConfig] = getattr(self, side)
         return {name: _complete(name, value) for name, value in declared.items()}
+
+
+def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
+    try:
+        feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+    except SchemaError as error:
+        raise SchemaError(f"feature '{name}': {error}") from error
+    if feature.column is not None:
+        return feature
+    return replace(feature, column="datetime" if feature.kind in ("hour_of_day", "day_of_week") else name)
 
 
 @dataclass(frozen=True)
@@ -108,7 +124,7 @@ class SplitConfig:
     """For `files`: a file laid out as the interactions, to measure on."""
 
     def __post_init__(self) -> None:
-        take_declared_types(self, "data.split")
+        _check_choices(self, "data.split")
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value is not None and value is not False and self.kind != kind:
@@ -120,7 +136,7 @@ class SplitConfig:
             raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
         if self.kind == "files" and self.test is None:
             raise SchemaError("data.split.kind is 'files' but data.split.test is not set: give the file to measure on")
-        if self.share is not None and not passes(self.share, lambda share: 0 < share < 1):
+        if self.share is not None and not 0 < self.share < 1:
             raise SchemaError(f"data.split.share is {self.share}; allowed: more than 0 and less than 1")
 
 
@@ -134,11 +150,8 @@ class TargetsConfig:
     """The least weight, such as a rating. Default: any."""
 
     def __post_init__(self) -> None:
-        take_declared_types(self, "data.targets")
         if self.events == []:
             raise SchemaError("data.targets.events is []; allowed: one kind of event or more, or null for every kind")
-        if not _is_limit(self.min_weight):
-            raise SchemaError(f"data.targets.min_weight is {self.min_weight}; allowed: a number")
 
 
 @dataclass(frozen=True)
@@ -169,82 +182,170 @@ class DataConfig:
     max_reject_rate: float = 0.01
     """Stop if a larger share of a table's records is rejected."""
 
+    def __post_init__(self) -> None:
+        _check_choices(self, "data")
+        if not 0 <= self.max_reject_rate <= 1:
+            raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
+        if self.history_length is not None and not 2 <= self.history_length <= MAX_HISTORY:
+            raise SchemaError(
+                f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}, or leave it out"
+            )
+        if len(set(self.audit_only)) < len(self.audit_only):
+            raise SchemaError(f"data.audit_only is {self.audit_only}; keep each column once")
+        for name, weight in self.events.items():
+            if not 0 < weight < float("inf"):
+                raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
+        try:
+            find_zone(self.timezone)
+        except SchemaError as error:
+            raise SchemaError(f"data.timezone: {error}") from error
+
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
         declared = {name: value for name, value in asdict(self).items() if name not in _TABLES}
-        declared["split"] = {name: value for name, value in declared["split"].items() if name not in _SPLIT_FILES}
+        declared["split"] = {
+            name: value for name, value in declared["split"].items() if name not in ("validation", "test")
+        }
         return declared
 
-    def __post_init__(self) -> None:
-        take_declared_types(self, "data")
-        if not passes(self.max_reject_rate, lambda rate: 0 <= rate <= 1):
-            raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
-        longest = self.history_length
-        if longest is not None and not passes(longest, lambda length: 2 <= length <= MOST_ENCODED):
-            raise SchemaError(f"data.history_length is {longest}; allowed: 2 to {MOST_ENCODED:,}, or leave it out")
-        for name in _TABLES:
-            _check_text_layout(f"data.{name}", getattr(self, name) or TableConfig())
-        _check_timezone(self.timezone)
-        for name in self.audit_only:
-            if self.audit_only.count(name) > 1:
-                raise SchemaError(f"data.audit_only names '{name}' more than once; keep one of them")
-        for side in _SIDES:
-            _check_keys(f"data.features.{side}", getattr(self.features, side))
-        _check_keys("data.events", self.events)
-        for name, weight in self.events.items():
-            if not passes(weight, lambda one: 0 < one < math.inf):
-                raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
+
+Role = Literal["id", "time", "order", "number", "text", "vector", "category", "value"]
+EVENT_ROLES: dict[str, Role] = {
+    "user_id": "id",
+    "item_id": "id",
+    "datetime": "time",
+    "position": "order",
+    "event": "text",
+    "weight": "number",
+}
+"""The columns of interactions that have a meaning of their own, in their order."""
 
 
-def _check_keys(name: str, keys: Iterable[Any]) -> None:
-    """Refuse keys that YAML reads as something else than the text that a file has there."""
-    for key in keys:
-        if not isinstance(key, str):
+@dataclass(frozen=True)
+class Column:
+    """One column that is read."""
+
+    name: str
+    """Ours."""
+    source: str
+    """In the file."""
+    role: Role
+    reason: str
+    """Which key of the configuration asks for it, in words; empty: the table may lack it."""
+    may_be_empty: bool = True
+    """An empty cell is a missing value, not a fault of its row."""
+    low: float | None = None
+    high: float | None = None
+
+
+def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
+    """Return the columns of `users`, `items`, or of interactions, which the files of a split hold too.
+
+    Raises:
+        SchemaError: a column is declared that cannot be read so.
+    """
+    if table == "users":
+        columns = _side_columns("user", config.users, config.features)
+        for name in config.audit_only:
+            if name in {column.name for column in columns}:
+                raise SchemaError(f"data.audit_only: column '{name}' is a feature as well; take it out of one of them")
+        return columns + tuple(Column(name, name, "value", "named in data.audit_only") for name in config.audit_only)
+    if table == "items":
+        columns = _side_columns("item", config.items, config.features)
+        if config.repeats == "allow" and REPEAT_RATE in {column.name for column in columns}:
+            raise SchemaError(f"data.features.item: column '{REPEAT_RATE}' is reserved where repeats are allowed")
+        return columns
+    return _interaction_columns(config)
+
+
+def _interaction_columns(config: DataConfig) -> tuple[Column, ...]:
+    """Return user_id and item_id, what else of an event is there, then the context features."""
+    mapped = _check_mapping("interactions", config.interactions, EVENT_ROLES)
+    features = list(config.features.of("context").values())
+    feature_columns = _feature_columns("context", config.features, EVENT_ROLES, mapped)
+    read = {str(feature.column) for feature in features} & EVENT_ROLES.keys()
+    reasons = {name: f"read by data.features.context; its name is data.interactions.columns.{name}" for name in read}
+    if config.split.kind == "time":
+        reasons["datetime"] = "needed by data.split.kind 'time'; its name is data.interactions.columns.datetime"
+    reasons |= {name: _name_reason("interactions", name, mapped) for name in ("user_id", "item_id", *mapped)}
+    events = tuple(
+        Column(name, mapped.get(name, name), role, reasons.get(name, ""), name == "event", *_limits(features, name))
+        for name, role in EVENT_ROLES.items()
+    )
+    return events + feature_columns
+
+
+def _side_columns(side: str, table: TableConfig | None, features: FeaturesConfig) -> tuple[Column, ...]:
+    id_name = f"{side}_id"
+    mapped = _check_mapping(f"{side}s", table or TableConfig(), [id_name])
+    reason = _name_reason(f"{side}s", id_name, mapped)
+    id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
+    return (id_column, *_feature_columns(side, features, {id_name: "id"}, mapped))
+
+
+def _check_mapping(table: str, config: TableConfig, allowed: Collection[str]) -> dict[str, str]:
+    for name in config.columns:
+        if name not in allowed:
+            raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, allowed)}")
+    return config.columns
+
+
+def _name_reason(table: str, name: str, mapped: Mapping[str, str]) -> str:
+    return f"{'named in' if name in mapped else 'the default of'} data.{table}.columns.{name}"
+
+
+def _feature_columns(
+    side: str, declared: FeaturesConfig, taken: Mapping[str, Role], mapped: Mapping[str, str]
+) -> tuple[Column, ...]:
+    """Return one column for each that the features read, apart from those taken already."""
+    readers: dict[str, list[FeatureConfig]] = {}
+    reasons: dict[str, str] = {}
+    for name, feature in declared.of(side).items():
+        _check_feature(side, name, feature, taken, mapped)
+        readers.setdefault(str(feature.column), []).append(feature)
+        reasons.setdefault(str(feature.column), f"read by data.features.{side}.{name}")
+    for column, features in readers.items():
+        kinds = {feature.kind for feature in features}
+        if "vector" in kinds and len(kinds) > 1:
             raise SchemaError(
-                f"{name}: the key {key!r} is {type(key).__name__}; allowed: a text; put it in quotes, as also yes, no, "
-                "on, off and null"
+                f"data.features.{side}: column '{column}' is read as {', '.join(sorted(kinds))}; allowed: as vector "
+                "alone"
             )
+    return tuple(
+        Column(column, column, _role(features), reasons[column], True, *_limits(features, column))
+        for column, features in readers.items()
+        if column not in taken
+    )
 
 
-def _check_text_layout(name: str, table: TableConfig) -> None:
-    if table.encoding not in _ENCODINGS:
+def _check_feature(
+    side: str, name: str, feature: FeatureConfig, taken: Mapping[str, Role], mapped: Mapping[str, str]
+) -> None:
+    key, column = f"data.features.{side}.{name}", str(feature.column)
+    if side != "item" and column in ("user_id", mapped.get("user_id")):
         raise SchemaError(
-            f"{name}.encoding is '{table.encoding}'; allowed: {', '.join(_ENCODINGS)}; save the file as UTF-8"
+            f"{key} reads '{column}', which holds ids of users, and these are no feature: what is learned of one user "
+            "by it says nothing of another, and the bundle would list all users; take it out"
         )
-    if table.delimiter is not None and not _is_delimiter(table.delimiter):
-        raise SchemaError(
-            f"{name}.delimiter is {table.delimiter!r}; allowed: one character, or several of {_LONGEST_DELIMITER} "
-            "bytes together, no quote and no line end; leave it out to have it told from the first line"
-        )
+    if feature.kind in ("hour_of_day", "day_of_week") and (side, column) != ("context", "datetime"):
+        raise SchemaError(f"{key} is {feature.kind} of '{column}'; allowed: a feature of the context of 'datetime'")
+    is_textual = taken.get(column) in ("id", "text")
+    if column in taken and (feature.kind == "vector" or (feature.kind == "numeric" and is_textual)):
+        raise SchemaError(f"{key} reads '{column}' as {feature.kind}; allowed: categorical, or another column")
 
 
-def _is_delimiter(text: str) -> bool:
-    forbidden = '"\r\n' if len(text) == 1 else f'"\r\n{STAND_IN}'
-    return 0 < len(text.encode(errors="surrogatepass")) <= _LONGEST_DELIMITER and not set(text) & set(forbidden)
+def _role(features: Sequence[FeatureConfig]) -> Role:
+    kinds = {feature.kind for feature in features}
+    if "vector" in kinds:
+        return "vector"
+    if "numeric" in kinds:
+        return "number"
+    return "category" if "categorical" in kinds else "value"
 
 
-def _check_timezone(timezone: str | None) -> None:
-    try:
-        find_zone(timezone)
-    except SchemaError as error:
-        raise SchemaError(f"data.timezone: {error}") from error
-
-
-def _is_limit(value: float | None) -> bool:
-    """Say whether values can be compared with it, as they cannot with NaN."""
-    return value is None or passes(value, lambda limit: limit == limit)
-
-
-def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
-    feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
-    if feature.kind != "numeric" and (feature.min, feature.max) != (None, None):
-        raise SchemaError(f"feature '{name}' is {feature.kind} and has min or max; allowed: with kind numeric alone")
-    if not feature.separator:
-        raise SchemaError(f"feature '{name}' has an empty separator; allowed: one character or more")
-    for limit in ("min", "max"):
-        if not _is_limit(getattr(feature, limit)):
-            raise SchemaError(f"feature '{name}' has {limit} {getattr(feature, limit)}; allowed: a number")
-    if feature.column is not None:
-        return feature
-    column = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name
-    return FeatureConfig(feature.kind, column, feature.separator, feature.min, feature.max)
+def _limits(features: Sequence[FeatureConfig], column: str) -> tuple[float | None, float | None]:
+    """Return the limits declared for a column, the narrowest if several features read it."""
+    readers = [feature for feature in features if feature.column == column]
+    lows = [feature.min for feature in readers if feature.min is not None]
+    highs = [feature.max for feature in readers if feature.max is not None]
+    return max(lows, default=None), min(highs, default=None)

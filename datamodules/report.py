@@ -14,14 +14,10 @@ from rich.table import Table
 
 from datamodules.clean import TARGET_WEIGHT, CleaningReport, measure_unlisted, only_targets
 from datamodules.config import DataConfig
-from datamodules.far_times import hint_at_far_times
-from datamodules.far_values import hint_at_far_values
 from datamodules.leaks.codes import MISSING, code_cells
 from datamodules.leaks.leak import Leak
-from datamodules.reading.mark_hints import hint_at_marks
-from datamodules.reading.rejects import Rejects
 from datamodules.splits import Split, mark_owned
-from datamodules.tables import Tables
+from datamodules.tables import Rejects, Tables
 from serve.schema import Repeats, Ties
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
@@ -72,12 +68,7 @@ def report_data(
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
         "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
-        "missing_marks": [hint for name, frame in rejects.tables.items() for hint in hint_at_marks(name, frame)],
-        "headers": list(rejects.headers),
-        "spaced_ids": list(rejects.spaced_ids),
-        "odd_ids": list(rejects.odd_ids),
-        "far_values": list(hint_at_far_values(tables, config)),
-        "far_times": list(hint_at_far_times(events)),
+        "hints": list(rejects.hints),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
@@ -231,12 +222,7 @@ def _lines(report: dict[str, Any]) -> list[tuple[str, str]]:
         *_target_lines(report["targets"]),
         ("rejected", f"{n_rejected:,} of {sum(report['records'].values()):,} records"),
         *_forgotten_lines(report["forgotten"]),
-        *(("a mark?", hint) for hint in report["missing_marks"]),
-        *(("a header?", hint) for hint in report["headers"]),
-        *(("spaced ids", found) for found in report["spaced_ids"]),
-        *(("odd ids", hint) for hint in report["odd_ids"]),
-        *(("far values", hint) for hint in report["far_values"]),
-        *(("far times", hint) for hint in report["far_times"]),
+        *(("looks odd", hint) for hint in report["hints"]),
         ("cleaned", cleaned or "nothing"),
         ("columns dropped", ", ".join(dropped) or "none"),
         ("missing", _say_missing(report["missing"])),

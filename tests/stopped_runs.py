@@ -34,7 +34,7 @@ import yaml
 
 import train
 from datamodules.config import DataConfig
-from datamodules.reading.rejects import Rejects, reject_frame
+from datamodules.tables import Rejects, reject_frame
 from models.two_tower import TwoTower
 from serve import durable, interruption, staging
 from serve.bundle import Bundle

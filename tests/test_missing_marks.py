@@ -8,10 +8,9 @@ import pytest
 
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, TableConfig
-from datamodules.reading.rejects import check_reject_rates
 from datamodules.report import report_data
 from datamodules.splits import split_interactions
-from datamodules.tables import read_tables, tables_from_frames
+from datamodules.tables import check_reject_rates, read_tables, tables_from_frames
 from serve.errors import SchemaError
 
 FEATURES = FeaturesConfig(user={"age": "numeric", "town": "categorical", "taste": "vector"})

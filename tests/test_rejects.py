@@ -3,7 +3,7 @@ import pytest
 
 from datamodules.clean import clean
 from datamodules.config import TableConfig
-from datamodules.reading.rejects import Rejects, check_reject_rates, write_rejects
+from datamodules.tables import Rejects, check_reject_rates, write_rejects
 from serve.errors import SchemaError
 from tests.written_tables import EVENTS, list_rejects, read
 

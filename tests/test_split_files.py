@@ -3,8 +3,7 @@ import pytest
 
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.reading.rejects import check_reject_rates
-from datamodules.tables import PART, read_tables, tables_from_frames
+from datamodules.tables import PART, check_reject_rates, read_tables, tables_from_frames
 from serve.errors import SchemaError
 
 COLUMNS = {"user_id": "u", "item_id": "i"}

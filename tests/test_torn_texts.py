@@ -4,8 +4,7 @@ import pandas as pd
 import pytest
 
 from datamodules.config import DataConfig, FeaturesConfig
-from datamodules.reading.rejects import write_rejects
-from datamodules.tables import tables_from_frames
+from datamodules.tables import tables_from_frames, write_rejects
 
 TORN = "a\ud800"
 

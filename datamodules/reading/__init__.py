@@ -1,1 +1,0 @@
-"""From files and data frames to typed columns, with every bad record set aside and named."""
