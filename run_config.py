@@ -18,7 +18,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 from datamodules.config import DataConfig
 from datamodules.config_errors import parse_config
 from datamodules.config_files import check_config_files
-from evaluation.baselines import choose_baselines
+from evaluation.tuning import choose_baselines
 from models.config import ModelConfig
 from serve.declared_types import take_declared_types
 from serve.errors import SchemaError, passes

@@ -31,12 +31,10 @@ from datamodules.profiles import make_profiles
 from datamodules.report import print_report, report_data
 from datamodules.splits import Split, check_files, check_targets, split_interactions
 from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
-from evaluation.evaluate import evaluate
-from evaluation.examination import headline_metric
-from evaluation.progress import Watched
-from evaluation.report.model_card import render_card
-from evaluation.report.page import write_report
-from evaluation.summary import print_summary
+from evaluation.console import print_summary
+from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.model_card import render_card
+from evaluation.report import write_report
 from models.bundle_export import export_bundle
 from models.checkpoints import note_published
 from models.defaults import Choice
@@ -283,20 +281,16 @@ def measure(
     console.rule("evaluation of the bundle")
     user_features = config.data.features.of("user").values()
     groups = [str(feature.column) for feature in user_features if feature.kind in ("categorical", "numeric")]
-    with Watched(console, config.trainer.get("enable_progress_bar", True)) as progress:
-        metrics = evaluate(
-            recommender,
-            test,
-            split.train,
-            validation,
-            tables.users,
-            split.test_at,
-            [*groups, *config.data.audit_only],
-            config.seed,
-            progress,
-            config.evaluation.baselines,
-            only_evidence(split.validation),
-        )
+    parts = Parts(
+        test=test,
+        train=split.train,
+        validation=validation,
+        users=tables.users,
+        group_columns=[*groups, *config.data.audit_only],
+        at=split.test_at,
+        evidence=only_evidence(split.validation),
+    )
+    metrics = evaluate(recommender, parts, config.seed, config.evaluation.baselines, console.log)
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
 

@@ -2,29 +2,19 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything that may be missing is imported
-    from serve.interpreter import EVALUATING, require_packages
-
-    require_packages(EVALUATING)
-
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from rich.console import Console
 
-from evaluation.evaluate import evaluate
-from evaluation.examination import headline_metric
-from evaluation.frames import read_interactions, read_moment, read_users
-from evaluation.histories import profiles_from_frame
-from evaluation.joins import check_reachable, say_gaps, say_leaks, say_strangers
-from evaluation.progress import Watched
-from evaluation.result_table import print_metrics
-from evaluation.validation import count_pairs, hold_out_last, hold_out_pairs, hold_out_window
+from evaluation.console import print_metrics
+from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.holdout import PAIR, profiles_from_frame, read_interactions, read_moment, read_users, split_validation
 from serve.bundle import Bundle
 from serve.command_line import FAULT, make_parser, parse_options
 from serve.durable import write_file
@@ -33,7 +23,8 @@ from serve.interruption import ending_on_signals
 from serve.recommender import Recommender
 from serve.schema import Schema
 
-OTHERS = ("HR@10",)
+MANY = 0.5
+"""Share of the holdout's users without a history above which it is noted."""
 _DESCRIPTION = """Evaluate any bundle on any holdout.
 
 example:
@@ -55,33 +46,30 @@ def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables and write the figures.
 
     Raises:
-        SchemaError: an option cannot be, a file or the moment cannot be read, or no list can hold anything of the
-            holdout.
+        SchemaError: an option is out of range, a file or the moment cannot be read, or no list can hold anything of
+            the holdout.
         BundleError: the bundle cannot be trusted.
     """
     _check_options(arguments)
     bundle = Bundle.load(arguments.bundle)
     schema = bundle.schema
     holdout = read_interactions(arguments.holdout, schema)
-    train = read_interactions(arguments.train, schema)
-    users = _read_users(arguments.users, schema)
+    history = read_interactions(arguments.train, schema)
+    users = pd.DataFrame({"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")})
+    if arguments.users is not None:
+        users = read_users(arguments.users, schema)
     at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
-    _check_joins(bundle, holdout, train, at)
-    recommender = Recommender(bundle, profiles_from_frame(train, users, schema))
-    parts = _split(train, holdout, at, arguments.seed)
-    with Watched(Console(stderr=True, log_path=False), has_bar=True) as progress:
-        metrics = evaluate(
-            recommender,
-            holdout,
-            *parts,
-            users,
-            at,
-            _groups(users, schema),
-            arguments.seed,
-            progress,
-            arguments.baselines,
-        )
-    print_metrics(Console(), metrics, headline_metric(schema.repeats), OTHERS)
+    check_reachable(holdout, history, pd.Series(bundle.items.column("item_id").to_pylist()), schema)
+    for note in find_doubts(holdout, history, schema, at):
+        print(f"note: {note}", file=sys.stderr)
+    recommender = Recommender(bundle, profiles_from_frame(history, users, schema))
+    single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
+    groups = [column for column in single if column in users]
+    train, validation = split_validation(history, holdout, at, arguments.seed)
+    parts = Parts(holdout, train, validation, users, groups, at)
+    log = Console(stderr=True, log_path=False).log
+    metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
+    print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
     if arguments.json is not None:
         write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
         print(f"figures: {arguments.json}")
@@ -106,49 +94,69 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def _check_options(arguments: argparse.Namespace) -> None:
     """Refuse at once what would fail after minutes of baselines, or replace a file that is read."""
+    figures: Path | None = arguments.json
     if arguments.seed < 0:
         raise SchemaError(f"--seed is {arguments.seed}; allowed: 0 and above")
-    if arguments.json is not None:
-        _check_place(arguments.json, [arguments.holdout, arguments.train, arguments.users])
-
-
-def _check_place(figures: Path, sources: Sequence[Path | None]) -> None:
+    if figures is None:
+        return
     if figures.is_dir() or not figures.parent.is_dir():
         what = "is a folder" if figures.is_dir() else f"has no folder {figures.parent}"
         raise SchemaError(f"--json {figures} {what}; give a file in a folder that exists")
-    for source in filter(None, sources):
-        if figures.exists() and source.exists() and figures.samefile(source):
-            raise SchemaError(f"--json {figures} is a file that is read, and the figures would replace it")
+    sources = [path for path in (arguments.holdout, arguments.train, arguments.users) if path and path.exists()]
+    if figures.exists() and any(map(figures.samefile, sources)):
+        raise SchemaError(f"--json {figures} is a file that is read, and the figures would replace it")
 
 
-def _read_users(path: Path | None, schema: Schema) -> pd.DataFrame:
-    if path is not None:
-        return read_users(path, schema)
-    return pd.DataFrame({"user_id": pd.Series([], dtype=object if schema.user_id_type == "string" else "int64")})
+def check_reachable(holdout: pd.DataFrame, history: pd.DataFrame, catalogue: pd.Series[Any], schema: Schema) -> None:
+    """Refuse a holdout of which no list can hold anything: every figure would be 0.
+
+    Raises:
+        SchemaError: no item of the holdout is in the catalogue, or each is one that its user has and that is not
+            recommended again.
+    """
+    if holdout.empty:
+        return
+    known = holdout[holdout["item_id"].isin(catalogue)]
+    if known.empty:
+        got, listed = holdout["item_id"].tolist()[0], catalogue.tolist()[0]
+        raise SchemaError(
+            f"none of the {holdout['item_id'].nunique():,} items of --holdout is in the bundle's catalogue: item_id is "
+            f"{got!r} in the holdout and {listed!r} in the catalogue; expected: ids written as in the data that the "
+            "bundle was trained on; name the right column item_id, or give the bundle of this data"
+        )
+    is_owned = pd.MultiIndex.from_frame(known[PAIR]).isin(pd.MultiIndex.from_frame(history[PAIR]))
+    if schema.repeats == "exclude" and is_owned.all():
+        user, item = known[PAIR].iloc[0].tolist()
+        raise SchemaError(
+            f"every item of --holdout in the catalogue is one that its user has in --train, as {user!r} has {item!r}, "
+            "and this bundle recommends no item again; expected: items that are new to their users; leave the events "
+            "of the holdout out of --train"
+        )
 
 
-def _check_joins(bundle: Bundle, holdout: pd.DataFrame, train: pd.DataFrame, at: int | None) -> None:
-    check_reachable(holdout, train, pd.Series(bundle.items.column("item_id").to_pylist()), bundle.schema.repeats)
-    for note in (say_strangers(holdout, train), say_gaps(train, bundle.schema), *say_leaks(holdout, train, at)):
-        if note is not None:
-            print(f"note: {note}", file=sys.stderr)
+def find_doubts(holdout: pd.DataFrame, history: pd.DataFrame, schema: Schema, at: int | None) -> Iterator[str]:
+    """Yield notes on a holdout that does not fit the histories, or is known from them.
 
-
-def _split(train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Part validation from training as the holdout was: a window as long, each user's last, or as many of the pairs."""
-    if at is not None and "datetime" in train and "datetime" in holdout:
-        parts = hold_out_window(train, at, max(int(holdout["datetime"].max()) - at, 1))
-        if all(map(len, parts)):
-            return parts
-    if "datetime" in train or "position" in train:
-        return hold_out_last(train)
-    n_held_out = count_pairs(holdout)
-    return hold_out_pairs(train, n_held_out / (n_held_out + count_pairs(train)), seed)
-
-
-def _groups(users: pd.DataFrame, schema: Schema) -> list[str]:
-    single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
-    return [column for column in single if column in users]
+    Without times the same user and item in both may be a choice that was made again.
+    """
+    users = holdout["user_id"].drop_duplicates()
+    n_strangers = int((~users.isin(history["user_id"])).sum())
+    if n_strangers > MANY * len(users):
+        yield f"users of --holdout without an event in --train: {n_strangers:,} of {len(users):,}; they have no history"
+    is_read = {"datetime": schema.has_datetime, "event": bool(schema.event_types), "weight": schema.has_weight}
+    lacking = [name for name in is_read if is_read[name] and name not in history]
+    if lacking:
+        yield f"columns that the bundle was trained with and --train lacks: {', '.join(lacking)}; they count as missing"
+    if "datetime" not in history:
+        return
+    if "datetime" in holdout:
+        keys = [name for name in (*PAIR, "datetime", "event", "weight") if name in history and name in holdout]
+        n_known = int(pd.MultiIndex.from_frame(holdout[keys]).isin(pd.MultiIndex.from_frame(history[keys])).sum())
+        if n_known:
+            yield f"events of --holdout that are in --train too: {n_known:,} of {len(holdout):,}; the answer is known"
+    n_later = 0 if at is None else int((history["datetime"] >= at).sum())
+    if n_later:
+        yield f"events of --train at or after --at: {n_later:,} of {len(history):,}; nobody knows them then"
 
 
 if __name__ == "__main__":

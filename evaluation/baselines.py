@@ -1,145 +1,320 @@
-"""The baselines a model has to beat, each with one parameter and at most five values of it.
+"""Baselines: popularity, personal frequency, ItemKNN and EASE, each a closed form of the training events.
 
-Where repeats are allowed, counts carry the signal: an item bought ten times will be bought again. Where they
-are not, a pair counts once. What compares items with each other is fitted on those that have events: a catalogue may
-list many times more, of which nothing is known.
+Every `fit_*` returns or yields functions that score the whole catalogue for user rows, (b,) -> float32 (b, N).
+Letters: E events, U users, N items, M items that have events, K neighbours of an item.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
-from functools import partial
-from typing import Protocol
+from typing import TypeVar
 
 import numpy as np
+import numpy.typing as npt
+from scipy import linalg, sparse
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from evaluation.ease import estimate_ease_bytes, fit_ease
-from evaluation.events import Events, Strength, as_binary, as_counts, as_logs
-from evaluation.itemknn import NEAR_NOTHING, estimate_itemknn_bytes, fit_itemknn
-from evaluation.popularity import fit_decayed_personal, fit_personal, fit_popularity, fit_recent_popularity
-from evaluation.ranking import Scores
-from evaluation.targets import Ints
-from serve.errors import SchemaError, name_nearest
-from serve.schema import Repeats
+from evaluation.metrics import Bools, Floats, Ints, ItemSets
+from evaluation.ranking import ScoreRows, Scores, tiles, top_k
+from serve.errors import SchemaError
 
+Real = TypeVar("Real", np.float32, np.float64)
+Strength = Callable[[Floats], Floats]
+"""Counts of (user, item) pairs -> their strengths."""
 
-class Scorer(Protocol):
-    """Anything that scores the whole catalogue for users: user rows (b,) -> float32 (b, N)."""
-
-    def score(self, user_row: Ints) -> Scores: ...
-
-
-Fit = Callable[[Events, Sequence[float]], Iterator[Scorer]]
-"""Events and values of the parameter -> one scorer per value, made one after the other."""
-
-
-@dataclass(frozen=True)
-class Baseline:
-    """A baseline before it is fitted."""
-
-    name: str
-    fit: Fit
-    parameter: str | None = None
-    values: tuple[float, ...] = (0.0,)
-    """Candidates for the parameter; without a parameter one placeholder."""
-    needs_time: bool = False
-    estimate_bytes: Callable[[Events], int] = lambda events: 0
-    """Peak memory of the fit, for those whose memory can be a limit."""
+DAY = 86_400
+SHRINK = 10.0
+"""Added to the product of norms: a cosine over few users counts less."""
+NEAR_NOTHING = -1.0
+"""Added to the popularity of items that are near to nothing the user has: below every sum of cosines."""
+SMALL = 4096
+"""Rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other."""
+_MIRRORED = 256
+_EARLIEST = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
-class OfTaken:
-    """A scorer of the items that have events, asked about the whole catalogue."""
+class Events:
+    """Interactions in any order; a pair may come many times."""
 
-    scorer: Scorer
-    """Of M items."""
+    user_row: Ints
+    """(E,)"""
     item_row: Ints
-    """(M,) ascending."""
+    """(E,)"""
+    time: Ints | None
+    """(E,) seconds, or None where the data has no times."""
+    n_users: int
+    """Users have the rows 0 to n_users - 1, those without an event among them."""
     n_items: int
-    of_others: float
-    """The score of every other item."""
 
-    def score(self, user_row: Ints) -> Scores:
-        """Return (b, N) scores."""
-        scores = np.full((len(user_row), self.n_items), self.of_others, np.float32)
-        scores[:, self.item_row] = self.scorer.score(user_row)
+    def keep(self, kept: Bools) -> Events:
+        """Keep the events of the mask `kept` (E,)."""
+        time = None if self.time is None else self.time[kept]
+        return Events(self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items)
+
+    def join(self, other: Events) -> Events:
+        """Put the events of two parts of one data set together."""
+        time = None
+        if self.time is not None and other.time is not None:
+            time = np.concatenate([self.time, other.time])
+        user_row = np.concatenate([self.user_row, other.user_row])
+        item_row = np.concatenate([self.item_row, other.item_row])
+        return Events(user_row, item_row, time, self.n_users, self.n_items)
+
+    def since_last(self) -> Ints:
+        """Return the seconds from each event to the last of all, (E,).
+
+        Raises:
+            SchemaError: the data has no times.
+        """
+        if self.time is None:
+            raise SchemaError("the interactions have no times: name their datetime column or leave this out")
+        return np.asarray(self.time.max(initial=_EARLIEST) - self.time)
+
+    def matrix(self, strength: Strength) -> sparse.csr_array:
+        """Return the users' strengths of each item, (U, N)."""
+        shape = (self.n_users, self.n_items)
+        counts = sparse.csr_array((np.ones(len(self.item_row)), (self.user_row, self.item_row)), shape=shape)
+        counts.sum_duplicates()
+        counts.data = strength(counts.data)
+        return counts
+
+    def popularity(self, strength: Strength) -> Scores:
+        """Return the sum of each item's strengths, scaled into [0, 1), (N,)."""
+        total = np.asarray(self.matrix(strength).sum(axis=0)).ravel()
+        return np.asarray(total / (total.max(initial=0) + 1), np.float32)
+
+    def owned(self) -> ItemSets:
+        """Return the distinct items of every user."""
+        matrix = self.matrix(as_binary)
+        return ItemSets(matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64))
+
+
+def as_binary(counts: Floats) -> Floats:
+    """Return 1 for every pair."""
+    return np.ones_like(counts)
+
+
+def as_counts(counts: Floats) -> Floats:
+    """Return the counts as they are."""
+    return counts
+
+
+def as_logs(counts: Floats) -> Floats:
+    """Return 1 + ln(count): the tenth purchase says less than the second."""
+    return np.asarray(1 + np.log(counts))
+
+
+def fit_popularity(events: Events, strength: Strength) -> ScoreRows:
+    """Rank items by the sum of their strengths over users."""
+    popularity = events.popularity(strength)
+    return lambda users: np.tile(popularity, (len(users), 1))
+
+
+def fit_recent_popularity(events: Events, days: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    """Yield popularity within the last `days` before the last event, one after the other."""
+    since_last = events.since_last()
+    for window in days:
+        yield fit_popularity(events.keep(since_last < window * DAY), strength)
+
+
+def fit_personal(events: Events) -> ScoreRows:
+    """Rank a user's own items first, by how often they came, then the others by popularity."""
+    return _rank_own_items(events, np.ones(len(events.item_row)))
+
+
+def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[ScoreRows]:
+    """Yield personal frequencies whose events count exp(-recency / time constant), one per time constant."""
+    since_last = events.since_last()
+    for constant in days:
+        yield _rank_own_items(events, np.exp(-since_last / (constant * DAY)))
+
+
+def _rank_own_items(events: Events, weights: Floats) -> ScoreRows:
+    """Order a user's items by summed weight, then popularity, then row.
+
+    The score of an owned item is its place from the end, 1 and more, which float32 keeps; others are below 1.
+    """
+    pairs, pair = np.unique(events.user_row * events.n_items + events.item_row, return_inverse=True)
+    user, item = np.divmod(pairs, events.n_items)
+    popularity = events.popularity(as_counts)
+    order = np.lexsort((-item, popularity[item], np.bincount(pair, weights=weights), user))
+    bounds = np.concatenate([[0], np.cumsum(np.bincount(user, minlength=events.n_users))])
+    place = np.empty(len(pairs), np.float32)
+    place[order] = np.arange(len(pairs)) - bounds[user[order]] + 1
+    places = sparse.csr_array((place, item, bounds), shape=(events.n_users, events.n_items))
+
+    def score(users: Ints) -> Scores:
+        scores = np.tile(popularity, (len(users), 1))
+        own = places[users].tocoo()
+        scores[own.row, own.col] = own.data
         return scores
 
-
-def declare_baselines(repeats: Repeats) -> list[Baseline]:
-    """Return the baselines of a protocol, the cheapest first."""
-    return _declare_repeating() if repeats == "allow" else _declare_excluding()
+    return score
 
 
-def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
-    """Return the named baselines of a protocol, the cheapest first; None names all.
+def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    """Yield ItemKNN (Sarwar et al., 2001) per number of neighbours: cosines summed over what the user has.
 
-    Raises:
-        SchemaError: the protocol has no baseline of a name.
+    An item is a neighbour of itself, so that it can come again where repeats are allowed.
     """
-    declared = declare_baselines(repeats)
-    allowed = [baseline.name for baseline in declared]
-    for name in names or []:
-        if name not in allowed:
-            raise SchemaError(f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}")
-    return [baseline for baseline in declared if names is None or baseline.name in names]
+    matrix = events.matrix(strength).astype(np.float32)
+    n_items = events.n_items
+    item, cosine = _nearest(matrix, min(int(max(neighbours)), n_items))  # (N, K) each, nearest first
+    popularity = events.popularity(as_counts)
+
+    def scorer(k: int) -> ScoreRows:
+        width = min(k, item.shape[1])
+        entries = cosine[:, :k].ravel(), item[:, :k].ravel(), np.arange(n_items + 1) * width
+        similarity = sparse.csr_array(entries, shape=(n_items, n_items), copy=True)
+        similarity.eliminate_zeros()
+
+        def score(users: Ints) -> Scores:
+            scores = (matrix[users] @ similarity).toarray()
+            return np.where(scores > 0, scores, popularity + NEAR_NOTHING).astype(np.float32)
+
+        return score
+
+    for k in neighbours:
+        yield scorer(int(k))
 
 
-def _declare_repeating() -> list[Baseline]:
-    return [
-        *_declare_popularity(as_counts),
-        Baseline("personal", _without_parameter(fit_personal)),
-        Baseline("personal-decayed", fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
-        _declare_itemknn((2, 5, 20, 100, 400), as_counts),
-        _declare_ease((3, 10, 30, 100, 300), as_logs),
-    ]
+def _nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Scores]:
+    """Return every item's k nearest and their cosines, (N, k) each, in tiles of items."""
+    n_items = matrix.shape[1]
+    by_item = matrix.T.tocsr()  # (N, U)
+    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
+    items, cosines = np.empty((n_items, k), np.int64), np.empty((n_items, k), np.float32)
+    for rows in tiles(n_items, n_items):
+        products = np.ascontiguousarray((by_item @ by_item[rows].toarray().T).T)  # (b, N)
+        products /= norms[rows, None] * norms + SHRINK
+        items[rows] = top_k(products, k)
+        cosines[rows] = np.take_along_axis(products, items[rows], axis=1)
+    return items, cosines
 
 
-def _declare_excluding() -> list[Baseline]:
-    return [
-        *_declare_popularity(as_binary),
-        _declare_itemknn((20, 50, 100, 200, 400), as_binary),
-        _declare_ease((10, 30, 100, 300, 1000), as_binary),
-    ]
+def fit_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    """Yield EASE (Steck, "Embarrassingly Shallow Autoencoders", 2019) per lambda, by the smaller Gram matrix.
+
+    With X (U, N) the strengths of users' items, P = (X'X + lambda I)^-1 and B = I - P / diag(P), scores are X B.
+    """
+    fit = _fit_dual_ease if events.n_users < events.n_items else _fit_primal_ease
+    return fit(events, regularisations, strength)
 
 
-def _declare_popularity(strength: Strength) -> list[Baseline]:
-    recent = partial(fit_recent_popularity, strength=strength)
-    return [
-        Baseline("popularity", _without_parameter(partial(fit_popularity, strength=strength))),
-        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
-    ]
+def _fit_primal_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    matrix = events.matrix(strength).astype(np.float32)
+    gram = (matrix.T @ matrix).toarray()  # (N, N)
+    popularity = events.popularity(as_counts)
+
+    def scorer(weights: Scores) -> ScoreRows:
+        return lambda users: _fill_strangers(matrix[users], matrix[users] @ weights, popularity)
+
+    for regularisation in regularisations:
+        weights = invert_regularised(gram, regularisation).T  # symmetric; users read it by rows
+        weights /= -weights.diagonal()
+        np.fill_diagonal(weights, 0)
+        yield scorer(weights)
 
 
-def _declare_itemknn(neighbours: tuple[float, ...], strength: Strength) -> Baseline:
-    fit = _on_taken(partial(fit_itemknn, strength=strength), NEAR_NOTHING)
-    estimate = partial(estimate_itemknn_bytes, neighbours=neighbours)
-    return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=_of_taken(estimate))
+def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    """Yield X B = X - (X P) / diag(P) from A = (XX' + lambda I)^-1, (U, U).
+
+    By the Woodbury identity X P = A X and diag(P) = (1 - diag(X' A X)) / lambda.
+    """
+    matrix = events.matrix(strength)
+    by_item = matrix.T.tocsr()  # (N, U)
+    gram = (matrix @ by_item).toarray()  # (U, U)
+    popularity = events.popularity(as_counts)
+    strengths = matrix.astype(np.float32)
+
+    def scorer(scaled_items: sparse.csr_array, inverse: Scores) -> ScoreRows:
+        def score(users: Ints) -> Scores:
+            own = strengths[users]
+            return _fill_strangers(own, own.toarray() - (scaled_items @ inverse[:, users]).T, popularity)
+
+        return score
+
+    for regularisation in regularisations:
+        inverse = invert_regularised(gram, regularisation)
+        diagonal = (1 - _explain_items(matrix, by_item, inverse)) / regularisation  # (N,)
+        scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
+        yield scorer(scaled_items, inverse.astype(np.float32))
 
 
-def _declare_ease(regularisations: tuple[float, ...], strength: Strength) -> Baseline:
-    fit = _on_taken(partial(fit_ease, strength=strength), 0.0)
-    return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=_of_taken(estimate_ease_bytes))
+def _explain_items(matrix: sparse.csr_array, by_item: sparse.csr_array, inverse: Floats) -> Floats:
+    """Return diag(X' A X), (N,), in tiles of users."""
+    n_users, n_items = matrix.shape
+    explained = np.zeros(n_items)
+    for rows in tiles(n_users, n_items):
+        projected = by_item @ inverse[:, rows]  # (N, b)
+        explained += matrix[rows].multiply(projected.T).sum(axis=0)
+    return explained
 
 
-def _on_taken(fit: Fit, of_others: float) -> Fit:
-    """Fit on the items that have events; the others get the score that a fit on all items gives them."""
-
-    def fit_taken(events: Events, values: Sequence[float]) -> Iterator[Scorer]:
-        items = events.find_taken()
-        if len(items) == events.n_items:
-            yield from fit(events, values)
-            return
-        for scorer in fit(events.renumber(items), values):
-            yield OfTaken(scorer, items, events.n_items, of_others)
-
-    return fit_taken
+def _fill_strangers(own: sparse.csr_array, scores: Scores, popularity: Scores) -> Scores:
+    """Give users without any item the popular ones."""
+    is_stranger = np.diff(own.indptr) == 0
+    return np.where(is_stranger[:, None], popularity, scores)
 
 
-def _of_taken(estimate: Callable[[Events], int]) -> Callable[[Events], int]:
-    return lambda events: estimate(events.renumber(events.find_taken()))
+def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.NDArray[Real]:
+    """Return (gram + lambda I)^-1 of a symmetric matrix without negative eigenvalues, (n, n)."""
+    regularised = gram.T.copy(order="F")  # symmetric: of a matrix in order of rows a plain copy
+    np.fill_diagonal(regularised, gram.diagonal() + regularisation)
+    with threadpool_limits(1, "blas") if len(gram) < SMALL else nullcontext():
+        factor = linalg.cholesky(regularised, lower=True, overwrite_a=True, check_finite=False)
+        invert_factor = linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
+        inverse: npt.NDArray[Real] = invert_factor(factor, lower=1, overwrite_c=1)[0]
+    _mirror(inverse)
+    return inverse
 
 
-def _without_parameter(fit: Callable[[Events], Scorer]) -> Fit:
-    return lambda events, _: iter([fit(events)])
+def _mirror(matrix: npt.NDArray[Real]) -> None:
+    """Copy the triangle below the diagonal above it, in place."""
+    n = len(matrix)
+    for start in range(0, n, _MIRRORED):
+        stop = min(start + _MIRRORED, n)
+        square = matrix[start:stop, start:stop]
+        square[:] = np.tril(square) + np.tril(square, -1).T
+        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
+
+
+def on_used_items(
+    fit: Callable[[Events, Sequence[float]], Iterator[ScoreRows]], score_of_others: float
+) -> Callable[[Events, Sequence[float]], Iterator[ScoreRows]]:
+    """Fit on the M items that have events: a catalogue may list many times more, of which nothing is known.
+
+    Args:
+        fit: of a baseline that compares items with each other.
+        score_of_others: what a fit on all items gives those without events.
+    """
+
+    def fit_used(events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
+        items, renumbered = renumber_used(events)
+        for score in fit(renumbered, values):
+            yield _spread(score, items, events.n_items, score_of_others)
+
+    return fit_used
+
+
+def renumber_used(events: Events) -> tuple[Ints, Events]:
+    """Return the rows of items that have events, ascending, (M,), and the events numbered by them; M is 1 or more."""
+    items = np.unique(np.append(events.item_row, 0))
+    item_row = np.searchsorted(items, events.item_row)
+    return items, Events(events.user_row, item_row, events.time, events.n_users, len(items))
+
+
+def _spread(score: ScoreRows, items: Ints, n_items: int, score_of_others: float) -> ScoreRows:
+    """Lay scores of the items (M,) out over the whole catalogue."""
+    if len(items) == n_items:
+        return score
+
+    def score_all(users: Ints) -> Scores:
+        scores = np.full((len(users), n_items), score_of_others, np.float32)
+        scores[:, items] = score(users)
+        return scores
+
+    return score_all

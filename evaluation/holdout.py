@@ -1,49 +1,247 @@
-"""From held-out interactions to test requests: who is asked about, at which moment, and what is right.
+"""From tables of interactions to test requests: reading, validation splits, and who is asked about when.
 
-Interactions are data frames of `user_id`, `item_id`, context columns and, where the data has times,
-`datetime` (int64 UTC seconds). B test requests.
+Interactions are data frames of `user_id`, `item_id`, context columns and, where the data has times, `datetime` (int64
+UTC seconds). B test requests.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import zlib
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from pathlib import Path
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
 
-from evaluation.events import Events
-from evaluation.targets import ItemSets, Targets
-from serve.encoding import split_cell, to_text
-from serve.errors import SchemaError
+from evaluation.baselines import Events
+from evaluation.metrics import Bools, Ints, ItemSets, Targets
+from serve.clock import to_seconds
+from serve.encoding import split_cell, to_numbers, to_text
+from serve.errors import SchemaError, name_nearest, say
+from serve.profiles import History, Profiles, feature_values
+from serve.request_values import parse_id
 from serve.requests import DERIVED
-from serve.schema import Feature, Schema
+from serve.schema import Feature, IdType, Schema
 
+Column: TypeAlias = "pd.Series[Any]"
+
+PAIR = ["user_id", "item_id"]
+MAX_VALIDATION_USERS = 1024
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context.
+
+    Raises:
+        SchemaError: no such file, not CSV or Parquet, a column missing, or a value that cannot be read.
+    """
+    frame = _read_frame(path, PAIR)
+    types: dict[str, IdType] = {"user_id": schema.user_id_type, "item_id": schema.item_id_type}
+    columns = {name: _read_ids(frame[name], types[name], f"{path.name}: {name}") for name in PAIR}
+    if "datetime" in frame:
+        columns["datetime"], is_valid = to_seconds(frame["datetime"].to_numpy(), schema.timezone)
+        _refuse(~is_valid, frame["datetime"], f"{path.name}: datetime")
+    if "position" in frame:
+        columns["position"] = pd.to_numeric(frame["position"], errors="coerce").to_numpy()
+        _refuse(~np.isfinite(columns["position"].astype(float)), frame["position"], f"{path.name}: position")
+    if "weight" in frame:
+        columns["weight"] = pd.to_numeric(frame["weight"], errors="coerce").to_numpy(np.float64)
+        is_bad = ~(np.isfinite(columns["weight"]) & (columns["weight"] >= 0))
+        _refuse(is_bad, frame["weight"], f"{path.name}: weight")
+    if "event" in frame:
+        columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
+    stated = [one for one in schema.context_features if one.kind not in DERIVED and one.column not in columns]
+    return pd.DataFrame(columns | _read_features(frame, stated, path))
+
+
+def read_users(path: Path, schema: Schema) -> pd.DataFrame:
+    """Read `user_id` and the columns of the user features.
+
+    Raises:
+        SchemaError: as for interactions, or a user in two rows.
+    """
+    features = [feature for feature in schema.user_features if feature.kind not in DERIVED]
+    frame = _read_frame(path, ["user_id", *(feature.column for feature in features)])
+    ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
+    users = pd.DataFrame({"user_id": ids} | _read_features(frame, features, path))
+    twins = users["user_id"][users["user_id"].duplicated()].tolist()
+    if twins:
+        raise SchemaError(f"{path.name}: user_id {twins[0]!r} is there twice; keep one row")
+    return users
+
+
+def read_moment(text: str, timezone: str | None) -> int:
+    """Read an ISO date or time, or an epoch number, as UTC seconds."""
+    seconds, is_valid = to_seconds([text], timezone)
+    if not is_valid[0]:
+        raise SchemaError(f"moment '{text}' cannot be read; allowed: an ISO date or time such as 2017-12-01")
+    return int(seconds[0])
+
+
+def _read_csv(path: Path) -> pd.DataFrame:
+    """Read all cells as text: an id such as 007, or NA, stays as it is.
+
+    The header is read as a record: pandas would rename a second column of one name, and shift short records.
+    """
+    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
+    return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
+
+
+_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": _read_csv,
+    ".csv.gz": _read_csv,
+    ".parquet": pd.read_parquet,
+}
+
+
+def _read_frame(path: Path, needed: Iterable[str]) -> pd.DataFrame:
+    kind = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
+    read = _READERS.get(kind.lower())
+    if read is None:
+        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {', '.join(_READERS)}")
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such file")
+    try:
+        frame = read(path)
+    except (ValueError, OSError, EOFError, zlib.error) as error:  # of pandas, Arrow and gzip
+        raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
+    is_twin = frame.columns.duplicated() & frame.columns.notna()
+    if is_twin.any():
+        raise SchemaError(f"{path.name}: two columns are called '{frame.columns[is_twin][0]}'; rename all but one")
+    for column in needed:
+        if column not in frame:
+            raise SchemaError(f"{path.name}: no column '{column}'; {name_nearest(column, map(str, frame))}")
+    return frame
+
+
+def _read_ids(column: Column, id_type: IdType, where: str) -> np.ndarray:
+    _refuse(column.isna().to_numpy(), column, where)
+    try:
+        codes, values = pd.factorize(column)
+    except TypeError as error:  # of values that cannot be hashed
+        raise SchemaError(f"{where} holds lists; allowed: whole numbers or texts") from error
+    kind = np.int64 if id_type == "integer" else object
+    return np.array([parse_id(value, id_type, where) for value in values], kind)[codes]
+
+
+def _refuse(is_bad: Bools, column: Column, where: str) -> None:
+    if is_bad.any():
+        row = int(is_bad.argmax())
+        got = f"{column.iloc[[row]].tolist()[0]!r} in record {row + 1}"  # of Python, not np.int64(-1)
+        raise SchemaError(f"{where} is {got}, which cannot be read; mend it or leave the record out")
+
+
+def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path) -> dict[str, Any]:
+    """Return the columns that the frame has of the features, numbers as float64."""
+    columns = {}
+    for feature in features:
+        if feature.column not in frame:
+            continue
+        values = frame[feature.column]
+        if feature.kind == "categorical" and any(map(pd.api.types.is_list_like, values)):
+            raise SchemaError(f"{path.name}: {feature.column} holds lists; expected one value each, as categorical")
+        columns[feature.column] = (
+            to_numbers(feature, values.to_numpy()) if feature.is_numeric else values.to_numpy(object)
+        )
+    return columns
+
+
+def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
+    """Make the profiles of all users of both tables, for a bundle whose own profiles are not at hand.
+
+    Args:
+        interactions: ordered here by time and position, where they have these, then by row.
+        users: `user_id`, at most once, and columns of user features; a column that is absent is missing.
+        schema: of the bundle; the ids are of its types.
+    """
+    keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
+    events = interactions.sort_values(keys, kind="stable")
+    user_ids = np.unique(pd.concat([interactions["user_id"], users["user_id"]]).to_numpy())
+    counts = np.bincount(np.searchsorted(user_ids, events["user_id"].to_numpy()), minlength=len(user_ids))
+    known = users.set_index("user_id").reindex(user_ids)
+    features = [feature for feature in schema.user_features if feature.column in known]
+    kinds: dict[str, Any] = {"datetime": np.int64, "event": object, "weight": np.float64}
+    kinds["item_id"] = np.int64 if pd.api.types.is_integer_dtype(events["item_id"]) else object
+    return Profiles(
+        user_ids=user_ids,
+        features=feature_values(features, {feature.column: known[feature.column] for feature in features}),
+        history=History(**{name: events[name].to_numpy(kind) for name, kind in kinds.items() if name in events}),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )
+
+
+def split_validation(
+    train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split validation off training as the holdout was: a window as long, each user's last, or as many of the pairs."""
+    if at is not None and "datetime" in train and "datetime" in holdout:
+        parts = _split_window(train, at, max(int(holdout["datetime"].max()) - at, 1))
+        if all(map(len, parts)):
+            return parts
+    if "datetime" in train or "position" in train:
+        return _split_last(train)
+    n_held_out, n_known = (len(rows.drop_duplicates(PAIR)) for rows in (holdout, train))
+    return _split_pairs(train, n_held_out / (n_held_out + n_known), seed)
+
+
+def _split_window(train: pd.DataFrame, at: int, length: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split at `length` seconds before `at`."""
+    is_late = train["datetime"].to_numpy() >= at - length
+    return train[~is_late], train[is_late]
+
+
+def _split_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Split each user's last moment off, or last position without times; a user's only moment stays."""
+    moment = train["datetime" if "datetime" in train else "position"]
+    of_user = moment.groupby(train["user_id"])
+    is_last = (moment == of_user.transform("max")) & (moment > of_user.transform("min"))
+    return train[~is_last], train[is_last]
+
+
+def _split_pairs(train: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Draw a share of the pairs of user and item, whatever the order of rows; nobody loses their last pair."""
+    pair = train.groupby(PAIR).ngroup().to_numpy()
+    pairs = train[PAIR].drop_duplicates().sort_values(PAIR, ignore_index=True)  # as the groups are numbered
+    lot = pd.Series(np.random.default_rng(seed).random(len(pairs)))
+    is_last = lot == lot.groupby(pairs["user_id"]).transform("max")
+    is_drawn = ((lot < share) & ~is_last).to_numpy()[pair]
+    return train[~is_drawn], train[is_drawn]
+
+
+def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
+    """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed: enough to choose among five values."""
+    users = np.sort(interactions["user_id"].unique())
+    if len(users) <= MAX_VALIDATION_USERS:
+        return interactions
+    drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
+    return interactions[interactions["user_id"].isin(drawn)]
 
 
 @dataclass(frozen=True)
 class Ids:
-    """The rows of users and items: an id's place in its index is its row."""
+    """Rows of users and items: an id's place in its index is its row."""
 
     users: pd.Index[Any]
     """Ascending."""
     items: pd.Index[Any]
     """The catalogue of the bundle."""
 
+    @classmethod
+    def number(cls, item_ids: Iterable[Any], parts: Iterable[pd.DataFrame]) -> Ids:
+        """Number the users of all parts of a data set, and the items of a catalogue in its order."""
+        users = pd.concat([part["user_id"] for part in parts]).unique()
+        return cls(pd.Index(users).sort_values(), pd.Index(item_ids))
+
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
-        item_row = self.items.get_indexer(pd.Index(interactions["item_id"]))
-        events = Events(
-            user_row=self.users.get_indexer(pd.Index(interactions["user_id"])).astype(np.int64),
-            item_row=item_row.astype(np.int64),
-            time=interactions["datetime"].to_numpy(np.int64) if "datetime" in interactions else None,
-            n_users=len(self.users),
-            n_items=len(self.items),
-        )
-        return events.keep(item_row >= 0)
+        item_row = _rows_of(self.items, interactions["item_id"])
+        time = interactions["datetime"].to_numpy(np.int64) if "datetime" in interactions else None
+        user_row = _rows_of(self.users, interactions["user_id"])
+        return Events(user_row, item_row, time, len(self.users), len(self.items)).keep(item_row >= 0)
 
 
 @dataclass(frozen=True)
@@ -55,17 +253,8 @@ class HeldOut:
     """(B, ...) the first held-out interaction of each request: its user, and the context of a target."""
 
 
-def number_ids(item_ids: Iterable[Any], parts: Iterable[pd.DataFrame]) -> Ids:
-    """Number the users of all parts of a data set, and the items of a catalogue in its order."""
-    users = pd.concat([part["user_id"] for part in parts]).unique()
-    return Ids(pd.Index(users).sort_values(), pd.Index(item_ids))
-
-
 def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
-    """Make a request of every user in the holdout; its targets are the distinct items held out of her.
-
-    Without context she gets one list, at whatever times she took them: judged by each time alone, it would be wrong
-    about all the others.
+    """Make a request of every user in the holdout; its targets are their distinct held-out items.
 
     Raises:
         SchemaError: nothing is held out.
@@ -76,10 +265,7 @@ def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
 
 
 def group_situations(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
-    """Make a request of every situation that targets were held out in.
-
-    That is a user at a time, and without times a user and an item, in the context of its first event.
-    """
+    """Make a request of every user and time, without times of every user and item, in the context of its first row."""
     return _group(holdout, ids, ["user_id", "datetime" if "datetime" in holdout else "item_id"])
 
 
@@ -88,21 +274,23 @@ def _group(holdout: pd.DataFrame, ids: Ids, keys: list[str]) -> HeldOut:
     _, first = np.unique(request, return_index=True)
     rows = holdout.iloc[first]
     pairs = pd.DataFrame({"request": request, "item_id": holdout["item_id"].array}).drop_duplicates()
-    item_row = ids.items.get_indexer(pd.Index(pairs["item_id"]))
-    sets = ItemSets.group(pairs["request"].to_numpy(), item_row, len(rows))
-    users = ids.users.get_indexer(pd.Index(rows["user_id"])).astype(np.int64)
-    return HeldOut(Targets(sets, users), rows)
+    sets = ItemSets.group(pairs["request"].to_numpy(), _rows_of(ids.items, pairs["item_id"]), len(rows))
+    return HeldOut(Targets(sets, _rows_of(ids.users, rows["user_id"])), rows)
+
+
+def _rows_of(index: pd.Index[Any], values: Column) -> Ints:
+    return index.get_indexer(pd.Index(values)).astype(np.int64)
 
 
 def plain_requests(rows: pd.DataFrame, at: int | None) -> list[dict[str, Any]]:
     """Ask for each row's user, at the moment `at` if there is one, without any context."""
-    moment = {} if at is None else {"datetime": _as_moment(at)}
+    moment = {} if at is None else {"datetime": to_moment(at)}
     return [{"user_id": user_id, **moment} for user_id in rows["user_id"].tolist()]
 
 
 def has_context(rows: pd.DataFrame, schema: Schema) -> bool:
-    """Tell whether the rows say more than whose they are."""
-    return bool(_given_features(rows, schema)) or (schema.has_datetime and "datetime" in rows)
+    """Return whether the rows hold a time or context that requests can state."""
+    return bool(_stated_features(rows, schema)) or (schema.has_datetime and "datetime" in rows)
 
 
 def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
@@ -110,8 +298,8 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
     requests = plain_requests(rows, at=None)
     if schema.has_datetime and "datetime" in rows:
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
-            request["datetime"] = _as_moment(seconds)
-    features = _given_features(rows, schema)
+            request["datetime"] = to_moment(seconds)
+    features = _stated_features(rows, schema)
     columns = [_raw_values(feature, rows[feature.column]) for feature in features]
     names = [feature.name for feature in features]
     for request, values in zip(requests, zip(*columns, strict=True), strict=False):
@@ -119,13 +307,12 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
     return requests
 
 
-def _given_features(rows: pd.DataFrame, schema: Schema) -> list[Feature]:
-    """Return the context features that a request states itself and that the rows know."""
-    stated = [feature for feature in schema.context_features if feature.kind not in DERIVED]
-    return [feature for feature in stated if feature.column in rows]
+def _stated_features(rows: pd.DataFrame, schema: Schema) -> list[Feature]:
+    """Return the context features that a request states itself and that the rows have."""
+    return [one for one in schema.context_features if one.kind not in DERIVED and one.column in rows]
 
 
-def _raw_values(feature: Feature, column: pd.Series[Any]) -> list[Any]:
+def _raw_values(feature: Feature, column: Column) -> list[Any]:
     """Return the values as a request states them: numbers, texts or lists of texts, None where missing."""
     if feature.kind == "categorical":
         return [to_text(value) for value in column]
@@ -135,6 +322,6 @@ def _raw_values(feature: Feature, column: pd.Series[Any]) -> list[Any]:
     return values
 
 
-def _as_moment(seconds: int) -> datetime:
-    """Say a time with its zone: as a number, one before 1973 would be ambiguous."""
+def to_moment(seconds: int) -> datetime:
+    """Return a time with its zone: as a number, one before 1973 would be ambiguous."""
     return _EPOCH + timedelta(seconds=seconds)

@@ -1,54 +1,126 @@
-"""Accuracy of ranked lists: hit rate, recall, NDCG, MRR and MAP at k.
+"""Accuracy of ranked lists, their effect on the catalogue, and 95 % bootstrap intervals over users.
 
-Each metric is a value per request, (B,), from a hit matrix (B, K) and the number of targets (B,), never 0.
-Values are averaged within a user and then over users, so that a busy user counts once. A list shorter than k
-misses in its empty places.
+A request asks for one ranked list: a user at a moment. Lists are item rows, best first; -1 fills a short list and a
+target outside the catalogue is -1: a miss that counts. Letters: B requests, K places of a list, T targets in all,
+N items, U users, M metrics.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.targets import Bools, Ints, Targets, hit_matrix
-
+Ints = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
 Floats = npt.NDArray[np.float64]
+Summary = dict[str, float | list[float]]
 
 CUTOFFS = (10, 20)
+RESAMPLES = 1000
+SEED = 20260101
+LEVELS = (0.025, 0.975)
+BLOCK_BYTES = 2**26
+MIN_USERS_TO_COMPARE = 20
+"""Users below which the interval of a difference says nothing: that of one user is a point."""
+
+
+@dataclass(frozen=True)
+class ItemSets:
+    """A set of items per request, as flat arrays."""
+
+    item_row: Ints
+    """(T,) item rows, request after request."""
+    offsets: Ints
+    """(B + 1,) request b has the entries offsets[b] to offsets[b + 1]."""
+
+    @classmethod
+    def group(cls, request: Ints, item_row: Ints, n_requests: int) -> ItemSets:
+        """Gather (request, item) pairs; their order inside a request stays."""
+        order = np.argsort(request, kind="stable")
+        return cls(item_row[order].astype(np.int64), _to_offsets(np.bincount(request, minlength=n_requests)))
+
+    @property
+    def counts(self) -> Ints:
+        """Entries of each request, (B,)."""
+        return np.diff(self.offsets)
+
+    @property
+    def request(self) -> Ints:
+        """Request of each entry, (T,)."""
+        return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
+
+    def keep(self, kept: Bools) -> ItemSets:
+        """Keep the entries of the mask `kept` (T,); a request may be left without one."""
+        return ItemSets.group(self.request[kept], self.item_row[kept], len(self.offsets) - 1)
+
+    def take(self, requests: Ints) -> ItemSets:
+        """Return the sets of `requests`, in that order; one may be named twice."""
+        counts = self.counts[requests]
+        offsets = _to_offsets(counts)
+        shift = np.repeat(self.offsets[requests] - offsets[:-1], counts)
+        return ItemSets(self.item_row[np.arange(offsets[-1]) + shift], offsets)
+
+    def contain(self, request: Ints, item_row: Ints) -> Bools:
+        """Mark the pairs whose item is in the request's set; -1 never is."""
+        width = 2 + max(item_row.max(initial=0), self.item_row.max(initial=0))
+        held = np.append(np.sort(self.request * width + self.item_row), -1)  # -1: never empty
+        asked = request * width + item_row
+        return np.asarray((held[np.searchsorted(held[:-1], asked)] == asked) & (item_row >= 0))
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The items that B test requests should find."""
+
+    items: ItemSets
+    """Distinct inside a request."""
+    user: Ints
+    """(B,) user row of each request."""
+
+    def keep(self, kept: Bools) -> Targets:
+        """Keep the target entries of the mask `kept` (T,)."""
+        return Targets(self.items.keep(kept), self.user)
+
+
+def hit_matrix(lists: Ints, targets: Targets) -> Bools:
+    """Mark the places of each list that hold a target of its request, (B, K)."""
+    return targets.items.contain(np.arange(len(lists))[:, None], lists)
 
 
 def hit_rate(hits: Bools, k: int) -> Floats:
-    """Is a target among the first k?"""
+    """Return 1 where a target is among the first k, else 0."""
     return np.asarray(hits[:, :k].any(axis=1), np.float64)
 
 
 def recall(hits: Bools, n_targets: Ints, k: int) -> Floats:
-    """Share of the targets among the first k."""
+    """Return the share of the targets among the first k."""
     return np.asarray(hits[:, :k].sum(axis=1) / n_targets)
 
 
 def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
-    """Gain 1 / log2(rank + 1) of the hits among the first k, over the most of min(k, targets) hits."""
+    """Return the gain 1 / log2(rank + 1) of the hits among the first k over that of a perfect list."""
     gains = 1.0 / np.log2(np.arange(k) + 2.0)
     best = np.cumsum(gains)[np.minimum(n_targets, k) - 1]
     return np.asarray(hits[:, :k] @ gains[: hits.shape[1]] / best)
 
 
 def mrr(hits: Bools, k: int) -> Floats:
-    """1 / rank of the first hit, 0 if it comes after place k."""
-    first = hits[:, :k].argmax(axis=1)
-    return np.asarray(hit_rate(hits, k) / (first + 1))
+    """Return 1 / rank of the first hit, 0 if it comes after place k."""
+    return np.asarray(hit_rate(hits, k) / (hits[:, :k].argmax(axis=1) + 1))
 
 
 def average_precision(hits: Bools, n_targets: Ints, k: int) -> Floats:
-    """Sum over the hits among the first k of the precision at their place, over min(k, targets)."""
+    """Return the sum of the precisions at the hits among the first k over min(k, targets)."""
     seen = hits[:, :k]
     precision = np.cumsum(seen, axis=1) / np.arange(1, seen.shape[1] + 1)
     return np.asarray((precision * seen).sum(axis=1) / np.minimum(n_targets, k))
 
 
 def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
-    """Return every metric per request: `HR@k`, `Recall@k`, `NDCG@k`, `MRR@k`, `MAP@k` for every cut-off k."""
+    """Return `HR@k`, `Recall@k`, `NDCG@k`, `MRR@k` and `MAP@k` per request, (B,); each needs a target."""
     values = {}
     for k in cutoffs:
         values[f"HR@{k}"] = hit_rate(hits, k)
@@ -62,12 +134,93 @@ def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CU
 def measure_users(lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
     """Return every metric per user, (U,), users ascending; requests without a target are left out."""
     n_targets = targets.items.counts
-    asked = n_targets > 0
-    values = measure_requests(hit_matrix(lists, targets)[asked], n_targets[asked], cutoffs)
-    return {name: average_by_user(value, targets.user[asked]) for name, value in values.items()}
+    has_target = n_targets > 0
+    values = measure_requests(hit_matrix(lists, targets)[has_target], n_targets[has_target], cutoffs)
+    return {name: average_by_user(value, targets.user[has_target]) for name, value in values.items()}
 
 
 def average_by_user(values: Floats, user: Ints) -> Floats:
-    """Average the requests' values (B,) within each user, (U,), users in ascending order."""
+    """Average the requests' values (B,) within each user, (U,), so that a busy user counts once."""
     _, index = np.unique(user, return_inverse=True)
     return np.asarray(np.bincount(index, weights=values) / np.bincount(index))
+
+
+def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> dict[str, float]:
+    """Return what the first k places of the lists do to a catalogue.
+
+    Args:
+        lists: (B, K).
+        targets: at least one; popularity lift is relative to theirs.
+        event_count: (N,) training events of each item.
+        k: places that count.
+
+    Returns:
+        Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items' share of all
+        events. Popularity lift: mean popularity of the shown items over that of the targets. Gini index of exposure.
+        Events are counted plus one, so that a new item is finite.
+    """
+    shown = lists[:, :k]
+    shown = shown[shown >= 0]
+    share = (event_count + 1) / (event_count.sum() + len(event_count))
+    popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
+    return {
+        f"coverage@{k}": len(np.unique(shown)) / len(event_count),
+        f"novelty@{k}": _mean(-np.log2(share[shown])),
+        f"popularity_lift@{k}": _mean(popularity[shown]) / _mean(popularity[targets.items.item_row]),
+        f"gini@{k}": gini(np.bincount(shown, minlength=len(event_count))),
+    }
+
+
+def gini(counts: Ints) -> float:
+    """Return the Gini index of counts: 0 if all are equal, near 1 if a few have it all."""
+    ordered, n = np.sort(counts).astype(np.float64), len(counts)
+    if not ordered.any():
+        return 0.0
+    return float(((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * ordered.sum()))
+
+
+def summarise(values: Mapping[str, Floats]) -> Summary:
+    """Return each metric's mean over users and `<metric>_ci95` = [low, high], and the number of `users`.
+
+    Args:
+        values: metric -> (U,), the same users in each. Without users, only their number comes back.
+    """
+    names = list(values)
+    matrix = np.stack([values[name] for name in names], axis=1)  # (U, M)
+    summary: Summary = {"users": len(matrix)}
+    if not len(matrix):
+        return summary
+    low, high = np.quantile(resample_means(matrix), LEVELS, axis=0)  # (M,) each
+    for column, name in enumerate(names):
+        summary[name] = float(matrix[:, column].mean())
+        summary[f"{name}_ci95"] = [float(low[column]), float(high[column])]
+    return summary
+
+
+def summarise_difference(values: Mapping[str, Floats], others: Mapping[str, Floats]) -> Summary:
+    """Summarise values minus others, paired user by user: both in the same order of the same users."""
+    return summarise({name: values[name] - others[name] for name in values})
+
+
+def resample_means(values: Floats) -> Floats:
+    """Return the column means of `RESAMPLES` bootstrap samples of the rows (U, M), (RESAMPLES, M).
+
+    A sample is drawn as how often each user is in it, so its means are one row of a matrix product.
+    """
+    rng = np.random.default_rng(SEED)
+    n_users = len(values)
+    block = max(1, BLOCK_BYTES // (8 * n_users))
+    means = []
+    for start in range(0, RESAMPLES, block):
+        draws = range(start, min(start + block, RESAMPLES))
+        counts = [np.bincount(rng.integers(n_users, size=n_users), minlength=n_users) for _ in draws]
+        means.append(np.stack(counts).astype(np.float64) @ values / n_users)
+    return np.concatenate(means)
+
+
+def _to_offsets(counts: Ints) -> Ints:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
+
+
+def _mean(values: Floats) -> float:
+    return float(values.mean()) if values.size else 0.0

@@ -1,45 +1,35 @@
-"""The k best of a row of scores, exact, in one order that no tie can change."""
+"""Exact ranking of rows of scores in one order that no tie can change, and the views that lists are judged in.
+
+all     nothing is excluded
+repeat  the same ranking among the items a user already has; targets are those that are owned
+novel   the same ranking among the other items; targets are those that are not owned
+Where items may not be recommended again only `novel` exists; its owned targets then count as misses.
+Letters: B requests, b requests of a tile, N items, K places of a list, C contenders.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
 
-from evaluation.targets import Bools, Ints
+from evaluation.metrics import Bools, Ints, ItemSets, Targets
+from serve.schema import Repeats
 
 Scores = npt.NDArray[np.float32]
+ScoreRows = Callable[[Ints], Scores]
+"""Rows (b,) of users or requests -> scores of the whole catalogue, (b, N)."""
 
 TILE_CELLS = 2**22
-"""Of one matrix of scores: 16 MiB."""
+"""Cells of one matrix of scores: 16 MiB."""
 CACHED_CELLS = 2**17
-"""Ranked at once: small enough for the cache and for memory that is used again instead of mapped anew."""
+"""Cells that are ranked at once: they fit the cache."""
 BLOCKS = 8
-"""Of a row, times k: fewer make more contenders, more a longer partition."""
+"""Blocks of a row per place of the list."""
 LOWEST = np.finfo(np.float32).min
 NOTHING = np.iinfo(np.int64).max
 """Sorts behind every score."""
-
-
-def top_k(scores: Scores, k: int) -> Ints:
-    """Return the items of the k best scores, best first; equal scores in the order of their rows.
-
-    Non-finite scores are never listed; -1 fills what is left.
-
-    Args:
-        scores: (B, N).
-        k: places of a list; may be more than N.
-
-    Returns:
-        (B, k) item rows.
-    """
-    lists = np.full((len(scores), k), -1, np.int64)
-    n_rows, n_items = scores.shape
-    found = min(k, n_items)
-    for rows in tiles(n_rows, n_items, CACHED_CELLS):
-        lists[rows, :found] = _rank(scores[rows], found)
-    return lists
 
 
 def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints]:
@@ -49,51 +39,117 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
         yield np.arange(start, min(start + height, n_rows))
 
 
+def top_k(scores: Scores, k: int) -> Ints:
+    """Return the item rows of the k best scores, (B, k), best first; equal scores in the order of their rows.
+
+    Args:
+        scores: (B, N); those that are not finite are never listed.
+        k: places of a list; -1 fills those that are left.
+    """
+    n_rows, n_items = scores.shape
+    lists = np.full((n_rows, k), -1, np.int64)
+    found = min(k, n_items)
+    for rows in tiles(n_rows, n_items, CACHED_CELLS):
+        lists[rows, :found] = _rank(scores[rows], found)
+    return lists
+
+
 def _rank(scores: Scores, k: int) -> Ints:
     if not scores.max() < np.inf:  # not true of NaN either
         scores = np.where(np.isfinite(scores), scores, -np.inf)
-    is_contender = scores >= _lowest_listed(scores, k)[:, None]
-    keys = _order_contenders(scores, is_contender, k)  # (B, at least k)
-    best = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)  # (B, k)
+    keys = _order_contenders(scores, scores >= _bound_listed(scores, k)[:, None], k)  # (b, at least k)
+    best = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)  # (b, k)
     return np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
 
 
-def _order_contenders(scores: Scores, is_contender: Bools, k: int) -> Ints:
-    """Return the keys of each row's contenders side by side, (B, W >= k); `NOTHING` where there are no more."""
-    n_rows, n_items = scores.shape
-    counts = np.count_nonzero(is_contender, axis=1)  # (B,)
-    if counts.max() > n_items // 8:  # many equal scores: bringing them together takes longer than leaving them
-        return np.where(is_contender, _order_keys(scores, np.arange(n_items)), NOTHING)
-    row = np.repeat(np.arange(n_rows), counts)  # (C,)
-    cell = np.flatnonzero(is_contender)  # (C,) row by row
-    place = np.arange(len(cell)) - (np.cumsum(counts) - counts)[row]  # (C,) within its row
-    keys = np.full((n_rows, max(k, counts.max())), NOTHING)
-    keys[row, place] = _order_keys(scores.reshape(-1)[cell], cell - row * n_items)
-    return keys
+def _bound_listed(scores: Scores, k: int) -> Scores:
+    """Return a bound that at least k finite scores of each row reach, and few more, (b,).
 
-
-def _lowest_listed(scores: Scores, k: int) -> Scores:
-    """Return a bound that at least k finite scores of each row reach, and few more, (B,).
-
-    Where there are too few, or a list is much of a row, it is the lowest finite number. The k-th best of the maxima of
-    disjoint blocks is such a bound: k of the scores are these maxima. A pass for the maxima and one that compares cost
-    a seventh of a partition of all scores.
+    The k-th best of the maxima of disjoint blocks is one. Where rows are short it is the lowest finite number.
     """
     n_rows, n_items = scores.shape
     depth = n_items // (BLOCKS * k)
     if depth < 2:
         return np.full(n_rows, LOWEST)
     n_blocks = n_items // depth
-    maxima = scores[:, : n_blocks * depth].reshape(n_rows, depth, n_blocks).max(axis=1)  # (B, blocks)
-    bound = np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k]
-    return np.maximum(bound, LOWEST)
+    maxima = scores[:, : n_blocks * depth].reshape(n_rows, depth, n_blocks).max(axis=1)  # (b, blocks)
+    return np.maximum(np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k], LOWEST)
+
+
+def _order_contenders(scores: Scores, is_contender: Bools, k: int) -> Ints:
+    """Return the keys of each row's contenders side by side, (b, at least k); `NOTHING` where there are no more."""
+    n_rows, n_items = scores.shape
+    counts = np.count_nonzero(is_contender, axis=1)  # (b,)
+    if counts.max() > n_items // 8:  # many equal scores: gathering them takes longer than leaving them
+        return np.where(is_contender, _order_keys(scores, np.arange(n_items)), NOTHING)
+    row = np.repeat(np.arange(n_rows), counts)  # (C,)
+    cell = np.flatnonzero(is_contender)  # (C,)
+    place = np.arange(len(cell)) - (np.cumsum(counts) - counts)[row]  # (C,)
+    keys = np.full((n_rows, max(k, counts.max())), NOTHING)
+    keys[row, place] = _order_keys(scores.reshape(-1)[cell], cell - row * n_items)
+    return keys
 
 
 def _order_keys(scores: Scores, items: Ints) -> Ints:
-    """Pack scores and items into integers that sort by falling score, then by rising item, in the form of both.
+    """Pack scores and items into integers that sort by falling score, then by rising item.
 
     The bits of a float32, read as an integer, sort like the float if those of negative numbers are flipped.
     """
     bits = (scores + np.float32(0)).view(np.int32)  # + 0 makes -0 and 0 one value
     falling = ~(bits ^ ((bits >> 31) & 0x7FFFFFFF))
     return (falling.astype(np.int64) << 32) | items
+
+
+def view_targets(targets: Targets, owned: ItemSets, repeats: Repeats) -> dict[str, Targets]:
+    """Return the targets of each view that exists under `repeats`."""
+    if repeats == "exclude":
+        return {"novel": targets}
+    is_owned = find_owned(targets, owned)
+    return {"all": targets, "repeat": targets.keep(is_owned), "novel": targets.keep(~is_owned)}
+
+
+def find_owned(targets: Targets, owned: ItemSets) -> Bools:
+    """Mark the targets that their user already has, (T,); lists without owned items cannot reach them."""
+    return owned.contain(targets.items.request, targets.items.item_row)
+
+
+def rank_views(score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: Iterable[str]) -> dict[str, Ints]:
+    """Rank the whole catalogue for every request; each tile of scores serves all views.
+
+    Args:
+        score: scores requests, (b,) -> (b, N); asked once per request.
+        owned: items that each request's user already has.
+        n_items: N.
+        k: places of a list.
+        views: names of `RESTRICTIONS`.
+
+    Returns:
+        View -> lists (B, k).
+    """
+    owned = owned.keep(owned.item_row >= 0)
+    n_requests = len(owned.offsets) - 1
+    lists = {view: np.full((n_requests, k), -1, np.int64) for view in views}
+    for requests in tiles(n_requests, n_items):
+        scores = score(requests)  # (b, N)
+        for view, filled in lists.items():
+            filled[requests] = top_k(RESTRICTIONS[view](scores, owned.take(requests)), k)
+    return lists
+
+
+def _keep_owned(scores: Scores, owned: ItemSets) -> Scores:
+    kept = np.full_like(scores, -np.inf)
+    kept[owned.request, owned.item_row] = scores[owned.request, owned.item_row]
+    return kept
+
+
+def _drop_owned(scores: Scores, owned: ItemSets) -> Scores:
+    kept = scores.copy()
+    kept[owned.request, owned.item_row] = -np.inf
+    return kept
+
+
+RESTRICTIONS: dict[str, Callable[[Scores, ItemSets], Scores]] = {
+    "all": lambda scores, _: scores,
+    "repeat": _keep_owned,
+    "novel": _drop_owned,
+}

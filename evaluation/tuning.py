@@ -1,96 +1,169 @@
-"""Each baseline's one parameter is chosen on validation; the best is fitted again on all training events."""
+"""The baselines of each protocol: their one parameter is chosen on validation, then they are fitted on all events."""
 
 from __future__ import annotations
 
-import math
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from evaluation.baselines import Baseline, Scorer
-from evaluation.events import Events, join_events
-from evaluation.ranking import Scores
-from evaluation.targets import Ints
+from evaluation import baselines
+from evaluation.baselines import NEAR_NOTHING, Events, Strength, as_binary, as_counts, as_logs, on_used_items
+from evaluation.ranking import ScoreRows
+from serve.errors import SchemaError, name_nearest
+from serve.schema import Repeats
 
-ScoreUsers = Callable[[Ints], Scores]
-"""User rows (b,) -> scores of the whole catalogue, float32 (b, N)."""
-
-Criterion = Callable[[ScoreUsers], float]
-"""How good a scorer is on validation; more is better."""
+Criterion = Callable[[ScoreRows], float]
+"""Quality of a scorer on validation; more is better."""
+Log = Callable[[str], None]
+"""Prints what an evaluation is doing."""
 
 MEMORY_SHARE = 0.5
 TOO_LARGE = "needs more than half of the free memory"
-
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 
 
 @dataclass(frozen=True)
-class FittedBaseline:
-    """A baseline ready to be tested."""
+class Baseline:
+    """A baseline before it is fitted."""
 
     name: str
-    score: ScoreUsers
-    parameter: dict[str, float]
-    """What was chosen, e.g. {"days": 28}; empty without a parameter."""
-    validation: dict[float, float]
-    """Every value tried -> the criterion; empty without a parameter."""
-    seconds: float
+    fit: Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
+    """Events and values of the parameter -> one scorer per value, made one after the other."""
+    parameter: str | None = None
+    values: tuple[float, ...] = (0.0,)
+    """Candidates for the parameter; without a parameter one placeholder."""
+    needs_time: bool = False
+    estimate_bytes: Callable[[Events], int] = lambda events: 0
+    """Peak memory of the fit, for those whose memory can be a limit."""
 
 
 @dataclass(frozen=True)
-class SkippedBaseline:
-    """A baseline that was not fitted."""
+class Fitted:
+    """A baseline after tuning."""
 
     name: str
-    reason: str
+    record: dict[str, Any]
+    """Its parameter, the criterion of each value tried and the seconds of the fit; or why it was skipped."""
+    score: ScoreRows | None
+    """None if it was skipped."""
+
+
+def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
+    """Return the named baselines of a protocol, the cheapest first; None names all.
+
+    Where repeats are allowed counts carry the signal; where they are not, a pair counts once.
+
+    Raises:
+        SchemaError: the protocol has no baseline of a name.
+    """
+    declared = _declare_repeating() if repeats == "allow" else _declare_excluding()
+    allowed = [baseline.name for baseline in declared]
+    for name in names or []:
+        if name not in allowed:
+            raise SchemaError(f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}")
+    return [baseline for baseline in declared if names is None or baseline.name in names]
+
+
+def _declare_repeating() -> list[Baseline]:
+    return [
+        *_declare_popularity(as_counts),
+        Baseline("personal", lambda events, _: iter([baselines.fit_personal(events)])),
+        Baseline("personal-decayed", baselines.fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
+        _declare_itemknn((2, 5, 20, 100, 400), as_counts),
+        _declare_ease((3, 10, 30, 100, 300), as_logs),
+    ]
+
+
+def _declare_excluding() -> list[Baseline]:
+    return [
+        *_declare_popularity(as_binary),
+        _declare_itemknn((20, 50, 100, 200, 400), as_binary),
+        _declare_ease((10, 30, 100, 300, 1000), as_binary),
+    ]
+
+
+def _declare_popularity(strength: Strength) -> list[Baseline]:
+    recent = partial(baselines.fit_recent_popularity, strength=strength)
+    return [
+        Baseline("popularity", lambda events, _: iter([baselines.fit_popularity(events, strength)])),
+        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
+    ]
+
+
+def _declare_itemknn(neighbours: tuple[float, ...], strength: Strength) -> Baseline:
+    def estimate_bytes(events: Events) -> int:
+        """Count the neighbours as pairs and as a matrix."""
+        n_items = len(baselines.renumber_used(events)[0])
+        return int(n_items * min(max(neighbours), n_items) * (8 + 4) * 3)
+
+    fit = on_used_items(partial(baselines.fit_itemknn, strength=strength), NEAR_NOTHING)
+    return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=estimate_bytes)
+
+
+def _declare_ease(regularisations: tuple[float, ...], strength: Strength) -> Baseline:
+    def estimate_bytes(events: Events) -> int:
+        """Count about five matrices, in float64 of users or float32 of items."""
+        n_items = len(baselines.renumber_used(events)[0])
+        return 5 * 8 * events.n_users**2 if events.n_users < n_items else 5 * 4 * n_items**2
+
+    fit = on_used_items(partial(baselines.fit_ease, strength=strength), 0.0)
+    return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=estimate_bytes)
 
 
 def fit_baselines(
-    baselines: Iterable[Baseline], train: Events, later: Events, criterion: Criterion | None
-) -> Iterator[FittedBaseline | SkippedBaseline]:
-    """Tune and fit each baseline, or say why not; one after the other, so that one can be used and let go.
+    chosen: Sequence[Baseline], train: Events, later: Events, criterion: Criterion | None, log: Log
+) -> Iterator[Fitted]:
+    """Tune and fit each baseline, or say why not; one after the other, so that none stays in memory.
 
     Args:
-        baselines: from `declare_baselines`.
-        train: what the parameter is tried on.
+        chosen: from `choose_baselines`.
+        train: events that the parameter is tried on.
         later: joined to `train` for the final fit.
-        criterion: asked once per value, of a model fitted on `train`; None, for want of validation events,
-            takes the middle value.
+        criterion: called once per value, of a model fitted on `train`; None without validation events: the middle
+            value is taken.
+        log: called before and after each.
     """
-    whole = join_events(train, later)
-    for baseline in baselines:
-        reason = _find_obstacle(baseline, whole)
-        if reason is None:
-            yield _tune(baseline, train, whole, criterion)
-        else:
-            yield SkippedBaseline(baseline.name, reason)
+    whole = train.join(later)
+    for baseline in chosen:
+        log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, {_count_fits(baseline, criterion)}")
+        start = time.perf_counter()
+        fitted = _fit(baseline, train, whole, criterion)
+        yield fitted
+        log(f"{baseline.name}: {_describe(fitted)}, {time.perf_counter() - start:.1f} s")
 
 
-def read_free_bytes() -> int:
-    """Return the memory this process can still get: what the machine has free, within a container's limit."""
-    return int(min(_free_of_machine(), _left_of_limit()))
+def _count_fits(baseline: Baseline, criterion: Criterion | None) -> str:
+    if baseline.parameter is None or criterion is None:
+        return "one fit"
+    low, *_, high = baseline.values
+    return (
+        f"{len(baseline.values)} fits to choose {baseline.parameter} from {low:g} to {high:g}, then one on all events"
+    )
 
 
-def _free_of_machine() -> int:
-    """Return the kernel's own estimate where it gives one, else the free pages, or all of them (macOS)."""
-    if _MEMINFO.exists():
-        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
-        if "MemAvailable" in fields:
-            return int(fields["MemAvailable"].split()[0]) * 1024
-    pages = "SC_AVPHYS_PAGES" if "SC_AVPHYS_PAGES" in os.sysconf_names else "SC_PHYS_PAGES"
-    return os.sysconf(pages) * os.sysconf("SC_PAGE_SIZE")
-
-
-def _left_of_limit() -> float:
-    """Return what the limit of the control group leaves, infinite without one."""
-    try:
-        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
-    except OSError:
-        return math.inf
-    return max(int(limit) - int(used), 0) if limit.isdecimal() and used.isdecimal() else math.inf
+def _fit(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> Fitted:
+    obstacle = _find_obstacle(baseline, whole)
+    if obstacle is not None:
+        return Fitted(baseline.name, {"skipped": obstacle}, None)
+    start = time.perf_counter()
+    validation: dict[float, float] = {}
+    best = baseline.values[len(baseline.values) // 2]
+    if baseline.parameter is not None and criterion is not None:
+        scorers = baseline.fit(train, baseline.values)
+        validation = {value: criterion(score) for value, score in zip(baseline.values, scorers, strict=True)}
+        best = max(validation, key=lambda value: validation[value])
+    (score,) = baseline.fit(whole, [best])
+    record = {
+        "parameter": {} if baseline.parameter is None else {baseline.parameter: best},
+        "validation": {f"{value:g}": quality for value, quality in validation.items()},
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return Fitted(baseline.name, record, score)
 
 
 def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
@@ -99,18 +172,20 @@ def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     return TOO_LARGE if baseline.estimate_bytes(events) > MEMORY_SHARE * read_free_bytes() else None
 
 
-def _tune(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> FittedBaseline:
-    start = time.perf_counter()
-    validation: dict[float, float] = {}
-    best = baseline.values[len(baseline.values) // 2]
-    if baseline.parameter is not None and criterion is not None:
-        validation = _try_values(baseline, train, criterion)
-        best = max(validation, key=lambda value: validation[value])
-    (scorer,) = baseline.fit(whole, [best])
-    parameter = {} if baseline.parameter is None else {baseline.parameter: best}
-    return FittedBaseline(baseline.name, scorer.score, parameter, validation, time.perf_counter() - start)
+def _describe(fitted: Fitted) -> str:
+    if "skipped" in fitted.record:
+        return f"skipped, {fitted.record['skipped']}"
+    return ", ".join(f"{name} {value:g}" for name, value in fitted.record["parameter"].items()) or "no parameter"
 
 
-def _try_values(baseline: Baseline, train: Events, criterion: Criterion) -> dict[float, float]:
-    scorers: Iterator[Scorer] = baseline.fit(train, baseline.values)
-    return {value: criterion(scorer.score) for value, scorer in zip(baseline.values, scorers, strict=True)}
+def read_free_bytes() -> int:
+    """Return the memory this process can still get: what the machine has free, within a container's limit."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of macOS, which has no estimate
+    if _MEMINFO.exists():
+        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
+        free = int(fields["MemAvailable"].split()[0]) * 1024
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return min(free, max(int(limit) - int(used), 0)) if limit.isdecimal() else free

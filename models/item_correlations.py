@@ -17,7 +17,7 @@ import scipy.sparse as sp
 import torch
 from torch import Tensor
 
-from evaluation.lapack import invert_regularised
+from evaluation.baselines import invert_regularised
 from evaluation.metrics import ndcg
 from models.eigenvectors import leading_eigenvectors
 from serve.schema import Similarity

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import scipy.sparse as sp
 
-from evaluation.lapack import invert_regularised
+from evaluation.baselines import invert_regularised
 from models.item_correlations import order_by_popularity, who_has_what
 from models.pair_correlations import PairCorrelations
 

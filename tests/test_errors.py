@@ -5,7 +5,7 @@ import sqlite3
 import pytest
 
 import evaluation.__main__
-import evaluation.report.__main__
+import evaluation.report
 import train
 from serve.__main__ import main as serve
 from serve.errors import SchemaError, say

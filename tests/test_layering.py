@@ -13,7 +13,14 @@ MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
     "evaluation": {"evaluation", "serve"},
-    "models": {"models", "serve", "datamodules.batch", "evaluation.lapack", "evaluation.metrics", "evaluation.ranking"},
+    "models": {
+        "models",
+        "serve",
+        "datamodules.batch",
+        "evaluation.baselines",
+        "evaluation.metrics",
+        "evaluation.ranking",
+    },
     "tuning": {"tuning", "models", "evaluation", "serve"},
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")

@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from optuna.trial import FrozenTrial, TrialState
 
-from evaluation.intervals import Summary, summarise_difference
-from evaluation.metrics import Floats
+from evaluation.metrics import Floats, Summary, summarise_difference
 from serve.durable import write_file
 from tuning.space import tidy
 

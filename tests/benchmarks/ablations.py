@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 import run_training  # noqa: E402
-from evaluation.intervals import summarise_difference  # noqa: E402
+from evaluation.metrics import summarise_difference
 from models.two_tower import TwoTower  # noqa: E402
 from tests.benchmarks.board_fit import FullRanking, Prepared, fit_once, prepare  # noqa: E402
 from tests.benchmarks.board_list import BOARDS, Board, find_boards, make_tables  # noqa: E402

@@ -11,9 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.intervals import Summary, summarise_difference
-from evaluation.metrics import Floats, measure_users
-from evaluation.targets import ItemSets, Targets
+from evaluation.metrics import Floats, ItemSets, Summary, Targets, measure_users, summarise_difference
 from serve.schema import Schema
 from tests.benchmarks.board_list import ROOT
 from tests.benchmarks.kept import write_whole

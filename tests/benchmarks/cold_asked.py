@@ -10,10 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.events import Events
-from evaluation.examination import Examination, Lists
+from evaluation.baselines import Events
+from evaluation.evaluate import Examination, Lists, recommend_views
 from evaluation.holdout import group_requests, number_ids, plain_requests
-from evaluation.recommended import recommend_views
 from serve.recommender import Recommender
 from tests.benchmarks.cold_content import HALF_LIVES, ContentNeighbours, content_matrix
 from tests.benchmarks.cold_training import Opened

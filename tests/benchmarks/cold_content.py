@@ -11,9 +11,9 @@ import pandas as pd
 from scipy import sparse
 
 from datamodules.config import FeatureConfig
-from evaluation.events import Events
+from evaluation.baselines import Events
+from evaluation.metrics import Ints
 from evaluation.ranking import Scores
-from evaluation.targets import Ints
 from serve.encoding import split_cell, to_text
 
 HALF_LIVES = (1.0, 4.0, 16.0, 64.0, np.inf)

@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from evaluation.intervals import summarise, summarise_difference
-from evaluation.metrics import Floats
+from evaluation.metrics import Floats, summarise, summarise_difference
 
 METRICS = ("NDCG@10", "HR@10", "NDCG@20")
 

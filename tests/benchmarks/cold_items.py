@@ -15,10 +15,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.events import as_counts
-from evaluation.examination import Examination
+from evaluation.baselines import as_counts, fit_personal, fit_popularity
+from evaluation.evaluate import Examination
 from evaluation.metrics import measure_users
-from evaluation.popularity import fit_personal, fit_popularity
 from serve.recommender import Recommender
 from tests.benchmarks.cold_asked import Asked, Models
 from tests.benchmarks.cold_figures import METRICS, Values, describe

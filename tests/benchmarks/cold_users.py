@@ -8,12 +8,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation.events import Events, as_counts
-from evaluation.examination import Examination
+from evaluation.baselines import Events, as_counts, fit_popularity, fit_recent_popularity
+from evaluation.evaluate import Examination, recommend_views
 from evaluation.holdout import HeldOut, Ids, group_requests, number_ids, plain_requests
 from evaluation.metrics import measure_users as measure
-from evaluation.popularity import fit_popularity, fit_recent_popularity
-from evaluation.recommended import recommend_views
 from serve.recommender import Recommender
 from tests.benchmarks.cold_figures import METRICS, Values, describe, join
 from tests.benchmarks.cold_training import Opened, know_everyone

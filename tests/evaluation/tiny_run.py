@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from evaluation.evaluate import evaluate
-from evaluation.histories import profiles_from_frame
+from evaluation.evaluate import Parts, evaluate
+from evaluation.holdout import profiles_from_frame
 from serve.bundle import Bundle
 from serve.recommender import Recommender
 from serve.schema import Schema
@@ -103,7 +103,8 @@ def make_tiny_run(folder: Path, schema: Schema) -> TinyRun:
     recommender = Recommender(Bundle.load(path), profiles)
     recommender = Recommender(replace(recommender.bundle, items=hostile_items(recommender)), profiles)
     at = UNTIL if schema.repeats == "allow" else None
-    metrics = evaluate(recommender, holdout, train, validation, users, at, ["sex", "income"], seed=3)
+    parts = Parts(holdout, train, validation, users, ["sex", "income"], at)
+    metrics = evaluate(recommender, parts, seed=3)
     for stage, text in LOGS.items():
         (folder / "logs" / stage).mkdir(parents=True)
         (folder / "logs" / stage / "metrics.csv").write_text(text)

@@ -1,0 +1,115 @@
+"""Console output at the end of a run or an evaluation: one table per view, and where to go from there."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from evaluation.metrics import MIN_USERS_TO_COMPARE
+from serve.interpreter import name_interpreter
+from serve.layout import BUNDLE, METRICS
+
+Views = Mapping[str, Mapping[str, Any]]
+"""View -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
+
+NOTHING_HELD_OUT = "Nothing was held out, so this run does not say how good the recommendations are."
+
+
+def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metric: str, item_id: str | int) -> None:
+    """Print the tables of a run's metrics, or that there are none, the paths of its files, and three commands.
+
+    Args:
+        console: prints.
+        out: folder of the run.
+        metrics: as `evaluate` returns them; without `test` where nothing was held out.
+        metric: that models are compared by.
+        item_id: an item to try.
+    """
+    console.rule("results")
+    if "test" in metrics:
+        print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
+    else:
+        console.print(NOTHING_HELD_OUT, highlight=False)
+    bundle = out / BUNDLE
+    console.print(f"metrics  {out / METRICS}\nbundle   {bundle}\n\nTry next:", highlight=False, markup=False)
+    is_like_option = str(item_id).startswith("-")
+    item = [f"--item={item_id}"] if is_like_option else ["--item", str(item_id)]
+    for words in (
+        ["recommend", "--bundle", bundle, "--all-users", "--k", 10, "--out", out / "recommendations.csv"],
+        ["similar", "--bundle", bundle, *item, "--k", 5],
+        ["verify", "--bundle", bundle],
+    ):
+        command = f"  {name_interpreter()} -m serve {shlex.join(map(str, words))}"
+        console.print(command, highlight=False, markup=False, soft_wrap=True)
+
+
+def print_metrics(console: Console, metrics: Mapping[str, Any], metric: str, others: tuple[str, ...] = ()) -> None:
+    """Print one table per view, and those of requests with context where there are any.
+
+    Args:
+        console: prints.
+        metrics: as `evaluate` returns them.
+        metric: that models are compared by, with intervals.
+        others: metrics printed beside it.
+    """
+    parts = [(metrics["test"], metrics["paired"], "")]
+    if "with_context" in metrics:
+        asked, paired = (_shorten_names(metrics[part]) for part in ("with_context", "paired_with_context"))
+        parts.append((asked, paired, ", with request context"))
+    for test, paired, remark in parts:
+        for view, figures in test[next(iter(test))].items():
+            users = figures["users"]
+            title = f"view '{view}'{remark}, {users:,} user{'s' if users != 1 else ''}, 95 % intervals"
+            console.print(build_table(view, test, paired, (metric, *others), title))
+
+
+def _shorten_names(models: Mapping[str, Views]) -> dict[str, Views]:
+    """Drop the model's name from "bascule without context", so that a table fits in 80 columns."""
+    return {name[name.find(" without ") + 1 :]: views for name, views in models.items()}
+
+
+def build_table(
+    view: str, test: Mapping[str, Views], paired: Mapping[str, Views], names: tuple[str, ...], title: str
+) -> Table:
+    """Lay out one view, the best model first.
+
+    Args:
+        view: of `test`.
+        test: model -> view -> figures; the first model is compared with the others.
+        paired: baseline -> view -> the first model's figures minus the baseline's.
+        names: metrics; the first one is compared, with intervals.
+        title: of the table.
+    """
+    champion, metric = next(iter(test)), names[0]
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
+    table.add_column("model", no_wrap=True)
+    for name in (metric, f"{champion} minus it", *names[1:]):
+        table.add_column(name, justify="right", no_wrap=True)
+    measured = [model for model in test if metric in test[model].get(view, {})]
+    for model in sorted(measured, key=lambda name: -test[name][view][metric]):
+        figures, difference = test[model][view], paired.get(model, {}).get(view, {})
+        low, high = figures[f"{metric}_ci95"]
+        cells = [f"{figures[metric]:.4f} ({_drop_zeros(f'{low:.3f}, {high:.3f}')})", _compare(difference, metric)]
+        style = "bold" if model == champion else None
+        table.add_row(model, *cells, *(f"{figures[name]:.4f}" for name in names[1:]), style=style)
+    return table
+
+
+def _compare(difference: Mapping[str, Any], metric: str) -> str:
+    """Format a difference: green where its interval is above 0, red where it is below, if it is of enough users."""
+    if metric not in difference:
+        return ""
+    low, high = difference[f"{metric}_ci95"]
+    colour = "green" if low > 0 else "red" if high < 0 else "default"
+    colour = "default" if difference["users"] < MIN_USERS_TO_COMPARE else colour
+    return f"[{colour}]{difference[metric]:+.4f}[/] ({_drop_zeros(f'{low:+.3f}, {high:+.3f}')})"
+
+
+def _drop_zeros(numbers: str) -> str:
+    return numbers.replace("0.", ".")
