@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 if __name__ == "__main__":  # before anything that may be missing is imported
-    from serve.interpreter import TRAINING, require_packages
+    from serve.command_line import TRAINING, require_packages
 
     require_packages(TRAINING)
 
@@ -43,13 +43,12 @@ from run_finishing import Trained, place_newcomers
 from run_state import declare_finished, is_finished, refuse_replacing
 from run_training import print_choices, settle, train
 from serve.bundle import Bundle
+from serve.command_line import ENDED, ending_on_signals, name_interpreter, undisturbed
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError, say
 from serve.golden import write_golden
 from serve.golden_requests import draw_requests
 from serve.index import measure_recall
-from serve.interpreter import name_interpreter
-from serve.interruption import ENDED, ending_on_signals, undisturbed
 from serve.layout import CONFIG, GOLDEN, METRICS, MODEL_CARD, PROFILES, REJECTS
 from serve.manifest import Facts
 from serve.profiles import stage_profiles

@@ -16,10 +16,9 @@ from evaluation.console import print_metrics
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.holdout import PAIR, profiles_from_frame, read_interactions, read_moment, read_users, split_validation
 from serve.bundle import Bundle
-from serve.command_line import FAULT, make_parser, parse_options
+from serve.command_line import FAULT, ending_on_signals, make_parser, parse_options
 from serve.durable import write_file
 from serve.errors import SchemaError, say
-from serve.interruption import ending_on_signals
 from serve.recommender import Recommender
 from serve.schema import Schema
 

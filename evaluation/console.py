@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.metrics import MIN_USERS_TO_COMPARE
-from serve.interpreter import name_interpreter
+from serve.command_line import name_interpreter
 from serve.layout import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]

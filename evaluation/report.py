@@ -30,11 +30,10 @@ from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
 from evaluation.metrics import MIN_USERS_TO_COMPARE, Ints, ItemSets
 from evaluation.model_card import Content, Figure, Slice, View
-from serve.command_line import FAULT, make_parser, parse_options
+from serve.command_line import FAULT, ending_on_signals, make_parser, parse_options
 from serve.durable import write_file
 from serve.encoding import to_text
 from serve.errors import SchemaError, say
-from serve.interruption import ending_on_signals
 from serve.layout import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.profiles import History
 from serve.recommender import Recommender

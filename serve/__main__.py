@@ -4,36 +4,33 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from serve.command_line import FAULT, make_parser, parse_command
-from serve.errors import say
-from serve.http.command_words import COMMANDS as HTTP_COMMANDS
-from serve.interpreter import SERVING, require_packages
-from serve.interruption import ending_on_signals
-from serve.registry.command_words import COMMANDS as REGISTRY_COMMANDS
-from serve.row_layout import read_layout
+from serve.command_line import HTTP, SERVING, align, make_parser, require_packages, run_command
+from serve.errors import SchemaError
+
+if TYPE_CHECKING:  # what a command needs is imported when it runs, so that help is quick
+    import pyarrow as pa
+
+    from serve.recommender import Recommender
+    from serve.requests import Request
 
 _PROGRAM = "python -m serve"
-_SUMMARY = """Answer requests from a bundle.
-
-commands:
-  recommend   write the best items of many requests to a file
-  similar     show the items nearest to an item
-  export      write the vectors of users or items to a folder of Parquet files
-  verify      check files, space and golden answers
-  http        serve a bundle, or what is current in a registry, over HTTP
-  forget      erase users from a run, and print a receipt
-  publish     copy a bundle into a registry of versions
-  activate    let a version be served
-  rollback    let the version be served that was current before
-  list        show the versions of a registry
-
-`python -m serve COMMAND --help` shows the options of a command, with examples."""
-_RECOMMEND = """Write the best items of many requests to a file.
-
+_REGISTRY = Path("runs") / "registry"
+TOKEN = "BASCULE_RELOAD_TOKEN"  # noqa: S105 - the name of a variable
+_MIN_TOKEN = 16  # characters
+_REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
+_MAX_SHOWN = 40  # characters of a cell on the console
+_MAX_NAMED = 5  # unknown values in a note
+_Commands = Any  # what `add_subparsers` returns has no public name
+_RECOMMEND = """
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
   {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
@@ -43,12 +40,7 @@ examples:
   python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out x.csv \\
     --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
-_SIMILAR = """Show the items nearest to an item.
-
-example:
-  python -m serve similar --bundle runs/grocery/bundle --item 1029743 --k 5"""
-_EXPORT = """Write the vectors of users or items to a folder of Parquet files.
-
+_EXPORT = """
 The product of a user vector and an item vector is the item's score, but for what lies in no vector and only
 recommend knows: the rest of the score of an item that the user owns, where repeats are allowed, and what the
 items of a history add to others, where item_neighbours.npy is not empty.
@@ -56,13 +48,17 @@ items of a history add to others, where item_neighbours.npy is not empty.
 examples:
   python -m serve export --bundle runs/grocery/bundle --side item --out vectors
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
-_VERIFY = """Check files, space and golden answers of a bundle.
+_HTTP = """
+SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. Events, changes of items and the log of
+what was shown lie in the folder of the state. POST /v1/reload takes up another version; there is such a route only
+if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file.
 
-example:
-  python -m serve verify --bundle runs/grocery/bundle"""
+Answers go to whoever can reach the address: leave it at 127.0.0.1, or put a proxy before it that knows who asks.
 
-_FORGET = """Erase users from a run: profiles, live events, what was shown to them, rejected records, exports.
-
+examples:
+  python -m serve http --bundle runs/demo/bundle
+  python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
+_FORGET = """
 A tombstone stays, DIR/forgotten.json: what still arrives of them is not kept, and the next training into the
 folder leaves out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach. A server
 and a training may be at work meanwhile. A user who is not found gets a tombstone too.
@@ -72,50 +68,261 @@ example:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a fault is one line on stderr and exit code 2, SIGTERM is exit code 143."""
-    try:
-        given = parse_command(make_parser(_PROGRAM, _SUMMARY, f"{_PROGRAM} [-h] COMMAND ..."), _commands(), arguments)
-        require_packages(SERVING)
-        with ending_on_signals():
-            given.run(given)
-    except (ValueError, OSError) as error:
-        print(f"error: {say(error)}", file=sys.stderr)
-        return FAULT
-    return 0
+    """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
+
+    def work() -> None:
+        given = _make_parser().parse_args(arguments)
+        require_packages(HTTP if given.command == "http" else SERVING, "http")
+        given.run(given)
+
+    return run_command(work)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for add in (_add_recommend, _add_similar, _add_export, _add_verify, _add_http, _add_forget, _add_versions):
+        add(commands)
+    return parser
+
+
+def _add(
+    commands: _Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""
+) -> argparse.ArgumentParser:
+    """Add a command: its line in the help of all, and its own help."""
+    raw = argparse.RawDescriptionHelpFormatter
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=text, description=f"{text}\n{more}", formatter_class=raw, allow_abbrev=False
+    )
+    parser.set_defaults(run=run)
+    return parser
+
+
+def _add_bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
+
+
+def _add_profiles(parser: argparse.ArgumentParser) -> None:
+    text = "default: the folder 'profiles' beside the bundle, if there is one"
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help=text)
+
+
+def _add_recommend(commands: _Commands) -> None:
+    parser = _add(commands, "recommend", _recommend, "write the best items of many requests to a file", _RECOMMEND)
+    _add_bundle(parser)
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
+    source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
+    parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
+    repeats = "may items of the history be listed (default: as in the data)"
+    parser.add_argument("--repeats", choices=("allow", "exclude"), help=repeats)
+    where = "condition on the columns of items: \"category in ['snacks'] and not brand = 'x' and price <= 20\""
+    parser.add_argument("--where", metavar="TEXT", help=where)
+    only = "the items that may be listed: a file with item_id, as --requests"
+    parser.add_argument("--only", type=Path, metavar="FILE", help=only)
+    at_most = "how many items of a list may share a value; may be given for many columns"
+    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
+    _add_profiles(parser)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
+
+
+def _add_similar(commands: _Commands) -> None:
+    parser = _add(commands, "similar", _similar, "show the items nearest to an item")
+    _add_bundle(parser)
+    parser.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
+    parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
+
+
+def _add_export(commands: _Commands) -> None:
+    text = "write the vectors of users or items to a folder of Parquet files"
+    parser = _add(commands, "export", _export, text, _EXPORT)
+    _add_bundle(parser)
+    parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
+    rows = "requests, or items with item_id and features: JSON Lines, CSV, TSV (also .gz) or Parquet"
+    parser.add_argument("--rows", type=Path, metavar="FILE", help=f"{rows} (default: all users, or the catalogue)")
+    delimiter = "between the cells of --rows (default: told from the first line)"
+    parser.add_argument("--delimiter", metavar="CHARACTER", help=delimiter)
+    columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
+    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
+    _add_profiles(parser)
+    folder = "gets part-00000.parquet and so on, and _SUCCESS at the end; a run that was stopped goes on there"
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=folder)
+    parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
+
+
+def _add_verify(commands: _Commands) -> None:
+    _add_bundle(_add(commands, "verify", _verify, "check files, space and golden answers of a bundle"))
+
+
+def _add_http(commands: _Commands) -> None:
+    text = "serve a bundle, or what is current in a registry, over HTTP, with a page to try it at /"
+    parser = _add(commands, "http", _http, text, _HTTP)
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
+    what.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
+    where = "beside the bundle, or in the registry"
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help=f"called 'profiles'; default: {where}")
+    parser.add_argument("--state", type=Path, metavar="DIR", help=f"called 'state'; default: {where}")
+    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
+    days = "that events and what was shown are kept (default: 365)"
+    parser.add_argument("--retention-days", type=float, default=365, metavar="DAYS", help=days)
+    file = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
+    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=file)
+
+
+def _add_forget(commands: _Commands) -> None:
+    parser = _add(commands, "forget", _forget, "erase users from a run, and print a receipt", _FORGET)
+    parser.add_argument("--run", dest="run_folder", type=Path, required=True, metavar="DIR", help="folder of the run")
+    parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
+    exports = "folders that `serve export --side user` wrote"
+    parser.add_argument("--exports", nargs="+", type=Path, default=[], metavar="DIR", help=exports)
+
+
+def _add_versions(commands: _Commands) -> None:
+    example = "\nexample:\n  python -m serve publish --bundle runs/demo/bundle --activate"
+    publish = _add(commands, "publish", _publish, "copy a bundle into a registry of versions", example)
+    _add_bundle(publish)
+    publish.add_argument("--activate", action="store_true", help="let it be served from now on")
+    keep = "the latest versions that stay (default: 3); the current one and the one before it stay anyway"
+    publish.add_argument("--keep", type=int, default=3, metavar="N", help=keep)
+    activate = _add(commands, "activate", _activate, "let a version be served, after it was verified")
+    activate.add_argument("--version", required=True, metavar="V", help="its 12 digits, as `list` shows them")
+    rollback = _add(commands, "rollback", _rollback, "let the version be served that was current before")
+    listed = _add(commands, "list", _list, "show the versions of a registry; `*` is the current one")
+    for parser in (publish, activate, rollback, listed):
+        folder = f"folder of the versions (default: {_REGISTRY})"
+        parser.add_argument("--registry", type=Path, default=_REGISTRY, metavar="DIR", help=folder)
 
 
 def _recommend(given: argparse.Namespace) -> None:
-    from serve.commands import check_apart, file_requests, filter_requests, recommend_file, user_requests
+    from serve.filters.options import add_filters, read_filters
     from serve.recommender import Recommender
+    from serve.request_files import read_requests
+    from serve.requests import Request
 
-    check_apart(given.out, [given.requests, given.only])
+    for source in (given.requests, given.only):
+        if source is not None and given.out.exists() and source.exists() and given.out.samefile(source):
+            raise SchemaError(f"--out {given.out} is a file that is read, and the answers would replace it")
     recommender = Recommender.load(given.bundle, given.profiles)
-    requests = user_requests(recommender) if given.all_users else file_requests(recommender, given.requests)
-    requests = filter_requests(recommender, requests, given.where, given.only, given.at_most)
-    n_answered, notes = recommend_file(recommender, requests, given.k, given.repeats, given.out)
-    print(f"{n_answered} requests answered: {given.out}")
-    for note in notes:
-        print(note, file=sys.stderr)
+    schema, admission = recommender.bundle.schema, recommender.admission
+    if given.requests is not None:
+        requests = read_requests(given.requests, schema, check=lambda request: admission.check(request.filters))
+    elif not len(recommender.profiles):
+        raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --requests")
+    else:
+        requests = (Request(user_id=user_id) for user_id in recommender.profiles.user_ids.tolist())
+    filters = read_filters(given.where, given.only, given.at_most, schema.item_id_type)
+    if filters is not None:
+        admission.check(filters)
+        requests = add_filters(requests, filters)
+    _recommend_file(recommender, requests, given)
+
+
+def _recommend_file(recommender: Recommender, requests: Iterable[Request], given: argparse.Namespace) -> None:
+    """Answer requests into a file, which is as it was until all answers are in it."""
+    from serve.recommendations import write_tables
+    from serve.service import find_unknown
+
+    counts: Counter[str] = Counter()
+    values: Counter[str] = Counter()
+    reasons: list[str] = []
+    filter_viewed = None if given.repeats is None else given.repeats == "exclude"
+
+    def answer() -> Iterator[pa.Table]:
+        remaining = iter(requests)
+        while some := list(islice(remaining, _REQUESTS_AT_ONCE)):
+            lists = recommender.recommend(some, given.k, filter_viewed)
+            short = [reason for reason in lists.reason.tolist() if reason is not None]
+            reasons.extend(short[: not reasons])
+            counts.update(requests=len(some), short=len(short), items=int(lists.unknown_items.sum()))
+            for request in some:
+                named = dict(find_unknown(recommender.bundle.schema, request))
+                values.update(f"{place} {text[:_MAX_SHOWN]!r}" for place, text in named.items())
+            yield lists.to_table()
+
+    schema = recommender.recommend([], given.k, filter_viewed).to_table().schema
+    write_tables(answer(), schema, given.out)
+    print(f"{counts['requests']} requests answered: {given.out}")
+    for note in _notes(counts, values, reasons, given.k):
+        print(f"note: {note}", file=sys.stderr)
+
+
+def _notes(counts: Counter[str], values: Counter[str], reasons: Sequence[str], k: int) -> Iterator[str]:
+    if values:
+        shown = ", ".join(f"{value} ({count} times)" for value, count in values.most_common(_MAX_NAMED))
+        yield f"values not seen in training, taken as unknown: {shown}{', …' if len(values) > _MAX_NAMED else ''}"
+    if counts["items"]:
+        yield f"histories hold {counts['items']} items that are not in the bundle; left out"
+    if counts["short"]:
+        what = f"{counts['short']} of {counts['requests']} requests got fewer than {k} items"
+        yield f"{what}; the first since {reasons[0]}"
 
 
 def _similar(given: argparse.Namespace) -> None:
-    from serve.commands import describe_similar
+    from serve.bundle import Bundle
+    from serve.recommender import Recommender
+    from serve.service import show_items
 
-    print("\n".join(describe_similar(given.bundle, given.item, given.k)))
+    recommender = Recommender(Bundle.load(given.bundle))
+    ids, cosines = recommender.similar_items(given.item, given.k)
+    shown = show_items(recommender.bundle.items, recommender.item_rows([given.item, *ids.tolist()]))
+    heads = [["", given.item], *([f"{cosine:.3f}", item_id] for cosine, item_id in zip(cosines, ids, strict=True))]
+    cells = [list(map(_cell, (*head, *item.values()))) for head, item in zip(heads, shown, strict=True)]
+    print("\n".join(align([["cosine", "item_id", *shown[0]], *cells])))
+
+
+def _cell(value: Any) -> str:
+    text = "" if value is None else " ".join(str(value).split())
+    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def _export(given: argparse.Namespace) -> None:
-    from serve.commands import export_file
+    from serve.export import export_items, export_users
+    from serve.recommender import Recommender
+    from serve.row_layout import AS_OURS, read_layout
 
     layout = read_layout(given.delimiter, given.columns)
-    arguments = (given.bundle, given.profiles, given.side, given.rows, layout, given.out, given.overwrite)
-    print("\n".join(export_file(*arguments)))
+    if given.rows is None and layout != AS_OURS:
+        raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
+    recommender = Recommender.load(given.bundle, given.profiles)
+    export = export_users if given.side == "user" else export_items
+    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, sys.stderr, layout)))
 
 
 def _verify(given: argparse.Namespace) -> None:
-    from serve.commands import verify_bundle
+    from serve.bundle import verify
+    from serve.recommender import Recommender, golden_answer
 
-    print("\n".join(verify_bundle(given.bundle)))
+    print("\n".join(verify(given.bundle, lambda bundle: golden_answer(Recommender(bundle)))))
+
+
+def _http(given: argparse.Namespace) -> None:
+    from serve.http.app import bind, make_app, serve
+    from serve.registry.sources import BundleSource, RegistrySource, Source
+    from serve.registry.versions import Registry
+    from serve.service import open_service
+    from serve.state.store import check_retention
+
+    token = _read_token(given.reload_token_file)
+    check_retention(given.retention_days, "--retention-days")
+    with bind(given.host, given.port) as listener:
+        source: Source = (
+            BundleSource(given.bundle, given.profiles)
+            if given.bundle
+            else RegistrySource(Registry(given.registry), given.profiles)
+        )
+        home = given.registry or (given.bundle if given.bundle.name else given.bundle.absolute()).parent
+        service = open_service(source, home, given.profiles, given.state, given.retention_days)
+        serve(make_app(service, token), listener)
+
+
+def _read_token(path: Path | None) -> str | None:
+    """Return the token of reloads, from a file or the environment; None if there is none."""
+    token = os.environ.get(TOKEN) if path is None else path.read_text(encoding="utf-8").strip()
+    if token is not None and len(token) < _MIN_TOKEN:
+        raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
+    return token
 
 
 def _forget(given: argparse.Namespace) -> None:
@@ -124,88 +331,47 @@ def _forget(given: argparse.Namespace) -> None:
     print(json.dumps(forget_users(given.run_folder, given.user, given.exports), indent=1))
 
 
-def _commands() -> dict[str, argparse.ArgumentParser]:
-    """Describe the commands; what they need is imported when one runs, so that help is quick."""
-    described = {
-        "recommend": (_RECOMMEND, _describe_recommend),
-        "similar": (_SIMILAR, _describe_similar),
-        "export": (_EXPORT, _describe_export),
-        "verify": (_VERIFY, _describe_verify),
-        "forget": (_FORGET, _describe_forget),
-        **HTTP_COMMANDS,
-        **REGISTRY_COMMANDS,
-    }
-    parsers = {name: make_parser(f"{_PROGRAM} {name}", text) for name, (text, _) in described.items()}
-    for name, (_, describe) in described.items():
-        describe(parsers[name])
-    return parsers
+def _publish(given: argparse.Namespace) -> None:
+    from serve.layout import PROFILES, STATE
+    from serve.registry.changes import publish, publish_and_activate
+    from serve.registry.versions import Registry
+
+    change = publish_and_activate if given.activate else publish
+    published = change(Registry(given.registry), given.bundle, given.keep)
+    print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
+    if given.activate:
+        print(f"current: {published.version}")
+    for version in published.removed:
+        print(f"removed: {version}")
+    run = given.bundle.parent
+    if (given.bundle.absolute().parent / PROFILES).is_dir():
+        where = shlex.join(["--profiles", str(run / PROFILES), "--state", str(run / STATE)])
+        print(f"profiles stay where they are: serve the registry with {where}")
 
 
-def _describe_recommend(parser: argparse.ArgumentParser) -> None:
-    _describe_bundle(parser, _recommend)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
-    source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
-    parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
-    repeats = "may items of the history be listed (default: as in the data)"
-    parser.add_argument("--repeats", choices=("allow", "exclude"), help=repeats)
-    _describe_filters(parser)
-    _describe_profiles(parser)
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
+def _activate(given: argparse.Namespace) -> None:
+    from serve.registry.changes import activate
+    from serve.registry.versions import Registry
+
+    activate(Registry(given.registry), given.version)
+    print(f"current: {given.version}")
 
 
-def _describe_filters(parser: argparse.ArgumentParser) -> None:
-    """Add what holds for all requests of a call, beside the filters of their own."""
-    where = "what items must be, by their columns: \"category in ['snacks'] and not brand = 'x' and price <= 20\""
-    parser.add_argument("--where", metavar="TEXT", help=where)
-    only = "the items that may be listed: a file with item_id, as --requests"
-    parser.add_argument("--only", type=Path, metavar="FILE", help=only)
-    at_most = "how many items of a list may share a value; may be given for many columns"
-    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
+def _rollback(given: argparse.Namespace) -> None:
+    from serve.registry.changes import rollback
+    from serve.registry.versions import Registry
+
+    done = rollback(Registry(given.registry))
+    print(f"current: {done.version}, in place of {done.left or 'none that could be read'}")
+    for fault in done.skipped:
+        print(f"left out: {fault}", file=sys.stderr)
 
 
-def _describe_similar(parser: argparse.ArgumentParser) -> None:
-    _describe_bundle(parser, _similar)
-    parser.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
-    parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
+def _list(given: argparse.Namespace) -> None:
+    from serve.registry.listing import describe_registry
+    from serve.registry.versions import Registry
 
-
-def _describe_export(parser: argparse.ArgumentParser) -> None:
-    _describe_bundle(parser, _export)
-    parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
-    rows = "requests, or items with item_id and features: JSON Lines, CSV, TSV (also .gz) or Parquet"
-    parser.add_argument("--rows", type=Path, metavar="FILE", help=f"{rows} (default: all users, or the catalogue)")
-    delimiter = "between the cells of --rows (default: told from the first line)"
-    parser.add_argument("--delimiter", metavar="CHARACTER", help=delimiter)
-    columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
-    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
-    _describe_profiles(parser)
-    folder = "gets part-00000.parquet and so on, and _SUCCESS at the end; a run that was stopped goes on there"
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=folder)
-    parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
-
-
-def _describe_verify(parser: argparse.ArgumentParser) -> None:
-    _describe_bundle(parser, _verify)
-
-
-def _describe_forget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_folder", type=Path, required=True, metavar="DIR", help="folder of the run")
-    parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
-    exports = "folders that `serve export --side user` wrote"
-    parser.add_argument("--exports", nargs="+", type=Path, default=[], metavar="DIR", help=exports)
-    parser.set_defaults(run=_forget)
-
-
-def _describe_profiles(parser: argparse.ArgumentParser) -> None:
-    profiles = "default: the folder 'profiles' beside the bundle, if there is one"
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help=profiles)
-
-
-def _describe_bundle(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
-    """Add what every command has: the bundle, and what runs the command."""
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
-    parser.set_defaults(run=run)
+    print("\n".join(describe_registry(Registry(given.registry))))
 
 
 if __name__ == "__main__":

@@ -1,83 +1,142 @@
-"""The words of a command line: a fault is one line that names what is nearest, and help keeps its lines."""
+"""What all commands share: their parsers, exit statuses, signals and the lines that they write to a terminal."""
 
 from __future__ import annotations
 
 import argparse
-import io
-import re
+import os
+import shlex
+import signal
 import sys
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from types import FrameType
+from typing import Any, NoReturn, TextIO
 
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError, say
 
 FAULT = 2
-"""Status of a process that was told something wrong."""
-
-_OPTION = re.compile(r"--[a-z][\w-]*")
-_ERROR = re.compile(r"^\S.*?: error: ", re.MULTILINE)
-
-
-def make_parser(program: str, description: str, usage: str | None = None) -> argparse.ArgumentParser:
-    """Make a parser; the lines of its description stay as they are, and no option can be cut short."""
-    return argparse.ArgumentParser(
-        prog=program,
-        usage=usage,
-        description=description,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
+"""Exit status after a fault of the options, the configuration or the data."""
+_STOPPING = (signal.SIGTERM, signal.SIGINT)
+ENDED = frozenset(128 + number for number in _STOPPING)
+"""Exit statuses of a process that was told to stop."""
+SERVING = ("faiss", "numpy", "onnxruntime", "pyarrow")
+HTTP = (*SERVING, "fastapi", "prometheus_client", "uvicorn")
+EVALUATING = (*SERVING, "jinja2", "pandas", "rich", "scipy")
+TRAINING = (*EVALUATING, "jsonargparse", "onnx", "onnxscript", "pytorch_lightning", "torch")
+_REDRAWN = 0.2  # seconds
 
 
-def parse_command(
-    summary: argparse.ArgumentParser, commands: Mapping[str, argparse.ArgumentParser], words: Sequence[str] | None
-) -> argparse.Namespace:
-    """Parse a command and its options.
+class _Parser(argparse.ArgumentParser):
+    """A parser whose faults are one line."""
 
-    Args:
-        summary: help on all commands.
-        commands: name -> parser of what follows it.
-        words: of the command line; None: of this process.
+    def error(self, message: str) -> NoReturn:
+        raise SchemaError(f"{message}; see {self.prog} --help")
 
-    Raises:
-        SchemaError: no such command, or as `parse_options`.
+
+def make_parser(program: str, description: str) -> argparse.ArgumentParser:
+    """Make a parser that raises SchemaError; the lines of its description stay as they are."""
+    raw = argparse.RawDescriptionHelpFormatter
+    return _Parser(prog=program, description=description, formatter_class=raw, allow_abbrev=False)
+
+
+def run_command(work: Callable[[], None]) -> int:
+    """Do the work of a command and return its status: 0, or 2 after one line about the fault.
+
+    SIGTERM ends the process with status 143, Ctrl-C with 130.
     """
-    given = list(sys.argv[1:] if words is None else words)
-    name = given[0] if given else ""
-    if name in ("-h", "--help"):
-        return summary.parse_args([name])
-    if name not in commands:
-        got = f"unknown command '{name}'" if name and not name.startswith("-") else "no command is given"
-        raise SchemaError(_refer(f"{got}; {name_nearest(name, commands)}", summary))
-    return parse_options(commands[name], given[1:])
+    try:
+        with ending_on_signals():
+            work()
+    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
+        print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
+        return FAULT
+    return 0
+
+
+def require_packages(names: Iterable[str], extra: str = "train") -> None:
+    """End with status 2 and one line where packages cannot be imported."""
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        hint = f"use the Python of the project's environment, or: pip install 'bascule[{extra}]'"
+        sys.stderr.write(f"error: {sys.executable} lacks {', '.join(missing)}; {hint}\n")
+        raise SystemExit(FAULT)
+
+
+def name_interpreter() -> str:
+    """Return what to type for the Python that runs."""
+    return shlex.quote(os.path.relpath(sys.executable))
 
 
 def parse_options(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
-    """Parse options.
+    """Parse options."""
+    return parser.parse_args(words)
 
-    Args:
-        parser: of the options.
-        words: of the command line; None: of this process.
 
-    Raises:
-        SchemaError: an unknown option, a wrong value or one that is missing, in one line with the nearest option.
-    """
-    given = list(sys.argv[1:] if words is None else words)
-    allowed = {"--help", *_OPTION.findall(parser.format_usage())}
-    for word in given:
-        name = word.split("=")[0]
-        if name.startswith("--") and name not in allowed:
-            raise SchemaError(_refer(f"unknown option '{name}'; {name_nearest(name, allowed)}", parser))
-    said = io.StringIO()
+@contextmanager
+def ending_on_signals() -> Iterator[None]:
+    """Let SIGTERM and Ctrl-C raise SystemExit within; a second one ends the process at once."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in _STOPPING:
+            signal.signal(each, signal.SIG_DFL)
+        raise SystemExit(128 + number)
+
+    with _handling(stop):
+        yield
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Ignore SIGTERM and Ctrl-C within: for changes that must happen together and take an instant."""
+    with _handling(signal.SIG_IGN):
+        yield
+
+
+@contextmanager
+def _handling(handler: Any) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in _STOPPING}
     try:
-        with redirect_stderr(said):
-            return parser.parse_args(given)
-    except SystemExit as end:
-        if end.code != FAULT:
-            raise
-        fault = " ".join(_ERROR.split(said.getvalue())[-1].split())
-        raise SchemaError(_refer(fault, parser)) from end
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
-def _refer(fault: str, parser: argparse.ArgumentParser) -> str:
-    return f"{fault}{'' if fault.endswith('?') else ';'} see {parser.prog} --help"
+class Progress:
+    """A line on a terminal that counts rows; nothing where nobody looks."""
+
+    def __init__(self, n_rows: int, stream: TextIO) -> None:
+        """Begin at 0 of about `n_rows`."""
+        self._n_rows, self._stream, self._is_shown = n_rows, stream, stream.isatty()
+        self._n_done, self._drawn = 0, 0.0
+
+    def advance(self, n_rows: int) -> None:
+        """Count rows that are done."""
+        self._n_done += n_rows
+        if self._is_shown and time.monotonic() >= self._drawn + _REDRAWN:
+            self._drawn = time.monotonic()
+            self._draw("")
+
+    skip = advance
+
+    def close(self) -> None:
+        """Leave the line as it is."""
+        if self._is_shown:
+            self._draw("\n")
+
+    def _draw(self, end: str) -> None:
+        share = min(1.0, self._n_done / max(1, self._n_rows))
+        self._stream.write(f"\r{self._n_done:,} rows, {share:.0%}{end}")
+        self._stream.flush()
+
+
+def align(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of a table."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]

@@ -15,8 +15,8 @@ from typing import TextIO
 import numpy as np
 import pyarrow as pa
 
+from serve.command_line import Progress
 from serve.export_sources import Block, Source, catalogue_items, file_items, file_users, profile_users
-from serve.progress import Progress
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.request_values import Id

@@ -1,47 +1,52 @@
-"""The whole of serving behind one object, without a word of HTTP: what answers, for whom, and what is kept."""
+"""The service behind the HTTP routes: it answers requests, takes in events and items, and exchanges versions."""
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
+
+from serve.encoding import split_cell, to_text
 from serve.errors import SchemaError
-from serve.explanations import find_reasons, show_items
+from serve.events import Floats, Ints
 from serve.impression_log import ImpressionLog
-from serve.incoming import Asked, read_question
-from serve.kept_answers import MINUTE, KeptAnswers
-from serve.layout import ITEMS_FILE, STATE_FILE
+from serve.item_facts import REPEAT_RATE
+from serve.layout import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.live.items import LiveItems
-from serve.recommendations import Recommendations
+from serve.recommendations import Recommendations, to_arrow
+from serve.recommender import Recommender
 from serve.registry.serving import Outcome, Serving
 from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
 from serve.request_values import Id, parse_id
-from serve.requests import Request
-from serve.schema import Schema
+from serve.requests import Request, parse_request
+from serve.schema import Feature, Schema
 from serve.state.forgetting import forget_known, holds_run
 from serve.state.impressions import Impressions
+from serve.state.live_requests import complete_with, recall
 from serve.state.observations import parse_observations
 from serve.state.store import RETENTION_DAYS, StateStore
-from serve.unseen import find_unknown
 
-POLICY = "greedy"
-"""How lists come about: by falling score."""
-_DAY, _OLD = 86_400, 30
-"""Seconds of a day, and days after which data is said to be old."""
+POLICY = "greedy"  # lists are ordered by falling score
+MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
+MAX_COMPARED = 500  # latest events of a history that explain an item
+_WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
 @dataclass(frozen=True)
 class Answered:
-    """Lists, all of one version."""
+    """Ranked lists, all of one version, and the requests as they were answered: with live events in them."""
 
     snapshot: Snapshot
     requests: Sequence[Request]
-    """As they were answered: with live events in them."""
     lists: Recommendations
 
     @property
@@ -49,93 +54,90 @@ class Answered:
         return self.snapshot.version
 
     def explain(self, index: int) -> list[dict[str, Any]]:
-        """Say of each item of a list what it is and why it comes."""
+        """Return the columns of each item of a list, and the item of the history that it is most like."""
         recommender, lists = self.snapshot.recommender, self.lists
         rows = lists.item_row[lists.offsets[index] : lists.offsets[index + 1]]
-        shown = show_items(recommender, rows)
         reasons = find_reasons(recommender, self.requests[index], rows)
-        return [{"columns": one, "because": reason} for one, reason in zip(shown, reasons, strict=True)]
+        columns = show_items(recommender.catalogue.table, rows)
+        return [{"columns": one, "because": reason} for one, reason in zip(columns, reasons, strict=True)]
 
-    def name_unknown(self, index: int) -> list[str]:
+    def unknown_values(self, index: int) -> list[str]:
         """Name the features and the context of a request whose values training has not seen."""
-        schema = self.snapshot.recommender.bundle.schema
-        return list(dict.fromkeys(place for place, _ in find_unknown(schema, self.requests[index])))
+        return list(dict(find_unknown(self.snapshot.recommender.bundle.schema, self.requests[index])))
 
 
 @dataclass(frozen=True)
 class Similar:
-    """Items and their cosines, the nearest first."""
+    """Items and their cosines, the nearest first; `reason` says why fewer than k came."""
 
     snapshot: Snapshot
     item_ids: list[Id]
     cosines: list[float]
     reason: str | None
-    """Why fewer than k came; None where k came."""
 
     def explain(self) -> list[dict[str, Any]]:
-        """Say of each item what it is."""
+        """Return the columns of each item."""
         recommender = self.snapshot.recommender
-        return [{"columns": one} for one in show_items(recommender, recommender.item_rows(self.item_ids))]
+        rows = recommender.item_rows(self.item_ids)
+        return [{"columns": one} for one in show_items(recommender.catalogue.table, rows)]
 
 
 class Service:
-    """Answer requests, take in events and items, exchange the version that answers."""
+    """Everything that is served, without HTTP. Calls may come from many threads."""
 
     def __init__(
         self, source: Source, state: Path, runs: Sequence[Path], retention_days: float = RETENTION_DAYS
     ) -> None:
-        """Load and open all of it.
+        """Load the version to serve and open the live state.
 
         Args:
             source: of versions.
-            state: folder of what users and items do while it serves; made if need be.
-            runs: folders with profiles and state, out of which users are forgotten; who was in any of them is nobody.
-            retention_days: how long events and what was shown are kept.
+            state: folder of live events and items; made if need be.
+            runs: folders with profiles or state, out of which users are forgotten.
+            retention_days: how long events and impressions are kept.
 
         Raises:
             BundleError: no version can be loaded, or a file of the state is something else.
             OSError: the state cannot be written, or another service has it.
         """
-        self._source = source
-        self._runs = runs
+        self._source, self._runs = source, runs
         snapshot, reason = source.start()
         with ExitStack() as undone:  # the lock of the items, among others
             self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
             self._serving = Serving(snapshot, self._put_items_on, reason)
-            self.kept = KeptAnswers()
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
 
     @property
     def version(self) -> str:
-        """Of the bundle that answers."""
+        """The version of the bundle that answers."""
         return self._serving.current().version
 
-    def recommend(self, asked: Sequence[Asked]) -> list[Answered | SchemaError]:
-        """Rank items for the requests of each caller.
+    def recommend(
+        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str
+    ) -> Answered:
+        """Rank items for the requests of one caller and log what is shown.
 
-        Where one has no datetime, it is asked at the beginning of this minute, or at her latest event where that came
-        later. Who asks the same again within the minute gets what was ranked. What is shown is logged, each time.
+        A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
+        came later.
 
-        Returns:
-            An answer for each caller, or the error in place of it: a request that cannot be read, filters that do not
-            fit.
+        Raises:
+            SchemaError: a request that cannot be read, or filters that do not fit; of several, it is named.
         """
-        era = self.kept.era  # before all that it is about
         snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
-        questions = [read_question(snapshot.recommender, self._state, one, now) for one in asked]
-        ranked_ones = self.kept.rank(snapshot.recommender, now // MINUTE, era, questions)
-        outcomes: list[Answered | SchemaError] = []
-        for one, ranked in zip(asked, ranked_ones, strict=True):
-            if isinstance(ranked, SchemaError):
-                outcomes.append(ranked)
-                continue
-            answered = Answered(snapshot, ranked.requests, ranked.lists)
-            self.impressions.add(_impressions(answered, one.request_id, now))
-            outcomes.append(answered)
-        return outcomes
+        requests = []
+        for place, one in enumerate(raw):
+            try:
+                requests.append(self._read(one, snapshot.recommender, now))
+                if len(raw) > 1:
+                    snapshot.recommender.admission.check(requests[-1].filters)
+            except SchemaError as error:
+                raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
+        answered = Answered(snapshot, requests, snapshot.recommender.recommend(requests, k, filter_viewed))
+        self.impressions.add(_impressions(answered, request_id, now))
+        return answered
 
     def similar(self, item_id: Id, k: int) -> Similar:
         """Find the items nearest to an item.
@@ -159,55 +161,45 @@ class Service:
             SchemaError: an event that cannot be read; none is kept.
             OSError: the disk is full or fails; none is kept.
         """
-        schema = self._serving.current().recommender.bundle.schema
         now = int(time.time())
-        observed = parse_observations(events, schema, now)
+        observed = parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
         """Add or change an item; see `LiveItems.put`."""
         self._items.put(item_id, columns)
         self._serving.change(self._show_items)
-        self.kept.drop()
 
     def remove_item(self, item_id: Id) -> bool:
-        """Remove an item, also from versions to come; say whether it was there."""
+        """Remove an item, also from versions to come; return whether it was there."""
         was_there = self._items.remove(item_id)
         self._serving.change(self._show_items)
-        self.kept.drop()
         return was_there
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
-        """Erase a user; return a receipt for each folder that has profiles or state by now.
+        """Erase a user; return a receipt for each folder that has profiles or state.
 
         Raises:
             SchemaError: no id.
             OSError: the disk is full or fails; to be asked again.
         """
-        schema = self._serving.current().recommender.bundle.schema
-        known = parse_id(user_id, schema.user_id_type, "user_id")
-        try:
-            return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
-        finally:
-            self.kept.drop()
+        known = parse_id(user_id, self._schema.user_id_type, "user_id")
+        return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
 
     def reload(self) -> Outcome:
-        """Load what the source has now; whatever fails, the present version answers on."""
-        outcome = self._serving.reload(self._source)
-        self.kept.drop()  # it would hold the version before
-        return outcome
+        """Load what the source has now; if anything fails, the present version answers on."""
+        return self._serving.reload(self._source)
 
     def names(self) -> frozenset[str]:
-        """Return the names of features and columns, which are no secret of whoever asks."""
-        recommender = self._serving.current().recommender
-        sides = (recommender.bundle.schema.features(side) for side in ("user", "item", "context"))
-        return frozenset(recommender.catalogue.table.column_names).union(one.name for side in sides for one in side)
+        """Return the names of features and columns, which are no secret."""
+        schema = self._schema
+        features = (feature.name for side in ("user", "item", "context") for feature in schema.features(side))
+        return frozenset((*features, *self._serving.current().recommender.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
-        """Say what answers, and how the last reload ended."""
+        """Return what answers, and how the last reload ended."""
         snapshot, last = self._serving.current(), self._serving.last_reload
-        recommender = snapshot.recommender
-        bundle = recommender.bundle
+        recommender, bundle = snapshot.recommender, snapshot.recommender.bundle
         return {
             "version": snapshot.version,
             "space_id": bundle.manifest.space_id,
@@ -222,10 +214,23 @@ class Service:
         }
 
     def close(self) -> None:
-        """Write what waits and let go of the files."""
+        """Write what waits and close the files."""
         self.impressions.close()
         self._state.close()
         self._items.close()
+
+    @property
+    def _schema(self) -> Schema:
+        return self._serving.current().recommender.bundle.schema
+
+    def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
+        """Check a request, give it a moment, and put the user's live events into it."""
+        request = parse_request(raw, recommender.bundle.schema)
+        recalled = recall(request, self._state)
+        if request.datetime is None:
+            history = recalled.history if request.history is None else request.history
+            request = replace(request, datetime=_moment(history.datetime or (), now))
+        return complete_with(request, recommender.profiles, recalled)
 
     def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
         self._items.rebase(snapshot.recommender)
@@ -235,27 +240,106 @@ class Service:
         return replace(snapshot, recommender=self._items.recommender)
 
 
+def open_service(
+    source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float = RETENTION_DAYS
+) -> Service:
+    """Open a service whose profiles and state lie in `home`, unless they are named.
+
+    Raises:
+        ValueError: a named folder has another name, by which forgetting would not find it; see also `Service`.
+    """
+    folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
+    for name, folder in folders.items():
+        if folder.absolute().name != name:
+            raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
+    runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
+    return Service(source, folders[STATE], tuple(runs.values()), retention_days)
+
+
+def find_unknown(schema: Schema, request: Request) -> Iterator[tuple[str, str]]:
+    """Yield where a request gives a value of a user or a moment that training has not seen, and the value."""
+    for place, features, given in (
+        ("context", schema.context_features, request.context or {}),
+        ("features", schema.user_features, request.features or {}),
+    ):
+        for feature in features:
+            if feature.kind in _WORDED and feature.name in given:
+                texts = _texts(feature, given[feature.name])
+                yield from ((f"{place}.{feature.name}", text) for text in texts if text not in feature.codes)
+
+
+def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
+    """Return column -> value of some items of a catalogue, without ids and vectors."""
+    names = [field.name for field in table.schema if field.name not in ("item_id", REPEAT_RATE) and _is_shown(field)]
+    shown = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
+    return [{name: _plain(value) for name, value in one.items()} for one in shown]
+
+
+def find_reasons(recommender: Recommender, request: Request, rows: Ints) -> list[dict[str, Any] | None]:
+    """Name for each item the item of the history that is nearest to it, itself included; None without a history."""
+    catalogue = recommender.catalogue
+    history = catalogue.item_ids.find(_history(recommender, request)[-MAX_COMPARED:])
+    known = np.unique(history[history >= 0])
+    if not len(known) or not len(rows):
+        return [None] * len(rows)
+    cosines = _directions(recommender, rows) @ _directions(recommender, known).T  # (K, H)
+    ids = catalogue.item_ids.ids[known[cosines.argmax(axis=1)]].tolist()
+    best = cosines.max(axis=1).tolist()
+    return [{"item_id": item_id, "cosine": round(cosine, 3)} for item_id, cosine in zip(ids, best, strict=True)]
+
+
+def _history(recommender: Recommender, request: Request) -> Sequence[Id]:
+    if request.history is not None:
+        return list(request.history.item_id)
+    profile = None if request.user_id is None else recommender.profiles.get(request.user_id)
+    return [] if profile is None else profile.history.item_id.tolist()
+
+
+def _directions(recommender: Recommender, rows: Ints) -> Floats:
+    vectors = recommender.catalogue.vectors[rows, : recommender.taste_dim]
+    directions: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+    return directions
+
+
+def _is_shown(field: pa.Field) -> bool:
+    kind = field.type
+    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
+    return not (pa.types.is_fixed_size_list(kind) or (is_list and pa.types.is_floating(kind.value_type)))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, (str, int, bool, list)) else str(value)
+
+
+def _texts(feature: Feature, value: Any) -> Sequence[str]:
+    """Return the values as the vocabulary would have them; none if they are missing."""
+    if feature.kind == "multi_categorical":
+        return split_cell(value, feature.separator)
+    return [text for text in (to_text(value),) if text]
+
+
+def _moment(times: Sequence[int], now: int) -> int:
+    """Return the beginning of the minute, or the latest event up to now if that came later."""
+    n_past = bisect_right(times, now)
+    return max([now - now % MINUTE, *times[n_past - 1 : n_past]])
+
+
 def _note_age(schema: Schema, now: int) -> list[str]:
-    """Say that the data is old, where it is: what is popular and what memory says fade until now."""
+    """Say that the data is old, if it is: popularity and memory have faded until now."""
     days, fades = (now - schema.data_until) // _DAY, schema.repeats == "allow" or bool(schema.popularity_days)
-    if not (schema.has_datetime and fades) or days < _OLD:
+    if not (schema.has_datetime and fades) or days < _OLD_DAYS:
         return []
     return [
-        f"the data ended {days} days ago: a request without datetime is asked now, when what was popular and what "
-        "memory holds have faded; `recommend` asks each user at the last event"
+        f"the data ended {days} days ago: a request without datetime is asked now, when popularity and memory have "
+        "faded; `recommend` asks each user at the last event"
     ]
 
 
 def _impressions(answered: Answered, request_id: str, now: int) -> list[Impressions]:
+    version = answered.version
     return [
-        Impressions(
-            request_id,
-            one.user_id,
-            now,
-            answered.version,
-            POLICY,
-            one.item_id.tolist(),
-            one.score.tolist(),
-        )
+        Impressions(request_id, one.user_id, now, version, POLICY, one.item_id.tolist(), one.score.tolist())
         for one in answered.lists
     ]

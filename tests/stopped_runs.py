@@ -36,7 +36,8 @@ import train
 from datamodules.config import DataConfig
 from datamodules.tables import Rejects, reject_frame
 from models.two_tower import TwoTower
-from serve import durable, interruption, staging
+from serve import command_line as interruption
+from serve import durable, staging
 from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.recommender import Recommender

@@ -1,68 +1,342 @@
-"""The application: routes, errors and the edge around them, with no state but what it is given."""
+"""The HTTP application: routes over a service, and the server that runs them."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import gc
+import hmac
+import json
+import logging
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from importlib.resources import files
+from ipaddress import ip_address
+from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, FastAPI
-from fastapi.exceptions import HTTPException, RequestValidationError
-from starlette.exceptions import HTTPException as StarletteHTTPException
+import uvicorn
+from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
+from fastapi.exceptions import HTTPException
 
-from serve.errors import BundleError, SchemaError
-from serve.http.asking import make_asking
-from serve.http.changing import make_changing
-from serve.http.crowd import Crowd
-from serve.http.edge import Edge
-from serve.http.faults import (
-    answer_bug,
-    answer_damage,
-    answer_disk_fault,
-    answer_fault,
-    answer_invalid,
-    answer_overload,
-    answer_schema_error,
-)
-from serve.http.limits import Limits
-from serve.http.metrics import Metrics
-from serve.http.operating import make_operating
-from serve.http.page import make_page
-from serve.http.parts import Parts
-from serve.http.worker import OverloadError, Worker
-from serve.service import Service
+from serve.command_line import undisturbed
+from serve.errors import SchemaError
+from serve.http import schemas
+from serve.http.middleware import HANDLERS, LOGGER, Metrics, RequestMiddleware, Worker, log_config
+from serve.http.schemas import Ask, AskSimilar, ForgetBody, ItemBody, Tell
+from serve.recommendations import Answer
+from serve.service import Answered, Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
+_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_DEFAULT_K, _DECIMALS = 10, 6
+_OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
+_MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
+_MAX_WRITING, _WRITE_DEADLINE = 256, 10.0  # longer, since writes wait while a user is erased and the file written anew
+_CONNECTIONS, _IDLE_SECONDS, _DRAIN_SECONDS = 512, 60, 5
+_SWITCH_INTERVAL = 0.0005  # seconds; at Python's 5 ms the event loop waits for the thread that computes
+_LOG = logging.getLogger(LOGGER)
+_ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
+_PAGE_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_PAGES = {
+    "/": ("page.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
+router = APIRouter(responses=schemas.ERRORS)
+operating = APIRouter()
 
 
-def make_parts(service: Service, limits: Limits) -> Parts:
-    """Make what the routes share; its threads run until they are closed."""
-    answering = Worker("bascule-answers", limits.waiting, limits.deadline)
-    names = ("bascule-events", "bascule-items", "bascule-forgets")
-    telling, stocking, forgetting = (Worker(name, limits.write_waiting, limits.write_deadline) for name in names)
-    return Parts(service, limits, Metrics(), answering, telling, stocking, forgetting, Crowd(limits))
+@dataclass(frozen=True)
+class AppState:
+    """The state that the routes of one server share."""
+
+    service: Service
+    metrics: Metrics
+    answers: Worker
+    events: Worker
+    items: Worker
+    erasures: Worker
+    token: str | None
+    """Of reloads; None: there are none."""
+
+    def close(self) -> None:
+        """Finish what waits, and let go of threads and files."""
+        for worker in (self.answers, self.events, self.items, self.erasures):
+            worker.close()
+        self.service.close()
 
 
-def make_app(parts: Parts, more: Sequence[APIRouter] = ()) -> Edge:
-    """Put the application together; `more` are routes beside our own."""
-    api = FastAPI(
+def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX_WAITING) -> FastAPI:
+    """Make the application.
+
+    Args:
+        service: what answers.
+        token: that a request to reload must give; None: there is no such route.
+        max_waiting: requests that may wait for an answer at once.
+    """
+    app = FastAPI(
         title="Bascule",
         description=_ABOUT,
         version="1",
         docs_url=None,  # its page would be loaded from a network
         redoc_url=None,
         redirect_slashes=False,
-        exception_handlers={
-            HTTPException: answer_fault,
-            StarletteHTTPException: answer_fault,
-            RequestValidationError: answer_invalid,
-            SchemaError: answer_schema_error,
-            OverloadError: answer_overload,
-            OSError: answer_disk_fault,
-            BundleError: answer_damage,
-            Exception: answer_bug,
-        },
+        exception_handlers=HANDLERS,
     )
-    routers = (make_asking(parts), make_changing(parts), make_operating(parts), make_page(), *more)
-    api.state.routes = [*api.routes, *(route for router in routers for route in router.routes)]  # api's: /openapi.json
-    for router in routers:
-        api.include_router(router)
-    return Edge(api, parts)
+    events, items, erasures = (Worker(name, _MAX_WRITING, _WRITE_DEADLINE) for name in ("events", "items", "erasures"))
+    answers = Worker("answers", max_waiting, _DEADLINE)
+    state = AppState(service, Metrics(), answers, events, items, erasures, token)
+    app.state.shared = state
+    app.add_middleware(RequestMiddleware, metrics=state.metrics)
+    app.include_router(router)
+    app.include_router(operating)
+    if token is not None:
+        app.include_router(reloading)
+    for path, (name, kind) in _PAGES.items():
+        app.add_api_route(path, _serve_file(name, kind), methods=["GET"], include_in_schema=False)
+    return app
+
+
+@router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
+async def recommend(request: Request, body: Annotated[Ask, Body(openapi_examples=schemas.ASK_EXAMPLES)]) -> Response:
+    given = cast(Mapping[str, Any], body)
+    state = _state(request)
+    return _respond(await state.answers.run(partial(_recommend, state, request, given)))
+
+
+@router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
+async def similar(
+    request: Request, body: Annotated[AskSimilar, Body(openapi_examples=schemas.SIMILAR_EXAMPLES)]
+) -> Response:
+    state = _state(request)
+    return _respond(await state.answers.run(partial(_similar, state, request, body)))
+
+
+@router.post(
+    "/v1/events",
+    response_model=schemas.Told,
+    summary="Users did something: it counts in the next answer, and survives a kill",
+)
+async def tell(request: Request, body: Annotated[Tell, Body(openapi_examples=schemas.EVENT_EXAMPLES)]) -> Response:
+    state, given = _state(request), cast(dict[str, Any], body)
+    n_kept = await state.events.run(partial(state.service.observe, given.get("events", [given])))
+    state.metrics.events.inc(n_kept)
+    return _respond(_write(request, state.service.version, {"kept": n_kept}))
+
+
+@router.post(
+    "/v1/users/forget",
+    response_model=schemas.Forgotten,
+    summary="Erase a user; the receipt says what was erased and what is out of reach",
+)
+async def forget(
+    request: Request, body: Annotated[ForgetBody, Body(openapi_examples=schemas.FORGET_EXAMPLES)]
+) -> Response:
+    state = _state(request)
+    receipts = await state.erasures.run(partial(state.service.forget, body["user_id"]))
+    return _respond(_write(request, state.service.version, {"receipts": receipts}))
+
+
+@router.put(
+    "/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item: it is in the next answer"
+)
+async def put(
+    request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=schemas.ITEM_EXAMPLES)]
+) -> Response:
+    state = _state(request)
+    await state.items.run(partial(state.service.put_item, item_id, body["columns"]))
+    return _respond(_write(request, state.service.version, {}))
+
+
+@router.delete(
+    "/v1/items/{item_id:path}",
+    response_model=schemas.Removed,
+    summary="Remove an item: no version lists it until it is put again",
+)
+async def remove(request: Request, item_id: ItemPath) -> Response:
+    state = _state(request)
+    was_there = await state.items.run(partial(state.service.remove_item, item_id))
+    return _respond(_write(request, state.service.version, {"was_there": was_there}))
+
+
+@operating.get("/health", summary="The process lives")
+async def health() -> dict[str, str]:
+    return {"status": "ok"}
+
+
+@operating.get("/ready", summary="Requests may be sent")
+async def ready() -> dict[str, str]:
+    return {"status": "ready"}
+
+
+@operating.get("/v1/status", summary="What answers, and what became of the last reload")
+async def status(request: Request) -> dict[str, Any]:
+    return _state(request).service.describe()
+
+
+@operating.get(
+    "/metrics",
+    response_class=Response,
+    responses={200: {"content": {_TEXT: {"schema": {"type": "string"}}}}},
+    summary="Counts and times for Prometheus",
+)
+async def metrics(request: Request) -> Response:
+    state = _state(request)
+    state.metrics.waiting.set(state.answers.n_waiting)
+    state.metrics.impressions_lost.set(state.service.impressions.n_lost)
+    state.metrics.bundle.clear()
+    state.metrics.bundle.labels(state.service.version).set(1)
+    return Response(state.metrics.render(), media_type=_TEXT)
+
+
+reloading = APIRouter()
+
+
+@reloading.post(
+    "/v1/reload",
+    response_model=schemas.Loaded,
+    responses=schemas.errors(401, 403, 409),
+    summary="Take up what is current; whatever fails, the present version answers on",
+)
+async def reload(request: Request) -> dict[str, Any]:
+    state = _state(request)
+    _admit(request, state.token or "")
+    outcome = await asyncio.to_thread(state.service.reload)
+    state.metrics.reloads.labels("loaded" if outcome.is_loaded else "refused").inc()
+    if not outcome.is_loaded:
+        _LOG.warning("a reload was refused, version %s answers on: %s", outcome.version, outcome.reason)
+        raise HTTPException(409, outcome.reason or "the version cannot be loaded")
+    _LOG.info("version %s answers from now on", outcome.version)
+    return {"request_id": request.state.request_id, "version": outcome.version}
+
+
+def _admit(request: Request, token: str) -> None:
+    """Refuse a reload that comes from another machine (403) or without the token (401)."""
+    if request.client is None or not ip_address(request.client.host).is_loopback:
+        raise HTTPException(403, "only a process on the same machine may ask for a reload")
+    given = request.headers.get("authorization", "")
+    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+        raise HTTPException(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
+
+
+def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> bytes:
+    """Answer the body of a request for recommendations, and count its lists."""
+    begun, k, repeats = time.perf_counter(), int(body.get("k", _DEFAULT_K)), body.get("repeats")
+    one = {name: value for name, value in body.items() if name not in _OF_ALL}
+    raw = body.get("requests", [one])
+    if len(raw) * k > schemas.MAX_LISTED:
+        few = "ask for shorter lists, or in several bodies"
+        raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
+    filter_viewed = None if repeats is None else repeats == "exclude"
+    answered = state.service.recommend(raw, k, filter_viewed, request.state.request_id)
+    lists = [_list(answer, answered, index) for index, answer in enumerate(answered.lists)]
+    if body.get("explain"):
+        for index, shown in enumerate(lists):
+            shown["items"] = [item | more for item, more in zip(shown["items"], answered.explain(index), strict=True)]
+    content = _write(request, answered.version, {"answers": lists})
+    state.metrics.compute.observe(time.perf_counter() - begun)
+    _count(state.metrics, lists, k)
+    return content
+
+
+def _list(answer: Answer, answered: Answered, index: int) -> dict[str, Any]:
+    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
+    items = [{"item_id": item_id, "score": round(score, _DECIMALS), "rank": rank} for item_id, score, rank in columns]
+    shown: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
+    if unknown := answered.unknown_values(index):
+        shown["unknown_values"] = unknown
+    return shown if answer.reason is None else shown | {"reason": answer.reason}
+
+
+def _count(metrics: Metrics, lists: list[dict[str, Any]], k: int) -> None:
+    metrics.asked.inc(len(lists))
+    metrics.short.inc(sum(len(shown["items"]) < k for shown in lists))
+    metrics.unknown_items.inc(sum(shown["unknown_items"] for shown in lists))
+    metrics.unknown_values.inc(sum(len(shown.get("unknown_values", ())) for shown in lists))
+
+
+def _similar(state: AppState, request: Request, body: AskSimilar) -> bytes:
+    near = state.service.similar(body["item_id"], body.get("k", _DEFAULT_K))
+    pairs = zip(near.item_ids, near.cosines, strict=True)
+    items: list[dict[str, Any]] = [{"item_id": one, "cosine": round(cosine, _DECIMALS)} for one, cosine in pairs]
+    if body.get("explain"):
+        items = [item | more for item, more in zip(items, near.explain(), strict=True)]
+    reason = {} if near.reason is None else {"reason": near.reason}
+    return _write(request, near.snapshot.version, {"items": items, **reason})
+
+
+def _write(request: Request, version: str, content: dict[str, Any]) -> bytes:
+    """Write an answer as JSON."""
+    latency = round((time.perf_counter() - request.state.started) * 1000, 3)
+    head = {"request_id": request.state.request_id, "version": version, "latency_ms": latency}
+    return _ENCODER.encode(head | content).encode()
+
+
+def _respond(content: bytes) -> Response:
+    return Response(content, media_type="application/json")
+
+
+def _state(request: Request) -> AppState:
+    return request.app.state.shared  # type: ignore[no-any-return]
+
+
+def _serve_file(name: str, kind: str) -> Callable[[], Any]:
+    content = files("serve.http").joinpath(name).read_bytes()
+
+    async def page() -> Response:
+        return Response(content, media_type=kind, headers={"content-security-policy": _PAGE_POLICY})
+
+    return page
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """Take the address before anything is loaded.
+
+    Raises:
+        ValueError: it cannot be had, or there is none such.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
+    return listener
+
+
+def serve(app: FastAPI, listener: socket.socket) -> None:
+    """Serve until SIGTERM or Ctrl-C, then answer what was asked and close the service."""
+    state: AppState = app.state.shared
+    config = uvicorn.Config(
+        app,
+        http="h11",  # under httptools a POST with the header `upgrade` is read as two requests
+        ws="none",
+        lifespan="off",
+        log_config=log_config(),
+        access_log=False,  # paths hold ids
+        proxy_headers=False,
+        server_header=False,
+        limit_concurrency=_CONNECTIONS,
+        timeout_keep_alive=_IDLE_SECONDS,
+        timeout_graceful_shutdown=_DRAIN_SECONDS,
+    )
+    listener.listen(config.backlog)
+    host, port = listener.getsockname()[:2]
+    _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
+    if (fallen_back := state.service.describe()["last_reload"]) is not None:
+        _LOG.warning("%s", fallen_back["reason"])
+    sys.setswitchinterval(_SWITCH_INTERVAL)
+    gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
+    try:
+        with undisturbed():  # uvicorn raises the signal again after it has drained
+            uvicorn.Server(config).run([listener])
+    finally:
+        state.close()

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from serve.command_line import align
 from serve.errors import BundleError
 from serve.layout import CURRENT, MANIFEST
 from serve.manifest import Manifest
 from serve.registry.pointer import read_current
 from serve.registry.versions import Registry, published_at
-from serve.text_table import align
 
 _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))
 """What runs are compared by, with repeats and without them."""

@@ -1,0 +1,330 @@
+"""The routes answer as the recommender does; what changes, changes the next answer and is there after a restart."""
+
+import json
+import re
+import shutil
+import sqlite3
+
+import numpy as np
+import pytest
+
+from serve.recommender import Recommender
+from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
+from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_profiles import known_users
+from tests.served import JSON, ROOT, ask
+
+AUTHORISED = JSON | {"authorization": f"Bearer {TOKEN}"}
+SCRIPT = (ROOT / "serve" / "http" / "page.js").read_text(encoding="utf-8")
+PAGE = (ROOT / "serve" / "http" / "page.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module", params=[SHOP, FILMS], ids=["shop", "films"])
+def schema(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def bundle(schema, tmp_path_factory):
+    return publish_served(tmp_path_factory.mktemp("asking"), schema)
+
+
+@pytest.fixture(scope="module")
+def recommender(bundle):
+    return Recommender.load(bundle)
+
+
+@pytest.fixture(scope="module")
+def app(bundle):
+    """Give an application whose state no test changes."""
+    with asking(bundle) as app:
+        yield app
+
+
+@pytest.fixture
+def own(bundle, tmp_path):
+    """Give a bundle with profiles and state that a test may change."""
+    return shutil.copytree(bundle.parent, tmp_path / "own", ignore=lambda *_: ["state"]) / bundle.name
+
+
+@pytest.fixture
+def changing(own):
+    with asking(own, token=TOKEN) as app:
+        yield app
+
+
+def check_list(given, expected):
+    assert [item["item_id"] for item in given["items"]] == expected.item_id.tolist()
+    assert [item["rank"] for item in given["items"]] == expected.rank.tolist()
+    np.testing.assert_allclose([item["score"] for item in given["items"]], expected.score, atol=1e-6)
+    assert given["unknown_items"] == expected.unknown_items
+
+
+@pytest.mark.parametrize("repeats", [None, "allow", "exclude"])
+def test_one_request_is_answered_as_by_the_recommender(app, schema, recommender, repeats):
+    request = {"user_id": a_user(schema), "datetime": UNTIL + 500, "context": {"device": "web"}}
+    reply = ask(app, "POST", "/v1/recommend", request | {"k": 7} | ({"repeats": repeats} if repeats else {}))
+    (expected,) = recommender.recommend([request], 7, None if repeats is None else repeats == "exclude")
+    (given,) = reply.json["answers"]
+    check_list(given, expected)
+    assert reply.json["version"] == recommender.bundle.manifest.version
+    assert reply.headers["x-request-id"] == reply.json["request_id"]
+    assert 0 < reply.json["latency_ms"] < 60_000
+
+
+def test_many_requests_are_answered_in_their_order(app, schema, recommender):
+    users = [*known_users(schema)]
+    requests = [{"user_id": user, "datetime": UNTIL} for user in (*users, users[0])]
+    reply = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 3})
+    for given, expected in zip(reply.json["answers"], recommender.recommend(requests, 3), strict=True):
+        check_list(given, expected)
+
+
+def test_k_is_10_by_default_and_a_catalogue_may_be_smaller_than_k(app):
+    assert len(listed(app)) == 10
+    assert len(listed(app, k=1000)) == N
+
+
+def test_filters_are_obeyed_and_a_short_list_says_why(app, recommender):
+    filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
+    (given,) = ask(app, "POST", "/v1/recommend", {"filters": filters, "k": 9, "datetime": UNTIL}).json["answers"]
+    (expected,) = recommender.recommend([{"filters": filters, "datetime": UNTIL}], 9)
+    check_list(given, expected)
+    assert 0 < len(given["items"]) <= 4
+    assert given["reason"] == expected.reason
+
+
+def test_a_body_may_not_keep_others_waiting_by_its_lists(app):
+    requests = [{}] * 129
+    assert ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 248}).status == 200  # 31,992 items
+    reply = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 249})
+    assert (reply.status, "above 32,000" in reply.json["error"]["message"]) == (422, True)
+
+
+def test_similar_items_are_those_of_the_recommender(app, recommender):
+    item_id = item_ids(recommender.bundle.schema)[4]
+    ids, cosines = recommender.similar_items(item_id, 4)
+    items = ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 4, "explain": True}).json["items"]
+    assert [item["item_id"] for item in items] == ids.tolist()
+    np.testing.assert_allclose([item["cosine"] for item in items], cosines, atol=1e-6)
+    assert all(item["columns"]["title"].startswith("Title ") for item in items)
+
+
+def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app, schema):
+    ids = item_ids(schema)
+    body = {"history": [{"item_id": ids[3]}, {"item_id": ids[8]}], **NOW, "k": 6, "repeats": "allow", "explain": True}
+    items = ask(app, "POST", "/v1/recommend", body).json["answers"][0]["items"]
+    for item in items:
+        assert item["because"]["item_id"] in (ids[3], ids[8])
+        assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
+    owned = [item for item in items if item["item_id"] in (ids[3], ids[8])]
+    assert all(item["because"] == {"item_id": item["item_id"], "cosine": 1.0} for item in owned)
+    (item,) = ask(app, "POST", "/v1/recommend", {"k": 1}).json["answers"][0]["items"]
+    assert set(item) == {"item_id", "score", "rank"}
+
+
+def test_values_that_training_has_not_seen_are_named_by_their_feature(app):
+    strange = {"context": {"device": "toaster"}, "features": {"gender": "gold"}}
+    body = {"requests": [{"context": {"device": "web"}}, strange], "k": 1}
+    first, second = ask(app, "POST", "/v1/recommend", body).json["answers"]
+    assert "unknown_values" not in first
+    assert second["unknown_values"] == ["context.device", "features.gender"]
+
+
+def test_the_status_names_the_columns_that_filters_may_name(app, recommender):
+    status = ask(app, "GET", "/v1/status").json
+    assert (status["version"], status["items"]) == (recommender.bundle.manifest.version, N)
+    for name in status["columns"]:
+        assert ask(app, "POST", "/v1/recommend", {"filters": {"at_most": {name: 1}}}).status == 200
+    assert "repeat_rate" not in status["columns"]
+
+
+def test_probes_are_answered_and_so_is_a_head(app):
+    assert {ask(app, method, path).status for method in ("GET", "HEAD") for path in ("/health", "/ready")} == {200}
+
+
+def test_metrics_count_answers_by_route_and_status(own, recommender):
+    with asking(own) as app:
+        for body in ({"k": 1000}, {}, {"k": 0}, {"context": {"device": "toaster"}}):
+            ask(app, "POST", "/v1/recommend", body)
+        ask(app, "GET", "/v1/items/secret")
+        text = ask(app, "GET", "/metrics").content.decode()
+    assert 'bascule_requests_total{route="recommend",status="200"} 3.0' in text
+    assert 'bascule_requests_total{route="recommend",status="422"} 1.0' in text
+    assert 'bascule_requests_total{route="items",status="405"} 1.0' in text
+    counts = {"recommendations": 3, "short_lists": 1, "unknown_values": 1, "shed": 0}
+    assert all(f"bascule_{name}_total {count}.0" in text for name, count in counts.items())
+    assert f'bascule_bundle_info{{version="{recommender.bundle.manifest.version}"}} 1.0' in text
+    assert "secret" not in text
+
+
+def test_an_event_counts_in_the_next_answer_and_after_a_restart(own, schema):
+    user = a_user(schema)
+    with asking(own) as app:
+        before = listed(app, user_id=user, repeats="exclude")
+        event = {"user_id": user, "item_id": before[0], "event": "buy", "datetime": UNTIL + 5}
+        assert ask(app, "POST", "/v1/events", event).json["kept"] == 1
+        after = listed(app, user_id=user, repeats="exclude")
+        assert before[0] not in after
+    with asking(own) as app:
+        assert listed(app, user_id=user, repeats="exclude") == after
+
+
+def test_a_dismissed_item_is_kept_away_whatever_history_the_request_has(changing, schema):
+    user, ids = a_user(schema), item_ids(schema)
+    unwanted = listed(changing, user_id=user, repeats="allow")[0]
+    history = [{"item_id": unwanted}, {"item_id": ids[3]}]
+    ask(changing, "POST", "/v1/events", {"user_id": user, "item_id": unwanted, "event": "dismiss"})
+    assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23)
+    assert unwanted not in listed(changing, user_id=user, repeats="allow", k=23, history=history)
+    assert unwanted in listed(changing, repeats="allow", k=23, history=history)
+    ask(changing, "POST", "/v1/events", {"user_id": user, "item_id": unwanted, "event": "undismiss"})
+    assert unwanted in listed(changing, user_id=user, repeats="allow", k=23)
+
+
+def test_events_are_kept_all_or_none(changing, schema):
+    user, ids = a_user(schema), item_ids(schema)
+    before = listed(changing, user_id=user)
+    events = [{"user_id": user, "item_id": ids[0]}, {"user_id": user, "item_id": ids[1], "datetime": "never"}]
+    assert ask(changing, "POST", "/v1/events", {"events": events}).status == 422
+    assert listed(changing, user_id=user) == before
+
+
+def test_an_item_comes_stays_over_a_restart_and_goes_for_good(own, schema):
+    item_id = 5000 if schema.item_id_type == "integer" else "new/item é 1"
+    known = item_ids(schema)[4]
+    with asking(own) as app:
+        body = {"columns": {"department": "dairy", "price": 2.5, "brand": "x"}}
+        assert ask(app, "PUT", f"/v1/items/{item_id}", body).status == 200
+        assert item_id in listed(app, k=30)
+        assert len(ask(app, "POST", "/v1/similar", {"item_id": item_id, "k": 3}).json["items"]) == 3
+        ask(app, "PUT", f"/v1/items/{known}", {"columns": {"in_stock": False}})
+        assert known not in listed(app, k=30, filters={"where": "in_stock"})
+    with asking(own) as app:
+        assert item_id in listed(app, k=30)
+        for one in (item_id, known):
+            assert ask(app, "DELETE", f"/v1/items/{one}", headers={}).json["was_there"] is True
+    with asking(own) as app:
+        assert not {item_id, known} & set(listed(app, k=30))
+        assert ask(app, "GET", "/v1/status").json["items"] == len(listed(app, k=30)) == N - 1
+        assert ask(app, "DELETE", f"/v1/items/{item_id}", headers={}).json["was_there"] is False
+
+
+@pytest.mark.parametrize(("columns", "text"), [({"prise": 77123}, "'price'"), ({"price": "cheap77123"}, "price")])
+def test_an_item_that_cannot_be_placed_is_refused_without_its_values(app, columns, text):
+    reply = ask(app, "PUT", "/v1/items/77124", {"columns": columns})
+    assert reply.status == 422
+    assert text in reply.json["error"]["message"]
+    assert not re.search("7712[34]", reply.content.decode())
+
+
+@pytest.mark.parametrize("path", ["/v1/items/", "/v1/items/a\0b", "/v1/items/a\ufffd", "/v1/items/" + "9" * 300])
+def test_an_id_that_is_none_is_refused(app, path):
+    assert ask(app, "PUT", path, {"columns": {"brand": "x"}}).status in (404, 422)
+
+
+def test_a_forgotten_user_is_nobody_and_stays_so(own, schema):
+    user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
+    with asking(own) as app:
+        nobody = listed(app)
+        ask(app, "POST", "/v1/events", event)
+        assert listed(app, user_id=user) != nobody
+        (receipt,) = ask(app, "POST", "/v1/users/forget", {"user_id": user}).json["receipts"]
+        assert (receipt["erased"]["profiles"], receipt["erased"]["events"]) == (1, 1)
+        assert listed(app, user_id=user) == nobody
+        assert ask(app, "POST", "/v1/events", event).json["kept"] == 0
+    with asking(own) as app:
+        assert listed(app, user_id=user) == nobody
+
+
+def test_every_impression_is_logged_with_position_policy_and_version(own, schema):
+    user = a_user(schema)
+    with asking(own) as app:
+        reply = ask(app, "POST", "/v1/recommend", {"requests": [{"user_id": user}, {}], "k": 4}).json
+    with sqlite3.connect(own.parent / "state" / "state.db") as state:
+        rows = state.execute(
+            "SELECT request_id, user_id, bundle_version, policy, position, item_id FROM feedback "
+            "ORDER BY user_id IS NULL, position"
+        ).fetchall()
+    state.close()
+    assert rows == [
+        (reply["request_id"], user_id, reply["version"], "greedy", position, item["item_id"])
+        for user_id, answer in zip((user, None), reply["answers"], strict=True)
+        for position, item in enumerate(answer["items"], start=1)
+    ]
+
+
+def test_without_a_token_there_are_no_reloads(app):
+    assert ask(app, "POST", "/v1/reload", headers=AUTHORISED).status == 404
+    assert "/v1/reload" not in ask(app, "GET", "/openapi.json").json["paths"]
+
+
+@pytest.mark.parametrize(
+    ("header", "host", "status"),
+    [
+        (f"Bearer {TOKEN}", "127.8.9.1", 200),
+        (f"Bearer {TOKEN}", "::1", 200),
+        (f"Bearer {TOKEN}", "10.0.0.7", 403),
+        (f"Bearer {TOKEN}", None, 403),
+        ("", "127.0.0.1", 401),
+        (TOKEN, "127.0.0.1", 401),
+        ("Bearer \xff", "127.0.0.1", 401),
+    ],
+)
+def test_a_reload_needs_the_token_and_this_machine(changing, header, host, status):
+    assert ask(changing, "POST", "/v1/reload", headers={"authorization": header}, host=host).status == status
+
+
+def test_another_version_answers_from_the_reload_on_with_the_live_items(changing, own, schema):
+    request = {"user_id": a_user(schema), **NOW, "k": 5}
+    before = ask(changing, "POST", "/v1/recommend", request).json
+    ask(changing, "PUT", "/v1/items/4321", {"columns": {"brand": "x"}})
+    shutil.rmtree(own)
+    publish_linear(own.parent, schema, seed=8)
+    assert ask(changing, "POST", "/v1/recommend", request).json["version"] == before["version"]
+    reply = ask(changing, "POST", "/v1/reload", headers=AUTHORISED)
+    after = ask(changing, "POST", "/v1/recommend", request).json
+    assert after["version"] == reply.json["version"] != before["version"]
+    assert after["answers"] != before["answers"]
+    assert "4321" in map(str, listed(changing, k=30))
+    assert 'bascule_reloads_total{outcome="loaded"} 1.0' in ask(changing, "GET", "/metrics").content.decode()
+
+
+def test_a_version_that_cannot_be_loaded_is_refused_and_the_old_one_answers_on(changing, own):
+    before = listed(changing)
+    (own / "user_tower.onnx").write_bytes(b"no tower")
+    reply = ask(changing, "POST", "/v1/reload", headers=AUTHORISED)
+    assert (reply.status, "user_tower.onnx" in reply.json["error"]["message"]) == (409, True)
+    assert str(own.parent) not in reply.content.decode()
+    last = ask(changing, "GET", "/v1/status").json["last_reload"]
+    assert (last["is_loaded"], last["reason"]) == (False, reply.json["error"]["message"])
+    assert listed(changing) == before
+
+
+@pytest.mark.parametrize(("path", "kind"), [("/", "html"), ("/page.css", "css"), ("/page.js", "javascript")])
+def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app, path, kind):
+    reply = ask(app, "GET", path)
+    assert reply.headers["content-type"].startswith(f"text/{kind}")
+    policy = reply.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert not re.search("unsafe|http", policy)
+
+
+def test_the_page_has_no_code_in_it_and_nothing_from_elsewhere():
+    assert re.findall(r"<script[^>]*>", PAGE) == ['<script src="/page.js" defer>']
+    assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://", SCRIPT)
+    assert all(f'id="{name}"' in PAGE for name in re.findall(r'byId\("([\w-]+)"\)', SCRIPT))
+
+
+def test_ids_beyond_the_numbers_of_the_page_stay_texts():
+    (pattern,) = re.findall(r"const TOKEN = /(.*)/g;", SCRIPT)
+    big = 2**53 + 1
+    answer = {"a": big, "b": [-big, 7, 0.12345678901234567, 1e300], f'"{big}': f'\\ \\" {big} {{'}
+
+    def keep(found):
+        token = found[0]
+        return f'"{token}"' if re.fullmatch(r"-?\d+", token) and abs(int(token)) >= 2**53 else token
+
+    kept = json.loads(re.sub(pattern, keep, json.dumps(answer)))
+    assert kept == {**answer, "a": str(big), "b": [str(-big), *answer["b"][1:]]}

@@ -1,0 +1,331 @@
+"""Overload, faults, logs and the end: over-full queues answer 503, the end drops nothing, logs name nobody."""
+
+import asyncio
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from serve.errors import BundleError
+from serve.http.middleware import OverloadError, QuietFormatter, Worker, hide_values
+from serve.recommender import Recommender
+from tests.http.services import NOW, TOKEN, asking, publish_served
+from tests.linear_bundle import SHOP, item_ids, publish_linear
+from tests.served import JSON, ROOT, ask, exchange, read_reply, serving, write_request
+
+SENTINEL = "Qx9person9xQ"
+EVENT = {"user_id": "u1", "item_id": item_ids(SHOP)[0]}
+DEMO = ROOT / "runs" / "demo"
+
+
+@pytest.fixture
+def gate():
+    return threading.Event()
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return publish_served(tmp_path, SHOP)
+
+
+async def fill(worker, gate, n_calls):
+    """Let calls wait for the gate and give them as tasks that have begun."""
+    tasks = [asyncio.ensure_future(worker.run(lambda: gate.wait(20))) for _ in range(n_calls)]
+    await asyncio.sleep(0)
+    return tasks
+
+
+def test_a_full_worker_refuses_and_then_finishes_the_calls_that_it_took(gate):
+    async def main():
+        with closing(Worker("test", max_waiting=3, deadline=30)) as worker:
+            tasks = await fill(worker, gate, 3)
+            with pytest.raises(OverloadError):
+                await worker.run(lambda: 1)
+            gate.set()
+            assert await asyncio.gather(*tasks) == [True] * 3
+            with pytest.raises(ZeroDivisionError):
+                await worker.run(lambda: 1 // 0)
+            assert await worker.run(lambda: 7) == 7
+
+    asyncio.run(main())
+
+
+def test_a_call_that_waited_too_long_or_for_nobody_is_not_begun(gate):
+    begun = []
+
+    async def main():
+        with closing(Worker("test", max_waiting=3, deadline=0.05)) as worker:
+            first = await fill(worker, gate, 1)
+            late, gone = (asyncio.ensure_future(worker.run(lambda: begun.append(1))) for _ in range(2))
+            await asyncio.sleep(0.2)
+            gone.cancel()
+            gate.set()
+            with pytest.raises(OverloadError):
+                await late
+            await asyncio.gather(*first)
+
+    asyncio.run(main())
+    assert begun == []
+
+
+def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(bundle, gate):
+    async def main(app):
+        tasks = await fill(app.state.shared.answers, gate, 2)
+        refused = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        alike = await exchange(app, "POST", "/v1/similar", [b'{"item_id": "i100"}'], JSON)
+        counts = (await exchange(app, "GET", "/metrics", [b""], {})).content.decode()
+        ready = await exchange(app, "GET", "/ready", [b""], {})
+        gate.set()
+        await asyncio.gather(*tasks)
+        answered = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
+        assert [one.status for one in (refused, alike, ready, answered)] == [503, 503, 200, 200]
+        assert (refused.headers["retry-after"], refused.json["error"]["code"]) == ("1", "unavailable")
+        assert "bascule_waiting 2.0" in counts
+        assert "bascule_shed_total 2.0" in counts
+
+    with asking(bundle, max_waiting=2) as app:
+        asyncio.run(main(app))
+
+
+def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
+    monkeypatch.setattr("serve.service.forget_known", lambda *_: {} if gate.wait(20) else None)
+
+    async def main(app):
+        forgetting = asyncio.ensure_future(exchange(app, "POST", "/v1/users/forget", [b'{"user_id": "u2"}'], JSON))
+        kept = await exchange(app, "POST", "/v1/events", [json.dumps(EVENT).encode()], JSON)
+        put = await exchange(app, "PUT", "/v1/items/i107", [b'{"columns": {"in_stock": false}}'], JSON)
+        is_waiting = not forgetting.done()
+        gate.set()
+        assert (kept.status, put.status, is_waiting, (await forgetting).status) == (200, 200, True, 200)
+
+    with asking(bundle) as app:
+        asyncio.run(main(app))
+
+
+def test_a_disk_that_fails_is_answered_with_503_and_no_path(bundle, monkeypatch):
+    def fail(*_):
+        raise OSError(28, "No space left on device", "/secret/state.db")
+
+    monkeypatch.setattr("serve.service.Service.observe", fail)
+    with asking(bundle) as app:
+        reply = ask(app, "POST", "/v1/events", EVENT)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "1")
+        assert "secret" not in reply.content.decode()
+        assert ask(app, "POST", "/v1/recommend", {}).status == 200
+
+
+def test_a_damaged_list_of_forgotten_users_answers_only_nobody(bundle):
+    with asking(bundle) as app:
+        (bundle.parent / "forgotten.json").write_text("{", encoding="utf-8")
+        reply = ask(app, "POST", "/v1/recommend", {**NOW, "user_id": "u1"})
+        assert reply.status == 503
+        assert str(bundle.parent) not in reply.content.decode()
+        assert ask(app, "POST", "/v1/recommend", NOW).status == 200
+
+
+def test_a_service_that_cannot_begin_lets_go_of_the_items(bundle):
+    state = bundle.parent / "state"
+    state.mkdir()
+    (state / "state.db").write_bytes(b"no database" * 100)
+    with pytest.raises(BundleError), asking(bundle):
+        pass
+    (state / "state.db").unlink()
+    with asking(bundle) as app:
+        assert ask(app, "GET", "/ready").status == 200
+
+
+@pytest.mark.parametrize(
+    ("message", "hidden"),
+    [
+        ("user_id is 'x y' (str); expected a text", "user_id: expected a text"),
+        ("k is 7; expected 'k' is 'a; expected b'; allowed: 'price'", "k: allowed: 'price'"),
+        ("unknown column 'prise'; did you mean 'price'?", "unknown column …; did you mean 'price'?"),
+        ("character 7: expected 'and'; got secret", "character 7: expected …; got …"),
+    ],
+)
+def test_values_are_taken_out_of_messages(message, hidden):
+    assert hide_values(message, frozenset({"price"})) == hidden
+
+
+def test_no_person_is_in_logs_metrics_or_errors(bundle):
+    user = {"user_id": f"{SENTINEL}1"}
+    history = [{"item_id": f"{SENTINEL}2", "event": f"{SENTINEL}3"}]
+    calls = [
+        ("POST", "/v1/recommend", {**user, "history": history, "features": {"gender": f"{SENTINEL}4"}}, 200),
+        ("POST", "/v1/recommend", {**user, "features": {f"{SENTINEL}5": SENTINEL}}, 422),
+        ("POST", "/v1/recommend", {**user, "k": SENTINEL}, 422),
+        ("POST", "/v1/similar", {"item_id": SENTINEL}, 422),
+        ("POST", "/v1/events", {**user, "item_id": SENTINEL}, 200),
+        ("PUT", f"/v1/items/{SENTINEL}", {"columns": {SENTINEL: SENTINEL}}, 422),
+        ("DELETE", f"/v1/items/{SENTINEL}", None, 200),
+        ("GET", f"/{SENTINEL}", None, 404),
+        ("POST", "/v1/users/forget", user, 200),
+        ("GET", "/metrics", None, 200),
+    ]
+    with serving("--bundle", bundle) as server:
+        for method, path, body, status in calls:
+            reply = server.ask(method, path, body)
+            assert reply.status == status, path
+            assert SENTINEL not in reply.content.decode()
+        with server.connect() as connection:
+            connection.sendall(f"GET /{SENTINEL} HTTP/9\r\n{SENTINEL}\r\n\r\n".encode())
+            connection.recv(1000)
+        assert server.end() == 0
+        assert SENTINEL not in server.process.stderr.read()
+
+
+def test_an_error_in_the_log_has_its_place_and_type_but_not_its_message():
+    import logging
+
+    try:
+        int(SENTINEL)
+    except ValueError:
+        record = logging.LogRecord("x", logging.ERROR, __file__, 1, "it failed", None, sys.exc_info())
+    written = QuietFormatter("%(message)s").format(record)
+    assert written.startswith("it failed")
+    assert "test_middleware.py" in written
+    assert "ValueError" in written
+    assert SENTINEL not in written
+
+
+def test_a_request_with_an_upgrade_is_one_request(bundle):
+    with serving("--bundle", bundle) as server, server.connect() as connection:
+        body = {"user_id": "u1", "k": 2}
+        upgrade = JSON | {"connection": "upgrade", "upgrade": "h2c"}
+        connection.sendall(write_request("POST", "/v1/recommend", body, upgrade))
+        assert len(read_reply(connection).json["answers"][0]["items"]) == 2
+        connection.sendall(2 * write_request("GET", "/health"))
+        replies = b""
+        while replies.count(b'{"status":"ok"}') < 2:
+            replies += connection.recv(1 << 16)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_drains_the_requests_that_are_there_and_ends_with_status_0(bundle, number):
+    replies = []
+
+    def ask_much(server):
+        body = {"requests": [{"user_id": "u1"}] * 256, "k": 23}
+        with server.connect() as connection:
+            connection.sendall(write_request("POST", "/v1/recommend", body))
+            replies.append(read_reply(connection))
+
+    with serving("--bundle", bundle) as server:
+        with server.connect() as idle:
+            threads = [threading.Thread(target=ask_much, args=[server]) for _ in range(6)]
+            for thread in threads:
+                thread.start()
+            while "bascule_in_flight 1.0" in server.ask("GET", "/metrics").content.decode() and not replies:
+                pass
+            assert server.end(number) == 0
+            assert idle.recv(10) == b""
+        for thread in threads:
+            thread.join(20)
+        assert len(replies) == 6
+        assert {reply.status for reply in replies} <= {0, 200}
+        assert 200 in {reply.status for reply in replies}
+        with pytest.raises(OSError, match="refused"):
+            server.connect()
+
+
+def test_an_address_that_is_taken_is_one_line(bundle):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        for port in (str(taken.getsockname()[1]), "70000"):
+            command = [sys.executable, "-m", "serve", "http", "--bundle", str(bundle), "--port", port]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+            assert done.returncode == 2
+            assert re.fullmatch(rf"error: cannot listen at 127.0.0.1:{port}: .*\n", done.stderr)
+
+
+class Checker(threading.Thread):
+    """Ask on and on, and recompute each answer under the version that it names."""
+
+    def __init__(self, server, recommenders):
+        super().__init__()
+        self.server, self.recommenders = server, recommenders
+        self.is_over = threading.Event()
+        self.versions, self.faults = set(), []
+        self.start()
+
+    def run(self):
+        request = {"user_id": "u1", **NOW}
+        while not self.is_over.is_set():
+            reply = self.server.ask("POST", "/v1/recommend", {**request, "k": 5})
+            if reply.status != 200:
+                self.faults.append(reply)
+                continue
+            self.versions.add(reply.json["version"])
+            (expected,) = self.recommenders[reply.json["version"]].recommend([request], 5)
+            items = reply.json["answers"][0]["items"]
+            if [item["item_id"] for item in items] != expected.item_id.tolist() or not np.allclose(
+                [item["score"] for item in items], expected.score, atol=1e-5
+            ):
+                self.faults.append(reply)
+
+
+@pytest.mark.parametrize("n_swaps", [4, pytest.param(100, marks=pytest.mark.slow)])
+def test_swaps_under_load_mix_no_answer(tmp_path, n_swaps):
+    """Exchange two bundles while four clients ask; each answer must be of one of them."""
+    bundle, other = publish_served(tmp_path / "run", SHOP, seed=3), publish_linear(tmp_path / "other", SHOP, seed=8)
+    recommenders = [Recommender.load(path, tmp_path / "run" / "profiles") for path in (bundle, other)]
+    by_version = {one.bundle.manifest.version: one for one in recommenders}
+    with serving("--bundle", bundle, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
+        clients = [Checker(server, by_version) for _ in range(4)]
+        for _ in range(n_swaps):
+            for source, target in ((bundle, tmp_path / "aside"), (other, bundle), (tmp_path / "aside", other)):
+                os.rename(source, target)
+            reply = server.ask("POST", "/v1/reload", headers={"authorization": f"Bearer {TOKEN}"})
+            assert reply.status == 200
+        for client in clients:
+            client.is_over.set()
+            client.join()
+        assert server.end() == 0
+    assert [client.faults for client in clients] == [[]] * 4
+    assert set().union(*(client.versions for client in clients)) == set(by_version)
+
+
+def read_examples():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    (block,) = re.findall(r"```bash\n(.*?)```", readme.partition("## Serve over HTTP")[2], re.DOTALL)
+    return [line for line in block.splitlines() if line.startswith("curl ")]
+
+
+def test_the_examples_of_the_readme_name_routes_that_there_are(bundle):
+    with asking(bundle, token=TOKEN) as app:
+        paths = set(ask(app, "GET", "/openapi.json").json["paths"])
+    given = [re.search(r"http://127.0.0.1:8080(\S+)", command)[1] for command in read_examples()]
+    assert len(given) >= 10
+    assert {re.sub(r"/items/\d+", "/items/{item_id}", path) for path in given} <= paths
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1500)
+def test_the_examples_of_the_readme_are_answered(tmp_path):
+    run = tmp_path / "run"
+    if (DEMO / "bundle").exists():
+        shutil.copytree(DEMO, run, ignore=shutil.ignore_patterns("state", "checkpoints", "logs"))
+    else:
+        words = ["--model.dim", "16", "--model.max_epochs", "1", "--trainer.limit_train_batches", "2"]
+        subprocess.run([sys.executable, "train.py", *words, "--out", str(run)], cwd=ROOT, check=True)
+    with serving("--bundle", run / "bundle") as server:
+        lists = []
+        for command in read_examples():
+            words = shlex.split(command.replace("http://127.0.0.1:8080", f"http://127.0.0.1:{server.port}"))
+            done = subprocess.run([*words, "--fail-with-body"], capture_output=True, text=True, check=False)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            lists += [json.loads(done.stdout)["answers"]] if "/v1/recommend" in command else []
+        assert server.end() == 0
+    assert [len(answers) for answers in lists] == [1, 1, 2, 1]
+    assert all(len(answer["items"]) == 5 for answers in lists for answer in answers)

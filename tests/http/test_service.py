@@ -1,0 +1,156 @@
+"""The service without HTTP: moments, live state, forgetting in several folders, explanations."""
+
+import math
+import time
+from contextlib import closing
+from dataclasses import replace
+from datetime import date
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from serve.index import ItemIndex
+from serve.recommender import Recommender
+from serve.registry.changes import publish_and_activate
+from serve.registry.sources import BundleSource, RegistrySource
+from serve.registry.versions import Registry
+from serve.requests import InlineHistory, Request
+from serve.service import Service, find_reasons, find_unknown, open_service, show_items
+from serve.state.store import StateStore
+from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, vectors_of
+
+IDS = item_ids(FILMS)
+
+
+@pytest.fixture(params=[SHOP, FILMS], ids=["shop", "films"])
+def schema(request):
+    return request.param
+
+
+@pytest.fixture
+def bundle(schema, tmp_path):
+    return publish_served(tmp_path, schema)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return Recommender.load(publish_served(tmp_path_factory.mktemp("films"), FILMS))
+
+
+def ask(service, *requests):
+    return [one.item_id.tolist() for one in service.recommend(requests, 5, None, "r").lists]
+
+
+def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(bundle, schema, monkeypatch):
+    now = UNTIL + 12 * 3600
+    monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)
+    user = a_user(schema)
+    with closing(open_bundle(bundle)) as service:
+        (request,) = service.recommend([{"user_id": user}], 5, None, "r").requests
+        assert request.datetime == now
+        for after in (10, 30, 3600):
+            service.observe([{"user_id": user, "item_id": item_ids(schema)[0], "datetime": now + after}])
+        (request,) = service.recommend([{"user_id": user}], 5, None, "r").requests
+        assert request.datetime == now + 30  # what lies ahead does not count
+        (request,) = service.recommend([{"user_id": user, "datetime": now + 7}], 5, None, "r").requests
+        assert request.datetime == now + 7
+
+
+def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
+    user, (first, second, *_) = a_user(schema), item_ids(schema)
+    now, state = int(time.time()), bundle.parent / "state"
+    with closing(Service(BundleSource(bundle), state, [bundle.parent], retention_days=2)) as service:
+        times = {first: now - 3 * DAY, second: now - DAY}
+        events = [{"user_id": user, "item_id": item, "datetime": at} for item, at in times.items()]
+        assert service.observe(events) == 1
+    with closing(StateStore(state / "state.db")) as store:
+        assert list(store.recall(user).history.item_id) == [second]
+
+
+def test_the_status_says_that_the_data_is_old_if_anything_fades(bundle, schema):
+    with closing(open_bundle(bundle)) as service:
+        notes = [note for note in service.describe()["notes"] if note.startswith("the data ended ")]
+    assert len(notes) == (schema.repeats == "allow")
+
+
+def test_a_folder_by_another_name_is_refused_since_forgetting_would_not_find_it(bundle):
+    with pytest.raises(ValueError, match="expected a folder called 'state'"):
+        open_bundle(bundle, bundle.parent / "mine")
+
+
+def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path, bundle, schema):
+    registry = Registry(tmp_path / "registry")
+    publish_and_activate(registry, bundle, keep=1)
+    other = publish_served(tmp_path / "earlier", FILMS if schema is SHOP else SHOP).parent  # ids of another type
+    profiles, state = bundle.parent / "profiles", other / "state"
+    user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
+    source = RegistrySource(registry, profiles)
+    with closing(open_service(source, registry.path, profiles, state, EVER)) as service:
+        assert service.observe([event]) == 1
+        erased = [receipt["erased"] for receipt in service.forget(user)]
+        assert (sum(one["events"] for one in erased), sum(one["profiles"] for one in erased)) == (1, 1)
+        assert service.observe([event]) == 0
+        theirs, anyones = ask(service, {**NOW, "user_id": user}, NOW)
+        assert theirs == anyones
+
+
+def cosine(one, other):
+    return float(one @ other / (one @ one * (other @ other)) ** 0.5)
+
+
+def test_of_a_long_history_the_latest_events_explain_an_item(films):
+    vectors = vectors_of(3)[:, :D].astype(float)
+    rows = films.item_rows([IDS[5], IDS[2]])
+    for history, compared in (([5, *[2] * 500], [2]), ([5, *[2] * 499], [2, 5])):
+        request = Request(history=InlineHistory([IDS[row] for row in history]))
+        for row, reason in zip((5, 2), find_reasons(films, request, rows), strict=True):
+            nearest = max(compared, key=lambda old: cosine(vectors[row], vectors[old]))
+            expected = round(cosine(vectors[row], vectors[nearest]), 3)
+            assert reason == {"item_id": IDS[nearest], "cosine": pytest.approx(expected, abs=1e-3)}
+
+
+def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
+    rows = films.item_rows([IDS[-1]])
+    for history, expected in (([999_999], None), ([999_999, IDS[2], 999_998], IDS[2]), ([], None)):
+        (reason,) = find_reasons(films, Request(history=InlineHistory(history)), rows)
+        assert (reason and reason["item_id"]) == expected
+
+
+def test_an_item_with_a_vector_of_zeros_has_cosine_0(films):
+    vectors = np.array(films.bundle.vectors)
+    vectors[5] = 0
+    flat = Recommender(replace(films.bundle, index=ItemIndex.build(vectors)))
+    for row, old in ((5, 2), (2, 5)):
+        request = Request(history=InlineHistory([IDS[old]]))
+        assert find_reasons(flat, request, np.array([row])) == [{"item_id": IDS[old], "cosine": 0.0}]
+
+
+def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):
+    items = films.bundle.items
+    table = pa.table({"item_id": items.column("item_id")})
+    more = {
+        "price": pa.array([math.nan, math.inf, 2.5], pa.float64()),
+        "day": pa.array([date(2020, 1, 2), None, date(2021, 3, 4)]),
+        "in_stock": pa.array([True, None, False]),
+        "tags": pa.array([["a", "b"], [], None]),
+        "picture": pa.array([[1.0, 2.0]] * 3, pa.list_(pa.float32(), 2)),
+        "sound": pa.array([[1.0], [], None], pa.list_(pa.float64())),
+    }
+    for name, values in more.items():
+        table = table.append_column(name, pa.chunked_array([values, pa.nulls(len(items) - 3, values.type)]))
+    assert show_items(table, np.array([2, 0, 1])) == [
+        {"price": 2.5, "day": "2021-03-04", "in_stock": False, "tags": None},
+        {"price": None, "day": "2020-01-02", "in_stock": True, "tags": ["a", "b"]},
+        {"price": None, "day": None, "in_stock": None, "tags": []},
+    ]
+
+
+def test_values_that_training_has_not_seen_are_found(films):
+    schema = films.bundle.schema
+    known = {"device": "web"}
+    assert [*find_unknown(schema, Request(context=known, features={"income": 77.0}))] == []
+    found = find_unknown(schema, Request(context={"device": "toaster"}, features={"gender": "gold"}))
+    assert [*found] == [("context.device", "toaster"), ("features.gender", "gold")]
+    assert [*find_unknown(schema, Request(features={"gender": None}, context={"device": ""}))] == []
