@@ -16,9 +16,9 @@ from evaluation.console import print_metrics
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.holdout import PAIR, profiles_from_frame, read_interactions, read_moment, read_users, split_validation
 from serve.bundle import Bundle
-from serve.command_line import FAULT, ending_on_signals, make_parser, parse_options
+from serve.command_line import make_parser, parse_options, run_command
 from serve.durable import write_file
-from serve.errors import SchemaError, say
+from serve.errors import SchemaError
 from serve.recommender import Recommender
 from serve.schema import Schema
 
@@ -31,14 +31,8 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after one line about what is wrong. Ctrl-C ends it with 130, SIGTERM with 143."""
-    try:
-        with ending_on_signals():
-            run(_parse(argv))
-    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
-        print(f"error: {say(error)}", file=sys.stderr)
-        return FAULT
-    return 0
+    """Run the command and return its exit status."""
+    return run_command(lambda: run(_parse(argv)))
 
 
 def run(arguments: argparse.Namespace) -> None:

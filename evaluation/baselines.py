@@ -23,6 +23,8 @@ from serve.errors import SchemaError
 Real = TypeVar("Real", np.float32, np.float64)
 Strength = Callable[[Floats], Floats]
 """Counts of (user, item) pairs -> their strengths."""
+Fit = Callable[["Events", Sequence[float]], Iterator[ScoreRows]]
+"""Events and values of a parameter -> one scorer per value, made one after the other."""
 
 DAY = 86_400
 SHRINK = 10.0
@@ -282,22 +284,26 @@ def _mirror(matrix: npt.NDArray[Real]) -> None:
         matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
-def on_used_items(
-    fit: Callable[[Events, Sequence[float]], Iterator[ScoreRows]], score_of_others: float
-) -> Callable[[Events, Sequence[float]], Iterator[ScoreRows]]:
+def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
     """Fit on the M items that have events: a catalogue may list many times more, of which nothing is known.
 
     Args:
         fit: of a baseline that compares items with each other.
-        score_of_others: what a fit on all items gives those without events.
+        score_of_others: score that a fit on all items gives those without events.
+        events: to fit.
+        values: of the parameter.
     """
+    items, used = renumber_used(events)
 
-    def fit_used(events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
-        items, renumbered = renumber_used(events)
-        for score in fit(renumbered, values):
-            yield _spread(score, items, events.n_items, score_of_others)
+    def spread(score: ScoreRows) -> ScoreRows:
+        def score_all(users: Ints) -> Scores:
+            scores = np.full((len(users), events.n_items), score_of_others, np.float32)
+            scores[:, items] = score(users)
+            return scores
 
-    return fit_used
+        return score if len(items) == events.n_items else score_all
+
+    yield from map(spread, fit(used, values))
 
 
 def renumber_used(events: Events) -> tuple[Ints, Events]:
@@ -305,16 +311,3 @@ def renumber_used(events: Events) -> tuple[Ints, Events]:
     items = np.unique(np.append(events.item_row, 0))
     item_row = np.searchsorted(items, events.item_row)
     return items, Events(events.user_row, item_row, events.time, events.n_users, len(items))
-
-
-def _spread(score: ScoreRows, items: Ints, n_items: int, score_of_others: float) -> ScoreRows:
-    """Lay scores of the items (M,) out over the whole catalogue."""
-    if len(items) == n_items:
-        return score
-
-    def score_all(users: Ints) -> Scores:
-        scores = np.full((len(users), n_items), score_of_others, np.float32)
-        scores[:, items] = score(users)
-        return scores
-
-    return score_all

@@ -22,15 +22,7 @@ NOTHING_HELD_OUT = "Nothing was held out, so this run does not say how good the 
 
 
 def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metric: str, item_id: str | int) -> None:
-    """Print the tables of a run's metrics, or that there are none, the paths of its files, and three commands.
-
-    Args:
-        console: prints.
-        out: folder of the run.
-        metrics: as `evaluate` returns them; without `test` where nothing was held out.
-        metric: that models are compared by.
-        item_id: an item to try.
-    """
+    """Print the tables of a run in the folder `out`, the paths of its files, and three commands, one on `item_id`."""
     console.rule("results")
     if "test" in metrics:
         print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
@@ -50,14 +42,7 @@ def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metri
 
 
 def print_metrics(console: Console, metrics: Mapping[str, Any], metric: str, others: tuple[str, ...] = ()) -> None:
-    """Print one table per view, and those of requests with context where there are any.
-
-    Args:
-        console: prints.
-        metrics: as `evaluate` returns them.
-        metric: that models are compared by, with intervals.
-        others: metrics printed beside it.
-    """
+    """Print a table per view, also of requests with context: models compared by `metric`, and their `others`."""
     parts = [(metrics["test"], metrics["paired"], "")]
     if "with_context" in metrics:
         asked, paired = (_shorten_names(metrics[part]) for part in ("with_context", "paired_with_context"))
@@ -77,15 +62,7 @@ def _shorten_names(models: Mapping[str, Views]) -> dict[str, Views]:
 def build_table(
     view: str, test: Mapping[str, Views], paired: Mapping[str, Views], names: tuple[str, ...], title: str
 ) -> Table:
-    """Lay out one view, the best model first.
-
-    Args:
-        view: of `test`.
-        test: model -> view -> figures; the first model is compared with the others.
-        paired: baseline -> view -> the first model's figures minus the baseline's.
-        names: metrics; the first one is compared, with intervals.
-        title: of the table.
-    """
+    """Lay out one view of `test`, the best model first; the first metric of `names` is compared, with intervals."""
     champion, metric = next(iter(test)), names[0]
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, show_edge=False, padding=0)
     table.add_column("model", no_wrap=True)

@@ -6,8 +6,8 @@ Letters: B requests, N items, K places of a list, U users that have a target in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -98,41 +98,61 @@ class Examined:
 class Examination:
     """Requests, targets and owned items, the same for every model."""
 
-    user: Ints
-    """(B,) user row of each request."""
+    held_out: HeldOut
     views: dict[str, Targets]
     owned: ItemSets
     """Items that each request's user already has."""
-    n_items: int
+    past: Events
+    """The users' histories."""
 
     @classmethod
-    def prepare(cls, targets: Targets, past: Events, repeats: Repeats) -> Examination:
+    def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
         """Set the examination of users whose events so far are `past`."""
-        owned = past.owned().take(targets.user)
-        return cls(targets.user, view_targets(targets, owned, repeats), owned, past.n_items)
+        owned = past.owned().take(held_out.targets.user)
+        return cls(held_out, view_targets(held_out.targets, owned, repeats), owned, past)
+
+    @property
+    def user(self) -> Ints:
+        """User row of each request, (B,)."""
+        return self.held_out.targets.user
 
     def rank(self, score: ScoreRows) -> Lists:
         """Rank by the scores of a model that scores the whole catalogue for user rows."""
-        return rank_views(lambda rows: score(self.user[rows]), self.owned, self.n_items, LIST_LENGTH, self.views)
+        return rank_views(lambda rows: score(self.user[rows]), self.owned, self.past.n_items, LIST_LENGTH, self.views)
 
     def examine(self, lists: Lists) -> Examined:
         """Measure the lists of a model, made for the requests in their order."""
         return Examined(lists, {view: measure_users(lists[view], targets) for view, targets in self.views.items()})
 
     def describe(self, examined: Examined) -> dict[str, Summary]:
-        """Return view -> metrics with intervals, and the targets they are counted over."""
-        return {
-            view: summarise(examined.values[view]) | self._count_targets(view, targets)
-            for view, targets in self.views.items()
-        }
+        """Return view -> metrics with intervals, and the targets, among them those that no list can hold."""
+        described = {}
+        for view, targets in self.views.items():
+            is_owned = find_owned(targets, self.owned)
+            described[view] = summarise(examined.values[view]) | {
+                "targets": len(is_owned),
+                "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
+                "unreachable_targets": int(is_owned.sum()) if view == "novel" else 0,
+            }
+        return described
 
-    def _count_targets(self, view: str, targets: Targets) -> Summary:
-        """Count the targets, and those that no list, or no list without owned items, can hold."""
-        return {
-            "targets": len(targets.items.item_row),
-            "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
-            "unreachable_targets": int(find_owned(targets, self.owned).sum()) if view == "novel" else 0,
-        }
+    def slice(self, examined: Examined, groups: dict[str, Labels]) -> dict[str, Any]:
+        """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
+        per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
+        slices = {}
+        for view, targets in self.views.items():
+            labels = label_targets(targets, per_user[self.user], self.event_count, groups)
+            slices[view] = measure_slices(examined.lists[view], targets, labels)
+        return slices
+
+    @property
+    def event_count(self) -> Ints:
+        """Events of each item so far, (N,)."""
+        return np.bincount(self.past.item_row, minlength=self.past.n_items)
+
+    def describe_lists(self, examined: Examined) -> dict[str, float]:
+        """Describe the lists of the first view, whose targets are all there are."""
+        return describe_lists(examined.lists[next(iter(self.views))], self.held_out.targets, self.event_count, DEPTH)
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -145,58 +165,17 @@ def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
     return {view: summarise_difference(values, other.values[view]) for view, values in examined.values.items()}
 
 
-def make_criterion(targets: Targets, past: Events, repeats: Repeats) -> Criterion:
+def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
     """Return the headline metric on validation, averaged over the views `all` and `novel` that have targets."""
-    whole, metric = Examination.prepare(targets, past, repeats), headline_metric(repeats)
+    whole, metric = Examination.prepare(held_out, past, repeats), headline_metric(repeats)
     views = {view: targets for view, targets in whole.views.items() if view != "repeat"}
-    examination = Examination(whole.user, views, whole.owned, whole.n_items)
+    examination = replace(whole, views=views)
 
     def criterion(score: ScoreRows) -> float:
         values = [of_view[metric] for of_view in examination.examine(examination.rank(score)).values.values()]
         return float(np.mean([of_view.mean() for of_view in values if len(of_view)]))
 
     return criterion
-
-
-@dataclass(frozen=True)
-class Trial:
-    """Requests, and what is known of the users and items that they are about."""
-
-    held_out: HeldOut
-    examination: Examination
-    past: Events
-    """The users' histories: training and validation events."""
-    groups: dict[str, Labels]
-    """Name -> a label per user row."""
-
-    @classmethod
-    def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats, groups: dict[str, Labels]) -> Trial:
-        """Prepare the trial of users whose events so far are `past`."""
-        return cls(held_out, Examination.prepare(held_out.targets, past, repeats), past, groups)
-
-    @property
-    def event_count(self) -> Ints:
-        """Events of each item so far, (N,)."""
-        return np.bincount(self.past.item_row, minlength=self.past.n_items)
-
-    @property
-    def history_length(self) -> Ints:
-        """Events that the user of each request has so far, (B,)."""
-        per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
-        return np.asarray(per_user[self.held_out.targets.user])
-
-    def slice(self, examined: Examined) -> dict[str, Any]:
-        """Return view -> slice -> value -> metrics."""
-        slices = {}
-        for view, targets in self.examination.views.items():
-            labels = label_targets(targets, self.history_length, self.event_count, self.groups)
-            slices[view] = measure_slices(examined.lists[view], targets, labels)
-        return slices
-
-    def describe_lists(self, examined: Examined) -> dict[str, float]:
-        """Describe the lists of the first view, whose targets are all there are."""
-        view = next(iter(self.examination.views))
-        return describe_lists(examined.lists[view], self.held_out.targets, self.event_count, DEPTH)
 
 
 def evaluate(
@@ -216,7 +195,7 @@ def evaluate(
         log: prints a line before and after each model.
 
     Returns:
-        What `metrics.json` holds: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
+        The content of `metrics.json`: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
         `baselines`, `protocol` and, where requests at a held-out time or with context differ, `with_context` and
         `paired_with_context`: a request per user and time, without times per user and item, answered with its context
         and without.
@@ -226,52 +205,61 @@ def evaluate(
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
-    later = parts.validation if parts.evidence is None else pd.concat([parts.validation, parts.evidence])
+    frames = [parts.validation] if parts.evidence is None else [parts.validation, parts.evidence]
+    later = pd.concat(frames)
     ids = Ids.number(recommender.bundle.items.column("item_id").to_pylist(), (parts.train, later, parts.test))
-    train, past = ids.events(parts.train), ids.events(later)
-    prepare = partial(Trial.prepare, past=train.join(past), repeats=schema.repeats, groups=_label_users(parts, ids))
-    trial = prepare(group_requests(parts.test, ids))
-    examined = _ask(recommender, trial, plain_requests(trial.held_out.rows, parts.at), log)
-    protocol = describe_protocol(trial.examination, parts.at, schema)
+    groups = _label_users(parts, ids)
+    train, late = ids.events(parts.train), ids.events(later)
+    past = train.join(late)
+    examination = Examination.prepare(group_requests(parts.test, ids), past, schema.repeats)
+    examined = _ask(recommender, examination, plain_requests(examination.held_out.rows, parts.at), log)
+    protocol = describe_protocol(examination, parts.at, schema)
     in_context = {}
     if parts.at is None and has_context(parts.test, schema):
-        situations = prepare(group_situations(parts.test, ids))
-        protocol["with_context"] = _describe_situations(situations.examination, "datetime" in parts.test)
-        in_context = _ask_in_context(recommender, situations, trial, examined, log)
+        situations = Examination.prepare(group_situations(parts.test, ids), past, schema.repeats)
+        protocol["with_context"] = _describe_situations(situations, "datetime" in parts.test)
+        in_context = _ask_in_context(recommender, situations, (examination, examined), log)
     criterion = None
     if len(parts.validation):
-        criterion = make_criterion(
-            group_requests(sample_users(parts.validation, seed), ids).targets, train, schema.repeats
-        )
+        sample = group_requests(sample_users(parts.validation, seed), ids)
+        criterion = make_criterion(sample, train, schema.repeats)
     models, records = {MODEL: examined}, {}
-    for fitted in fit_baselines(chosen, train, past, criterion, log):
+    for fitted in fit_baselines(chosen, train, late, criterion, log):
         records[fitted.name] = fitted.record
         if fitted.score is not None:
-            models[fitted.name] = trial.examination.examine(trial.examination.rank(fitted.score))
-    return _compare_models(trial, models) | {"baselines": records} | in_context | {"protocol": protocol}
+            models[fitted.name] = examination.examine(examination.rank(fitted.score))
+    return {
+        "test": {name: examination.describe(model) for name, model in models.items()},
+        "paired": {name: compare(examined, model) for name, model in models.items() if name != MODEL},
+        "slices": examination.slice(examined, groups),
+        "beyond_accuracy": {name: examination.describe_lists(model) for name, model in models.items()},
+        "baselines": records,
+        **in_context,
+        "protocol": protocol,
+    }
 
 
 def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
     """Return every group column as a label per user row, missing for users that the table does not have."""
-    users = parts.users
+    labels = {}
     for column in parts.group_columns:
-        if column not in users:
-            raise SchemaError(f"users have no column '{column}' to slice by; {name_nearest(column, map(str, users))}")
-    distinct = dict.fromkeys(parts.group_columns)  # two features may be read from one column
-    labels = {column: pd.Series(label_column(users[column]), users["user_id"]) for column in distinct}
-    return {column: known.reindex(ids.users).to_numpy(object) for column, known in labels.items()}
+        if column not in parts.users:
+            nearest = name_nearest(column, map(str, parts.users))
+            raise SchemaError(f"users have no column '{column}' to slice by; {nearest}")
+        known = pd.Series(label_column(parts.users[column]), parts.users["user_id"])
+        labels[column] = known.reindex(ids.users).to_numpy(object)
+    return labels
 
 
-def _ask(recommender: Recommender, trial: Trial, requests: Requests, log: Log) -> Examined:
+def _ask(recommender: Recommender, examination: Examination, requests: Requests, log: Log) -> Examined:
     log(f"{MODEL}: answering {len(requests):,} requests")
     start = time.perf_counter()
-    examination = trial.examination
     examined = examination.examine(recommend_views(recommender, requests, examination.views))
     log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
     return examined
 
 
-def recommend_views(recommender: Recommender, requests: Requests, views: Mapping[str, Any]) -> Lists:
+def recommend_views(recommender: Recommender, requests: Requests, views: Iterable[str]) -> Lists:
     """Ask a recommender for the lists of each view: of everything, of owned items, of the others."""
     ask: dict[str, Callable[[Requests, int], Recommendations]] = {
         "all": partial(recommender.recommend, filter_viewed=False),
@@ -290,31 +278,20 @@ def as_lists(recommendations: Recommendations, k: int) -> Ints:
 
 
 def _ask_in_context(
-    recommender: Recommender, situations: Trial, trial: Trial, plain: Examined, log: Log
+    recommender: Recommender, situations: Examination, plain: tuple[Examination, Examined], log: Log
 ) -> dict[str, Any]:
     """Ask at the times and in the context of the targets, and measure the plain answers by the same targets.
 
-    Without context an answer depends on the user alone, so it is taken from the trial.
+    Without context an answer depends on the user alone, so it is taken from the plain examination.
     """
-    examination = situations.examination
     requests = contextual_requests(situations.held_out.rows, recommender.bundle.schema)
     informed = _ask(recommender, situations, requests, log)
-    same = np.searchsorted(trial.examination.user, examination.user)  # users ascend, one request each
-    uninformed = examination.examine({view: lists[same] for view, lists in plain.lists.items()})
+    same = np.searchsorted(plain[0].user, situations.user)  # users ascend, one request each
+    uninformed = situations.examine({view: lists[same] for view, lists in plain[1].lists.items()})
     models = {MODEL: informed, WITHOUT_CONTEXT: uninformed}
     return {
-        "with_context": {name: examination.describe(examined) for name, examined in models.items()},
+        "with_context": {name: situations.describe(examined) for name, examined in models.items()},
         "paired_with_context": {WITHOUT_CONTEXT: compare(informed, uninformed)},
-    }
-
-
-def _compare_models(trial: Trial, models: dict[str, Examined]) -> dict[str, Any]:
-    ours = models[MODEL]
-    return {
-        "test": {name: trial.examination.describe(model) for name, model in models.items()},
-        "paired": {name: compare(ours, model) for name, model in models.items() if name != MODEL},
-        "slices": trial.slice(ours),
-        "beyond_accuracy": {name: trial.describe_lists(model) for name, model in models.items()},
     }
 
 
@@ -328,7 +305,7 @@ def describe_protocol(examination: Examination, at: int | None, schema: Schema) 
         "requests": _describe_requests(at, schema),
         "n_requests": len(examination.user),
         "n_users": len(np.unique(examination.user)),
-        "n_items": examination.n_items,
+        "n_items": examination.past.n_items,
         "repeats": repeats,
         "views": VIEWS if repeats == "allow" else {"novel": NOVEL_ALONE},
         "k": LIST_LENGTH,

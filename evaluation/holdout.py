@@ -153,10 +153,7 @@ def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path)
 def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
     """Make the profiles of all users of both tables, for a bundle whose own profiles are not at hand.
 
-    Args:
-        interactions: ordered here by time and position, where they have these, then by row.
-        users: `user_id`, at most once, and columns of user features; a column that is absent is missing.
-        schema: of the bundle; the ids are of its types.
+    Interactions are ordered by time and position, where they have these, then by row.
     """
     keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
     events = interactions.sort_values(keys, kind="stable")

@@ -53,7 +53,7 @@ class ItemSets:
         return np.repeat(np.arange(len(self.offsets) - 1), self.counts)
 
     def keep(self, kept: Bools) -> ItemSets:
-        """Keep the entries of the mask `kept` (T,); a request may be left without one."""
+        """Keep the entries of the mask `kept` (T,)."""
         return ItemSets.group(self.request[kept], self.item_row[kept], len(self.offsets) - 1)
 
     def take(self, requests: Ints) -> ItemSets:
@@ -146,18 +146,11 @@ def average_by_user(values: Floats, user: Ints) -> Floats:
 
 
 def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> dict[str, float]:
-    """Return what the first k places of the lists do to a catalogue.
+    """Return what the first k places of lists do to a catalogue whose items have `event_count` (N,) training events.
 
-    Args:
-        lists: (B, K).
-        targets: at least one; popularity lift is relative to theirs.
-        event_count: (N,) training events of each item.
-        k: places that count.
-
-    Returns:
-        Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items' share of all
-        events. Popularity lift: mean popularity of the shown items over that of the targets. Gini index of exposure.
-        Events are counted plus one, so that a new item is finite.
+    Coverage: share of the catalogue in at least one list. Novelty: mean -log2 of the shown items' share of all events.
+    Popularity lift: mean popularity of the shown items over that of the targets. Gini index of exposure. Events are
+    counted plus one, so that a new item is finite.
     """
     shown = lists[:, :k]
     shown = shown[shown >= 0]
@@ -180,20 +173,17 @@ def gini(counts: Ints) -> float:
 
 
 def summarise(values: Mapping[str, Floats]) -> Summary:
-    """Return each metric's mean over users and `<metric>_ci95` = [low, high], and the number of `users`.
+    """Return the mean of each metric's values (U,), `<metric>_ci95` = [low, high], and the number of `users`.
 
-    Args:
-        values: metric -> (U,), the same users in each. Without users, only their number comes back.
+    Without users, only their number comes back.
     """
-    names = list(values)
-    matrix = np.stack([values[name] for name in names], axis=1)  # (U, M)
+    matrix = np.stack(list(values.values()), axis=1)  # (U, M)
     summary: Summary = {"users": len(matrix)}
-    if not len(matrix):
-        return summary
-    low, high = np.quantile(resample_means(matrix), LEVELS, axis=0)  # (M,) each
-    for column, name in enumerate(names):
-        summary[name] = float(matrix[:, column].mean())
-        summary[f"{name}_ci95"] = [float(low[column]), float(high[column])]
+    if len(matrix):
+        bounds = np.quantile(resample_means(matrix), LEVELS, axis=0)  # (2, M)
+        for column, name in enumerate(values):
+            summary[name] = float(matrix[:, column].mean())
+            summary[f"{name}_ci95"] = bounds[:, column].tolist()
     return summary
 
 

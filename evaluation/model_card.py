@@ -1,13 +1,14 @@
 """`MODEL_CARD.md`, and the facts and sentences on a run that it shares with the report.
 
 The card is a file of the bundle, so it holds nothing that differs between two runs of one seed, and no person.
+A *summary* is a model's metrics in a view, as in `metrics.json`: metric -> value, `<metric>_ci95` -> [low, high].
 """
 
 from __future__ import annotations
 
 import calendar
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -24,14 +25,12 @@ from serve.schema import Schema
 from serve.zones import find_zone
 
 Content = Mapping[str, Any]
-"""What `metrics.json` holds, or the data report in it."""
-Rows = list[tuple[str, str]]
+"""What `metrics.json` holds, or a part of it."""
 
 PRODUCT = "Bascule"
 MIN_USERS_SHOWN = 20
 """Groups of fewer users are not shown: their figures are noise, and may say who they are."""
 OTHER_METRICS = ("HR@10", "Recall@20", "MRR@10")
-VERDICTS = {1: "better", 0: "no clear difference", -1: "worse"}
 MODELS = {
     MODEL: (PRODUCT, ""),
     "popularity": ("Most popular", "the same list for everybody: what most events were on"),
@@ -55,58 +54,57 @@ SLICES = {
     "popularity": "Popularity of the right item",
 }
 """Slices that every evaluation has; all others are columns of the users table."""
-COLD = {
-    "test_users_unseen": "Test users without any event in training",
-    "test_items_unseen": "Test items without any event in training",
-    "test_pairs_outside_catalogue": "Test pairs whose item is not in the catalogue",
-    "test_pairs_owned_before": "Test pairs whose user has the item in training too",
-}
 SPLITS = {
     "leave_one_out": "the last event of each user",
     "time": "everything from one moment on",
     "pairs": "a random share of each user's items",
     "files": "a given file",
-    "none": "nothing: everything trains",
 }
+TABLES = {
+    "counts": "Size",
+    "time": "Time",
+    "split": "Split",
+    "targets": "Events to be predicted",
+    "records": "Records read",
+    "rejected": "Records rejected",
+    "cleaning": "Cleaned",
+    "dropped_columns": "Columns that were not read",
+    "missing": "Missing values",
+    "unlisted": "Ids with events but no row",
+    "cold": "What is new in the test",
+    "history_length": "Events of a user",
+    "long_tail": "Share of events on the most popular items",
+}
+"""Titles of the parts of a data report."""
+SHARES = ("missing", "unlisted", "cold", "long_tail", "repeat_share")
 SIDES = {"user": "User", "item": "Item", "context": "Request context"}
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?")
 
 
-def render_card(metrics: Content, data: Content, training: Content, schema: Schema, facts: Facts) -> str:
-    """Write the card of a bundle that is about to be published.
+def render_card(metrics: Content, data: Content, schema: Schema, facts: Facts) -> str:
+    """Write the card of a bundle that is about to be published, in Markdown.
 
     Args:
         metrics: as `evaluate` returns them, without durations; without `test` where nothing was held out.
         data: the data report.
-        training: how it was trained, as `metrics.json` holds it.
         schema: of the bundle.
         facts: of the bundle's manifest; its `config` has `data` as declared, `model` and `seed`.
-
-    Returns:
-        Markdown, the same for the same arguments.
     """
-    views = read_views(metrics)
-    slices = read_slices(metrics)
+    views, slices = read_views(metrics), read_slices(metrics)
     return render(
         "MODEL_CARD.md",
         views=views,
         slices=slices,
         gaps=describe_gaps(slices),
         summary=summarise_run(data, views, schema),
-        leaks=list_leaks(data),
         data=data,
-        data_facts=describe_data(data, schema),
-        cold_names=COLD,
-        features=[(title, schema.features(side)) for side, title in SIDES.items()],  # type: ignore[arg-type]
+        data_tables=describe_data(data, schema),
+        features={title: getattr(schema, f"{side}_features") for side, title in SIDES.items()},
         audit_only=list(facts.config.get("data", {}).get("audit_only", [])),
         skipped=sorted(find_skipped(metrics)),
-        metric_meanings=METRICS,
-        min_users=MIN_USERS_SHOWN,
         schema=schema,
         facts=facts,
-        model=facts.config.get("model", {}),
-        order=describe_order(schema),
     )
 
 
@@ -125,13 +123,16 @@ def _environment() -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"figure": figure, "signed": signed, "percent": percent, "amount": amount, "md": to_markdown}
+    environment.filters |= {one.__name__: one for one in (figure, signed, percent, amount, name_model, markdown, sign)}
+    shared = {"product": PRODUCT, "metric_meanings": METRICS, "view_titles": VIEWS, "models": MODELS}
+    minima = {"min_users": MIN_USERS_SHOWN, "min_users_to_compare": MIN_USERS_TO_COMPARE}
+    environment.globals |= shared | minima | {"other_metrics": OTHER_METRICS}
     return environment
 
 
-def to_markdown(text: str) -> str:
+def markdown(text: object) -> str:
     """Make of any text one line that Markdown shows as it is, also in a table."""
-    return _MARKS.sub(r"\\\1", " ".join(text.split()))
+    return _MARKS.sub(r"\\\1", " ".join(str(text).split()))
 
 
 def figure(value: float) -> str:
@@ -144,9 +145,9 @@ def signed(value: float) -> str:
     return f"{value:+.4f}".replace("-", "−")
 
 
-def percent(share: float | None) -> str:
-    """Write a share of 0 to 1; None, where there is nothing to share, is a dash."""
-    return "–" if share is None else f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
+def percent(share: float) -> str:
+    """Write a share of 0 to 1."""
+    return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
 def amount(number: int, noun: str) -> str:
@@ -154,133 +155,89 @@ def amount(number: int, noun: str) -> str:
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
-@dataclass(frozen=True)
-class Figure:
-    """A metric with its 95 % interval."""
-
-    value: float
-    low: float
-    high: float
-    users: int
-
-    @classmethod
-    def read(cls, figures: Content, metric: str) -> Figure:
-        """Read a metric and its interval from the summary of a model in a view."""
-        return cls(figures[metric], *figures[f"{metric}_ci95"], figures["users"])
-
-    @property
-    def sign(self) -> int:
-        """1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
-        return 0 if self.users < MIN_USERS_TO_COMPARE else int(self.low > 0) - int(self.high < 0)
-
-    @property
-    def verdict(self) -> str:
-        """How a difference is called."""
-        return VERDICTS[self.sign]
-
-    def __str__(self) -> str:
-        return f"{figure(self.value)} [{figure(self.low)} to {figure(self.high)}]"
-
-
-@dataclass(frozen=True)
-class ModelRow:
-    """One model in one view."""
-
-    name: str
-    headline: Figure
-    others: dict[str, Figure]
-    difference: Figure | None
-    """Ours minus this one, user by user; None for ours."""
-
-    @property
-    def label(self) -> str:
-        """Name that people read."""
-        return name_model(self.name)
-
-    @property
-    def relative(self) -> str:
-        """Our gain over a baseline as a share of its figure."""
-        if self.difference is None or self.headline.value <= 0:
-            return f"“{self.label}” has nothing right"
-        return f"{self.difference.value / self.headline.value * 100:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
-
-
-@dataclass(frozen=True)
-class View:
-    """All models in one view, the best first; without rows where no user has a target in it."""
-
-    name: str
-    title: str
-    meaning: str
-    metric: str
-    counts: Content
-    """`users`, `targets`, `targets_outside_catalogue` and `unreachable_targets`."""
-    rows: tuple[ModelRow, ...]
-
-    @property
-    def ours(self) -> ModelRow:
-        """Row of our model."""
-        return next(row for row in self.rows if row.name == MODEL)
-
-    @property
-    def rival(self) -> ModelRow | None:
-        """The best baseline, None if all were skipped."""
-        return next((row for row in self.rows if row.difference is not None), None)
-
-    @property
-    def scope(self) -> str:
-        """Counts of users and targets, and of targets that no list can hold."""
-        n_outside, n_owned = self.counts["targets_outside_catalogue"], self.counts["unreachable_targets"]
-        scope = f"{amount(self.counts['users'], 'user')} with {amount(self.counts['targets'], 'target')}"
-        outside = f"; {amount(n_outside, 'target')} outside the catalogue, each a miss" if n_outside else ""
-        return scope + outside + (f"; {n_owned:,} out of reach, since the user has the item" if n_owned else "") + "."
-
-    @property
-    def verdict(self) -> str:
-        """Comparison of our model with the best baseline."""
-        if not self.rows:
-            return "No user has a target here."
-        ours, rival = self.ours.headline, self.rival
-        if rival is None or rival.difference is None:
-            return f"{self.metric} is {ours}; no baseline was measured."
-        difference = rival.difference
-        verdict = {1: "better than", 0: "not clearly different from", -1: "worse than"}[difference.sign]
-        doubt = f"{signed(difference.low)} to {signed(difference.high)} with 95\N{NO-BREAK SPACE}% confidence"
-        if difference.users < MIN_USERS_TO_COMPARE:
-            doubt = f"of {amount(difference.users, 'user')}, too few to tell it from chance"
-        return (
-            f"{self.metric} is {figure(ours.value)}, {verdict} the best of {len(self.rows) - 1} simple methods, "
-            f"“{rival.label}” ({MODELS.get(rival.name, ('', 'a baseline'))[1]}), with {figure(rival.headline.value)}. "
-            f"The difference is {signed(difference.value)} ({rival.relative}), {doubt}."
-        )
-
-
 def name_model(name: str) -> str:
     """Return the name that people read; a baseline of no known name keeps its own."""
     return MODELS.get(name, (name, ""))[0]
 
 
+def sign(difference: Content, metric: str) -> int:
+    """Return 1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
+    low, high = difference[f"{metric}_ci95"]
+    return 0 if difference["users"] < MIN_USERS_TO_COMPARE else int(low > 0) - int(high < 0)
+
+
+def _with_interval(summary: Content, metric: str) -> str:
+    low, high = summary[f"{metric}_ci95"]
+    return f"{figure(summary[metric])} [{figure(low)} to {figure(high)}]"
+
+
+@dataclass(frozen=True)
+class View:
+    """All models in one view."""
+
+    name: str
+    meaning: str
+    metric: str
+    ours: Content
+    """Summary of our model, without the metric where no user has a target in this view."""
+    models: dict[str, Content]
+    """Model -> summary, the best first; ours among them, none where no user has a target."""
+    paired: dict[str, Content]
+    """Baseline -> summary of ours minus it, the best first."""
+
+    @property
+    def scope(self) -> str:
+        """Counts of users and targets, and of targets that no list can hold."""
+        n_outside, n_owned = self.ours["targets_outside_catalogue"], self.ours["unreachable_targets"]
+        scope = f"{amount(self.ours['users'], 'user')} with {amount(self.ours['targets'], 'target')}"
+        outside = f"; {amount(n_outside, 'target')} outside the catalogue, each a miss" if n_outside else ""
+        return scope + outside + (f"; {n_owned:,} out of reach, since the user has the item" if n_owned else "") + "."
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether ours and the best baseline are apart."""
+        return sign(next(iter(self.paired.values())), self.metric) != 0
+
+    @property
+    def gain(self) -> str:
+        """Our gain over the best baseline as a share of its figure."""
+        best = next(iter(self.paired))
+        theirs = self.models[best][self.metric]
+        if theirs <= 0:
+            return f"“{name_model(best)}” has nothing right"
+        return f"{self.paired[best][self.metric] / theirs * 100:+.1f}\N{NO-BREAK SPACE}%".replace("-", "−")
+
+    @property
+    def verdict(self) -> str:
+        """Comparison of our model with the best baseline."""
+        if not self.models:
+            return "No user has a target here."
+        if not self.paired:
+            return f"{self.metric} is {_with_interval(self.ours, self.metric)}; no baseline was measured."
+        best, difference = next(iter(self.paired.items()))
+        low, high = difference[f"{self.metric}_ci95"]
+        doubt = f"{signed(low)} to {signed(high)} with 95\N{NO-BREAK SPACE}% confidence"
+        if difference["users"] < MIN_USERS_TO_COMPARE:
+            doubt = f"of {amount(difference['users'], 'user')}, too few to tell it from chance"
+        words = {1: "better than", 0: "not clearly different from", -1: "worse than"}
+        simple = f"{amount(len(self.paired), 'simple method')}, “{name_model(best)}”"
+        return (
+            f"{self.metric} is {figure(self.ours[self.metric])}, {words[sign(difference, self.metric)]} the best of "
+            f"{simple} ({MODELS.get(best, ('', 'a baseline'))[1]}), with {figure(self.models[best][self.metric])}. "
+            f"The difference is {signed(difference[self.metric])} ({self.gain}), {doubt}."
+        )
+
+
 def read_views(metrics: Content) -> list[View]:
     """Lay out the test of all models, view by view; nothing where nothing was held out."""
-    if "test" not in metrics:
-        return []
-    metric = headline_metric(metrics["protocol"]["repeats"])
     views = []
-    for view, ours in metrics["test"][MODEL].items():
-        of_view = {name: views[view] for name, views in metrics["test"].items() if metric in views.get(view, {})}
-        rows = [
-            _read_row(name, figures, metrics["paired"].get(name, {}).get(view, {}), metric)
-            for name, figures in of_view.items()
-        ]
-        rows.sort(key=lambda row: -row.headline.value)
-        views.append(View(view, VIEWS[view], metrics["protocol"]["views"][view], metric, ours, tuple(rows)))
+    for view, ours in metrics.get("test", {}).get(MODEL, {}).items():
+        metric = headline_metric(metrics["protocol"]["repeats"])
+        measured = {name: views[view] for name, views in metrics["test"].items() if metric in views.get(view, {})}
+        models = dict(sorted(measured.items(), key=lambda item: -item[1][metric]))
+        paired = {name: metrics["paired"][name][view] for name in models if name in metrics["paired"]}
+        views.append(View(view, metrics["protocol"]["views"][view], metric, ours, models, paired))
     return views
-
-
-def _read_row(name: str, figures: Content, difference: Content, metric: str) -> ModelRow:
-    others = {other: Figure.read(figures, other) for other in OTHER_METRICS}
-    paired = Figure.read(difference, metric) if metric in difference else None
-    return ModelRow(name, Figure.read(figures, metric), others, paired)
 
 
 def find_skipped(metrics: Content) -> dict[str, str]:
@@ -297,8 +254,8 @@ class Slice:
     title: str
     views: tuple[str, ...]
     metric: str
-    groups: dict[str, dict[str, Figure]]
-    """Label -> view -> headline figure, of views where the group has enough users."""
+    groups: dict[str, dict[str, Content]]
+    """Label -> view -> summary, of views where the group has enough users."""
     n_hidden: int
     """Groups that are too small in every view."""
 
@@ -306,19 +263,17 @@ class Slice:
 def read_slices(metrics: Content) -> list[Slice]:
     """Lay out the slices of all views in a sensible order of their groups; nothing where nothing was held out."""
     by_view: Mapping[str, Any] = metrics.get("slices", {})
-    if not by_view:
-        return []
-    metric = headline_metric(metrics["protocol"]["repeats"])
     slices = []
-    for name in next(iter(by_view.values())):
+    for name in next(iter(by_view.values()), {}):
         labels = {label for of_view in by_view.values() for label in of_view.get(name, {})}
-        groups = {}
-        for label in sorted(labels, key=_order_label):
-            figures = {view: of_view.get(name, {}).get(label, {"users": 0}) for view, of_view in by_view.items()}
-            large = {view: one for view, one in figures.items() if one["users"] >= MIN_USERS_SHOWN}
-            groups[label] = {view: Figure.read(one, metric) for view, one in large.items()}
-        shown = {label: figures for label, figures in groups.items() if figures}
+        groups: dict[str, dict[str, Content]] = {label: {} for label in sorted(labels, key=_order_label)}
+        for view, of_view in by_view.items():
+            for label, summary in of_view.get(name, {}).items():
+                if summary["users"] >= MIN_USERS_SHOWN:
+                    groups[label][view] = summary
+        shown = {label: views for label, views in groups.items() if views}
         title = SLICES.get(name, name[:1].upper() + name[1:].replace("_", " "))
+        metric = headline_metric(metrics["protocol"]["repeats"])
         slices.append(Slice(name, title, tuple(by_view), metric, shown, len(groups) - len(shown)))
     return slices
 
@@ -326,27 +281,30 @@ def read_slices(metrics: Content) -> list[Slice]:
 def _order_label(label: str) -> tuple[int, float, str]:
     """Order labels by their first number, then by letters; `other` and `missing` last."""
     number = _NUMBER.search(label)
-    return ({OTHER: 1, MISSING: 2}.get(label, 0), float(number.group()) if number else float("inf"), label)
+    start = float(number.group()) if number else float("inf")
+    is_below = label.lower().startswith(("under", "below", "less", "up to", "<"))
+    return {OTHER: 1, MISSING: 2}.get(label, 0), start - is_below / 2, label
 
 
 def describe_gaps(slices: Sequence[Slice]) -> list[str]:
     """Say how far the groups of each column of users are apart, and whether it may be chance."""
     gaps = []
     for one in slices:
-        view = one.views[0]
-        figures = {label: views[view] for label, views in one.groups.items() if view in views}
-        unknown = figures.pop(MISSING, None)
-        figures.pop(OTHER, None)
-        if one.name in SLICES or len(figures) < 2:
+        summaries = {label: views[one.views[0]] for label, views in one.groups.items() if one.views[0] in views}
+        unknown, _ = summaries.pop(MISSING, None), summaries.pop(OTHER, None)
+        if one.name in SLICES or len(summaries) < 2:
             continue
-        worst, *_, best = sorted(figures, key=lambda label: figures[label].value)
-        high, low = figures[best], figures[worst]
-        verdict = "are apart" if high.low > low.high else "overlap, so this may be chance"
-        rest = f" Where it is not known: {unknown} ({amount(unknown.users, 'user')})." if unknown else ""
-        gaps.append(
-            f"{one.title}: {one.metric} is {high} for “{best}” ({amount(high.users, 'user')}) and {low} for “{worst}” "
-            f"({amount(low.users, 'user')}), a gap of {figure(high.value - low.value)}. The intervals {verdict}.{rest}"
-        )
+        worst, *_, best = sorted(summaries, key=lambda label: summaries[label][one.metric])
+        high, low = summaries[best], summaries[worst]
+        is_clear = high[f"{one.metric}_ci95"][0] > low[f"{one.metric}_ci95"][1]
+        ends = [
+            f"{_with_interval(summary, one.metric)} for “{label}” ({amount(summary['users'], 'user')})"
+            for label, summary in ((best, high), (worst, low))
+        ]
+        gap = f"a gap of {figure(high[one.metric] - low[one.metric])}"
+        chance = "The intervals are apart." if is_clear else "The intervals overlap, so this may be chance."
+        rest = f" Where it is not known: {_with_interval(unknown, one.metric)}." if unknown else ""
+        gaps.append(f"{one.title}: {one.metric} is {' and '.join(ends)}, {gap}. {chance}{rest}")
     return gaps
 
 
@@ -354,22 +312,26 @@ def summarise_run(data: Content, views: Sequence[View], schema: Schema) -> str:
     """Say what was learned from and what was asked, or that nothing was held out."""
     counts, split = data["counts"], data["split"]
     n_learned = counts["interactions"] - counts["test"] - (counts["validation"] if split.get("strict") else 0)
-    sizes = f"{amount(counts['users'], 'user')} and {amount(counts['items'], 'item')}"
-    order = "neither times nor an order" if schema.is_set else "an order and no times"
-    order = f"; its events have {order}" if data["time"] is None else f", with events {describe_period(data, schema)}"
-    learned = f"{PRODUCT} learned from {amount(n_learned, 'event')}. The data has {sizes}{order}."
+    learned = (
+        f"{PRODUCT} learned from {amount(n_learned, 'event')}. The data has {amount(counts['users'], 'user')} and "
+        f"{amount(counts['items'], 'item')}, with events {describe_period(data, schema)}."
+    )
     if not views:
         return f"{learned} {NOTHING_HELD_OUT}"
-    question = f"{amount(views[0].counts['users'], 'user')} chose in the test: {describe_split(data, schema)}"
-    return f"{learned} It was asked what {question}."
+    held_out = SPLITS.get(split["kind"], split["kind"])
+    if split["kind"] == "leave_one_out" and schema.is_set:
+        held_out = "one item of each user, drawn by chance"
+    if split.get("test_at"):
+        held_out += f", {_write_day(split['test_at'], schema.timezone)}"
+    return f"{learned} It was asked what {amount(views[0].ours['users'], 'user')} chose in the test: {held_out}."
 
 
 def describe_period(data: Content, schema: Schema) -> str:
     """Say when the events happened."""
     time = data["time"]
     if time is None:
-        return "without times"
-    return " to ".join(_write_day(time[end], schema.timezone) for end in ("first", "last"))
+        return "that have neither times nor an order" if schema.is_set else "that have an order and no times"
+    return f"from {_write_day(time['first'], schema.timezone)} to {_write_day(time['last'], schema.timezone)}"
 
 
 def _write_day(moment: str, timezone: str | None) -> str:
@@ -377,108 +339,33 @@ def _write_day(moment: str, timezone: str | None) -> str:
     return f"{day.day} {calendar.month_name[day.month]} {day.year}"
 
 
-def describe_split(data: Content, schema: Schema) -> str:
-    """Say what was held out."""
-    split = data["split"]
-    held_out = SPLITS.get(split["kind"], split["kind"])
-    if split["kind"] == "leave_one_out":
-        if schema.ties == "simultaneous":
-            held_out = "the last events of each user, which came at one time"
-        if schema.is_set:
-            held_out = "one item of each user, drawn by chance"
-        if data.get("targets"):
-            held_out += (
-                f", of those to be predicted, and {'some of the others' if schema.is_set else 'what came after'}"
-            )
-    return f"{held_out}, {_write_moment(split['test_at'])}" if split.get("test_at") else held_out
-
-
-def _write_moment(moment: str) -> str:
-    return moment.replace("T", " ").replace("Z", " UTC")
-
-
-def describe_order(schema: Schema) -> str:
-    """Say what of a user's events is read besides their items."""
-    if schema.is_set:
-        return "of a user's events, which have neither times nor an order, only what they are on"
-    return "the order and times of a user's events" if schema.has_datetime else "the order of a user's events"
-
-
-def list_leaks(data: Content) -> list[str] | None:
-    """Return what the leak check found, None where it was not made."""
-    leaks = data.get("leaks")
-    return None if leaks is None else [str(leak["message"]) for leak in leaks]
-
-
-def describe_data(data: Content, schema: Schema) -> dict[str, Rows]:
-    """Return the facts of a data report in tables, title -> rows, each with a row at least."""
-    hints = [(name, hint) for name, hints in data.items() if name != "leaks" for hint in _list_texts(hints)]
-    tables = {
-        "Size and time": _describe_size(data, schema),
-        "Split": _describe_parts(data, schema),
-        "Rejected and cleaned": _describe_cleaning(data),
-        "Looks wrong": [(_capitalise(name), hint) for name, hint in hints],
-        "Columns that were not read": [
-            (_capitalise(table), ", ".join(names)) for table, names in data["dropped_columns"].items() if names
-        ],
-        "Missing values": [
-            (f"{table}: {name}", percent(share))
-            for table, columns in data["missing"].items()
-            for name, share in columns.items()
-            if share
-        ],
-        "What is new in the test": [
-            (COLD.get(name, name), percent(share)) for name, share in data["cold"].items() if share is not None
-        ],
-        "Habits": [
-            ("Events that repeat a pair of user and item", percent(data["repeat_share"])),
-            ("Events of a user, median", f"{data['history_length']['p50']:,g}"),
-            ("Events of a user, 95th percentile", f"{data['history_length']['p95']:,.0f}"),
-            ("Events on the top 1 % of items", percent(data["long_tail"]["top_1%"])),
-            ("Gini of items", f"{data['long_tail']['gini']:.3f}"),
-        ],
-    }
+def describe_data(data: Content, schema: Schema) -> dict[str, list[tuple[str, str]]]:
+    """Return the facts of a data report in tables, title -> label and value of each row."""
+    tables: dict[str, list[tuple[str, str]]] = {}
+    for name, value in data.items():
+        if name != "leaks":
+            title = TABLES.get(name, "Looks wrong" if isinstance(value, list) else "Habits")
+            label = "" if name in TABLES else _capitalise(name)
+            tables.setdefault(title, []).extend(_flatten(value, label, name in SHARES))
+    if data["time"] is not None:
+        tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return {title: rows for title, rows in tables.items() if rows}
 
 
-def _list_texts(value: Any) -> list[str]:
-    return [one for one in value if isinstance(one, str)] if isinstance(value, list) else []
+def _flatten(value: Any, label: str, is_share: bool) -> Iterator[tuple[str, str]]:
+    """Yield the label and text of every value in nested dictionaries and lists; what is missing is left out."""
+    if isinstance(value, Mapping):
+        for name, part in value.items():
+            yield from _flatten(part, f"{label}: {name}" if label else _capitalise(name), is_share and name != "gini")
+    elif isinstance(value, list):
+        yield from ((label, str(one)) for one in value)
+    elif isinstance(value, float) and is_share:
+        yield label, percent(value)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield label, f"{round(value, 3):,}"
+    elif value is not None:
+        yield label, str(value)
 
 
 def _capitalise(name: str) -> str:
-    return name.replace("_", " ").capitalize()
-
-
-def _describe_size(data: Content, schema: Schema) -> Rows:
-    counts, time = data["counts"], data["time"]
-    rows = [(f"{name} with events", f"{counts[name.lower()]:,}") for name in ("Users", "Items")]
-    for name in ("users", "items"):
-        given = f"{counts[f'{name}_table']:,}" if name in data["records"] else "not given"
-        rows.append((f"Rows of the {name} table", given))
-    for name, share in data.get("unlisted", {}).items():
-        rows.append((f"{name.capitalize()} with events but no row", percent(share)))
-    if time is None:
-        rows.append(("Times", "none, and no order" if schema.is_set else "none in the data"))
-    else:
-        rows += [(f"{end.capitalize()} event", _write_moment(time[end])) for end in ("first", "last")]
-        rows += [("Days", f"{time['days']:,.1f}"), ("Time zone", schema.timezone or "times as given")]
-    return [("Events", f"{counts['interactions']:,}"), *rows]
-
-
-def _describe_parts(data: Content, schema: Schema) -> Rows:
-    counts, targets = data["counts"], data.get("targets") or {}
-    held_out = describe_split(data, schema)
-    if not (targets or counts)["test"] and data["split"]["kind"] != "none":
-        held_out = f"nothing; it would be {held_out}"  # of users with one event each, for example
-    rows = [("Held out for the test", held_out)]
-    for name in ("train", "validation", "test"):
-        predicted = f", {targets[name]:,} of them to be predicted" if name in targets else ""
-        rows.append((name.capitalize(), amount(counts[name], "event") + predicted))
-    return rows
-
-
-def _describe_cleaning(data: Content) -> Rows:
-    n_rejected, n_records = (sum(data[name].values()) for name in ("rejected", "records"))
-    reasons = [(f"– {reason}", f"{n:,}") for reason, n in data["rejected"].items()]
-    cleaned = [(_capitalise(name), f"{n:,}") for name, n in data["cleaning"].items() if n]
-    return [("Records rejected", f"{n_rejected:,} of {n_records:,}"), *reasons, *cleaned]
+    return name[:1].upper() + name[1:].replace("_", " ")

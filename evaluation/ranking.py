@@ -40,11 +40,9 @@ def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints
 
 
 def top_k(scores: Scores, k: int) -> Ints:
-    """Return the item rows of the k best scores, (B, k), best first; equal scores in the order of their rows.
+    """Return the rows of the k best scores of each row (B, N), (B, k), best first, equal ones in their order.
 
-    Args:
-        scores: (B, N); those that are not finite are never listed.
-        k: places of a list; -1 fills those that are left.
+    Scores that are not finite are never listed; -1 fills the places that are left.
     """
     n_rows, n_items = scores.shape
     lists = np.full((n_rows, k), -1, np.int64)
@@ -114,18 +112,7 @@ def find_owned(targets: Targets, owned: ItemSets) -> Bools:
 
 
 def rank_views(score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: Iterable[str]) -> dict[str, Ints]:
-    """Rank the whole catalogue for every request; each tile of scores serves all views.
-
-    Args:
-        score: scores requests, (b,) -> (b, N); asked once per request.
-        owned: items that each request's user already has.
-        n_items: N.
-        k: places of a list.
-        views: names of `RESTRICTIONS`.
-
-    Returns:
-        View -> lists (B, k).
-    """
+    """Rank the whole catalogue for every request, view -> (B, k); each tile of scores serves all views."""
     owned = owned.keep(owned.item_row >= 0)
     n_requests = len(owned.offsets) - 1
     lists = {view: np.full((n_requests, k), -1, np.int64) for view in views}

@@ -22,15 +22,15 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure as Drawing
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from evaluation import model_card
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
-from evaluation.metrics import MIN_USERS_TO_COMPARE, Ints, ItemSets
-from evaluation.model_card import Content, Figure, Slice, View
-from serve.command_line import FAULT, ending_on_signals, make_parser, parse_options
+from evaluation.metrics import Ints, ItemSets
+from evaluation.model_card import Content, Slice, View
+from serve.command_line import make_parser, parse_options, run_command
 from serve.durable import write_file
 from serve.encoding import to_text
 from serve.errors import SchemaError, say
@@ -41,10 +41,8 @@ from serve.recommender import Recommender
 MAX_REQUESTS = 2048
 """Requests that lists are made for, drawn by the seed where there are more."""
 N_EXAMPLES = 10
-MAX_EVENTS, MAX_TARGETS = 8, 8
-"""Events and targets of an example that are shown."""
-MAX_NAME = 90
-"""Letters of an item's name."""
+MAX_EVENTS, MAX_TARGETS, MAX_NAME = 8, 8, 90
+"""Events and targets of an example, and letters of an item's name, that are shown."""
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 BEYOND = {
@@ -53,38 +51,38 @@ BEYOND = {
     "popularity lift": "popularity of what is shown over that of what users chose",
     "gini": "0: all items shown equally often; near 1: a few have it all",
 }
-COLOURS = ("#0b62a8", "#b86e00", "#00795c", "#7d8894")
-"""Ours first; the style sheet knows them by these values."""
-INK = "#17212b"
-_STYLE = {
+INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
+COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")
+"""The style sheet knows them by their place."""
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bascule",
-    "font.family": "sans-serif",
     "font.size": 9,
     "axes.spines.top": False,
     "axes.spines.right": False,
-    "axes.prop_cycle": mpl.cycler(color=COLOURS),
     "axes.grid": True,
-    "grid.color": COLOURS[-1],
+    "grid.color": THEIRS,
     "grid.alpha": 0.3,
+    "legend.frameon": False,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
+Drawings = list[tuple[str, Markup]]
+"""Captions and charts."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; return 0, or 2 after one line about what is wrong. Ctrl-C ends it with 130, SIGTERM with 143."""
+    """Run the command and return its exit status."""
     parser = make_parser("python -m evaluation.report", "Write the report of a finished run again.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
-    try:
+
+    def run() -> None:
         arguments = parse_options(parser, argv)
-        with ending_on_signals():
-            rewrite_report(arguments.run, arguments.holdout)
-    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
-        sys.stderr.write(f"error: {say(error)}\n")
-        return FAULT
-    sys.stdout.write(f"report: {arguments.run / REPORT}\n")
-    return 0
+        rewrite_report(arguments.run, arguments.holdout)
+        sys.stdout.write(f"report: {arguments.run / REPORT}\n")
+
+    return run_command(run)
 
 
 def rewrite_report(folder: Path, holdout: Path | None) -> None:
@@ -95,18 +93,17 @@ def rewrite_report(folder: Path, holdout: Path | None) -> None:
         BundleError: the bundle cannot be trusted.
     """
     path = folder / METRICS
-    if not path.is_file():
-        raise SchemaError(f"{path}: no such file; give the folder of a finished run of train.py")
     try:
         content = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise SchemaError(f"{path} is damaged: {say(error)}; train again") from error
-    if not isinstance(content, dict) or "data" not in content:
-        raise SchemaError(f"{path}: no data report in it; give the folder of a finished run of train.py")
+        data_version = content["data"] and content["version"]
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise SchemaError(f"{path} cannot be read: {say(error)}; give the folder of a finished run") from error
     recommender = Recommender.load(folder / BUNDLE)
-    measured, there = content.get("version"), recommender.bundle.manifest.version
-    if measured != there:
-        raise SchemaError(f"{path} is of version {measured}, the bundle beside it of {there}; give one run's folder")
+    there = recommender.bundle.manifest.version
+    if data_version != there:
+        raise SchemaError(
+            f"{path} is of version {data_version}, the bundle beside it of {there}; give one run's folder"
+        )
     held_out = None if holdout is None else read_interactions(holdout, recommender.bundle.schema)
     write_report(folder, folder, content, recommender, held_out)
 
@@ -119,116 +116,43 @@ def write_report(
     Args:
         folder: of the page: that of the run, or one whose files will come there.
         run: folder of the run, with its `logs`.
-        content: what `metrics.json` holds.
+        content: of `metrics.json`.
         recommender: the bundle, staged or published, with the profiles of the run.
         holdout: interactions that were to be predicted, to mark what was right; None or empty where there are none.
 
     Raises:
         OSError: the file cannot be written.
     """
-    has_config = any((place / CONFIG).is_file() for place in (folder, run))
-    command = f"python train.py --config {shlex.quote(str(run / CONFIG))} --out runs/again" if has_config else None
-    write_file(folder / REPORT, render_report(run, content, recommender, holdout, command).encode())
-
-
-def render_report(
-    run: Path, content: Content, recommender: Recommender, holdout: pd.DataFrame | None, command: str | None
-) -> str:
-    """Return the page; `command` repeats the run, the other arguments are those of `write_report`."""
-    bundle = recommender.bundle
+    bundle, data = recommender.bundle, content["data"]
     seed = int(bundle.manifest.facts.config.get("seed", 0))
     views, slices = model_card.read_views(content), model_card.read_slices(content)
     asked = ask(recommender, content, holdout, seed)
     exposure = measure_exposure(recommender, asked)
-    protocol = {name: value for name, value in content["protocol"].items() if not isinstance(value, dict)}
-    return model_card.render(
+    has_config = any((place / CONFIG).is_file() for place in (folder, run))
+    page = model_card.render(
         "report.html",
-        product=model_card.PRODUCT,
         content=content,
         schema=bundle.schema,
         facts=bundle.manifest.facts,
         python=platform.python_version(),
-        command=command,
-        period=model_card.describe_period(content["data"], bundle.schema),
-        summary=model_card.summarise_run(content["data"], views, bundle.schema),
-        tiles=make_tiles(content, views),
+        config=shlex.quote(str(run / CONFIG)) if has_config else None,
+        summary=model_card.summarise_run(data, views, bundle.schema),
         views=[(view, draw_view(view)) for view in views],
-        all_metrics=read_all_metrics(content),
-        contextual=read_contextual(content, views),
+        coverage=content.get("beyond_accuracy", {}).get(MODEL, {}).get(f"coverage@{DEPTH}"),
+        without_context=WITHOUT_CONTEXT,
         skipped=model_card.find_skipped(content),
-        metric_meanings=model_card.METRICS,
-        models=model_card.MODELS,
         slices=[(one, draw_slice(one)) for one in slices],
         gaps=model_card.describe_gaps(slices),
-        view_titles=model_card.VIEWS,
-        min_users=model_card.MIN_USERS_SHOWN,
-        min_users_to_compare=MIN_USERS_TO_COMPARE,
         beyond_meanings=BEYOND,
-        exposure=exposure,
-        tail=None if exposure is None else draw_exposure(exposure),
+        shares=[] if exposure is None else measure_shares(exposure),
+        tail=[] if exposure is None else draw_exposure(exposure),
         depth=DEPTH,
         asked=asked,
         examples=describe_examples(recommender, draw_examples(asked, seed)),
-        curves=draw_training(read_logs(run), content.get("training", {}).get("epochs")),
-        protocol={name.replace("_", " ").capitalize(): value for name, value in protocol.items()},
-        data_facts=model_card.describe_data(content["data"], bundle.schema),
-        leaks=model_card.list_leaks(content["data"]),
+        curves=draw_training(run, content.get("training", {}).get("epochs")),
+        data_tables=model_card.describe_data(data, bundle.schema),
     )
-
-
-def make_tiles(content: Content, views: Sequence[View]) -> list[tuple[str, str]]:
-    """Return the numbers that stand out, each with its meaning."""
-    measured = [view for view in views if view.rows]
-    tiles = []
-    if measured:
-        hits = measured[0].ours.others["HR@10"].value
-        tiles.append((model_card.percent(hits), "of users find something right among ten (HR@10)"))
-    for view in measured:
-        against = ""
-        if view.rival is not None and view.rival.difference is not None:
-            is_clear = view.rival.difference.sign != 0
-            gain = view.rival.relative if is_clear else "not clearly different"
-            against = f"; {gain} against “{view.rival.label}”, the best simple method"
-        label = f"{view.metric}, {view.title.lower()}{against}"
-        tiles.append((model_card.figure(view.ours.headline.value), label))
-    coverage = content.get("beyond_accuracy", {}).get(MODEL, {}).get(f"coverage@{DEPTH}")
-    if coverage is not None:
-        tiles.append((model_card.percent(coverage), "of the catalogue is in somebody's first ten"))
-    return tiles
-
-
-def read_all_metrics(content: Content) -> dict[str, dict[str, Figure]]:
-    """Return metric -> view -> figure of our model."""
-    by_name: dict[str, dict[str, Figure]] = {}
-    for view, figures in content.get("test", {}).get(MODEL, {}).items():
-        for name in figures:
-            if f"{name}_ci95" in figures:
-                by_name.setdefault(name, {})[view] = Figure.read(figures, name)
-    return by_name
-
-
-def read_contextual(content: Content, views: Sequence[View]) -> list[tuple[str, list[Figure]]]:
-    """Return per view the headline figure without context, with it, and the difference."""
-    asked, paired = content.get("with_context", {}), content.get("paired_with_context", {})
-    if not asked:
-        return []
-    results = []
-    for view in views:
-        parts = [part[view.name] for part in (asked[WITHOUT_CONTEXT], asked[MODEL], paired[WITHOUT_CONTEXT])]
-        if all(view.metric in part for part in parts):
-            results.append((view.title, [Figure.read(part, view.metric) for part in parts]))
-    return results
-
-
-def read_logs(run: Path) -> dict[str, pd.DataFrame]:
-    """Read what the trainings logged, title -> a row per epoch; an epoch that was run again counts once."""
-    logs = {}
-    for stage, title in STAGES.items():
-        path = run / LOGS / stage / CURVES
-        if path.is_file():
-            rows = pd.read_csv(path).replace([np.inf, -np.inf], np.nan).groupby("epoch").last()
-            logs[title] = rows.drop(columns="step", errors="ignore").dropna(axis=1, how="all")
-    return logs
+    write_file(folder / REPORT, page.encode())
 
 
 def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Markup:
@@ -236,94 +160,96 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
 
     Args:
         plot: draws on axes.
-        label: what the drawing shows, for those who do not see it; it makes ids unique in the page.
+        label: describes the drawing to those who do not see it; it makes ids unique in the page.
         height: in inches.
     """
     with mpl.rc_context(_STYLE):
-        drawing = Drawing(figsize=(4.4, height), layout="constrained")
+        drawing, text = Figure(figsize=(4.4, height), layout="constrained"), io.StringIO()
         plot(drawing.subplots())
-        text = io.StringIO()
-        FigureCanvasSVG(drawing).print_svg(text, metadata={"Date": None, "Creator": None})
-    svg = text.getvalue()[text.getvalue().index("<svg") :]
-    name = re.sub(r"\W+", "-", label)
+        drawing.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    svg = text.getvalue()[text.getvalue().index("<svg") + 5 :]
     for mark in ('id="', "(#", '"#'):
-        svg = svg.replace(mark, f"{mark}{name}-")
-    for number, colour in enumerate((INK, *COLOURS)):
-        svg = svg.replace(colour, f"var(--c{number})")
-    attributes = Markup('<svg class="chart" role="img" aria-label="{}" ').format(label)
-    return attributes + Markup(svg.removeprefix("<svg "))  # noqa: S704 - matplotlib escapes its texts
+        svg = svg.replace(mark, mark + re.sub(r"\W+", "-", label))
+    for place, colour in enumerate(COLOURS):
+        svg = svg.replace(colour, f"var(--c{place})")
+    return Markup('<svg class="chart" role="img" aria-label="{}" ').format(label) + Markup(svg)  # noqa: S704
 
 
-def draw_intervals(figures: Mapping[str, Figure], title: str, label: str, has_zero: bool = False) -> Markup:
-    """Draw a dot and its 95 % interval per row, the first in our colour; mark 0 for differences."""
+def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, is_difference: bool = False) -> Markup:
+    """Draw a dot and its 95 % interval per row; mark 0 for differences."""
 
     def plot(axes: Axes) -> None:
-        rows = range(len(figures), 0, -1)
-        names = [name if len(name) <= 24 else f"{name[:23]}…" for name in figures]
-        for row, (name, one) in zip(rows, figures.items(), strict=True):
-            is_ours = name == model_card.PRODUCT or (has_zero and one.sign > 0)
-            colour = COLOURS[0] if is_ours else COLOURS[-1]
-            axes.plot([one.low, one.high], [row, row], color=colour, linewidth=1.8)
-            axes.plot(one.value, row, "o", color=colour, markersize=5)
-        axes.set_yticks(list(rows), names)
-        axes.set_xlabel(title)
-        if has_zero:
+        rows = range(len(summaries), 0, -1)
+        for row, (name, summary) in zip(rows, summaries.items(), strict=True):
+            is_ours = name == model_card.PRODUCT or (is_difference and model_card.sign(summary, metric) > 0)
+            colour = OURS if is_ours else THEIRS
+            axes.plot(summary[f"{metric}_ci95"], [row, row], color=colour, linewidth=1.8)
+            axes.plot(summary[metric], row, "o", color=colour, markersize=5)
+        axes.set_yticks(list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in summaries])
+        axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6))
+        if is_difference:
             axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
 
-    return draw(plot, label, 0.7 + 0.26 * len(figures))
+    return draw(plot, label, 0.7 + 0.26 * len(summaries))
 
 
-def draw_view(view: View) -> list[tuple[str, Markup]]:
-    """Draw all models of a view, and how ours differs from each baseline, each with its caption."""
-    if not view.rows:
-        return []
-    headlines = {row.label: row.headline for row in view.rows}
-    label = f"{view.metric} of each model with 95 % intervals, {view.title.lower()}"
-    drawings = [(f"{view.metric} of each model", draw_intervals(headlines, view.metric, label))]
-    differences = {row.label: row.difference for row in view.rows if row.difference is not None}
-    if differences:
-        label = f"{model_card.PRODUCT} minus each baseline in {view.metric}, with 95 % intervals, {view.title.lower()}"
-        chart = draw_intervals(differences, f"{model_card.PRODUCT} minus baseline", label, has_zero=True)
-        drawings.append((f"{model_card.PRODUCT} minus each baseline, user by user: right of 0 it is better", chart))
+def draw_view(view: View) -> Drawings:
+    """Draw all models of a view, and how ours differs from each baseline."""
+    drawings, where = [], f"with 95 % intervals, {model_card.VIEWS[view.name].lower()}"
+    if view.models:
+        models = {model_card.name_model(name): summary for name, summary in view.models.items()}
+        chart = draw_intervals(models, view.metric, f"{view.metric} of each model {where}")
+        drawings.append((f"{view.metric} of each model", chart))
+    if view.paired:
+        caption = f"{model_card.PRODUCT} minus each baseline"
+        paired = {model_card.name_model(name): summary for name, summary in view.paired.items()}
+        chart = draw_intervals(paired, view.metric, f"{caption} in {view.metric} {where}", is_difference=True)
+        drawings.append((f"{caption}, user by user: right of 0 it is better", chart))
     return drawings
 
 
 def draw_slice(one: Slice) -> Markup | None:
     """Draw the groups of a slice in the first view, None if there are not two to compare."""
-    view = one.views[0]
-    figures = {label: views[view] for label, views in one.groups.items() if view in views}
-    if len(figures) < 2:
-        return None
-    return draw_intervals(figures, one.metric, f"{one.metric} by group of {one.title}, with 95 % intervals")
+    summaries = {label: views[one.views[0]] for label, views in one.groups.items() if one.views[0] in views}
+    label = f"{one.metric} by group of {one.title}, with 95 % intervals"
+    return draw_intervals(summaries, one.metric, label) if len(summaries) > 1 else None
 
 
-def draw_training(logs: Mapping[str, pd.DataFrame], epochs: int | None) -> list[tuple[str, Markup]]:
-    """Draw the loss of all trainings, and the validation of each, with the chosen epoch."""
-    losses = {title: rows["train_loss"].dropna() for title, rows in logs.items() if "train_loss" in rows}
+def draw_training(run: Path, epochs: int | None) -> Drawings:
+    """Draw the loss of all trainings that left logs, and the validation of each, with the chosen epoch."""
+    logs = {title: _read_curves(run / LOGS / stage / CURVES) for stage, title in STAGES.items()}
+    losses = {title: curves["train_loss"] for title, curves in logs.items() if "train_loss" in curves}
     drawings = []
     if losses:
-        chart = draw_curves(losses, "epoch", "Training loss by epoch")
-        drawings.append(("Training loss: lower is better", chart))
-    for title, rows in logs.items():
-        curves = {name: rows[name].dropna() for name in rows if str(name).startswith("val_ndcg")}
-        if curves:
-            chart = draw_curves(curves, "epoch", f"Validation NDCG by epoch of the {title}", epochs)
+        drawings.append(("Training loss: lower is better", draw_curves(losses, "Training loss by epoch")))
+    for title, curves in logs.items():
+        validation = {name: curve for name, curve in curves.items() if name.startswith("val_ndcg")}
+        if validation:
+            chart = draw_curves(validation, f"Validation NDCG by epoch of the {title}", epochs)
             marked = "" if epochs is None else f"; the upright line is the chosen epoch, {epochs}"
             drawings.append((f"NDCG on validation users: higher is better{marked}", chart))
     return drawings
 
 
-def draw_curves(curves: Mapping[str, pd.Series[float]], title: str, label: str, marked: float | None = None) -> Markup:
-    """Draw lines over a common axis."""
+def _read_curves(path: Path) -> dict[str, pd.Series[float]]:
+    """Read every figure by epoch; of an epoch that was run again the last value counts."""
+    if not path.is_file():
+        return {}
+    rows = pd.read_csv(path).replace([np.inf, -np.inf], np.nan).groupby("epoch").last()
+    return {str(name): rows[name].dropna() for name in rows if rows[name].notna().any()}
+
+
+def draw_curves(curves: Mapping[str, pd.Series[float]], label: str, marked: float | None = None) -> Markup:
+    """Draw figures over epochs."""
 
     def plot(axes: Axes) -> None:
-        for name, curve in curves.items():
-            axes.plot(curve.index, curve.to_numpy(), ".-", label=name)
+        for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
+            axes.plot(curve.index, curve.to_numpy(), ".-", label=name, color=colour)
         if marked is not None:
             axes.axvline(marked, color=INK, linewidth=0.8, linestyle="--")
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_xlabel(title)
-        axes.legend(frameon=False)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("epoch")
+        axes.legend()
 
     return draw(plot, label)
 
@@ -343,6 +269,10 @@ class Asked:
         targets = None if self.targets is None else self.targets.take(index)
         return Asked([self.requests[row] for row in index.tolist()], self.history_length[index], targets)
 
+    def rank(self, recommender: Recommender, filter_viewed: bool) -> Ints:
+        """Return the first `DEPTH` places of each list, (B, DEPTH)."""
+        return as_lists(recommender.recommend(self.requests, DEPTH, filter_viewed=filter_viewed), DEPTH)
+
 
 def ask(recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int) -> Asked:
     """Choose users of the test at its moment, or known users where nothing was held out."""
@@ -359,64 +289,56 @@ def ask(recommender: Recommender, content: Content, holdout: pd.DataFrame | None
     return Asked(requests, counts, targets).take(np.sort(drawn))
 
 
-def _item_ids(recommender: Recommender) -> pd.Index[Any]:
+def _item_ids(recommender: Recommender) -> Any:
     return pd.Index(recommender.bundle.items.column("item_id").to_pylist())
 
 
-@dataclass(frozen=True)
-class Exposure:
-    """N items in the order of their popularity."""
+def measure_exposure(recommender: Recommender, asked: Asked) -> pd.DataFrame | None:
+    """Count `events` in the profiles and `recommendations` in the lists of each item, the most popular first.
 
-    events: Ints
-    """(N,) events of each item, falling."""
-    shown: Ints
-    """(N,) places of lists that each item has."""
-
-    def shares(self) -> list[tuple[int, float, float]]:
-        """Return how many items the top 1 % and 10 % are, and their share of events and of places."""
-        heads = dict.fromkeys(max(round(share * len(self.events)), 1) for share in (0.01, 0.1))
-        return [(n, *(float(_accumulate(counts)[n - 1]) for counts in (self.events, self.shown))) for n in heads]
-
-
-def _accumulate(counts: Ints) -> Any:
-    return np.cumsum(counts) / max(counts.sum(), 1)
-
-
-def measure_exposure(recommender: Recommender, asked: Asked) -> Exposure | None:
-    """Count the events of each item in the profiles, and its places in the lists; None where nobody is known."""
+    None where nobody is known.
+    """
     if not asked.requests:
         return None
     rows = _item_ids(recommender).get_indexer(pd.Index(recommender.profiles.history.item_id))
-    events = np.bincount(rows[rows >= 0], minlength=recommender.bundle.items.num_rows)
-    lists = _recommend(recommender, asked, recommender.bundle.schema.repeats == "exclude")
-    order = np.argsort(-events, kind="stable")
-    return Exposure(events[order], np.bincount(lists[lists >= 0], minlength=len(events))[order])
+    lists = asked.rank(recommender, recommender.bundle.schema.repeats == "exclude")
+    n_items = recommender.bundle.items.num_rows
+    counts = {
+        name: np.bincount(of[of >= 0], minlength=n_items) for name, of in (("recommendations", lists), ("events", rows))
+    }
+    return pd.DataFrame(counts).sort_values("events", ascending=False, kind="stable", ignore_index=True)
 
 
-def _recommend(recommender: Recommender, asked: Asked, filter_viewed: bool) -> Ints:
-    """Return the first `DEPTH` places of each list, (B, DEPTH)."""
-    return as_lists(recommender.recommend(asked.requests, DEPTH, filter_viewed=filter_viewed), DEPTH)
+def _accumulate(exposure: pd.DataFrame) -> pd.DataFrame:
+    return exposure.cumsum() / exposure.sum().clip(lower=1)
 
 
-def draw_exposure(exposure: Exposure) -> list[tuple[str, Markup]]:
+def measure_shares(exposure: pd.DataFrame) -> list[tuple[int, float, float]]:
+    """Return how many items the top 1 % and 10 % are, and their share of events and of recommended places."""
+    heads = dict.fromkeys(max(round(share * len(exposure)), 1) for share in (0.01, 0.1))
+    shares = _accumulate(exposure)
+    return [(n, float(shares["events"][n - 1]), float(shares["recommendations"][n - 1])) for n in heads]
+
+
+def draw_exposure(exposure: pd.DataFrame) -> Drawings:
     """Draw events by rank, and the shares that popular items have of events and of recommendations."""
-    n_items = len(exposure.events)
-    places = np.unique(np.geomspace(1, n_items, 120).round().astype(int) - 1)
+    rows = np.unique(np.geomspace(1, len(exposure), 120).round().astype(int) - 1)
+    shares = _accumulate(exposure).iloc[rows]
 
     def plot_ranks(axes: Axes) -> None:
-        axes.loglog(places + 1, np.maximum(exposure.events[places], 0.5))
+        axes.loglog(rows + 1, exposure["events"].iloc[rows].clip(lower=0.5), color=THEIRS)
         axes.set_xlabel("items, most popular first")
 
     def plot_shares(axes: Axes) -> None:
-        for label, counts in (("recommendations", exposure.shown), ("events", exposure.events)):
-            axes.semilogx((places + 1) / n_items, _accumulate(counts)[places], label=label)
+        for name, colour in (("recommendations", OURS), ("events", THEIRS)):
+            axes.semilogx((rows + 1) / len(exposure), shares[name], label=name, color=colour)
         axes.set_xlabel("share of the catalogue, most popular first")
-        axes.legend(frameon=False)
+        axes.legend()
 
-    share = "Share of events and of recommendations on the most popular items"
+    caption = "Share of events and of recommendations that the most popular items have"
     return [
         ("Events of each item: the long tail", draw(plot_ranks, "Events of each item by rank")),
-        (f"{share}: where ours is above, lists favour them", draw(plot_shares, share)),
+        (f"{caption}: above the grey line, lists favour them", draw(plot_shares, caption)),
     ]
 
 
@@ -444,10 +366,9 @@ def draw_examples(asked: Asked, seed: int) -> Asked:
 
 def describe_examples(recommender: Recommender, asked: Asked) -> list[Example]:
     """Return what each user had, what they are recommended and what they chose then."""
-    is_allowed = recommender.bundle.schema.repeats == "allow"
-    views = {"All items": False, "New items only": True} if is_allowed else {"Recommended": True}
-    lists = {title: _recommend(recommender, asked, is_filtered) for title, is_filtered in views.items()}
-    ids = _item_ids(recommender)
+    schema, ids = recommender.bundle.schema, _item_ids(recommender)
+    views = {"All items": False, "New items only": True} if schema.repeats == "allow" else {"Recommended": True}
+    lists = {title: asked.rank(recommender, is_filtered) for title, is_filtered in views.items()}
     names = np.array([*name_items(recommender), "an item outside the catalogue"], object)  # the last one answers -1
     examples = []
     for row, request in enumerate(asked.requests):
@@ -457,30 +378,26 @@ def describe_examples(recommender: Recommender, asked: Asked) -> list[Example]:
         wanted = None if asked.targets is None else asked.targets.take(np.array([row])).item_row
         right = () if wanted is None else wanted
         ranked = {
-            title: [(names[item], item in right, item in had) for item in ranked[row] if item >= 0]
-            for title, ranked in lists.items()
+            title: [(names[item], item in right, item in had) for item in of_all[row] if item >= 0]
+            for title, of_all in lists.items()
         }
         targets = None if wanted is None else names[wanted[:MAX_TARGETS]].tolist()
-        last = _describe_events(history, names[had], recommender.bundle.schema.timezone)
-        examples.append(Example(len(history), last, ranked, targets, len(right)))
+        events = _describe_events(history, names[had], schema.timezone)
+        examples.append(Example(len(history), events, ranked, targets, len(right)))
     return examples
 
 
 def _describe_events(history: History, names: Any, timezone: str | None) -> list[tuple[str, str]]:
     """Return date and description of the last events, the newest first."""
-    events = pd.DataFrame({"name": names})
+    events = pd.DataFrame({"name": names, "date": "", "event": history.event, "weight": history.weight})
     if history.datetime is not None:
         times = pd.to_datetime(pd.Series(history.datetime), unit="s", utc=True)
         events["date"] = times.dt.tz_convert(timezone or "UTC").dt.date.astype(str)
-    if history.event is not None:
-        events["event"] = history.event
-    if history.weight is not None and (np.isfinite(history.weight) & (history.weight != 1)).any():
-        events["weight"] = history.weight
     described = []
-    for event in events.tail(MAX_EVENTS)[::-1].to_dict("records"):
-        details = [str(event["event"])] if isinstance(event.get("event"), str) else []
-        details += [f"weight {event['weight']:g}"] if np.isfinite(event.get("weight", np.nan)) else []
-        described.append((event.get("date", ""), event["name"] + (f" [{', '.join(details)}]" if details else "")))
+    for name, date, event, weight in events.tail(MAX_EVENTS)[::-1].itertuples(index=False):
+        details = [str(event)] if isinstance(event, str) else []
+        details += [f"weight {weight:g}"] if weight is not None and np.isfinite(weight) and weight != 1 else []
+        described.append((date, f"{name} [{', '.join(details)}]" if details else name))
     return described
 
 
@@ -490,18 +407,16 @@ def name_items(recommender: Recommender) -> list[str]:
     Names that several items have get the id added.
     """
     items, features = recommender.bundle.items, recommender.bundle.schema.item_features
-    vectors = {feature.column for feature in features if feature.kind == "vector"}
-    by_name = {name.lower(): name for name in items.column_names if name not in vectors}
-    texts = [feature.column for feature in features if feature.kind == "text"]
-    titles = [*texts, *(by_name[name] for name in TITLES if name in by_name)][:1]
-    columns = titles or [feature.column for feature in features if feature.kind == "categorical"][-3:]
-    columns = [column for column in columns if column in items.column_names]
-    cells = [[to_text(value) for value in items.column(column).to_pylist()] for column in columns]
+    by_kind = {kind: [feature.column for feature in features if feature.kind == kind] for kind in ("text", "vector")}
+    titles = [name for name in items.column_names if name.lower() in TITLES and name not in by_kind["vector"]]
+    columns = [*by_kind["text"], *titles][:1] or [one.column for one in features if one.kind == "categorical"][-3:]
+    cells = [
+        [to_text(value) for value in items.column(name).to_pylist()] for name in columns if name in items.column_names
+    ]
     rows = zip(*cells, strict=True) if cells else [()] * items.num_rows
     names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in rows]
     names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
-    counts = Counter(names)
-    ids = map(str, _item_ids(recommender))
+    counts, ids = Counter(names), map(str, _item_ids(recommender))
     return [
         f"item {item_id}" if not name else name if counts[name] == 1 else f"{name} ({item_id})"
         for name, item_id in zip(names, ids, strict=True)

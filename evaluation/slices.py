@@ -34,13 +34,10 @@ MISSING, OTHER = "missing", "other"
 
 
 def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Summary]]:
-    """Return slice -> value -> metrics with intervals and the number of users.
+    """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,).
 
-    Args:
-        lists: (B, K).
-        targets: of the B requests, T in all.
-        labels: slice -> (T,), a label per target; None and NaN become the value `missing`. A label of this text, or
-            `other`, as the rare ones together are called, becomes `missing (value)`, `other (value)`.
+    None and NaN become the value `missing`. A label of this text, or `other`, as the rare ones together are called,
+    becomes `missing (value)`, `other (value)`.
     """
     return {name: _measure_slice(lists, targets, column) for name, column in labels.items()}
 
@@ -48,13 +45,9 @@ def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) 
 def label_targets(
     targets: Targets, history_length: Ints, event_count: Ints, groups: Mapping[str, Labels]
 ) -> dict[str, Labels]:
-    """Label every target by the history of its user, the events of its item and each group.
+    """Label every target by the history of its user (B,), the events of its item (N,) and each group of user rows.
 
-    Args:
-        targets: T in all.
-        history_length: (B,) training events of each request's user.
-        event_count: (N,) training events of each item.
-        groups: name -> a label per user row. One named like ours keeps its labels under `NAME (column)`.
+    A group that is named like one of ours keeps its labels under `NAME (column)`.
     """
     request, item_row = targets.items.request, targets.items.item_row
     is_cold, is_tail = event_count < COLD_EVENTS, ~find_head(event_count)  # (N,) each
@@ -91,10 +84,10 @@ def label_column(column: pd.Series[Any]) -> Labels:
         column = pd.Series([to_text(value) for value in column], dtype="str")
         is_many = column.nunique() > MAX_VALUES
         if not (is_many and column.dropna().str.fullmatch(NUMBER).all()):
-            return np.asarray(column, object)
+            return column.to_numpy(object)  # type: ignore[no-any-return]
         column = pd.to_numeric(column)
     if column.nunique() <= MAX_NUMBERS:
-        return np.asarray(column, object)
+        return column.to_numpy(object)  # type: ignore[no-any-return]
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))
 
 

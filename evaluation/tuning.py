@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from evaluation import baselines
-from evaluation.baselines import NEAR_NOTHING, Events, Strength, as_binary, as_counts, as_logs, on_used_items
+from evaluation.baselines import NEAR_NOTHING, Events, Fit, Strength, as_binary, as_counts, as_logs, fit_used
 from evaluation.ranking import ScoreRows
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Repeats
@@ -32,8 +32,7 @@ class Baseline:
     """A baseline before it is fitted."""
 
     name: str
-    fit: Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
-    """Events and values of the parameter -> one scorer per value, made one after the other."""
+    fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)
     """Candidates for the parameter; without a parameter one placeholder."""
@@ -101,7 +100,7 @@ def _declare_itemknn(neighbours: tuple[float, ...], strength: Strength) -> Basel
         n_items = len(baselines.renumber_used(events)[0])
         return int(n_items * min(max(neighbours), n_items) * (8 + 4) * 3)
 
-    fit = on_used_items(partial(baselines.fit_itemknn, strength=strength), NEAR_NOTHING)
+    fit = partial(fit_used, partial(baselines.fit_itemknn, strength=strength), NEAR_NOTHING)
     return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=estimate_bytes)
 
 
@@ -111,22 +110,16 @@ def _declare_ease(regularisations: tuple[float, ...], strength: Strength) -> Bas
         n_items = len(baselines.renumber_used(events)[0])
         return 5 * 8 * events.n_users**2 if events.n_users < n_items else 5 * 4 * n_items**2
 
-    fit = on_used_items(partial(baselines.fit_ease, strength=strength), 0.0)
+    fit = partial(fit_used, partial(baselines.fit_ease, strength=strength), 0.0)
     return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=estimate_bytes)
 
 
 def fit_baselines(
     chosen: Sequence[Baseline], train: Events, later: Events, criterion: Criterion | None, log: Log
 ) -> Iterator[Fitted]:
-    """Tune and fit each baseline, or say why not; one after the other, so that none stays in memory.
+    """Tune each baseline on `train` and fit it with the `later` events, one after the other: none stays in memory.
 
-    Args:
-        chosen: from `choose_baselines`.
-        train: events that the parameter is tried on.
-        later: joined to `train` for the final fit.
-        criterion: called once per value, of a model fitted on `train`; None without validation events: the middle
-            value is taken.
-        log: called before and after each.
+    Without a criterion the middle value is taken.
     """
     whole = train.join(later)
     for baseline in chosen:
