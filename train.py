@@ -175,7 +175,7 @@ def produce(work: Work, stage: Stage) -> tuple[Facts, Recommender, dict[str, Any
         "popularity": trained.popular,
     }
     report["training"] |= {name: asdict(done) for name, done in after.items() if done is not None}
-    card = render_card(metrics, report["data"], report["training"], trained.schema, facts)
+    card = render_card(metrics, report["data"], trained.schema, facts)
     write_file(stage.path / MODEL_CARD, card.encode())
     return facts, recommender, metrics, report, only_targets(split.test)
 
