@@ -26,7 +26,7 @@ from rich.console import Console
 
 from datamodules.clean import check_joins, clean, only_evidence, only_targets, order_tables, weigh_targets
 from datamodules.fingerprint import fingerprint_rows
-from datamodules.leaks.find import find_leaks, stop_on_leaks
+from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.profiles import make_profiles
 from datamodules.report import print_report, report_data
 from datamodules.splits import Split, check_files, check_targets, split_interactions

@@ -127,7 +127,8 @@ def _is_one_of(cells: pd.Series, texts: Collection[str]) -> np.ndarray:
 
 def _is_missing(cells: pd.Series, texts: Collection[str] = ("",)) -> np.ndarray:
     """Return which cells are null or blank, or another text that says so."""
-    return cells.isna().to_numpy(bool) | _is_one_of(cells, texts)
+    missing: np.ndarray = cells.isna().to_numpy(bool) | _is_one_of(cells, texts)
+    return missing
 
 
 def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from datamodules.clean import TARGET_WEIGHT, clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.leaks.leak import Leak
+from datamodules.leaks import Leak
 from datamodules.report import print_report, report_data
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import tables_from_frames

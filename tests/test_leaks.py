@@ -3,12 +3,11 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+from datamodules.leaks.sample import draw_sample
 
 from datamodules.clean import weigh_targets
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TargetsConfig
-from datamodules.leaks.find import find_leaks, stop_on_leaks
-from datamodules.leaks.leak import Leak
-from datamodules.leaks.sample import draw_sample
+from datamodules.leaks import Leak, find_leaks, stop_on_leaks
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables
 from serve.errors import SchemaError

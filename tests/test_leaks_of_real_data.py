@@ -13,7 +13,7 @@ import yaml
 
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeatureConfig
-from datamodules.leaks.find import find_leaks
+from datamodules.leaks import find_leaks
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables, tables_from_frames
 from tests.planted_leaks import PLANTED, plant
