@@ -10,8 +10,14 @@ from typing import Any
 
 from models.checkpoints import CHECKPOINTS, compare, forget_published, read_published
 from run_config import Config
+from serve.bundle import (
+    BUNDLE,
+    CONFIG,
+    LOGS,
+    METRICS,
+    REPORT,
+)
 from serve.errors import SchemaError
-from serve.layout import BUNDLE, CONFIG, LOGS, METRICS, REPORT
 from serve.staging import read_version
 
 SHOWN = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}

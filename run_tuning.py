@@ -29,10 +29,10 @@ from models.fitting import list_callbacks
 from run_config import Config, tuned_text
 from run_state import declare
 from run_training import fit_towers
+from serve.bundle import BUNDLE
 from serve.command_line import name_interpreter
 from serve.durable import write_file
 from serve.errors import SchemaError
-from serve.layout import BUNDLE
 from tuning.outcome import (
     EPOCHS,
     FAULT,

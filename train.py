@@ -42,21 +42,28 @@ from run_config import Config, complete_text, parse
 from run_finishing import Trained, place_newcomers
 from run_state import declare_finished, is_finished, refuse_replacing
 from run_training import print_choices, settle, train
-from serve.bundle import Bundle
+from serve.bundle import (
+    CONFIG,
+    GOLDEN,
+    METRICS,
+    MODEL_CARD,
+    PROFILES,
+    REJECTS,
+    Bundle,
+    Facts,
+    draw_requests,
+    write_golden,
+)
 from serve.command_line import ENDED, ending_on_signals, name_interpreter, undisturbed
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError, say
-from serve.golden import write_golden
-from serve.golden_requests import draw_requests
 from serve.index import measure_recall
-from serve.layout import CONFIG, GOLDEN, METRICS, MODEL_CARD, PROFILES, REJECTS
-from serve.manifest import Facts
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.staging import Stage, publish
 from serve.state.forgetting import erase_forgotten
 from serve.state.tombstones import inherit_tombstones
-from serve.threads import count_cores
+from serve.tower import count_cores
 
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN, RECALL_USERS = 32, 256

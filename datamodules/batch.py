@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from serve.encoding import EncodedFeatures, encode_features
+from serve.encode import EncodedFeatures, encode_features
 from serve.schema import Feature
 
 Tensors = dict[str, Tensor]

@@ -11,7 +11,7 @@ import pandas as pd
 
 from datamodules.config import DataConfig
 from datamodules.tables import Tables
-from serve.encoding import to_text
+from serve.encode import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
 

@@ -6,9 +6,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from serve.clock import find_zone
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Kind, Repeats, Ties
-from serve.zones import find_zone
 
 MAX_HISTORY = 10_000
 """Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""

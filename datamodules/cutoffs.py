@@ -11,10 +11,9 @@ from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide
 from datamodules.popularity import ItemTrends
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Sequences
-from serve.encoding import EncodedFeatures
-from serve.events import Events, Floats, Ints, spans
+from serve.encode import EncodedFeatures
+from serve.events import Events, Floats, Ints, last_moments, number_groups, spans
 from serve.schema import Schema
-from serve.tower_inputs import last_moments, number_groups
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,9 @@ from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.encoding import encode_features
-from serve.events import Floats, Ints
-from serve.owned import DAY
+from serve.encode import encode_features
+from serve.events import DAY, Floats, Ints, as_sets, last_moments
 from serve.schema import Schema
-from serve.tower_inputs import as_sets, last_moments
 
 N_CUTOFF_MOMENTS = 4
 MOMENTS_PER_HORIZON = 3

@@ -18,7 +18,7 @@ from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from serve.encoding import join_text
+from serve.encode import join_text
 from serve.errors import SchemaError
 
 MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from serve.events import Events, Floats, Ints
-from serve.owned import DAY
+from serve.events import DAY, Events, Floats, Ints
 
 PRIOR_BUYERS = 5.0
 LEAST_PACE = 0.5

@@ -10,11 +10,9 @@ import torch
 from datamodules.batch import RequestBatch
 from datamodules.popularity import ItemTrends
 from datamodules.sequences import Catalogue
-from serve.encoding import EncodedFeatures
-from serve.events import Events, Floats, Ints
-from serve.owned import Owned, summarise_owned
+from serve.encode import EncodedFeatures
+from serve.events import Events, Floats, Ints, Owned, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.schema import Schema
-from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
 
 
 @dataclass(frozen=True)

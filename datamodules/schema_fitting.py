@@ -12,12 +12,10 @@ import pandas as pd
 from datamodules.clean import is_set
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from serve.encoding import join_text, split_cell, to_text
+from serve.encode import Floats, hash_texts, join_text, read_vector, split_cell, to_text
 from serve.errors import SchemaError
-from serve.ngrams import hash_texts
-from serve.owned import DAY
+from serve.events import DAY
 from serve.schema import Feature, IdType, Repeats, Schema
-from serve.vectors import Floats, read_vector
 
 MEMORY_LENGTH = 4000
 SHORTEST_HISTORY, LONGEST_HISTORY = 10, 100

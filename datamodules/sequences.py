@@ -11,12 +11,17 @@ import pandas as pd
 import pyarrow as pa
 
 from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
-from serve.categories import category_rows, count_categories
-from serve.encoding import EncodedFeatures, encode_features, to_vectors
+from serve.encode import (
+    EncodedFeatures,
+    category_rows,
+    count_categories,
+    encode_features,
+    to_vectors,
+    vectors_to_arrow,
+    write_cell,
+)
 from serve.events import Events, Floats, Ints
-from serve.feature_values import write_cell
 from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
-from serve.vectors import vectors_to_arrow
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide
 from datamodules.cutoffs import scale_by_user
 from datamodules.requests import RequestMaker, distinct_targets
 from datamodules.sequences import Sequences
-from serve.encoding import EncodedFeatures
+from serve.encode import EncodedFeatures
 from serve.events import Events, Ints, spans
 
 FOLDS = 5

@@ -9,9 +9,8 @@ import torch
 
 from datamodules.batch import FeatureDropout, WindowBatch, encode_missing, hide_rows
 from datamodules.sequences import Sequences
-from serve.events import Events, Ints
+from serve.events import Arrays, Events, Ints, standardise_weight
 from serve.schema import Schema
-from serve.tower_inputs import Arrays, standardise_weight
 
 
 @dataclass(frozen=True)

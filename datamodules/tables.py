@@ -17,7 +17,7 @@ from pandas.api import types
 from datamodules.config import Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import Records, make_rejects, read_files, take_frame
 from datamodules.values import find_odd_ids, read_cells, unify_ids
-from serve.encoding import to_text
+from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.state.tombstones import NOBODY, Tombstones
 

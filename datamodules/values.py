@@ -11,10 +11,9 @@ from pandas.api import types
 
 from datamodules.config import Column
 from serve.clock import to_seconds
-from serve.encoding import to_text
+from serve.encode import Vector, read_vector, to_text
 from serve.errors import SchemaError
-from serve.request_values import INTEGER
-from serve.vectors import Vector, read_vector
+from serve.requests import INTEGER
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.table import Table
 
 from evaluation.metrics import MIN_USERS_TO_COMPARE
+from serve.bundle import BUNDLE, METRICS
 from serve.command_line import name_interpreter
-from serve.layout import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]
 """View -> metric -> figure, and `<metric>_ci95` -> [low, high]."""

@@ -19,11 +19,10 @@ import pandas as pd
 from evaluation.baselines import Events
 from evaluation.metrics import Bools, Ints, ItemSets, Targets
 from serve.clock import to_seconds
-from serve.encoding import split_cell, to_numbers, to_text
+from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError, name_nearest, say
 from serve.profiles import History, Profiles, feature_values
-from serve.request_values import parse_id
-from serve.requests import DERIVED
+from serve.requests import DERIVED, parse_id
 from serve.schema import Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"

@@ -20,9 +20,9 @@ from evaluation.console import NOTHING_HELD_OUT
 from evaluation.evaluate import MODEL, headline_metric
 from evaluation.metrics import MIN_USERS_TO_COMPARE
 from evaluation.slices import MISSING, OTHER
-from serve.manifest import Facts
+from serve.bundle import Facts
+from serve.clock import find_zone
 from serve.schema import Schema
-from serve.zones import find_zone
 
 Content = Mapping[str, Any]
 """What `metrics.json` holds, or a part of it."""

@@ -30,11 +30,18 @@ from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
 from evaluation.metrics import Ints, ItemSets
 from evaluation.model_card import Content, Slice, View
+from serve.bundle import (
+    BUNDLE,
+    CONFIG,
+    CURVES,
+    LOGS,
+    METRICS,
+    REPORT,
+)
 from serve.command_line import make_parser, parse_options, run_command
 from serve.durable import write_file
-from serve.encoding import to_text
+from serve.encode import to_text
 from serve.errors import SchemaError, say
-from serve.layout import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.profiles import History
 from serve.recommender import Recommender
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from evaluation.metrics import Bools, Floats, Ints, Summary, Targets, measure_users, summarise
-from serve.encoding import to_text
+from serve.encode import to_text
 
 Labels = npt.NDArray[Any]
 

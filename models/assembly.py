@@ -22,7 +22,7 @@ from models.warm_start import (
     start_pooling,
     start_taste,
 )
-from serve.categories import category_features, count_categories
+from serve.encode import category_features, count_categories
 from serve.schema import FIRST_CODE, Schema, Similarity
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
 import torch
@@ -12,12 +10,20 @@ from models.export import Graph, check_parity, export_graph, item_graph, user_gr
 from models.newcomers import Newcomers
 from models.parity_cases import draw_events, item_case, user_case, user_cases
 from models.towers import Towers
-from serve.durable import name_file, write_file
+from serve.bundle import (
+    INDEX,
+    ITEM_TOWER,
+    ITEMS,
+    NEIGHBOUR_OFFSETS,
+    NEIGHBOURS,
+    SCHEMA,
+    USER_TOWER,
+    compute_space_id,
+    write_items,
+)
+from serve.durable import write_file
 from serve.events import Floats
-from serve.faiss_file import write_index
-from serve.items import write_items
-from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
-from serve.manifest import compute_space_id
+from serve.index import write_index
 from serve.schema import Schema
 from serve.staging import Stage
 
@@ -49,7 +55,6 @@ def export_bundle(
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
     write_file(stage.path / SCHEMA, schema_bytes)
-    write_vectors(vectors, stage.path / VECTORS)
     for name, content in zip((NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True):
         write_file(stage.path / name, content)
     write_index(stage.path / INDEX, vectors)
@@ -57,13 +62,6 @@ def export_bundle(
     space_id = compute_space_id(vectors, schema_bytes)
     _export_user_tower(towers, schema, vectors, stage, space_id, seed)
     _export_item_tower(item_graph(newcomers), schema, stage, space_id, seed)
-
-
-def write_vectors(vectors: Floats, path: Path) -> None:
-    """Write what `np.save` does, which says of a full disk only how much it could write."""
-    with name_file(path), path.open("wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(vectors))
-        file.write(vectors.data)
 
 
 def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:

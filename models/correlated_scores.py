@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from datamodules.batch import RequestBatch
 from models.correlated_history import CorrelatedHistory, CorrelatedOwned
-from serve.neighbours import Neighbours
+from serve.index import Neighbours, add_terms
 
 TILE = 32
 """Requests whose sums are laid out at once."""
@@ -46,12 +47,13 @@ class ByNeighbours:
     def sum_batch(self, batch: RequestBatch) -> Tensor:
         """Sum over the items of each request, by the code that serves: (B, N)."""
         rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
-        added = self.neighbours.of_histories(rows, lengths)
-        if added is None:
-            return torch.zeros(len(rows), self.neighbours.n_items)  # (B, N)
-        tiles = (slice(start, min(start + TILE, len(rows))) for start in range(0, len(rows), TILE))
-        parts = [torch.from_numpy(added.spread(tile, self.neighbours.n_items).T).float() for tile in tiles]  # (T, N)
-        return torch.cat(parts)  # (B, N)
+        terms, sums = (
+            self.neighbours.of_histories(rows, lengths),
+            np.zeros((len(rows), self.neighbours.n_items), np.float32),
+        )
+        if terms is not None:
+            add_terms(sums, terms)
+        return torch.from_numpy(sums)  # (B, N)
 
     def score(self, summed: Tensor) -> Tensor:
         """Return the sums, (B, N): they are scores."""

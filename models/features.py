@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from models.code_bags import CodeBags
-from serve.encoding import code_slices, value_slices
+from serve.encode import code_slices, value_slices
 from serve.schema import PADDING, UNKNOWN, Feature
 
 

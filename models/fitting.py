@@ -22,8 +22,8 @@ from models.progress import show_progress
 from models.smoothing import MONITOR, RecentValidation
 from models.stopwatch import Stopwatch
 from models.two_tower import TwoTower
+from serve.bundle import CURVES, LOGS
 from serve.errors import SchemaError, say
-from serve.layout import CURVES, LOGS
 
 BEST = "best.ckpt"
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model

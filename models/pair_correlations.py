@@ -15,7 +15,7 @@ import scipy.sparse as sp
 
 from models.item_correlations import order_by_popularity, partial_correlations, who_has_what
 from models.outside_pairs import OutsidePairs, correlate_outside
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 
 USUAL = 256
 """Neighbours of an item that are tried beside the most that it may have. With 32 the validation of pairs of Amazon

@@ -28,7 +28,7 @@ from models.jury import Jury, find_judges, pick_least
 from models.smooth_factors import SmoothFactors
 from models.towers import Towers
 from models.yardstick import Yardstick
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 
 SMOOTH = 0.3
 """The paper's, for Gowalla."""

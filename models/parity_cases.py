@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve.categories import count_categories
-from serve.encoding import EncodedFeatures, code_slices, value_slices
-from serve.events import Events, Floats, Ints
-from serve.owned import DAY, summarise_owned
+from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
+from serve.events import DAY, Events, Floats, Ints, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import Arrays
-from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
 
 BATCHES = (1, 7, 256)
 

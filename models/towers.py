@@ -11,7 +11,7 @@ from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.rows import take_rows
 from models.user_tower import UserTower
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 
 
 class Towers(nn.Module):

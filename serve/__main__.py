@@ -196,10 +196,10 @@ def _add_versions(commands: _Commands) -> None:
 
 
 def _recommend(given: argparse.Namespace) -> None:
-    from serve.filters.options import add_filters, read_filters
     from serve.recommender import Recommender
     from serve.request_files import read_requests
     from serve.requests import Request
+    from serve.tables import add_filters, read_filters
 
     for source in (given.requests, given.only):
         if source is not None and given.out.exists() and source.exists() and given.out.samefile(source):
@@ -221,8 +221,8 @@ def _recommend(given: argparse.Namespace) -> None:
 
 def _recommend_file(recommender: Recommender, requests: Iterable[Request], given: argparse.Namespace) -> None:
     """Answer requests into a file, which is as it was until all answers are in it."""
-    from serve.recommendations import write_tables
     from serve.service import find_unknown
+    from serve.tables import write_tables
 
     counts: Counter[str] = Counter()
     values: Counter[str] = Counter()
@@ -332,7 +332,7 @@ def _forget(given: argparse.Namespace) -> None:
 
 
 def _publish(given: argparse.Namespace) -> None:
-    from serve.layout import PROFILES, STATE
+    from serve.bundle import PROFILES, STATE
     from serve.registry.changes import publish, publish_and_activate
     from serve.registry.versions import Registry
 

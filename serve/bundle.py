@@ -1,61 +1,314 @@
-"""A bundle in memory: one immutable folder, verified, opened and found to belong together."""
+"""A bundle: one immutable folder, verified by hash before anything in it is used, and its golden requests.
+
+`manifest.json` is JSON in one canonical form, signed by its own hash: no byte of it can change. Each file is opened
+once, without following links, and mapped; what is hashed is what is used. A published folder is replaced as a whole,
+never written into. It holds no time, duration, host or path: the same seed gives the same version.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+import hashlib
+import json
+import math
+import mmap
+import os
+import stat
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, TypeVar
 
+import faiss
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from serve.array_file import open_array
+from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
-from serve.folder import Content, read_folder, read_steadily
-from serve.golden import Answer, replay
-from serve.index import ItemIndex
-from serve.item_vectors import check_vectors
-from serve.items import read_items
-from serve.layout import (
-    ANSWERING,
-    GOLDEN,
-    INDEX,
-    ITEM_TOWER,
-    ITEMS,
-    MANIFEST,
-    NEIGHBOUR_OFFSETS,
-    NEIGHBOURS,
-    PUBLISHED,
-    SCHEMA,
-    USER_TOWER,
-    VECTORS,
+from serve.index import Content, Floats, ItemIndex, Neighbours
+from serve.schema import DERIVED, Feature, IdType, Schema, Similarity
+from serve.tower import Tower
+
+T = TypeVar("T")
+
+# Files of a run and of its bundle: their names are part of the contract.
+BUNDLE, PROFILES, STATE, LOGS = "bundle", "profiles", "state", "logs"
+STATE_FILE, ITEMS_FILE = "state.db", "items.db"
+METRICS, REPORT, CONFIG, REJECTS, CURVES = (
+    "metrics.json",
+    "report.html",
+    "config.yaml",
+    "rejects.parquet",
+    "metrics.csv",
 )
-from serve.manifest import Manifest, compute_space_id
-from serve.neighbours import Neighbours
-from serve.schema import Schema
-from serve.threads import set_search_threads
-from serve.top_k import Floats
-from serve.tower import Arrays, Tower
+CURRENT, HISTORY = "CURRENT", "HISTORY"
+MANIFEST, SCHEMA, GOLDEN, MODEL_CARD = "manifest.json", "schema.json", "golden.json", "MODEL_CARD.md"
+USER_TOWER, ITEM_TOWER = "user_tower.onnx", "item_tower.onnx"
+INDEX, ITEMS = "items.faiss", "items.parquet"
+NEIGHBOURS, NEIGHBOUR_OFFSETS = "item_neighbours.npy", "item_neighbour_offsets.npy"
+
+ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS})
+"""Files that answering needs: a stage with these can be evaluated."""
+PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}
+"""Files of a published bundle beside its manifest; any other is refused."""
+FORMAT = 4
+"""Formats up to 3 held the vectors twice: `item_vectors.npy` beside the index."""
+MAX_BYTES = 1 << 20  # of a manifest
+TOLERANCE = 2e-4
+"""How far a golden score may fall short on another machine, per unit of the k-th score where that is above 1."""
+
+_ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
+_DAY, _MAX_EVENTS, _WORDS = 86_400, 20, 5  # of golden requests
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Facts that only the run that made a bundle knows."""
+
+    similarity: Similarity
+    popularity_dims: int
+    """How many columns, the last ones of the item vectors, are popularity and no part of a likeness."""
+    index_recall: float
+    """Share of the exact best items that the index found when it was measured."""
+    counts: Mapping[str, int]
+    """Users, items, interactions and the like."""
+    libraries: Mapping[str, str]
+    """Name -> version of the libraries that trained and exported it."""
+    data_until: int
+    """UTC seconds just after the last training event."""
+    config: Mapping[str, Any]
+    """The run's configuration, without paths of the machine."""
+    neighbour_decay: float
+    """See `Neighbours.decay`."""
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    sha256: str
+    size: int
+    """Bytes."""
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The content of `manifest.json`; its facts stand there beside the other keys."""
+
+    facts: Facts
+    space_id: str
+    """Name of the space of the vectors: towers, index and schema of one bundle share it."""
+    files: Mapping[str, FileEntry]
+    """Name -> hash and size of every other file of the folder."""
+    dim: int
+    """Columns of the item vectors, popularity included."""
+    metrics: Mapping[str, Any]
+    sha256: str
+    """Hash of the canonical text without this key."""
+
+    @property
+    def version(self) -> str:
+        return self.sha256[:12]
+
+    @classmethod
+    def create(
+        cls, facts: Facts, space_id: str, dim: int, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
+    ) -> Manifest:
+        """Put a manifest together and hash it.
+
+        Raises:
+            ValueError: a number that is not finite.
+        """
+        unsigned = _to_json(cls(facts, space_id, files, dim, metrics, sha256=""))
+        del unsigned["sha256"]
+        return cls.from_bytes(_render(unsigned | {"sha256": _hash(unsigned)}))
+
+    def to_bytes(self) -> bytes:
+        """Write the canonical text."""
+        return _render(_to_json(self))
+
+    @classmethod
+    def from_bytes(cls, text: bytes) -> Manifest:
+        """Read the text that `to_bytes` wrote, and nothing else.
+
+        Raises:
+            BundleError: too long, no manifest of a bundle, of another format, or altered since.
+        """
+        raw = _parse(text)
+        if raw.get("format") != FORMAT:
+            raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
+        unsigned = {name: value for name, value in raw.items() if name != "sha256"}
+        if _hash(unsigned) != raw.get("sha256") or _render(raw) != text:
+            raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
+        try:
+            return _from_json(unsigned | {"sha256": raw["sha256"]})
+        except (KeyError, TypeError) as error:
+            raise BundleError(f"{MANIFEST} has other keys than format {FORMAT}: {error}; export again") from error
+
+
+def _to_json(manifest: Manifest) -> dict[str, Any]:
+    content = asdict(manifest)
+    facts: dict[str, Any] = content.pop("facts")
+    return facts | content | {"format": FORMAT}
+
+
+def _from_json(content: dict[str, Any]) -> Manifest:
+    del content["format"]
+    facts = Facts(**{field.name: content.pop(field.name) for field in fields(Facts)})
+    files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
+    unknown = sorted(files.keys() - PUBLISHED)
+    if unknown:
+        raise BundleError(f"{MANIFEST} lists {unknown[0]!r}; allowed: {', '.join(sorted(PUBLISHED))}")
+    return Manifest(facts=facts, files=files, **content)
+
+
+def _render(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
+
+
+def _hash(unsigned: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render(unsigned)).hexdigest()
+
+
+def _parse(text: bytes) -> dict[str, Any]:
+    if len(text) > MAX_BYTES:
+        raise BundleError(f"{MANIFEST} has {len(text)} bytes; allowed: {MAX_BYTES}")
+    try:
+        raw = json.loads(text)
+        _render(raw)  # numbers such as 1e999 are read as infinite
+    except (ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} is no JSON: {error}") from error
+    if not isinstance(raw, dict) or "files" not in raw:
+        raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
+    return raw
+
+
+# ---- the folder
+
+
+def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str, Content]]:
+    """Map and verify all files of a bundle.
+
+    Args:
+        path: the folder.
+        required: files that must be among them.
+
+    Raises:
+        BundleError: no folder, no or an altered manifest, a file that is missing, unlisted, no plain file, of
+            another size or content. The message names the file.
+    """
+    try:
+        folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    except OSError as error:
+        message = f"no bundle at {path}: {error.strerror}; give the folder that holds {MANIFEST}"
+        raise BundleError(message) from error
+    try:
+        manifest = _read_manifest(folder, path)
+        _check_names(os.listdir(folder), manifest, required)
+        contents = {name: _map_file(folder, name, entry) for name, entry in sorted(manifest.files.items())}
+    finally:
+        os.close(folder)
+    hashes = {name: hashlib.sha256(content.data).hexdigest() for name, content in contents.items()}
+    wrong = ", ".join(name for name in contents if hashes[name] != manifest.files[name].sha256)
+    if wrong:
+        raise BundleError(f"{wrong}: other content than {MANIFEST} says; altered, or of another bundle")
+    return manifest, contents
+
+
+def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
+    """Read a folder; again where a publisher put a new one in its place meanwhile and removed the old one."""
+    while True:
+        folder = identify_folder(path)
+        try:
+            return read(path)
+        except BundleError:
+            if identify_folder(path) == folder:
+                raise
+
+
+def identify_folder(path: Path) -> tuple[int, int, int] | None:
+    """Return device, inode and time of the last change of the folder at a path, None if there is none."""
+    try:
+        status = path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+def hash_file(path: Path) -> FileEntry:
+    """Hash a file for the manifest."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileEntry(digest, os.fstat(file.fileno()).st_size)
+
+
+def _read_manifest(folder: int, path: Path) -> Manifest:
+    names = os.listdir(folder)
+    if MANIFEST not in names:
+        nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
+        if CURRENT in names:
+            nearer = "; it is a registry: give one of its versions, or `serve http --registry`"
+        raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
+    with os.fdopen(_open_plain(folder, MANIFEST), "rb") as file:
+        return Manifest.from_bytes(file.read(MAX_BYTES + 1))
+
+
+def _check_names(found: Iterable[str], manifest: Manifest, required: Iterable[str]) -> None:
+    names = set(found) - {MANIFEST}
+    for name in sorted(names - manifest.files.keys()):
+        raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
+    for name in sorted((manifest.files.keys() | set(required)) - names):
+        raise BundleError(f"{name} is missing from the bundle: copy it again")
+
+
+def _open_plain(folder: int, name: str) -> int:
+    """Open a regular file that has no other name, so that nobody changes it from elsewhere."""
+    try:
+        descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+    except OSError as error:
+        raise BundleError(f"{name} cannot be read: {error.strerror}; links are refused") from error
+    status = os.fstat(descriptor)
+    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+        return descriptor
+    os.close(descriptor)
+    raise BundleError(f"{name} is no plain file with one name: copy the bundle without links")
+
+
+def _map_file(folder: int, name: str, entry: FileEntry) -> Content:
+    descriptor = _open_plain(folder, name)
+    try:
+        size = os.fstat(descriptor).st_size
+        if size != entry.size or not size:
+            raise BundleError(f"{name} has {size} bytes; {MANIFEST} says {entry.size}: copy it again")
+        return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), dtype=np.uint8)
+    finally:
+        os.close(descriptor)
+
+
+# ---- the bundle in memory
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """What answers requests. All parts were loaded together and never change."""
+    """The parts that answer requests. All were loaded together and never change."""
 
     path: Path
     manifest: Manifest
     schema: Schema
     user_tower: Tower
     item_tower: Tower
-    vectors: Floats
-    """(N, D), mapped from the verified file, read only."""
+    index: ItemIndex
+    """Holds the one copy of the item vectors."""
     neighbours: Neighbours
-    """What items of a history add to the scores of others; often nothing."""
+    """Item-item weights; often none."""
     items: pa.Table
     """N rows: `item_id` and the columns to show and filter by."""
-    index: ItemIndex
     golden: bytes
     """Content of `golden.json`; empty in a stage that has none yet."""
+
+    @property
+    def vectors(self) -> Floats:
+        """(N, W), read only."""
+        return self.index.vectors
 
     @classmethod
     def load(cls, path: Path, n_threads: int = 1) -> Bundle:
@@ -63,7 +316,7 @@ class Bundle:
 
         Args:
             path: the folder with `manifest.json`.
-            n_threads: threads of a tower's run, and of searches in the whole process.
+            n_threads: threads of a tower's run; those of products are numpy's, see `OPENBLAS_NUM_THREADS`.
 
         Raises:
             BundleError: anything missing, altered or of another bundle; the message names the file.
@@ -75,24 +328,92 @@ class Bundle:
         """Load a sealed stage, which has no golden requests yet, as `load` does."""
         return read_steadily(path, lambda folder: _load(folder, ANSWERING, n_threads))
 
-    def run_user_tower(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the user tower on named arrays; see `Tower.run`."""
-        return self.user_tower.run(inputs)
 
-    def run_item_tower(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the item tower on named arrays; see `Tower.run`."""
-        return self.item_tower.run(inputs)
+def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
+    faiss.omp_set_num_threads(n_threads)
+    manifest, contents = read_folder(path, required)
+    schema = _read(SCHEMA, lambda: Schema.from_json(contents[SCHEMA].tobytes().decode()))
+    index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
+    if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
+        raise BundleError(f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says")
+    weights, decay = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), manifest.facts.neighbour_decay
+    return Bundle(
+        path=path,
+        manifest=manifest,
+        schema=schema,
+        user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
+        item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
+        index=index,
+        neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), decay)),
+        items=read_items(contents[ITEMS], len(index), schema.item_id_type),
+        golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
+    )
 
 
-def verify(path: Path, answer_with: Callable[[Bundle], Answer]) -> list[str]:
-    """Load a bundle and replay its golden requests.
+def _read(name: str, read: Callable[[], T]) -> T:
+    try:
+        return read()
+    except (SchemaError, ValueError) as error:
+        raise BundleError(f"{name} cannot be read: {error}") from error
 
-    Args:
-        path: the folder.
-        answer_with: makes of a bundle what answers raw requests.
 
-    Returns:
-        Lines to say.
+def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:
+    tower = Tower(name, contents[name].tobytes(), n_threads)
+    if tower.space_id != manifest.space_id:
+        raise BundleError(f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}")
+    widths = {None, manifest.dim}
+    if name == ITEM_TOWER:  # it may leave out the popularity columns, which depend on the time
+        widths.add(manifest.dim - manifest.facts.popularity_dims)
+    if tower.width not in widths:
+        raise BundleError(f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}")
+    return tower
+
+
+def compute_space_id(vectors: Floats, schema: bytes) -> str:
+    """Name the space of item vectors (N, W) and the schema they were encoded by: 16 hex digits."""
+    digest = hashlib.sha256(np.ascontiguousarray(vectors, dtype="<f4").data)
+    digest.update(schema)
+    return digest.hexdigest()[:16]
+
+
+def read_space(folder: Path) -> tuple[str, int]:
+    """Return the space and the width of the vectors in a staged folder."""
+    vectors = ItemIndex.from_bytes(np.fromfile(folder / INDEX, dtype=np.uint8)).vectors
+    return compute_space_id(vectors, (folder / SCHEMA).read_bytes()), vectors.shape[1]
+
+
+def write_items(items: pa.Table, path: Path) -> None:
+    """Write the catalogue; row i is the item of vector i."""
+    with name_file(path):
+        pq.write_table(items, path, compression="zstd")
+
+
+def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
+    """Read the catalogue from the bytes of its file.
+
+    Raises:
+        BundleError: no Parquet file, another number of rows, or ids missing, twice or of another type.
+    """
+    try:
+        items = pq.ParquetFile(pa.py_buffer(content)).read(use_threads=False)  # read_table would import pandas
+    except (pa.ArrowException, OSError) as error:
+        raise BundleError(f"{ITEMS} is no Parquet file: {error}") from error
+    if items.num_rows != n_items or "item_id" not in items.column_names:
+        raise BundleError(f"{ITEMS} has {items.num_rows} rows; expected {n_items} with an 'item_id', one per vector")
+    ids = items.column("item_id")
+    if ids.type not in _ID_TYPES[id_type] or ids.null_count or len(ids.unique()) != n_items:
+        raise BundleError(f"{ITEMS}: item_id has missing or equal values, or is {ids.type} in place of {id_type}")
+    return items
+
+
+# ---- golden requests: synthetic ones, with the answers that they had when the bundle was exported
+
+GoldenAnswer = Callable[[list[dict[str, Any]], int], list[tuple[Sequence[str | int], Sequence[float]]]]
+"""(raw requests, k) -> item ids and falling scores of each request."""
+
+
+def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer]) -> list[str]:
+    """Load a bundle, replay its golden requests and return lines to print.
 
     Raises:
         BundleError: a check that failed; the message names the file.
@@ -103,67 +424,113 @@ def verify(path: Path, answer_with: Callable[[Bundle], Answer]) -> list[str]:
     n_bytes = sum(entry.size for entry in manifest.files.values())
     return [
         f"files: {len(manifest.files)} with {n_bytes} bytes as {MANIFEST} says",
-        f"space_id: {manifest.space_id} in towers, vectors, index and schema",
+        f"space_id: {manifest.space_id} in towers, index and schema",
         f"golden: {n_requests} requests answered as when exported",
         f"version: {manifest.version}",
     ]
 
 
-def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
-    set_search_threads(n_threads)
-    manifest, contents = read_folder(path, required)
-    schema = _read_schema(contents[SCHEMA])
-    vectors = _read_vectors(contents[VECTORS], manifest)
-    if compute_space_id(vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
-        raise BundleError(f"{VECTORS} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says")
-    return Bundle(
-        path=path,
-        manifest=manifest,
-        schema=schema,
-        user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
-        item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
-        vectors=vectors,
-        neighbours=_read_neighbours(contents, manifest, len(vectors)),
-        items=read_items(contents[ITEMS], len(vectors), schema.item_id_type),
-        index=ItemIndex.from_bytes(contents[INDEX], vectors),
-        golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
-    )
+def write_golden(path: Path, requests: list[dict[str, Any]], answer: GoldenAnswer, k: int) -> None:
+    """Answer the requests and write both down.
+
+    Each reference list is 2 k long, so that an item which is as good as the k-th has its score in it.
+    """
+    entries = [
+        {"request": request, "k": k, "item_ids": list(item_ids), "scores": [float(score) for score in scores]}
+        for request, (item_ids, scores) in zip(requests, answer(requests, 2 * k), strict=True)
+    ]
+    write_file(path, (json.dumps(entries, indent=1, allow_nan=False) + "\n").encode())
 
 
-def _read_schema(content: Content) -> Schema:
-    try:
-        return Schema.from_json(content.tobytes().decode())
-    except (SchemaError, UnicodeDecodeError) as error:
-        raise BundleError(f"{SCHEMA} cannot be read: {error}") from error
+def replay(content: bytes, answer: GoldenAnswer) -> int:
+    """Answer the requests of `golden.json` again, compare, and return how many there were.
+
+    Two lists are equal if the reference score of each returned item, and each of them only once, comes within
+    `TOLERANCE` of the reference k-th score: items that are equally good may change places. Its score now must
+    be that close to its reference score.
+
+    Raises:
+        BundleError: a list differs, or there is none.
+    """
+    entries = json.loads(content or b"[]")
+    if not entries:
+        raise BundleError(f"{GOLDEN} holds no request: export again")
+    answers = answer([entry["request"] for entry in entries], entries[0]["k"])
+    for number, (entry, (item_ids, scores)) in enumerate(zip(entries, answers, strict=True)):
+        difference = _find_difference(entry, list(item_ids), list(scores))
+        if difference:
+            raise BundleError(f"{GOLDEN}, request {number}: {difference}; it answers differently here")
+    return len(entries)
 
 
-def _read_vectors(content: Content, manifest: Manifest) -> Floats:
-    """View the mapped file as the array it holds; nothing is copied."""
-    try:
-        vectors: Floats = open_array(content, np.dtype(np.float32), n_axes=2)
-        check_vectors(vectors)
-    except ValueError as error:
-        raise BundleError(f"{VECTORS} cannot be read: {error}") from error
-    if vectors.shape[1] != manifest.dim:
-        raise BundleError(f"{VECTORS} has {vectors.shape[1]} columns; {MANIFEST} says {manifest.dim}")
-    return vectors
+def _find_difference(entry: dict[str, Any], item_ids: list[str | int], scores: list[float]) -> str:
+    """Say how a list differs from its reference, "" if it does not."""
+    reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
+    length = min(entry["k"], len(reference))
+    if len(item_ids) != length or len(set(item_ids)) != length:
+        return f"{len(set(item_ids))} different items of {len(item_ids)}; expected {length}"
+    kth = entry["scores"][length - 1] if length else 0.0
+    tolerance = TOLERANCE * max(1.0, abs(kth))
+    for item_id, score in zip(item_ids, scores, strict=True):
+        expected = reference.get(item_id, -math.inf)
+        if expected < kth - tolerance:
+            return f"item {item_id!r} is listed; its reference score is below {kth - tolerance:.6g}"
+        if not abs(score - expected) <= tolerance:
+            return f"item {item_id!r} scores {score:.6g}; expected {expected:.6g}"
+    return ""
 
 
-def _read_neighbours(contents: Mapping[str, Content], manifest: Manifest, n_items: int) -> Neighbours:
-    try:
-        files = contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]
-        return Neighbours.from_bytes(*files, n_items, manifest.facts.neighbour_decay)
-    except ValueError as error:
-        raise BundleError(f"{NEIGHBOURS} and {NEIGHBOUR_OFFSETS} cannot be read: {error}") from error
+def draw_requests(
+    schema: Schema, item_ids: Sequence[str | int], n_requests: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Draw raw requests that no person made: of 0 events and more, with and without features, context and a time."""
+    requests = []
+    for number in range(n_requests):
+        request: dict[str, Any] = {"history": _draw_history(number % (_MAX_EVENTS + 1), schema, item_ids, rng)}
+        if number % 3 < 2:
+            request["features"] = {feature.name: _draw_value(feature, rng) for feature in schema.user_features}
+        if number % 3 > 0:
+            given = [feature for feature in schema.context_features if feature.kind not in DERIVED]
+            request["context"] = {feature.name: _draw_value(feature, rng) for feature in given}
+            if schema.has_datetime:
+                request["datetime"] = _write_time(schema.data_until)
+        requests.append(request)
+    return requests
 
 
-def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:
-    tower = Tower(name, contents[name].tobytes(), n_threads)
-    if tower.space_id != manifest.space_id:
-        raise BundleError(f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}")
-    widths = {None, manifest.dim}
-    if name == ITEM_TOWER:  # it may leave the popularity columns to whoever knows the time
-        widths.add(manifest.dim - manifest.facts.popularity_dims)
-    if tower.width not in widths:
-        raise BundleError(f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}")
-    return tower
+def _draw_history(
+    length: int, schema: Schema, item_ids: Sequence[str | int], rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """Draw events, oldest first; from few items, so that some come again."""
+    few = rng.integers(len(item_ids), size=max(1, length // 2))
+    times = schema.data_until - np.sort(rng.integers(1, 90 * _DAY, size=length))[::-1]
+    events = []
+    for row, time in zip(rng.choice(few, size=length), times, strict=True):
+        event: dict[str, Any] = {"item_id": item_ids[int(row)]}
+        if schema.has_datetime:
+            event["datetime"] = _write_time(int(time))
+        if schema.event_types:
+            event["event"] = str(rng.choice(schema.event_types))
+        if schema.has_weight:
+            event["weight"] = float(rng.integers(1, 4))
+        events.append(event)
+    return events
+
+
+def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[str] | list[float] | None:
+    if feature.is_numeric:
+        return float(feature.mean + feature.scale * rng.standard_normal())
+    if feature.kind == "vector":
+        entries = rng.standard_normal(feature.width) * feature.scale / feature.width**0.5
+        return [float(f"{entry:.4g}") for entry in entries]
+    if feature.kind == "text":
+        return " ".join(f"word{number}" for number in rng.integers(feature.buckets, size=_WORDS))
+    if not feature.vocabulary:
+        return None
+    if feature.kind == "multi_categorical":
+        return [str(value) for value in rng.choice(feature.vocabulary, size=feature.width)]
+    return str(rng.choice(feature.vocabulary))
+
+
+def _write_time(seconds: int) -> str:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,15 +1,50 @@
-"""Events of many users as flat arrays: the form in which histories travel in training and in serving."""
+"""Events of many users as flat arrays, and the named arrays that the user tower reads of them.
+
+The same numpy code runs in training and in serving. The tower reads item *vectors*; here are item rows, for which
+training gathers vectors from its table and serving from the bundle's.
+Letters: B requests, L history positions, E owned items of all requests, C codes, V values.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
+from serve.encode import EncodedFeatures
+from serve.schema import FIRST_CODE, Schema
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
+Arrays = dict[str, np.ndarray]
+
+HISTORY_INPUTS = ("history_events", "history_weights", "history_times", "history_groups", "history_lengths")
+REQUEST_INPUTS = ("request_times", "user_codes", "user_values", "context_codes", "context_values")
+OWNED_INPUTS = (
+    "owned_users",
+    "owned_statistics",
+    "owned_preferences",
+    "user_statistics",
+    "category_preferences",
+)
+VECTOR_INPUTS = ("history_vectors", "owned_vectors")
+USER_STATISTICS = (
+    "items",
+    "recent_events",
+    "events",
+    "recent_visits",
+    "days_since_visit",
+    "days_of_membership",
+)
+DAY = 86_400.0
+SCALE_CONSTANT = 2  # index into decay_days: the constant that preferences and profile weights decay with
+PREFERENCE_GAIN = 3.0
+
+_SCATTER, _SCATTERED = 2654435761, 1 << 32  # multiplicative hashing (Knuth, TAOCP 3, 6.4)
 
 
 @dataclass(frozen=True)
@@ -36,13 +71,13 @@ class Events:
         """Events per segment, (B,)."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    def segments(self) -> Ints:
-        """Return the segment of each event, (E,)."""
-        return self._segments
-
     @cached_property
     def _segments(self) -> Ints:
         return np.repeat(np.arange(len(self)), self.counts)
+
+    def segments(self) -> Ints:
+        """Return the segment of each event, (E,)."""
+        return self._segments
 
     @cached_property
     def is_first_of_time(self) -> NDArray[np.bool_]:
@@ -74,3 +109,235 @@ def spans(start: Ints, stop: Ints) -> Ints:
     ends = np.cumsum(counts)
     places: Ints = np.repeat(start - ends + counts, counts) + np.arange(counts.sum())
     return places
+
+
+# ---- histories and requests
+
+
+@dataclass(frozen=True)
+class TowerInputs:
+    """`arrays` by name, and the item rows whose vectors complete them: history (B, L), owned (E,)."""
+
+    arrays: Arrays
+    history_rows: Ints
+    owned_rows: Ints
+
+
+def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
+    """Pad the last `history_length` events of each request to a rectangle.
+
+    Returns:
+        arrays: `history_events` and `_groups` (B, L) int64, `history_times` (B, L) int64 seconds,
+            `history_weights` (B, L) float32 standardised log, `history_lengths` (B,). Groups count from 1:
+            events of one group see each other. L is at least 1.
+        rows: (B, L) item rows, 0 where padded.
+    """
+    recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
+    pad = _make_pad(recent)
+    arrays = {
+        "history_events": pad(recent.event),
+        "history_weights": pad(standardise_weight(recent.weight, schema)),
+        "history_times": pad(recent.time),
+        "history_groups": pad(number_groups(recent, schema)),
+        "history_lengths": recent.counts,
+    }
+    return arrays, pad(recent.item_row)
+
+
+def _make_pad(events: Events) -> Callable[[np.ndarray], np.ndarray]:
+    """Return what lays a value of each event out as (B, L), 0 where there is no event."""
+    shape = (len(events), max(1, int(events.counts.max(initial=0))))
+    if len(events.item_row) == shape[0] * shape[1]:  # nothing to pad, as in a single request
+        return lambda values: values.reshape(shape)
+    is_event = np.arange(shape[1]) < events.counts[:, None]  # (B, L)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros(shape, dtype=values.dtype)
+        padded[is_event] = values
+        return padded
+
+    return pad
+
+
+def as_sets(events: Events) -> Events:
+    """Keep one event of each item, the heaviest, in an order that depends on the items alone, not on that of the ids.
+
+    An item that stands in many rows is still one preference. The last events are as good as any part of a set.
+    """
+    segment = events.segments()
+    order = np.lexsort((events.event, events.weight, events.item_row * _SCATTER % _SCATTERED, segment))
+    segment, row = segment[order], events.item_row[order]
+    is_last = np.ones(len(order), dtype=bool)
+    is_last[:-1] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
+    counts = np.bincount(segment[is_last], minlength=len(events))
+    return events.pick(order[is_last], np.concatenate([[0], np.cumsum(counts)]))
+
+
+def number_groups(events: Events, schema: Schema) -> Ints:
+    """Number the groups of events that see each other, from 1 in each segment: each alone, or all of one time."""
+    segment = events.segments()
+    if schema.ties == "ordered":
+        return np.arange(1, len(segment) + 1) - events.offsets[segment]
+    running = events.is_first_of_time.cumsum()
+    numbers: Ints = running - running[events.offsets[segment]] + 1
+    return numbers
+
+
+def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
+    """Scale log(1 + weight) by its mean and deviation over training rows; 0 where the data has no weight."""
+    if not schema.has_weight:
+        return np.zeros(len(weight), dtype=np.float32)
+    standard = (np.log1p(np.maximum(weight, 0)) - schema.weight_mean) / schema.weight_scale
+    clipped: Floats = np.clip(standard, -10, 10).astype(np.float32)
+    return clipped
+
+
+def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:
+    """Name the request's own arrays."""
+    return {
+        "request_times": moment,
+        "user_codes": user.codes,
+        "user_values": user.values,
+        "context_codes": context.codes,
+        "context_values": context.values,
+    }
+
+
+def last_moments(events: Events) -> Ints:
+    """Return the time of each segment's last event, 0 for an empty one, (B,)."""
+    last = np.maximum(events.offsets[1:] - 1, 0)
+    times = np.append(events.time, 0)
+    return np.where(events.counts > 0, times[last], 0)
+
+
+# ---- owned items: counts, recencies and rhythm of each, the inputs of the memory
+
+
+@dataclass(frozen=True)
+class Owned:
+    """The owned items of B users, flat, ordered by user and `item_row`; E rows in all."""
+
+    user: Ints
+    """Segment of each row, (E,)."""
+    item_row: Ints
+    statistics: Floats
+    """(E, F), columns as in `statistic_names`."""
+    preference: Floats
+    """(E,): log(1 + 3 x decayed count), how much the item counts in the user's taste."""
+    user_statistics: Floats
+    """(B, G), columns as in `USER_STATISTICS`."""
+
+
+def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> list[str]:
+    """Name the columns of `Owned.statistics`; the decayed counts come first."""
+    return [
+        *(f"decayed_{days:g}" for days in decay_days),
+        *("count", "since_last", "since_first", "is_repeated", "due", "mean_gap", "just_bought", "share"),
+        "repeat_rate",
+        *(f"event_{name}" for name in event_types),
+    ]
+
+
+def summarise_owned(
+    events: Events,
+    moment: Ints,
+    decay_days: Sequence[float],
+    n_event_types: int,
+    repeat_rate: Floats,
+) -> Owned:
+    """Summarise each user's events by item, as of a moment of theirs.
+
+    Args:
+        events: the events before the moment.
+        moment: (B,) UTC seconds; events after it count as happening at it.
+        decay_days: time constants of the decayed counts, short to long.
+        n_event_types: known event types; counts per type are columns of their own.
+        repeat_rate: (N,) per item_row, how often a buyer of the item buys it again.
+    """
+    segment = events.segments()
+    since = np.maximum(moment[segment] - events.time, 0) / DAY  # (events,) days
+    key = segment * len(repeat_rate) + events.item_row
+    order = key.argsort(kind="stable")  # an item's events stay oldest first
+    runs = _run_offsets(key[order])
+    firsts = order[runs[:-1]]  # (E,) where an item's first event is
+    user, rows = segment[firsts], events.item_row[firsts]
+    count = runs[1:] - runs[:-1]
+    since_first, since_last = since[firsts], since[order[runs[1:] - 1]]
+    decayed, by_type = _sum_runs(since[order], events.event[order], runs, decay_days, n_event_types)
+    columns = [
+        np.log(decayed + 0.01),
+        _rhythm(count, since_last, since_first),
+        [np.exp(since_last / (-0.7 * decay_days[0])), np.log(count / events.counts[user]), repeat_rate[rows]],
+        np.log1p(by_type),
+    ]
+    preference = np.log1p(PREFERENCE_GAIN * decayed[min(SCALE_CONSTANT, len(decayed) - 1)])
+    return Owned(
+        user,
+        rows,
+        np.concatenate(columns).T.astype(np.float32, order="C"),
+        preference.astype(np.float32),
+        _summarise_users(events, since, np.bincount(user, minlength=len(events)), decay_days),
+    )
+
+
+def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> list[np.ndarray]:
+    """Return the columns from `count` to `mean_gap`, (E,) each."""
+    mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)
+    is_repeated = count > 1
+    log_count, log_last, log_first, log_gap = np.log1p(np.array([count, since_last, since_first, mean_gap]))
+    return [log_count, log_last, log_first, is_repeated, is_repeated * (log_last - log_gap), log_gap]
+
+
+def _run_offsets(keys: Ints) -> Ints:
+    """Return where each run of equal keys begins, and after these where the last one ends, (runs + 1,)."""
+    is_edge = np.ones(len(keys) + 1, dtype=bool)
+    np.not_equal(keys[1:], keys[:-1], out=is_edge[1:-1])
+    return is_edge.nonzero()[0]
+
+
+def _sum_runs(
+    since: np.ndarray, event: Ints, runs: Ints, decay_days: Sequence[float], n_event_types: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Count the events of each run: with each decay (decays, E), and of each type (types, E), float64."""
+    decays = np.array(decay_days)[:, None]
+    types = np.arange(FIRST_CODE, FIRST_CODE + n_event_types)[:, None]
+    terms = np.concatenate([np.exp(since / -decays), event == types])  # (decays + types, events)
+    sums = np.add.reduceat(terms, runs[:-1], axis=1)
+    return sums[: len(decays)], sums[len(decays) :]
+
+
+def _summarise_users(events: Events, since: np.ndarray, n_items: Ints, decay_days: Sequence[float]) -> Floats:
+    """Summarise how much and how lately each user came, (B, G)."""
+    segment, n = events.segments(), len(events)
+    is_recent = since < decay_days[min(1, len(decay_days) - 1)]
+    spans = [*pairwise(events.offsets.tolist())]
+    counts = [
+        n_items,
+        np.bincount(segment, is_recent, n),
+        events.counts,
+        np.bincount(segment, is_recent & events.is_first_of_time, n),
+        [since[stop - 1] if stop > start else 0.0 for start, stop in spans],
+        [since[start] if stop > start else 0.0 for start, stop in spans],
+    ]
+    return np.log1p(np.array(counts, dtype=np.float64)).T.astype(np.float32, order="C")
+
+
+def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
+    """Name the memory's arrays and sum each user's preference by category.
+
+    Args:
+        owned: E owned items of B users.
+        categories: (N, F) category rows of the catalogue.
+        n_categories: Q, categories in all.
+    """
+    n_users = len(owned.user_statistics)
+    cell = owned.user[:, None] * n_categories + categories[owned.item_row]  # (E, F)
+    weights = owned.preference.repeat(cell.shape[1])
+    summed = np.bincount(cell.ravel(), weights, minlength=n_users * n_categories)
+    return {
+        "owned_users": owned.user,
+        "owned_statistics": owned.statistics,
+        "owned_preferences": owned.preference,
+        "user_statistics": owned.user_statistics,
+        "category_preferences": summed.reshape(n_users, n_categories).astype(np.float32),
+    }

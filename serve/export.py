@@ -19,7 +19,7 @@ from serve.command_line import Progress
 from serve.export_sources import Block, Source, catalogue_items, file_items, file_users, profile_users
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
-from serve.request_values import Id
+from serve.requests import Id
 from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import IdType
 from serve.shards import Plan, Shards, Side

@@ -13,17 +13,16 @@ from typing import Any
 import numpy as np
 
 from serve.errors import SchemaError
+from serve.index import Floats
 from serve.item_files import ITEM_ID, ItemFile, ItemRows
 from serve.packed_files import kind_suffix
 from serve.profiles import Profiles
 from serve.recommendations import to_arrow, to_numpy
 from serve.recommender import Recommender
 from serve.request_files import read_requests
-from serve.request_values import Id, parse_ids
-from serve.requests import Request
+from serve.requests import Id, Request, parse_ids
 from serve.row_files import check_file, count_rows
 from serve.row_layout import RowLayout
-from serve.top_k import Floats
 from serve.unseen import Unseen
 
 Ids = Sequence[Id | None] | np.ndarray

@@ -1,174 +1,249 @@
-"""The item index: exact scores of all items, inner products and what is added to them, exclusions inside the search.
+"""Exact search among the items of a catalogue: inner products, additions by item-item weights, exclusions.
 
-The search is a matrix product in tiles over the one memory-mapped copy of the vectors, not FAISS's flat index, which
-would be a second copy; a few requests among many items are searched with a rounded copy (`serve.coarse`). Median ms of
-CPU time with 1 thread, k = 20:
+    score(u, i) = u . v_i + sum over the items j of the history of w_j B_ji / sqrt(sum of w_j) + m_u(i)
 
-    items x dims                              12.5k x 67       100k x 64
-    requests                                   1     256       1     256
-    100 masked: this search                  .18      11     .86      89
-                IndexFlatIP, selectors       .15      46     1.3     278    (a selector is per call: one by one)
-    none masked: this search                 .17     9.6     .75      71
-                 IndexFlatIP                 .09      23     1.0     198
-                 IndexFlatIP told to use BLAS        8.1              56
-
-FAISS chooses the slower of its two ways for a batch of this size; where nothing is masked the other one is a little
-faster than this search. (`python tests/benchmarks/search.py` repeats it with ratios.)
-
-`items.faiss` is the same vectors for whoever reads the bundle with FAISS; loading checks that it agrees. An
-approximate index would be another class with these methods: `load`, `search`, `similar`. What is added to products
-(`serve.neighbours`) lies in no vector: FAISS does not know it.
+`items.faiss` holds the vectors. The products are BLAS's and the lists FAISS's heaps, since its flat search can neither
+add to a score nor leave out items of one request; loading copies the vectors once, since the file format puts them at
+an odd address, where BLAS takes eight times as long. An approximate index would be a class with the same `search`.
+Letters: B requests, N items, W columns of a vector, L history positions, C terms of a sum.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from copy import copy
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
+import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.coarse import MOST_CONTENDERS, MOST_REQUESTS, CoarseVectors, make_coarse
-from serve.faiss_file import check_file
-from serve.item_vectors import (
-    bound_addition,
-    bound_rounding,
-    bound_scores,
-    check_vectors,
-    extend_divisors,
-    measure_divisors,
-    measure_lengths,
-)
-from serve.neighbours import Added
-from serve.top_k import Floats, Ints, dot_pairs, find_contenders, rank_contenders
+from serve.durable import write_file
 
-Ragged = tuple[Ints, Ints]
-"""(item_rows, offsets): request i has item_rows[offsets[i] : offsets[i + 1]]."""
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+Content = NDArray[np.uint8]
+Pairs = tuple[Ints, Ints]
+"""(requests, rows): pairs of a request and an item row, in any order."""
+Terms = tuple[Ints, Ints, Floats]
+"""(requests, rows, values): what is added to the score of an item for a request; pairs may be there several times."""
 
-_MOST_REQUESTS = 32  # of a tile: fewer make the product slow, more leave the cache
-_TILE_SCORES = 2**25  # 128 MiB: among a million items, where a tile of few requests waits for the vectors
-_MOST_FRESH = 0.02  # of the items, that rounded vectors do not know: they are scored by themselves
+ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
+OFFSET = np.dtype("<i8")
+MAX_TILE = 256
+"""Requests that are searched at once: memory does not grow with a batch."""
+
+_BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
+_MAX_HEADER = 1024  # bytes of the header of an array file
+_MAX_WEIGHT = 1e30  # sums of larger item-item weights would overflow
+
+
+@dataclass(frozen=True, eq=False)
+class Neighbours:
+    """B, the item-item weights of a catalogue of N items, row by row."""
+
+    offsets: Ints
+    """(N + 1,): item j has the entries from offsets[j] to offsets[j + 1]."""
+    rows: NDArray[np.integer]
+    """Item to whose score an entry adds."""
+    weights: Floats
+    """Weight of each entry."""
+    decay: float = 0.0
+    """w_j is exp(-decay * events after j), so 1 in sets."""
+
+    @property
+    def n_items(self) -> int:
+        return len(self.offsets) - 1
+
+    def scaled(self, weight: float) -> Neighbours:
+        """Return B times a weight."""
+        return replace(self, weights=(weight * self.weights).astype(np.float32))
+
+    @classmethod
+    def none(cls, n_items: int) -> Neighbours:
+        """Return the weights of a catalogue whose items add nothing."""
+        return cls(np.zeros(n_items + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+
+    @classmethod
+    def from_bytes(cls, offsets: Content, entries: Content, n_items: int, decay: float) -> Neighbours:
+        """View the arrays that `to_bytes` wrote.
+
+        Raises:
+            ValueError: other arrays, offsets that do not divide the entries among the items, rows outside the
+                catalogue, or a weight that is no number or would overflow.
+        """
+        starts, pairs = _view_array(offsets, OFFSET), _view_array(entries, ENTRY)
+        ends = (starts[0], starts[-1]) if len(starts) == n_items + 1 else None
+        if ends != (0, len(pairs)) or (starts[1:] < starts[:-1]).any():
+            raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
+        rows, weights = pairs["neighbour"], pairs["weight"]
+        if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
+            raise ValueError(f"a row of 'neighbour' is outside 0 to {n_items - 1}")
+        if not (np.abs(weights) <= _MAX_WEIGHT).all():
+            raise ValueError(f"a weight is not between -{_MAX_WEIGHT:g} and {_MAX_WEIGHT:g}")
+        return cls(starts, rows, weights, decay)
+
+    def to_bytes(self) -> tuple[bytes, bytes]:
+        """Write offsets and entries in the format of `np.save`."""
+        entries = np.empty(len(self.rows), ENTRY)
+        entries["neighbour"], entries["weight"] = self.rows, self.weights
+        return _save_array(self.offsets.astype(OFFSET)), _save_array(entries)
+
+    def of_histories(self, history_rows: Ints, lengths: Ints) -> Terms | None:
+        """Return the terms that histories add to scores; None where no item adds anything.
+
+        Args:
+            history_rows: (B, L) item rows, padded behind the first `lengths` of each. Items that came after the
+                bundle have no weights.
+            lengths: (B,).
+        """
+        if not len(self.rows):
+            return None
+        later = lengths[:, None] - 1 - np.arange(history_rows.shape[1])  # (B, L) events after each; below 0: padding
+        decayed = np.exp(-self.decay * np.arange(history_rows.shape[1]))  # (L,) the last event first
+        sums = np.concatenate([[1.0], decayed.cumsum()])[lengths]  # (B,)
+        shares = decayed[np.maximum(later, 0)] / np.sqrt(sums)[:, None]  # (B, L)
+        requests, places = ((later >= 0) & (history_rows < self.n_items)).nonzero()  # (E,) known events
+        items = history_rows[requests, places]
+        counts = self.offsets[items + 1] - self.offsets[items]
+        ends = counts.cumsum()
+        entries = np.arange(counts.sum()) + np.repeat(self.offsets[items] - ends + counts, counts)  # (C,)
+        values = self.weights[entries] * np.repeat(shares[requests, places], counts).astype(np.float32)
+        return np.repeat(requests, counts), self.rows[entries].astype(np.int64), values
+
+
+@dataclass(frozen=True, eq=False)
+class Query:
+    """A search for B requests."""
+
+    users: Floats
+    """(B, W)."""
+    left_out: Pairs | None = None
+    """Items that are not listed."""
+    added: Terms | None = None
+    """Added to the inner products."""
+    only: Pairs | None = None
+    """If given, no other items are listed."""
+
+    def __len__(self) -> int:
+        return len(self.users)
+
+    def take(self, requests: Ints) -> Query:
+        """Return the query of some of the requests, in ascending order."""
+        place = np.full(len(self), -1, dtype=np.int64)
+        place[requests] = np.arange(len(requests))
+
+        def pick(part: Any) -> Any:
+            if part is None:
+                return None
+            is_kept = place[part[0]] >= 0
+            return (place[part[0][is_kept]], *(column[is_kept] for column in part[1:]))
+
+        return Query(self.users[requests], pick(self.left_out), pick(self.added), pick(self.only))
 
 
 class ItemIndex:
-    """Item vectors (N, D) float32 and the search for the best of them."""
+    """Item vectors (N, W) and the search for the best of them."""
 
-    def __init__(self, vectors: Floats, coarse: CoarseVectors | None = None) -> None:
-        """Keep `vectors` without copying; `build` and `load` check them first. `coarse` are the same, rounded."""
+    def __init__(self, vectors: Floats, is_hidden: Mask | None = None) -> None:
+        """Index vectors, which are not copied.
+
+        Args:
+            vectors: (N, W) float32 in C order.
+            is_hidden: (N,) items that are never listed.
+
+        Raises:
+            ValueError: vectors of another kind, none, or one that is not finite.
+        """
+        check_vectors(vectors)
         self.vectors = vectors
-        self._coarse = coarse
-        self._fresh_rows: Ints = np.empty(0, dtype=np.int64)
-        """Items that `_coarse` does not have, or not as they are."""
-        self._fresh_vectors = vectors[:0]
-        self.is_hidden: NDArray[np.bool_] | None = None
+        self.is_hidden = is_hidden if is_hidden is not None and is_hidden.any() else None
         """(N,) the items that are never listed, None if there are none; they count in `len`."""
-        self._hidden_rows: Ints = np.empty(0, dtype=np.int64)
-        self._longest = float(measure_lengths(vectors).max())
-        self._lengths: dict[int, NDArray[np.float64]] = {}
+        self._lengths: dict[int, Floats] = {}
 
     def __len__(self) -> int:
         return len(self.vectors)
 
     @classmethod
-    def build(cls, vectors: Floats) -> ItemIndex:
-        """Index item vectors, which are not copied.
+    def from_bytes(cls, content: Content) -> ItemIndex:
+        """Read the content of the file that `write_index` wrote.
 
         Raises:
-            ValueError: not (N, D) float32 in C order, empty, or not finite.
+            ValueError: no flat inner-product index of FAISS, or a vector that is not finite.
         """
-        check_vectors(vectors)
-        return cls(vectors)
+        try:
+            reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.size)  # type: ignore[attr-defined]
+            stored = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)  # a view of the content
+        except RuntimeError as error:
+            raise ValueError(f"no FAISS index: {error}") from error
+        if type(stored) is not faiss.IndexFlatIP:
+            raise ValueError(f"an index of type {type(stored).__name__}; expected IndexFlatIP")
+        if not stored.ntotal:
+            raise ValueError("no vectors")
+        vectors: Floats = faiss.rev_swig_ptr(stored.get_xb(), stored.ntotal * stored.d).copy()
+        vectors.flags.writeable = False
+        return cls(vectors.reshape(stored.ntotal, stored.d))
 
-    @classmethod
-    def load(cls, path: Path, vectors: Floats) -> ItemIndex:
-        """Read what `serve.faiss_file.write_index` wrote and search `vectors`, if the file holds just these.
-
-        Raises:
-            BundleError: the file is no flat inner-product index of these vectors.
-        """
-        return cls.from_bytes(np.fromfile(path, dtype=np.uint8), vectors)
-
-    @classmethod
-    def from_bytes(cls, content: NDArray[np.uint8], vectors: Floats) -> ItemIndex:
-        """Do as `load` with the content of the file, (size,) uint8."""
-        check_vectors(vectors)
-        check_file(content, vectors)
-        return cls(vectors, make_coarse(vectors))
-
-    def changed(self, vectors: Floats, rows: Ints, is_hidden: NDArray[np.bool_]) -> ItemIndex:
-        """Return the index of a catalogue that has changed, at the cost of what changed.
+    def changed(self, vectors: Floats, rows: Ints, is_hidden: Mask) -> ItemIndex:
+        """Return the index of a catalogue that has changed.
 
         Args:
-            vectors: (M, D) of all items, not copied; M is at least N.
+            vectors: (M, W) of all items, not copied; M is at least N.
             rows: those that differ from the vectors here, all from N on among them.
             is_hidden: (M,) items that are never listed.
-
-        Raises:
-            ValueError: a vector that differs is not finite.
         """
-        if len(rows):
-            check_vectors(vectors[rows])
-        index = copy(self)
-        index.vectors = vectors
-        index.is_hidden = is_hidden if is_hidden.any() else None
-        index._hidden_rows = np.flatnonzero(is_hidden)
-        index._keep_fresh(rows)
-        index._longest = max(self._longest, float(measure_lengths(vectors[rows]).max(initial=0)))
-        lengths = {n: extend_divisors(self._lengths_of(n), vectors, rows, n) for n in self._lengths}
-        index._lengths = lengths
-        return index
+        return ItemIndex(vectors, is_hidden)
 
-    def _keep_fresh(self, rows: Ints) -> None:
-        """Take in rows that rounded vectors do not have as they are; without these where there are too many."""
-        if self._coarse is None:
-            return
-        self._fresh_rows = np.union1d(self._fresh_rows, rows)
-        self._fresh_vectors = self.vectors[self._fresh_rows]
-        if len(self._fresh_rows) > _MOST_FRESH * len(self):
-            self._coarse = None
-
-    def search(
-        self,
-        users: Floats,
-        k: int,
-        excluded: Ragged | None = None,
-        barred: NDArray[np.bool_] | None = None,
-        added: Added | None = None,
-    ) -> tuple[Floats, Ints]:
-        """Find the k items with the largest score among those neither excluded nor barred.
+    def search(self, query: Query, k: int, barred: Mask | None = None) -> tuple[Floats, Ints]:
+        """Find the k items with the largest score among those that may be listed.
 
         Args:
-            users: (B, D) user vectors.
+            query: B requests.
             k: length of a list; more than the catalogue gives the catalogue.
-            excluded: item rows that may not be listed, per request.
             barred: (N,) items that may not be listed for any request.
-            added: to the inner product of users and items.
 
         Returns:
             scores: (B, min(k, N)) float32, falling; equal scores order by row.
             rows: (B, min(k, N)) int64. Where fewer items are admissible, -inf and -1 fill the end.
 
         Raises:
-            ValueError: vectors of another width or not finite, k below 1, or rows outside the catalogue.
+            ValueError: user vectors of another width, or k below 1.
         """
-        users = self._check_users(users)
-        k = min(_check_k(k), len(self))
-        rows, offsets = _check_excluded(excluded, len(users), len(self))
-        tile = max(1, min(len(users), _MOST_REQUESTS, _TILE_SCORES // len(self)))
-        # one buffer for all tiles: fresh pages cost more than the product
-        product = np.empty(len(self) * tile, dtype=np.float32)
-        best_scores = np.empty((len(users), k), dtype=np.float32)
-        best_rows = np.empty((len(users), k), dtype=np.int64)
-        slack = self._slack(users)
-        for start in range(0, len(users), tile):
-            part = slice(start, min(start + tile, len(users)))
-            bounds = offsets[start : part.stop + 1]
-            masked = (rows[bounds[0] : bounds[-1]], bounds - bounds[0])
-            more = None if added is None else added.spread(part, len(self))
-            best = self._search_tile(users[part], k, masked, barred, more, slack[part], product)
-            best_scores[part], best_rows[part] = best
-        return best_scores, best_rows
+        if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
+            raise ValueError(f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})")
+        if k < 1:
+            raise ValueError(f"k is {k}; allowed: 1 or more")
+        if self.is_hidden is not None:
+            barred = self.is_hidden if barred is None else barred | self.is_hidden
+        n, k = len(query), min(k, len(self))
+        if n <= MAX_TILE:
+            return self._search_tile(query, k, barred)
+        tiles = (np.arange(start, min(start + MAX_TILE, n)) for start in range(0, n, MAX_TILE))
+        found = [self._search_tile(query.take(tile), k, barred) for tile in tiles]
+        return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
+
+    def _search_tile(self, query: Query, k: int, barred: Mask | None) -> tuple[Floats, Ints]:
+        best = _TopItems(len(query), k)
+        block = max(1, _BLOCK_SCORES // max(1, len(query)))
+        added, left_out, only = (_split(part, block, len(self)) for part in (query.added, query.left_out, query.only))
+        for start in range(0, len(self), block):
+            scores: Floats = query.users @ self.vectors[start : start + block].T  # (B, block)
+            if query.added is not None:
+                add_terms(scores, next(added))
+            if query.only is not None:
+                kept = next(only)
+                listed = scores[kept]
+                scores.fill(-np.inf)
+                scores[kept] = listed
+            if query.left_out is not None:
+                scores[next(left_out)] = -np.inf
+            if barred is not None:
+                scores[:, barred[start : start + block]] = -np.inf
+            best.add(scores, start)
+        return best.lists()
 
     def similar(self, row: int, k: int, n_dims: int) -> tuple[Floats, Ints]:
         """Find the k items nearest to an item by cosine over the first `n_dims` columns, itself excluded.
@@ -180,112 +255,108 @@ class ItemIndex:
             rows: (min(k, N - 1),) int64; fewer where items are hidden.
 
         Raises:
-            ValueError: a row outside the catalogue, k below 1, or more columns than there are.
+            ValueError: k below 1.
         """
-        k = min(_check_k(k), len(self) - 1)
-        if not 0 <= row < len(self):
-            raise ValueError(f"item row is {row}; allowed: 0 to {len(self) - 1}")
-        if not 1 <= n_dims <= self.vectors.shape[1]:
-            raise ValueError(f"n_dims is {n_dims}; allowed: 1 to {self.vectors.shape[1]}")
-        if k == 0:
-            return np.empty(0, dtype=np.float32), np.empty(0, dtype=np.int64)
+        if k < 1:
+            raise ValueError(f"k is {k}; allowed: 1 or more")
         part, lengths = self.vectors[:, :n_dims], self._lengths_of(n_dims)
-        direction = (part[row] / lengths[row]).astype(np.float32)
-        approximate = ((part @ direction) / lengths).astype(np.float32)[:, None]  # (N, 1)
-        approximate[row] = -np.inf
-        approximate[self._hidden_rows] = -np.inf
-        slack = np.array([2.0**-22 * (n_dims + 8)], dtype=np.float32)
-        found = find_contenders(approximate, k, slack)
-        dots = dot_pairs(part[row][None], part, *found)
-        cosines = (dots / (lengths[row] * lengths[found[1]])).astype(np.float32)
-        scores, rows = rank_contenders(*found, cosines, 1, k)
+        cosines: Floats = (part @ (part[row] / lengths[row]) / lengths)[None]  # (1, N)
+        cosines[0, row] = -np.inf
+        if self.is_hidden is not None:
+            cosines[0, self.is_hidden] = -np.inf
+        best = _TopItems(1, min(k, len(self)))
+        best.add(cosines, 0)
+        scores, rows = best.lists()
         is_found = rows[0] >= 0
-        return scores[0][is_found], rows[0][is_found]
+        return scores[0, is_found], rows[0, is_found]
 
-    def _search_tile(
-        self,
-        users: Floats,
-        k: int,
-        excluded: Ragged,
-        barred: NDArray[np.bool_] | None,
-        more: NDArray[np.float64] | None,
-        slack: Floats,
-        product: Floats,
-    ) -> tuple[Floats, Ints]:
-        """Search for T users; `more` (N, T) is added, `product`, of N T entries or more, is written over."""
-        if more is not None:
-            slack = slack + bound_addition(more)
-        rows, offsets = excluded
-        cells = (rows, np.repeat(np.arange(len(users)), np.diff(offsets)))
-
-        def complete(approximate: Floats) -> None:
-            if more is not None:
-                approximate += more
-            approximate[cells] = -np.inf
-            approximate[self._hidden_rows] = -np.inf
-            if barred is not None:
-                approximate[barred] = -np.inf
-
-        contenders = self._contend_coarsely(users, k, slack, complete)
-        if contenders is None:
-            # items first: the other way round BLAS copies all vectors before it multiplies, long for a few requests
-            approximate = product[: len(self) * len(users)].reshape(len(self), len(users))
-            np.matmul(self.vectors, users.T, out=approximate)  # (N, T)
-            complete(approximate)
-            contenders = find_contenders(approximate, k, slack)
-        scores = dot_pairs(users, self.vectors, *contenders)
-        if more is not None:
-            scores += more[contenders[1], contenders[0]]
-        return rank_contenders(*contenders, scores.astype(np.float32), len(users), k)
-
-    def _contend_coarsely(
-        self, users: Floats, k: int, slack: Floats, complete: Callable[[Floats], None]
-    ) -> tuple[Ints, Ints] | None:
-        """Find contenders by rounded vectors; None where that is not possible, takes longer or leaves too many."""
-        if self._coarse is None or len(users) > MOST_REQUESTS:
-            return None
-        scored = self._coarse.score(users)
-        if scored is None:
-            return None
-        scores, errors = scored  # (T, items of these), (T,)
-        added = np.empty((len(users), len(self) - scores.shape[1]), np.float32)
-        approximate = np.append(scores, added, axis=1) if added.size else scores  # (T, N)
-        approximate[:, self._fresh_rows] = users @ self._fresh_vectors.T
-        complete(approximate.T)
-        wide = slack + (2 * errors).astype(np.float32)
-        found = [find_contenders(one[:, None], k, wide[[place]])[1] for place, one in enumerate(approximate)]
-        if max(map(len, found)) > max(MOST_CONTENDERS, 4 * k):
-            return None
-        return np.repeat(np.arange(len(users)), [len(rows) for rows in found]), np.concatenate(found)
-
-    def _lengths_of(self, n_dims: int) -> NDArray[np.float64]:
+    def _lengths_of(self, n_dims: int) -> Floats:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
         if n_dims not in self._lengths:
-            self._lengths[n_dims] = measure_divisors(self.vectors[:, :n_dims])
+            lengths: Floats = np.linalg.norm(self.vectors[:, :n_dims], axis=1)
+            self._lengths[n_dims] = np.where(lengths == 0, np.float32(1), lengths)
         return self._lengths[n_dims]
 
-    def _check_users(self, users: Floats) -> Floats:
-        width = self.vectors.shape[1]
-        if users.ndim != 2 or users.shape[1] != width or users.dtype != np.float32:
-            raise ValueError(f"user vectors are {users.dtype} {users.shape}; expected float32 (B, {width})")
-        if not np.isfinite(users).all():
-            raise ValueError(f"user vector {int(np.argmin(np.isfinite(users).all(axis=1)))} is not finite")
-        return np.ascontiguousarray(users)
 
-    def _slack(self, users: Floats) -> Floats:
-        """Return more than twice the largest rounding error of a float32 score of each user, (B,)."""
-        largest = bound_scores(users, self._longest)
-        if largest.max(initial=0.0) > np.finfo(np.float32).max / 4:
-            raise ValueError(f"user vector {int(largest.argmax())} is too long: its scores overflow float32")
-        slack: Floats = (2 * bound_rounding(largest, users.shape[1])).astype(np.float32)
-        return slack
+class _TopItems:
+    """The k largest scores of each of n rows, by FAISS's heaps."""
+
+    def __init__(self, n: int, k: int) -> None:
+        self._scores, self._rows = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
+        self._heaps = faiss.float_minheap_array_t()
+        self._heaps.nh, self._heaps.k = n, k
+        self._heaps.val, self._heaps.ids = faiss.swig_ptr(self._scores), faiss.swig_ptr(self._rows)
+        self._heaps.heapify()
+
+    def add(self, scores: Floats, first_row: int) -> None:
+        """Add scores (n, m) of the items from `first_row` on; -inf never enters."""
+        self._heaps.addn(scores.shape[1], faiss.swig_ptr(scores), first_row)  # type: ignore[call-arg]
+
+    def lists(self) -> tuple[Floats, Ints]:
+        """Return scores, falling, and rows, (n, k) each; -inf and -1 fill the end."""
+        self._heaps.reorder()
+        scores, rows = self._scores, self._rows
+        scores[rows < 0] = -np.inf
+        if (scores[:, 1:] == scores[:, :-1]).any():
+            order = np.lexsort((rows, -scores), axis=1)
+            return np.take_along_axis(scores, order, axis=1), np.take_along_axis(rows, order, axis=1)
+        return scores, rows
+
+
+def add_terms(scores: Floats, terms: Terms) -> None:
+    """Add terms to scores (B, n) in C order, whose columns the rows of the terms are."""
+    requests, columns, values = terms
+    np.add.at(scores.reshape(-1), requests * scores.shape[1] + columns, values)
+
+
+def _split(part: tuple[Any, ...] | None, block: int, n_items: int) -> Iterator[tuple[Any, ...]]:
+    """Yield the pairs or terms of each block of items, with columns of the block in place of rows."""
+    if part is None:
+        return
+    if block >= n_items:
+        yield part
+        return
+    requests, rows, *values = part
+    blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
+    order = blocks.argsort(kind="stable")
+    bounds = blocks[order].searchsorted(np.arange(-(-n_items // block) + 1))
+    for number in range(len(bounds) - 1):
+        here = order[bounds[number] : bounds[number + 1]]
+        yield requests[here], rows[here] - number * block, *(value[here] for value in values)
+
+
+def check_vectors(vectors: Floats) -> None:
+    """Refuse item vectors that cannot be searched.
+
+    Raises:
+        ValueError: not (N, W) float32 in C order, empty, or not finite.
+    """
+    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.size == 0:
+        raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, W), not empty")
+    if not vectors.flags.c_contiguous:
+        raise ValueError("item vectors are not in C order: pass np.ascontiguousarray of them")
+    is_finite = np.isfinite(vectors).all(axis=1)
+    if not is_finite.all():
+        raise ValueError(f"item vector {int(is_finite.argmin())} is not finite")
+
+
+def write_index(path: Path, vectors: Floats) -> None:
+    """Write vectors (N, W) as FAISS's `IndexFlatIP`.
+
+    Raises:
+        ValueError: not (N, W) float32 in C order, empty, or not finite.
+        OSError: the disk is full or fails.
+    """
+    check_vectors(vectors)
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
 
 
 def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:
     """Return the share of the k best items, by a sort of all float64 products, that the index finds."""
-    _, found = index.search(users, k)
-    items = index.vectors.astype(np.float64)
-    hits = 0
+    _, found = index.search(Query(users), k)
+    items, hits = index.vectors.astype(np.float64), 0
     for user, rows in zip(users.astype(np.float64), found, strict=True):
         scores = (items @ user).astype(np.float32)
         kth = np.sort(scores)[-found.shape[1]]
@@ -293,21 +364,18 @@ def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:
     return hits / found.size
 
 
-def _check_k(k: int) -> int:
-    if k < 1:
-        raise ValueError(f"k is {k}; allowed: 1 or more")
-    return k
+def _view_array(content: Content, dtype: np.dtype[Any]) -> NDArray[Any]:
+    """View the array of one axis in the bytes of a file of `np.save`; nothing is copied, nothing unpickled."""
+    head = io.BytesIO(content[:_MAX_HEADER].tobytes())
+    np.lib.format.read_magic(head)
+    shape, _, found = np.lib.format.read_array_header_1_0(head)
+    body = content[head.tell() :]
+    if found != dtype or len(shape) != 1 or len(body) != shape[0] * dtype.itemsize:
+        raise ValueError(f"it holds {len(body)} bytes for {found} {shape}; expected an array of {dtype}")
+    return body.view(dtype)
 
 
-def _check_excluded(excluded: Ragged | None, n_requests: int, n_items: int) -> Ragged:
-    """Return exclusions whose every row may serve as an array index."""
-    if excluded is None:
-        return np.empty(0, dtype=np.int64), np.zeros(n_requests + 1, dtype=np.int64)
-    rows, offsets = excluded
-    if len(offsets) != n_requests + 1 or offsets[0] != 0 or offsets[-1] != len(rows):
-        got = f"{len(offsets)} offsets and {len(rows)} rows"
-        raise ValueError(f"excluded has {got}; expected {n_requests + 1} offsets, from 0 to the number of rows")
-    if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
-        wrong = rows[(rows < 0) | (rows >= n_items)][0]
-        raise ValueError(f"excluded item row is {wrong}; allowed: 0 to {n_items - 1}")
-    return rows, offsets
+def _save_array(values: NDArray[Any]) -> bytes:
+    file = io.BytesIO()
+    np.lib.format.write_array(file, values, (1, 0), allow_pickle=False)
+    return file.getvalue()

@@ -16,7 +16,7 @@ import pyarrow as pa
 from serve.errors import SchemaError, name_nearest
 from serve.packed_files import kind_suffix
 from serve.recommendations import to_numpy
-from serve.request_values import show
+from serve.requests import show
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
 from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Schema

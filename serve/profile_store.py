@@ -26,9 +26,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.durable import sync_folder, write_file
+from serve.encode import vectors_from_arrow, vectors_to_arrow
 from serve.errors import BundleError
 from serve.recommendations import to_arrow, to_numpy
-from serve.vectors import vectors_from_arrow, vectors_to_arrow
 
 FORMAT = 1
 MANIFEST = "manifest.json"

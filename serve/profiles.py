@@ -11,7 +11,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.encoding import join_text, split_cell, to_numbers, to_text, to_vectors
+from serve.encode import (
+    join_text,
+    split_cell,
+    to_numbers,
+    to_text,
+    to_vectors,
+)
 from serve.profile_store import (
     MANIFEST,
     NEXT,
@@ -24,35 +30,11 @@ from serve.profile_store import (
     write_parts,
     writing,
 )
-from serve.request_values import Id
-from serve.requests import DERIVED
-from serve.schema import Feature
+from serve.requests import History, Id
+from serve.schema import DERIVED, Feature
 
 _FEATURE = "feature:"
 """Before the name of a feature in the users file, so that one may be called `user_id`."""
-
-
-@dataclass(frozen=True)
-class History:
-    """Events oldest first, as arrays of one length; None for what the data does not have."""
-
-    item_id: NDArray[np.generic]
-    """int64, or object with texts."""
-    datetime: NDArray[np.int64] | None = None
-    """UTC seconds."""
-    event: NDArray[np.object_] | None = None
-    weight: NDArray[np.float64] | None = None
-
-    def __len__(self) -> int:
-        return len(self.item_id)
-
-    def take(self, index: slice | NDArray[np.generic]) -> History:
-        """Return some of the events: a view for a slice."""
-        return History(**{name: values[index] for name, values in self.columns().items()})
-
-    def columns(self) -> dict[str, NDArray[Any]]:
-        """Return the arrays that there are, by name."""
-        return {name: values for name, values in vars(self).items() if values is not None}
 
 
 @dataclass(frozen=True)

@@ -1,25 +1,16 @@
-"""Answers: the ranked items of many requests as flat arrays, and the table that a file of them holds."""
+"""Answers: the ranked items of many requests as flat arrays, and columns of Arrow made of arrays and back."""
 
 from __future__ import annotations
 
-import csv
-import io
-import os
-import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, BinaryIO
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.durable import name_file
-from serve.errors import SchemaError
-from serve.request_values import Id
+from serve.requests import Id
 from serve.schema import IdType
 
 
@@ -110,26 +101,6 @@ class Recommendations:
     def __iter__(self) -> Iterator[Answer]:
         return map(self.of, range(len(self)))
 
-    def part(self, start: int, stop: int) -> Recommendations:
-        """Return the answers to the requests `start:stop`."""
-        requests, entries = slice(start, stop), slice(self.offsets[start], self.offsets[stop])
-        return Recommendations(
-            user_id=self.user_id[requests],
-            user_id_type=self.user_id_type,
-            item_row=self.item_row[entries],
-            item_ids=self.item_ids,
-            score=self.score[entries],
-            rank=self.rank[entries],
-            offsets=self.offsets[start : stop + 1] - self.offsets[start],
-            unknown_items=self.unknown_items[requests],
-            reason=self.reason[requests],
-        )
-
-    def apart(self) -> Recommendations:
-        """Return a copy that does not hold on to the lists of others, of which `part` is a view."""
-        names = ("user_id", "item_row", "score", "rank", "offsets", "unknown_items", "reason")
-        return replace(self, **{name: getattr(self, name).copy() for name in names})
-
     def of(self, index: int) -> Answer:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
@@ -188,56 +159,6 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     texts[:] = encoded.dictionary.to_pylist()
     taken: NDArray[Any] = texts[_numbers(encoded.indices)]
     return taken
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table as CSV or Parquet, by suffix; until it is complete, `path` is as it was.
-
-    Raises:
-        SchemaError: another suffix.
-    """
-    write_tables([table], table.schema, path)
-
-
-def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write tables of one schema below each other, as `write_table` does; one at a time is in memory.
-
-    Raises:
-        SchemaError: another suffix; no table is asked for then.
-    """
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
-        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with name_file(path), staged.open("wb") as sink:
-            write(tables, schema, sink)
-            sink.flush()
-            os.fsync(sink.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def _write_csv(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
-    header = io.StringIO()
-    csv.writer(header, lineterminator="\n").writerow(schema.names)  # Arrow would quote every name
-    sink.write(header.getvalue().encode())
-    for table in tables:
-        pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
-
-
-def _write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-_WRITERS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, BinaryIO], None]] = {
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
 
 
 def _numbers(values: pa.Array) -> NDArray[Any]:

@@ -1,37 +1,31 @@
-"""What would this user want, here and now: requests in, ranked items out."""
+"""Answer what users would want, here and now: requests in, ranked items out."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve import golden
-from serve.bundle import Bundle
-from serve.encoding import encode_features
-from serve.errors import SchemaError, name_nearest
-from serve.filters.admission import Admission
-from serve.filters.filters import Filters
-from serve.filters.ranking import rank_filtered
-from serve.filters.reasons import explain_short
-from serve.folder import identify_folder
-from serve.known_users import encode_profiles, no_profiles, with_items
-from serve.layout import PROFILES
-from serve.live.catalogue import Catalogue
-from serve.merging import ALL, NOVEL, OWNED, Lists, Rank, Scored, View
-from serve.profile_store import MANIFEST
-from serve.profiles import Profiles
+from serve.bundle import PROFILES, Bundle, GoldenAnswer, identify_folder, replay
+from serve.catalogue import Catalogue
+from serve.encode import encode_features
+from serve.errors import BundleError, SchemaError, name_nearest
+from serve.filters import Admission, Columns, explain_short, rank_filtered
+from serve.index import Floats, Ints, Pairs, Query, Terms
+from serve.profiles import MANIFEST, Profiles
 from serve.recommendations import Recommendations
-from serve.requests import Request, fit_request, parse_request
-from serve.top_k import Floats, Ints
-from serve.tower_runs import TowerRuns
+from serve.requests import History, Request, fit_request, parse_request
+from serve.schema import Schema
+from serve.tower import TowerPair
 from serve.user_inputs import EncodedRequests, RequestEncoder
 
 RawRequest = Mapping[str, Any] | Request
+View = Literal["all", "novel", "owned"]
+"""Items that are ranked: all, those not in the history, or only these."""
 
 _TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
 
@@ -44,24 +38,18 @@ class Recommender:
 
         Args:
             bundle: as loaded.
-            profiles: what is known of users; without them, requests bring their own histories.
+            profiles: of its users; without them, requests bring their own histories.
 
         Raises:
             BundleError: the towers read what cannot be given, or the profiles are of other data.
         """
         schema = bundle.schema
         self.bundle = bundle
-        self.profiles = no_profiles(schema) if profiles is None else profiles
-        self.catalogue = Catalogue.of_bundle(bundle)
-        known = encode_profiles(self.profiles, self.catalogue.item_ids, schema)
-        self._encoder = RequestEncoder(schema, self.catalogue.item_ids, known, self.catalogue.facts)
-        self._towers = TowerRuns(bundle)
-        self.admission = Admission.of_catalogue(self.catalogue, schema)
-
-    @property
-    def taste_dim(self) -> int:
-        """How many entries of an item vector are taste or blended in, which `similar_items` compares."""
-        return self._towers.taste_dim
+        self.profiles = _no_profiles(schema) if profiles is None else profiles
+        _check_ids("user_id", self.profiles.user_ids, schema.user_id_type)
+        _check_ids("item_id", self.profiles.history.item_id, schema.item_id_type)
+        self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema, bundle.vectors.shape[1])
+        self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
@@ -83,22 +71,31 @@ class Recommender:
             recommender = cls(*_load_both(path, Path(profiles)))
         else:
             recommender = cls(Bundle.load(path), profiles)
-        golden.replay(recommender.bundle.golden, golden_answer(recommender))
+        replay(recommender.bundle.golden, golden_answer(recommender))
         return recommender
 
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
-        """Return what ranks another catalogue with the same towers and profiles.
+        """Return a recommender of another catalogue with the same towers and profiles.
 
         Args:
             catalogue: of this bundle: items of the one here keep their rows, others come after them.
         """
-        other, schema, item_ids = copy(self), self.bundle.schema, catalogue.item_ids
-        added = item_ids.ids[len(self.catalogue) :].tolist()
-        known = with_items(self._encoder.known, self.profiles, item_ids, added, schema)
-        other.catalogue = catalogue
-        other._encoder = RequestEncoder(schema, item_ids, known, catalogue.facts)
-        other.admission = self.admission.changed(catalogue)
+        other = copy(self)
+        other._set_catalogue(catalogue, self.admission.columns)
         return other
+
+    def _set_catalogue(self, catalogue: Catalogue, columns: Columns | None) -> None:
+        schema = self.bundle.schema
+        self.catalogue = catalogue
+        self._encoder = RequestEncoder(schema, catalogue.item_ids, catalogue.facts, self.profiles)
+        features = schema.item_features
+        columns = Columns(catalogue.table, features) if columns is None else columns.changed(catalogue.table)
+        self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
+
+    @property
+    def taste_dim(self) -> int:
+        """How many entries of an item vector `similar_items` compares."""
+        return self.towers.taste_dim
 
     def recommend(
         self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None
@@ -120,11 +117,11 @@ class Recommender:
             raise ValueError(f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says")
         if filter_viewed is None:
             filter_viewed = self.bundle.schema.repeats == "exclude"
-        return self._answer(requests, k, NOVEL if filter_viewed else ALL)
+        return self._answer(requests, k, "novel" if filter_viewed else "all")
 
     def rank_owned(self, requests: Iterable[RawRequest], k: int = 10) -> Recommendations:
-        """Rank the items of each request's history: what `recommend` of all items says of these."""
-        return self._answer(requests, k, OWNED)
+        """Rank the items of each request's history, with the scores of `recommend`."""
+        return self._answer(requests, k, "owned")
 
     def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
         """Find the items nearest to an item by cosine, itself excluded.
@@ -136,13 +133,15 @@ class Recommender:
             SchemaError: an item that the catalogue does not have.
         """
         (row,) = self.item_rows([item_id])
-        scores, rows = self.catalogue.index.similar(int(row), k, self._towers.taste_dim)
+        scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
         return self.catalogue.item_ids.ids[rows], scores
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
-        tiles = [scored.vectors for _, scored in self._score(self._check(requests))]
-        return np.concatenate([np.empty((0, self.bundle.vectors.shape[1]), np.float32), *tiles])
+        vectors, checked = self.catalogue.vectors, self._check(requests)
+        encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
+        empty = np.empty((0, vectors.shape[1]), np.float32)
+        return np.concatenate([empty, *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Place items that the bundle does not have by their features.
@@ -169,7 +168,7 @@ class Recommender:
         encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
         empty, places = np.empty((0, self.bundle.vectors.shape[1]), np.float32), np.arange(n_items)
         tiles = (encoded.take(places[tile]) for tile in _tiles(n_items))
-        return np.concatenate([empty, *map(self._towers.items, tiles)])
+        return np.concatenate([empty, *map(self.towers.items, tiles)])
 
     def item_rows(self, ids: Sequence[Any]) -> Ints:
         """Return the position of each item in the catalogue.
@@ -183,16 +182,20 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
         checked, length = self._check(requests), min(k, len(self.catalogue))
-        shape = (len(checked), length)
-        scores, rows = np.empty(shape, np.float32), np.empty(shape, np.int64)
+        scores, rows = np.empty((len(checked), length), np.float32), np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
         reasons: dict[int, str] = {}
-        for tile, (encoded, scored) in zip(_tiles(len(checked)), self._score(checked), strict=True):
-            filters = [request.filters for request in checked[tile]]
-            scores[tile], rows[tile] = self._rank(view.rank, filters, scored, length)
+        for tile in _tiles(len(checked)):
+            encoded, filters = self._encoder.encode(checked[tile]), [request.filters for request in checked[tile]]
+            query = self._make_query(encoded, view)
+            if any(filters):
+                found = rank_filtered(self.catalogue.index, self.admission, filters, query, length)
+            else:
+                found = self.catalogue.index.search(query, length)
+            scores[tile], rows[tile] = found
             unknown[tile] = encoded.unknown_items
-            if view.left_out is not None:
-                short = explain_short(self.admission, filters, scored.items, view.left_out, rows[tile], k)
+            if view != "owned" and (length < k or (rows[tile, -1] < 0).any()):
+                short = explain_short(self.admission, filters, _name_left_out(encoded, view), rows[tile], k)
                 reasons |= {tile.start + place: reason for place, reason in short.items()}
         return Recommendations.from_lists(
             [request.user_id for request in checked],
@@ -204,10 +207,18 @@ class Recommender:
             reasons=reasons,
         )
 
-    def _rank(self, rank: Rank, filters: Sequence[Filters | None], scored: Scored, k: int) -> Lists:
-        if any(filters):
-            return rank_filtered(rank, self.admission, filters, self.catalogue.index, scored, k)
-        return rank(self.catalogue.index, scored, k, None)
+    def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
+        """Run the user tower and put together what is added to its products."""
+        users, memory = self.towers.users(encoded.tower, self.catalogue.vectors)
+        lengths = encoded.tower.arrays["history_lengths"]
+        added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths)
+        if view != "novel" and len(memory):
+            added = _join_terms(added, (*encoded.remembered, memory))
+        left_out = encoded.excluded
+        if view == "novel":
+            requests, rows = (np.concatenate(both) for both in zip(left_out, encoded.owned, strict=True))
+            left_out = requests, rows
+        return Query(users, left_out, added, encoded.owned if view == "owned" else None)
 
     def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
         schema = self.bundle.schema
@@ -215,12 +226,21 @@ class Recommender:
             fit_request(raw, schema) if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests
         ]
 
-    def _score(self, requests: Sequence[Request]) -> Iterator[tuple[EncodedRequests, Scored]]:
-        for tile in _tiles(len(requests)):
-            encoded = self._encoder.encode(requests[tile])
-            tower = encoded.tower
-            added = self.bundle.neighbours.of_histories(tower.history_rows, tower.arrays["history_lengths"])
-            yield encoded, Scored(encoded.items, *self._towers.users(tower, self.catalogue.vectors), added)
+
+def golden_answer(recommender: Recommender) -> GoldenAnswer:
+    """Return a function that answers golden requests with `recommend`, in the form that `serve.bundle` compares."""
+
+    def answer(requests: list[dict[str, Any]], k: int) -> list[tuple[Sequence[str | int], Sequence[float]]]:
+        answers = recommender.recommend(requests, k)
+        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
+
+    return answer
+
+
+def _name_left_out(encoded: EncodedRequests, view: View) -> dict[str, Pairs]:
+    """Return which items are left out of lists, by the reason."""
+    left_out = {"excluded": encoded.excluded}
+    return left_out | {"owned": encoded.owned} if view == "novel" else left_out
 
 
 def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:
@@ -233,14 +253,23 @@ def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:
             return bundle, profiles
 
 
-def golden_answer(recommender: Recommender) -> golden.Answer:
-    """Return what answers golden requests: `recommend`, in the form that `serve.golden` compares."""
+def _no_profiles(schema: Schema) -> Profiles:
+    """Return the profiles of no user."""
+    dtypes = {"string": np.dtype(np.object_), "integer": np.dtype(np.int64)}
+    history = History(np.empty(0, dtype=dtypes[schema.item_id_type]))
+    return Profiles(np.empty(0, dtype=dtypes[schema.user_id_type]), {}, history, np.zeros(1, dtype=np.int64))
 
-    def answer(requests: list[golden.Request], k: int) -> list[tuple[Sequence[str | int], Sequence[float]]]:
-        answers = recommender.recommend(requests, k)
-        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
 
-    return answer
+def _check_ids(name: str, ids: np.ndarray, expected: str) -> None:
+    got = "string" if ids.dtype == np.object_ else "integer"
+    if got != expected:
+        raise BundleError(f"profiles: {name} is {got}; the bundle has {expected}: give the profiles of its data")
+
+
+def _join_terms(terms: Terms | None, more: Terms) -> Terms:
+    if terms is None:
+        return more
+    return np.concatenate([terms[0], more[0]]), np.concatenate([terms[1], more[1]]), np.concatenate([terms[2], more[2]])
 
 
 def _tiles(n: int) -> Iterator[slice]:

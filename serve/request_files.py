@@ -11,8 +11,7 @@ from typing import Any
 
 from serve.errors import SchemaError, name_nearest
 from serve.packed_files import kind_suffix
-from serve.request_values import show
-from serve.requests import DERIVED, Request, parse_request
+from serve.requests import DERIVED, Request, parse_request, show
 from serve.row_files import check_file, read_csv_cells, read_json_lines, read_record_batches
 from serve.row_layout import AS_OURS, RowLayout
 from serve.schema import Schema

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from serve.command_line import name_interpreter
 from serve.errors import SchemaError
 from serve.packed_files import GZIP, check_packing, is_packed, kind_suffix, name_damage, open_bytes, open_text
-from serve.request_values import show
+from serve.requests import show
 from serve.row_layout import TEXT_SUFFIXES, RowLayout
 
 _PARQUET = ".parquet"

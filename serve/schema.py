@@ -22,6 +22,8 @@ Repeats = Literal["exclude", "allow"]
 IdType = Literal["string", "integer"]
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
+DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")
+"""Kinds that are taken from the time of an event or request and never given."""
 FORMAT = 1
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 

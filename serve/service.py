@@ -14,20 +14,24 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.encoding import split_cell, to_text
+from serve.bundle import (
+    ITEMS_FILE,
+    PROFILES,
+    STATE,
+    STATE_FILE,
+)
+from serve.catalogue import REPEAT_RATE
+from serve.encode import split_cell, to_text
 from serve.errors import SchemaError
 from serve.events import Floats, Ints
 from serve.impression_log import ImpressionLog
-from serve.item_facts import REPEAT_RATE
-from serve.layout import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.live.items import LiveItems
 from serve.recommendations import Recommendations, to_arrow
 from serve.recommender import Recommender
 from serve.registry.serving import Outcome, Serving
 from serve.registry.snapshot import Snapshot
 from serve.registry.sources import Source
-from serve.request_values import Id, parse_id
-from serve.requests import Request, parse_request
+from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
 from serve.state.forgetting import forget_known, holds_run
 from serve.state.impressions import Impressions

@@ -24,14 +24,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import numpy as np
-
-from serve.bundle import Bundle
+from serve.bundle import (
+    ANSWERING,
+    BUNDLE,
+    MANIFEST,
+    PROFILES,
+    PUBLISHED,
+    Bundle,
+    Facts,
+    Manifest,
+    hash_file,
+    read_space,
+)
 from serve.durable import place_folder, sync_files, sync_folder, write_file
 from serve.errors import BundleError
-from serve.folder import hash_file
-from serve.layout import ANSWERING, BUNDLE, MANIFEST, PROFILES, PUBLISHED, SCHEMA, VECTORS
-from serve.manifest import Facts, Manifest, compute_space_id
 from serve.profiles import settle_profiles
 
 _LOCK = ".lock"
@@ -174,10 +180,9 @@ def _seal(path: Path, required: frozenset[str], facts: Facts, metrics: Mapping[s
         raise BundleError(f"{name} is missing from the stage: write it before the manifest")
     for name in sorted(names - PUBLISHED):
         raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
-    vectors = np.load(path / VECTORS, mmap_mode="r", allow_pickle=False)
-    space_id = compute_space_id(vectors, (path / SCHEMA).read_bytes())
+    space_id, dim = read_space(path)
     files = {name: hash_file(path / name) for name in sorted(names)}
-    manifest = Manifest.create(facts, space_id, vectors.shape[1], files, metrics)
+    manifest = Manifest.create(facts, space_id, dim, files, metrics)
     write_file(path / MANIFEST, manifest.to_bytes())
     return manifest
 

@@ -1,19 +1,28 @@
-"""A tower as ONNX Runtime runs it: named arrays in, named arrays out, checked at the edge."""
+"""Run the towers of a bundle in ONNX Runtime: named arrays in, named arrays out, checked at the edge."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import onnxruntime
+from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serve.session import ORT_ERRORS, start_session
+from serve.encode import EncodedFeatures, Floats, category_rows
+from serve.errors import BundleError
+from serve.events import HISTORY_INPUTS, OWNED_INPUTS, REQUEST_INPUTS, VECTOR_INPUTS, Arrays, TowerInputs
+from serve.schema import Schema
 
 SPACE_ID = "space_id"
 """Key in a tower's metadata."""
+ITEM_INPUTS = ("item_codes", "item_values", "categories")
 
-Arrays = dict[str, np.ndarray]
-
+_ORT_ERRORS = tuple(
+    kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
+)
+"""ONNX Runtime's own errors; they share no base but Exception."""
 _DTYPES = {
     "tensor(float)": np.dtype(np.float32),
     "tensor(double)": np.dtype(np.float64),
@@ -21,6 +30,11 @@ _DTYPES = {
     "tensor(int32)": np.dtype(np.int32),
     "tensor(bool)": np.dtype(np.bool_),
 }
+
+
+def count_cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Tower:
@@ -38,7 +52,7 @@ class Tower:
             BundleError: no graph that this ONNX Runtime can run.
         """
         self.name = name
-        self._session = start_session(name, content, n_threads)
+        self._session = _start_session(name, content, n_threads)
         self.inputs: dict[str, Any] = {entry.name: entry for entry in self._session.get_inputs()}
         """Name -> type and shape."""
         self._outputs = self._session.get_outputs()
@@ -73,7 +87,7 @@ class Tower:
         self._check(inputs)
         try:
             values = self._session.run(self._output_names, dict(inputs))
-        except ORT_ERRORS as error:
+        except _ORT_ERRORS as error:
             raise ValueError(f"{self.name} refuses its inputs: {error}") from error
         outputs = dict(zip(self._output_names, values, strict=True))
         for name, value in outputs.items():
@@ -89,3 +103,76 @@ class Tower:
         for name, dtype in self._dtypes.items():
             if inputs[name].dtype != dtype:
                 raise ValueError(f"{self.name}: input '{name}' is {inputs[name].dtype}; expected {dtype}")
+
+
+class TowerPair:
+    """Both towers of a bundle behind arrays that this code makes."""
+
+    def __init__(self, user: Tower, item: Tower, schema: Schema, width: int) -> None:
+        """Check the inputs of the graphs; `width` is W, the columns of the item vectors.
+
+        Raises:
+            BundleError: a graph reads an input that nothing here makes.
+        """
+        _check_inputs(user, (*HISTORY_INPUTS, *REQUEST_INPUTS, *OWNED_INPUTS, *VECTOR_INPUTS))
+        _check_inputs(item, ITEM_INPUTS)
+        self._user, self._item, self._schema = user, item, schema
+        self.taste_dim = _read_taste_dim(user, width)
+        """D + R, the first columns of the item vectors: histories hold them, and likeness is measured by them."""
+
+    def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
+        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory.
+
+        Args:
+            inputs: encoded requests.
+            vectors: (N, W) of the catalogue whose rows the inputs hold.
+        """
+        arrays = inputs.arrays | {
+            "history_vectors": vectors[:, : self.taste_dim][inputs.history_rows],
+            "owned_vectors": vectors.take(inputs.owned_rows, axis=0),
+        }
+        outputs = self._user.run(_pick(arrays, self._user))
+        no_memory = np.zeros(len(inputs.owned_rows), dtype=np.float32)
+        return outputs["user_vectors"], outputs.get("memory", no_memory)
+
+    def items(self, encoded: EncodedFeatures) -> Floats:
+        """Return the vectors (n, W) of items that the catalogue does not have."""
+        arrays: Arrays = {
+            "item_codes": encoded.codes,
+            "item_values": encoded.values,
+            "categories": category_rows(self._schema.item_features, encoded.codes),
+        }
+        vectors: Floats = self._item.run(_pick(arrays, self._item))["item_vectors"]
+        return vectors
+
+
+def _start_session(name: str, content: bytes, n_threads: int) -> onnxruntime.InferenceSession:
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = n_threads
+    options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.log_severity_level = 4  # fatal ones only: errors reach the caller as exceptions
+    try:
+        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    except _ORT_ERRORS as error:
+        raise BundleError(f"{name} is no ONNX graph that runs here: {error}") from error
+
+
+def _pick(arrays: Mapping[str, np.ndarray], tower: Tower) -> Arrays:
+    """Leave out what the graph does not read, such as features of which there are none."""
+    return {name: arrays[name] for name in tower.inputs if name in arrays}
+
+
+def _check_inputs(tower: Tower, made: tuple[str, ...]) -> None:
+    for name in tower.inputs:
+        if name not in made:
+            raise BundleError(f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: export the bundle again")
+
+
+def _read_taste_dim(tower: Tower, width: int) -> int:
+    entry = tower.inputs.get("history_vectors")
+    taste_dim = None if entry is None else entry.shape[-1]
+    if not isinstance(taste_dim, int) or not 1 <= taste_dim <= width:
+        allowed = f"1 to {width}"
+        raise BundleError(f"{tower.name}: history_vectors has width {taste_dim}; allowed: {allowed}: export again")
+    return taste_dim

@@ -6,11 +6,11 @@ from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from serve.encoding import split_cell, to_text
+from serve.encode import split_cell, to_text
+from serve.index import Ints
 from serve.profiles import Profiles
 from serve.requests import Request
 from serve.schema import Feature, Schema
-from serve.top_k import Ints
 
 _MOST_KEPT = 1000  # distinct values: memory does not grow with a file
 _MOST_NAMED = 5

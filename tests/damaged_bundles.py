@@ -18,7 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
-from serve.layout import PUBLISHED
+from serve.bundle import PUBLISHED
 
 Damage = Callable[[Path, Path], None]
 """(bundle to damage, whole bundle of another training) -> None"""

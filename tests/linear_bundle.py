@@ -12,14 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serve.bundle import Bundle
-from serve.faiss_file import write_index
-from serve.golden import write_golden
-from serve.golden_requests import draw_requests
-from serve.items import write_items
-from serve.manifest import Facts, compute_space_id
-from serve.neighbours import Neighbours
-from serve.owned import statistic_names
+from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_items
+from serve.events import statistic_names
+from serve.index import Neighbours, write_index
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
 from serve.staging import Stage, publish
@@ -223,7 +218,6 @@ def write_linear(
     (stage.path / "schema.json").write_bytes(text)
     (stage.path / "user_tower.onnx").write_bytes(user_tower(schema, space_id, seed))
     (stage.path / "item_tower.onnx").write_bytes(item_tower(space_id, seed))
-    np.save(stage.path / "item_vectors.npy", vectors)
     offsets, entries = neighbours.to_bytes()
     (stage.path / "item_neighbour_offsets.npy").write_bytes(offsets)
     (stage.path / "item_neighbours.npy").write_bytes(entries)

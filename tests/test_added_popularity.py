@@ -19,7 +19,7 @@ from models.jury import Figures
 from models.popularity import SHARES, Popularity, choose_popularity, pick, weigh_popularity
 from run_finishing import Trained, judge_popularity
 from serve import Recommender
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from tests.test_train import BASKETS as BASKET_RUN
 from tests.test_train import ORDERED as ORDERED_RUN
 from tests.test_train import QUIET, SMALL, make_tables

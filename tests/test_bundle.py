@@ -11,9 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.bundle import Bundle, verify
+from serve.bundle import Bundle, identify_folder, read_steadily, verify
 from serve.errors import BundleError
-from serve.folder import identify_folder, read_steadily
 from tests.tiny_bundle import (
     FACTS,
     METRICS,
@@ -70,9 +69,9 @@ def test_towers_compute_their_formula(tiny_bundle):
     rng = np.random.default_rng(1)
     table, weights = (rng.standard_normal((rows, D)).astype(np.float32) for rows in (5, F))
     numbers, codes = np.ones((3, F), dtype=np.float32), np.array([0, 4, 2])
-    users = bundle.run_user_tower({"codes": codes, "numbers": numbers})["user_vectors"]
+    users = bundle.user_tower.run({"codes": codes, "numbers": numbers})["user_vectors"]
     np.testing.assert_allclose(users, table[codes] + numbers @ weights, rtol=1e-5)
-    assert bundle.run_item_tower({"numbers": numbers})["item_vectors"].shape == (3, D - P)
+    assert bundle.item_tower.run({"numbers": numbers})["item_vectors"].shape == (3, D - P)
 
 
 @pytest.mark.parametrize(
@@ -231,8 +230,8 @@ from serve.bundle import Bundle
 import serve.staging
 bundle = Bundle.load(Path(sys.argv[1]))
 inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.ones((3, 3), dtype=np.float32)}
-users = bundle.run_user_tower(inputs)
-bundle.index.search(users["user_vectors"], 5)
+users = bundle.user_tower.run(inputs)
+bundle.index.search(Query(users["user_vectors"]), 5)
 bundle.items.column("item_id").to_pylist()
 print(sorted({"torch", "pytorch_lightning", "pandas", "onnx"} & sys.modules.keys()))
 """

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from models.code_bags import CodeBags
 from models.features import FeatureEmbedding
-from serve.encoding import encode_features
+from serve.encode import encode_features
 from serve.schema import Feature
 
 FEATURES = (

@@ -6,15 +6,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.encoding import encode_features
+from serve.bundle import draw_requests
+from serve.encode import RowEncoder, Vector, encode_features, keyed_by_name
 from serve.errors import SchemaError
-from serve.feature_rows import RowEncoder, keyed_by_name
-from serve.golden_requests import draw_requests
 from serve.profiles import History, Profiles, feature_values, write_profiles
 from serve.request_files import read_requests
 from serve.requests import parse_request
 from serve.schema import Feature, Schema
-from serve.vectors import Vector
 from tests.linear_bundle import FILMS, item_ids
 
 ABOUT = Feature("about", "text", "biography", width=7, buckets=64)

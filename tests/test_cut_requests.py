@@ -12,8 +12,7 @@ from hypothesis import strategies as st
 
 from datamodules.cutoffs import Cutoffs
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
-from serve.owned import Owned, summarise_owned
-from serve.tower_inputs import history_arrays
+from serve.events import Owned, history_arrays, summarise_owned
 from tests.tiny_data import BASKETS, FIRST, ORDERED, N, draw_events, make_data, make_world
 
 WORLD = make_world(BASKETS)

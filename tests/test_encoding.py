@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encoding import (
+from serve.encode import (
     EncodedFeatures,
     code_slices,
     encode_features,

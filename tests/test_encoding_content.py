@@ -5,11 +5,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encoding import code_slices, encode_features, join_text, to_vectors, value_slices
+from serve.encode import (
+    Vector,
+    code_slices,
+    encode_features,
+    encode_texts,
+    join_text,
+    to_vectors,
+    value_slices,
+)
 from serve.errors import SchemaError
-from serve.ngrams import encode_texts
 from serve.schema import Feature
-from serve.vectors import Vector
 
 TITLE = Feature("title", "text", "name", width=5, buckets=64)
 IMAGE = Feature("image", "vector", "pixels", width=3, scale=2.0)

@@ -13,19 +13,28 @@ import pytest
 import torch
 
 from models.blending import Blend, blend_in
-from models.bundle_export import export_bundle, write_vectors
+from models.bundle_export import export_bundle
 from models.content_places import ContentPlaces
 from models.directions import normalise
-from models.export import check_parity, export_graph, item_graph, user_graph
+from models.export import check_parity, export_graph, item_graph, user_graph, write_vectors
 from models.item_correlations import Factors
 from models.memory import memory_inputs
 from models.newcomers import Newcomers
 from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
 from models.towers import Towers
+from serve.bundle import (
+    INDEX,
+    ITEM_TOWER,
+    ITEMS,
+    NEIGHBOUR_OFFSETS,
+    NEIGHBOURS,
+    SCHEMA,
+    USER_TOWER,
+    VECTORS,
+    compute_space_id,
+)
 from serve.errors import BundleError
 from serve.index import ItemIndex
-from serve.layout import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, VECTORS
-from serve.manifest import compute_space_id
 from serve.schema import Schema
 from serve.staging import Stage
 from tests.test_sets import make_set_world

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig
 from datamodules.schema_fitting import fit_feature, fit_schema
 from datamodules.tables import Tables
+from serve.encode import Vector
 from serve.errors import SchemaError
 from serve.schema import Schema
-from serve.vectors import Vector
 
 
 def fit(kind, cells, previous=None):

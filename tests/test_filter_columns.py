@@ -9,8 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.filters.columns import Columns
-from serve.filters.parsing import parse_where
+from serve.filters import Columns, parse_where
 from serve.recommendations import to_arrow
 from serve.schema import Feature
 

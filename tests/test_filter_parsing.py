@@ -3,10 +3,10 @@ from contextlib import suppress
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from serve.filters.expressions import And, Comparison, Flag, Membership, Not, Or
 
 from serve.errors import SchemaError
-from serve.filters.expressions import And, Comparison, Flag, Membership, Not, Or
-from serve.filters.parsing import parse_where
+from serve.filters import parse_where
 from tests.filter_worlds import expressions
 
 

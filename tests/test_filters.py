@@ -10,11 +10,10 @@ from hypothesis import strategies as st
 
 from serve.bundle import Bundle
 from serve.errors import SchemaError
-from serve.filters.filters import Filters, parse_filters
-from serve.filters.parsing import parse_where
+from serve.filters import parse_where
 from serve.live.items import LiveItems
 from serve.recommender import Recommender
-from serve.requests import Request, parse_request
+from serve.requests import Filters, Request, parse_filters, parse_request
 from tests.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from datamodules.fingerprint import fingerprint
-from serve.encoding import EncodedFeatures
+from serve.encode import EncodedFeatures
 from tests.tiny_data import BASKETS, ORDERED, make_data, make_world
 
 CODES = np.arange(15).reshape(3, 5)

@@ -5,9 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from serve.bundle import draw_requests, replay, write_golden
 from serve.errors import BundleError
-from serve.golden import replay, write_golden
-from serve.golden_requests import draw_requests
 from serve.requests import parse_request
 from tests.tiny_bundle import SCHEMA, item_ids
 

@@ -4,11 +4,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-
 from serve.histories import NO_TIME, encode_histories, flatten_histories, join_events
-from serve.item_ids import ItemIds
-from serve.requests import InlineHistory
-from serve.tower_inputs import standardise_weight
+
+from serve.catalogue import ItemIds
+from serve.events import standardise_weight
+from serve.requests import History
 from tests.tiny_bundle import SCHEMA
 
 
@@ -16,7 +16,7 @@ from tests.tiny_bundle import SCHEMA
 def test_a_weight_beyond_float32_is_clipped(weight):
     schema = replace(SCHEMA, has_weight=True, weight_mean=1.5, weight_scale=0.5)
     items = ItemIds(np.array(["p", "q", "r"], dtype=object))
-    history, offsets = flatten_histories([InlineHistory(["q", "p"], weight=[weight, 3.0])], items)
+    history, offsets = flatten_histories([History(["q", "p"], weight=[weight, 3.0])], items)
     got = encode_histories(history, offsets, items, schema).events.weight
     assert got.tolist() == [float(np.finfo(np.float32).max), 3.0]
     assert np.isfinite(standardise_weight(got, schema)).all()
@@ -24,9 +24,9 @@ def test_a_weight_beyond_float32_is_clipped(weight):
 
 ITEMS = ItemIds(np.array(["p", "q", "r"], dtype=object))
 INLINE = [
-    InlineHistory(["q", "x", "p"], [5, 7, 7], ["view", None, "buy"]),
-    InlineHistory([]),
-    InlineHistory(["r", "y"], weight=[None, 4.0]),
+    History(["q", "x", "p"], [5, 7, 7], ["view", None, "buy"]),
+    History([]),
+    History(["r", "y"], weight=[None, 4.0]),
 ]
 
 
@@ -40,10 +40,10 @@ def test_a_column_that_a_history_lacks_is_filled():
 
 
 def test_a_column_that_all_histories_lack_is_none():
-    history, offsets = flatten_histories([InlineHistory(["q"]), InlineHistory([])], ITEMS)
+    history, offsets = flatten_histories([History(["q"]), History([])], ITEMS)
     assert history.columns().keys() == {"item_id"}
     assert offsets.tolist() == [0, 1, 1]
-    nothing, offsets = flatten_histories([InlineHistory([])], ITEMS)
+    nothing, offsets = flatten_histories([History([])], ITEMS)
     assert len(nothing) == 0
     assert offsets.tolist() == [0, 0]
 
@@ -59,7 +59,7 @@ def test_the_last_time_is_that_of_the_last_event_known_or_not():
 
 def test_an_item_that_is_not_known_counts_once_in_each_history():
     lists = [["x", "q", "x", "y", "x"], ["p"], ["x", "x"], [], ["y", "z", "p", "z", "w"]]
-    inline = [InlineHistory(ids, [*range(len(ids))]) for ids in lists]
+    inline = [History(ids, [*range(len(ids))]) for ids in lists]
     got = encode_histories(*flatten_histories(inline, ITEMS), ITEMS, replace(SCHEMA, has_datetime=True))
     assert got.unknown_items.tolist() == [len(set(ids) - {"p", "q", "r"}) for ids in lists]
     assert got.events.counts.tolist() == [sum(item in "pqr" for item in ids) for ids in lists]
@@ -67,26 +67,24 @@ def test_an_item_that_is_not_known_counts_once_in_each_history():
 
 def test_where_the_data_has_no_times_none_is_heeded():
     schema = replace(SCHEMA, has_datetime=False)
-    timed = encode_histories(*flatten_histories([InlineHistory(["q", "p"], [5, 7])], ITEMS), ITEMS, schema)
-    bare = encode_histories(*flatten_histories([InlineHistory(["q", "p"])], ITEMS), ITEMS, schema)
+    timed = encode_histories(*flatten_histories([History(["q", "p"], [5, 7])], ITEMS), ITEMS, schema)
+    bare = encode_histories(*flatten_histories([History(["q", "p"])], ITEMS), ITEMS, schema)
     assert timed.events.time.tolist() == bare.events.time.tolist() == [0, 0]
     assert timed.last_time.tolist() == bare.last_time.tolist() == [0]
 
 
 def test_where_no_history_has_times_its_events_happen_at_the_moment():
     schema = replace(SCHEMA, has_datetime=True)
-    bare = encode_histories(*flatten_histories([InlineHistory(["q", "p"])], ITEMS), ITEMS, schema)
+    bare = encode_histories(*flatten_histories([History(["q", "p"])], ITEMS), ITEMS, schema)
     assert bare.last_time.tolist() == [NO_TIME]
     assert join_events([(bare, 0)], np.array([9])).time.tolist() == [9, 9]
 
 
 def test_an_event_or_a_weight_that_is_not_given_is_nobody_s_and_the_mean():
     schema = replace(SCHEMA, has_weight=True, weight_mean=1.5, weight_scale=0.5, event_types=("buy", "view"))
-    inline = [InlineHistory(["q", "p", "r"], event=["view", None, "stolen"], weight=[None, 4.0, 0.0])]
+    inline = [History(["q", "p", "r"], event=["view", None, "stolen"], weight=[None, 4.0, 0.0])]
     got = encode_histories(*flatten_histories(inline, ITEMS), ITEMS, schema).events
-    known = encode_histories(
-        *flatten_histories([InlineHistory(["q", "p"], event=["buy", "view"])], ITEMS), ITEMS, schema
-    )
+    known = encode_histories(*flatten_histories([History(["q", "p"], event=["buy", "view"])], ITEMS), ITEMS, schema)
     buy, view = known.events.event.tolist()
     assert got.event[0] == view
     assert got.event[1] == got.event[2]
@@ -98,7 +96,7 @@ def test_an_event_or_a_weight_that_is_not_given_is_nobody_s_and_the_mean():
 def test_joined_events_are_those_of_each_history_up_to_its_moment():
     schema = replace(SCHEMA, has_datetime=True)
     both = encode_histories(*flatten_histories(INLINE, ITEMS), ITEMS, schema)
-    other = encode_histories(*flatten_histories([InlineHistory(["p", "r"], [1, 9])], ITEMS), ITEMS, schema)
+    other = encode_histories(*flatten_histories([History(["p", "r"], [1, 9])], ITEMS), ITEMS, schema)
     joined = join_events([(other, 0), (both, 2), (both, 1), (both, 0)], np.array([8, 6, 3, 6]))
     assert joined.item_row.tolist() == [0, 2, 2, 1, 0]
     assert joined.time.tolist() == [1, 8, 6, 5, 6]

@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import BundleError
-from serve.faiss_file import write_index
-from serve.index import ItemIndex, measure_recall
-from serve.threads import set_search_threads
+from serve.index import ItemIndex, measure_recall, write_index
+from serve.tower import set_search_threads
 
 B, D, N = 3, 7, 11
 

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from serve.encode import vectors_to_arrow
 from serve.errors import SchemaError
 from serve.live.columns import ItemColumns
 from serve.schema import Feature
-from serve.vectors import vectors_to_arrow
 from tests.linear_bundle import SHOP
 
 FEATURES = (

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
+from serve.catalogue import ItemFacts
 from serve.errors import SchemaError
-from serve.item_facts import ItemFacts
 from serve.live.items import LiveItems
 from serve.live.placing import _rate_categories
 from serve.recommender import Recommender

@@ -11,7 +11,7 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.profiles import History, Profiles
 from serve.recommender import Recommender
-from serve.requests import InlineHistory, Request, parse_request
+from serve.requests import History, Request, parse_request
 from serve.state import Observation, StateStore
 from serve.state.live_requests import complete
 from serve.state.tombstones import add_tombstones
@@ -145,7 +145,7 @@ def test_a_repeated_purchase_raises_the_score_of_the_memory(recommenders, store)
 
 def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommenders, store):
     recommender, (user_id, *_) = recommenders["shop"], known_users(SHOP)
-    history = InlineHistory([item_ids(SHOP)[1]])
+    history = History([item_ids(SHOP)[1]])
     for request in (
         Request(user_id),
         Request(user_id, history=history),
@@ -164,7 +164,7 @@ def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommender
 def test_a_request_that_the_store_knows_nothing_of_stays_the_same_object(recommenders, store):
     profiles, (user_id, *_) = recommenders["shop"].profiles, known_users(SHOP)
     store.observe("another", "a", "view", UNTIL)
-    for request in (Request(), Request(user_id), Request("nobody"), Request("another", history=InlineHistory(["b"]))):
+    for request in (Request(), Request(user_id), Request("nobody"), Request("another", history=History(["b"]))):
         assert complete(request, profiles, store) is request
 
 
@@ -298,5 +298,5 @@ def test_a_forgotten_user_is_nobody_though_her_profile_is_still_in_memory(recomm
     np.testing.assert_array_equal(answers.of(0).item_id, answers.of(1).item_id)
     np.testing.assert_allclose(answers.of(0).score, answers.of(1).score)
     assert answers.of(0).item_id.tolist() != answers.of(2).item_id.tolist()
-    given = Request("u1", {"gender": "f"}, InlineHistory([item_ids(SHOP)[2]]))
+    given = Request("u1", {"gender": "f"}, History([item_ids(SHOP)[2]]))
     assert complete(given, recommender.profiles, store) == given

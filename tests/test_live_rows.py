@@ -2,9 +2,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from serve.catalogue import ItemIds
 from serve.errors import SchemaError
 from serve.index import ItemIndex
-from serve.item_ids import ItemIds
 from serve.live.rows import RoomyMatrix, put_rows, put_table_rows
 
 D = 7

@@ -18,7 +18,7 @@ from models.jury import Figures
 from models.low_pass import POWER, LowPass, add_low_pass, choose_low_pass, filter_vectors, pick
 from models.smooth_factors import find_smooth_factors
 from serve import Recommender
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from tests.test_train import BASKETS as BASKET_RUN
 from tests.test_train import ORDERED as ORDERED_RUN
 from tests.test_train import QUIET, SMALL, make_tables

@@ -7,8 +7,13 @@ import json
 import numpy as np
 import pytest
 
+from serve.bundle import (
+    Facts,
+    FileEntry,
+    Manifest,
+    compute_space_id,
+)
 from serve.errors import BundleError
-from serve.manifest import Facts, FileEntry, Manifest, compute_space_id
 
 FACTS = Facts(
     similarity="cosine",

@@ -10,9 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.memory import FIRST_TASTE, PRIOR_EVENTS, Memory, MemoryInputs, Standardise, memory_inputs
-from serve.events import Events
-from serve.owned import USER_STATISTICS, statistic_names, summarise_owned
-from serve.tower_inputs import owned_arrays
+from serve.events import USER_STATISTICS, Events, owned_arrays, statistic_names, summarise_owned
 from tests.tiny_data import BASKETS, DAY, FIRST, A, D, N, draw_events, make_world
 
 DECAYS = (2.0, 5.0, 40.0, 90.0)

@@ -9,10 +9,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from serve.bundle import Bundle
+from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
-from serve.faiss_file import write_index
-from serve.items import write_items
+from serve.index import write_index
 from serve.staging import Stage
 from tests.tiny_bundle import (
     FACTS,

@@ -12,14 +12,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import serve.neighbours
+import serve.index
 from serve import coarse
-from serve.bundle import Bundle
+from serve.bundle import NEIGHBOUR_OFFSETS, NEIGHBOURS, Bundle
 from serve.errors import BundleError
-from serve.index import ItemIndex
-from serve.item_vectors import bound_addition, bound_rounding
-from serve.layout import NEIGHBOUR_OFFSETS, NEIGHBOURS
-from serve.neighbours import ENTRY, OFFSET, Added, Neighbours
+from serve.index import (
+    ENTRY,
+    OFFSET,
+    Added,
+    ItemIndex,
+    Neighbours,
+    bound_addition,
+    bound_rounding,
+)
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, SHOP, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.ngrams import encode_texts, hash_texts, split_words
+from serve.encode import encode_texts, hash_texts, split_words
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,7 +13,7 @@ from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitC
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
 from run_config import Config
-from serve.encoding import to_numbers, to_text
+from serve.encode import to_numbers, to_text
 from serve.errors import SchemaError
 from serve.requests import parse_request
 from serve.schema import Feature

@@ -7,7 +7,7 @@ import pytest
 
 from models import outside_pairs, pair_correlations
 from models.pair_correlations import correlate_pairs
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from tests.test_item_correlations import RIDGE, N, U, draw
 
 

@@ -18,7 +18,7 @@ from models.jury import MOST_JUDGES
 from models.pair_filter import SMOOTH, PairFilter, add_pair_filter, choose_pair_filter, filter_pairs
 from models.smooth_factors import find_smooth_factors
 from serve import Recommender
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from tests.test_blended_runs import SET
 from tests.test_low_pass import draw_pairs, score
 from tests.test_sets import make_set_world

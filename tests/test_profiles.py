@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import profile_store as module
-from serve.encoding import encode_features
+from serve.encode import encode_features
 from serve.errors import BundleError
 from serve.profiles import (
     History,

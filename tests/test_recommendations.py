@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.recommendations import Recommendations, to_arrow, to_numpy, write_table
+from serve.recommendations import Recommendations, to_arrow, to_numpy
+from serve.tables import write_table
 
 ROWS = np.array([[4, 0, 2, 6, 1], [5, 3, -1, -1, -1], [-1, -1, -1, -1, -1]])
 SCORES = np.array([[0.9, 0.7, 0.5, 0.5, 0.1], [0.3, -0.2, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32)

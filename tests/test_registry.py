@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from serve import golden
+from serve import bundle as golden
 from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.registry import pointer

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from serve.errors import SchemaError
 from serve.request_files import read_requests
-from serve.requests import InlineHistory, Request, parse_request
+from serve.requests import History, Request, parse_request
 from serve.schema import Feature, Schema
 
 SCHEMA = Schema(
@@ -54,7 +54,7 @@ RAW = [
 ]
 EXPECTED = [
     Request(user_id="007", features={"age": 3.5, "gender": "f"}),
-    Request(history=InlineHistory([11], [NOON], None, [2.0]), exclude=(7,)),
+    Request(history=History([11], [NOON], None, [2.0]), exclude=(7,)),
     Request(user_id="é", context={"device": "tv"}, datetime=NOON),
 ]
 
@@ -167,8 +167,8 @@ def nested_table() -> pa.Table:
 def test_parquet(tmp_path):
     pq.write_table(nested_table(), tmp_path / "r.parquet")
     assert list(read_requests(tmp_path / "r.parquet", SCHEMA)) == [
-        Request("a", {"age": 3.0, "likes": ["a", "b"]}, InlineHistory([11], [NOON]), None, NOON),
-        Request(history=InlineHistory([])),
+        Request("a", {"age": 3.0, "likes": ["a", "b"]}, History([11], [NOON]), None, NOON),
+        Request(history=History([])),
         Request("c", {"age": None, "likes": None}),
     ]
 
@@ -182,7 +182,7 @@ def test_times_within_lists_are_read_as_those_beside_them(tmp_path, list_of, uni
         [[{"item_id": 11, "datetime": times[0].as_py()}]], list_of(pa.struct({"item_id": "int64", "datetime": kind}))
     )
     pq.write_table(pa.table({"datetime": times, "history": history}), tmp_path / "r.parquet")
-    expected = [Request(history=InlineHistory([11], [NOON]), datetime=NOON)]
+    expected = [Request(history=History([11], [NOON]), datetime=NOON)]
     assert list(read_requests(tmp_path / "r.parquet", SCHEMA)) == expected
 
 

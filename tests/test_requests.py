@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.request_values import parse_id, parse_ids, show
-from serve.requests import InlineHistory, Request, parse_request
+from serve.requests import History, Request, parse_id, parse_ids, parse_request, show
 from serve.schema import Feature, Schema
 
 
@@ -56,7 +55,7 @@ def test_nothing_given():
 
 def test_empty_is_not_the_same_as_not_given():
     request = parse_request({"features": {}, "history": [], "context": {}, "exclude": []}, SCHEMA)
-    assert request == Request(features={}, history=InlineHistory([]), context={}, exclude=())
+    assert request == Request(features={}, history=History([]), context={}, exclude=())
 
 
 def test_everything_given():
@@ -74,7 +73,7 @@ def test_everything_given():
     assert parse_request(raw, SCHEMA) == Request(
         user_id="u7",
         features={"age": 3.0, "gender": None, "likes": ["a", 5, None]},
-        history=InlineHistory([11, 12], [NOON - 43_200, NOON], ["view", None], [2.0, None]),
+        history=History([11, 12], [NOON - 43_200, NOON], ["view", None], [2.0, None]),
         context={"device": True},
         datetime=NOON,
         exclude=(5, 7),
@@ -91,7 +90,7 @@ def test_numpy_values_are_taken_as_python_values():
     request = parse_request(raw, SCHEMA)
     assert request.user_id == "7"
     assert request.features == {"age": 0.5, "likes": ["a", "b"]}
-    assert request.history == InlineHistory([3], [NOON])
+    assert request.history == History([3], [NOON])
     assert request.exclude == (9, 8)
 
 
@@ -281,7 +280,7 @@ def test_a_sound_history_comes_back(times, weight):
         {"item_id": row, "datetime": time, "weight": weight, "event": "view"} for row, time in enumerate(sorted(times))
     ]
     n = len(times)
-    expected = InlineHistory(list(range(n)), sorted(times), ["view"] * n, [weight] * n)
+    expected = History(list(range(n)), sorted(times), ["view"] * n, [weight] * n)
     assert parse_request({"history": raw}, SCHEMA).history == expected
 
 
@@ -305,7 +304,7 @@ def test_many_ids_are_checked_as_each_alone(values, id_type):
 
 def test_an_event_may_be_any_mapping():
     raw = {"history": [{"item_id": 5}, MappingProxyType({"item_id": "6", "event": " view "})]}
-    assert parse_request(raw, SCHEMA).history == InlineHistory([5, 6], None, [None, "view"])
+    assert parse_request(raw, SCHEMA).history == History([5, 6], None, [None, "view"])
     with pytest.raises(SchemaError, match=r"history\[1\]: unknown name 'itm'"):
         parse_request({"history": [{"item_id": 5}, MappingProxyType({"itm": 6})]}, SCHEMA)
 

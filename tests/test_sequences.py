@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from datamodules.sequences import build_catalogue, build_sequences, encode_event_types, sort_interactions
-from serve.encoding import encode_features
+from serve.encode import encode_features
 from serve.schema import Feature
 from tests.tiny_data import BASKETS, ORDERED, N, U, make_world
 

@@ -9,8 +9,7 @@ from datamodules.clean import TARGET_WEIGHT
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.sets import FOLDS, SetExamples
-from serve.events import Events
-from serve.tower_inputs import history_arrays
+from serve.events import Events, history_arrays
 from tests.tiny_data import BASKETS, EVERYTHING_SHOWN, FEATURES, ORDERED, N, make_data, make_world
 from tests.tiny_data import World as TinyWorld
 

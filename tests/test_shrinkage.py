@@ -20,7 +20,7 @@ from models.content_places import fit_places, place_all
 from models.shrinkage import STRENGTHS, USUAL, Shrinkage, Shrunk, choose_strength, shrink_items
 from models.towers import Towers
 from models.trials import Blend
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from tests.test_train import ORDERED as ORDERED_RUN
 from tests.test_train import QUIET, SMALL, make_tables
 from tests.tiny_data import ORDERED, D, N, hold_out, make_data, make_world

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from serve.filters.labels import Labels, label_distinct
-from serve.filters.spread import Limit, Walk, complete
+
+from serve.filters import Limit, Walk, complete
 from serve.index import ItemIndex
 
 

@@ -17,10 +17,9 @@ import pyarrow as pa
 import pytest
 
 from serve import durable
-from serve.bundle import Bundle
+from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
-from serve.faiss_file import write_index
-from serve.items import write_items
+from serve.index import write_index
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
 from serve.staging import Stage, publish, read_version

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from serve.errors import BundleError, SchemaError
-from serve.requests import InlineHistory
+from serve.requests import History
 from serve.state import Impressions, Observation, StateStore
 from serve.state.database import Database
 from serve.state.tombstones import add_tombstones
@@ -57,7 +57,7 @@ def test_a_history_is_ordered_by_time_then_by_arrival(store):
     history = store.history("u")
     assert list(zip(history.item_id, history.event, history.datetime, strict=True)) == expected
     assert history.weight == (None,) * 6
-    assert store.history("nobody") == InlineHistory(())
+    assert store.history("nobody") == History(())
 
 
 def test_ids_of_items_keep_their_types(store):
@@ -72,7 +72,7 @@ def test_numbers_of_numpy_are_numbers(store, path):
     store.log_impressions([answer_of(user_id, time=np.int64(NOW), items=np.array(item_ids))])
     assert store.observe(user_id, item_ids[1], "view", np.int64(NOW + 5), np.float32(0.5))
     assert store.observe(7, 12, "view", NOW + 5, 0.5)
-    assert store.history(7) == InlineHistory((12,), (NOW + 5,), ("view",), (0.5,))
+    assert store.history(7) == History((12,), (NOW + 5,), ("view",), (0.5,))
     rows = query(path, "SELECT user_id, datetime, item_id, event_datetime FROM feedback ORDER BY position")
     assert rows == [(7, NOW, 31, None), (7, NOW, 12, NOW + 5)]
     assert store.forget(7) == {"events": 1, "impressions": 2}

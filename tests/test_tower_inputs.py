@@ -7,8 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.events import Events
-from serve.tower_inputs import as_sets, history_arrays
+from serve.events import Events, as_sets, history_arrays
 from tests.linear_bundle import SHOP
 
 SET = replace(SHOP, has_datetime=False, ties="simultaneous", repeats="exclude", history_length=3, context_features=())

@@ -18,7 +18,7 @@ from run_config import TuneConfig
 from serve import Recommender
 from serve.bundle import verify
 from serve.errors import SchemaError
-from serve.neighbours import Neighbours
+from serve.index import Neighbours
 from serve.recommender import golden_answer
 from tests.tiny_towers import one_thread
 

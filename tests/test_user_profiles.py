@@ -5,12 +5,12 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serve.histories import NO_TIME, encode_histories
+from serve.known_users import encode_profiles
 
 from datamodules.profiles import make_profiles
 from datamodules.sequences import build_sequences
-from serve.histories import NO_TIME, encode_histories
-from serve.item_ids import ItemIds
-from serve.known_users import encode_profiles
+from serve.catalogue import ItemIds
 from serve.profiles import Profiles, write_profiles
 from serve.schema import Feature
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids

@@ -4,13 +4,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-
-from serve.events import Events
-from serve.item_facts import ItemFacts
-from serve.item_ids import ItemIds
 from serve.known_users import encode_profiles, no_profiles
+
+from serve.catalogue import ItemFacts, ItemIds
+from serve.events import Events, history_arrays, request_arrays
 from serve.requests import parse_request
-from serve.tower_inputs import history_arrays, request_arrays
 from serve.user_inputs import RequestEncoder
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 from tests.tiny_towers import Side, one_thread

@@ -7,16 +7,16 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from datamodules.reading.cells import read_cells
+from datamodules.reading.columns import Column
 
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
-from datamodules.reading.cells import read_cells
-from datamodules.reading.columns import Column
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
+from serve.encode import Vector
 from serve.errors import SchemaError
-from serve.vectors import Vector
 
 FEATURES = FeaturesConfig(item={"image": "vector", "title": "text", "tags": "multi_categorical"})
 VECTORS = [[0.5, -1.0, 2.0], None, [3e5, 0.0, 0.25], [0.0, 0.0, 1.0]]

@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.vectors import Vector, is_missing_row, read_vector, stack_vectors, vectors_from_arrow, vectors_to_arrow
+from serve.encode import (
+    Vector,
+    is_missing_row,
+    read_vector,
+    stack_vectors,
+    vectors_from_arrow,
+    vectors_to_arrow,
+)
 
 ROOT = Path(__file__).parent.parent
 

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from datamodules.batch import FeatureDropout, encode_missing, hide_rows
 from datamodules.clean import TARGET_WEIGHT
 from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
-from serve.encoding import encode_features
-from serve.tower_inputs import history_arrays
+from serve.encode import encode_features
+from serve.events import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
 WORLD = make_world(ORDERED)

@@ -11,9 +11,8 @@ from datamodules.config import DataConfig, FeaturesConfig, TableConfig
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import read_tables, tables_from_frames
-from serve.encoding import encode_features
-from serve.filters.columns import Columns
-from serve.filters.parsing import parse_where
+from serve.encode import encode_features
+from serve.filters import Columns, parse_where
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 5, 6]})
 FLOATS = ["float16", "float32", "Float32", "float[pyarrow]", "float64", "Float64", "double[pyarrow]"]

@@ -7,12 +7,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serve.bundle import Bundle
-from serve.faiss_file import write_index
-from serve.golden import Answer, write_golden
-from serve.items import write_items
-from serve.manifest import Facts, compute_space_id
-from serve.neighbours import Neighbours
+from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_items
+from serve.index import Neighbours, Query, write_index
 from serve.schema import Feature, Schema
 from serve.staging import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
@@ -110,7 +106,6 @@ def write_stage(folder: Path, seed: int) -> None:
     (folder / "schema.json").write_bytes(schema)
     (folder / "user_tower.onnx").write_bytes(tiny_user_tower(space_id, seed))
     (folder / "item_tower.onnx").write_bytes(tiny_item_tower(space_id, seed))
-    np.save(folder / "item_vectors.npy", vectors)
     offsets, entries = tiny_neighbours(seed).to_bytes()
     (folder / "item_neighbour_offsets.npy").write_bytes(offsets)
     (folder / "item_neighbours.npy").write_bytes(entries)
@@ -119,14 +114,14 @@ def write_stage(folder: Path, seed: int) -> None:
     write_items(pa.table({"item_id": item_ids(), "title": titles}), folder / "items.parquet")
 
 
-def answer_with(bundle: Bundle) -> Answer:
+def answer_with(bundle: Bundle) -> GoldenAnswer:
     """Answer a raw request by the length of its history alone."""
 
     def answer(requests, k):
         lengths = np.array([len(request["history"]) for request in requests])
         numbers = np.stack([lengths, lengths % 3, np.ones(len(lengths))], axis=1).astype(np.float32)
-        users = bundle.run_user_tower({"codes": lengths % 5, "numbers": numbers})["user_vectors"]
-        scores, rows = bundle.index.search(users, k)
+        users = bundle.user_tower.run({"codes": lengths % 5, "numbers": numbers})["user_vectors"]
+        scores, rows = bundle.index.search(Query(users), k)
         ids = bundle.items.column("item_id").to_pylist()
         return [([ids[row] for row in line], list(score)) for line, score in zip(rows, scores, strict=True)]
 

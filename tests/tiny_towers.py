@@ -14,9 +14,7 @@ from models.memory import memory_inputs
 from models.parity_cases import draw_features
 from models.towers import Towers
 from models.two_tower import TwoTower
-from serve.events import Events
-from serve.owned import summarise_owned
-from serve.tower_inputs import history_arrays, owned_arrays, request_arrays
+from serve.events import Events, history_arrays, owned_arrays, request_arrays, summarise_owned
 from tests.tiny_data import DAY, FIRST, A, D, N, World, make_data, make_world
 
 MOMENT = FIRST + 300 * DAY

@@ -22,7 +22,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serve.errors import BundleError, SchemaError
-from serve.filters.parsing import WORDS
+from serve.filters import WORDS
 from serve.http.schemas import FIELDS
 
 if TYPE_CHECKING:

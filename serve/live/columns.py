@@ -10,15 +10,19 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.encoding import to_text
+from serve.encode import Vector, stack_vectors, to_text, vectors_to_arrow, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.feature_values import parse_value, write_cell
-from serve.filters.labels import read_labels
-from serve.filters.numbers import holds_flags
+from serve.filters import holds_flags, read_cells, texts_of
 from serve.recommendations import to_arrow
-from serve.request_values import is_writable, parse_label, parse_number, show, to_plain
+from serve.requests import (
+    is_writable,
+    parse_label,
+    parse_number,
+    parse_value,
+    show,
+    to_plain,
+)
 from serve.schema import Feature, Schema
-from serve.vectors import Vector, stack_vectors, vectors_to_arrow
 
 Values = Mapping[str, Any]
 """Column -> value of one item, as JSON has them; None is missing."""
@@ -99,7 +103,10 @@ def _describe(table: pa.Table, name: str, feature: Feature | None) -> Column:
     kind, is_flags = table.field(name).type, False
     if _is_text(kind) and (feature is None or feature.kind != "multi_categorical"):
         texts = table.column(name).drop_null()
-        is_flags = all(holds_flags(read_labels(name, some, None)) for some in (texts.slice(0, _FIRST), texts))
+        is_flags = all(
+            holds_flags([text for cell in read_cells(name, some)[0] for text in texts_of(cell)])
+            for some in (texts.slice(0, _FIRST), texts)
+        )
     return Column(name, kind, feature, is_flags)
 
 

@@ -14,7 +14,7 @@ from serve.live.columns import ItemColumns, Values
 from serve.live.placing import Placing
 from serve.live.store import Change, ItemStore
 from serve.recommender import Recommender
-from serve.request_values import Id, parse_id, show
+from serve.requests import Id, parse_id, show
 
 
 class LiveItems:

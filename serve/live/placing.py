@@ -9,20 +9,16 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.categories import category_rows
-from serve.encoding import encode_features
+from serve.catalogue import IN_STOCK, REPEAT_RATE, UNKNOWN_ROW, Catalogue, ItemFacts
+from serve.encode import category_rows, encode_features
 from serve.errors import SchemaError
-from serve.index import ItemIndex
-from serve.item_facts import REPEAT_RATE, ItemFacts
-from serve.item_ids import UNKNOWN_ROW
-from serve.live.catalogue import IN_STOCK, Catalogue
+from serve.index import Floats, Ints, ItemIndex
 from serve.live.columns import ItemColumns, Values
 from serve.live.rows import RoomyMatrix, put_rows, put_table_rows
 from serve.live.store import Change
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
-from serve.request_values import Id, show
-from serve.top_k import Floats, Ints
+from serve.requests import Id, show
 
 _ITEM_ID = "item_id"
 

@@ -11,8 +11,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.index import Floats, Ints
 from serve.recommendations import to_arrow
-from serve.top_k import Floats, Ints
 
 _ROOM = 8  # a full matrix gets room for an eighth of its rows
 _MOST_CHUNKS = 256  # of a column: more make reading it slow

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serve.errors import BundleError, SchemaError
 from serve.live.columns import Values
-from serve.request_values import Id, parse_id
+from serve.requests import Id, parse_id
 from serve.schema import IdType
 from serve.sqlite_faults import is_no_database, naming
 

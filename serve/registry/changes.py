@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from serve.bundle import CURRENT, MANIFEST, PUBLISHED, read_folder, read_steadily
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-from serve.folder import read_folder, read_steadily
-from serve.layout import CURRENT, MANIFEST, PUBLISHED
 from serve.registry.pointer import find_current, read_past, write_current
 from serve.registry.versions import Registry, verify_version
 

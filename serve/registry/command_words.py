@@ -33,7 +33,7 @@ example:
 
 
 def _publish(given: argparse.Namespace) -> None:
-    from serve.layout import PROFILES, STATE
+    from serve.bundle import PROFILES, STATE
     from serve.registry.changes import publish, publish_and_activate
     from serve.registry.versions import Registry
 

@@ -8,10 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from serve.bundle import CURRENT, MANIFEST, Manifest
 from serve.command_line import align
 from serve.errors import BundleError
-from serve.layout import CURRENT, MANIFEST
-from serve.manifest import Manifest
 from serve.registry.pointer import read_current
 from serve.registry.versions import Registry, published_at
 

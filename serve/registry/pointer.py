@@ -8,9 +8,9 @@ import stat
 from collections.abc import Sequence
 from pathlib import Path
 
+from serve.bundle import CURRENT, HISTORY
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-from serve.layout import CURRENT, HISTORY
 
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MOST_PAST = 100

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from serve.bundle import PROFILES, identify_folder
 from serve.errors import BundleError, SchemaError
-from serve.folder import identify_folder
-from serve.layout import PROFILES
 from serve.profile_store import MANIFEST
 from serve.recommender import Recommender
 from serve.registry.pointer import find_current, read_current, read_past

@@ -12,10 +12,9 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from serve import golden
-from serve.bundle import Bundle
+from serve import bundle as golden
+from serve.bundle import MANIFEST, SCHEMA, Bundle
 from serve.errors import BundleError, name_nearest
-from serve.layout import MANIFEST, SCHEMA
 from serve.recommender import Recommender, golden_answer
 from serve.registry.pointer import check_version, is_version
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 from serve.durable import sync_folder
 from serve.errors import SchemaError
 from serve.recommendations import to_arrow
-from serve.request_values import Id
+from serve.requests import Id
 from serve.shards import PLAN, SUCCESS, Shards, count_rows, locked, open_shard, read_plan
 
 _SHARDS = "part-*.parquet"

@@ -14,11 +14,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.bundle import REJECTS
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-from serve.layout import REJECTS
 from serve.recommendations import to_arrow
-from serve.request_values import Id
+from serve.requests import Id
 
 _LISTS = (REJECTS, f".beside-*/{REJECTS}")
 """In a run, the second of a training that is not over."""

@@ -11,11 +11,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from serve.bundle import (
+    BUNDLE,
+    PROFILES,
+    SCHEMA,
+    STATE,
+    STATE_FILE,
+)
 from serve.errors import SchemaError
-from serve.layout import BUNDLE, PROFILES, SCHEMA, STATE, STATE_FILE
 from serve.profile_store import MANIFEST
 from serve.profiles import Profiles, erase_users
-from serve.request_values import Id, parse_id, show
+from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.staging import read_version
 from serve.state.erased_exports import check_export, erase_from_export

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from serve.request_values import Id, check_id, check_seconds
+from serve.requests import Id, check_id, check_seconds
 
 
 @dataclass(frozen=True)

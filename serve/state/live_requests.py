@@ -9,8 +9,7 @@ from typing import Any
 import numpy as np
 
 from serve.profiles import History, Profiles
-from serve.request_values import Id
-from serve.requests import InlineHistory, Request
+from serve.requests import History, Id, Request
 from serve.state.store import Recalled, StateStore
 from serve.state.tombstones import both_forms
 
@@ -69,7 +68,7 @@ def _to_kind(item_id: Id, kind: type[Id]) -> list[Id]:
     return [form for form in both_forms(item_id) if isinstance(form, kind)]
 
 
-def _join(known: History | None, live: InlineHistory) -> InlineHistory:
+def _join(known: History | None, live: History) -> History:
     """Put a profile's events and live ones in the order of time; at one time the profile's come first."""
     if known is None or not len(known):
         return live
@@ -82,7 +81,7 @@ def _join(known: History | None, live: InlineHistory) -> InlineHistory:
     return joined if kept == list(range(len(times))) else _take(joined, kept)
 
 
-def _count_known(known: History, live: InlineHistory) -> int:
+def _count_known(known: History, live: History) -> int:
     """Return how many of the first live events are the profile's last ones, in their order: the longest such run.
 
     One walk over both, as Knuth, Morris and Pratt do it (1977, "Fast pattern matching in strings").
@@ -97,14 +96,14 @@ def _count_known(known: History, live: InlineHistory) -> int:
     return runs[-1]
 
 
-def _identify(history: History | InlineHistory, known: History) -> list[tuple[Any, ...]]:
+def _identify(history: History | History, known: History) -> list[tuple[Any, ...]]:
     """Return what tells the events of a history from each other, of what the profile has too; NaN is no weight."""
     columns = [np.asarray(getattr(history, name), dtype=np.object_).tolist() for name in known.columns()]
     return [tuple(None if value != value else value for value in row) for row in zip(*columns, strict=True)]
 
 
-def _put_behind(known: History, live: InlineHistory, times: list[int] | None) -> InlineHistory:
-    return InlineHistory(
+def _put_behind(known: History, live: History, times: list[int] | None) -> History:
+    return History(
         item_id=[*known.item_id.tolist(), *live.item_id],
         datetime=times,
         event=[*_column(known.event, len(known)), *(live.event or ())],
@@ -112,7 +111,7 @@ def _put_behind(known: History, live: InlineHistory, times: list[int] | None) ->
     )
 
 
-def _leave_out_known(joined: InlineHistory, order: list[int], n_known: int, has_events: bool) -> list[int]:
+def _leave_out_known(joined: History, order: list[int], n_known: int, has_events: bool) -> list[int]:
     """Take out of an order the live events that the profile has too: data may have been trained on since they came."""
     times, events = joined.datetime or (), joined.event or ()
 
@@ -125,9 +124,9 @@ def _leave_out_known(joined: InlineHistory, order: list[int], n_known: int, has_
     return [place for place in order if place < n_known or identify(place) not in known]
 
 
-def _take(history: InlineHistory, places: Sequence[int]) -> InlineHistory:
+def _take(history: History, places: Sequence[int]) -> History:
     given = {name: values for name, values in vars(history).items() if values or name == "item_id"}
-    return InlineHistory(**{name: [values[place] for place in places] for name, values in given.items()})
+    return History(**{name: [values[place] for place in places] for name, values in given.items()})
 
 
 def _column(values: np.ndarray | None, n: int) -> list[Any]:

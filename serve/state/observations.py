@@ -9,10 +9,10 @@ from types import NoneType
 from typing import Any
 
 from serve.declared_types import check_declared_types
-from serve.encoding import to_text
+from serve.encode import to_text
 from serve.errors import SchemaError, name_nearest
-from serve.request_values import (
-    MOST_SHOWN,
+from serve.requests import (
+    MAX_SHOWN,
     Id,
     check_id,
     check_list,
@@ -89,7 +89,7 @@ def _parse(raw: Any, where: str, schema: Schema, now: int) -> Observation:
         raise SchemaError(f"{where} is {show(raw)}; expected a mapping of names to values")
     for name in raw:
         if name not in _FIELDS:
-            nearest = name_nearest(str(name)[:MOST_SHOWN], _FIELDS)
+            nearest = name_nearest(str(name)[:MAX_SHOWN], _FIELDS)
             raise SchemaError(f"{where}: unknown name {show(name)}; {nearest}")
     return Observation(
         user_id=parse_id(raw.get("user_id"), schema.user_id_type, f"{where}.user_id"),

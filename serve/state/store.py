@@ -15,8 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from serve.request_values import Id, check_id, check_seconds, to_plain
-from serve.requests import InlineHistory
+from serve.requests import (
+    History,
+    Id,
+    check_id,
+    check_seconds,
+    to_plain,
+)
 from serve.state.database import Database
 from serve.state.impressions import Impressions, check_impressions
 from serve.state.observations import DISMISS, UNDISMISS, Observation, check_observation
@@ -67,14 +72,14 @@ _DELETE_UNDONE = (  # before what undid it goes: the clock of its sender may hav
 _RECALL_BOTH = _RECALL.replace("= ?", "IN (?, ?)")
 
 
-_NOTHING = InlineHistory(())
+_NOTHING = History(())
 
 
 @dataclass(frozen=True)
 class Recalled:
     """What the store has of a user; equal, and hashed alike, where that is the same: all of it is tuples."""
 
-    history: InlineHistory = _NOTHING
+    history: History = _NOTHING
     """Oldest first; what happened at one time, in the order in which it arrived."""
     dismissed: tuple[Id, ...] = ()
     is_forgotten: bool = False
@@ -160,9 +165,9 @@ class StateStore:
             return Recalled(is_forgotten=True)
         rows = self._read_latest(user_id)[::-1]
         taken = [row[:4] for row in rows if row[2] not in (DISMISS, UNDISMISS)]
-        return Recalled(InlineHistory(*zip(*taken, strict=True)) if taken else _NOTHING, _list_dismissed(rows))
+        return Recalled(History(*zip(*taken, strict=True)) if taken else _NOTHING, _list_dismissed(rows))
 
-    def history(self, user_id: Id) -> InlineHistory:
+    def history(self, user_id: Id) -> History:
         """Return a user's events, oldest first, without dismissals."""
         return self.recall(user_id).history
 

@@ -19,7 +19,7 @@ from typing import Any
 
 from serve.durable import sync_folder, write_file
 from serve.errors import BundleError
-from serve.request_values import INTEGER, Id
+from serve.requests import INTEGER, Id
 
 FORGOTTEN = "forgotten.json"
 FORMAT = 1

@@ -14,7 +14,7 @@ from datamodules.config import FeatureConfig
 from evaluation.baselines import Events
 from evaluation.metrics import Ints
 from evaluation.ranking import Scores
-from serve.encoding import split_cell, to_text
+from serve.encode import split_cell, to_text
 
 HALF_LIVES = (1.0, 4.0, 16.0, 64.0, np.inf)
 """Events after which one counts half as much."""

@@ -16,10 +16,9 @@ from torch.utils.data import Dataset
 from datamodules.batch import FeatureDropout, WindowBatch, encode_missing
 from datamodules.sequences import Sequences
 from datamodules.sliding_windows import mark_first_times
-from serve.encoding import EncodedFeatures
-from serve.events import Events
+from serve.encode import EncodedFeatures
+from serve.events import Events, standardise_weight
 from serve.schema import Schema
-from serve.tower_inputs import standardise_weight
 
 Sample = dict[str, Tensor]
 _HISTORY = ("history_events", "history_weights", "history_times", "history_groups")

@@ -22,8 +22,9 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from serve.coarse import make_coarse
+
 from serve.index import ItemIndex
-from serve.threads import set_search_threads
+from serve.tower import set_search_threads
 
 N_EXCLUDED, SECONDS = 100, 6.0
 MOST_OTHER = 1e-3  # share of places

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from serve.clock import to_seconds
-from serve.encoding import encode_features, to_numbers, to_text
+from serve.encode import encode_features, to_numbers, to_text
 from serve.profiles import feature_values
 from serve.schema import Feature
 

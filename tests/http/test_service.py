@@ -15,7 +15,7 @@ from serve.recommender import Recommender
 from serve.registry.changes import publish_and_activate
 from serve.registry.sources import BundleSource, RegistrySource
 from serve.registry.versions import Registry
-from serve.requests import InlineHistory, Request
+from serve.requests import History, Request
 from serve.service import Service, find_reasons, find_unknown, open_service, show_items
 from serve.state.store import StateStore
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
@@ -104,7 +104,7 @@ def test_of_a_long_history_the_latest_events_explain_an_item(films):
     vectors = vectors_of(3)[:, :D].astype(float)
     rows = films.item_rows([IDS[5], IDS[2]])
     for history, compared in (([5, *[2] * 500], [2]), ([5, *[2] * 499], [2, 5])):
-        request = Request(history=InlineHistory([IDS[row] for row in history]))
+        request = Request(history=History([IDS[row] for row in history]))
         for row, reason in zip((5, 2), find_reasons(films, request, rows), strict=True):
             nearest = max(compared, key=lambda old: cosine(vectors[row], vectors[old]))
             expected = round(cosine(vectors[row], vectors[nearest]), 3)
@@ -114,16 +114,16 @@ def test_of_a_long_history_the_latest_events_explain_an_item(films):
 def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
     rows = films.item_rows([IDS[-1]])
     for history, expected in (([999_999], None), ([999_999, IDS[2], 999_998], IDS[2]), ([], None)):
-        (reason,) = find_reasons(films, Request(history=InlineHistory(history)), rows)
+        (reason,) = find_reasons(films, Request(history=History(history)), rows)
         assert (reason and reason["item_id"]) == expected
 
 
 def test_an_item_with_a_vector_of_zeros_has_cosine_0(films):
     vectors = np.array(films.bundle.vectors)
     vectors[5] = 0
-    flat = Recommender(replace(films.bundle, index=ItemIndex.build(vectors)))
+    flat = Recommender(replace(films.bundle, index=ItemIndex(vectors)))
     for row, old in ((5, 2), (2, 5)):
-        request = Request(history=InlineHistory([IDS[old]]))
+        request = Request(history=History([IDS[old]]))
         assert find_reasons(flat, request, np.array([row])) == [{"item_id": IDS[old], "cosine": 0.0}]
 
 

@@ -1,0 +1,519 @@
+"""Turn feature columns into integer codes and numbers: the same code in training and in serving.
+
+A side (user, item or context) becomes two matrices, whose layout `code_slices` and `value_slices` give:
+
+    codes   int64   (n, C)  one column per categorical and calendar kind, `width` per multi_categorical and text
+    values  float32 (n, V)  per numeric and vector the standardised numbers, then 1.0 where they are missing
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from decimal import Decimal
+from functools import lru_cache, partial
+from itertools import accumulate, chain, pairwise
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from serve.clock import day_of_week, hour_of_day
+from serve.errors import SchemaError
+from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature
+
+Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
+
+LIMIT = 10.0
+"""Standardised values are clipped to +- this many times the scale of their feature."""
+TIME = "the time of the request"
+"""Key of the UTC seconds that hours and weekdays are taken from; no feature has this name."""
+HASHES = 2**32
+"""A hash of a token is within [0, HASHES)."""
+MAX_TEXT, MAX_WORD = 4096, 64
+"""Letters read of a text, and of a word for its n-grams: they bound the cost of a request."""
+
+_HOURS = 24
+_FRACTIONS = (float, np.floating, Decimal)
+_LISTS = (list, tuple, np.ndarray)
+_SEPARATOR = re.compile(r"\s*,\s*|\s+")
+_BRACKETS = {"[": "]", "(": ")"}
+_GRAM_SIZES = (4, 3, 5)  # letters
+_WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
+_CACHED_WORDS = 65_536
+
+
+@dataclass(frozen=True)
+class EncodedFeatures:
+    """The features of n rows of one side."""
+
+    codes: Ints
+    """(n, C), each within [0, n_codes) of its feature."""
+    values: Floats
+    """(n, V), finite."""
+
+    def take(self, rows: Ints) -> EncodedFeatures:
+        """Pick rows, in any order and as often as named."""
+        return EncodedFeatures(self.codes.take(rows, axis=0), self.values.take(rows, axis=0))
+
+
+# ---- cells as texts
+
+
+def to_text(value: Any) -> str | None:
+    """Write a value the one way vocabularies know it: 7, 7.0 and " 7 " are "7"; None, NaN and "" are None."""
+    if isinstance(value, str):
+        return value.strip() or None
+    if value is None or _is_missing(value):
+        return None
+    if isinstance(value, (bool, np.bool_)):
+        return "true" if value else "false"
+    if isinstance(value, _FRACTIONS) and math.isfinite(value) and value == int(value):
+        return str(int(value))
+    return str(value).strip() or None
+
+
+def split_cell(cell: Any, separator: str) -> list[str]:
+    """Return the distinct values of a `multi_categorical` cell: a text with separators, or a list of such texts."""
+    parts = cell if isinstance(cell, _LISTS) else (cell,)
+    texts = (to_text(part) for part in parts)
+    pieces = chain.from_iterable(text.split(separator) for text in texts if text is not None)
+    return list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
+
+
+def join_text(cell: Any) -> str | None:
+    """Return the text of a `text` cell, which is a text or a list of texts: a line each."""
+    if not isinstance(cell, _LISTS):
+        return to_text(cell)
+    return "\n".join(text for text in map(to_text, cell) if text is not None) or None
+
+
+def write_cell(feature: Feature | None, cell: Any) -> str | None:
+    """Write the cell of a column that a feature reads, or none does, as a text that is read as the cell was."""
+    if feature is not None and feature.kind == "multi_categorical":
+        return to_text(feature.separator.join(split_cell(cell, feature.separator)))
+    return join_text(cell)
+
+
+def _is_missing(value: Any) -> bool:
+    """Tell NaN and NaT, which differ from themselves, and NA of pandas, which is not imported here."""
+    if type(value).__name__ in ("NAType", "NaTType"):
+        return True
+    if isinstance(value, Decimal):  # a signalling NaN cannot be compared
+        return value.is_nan()
+    return isinstance(value, (*_FRACTIONS, np.datetime64)) and bool(value != value)
+
+
+# ---- columns of numbers and vectors
+
+
+@dataclass(frozen=True, slots=True)
+class Vector:
+    """A vector as a cell of a table: small, and comparable like a text."""
+
+    packed: bytes
+    """float32."""
+
+    @classmethod
+    def pack(cls, entries: Floats) -> Vector:
+        return cls(entries.tobytes())
+
+    def entries(self) -> Floats:
+        return np.frombuffer(self.packed, dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self.packed) // np.dtype(np.float32).itemsize
+
+
+def read_vector(cell: Any) -> Floats | None:
+    """Read a vector from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]".
+
+    Returns:
+        (W,); None for an empty list and a blank text, which are missing.
+
+    Raises:
+        ValueError: it is no list of numbers, or an entry is not finite as float32; says which.
+    """
+    if isinstance(cell, Vector):
+        return cell.entries()
+    entries = _to_array(_split_numbers(cell) if isinstance(cell, str) else cell)
+    if not np.isfinite(entries).all():
+        raise ValueError("an entry is not finite")
+    return entries if len(entries) else None
+
+
+def _to_array(cell: Any) -> Floats:
+    try:
+        if not isinstance(cell, _LISTS):
+            raise TypeError
+        entries = np.asarray(cell)
+        is_list = entries.ndim == 1 and (entries.dtype.kind in "iufUO" or not len(entries))
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            array: Floats = entries.astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("no list of numbers") from error
+    if not is_list:
+        raise ValueError("no list of numbers")
+    return array
+
+
+def _split_numbers(text: str) -> list[str]:
+    text = text.strip()
+    if text[:1] in _BRACKETS and text[-1:] == _BRACKETS[text[0]]:
+        text = text[1:-1].strip()
+    return _SEPARATOR.split(text) if text else []
+
+
+def stack_vectors(vectors: Sequence[Floats | None], width: int) -> Floats:
+    """Stack vectors of one width, (n, width); NaN where there is none."""
+    matrix = np.full((len(vectors), width), np.nan, dtype=np.float32)
+    for row, vector in enumerate(vectors):
+        if vector is not None:
+            matrix[row] = vector
+    return matrix
+
+
+def is_missing_row(matrix: Floats) -> NDArray[np.bool_]:
+    """Return which rows (n,) of a matrix (n, W) hold no vector."""
+    return np.asarray(np.isnan(matrix).all(axis=1))
+
+
+def vectors_to_arrow(matrix: Floats) -> pa.Array:
+    """Return a FixedSizeList<float32> column of the rows of a matrix (n, W), null where there is no vector.
+
+    Made from buffers, since `pa.array` imports pandas where it is installed.
+    """
+    entries = np.ascontiguousarray(matrix, dtype=np.float32)
+    child = pa.Array.from_buffers(pa.float32(), entries.size, [None, pa.py_buffer(entries)])
+    valid = pa.py_buffer(np.packbits(~is_missing_row(entries), bitorder="little"))
+    return pa.Array.from_buffers(pa.list_(pa.float32(), entries.shape[1]), len(entries), [valid], children=[child])
+
+
+def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
+    """Return the matrix (n, W) that `vectors_to_arrow` wrote."""
+    array = column.combine_chunks()
+    width = array.type.list_size
+    if not len(array):
+        return np.empty((0, width), dtype=np.float32)
+    child = array.values
+    first = child.offset + array.offset * width
+    entries = np.frombuffer(child.buffers()[1], dtype=np.float32)[first : first + len(array) * width]
+    matrix: Floats = entries.reshape(len(array), width).copy()
+    if array.null_count:
+        bits = np.unpackbits(np.frombuffer(array.buffers()[0], dtype=np.uint8), bitorder="little")
+        matrix[bits[array.offset : array.offset + len(array)] == 0] = np.nan
+    return matrix
+
+
+def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
+    """Read a numeric column as float64 (n,), NaN where missing.
+
+    Raises:
+        SchemaError: a value that does not parse or is infinite.
+    """
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        numbers = values.astype(np.float64)
+    else:
+        numbers = np.array([_to_number(feature, value) for value in values], dtype=np.float64)
+    if np.isinf(numbers).any():
+        raise SchemaError(f"feature '{feature.name}': a value is infinite; give a finite number or none")
+    return numbers
+
+
+def _to_number(feature: Feature, value: Any) -> float:
+    if to_text(value) is None:
+        return np.nan
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise SchemaError(f"feature '{feature.name}': '{str(value)[:40]}' is no number") from error
+
+
+def to_vectors(feature: Feature, values: Any) -> Floats:
+    """Read a vector column as float32 (n, W), NaN where missing.
+
+    Args:
+        feature: of W entries.
+        values: n cells as `read_vector` reads them, or a matrix (n, W) as returned.
+
+    Raises:
+        SchemaError: a vector that does not parse, is not finite or has another width.
+    """
+    if not (isinstance(values, np.ndarray) and values.ndim == 2):
+        return stack_vectors([_to_vector(feature, value) for value in values], feature.width)
+    _check_width(feature, values.shape[1])
+    matrix: Floats = values.astype(np.float32)
+    if np.isinf(matrix).any() or np.isnan(matrix[~is_missing_row(matrix)]).any():
+        raise SchemaError(f"feature '{feature.name}': an entry is not finite; give numbers, or a row of NaN if missing")
+    return matrix
+
+
+def _to_vector(feature: Feature, value: Any) -> Floats | None:
+    if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:
+        return None
+    try:
+        vector = read_vector(value)
+    except ValueError as error:
+        raise SchemaError(f"feature '{feature.name}': {error}: {str(value)[:40]}") from error
+    if vector is not None:
+        _check_width(feature, len(vector))
+    return vector
+
+
+def _check_width(feature: Feature, width: int) -> None:
+    if width != feature.width:
+        raise SchemaError(
+            f"feature '{feature.name}': a vector of {width} numbers; expected {feature.width}, as in the training data"
+        )
+
+
+# ---- sides
+
+
+def code_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
+    """Return each coded feature with its columns of `EncodedFeatures.codes`."""
+    return _slices([(feature, feature.width) for feature in features if not feature.has_values])
+
+
+def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
+    """Return each numeric and vector feature with its columns of `EncodedFeatures.values`; the last is the flag."""
+    return _slices([(feature, feature.width + 1) for feature in features if feature.has_values])
+
+
+def _slices(widths: list[tuple[Feature, int]]) -> list[tuple[Feature, slice]]:
+    stops = accumulate(width for _, width in widths)
+    return [(feature, slice(stop - width, stop)) for (feature, width), stop in zip(widths, stops, strict=True)]
+
+
+def encode_features(
+    features: Sequence[Feature], columns: Mapping[str, Any], n: int, timezone: str | None = None
+) -> EncodedFeatures:
+    """Encode the features of one side.
+
+    Args:
+        features: the side's features, in their order.
+        columns: feature column -> n raw values (list, numpy array or data frame column). `datetime` holds UTC
+            seconds. A column that is absent is missing in every row.
+        n: the number of rows.
+        timezone: where hours and weekdays are taken.
+
+    Raises:
+        SchemaError: a column of another length, a number or vector that does not parse or is not finite, or a
+            vector of another width.
+    """
+    coded, valued = code_slices(features), value_slices(features)
+    codes = np.full((n, coded[-1][1].stop if coded else 0), PADDING, dtype=np.int64)
+    values = np.zeros((n, valued[-1][1].stop if valued else 0), dtype=np.float32)
+    for feature, place in coded:
+        codes[:, place] = _encode_codes(feature, _column(columns, feature, n), n, timezone)
+    for feature, place in valued:
+        values[:, place] = _encode_values(feature, _column(columns, feature, n), n)
+    return EncodedFeatures(codes, values)
+
+
+def _column(columns: Mapping[str, Any], feature: Feature, n: int) -> Any:
+    """Return n values or None; a list stays one, since as an array ["a", True] would become two texts."""
+    values = columns.get(feature.column)
+    if values is None:
+        return None
+    if len(values) != n:
+        raise SchemaError(f"column '{feature.column}' has {len(values)} values; expected {n}, one a row")
+    return values if isinstance(values, (list, tuple)) else np.asarray(values)
+
+
+def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
+    """Let features be read by their names, since two may share a column; hours and weekdays from `TIME`."""
+    return tuple(replace(feature, column=TIME if feature.kind in DERIVED else feature.name) for feature in features)
+
+
+class RowEncoder:
+    """Encode rows of one side, given as name -> value; a feature that no row gives costs nothing."""
+
+    def __init__(self, features: Sequence[Feature], timezone: str | None) -> None:
+        """Lay out the features of a side; hours and weekdays are taken in `timezone`."""
+        features = keyed_by_name(features)
+        self._coded, self._valued = code_slices(features), value_slices(features)
+        self._missing = encode_features(features, {}, 1, timezone)
+        self._timezone = timezone
+
+    def encode(self, rows: Sequence[Mapping[str, Any]]) -> EncodedFeatures:
+        """Encode one row per mapping of names, and `TIME`, to values; a name that a mapping lacks is missing.
+
+        Raises:
+            SchemaError: a number or vector that does not parse, is not finite or has another width.
+        """
+        n, given = len(rows), set().union(*rows)
+        codes, values = self._missing.codes.repeat(n, axis=0), self._missing.values.repeat(n, axis=0)
+        for feature, place in self._coded:
+            if feature.column in given:
+                column = [row.get(feature.column) for row in rows]
+                codes[:, place] = _encode_codes(feature, column, n, self._timezone)
+        for feature, place in self._valued:
+            if feature.column in given:
+                values[:, place] = _encode_values(feature, [row.get(feature.column) for row in rows], n)
+        return EncodedFeatures(codes, values)
+
+
+def _encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> Ints:
+    """Return (n, width) codes of n raw values, or of None: missing in every row."""
+    if feature.kind == "text":
+        return encode_texts([None] * n if values is None else list(map(join_text, values)), feature)
+    if feature.kind == "multi_categorical":
+        return _encode_cells(feature, [None] * n if values is None else values)
+    if values is None:
+        return np.full((n, 1), UNKNOWN, dtype=np.int64)
+    if feature.kind in DERIVED:
+        return _encode_calendar(feature, values, timezone)[:, None]
+    return _look_up(feature, values)[:, None]
+
+
+def _look_up(feature: Feature, values: Any) -> Ints:
+    """Return (n,) codes; numbers through their distinct values, which are few."""
+    if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
+        distinct, index = np.unique(values, return_inverse=True)
+        return _look_up(feature, list(distinct))[index]
+    code_of = feature.codes.get
+    return np.array([code_of(to_text(value), UNKNOWN) for value in values], dtype=np.int64)  # type: ignore[arg-type]
+
+
+def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Ints:
+    numbers = to_numbers(feature, values)
+    is_known = ~np.isnan(numbers)
+    seconds = np.where(is_known, numbers, 0).astype(np.int64)
+    place = (hour_of_day if feature.kind == "hour_of_day" else day_of_week)(seconds, timezone)
+    return np.where(is_known, _calendar_codes(feature.vocabulary)[place], UNKNOWN)
+
+
+@lru_cache(maxsize=64)
+def _calendar_codes(vocabulary: tuple[str, ...]) -> Ints:
+    """Return the code of each hour or weekday."""
+    codes = {text: FIRST_CODE + index for index, text in enumerate(vocabulary)}
+    return np.array([codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
+
+
+def _encode_cells(feature: Feature, cells: Any) -> Ints:
+    """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
+    seen: dict[str, list[int]] = {}
+
+    def encode(cell: Any) -> list[int]:
+        if not isinstance(cell, str):
+            return _encode_cell(feature, cell)
+        if cell not in seen:
+            seen[cell] = _encode_cell(feature, cell)
+        return seen[cell]
+
+    flat = np.fromiter(chain.from_iterable(map(encode, cells)), dtype=np.int64, count=len(cells) * feature.width)
+    return flat.reshape(len(cells), feature.width)
+
+
+def _encode_cell(feature: Feature, cell: Any) -> list[int]:
+    texts = split_cell(cell, feature.separator)
+    codes = list(dict.fromkeys(feature.codes.get(text, UNKNOWN) for text in texts)) or [UNKNOWN]
+    return (codes + [PADDING] * feature.width)[: feature.width]
+
+
+def _encode_values(feature: Feature, values: Any, n: int) -> Floats:
+    """Return (n, width + 1) standardised numbers and missing flag of n raw values, or of None: all missing."""
+    if feature.is_numeric:
+        numbers = np.full(n, np.nan) if values is None else to_numbers(feature, values)
+        return _standardise(numbers[:, None], feature, np.isnan(numbers))
+    vectors = np.full((n, feature.width), np.nan, np.float32) if values is None else to_vectors(feature, values)
+    return _standardise(vectors, feature, is_missing_row(vectors))
+
+
+def _standardise(entries: NDArray[Any], feature: Feature, is_missing: NDArray[np.bool_]) -> Floats:
+    """Return (n, W + 1): entries (n, W) standardised in their own precision, then the missing flag."""
+    mean, scale = (entries.dtype.type(number) for number in (feature.mean, feature.scale))
+    with np.errstate(over="ignore"):  # the ends of the range overflow to what is clipped anyway
+        standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
+    standard[is_missing] = 0.0
+    return np.column_stack([standard, is_missing]).astype(np.float32)
+
+
+# ---- hashed text: words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)
+
+
+def encode_texts(texts: Sequence[str | None], feature: Feature) -> Ints:
+    """Code the tokens of texts, (n, width): each bucket once a row, then PADDING; UNKNOWN where there is no token."""
+    width, place = feature.width, {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    nothing, padding = [UNKNOWN - FIRST_CODE], [PADDING - FIRST_CODE] * width
+    rows = hash_texts(place, width, feature.buckets)
+    padded = chain.from_iterable(((row or nothing) + padding)[:width] for row in rows)
+    flat = np.fromiter(padded, dtype=np.int64, count=len(place) * width) + FIRST_CODE
+    codes: Ints = flat.reshape(len(place), width)[[place[text] for text in texts]]
+    return codes
+
+
+def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
+    """Yield the distinct buckets of each text's tokens.
+
+    Args:
+        texts: lines of words; a pair of words does not cross lines. None has no token.
+        most: buckets kept of a text.
+        n_buckets: a power of two.
+    """
+    mask = n_buckets - 1
+    hash_word = lru_cache(_CACHED_WORDS)(partial(_hash, mask=mask))  # most texts share words with others
+    hash_grams = lru_cache(_CACHED_WORDS)(partial(_hash_grams, mask=mask))
+    for text in texts:
+        lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
+        words = list(chain.from_iterable(lines))
+        pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
+        by_size = zip(*map(hash_grams, words), strict=True)  # size by size, so that every word has its first
+        grams = chain.from_iterable(chain.from_iterable(by_size))
+        hashes = chain(map(hash_word, words), (_hash(pair, mask) for pair in pairs), grams)
+        yield list(dict.fromkeys(hashes))[:most]
+
+
+def split_words(line: str) -> list[str]:
+    """Return the words of a line, each letter in one spelling and without case."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFKC", line)
+    return _WORD.findall(line.casefold())
+
+
+def _hash_grams(word: str, mask: int) -> list[list[int]]:
+    """Hash the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
+    framed = f"<{word[:MAX_WORD]}>"
+    windows = [[framed[start : start + size] for start in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
+    return [[_hash(f"~{gram}", mask) for gram in grams] for grams in windows]
+
+
+def _hash(token: str, mask: int) -> int:
+    return crc32(token.encode("utf-8", "surrogatepass")) & mask
+
+
+# ---- single-valued item features as one list of Q categories, by which preferences are counted
+
+
+def category_features(features: tuple[Feature, ...]) -> list[tuple[Feature, slice]]:
+    """Return the single-valued features that have a vocabulary, with their code columns."""
+    return [(feature, columns) for feature, columns in code_slices(features) if feature.kind == "categorical"]
+
+
+def count_categories(features: tuple[Feature, ...]) -> int:
+    """Count the codes of all single-valued features: Q."""
+    return sum(feature.n_codes for feature, _ in category_features(features))
+
+
+def category_rows(features: tuple[Feature, ...], codes: Ints) -> Ints:
+    """Number each item's code of each single-valued feature among all categories.
+
+    Args:
+        features: of the item side.
+        codes: (N, C) encoded items.
+
+    Returns:
+        (N, F) int64 within [0, Q).
+    """
+    columns, offset = [], 0
+    for feature, place in category_features(features):
+        columns.append(codes[:, place.start] + offset)
+        offset += feature.n_codes
+    return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0), dtype=np.int64)

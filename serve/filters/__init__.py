@@ -1,1 +1,0 @@
-"""Which items a request lets in: expressions on item columns, allow lists, at most n items of a value."""
