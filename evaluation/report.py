@@ -74,6 +74,8 @@ _STYLE: dict[Any, Any] = {
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
 
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+
 Drawings = list[tuple[str, Markup]]
 """Captions and charts."""
 
@@ -173,7 +175,7 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     with mpl.rc_context(_STYLE):
         drawing, text = Figure(figsize=(4.4, height), layout="constrained"), io.StringIO()
         plot(drawing.subplots())
-        drawing.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+        drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
     svg = text.getvalue()[text.getvalue().index("<svg") + 5 :]
     for mark in ('id="', "(#", '"#'):
         svg = svg.replace(mark, mark + re.sub(r"\W+", "-", label))

@@ -1,0 +1,217 @@
+"""Baselines equal dense formulas and plain loops."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from threadpoolctl import threadpool_info
+
+import evaluation.baselines
+from evaluation.baselines import (
+    DAY,
+    NEAR_NOTHING,
+    SHRINK,
+    Events,
+    as_binary,
+    as_counts,
+    as_logs,
+    fit_decayed_personal,
+    fit_ease,
+    fit_itemknn,
+    fit_personal,
+    fit_popularity,
+    fit_recent_popularity,
+    fit_used,
+    invert_regularised,
+)
+from evaluation.ranking import tiles, top_k
+from serve.errors import SchemaError
+
+U, N, E = 5, 11, 60
+PAIRS = [(0, 3), (2, 3), (0, 3), (0, 6), (2, 1), (0, 3)]
+
+
+def make(n_users=U, n_items=N, n_events=E, seed=0) -> Events:
+    """Draw events; the last user and the last two items have none."""
+    rng = np.random.default_rng(seed)
+    user, item = rng.integers(n_users - 1, size=n_events), rng.integers(n_items - 2, size=n_events)
+    return Events(user, item, rng.integers(0, 90 * DAY, n_events), n_users, n_items)
+
+
+def make_pairs(time=True) -> Events:
+    user, item = np.array(PAIRS).T
+    return Events(user, item, 100 + 10 * np.arange(len(PAIRS)) if time else None, U, N)
+
+
+def rows(events: Events):
+    return list(zip(events.user_row.tolist(), events.item_row.tolist(), events.time.tolist(), strict=True))
+
+
+def count_densely(events: Events) -> np.ndarray:
+    counts = np.zeros((events.n_users, events.n_items))
+    np.add.at(counts, (events.user_row, events.item_row), 1)
+    return counts
+
+
+def order(weights: dict[int, float], popularity: Counter) -> list[int]:
+    """Owned items by weight, the others after them; ties by popularity, then row."""
+    return sorted(range(N), key=lambda item: (-weights.get(item, 0.0), -popularity[item], item))
+
+
+@pytest.mark.parametrize(("strength", "of_three"), [(as_counts, 3), (as_binary, 1), (as_logs, 1 + math.log(3))])
+def test_strengths_of_pairs(strength, of_three):
+    expected = np.zeros((U, N))
+    expected[0, 3] = of_three
+    expected[0, 6] = expected[2, 3] = expected[2, 1] = 1
+    assert make_pairs().matrix(strength).toarray() == pytest.approx(expected)
+
+
+def test_owned_items_are_distinct_and_strangers_own_none():
+    owned = make_pairs().owned()
+    assert (owned.item_row.tolist(), owned.offsets.tolist()) == ([3, 6, 1, 3], [0, 2, 2, 4, 4, 4])
+
+
+def test_joining_keeping_and_recency():
+    events = make_pairs()
+    whole = events.join(events.keep(events.user_row == 2))
+    assert whole.item_row.tolist() == [3, 3, 3, 6, 1, 3, 3, 1]
+    assert events.join(make_pairs(time=False)).time is None
+    assert events.since_last().tolist() == [50, 40, 30, 20, 10, 0]
+    assert replace(events, time=events.time - 10**9).since_last().tolist() == events.since_last().tolist()
+    with pytest.raises(SchemaError, match="no times"):
+        make_pairs(time=False).since_last()
+
+
+def test_popularity_counts_events_or_users():
+    events = make()
+    by_event = Counter(item for _, item, _ in rows(events))
+    by_user = Counter(item for _, item in {(user, item) for user, item, _ in rows(events)})
+    for strength, counts in ((as_counts, by_event), (as_binary, by_user)):
+        assert top_k(fit_popularity(events, strength)(np.array([3, 0])), N).tolist() == [order({}, counts)] * 2
+
+
+@pytest.mark.parametrize(("unit", "n_recent"), [(DAY, 7), (3600, 7 * 24)])
+def test_a_week_holds_as_many_days_or_hours_as_it_has(unit, n_recent):
+    events = Events(np.zeros(200, np.int64), np.arange(200), np.arange(200) * unit, 1, 200)
+    (score,) = fit_recent_popularity(events, (7,), as_counts)
+    assert np.flatnonzero(score(np.array([0]))[0]).tolist() == list(range(200 - n_recent, 200))
+
+
+@pytest.mark.parametrize("days", [None, 1, 15])
+@pytest.mark.parametrize("seed", range(3))
+def test_personal_frequency_puts_own_items_first_and_decay_weighs_recent_ones_more(seed, days):
+    events = make(seed=seed)
+    popularity = Counter(item for _, item, _ in rows(events))
+    last = max(time for _, _, time in rows(events))
+    score = fit_personal(events) if days is None else next(fit_decayed_personal(events, (days,)))
+    lists = top_k(score(np.arange(U)), N)
+    for user in range(U):
+        weights: Counter = Counter()
+        for who, item, time in rows(events):
+            weight = 1 if days is None else math.exp((time - last) / (days * DAY))
+            weights[item] += weight if who == user else 0
+        assert lists[user].tolist() == order(weights, popularity)
+
+
+def test_decay_tells_long_past_events_apart():
+    events = Events(np.array([0, 0, 1]), np.array([2, 5, 4]), np.array([0, 1 * DAY, 3000 * DAY]), 2, 7)
+    (score,) = fit_decayed_personal(events, (15,))
+    assert top_k(score(np.array([0])), 3).tolist() == [[5, 2, 4]]
+
+
+def score_itemknn_naively(events: Events, k: int, binary: bool) -> np.ndarray:
+    """Sum, item by item, the cosines to the k nearest of everything the user has."""
+    counts = count_densely(events)
+    popularity = counts.sum(axis=0) / (counts.sum(axis=0).max() + 1)
+    counts = (counts > 0) * 1.0 if binary else counts
+    scores = np.zeros(counts.shape)
+    for owned in range(N):
+        norms = np.linalg.norm(counts[:, owned]) * np.linalg.norm(counts, axis=0)
+        cosines = counts[:, owned] @ counts / (norms + SHRINK)
+        for other in sorted(range(N), key=lambda item: (-np.float32(cosines[item]), item))[:k]:
+            scores[:, other] += counts[:, owned] * cosines[other]
+    return np.where(scores > 0, scores, popularity - 1)
+
+
+@pytest.mark.parametrize(("strength", "binary"), [(as_counts, False), (as_binary, True)])
+@pytest.mark.parametrize("seed", range(3))
+def test_itemknn_equals_a_plain_loop(seed, strength, binary, monkeypatch):
+    monkeypatch.setattr(evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * N))
+    events, users = make(n_events=30, seed=seed), np.array([4, 0, 2])
+    for k, score in zip((2, 3, 400), fit_itemknn(events, (2, 3, 400), strength), strict=True):
+        assert score(users) == pytest.approx(score_itemknn_naively(events, k, binary)[users], abs=1e-6)
+
+
+def score_ease_naively(events: Events, regularisation: float) -> np.ndarray:
+    """Solve one least-squares problem per item, its own weight held at zero: the definition of the model."""
+    counts = count_densely(events)
+    strengths = np.where(counts > 0, 1 + np.log(np.maximum(counts, 1)), 0)
+    scores = np.zeros_like(strengths)
+    for item in range(events.n_items):
+        others = np.delete(strengths, item, axis=1)
+        gram = others.T @ others + regularisation * np.eye(events.n_items - 1)
+        scores[:, item] = others @ np.linalg.solve(gram, others.T @ strengths[:, item])
+    return scores
+
+
+@pytest.mark.parametrize(("n_users", "n_items"), [(7, 11), (13, 6)], ids=["dual", "primal"])
+def test_both_forms_of_ease_solve_the_regressions(n_users, n_items, monkeypatch):
+    monkeypatch.setattr(evaluation.baselines, "tiles", lambda rows, columns: tiles(rows, columns, 3 * columns))
+    one = Events(np.array([n_users - 1]), np.array([2]), np.array([0]), n_users, n_items)  # a user of one item
+    events, users = make(n_users, n_items, 6 * n_users).join(one), np.array([3, 0, n_users - 1])
+    for value, score in zip((0.5, 3.0, 30.0), fit_ease(events, (0.5, 3.0, 30.0), as_logs), strict=True):
+        assert score(users) == pytest.approx(score_ease_naively(events, value)[users], abs=2e-5)
+
+
+@pytest.mark.parametrize(("n_users", "n_items"), [(7, 11), (13, 6)])
+@pytest.mark.parametrize("fit", [fit_ease, fit_itemknn])
+def test_strangers_get_what_is_popular(fit, n_users, n_items):
+    events = make(n_users, n_items)
+    (score,) = fit(events, (3.0,), as_binary)
+    popular = np.bincount(events.item_row, minlength=n_items)
+    scores = score(np.array([n_users - 1]))[0]
+    assert np.argsort(scores, kind="stable").tolist() == np.argsort(popular, kind="stable").tolist()
+
+
+@pytest.mark.parametrize("n_users", [U, 40])
+@pytest.mark.parametrize(("fit", "of_others"), [(fit_itemknn, NEAR_NOTHING), (fit_ease, 0.0)])
+def test_items_without_events_change_no_score(fit, of_others, n_users):
+    def fit_logs(events, values):
+        return fit(events, values, as_logs)
+
+    used = np.array([0, 3, 5, 6, 11, 12, 15, 16, 18])
+    listed = make(n_users, len(used) + 2, seed=3)
+    listed = replace(listed, item_row=used[listed.item_row], n_items=23)
+    users = np.arange(n_users)
+    for score, of_all in zip(fit_used(fit_logs, of_others, listed, (3, 20)), fit_logs(listed, (3, 20)), strict=True):
+        strangers = np.diff(listed.owned().offsets) == 0
+        assert score(users) == pytest.approx(of_all(users), abs=2e-6)
+        assert (np.delete(score(users)[~strangers], used, axis=1) == of_others).all()
+
+
+def test_without_any_event_every_item_scores_alike(capfd):
+    nothing = make().keep(np.zeros(E, bool))
+    for fit, of_others in ((fit_itemknn, NEAR_NOTHING), (fit_ease, 0.0)):
+        (score,) = fit_used(lambda events, values, fit=fit: fit(events, values, as_counts), of_others, nothing, [3])
+        assert len(np.unique(score(np.arange(U)))) == 1
+    assert capfd.readouterr() == ("", "")  # LAPACK says on the console what it will not take
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("n", "small"), [(1, 4096), (7, 5), (11, 4096)])
+def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
+    monkeypatch.setattr(evaluation.baselines, "SMALL", small)
+    monkeypatch.setattr(evaluation.baselines, "_MIRRORED", 4)
+    factors = np.random.default_rng(n).standard_normal((n, 3)).astype(dtype)
+    gram, threads = factors @ factors.T, [one["num_threads"] for one in threadpool_info()]
+    before = gram.copy()
+    inverse = invert_regularised(gram, 0.5)
+    assert inverse.dtype == dtype
+    assert (gram == before).all()
+    assert inverse @ (gram + 0.5 * np.eye(n, dtype=dtype)) == pytest.approx(np.eye(n), abs=1e-4)
+    assert (inverse == inverse.T).all()
+    assert [one["num_threads"] for one in threadpool_info()] == threads

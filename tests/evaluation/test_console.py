@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+import io
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from evaluation.console import build_table, print_metrics, print_summary
+
+
+def figures(value: float, users: int = 1234) -> dict:
+    return {"users": users, "NDCG@20": value, "NDCG@20_ci95": [value - 0.01, value + 0.02], "HR@10": 2 * value}
+
+
+TEST = {
+    "bascule": {"all": figures(0.31), "novel": figures(0.05)},
+    "popularity-recent": {"all": figures(0.35), "novel": figures(0.04)},
+    "popularity": {"novel": figures(0.03), "all": {"users": 0}},
+}
+
+
+def differ(low, high, users=1234) -> dict:
+    return {"popularity-recent": {"all": {"users": users, "NDCG@20": -0.04, "NDCG@20_ci95": [low, high]}}}
+
+
+def show(metrics, width=80) -> str:
+    console = Console(file=io.StringIO(), width=width)
+    print_metrics(console, metrics, "NDCG@20", ("HR@10",))
+    return console.file.getvalue()
+
+
+def test_models_stand_in_order_with_intervals_and_differences_in_80_columns():
+    text = show({"test": TEST, "paired": differ(-0.06, -0.02)})
+    cells = [re.findall(r"[^ ]+ \(.*?\)|[^ ]+", line) for line in text.splitlines() if "(" in line]
+    assert cells[:2] == [
+        ["popularity-recent", "0.3500 (.340, .370)", "-0.0400 (-.060, -.020)", "0.7000"],
+        ["bascule", "0.3100 (.300, .330)", "0.6200"],
+    ]
+    assert text.index("view 'all', 1,234 users") < text.index("bascule minus it") < text.index("view 'novel'")
+    assert len(re.findall(r"(?m)^popularity ", text)) == 1  # no figure of it in `all`
+    assert "'all', 1 user, " in show({"test": {"bascule": {"all": figures(0.5, users=1)}}, "paired": {}})
+
+
+@pytest.mark.parametrize(
+    ("users", "low", "high", "colour"),
+    [(20, 0.125, 0.25, "green"), (20, -0.25, -0.125, "red"), (20, 0.0, 0.25, "default"), (19, 0.1, 0.2, "default")],
+)
+def test_a_difference_has_a_colour_where_its_interval_is_on_one_side(users, low, high, colour):
+    table = build_table("all", TEST, differ(low, high, users), ("NDCG@20",), "title")
+    assert next(cell for cell in table.columns[2].cells if cell).startswith(f"[{colour}]-0.0400[/] (")
+
+
+def test_figures_with_context_have_tables_of_their_own():
+    metrics = {"test": {"bascule": {"novel": figures(0.31)}}, "paired": {}}
+    assert "context" not in show(metrics)
+    asked = {"bascule": {"novel": figures(0.21)}, "bascule without context": {"novel": figures(0.18)}}
+    gain = {"bascule without context": {"novel": {"users": 1234, "NDCG@20": 0.03, "NDCG@20_ci95": [0.01, 0.05]}}}
+    text = show(metrics | {"with_context": asked, "paired_with_context": gain})
+    text = text.split("view 'novel', with request context, 1,234 users")[1]
+    assert re.search(r"bascule +0\.2100", text)
+    assert re.search(r"(?m)^without context +0\.1800 .* \+0\.0300 \(\+\.010, \+\.050\)", text)
+
+
+@pytest.mark.parametrize("item_id", ["red [xl] shoes", "a[/b]", "-7x", "it's", 7])
+def test_commands_to_try_next_are_printed_as_they_run(item_id):
+    out, text = Path("my runs/[a]"), io.StringIO()
+    print_summary(Console(file=text, width=40), out, {}, "NDCG@10", item_id)
+    recommend, similar, verify = (shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:])
+    assert recommend[2:] == ["recommend", "--bundle", f"{out}/bundle", "--all-users", "--k", "10", *recommend[-2:]]
+    item = [f"--item={item_id}"] if str(item_id).startswith("-") else ["--item", str(item_id)]
+    assert similar[2:] == ["similar", "--bundle", f"{out}/bundle", *item, "--k", "5"]
+    assert verify == ["-m", "serve", "verify", "--bundle", f"{out}/bundle"]
+    assert "Nothing was held out" in text.getvalue().replace("\n", " ")

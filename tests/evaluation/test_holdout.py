@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import evaluation.holdout
+from evaluation.holdout import (
+    profiles_from_frame,
+    read_interactions,
+    read_moment,
+    read_users,
+    sample_users,
+    split_validation,
+)
+from serve.errors import SchemaError
+from serve.schema import Feature
+from tests.tiny_bundle import SCHEMA
+
+AT = 1_600_000_000
+ROWS = pd.DataFrame(
+    {"user_id": ["a", "b", "a"], "item_id": ["p", "q", "r"], "datetime": AT, "weight": 1, "position": 3}
+)
+NOBODY = pd.DataFrame({"user_id": []}, dtype=object)
+
+
+def read(folder, frame, name="events.csv", schema=SCHEMA):
+    path = folder / name
+    if isinstance(frame, str):
+        path.write_text(frame)
+    else:
+        frame.to_csv(path, index=False) if ".csv" in name else frame.to_parquet(path)
+    return read_interactions(path, schema)
+
+
+@pytest.mark.parametrize("name", ["events.csv", "events.csv.gz", "events.parquet"])
+def test_interactions_come_in_the_types_of_the_bundle(tmp_path, name):
+    frame = pd.DataFrame({"user_id": [12, 5, 12], "item_id": ["007", "NA", "8"], "datetime": [AT, AT + 7, AT + 1]})
+    frame = frame.assign(event=[" buy ", None, "view"], position=[2, 3, 5], other=1)
+    got = read(tmp_path, frame, name, replace(SCHEMA, user_id_type="integer"))
+    assert got["user_id"].dtype == np.int64
+    assert got["item_id"].tolist() == ["007", "NA", "8"]
+    assert (got["datetime"].tolist(), got["position"].tolist()) == ([AT, AT + 7, AT + 1], [2, 3, 5])
+    assert "other" not in got
+    profiles = profiles_from_frame(got, pd.DataFrame({"user_id": [3, 12]}), SCHEMA)
+    assert profiles.user_ids.tolist() == [3, 5, 12]
+    assert profiles.get(12).history.item_id.tolist() == ["007", "8"]
+    assert profiles.get(12).history.event.tolist() == ["buy", "view"]
+    assert pd.isna(profiles.get(5).history.event[0])
+    assert len(profiles.get(3).history) == 0
+
+
+@pytest.mark.parametrize(
+    ("frame", "message"),
+    [
+        (ROWS.rename(columns={"item_id": "item"}), "no column 'item_id'; did you mean 'item'"),
+        (ROWS.assign(user_id=[None, "a", "b"]), "user_id is nan in record 1"),
+        (ROWS.assign(datetime=["2020-11-01", "2020-13-01", "2020-11-03"]), "'2020-13-01' in record 2"),
+        (ROWS.assign(weight=["many", "1", "1"]), "weight is 'many' in record 1"),
+        (ROWS.assign(weight=[0, 0, -2.5]), "weight is '-2.5' in record 3"),
+        (ROWS.assign(position=["0", "-inf", "1"]), "position is '-inf' in record 2"),
+        ("", "cannot be read"),
+        ("user_id,item_id,stars\n11,12,5,\n13,14,4,\n", "Expected 3 fields in line 2, saw 4"),
+        ("user_id,item_id,item_id\n11,12,13\n", "two columns are called 'item_id'; rename all but one"),
+    ],
+)
+def test_unreadable_interactions_are_refused(tmp_path, frame, message):
+    with pytest.raises(SchemaError, match=message) as caught:
+        read(tmp_path, frame)
+    assert "events.csv" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"item_id": [["p"]] * 3}, "item_id holds lists; allowed: whole numbers or texts"),
+        ({"device": [["web", "phone"]] * 3}, "device holds lists; expected one value each"),
+        ({"datetime": pd.to_timedelta([3, 4, 5], unit="D")}, "datetime is Timedelta.* in record 1"),
+    ],
+)
+def test_lists_and_time_spans_are_refused(tmp_path, columns, message):
+    with pytest.raises(SchemaError, match=message):
+        read(tmp_path, ROWS.assign(**columns), "events.parquet")
+
+
+@pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,,\n11,12\n", "user_id,item_id\n\n11,12\n"])
+def test_a_byte_order_mark_nameless_columns_and_blank_lines_do_no_harm(tmp_path, text):
+    assert read(tmp_path, text).to_dict("list") == {"user_id": ["11"], "item_id": ["12"]}
+
+
+def test_context_of_an_own_column_leaves_it_as_it_is(tmp_path):
+    context = (Feature("own", "categorical", "item_id"), Feature("when", "numeric", "datetime"))
+    got = read(tmp_path, ROWS, schema=replace(SCHEMA, context_features=context))
+    assert (got["item_id"].tolist(), got["datetime"].tolist()) == (["p", "q", "r"], [AT] * 3)
+
+
+@pytest.mark.parametrize(
+    ("users", "message"),
+    [
+        ({"user_id": ["a", "b", "a"], "gender": "f", "income": 1}, "user_id 'a' is there twice"),
+        ({"user_id": ["a", "b", "c"], "gander": "f", "income": 1}, "no column 'gender'; did you mean 'gander'"),
+    ],
+)
+def test_unfit_users_are_refused_and_numbers_are_numbers(tmp_path, users, message):
+    path = tmp_path / "users.csv"
+    pd.DataFrame(users).to_csv(path, index=False)
+    with pytest.raises(SchemaError, match=message):
+        read_users(path, SCHEMA)
+    path.write_text("user_id,gender,income\na,f,2.50\nb,,\n")
+    np.testing.assert_array_equal(read_users(path, SCHEMA)["income"], [2.5, np.nan])
+
+
+def test_moments_are_read_in_the_zone_of_the_bundle():
+    assert read_moment("2020-09-13T12:26:40Z", None) == read_moment("2020-09-13T14:26:40", "Europe/Berlin") == AT
+    with pytest.raises(SchemaError, match="moment 'yesterday' cannot be read"):
+        read_moment("yesterday", None)
+
+
+def test_histories_are_oldest_first_and_positions_order_equal_times():
+    rows = pd.DataFrame({"user_id": "b", "item_id": list("pqrs"), "datetime": [9, 2, 9, 9], "position": [7, 8, 5, 5]})
+    history = profiles_from_frame(rows.assign(weight=[0.5, 0.25, 0.0, 3.0]), NOBODY, SCHEMA).get("b").history
+    assert history.item_id.tolist() == ["q", "r", "s", "p"]
+    assert (history.datetime.tolist(), history.weight.tolist()) == ([2, 9, 9, 9], [0.25, 0.0, 3.0, 0.5])
+
+
+def test_validation_is_a_window_as_long_as_the_test_where_both_parts_have_events():
+    rows = pd.DataFrame({"user_id": list("abaab"), "item_id": "p", "datetime": [3, 5, 7, 6, 1]})
+    train, validation = split_validation(rows, pd.DataFrame({"datetime": [9, 10]}), 8, 0)
+    assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])
+    for at in (99, 8):  # a window that holds nothing, or everything: the last moments instead
+        holdout = pd.DataFrame({"datetime": [at + (2 if at == 99 else 99)]})
+        assert split_validation(rows, holdout, at, 0)[1].index.tolist() == [1, 2]
+
+
+def test_without_a_moment_validation_is_the_last_moment_or_position_of_each_user():
+    rows = pd.DataFrame({"user_id": list("abaab"), "item_id": list("pqrst"), "datetime": [3, 5, 7, 7, 5]})
+    train, validation = split_validation(rows, rows, None, 0)
+    assert (train.index.tolist(), validation.index.tolist()) == ([0, 1, 4], [2, 3])  # b has one moment only
+    positions = rows.drop(columns="datetime").assign(position=[9, 4, 5, 2, 3])
+    assert split_validation(positions, rows, None, 0)[1].index.tolist() == [0, 1]
+
+
+def test_without_times_validation_is_pairs_as_many_as_are_held_out_whatever_the_order_of_rows():
+    rng = np.random.default_rng(0)
+    rows = pd.DataFrame({"user_id": rng.integers(40, size=3000), "item_id": rng.integers(50, size=3000)})
+    train, validation = split_validation(rows, rows.drop_duplicates()[:380], None, 3)
+    assert sorted([*train.index, *validation.index]) == rows.index.tolist()
+    pairs, held_out = (set(part.itertuples(index=False, name=None)) for part in (train, validation))
+    assert not pairs & held_out  # all rows of a pair together
+    n_pairs = len(pairs | held_out)
+    assert len(held_out) / n_pairs == pytest.approx(380 / (380 + n_pairs), abs=0.03)
+    shuffled = split_validation(rows.sample(frac=1, random_state=1), rows.drop_duplicates()[:380], None, 3)[1]
+    assert sorted(shuffled.index) == validation.index.tolist()
+    assert set(split_validation(rows, pd.concat([rows, rows + 99]), None, 3)[0]["user_id"]) == set(rows["user_id"])
+
+
+def test_validation_users_are_drawn_by_the_seed(monkeypatch):
+    monkeypatch.setattr(evaluation.holdout, "MAX_VALIDATION_USERS", 3)
+    rows = pd.DataFrame({"user_id": list("abcdefgabc")})
+    drawn = [set(sample_users(part, seed)["user_id"]) for part, seed in ((rows, 1), (rows[::-1], 1), (rows, 2))]
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert len(drawn[0]) == len(drawn[2]) == 3
+    assert sample_users(rows[:2], 1).equals(rows[:2])

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import evaluation.metrics
+from evaluation.metrics import (
+    RESAMPLES,
+    SEED,
+    ItemSets,
+    Targets,
+    average_by_user,
+    describe_lists,
+    gini,
+    hit_matrix,
+    measure_requests,
+    measure_users,
+    resample_means,
+    summarise,
+    summarise_difference,
+)
+from tests.evaluation.sets import as_lists, as_sets
+
+N = 11
+LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, -1, -1, -1], [4, 0, 2, 8, 1]])
+EVENTS = np.array([40, 0, 3, 9, 1, 6, 0, 2, 5, 4, 30])
+
+
+def measure_naively(ranked: list[int], wanted: list[int], k: int) -> dict[str, float]:
+    """Count place by place; -1 among `wanted` is a target that cannot be found."""
+    gain, precision, first, found = 0.0, 0.0, 0, 0
+    for place, item in enumerate(ranked[:k], start=1):
+        if item < 0 or item not in wanted:
+            continue
+        found += 1
+        gain += 1 / math.log2(place + 1)
+        precision += found / place
+        first = first or place
+    reachable = min(k, len(wanted))
+    return {
+        f"HR@{k}": 1.0 if found else 0.0,
+        f"Recall@{k}": found / len(wanted),
+        f"NDCG@{k}": gain / sum(1 / math.log2(place + 1) for place in range(1, reachable + 1)),
+        f"MRR@{k}": 1 / first if first else 0.0,
+        f"MAP@{k}": precision / reachable,
+    }
+
+
+@st.composite
+def requests(draw):
+    lists, wanted = [], []
+    for _ in range(draw(st.integers(1, 4))):
+        items = draw(st.permutations(range(11)))[: draw(st.integers(0, 7))]
+        lists.append([*items, *[-1] * (7 - len(items))])
+        known = draw(st.lists(st.integers(0, 10), max_size=6, unique=True))
+        wanted.append([*known, *[-1] * draw(st.integers(0 if known else 1, 2))])
+    return lists, wanted
+
+
+@settings(max_examples=60, deadline=None)
+@given(requests())
+def test_every_metric_equals_a_plain_loop(drawn):
+    lists, wanted = drawn
+    targets = Targets(as_sets(wanted), np.arange(len(wanted)))
+    hits = hit_matrix(np.array(lists), targets)
+    assert hits.tolist() == [[i >= 0 and i in w for i in r] for r, w in zip(lists, wanted, strict=True)]
+    got = measure_requests(hits, targets.items.counts, (3, 5, 10))
+    for k in (3, 5, 10):
+        for row, (ranked, items) in enumerate(zip(lists, wanted, strict=True)):
+            for name, value in measure_naively(ranked, items, k).items():
+                assert got[name][row] == pytest.approx(value, abs=1e-12), (name, row)
+
+
+def test_users_count_once_however_often_they_ask():
+    wanted = [[4], [5, 6], [], [2]]
+    lists = np.array([[4, 0, 1, 2, 3], [0, 1, 2, 5, 3], [0, 1, 2, 3, 4], [0, 1, 3, 4, 5]])
+    got = measure_users(lists, Targets(as_sets(wanted), np.array([9, 3, 9, 9])), (5,))
+    assert got["Recall@5"].tolist() == [0.5, (1.0 + 0.0) / 2]  # users 3 and 9, the request without target left out
+    assert average_by_user(np.array([1.0, 0.0, 5.0]), np.array([8, 8, 2])).tolist() == [5.0, 0.5]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.lists(st.integers(-1, 10), max_size=6, unique=True), min_size=1, max_size=5), st.data())
+def test_sets_are_taken_and_kept_as_lists_are(lists, data):
+    sets = as_sets(lists)
+    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=7))
+    assert as_lists(sets.take(np.array(rows, np.int64)))[: len(rows)] == [lists[row] for row in rows]
+    assert as_lists(sets.keep(sets.item_row % 2 == 0)) == [[i for i in items if i % 2 == 0] for items in lists]
+
+
+def test_grouping_keeps_order_and_repetitions():
+    sets = ItemSets.group(np.array([2, 0, 2, 0, 2]), np.array([7, -1, 3, -1, 9]), 4)
+    assert as_lists(sets) == [[-1, -1], [], [7, 3, 9], []]
+
+
+def test_figures_of_lists_equal_a_plain_count():
+    shown = [item for items in LISTS.tolist() for item in items[:3] if item >= 0]
+    total, wanted = sum(EVENTS.tolist()) + N, [40 + 1, 6 + 1, 0 + 1, 30 + 1]
+    exposure = [shown.count(item) for item in range(N)]
+    differences = sum(abs(a - b) for a in exposure for b in exposure)
+    assert describe_lists(LISTS, Targets(as_sets([[0, 5], [-1], [10]]), np.arange(3)), EVENTS, 3) == {
+        "coverage@3": len(set(shown)) / N,
+        "novelty@3": pytest.approx(np.mean([-math.log2((EVENTS[item] + 1) / total) for item in shown])),
+        "popularity_lift@3": pytest.approx(np.mean([EVENTS[item] + 1 for item in shown]) / np.mean(wanted)),
+        "gini@3": pytest.approx(differences / (2 * N * sum(exposure))),
+    }
+
+
+def test_gini_of_equal_single_and_no_exposure():
+    assert gini(np.full(N, 3)) == pytest.approx(0)
+    assert gini(np.eye(N, dtype=int)[3]) == pytest.approx(1 - 1 / N)
+    assert gini(np.zeros(N, int)) == 0
+
+
+def test_bootstrap_samples_are_means_of_drawn_rows(monkeypatch):
+    values, rng = np.random.default_rng(0).random((13, 3)), np.random.default_rng(SEED)
+    got = resample_means(values)
+    assert got.shape == (RESAMPLES, 3)
+    for row in range(5):
+        assert got[row] == pytest.approx(values[rng.integers(13, size=13)].mean(axis=0))
+    monkeypatch.setattr(evaluation.metrics, "BLOCK_BYTES", 8 * 13 * 7)
+    assert resample_means(values) == pytest.approx(got)
+
+
+def test_an_interval_is_about_two_standard_errors():
+    values = np.random.default_rng(2).random(2000)
+    got = summarise({"NDCG@10": values})
+    error = values.std() / len(values) ** 0.5
+    assert (got["users"], got["NDCG@10"]) == (2000, pytest.approx(values.mean()))
+    low, high = got["NDCG@10_ci95"]
+    assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.2 * error)
+    assert summarise({"HR@10": np.zeros(0)}) == {"users": 0}
+
+
+def test_pairing_removes_what_users_share():
+    users = np.random.default_rng(3).random(500)
+    ours = users + 0.01 + 1e-4 * np.random.default_rng(4).random(500)
+    got = summarise_difference({"HR@10": ours}, {"HR@10": users})
+    assert got["HR@10"] == pytest.approx(np.mean(ours - users))
+    assert 0.01 < got["HR@10_ci95"][0] <= got["HR@10_ci95"][1] < 0.0101

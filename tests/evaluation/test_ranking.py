@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import evaluation.ranking
+from evaluation.metrics import Targets
+from evaluation.ranking import find_owned, rank_views, tiles, top_k, view_targets
+from tests.evaluation.sets import as_lists, as_sets
+
+N, K = 11, 5
+SCORES = st.one_of(
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]),
+    st.floats(width=32, allow_nan=False),
+)
+ALLOWED = {
+    "all": lambda item, owned: True,
+    "repeat": lambda item, owned: item in owned,
+    "novel": lambda item, owned: item not in owned,
+}
+
+
+def rank_naively(scores: list[float], k: int) -> list[int]:
+    rows = [row for row, score in enumerate(scores) if math.isfinite(score)]
+    best = sorted(rows, key=lambda row: (-scores[row], row))[:k]
+    return best + [-1] * (k - len(best))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.lists(SCORES, min_size=7, max_size=7), min_size=1, max_size=3), st.integers(1, 11))
+def test_lists_are_exact_with_ties_in_order_of_rows(scores, k):
+    matrix = np.array(scores, np.float32)
+    assert top_k(matrix, k).tolist() == [rank_naively(row, k) for row in matrix.tolist()]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_long_rows_are_ranked_exactly(data):
+    n_items, k = data.draw(st.integers(60, 700)), data.draw(st.integers(1, 12))
+    rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
+    few = data.draw(st.lists(SCORES, min_size=1, max_size=6))  # many items share a score, at the cut too
+    scores = rng.choice(np.array(few, np.float32), (3, n_items))
+    if data.draw(st.booleans()):
+        places = rng.random(scores.shape) < 0.1
+        scores[places] = rng.standard_normal(places.sum()).astype(np.float32)
+    assert top_k(scores, k).tolist() == [rank_naively(row, k) for row in scores.tolist()]
+
+
+def test_a_list_of_few_items_of_a_large_catalogue_is_short():
+    scores = np.full((4, 700), -np.inf, np.float32)
+    scores[0, [600, 5]] = 3, 7
+    scores[2:] = np.arange(700)
+    assert top_k(scores, 4).tolist() == [[5, 600, -1, -1], [-1] * 4, *[[699, 698, 697, 696]] * 2]
+
+
+def test_small_tiles_rank_alike(monkeypatch):
+    scores = np.random.default_rng(0).standard_normal((5, 11)).astype(np.float32)
+    whole = top_k(scores, 3)
+    monkeypatch.setattr(evaluation.ranking, "CACHED_CELLS", 25)
+    assert top_k(scores, 3).tolist() == whole.tolist()
+
+
+@pytest.mark.parametrize(("cells", "sizes"), [(25, [2, 2, 1]), (3, [1] * 5), (1000, [5])])
+def test_tiles_cover_rows_once(cells, sizes):
+    runs = list(tiles(5, 11, cells))
+    assert [len(run) for run in runs] == sizes
+    assert np.concatenate(runs).tolist() == list(range(5))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.lists(st.lists(st.integers(-1, N - 1), max_size=N, unique=True), min_size=1, max_size=4),
+    st.integers(0, 99),
+    st.integers(1, 50),
+)
+def test_every_view_is_the_ranking_of_its_items(owned, seed, cells):
+    scores = np.random.default_rng(seed).integers(-2, 3, (len(owned), N)).astype(np.float32)
+    before, asked = scores.copy(), []
+
+    def score(requests):
+        asked.extend(requests.tolist())
+        return scores[requests[0] : requests[-1] + 1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluation.ranking, "tiles", lambda rows, columns, size=cells: tiles(rows, columns, size))
+        got = rank_views(score, as_sets(owned), N, K, ALLOWED)
+    assert asked == list(range(len(owned)))  # one pass for all views
+    assert (scores == before).all()
+    for view, allowed in ALLOWED.items():
+        for row, items in enumerate(owned):
+            ranked = sorted(range(N), key=lambda item: (-scores[row, item], item))
+            expected = [item for item in ranked if allowed(item, items)][:K]
+            assert got[view][row].tolist() == expected + [-1] * (K - len(expected)), view
+
+
+def test_targets_split_into_repeat_and_novel():
+    targets = Targets(as_sets([[2, -1, 7], [4], [0]]), np.array([6, 8, 6]))
+    got = view_targets(targets, as_sets([[7, 9], [], [0, -1]]), "allow")
+    assert as_lists(got["all"].items) == [[2, -1, 7], [4], [0]]
+    assert as_lists(got["repeat"].items) == [[7], [], [0]]
+    assert as_lists(got["novel"].items) == [[2, -1], [4], []]
+    assert all(view.user.tolist() == [6, 8, 6] for view in got.values())
+
+
+def test_without_repeats_owned_targets_stay_as_misses():
+    targets, owned = Targets(as_sets([[2, 7], [4]]), np.array([0, 1])), as_sets([[7, 9], [4]])
+    got = view_targets(targets, owned, "exclude")
+    assert list(got) == ["novel"]
+    assert as_lists(got["novel"].items) == [[2, 7], [4]]
+    assert find_owned(targets, owned).tolist() == [False, True, True]

@@ -1,0 +1,304 @@
+"""The report and the model card hold the facts of a run, escaped, and name nobody."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+import serve.durable
+from evaluation.model_card import describe_data, read_slices, read_views, render_card, summarise_run
+from evaluation.report import main, name_items, write_report
+from serve.profiles import write_profiles
+from serve.recommender import Recommender
+from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
+from tests.linear_bundle import FILMS, SHOP
+
+VOID = {"meta", "br", "path", "use", "rect"}
+SET = replace(FILMS, has_datetime=False, ties="simultaneous")
+
+
+class Page(HTMLParser):
+    """Tags and figures of a page; a tag that is not closed in order is an error."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.tags, self.data, self.where = [], [], [], {}
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        attributes = dict(attributes)
+        self.tags.append((tag, attributes))
+        self.where |= {name: value for name, value in attributes.items() if name.startswith("data-")}
+        if tag == "data":
+            self.data.append((float(attributes["value"]), dict(self.where)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+
+    def handle_endtag(self, tag):
+        if tag not in VOID:
+            assert self.open.pop() == tag
+        self.where = {} if tag == "table" else self.where
+
+    def values(self, attribute):
+        return [attributes[attribute] for _, attributes in self.tags if attribute in attributes]
+
+
+@pytest.fixture(scope="module")
+def shop(tmp_path_factory):
+    return make_tiny_run(tmp_path_factory.mktemp("shop"), SHOP)
+
+
+@pytest.fixture(scope="module")
+def films(tmp_path_factory):
+    return make_tiny_run(tmp_path_factory.mktemp("films"), FILMS)
+
+
+@pytest.fixture(params=["shop", "films"])
+def run(request):
+    return request.getfixturevalue(request.param)
+
+
+def render(run, folder, recommender=None, content=None, holdout="of the run"):
+    holdout = run.holdout if holdout is not None else None
+    write_report(folder, run.folder, content or run.content, recommender or run.recommender, holdout)
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pages(shop, films, tmp_path_factory):
+    return {id(run): render(run, tmp_path_factory.mktemp("page")) for run in (shop, films)}
+
+
+def card(run, content=None, data=DATA, schema=None):
+    facts = replace(run.recommender.bundle.manifest.facts, config={"seed": 11, "model": {"dim": 48}})
+    return render_card(content or run.content, data, schema or run.recommender.bundle.schema, facts)
+
+
+def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages, tmp_path):
+    text = pages[id(run)]
+    page = Page(text)
+    assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
+    assert not re.search(r"@import|url\((?!#)|https?://(?!www\.w3\.org)", text)
+    ids = page.values("id")
+    assert len(ids) == len(set(ids))
+    assert {href[1:] for tag, one in page.tags if tag == "a" for href in [one["href"]]} <= set(ids)
+    charts = [one for tag, one in page.tags if tag == "svg"]
+    assert len(charts) > 5
+    assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
+    assert render(run, tmp_path) == text
+
+
+def test_figures_are_those_of_the_metrics(run, pages):
+    metric = "NDCG@20" if run.recommender.bundle.schema.repeats == "allow" else "NDCG@10"
+    shown: dict = {}
+    for value, where in Page(pages[id(run)]).data:
+        key = tuple(where[name] for name in ("data-model", "data-view", "data-table", "data-slice") if name in where)
+        shown.setdefault(key, []).append(value)
+    content = run.content
+    for model, views in content["test"].items():
+        for view, figures in views.items():
+            difference = [content["paired"][model][view][metric]] if model != "bascule" else []
+            others = [figures[name] for name in ("HR@10", "Recall@20", "MRR@10")]
+            assert shown.pop((model, view)) == [figures[metric], *difference, *others]
+    ours = content["test"]["bascule"]
+    names = [name for name in ours["novel"] if f"{name}_ci95" in ours["novel"]]
+    assert shown.pop(("all-metrics",)) == [ours[view][name] for name in names for view in ours]
+    beyond = content["beyond_accuracy"].values()
+    assert shown.pop(("beyond",)) == [value for figures in beyond for value in figures.values()]
+    if "with_context" in content:
+        parts = [content["with_context"][name]["novel"][metric] for name in ("bascule without context", "bascule")]
+        gain = content["paired_with_context"]["bascule without context"]["novel"][metric]
+        assert shown.pop(("with-context",)) == [*parts, gain]
+    groups = [
+        (figures["users"], figures.get(metric))
+        for of_view in content["slices"].values()
+        for one in of_view.values()
+        for figures in one.values()
+    ]
+    assert sorted(value for values in shown.values() for value in values) == sorted(v for n, v in groups if n >= 20)
+    assert min(n for n, _ in groups) < 20  # of groups that are hidden
+
+
+def test_nothing_of_the_data_becomes_code_and_nobody_is_named(run, pages):
+    text, markdown = pages[id(run)], card(run)
+    assert HOSTILE not in text + markdown
+    assert "&lt;script&gt;alert(&#39;&amp;&#39;)&lt;/script&gt;" in text
+    assert "A | strange &lt;reason&gt;" in text
+    assert "A \\| strange \\<reason\\>" in markdown
+    assert not any(str(user_id) in text + markdown for user_id in user_ids(run.recommender.bundle.schema))
+
+
+def test_the_facts_of_the_run_are_said(shop, films, pages):
+    text = " ".join(pages[id(shop)].split())
+    assert text.index("In short") < text.index("Bascule learned from 1,792 events") < text.index("Accuracy against")
+    assert "61 users and 23 items, with events from 5 April 2017 to 3 August 2017" in text
+    assert "Trained for 2 epochs" in text
+    assert "took 62.1 minutes" in text
+    assert "context &#39;till&#39; tells &lt;the&gt; item" in text
+    assert text.count("<article>") == 10
+    assert "✓" in text
+    assert "↻" in text
+    assert "No column gives the targets away" in pages[id(films)]
+
+
+def test_the_data_report_is_laid_out_in_tables(shop):
+    tables = describe_data(DATA | {"headers": ["line 1 of <a>"], "targets": {"train": 901}}, SHOP)
+    assert ("Interactions", "1,907") in tables["Size"]
+    assert tables["Records rejected"] == [("Null id", "7"), ("A | strange <reason>", "5")]
+    assert ("Users: sex", "37.5\N{NO-BREAK SPACE}%") in tables["Missing values"]
+    assert ("Gini", "0.547") in tables["Share of events on the most popular items"]
+    assert tables["Columns that were not read"] == [("Interactions", "secret|column")]
+    assert ("Headers", "line 1 of <a>") in tables["Looks wrong"]
+    assert ("Time zone", "times as given") in tables["Time"]
+    assert "None" not in str(tables)
+
+
+def test_skipped_baselines_and_empty_views_are_said(shop, tmp_path):
+    content = copy.deepcopy(shop.content)
+    for part in ("test", "paired", "beyond_accuracy"):
+        del content[part]["ease"]
+    content["baselines"]["ease"] = {"skipped": "too large <here>"}
+    for views in [*content["test"].values(), *content["paired"].values()]:
+        views["repeat"] = {"users": 0, "targets": 0, "targets_outside_catalogue": 0, "unreachable_targets": 0}
+    for groups in content["slices"]["repeat"].values():
+        groups.clear()
+    text = render(shop, tmp_path, content=content)
+    Page(text)
+    assert "Not measured: EASE (too large &lt;here&gt;)" in text
+    assert "No user has a target here" in text
+    assert "Not measured: EASE." in card(shop, content)
+    content |= {"test": {"bascule": content["test"]["bascule"]}, "paired": {}, "baselines": {}}
+    assert "no baseline was measured" in render(shop, tmp_path, content=content)
+
+
+def test_a_run_without_a_test_and_without_known_users_has_a_page_and_a_card(films, tmp_path):
+    content = {name: films.content[name] for name in ("version", "data")} | {"protocol": {"split": "none"}}
+    text = render(films, tmp_path, content=content, holdout=None)
+    Page(text)
+    assert "Nothing was held out" in text
+    assert text.count("<article>") == 10
+    assert "✓" not in text
+    nobody = render(films, tmp_path, Recommender(films.recommender.bundle), content, holdout=None)
+    assert "No user is known to ask for" in nobody
+    markdown = card(films, content)
+    assert all(said in markdown for said in ("Nothing was held out", "no group was measured", "Not measured at all"))
+
+
+def test_the_card_holds_the_figures_and_nothing_that_differs_between_two_runs(shop):
+    text = card(shop)
+    assert text == card(shop, copy.deepcopy(shop.content))
+    assert not any(said in text for said in (str(shop.folder), "3725", "person-"))
+    ours = shop.content["test"]["bascule"]["all"]
+    low, high = ours["NDCG@20_ci95"]
+    assert f"| **Bascule** | {ours['NDCG@20']:.4f} | {low:.4f} to {high:.4f} | | | {ours['HR@10']:.4f} |" in text
+    assert all(row in text for row in ("| Seed | 11 |", "| `dim` | 48 |", "| Users: sex | 37.5"))
+    assert all(feature.name in text for feature in SHOP.item_features + SHOP.user_features)
+
+
+def view_of(users, low, high):
+    ours = {"users": users, "targets": users, "targets_outside_catalogue": 1, "unreachable_targets": 0}
+    ours |= {"NDCG@10": 0.5, "NDCG@10_ci95": [0.25, 0.75]}
+    theirs = ours | {"NDCG@10": 0.5 - (low + high) / 2}
+    paired = {"ease": {"novel": {"users": users, "NDCG@10": (low + high) / 2, "NDCG@10_ci95": [low, high]}}}
+    content = {"protocol": {"repeats": "exclude", "views": {"novel": ""}}, "paired": paired}
+    return read_views(content | {"test": {"bascule": {"novel": ours}, "ease": {"novel": theirs}}})[0]
+
+
+@pytest.mark.parametrize(("users", "low", "verdict"), [(1, 0.25, 0), (19, 0.125, 0), (20, 0.125, 1), (20, -0.125, 0)])
+def test_nobody_is_called_better_by_a_few_users_or_without_proof(users, low, verdict):
+    view = view_of(users, low, 0.25)
+    assert view.is_clear == bool(verdict)
+    assert ("better than" in view.verdict) == bool(verdict)
+    assert ("confidence" in view.verdict) == (users >= 20)
+    assert view.scope.endswith("; 1 target outside the catalogue, each a miss.")
+    assert "“EASE” has nothing right" in view_of(20, 0.25, 0.75).verdict
+
+
+def test_groups_come_in_the_order_of_their_numbers():
+    labels = ["15-24K", "missing", "100+", "Under 15K", "other", "a"]
+    figures = {"users": 20, "NDCG@10": 0.5, "NDCG@10_ci95": [0.25, 0.75]}
+    slices = {"novel": {"income": dict.fromkeys(labels, figures) | {"few": {"users": 19}}}}
+    (one,) = read_slices({"slices": slices, "protocol": {"repeats": "exclude"}})
+    assert list(one.groups) == ["Under 15K", "15-24K", "100+", "a", "other", "missing"]
+    assert (one.title, one.n_hidden) == ("Income", 1)
+
+
+@pytest.mark.parametrize(
+    ("schema", "kind", "said"),
+    [
+        (SET, "leave_one_out", "3 users chose in the test: one item of each user, drawn by chance."),
+        (FILMS, "leave_one_out", "3 users chose in the test: the last event of each user."),
+        (FILMS, "pairs", "3 users chose in the test: a random share of each user's items."),
+    ],
+)
+def test_the_split_and_the_order_of_events_are_said_as_they_are(schema, kind, said):
+    data = DATA | {"split": {"kind": kind, "strict": True}, "time": None}
+    summary = summarise_run(data, [view_of(3, 0, 1)], schema)
+    assert said in summary
+    assert f"Bascule learned from {1907 - 115 - 83:,} events" in summary
+    assert ("neither times nor an order" in summary) == schema.is_set
+
+
+def test_days_are_those_of_the_time_zone():
+    """A test from midnight in Tokyo on begins the day before in London."""
+    data = DATA | {"split": {"kind": "time", "test_at": "2017-11-30T15:00:00Z"}}
+    for timezone, day in (("Asia/Tokyo", "1 December"), (None, "30 November")):
+        assert f"one moment on, {day} 2017" in summarise_run(
+            data, [view_of(3, 0, 1)], replace(FILMS, timezone=timezone)
+        )
+
+
+def test_items_go_by_their_text_their_categories_or_their_id(films):
+    bundle, profiles = films.recommender.bundle, films.recommender.profiles
+    assert name_items(films.recommender)[3].startswith(HOSTILE)
+    bare = replace(bundle, items=bundle.items.select(["item_id"]))
+    ids = bundle.items.column("item_id").to_pylist()
+    assert name_items(Recommender(bare, profiles)) == [f"item {item_id}" for item_id in ids]
+    same = bundle.items.set_column(bundle.items.column_names.index("title"), "title", [["same"] * len(ids)])
+    named = name_items(Recommender(replace(bundle, items=same), profiles))
+    assert named == [f"same ({item_id})" for item_id in ids]
+
+
+def test_a_failing_disk_leaves_the_old_page(shop, tmp_path, monkeypatch):
+    (tmp_path / "report.html").write_text("old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(serve.durable.os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        render(shop, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
+    assert (tmp_path / "report.html").read_text() == "old"
+
+
+def test_the_command_writes_the_page_again_or_refuses_in_one_line(films, tmp_path, capsys):
+    write_profiles(films.folder / "profiles", films.recommender.profiles)
+    (films.folder / "metrics.json").write_text(json.dumps(films.content))
+    (films.folder / "config.yaml").write_text("seed: 4\n")
+    films.holdout.to_parquet(tmp_path / "test.parquet")
+    assert main(["--run", str(films.folder), "--holdout", str(tmp_path / "test.parquet")]) == 0
+    assert str(films.folder / "report.html") in capsys.readouterr().out
+    text = (films.folder / "report.html").read_text(encoding="utf-8")
+    assert f"python train.py --config {films.folder}/config.yaml" in text
+    assert np.all([said in text for said in ("✓", "<article>")])
+    assert main(["--run", str(tmp_path)]) == 2
+    for content in (b"{}", b"3", b'{"data":', b"\xff"):
+        (tmp_path / "metrics.json").write_bytes(content)
+        assert main(["--run", str(tmp_path)]) == 2
+    (films.folder / "metrics.json").write_text(json.dumps(films.content | {"version": "other"}))
+    assert main(["--run", str(films.folder)]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 6
+    assert all(line.startswith("error: ") for line in lines)

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.metrics import Targets, measure_users
+from evaluation.slices import find_head, label_column, label_history, label_targets, measure_slices
+from tests.evaluation.sets import as_sets
+
+LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, 5, 6, 2], [4, 0, 2, 8, 1]])
+TARGETS = Targets(as_sets([[3, 10], [5, -1], [9, 1]]), np.array([1, 3, 1]))
+EVENTS = np.array([50, 30, 4, 6, 1, 2, 0, 0, 3, 5, 20])
+
+
+def measure_one_each(labels) -> dict:
+    """Measure labels of as many users, each with one request and one target."""
+    requests = np.arange(len(labels))
+    targets = Targets(as_sets([[0]] * len(labels)), requests)
+    return measure_slices(np.full((len(labels), 5), 7), targets, {"city": labels})["city"]
+
+
+def test_history_groups_at_their_borders():
+    lengths = np.array([0, 1, 4, 5, 19, 20, 900])
+    assert label_history(lengths).tolist() == ["0", "1-4", "1-4", "5-19", "5-19", "20+", "20+"]
+
+
+def test_the_head_is_the_smallest_set_with_four_fifths_of_events():
+    assert set(np.flatnonzero(find_head(EVENTS)).tolist()) == {0, 1, 10}  # 80 of 121 events are too few, 100 are not
+    assert find_head(np.array([8, 1, 1])).tolist() == [True, False, False]  # exactly 80 % is enough
+
+
+def test_labels_of_targets():
+    groups = {"gender": np.array(["f", "m", "x", None], object), "history": np.array(["s", "l", "n", None], object)}
+    got = label_targets(TARGETS, np.array([3, 40, 0]), EVENTS, groups)
+    assert got["history"].tolist() == ["1-4", "1-4", "20+", "20+", "0", "0"]
+    assert got["item_events"].tolist() == ["5+", "5+", "0-4", "0-4", "5+", "5+"]
+    assert got["popularity"].tolist() == ["tail", "head", "tail", "tail", "tail", "head"]
+    assert got["gender"].tolist() == ["m", "m", None, None, "m", "m"]
+    assert got["history (column)"].tolist() == ["l", "l", None, None, "l", "l"]
+
+
+def test_a_slice_of_users_is_measured_as_if_alone():
+    labels = np.array(["a", "a", None, np.nan, "a", "a"], object)
+    got = measure_slices(LISTS, TARGETS, {"group": labels})["group"]
+    alone = Targets(as_sets([[3, 10], [9, 1]]), np.array([1, 1]))
+    assert sorted(got) == ["a", "missing"]
+    assert (got["a"]["users"], got["missing"]["Recall@10"]) == (1, pytest.approx(1 / 2))
+    assert got["a"]["NDCG@10"] == pytest.approx(measure_users(LISTS[[0, 2]], alone)["NDCG@10"].mean())
+
+
+def test_a_slice_of_items_restricts_targets_and_not_lists():
+    got = measure_slices(LISTS, TARGETS, {"kind": np.array([1, 2, 2, 1, 1, 2])})["kind"]
+    assert got["1"]["Recall@10"] == pytest.approx(np.mean([(1 + 0) / 2, 0.0]))  # item 3 found, 9 and -1 not
+    assert got["2"]["MRR@10"] == pytest.approx(np.mean([(0 + 1 / 5) / 2, 1 / 3]))
+    assert len(got["2"]["MRR@10_ci95"]) == 2
+
+
+def test_rare_values_are_one_slice_and_of_equally_frequent_ones_the_first_stay():
+    names = [f"value-{number:02d}" for number in range(23)]
+    got = measure_one_each(np.array([*names[20:], *names[:20], *names[:20]], object))
+    assert {value: got[value]["users"] for value in got} == dict.fromkeys(names[:20], 2) | {"other": 3}
+    assert sorted(measure_one_each(np.array(names[::-1], object))) == ["other", *names[:20]]
+
+
+def test_values_named_like_ours_are_told_from_them_and_whole_numbers_have_no_fraction():
+    labels = np.array(["other", "other", "missing", None, 25.0, 1.5], object)
+    assert sorted(measure_one_each(labels)) == ["1.5", "25", "missing", "missing (value)", "other (value)"]
+
+
+def test_many_numbers_are_labelled_by_quartile():
+    ages = pd.Series([*range(10, 27), None], dtype="float64")  # 17 values: the quartiles are 14, 18 and 22
+    got = label_column(ages).tolist()
+    assert got == ["10 to 14"] * 4 + ["14 to 18"] * 4 + ["18 to 22"] * 4 + ["22 to 26"] * 5 + [None]
+    assert label_column(ages.astype("Int64")).tolist() == got
+    uneven = label_column(pd.Series([0] * 31 + list(range(1, 14)))).tolist()
+    assert (uneven[:31], set(uneven)) == (["0 to 2.25"] * 31, {"0 to 2.25", "2.25 to 13"})
+    infinite = pd.Series([*range(20), np.inf, -np.inf, np.nan])
+    assert label_column(infinite).tolist() == [*label_column(infinite[:20]), None, None, None]
+
+
+@pytest.mark.parametrize(("kind", "most"), [("int64", 12), ("str", 20)])
+def test_numbers_are_quartiles_where_they_are_too_many(kind, most):
+    few, many = (pd.Series(np.arange(n)).astype(kind) for n in (most, most + 1))
+    assert label_column(few).tolist() == few.tolist()
+    assert len(set(label_column(many))) == 4
+
+
+def test_a_value_is_one_label_whatever_the_space_around_it():
+    labels = label_column(pd.Series(["f", "f ", "\tm", "m", "", " ", None]))
+    assert labels[:4].tolist() == ["f", "f", "m", "m"]
+    assert pd.isna(labels[4:]).all()
+    assert label_column(pd.Series([1, 1.0, "1", " 1"], dtype=object)).tolist() == ["1"] * 4
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [np.arange(20240100, 20240200), np.arange(-3, 97), 1 + np.arange(100) * 1e-12, np.arange(100) / 4],
+    ids=["dates", "negative", "late digits", "fractions"],
+)
+def test_quartiles_of_near_numbers_are_groups_of_their_own(numbers):
+    labels = label_column(pd.Series(numbers))
+    assert [int((labels == label).sum()) for label in dict.fromkeys(labels)] == [25] * 4
+    assert not any("e+" in label for label in labels)
+
+
+def test_many_numbers_of_a_csv_file_are_labelled_as_those_of_other_files():
+    ages = pd.Series([*range(-18, 60), None], dtype="Int64")
+    texts = ages.astype("str")
+    assert label_column(texts).tolist() == label_column(ages).tolist()
+    assert label_column(texts.str.zfill(5)).tolist()[18:20] == ["00000", "00001"]  # codes
+    assert label_column(texts.fillna("none")).tolist()[18:20] == ["0", "1"]

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+import evaluation.tuning
+from evaluation.baselines import Events
+from evaluation.tuning import choose_baselines, fit_baselines, read_free_bytes
+from serve.errors import SchemaError
+
+U, N = 13, 7
+REPEATING = ["popularity", "popularity-recent", "personal", "personal-decayed", "itemknn", "ease"]
+EXCLUDING = ["popularity", "popularity-recent", "itemknn", "ease"]
+
+
+def make(n_events: int) -> Events:
+    rng = np.random.default_rng(n_events)
+    time = rng.integers(0, 10**7, n_events)
+    return Events(rng.integers(U, size=n_events), rng.integers(N, size=n_events), time, U, N)
+
+
+TRAIN, LATER = make(60), make(17)
+
+
+def fit(chosen, criterion=lambda score: 0.0, log=lambda line: None):
+    return list(fit_baselines(chosen, TRAIN, LATER, criterion, log))
+
+
+def find(name: str, repeats="allow"):
+    (baseline,) = choose_baselines(repeats, [name])
+    return baseline
+
+
+@pytest.mark.parametrize(("repeats", "names"), [("allow", REPEATING), ("exclude", EXCLUDING)])
+def test_every_baseline_scores_the_catalogue_and_tries_at_most_five_values(repeats, names):
+    fitted, declared = fit(choose_baselines(repeats, None)), choose_baselines(repeats, None)
+    assert [baseline.name for baseline in fitted] == names
+    assert all(len(set(baseline.values)) == len(baseline.values) <= 5 for baseline in declared)
+    for baseline in fitted:
+        scores = baseline.score(np.array([3, 0, 12, 5]))
+        assert (scores.shape, scores.dtype) == ((4, N), np.float32)
+        assert np.isfinite(scores).all()
+
+
+def test_baselines_are_chosen_by_name_and_unknown_ones_refused():
+    assert choose_baselines("exclude", []) == []
+    assert [one.name for one in choose_baselines("exclude", ["ease", "popularity"])] == ["popularity", "ease"]
+    with pytest.raises(SchemaError, match=r"'eas' is no baseline where repeats is exclude; did you mean 'ease'\?"):
+        choose_baselines("exclude", ["popularity", "eas"])
+    with pytest.raises(SchemaError, match="allowed: ease, itemknn, popularity"):
+        choose_baselines("exclude", ["personal"])
+
+
+@pytest.mark.parametrize("name", ["popularity-recent", "personal-decayed", "itemknn", "ease"])
+def test_the_best_value_is_fitted_again_on_everything(name):
+    baseline, answers, users = find(name), [], np.arange(U)
+
+    def criterion(score):
+        answers.append(score(users))
+        return float(len(answers) == 3)
+
+    (got,) = fit([baseline], criterion)
+    assert got.record["parameter"] == {baseline.parameter: baseline.values[2]}
+    assert got.record["validation"] == {f"{value:g}": float(at == 2) for at, value in enumerate(baseline.values)}
+    (expected,) = baseline.fit(TRAIN.join(LATER), [baseline.values[2]])
+    assert (got.score(users) == expected(users)).all()
+    for answer, score in zip(answers, baseline.fit(TRAIN, baseline.values), strict=True):
+        assert (answer == score(users)).all()
+
+
+@pytest.mark.parametrize(
+    ("name", "criterion", "parameter"), [("personal", lambda score: 1 / 0, {}), ("itemknn", None, {"neighbours": 20})]
+)
+def test_nothing_is_tried_without_a_parameter_or_without_validation(name, criterion, parameter):
+    (got,) = fit([find(name)], criterion)
+    assert (got.record["parameter"], got.record["validation"]) == (parameter, {})
+
+
+def test_baselines_that_do_not_fit_are_skipped_with_a_reason(monkeypatch):
+    monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
+    large = replace(find("ease"), estimate_bytes=lambda events: 2 * 2**30)
+    small, lines = replace(find("itemknn"), estimate_bytes=lambda events: 2**30), []
+    skipped, fitted = fit([large, small], log=lines.append)
+    assert (skipped.record, skipped.score) == ({"skipped": "needs more than half of the free memory"}, None)
+    assert fitted.score is not None
+    assert [line.split(", ")[0] for line in lines[::2]] == ["ease: 7 items", "itemknn: 7 items"]
+    assert "ease: skipped, needs more than half" in lines[1]
+    timeless = replace(TRAIN, time=None)
+    (skipped,) = fit_baselines([find("personal-decayed")], timeless, timeless, None, lines.append)
+    assert skipped.record == {"skipped": "the interactions have no times"}
+
+
+@pytest.mark.parametrize("name", ["itemknn", "ease"])
+def test_memory_is_estimated_for_the_items_that_have_events(name):
+    estimate = find(name).estimate_bytes
+    every_item = Events(np.zeros(10**6, np.int64), np.arange(10**6), None, 10**6, 10**6)
+    assert estimate(every_item) > 4 * 10**9
+    assert estimate(replace(every_item, n_users=1000)) < 2**34
+    assert estimate(replace(TRAIN, item_row=TRAIN.item_row * 10**5, n_items=10**6)) == estimate(TRAIN) < 2**20
+
+
+@pytest.mark.parametrize(("limit", "free"), [("2000", 700), ("max", 5 * 1024), ("900", 0), (None, 5 * 1024)])
+def test_free_memory_is_that_of_the_machine_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, free):
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\n")
+    monkeypatch.setattr(evaluation.tuning, "_MEMINFO", meminfo)
+    monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
+    if limit is not None:
+        (tmp_path / "memory.max").write_text(limit)
+        (tmp_path / "memory.current").write_text("1300\n")
+    assert read_free_bytes() == free
