@@ -24,14 +24,13 @@ from fastapi.exceptions import HTTPException
 from serve.command_line import undisturbed
 from serve.errors import SchemaError
 from serve.http import schemas
-from serve.http.middleware import HANDLERS, LOGGER, Metrics, RequestMiddleware, Worker, log_config
+from serve.http.middleware import HANDLERS, LOGGER, Metrics, RequestMiddleware, Worker, set_up_logs
 from serve.http.schemas import Ask, AskSimilar, ForgetBody, ItemBody, Tell
-from serve.recommendations import Answer
-from serve.service import Answered, Service
+from serve.service import Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _TEXT = "text/plain; version=0.0.4; charset=utf-8"
-_DEFAULT_K, _DECIMALS = 10, 6
+_DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
 _MAX_WRITING, _WRITE_DEADLINE = 256, 10.0  # longer, since writes wait while a user is erased and the file written anew
@@ -229,47 +228,21 @@ def _admit(request: Request, token: str) -> None:
 def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> bytes:
     """Answer the body of a request for recommendations, and count its lists."""
     begun, k, repeats = time.perf_counter(), int(body.get("k", _DEFAULT_K)), body.get("repeats")
-    one = {name: value for name, value in body.items() if name not in _OF_ALL}
-    raw = body.get("requests", [one])
+    raw = body.get("requests") or [{name: value for name, value in body.items() if name not in _OF_ALL}]
     if len(raw) * k > schemas.MAX_LISTED:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
     filter_viewed = None if repeats is None else repeats == "exclude"
-    answered = state.service.recommend(raw, k, filter_viewed, request.state.request_id)
-    lists = [_list(answer, answered, index) for index, answer in enumerate(answered.lists)]
-    if body.get("explain"):
-        for index, shown in enumerate(lists):
-            shown["items"] = [item | more for item, more in zip(shown["items"], answered.explain(index), strict=True)]
-    content = _write(request, answered.version, {"answers": lists})
-    state.metrics.compute.observe(time.perf_counter() - begun)
-    _count(state.metrics, lists, k)
+    explain = body.get("explain", False)
+    version, answers = state.service.recommend(raw, k, filter_viewed, request.state.request_id, explain)
+    content = _write(request, version, {"answers": answers})
+    state.metrics.count_lists(answers, k, time.perf_counter() - begun)
     return content
 
 
-def _list(answer: Answer, answered: Answered, index: int) -> dict[str, Any]:
-    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
-    items = [{"item_id": item_id, "score": round(score, _DECIMALS), "rank": rank} for item_id, score, rank in columns]
-    shown: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
-    if unknown := answered.unknown_values(index):
-        shown["unknown_values"] = unknown
-    return shown if answer.reason is None else shown | {"reason": answer.reason}
-
-
-def _count(metrics: Metrics, lists: list[dict[str, Any]], k: int) -> None:
-    metrics.asked.inc(len(lists))
-    metrics.short.inc(sum(len(shown["items"]) < k for shown in lists))
-    metrics.unknown_items.inc(sum(shown["unknown_items"] for shown in lists))
-    metrics.unknown_values.inc(sum(len(shown.get("unknown_values", ())) for shown in lists))
-
-
 def _similar(state: AppState, request: Request, body: AskSimilar) -> bytes:
-    near = state.service.similar(body["item_id"], body.get("k", _DEFAULT_K))
-    pairs = zip(near.item_ids, near.cosines, strict=True)
-    items: list[dict[str, Any]] = [{"item_id": one, "cosine": round(cosine, _DECIMALS)} for one, cosine in pairs]
-    if body.get("explain"):
-        items = [item | more for item, more in zip(items, near.explain(), strict=True)]
-    reason = {} if near.reason is None else {"reason": near.reason}
-    return _write(request, near.snapshot.version, {"items": items, **reason})
+    k, explain = body.get("k", _DEFAULT_K), body.get("explain", False)
+    return _write(request, *state.service.similar(body["item_id"], k, explain))
 
 
 def _write(request: Request, version: str, content: dict[str, Any]) -> bytes:
@@ -302,7 +275,8 @@ def bind(host: str, port: int) -> socket.socket:
     Raises:
         ValueError: it cannot be had, or there is none such.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # of 0 asyncio would not set TCP_NODELAY
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((host, port))
@@ -320,7 +294,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         http="h11",  # under httptools a POST with the header `upgrade` is read as two requests
         ws="none",
         lifespan="off",
-        log_config=log_config(),
+        log_config=None,
         access_log=False,  # paths hold ids
         proxy_headers=False,
         server_header=False,
@@ -328,6 +302,7 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
+    set_up_logs()
     listener.listen(config.backlog)
     host, port = listener.getsockname()[:2]
     _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)

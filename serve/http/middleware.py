@@ -10,7 +10,7 @@ import re
 import secrets
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -50,7 +50,7 @@ _ROUTES = {
     **dict.fromkeys(("/", "/page.css", "/page.js"), "page"),
 }
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_VALUE = re.compile(r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )[^';]+(?=;|$)", re.DOTALL)
+_VALUE = re.compile(r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)", re.DOTALL)
 _QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|`([^`]*)`|\S+ \((?:int|float|bool|NoneType)\)")
 _HIDDEN = "…"
 _MAX_KINDS = 8  # of a value that may have several types
@@ -126,6 +126,14 @@ class Metrics:
         route = _ROUTES.get(path) or ("items" if path.startswith("/v1/items/") else "other")
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
+
+    def count_lists(self, answers: Sequence[Mapping[str, Any]], k: int, seconds: float) -> None:
+        """Count the lists of one answer."""
+        self.compute.observe(seconds)
+        self.asked.inc(len(answers))
+        self.short.inc(sum(len(one["items"]) < k for one in answers))
+        self.unknown_items.inc(sum(one["unknown_items"] for one in answers))
+        self.unknown_values.inc(sum(len(one.get("unknown_values", ())) for one in answers))
 
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
@@ -296,15 +304,12 @@ class QuietFormatter(logging.Formatter):
         return "".join(traceback.format_tb(place)) + (kind.__name__ if kind else "")
 
 
-def log_config() -> dict[str, Any]:
-    """Return the configuration of the server's loggers: lines on stderr without paths, bodies or persons."""
-    loggers = {"uvicorn": "WARNING", "uvicorn.error": "WARNING", LOGGER: "INFO"}
-    return {
-        "version": 1,
-        "disable_existing_loggers": False,
-        "formatters": {"quiet": {"()": QuietFormatter, "format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "quiet"}},
-        "loggers": {
-            name: {"handlers": ["stderr"], "level": level, "propagate": False} for name, level in loggers.items()
-        },
-    }
+def set_up_logs() -> None:
+    """Write the server's logs to stderr, without paths, bodies or persons."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(QuietFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    for name, level in (("uvicorn", logging.WARNING), (LOGGER, logging.INFO)):
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False

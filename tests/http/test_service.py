@@ -40,22 +40,24 @@ def films(tmp_path_factory):
 
 
 def ask(service, *requests):
-    return [one.item_id.tolist() for one in service.recommend(requests, 5, None, "r").lists]
+    _, answers = service.recommend(requests, 5, None, "r")
+    return [[item["item_id"] for item in answer["items"]] for answer in answers]
 
 
 def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(bundle, schema, monkeypatch):
     now = UNTIL + 12 * 3600
     monkeypatch.setattr("serve.service.time.time", lambda: now + 59.5)
-    user = a_user(schema)
+    asked, user = [], a_user(schema)
+    recommend = Recommender.recommend
+    monkeypatch.setattr(
+        Recommender, "recommend", lambda self, *given: [asked.extend(given[0]), recommend(self, *given)][1]
+    )
     with closing(open_bundle(bundle)) as service:
-        (request,) = service.recommend([{"user_id": user}], 5, None, "r").requests
-        assert request.datetime == now
+        ask(service, {"user_id": user})
         for after in (10, 30, 3600):
             service.observe([{"user_id": user, "item_id": item_ids(schema)[0], "datetime": now + after}])
-        (request,) = service.recommend([{"user_id": user}], 5, None, "r").requests
-        assert request.datetime == now + 30  # what lies ahead does not count
-        (request,) = service.recommend([{"user_id": user, "datetime": now + 7}], 5, None, "r").requests
-        assert request.datetime == now + 7
+        ask(service, {"user_id": user}, {"user_id": user, "datetime": now + 7})
+    assert [request.datetime for request in asked[-3:]] == [now, now + 30, now + 7]  # what lies ahead does not count
 
 
 def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
@@ -121,7 +123,7 @@ def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
 def test_an_item_with_a_vector_of_zeros_has_cosine_0(films):
     vectors = np.array(films.bundle.vectors)
     vectors[5] = 0
-    flat = Recommender(replace(films.bundle, index=ItemIndex(vectors)))
+    flat = Recommender(replace(films.bundle, index=ItemIndex.build(vectors)))
     for row, old in ((5, 2), (2, 5)):
         request = Request(history=History([IDS[old]]))
         assert find_reasons(flat, request, np.array([row])) == [{"item_id": IDS[old], "cosine": 0.0}]
