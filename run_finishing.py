@@ -16,8 +16,7 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.sequences import Catalogue
 from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Correlate, Judged, blend_in, choose_blend
 from models.config import recipe_of
-from models.data_counts import LONG_HISTORY
-from models.defaults import MOST_TOLD_BY_PAIRS
+from models.defaults import LONG_HISTORY, MOST_TOLD_BY_PAIRS
 from models.item_correlations import MOST_CORRELATED, factorise
 from models.low_pass import LowPass, add_low_pass, choose_low_pass, filter_vectors
 from models.newcomers import Newcomers, fit_newcomers
@@ -29,7 +28,7 @@ from models.smooth_factors import SmoothFactors, find_smooth_factors
 from models.towers import Towers
 from models.transitions import correlate_next
 from models.trials import BESIDE_MEMORY, MOST_WITHOUT_ORDER, SETS, Trials, neighbours_of_events, neighbours_of_sets
-from run_config import Config
+from pipeline.config import Config
 from run_verdicts import (
     describe_blend,
     describe_low_pass,

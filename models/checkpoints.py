@@ -1,10 +1,9 @@
-"""Checkpoints of a run: written to survive a kill, and read only by the run that wrote them.
+"""Checkpoints of a training: written in one durable step, and read only by the run that wrote them.
 
-DIR/checkpoints/<stage>/last.ckpt    after each epoch: where an interrupted training goes on
+DIR/checkpoints/<stage>/last.ckpt    after each epoch: where an interrupted training resumes
 DIR/checkpoints/<stage>/best.ckpt    the weights with the best validation NDCG so far
-DIR/checkpoints/published.json       version of the bundle that came of them, just before it is published
 
-A checkpoint is the sha256 of what follows, a line end, and what `torch.save` wrote.
+A file is the sha256 of what follows, a line end, and the bytes of `torch.save`.
 """
 
 from __future__ import annotations
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from serve.durable import write_file
@@ -24,13 +24,11 @@ from serve.errors import BundleError, SchemaError
 
 CHECKPOINTS = "checkpoints"
 ORIGIN = "origin"
-_PUBLISHED = "published.json"
-_BLANK = bytes(65)  # room for the hash and a line end
-_WAY_OUT = "leave --ckpt_path out to start anew"
+HEAD_BYTES = 65  # the hash and a line end
 
 
 class RunCheckpoints(TorchCheckpointIO):
-    """Write checkpoints in one durable step, with what the run is made of, and refuse those of another run."""
+    """Write checkpoints with the origin of their run, and refuse those of another run."""
 
     def __init__(self, origin: Mapping[str, Any]) -> None:
         """Remember what the run is made of: JSON values by name, nested or not."""
@@ -42,78 +40,59 @@ class RunCheckpoints(TorchCheckpointIO):
         Raises:
             OSError: the disk is full or fails; the old file stays.
         """
-        content = io.BytesIO(_BLANK)
-        content.seek(len(_BLANK))
+        content = io.BytesIO()
         torch.save({**checkpoint, ORIGIN: self.origin}, content)
+        body = content.getvalue()
         Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with content.getbuffer() as view:
-            view[: len(_BLANK)] = _head(view[len(_BLANK) :])
-            write_file(Path(path), view)
+        write_file(Path(path), _head(body) + body)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read the file on the CPU.
 
         Raises:
-            BundleError: it is torn or altered.
-            SchemaError: it is of another run; names the difference.
+            BundleError: the file is torn or altered.
+            SchemaError: the file is of another run; names the difference.
         """
         checkpoint = read_checkpoint(Path(path))
         for difference in compare(checkpoint.get(ORIGIN, {}), self.origin):
-            raise SchemaError(f"{path} is of another run: {difference}; give the same as then, or {_WAY_OUT}")
+            raise SchemaError(
+                f"{path} is of another run: {difference}; give the same as then, or leave --ckpt_path out to start anew"
+            )
         return checkpoint
 
 
+class MovableCheckpoint(ModelCheckpoint):
+    """Keep one file, and know it by its new place where the folder was moved since."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        path = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
+        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
+        kept = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none before the first
+        super().load_state_dict({**state_dict, **here, "best_k_models": kept})
+
+
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; its hash is compared before it is looked into.
+    """Read a checkpoint on the CPU; its hash is compared first.
 
     Raises:
-        BundleError: it is torn or altered.
+        BundleError: the file is torn or altered.
     """
-    content = memoryview(path.read_bytes())
-    head, body = content[: len(_BLANK)], content[len(_BLANK) :]
-    if head != _head(body):
-        raise BundleError(f"{path} is torn or altered: its content has another hash than it says; {_WAY_OUT}")
-    checkpoint: dict[str, Any] = torch.load(io.BytesIO(body), map_location="cpu", weights_only=True)
+    content = path.read_bytes()
+    if content[:HEAD_BYTES] != _head(content[HEAD_BYTES:]):
+        raise BundleError(f"{path} is torn or altered: its hash differs; leave --ckpt_path out to start anew")
+    checkpoint: dict[str, Any] = torch.load(io.BytesIO(content[HEAD_BYTES:]), map_location="cpu", weights_only=True)
     return checkpoint
 
 
 def compare(there: Mapping[str, Any], here: Mapping[str, Any]) -> Iterator[str]:
-    """Say in which values two runs differ."""
+    """Yield the values in which two runs differ, as text."""
     old, new = dict(_flatten(there)), dict(_flatten(here))
     for name in sorted(old.keys() | new.keys()):
         if old.get(name) != new.get(name):
             yield f"{name} is {_show(old, name)} there and {_show(new, name)} here"
 
 
-def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
-    """Write down which bundle the checkpoints of a run led to, before it is published."""
-    folder = folder / CHECKPOINTS
-    folder.mkdir(parents=True, exist_ok=True)
-    write_file(folder / _PUBLISHED, json.dumps({"version": version, "run": run}, indent=1).encode())
-
-
-def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read what `note_published` wrote: version and run; None and nothing where it did not.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
-    path = folder / CHECKPOINTS / _PUBLISHED
-    try:
-        content = json.loads(path.read_bytes())
-        return content["version"], dict(content["run"])
-    except FileNotFoundError:
-        return None, {}
-    except (ValueError, KeyError, TypeError) as error:
-        raise BundleError(f"{path} is damaged: {error!r}; delete it and train with --overwrite") from error
-
-
-def forget_published(folder: Path) -> None:
-    """Remove what `note_published` wrote."""
-    (folder / CHECKPOINTS / _PUBLISHED).unlink(missing_ok=True)
-
-
-def _head(body: memoryview) -> bytes:
+def _head(body: bytes) -> bytes:
     return hashlib.sha256(body).hexdigest().encode() + b"\n"
 
 

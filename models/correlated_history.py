@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
-from models.sums_by_user import sum_by_user
+from models.memory import sum_by_user
 
 POWER = 0.5
 """Of the number of items, which divides: how much long histories count beside short ones. From 0 to 1 pairs of Amazon

@@ -1,4 +1,4 @@
-"""Export the towers to ONNX and refuse an export that computes anything else than torch."""
+"""Write trained towers as the files of a bundle, and refuse an export that computes anything else than torch."""
 
 from __future__ import annotations
 
@@ -9,22 +9,41 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import pyarrow as pa
 import torch
 from torch import Tensor, nn
 
 from datamodules.batch import Tensors
+from models.cold_items import ColdItems
 from models.memory import memory_inputs
-from models.newcomers import Newcomers
+from models.towers import Towers
 from models.user_tower import UserTower
+from serve.bundle import (
+    INDEX,
+    ITEM_TOWER,
+    ITEMS,
+    NEIGHBOUR_OFFSETS,
+    NEIGHBOURS,
+    SCHEMA,
+    USER_TOWER,
+    compute_space_id,
+    write_items,
+)
 from serve.durable import write_file
+from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
 from serve.errors import BundleError
+from serve.events import DAY, Events, Floats, Ints, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.index import write_index
+from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
+from serve.staging import Stage
 from serve.tower import SPACE_ID, Arrays, Tower
 
 PARITY = 1e-5
 """Largest difference of a vector's entry between torch and ONNX on the exporting machine."""
-FULL_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
-
-_USER_AXES = {
+BATCHES = (1, 7, 256)
+"""Rows of the compared inputs."""
+AXIS_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
+USER_AXES = {
     "history_vectors": "BL",
     "history_events": "BL",
     "history_weights": "BL",
@@ -37,7 +56,7 @@ _USER_AXES = {
     "context_codes": "B",
     "context_values": "B",
 }
-_MEMORY_AXES = {
+MEMORY_AXES = {
     "owned_vectors": "E",
     "owned_users": "E",
     "owned_statistics": "E",
@@ -45,7 +64,48 @@ _MEMORY_AXES = {
     "user_statistics": "B",
     "category_preferences": "B",
 }
-_ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N"}
+ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N"}
+
+
+def export_bundle(
+    towers: Towers, cold_items: ColdItems, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
+) -> None:
+    """Write towers, index, item-item weights, items and schema into a stage.
+
+    Args:
+        towers: trained, on the CPU.
+        cold_items: places items that the catalogue does not have.
+        schema: of the data.
+        items: `item_id` and columns to show and filter by, by item_row.
+        popularity: (N, P) as of `schema.data_until`.
+        stage: open.
+        seed: of the inputs that the export is compared on.
+
+    Raises:
+        BundleError: an output of ONNX differs from torch.
+    """
+    vectors = catalogue_vectors(towers, popularity)
+    schema_bytes = schema.to_json().encode()
+    write_file(stage.path / SCHEMA, schema_bytes)
+    for name, content in zip((NEIGHBOUR_OFFSETS, NEIGHBOURS), towers.neighbours.to_bytes(), strict=True):
+        write_file(stage.path / name, content)
+    write_index(stage.path / INDEX, vectors)
+    write_items(items, stage.path / ITEMS)
+    space_id = compute_space_id(vectors, schema_bytes)
+    cases = Cases(schema, vectors, towers.item_tower.dim, towers.categories.numpy(), np.random.default_rng(seed))
+    user, item = user_graph(towers.user_tower), item_graph(cold_items)
+    export_graph(user, cases.of_user([2, min(5, schema.history_length), 3]), stage.path / USER_TOWER, space_id)
+    check_parity(user, stage.path / USER_TOWER, cases.of_users())
+    export_graph(item, cases.of_item(3), stage.path / ITEM_TOWER, space_id)
+    check_parity(item, stage.path / ITEM_TOWER, {f"{n} items": cases.of_item(n) for n in BATCHES})
+
+
+@torch.no_grad()
+def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
+    """Make the vectors of the catalogue, (N, W) float32."""
+    vectors = towers.eval().item_vectors(torch.from_numpy(popularity))  # (N, W)
+    result: Floats = np.ascontiguousarray(vectors.numpy())
+    return result
 
 
 class UserGraph(nn.Module):
@@ -57,7 +117,7 @@ class UserGraph(nn.Module):
 
     def forward(self, arrays: Tensors) -> Tensor:
         """Return the user vectors (B, W)."""
-        return self.tower.request_vectors(arrays["history_vectors"], arrays)  # (B, W)
+        return self.tower.finish(self.tower.request_state(arrays["history_vectors"], arrays))  # (B, W)
 
 
 class RepeatUserGraph(nn.Module):
@@ -69,20 +129,20 @@ class RepeatUserGraph(nn.Module):
 
     def forward(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
-        fused = self.tower.request_state(arrays["history_vectors"][..., : self.tower.dim], arrays)  # (B, D)
-        return self.tower.complete(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
+        fused = self.tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+        return self.tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
 
 
 class ItemGraph(nn.Module):
-    """The item tower of new items."""
+    """The item tower of cold items."""
 
-    def __init__(self, newcomers: Newcomers) -> None:
+    def __init__(self, cold_items: ColdItems) -> None:
         super().__init__()
-        self.newcomers = newcomers
+        self.cold_items = cold_items
 
     def forward(self, arrays: Tensors) -> Tensor:
         """Return the item vectors (N, W)."""
-        vectors: Tensor = self.newcomers(*(arrays[name] for name in _ITEM_AXES))  # (N, W)
+        vectors: Tensor = self.cold_items(*(arrays[name] for name in ITEM_AXES))  # (N, W)
         return vectors
 
 
@@ -95,41 +155,44 @@ class Graph:
     """Input -> the letters of its dynamic axes, in the order in which torch flattens the inputs."""
     outputs: tuple[str, ...]
 
+    def run(self, arrays: Arrays) -> Arrays:
+        """Run the module on named arrays."""
+        with torch.no_grad():
+            outputs = self.module.eval()({name: torch.from_numpy(arrays[name]) for name in self.axes})
+        outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
+        return {name: output.numpy() for name, output in zip(self.outputs, outputs, strict=True)}
+
 
 def user_graph(tower: UserTower) -> Graph:
     if tower.memory is None:
-        return Graph(UserGraph(tower), _USER_AXES, ("user_vectors",))
-    return Graph(RepeatUserGraph(tower), _USER_AXES | _MEMORY_AXES, ("user_vectors", "memory"))
+        return Graph(UserGraph(tower), USER_AXES, ("user_vectors",))
+    return Graph(RepeatUserGraph(tower), USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
 
 
-def item_graph(newcomers: Newcomers) -> Graph:
-    return Graph(ItemGraph(newcomers), _ITEM_AXES, ("item_vectors",))
+def item_graph(cold_items: ColdItems) -> Graph:
+    return Graph(ItemGraph(cold_items), ITEM_AXES, ("item_vectors",))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
     """Write the graph as a single ONNX file.
 
-    What is exported asks a tensor for `shape[0]`: `len` makes the number of requests a constant where torch follows the
-    code as it runs, so that it starts again in another, slower way.
+    An exported forward asks a tensor for `shape[0]`: `len` makes the number of requests a constant in torch's first
+    way of tracing, so that it starts again in a slower one.
 
     Args:
         graph: in evaluation mode, on the CPU.
-        example: an array for each input, with no axis of length 0 or 1 that is dynamic.
+        example: an array for each input, with no dynamic axis of length 0 or 1.
         path: of the file.
         space_id: written into the file's metadata, so that it is served with no other bundle's parts.
     """
-    inputs = {name: torch.from_numpy(example[name]) for name in graph.axes}
-    shapes = {
-        name: {position: FULL_NAMES[letter] for position, letter in enumerate(axes)}
-        for name, axes in graph.axes.items()
-    }
+    shapes = {name: {i: AXIS_NAMES[axis] for i, axis in enumerate(axes)} for name, axes in graph.axes.items()}
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # on torchvision
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
         program = torch.onnx.export(
             graph.module.eval(),
             (),
-            kwargs={"arrays": inputs},
+            kwargs={"arrays": {name: torch.from_numpy(example[name]) for name in graph.axes}},
             dynamo=True,
             dynamic_shapes={"arrays": shapes},
             input_names=list(graph.axes),
@@ -146,10 +209,7 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
 
 
 def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Take out by which lines of which files each part was made.
-
-    These are paths of this machine and names numbered since the process began: no two exports would be alike.
-    """
+    """Remove the source lines of each node: paths of this machine, and names that differ between two exports."""
     for part in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
         part.ClearField("metadata_props")
 
@@ -169,7 +229,7 @@ def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
     tower = Tower(path.name, path.read_bytes(), n_threads=1)
     for case, arrays in cases.items():
         got = tower.run({name: arrays[name] for name in tower.inputs})
-        for name, expected in run_torch(graph, arrays).items():
+        for name, expected in graph.run(arrays).items():
             difference = np.abs(got[name] - expected) / max(1.0, float(np.abs(expected).max(initial=0)))
             if difference.size and not difference.max() <= PARITY:
                 raise BundleError(
@@ -178,9 +238,78 @@ def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
                 )
 
 
-def run_torch(graph: Graph, arrays: Arrays) -> Arrays:
-    """Run the module on named arrays."""
-    with torch.no_grad():
-        outputs = graph.module.eval()({name: torch.from_numpy(arrays[name]) for name in graph.axes})
-    outputs = (outputs,) if isinstance(outputs, Tensor) else outputs
-    return {name: output.numpy() for name, output in zip(graph.outputs, outputs, strict=True)}
+@dataclass(frozen=True)
+class Cases:
+    """Draws inputs of the towers, over the shapes that serving meets."""
+
+    schema: Schema
+    vectors: Floats
+    """(N, W) of the items."""
+    dim: int
+    """D, the part that histories are read by."""
+    categories: Ints
+    """(N, F) category rows of the items."""
+    rng: np.random.Generator
+
+    def of_users(self) -> dict[str, Arrays]:
+        """Make the user tower's inputs for each batch size, for histories of 0, 1, any and the most events."""
+        longest = self.schema.history_length
+        cases: dict[str, Arrays] = {}
+        for batch in BATCHES:
+            drawn = self.rng.integers(0, longest, batch).tolist()
+            lengths = {"0": [0] * batch, "1": [1] * batch, "max": [longest] * batch, "any": drawn}
+            cases |= {f"batch {batch}, history {name}": self.of_user(counts) for name, counts in lengths.items()}
+        return cases
+
+    def of_user(self, counts: list[int]) -> Arrays:
+        """Make the user tower's inputs for histories of these lengths, with drawn features."""
+        schema, events = self.schema, self.draw_events(counts)
+        moment = np.full(len(events), schema.data_until, dtype=np.int64)
+        arrays, rows = history_arrays(events, schema)
+        arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
+        user, context = (draw_features(schema.features(side), len(events), self.rng) for side in ("user", "context"))
+        arrays |= request_arrays(moment, user, context)
+        if schema.repeats == "allow":
+            rates = self.rng.normal(size=len(self.vectors)).astype(np.float32)
+            owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
+            arrays |= owned_arrays(owned, self.categories, count_categories(schema.item_features))
+            arrays["owned_vectors"] = self.vectors[owned.item_row]
+        return arrays
+
+    def draw_events(self, counts: list[int]) -> Events:
+        """Draw histories of these lengths from few items, so that some occur again."""
+        schema, rng = self.schema, self.rng
+        total, segment = sum(counts), np.repeat(np.arange(len(counts)), counts)
+        times = schema.data_until - (rng.integers(0, 300, total) * DAY).astype(np.int64)
+        return Events(
+            item_row=rng.integers(0, max(1, len(self.vectors) // 3), total),
+            time=times[np.lexsort((times, segment))] if schema.has_datetime else np.zeros(total, dtype=np.int64),
+            event=rng.integers(1, FIRST_CODE + len(schema.event_types), total),
+            weight=rng.integers(1, 5, total).astype(np.float32),
+            offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+        )
+
+    def of_item(self, n: int) -> Arrays:
+        """Make the item tower's inputs for n drawn items."""
+        item_features = self.schema.item_features
+        features = draw_features(item_features, n, self.rng)
+        width = sum(feature.kind == "categorical" for feature in item_features)
+        categories = self.rng.integers(0, max(1, count_categories(item_features)), (n, width))
+        return {"item_codes": features.codes, "item_values": features.values, "categories": categories}
+
+
+def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generator) -> EncodedFeatures:
+    """Draw codes within each vocabulary, unknown among them, and numbers and vectors with some missing.
+
+    Of several codes a row has at least one; the rest is padding.
+    """
+    codes, values = [np.zeros((n, 0), dtype=np.int64)], [np.zeros((n, 0))]
+    for feature, _ in code_slices(features):
+        drawn = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))
+        counts = rng.integers(1, feature.width + 1, (n, 1))
+        codes.append(np.where(np.arange(feature.width) < counts, drawn, PADDING))
+    for feature, _ in value_slices(features):
+        is_missing = rng.random((n, 1)) < 0.2
+        drawn = rng.normal(size=(n, feature.width)) / feature.width**0.5
+        values += [np.where(is_missing, 0.0, drawn), is_missing.astype(np.float64)]
+    return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1).astype(np.float32))

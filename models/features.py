@@ -1,23 +1,24 @@
-"""Feature columns to one vector: an embedding per code, a linear map for numbers and vectors, summed."""
+"""Embed encoded features: a table row per code, a linear map for numbers and vectors, all summed."""
 
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from models.code_bags import CodeBags
 from serve.encode import code_slices, value_slices
 from serve.schema import PADDING, UNKNOWN, Feature
 
 
 class FeatureEmbedding(nn.Module):
-    """Embed the encoded features of one side.
+    """Embed the encoded features of users, items or requests.
 
-    The codes of a multi-valued feature, n-grams of a text among them, are averaged; features are summed. Unknown codes
-    of a feature start at zero: they say nothing until trained. Those of padding are zero and stay so: their share is 0.
+    The codes of a multi-valued feature, such as the n-grams of a text, are averaged; features are summed. Unknown codes
+    start at zero. Padding has no share in any mean.
     """
 
     code_offsets: Tensor
@@ -44,8 +45,11 @@ class FeatureEmbedding(nn.Module):
         membership = torch.zeros(len(columns), max(len(slices), 1))
         membership[torch.arange(len(columns)), columns] = 1.0
         self.register_buffer("feature_of_column", membership, persistent=False)  # (C, features)
-        self._catalogue: tuple[Tensor | None, CodeBags | None] = None, None
+        self._catalogue: tuple[Tensor, Tensor, Tensor] | None = None
         self.reset_parameters()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_catalogue": None}  # sparse matrices cannot be copied
 
     def reset_parameters(self) -> None:
         nn.init.normal_(self.table.weight, std=0.02)
@@ -56,25 +60,16 @@ class FeatureEmbedding(nn.Module):
                 self.table.weight[offset + UNKNOWN] = 0.0
 
     def widen(self, dim: int) -> FeatureEmbedding:
-        """Copy this with zeros behind its entries, `dim` in all."""
+        """Copy this module with zeros behind its entries, `dim` in all."""
         wide = copy.deepcopy(self)
-        table, numbers = (
-            functional.pad(weight.detach(), (0, dim - self.dim)) for weight in (self.table.weight, self.number_table)
-        )  # (codes, dim), (V, dim)
-        wide.dim, wide.number_table = dim, nn.Parameter(numbers)  # (V, dim)
+        pad = (0, dim - self.dim)
+        wide.dim, wide.number_table = dim, nn.Parameter(functional.pad(self.number_table.detach(), pad))  # (V, dim)
+        table = functional.pad(self.table.weight.detach(), pad)  # (codes, dim)
         wide.table = nn.Embedding(len(table), dim, _weight=table)
         return wide
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
-        """Embed rows.
-
-        Args:
-            codes: (B, C) int64.
-            values: (B, V) float32.
-
-        Returns:
-            (B, dim).
-        """
+        """Embed rows of codes (B, C) int64 and values (B, V) float32, (B, D)."""
         if not self.has_features:
             return torch.zeros(codes.shape[0], self.dim, dtype=self.table.weight.dtype, device=codes.device)  # (B, D)
         if not len(self.code_offsets):
@@ -82,49 +77,66 @@ class FeatureEmbedding(nn.Module):
         return self._add_values(self._sum_codes(codes, values.dtype), values)  # (B, D)
 
     def embed_catalogue(self, codes: Tensor, values: Tensor) -> Tensor:
-        """Do as `forward` of all items (N, C), (N, V), which come in every step: their codes are sorted once."""
+        """Embed all items (N, C), (N, V) by a product with a sparse matrix that is made once, (N, D).
+
+        The backward pass of `embedding_bag` would sort all codes anew in each step: twice the time on Frappe.
+        """
         if not len(self.code_offsets):
             return self(codes, values)  # type: ignore[no-any-return]  # (N, D)
-        return self._add_values(self._find_bags(codes, values.dtype).sum(self.table.weight), values)  # (N, D)
+        if self._catalogue is None or self._catalogue[0] is not codes:
+            self._catalogue = (codes, *self._share_matrices(codes, values.dtype))
+        summed = _SparseProduct.apply(self.table.weight, *self._catalogue[1:])  # type: ignore[no-untyped-call]
+        return self._add_values(summed, values)  # (N, D)
+
+    def has_content(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Return which rows have any known feature value, (B,) bool."""
+        missing = values[:, self.missing_columns]  # (B, numeric and vector features)
+        return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)
 
     def _add_values(self, summed: Tensor, values: Tensor) -> Tensor:
-        """Add what numbers and vectors (B, V) say to the sum of codes (B, D)."""
         return summed + values @ self.number_table if len(self.number_table) else summed  # (B, D)
 
     def _sum_codes(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Sum table rows of codes (B, C), each by its share of its feature, (B, D).
 
-        Without the (B, C, D) in between, which is large for many rows; an exported graph, where this would be a loop,
-        has it. Where each feature has one code it has all of the share, or is padding, of zeros.
+        ONNX would loop over an `embedding_bag`, so that an exported graph holds the (B, C, D) that it avoids.
         """
         rows = codes + self.code_offsets  # (B, C)
         summed: Tensor
         if not torch.compiler.is_exporting():
             share = self._share(codes, dtype)  # (B, C)
             summed = functional.embedding_bag(rows, self.table.weight, mode="sum", per_sample_weights=share)  # (B, D)
-        elif self.has_single_codes:
+        elif self.has_single_codes:  # a code has all of the share, or is padding, of zeros
             summed = self.table(rows).sum(dim=1)  # (B, D)
         else:
             summed = (self.table(rows) * self._share(codes, dtype).unsqueeze(-1)).sum(dim=1)  # (B, D)
         return summed
 
-    def _find_bags(self, codes: Tensor, dtype: torch.dtype) -> CodeBags:
-        """Return the codes (N, C) without padding, with their shares: made once of a catalogue."""
-        known, bags = self._catalogue
-        if known is not codes or bags is None:
-            is_code = codes != PADDING  # (N, C)
-            share = self._share(codes, dtype)[is_code]  # (K,)
-            bags = CodeBags((codes + self.code_offsets)[is_code], share, is_code.sum(dim=1))
-            self._catalogue = codes, bags
-        return bags
-
     def _share(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        """Say by how much each code (B, C) counts in the mean of its feature, (B, C)."""
+        """Return the weight of each code (B, C) in the mean of its feature, (B, C)."""
         present = (codes != PADDING).to(dtype)  # (B, C)
         per_feature = present @ self.feature_of_column  # (B, features)
         return present / (per_feature @ self.feature_of_column.T).clamp(min=1.0)  # (B, C)
 
-    def has_content(self, codes: Tensor, values: Tensor) -> Tensor:
-        """Say which rows have any known feature value, (B,) bool."""
-        missing = values[:, self.missing_columns]  # (B, numeric and vector features)
-        return (codes > UNKNOWN).any(dim=1) | (missing == 0).any(dim=1)  # (B,)
+    def _share_matrices(self, codes: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """Return the shares of all table rows in all items as sparse matrices, (N, codes) and (codes, N)."""
+        is_code = codes != PADDING  # (N, C)
+        index = torch.stack([is_code.nonzero()[:, 0], (codes + self.code_offsets)[is_code]])  # (2, K)
+        share = self._share(codes, dtype)[is_code]  # (K,)
+        size = (len(codes), self.table.num_embeddings)
+        shares = torch.sparse_coo_tensor(index, share, size, check_invariants=False).coalesce()
+        return shares.to_sparse_csr(), shares.t().coalesce().to_sparse_csr()
+
+
+class _SparseProduct(torch.autograd.Function):
+    """Multiply a sparse matrix by a dense one, with the transpose at hand for the gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, table: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
+        ctx.transposed = transposed
+        return matrix @ table  # (N, D)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.transposed @ grads[0], None, None  # (codes, D)

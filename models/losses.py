@@ -1,8 +1,8 @@
-"""The softmax over the whole catalogue, without ever holding all of its logits.
+"""The losses over the whole catalogue: softmax cross entropy that never holds all logits at once.
 
-Of `logits = users @ items.T + sparse` only a chunk of rows exists at a time. A loss is a weighted sum of log-sum-exps,
+Only a chunk of rows of `logits = users @ items.T + sparse` exists at a time. A loss is a weighted sum of log-sum-exps,
 so that the forward pass knows the gradient of each but for one factor: it forms the gradients while it holds the
-chunk, and the backward pass multiplies them. Exact in value and gradient.
+chunk, and the backward pass scales them. Exact in value and gradient.
 """
 
 from __future__ import annotations
@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
-from models.rows import take_rows
+from datamodules.batch import RequestBatch, WindowBatch
 
 CHUNK_CELLS = 1 << 22  # logits held at once
+NOVEL_WEIGHT = 0.5
+"""Weight of the loss among novel items beside the one among all items."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,53 @@ def no_sparse(users: Tensor) -> Sparse:
     """Return a `Sparse` that changes nothing."""
     nothing = torch.zeros(0, dtype=torch.int64, device=users.device)
     return Sparse(nothing, nothing, users.new_zeros(0, dtype=torch.float32))
+
+
+def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
+    """Average the cross entropy of every target by its weight.
+
+    Args:
+        users: (M, W) of the targets, divided by the temperature.
+        items: (N, W).
+        batch: its windows.
+    """
+    targets = batch.targets
+    rows, weights = batch.history_rows[targets], batch.target_weights[targets]  # (M,) both
+    logits = pair_logits(users, embedding(rows, items))  # (M,)
+    positions = torch.arange(len(users), device=users.device)  # (M,)
+    return softmax_loss(users, items, no_sparse(users), logits, positions, weights)
+
+
+def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
+    """Rank the targets among all items, with the memory's scores; half as much, the novel ones among novel items.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        bonus: (E,) the memory's scores divided by the temperature.
+        items: (N, W).
+        batch: its requests.
+    """
+    memory = Sparse(batch.owned_users, batch.owned_rows, bonus.float())
+    padded = torch.cat([bonus.float(), bonus.new_zeros(1, dtype=torch.float32)])  # (E + 1,); -1 reads the zero
+    logits = target_logits(users, items, batch.target_users, batch.target_rows) + padded[batch.target_owned]  # (M,)
+    every = softmax_loss(users, items, memory, logits, batch.target_users, batch.target_weights)
+    return every + NOVEL_WEIGHT * novel_loss(users, items, batch)
+
+
+def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
+    """Rank the targets that are not owned among the items that are not owned.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        items: (N, W).
+        batch: its requests.
+    """
+    masked = torch.full((len(batch.owned_rows),), float("-inf"), device=users.device)  # (E,)
+    is_novel = batch.target_owned < 0  # (M,)
+    rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]
+    logits = target_logits(users, items, rows, targets)  # (novel targets,)
+    novel = Sparse(batch.owned_users, batch.owned_rows, masked)
+    return softmax_loss(users, items, novel, logits, rows, batch.target_weights[is_novel])
 
 
 def softmax_loss(
@@ -80,7 +130,7 @@ def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: 
 
 def target_logits(users: Tensor, items: Tensor, target_rows: Tensor, target_items: Tensor) -> Tensor:
     """Compute users . items of single pairs in at least float32, (M,)."""
-    return pair_logits(take_rows(users, target_rows), take_rows(items, target_items))  # (M,)
+    return pair_logits(embedding(target_rows, users), embedding(target_items, items))  # (M,)
 
 
 def pair_logits(users: Tensor, items: Tensor) -> Tensor:

@@ -1,18 +1,20 @@
-"""What repeated consumption needs: a long-term profile, category affinity, popularity, a score per owned item.
+"""The memory of owned items: a long-term profile, category affinity, popularity and a score per owned item.
 
-A rank-D dot product expresses "buys her own things again" badly, so the score has a second, sparse part m_u(i) that
-is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
+A product of rank D expresses "buys the same things again" badly, so that the score has a second, sparse part m_u(i)
+that is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.sums_by_user import sum_by_user
+from models.config import Recipe
+from serve.encode import category_features
+from serve.schema import Schema
 
 N_STATE_FEATURES = 8
 HIDDEN = 32  # width of the item score's layers
@@ -39,6 +41,18 @@ class MemoryInputs:
     """(B, Q)."""
 
 
+@dataclass(frozen=True)
+class MemorySample:
+    """Inputs of training users that the memory is standardised by."""
+
+    statistics: Tensor
+    """(any, S) of owned items."""
+    user_statistics: Tensor
+    """(U, G)."""
+    category_preferences: Tensor
+    """(U, Q)."""
+
+
 class Standardise(nn.Module):
     """Shift and scale columns by statistics fixed at construction, limited to +-5."""
 
@@ -56,7 +70,7 @@ class Standardise(nn.Module):
 
 
 class Memory(nn.Module):
-    """Complete a user's vector and score her owned items.
+    """Complete a user's vector and score the items that they own.
 
     Starts as decayed personal frequency beside the taste of the profile; training moves it from there.
     """
@@ -64,42 +78,23 @@ class Memory(nn.Module):
     category_shares: Tensor
     first_gates: Tensor
 
-    def __init__(
-        self,
-        dim: int,
-        affinity_dim: int,
-        popularity_dim: int,
-        n_decays: int,
-        statistics: Tensor,
-        user_statistics: Tensor,
-        category_shares: Tensor,
-        unit: float,
-    ) -> None:
-        """Build it from samples of its inputs.
-
-        Args:
-            dim: D, the taste part of the vectors.
-            affinity_dim: A.
-            popularity_dim: P.
-            n_decays: the first columns of the statistics, which hold log decayed counts.
-            statistics: (any, S) rows to standardise by.
-            user_statistics: (any, G) rows to standardise by.
-            category_shares: (Q,) each category's share of all preference, per feature.
-            unit: the score that one unit of logits is: 1 for `dot`, the first temperature for `cosine`.
-        """
+    def __init__(self, schema: Schema, recipe: Recipe, affinity_dim: int, sample: MemorySample) -> None:
         super().__init__()
-        self.dim, self.affinity_dim, self.popularity_dim = dim, affinity_dim, popularity_dim
-        self.n_decays, self.unit = n_decays, unit
-        self.standardise = Standardise(statistics)
-        self.standardise_user = Standardise(user_statistics)
-        n_statistics, n_user = statistics.shape[1], user_statistics.shape[1]
-        self.register_buffer("category_shares", category_shares.clamp(min=1e-6))
-        first_gates = torch.tensor([FIRST_TASTE * dim**0.5, FIRST_AFFINITY] + [FIRST_POPULARITY] * popularity_dim)
-        self.register_buffer("first_gates", first_gates * unit)
-        self.affinity_table = nn.Parameter(torch.empty(len(category_shares), affinity_dim))  # (Q, A)
+        self.dim, self.affinity_dim, self.n_decays = recipe.dim, affinity_dim, len(schema.decay_days)
+        self.unit = recipe.logit_unit
+        self.standardise = Standardise(sample.statistics)
+        self.standardise_user = Standardise(sample.user_statistics)
+        n_statistics, n_user = sample.statistics.shape[1], sample.user_statistics.shape[1]
+        shares = sample.category_preferences.sum(dim=0)  # (Q,)
+        shares = shares * len(category_features(schema.item_features)) / shares.sum().clamp(min=1e-12)  # (Q,)
+        self.register_buffer("category_shares", shares.clamp(min=1e-6))
+        popularity_dim = len(schema.popularity_days)
+        first_gates = [FIRST_TASTE * self.dim**0.5, FIRST_AFFINITY] + [FIRST_POPULARITY] * popularity_dim
+        self.register_buffer("first_gates", torch.tensor(first_gates) * self.unit)  # (2 + P,)
+        self.affinity_table = nn.Parameter(torch.empty(len(shares), affinity_dim))  # (Q, A)
         self.profile_weight = nn.Linear(n_statistics, 1)
         self.gates = nn.Linear(n_user, 2 + popularity_dim)
-        self.project_state = nn.Linear(dim, N_STATE_FEATURES)
+        self.project_state = nn.Linear(self.dim, N_STATE_FEATURES)
         self.item_score = nn.Sequential(
             nn.Linear(n_statistics + n_user + N_STATE_FEATURES + 1, HIDDEN),
             nn.GELU(),
@@ -107,7 +102,7 @@ class Memory(nn.Module):
             nn.GELU(),
             nn.Linear(HIDDEN, 1),
         )
-        self.skip = nn.Linear(n_decays, 1)
+        self.skip = nn.Linear(self.n_decays, 1)
         self.product_share = nn.Parameter(torch.tensor(1.0))  # of u . v_i that the memory takes back
         self.reset_parameters()
 
@@ -126,13 +121,6 @@ class Memory(nn.Module):
             nn.init.constant_(self.skip.weight, 0.5)
             nn.init.constant_(self.skip.bias, 4.0)  # owned items begin above most others
             self.product_share.fill_(1.0)
-
-    def split(self, inputs: MemoryInputs) -> tuple[Tensor, MemoryInputs]:
-        """Take the correlation parts (E, R) out of the owned items' vectors: what is learned does not know them."""
-        vectors = inputs.owned_vectors  # (E, W)
-        stop = vectors.shape[1] - self.affinity_dim - self.popularity_dim
-        learned = torch.cat([vectors[:, : self.dim], vectors[:, stop:]], dim=1)  # (E, D + A + P)
-        return vectors[:, self.dim : stop], replace(inputs, owned_vectors=learned)  # (E, R)
 
     def profile(self, inputs: MemoryInputs, n_users: int) -> Tensor:
         """Sum the taste vectors of each user's owned items by learned weights, to unit length, (B, D)."""
@@ -177,6 +165,18 @@ class Memory(nn.Module):
         learned = self.item_score(torch.cat(columns, dim=1))  # (E, 1)
         frequency = functional.softplus(learned + self.skip(statistics[:, : self.n_decays]))  # (E, 1)
         return self.unit * (frequency - self.product_share * product).squeeze(-1)  # (E,)
+
+
+def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
+    """Sum values (E, any) of the users (E,), (n_users, any).
+
+    An exported graph multiplies by an indicator matrix: ONNX Runtime's ScatterAdd takes 25 times as long, and
+    index_add loses rows where a session has several threads.
+    """
+    if torch.compiler.is_exporting():
+        is_of_user = torch.arange(n_users, device=users.device).unsqueeze(1) == users  # (B, E)
+        return is_of_user.to(values.dtype) @ values  # (B, any)
+    return values.new_zeros(n_users, values.shape[1]).index_add(0, users, values)  # (B, any)
 
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:

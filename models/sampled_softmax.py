@@ -1,8 +1,7 @@
-"""The softmax over a sample of the catalogue: what training on many items costs less with.
+"""Sampled softmax: the losses of steps that see a sample of a large catalogue.
 
-Letters: B windows or requests, L events, E owned items, R rows of users, M targets, K negatives shared by all targets,
-N items, n of them that a step needs, W columns of a vector.
-Temperature comes before any correction: users are divided by it already.
+Letters beside those of the package: R rows of users, K negatives shared by all targets, n items that a step needs.
+Users are divided by the temperature before any correction.
 """
 
 from __future__ import annotations
@@ -13,15 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn.functional import embedding
 
-from models.losses import at_least_float32
+from datamodules.batch import RequestBatch, WindowBatch
+from models.losses import at_least_float32, pair_logits, target_logits
+from models.negatives import Negatives
 
-CHUNK_CELLS = 1 << 19  # logits held at once: from a quarter to eight times as many took as long or longer
+CHUNK_CELLS = 1 << 19  # logits held at once
 
 
 @dataclass(frozen=True)
-class Barred:
-    """Which negatives are none for a row: those of its window or request."""
+class Masked:
+    """Items that are no negatives of a row: those of its window or request."""
 
     is_own: Tensor
     """(B, K) bool: of each window or request."""
@@ -29,11 +31,49 @@ class Barred:
     """(R,) window or request of each row."""
 
 
+def sampled_window_loss(users: Tensor, items: Tensor, batch: WindowBatch, negatives: Negatives) -> Tensor:
+    """Average the cross entropy of every target against the negatives of the step by its weight.
+
+    Args:
+        users: (M, W) of the targets, divided by the temperature.
+        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these.
+        batch: its windows.
+        negatives: K items.
+    """
+    targets = batch.targets
+    positive = pair_logits(users, embedding(batch.history_rows[targets], items))  # (M,)
+    is_own = find_own(batch.history_rows, batch.arrays["history_lengths"], negatives.rows, len(items))  # (B, K)
+    rows, weights = torch.arange(len(users), device=users.device), batch.target_weights[targets]  # (M,) both
+    vectors = embedding(negatives.rows, items)  # (K, W)
+    masked = Masked(is_own, targets[0])
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, positive, rows, weights)
+
+
+def sampled_novel_loss(users: Tensor, items: Tensor, batch: RequestBatch, negatives: Negatives) -> Tensor:
+    """Rank the targets that are not owned among the negatives of the step that are neither owned nor targets.
+
+    Args:
+        users: (B, W) divided by the temperature.
+        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these, those of owned
+            items that it does not need are n.
+        batch: its requests.
+        negatives: K items.
+    """
+    is_novel = batch.target_owned < 0  # (M,)
+    rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]  # (novel targets,) both
+    logits = target_logits(users, items, rows, targets)  # (novel targets,)
+    pairs = torch.cat([batch.owned_users, rows]), torch.cat([batch.owned_rows, targets])  # (E + novel targets,) both
+    is_own = mark_owned(*pairs, len(users), negatives.rows, len(items))  # (B, K)
+    masked = Masked(is_own, torch.arange(len(users), device=users.device))
+    weights, vectors = batch.target_weights[is_novel], embedding(negatives.rows, items)  # (novel targets,), (K, W)
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, logits, rows, weights)
+
+
 def sampled_softmax_loss(
     users: Tensor,
     negatives: Tensor,
     log_expected: Tensor,
-    barred: Barred,
+    masked: Masked,
     logits: Tensor,
     target_rows: Tensor,
     weights: Tensor,
@@ -41,14 +81,14 @@ def sampled_softmax_loss(
     """Average the cross entropy of targets against a sample by weight.
 
     exp(s_pos) + sum_k exp(s_k) / expected_k is unbiased for the sum over all items where draws of the positive are
-    barred: the positive is there always, not by chance, and is not corrected (Khrylchenko et al. 2025,
-    arXiv 2507.09331). Whoever corrects it too (Yi et al. 2019) takes its log expected count from its logit.
+    masked: the positive is there always, not by chance, and is not corrected (Khrylchenko et al. 2025,
+    arXiv 2507.09331).
 
     Args:
         users: (R, W); halves are promoted, and autocast does not reach the loss.
         negatives: (K, W).
         log_expected: (K,) log of how often each negative is expected in the sample.
-        barred: targets of a row, and other items that are no negatives of it.
+        masked: targets of a row, and other items that are no negatives of it.
         logits: (M,) of the targets.
         target_rows: (M,) row of each target, ascending.
         weights: (M,), constants.
@@ -58,15 +98,15 @@ def sampled_softmax_loss(
     """
     weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
-    shifts = torch.where(barred.is_own, float("-inf"), -log_expected).to(logits.dtype)  # (B, K)
-    arguments = (*map(at_least_float32, (users, negatives)), shifts, barred.of_row, logits, target_rows, shares)
+    shifts = torch.where(masked.is_own, float("-inf"), -log_expected).to(logits.dtype)  # (B, K)
+    arguments = (*map(at_least_float32, (users, negatives)), shifts, masked.of_row, logits, target_rows, shares)
     with torch.autocast(users.device.type, enabled=False):
         log_sums: Tensor = _WeightedLogSumExp.apply(*arguments)  # type: ignore[no-untyped-call]  # scalar
     return log_sums - (shares * logits).sum()  # scalar
 
 
 def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int) -> Tensor:
-    """Mark the negatives that stand in a window: what its user has is no negative of hers, and no target either.
+    """Mark the negatives that stand in a window: an owned item is neither a negative nor a target.
 
     Args:
         history_rows: (B, L) item rows.
@@ -99,16 +139,16 @@ def find_distinct(rows: Tensor, n_items: int) -> tuple[Tensor, Tensor]:
     is_there = torch.zeros(n_items, dtype=torch.bool, device=rows.device)  # (N,)
     is_there[rows] = True
     distinct = is_there.nonzero().squeeze(1)  # (n,)
-    places = torch.empty(n_items, dtype=torch.int64, device=rows.device)  # (N,)
-    places[distinct] = torch.arange(len(distinct), device=rows.device)
-    return distinct, places[rows]  # (n,), (m,)
+    positions = torch.empty(n_items, dtype=torch.int64, device=rows.device)  # (N,)
+    positions[distinct] = torch.arange(len(distinct), device=rows.device)
+    return distinct, positions[rows]  # (n,), (m,)
 
 
-def find_places(needed: Tensor, rows: Tensor) -> Tensor:
+def find_positions(needed: Tensor, rows: Tensor) -> Tensor:
     """Return where each of the rows (E,) stands among ascending ones (n,), n where it does not: (E,)."""
-    places = torch.searchsorted(needed, rows)  # (E,)
-    is_there = needed[places.clamp(max=len(needed) - 1)] == rows  # (E,)
-    return torch.where(is_there, places, len(needed))  # (E,)
+    positions = torch.searchsorted(needed, rows)  # (E,)
+    is_there = needed[positions.clamp(max=len(needed) - 1)] == rows  # (E,)
+    return torch.where(is_there, positions, len(needed))  # (E,)
 
 
 class _WeightedLogSumExp(torch.autograd.Function):

@@ -1,4 +1,4 @@
-"""The LightningModule: steps, optimiser, logging and nothing else."""
+"""The LightningModule: training and validation steps, optimiser and schedule."""
 
 from __future__ import annotations
 
@@ -12,16 +12,27 @@ import torch
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch, WindowBatch
-from models.config import Correction
-from models.objectives import novel_loss, repeat_loss, sampled_novel_loss, sampled_window_loss, window_loss
-from models.sampled_softmax import find_distinct, find_places
-from models.sampling import NegativeSampler
-from models.smoothing import NDCG
+from models.config import TEMPERATURE, Recipe
+from models.losses import novel_loss, repeat_loss, window_loss
+from models.negatives import NegativeSampler
+from models.sampled_softmax import find_distinct, find_positions, sampled_novel_loss, sampled_window_loss
 from models.towers import Towers
 from models.validation import request_ndcg
 
-SMALLEST_TEMPERATURE = 0.01
-STARTED_TABLE_RATE = 0.2  # of the rest: at its full rate they over-fit, at a thirtieth they learn too little, measured
+NDCG = "val_ndcg"
+MIN_TEMPERATURE = 0.01
+WEIGHT_DECAY = 0.01
+MEMORY_RATE = 1e-2
+"""Peak rate of the few weights of the memory."""
+STARTED_TABLES = (
+    "item_tower.id_table.weight",
+    "item_tower.content.table.weight",
+    "item_tower.content.number_table",
+    "item_tower.affinity_table.weight",
+    "user_tower.memory.affinity_table",
+)
+STARTED_TABLE_RATE = 0.2
+"""Share of the rate for tables that start from the data where there is a memory: at the full rate they over-fit."""
 
 
 class TwoTower(pl.LightningModule):
@@ -30,57 +41,31 @@ class TwoTower(pl.LightningModule):
     Under `cosine` logits are scores over a learned temperature; under `dot` the temperature is 1.
     """
 
-    def __init__(
-        self,
-        towers: Towers,
-        learning_rate: float,
-        memory_learning_rate: float,
-        weight_decay: float,
-        warmup_steps: int,
-        temperature: float,
-        seed: int,
-        started_tables: tuple[str, ...],
-        max_epochs: int,
-        sampler: NegativeSampler | None,
-        correction: Correction,
-    ) -> None:
+    def __init__(self, towers: Towers, recipe: Recipe, sampler: NegativeSampler | None, seed: int) -> None:
         """Wrap the towers.
 
         Args:
             towers: what is trained.
-            learning_rate: peak of the schedule.
-            memory_learning_rate: peak for the weights of the memory.
-            weight_decay: of AdamW.
-            warmup_steps: linear rise before the cosine descent to 0.
-            temperature: first value; read under `cosine` only.
-            seed: dropout and id dropout are seeded from it and the epoch.
-            started_tables: names of parameters that start from the data and learn slowly.
-            max_epochs: length of the schedule, also where training ends earlier.
-            sampler: of the negatives of a step; None: every target is told from the whole catalogue, as it always is
+            recipe: rate and length of the schedule.
+            sampler: of the negatives of a step; None: the softmax goes over the whole catalogue, as it always does
                 where there is a memory.
-            correction: whose logits are corrected for being drawn.
+            seed: dropout, id dropout and negatives are seeded from it and the epoch.
         """
         super().__init__()
         self.towers = towers
-        self.learning_rate = learning_rate
-        self.memory_learning_rate = memory_learning_rate
-        self.weight_decay = weight_decay
-        self.warmup_steps = warmup_steps
-        self.seed = seed
-        self.started_tables = started_tables
-        self.max_epochs = max_epochs
+        self.recipe = recipe
         self.sampler = sampler
-        self.correction = correction
-        is_cosine = towers.item_tower.similarity == "cosine"
+        self.seed = seed
+        is_cosine = recipe.similarity == "cosine"
         self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(temperature) if is_cosine else 0.0), requires_grad=is_cosine
+            torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0), requires_grad=is_cosine
         )
         self.validation_values: dict[str, list[np.ndarray]] = {}
         self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
     @property
     def temperature(self) -> Tensor:
-        return self.log_temperature.exp().clamp(min=SMALLEST_TEMPERATURE)  # scalar
+        return self.log_temperature.exp().clamp(min=MIN_TEMPERATURE)  # scalar
 
     def on_fit_start(self) -> None:
         if self.sampler is not None:
@@ -113,18 +98,17 @@ class TwoTower(pl.LightningModule):
         return window_loss(users / self.temperature, items, batch)
 
     def sampled_window_step(self, batch: WindowBatch, sampler: NegativeSampler) -> Tensor:
-        """Tell targets from a sample: of the catalogue, only what histories and the sample hold is computed."""
-        targets = batch.history_rows[batch.targets]  # (M,)
-        negatives = sampler.draw(targets)
+        """Compute only the item vectors that histories and negatives need."""
+        negatives = sampler.draw()
         needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
-        distinct, places = find_distinct(needed, self.towers.n_items)  # (n,), (B * L + K,)
+        distinct, positions = find_distinct(needed, self.towers.n_items)  # (n,), (B * L + K,)
         n_history = batch.history_rows.numel()
-        local = batch._replace(history_rows=places[:n_history].view_as(batch.history_rows))
+        local = batch._replace(history_rows=positions[:n_history].view_as(batch.history_rows))
         items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
-        drawn = replace(negatives, rows=places[n_history:])
-        expected = sampler.log_expected(targets)  # (M,)
-        return sampled_window_loss(users / self.temperature, items, local, drawn, expected, self.correction)
+        return sampled_window_loss(
+            users / self.temperature, items, local, replace(negatives, rows=positions[n_history:])
+        )
 
     def request_step(self, batch: RequestBatch) -> Tensor:
         if self.sampler is not None and self.towers.user_tower.memory is None:
@@ -137,21 +121,19 @@ class TwoTower(pl.LightningModule):
         return repeat_loss(users, bonus / self.temperature, items, batch)
 
     def sampled_request_step(self, batch: RequestBatch, sampler: NegativeSampler) -> Tensor:
-        """Do as `sampled_window_step` with what follows each request."""
-        negatives = sampler.draw(batch.target_rows)
-        wanted = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
-        distinct, places = find_distinct(torch.cat(wanted), self.towers.n_items)  # (n,), (B * L + M + K,)
-        history, targets, rows = torch.split(places, [len(part) for part in wanted])  # (B * L,), (M,), (K,)
+        """Do as `sampled_window_step` with the targets of each request."""
+        negatives = sampler.draw()
+        needed = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
+        distinct, positions = find_distinct(torch.cat(needed), self.towers.n_items)  # (n,), (B * L + M + K,)
+        history, targets, rows = torch.split(positions, [len(part) for part in needed])  # (B * L,), (M,), (K,)
         local = batch._replace(
             history_rows=history.view_as(batch.history_rows),
             target_rows=targets,
-            owned_rows=find_places(distinct, batch.owned_rows),
+            owned_rows=find_positions(distinct, batch.owned_rows),
         )
         items = self.towers.some_item_vectors(distinct, batch.popularity)  # (n, W)
         users, _ = self.towers.request_vectors(local, items)  # (B, W)
-        expected = sampler.log_expected(batch.target_rows)  # (M,)
-        drawn = replace(negatives, rows=rows)
-        return sampled_novel_loss(users / self.temperature, items, local, drawn, expected, self.correction)
+        return sampled_novel_loss(users / self.temperature, items, local, replace(negatives, rows=rows))
 
     def on_validation_epoch_start(self) -> None:
         self.validation_values = {}
@@ -175,9 +157,9 @@ class TwoTower(pl.LightningModule):
 
     def rate_of(self, name: str) -> float:
         """Return the peak rate of a parameter of the towers."""
-        if name in self.started_tables:
-            return self.learning_rate * STARTED_TABLE_RATE
-        return self.memory_learning_rate if ".memory." in name else self.learning_rate
+        if name in STARTED_TABLES and self.towers.user_tower.memory is not None:
+            return self.recipe.learning_rate * STARTED_TABLE_RATE
+        return MEMORY_RATE if ".memory." in name else self.recipe.learning_rate
 
     def configure_optimizers(self) -> Any:
         groups: dict[float, list[nn.Parameter]] = {}
@@ -186,15 +168,15 @@ class TwoTower(pl.LightningModule):
         temperature = {"params": [self.log_temperature], "weight_decay": 0.0}  # decay would pull it towards 1
         optimizer = torch.optim.AdamW(
             [temperature, *({"params": parameters, "lr": rate} for rate, parameters in groups.items())],
-            lr=self.learning_rate,
+            lr=self.recipe.learning_rate,
             betas=(0.9, 0.98),
-            weight_decay=self.weight_decay,
+            weight_decay=WEIGHT_DECAY,
             fused=self.trainer.precision != "16-mixed",  # there gradients are to be unscaled before they are clipped
         )
         steps_per_epoch = self.trainer.estimated_stepping_batches / max(self.trainer.max_epochs or 1, 1)
-        n_steps = int(self.max_epochs * steps_per_epoch)
+        n_steps = int(self.recipe.max_epochs * steps_per_epoch)  # the schedule's, also where training ends earlier
         schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: warm_cosine(step, self.warmup_steps, n_steps)
+            optimizer, lambda step: warm_cosine(step, self.recipe.warmup_steps, n_steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 

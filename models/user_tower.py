@@ -1,6 +1,6 @@
 """The user tower: a history of item vectors, demographics and the request -> the user's vector.
 
-It reads item vectors, not ids: no table of the catalogue is in it, and a user it never saw is as good as any.
+It reads item vectors, not ids: it holds no table of the catalogue, and serves users that training never saw.
 """
 
 from __future__ import annotations
@@ -10,66 +10,50 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from datamodules.batch import Tensors
-from models.blocks import EventBlocks
-from models.correlated_history import CorrelatedHistory, CorrelatedOwned
-from models.directions import normalise
-from models.dropout import Dropout
+from models.attention import Dropout, EventBlocks, LogTimeBasis
+from models.config import Recipe
 from models.features import FeatureEmbedding
 from models.memory import Memory, MemoryInputs
-from models.time_basis import LogTimeBasis
-from serve.schema import Feature, Similarity
+from serve.schema import FIRST_CODE, Schema
 
 N_RECENCY_FUNCTIONS = 12
 PADDING_GROUP = 1 << 40  # above every group: no token sees padding
 
 
 class UserTower(nn.Module):
-    """Encode events, take the state before the request, fuse it late with who asks and when.
+    """Encode events, take the state before the request, and fuse it late with demographics and request context.
 
-    `is_ordered` says that each event is a group of its own, `is_set` that all are one group of one time. With
-    `popularity_dim` the vector also says how much popularity counts for this user. `memory` adds what only repeated
-    consumption has: a long-term profile, affinities, popularity and a score per owned item.
+    Where vectors hold popularity, the user's says how much it counts for them. `memory` adds what repeated
+    consumption needs: a long-term profile, affinities, popularity and a score per owned item.
     """
 
-    def __init__(
-        self,
-        user_features: tuple[Feature, ...],
-        context_features: tuple[Feature, ...],
-        n_event_codes: int,
-        dim: int,
-        n_blocks: int,
-        n_heads: int,
-        dropout: float,
-        similarity: Similarity,
-        is_ordered: bool,
-        is_set: bool,
-        popularity_dim: int,
-        memory: Memory | None,
-    ) -> None:
+    def __init__(self, schema: Schema, recipe: Recipe, memory: Memory | None) -> None:
         super().__init__()
+        dim, dropout, popularity_dim = recipe.dim, recipe.dropout, len(schema.popularity_days)
         self.dim = dim
-        self.is_ordered = is_ordered
-        self.is_set = is_set
-        self.similarity = similarity
+        self.is_ordered = schema.ties == "ordered"
+        """Each event is a group of its own."""
+        self.is_set = schema.is_set
+        """All events are one group of one time."""
+        self.similarity = recipe.similarity
         self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
-        self.event_table = nn.Embedding(n_event_codes, dim)
+        self.event_table = nn.Embedding(FIRST_CODE + len(schema.event_types), dim)
         self.project_weight = nn.Linear(1, dim, bias=False)
         self.time_basis = LogTimeBasis(N_RECENCY_FUNCTIONS)
         self.project_gap = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
         self.start_token = nn.Parameter(torch.empty(dim))
         self.input_dropout = Dropout(dropout)
-        self.blocks = EventBlocks(dim, n_blocks, n_heads, dropout)
-        self.demographics = FeatureEmbedding(user_features, dim)
-        self.context = FeatureEmbedding(context_features, dim)
+        self.blocks = EventBlocks(dim, recipe.n_blocks, recipe.n_heads, dropout)
+        self.demographics = FeatureEmbedding(schema.user_features, dim)
+        self.context = FeatureEmbedding(schema.context_features, dim)
         self.project_recency = nn.Linear(N_RECENCY_FUNCTIONS, dim, bias=False)
         self.head = nn.Sequential(nn.Linear(2 * dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.Linear(2 * dim, dim))
         self.project_state = nn.Linear(dim, dim)
-        self.pool_power = nn.Parameter(torch.tensor(1.0 if n_blocks else 0.5), requires_grad=n_blocks == 0)
+        has_blocks = recipe.n_blocks > 0
+        self.pool_power = nn.Parameter(torch.tensor(1.0 if has_blocks else 0.5), requires_grad=not has_blocks)
         self.popularity_gate = nn.Linear(dim, popularity_dim) if popularity_dim and memory is None else None
         self.memory = memory
-        self.correlated_history: CorrelatedHistory | None = None
-        self.correlated_owned: CorrelatedOwned | None = None
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -89,20 +73,6 @@ class UserTower(nn.Module):
             self.memory.reset_parameters()
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
 
-    def correlate(self, side: CorrelatedHistory | CorrelatedOwned) -> None:
-        """Let users have a part that correlations of items (`models.blending`) or a filter (`models.low_pass`) tell."""
-        if isinstance(side, CorrelatedOwned):
-            self.correlated_owned = side
-        else:
-            self.correlated_history = side  # sums whatever items have behind taste
-
-    def weigh_popularity(self, weight: float) -> None:
-        """Let vectors say that popularity counts by this weight, the same for all (`models.popularity`)."""
-        gate = nn.Linear(self.dim, 1).requires_grad_(False)
-        nn.init.zeros_(gate.weight)
-        nn.init.constant_(gate.bias, weight)
-        self.popularity_gate = gate.eval()
-
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Encode the start token and every event, each from what stood at or before it.
 
@@ -110,7 +80,7 @@ class UserTower(nn.Module):
             history_vectors: (B, L, D) item vectors, taste part.
             arrays: `history_events` (B, L) codes of event types, `history_weights` (B, L) standardised,
                 `history_times` (B, L) int64 seconds, `history_groups` (B, L) int64 from 1, `history_lengths` (B,)
-                events of each row; the rest is padding. Where `is_ordered`, places stand for the groups.
+                events of each row; the rest is padding. Where `is_ordered`, positions stand for the groups.
 
         Returns:
             (B, T, D): position 0 is the empty history, position i what is known after event i.
@@ -135,13 +105,13 @@ class UserTower(nn.Module):
         return self.time_basis(arrays["history_times"] - before), groups  # (B, L, K), (1 or B, L)
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Say of each event when the one before it was, of the first its own time, (B, L), and its place, (1, L).
+        """Return the time of the event before each, of the first its own, (B, L), and its position, (1, L).
 
         For histories in which each event is a group. Padding stands after all events: its place keeps it unseen.
         """
         times = arrays["history_times"]  # (B, L)
-        places = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
-        return torch.cat([times[:, :1], times[:, :-1]], dim=1), places.unsqueeze(0)  # (B, L), (1, L)
+        positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
+        return torch.cat([times[:, :1], times[:, :-1]], dim=1), positions.unsqueeze(0)  # (B, L), (1, L)
 
     def order_set(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Do as `order_groups` where all events are one group, without looking at pairs of them: sets may be long."""
@@ -180,7 +150,7 @@ class UserTower(nn.Module):
         """Make the user's vector from the fused state (B, D): taste and, where items carry it, popularity (B, W)."""
         taste = self.project_state(fused)  # (B, D)
         if self.similarity == "cosine":
-            taste = normalise(taste)  # (B, D)
+            taste = functional.normalize(taste, dim=-1)  # (B, D)
         if self.popularity_gate is None:
             return taste  # type: ignore[no-any-return]  # (B, D)
         return torch.cat([taste, self.popularity_gate(fused)], dim=-1)  # (B, D + P)
@@ -253,31 +223,16 @@ class UserTower(nn.Module):
         )  # (B, D)
 
     def request_vectors(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Make the user vectors (B, W) of requests, without memory, from `history_vectors` (B, L, D + R)."""
-        taste, parts = history_vectors[..., : self.dim], history_vectors[..., self.dim :]  # (B, L, D), (B, L, R)
-        vectors = self.finish(self.request_state(taste, arrays))  # (B, D + P)
-        if self.correlated_history is None:
-            return vectors
-        sums = self.correlated_history(parts, arrays["history_lengths"])  # (B, R)
-        return torch.cat([vectors[:, : self.dim], sums, vectors[:, self.dim :]], dim=1)  # (B, W)
-
-    def complete(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
-        """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""
-        if self.memory is None or self.correlated_owned is None:
-            return self.remember(fused, inputs)  # (B, W), (E,)
-        parts, learned = self.memory.split(inputs)  # (E, R)
-        vectors, scores = self.remember(fused, learned)  # (B, D + A + P), (E,)
-        correlated = self.correlated_owned(parts, inputs.owned_users, fused.shape[0])  # (B, R)
-        scores = scores + self.correlated_owned.change(correlated, parts, inputs.owned_users)  # (E,)
-        return torch.cat([vectors[:, : self.dim], correlated, vectors[:, self.dim :]], dim=1), scores  # (B, W), (E,)
+        """Make the user vectors (B, W) of requests, without memory, from `history_vectors` (B, L, D)."""
+        return self.finish(self.request_state(history_vectors, arrays))  # (B, W)
 
     def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
-        """Do as `complete` without correlations: (B, D + A + P), (E,)."""
+        """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""
         if self.memory is None:
             raise ValueError("this user tower was built without memory")
         taste = self.project_state(fused)  # (B, D)
-        vectors = self.memory.complete_vector(taste, inputs)  # (B, D + A + P)
+        vectors = self.memory.complete_vector(taste, inputs)  # (B, W)
         if self.similarity == "cosine":
             taste, rest = vectors[:, : self.dim], vectors[:, self.dim :]
-            vectors = torch.cat([normalise(taste), rest], dim=1)  # (B, D + A + P)
-        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, D + A + P), (E,)
+            vectors = torch.cat([functional.normalize(taste, dim=-1), rest], dim=1)  # (B, W)
+        return vectors, self.memory.score_owned(fused, vectors, inputs)  # (B, W), (E,)

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-import run_training
+import pipeline.stages
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig

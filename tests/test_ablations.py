@@ -18,8 +18,8 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.splits import Split
 from models.towers import Towers
 from models.two_tower import warm_cosine
-from run_config import Config
-from run_training import settle
+from pipeline.config import Config
+from pipeline.stages import settle
 from tests.benchmarks.board_fit import GIVEN_THE_TIME, FullRanking, Prepared, tell_moments
 from tests.benchmarks.board_list import BOARDS
 from tests.benchmarks.variants import ID_SHARE, VARIANTS

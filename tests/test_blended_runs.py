@@ -21,7 +21,7 @@ from models.blending import MOST_CORRELATED_BESIDE_MEMORY, Judged, choose_blend
 from models.config import ModelConfig
 from models.item_correlations import MOST_CORRELATED
 from models.trials import BESIDE_MEMORY, SETS, Blend, neighbours_of_events, neighbours_of_sets
-from run_training import settle
+from pipeline.stages import settle
 from serve import Recommender
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.tiny_data import ORDERED as TINY

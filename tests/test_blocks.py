@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from models.blocks import FARTHEST, EventBlocks
+from models.attention import FARTHEST, EventBlocks
 from models.user_tower import PADDING_GROUP
 
 

@@ -13,7 +13,7 @@ import pandas as pd
 import pytest
 
 import tests.benchmarks.boards as boards
-from run_config import parse
+from pipeline.config import parse
 from tests.benchmarks.bench_lists import measure_lists
 from tests.benchmarks.board_list import ALLOWED, BOARDS, find_boards
 from tests.benchmarks.kept import check_options, write_whole

@@ -10,7 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.checkpoints import RunCheckpoints, compare, note_published, read_checkpoint, read_published
+from models.checkpoints import RunCheckpoints, compare, read_checkpoint
+from pipeline.run_folder import note_published, read_published
 from serve.errors import BundleError, SchemaError
 
 ORIGIN = {"model": {"dim": 64, "dropout": 0.2}, "seed": 3, "rows": "abc"}

@@ -5,8 +5,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
 from models.code_bags import CodeBags
+
 from models.features import FeatureEmbedding
 from serve.encode import encode_features
 from serve.schema import Feature

@@ -13,8 +13,8 @@ import pytest
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
 from models.config import ModelConfig
-from run_config import Config, EvaluationConfig, TuneConfig
-from run_state import declare_finished
+from pipeline.config import Config, EvaluationConfig, TuneConfig
+from pipeline.run_folder import declare_finished
 from serve.errors import SchemaError
 
 KINDS = "'categorical', 'multi_categorical', 'numeric', 'text', 'vector', 'hour_of_day', 'day_of_week'"

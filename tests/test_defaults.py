@@ -7,29 +7,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.config import ModelConfig, Recipe, recipe_of
-from models.data_counts import (
-    FROZEN_DIM,
-    ITEMS_OF_A_FACTOR,
-    LONG_HISTORY,
-    MOST_BLENDED,
-    MOST_FACTORISED_OF_SETS,
-    MOST_FROZEN,
-    TRAINED_DIM,
-    USERS_OF_A_FACTOR,
-    WELL_KNOWN,
-    DataCounts,
-)
 from models.defaults import (
     FEWEST_EPOCHS,
     FOLLOWING,
+    FROZEN_DIM,
+    ITEMS_OF_A_FACTOR,
+    LONG_HISTORY,
     LOW_PASS,
     MANY_EVENTS,
     MANY_ITEMS,
     MANY_ITEMS_OF_LONG,
     MANY_ITEMS_OF_REQUESTS,
+    MOST_BLENDED,
     MOST_EPOCHS,
+    MOST_FACTORISED_OF_SETS,
+    MOST_FROZEN,
     NEIGHBOURS,
     RULES,
+    TRAINED_DIM,
+    USERS_OF_A_FACTOR,
+    WELL_KNOWN,
+    DataCounts,
     choose_recipe,
 )
 from serve.errors import SchemaError

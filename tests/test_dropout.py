@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.dropout import LEVELS, Dropout
+from models.attention import LEVELS, Dropout
 
 SHARES = (0.1, 0.2, 0.5, 0.9)
 shapes = st.lists(st.integers(0, 7), max_size=4)

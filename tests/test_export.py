@@ -11,16 +11,26 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
+from models.directions import normalise
 
 from models.blending import Blend, blend_in
-from models.bundle_export import export_bundle
 from models.content_places import ContentPlaces
-from models.directions import normalise
-from models.export import check_parity, export_graph, item_graph, user_graph, write_vectors
+from models.export import (
+    check_parity,
+    draw_events,
+    draw_features,
+    export_bundle,
+    export_graph,
+    item_case,
+    item_graph,
+    user_case,
+    user_cases,
+    user_graph,
+    write_vectors,
+)
 from models.item_correlations import Factors
 from models.memory import memory_inputs
 from models.newcomers import Newcomers
-from models.parity_cases import draw_events, draw_features, item_case, user_case, user_cases
 from models.towers import Towers
 from serve.bundle import (
     INDEX,

@@ -14,9 +14,8 @@ from pytorch_lightning.callbacks import LambdaCallback
 
 import train
 from models.checkpoints import read_checkpoint
-from models.fitting import fit
-from models.smoothing import NDCG
-from models.two_tower import TwoTower
+from models.fit import fit
+from models.two_tower import NDCG, TwoTower
 from serve.errors import BundleError, SchemaError
 from serve.staging import Stage
 from tests.killed_training import DATA, MODEL, make_tables

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-import run_state
+import pipeline.run_folder
 import train
 from datamodules.config import DataConfig
-from models.checkpoints import note_published
 from models.config import ModelConfig
+from pipeline.run_folder import note_published
 from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.profiles import Profiles

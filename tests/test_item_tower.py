@@ -5,8 +5,7 @@ import torch
 
 from datamodules.batch import WindowBatch
 from models.features import FeatureEmbedding
-from models.losses import no_sparse, softmax_loss, target_logits
-from models.objectives import repeat_loss, window_loss
+from models.losses import no_sparse, repeat_loss, softmax_loss, target_logits, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
 from tests.tiny_towers import make_module, make_towers, one_thread

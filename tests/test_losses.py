@@ -6,8 +6,16 @@ import pytest
 import torch
 
 from models import losses
-from models.losses import Sparse, no_sparse, softmax_loss, target_logits, weighted_log_sum_exp
-from models.objectives import novel_loss, repeat_loss, window_loss
+from models.losses import (
+    Sparse,
+    no_sparse,
+    novel_loss,
+    repeat_loss,
+    softmax_loss,
+    target_logits,
+    weighted_log_sum_exp,
+    window_loss,
+)
 from tests.tiny_data import BASKETS, ORDERED, batches, hold_out, make_data, make_world
 
 B, W, N, M = 7, 5, 11, 9

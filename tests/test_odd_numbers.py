@@ -12,7 +12,7 @@ import pytest
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
-from run_config import Config
+from pipeline.config import Config
 from serve.encode import to_numbers, to_text
 from serve.errors import SchemaError
 from serve.requests import parse_request

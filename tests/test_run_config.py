@@ -6,7 +6,13 @@ import pytorch_lightning as pl
 import yaml
 
 from models.config import ModelConfig
-from run_config import DEFAULT_CONFIG, LARGEST_SEED, SAMPLE_NOTE, Config, parse
+from pipeline.config import (
+    DEFAULT_CONFIG,
+    LARGEST_SEED,
+    SAMPLE_NOTE,
+    Config,
+    parse,
+)
 from serve.errors import SchemaError
 
 

@@ -7,12 +7,17 @@ from pathlib import Path
 
 import pytest
 
-import run_state
+import pipeline.run_folder
 from datamodules.config import DataConfig
-from models.checkpoints import note_published
 from models.config import ModelConfig
-from run_config import Config
-from run_state import declare, declare_finished, is_finished, refuse_replacing
+from pipeline.config import Config
+from pipeline.run_folder import (
+    declare,
+    declare_finished,
+    is_finished,
+    note_published,
+    refuse_replacing,
+)
 from serve.errors import SchemaError
 
 

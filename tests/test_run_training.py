@@ -11,18 +11,17 @@ import torch
 import yaml
 from rich.console import Console
 
-import run_training
+import pipeline.stages
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from datamodules.sets import FOLDS
 from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
-from models.checkpoints import read_published
 from models.config import ModelConfig, Recipe, recipe_of
 from models.defaults import Choice
-from run_config import Config, complete_text, parse
-from run_state import declare, is_finished
-from run_training import count_data, print_choices, settle
+from pipeline.config import Config, complete_text, parse
+from pipeline.run_folder import declare, is_finished, read_published
+from pipeline.stages import count_data, print_choices, settle
 from serve.errors import SchemaError
 from tests.test_train import ORDERED, make_tables
 from tests.tiny_towers import one_thread

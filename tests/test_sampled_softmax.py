@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from models import sampled_softmax
-from models.objectives import sampled_novel_loss, sampled_window_loss
-from models.sampled_softmax import Barred, find_distinct, find_own, find_places, mark_owned, sampled_softmax_loss
-from models.sampling import Negatives, NegativeSampler
+from models.negatives import Negatives, NegativeSampler
+from models.sampled_softmax import (
+    Barred,
+    find_distinct,
+    find_own,
+    find_places,
+    mark_owned,
+    sampled_novel_loss,
+    sampled_softmax_loss,
+    sampled_window_loss,
+)
 from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers
 

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models import stopwatch
-from models.stopwatch import PARTS, Stopwatch, count_targets
+from models import fit as stopwatch
+from models.fit import PARTS, Stopwatch, count_targets
 from tests.tiny_data import BASKETS, ORDERED, batches, make_data, make_world
 
 

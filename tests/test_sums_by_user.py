@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from models.export import Graph, export_graph
-from models.sums_by_user import sum_by_user
+from models.memory import sum_by_user
 from serve.tower import Tower
 
 

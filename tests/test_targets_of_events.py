@@ -13,7 +13,7 @@ from datamodules.clean import (
 from datamodules.config import DataConfig, FeaturesConfig, TargetsConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
-from run_config import Config
+from pipeline.config import Config
 from serve.errors import SchemaError
 
 EVENTS = pd.DataFrame(

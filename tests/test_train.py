@@ -14,7 +14,7 @@ import torch
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
 from models.config import ModelConfig
-from run_config import TuneConfig
+from pipeline.config import TuneConfig
 from serve import Recommender
 from serve.bundle import verify
 from serve.errors import SchemaError

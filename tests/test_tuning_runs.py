@@ -15,18 +15,18 @@ import numpy as np
 import optuna
 import pandas as pd
 import pytest
+import run_tuning
 import torch
 import yaml
 from optuna.trial import TrialState
 from pytorch_lightning.callbacks import Callback
 
-import run_tuning
 import train
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.config import ModelConfig, Recipe, recipe_of
 from models.two_tower import TwoTower
-from run_config import Config, TuneConfig
+from pipeline.config import Config, TuneConfig
 from serve.errors import SchemaError
 from serve.staging import Stage
 from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config

@@ -13,9 +13,9 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
-from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.initialise import STARTED_TABLES, History, build_towers
+from models.towers import EncodedItems
 from models.two_tower import TwoTower, warm_cosine
-from models.warm_start import STARTED_TABLES
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers, one_thread
 
@@ -63,7 +63,7 @@ def learn(config: DataConfig, events: pd.DataFrame, held_out: pd.DataFrame, user
     towers = build_towers(
         schema,
         EncodedItems(*tensors),
-        PastOfAll(data.final_requests(), data.early_pairs()),
+        History(data.final_requests(), data.early_pairs()),
         dim=16,
         affinity_dim=3,
         n_blocks=1,

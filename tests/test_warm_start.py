@@ -7,10 +7,17 @@ import pytest
 import torch
 
 from datamodules.config import FeaturesConfig
-from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.initialise import (
+    CORRELATED_SCORE,
+    FIRST_SCORE,
+    History,
+    _turnable,
+    build_towers,
+    item_factors,
+    start_taste,
+)
 from models.item_correlations import correlate
-from models.towers import Towers
-from models.warm_start import CORRELATED_SCORE, FIRST_SCORE, _turnable, item_factors, start_taste
+from models.towers import EncodedItems, Towers
 from tests.test_sets import make_set_world, pairs_of
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread
@@ -42,7 +49,7 @@ def start_towers(data, similarity: str, freeze_items: bool = True) -> Towers:
     towers = build_towers(
         data.schema,
         EncodedItems(*tensors),
-        PastOfAll(data.final_requests(), data.early_pairs()),
+        History(data.final_requests(), data.early_pairs()),
         dim=D,
         affinity_dim=3,
         n_blocks=0,

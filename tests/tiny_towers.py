@@ -9,10 +9,10 @@ import numpy as np
 import torch
 
 from datamodules.datamodule import InteractionsDataModule
-from models.assembly import EncodedItems, PastOfAll, build_towers
+from models.export import draw_features
+from models.initialise import History, build_towers
 from models.memory import memory_inputs
-from models.parity_cases import draw_features
-from models.towers import Towers
+from models.towers import EncodedItems, Towers
 from models.two_tower import TwoTower
 from serve.events import Events, history_arrays, owned_arrays, request_arrays, summarise_owned
 from tests.tiny_data import DAY, FIRST, A, D, N, World, make_data, make_world
@@ -38,7 +38,7 @@ def make_towers(
     encoded = world.catalogue.features
     codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
     items = EncodedItems(codes, values, torch.from_numpy(world.catalogue.categories))
-    past = PastOfAll(data.final_requests(), data.early_pairs())
+    past = History(data.final_requests(), data.early_pairs())
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         with torch.enable_grad():

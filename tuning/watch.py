@@ -9,8 +9,8 @@ import pytorch_lightning as pl
 from optuna import TrialPruned
 from pytorch_lightning.callbacks import Callback
 
-from models.smoothing import MONITOR, NDCG
-from models.two_tower import TwoTower
+from models.fit import MONITOR
+from models.two_tower import NDCG, TwoTower
 
 Report = Callable[[float, int], bool]
 """Takes a figure and how many validations there were; says whether the trial is to end."""

@@ -22,7 +22,7 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import run_training  # noqa: E402
+import pipeline.stages
 from evaluation.metrics import summarise_difference
 from models.two_tower import TwoTower  # noqa: E402
 from tests.benchmarks.board_fit import FullRanking, Prepared, fit_once, prepare  # noqa: E402

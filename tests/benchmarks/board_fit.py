@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-import run_training
+import pipeline.stages
 import train
 from datamodules.batch import RequestBatch
 from datamodules.clean import only_targets
@@ -23,7 +23,7 @@ from evaluation.metrics import Floats
 from models.config import recipe_of
 from models.towers import Towers
 from models.validation import rank_views
-from run_config import Config, parse
+from pipeline.config import Config, parse
 from run_finishing import Trained, finish
 from serve.events import Ints
 from tests.benchmarks.board_list import Board

@@ -16,8 +16,8 @@ import train
 from datamodules.profiles import make_profiles
 from datamodules.splits import Split
 from datamodules.tables import Tables
+from pipeline.stages import fit_towers
 from run_finishing import finish
-from run_training import fit_towers
 from serve.live.items import LiveItems
 from serve.recommender import Recommender
 from serve.staging import Stage

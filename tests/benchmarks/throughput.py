@@ -24,7 +24,9 @@ from torch.utils.data import DataLoader
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-import run_training  # noqa: E402
+from models.heap import keep_freed_memory  # noqa: E402
+
+import pipeline.stages
 import train  # noqa: E402
 from datamodules.batch import train_loader
 from datamodules.datamodule import InteractionsDataModule
@@ -32,7 +34,6 @@ from datamodules.schema_fitting import fit_schema  # noqa: E402
 from datamodules.sequences import build_catalogue
 from datamodules.splits import split_interactions  # noqa: E402
 from models.config import recipe_of  # noqa: E402
-from models.heap import keep_freed_memory  # noqa: E402
 from models.two_tower import TwoTower  # noqa: E402
 from tests.benchmarks.sample_dataset import SampleDataset, collate  # noqa: E402
 

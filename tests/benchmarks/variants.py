@@ -13,7 +13,7 @@ from datamodules.clean import TARGET_WEIGHT, only_targets
 from models.config import recipe_of
 from models.towers import Towers
 from models.two_tower import TwoTower
-from run_config import Config
+from pipeline.config import Config
 from run_finishing import blends
 from tests.benchmarks.board_fit import Prepared
 

@@ -1,0 +1,232 @@
+"""Attention over the events of a history, biased by order and by the gap in time between two events."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+N_GAP_KNOTS = 12
+NO_GAP = N_GAP_KNOTS - 1  # one more than there are pieces between knots
+MASKED, FARTHEST = 0, 64
+LONGEST_TIME = 20.0  # log(1 + seconds): 15 years
+DROPOUT_LEVELS = 256
+
+
+class Dropout(nn.Module):
+    """Dropout whose mask is made of random bytes: torch draws a float per entry, a sixth of a step on a CPU.
+
+    The probability is rounded to 1 / 256.
+    """
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.n_dropped = min(round(p * DROPOUT_LEVELS), DROPOUT_LEVELS - 1)
+
+    def forward(self, values: Tensor) -> Tensor:
+        """Drop entries of a tensor of any shape (...) while training."""
+        if not self.training or not self.n_dropped:
+            return values
+        n_words = -(-values.numel() // 8)
+        words = torch.randint(-(1 << 63), (1 << 63) - 1, (n_words,), device=values.device)  # (words,)
+        bytes_ = words.view(torch.uint8)[: values.numel()].view(values.shape)  # (...)
+        kept = torch.ge(bytes_, self.n_dropped, out=torch.empty_like(values))  # (...)
+        return values * kept.mul_(DROPOUT_LEVELS / (DROPOUT_LEVELS - self.n_dropped))  # (...)
+
+
+class LogTimeBasis(nn.Module):
+    """Map seconds to K hat functions of log(1 + seconds), evenly spaced from 0 s to 15 years.
+
+    Between two knots exactly two functions are non-zero and sum to 1, so that a linear layer on top is a piecewise
+    linear function of log time.
+    """
+
+    knots: Tensor
+
+    def __init__(self, n_functions: int) -> None:
+        super().__init__()
+        self.n_functions = n_functions
+        self.step = LONGEST_TIME / (n_functions - 1)
+        self.register_buffer("knots", torch.arange(n_functions) * self.step, persistent=False)
+
+    def forward(self, seconds: Tensor) -> Tensor:
+        """Map int64 seconds of any shape (...) to float (..., K); negative ones count as 0."""
+        distance = (_log(seconds).unsqueeze(-1) - self.knots).abs() / self.step  # (..., K)
+        return (1.0 - distance).clamp(min=0.0)  # (..., K)
+
+    def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
+        """Find seconds (...) among the knots, without K numbers for each.
+
+        Returns:
+            pieces: (...) int64, i between knot i and i + 1.
+            positions: (...) float, from i to i + 1.
+        """
+        positions = _log(seconds) / self.step  # (...)
+        return positions.long().clamp(max=self.n_functions - 2), positions  # (...), (...)
+
+
+def _log(seconds: Tensor) -> Tensor:
+    return torch.log1p(seconds.clamp(min=0).to(torch.float32)).clamp(max=LONGEST_TIME)  # (...)
+
+
+class Relations(NamedTuple):
+    """How Q query tokens stand to all T tokens."""
+
+    pieces: Tensor
+    """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` to the start token."""
+    log_positions: Tensor
+    """(B, Q, T): the gap, counted in knots."""
+    distance: Tensor
+    """(B, Q, T) int64: `MASKED`, or 1 + groups in between; (1, Q, T) if alike in all rows."""
+
+    def take(self, positions: Tensor) -> Relations:
+        """Keep the query tokens at positions (B, Q)."""
+        n_rows = positions.shape[0]
+        pieces, log_positions, distance = (take_tokens(part.expand(n_rows, -1, -1), positions) for part in self)
+        return Relations(pieces, log_positions, distance)
+
+
+class EventBlocks(nn.Module):
+    """Pre-norm transformer blocks in which token i sees token j where group j <= group i.
+
+    The logit of a pair adds two learned functions to the product of query and key: one of the distance in groups, one
+    of log(1 + gap in seconds). Nothing depends on the target, so that every position is a state; nor on the order
+    within a group, so that a basket is a set.
+    """
+
+    def __init__(self, dim: int, n_blocks: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.gap_basis = LogTimeBasis(N_GAP_KNOTS)
+        self.blocks = nn.ModuleList([EventBlock(dim, n_heads, dropout) for _ in range(n_blocks)])
+        self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
+
+    def forward(self, tokens: Tensor, times: Tensor, groups: Tensor) -> Tensor:
+        """Encode tokens.
+
+        Args:
+            tokens: (B, T, D), the start token first.
+            times: (B, T) int64 seconds; the start token's is not read.
+            groups: (B, T) int64: 0 for the start token, rising by order, above all others where padded; (1, T) if
+                alike in all rows.
+
+        Returns:
+            (B, T, D); the tokens themselves if there is no block.
+        """
+        if not len(self.blocks):
+            return tokens  # (B, T, D)
+        relations = self.relate(times, groups, times, groups)
+        for block in self.blocks:
+            tokens = block(tokens, relations)  # (B, T, D)
+        return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
+
+    def encode_at(self, tokens: Tensor, times: Tensor, groups: Tensor, positions: Tensor) -> Tensor:
+        """Encode the token of each row that `forward` has at its position (B,), without the others' last block.
+
+        Returns:
+            (B, D).
+        """
+        positions = positions.unsqueeze(1)  # (B, 1)
+        if len(self.blocks) > 1:
+            relations = self.relate(times, groups, times, groups)
+            for block in self.blocks[:-1]:
+                tokens = block(tokens, relations)  # (B, T, D)
+            relations = relations.take(positions)
+        else:
+            query_groups = groups.expand(positions.shape[0], -1).gather(1, positions)  # (B, 1)
+            relations = self.relate(times.gather(1, positions), query_groups, times, groups)
+        last = self.blocks[-1](tokens, relations, positions)  # (B, 1, D)
+        return self.norm(last).squeeze(1)  # type: ignore[no-any-return]  # (B, D)
+
+    def relate(self, query_times: Tensor, query_groups: Tensor, times: Tensor, groups: Tensor) -> Relations:
+        """Relate query tokens (B, Q) to all tokens (B, T), of which the first is the start token."""
+        gaps = query_times.unsqueeze(2) - times[:, 1:].unsqueeze(1)  # (B, Q, L)
+        pieces, log_positions = self.gap_basis.locate(gaps)  # (B, Q, L)
+        pieces = functional.pad(pieces, (1, 0), value=NO_GAP)  # (B, Q, T)
+        distance = query_groups.unsqueeze(2) - groups.unsqueeze(1)  # (B, Q, T)
+        return Relations(pieces, functional.pad(log_positions, (1, 0)), distance.clamp(MASKED - 1, FARTHEST) + 1)
+
+
+class EventBlock(nn.Module):
+    """One attention layer and one feed-forward layer, each with a residual connection."""
+
+    def __init__(self, dim: int, n_heads: int, dropout: float) -> None:
+        super().__init__()
+        self.n_heads = n_heads
+        self.attention_norm = nn.LayerNorm(dim)
+        self.project_in = nn.Linear(dim, 3 * dim)
+        self.project_out = nn.Linear(dim, dim)
+        self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # the bias at each knot
+        self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
+        self.feed_forward = nn.Sequential(
+            nn.LayerNorm(dim),
+            nn.Linear(dim, 2 * dim),
+            nn.GELU(),
+            Dropout(dropout),
+            nn.Linear(2 * dim, dim),
+        )
+        self.dropout = Dropout(dropout)
+
+    def forward(self, tokens: Tensor, relations: Relations, positions: Tensor | None = None) -> Tensor:
+        """Let the tokens at `positions` (B, Q), all of them by default, read the tokens (B, T, D): (B, Q, D)."""
+        bias = self.distance_logits(relations.distance)  # (B, H, Q, T)
+        bias = bias + self.gap_logits(relations.pieces, relations.log_positions)  # (B, H, Q, T)
+        mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
+        queries = tokens if positions is None else take_tokens(tokens, positions)  # (B, Q, D)
+        queries = queries + self.dropout(mixed)  # (B, Q, D)
+        result: Tensor = queries + self.dropout(self.feed_forward(queries))  # (B, Q, D)
+        return result
+
+    def distance_logits(self, distance: Tensor) -> Tensor:
+        """Look up the bias of each distance (B, Q, T), -inf where a token is masked: (B, H, Q, T)."""
+        tables = functional.pad(self.distance_bias.weight.T, (1, 0), value=float("-inf"))  # (H, masked and distances)
+        return _look_up(tables, distance)  # (B, H, Q, T)
+
+    def gap_logits(self, pieces: Tensor, log_positions: Tensor) -> Tensor:
+        """Interpolate the bias of each gap (B, Q, T) between knots: (B, H, Q, T)."""
+        values = self.gap_bias.weight  # (H, K)
+        slopes = values.diff(dim=1)  # (H, pieces)
+        starts = values[:, :-1] - slopes * torch.arange(slopes.shape[1], device=slopes.device)  # (H, pieces)
+        lines = functional.pad(torch.cat([starts, slopes]), (0, 1))  # (2 H, K): no gap weighs nothing
+        starts, slopes = _look_up(lines, pieces).chunk(2, dim=1)  # (B, H, Q, T) both
+        return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)
+
+    def attend(self, tokens: Tensor, bias: Tensor, positions: Tensor | None) -> Tensor:
+        """Mix the values of the tokens (B, T, D) for those at `positions` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
+        query, key, value = self.project_in(tokens).chunk(3, dim=-1)  # (B, T, D) each
+        if positions is not None:
+            query = take_tokens(query, positions)  # (B, Q, D)
+        query, key, value = map(self.split_heads, (query, key, value))  # (B, H, Q, D / H), (B, H, T, D / H) both
+        query = query / math.sqrt(query.shape[-1])  # before the product: of float16 it could be too large
+        logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
+        mixed = logits.softmax(dim=-1) @ value  # (B, H, Q, D / H)
+        result: Tensor = self.project_out(self.join_heads(mixed))  # (B, Q, D)
+        return result
+
+    def split_heads(self, tokens: Tensor) -> Tensor:
+        """Give each head its part of the tokens (B, T, D): (B, H, T, D / H)."""
+        if self.n_heads == 1:
+            return tokens.unsqueeze(1)  # (B, 1, T, D)
+        n_batch, n_tokens, dim = tokens.shape
+        return tokens.reshape(n_batch, n_tokens, self.n_heads, dim // self.n_heads).transpose(1, 2)  # (B, H, T, D / H)
+
+    def join_heads(self, heads: Tensor) -> Tensor:
+        """Undo `split_heads`: (B, H, T, D / H) to (B, T, D); a reshape would not export with several heads."""
+        return heads.squeeze(1) if self.n_heads == 1 else torch.cat(heads.unbind(1), dim=-1)  # (B, T, D)
+
+
+def take_tokens(tokens: Tensor, positions: Tensor) -> Tensor:
+    """Take the tokens (B, T, D) at positions (B, Q): (B, Q, D)."""
+    return tokens.gather(1, positions.unsqueeze(-1).expand(-1, -1, tokens.shape[-1]))  # (B, Q, D)
+
+
+def _look_up(tables: Tensor, index: Tensor) -> Tensor:
+    """Look up (B, Q, T) in each of H tables (H, K), (B, H, Q, T).
+
+    By a gather: on a CPU, an embedding of one or two numbers takes thirty times as long.
+    """
+    n_batch, n_queries, _ = index.shape
+    spread = tables.unsqueeze(0).unsqueeze(2).expand(n_batch, -1, n_queries, -1)  # (B, H, Q, K)
+    return spread.gather(3, index.unsqueeze(1).expand(-1, len(tables), -1, -1))  # (B, H, Q, T)

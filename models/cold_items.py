@@ -1,0 +1,295 @@
+"""Cold items: where content places an item, how many events that is worth, and how visible a new item is.
+
+All is fitted after training to the finished vectors. `shrink_items` moves items with few events towards the place that
+their content gives them; `fit_cold_items` makes what places items that training never saw.
+
+Letters: N items of W = D + A + P entries (taste, affinity, popularity), n of them, C codes, V values, F categories,
+K different contents, B users, k slots of a list.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from datamodules.batch import RequestBatch
+from models.features import FeatureEmbedding
+from models.item_tower import ItemTower
+from models.towers import Towers
+
+BATCH, EPOCHS, MIN_STEPS, LEARNING_RATE = 4096, 20, 60, 0.05
+SHARPNESS = 30.0
+"""Of the kernel over cosine similarities: 20 and 40 placed new items of Amazon Beauty as well, 10 a fifth worse."""
+NEIGHBOUR_SHARE = 0.6
+"""Weight of items with similar content beside the fitted content; .5 to .8 placed as well."""
+MAX_CONTENTS = 2**12
+"""Different contents that an item is compared with: the exported item tower holds them all."""
+MAX_CONTENTS_OF_SHRINKAGE = 2**15
+TILE = 256
+HELD_OUT = 0.1
+"""Share of the items that stand in for new ones to find how visible these are."""
+MAX_STAND_INS = 4096
+MIN_LENGTH, MAX_LENGTH = 0.5, 2.0
+"""Bounds of the factor by which vectors of new items are scaled."""
+SLOTS = 10
+BISECTIONS = 20
+
+
+class ContentPlaces(nn.Module):
+    """Place items by their content: between a fitted embedding and the mean of items with similar content.
+
+    The second part is kernel regression (Nadaraya and Watson, 1964). Where both disagree the vector is short, so that a
+    new item of which content says little is listed less often.
+    """
+
+    keys: Tensor
+    means: Tensor
+    log_counts: Tensor
+
+    def __init__(
+        self, tower: ItemTower, content: FeatureEmbedding, keys: Tensor, means: Tensor, counts: Tensor
+    ) -> None:
+        """Keep what was fitted.
+
+        Args:
+            tower: normalises.
+            content: fitted embedding.
+            keys: (K, D) unit vectors of the contents of known items.
+            means: (K, D) mean vector of the items with each content.
+            counts: (K,) number of these items.
+        """
+        super().__init__()
+        self.tower = tower
+        self.content = content
+        for name, values in {"keys": keys, "means": means, "log_counts": counts.log()}.items():
+            self.register_buffer(name, values, persistent=False)
+
+    def forward(self, codes: Tensor, values: Tensor) -> Tensor:
+        """Place items of encoded features (n, C) and (n, V), (n, D)."""
+        fitted = self.tower.normalise(self.content(codes, values))  # (n, D)
+        similarity = SHARPNESS * functional.normalize(fitted, dim=1) @ self.keys.T  # (n, K)
+        weights = functional.softmax(similarity + self.log_counts, dim=1)  # (n, K)
+        return torch.lerp(fitted, weights @ self.means, NEIGHBOUR_SHARE)  # (n, D)
+
+
+class ColdItems(nn.Module):
+    """Make the vectors of items that training never saw."""
+
+    popularity: Tensor
+    length: Tensor
+
+    def __init__(self, tower: ItemTower, places: nn.Module, popularity: Tensor, length: float = 1.0) -> None:
+        """Keep what new items share.
+
+        Args:
+            tower: whose items they stand among.
+            places: encoded features (n, C) and (n, V) -> (n, D); `ContentPlaces`.
+            popularity: (P,) that each new item gets.
+            length: factor of the placed vectors.
+        """
+        super().__init__()
+        self.tower = tower
+        self.places = places
+        self.register_buffer("popularity", popularity)
+        self.register_buffer("length", torch.tensor(length))
+
+    def forward(self, codes: Tensor, values: Tensor, categories: Tensor) -> Tensor:
+        """Make vectors (n, W) from encoded features (n, C), (n, V) and rows of the affinity table (n, F)."""
+        popularity = self.popularity.expand(codes.shape[0], -1)  # (n, P)
+        return self.tower.complete(self.places(codes, values) * self.length, categories, popularity)  # (n, W)
+
+
+@torch.no_grad()
+def fit_places(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator, most: int) -> ContentPlaces:
+    """Learn where content places items from the vectors (N, W) of the items `rows` (n,).
+
+    Of more than `most` different contents those of the most items are kept, ties broken by lot.
+    """
+    tower, taste = towers.item_tower, vectors[:, : towers.item_tower.dim]  # (N, D)
+    content = _fit_content(towers, taste, rows, generator)
+    if not len(rows):  # one content at the origin moves nothing
+        origin = taste.new_zeros(1, tower.dim)  # (1, D)
+        return ContentPlaces(tower, content, origin, origin, taste.new_ones(1)).eval()
+    codes, values = towers.item_codes[rows], towers.item_values[rows]  # (n, C), (n, V)
+    bits = torch.cat([codes.int(), values.contiguous().view(torch.int32)], dim=1)  # (n, C + V)
+    _, group, counts = torch.unique(bits, dim=0, return_inverse=True, return_counts=True)  # (n,), (K,)
+    lot = torch.randperm(len(counts), generator=generator)  # (K,)
+    kept = lot[counts[lot].argsort(descending=True, stable=True)][:most]  # (K',)
+    means = taste.new_zeros(len(counts), tower.dim).index_add(0, group, taste[rows]) / counts.unsqueeze(1)  # (K, D)
+    example = group.new_zeros(len(counts)).scatter(0, group, torch.arange(len(rows)))[kept]  # (K',)
+    keys = functional.normalize(content(codes[example], values[example]), dim=1)  # (K', D)
+    return ContentPlaces(tower, content, keys, means[kept], counts[kept].to(taste.dtype)).eval()
+
+
+@torch.no_grad()
+def place_all(place: Callable[..., Tensor], *columns: Tensor) -> Tensor:
+    """Place items by columns (n, ...) in tiles, since each is compared with many others, (n, any)."""
+    tiles = zip(*(torch.split(column, TILE) for column in columns), strict=True)
+    return torch.cat([place(*tile) for tile in tiles])  # (n, any)
+
+
+@torch.enable_grad()
+def _fit_content(towers: Towers, taste: Tensor, rows: Tensor, generator: torch.Generator) -> FeatureEmbedding:
+    """Fit a copy of the content embedding to the taste (N, D) of the items `rows` (n,)."""
+    content = copy.deepcopy(towers.item_tower.content).requires_grad_(True).train()  # training may have frozen it
+    n_batches = math.ceil(len(rows) / BATCH)
+    epochs = max(EPOCHS, math.ceil(MIN_STEPS / max(n_batches, 1)))
+    optimizer = torch.optim.Adam(content.parameters(), lr=LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
+    for _ in range(epochs):
+        for batch in torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH):  # (b,)
+            placed = towers.item_tower.normalise(content(towers.item_codes[batch], towers.item_values[batch]))  # (b, D)
+            optimizer.zero_grad()
+            torch.autograd.backward((placed - taste[batch]).square().sum(dim=1).mean())
+            optimizer.step()
+            schedule.step()
+    return content.eval()
+
+
+class Shrinkage:
+    """Shrink trained items towards their content: an item with n events goes to (n v + s c) / (n + s).
+
+    Its trained vector v counts by its events, the place c that content gives it by the strength s, the number of events
+    that content is worth: empirical Bayes (Efron and Morris, 1975). Items without events stay where they are.
+    """
+
+    @torch.no_grad()
+    def __init__(self, towers: Towers, n_events: Tensor, seed: int) -> None:
+        """Fit where content places the items of trained towers; n_events: (N,) times that each was a target."""
+        tower, popularity = towers.item_tower, towers.item_values.new_zeros(towers.n_items, 0)  # (N, 0)
+        self.towers = towers
+        self.rows = ((n_events > 0) & towers.item_has_content).nonzero().squeeze(1)  # (n,)
+        self.n_events = n_events[self.rows].to(popularity.dtype)  # (n,)
+        self.ids = tower.id_table.weight.clone()  # (N, D)
+        if not len(self.rows):
+            return
+        vectors, generator = towers.item_vectors(popularity), torch.Generator().manual_seed(seed)  # (N, W)
+        places = fit_places(towers, vectors, self.rows, generator, MAX_CONTENTS_OF_SHRINKAGE)
+        codes, values = towers.item_codes[self.rows], towers.item_values[self.rows]  # (n, C), (n, V)
+        self.placed = place_all(places, codes, values)  # (n, D)
+        self.trained, self.content = vectors[self.rows, : tower.dim], tower.content(codes, values)  # (n, D) both
+
+    @torch.no_grad()
+    def apply(self, strength: float) -> None:
+        """Set the ids of the item tower so that items stand where this strength puts them."""
+        ids = self.ids.clone()  # (N, D)
+        if strength and len(self.rows):
+            share = (strength / (self.n_events + strength)).unsqueeze(1)  # (n, 1)
+            ids[self.rows] = torch.lerp(self.trained, self.placed, share) - self.content  # (n, D)
+        self.towers.item_tower.id_table.weight.copy_(ids)
+
+
+@torch.no_grad()
+def fit_cold_items(
+    towers: Towers, popularity: Tensor, is_taken: Tensor, requests: Iterable[RequestBatch], seed: int
+) -> ColdItems:
+    """Fit what places new items, as visible as an average one.
+
+    Some known items are placed as if they were new. They get the popularity, or without popularity in vectors the
+    length, with which they take the share of list slots that their number deserves.
+
+    Args:
+        towers: trained, in evaluation mode.
+        popularity: (N, P) of the catalogue.
+        is_taken: (N,) bool; the vectors of other items were never trained.
+        requests: of some users, whose lists are looked at.
+        seed: draws items.
+    """
+    tower, vectors = towers.item_tower, towers.item_vectors(popularity)  # (N, W)
+    generator = torch.Generator().manual_seed(seed)
+    known = (is_taken & towers.item_has_content).nonzero().squeeze(1)  # (n,)
+    known = known[torch.randperm(len(known), generator=generator)]  # (n,)
+    apart, rest = known[: int(HELD_OUT * len(known))], known[int(HELD_OUT * len(known)) :]
+    level, length = popularity.amin(dim=0), 1.0  # (P,)
+    if len(apart):
+        stand_ins = apart[:MAX_STAND_INS]  # (s,)
+        cold = ColdItems(tower, fit_places(towers, vectors, rest, generator, MAX_CONTENTS), torch.zeros_like(level))
+        if towers.user_tower.memory is not None and len(level):
+            length = _match_length(towers, vectors, stand_ins, cold)
+            cold = ColdItems(tower, cold.places, cold.popularity, length)
+        contests = [Contest.hold(towers, vectors, stand_ins, cold, batch) for batch in requests]
+        fair_share = len(stand_ins) / len(vectors)
+        if len(level):
+            low, high = popularity.amin(dim=0), popularity.amax(dim=0)  # (P,) both
+            found = find_level(contests, fair_share, float(low.min()), float(high.max()))
+            level = torch.full_like(level, found).clamp(low, high)  # (P,)
+        else:
+            length = find_length(contests, fair_share)
+    return ColdItems(tower, fit_places(towers, vectors, known, generator, MAX_CONTENTS), level, length).eval()
+
+
+def _match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, cold: ColdItems) -> float:
+    """Find the factor, up to `MAX_LENGTH`, that makes placed items (s,) as long on average as in `vectors` (N, W)."""
+    dim = towers.item_tower.dim
+    placed = _place(towers, stand_ins, cold)[:, :dim].norm(dim=1).mean()  # scalar
+    return min(float(vectors[stand_ins, :dim].norm(dim=1).mean() / placed.clamp(min=1e-9)), MAX_LENGTH)
+
+
+@dataclass(frozen=True)
+class Contest:
+    """New items against the best of the others in the lists of B users."""
+
+    others: Tensor
+    """(B, k) best scores of items that are not new."""
+    scores: Tensor
+    """(B, s) scores of the new items, -inf where the user owns one."""
+    popularity_weight: Tensor
+    """(B, 1) what one unit of popularity adds to a score."""
+
+    @classmethod
+    def hold(cls, towers: Towers, vectors: Tensor, stand_ins: Tensor, cold: ColdItems, batch: RequestBatch) -> Contest:
+        """Score the items `stand_ins` (s,) as new ones, and all others by their vectors (N, W)."""
+        users, _ = towers.request_vectors(batch, vectors)  # (B, W)
+        is_owned = batch.mark_owned(len(vectors))  # (B, N)
+        scores = towers.score_items(users, vectors, batch)  # (B, N)
+        scores = scores.masked_fill(is_owned.index_fill(1, stand_ins, True), -math.inf)  # (B, N)
+        others = scores.topk(min(SLOTS, len(vectors)), dim=1).values  # (B, k)
+        new = users @ _place(towers, stand_ins, cold).T  # (B, s)
+        weight = users[:, users.shape[1] - len(cold.popularity) :].sum(dim=1, keepdim=True)  # (B, 1)
+        return cls(others, new.masked_fill(is_owned[:, stand_ins], -math.inf), weight)
+
+    def count_slots(self, scores: Tensor) -> int:
+        """Count the list slots that the new items take with these scores (B, s)."""
+        k = self.others.shape[1]
+        best = torch.cat([self.others, scores], dim=1).topk(k, dim=1)  # (B, k)
+        return int(((best.indices >= k) & best.values.isfinite()).sum())
+
+
+def find_level(contests: Sequence[Contest], fair_share: float, low: float, high: float) -> float:
+    """Find the popularity with which new items, placed with none, take a share of all slots."""
+
+    def count(level: float) -> int:
+        return sum(contest.count_slots(contest.scores + level * contest.popularity_weight) for contest in contests)
+
+    return _bisect(count, fair_share * sum(contest.others.numel() for contest in contests), low, high)
+
+
+def find_length(contests: Sequence[Contest], fair_share: float) -> float:
+    """Find the factor of their vectors with which new items take a share of all slots."""
+
+    def count(length: float) -> int:
+        return sum(contest.count_slots(contest.scores * length) for contest in contests)
+
+    return _bisect(count, fair_share * sum(contest.others.numel() for contest in contests), MIN_LENGTH, MAX_LENGTH)
+
+
+def _bisect(count: Callable[[float], int], wanted: float, low: float, high: float) -> float:
+    """Find where a count that rises reaches what is wanted, `high` if it does not."""
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        if count(middle) < wanted:
+            low = middle
+        else:
+            high = middle
+    return high
+
+
+def _place(towers: Towers, rows: Tensor, cold: ColdItems) -> Tensor:
+    """Place items of the catalogue (n,) as if they were new, (n, W)."""
+    return place_all(cold, towers.item_codes[rows], towers.item_values[rows], towers.categories[rows])  # (n, W)

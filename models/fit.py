@@ -1,0 +1,287 @@
+"""Fit a TwoTower with Lightning: checkpoints, early stopping by recent validation, a log of each epoch."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import time
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
+from rich import get_console
+
+from datamodules.batch import RequestBatch, WindowBatch
+from models.checkpoints import CHECKPOINTS, MovableCheckpoint, RunCheckpoints, read_checkpoint
+from models.two_tower import NDCG, TwoTower
+from serve.bundle import CURVES, LOGS
+from serve.durable import write_file
+from serve.errors import SchemaError, say
+
+BEST, LAST = "best", "last"
+MONITOR = "val_ndcg_recent"
+N_RECENT = 3
+"""Validations that are averaged: of few users, one epoch differs from the next by chance."""
+TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
+PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
+"""Precisions of training; weights and what is exported are float32."""
+LOSS = "train_loss"
+
+
+class EpochLog(Callback):
+    """Write loss and validation of each epoch to a CSV file, print them, and monitor the recent validation.
+
+    Checkpoints hold the rows, so that a resumed training has all of them; the first epoch is 1.
+    """
+
+    def __init__(self, path: Path, prints: bool) -> None:
+        self.path = path
+        self.prints = prints
+        self.rows: list[dict[str, float]] = []
+        self.validated: dict[str, float] = {}
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rows": self.rows}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rows = state_dict["rows"]
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the mean of the last validations as a metric of its own."""
+        metrics = trainer.callback_metrics
+        values = [row[NDCG] for row in self.rows if NDCG in row] + [float(metrics[NDCG])]
+        recent = values[-N_RECENT:]
+        metrics[MONITOR] = metrics[NDCG].new_tensor(sum(recent) / len(recent))
+        self.validated = {name: float(value) for name, value in metrics.items() if name.startswith("val_")}
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Add the epoch; the checkpoint is written after this."""
+        loss = float(trainer.callback_metrics[LOSS])
+        row = {"epoch": trainer.current_epoch + 1, "step": trainer.global_step, LOSS: loss, **self.validated}
+        self.rows.append(row)
+        self.validated = {}
+        names = list(dict.fromkeys(name for one in self.rows for name in one))
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, names, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(self.rows)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_file(self.path, text.getvalue().encode())
+        if self.prints:
+            figures = ", ".join(f"{name} {row[name]:.4f}" for name in (LOSS, NDCG) if name in row)
+            get_console().print(f"epoch {row['epoch']} of {trainer.max_epochs}: {figures}", highlight=False)
+
+
+class Pace(Callback):
+    """Measure the targets a second of training, without validation, and the seconds until the best validation."""
+
+    def __init__(self) -> None:
+        self.n_targets = 0
+        self.best = float("-inf")
+        self.seconds_to_best = self.validating = 0.0
+        self.started = self.validation_started = self.stopped = time.perf_counter()
+
+    def summary(self) -> dict[str, float]:
+        training = self.stopped - self.started - self.validating
+        return {
+            "targets_per_second": round(self.n_targets / max(training, 1e-9), 1),
+            "seconds_to_best": round(self.seconds_to_best, 2),
+        }
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.started = self.stopped = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        self.n_targets += count_targets(batch)
+
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.validation_started = time.perf_counter()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        now, value = time.perf_counter(), float(trainer.callback_metrics.get(MONITOR, self.best))
+        self.validating += now - self.validation_started
+        if value > self.best:
+            self.best, self.seconds_to_best = value, now - self.started
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.stopped = time.perf_counter()
+
+
+def count_targets(batch: WindowBatch | RequestBatch) -> int:
+    return int(batch.is_target.sum()) if isinstance(batch, WindowBatch) else len(batch.target_rows)
+
+
+class ResumedStopping(EarlyStopping):
+    """Stop by the validation; a training that had stopped and is resumed does not begin another epoch."""
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        trainer.should_stop = self.stopping_reason is not EarlyStoppingReason.NOT_STOPPED
+
+
+def fit(
+    model: TwoTower,
+    data: pl.LightningDataModule,
+    folder: Path,
+    stage: str,
+    max_epochs: int,
+    patience: int | None,
+    trainer_options: Mapping[str, Any],
+    origin: Mapping[str, Any],
+) -> tuple[int, dict[str, float]]:
+    """Train, resuming from the last checkpoint, and leave the best weights in `model`.
+
+    Args:
+        model: to train.
+        data: its batches.
+        folder: of the run; `checkpoints/<stage>` and `logs/<stage>` go below it.
+        stage: name of this training in the run.
+        max_epochs: to train at most; the schedule may be longer.
+        patience: epochs without improvement before training stops; None: no validation, the last weights stay.
+        trainer_options: arguments of `pl.Trainer` that the user gave.
+        origin: what this training is made of, as JSON values; a checkpoint of anything else is refused.
+
+    Returns:
+        How many epochs the weights in `model` were trained for, and the summary of `Pace`.
+
+    Raises:
+        SchemaError: the checkpoint is of another run, an argument of the trainer does not fit such a training, or ends
+            it before there are weights to keep.
+        BundleError: a checkpoint is torn or altered.
+        FloatingPointError: the loss, or a trained weight, is not finite.
+        OSError: the disk is full or fails.
+        SystemExit: with status 143 if the process got SIGTERM.
+    """
+    checkpoints, pace, options = folder / CHECKPOINTS / stage, Pace(), dict(trainer_options)
+    has_bar = bool(options.pop("enable_progress_bar", True))
+    shows_bar = has_bar and get_console().is_terminal
+    log = EpochLog(folder / LOGS / stage / CURVES, prints=has_bar and not shows_bar)
+    bar = [RichProgressBar(leave=False)] if shows_bar else []
+    callbacks = [log, pace, *bar, *_make_checkpoints(checkpoints, patience)]
+    last = checkpoints / f"{LAST}.ckpt"
+    with _quiet_lightning():
+        trainer = _make_trainer(callbacks, RunCheckpoints(origin), max_epochs, patience is None, options)
+        trainer.fit(model, data, ckpt_path=str(last) if last.exists() else None, weights_only=True)
+    if trainer.received_sigterm:
+        raise SystemExit(TERMINATED)
+    kept = last if patience is None else checkpoints / f"{BEST}.ckpt"
+    if not kept.exists():
+        raise SchemaError(
+            f"the training ended before {'an epoch did' if patience is None else 'its first validation'}: see "
+            "--trainer.max_time, max_steps, limit_train_batches and check_val_every_n_epoch"
+        )
+    return _load_weights(model, kept), pace.summary()
+
+
+def load_best(model: TwoTower, folder: Path, stage: str) -> None:
+    """Load the best weights of a finished stage into a model that is to be trained.
+
+    Raises:
+        BundleError: the checkpoint is torn or altered.
+    """
+    _load_weights(model, folder / CHECKPOINTS / stage / f"{BEST}.ckpt")
+    model.train()  # Lightning leaves the mode as it is
+
+
+def list_callbacks(given: Callback | Sequence[Callback] | None) -> list[Callback]:
+    """Return the Trainer's `callbacks`, which may be one, several or none, as a list."""
+    return [given] if isinstance(given, Callback) else list(given or ())
+
+
+def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
+    last = MovableCheckpoint(folder, LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    if patience is None:
+        return [last]
+    stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)  # `fit` reports a missing one
+    best = MovableCheckpoint(
+        folder, BEST, monitor=MONITOR, mode="max", save_on_train_epoch_end=True, enable_version_counter=False
+    )
+    return [stopping, best, last]  # `last` holds the state of `best`, so that it is written after it
+
+
+def _make_trainer(
+    callbacks: list[Callback],
+    checkpoints: RunCheckpoints,
+    max_epochs: int,
+    is_unvalidated: bool,
+    options: dict[str, Any],
+) -> pl.Trainer:
+    callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
+    _check_options(options, is_unvalidated)
+    ours: dict[str, Any] = {
+        "enable_progress_bar": any(isinstance(one, RichProgressBar) for one in callbacks),
+        "max_epochs": max_epochs,
+        "accelerator": "cuda" if torch.cuda.is_available() else "cpu",  # others, as of a Mac, lack 64 bit numbers
+        "devices": 1,
+        "deterministic": "warn",  # threads would sum the gradients of gathered rows in any order
+        "logger": False,
+        "plugins": [checkpoints],
+        "enable_model_summary": False,
+        "num_sanity_val_steps": 0,
+        "limit_val_batches": 0 if is_unvalidated else None,
+        "gradient_clip_val": 1.0,
+    }
+    try:
+        trainer = pl.Trainer(**{**ours, **options}, callbacks=callbacks)
+    except (MisconfigurationException, ValueError, TypeError, ModuleNotFoundError) as error:
+        raise SchemaError(f"trainer: {say(error)}") from error
+    if trainer.world_size > 1:
+        raise SchemaError(f"trainer: {trainer.world_size} processes; allowed: one device of one node")
+    return trainer
+
+
+def _check_options(options: Mapping[str, Any], is_unvalidated: bool) -> None:
+    """Refuse options that Lightning takes and a training here cannot follow."""
+    interval, clip = options.get("val_check_interval"), options.get("gradient_clip_val")
+    allowed = {
+        "precision": (options.get("precision") in PRECISIONS, "32-true, 16-mixed, bf16-mixed"),
+        "val_check_interval": (interval is None or isinstance(interval, float), "a share of an epoch, such as 0.5"),
+        "limit_val_batches": (is_unvalidated or options.get("limit_val_batches") != 0, "above 0: it says when to stop"),
+        "accumulate_grad_batches": ((options.get("accumulate_grad_batches") or 1) >= 1, "1 or more"),
+        "gradient_clip_val": (clip is None or clip >= 0, "0 or more"),
+        "overfit_batches": (not options.get("overfit_batches"), "0: validation needs users of its own"),
+    }
+    for name, (is_allowed, text) in allowed.items():
+        if not is_allowed:
+            raise SchemaError(f"trainer.{name} is {options[name]!r}; allowed: {text}")
+
+
+@contextmanager
+def _quiet_lightning() -> Iterator[None]:
+    """Keep Lightning's notes on hardware, products and loaders from the run's own output."""
+    logger = logging.getLogger("pytorch_lightning")
+    level = logger.level
+    logger.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in (
+                ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
+                ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+                ".*exists and is not empty.*",  # resuming
+                ".*Early stopping conditioned on metric.*",  # a training without a validation is refused, at its end
+                ".*could not find the monitored key.*",  # the same
+            ):
+                warnings.filterwarnings("ignore", message=message)
+            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _load_weights(model: TwoTower, path: Path) -> int:
+    checkpoint = read_checkpoint(path)
+    model.load_state_dict(checkpoint["state_dict"])
+    model.cpu().eval()
+    for name, parameter in model.named_parameters():
+        if not torch.isfinite(parameter).all():
+            raise FloatingPointError(f"after training '{name}' is not finite: lower --model.learning_rate")
+    return int(checkpoint["epoch"]) + 1

@@ -1,0 +1,206 @@
+"""Item-item weights: EASE, next-item regression and GF-CF behind one interface.
+
+Each estimator reads `Interactions` and returns a sparse matrix (N, N) with the top-k weights of each row: row j says
+how much an item j of a history adds to the score of every other item (`serve.neighbours`).
+
+Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.sparse as sp
+from numpy.typing import NDArray
+from scipy.sparse.linalg import svds
+
+from evaluation.baselines import invert_regularised
+
+Ints = NDArray[np.integer]
+Floats = NDArray[np.floating]
+
+MAX_INVERTED = 16_000
+"""Items of a matrix that is inverted, the most popular ones; the others get no weights from it."""
+CHUNK = 2**24
+"""Entries of a matrix that are dense at once."""
+MIN_EVENT_WEIGHT = 0.02
+"""Events of a history that weigh less are left out of the regression."""
+FILTER_WEIGHT = 0.3
+"""Weight of the ideal low-pass filter beside the linear one, as in the paper."""
+MIN_EIGENVALUE = 1e-5
+"""Of the normalised interaction matrix, whose largest is 1; less is rounding."""
+
+
+@dataclass(frozen=True, eq=False)
+class Interactions:
+    """Events of users, ordered by user and in each user's order."""
+
+    user: Ints
+    """(E,) ascending."""
+    item: Ints
+    """(E,) item rows."""
+    is_target: NDArray[np.bool_]
+    """(E,) whether an event is predicted; the others only stand in histories."""
+    n_users: int
+    n_items: int
+
+    def matrix(self) -> sp.csr_array:
+        """Return the binary interaction matrix, (U, N) float32."""
+        shape = (self.n_users, self.n_items)
+        matrix = sp.csr_array((np.ones(len(self.user), np.float32), (self.user, self.item)), shape)  # sums duplicates
+        matrix.data[:] = 1
+        return matrix
+
+    def popular_items(self) -> Ints:
+        """Return the rows of the items that are inverted together, most users first, (n,); at least one."""
+        n_users = self.matrix().sum(axis=0)  # (N,)
+        return np.argsort(-n_users, kind="stable")[: max(1, min(np.count_nonzero(n_users), MAX_INVERTED))]
+
+
+def ease(interactions: Interactions, top_k: int, ridge: float) -> sp.csr_array:
+    """Return the weights of EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019).
+
+    With P = (X'X + ridge I)^-1 of the interaction matrix X, B_ij = -P_ij / P_jj.
+    """
+    items = interactions.popular_items()
+    precision = invert_precision(interactions.matrix()[:, items], ridge)  # (n, n)
+    precision /= -precision.diagonal()
+    return keep_largest(precision, items, interactions.n_items, top_k)
+
+
+def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float) -> sp.csr_array:
+    """Return the weights of next-item regression (Choi et al., "Session-aware Linear Item-Item Models", WWW 2021).
+
+    With X (E, N) the histories before each event, in which one weighs exp(-decay * events after it), and Y (E, N) the
+    events themselves, B = (X'X + ridge I)^-1 X'Y.
+    """
+    items = interactions.popular_items()
+    place = np.full(interactions.n_items, -1, np.int64)
+    place[items] = np.arange(len(items))
+    reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))
+    together, following = _count_pairs(interactions, place[interactions.item], len(items), decay, reach)  # (n, n) both
+    inverse = invert_regularised(together, ridge)  # (n, n)
+    del together
+    return keep_largest(inverse @ following, items, interactions.n_items, top_k)
+
+
+def gf_cf(interactions: Interactions, top_k: int, n_factors: int, seed: int) -> sp.csr_array:
+    """Return the positive weights of GF-CF (Shen et al., "How Powerful is Graph Convolution", CIKM 2021, equation 11).
+
+    With X~ = diag(users)^-1/2 X diag(items)^-1/2, n the users of each item and V (N, K) the leading right singular
+    vectors of X~, a history x scores x (X~'X~ + FILTER_WEIGHT diag(n^-1/2) V V' diag(n^1/2)).
+    """
+    matrix = interactions.matrix()
+    per_user, per_item = (np.maximum(matrix.sum(axis=axis), 1.0).astype(np.float32) for axis in (1, 0))  # (U,), (N,)
+    scaled = (sp.diags_array(per_user**-0.5) @ matrix @ sp.diags_array(per_item**-0.5)).tocsr()  # (U, N)
+    vectors = singular_vectors(scaled, n_factors, seed)  # (N, K)
+    root = np.sqrt(per_item)[:, None]  # (N, 1)
+    rows, columns = FILTER_WEIGHT * vectors / root, np.ascontiguousarray((vectors * root).T)  # (N, K), (K, N)
+    users_of = scaled.T.tocsr()  # (N, U)
+    everything = np.arange(interactions.n_items)
+    parts = []
+    for chunk in _chunks(interactions.n_items):
+        weights = rows[chunk] @ columns + (users_of[chunk] @ scaled).toarray()  # (c, N)
+        weights[np.arange(len(weights)), everything[chunk]] = 0
+        parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
+    return sp.vstack(parts, format="csr")
+
+
+def partial_correlations(matrix: sp.csr_array, ridge: float) -> tuple[Floats, Floats]:
+    """Return how items (U, n) go together when all others are held fixed, -P_ij / sqrt(P_ii P_jj) with P of `ease`.
+
+    Returns:
+        (n, n) with a diagonal of zeros, and (n,) how much each item varies then, 1 / sqrt(P_ii).
+    """
+    precision = invert_precision(matrix, ridge)  # (n, n)
+    spread = precision.diagonal() ** -0.5  # (n,)
+    precision *= -spread[:, None]
+    precision *= spread
+    np.fill_diagonal(precision, 0)
+    return precision, spread
+
+
+def invert_precision(matrix: sp.csr_array, ridge: float) -> Floats:
+    """Return (X'X + ridge I)^-1 of an interaction matrix X (U, n), (n, n)."""
+    return invert_regularised((matrix.T @ matrix).toarray(), ridge)
+
+
+def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
+    """Return the leading right singular vectors of a matrix (U, N), (N, K), the strongest first.
+
+    K is `n_factors`, or fewer where singular values beyond are none; a vector's largest entry is positive.
+    """
+    rank = min(n_factors, min(matrix.shape) - 1)
+    if rank < 1:
+        return np.zeros((matrix.shape[1], 1), np.float32)
+    _, values, right = svds(matrix, k=rank, random_state=seed)
+    right = right[np.argsort(-values)][: max(1, np.count_nonzero(values**2 > MIN_EIGENVALUE))]  # (K, N)
+    signs = np.sign(right[np.arange(len(right)), np.abs(right).argmax(axis=1)])  # (K,)
+    return np.ascontiguousarray((right * signs[:, None]).T.astype(np.float32))
+
+
+def keep_largest(weights: Floats, items: Ints, n_items: int, top_k: int) -> sp.csr_array:
+    """Return the weights (n, n) of some items with the largest absolute values of each row, as (N, N).
+
+    The diagonal is dropped, and overwritten.
+    """
+    np.fill_diagonal(weights, 0)
+    parts = sp.vstack([_largest_of_rows(weights[chunk], top_k) for chunk in _chunks(len(items))], format="coo")
+    kept = sp.csr_array((parts.data, (items[parts.row], items[parts.col])), (n_items, n_items))
+    kept.sort_indices()
+    return kept
+
+
+def _largest_of_rows(weights: Floats, top_k: int) -> sp.csr_array:
+    """Return the entries of each row (c, N) with the largest absolute values, without zeros."""
+    n_rows, n_items = weights.shape
+    k = max(1, min(top_k, n_items - 1))
+    columns = np.argpartition(-np.abs(weights), k - 1, axis=1)[:, :k]  # (c, k)
+    kept = np.take_along_axis(weights, columns, 1).ravel()  # (c * k,)
+    part = sp.csr_array((kept, columns.ravel(), np.arange(n_rows + 1) * k), weights.shape)
+    part.eliminate_zeros()
+    part.sort_indices()
+    return part
+
+
+def _chunks(n_items: int) -> Iterator[slice]:
+    width = max(1, CHUNK // max(n_items, 1))
+    return (slice(start, min(start + width, n_items)) for start in range(0, n_items, width))
+
+
+def _count_pairs(interactions: Interactions, place: Ints, n: int, decay: float, reach: int) -> tuple[Floats, Floats]:
+    """Return X'X and X'Y of `next_item` for the items at the places (E,) 0 to n - 1, (n, n) both.
+
+    Two events stand together in the histories of all that come after both, as far as histories reach: what these add is
+    the sum of a geometric series, so that every pair of events is visited once.
+    """
+    user, shrink = interactions.user, math.exp(-2 * decay)
+    n_after = np.searchsorted(user, user, side="right") - np.arange(1, len(user) + 1)  # (E,)
+
+    def histories(distance: int, later: Ints) -> Floats:
+        n_histories = np.minimum(n_after[later], reach - distance)  # (l,)
+        weights: Floats = math.exp(-decay * distance) * (1 - shrink**n_histories) / (1 - shrink)
+        return weights
+
+    together, following = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
+    for distance in range(1, reach + 1):
+        later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
+        later = later[(place[later] >= 0) & (place[later - distance] >= 0)]
+        pairs = place[later - distance], place[later]  # (l,) both
+        _add(together, pairs, histories(distance, later))
+        _add(following, pairs, math.exp(-decay * (distance - 1)) * interactions.is_target[later])
+    together += together.T
+    inside = np.flatnonzero(place >= 0)
+    together[np.diag_indices(n)] += np.bincount(place[inside], histories(0, inside), n)
+    return together, following
+
+
+def _add(summed: Floats, pairs: tuple[Ints, Ints], weights: Floats) -> None:
+    """Add weights to entries of a matrix that may come several times."""
+    part = sp.coo_array((weights.astype(np.float32), pairs), summed.shape).tocsr()
+    part.sum_duplicates()
+    rows = np.repeat(np.arange(len(summed)), np.diff(part.indptr))
+    summed[rows, part.indices] += part.data

@@ -1,0 +1,256 @@
+"""Refine trained towers: item-item weights added to their scores, items shrunk towards their content.
+
+    score(u, i) = u . v_i  +  sum over the items j of the history of w_j B[j, i],    B = sum of alpha_k B_k
+
+The estimators B_k are those of `models.item_item`. `choose` finds the alphas, the decay of the w_j and the strength of
+the shrinkage on the validation, each given the others; `apply` does the same to any towers, so that what was chosen
+with one training is used after another on more data.
+
+Letters: B requests, N items, W entries of a vector, E owned items.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from statistics import fmean
+from typing import Any
+
+import numpy as np
+import scipy.sparse as sp
+import torch
+from torch import Tensor
+
+from datamodules.batch import RequestBatch
+from datamodules.datamodule import InteractionsDataModule
+from models.cold_items import Shrinkage
+from models.item_item import Interactions, ease, gf_cf, next_item
+from models.towers import Towers
+from models.validation import rank_views
+from serve.index import Neighbours
+
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+"""Standard deviations of what is added, in those of the towers' scores."""
+STRENGTH = 4.0
+"""Events that content is worth, where items are shrunk. Of many attributes 2 to 8 ranked alike (Beauty and Toys)."""
+ROUNDS = 2
+MAX_BATCHES = 16
+"""Validation batches that are ranked."""
+MAX_DRAWN = 512
+"""Users whose scores show how much they vary."""
+LONG_HISTORY = 40
+"""Mean events of a user from which on events long ago count."""
+SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1
+"""Of histories that have an order."""
+RIDGE_IN_ORDER, RIDGE_OF_SETS = 100.0, 100.0
+NEARLY_ALL = 0.95
+"""Of the best gain: the smallest alpha with it is chosen, since what gains little more does by chance."""
+MIN_GAIN = 0.01
+"""Of NDCG: a smaller gain of shrinkage is often chance."""
+USUAL = {"next_item": 0.05, "ease": 0.2, "gf_cf": 0.1}
+"""Alphas where nothing can be validated: near what validations chose."""
+MIN_SPREAD = 1e-9
+MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16
+"""Of GF-CF: the paper has 256. Of 1,682 films 64 and 128 ranked 4 % better than 256, and 32 as 256."""
+
+Estimator = Callable[[Interactions], sp.csr_array]
+
+
+@dataclass(frozen=True)
+class Refinement:
+    """What the validation chose, as plain numbers."""
+
+    alphas: Mapping[str, float] = field(default_factory=dict)
+    """Of each estimator; 0: it is left out."""
+    decay: float = 0.0
+    """An event counts by exp(-decay * events after it)."""
+    content_events: float = 0.0
+    """Events that content is worth; 0: items stay where they were trained."""
+    ndcg: float | None = None
+    """NDCG@10 of the validation; None: nothing could be validated, the values are the usual ones."""
+    ndcg_before: float | None = None
+    """NDCG@10 of the towers alone."""
+
+    def describe(self) -> str:
+        """Say in one line what was chosen."""
+        parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
+        parts += [f"content worth {self.content_events:g} events"] if self.content_events else []
+        if self.ndcg is None:
+            return f"refined by {', '.join(parts) or 'nothing'}: the usual, without validation"
+        how = ", ".join(parts) or "nothing"
+        return f"refined by {how}: validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after"
+
+
+def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict[float, dict[str, Estimator]]:
+    """Return the estimators that suit the data by name, for each decay that is tried, the usual one first."""
+    n_factors = min(MAX_FACTORS, max(1, len(data.catalogue) // ITEMS_PER_FACTOR))
+    filtered: Estimator = partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed)
+    unordered: dict[str, Estimator] = {"ease": partial(ease, top_k=top_k, ridge=RIDGE_OF_SETS), "gf_cf": filtered}
+    if not data.trains_on_windows:
+        return {0.0: unordered}
+    counts = data.sequences.events.counts  # (U,), 0 of users without events
+    decay = LONG_DECAY if counts.sum() > LONG_HISTORY * np.count_nonzero(counts) else SHORT_DECAY
+    regression: Estimator = partial(next_item, top_k=top_k, ridge=RIDGE_IN_ORDER, decay=decay)
+    return {decay: {"next_item": regression, "gf_cf": filtered}, 0.0: unordered}
+
+
+@torch.no_grad()
+def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) -> Refinement:
+    """Choose the refinement that ranks the validation best, and leave the towers as they were.
+
+    Args:
+        towers: trained, in evaluation mode, with nothing added.
+        data: of their training, with its validation.
+        top_k: weights of an item; 0: no item-item weights.
+        seed: of the estimators.
+    """
+    estimators = list_estimators(data, top_k, seed) if top_k else {0.0: {}}
+    shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if _shrinks(data) else None
+    batches = data.validation_batches[:: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1]
+    if not any((batch.target_owned < 0).any() for batch in batches):
+        decay, named = next(iter(estimators.items()))
+        return Refinement({name: USUAL[name] for name in named}, decay, STRENGTH if shrinkage else 0.0)
+    found = _choose_strength(towers, shrinkage, batches)
+    validation, interactions = Validation(towers, batches), read_interactions(data)
+    for decay, named in estimators.items():
+        added = build_weights(named, interactions, towers, list(data.drawn_requests(MAX_DRAWN)), decay)
+        start = replace(found, alphas=dict.fromkeys(named, 0.0), decay=decay, ndcg=validation.ndcg)
+        found = max(found, _choose_alphas(validation, added, start), key=lambda one: one.ndcg or 0.0)
+    if shrinkage is not None:
+        shrinkage.apply(0.0)
+    return found
+
+
+def _shrinks(data: InteractionsDataModule) -> bool:
+    """Tell whether items may be shrunk: what is bought again has many events, and a start that content is fitted to."""
+    return data.schema.repeats == "exclude" and bool(data.schema.item_features)
+
+
+def _choose_strength(towers: Towers, shrinkage: Shrinkage | None, batches: Sequence[RequestBatch]) -> Refinement:
+    """Shrink items if the validation ranks clearly better by it."""
+    before = Validation(towers, batches).ndcg
+    if shrinkage is not None:
+        shrinkage.apply(STRENGTH)
+        after = Validation(towers, batches).ndcg
+        if after >= (1 + MIN_GAIN) * before:
+            return Refinement(content_events=STRENGTH, ndcg=after, ndcg_before=before)
+        shrinkage.apply(0.0)
+    return Refinement(ndcg=before, ndcg_before=before)
+
+
+def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
+    """Choose the alpha of each estimator in turn, given those of the others: the smallest of those that gain as much."""
+    found = start
+    for name in [*added] * ROUNDS:
+        trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
+        ndcg = dict(zip(ALPHAS, validation.rank(added, found.decay, trials), strict=True))
+        gains = {alpha: value - ndcg[0.0] for alpha, value in ndcg.items()}
+        alpha = min(alpha for alpha in gains if gains[alpha] >= NEARLY_ALL * max(gains.values()))
+        found = replace(found, alphas=dict(found.alphas) | {name: alpha}, ndcg=ndcg[alpha])
+    return found
+
+
+@torch.no_grad()
+def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) -> None:
+    """Refine trained towers, in evaluation mode, to which nothing was added yet."""
+    if refinement.content_events:
+        Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(refinement.content_events)
+    named = list_estimators(data, top_k, seed)[refinement.decay] if any(refinement.alphas.values()) else {}
+    named = {name: estimator for name, estimator in named.items() if refinement.alphas[name]}
+    added = build_weights(
+        named, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), refinement.decay
+    )
+    summed = sum(refinement.alphas[name] * weights for name, weights in added.items())
+    if isinstance(summed, sp.csr_array):
+        summed.sort_indices()
+        towers.neighbours = Neighbours(
+            summed.indptr.astype(np.int64), summed.indices, summed.data.astype(np.float32), refinement.decay
+        )
+
+
+def read_interactions(data: InteractionsDataModule) -> Interactions:
+    """Read the events of a training."""
+    sequences = data.sequences
+    is_target = sequences.target_weight > 0
+    n_users, n_items = len(sequences.user_ids), len(data.catalogue)
+    return Interactions(sequences.events.segments(), sequences.events.item_row, is_target, n_users, n_items)
+
+
+def build_weights(
+    estimators: Mapping[str, Estimator],
+    interactions: Interactions,
+    towers: Towers,
+    requests: Sequence[RequestBatch],
+    decay: float,
+) -> dict[str, sp.csr_array]:
+    """Estimate item-item weights, each scaled so that what it adds varies as much as the scores of the towers do.
+
+    Args:
+        estimators: by name.
+        interactions: of the training.
+        towers: trained.
+        requests: of some users, to whom the scores are compared.
+        decay: of events in a history.
+    """
+    items = [towers.item_vectors(batch.popularity) for batch in requests]  # (N, W) each
+    scores = [
+        towers.request_vectors(batch, vectors)[0] @ vectors.T for batch, vectors in zip(requests, items, strict=True)
+    ]  # (B, N) each
+    has_memory = towers.user_tower.memory is not None
+    is_compared = [~batch.mark_owned(towers.n_items) if has_memory else ... for batch in requests]
+    weights = {}
+    for name, estimate in estimators.items():
+        found = estimate(interactions)  # (N, N)
+        sums = [add_up(batch, found, decay) for batch in requests]  # (B, N) each
+        weights[name] = found * np.float32(_spread(scores, is_compared) / max(_spread(sums, is_compared), MIN_SPREAD))
+    return weights
+
+
+def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
+    """Return the standard deviation of scores (B, N) within batches; with a memory of items that users do not own."""
+    variances = [part[chosen].var(correction=0).item() for part, chosen in zip(scores, is_compared, strict=True)]
+    return math.sqrt(fmean(variances or [0.0]))
+
+
+def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
+    """Sum the weights (N, N) of the items of each history as `serve.neighbours` does, (B, N)."""
+    rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
+    later = lengths[:, None] - 1 - np.arange(rows.shape[1])  # (B, L) events after each, below 0 of padding
+    counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)
+    counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SPREAD))
+    requests, places = counts.nonzero()  # (E,) both
+    shape = (len(rows), weights.shape[0])
+    history = sp.csr_array((counts[requests, places].astype(np.float32), (requests, rows[requests, places])), shape)
+    return torch.from_numpy((history @ weights).toarray())  # (B, N)
+
+
+class Validation:
+    """Validation requests and the vectors that trained towers make for them."""
+
+    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+        self.batches = batches
+        self.has_memory = towers.user_tower.memory is not None
+        self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
+        self.users = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
+        self.ndcg = self.rank({}, 0.0, [{}])[0]
+
+    def rank(
+        self, added: Mapping[str, sp.csr_array], decay: float, trials: Sequence[Mapping[str, float]]
+    ) -> list[float]:
+        """Return the mean NDCG@10 over users and views of the towers with weights added, each times its alpha."""
+        views: list[list[dict[str, np.ndarray]]] = [[] for _ in trials]
+        for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
+            scores = users @ self.items.T  # (B, N)
+            sums = {name: add_up(batch, weights, decay) for name, weights in added.items()}  # (B, N) each
+            for alphas, ranked in zip(trials, views, strict=True):
+                changed = scores.clone()  # (B, N)
+                for name, alpha in alphas.items():
+                    changed.add_(sums[name], alpha=alpha)
+                ranked.append(rank_views(changed, bonus if self.has_memory else None, batch))
+        return [_mean_of_views(ranked) for ranked in views]
+
+
+def _mean_of_views(ranked: Sequence[Mapping[str, np.ndarray]]) -> float:
+    return fmean(float(np.concatenate([part[view] for part in ranked]).mean()) for view in ranked[0])

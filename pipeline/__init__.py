@@ -1,0 +1,1 @@
+"""A training run: its configuration, its stages and its folder."""

@@ -1,0 +1,139 @@
+"""The folder of a run: empty, a run to resume, or a finished one.
+
+DIR/checkpoints/published.json   version of the bundle that came of the checkpoints, written just before it is published
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from models.checkpoints import CHECKPOINTS, compare
+from pipeline.config import Config
+from serve.bundle import (
+    BUNDLE,
+    CONFIG,
+    LOGS,
+    METRICS,
+    REPORT,
+)
+from serve.durable import write_file
+from serve.errors import BundleError, SchemaError
+from serve.staging import read_version
+
+NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
+"""Arguments of the Trainer that change what is shown, not what is trained."""
+STAGES = ("select", "final")
+"""Trainings of a run, each with a folder of checkpoints and one of logs."""
+PUBLISHED = f"{CHECKPOINTS}/published.json"
+
+
+def declare(config: Config) -> dict[str, Any]:
+    """Return what identifies a run with a complete configuration, but for its data, as JSON values."""
+    trainer = {name: value for name, value in config.trainer.items() if name not in NOT_TRAINED}
+    return {
+        "data": config.data.declared(),
+        "model": asdict(config.model),
+        "trainer": {
+            name: value if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+            for name, value in trainer.items()
+        },
+        "seed": config.seed,
+    }
+
+
+def declare_finished(config: Config, rows: str) -> dict[str, Any]:
+    """Return the same with the fingerprint of the tables, since a finished run reads no checkpoint."""
+    return {**declare(config), "previous": str(config.previous), "rows": rows}
+
+
+def refuse_replacing(config: Config) -> None:
+    """Refuse to begin where something would be replaced without `overwrite`.
+
+    Raises:
+        SchemaError: `config.out` is no folder, or holds a bundle, or files of the names of a run's that no run left.
+    """
+    for place in (config.out, *config.out.parents):
+        if place.exists() and not place.is_dir():
+            raise SchemaError(f"--out is {config.out}, but {place} is a file; give a folder")
+    version, _ = read_published(config.out)
+    if config.overwrite:
+        return
+    traces = (BUNDLE, *(f"{CHECKPOINTS}/{stage}" for stage in STAGES))
+    is_of_run = version is not None or any((config.out / name).exists() for name in traces)
+    foreign = [name for name in (CONFIG, METRICS, REPORT) if (config.out / name).exists()]
+    if foreign and not is_of_run:
+        raise SchemaError(
+            f"{config.out} holds no run, but '{foreign[0]}', which a run would replace: choose another --out, or add "
+            "--overwrite"
+        )
+    if (config.out / BUNDLE).exists() and not (config.resume and _is_done(config.out, version)):
+        raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
+
+
+def is_finished(config: Config, rows: str) -> bool:
+    """Return whether the run is finished; clear what is not to be resumed.
+
+    Under `resume` a finished run is left as it is, or begun anew under `overwrite`; where there is no checkpoint, the
+    run begins too, so that a restart after an interruption may always say `resume`.
+
+    Args:
+        config: of the run, complete.
+        rows: fingerprint of its tables.
+
+    Raises:
+        SchemaError: there is a bundle of another run, and no `overwrite`.
+    """
+    version, run = read_published(config.out)
+    if (config.out / BUNDLE).exists() and not config.overwrite:
+        refuse_replacing(config)
+        for difference in compare(run, declare_finished(config, rows)):
+            raise SchemaError(
+                f"{config.out} holds another run, finished: {difference}; choose another --out, or add --overwrite"
+            )
+        return True
+    if _is_done(config.out, version) or not config.resume:
+        _clear(config.out)
+    return False
+
+
+def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
+    """Record which bundle the checkpoints of a run led to, before it is published."""
+    (folder / CHECKPOINTS).mkdir(parents=True, exist_ok=True)
+    write_file(folder / PUBLISHED, json.dumps({"version": version, "run": run}, indent=1).encode())
+
+
+def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
+    """Read the version and the run that `note_published` wrote; None and nothing where it did not.
+
+    Raises:
+        BundleError: the file is damaged.
+    """
+    path = folder / PUBLISHED
+    try:
+        content = json.loads(path.read_bytes())
+        return content["version"], dict(content["run"])
+    except FileNotFoundError:
+        return None, {}
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error!r}; delete it and train with --overwrite") from error
+
+
+def _is_done(folder: Path, version: str | None) -> bool:
+    return version is not None and version == read_version(folder / BUNDLE)
+
+
+def _clear(folder: Path) -> None:
+    """Remove checkpoints and logs of a run, and nothing else that lies beside them."""
+    for name in (CHECKPOINTS, LOGS):
+        for stage in STAGES:
+            shutil.rmtree(folder / name / stage, ignore_errors=True)
+    (folder / PUBLISHED).unlink(missing_ok=True)
+    for name in (CHECKPOINTS, LOGS):
+        with suppress(OSError):  # it may be missing, or hold something else
+            (folder / name).rmdir()

@@ -1,0 +1,328 @@
+"""The stages of a run: prepare the tables, fit the towers by validation, refit them on all before the test, refine."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pytorch_lightning as pl
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from datamodules.clean import check_joins, clean, is_set, order_tables, weigh_targets
+from datamodules.datamodule import InteractionsDataModule
+from datamodules.fingerprint import fingerprint, fingerprint_rows
+from datamodules.profiles import make_profiles
+from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import Catalogue, build_catalogue
+from datamodules.splits import Split
+from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
+from models.cold_items import fit_cold_items
+from models.config import Recipe
+from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
+from models.export import export_bundle
+from models.fit import fit, load_best
+from models.initialise import History, build_towers
+from models.negatives import NegativeSampler
+from models.refine import Refinement, apply, choose
+from models.towers import EncodedItems, Towers
+from models.two_tower import TwoTower
+from pipeline.config import Config
+from pipeline.run_folder import declare
+from serve.bundle import GOLDEN, REJECTS, Bundle, Facts, draw_requests, write_golden
+from serve.durable import name_file
+from serve.errors import SchemaError
+from serve.index import measure_recall
+from serve.recommender import Recommender, golden_answer
+from serve.schema import Schema
+from serve.staging import Stage as BundleStage
+from serve.state.tombstones import inherit_tombstones
+from serve.tower import count_cores
+
+CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
+"""A continued training runs for a share of the epochs, at a share of the rate, which rises for so many steps."""
+MAX_ADDED = 0.005
+"""Share of rows that the first training did not see, up to which the last one continues it where events are many."""
+LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
+N_GOLDEN, RECALL_USERS = 32, 256
+MAX_COLD_USERS = 512
+"""Users to whom cold items are made visible."""
+Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
+"""Interactions, users and items as DataFrames."""
+console = Console(log_path=False)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Clean tables, and a complete configuration."""
+
+    config: Config
+    recipe: Recipe
+    tables: Tables
+    report: dict[str, Any]
+    """Rejects and cleaning of the tables."""
+    choices: list[Choice]
+    rows: str
+    """Fingerprint of the tables."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Towers with everything they were trained on."""
+
+    towers: Towers
+    schema: Schema
+    catalogue: Catalogue
+    data: InteractionsDataModule
+    epochs: int
+    temperature: float
+    pace: dict[str, float]
+    """Summary of `models.fit.Pace`."""
+    continued: int = 0
+    """Epochs that followed on all but the test after those that validation chose."""
+    refinement: Refinement | None = None
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One of a run's trainings."""
+
+    name: str
+    rows: pd.DataFrame
+    """Interactions to train on."""
+    validation: pd.DataFrame
+    """Interactions to stop by; empty: the last weights stay."""
+    at: int | None
+    """Moment of the validation requests, or of the test."""
+    known: pd.DataFrame
+    """Interactions that schema and catalogue are made of."""
+    continues: str | None = None
+    """Name of the stage whose best weights it starts from."""
+
+
+def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
+    """Read and clean the tables, write the rejects beside the bundle, and complete the configuration."""
+    tables, report = read(config, frames, beside)
+    recipe, choices = choose_recipe(config.model, count_data(tables, config.data))
+    config = replace(config, model=recipe.to_config())
+    rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
+    return Work(config, recipe, tables, report, choices, rows)
+
+
+def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
+    """Read and clean the tables; the rejected rows are written beside the bundle."""
+    erased = inherit_tombstones(config.out, config.previous)
+    if frames is None:
+        tables, rejects = read_tables(config.data, erased)
+    elif isinstance(frames, (tuple, list)):
+        tables, rejects = tables_from_frames(config.data, *frames, tombstones=erased)
+    else:
+        raise SchemaError(f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, users and items")
+    keep_rejects(rejects, config, beside)
+    tables, cleaning = clean(tables)
+    if not len(tables.interactions):
+        raise SchemaError(
+            f"no interaction is left: {len(rejects.frame):,} records are rejected, {cleaning.negative_weights:,} have "
+            "a weight below 0"
+        )
+    check_joins(tables, rejects.records)
+    tables = order_tables(tables, config.data.ties)
+    tables = replace(tables, interactions=weigh_targets(tables.interactions, config.data))
+    return tables, {"rejects": rejects, "cleaning": cleaning}
+
+
+def keep_rejects(rejects: Rejects, config: Config, beside: Path) -> None:
+    """Write the rejects beside the bundle, or into the run's folder at once where they stop the run."""
+    try:
+        check_reject_rates(rejects, config.data.max_reject_rate)
+    except SchemaError:
+        write_rejects(rejects, config.out / REJECTS)
+        raise
+    with name_file(beside / REJECTS):
+        write_rejects(rejects, beside / REJECTS)
+
+
+def print_choices(choices: Sequence[Choice]) -> None:
+    """Print the values that the data decided, with the reasons."""
+    if not choices:
+        return
+    console.rule("chosen from the data")
+    table = Table.grid(padding=(0, 2))
+    for choice in choices:
+        table.add_row(f"model.{choice.name}", f"{choice.value}", choice.reason)
+    console.print(table)
+
+
+def train(work: Work, split: Split) -> tuple[Trained, dict[str, float]]:
+    """Fit with early stopping, choose the refinement, fit again on everything before the test, and refine.
+
+    Returns:
+        What was trained, and the seconds of each training on the clock and of the processor.
+    """
+    is_only = work.config.data.split.strict or not len(split.validation)
+    console.rule("training")
+    clock = Clock("training")
+    first = fit_first(work, split)
+    refinement = choose(first.towers, first.data, work.recipe.neighbours, work.config.seed)
+    console.print(refinement.describe(), soft_wrap=True, highlight=False)
+    if is_only:
+        return refine(work, first, refinement), clock.read()
+    seconds = clock.read()
+    clock = Clock("training_again")
+    if continues(work, split):
+        n_more = max(1, min(first.epochs, round(CONTINUED_SHARE * work.recipe.max_epochs)))
+        console.rule(f"continuing with all but the test, {n_more} more epochs")
+        last = replace(continue_fit(work, split, n_more), epochs=first.epochs, continued=n_more)
+    else:
+        console.rule(f"training again on all but the test, {first.epochs} epochs")
+        last = fit_last(work, split, first.epochs)
+    return refine(work, replace(last, pace=first.pace), refinement), seconds | clock.read()
+
+
+def refine(work: Work, trained: Trained, refinement: Refinement) -> Trained:
+    """Add item-item weights to the towers, and shrink items towards their content, as was chosen."""
+    apply(refinement, trained.towers, trained.data, work.recipe.neighbours, work.config.seed)
+    return replace(trained, refinement=refinement)
+
+
+def continues(work: Work, split: Split) -> bool:
+    """Return whether the last training continues the one that validation stopped.
+
+    Those of sets and with repeats start from factors of all their data, and are soon done.
+    """
+    data, n_rows = work.config.data, len(split.refit)
+    is_little = 0 < n_rows - len(split.train) <= MAX_ADDED * n_rows
+    is_ordered = data.ties == "ordered" and data.repeats == "exclude" and not is_set(split.refit)
+    return n_rows >= MANY_EVENTS and is_little and is_ordered and not data.split.strict
+
+
+def fit_first(work: Work, split: Split) -> Trained:
+    """Fit on the training rows, and stop by the validation rows if there are any."""
+    known = split.refit if continues(work, split) else split.train  # a continued training needs the items of both
+    return fit_stage(work, split, Stage("select", split.train, split.validation, split.validation_at, known))
+
+
+def fit_last(work: Work, split: Split, epochs: int) -> Trained:
+    """Fit on everything before the test, and stop after some epochs of the same schedule."""
+    return fit_stage(work, split, _last_stage(split), epochs)
+
+
+def continue_fit(work: Work, split: Split, epochs: int) -> Trained:
+    """Continue from the best weights of the first training, gently, with everything before the test."""
+    gentle = replace(
+        work.recipe,
+        learning_rate=CONTINUED_RATE * work.recipe.learning_rate,
+        warmup_steps=min(work.recipe.warmup_steps, CONTINUED_WARMUP),
+        max_epochs=epochs,
+    )
+    work = replace(work, recipe=gentle, config=replace(work.config, model=gentle.to_config()))
+    return fit_stage(work, split, replace(_last_stage(split), continues="select"))
+
+
+def _last_stage(split: Split) -> Stage:
+    return Stage("final", split.refit, split.validation.iloc[:0], split.test_at, split.refit)
+
+
+def fit_stage(work: Work, split: Split, stage: Stage, epochs: int | None = None) -> Trained:
+    """Fit schema, catalogue and towers of a stage.
+
+    Args:
+        work: tables and recipe.
+        split: of the interactions.
+        stage: rows to train on and to stop by.
+        epochs: to train, on the schedule of the recipe; None: all of it.
+    """
+    config, recipe, tables = work.config, work.recipe, work.tables
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    previous = None if config.previous is None else Bundle.load(config.previous).schema
+    schema = fit_schema(tables, stage.known, config.data, previous)
+    catalogue = build_catalogue(tables.items, stage.known, schema)
+    data = InteractionsDataModule(
+        stage.rows,
+        stage.validation,
+        tables.users,
+        catalogue,
+        schema,
+        recipe.batch_size,
+        config.seed,
+        split.horizon,
+        stage.at,
+    )
+    model = make_model(recipe, schema, catalogue, data, config.seed)
+    if stage.continues is not None:
+        load_best(model, config.out, stage.continues)
+    read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
+    patience = recipe.patience if len(stage.validation) else None
+    trained_for, pace = fit(
+        model,
+        data,
+        config.out,
+        stage.name,
+        epochs or recipe.max_epochs,
+        patience,
+        config.trainer,
+        {**declare(config), "training data": read},
+    )
+    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()), pace)
+
+
+def make_model(
+    recipe: Recipe, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule, seed: int
+) -> TwoTower:
+    """Build the towers and the module that trains them."""
+    features = catalogue.features
+    items = EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories)))
+    history = History(data.final_requests(), *data.early_pairs())
+    towers = build_towers(schema, recipe, items, history, seed)
+    sampler = NegativeSampler.make(recipe.negatives, torch.from_numpy(data.count_targets()))
+    return TwoTower(towers, recipe, sampler, seed)
+
+
+def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage) -> tuple[Facts, Recommender]:
+    """Write the bundle's files out of sight and open them as serving does."""
+    console.rule("export")
+    config, schema, towers, data = work.config, trained.schema, trained.towers.eval(), trained.data
+    items, popularity = trained.catalogue.to_arrow(), data.trends.popularity[-1]
+    if schema.repeats == "allow":
+        items = items.append_column("repeat_rate", pa.array(data.trends.repeat_rate[-1]))
+    is_taken, requests = torch.from_numpy(data.count_targets() > 0), data.drawn_requests(MAX_COLD_USERS)
+    cold_items = fit_cold_items(towers, torch.from_numpy(popularity), is_taken, requests, config.seed)
+    export_bundle(towers, cold_items, schema, items, popularity, stage, config.seed)
+    facts = Facts(
+        similarity=towers.item_tower.similarity,
+        popularity_dims=len(schema.popularity_days),
+        index_recall=1.0,
+        counts={"items": len(items), "users": len(data.sequences.user_ids), "epochs": trained.epochs},
+        libraries={name: version(name) for name in LIBRARIES},
+        data_until=schema.data_until,
+        config={"data": config.data.declared(), "model": asdict(config.model), "seed": config.seed},
+        neighbour_decay=towers.neighbours.decay,
+    )
+    stage.seal(facts, {})
+    bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
+    profiles = make_profiles(split.refit, work.tables.users, schema)
+    recommender = Recommender(bundle, profiles)
+    golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
+    write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
+    users = recommender.encode_users([{"user_id": user} for user in profiles.user_ids[:RECALL_USERS].tolist()])
+    return replace(facts, index_recall=measure_recall(bundle.index, users, 100)), recommender
+
+
+class Clock:
+    """Seconds since it was made, on the clock and of the processor: on a busy machine they differ."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.started, self.started_work = time.monotonic(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        work = time.process_time() - self.started_work
+        return {self.name: time.monotonic() - self.started, f"{self.name}_cpu": work}
