@@ -39,11 +39,11 @@ from serve.bundle import (
 )
 from serve.command_line import ENDED, FAULT, ending_on_signals, undisturbed
 from serve.durable import write_file
+from serve.erasure import erase_forgotten
 from serve.errors import BundleError, SchemaError, say
 from serve.profiles import stage_profiles
+from serve.publish import Stage, publish
 from serve.recommender import Recommender
-from serve.staging import Stage, publish
-from serve.state.forgetting import erase_forgotten
 
 LITTLE_MEMORY = (
     "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"

@@ -19,7 +19,7 @@ from datamodules.read import Records, make_rejects, read_files, take_frame
 from datamodules.values import find_odd_ids, read_cells, unify_ids
 from serve.encode import to_text
 from serve.errors import SchemaError
-from serve.state.tombstones import NOBODY, Tombstones
+from serve.state import NOBODY, ErasureList
 
 PART = "part of the split"
 """Reserved column of the interactions where the split is given by files: train, validation or test."""
@@ -80,7 +80,7 @@ class Rejects:
         return pd.concat(self.tables.values(), ignore_index=True)
 
 
-def read_tables(config: DataConfig, tombstones: Tombstones = NOBODY) -> tuple[Tables, Rejects]:
+def read_tables(config: DataConfig, tombstones: ErasureList = NOBODY) -> tuple[Tables, Rejects]:
     """Read the files of a configuration.
 
     How many records were rejected is for `check_reject_rates` to judge, once they are written.
@@ -108,7 +108,7 @@ def tables_from_frames(
     users: pd.DataFrame | None = None,
     items: pd.DataFrame | None = None,
     *,
-    tombstones: Tombstones = NOBODY,
+    tombstones: ErasureList = NOBODY,
 ) -> tuple[Tables, Rejects]:
     """Take data frames in place of the files; the files that a split names are read all the same.
 
@@ -158,7 +158,7 @@ def _describe(reject: pd.Series) -> str:
     return f"{reject['file']}, line {reject['line']}, {column}{value}: {reject['reason']}"
 
 
-def _type_tables(config: DataConfig, raw: dict[str, list[Records]], tombstones: Tombstones) -> tuple[Tables, Rejects]:
+def _type_tables(config: DataConfig, raw: dict[str, list[Records]], tombstones: ErasureList) -> tuple[Tables, Rejects]:
     _check_sides(config, raw)
     raw |= _read_split_files(config)
     _check_parts_apart(raw)
@@ -218,7 +218,7 @@ def _check_parts_apart(raw: Mapping[str, Sequence[Records]]) -> None:
                 raise SchemaError(f"{file.file} is a file of {name} and of {other}: give each part files of its own")
 
 
-def _leave_out(raw: Records, tombstones: Tombstones) -> Records:
+def _leave_out(raw: Records, tombstones: ErasureList) -> Records:
     """Take the records of forgotten users out.
 
     A record that could not be taken apart does not say whose it is: its text, which rejects would show, goes.

@@ -39,12 +39,12 @@ from pipeline.config import Config
 from pipeline.run_folder import declare
 from serve.bundle import GOLDEN, REJECTS, Bundle, Facts, draw_requests, write_golden
 from serve.durable import name_file
+from serve.erasure import inherit_erasure_list
 from serve.errors import SchemaError
 from serve.index import measure_recall
+from serve.publish import Stage as BundleStage
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Schema
-from serve.staging import Stage as BundleStage
-from serve.state.tombstones import inherit_tombstones
 from serve.tower import count_cores
 
 CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
@@ -119,7 +119,7 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
 
 def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
     """Read and clean the tables; the rejected rows are written beside the bundle."""
-    erased = inherit_tombstones(config.out, config.previous)
+    erased = inherit_erasure_list(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, erased)
     elif isinstance(frames, (tuple, list)):

@@ -10,18 +10,32 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from serve.errors import BundleError, SchemaError
+    from serve.live_items import LiveItems
     from serve.recommendations import Recommendations
     from serve.recommender import Recommender
     from serve.requests import Request
+    from serve.state import StateStore, complete
 
-__all__ = ["BundleError", "Recommendations", "Recommender", "Request", "SchemaError"]
+__all__ = [
+    "BundleError",
+    "LiveItems",
+    "Recommendations",
+    "Recommender",
+    "Request",
+    "SchemaError",
+    "StateStore",
+    "complete",
+]
 
 _MODULES = {
     "BundleError": "serve.errors",
+    "LiveItems": "serve.live_items",
     "Recommendations": "serve.recommendations",
     "Recommender": "serve.recommender",
     "Request": "serve.requests",
     "SchemaError": "serve.errors",
+    "StateStore": "serve.state",
+    "complete": "serve.state",
 }
 
 

@@ -197,9 +197,8 @@ def _add_versions(commands: _Commands) -> None:
 
 def _recommend(given: argparse.Namespace) -> None:
     from serve.recommender import Recommender
-    from serve.request_files import read_requests
     from serve.requests import Request
-    from serve.tables import add_filters, read_filters
+    from serve.tables import add_filters, read_filters, read_requests
 
     for source in (given.requests, given.only):
         if source is not None and given.out.exists() and source.exists() and given.out.samefile(source):
@@ -280,14 +279,14 @@ def _cell(value: Any) -> str:
 def _export(given: argparse.Namespace) -> None:
     from serve.export import export_items, export_users
     from serve.recommender import Recommender
-    from serve.row_layout import AS_OURS, read_layout
+    from serve.tables import AS_OURS, read_layout
 
     layout = read_layout(given.delimiter, given.columns)
     if given.rows is None and layout != AS_OURS:
         raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
     recommender = Recommender.load(given.bundle, given.profiles)
     export = export_users if given.side == "user" else export_items
-    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, sys.stderr, layout)))
+    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, layout)))
 
 
 def _verify(given: argparse.Namespace) -> None:
@@ -299,10 +298,9 @@ def _verify(given: argparse.Namespace) -> None:
 
 def _http(given: argparse.Namespace) -> None:
     from serve.http.app import bind, make_app, serve
-    from serve.registry.sources import BundleSource, RegistrySource, Source
-    from serve.registry.versions import Registry
     from serve.service import open_service
-    from serve.state.store import check_retention
+    from serve.state import check_retention
+    from serve.versions import BundleSource, Registry, RegistrySource, Source
 
     token = _read_token(given.reload_token_file)
     check_retention(given.retention_days, "--retention-days")
@@ -326,15 +324,14 @@ def _read_token(path: Path | None) -> str | None:
 
 
 def _forget(given: argparse.Namespace) -> None:
-    from serve.state.forgetting import forget_users
+    from serve.erasure import forget_users
 
     print(json.dumps(forget_users(given.run_folder, given.user, given.exports), indent=1))
 
 
 def _publish(given: argparse.Namespace) -> None:
     from serve.bundle import PROFILES, STATE
-    from serve.registry.changes import publish, publish_and_activate
-    from serve.registry.versions import Registry
+    from serve.versions import Registry, publish, publish_and_activate
 
     change = publish_and_activate if given.activate else publish
     published = change(Registry(given.registry), given.bundle, given.keep)
@@ -350,16 +347,14 @@ def _publish(given: argparse.Namespace) -> None:
 
 
 def _activate(given: argparse.Namespace) -> None:
-    from serve.registry.changes import activate
-    from serve.registry.versions import Registry
+    from serve.versions import Registry, activate
 
     activate(Registry(given.registry), given.version)
     print(f"current: {given.version}")
 
 
 def _rollback(given: argparse.Namespace) -> None:
-    from serve.registry.changes import rollback
-    from serve.registry.versions import Registry
+    from serve.versions import Registry, rollback
 
     done = rollback(Registry(given.registry))
     print(f"current: {done.version}, in place of {done.left or 'none that could be read'}")
@@ -368,8 +363,7 @@ def _rollback(given: argparse.Namespace) -> None:
 
 
 def _list(given: argparse.Namespace) -> None:
-    from serve.registry.listing import describe_registry
-    from serve.registry.versions import Registry
+    from serve.versions import Registry, describe_registry
 
     print("\n".join(describe_registry(Registry(given.registry))))
 

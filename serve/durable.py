@@ -1,17 +1,24 @@
-"""Writes that survive a crash: on disk before they count, and folders that change places in one step."""
+"""Writes that survive a crash: files, locks, folders exchanged in one step, SQLite databases."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
+import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
+
+from serve.errors import BundleError
 
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
+_PATIENCE = 10.0  # seconds to wait for another process
+_PRIMARY = 0xFF  # of an extended error code of SQLite
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
@@ -33,7 +40,7 @@ def write_file(path: Path, content: bytes | memoryview) -> None:
 
 @contextmanager
 def name_file(path: Path) -> Iterator[None]:
-    """Let an error of the disk say which file it is about: one of `write` does not, unlike one of `open`."""
+    """Name the file in an error of the disk: one of `write` does not, unlike one of `open`."""
     try:
         yield
     except OSError as error:
@@ -41,6 +48,21 @@ def name_file(path: Path) -> Iterator[None]:
             raise
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+
+
+def take_lock(path: Path, wait: bool = True) -> BinaryIO:
+    """Return an exclusive lock: a file, made if need be, that holds it until it is closed or the process dies.
+
+    Raises:
+        BlockingIOError: another process holds it, and `wait` is false.
+    """
+    lock = path.open("ab")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise
+    return lock
 
 
 def sync_files(folder: Path) -> None:
@@ -65,7 +87,7 @@ def _sync(path: Path, flags: int) -> None:
 
 
 def place_folder(new: Path, target: Path) -> Path | None:
-    """Let `new` take the place of the folder `target`, both in one directory.
+    """Put the folder `new` in the place of the folder `target`, both in one directory.
 
     Where the file system can exchange two names, a reader finds the old or the new folder at every instant.
     Elsewhere there is an instant between two renames with neither.
@@ -89,7 +111,7 @@ def place_folder(new: Path, target: Path) -> Path | None:
 
 
 def exchange(left: Path, right: Path) -> bool:
-    """Exchange two names in one step; say False, with nothing done, where the system cannot."""
+    """Exchange two names in one step; return False, with nothing done, where the system cannot."""
     rename = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if rename is None:
         return False
@@ -99,3 +121,53 @@ def exchange(left: Path, right: Path) -> bool:
     if code in (errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP):
         return False
     raise OSError(code, os.strerror(code), str(left))
+
+
+def open_database(path: Path, pragma: str, mark: int) -> sqlite3.Connection:
+    """Open a SQLite file in write-ahead mode, made if need be: what is committed is on disk, what is deleted is erased.
+
+    Args:
+        path: of the file.
+        pragma: `application_id` or `user_version`, which tells the file from other databases.
+        mark: its value; of a new file the caller sets it.
+
+    Raises:
+        BundleError: the file is something else.
+        OSError: the disk is full or fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with name_fault(path):
+        connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
+        try:
+            _check_mark(connection, path, pragma, mark)
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+                connection.execute(f"PRAGMA {setting}")
+        except (sqlite3.Error, BundleError):
+            connection.close()
+            raise
+    return connection
+
+
+def _check_mark(connection: sqlite3.Connection, path: Path, pragma: str, mark: int) -> None:
+    """Refuse a file that is not ours before anything in it is changed."""
+    try:
+        (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+        (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+    except sqlite3.DatabaseError as error:
+        if getattr(error, "sqlite_errorcode", 0) & _PRIMARY != sqlite3.SQLITE_NOTADB:
+            raise
+        raise BundleError(f"{path} is no database: move it away to begin a new one") from error
+    if found != mark and (found or n_tables):
+        raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
+
+
+@contextmanager
+def name_fault(path: Path) -> Iterator[None]:
+    """Turn SQLite's errors of the disk or the file into an OSError that names it; EBUSY if another process keeps it."""
+    try:
+        yield
+    except sqlite3.DatabaseError as error:
+        if type(error) not in (sqlite3.OperationalError, sqlite3.DatabaseError):  # a fault of ours
+            raise
+        is_busy = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
+        raise OSError(errno.EBUSY if is_busy else errno.EIO, str(error), str(path)) from error

@@ -1,49 +1,65 @@
-"""What is known of each user: raw features and history. Apart from the bundle, since it is personal data."""
+"""The features and history of each user, in files of their own, since they are personal data.
+
+    manifest.json             format, and the name, sha256 and rows of the two files
+    users-<hash>.parquet      user_id, n_events, one column per feature
+    events-<hash>.parquet     item_id, datetime, event, weight of all users, in the order of users
+
+Replacing the manifest is the one step that changes what is read. Profiles of a bundle that is about to be published
+stand in it under `next`, with the version of the bundle: a process that loaded that bundle reads them, any other one
+the present ones, so that the bundle's change of place changes both at once.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from serve.durable import sync_folder, take_lock, write_file
 from serve.encode import (
     join_text,
     split_cell,
     to_numbers,
     to_text,
     to_vectors,
+    vectors_from_arrow,
+    vectors_to_arrow,
 )
-from serve.profile_store import (
-    MANIFEST,
-    NEXT,
-    Columns,
-    all_entries,
-    read_current,
-    read_manifest,
-    read_parts,
-    write_manifest,
-    write_parts,
-    writing,
-)
+from serve.errors import BundleError
+from serve.recommendations import to_arrow, to_numpy
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
 
+FORMAT = 1
+MANIFEST = "manifest.json"
+_NEXT = "next"
+_LOCK = ".lock"
+_PARTS = ("users", "events")
+_OURS = ("users-*.parquet*", "events-*.parquet*", f"{MANIFEST}.*")
 _FEATURE = "feature:"
 """Before the name of a feature in the users file, so that one may be called `user_id`."""
+
+Columns = dict[str, NDArray[Any]]
+Entries = dict[str, Any]
+"""The names of the two files: the manifest, or `next` in it."""
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What is known of one user."""
+    """The profile of one user; a feature is a text, float or array of floats, None if it is missing."""
 
     user_id: Id
     features: dict[str, Any]
-    """Feature name -> text, float or array of floats, None where missing."""
     history: History
 
 
@@ -60,9 +76,7 @@ class Profiles:
 
     @classmethod
     def load(cls, folder: Path, version: str | None = None) -> Profiles:
-        """Read what `write_profiles` wrote.
-
-        Its arrays are read-only: what serves shares them.
+        """Read what `write_profiles` wrote, as read-only arrays.
 
         Args:
             folder: of the profiles.
@@ -71,7 +85,13 @@ class Profiles:
         Raises:
             BundleError: a file is missing, altered or of another format; names it.
         """
-        return _from_columns(*read_current(folder, version))
+        entries = _choose(folder, version)
+        try:
+            return _read_parts(folder, entries)
+        except FileNotFoundError as error:
+            if _choose(folder, version) != entries:  # replaced while it was being read
+                return cls.load(folder, version)
+            raise BundleError(f"{folder}: file '{Path(error.filename).name}' is missing") from error
 
     @cached_property
     def positions(self) -> dict[Id, int]:
@@ -82,11 +102,12 @@ class Profiles:
         return len(self.user_ids)
 
     def get(self, user_id: Id) -> Profile | None:
-        """Return the profile of a user, None for one not known."""
+        """Return the profile of a user, None for an unknown one."""
         position = self.positions.get(user_id)
         if position is None:
             return None
-        features = {name: _none_if_nan(values[position]) for name, values in self.features.items()}
+        cells = {name: values[position] for name, values in self.features.items()}
+        features = {name: None if np.any(cell != cell) else cell for name, cell in cells.items()}
         events = slice(self.offsets[position], self.offsets[position + 1])
         return Profile(user_id, features, self.history.take(events))
 
@@ -110,71 +131,8 @@ def feature_values(features: Iterable[Feature], columns: Mapping[str, Any]) -> d
         features: the user features of the schema.
         columns: feature column -> one raw value per user.
     """
-    return {
-        feature.name: _feature_values(feature, columns[feature.column])
-        for feature in features
-        if feature.kind not in DERIVED
-    }
-
-
-def write_profiles(folder: Path, profiles: Profiles) -> None:
-    """Write or replace the profiles in a folder; if it fails, the old ones stay."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder):
-        write_manifest(folder, write_parts(folder, *_to_columns(profiles)))
-
-
-def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
-    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with writing(folder):
-        manifest = read_manifest(folder) if (folder / MANIFEST).exists() else {}
-        staged = {"version": version, **write_parts(folder, *_to_columns(profiles))}
-        write_manifest(folder, manifest | {NEXT: staged})
-
-
-def settle_profiles(folder: Path, version: str | None) -> None:
-    """Keep the staged profiles if the bundle of this version is theirs; else drop them. None: there is no bundle."""
-    if not (folder / MANIFEST).exists():
-        return
-    with writing(folder):
-        manifest = read_manifest(folder)
-        staged = manifest.pop(NEXT, None)
-        if staged is not None:
-            write_manifest(folder, manifest | (staged if staged.pop("version") == version else {}))
-
-
-def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
-    """Erase users from the files of a folder, staged ones too, and return how many of them there were.
-
-    It reads the files anew: a copy in memory may still hold users that were erased since. 7 and "7" are the same user.
-    """
-    texts = set(map(str, user_ids))
-    erased: set[str] = set()
-    with writing(folder):
-        manifest = read_manifest(folder)
-        for entries in all_entries(manifest):
-            profiles = _from_columns(*read_parts(folder, entries))
-            ids = [user_id for user_id in profiles.positions if str(user_id) in texts]
-            entries |= write_parts(folder, *_to_columns(profiles.without(ids)))
-            erased.update(map(str, ids))
-        write_manifest(folder, manifest)
-    return len(erased)
-
-
-def _to_columns(profiles: Profiles) -> tuple[Columns, Columns]:
-    """Lay profiles out as the columns of users and of events."""
-    users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
-    users |= {_FEATURE + name: values for name, values in profiles.features.items()}
-    return users, profiles.history.columns()
-
-
-def _from_columns(users: Columns, events: Columns) -> Profiles:
-    features = {name.removeprefix(_FEATURE): users[name] for name in users if name.startswith(_FEATURE)}
-    offsets = np.concatenate([[0], np.cumsum(users["n_events"])]).astype(np.int64)
-    for values in (*users.values(), *events.values(), offsets):
-        values.flags.writeable = False
-    return Profiles(users["user_id"], features, History(**events), offsets)
+    given = [feature for feature in features if feature.kind not in DERIVED]
+    return {feature.name: _feature_values(feature, columns[feature.column]) for feature in given}
 
 
 def _feature_values(feature: Feature, values: Any) -> NDArray[Any]:
@@ -192,5 +150,149 @@ def _feature_values(feature: Feature, values: Any) -> NDArray[Any]:
     return texts
 
 
-def _none_if_nan(value: Any) -> Any:
-    return None if np.any(value != value) else value
+def write_profiles(folder: Path, profiles: Profiles) -> None:
+    """Write or replace the profiles in a folder; if it fails, the old ones stay."""
+    with _writing(folder):
+        _write_manifest(folder, _write_parts(folder, profiles))
+
+
+def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
+    """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
+    with _writing(folder):
+        staged = {"version": version, **_write_parts(folder, profiles)}
+        _write_manifest(folder, _find_manifest(folder) | {_NEXT: staged})
+
+
+def settle_profiles(folder: Path, version: str | None) -> None:
+    """Keep the staged profiles if the bundle of this version is theirs, else drop them. None: there is no bundle."""
+    if not (folder / MANIFEST).exists():
+        return
+    with _writing(folder):
+        manifest = _read_manifest(folder)
+        staged = manifest.pop(_NEXT, None)
+        if staged is not None:
+            _write_manifest(folder, manifest | (staged if staged.pop("version") == version else {}))
+
+
+def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
+    """Erase users from the files of a folder, staged ones too, and return how many of them there were.
+
+    It reads the files anew: a copy in memory may still hold users that were erased since. 7 and "7" are the same user.
+    """
+    texts = set(map(str, user_ids))
+    erased: set[str] = set()
+    with _writing(folder):
+        manifest = _read_manifest(folder)
+        for entries in _all_entries(manifest):
+            profiles = _read_parts(folder, entries)
+            ids = [user_id for user_id in profiles.positions if str(user_id) in texts]
+            entries |= _write_parts(folder, profiles.without(ids))
+            erased.update(map(str, ids))
+        _write_manifest(folder, manifest)
+    return len(erased)
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Let one writer at a time into the folder; at the end, remove the files that the manifest does not name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with take_lock(folder / _LOCK):
+        try:
+            yield
+        finally:
+            named = {entries[part]["file"] for entries in _all_entries(_find_manifest(folder)) for part in _PARTS}
+            unnamed = [path for pattern in _OURS for path in folder.glob(pattern) if path.name not in named]
+            for path in unnamed:
+                path.unlink()
+            if unnamed:
+                sync_folder(folder)  # users who were erased must not come back
+
+
+def _write_manifest(folder: Path, manifest: Entries) -> None:
+    """Replace the manifest; remove it if it names nothing."""
+    if not list(_all_entries(manifest)):
+        (folder / MANIFEST).unlink(missing_ok=True)
+        return
+    sync_folder(folder)  # the files must be there before they are named
+    text = json.dumps({**manifest, "format": FORMAT}, indent=1, sort_keys=True) + "\n"
+    write_file(folder / MANIFEST, text.encode())
+    sync_folder(folder)
+
+
+def _find_manifest(folder: Path) -> Entries:
+    return _read_manifest(folder) if (folder / MANIFEST).exists() else {}
+
+
+def _read_manifest(folder: Path) -> Entries:
+    path = folder / MANIFEST
+    try:
+        manifest: Entries = json.loads(path.read_text(encoding="utf-8"))
+        is_known = manifest["format"] == FORMAT
+        entries = [entries[part] for entries in _all_entries(manifest) for part in _PARTS]
+        names = [entry["file"] for entry in entries if entry["sha256"]]
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder}: no profiles here, '{MANIFEST}' is missing") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path}: not a manifest of profiles: {error!r}; remove it or write it again") from error
+    if not is_known or not names or any(Path(name).name != name for name in names):
+        raise BundleError(f"{path}: not a manifest of profiles of format {FORMAT}: write the profiles again")
+    return manifest
+
+
+def _all_entries(manifest: Entries) -> Iterator[Entries]:
+    """Yield what names two files: the manifest itself, and what is staged in it."""
+    if _PARTS[0] in manifest:
+        yield manifest
+    if _NEXT in manifest:
+        yield manifest[_NEXT]
+
+
+def _choose(folder: Path, version: str | None) -> Entries:
+    manifest = _read_manifest(folder)
+    staged = manifest.get(_NEXT, {"version": None})
+    chosen = staged if version is not None and staged["version"] == version else manifest
+    if _PARTS[0] not in chosen:
+        raise BundleError(f"{folder}: no profiles here but those of a bundle that is not published: train again")
+    return {part: chosen[part] for part in _PARTS}
+
+
+def _write_parts(folder: Path, profiles: Profiles) -> Entries:
+    """Write the two files; nobody reads them before a manifest names them."""
+    users = {"user_id": profiles.user_ids, "n_events": np.diff(profiles.offsets)}
+    users |= {_FEATURE + name: values for name, values in profiles.features.items()}
+    parts = {"users": users, "events": profiles.history.columns()}
+    return {part: _write_part(folder, part, columns) for part, columns in parts.items()}
+
+
+def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
+    """Write a table to a file named by its content, and return its entry in the manifest."""
+    arrays = [vectors_to_arrow(values) if values.ndim == 2 else to_arrow(values) for values in columns.values()]
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_arrays(arrays, names=list(columns)), sink, compression="zstd")
+    content = sink.getvalue().to_pybytes()
+    digest = hashlib.sha256(content).hexdigest()
+    name = f"{part}-{digest[:16]}.parquet"
+    write_file(folder / name, content)
+    return {"file": name, "rows": len(arrays[0]), "sha256": digest}
+
+
+def _read_parts(folder: Path, entries: Entries) -> Profiles:
+    users, events = (_read_part(folder, entries[part]) for part in _PARTS)
+    features = {name.removeprefix(_FEATURE): users[name] for name in users if name.startswith(_FEATURE)}
+    offsets = np.concatenate([[0], np.cumsum(users["n_events"])]).astype(np.int64)
+    for values in (*users.values(), *events.values(), offsets):
+        values.flags.writeable = False
+    return Profiles(users["user_id"], features, History(**events), offsets)
+
+
+def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
+    content = (folder / entry["file"]).read_bytes()
+    if hashlib.sha256(content).hexdigest() != entry["sha256"]:
+        raise BundleError(f"{folder}: file '{entry['file']}' was altered: its sha256 is not the manifest's")
+    with pq.ParquetFile(pa.BufferReader(content)) as file:
+        table = file.read()
+    return {name: _to_numpy(table.column(name)) for name in table.column_names}
+
+
+def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    return vectors_from_arrow(column) if pa.types.is_fixed_size_list(column.type) else to_numpy(column)

@@ -10,8 +10,7 @@ import pytest
 
 from serve.bundle import Bundle
 from serve.profiles import write_profiles
-from serve.registry.changes import publish_and_activate
-from serve.registry.versions import Registry
+from serve.versions import Registry, publish_and_activate
 from tests.linear_bundle import SHOP, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 from tests.tiny_bundle import publish_tiny

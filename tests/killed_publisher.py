@@ -18,10 +18,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from serve import durable, staging
+from serve import durable
+from serve import publish as staging
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.staging import Stage, publish
+from serve.publish import Stage, publish
 from tests.tiny_bundle import FACTS, METRICS, publish_tiny
 
 FINISHED, FAILED, KILLED = 0, 3, 9

@@ -16,10 +16,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from serve.registry import changes, pointer
-from serve.registry.changes import publish_and_activate
-from serve.registry.sources import RegistrySource
-from serve.registry.versions import Registry
+from serve import versions as changes
+from serve import versions as pointer
+from serve.versions import Registry, RegistrySource, publish_and_activate
 from tests.killed_publisher import FAILED, FINISHED, KILLED, Steps, fail, kill
 from tests.linear_bundle import SHOP, publish_linear
 

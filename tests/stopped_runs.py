@@ -37,11 +37,12 @@ from datamodules.config import DataConfig
 from datamodules.tables import Rejects, reject_frame
 from models.two_tower import TwoTower
 from serve import command_line as interruption
-from serve import durable, staging
+from serve import durable
+from serve import publish as staging
 from serve.bundle import Bundle
 from serve.errors import BundleError
+from serve.publish import Stage
 from serve.recommender import Recommender
-from serve.staging import Stage
 from tests.killed_training import DATA, LONGEST_WAIT, MODEL, finish, make_tables, report_chain, tell, wait_for
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles

@@ -10,9 +10,9 @@ from serve.bundle import draw_requests
 from serve.encode import RowEncoder, Vector, encode_features, keyed_by_name
 from serve.errors import SchemaError
 from serve.profiles import History, Profiles, feature_values, write_profiles
-from serve.request_files import read_requests
 from serve.requests import parse_request
 from serve.schema import Feature, Schema
+from serve.tables import read_requests
 from tests.linear_bundle import FILMS, item_ids
 
 ABOUT = Feature("about", "text", "biography", width=7, buckets=64)

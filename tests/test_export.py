@@ -45,8 +45,8 @@ from serve.bundle import (
 )
 from serve.errors import BundleError
 from serve.index import ItemIndex
+from serve.publish import Stage
 from serve.schema import Schema
-from serve.staging import Stage
 from tests.test_sets import make_set_world
 from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_world
 from tests.tiny_towers import make_towers, one_thread

@@ -17,7 +17,7 @@ from models.checkpoints import read_checkpoint
 from models.fit import fit
 from models.two_tower import NDCG, TwoTower
 from serve.errors import BundleError, SchemaError
-from serve.staging import Stage
+from serve.publish import Stage
 from tests.killed_training import DATA, MODEL, make_tables
 from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
 from tests.tiny_towers import make_module, make_towers, one_thread

@@ -18,19 +18,16 @@ import pytest
 
 from serve import export
 from serve.__main__ import main
+from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.shards import Shards
-from serve.state import Impressions, Observation, StateStore
-from serve.state.forgetting import erase_forgotten, forget_users
-from serve.state.live_requests import complete
-from serve.state.tombstones import add_tombstones, read_tombstones
+from serve.state import Impressions, Observation, StateStore, complete, read_erasure_list
+from tests.around.lost_power import Disk
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles
-from tests.lost_power import Disk
 
 ROOT = Path(__file__).parent.parent
 SENTINEL = "sentinel-4c7"
@@ -179,7 +176,7 @@ def test_forgetting_twice_finds_nothing_more(folder):
     assert first["forgotten"] == second["forgotten"]
     counts = {name: count for name, count in second["erased"].items() if name != "exports"}
     assert set(counts.values()) == {0}
-    assert len(read_tombstones(folder / "run")) == 1
+    assert len(read_erasure_list(folder / "run")) == 1
 
 
 def test_what_was_killed_between_a_shard_and_its_sum_is_mended(folder):
@@ -213,7 +210,7 @@ def test_integers_are_forgotten_by_either_form(tmp_path):
             "exports": 0,
         }
         assert len(store.history(17)) == 1
-    assert read_tombstones(run).holds(900_017)
+    assert read_erasure_list(run).holds(900_017)
     with pytest.raises(SchemaError, match=r"user is 'anna' \(str\); expected a whole number"):
         forget_users(run, ["anna"])
 
@@ -235,7 +232,7 @@ def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path, there):
     receipt = forget_users(tmp_path, ["somebody"])
     assert receipt["erased"].pop("exports") == {}
     assert set(receipt["erased"].values()) == {0}
-    assert read_tombstones(tmp_path).holds("somebody")
+    assert read_erasure_list(tmp_path).holds("somebody")
     assert not (tmp_path / "state" / "state.db").exists()
 
 
@@ -335,6 +332,6 @@ def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(fol
     erase_forgotten(run, profiles)
     assert find(run, SENTINEL) == []
     assert Profiles.load(run / "profiles", "late").user_ids.tolist() == list(known_users(SHOP))
-    add_tombstones(run, ["none of them"])
+    add_to_erasure_list(run, ["none of them"])
     erase_forgotten(run, profiles.without([SENTINEL]))
     assert len(Profiles.load(run / "profiles", "late")) == len(known_users(SHOP))

@@ -13,10 +13,10 @@ from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableCon
 from datamodules.report import _forgotten_lines
 from datamodules.tables import read_tables, tables_from_frames
 from models.config import ModelConfig
+from serve.erasure import add_to_erasure_list, forget_users
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from serve.state.forgetting import forget_users
-from serve.state.tombstones import add_tombstones, read_tombstones
+from serve.state import read_erasure_list
 from tests.tiny_towers import one_thread
 
 SENTINEL, LATER = "sentinel-8b2", "later-5f1"
@@ -36,8 +36,8 @@ USERS = f"user_id,town\nu1,x\n{SENTINEL},secret town\nu2,y\n"
 
 @pytest.fixture
 def tombstones(tmp_path):
-    add_tombstones(tmp_path, [SENTINEL, "7"])
-    return read_tombstones(tmp_path)
+    add_to_erasure_list(tmp_path, [SENTINEL, "7"])
+    return read_erasure_list(tmp_path)
 
 
 @pytest.fixture
@@ -145,7 +145,7 @@ def mentions(folder, text):
 def test_a_forgotten_user_is_in_no_file_of_the_next_training(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
-    add_tombstones(run, [SENTINEL])
+    add_to_erasure_list(run, [SENTINEL])
     with one_thread():
         train.run(configure(run), make_frames())
     assert mentions(run, SENTINEL) == []
@@ -164,12 +164,12 @@ def test_a_run_that_goes_on_from_another_leaves_out_whom_that_one_forgot(tmp_pat
     old, new = tmp_path / "old", tmp_path / "new"
     for folder in (old, new):
         folder.mkdir()
-    add_tombstones(old, [SENTINEL])
+    add_to_erasure_list(old, [SENTINEL])
     config = configure(new, previous=old / "bundle")
     tables, report = train.read(config, make_frames(), new)
     assert SENTINEL not in set(tables.interactions["user_id"]) | set(tables.users["user_id"])
     assert report["rejects"].forgotten == {"interactions": 10, "users": 1}
-    assert read_tombstones(new).holds(SENTINEL)
+    assert read_erasure_list(new).holds(SENTINEL)
 
 
 def test_the_report_counts_and_names_nobody():

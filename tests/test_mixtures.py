@@ -12,7 +12,7 @@ import pytest
 from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
 from serve.index import write_index
-from serve.staging import Stage
+from serve.publish import Stage
 from tests.tiny_bundle import (
     FACTS,
     METRICS,

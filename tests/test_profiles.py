@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve import profile_store as module
+from serve import profiles as module
 from serve.encode import encode_features
 from serve.errors import BundleError
 from serve.profiles import (
@@ -23,7 +23,7 @@ from serve.profiles import (
     write_profiles,
 )
 from serve.schema import Feature
-from tests.lost_power import Disk
+from tests.around.lost_power import Disk
 
 FEATURES = (
     Feature("age", "numeric", "birth_year", mean=3.0, scale=2.0),

@@ -21,11 +21,11 @@ from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
 from serve.index import write_index
 from serve.profiles import stage_profiles
+from serve.publish import Stage, publish, read_version
 from serve.recommender import Recommender
-from serve.staging import Stage, publish, read_version
+from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import make_profiles
-from tests.lost_power import Disk
 from tests.tiny_bundle import FACTS, METRICS, complete_stage, publish_tiny, write_stage
 
 

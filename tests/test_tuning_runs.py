@@ -28,7 +28,7 @@ from models.config import ModelConfig, Recipe, recipe_of
 from models.two_tower import TwoTower
 from pipeline.config import Config, TuneConfig
 from serve.errors import SchemaError
-from serve.staging import Stage
+from serve.publish import Stage
 from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
 from tests.killed_training import make_tables
 from tests.tiny_towers import one_thread

@@ -18,9 +18,9 @@ from datamodules.splits import Split
 from datamodules.tables import Tables
 from pipeline.stages import fit_towers
 from run_finishing import finish
-from serve.live.items import LiveItems
+from serve.live_items import LiveItems
+from serve.publish import Stage
 from serve.recommender import Recommender
-from serve.staging import Stage
 from tests.benchmarks.board_fit import prepare
 from tests.benchmarks.board_list import find_boards
 

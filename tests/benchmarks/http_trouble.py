@@ -35,8 +35,7 @@ from tests.test_http_hostile import mutate  # noqa: E402
 
 from serve.recommendations import Answer  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
-from serve.registry.changes import activate, publish_and_activate  # noqa: E402
-from serve.registry.versions import Registry  # noqa: E402
+from serve.versions import Registry, activate, publish_and_activate
 from tests.benchmarks.http_service import Caller, K, at_its_moment, draw_bodies, draw_requests, make_bundle  # noqa: E402
 from tests.served import Server, serving, write_request  # noqa: E402
 

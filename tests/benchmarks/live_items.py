@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 from serve.bundle import Bundle  # noqa: E402
 from serve.index import ItemIndex  # noqa: E402
-from serve.live.items import LiveItems  # noqa: E402
+from serve.live_items import LiveItems
 from serve.profiles import Profiles  # noqa: E402
 from serve.recommendations import to_arrow  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402

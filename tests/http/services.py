@@ -9,9 +9,9 @@ from typing import Any
 
 from serve.http.app import make_app
 from serve.profiles import write_profiles
-from serve.registry.sources import BundleSource
 from serve.schema import Schema
 from serve.service import Service, open_service
+from serve.versions import BundleSource
 from tests.linear_bundle import UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 from tests.served import ask

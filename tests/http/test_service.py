@@ -12,12 +12,10 @@ import pytest
 
 from serve.index import ItemIndex
 from serve.recommender import Recommender
-from serve.registry.changes import publish_and_activate
-from serve.registry.sources import BundleSource, RegistrySource
-from serve.registry.versions import Registry
 from serve.requests import History, Request
 from serve.service import Service, find_reasons, find_unknown, open_service, show_items
-from serve.state.store import StateStore
+from serve.state import StateStore
+from serve.versions import BundleSource, Registry, RegistrySource, publish_and_activate
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, vectors_of
 

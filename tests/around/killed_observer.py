@@ -1,6 +1,6 @@
 """Observe 1,000 events one by one and say so of each once it is kept, for a parent that kills this process.
 
-python -m tests.killed_observer DATABASE SEED
+python -m tests.around.killed_observer DATABASE SEED
 """
 
 from __future__ import annotations

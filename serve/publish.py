@@ -1,4 +1,4 @@
-"""Stage a bundle out of sight, publish it in one step: a kill leaves the old bundle or the new one.
+"""Publish a bundle in one step: a kill leaves the old bundle or the new one.
 
 DIR/.lock              held from the opening of a stage to its end: one stage at a time
 DIR/.bundle-<uuid>/    the stage; files are written here, evaluated, sealed by a manifest
@@ -8,13 +8,12 @@ DIR/bundle/            what readers see
 stage = Stage.open(DIR); write files into stage.path; stage.seal(...); evaluate; publish(stage.prepare(...))
 
 The bundle's change of place is the one step that counts. Its profiles are staged before it, and readers of the new
-bundle find them. The files beside follow it, named by the version until they have their place: where a kill comes
+bundle find them. The files beside follow it, named by the version until they have their place: after a kill in
 between, the next stage that is opened moves them.
 """
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 import uuid
@@ -36,7 +35,7 @@ from serve.bundle import (
     hash_file,
     read_space,
 )
-from serve.durable import place_folder, sync_files, sync_folder, write_file
+from serve.durable import place_folder, sync_files, sync_folder, take_lock, write_file
 from serve.errors import BundleError
 from serve.profiles import settle_profiles
 
@@ -51,13 +50,12 @@ class Stage:
     """A bundle in the making. Used with `with`, it is abandoned at the end unless it was published."""
 
     path: Path
-    """Where the files go."""
+    """Folder of its files."""
     beside: Path
-    """Where the files go that come into the directory with the bundle."""
+    """Folder of the files that come into the directory with the bundle."""
     target: Path
     """Where the bundle will be."""
     lock: BinaryIO
-    """The lock falls when the file is closed or the process dies."""
 
     @classmethod
     def open(cls, directory: Path) -> Stage:
@@ -68,7 +66,10 @@ class Stage:
             OSError: the disk is full or fails.
         """
         directory.mkdir(parents=True, exist_ok=True)
-        lock, name = _take_lock(directory), uuid.uuid4().hex
+        try:
+            lock, name = take_lock(directory / _LOCK, wait=False), uuid.uuid4().hex
+        except BlockingIOError as error:
+            raise BundleError(f"another run writes into {directory}: wait for it, or choose another") from error
         stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE, lock)
         try:
             _settle(directory)
@@ -90,10 +91,6 @@ class Stage:
     def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
         """Bring a complete stage to disk, seal and verify it.
 
-        Args:
-            facts: for the manifest.
-            metrics: for the manifest.
-
         Raises:
             BundleError: a file is missing, the golden requests too, or the stage does not verify.
             OSError: the disk is full or fails.
@@ -105,14 +102,11 @@ class Stage:
         return Ready(self, manifest.version)
 
     def abandon(self) -> None:
-        """Remove what was not published, and give the directory free."""
+        """Remove what was not published, and give up the lock of the directory."""
         if self.lock.closed:
             return
-        try:
-            with suppress(OSError):  # what stays goes when the next stage is opened
-                _settle(self.target.parent)
-        finally:
-            self.lock.close()
+        with self.lock, suppress(OSError):  # what stays goes when the next stage is opened
+            _settle(self.target.parent)
 
     def __enter__(self) -> Stage:
         return self
@@ -123,29 +117,22 @@ class Stage:
 
 @dataclass(frozen=True)
 class Ready:
-    """A stage that may be published."""
+    """A stage that may be published, and the version of its bundle."""
 
     stage: Stage
     version: str
-    """Of the bundle."""
 
 
 def publish(ready: Ready, overwrite: bool = False) -> Bundle:
-    """Make the stage the bundle of its directory and verify it there; its profiles and the files beside come along.
-
-    With that the stage is over, and the directory free.
-
-    Args:
-        ready: the stage.
-        overwrite: replace a bundle that is there.
+    """Make the stage the bundle of its directory and verify it there; profiles and the files beside come along.
 
     Returns:
-        The bundle, read again from where it is now.
+        The bundle, read again from where it is now. The stage is over and the directory free.
 
     Raises:
-        BundleError: there is a bundle already, or the new one does not verify in its place.
-        OSError: the disk is full or fails. In both cases readers see what they saw before. They see the new
-            bundle only where it has its place and what belongs to it cannot follow: the next stage moves that.
+        BundleError: there is a bundle already and `overwrite` is false, or the new one does not verify in its place.
+        OSError: the disk is full or fails. Readers see what they saw before; or the new bundle, if only what belongs
+            to it cannot follow: the next stage moves that.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
@@ -167,11 +154,11 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
 
 
 def read_version(bundle: Path) -> str | None:
-    """Read the version of a published bundle from its manifest alone; None where there is none."""
+    """Read the version of a published bundle from its manifest alone; None if there is none."""
     try:
         return Manifest.from_bytes((bundle / MANIFEST).read_bytes()).version
     except (BundleError, OSError):
-        return None  # nothing can belong to it
+        return None
 
 
 def _seal(path: Path, required: frozenset[str], facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
@@ -198,18 +185,8 @@ def _take_back(stage: Stage, old: Path | None) -> None:
     sync_folder(stage.target.parent)
 
 
-def _take_lock(directory: Path) -> BinaryIO:
-    lock = (directory / _LOCK).open("ab")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise BundleError(f"another run writes into {directory}: wait for it, or choose another") from error
-    return lock
-
-
 def _settle(directory: Path) -> None:
-    """Give the bundle what belongs to it and remove stages; the lock says that nobody else works on them."""
+    """Give the bundle what belongs to it and remove stages; called under the lock."""
     target = directory / BUNDLE
     for aside in sorted(directory.glob(f"{_ASIDE}*")):
         if not target.exists():  # killed between two renames
@@ -222,4 +199,4 @@ def _settle(directory: Path) -> None:
         sync_folder(directory)
     for pattern in (_STAGED, _BESIDE):
         for path in directory.glob(f"{pattern}*"):
-            shutil.rmtree(path, ignore_errors=True)  # what stays goes when the next stage is opened
+            shutil.rmtree(path, ignore_errors=True)

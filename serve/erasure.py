@@ -1,0 +1,222 @@
+"""Erase users from everything of a run that names them: a place on the erasure list for the next training, a receipt.
+
+The erasure list comes first. From then on nothing of theirs is kept, read or trained on, so that whoever is stopped in
+the middle forgets them again, and finds less. `DIR/forgotten.json` holds random salts and keyed hashes of ids: whoever
+has the file and an id can tell whether that user was forgotten; from the file alone only ids that can be guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import secrets
+from collections.abc import Collection, Iterable, Sequence
+from contextlib import closing
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from serve.bundle import (
+    BUNDLE,
+    PROFILES,
+    REJECTS,
+    SCHEMA,
+    STATE,
+    STATE_FILE,
+)
+from serve.durable import sync_folder, take_lock, write_file
+from serve.errors import BundleError, SchemaError
+from serve.export import check_user_export, erase_from_export
+from serve.profiles import MANIFEST, Profiles, erase_users
+from serve.publish import read_version
+from serve.recommendations import to_arrow
+from serve.requests import Id, parse_id, show
+from serve.schema import IdType, Schema
+from serve.state import ERASURE_FORMAT, FORGOTTEN, ErasureList, StateStore, hash_id, read_erasure_list
+
+_LOCK = ".forgotten.lock"
+_REJECTS = (REJECTS, f".beside-*/{REJECTS}")
+"""Lists of rejected records in a run, the second of a training that is not over."""
+_VALUE = "value"
+_NOT_REACHED = {
+    "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
+    "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
+    "`python -m evaluation.report --run DIR`",
+    "figures": "metrics.json and the logs of training are figures of all users together, these among them",
+    "copies": "backups, snapshots of the file system, blocks that the disk has freed, exports and answers elsewhere",
+    "memory": "a running server holds the profiles that it loaded until it reloads or ends, but no longer reads those "
+    "of forgotten users",
+}
+
+
+def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
+    """Erase users from profiles, live events, what was shown to them, rejected records and the exports given.
+
+    It may be done while a server or a training works on the run.
+
+    Args:
+        run: folder of the run.
+        user_ids: as text or integer: 7 and "7" are the same user. A list, also of a single one.
+        exports: folders that `serve export --side user` wrote.
+
+    Returns:
+        The receipt, as JSON values: who, by keyed hash, when, what was erased, and what is out of reach.
+
+    Raises:
+        SchemaError: no folder of a run, no id, or no export of users; nothing is erased.
+        BundleError: a file is damaged.
+        OSError: the disk is full or fails, or another process keeps a file. Do it again then.
+    """
+    if not holds_run(run):
+        raise SchemaError(f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it")
+    if isinstance(user_ids, str) or not len(user_ids):  # each letter of a text would be a user
+        raise SchemaError(f"user_ids is {show(user_ids)}; expected a list of one id or more")
+    schema = run / BUNDLE / SCHEMA
+    id_type: IdType = "string"  # any id is a text
+    if schema.exists():
+        id_type = Schema.from_json(schema.read_text(encoding="utf-8")).user_id_type
+    return forget_known(run, [parse_id(user_id, id_type, "user") for user_id in user_ids], exports)
+
+
+def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
+    """Do as `forget_users` with ids that a service has checked; its bundle may be another one than the run's."""
+    for folder in exports:
+        check_user_export(folder)
+    hashes = add_to_erasure_list(run, user_ids)
+    erased: dict[str, Any] = {"profiles": 0, "events": 0, "impressions": 0}
+    if (run / PROFILES / MANIFEST).exists():
+        erased["profiles"] = erase_users(run / PROFILES, user_ids)
+    if (run / STATE / STATE_FILE).exists():
+        with closing(StateStore(run / STATE / STATE_FILE)) as store:
+            erased |= store.forget(*user_ids)
+    erased |= erase_from_rejects(run, user_ids)
+    texts = set(map(str, user_ids))
+    erased["exports"] = {str(folder): erase_from_export(folder, texts) for folder in dict.fromkeys(exports)}
+    return {
+        "forgotten": hashes,
+        "run": str(run),
+        "at": datetime.now(UTC).isoformat(timespec="seconds"),
+        "erased": erased,
+        "not_reached": {"weights": _describe_weights(run), **_NOT_REACHED},
+        "tombstones": f"{FORGOTTEN} holds the hashes: trainings into this folder, or with --previous of it, leave out "
+        "the rows of these users; keep the file",
+    }
+
+
+def erase_forgotten(run: Path, profiles: Profiles) -> None:
+    """Erase from the staged profiles of a run the users who were forgotten while a training had them at hand."""
+    erased = read_erasure_list(run)
+    gone = [user_id for user_id in profiles.user_ids.tolist() if erased.holds(user_id)] if erased.sets else []
+    if gone:
+        erase_users(run / PROFILES, gone)
+
+
+def holds_run(folder: Path) -> bool:
+    """Tell whether there is anything in a folder that users are erased from."""
+    return any((folder / name).is_dir() for name in (BUNDLE, PROFILES, STATE))
+
+
+def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
+    """Add users to the erasure list of a run, on disk when this returns; return their hashes in hexadecimal.
+
+    Raises:
+        BundleError: the file is damaged.
+        OSError: the disk is full or fails.
+    """
+    with take_lock(run / _LOCK):
+        there = read_erasure_list(run)
+        salt = there.sets[0][0] if there.sets else secrets.token_bytes(32)
+        hashes = [hash_id(salt, user_id) for user_id in user_ids]
+        _write(run, _join(there, ErasureList(((salt, frozenset(hashes)),))))
+    return [one.hex() for one in hashes]
+
+
+def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
+    """Return the erasure list of a run, joined by that of the run that it goes on from, which it takes over.
+
+    Args:
+        run: its folder.
+        previous: bundle that it goes on from; one that is reached by a link is of the run that the link leads to, too.
+
+    Raises:
+        BundleError: a file is damaged.
+        OSError: the disk is full or fails.
+    """
+    places = () if previous is None else (previous.absolute(), previous.resolve())
+    others = ErasureList()
+    for place in places:
+        others = _join(others, read_erasure_list(place.parent))
+    if not len(others):
+        return read_erasure_list(run)
+    with take_lock(run / _LOCK):
+        joined = _join(read_erasure_list(run), others)
+        _write(run, joined)
+    return joined
+
+
+def _join(one: ErasureList, other: ErasureList) -> ErasureList:
+    sets = dict(one.sets)
+    for salt, hashes in other.sets:
+        sets[salt] = sets.get(salt, frozenset()) | hashes
+    return ErasureList(tuple(sets.items()))
+
+
+def _write(run: Path, erased: ErasureList) -> None:
+    users = [{"salt": salt.hex(), "hashes": sorted(one.hex() for one in hashes)} for salt, hashes in erased.sets]
+    write_file(run / FORGOTTEN, (json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1) + "\n").encode())
+    sync_folder(run)
+
+
+def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
+    """Rewrite the lists of rejected records that training left in a run; each is replaced in one step.
+
+    A rejected record is named by file and line, so most of them do not say whose they are. A row that names the user
+    goes; of the others the value goes, since it may be theirs, and file, line and reason stay.
+
+    Returns:
+        How many `rejects` went and how many `rejected_values`.
+
+    Raises:
+        BundleError: a list is damaged; it stays as it is.
+        OSError: the disk is full or fails.
+    """
+    names = "|".join(re.escape(str(user_id)) for user_id in user_ids)
+    naming = re.compile(rf"(?<!\w)({names})(?!\w)")
+    erased = {"rejects": 0, "rejected_values": 0}
+    for path in sorted(path for pattern in _REJECTS for path in run.glob(pattern)):
+        table = _read_rejects(path)
+        values = table.column(_VALUE).to_pylist()
+        kept = [place for place, value in enumerate(values) if value is None or not naming.search(value)]
+        n_gone = len(values) - len(kept)
+        erased["rejects"] += n_gone
+        erased["rejected_values"] += sum(value is not None for value in values) - n_gone
+        table = table.take(to_arrow(np.array(kept, dtype=np.int64)))
+        blank = pa.nulls(table.num_rows, table.schema.field(_VALUE).type)
+        sink = pa.BufferOutputStream()
+        pq.write_table(table.set_column(table.column_names.index(_VALUE), _VALUE, blank), sink, compression="zstd")
+        write_file(path, memoryview(sink.getvalue()))
+        sync_folder(path.parent)
+    return erased
+
+
+def _read_rejects(path: Path) -> pa.Table:
+    content = path.read_bytes()
+    try:
+        with pq.ParquetFile(pa.BufferReader(content)) as file:
+            table = file.read()
+        table.schema.field(_VALUE)
+    except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+        advice = "and may name who is to be forgotten: remove it, then do this again"
+        raise BundleError(f"{path} is damaged, {advice} ({error})") from error
+    return table
+
+
+def _describe_weights(run: Path) -> str:
+    version = read_version(run / BUNDLE)
+    towers = "towers trained earlier" if version is None else f"the towers of version {version} and of earlier ones"
+    learned = "the neighbours of their items and their checkpoints learned from all users, these among them"
+    return f"{towers}, {learned}; a training from now on leaves these out"

@@ -1,0 +1,427 @@
+"""Items added, changed and removed while a recommender serves: on disk when a call returns, in the next answer.
+
+An item of the bundle keeps the vector that it got in training; changes to it are changes to its columns. Any other is
+placed by its content. A removed item is never listed until it is put again; in histories it counts as before.
+Letters: N items of the catalogue, n changed ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json as pa_json
+from numpy.typing import NDArray
+
+from serve.catalogue import IN_STOCK, REPEAT_RATE, UNKNOWN_ROW, Catalogue, ItemFacts
+from serve.durable import name_fault, open_database, take_lock
+from serve.encode import Vector, category_rows, encode_features, write_cell
+from serve.errors import SchemaError, name_nearest
+from serve.index import ItemIndex
+from serve.recommendations import ids_to_arrow, to_arrow
+from serve.recommender import Recommender
+from serve.requests import (
+    Id,
+    is_writable,
+    parse_id,
+    parse_label,
+    parse_number,
+    parse_value,
+    show,
+    to_plain,
+)
+from serve.schema import Feature, IdType
+
+Ints = NDArray[np.int64]
+Values = Mapping[str, Any]
+"""Column -> value of one item, as JSON has it; None is missing."""
+FORMAT = 1
+_ITEM_ID = "item_id"
+_MAX_CHUNKS = 256  # of a column: more make reading it slow
+_CREATE = """CREATE TABLE IF NOT EXISTS items (
+    place INTEGER PRIMARY KEY,
+    item_id TEXT NOT NULL UNIQUE,
+    columns TEXT NOT NULL,
+    is_added INTEGER NOT NULL,
+    is_removed INTEGER NOT NULL
+) STRICT"""
+_READ = "SELECT item_id, columns, is_added, is_removed FROM items ORDER BY place"
+_WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
+ON CONFLICT (item_id) DO UPDATE SET
+    columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
+
+
+@dataclass(frozen=True)
+class Change:
+    """All changes of an item since the bundle was made, as one."""
+
+    item_id: Id
+    columns: Values
+    """Of a removed item as they were before: its vector stays in histories."""
+    is_added: bool
+    """Whether it was new to the bundle of that time: only such an item is listed by a bundle that does not have it."""
+    is_removed: bool = False
+
+
+class LiveItems:
+    """The changes of a catalogue, whichever bundle is served.
+
+    Calls may come from many threads. Whoever answers reads `recommender` once and is never held up.
+    """
+
+    def __init__(self, path: Path, recommender: Recommender) -> None:
+        """Open the file of changes and apply them to a catalogue.
+
+        Args:
+            path: `items.db`; made if it is not there.
+            recommender: as loaded.
+
+        Raises:
+            BundleError: the file is no store of items.
+            OSError: it cannot be written, or another process has it.
+        """
+        self._path = path
+        self._writing = Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self._lock = take_lock(path.with_name(f"{path.name}.lock"), wait=False)
+        except BlockingIOError as error:
+            message = "another process changes the items of this file: stop it first, or give another folder of state"
+            raise BlockingIOError(error.errno, message, str(path)) from error
+        try:
+            self._database = open_database(path, "user_version", FORMAT)
+            with name_fault(path):
+                self._database.execute(_CREATE)
+                self._database.execute(f"PRAGMA user_version = {FORMAT}")
+            self.rebase(recommender)
+        except (ValueError, OSError):
+            self._lock.close()
+            raise
+
+    @property
+    def recommender(self) -> Recommender:
+        """The recommender with all changes so far. It never changes itself: one answer, one catalogue."""
+        return self._recommender
+
+    @property
+    def notes(self) -> list[str]:
+        """What the bundle cannot read of the changes, a line for each kind."""
+        return list(self._notes)
+
+    def rebase(self, recommender: Recommender) -> None:
+        """Apply the same changes to another bundle.
+
+        Items whose ids are of another type than its own are kept for a bundle to come, and noted.
+
+        Raises:
+            OSError: the file of changes cannot be read.
+        """
+        with self._writing:
+            changes, others = self._read(recommender.bundle.schema.item_id_type)
+            placement = _Placement(recommender)
+            fitted, notes = placement.fit(changes)
+            completed = recommender.with_catalogue(placement.apply(recommender.catalogue, fitted))
+            self._changes = {one.item_id: one for one in changes}
+            self._placement, self._recommender = placement, completed
+            if others:
+                fault = f"{show(others[0])} is no id of the bundle: it is not listed ({len(others)} times)"
+                notes.append(f"live items: {fault}")
+            self._notes = notes
+
+    def put(self, item_id: Any, columns: Values) -> None:
+        """Add or change an item.
+
+        Args:
+            item_id: of the type of the data's ids.
+            columns: column -> value. One that is not given stays as it is; None makes it missing. An item that was
+                removed starts anew: with the bundle's columns if the bundle has it.
+
+        Raises:
+            SchemaError: no id; an unknown column or a value of another type; or a new item without any content.
+            OSError: the disk is full or fails; nothing has changed.
+        """
+        self.put_many({self._parse_id(item_id): columns})
+
+    def put_many(self, items: Mapping[Any, Values]) -> None:
+        """Do as `put` with several items: all or none, and far quicker than one by one."""
+        with self._writing:
+            changes: dict[Id, Change] = {}
+            for raw_id, raw in items.items():
+                item_id = self._parse_id(raw_id)
+                before = changes.get(item_id) or self._changes.get(item_id)
+                changes[item_id] = self._placement.change(item_id, raw, before)
+            self._apply(changes)
+
+    def remove(self, item_id: Any) -> bool:
+        """Remove an item, also from the catalogues of bundles to come; return whether it was there.
+
+        Raises:
+            SchemaError: no id.
+            OSError: the disk is full or fails; nothing has changed.
+        """
+        with self._writing:
+            item_id = self._parse_id(item_id)
+            is_there = self._recommender.catalogue.lists(item_id)
+            before = self._changes.get(item_id, Change(item_id, {}, is_added=False))
+            if not before.is_removed:
+                self._apply({item_id: replace(before, is_removed=True)})
+            return is_there
+
+    def close(self) -> None:
+        """Close the file; the recommender goes on answering."""
+        with self._writing:
+            self._database.close()
+            self._lock.close()
+
+    def _parse_id(self, raw: Any) -> Id:
+        return parse_id(raw, self._recommender.bundle.schema.item_id_type, _ITEM_ID)
+
+    def _apply(self, changes: Mapping[Id, Change]) -> None:
+        """Write changes, then let them be seen."""
+        fitted, _ = self._placement.fit(changes.values())
+        catalogue = self._placement.apply(self._recommender.catalogue, fitted)
+        rows = [
+            (str(one.item_id), json.dumps(one.columns, allow_nan=False), one.is_added, one.is_removed)
+            for one in changes.values()
+        ]
+        with name_fault(self._path), self._database:
+            self._database.execute("BEGIN IMMEDIATE")
+            self._database.executemany(_WRITE, rows)
+        self._changes.update(changes)
+        self._recommender = self._recommender.with_catalogue(catalogue)
+
+    def _read(self, id_type: IdType) -> tuple[list[Change], list[str]]:
+        """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
+        with name_fault(self._path):
+            rows = self._database.execute(_READ).fetchall()
+        changes, others = [], []
+        for text, columns, is_added, is_removed in rows:
+            try:
+                item_id = parse_id(text, id_type, _ITEM_ID)
+            except SchemaError:
+                others += [] if is_removed else [text]
+            else:
+                changes.append(Change(item_id, json.loads(columns), bool(is_added), bool(is_removed)))
+        return changes, others
+
+
+class _Placement:
+    """Applies changes to the catalogue of one bundle."""
+
+    def __init__(self, recommender: Recommender) -> None:
+        """Start from a recommender as it was loaded: its catalogue is that of its bundle."""
+        self._recommender = recommender
+        self._schema = recommender.bundle.schema
+        self._original = recommender.catalogue
+        self._table: pa.Schema = self._original.table.schema
+        reserved = {_ITEM_ID} | (set() if self._original.facts is None else {REPEAT_RATE})
+        self._open = set(self._table.names) - reserved
+        self._readers = {feature.column: feature for feature in self._schema.item_features}
+        self._content = list(dict.fromkeys(feature.column for feature in self._schema.item_features))
+        self._rates = None if self._original.facts is None else _rate_categories(self._original.facts)
+
+    def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
+        """Return the change of an item that adds values to the one before.
+
+        Raises:
+            SchemaError: an unknown column, a value of another type, or a new item without any content.
+        """
+        kept = Change(item_id, {}, is_added=False) if before is None or before.is_removed else before
+        is_added = kept.is_added or not self._knows(item_id)
+        item = Change(item_id, {**kept.columns, **self._parse(raw)}, is_added)
+        if not self._can_place(item):
+            names = ", ".join(self._content)
+            what = f"give it at least one of {names}" if names else "the bundle reads no feature of items: train again"
+            raise SchemaError(f"item_id {show(item_id)} is new and nothing says what it is: {what}")
+        return item
+
+    def fit(self, changes: Iterable[Change]) -> tuple[list[Change], list[str]]:
+        """Drop values that the bundle cannot read; return the changes, and a note for each kind of fault."""
+        faults: Counter[str] = Counter()
+        fitted = []
+        for one in changes:
+            values: dict[str, Any] = {}
+            for name, value in one.columns.items():
+                try:
+                    values |= self._parse({name: value})
+                except SchemaError:
+                    faults[f"a value of column {show(name)} does not fit the bundle: it is not read"] += 1
+            fitted.append(replace(one, columns=values))
+            if one.is_added and not one.is_removed and not self._can_place(fitted[-1]):
+                faults["nothing that the bundle reads says what an item is: it is not listed"] += 1
+        return fitted, [f"live items: {fault} ({count} times)" for fault, count in sorted(faults.items())]
+
+    def apply(self, catalogue: Catalogue, changes: Sequence[Change]) -> Catalogue:
+        """Return a catalogue with changes of distinct items.
+
+        Args:
+            catalogue: of this bundle, the one that was returned last.
+            changes: fitted; an item that cannot be placed is left out.
+        """
+        changes = [one for one in changes if self._can_place(one)]
+        if not changes:
+            return catalogue
+        rows = catalogue.item_ids.find([one.item_id for one in changes])
+        is_new = rows == UNKNOWN_ROW
+        rows[is_new] = len(catalogue) + np.arange(is_new.sum())
+        added = [one.item_id for one, new in zip(changes, is_new, strict=True) if new]
+        live = np.flatnonzero(rows >= len(self._original))
+        items = [changes[place].columns for place in live]
+        columns = {name: [item.get(name) for item in items] for name in self._content}
+        facts = self._place_facts(catalogue.facts, rows[live], columns)
+        index = self._place_vectors(catalogue.index, rows[live], columns)
+        is_removed = np.zeros(len(catalogue), np.bool_) if catalogue.is_removed is None else catalogue.is_removed
+        is_removed = _put_rows(is_removed, rows, np.array([one.is_removed for one in changes]))
+        return Catalogue(
+            catalogue.item_ids.extended(added) if added else catalogue.item_ids,
+            index.changed(index.vectors, np.empty(0, dtype=np.int64), is_removed),
+            _put_table_rows(catalogue.table, rows, self._write(changes, rows, facts)),
+            facts,
+        )
+
+    def _knows(self, item_id: Id) -> bool:
+        return bool(self._original.item_ids.find([item_id])[0] != UNKNOWN_ROW)
+
+    def _can_place(self, item: Change) -> bool:
+        """Tell whether the item has a vector from training, or was added with content to get one by."""
+        has_content = any(item.columns.get(name) is not None for name in self._content)
+        return self._knows(item.item_id) or (item.is_added and has_content)
+
+    def _place_vectors(self, index: ItemIndex, rows: Ints, columns: Values) -> ItemIndex:
+        """Return an index with the vectors of n items by content; those that are not new may be as they were."""
+        if not len(rows):
+            return index
+        vectors = self._recommender.encode_item_columns(columns, len(rows))
+        matrix = _put_rows(index.vectors, rows, vectors)
+        hidden = np.zeros(len(matrix), np.bool_)
+        return index.changed(matrix, rows, hidden)
+
+    def _place_facts(self, facts: ItemFacts | None, rows: Ints, columns: Values) -> ItemFacts | None:
+        """Return the facts of the catalogue with those of n items: the mean rate of repeats of their categories."""
+        if facts is None or self._rates is None or not len(rows):
+            return facts
+        features = self._schema.item_features
+        codes = encode_features(features, columns, len(rows), self._schema.timezone).codes
+        categories = category_rows(features, codes)
+        rates = self._rates[categories].mean(axis=1) if categories.size else np.full(len(rows), self._rates.mean())
+        repeat_rate = _put_rows(facts.repeat_rate, rows, rates)
+        return ItemFacts(repeat_rate, _put_rows(facts.categories, rows, categories), facts.n_categories)
+
+    def _write(self, changes: Sequence[Change], rows: Ints, facts: ItemFacts | None) -> pa.Table:
+        """Return the rows of changed items: the bundle's columns, or none, under the changed values."""
+        n, is_known = len(rows), rows < len(self._original)
+        table = self._original.table.take(to_arrow(np.where(is_known, rows, 0), is_known))
+        items = [dict(one.columns) for one in changes]
+        for place in np.flatnonzero(~is_known).tolist():
+            if self._is_flag(IN_STOCK):
+                is_text = not pa.types.is_boolean(self._table.field(IN_STOCK).type)
+                items[place].setdefault(IN_STOCK, "true" if is_text else True)
+            if facts is not None:
+                items[place][REPEAT_RATE] = float(facts.repeat_rate[rows[place]])
+        given = self._to_table(items)
+        for name in given.column_names:
+            sources = np.array([n + place if name in item else place for place, item in enumerate(items)])
+            joined = pa.chunked_array([*table.column(name).chunks, *given.column(name).chunks]).take(to_arrow(sources))
+            table = table.set_column(table.column_names.index(name), self._table.field(name), joined)
+        ids = ids_to_arrow([one.item_id for one in changes], self._schema.item_id_type)
+        return table.set_column(
+            self._table.get_field_index(_ITEM_ID), _ITEM_ID, ids.cast(self._table.field(_ITEM_ID).type)
+        )
+
+    def _to_table(self, items: Sequence[Values]) -> pa.Table:
+        """Read values of n items as columns of the catalogue's types, through JSON: `pa.array` would import pandas."""
+        names = list(dict.fromkeys(name for item in items for name in item))
+        kinds = [self._table.field(name).type for name in names]
+        read = [pa.list_(kind.value_type) if pa.types.is_fixed_size_list(kind) else kind for kind in kinds]
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        options = pa_json.ParseOptions(explicit_schema=pa.schema(list(zip(names, read, strict=True))))
+        table = pa_json.read_json(pa.BufferReader(lines.encode()), parse_options=options) if names else pa.table({})
+        return pa.table([column.cast(kind) for column, kind in zip(table.columns, kinds, strict=True)], names=names)
+
+    def _is_flag(self, name: str) -> bool:
+        """Tell a column of true and false, as such or as texts."""
+        return self._recommender.admission.columns.read(name).kind == "true or false"
+
+    def _parse(self, raw: Values) -> dict[str, Any]:
+        """Check values of an item and return them as JSON has them."""
+        for name in raw:
+            if name not in self._open:
+                raise SchemaError(f"items: unknown column {show(name)}; {name_nearest(str(name)[:40], self._open)}")
+        return {name: self._parse_value(name, value) for name, value in raw.items()}
+
+    def _parse_value(self, name: str, value: Any) -> Any:
+        kind, feature, where = self._table.field(name).type, self._readers.get(name), f"column '{name}'"
+        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+        is_vector = pa.types.is_fixed_size_list(kind) and feature is not None
+        is_number = pa.types.is_int64(kind) or pa.types.is_floating(kind)
+        if not (is_text or is_vector or is_number or pa.types.is_boolean(kind)):
+            raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
+        value = to_plain(value)
+        if value is None:
+            return None
+        if is_text:
+            return self._parse_text(name, feature, value)
+        if pa.types.is_boolean(kind):
+            if not isinstance(value, bool):
+                raise _refuse(name, value, "true or false")
+            return value
+        if feature is not None and is_vector:
+            vector = parse_value(value, feature, where)
+            return vector.entries().tolist() if isinstance(vector, Vector) else None
+        number = parse_number(value, where)
+        if pa.types.is_int64(kind):
+            if value != int(value) or not -(2**63) <= value < 2**63:
+                raise _refuse(name, value, "a whole number of 64 bits")
+            return int(value)
+        if pa.types.is_float32(kind) and abs(number) > float(np.finfo(np.float32).max):
+            raise _refuse(name, value, "a number of 32 bits")
+        return number
+
+    def _parse_text(self, name: str, feature: Feature | None, value: Any) -> str | None:
+        where = f"column '{name}'"
+        cell = write_cell(feature, parse_label(value, where) if feature is None else parse_value(value, feature, where))
+        if not is_writable(cell or ""):
+            raise _refuse(name, value, "a text without halves of surrogate pairs")
+        is_flag = cell is not None and cell.lower() not in ("true", "false")
+        if is_flag and not (feature and feature.kind == "multi_categorical") and self._is_flag(name):
+            raise _refuse(name, value, "true or false")  # another text would break the filters of all callers
+        return cell
+
+
+def _refuse(name: str, value: Any, expected: str) -> SchemaError:
+    return SchemaError(f"column '{name}' is {show(value)}; expected {expected}, or null if missing")
+
+
+def _rate_categories(facts: ItemFacts) -> NDArray[np.float64]:
+    """Return the mean rate of repeats of each category's items, that of all items for one without, (Q,)."""
+    n_features = facts.categories.shape[1]
+    flat = facts.categories.ravel()
+    sums = np.bincount(flat, facts.repeat_rate.repeat(n_features), max(1, facts.n_categories))
+    counts = np.bincount(flat, minlength=max(1, facts.n_categories))
+    return np.where(counts > 0, sums / np.maximum(counts, 1), facts.repeat_rate.mean())
+
+
+def _put_rows(array: NDArray[Any], rows: Ints, values: NDArray[Any]) -> NDArray[Any]:
+    """Return a copy with n values in their rows; those from N on follow each other."""
+    size = max(len(array), int(rows.max(initial=-1)) + 1)
+    copy = np.empty((size, *array.shape[1:]), dtype=array.dtype)
+    copy[: len(array)] = array
+    copy[rows] = values
+    return copy
+
+
+def _put_table_rows(table: pa.Table, rows: Ints, values: pa.Table) -> pa.Table:
+    """Do as `_put_rows` with a table; a single row costs no copy of the others."""
+    if len(rows) == 1:
+        row = int(rows[0])
+        joined = pa.concat_tables([table.slice(0, row), values, table.slice(row + 1)])
+        return joined if joined.column(0).num_chunks <= _MAX_CHUNKS else joined.combine_chunks()
+    sources = _put_rows(np.arange(len(table)), rows, len(table) + np.arange(len(rows)))
+    return pa.concat_tables([table, values]).take(to_arrow(sources)).combine_chunks()
