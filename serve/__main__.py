@@ -286,7 +286,7 @@ def _export(given: argparse.Namespace) -> None:
         raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
     recommender = Recommender.load(given.bundle, given.profiles)
     export = export_users if given.side == "user" else export_items
-    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, layout)))
+    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, sys.stderr, layout)))
 
 
 def _verify(given: argparse.Namespace) -> None:

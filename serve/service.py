@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import math
 import time
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from serve.bundle import (
     ITEMS_FILE,
@@ -26,7 +27,7 @@ from serve.erasure import forget_known, holds_run
 from serve.errors import SchemaError
 from serve.events import Floats, Ints
 from serve.live_items import LiveItems
-from serve.recommendations import Recommendations, to_arrow
+from serve.recommendations import Answer, to_arrow
 from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
@@ -39,53 +40,32 @@ from serve.state import (
     parse_observations,
     recall,
 )
-from serve.versions import Outcome, Serving, Snapshot, Source
+from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
+DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
 MAX_COMPARED = 500  # latest events of a history that explain an item
 _WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
 @dataclass(frozen=True)
-class Answered:
-    """Ranked lists, all of one version, and the requests as they were answered: with live events in them."""
+class Current:
+    """A version in memory with all live items: a request takes it once, so that its answer is of one version."""
 
-    snapshot: Snapshot
-    requests: Sequence[Request]
-    lists: Recommendations
-
-    @property
-    def version(self) -> str:
-        return self.snapshot.version
-
-    def explain(self, index: int) -> list[dict[str, Any]]:
-        """Return the columns of each item of a list, and the item of the history that it is most like."""
-        recommender, lists = self.snapshot.recommender, self.lists
-        rows = lists.item_row[lists.offsets[index] : lists.offsets[index + 1]]
-        reasons = find_reasons(recommender, self.requests[index], rows)
-        columns = show_items(recommender.catalogue.table, rows)
-        return [{"columns": one, "because": reason} for one, reason in zip(columns, reasons, strict=True)]
-
-    def unknown_values(self, index: int) -> list[str]:
-        """Name the features and the context of a request whose values training has not seen."""
-        return list(dict(find_unknown(self.snapshot.recommender.bundle.schema, self.requests[index])))
+    recommender: Recommender
+    version: str
+    loaded_at: float
 
 
 @dataclass(frozen=True)
-class Similar:
-    """Items and their cosines, the nearest first; `reason` says why fewer than k came."""
+class Outcome:
+    """How a reload ended: the version that answers now, and the reason if nothing was loaded; `time` is UTC seconds."""
 
-    snapshot: Snapshot
-    item_ids: list[Id]
-    cosines: list[float]
+    is_loaded: bool
+    version: str
     reason: str | None
-
-    def explain(self) -> list[dict[str, Any]]:
-        """Return the columns of each item."""
-        recommender = self.snapshot.recommender
-        rows = recommender.item_rows(self.item_ids)
-        return [{"columns": one} for one in show_items(recommender.catalogue.table, rows)]
+    time: float
 
 
 class Service:
@@ -107,11 +87,13 @@ class Service:
             OSError: the state cannot be written, or another service has it.
         """
         self._source, self._runs = source, runs
+        self._reloading, self._changing = Lock(), Lock()
         snapshot, reason = source.start()
+        self._last_reload = None if reason is None else Outcome(False, snapshot.version, reason, time.time())
         with ExitStack() as undone:  # the lock of the items, among others
             self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
-            self._serving = Serving(snapshot, self._put_items_on, reason)
+            self._current = Current(self._items.recommender, snapshot.version, snapshot.loaded_at)
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
@@ -119,43 +101,59 @@ class Service:
     @property
     def version(self) -> str:
         """The version of the bundle that answers."""
-        return self._serving.current().version
+        return self._current.version
 
     def recommend(
-        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str
-    ) -> Answered:
+        self,
+        raw: Sequence[Mapping[str, Any]],
+        k: int,
+        filter_viewed: bool | None,
+        request_id: str,
+        explain: bool = False,
+    ) -> tuple[str, list[dict[str, Any]]]:
         """Rank items for the requests of one caller and log what is shown.
 
         A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
         came later.
 
+        Returns:
+            The version that answers, and the answer to each request as JSON values.
+
         Raises:
             SchemaError: a request that cannot be read, or filters that do not fit; of several, it is named.
         """
-        snapshot, now = self._serving.current(), int(time.time())  # taken once: no answer is of two versions
+        current, now = self._current, int(time.time())  # taken once: no answer is of two versions
+        recommender = current.recommender
         requests = []
         for place, one in enumerate(raw):
             try:
-                requests.append(self._read(one, snapshot.recommender, now))
+                requests.append(self._read(one, recommender, now))
                 if len(raw) > 1:
-                    snapshot.recommender.admission.check(requests[-1].filters)
+                    recommender.admission.check(requests[-1].filters)
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
-        answered = Answered(snapshot, requests, snapshot.recommender.recommend(requests, k, filter_viewed))
-        self.impressions.add(_impressions(answered, request_id, now))
-        return answered
+        answers = [*recommender.recommend(requests, k, filter_viewed)]
+        self.impressions.add([_impressions(answer, request_id, now, current.version) for answer in answers])
+        pairs = zip(requests, answers, strict=True)
+        return current.version, [_to_json(recommender, request, answer, explain) for request, answer in pairs]
 
-    def similar(self, item_id: Id, k: int) -> Similar:
+    def similar(self, item_id: Id, k: int, explain: bool = False) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to an item.
 
         Raises:
             SchemaError: an item that is not known.
         """
-        snapshot = self._serving.current()
-        known = parse_id(item_id, snapshot.recommender.bundle.schema.item_id_type, "item_id")
-        ids, cosines = snapshot.recommender.similar_items(known, k)
-        reason = None if len(ids) == k else f"the catalogue has {len(ids)} other items"
-        return Similar(snapshot, ids.tolist(), cosines.tolist(), reason)
+        current = self._current
+        recommender = current.recommender
+        known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
+        ids, cosines = recommender.similar_items(known, k)
+        pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
+        items: list[dict[str, Any]] = [{"item_id": near, "cosine": round(cosine, DECIMALS)} for near, cosine in pairs]
+        if explain:
+            columns = show_items(recommender.catalogue.table, recommender.item_rows(ids.tolist()))
+            items = [item | {"columns": one} for item, one in zip(items, columns, strict=True)]
+        reason = {} if len(ids) == k else {"reason": f"the catalogue has {len(ids)} other items"}
+        return current.version, {"items": items, **reason}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep what users did; it counts in the next answer.
@@ -174,12 +172,12 @@ class Service:
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
         """Add or change an item; see `LiveItems.put`."""
         self._items.put(item_id, columns)
-        self._serving.change(self._show_items)
+        self._show_items()
 
     def remove_item(self, item_id: Id) -> bool:
         """Remove an item, also from versions to come; return whether it was there."""
         was_there = self._items.remove(item_id)
-        self._serving.change(self._show_items)
+        self._show_items()
         return was_there
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
@@ -194,22 +192,32 @@ class Service:
 
     def reload(self) -> Outcome:
         """Load what the source has now; if anything fails, the present version answers on."""
-        return self._serving.reload(self._source)
+        with self._reloading:
+            reason = None
+            try:
+                snapshot = self._source.load()
+                with self._changing:
+                    self._items.rebase(snapshot.recommender)
+                    self._current = Current(self._items.recommender, snapshot.version, snapshot.loaded_at)
+            except LOADING_ERRORS as error:
+                reason = self._source.explain(error)
+            self._last_reload = Outcome(reason is None, self._current.version, reason, time.time())
+            return self._last_reload
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
         schema = self._schema
         features = (feature.name for side in ("user", "item", "context") for feature in schema.features(side))
-        return frozenset((*features, *self._serving.current().recommender.catalogue.table.column_names))
+        return frozenset((*features, *self._current.recommender.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        snapshot, last = self._serving.current(), self._serving.last_reload
-        recommender, bundle = snapshot.recommender, snapshot.recommender.bundle
+        current, last = self._current, self._last_reload
+        recommender, bundle = current.recommender, current.recommender.bundle
         return {
-            "version": snapshot.version,
+            "version": current.version,
             "space_id": bundle.manifest.space_id,
-            "loaded_at": snapshot.loaded_at,
+            "loaded_at": current.loaded_at,
             "data_until": bundle.schema.data_until if bundle.schema.has_datetime else None,
             "items": recommender.catalogue.n_listed,
             "users": len(recommender.profiles),
@@ -227,7 +235,7 @@ class Service:
 
     @property
     def _schema(self) -> Schema:
-        return self._serving.current().recommender.bundle.schema
+        return self._current.recommender.bundle.schema
 
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
         """Check a request, give it a moment, and put the user's live events into it."""
@@ -235,17 +243,12 @@ class Service:
         recalled = recall(request, self._state)
         if request.datetime is None:
             history = recalled.history if request.history is None else request.history
-            request = replace(
-                request, datetime=_moment([] if history.datetime is None else history.datetime.tolist(), now)
-            )
+            request = replace(request, datetime=_moment(history.datetime, now))
         return complete_with(request, recommender.profiles, recalled)
 
-    def _put_items_on(self, snapshot: Snapshot) -> Snapshot:
-        self._items.rebase(snapshot.recommender)
-        return self._show_items(snapshot)
-
-    def _show_items(self, snapshot: Snapshot) -> Snapshot:
-        return replace(snapshot, recommender=self._items.recommender)
+    def _show_items(self) -> None:
+        with self._changing:
+            self._current = replace(self._current, recommender=self._items.recommender)
 
 
 def open_service(
@@ -262,6 +265,20 @@ def open_service(
             raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
     runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
     return Service(source, folders[STATE], tuple(runs.values()), retention_days)
+
+
+def _to_json(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
+    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
+    items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
+    if explain:
+        rows = recommender.item_rows(answer.item_id.tolist())
+        reasons = find_reasons(recommender, request, rows)
+        shown = zip(items, show_items(recommender.catalogue.table, rows), reasons, strict=True)
+        items = [item | {"columns": values, "because": reason} for item, values, reason in shown]
+    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
+    if unknown := dict(find_unknown(recommender.bundle.schema, request)):
+        content["unknown_values"] = list(unknown)
+    return content if answer.reason is None else content | {"reason": answer.reason}
 
 
 def find_unknown(schema: Schema, request: Request) -> Iterator[tuple[str, str]]:
@@ -328,10 +345,10 @@ def _texts(feature: Feature, value: Any) -> Sequence[str]:
     return [text for text in (to_text(value),) if text]
 
 
-def _moment(times: Sequence[int], now: int) -> int:
+def _moment(times: NDArray[np.int64] | None, now: int) -> int:
     """Return the beginning of the minute, or the latest event up to now if that came later."""
-    n_past = bisect_right(times, now)
-    return max([now - now % MINUTE, *times[n_past - 1 : n_past]])
+    past = np.empty(0, np.int64) if times is None else times[times <= now]
+    return max([now - now % MINUTE, *past[-1:].tolist()])
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:
@@ -345,9 +362,6 @@ def _note_age(schema: Schema, now: int) -> list[str]:
     ]
 
 
-def _impressions(answered: Answered, request_id: str, now: int) -> list[Impressions]:
-    version = answered.version
-    return [
-        Impressions(request_id, one.user_id, now, version, POLICY, one.item_id.tolist(), one.score.tolist())
-        for one in answered.lists
-    ]
+def _impressions(answer: Answer, request_id: str, now: int, version: str) -> Impressions:
+    items, scores = answer.item_id.tolist(), answer.score.tolist()
+    return Impressions(request_id, answer.user_id, now, version, POLICY, items, scores)

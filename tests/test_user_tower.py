@@ -6,9 +6,8 @@ import pytest
 import torch
 from serve.known_users import encode_profiles, no_profiles
 
-from serve.catalogue import ItemIds
+from serve.catalogue import ItemFacts, ItemIds
 from serve.events import Events, history_arrays, request_arrays
-from serve.item_facts import ItemFacts
 from serve.requests import parse_request
 from serve.user_inputs import RequestEncoder
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events

@@ -121,7 +121,7 @@ def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
 def test_an_item_with_a_vector_of_zeros_has_cosine_0(films):
     vectors = np.array(films.bundle.vectors)
     vectors[5] = 0
-    flat = Recommender(replace(films.bundle, index=ItemIndex.build(vectors)))
+    flat = Recommender(replace(films.bundle, index=ItemIndex(vectors)))
     for row, old in ((5, 2), (2, 5)):
         request = Request(history=History([IDS[old]]))
         assert find_reasons(flat, request, np.array([row])) == [{"item_id": IDS[old], "cosine": 0.0}]
