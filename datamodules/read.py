@@ -31,6 +31,8 @@ _KINDS = ".csv, .tsv, .jsonl, .ndjson, .parquet, each also with .gz after it"
 _DELIMITERS = ",;\t|"
 _STAND_IN = "\x1f"
 """In the place of a delimiter of several bytes, which pyarrow does not read."""
+_REPLACED = "\ufffd"
+"""In the place of bytes that are not UTF-8."""
 _BLOCK = 2**24
 """Bytes that pyarrow parses at once: no record may be longer."""
 
@@ -241,31 +243,40 @@ def _read_csv(path: Path, data: bytes, table: TableConfig, columns: tuple[Column
         columns: those to look for.
         known: the delimiter that the suffix says.
     """
-    if table.encoding != "utf-8":
-        data = data.decode(table.encoding).encode()
+    data, is_broken = _to_utf8(data, table.encoding)
     layout, data = _find_layout(path, data, table, known)
     found, dropped = _find_columns(str(path), columns, layout.names)
-    frame, bad = _parse(path, data, layout, [layout.names.index(column.source) for column in found])
+    cells, bad = _parse(path, data, layout, [layout.names.index(column.source) for column in found])
+    frame = cells.rename_columns([column.name for column in found]).to_pandas()
     numbers = np.array([row.number for row in bad], np.int64) - 1 - layout.has_header
-    kept = np.delete(np.arange(len(frame) + len(bad)), numbers)
-    lines = _find_lines(path, data, layout, len(frame) + len(bad))
-    reasons = [f"too {'few' if row.actual_columns < row.expected_columns else 'many'} columns" for row in bad]
+    all_lines = _find_lines(path, data, layout, len(frame) + len(bad))
+    lines, is_good = np.delete(all_lines, numbers), np.ones(len(frame), bool)
     texts = [row.text.replace(layout.between, layout.delimiter).strip() for row in bad]
-    rejects = [make_rejects(str(path), lines[numbers], None, texts, reasons)]
-    lines, is_good = lines[kept], np.ones(len(frame), bool)
-    series = {}
-    for column, cells in zip(found, frame.columns, strict=True):
-        series[column.name], is_broken = _decode(cells, layout)
-        is_new = is_broken & is_good
-        values = series[column.name][is_new]
-        rejects.append(make_rejects(str(path), lines[is_new], column.source, values, "not UTF-8"))
-        is_good &= ~is_broken
-    rows = pd.DataFrame(series)[is_good].reset_index(drop=True)
+    reasons = [f"too {'few' if row.actual_columns < row.expected_columns else 'many'} columns" for row in bad]
+    rejects = [make_rejects(str(path), all_lines[numbers], None, texts, reasons)]
+    for column in found:
+        if layout.between != layout.delimiter:  # within quotes it was no delimiter
+            frame[column.name] = frame[column.name].str.replace(layout.between, layout.delimiter, regex=False)
+        if is_broken:
+            is_new = frame[column.name].str.contains(_REPLACED, regex=False).fillna(False).to_numpy(bool) & is_good
+            values = frame.loc[is_new, column.name]
+            rejects.append(make_rejects(str(path), lines[is_new], column.source, values, "not UTF-8"))
+            is_good &= ~is_new
+    rows = frame[is_good].reset_index(drop=True)
     return Records(str(path), found, rows, lines[is_good], pd.concat(rejects), dropped, is_text=True)
 
 
+def _to_utf8(data: bytes, encoding: str) -> tuple[bytes, bool]:
+    """Return the data as UTF-8, bytes that are none replaced by `_REPLACED`, and whether there were such."""
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        return data.decode(encoding, errors="replace").encode(), True
+    return (data if encoding == "utf-8" else text.encode()), False
+
+
 def _parse(path: Path, data: bytes, layout: _CsvLayout, places: list[int]) -> tuple[pa.Table, list[pa_csv.InvalidRow]]:
-    """Return the columns at the given places as bytes, and the records that have not as many cells as names.
+    """Return the columns at the given places as texts, and the records that have not as many cells as names.
 
     Columns are read by their place, since a file may use any name twice.
     """
@@ -277,46 +288,26 @@ def _parse(path: Path, data: bytes, layout: _CsvLayout, places: list[int]) -> tu
 
     names = [f"c{place}" for place in range(len(layout.names))]
     asked = [f"c{place}" for place in places]
+    reading = pa_csv.ReadOptions(
+        use_threads=False, block_size=_BLOCK, column_names=names, skip_rows_after_names=int(layout.has_header)
+    )
+    parsing = pa_csv.ParseOptions(delimiter=layout.between, newlines_in_values=True, invalid_row_handler=skip)
+    converting = pa_csv.ConvertOptions(
+        column_types=dict.fromkeys(asked, pa.string()),
+        include_columns=asked,
+        null_values=[""],
+        strings_can_be_null=True,
+    )
     try:
-        frame = pa_csv.read_csv(
-            io.BytesIO(data),
-            pa_csv.ReadOptions(
-                use_threads=False, block_size=_BLOCK, column_names=names, skip_rows_after_names=int(layout.has_header)
-            ),
-            pa_csv.ParseOptions(delimiter=layout.between, newlines_in_values=True, invalid_row_handler=skip),
-            pa_csv.ConvertOptions(
-                column_types=dict.fromkeys(asked, pa.binary()),
-                include_columns=asked,
-                null_values=[""],
-                strings_can_be_null=True,
-            ),
-        )
+        return pa_csv.read_csv(io.BytesIO(data), reading, parsing, converting), bad
     except pa.ArrowInvalid:
         _scan_lines(path, data, layout)  # says which quote is not closed, if that is why
         raise
-    return frame, bad
-
-
-def _decode(cells: pa.ChunkedArray, layout: _CsvLayout) -> tuple[pd.Series, np.ndarray]:
-    """Return the cells as texts, and which of them are not UTF-8."""
-    is_broken = np.zeros(len(cells), bool)
-    try:
-        texts: pd.Series = cells.cast(pa.string()).to_pandas()
-    except pa.ArrowInvalid:
-        bare = cells.to_pylist()
-        read = [None if cell is None else cell.decode(errors="replace") for cell in bare]
-        is_broken = np.array(
-            [text is not None and text.encode() != cell for text, cell in zip(read, bare, strict=True)]
-        )
-        texts = pd.Series(read, dtype="str")
-    if layout.between != layout.delimiter:  # within quotes it was no delimiter
-        texts = texts.str.replace(layout.between, layout.delimiter, regex=False)
-    return texts, is_broken
 
 
 def _find_layout(path: Path, data: bytes, table: TableConfig, known: str | None) -> tuple[_CsvLayout, bytes]:
     """Return the layout, what is not declared of it guessed from the first line, and the data as pyarrow reads it."""
-    first = data[: data.find(b"\n") + 1 or None].decode(errors="replace")
+    first = data[: data.find(b"\n") + 1 or None].decode()
     delimiter = table.delimiter or known or _guess_delimiter(first)
     between = delimiter if len(delimiter.encode()) == 1 else _STAND_IN
     if between != delimiter:
@@ -330,7 +321,7 @@ def _find_layout(path: Path, data: bytes, table: TableConfig, known: str | None)
             f"{path}: {len(table.names)} names are declared, but line 1 has {len(cells)} cells between "
             f"{delimiter!r}; give one name for each, also for columns that are not used"
         )
-    if table.names is None and any("\udc80" <= letter <= "\udcff" for letter in "".join(cells)):
+    if table.names is None and _REPLACED in "".join(cells):
         raise SchemaError(f"{path}: the header is not UTF-8; save the file as UTF-8, or declare its encoding")
     return _CsvLayout(tuple(table.names or cells), delimiter, between, table.names is None), data
 
@@ -345,7 +336,7 @@ def _guess_delimiter(line: str) -> str:
 
 
 def _open_text(data: bytes) -> io.TextIOWrapper:
-    return io.TextIOWrapper(io.BytesIO(data), "utf-8", "surrogateescape", newline="")
+    return io.TextIOWrapper(io.BytesIO(data), "utf-8", newline="")
 
 
 def _find_lines(path: Path, data: bytes, layout: _CsvLayout, n_records: int) -> np.ndarray:

@@ -190,7 +190,8 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     if not (types.is_numeric_dtype(cells.dtype) or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
     if cells.dtype == object:
-        cells = cells.map(lambda cell: cell if types.is_scalar(cell) else _NO_NUMBER)
+        scalars = [cell if types.is_scalar(cell) else _NO_NUMBER for cell in cells]
+        cells = pd.Series(scalars, cells.index, dtype=object)  # integers beside a gap stay such
     numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
     missing = _is_missing(cells, ("", "nan", "NaN"))
     faults = {

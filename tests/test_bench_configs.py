@@ -13,7 +13,7 @@ from datamodules.clean import clean, order_tables
 from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables
-from tests.test_config import CONFIGS, load
+from tests.data.test_config import CONFIGS, load
 
 N_USERS, N_ITEMS, N_EVENTS = 7, 11, 61
 LAYOUTS = {

@@ -29,8 +29,7 @@ from models.trials import (
 )
 from models.validation import rank_views, request_ndcg
 from models.yardstick import Yardstick
-from tests.test_sets import make_set_world
-from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
+from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_set_world, make_world
 from tests.tiny_towers import make_towers, one_thread
 
 R = 5

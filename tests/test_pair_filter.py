@@ -21,10 +21,9 @@ from serve import Recommender
 from serve.index import Neighbours
 from tests.test_blended_runs import SET
 from tests.test_low_pass import draw_pairs, score
-from tests.test_sets import make_set_world
 from tests.test_train import ORDERED as ORDERED_RUN
 from tests.test_train import QUIET, SMALL, make_tables
-from tests.tiny_data import N, hold_out, make_data
+from tests.tiny_data import N, hold_out, make_data, make_set_world
 from tests.tiny_towers import make_towers, one_thread
 
 NONE = PairFilter(0.0)

@@ -101,7 +101,7 @@ def make_data(
         batch_size,
         seed,
         horizon,
-        withheld=withheld,
+        dropout=withheld,
     )
 
 
@@ -124,3 +124,26 @@ def draw_events(counts: list[int], schema: Schema, rng: np.random.Generator) -> 
         rng.integers(1, 6, n).astype(np.float32),
         np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
+
+
+NO_CONTEXT = replace(FEATURES, context={})
+DEVICE = replace(FEATURES, context={"device": "categorical"})
+
+
+def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> World:
+    """Take times out of the shop, and tie events to pairs more than once."""
+    config = replace(ORDERED, features=replace(FEATURES, context={}), repeats=repeats, history_length=length)
+    tables = make_world(BASKETS).tables
+    events = tables.interactions.drop(columns="datetime").drop_duplicates(ignore_index=True)
+    tables = replace(tables, interactions=events)
+    config = replace(config, features=features)
+    schema = fit_schema(tables, events, config)
+    return World(tables, schema, build_catalogue(tables.items, events, schema))
+
+
+def pairs_of(data) -> dict[int, set[int]]:
+    events = data.sequences.events
+    owned: dict[int, set[int]] = {}
+    for user, row in zip(events.segments().tolist(), events.item_row.tolist(), strict=True):
+        owned.setdefault(user, set()).add(row)
+    return owned

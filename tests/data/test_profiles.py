@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from dataclasses import replace
 
 import numpy as np
@@ -5,14 +7,14 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.histories import NO_TIME, encode_histories
-from serve.known_users import encode_profiles
 
 from datamodules.profiles import make_profiles
 from datamodules.sequences import build_sequences
 from serve.catalogue import ItemIds
-from serve.profiles import Profiles, write_profiles
+from serve.events import history_arrays
+from serve.requests import Request
 from serve.schema import Feature
+from serve.user_inputs import RequestEncoder
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(
@@ -60,14 +62,6 @@ def test_a_feature_without_a_column_is_missing():
     assert np.isnan(profiles.features["income"]).all()
 
 
-def test_profiles_survive_being_written(tmp_path):
-    profiles = make_profiles(EVENTS, USERS, SHOP)
-    write_profiles(tmp_path, profiles)
-    read = Profiles.load(tmp_path)
-    assert read.user_ids.tolist() == profiles.user_ids.tolist()
-    assert read.history.event.tolist() == profiles.history.event.tolist()
-
-
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(data=st.data())
 @pytest.mark.parametrize("schema", [SHOP, FILMS], ids=["shop", "films"])
@@ -94,31 +88,10 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
     schema = replace(schema, user_features=features)
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
     trained = build_sequences(events, users, known_ids, schema)
-    served = encode_profiles(make_profiles(events, users, schema), ItemIds(known_ids), schema)
-    # training leaves out who has no known item and no row of the users table
-    place = np.array([served.position(user_id) for user_id in trained.user_ids.tolist()])
-    offsets = served.histories.events.offsets
-    events_served = served.histories.events.between(offsets[place], offsets[place + 1])
-    for name in ("item_row", "time", "event", "weight"):
-        got, expected = (getattr(part, name) for part in (events_served, trained.events))
-        if name != "weight" or schema.has_weight:  # a weight that is not declared is never read
-            np.testing.assert_array_equal(got, expected)
-    np.testing.assert_array_equal(events_served.offsets, trained.events.offsets)
-    np.testing.assert_array_equal(served.features.take(place).codes, trained.user.codes)
-    np.testing.assert_array_equal(served.features.take(place).values, trained.user.values)
-
-
-def test_the_last_time_counts_unknown_items_too():
-    profiles = make_profiles(EVENTS, USERS, SHOP)
-    known = ItemIds(np.array(["i3", "i2"], dtype=object))
-    histories = encode_histories(profiles.history, profiles.offsets, known, SHOP)
-    assert histories.last_time.tolist() == [UNTIL + 20, NO_TIME, UNTIL + 30, NO_TIME]
-    assert histories.unknown_items.tolist() == [1, 0, 1, 0]
-    assert histories.events.item_row.tolist() == [1, 1, 0]
-
-
-def test_an_empty_table_of_events_is_no_special_case():
-    profiles = make_profiles(EVENTS[:0], USERS, SHOP)
-    assert profiles.offsets.tolist() == [0, 0, 0, 0]
-    histories = encode_histories(profiles.history, profiles.offsets, ItemIds(np.array(["i1"], dtype=object)), SHOP)
-    assert histories.unknown_items.tolist() == [0, 0, 0]
+    encoder = RequestEncoder(schema, ItemIds(known_ids), None, make_profiles(events, users, schema))
+    served = encoder.encode([Request(user_id) for user_id in trained.user_ids.tolist()]).tower
+    arrays, rows = history_arrays(trained.events, schema)
+    arrays |= {"user_codes": trained.user.codes, "user_values": trained.user.values}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(served.arrays[name], array)
+    np.testing.assert_array_equal(served.history_rows, rows)

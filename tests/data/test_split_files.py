@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import pandas as pd
 import pytest
 
@@ -55,12 +57,6 @@ def test_ids_are_of_one_type_over_all_parts(tmp_path):
     assert tables.interactions["user_id"].tolist() == [1, 1, 2, 1]
 
 
-def test_a_part_without_a_good_row_changes_no_type(tmp_path):
-    tables, _ = read_tables(configure(tmp_path, test="u;i;weight\n;;1\n"))
-    assert tables.interactions["item_id"].tolist() == [2, 3, 3]
-    assert tables.interactions[PART].tolist() == ["train"] * 3
-
-
 def test_frames_are_read_beside_the_files(tmp_path):
     config = configure(tmp_path)
     (tmp_path / "train.csv").unlink()
@@ -69,12 +65,6 @@ def test_frames_are_read_beside_the_files(tmp_path):
     got, rejects = tables_from_frames(config, frame)
     pd.testing.assert_frame_equal(got.interactions, expected.interactions)
     assert rejects.records == {"interactions": 3, "test": 4}
-
-
-def test_without_such_a_split_there_is_no_such_column(tmp_path):
-    config = configure(tmp_path)
-    tables, _ = read_tables(DataConfig(config.interactions))
-    assert PART not in tables.interactions
 
 
 def test_cleaning_keeps_an_event_that_is_in_two_parts(tmp_path):
@@ -100,28 +90,11 @@ def test_a_file_that_is_not_laid_out_as_the_interactions_is_refused(tmp_path, fi
         read_tables(configure(tmp_path, **files))
 
 
-@pytest.mark.parametrize("path", ["nowhere.csv", "no*.csv"])
-def test_a_file_that_is_not_there_is_named_with_its_setting(tmp_path, path):
-    config = DataConfig(configure(tmp_path).interactions, split=SplitConfig("files", test=path))
-    with pytest.raises(SchemaError, match=r"data.split.test is relative to"):
-        read_tables(config)
-
-
 def test_a_file_of_two_parts_is_refused(tmp_path):
     config = configure(tmp_path)
     pattern = DataConfig(TableConfig(str(tmp_path / "*.csv"), COLUMNS, delimiter=";"), split=config.split)
     with pytest.raises(SchemaError, match=r"test.csv is a file of test and of interactions"):
         read_tables(pattern)
-
-
-@pytest.mark.parametrize("by_another_name", ["a link", "a way round"])
-def test_a_file_of_two_parts_is_refused_by_whatever_name_it_goes(tmp_path, by_another_name):
-    config = configure(tmp_path)
-    path = tmp_path / "mine.csv" if by_another_name == "a link" else tmp_path / "folder" / ".." / "train.csv"
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "mine.csv").symlink_to(tmp_path / "train.csv")
-    with pytest.raises(SchemaError, match=r"\.csv is a file of test and of interactions"):
-        read_tables(DataConfig(config.interactions, split=SplitConfig("files", test=str(path))))
 
 
 def test_a_column_called_as_the_part_is_no_feature(tmp_path):

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import math
 from dataclasses import replace
 
@@ -8,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datamodules.splits
-from datamodules.clean import TARGET_WEIGHT, only_targets
-from datamodules.config import DataConfig, SplitConfig
-from datamodules.splits import split_interactions
+from datamodules.clean import TARGET_WEIGHT, only_targets, weigh_targets
+from datamodules.config import DataConfig, SplitConfig, TargetsConfig
+from datamodules.splits import Split, check_files, check_targets, split_interactions
 from datamodules.tables import PART
 from serve.errors import SchemaError
 
@@ -81,19 +83,6 @@ def test_ties_are_in_the_order_of_position_then_of_the_table():
     assert split.validation.index.tolist() == [0]
 
 
-def test_without_position_ties_are_in_the_order_of_the_table():
-    n = 1000
-    events = make_events([(1, 5)] * n + [(2, 5)] * n)
-    split = split_interactions(events.sample(frac=1, random_state=0).sort_index(), LEAVE, 0)
-    assert split.test.index.tolist() == [n - 1, 2 * n - 1]
-
-
-def test_position_alone_orders_events():
-    events = make_events([(1, 3), (1, 9), (1, 1), (1, 5)], ("user_id", "position"))
-    split = split_interactions(events, STRICT, 0)
-    assert (split.test.index.tolist(), split.validation.index.tolist()) == ([1], [3])
-
-
 def test_a_set_is_split_by_the_seed_and_not_by_the_order_of_the_table():
     events = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 11), "item_id": np.tile(np.arange(11), 3)})
     shuffled = events.sample(frac=1, random_state=1, ignore_index=True)
@@ -151,23 +140,6 @@ def test_a_moment_that_leaves_a_part_empty_is_refused(at, message):
     events = make_events([(1, 1512086400 - 9 * 86400), (1, 1512086400)])
     with pytest.raises(SchemaError, match=message):
         split_interactions(events, until(at), 0)
-
-
-def test_the_last_basket_of_many_users_is_their_test():
-    rng = np.random.default_rng(0)
-    n = 200_000
-    events = pd.DataFrame(
-        {
-            "user_id": rng.integers(0, 20_000, n).astype(str),
-            "item_id": 1,
-            "datetime": rng.integers(0, 10**6, n),
-        }
-    )
-    split = split_interactions(events, baskets(LEAVE), 0)
-    last = events.groupby("user_id")["datetime"].max()
-    assert (
-        split.test.groupby("user_id")["datetime"].min() == last.loc[split.test["user_id"].unique()].sort_index()
-    ).all()
 
 
 def test_some_events_are_targets_and_the_parts_begin_at_them():
@@ -237,12 +209,6 @@ def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by
     assert split.validation["user_id"].nunique() == 7
 
 
-def test_of_users_who_all_have_two_items_one_is_held_out_where_a_set_trains_whole():
-    events = pd.DataFrame([(user, item) for user in range(12) for item in range(2)], columns=["user_id", "item_id"])
-    split = split_interactions(events, NONE, 4)
-    assert split.validation["user_id"].tolist() == split.train["user_id"].tolist() == list(range(12))
-
-
 @pytest.mark.parametrize(("config", "n_bought", "n_held_out"), [(NONE, 1, 6), (NONE, 2, 13), (LEAVE, 2, 6)])
 def test_half_of_the_targets_at_least_stay_in_the_first_training(config, n_bought, n_held_out):
     rows = [(user, time) for user in range(13) for time in range(2 * n_bought)]
@@ -274,20 +240,59 @@ def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_
     assert not known & set(map(tuple, split.validation[["user_id", "item_id"]].to_numpy()))
 
 
-@pytest.mark.parametrize("config", [NONE, DataConfig(split=SplitConfig("pairs")), LEAVE])
-def test_the_seed_draws_which_items_of_a_set_are_held_out(config):
-    events = pd.DataFrame([(user, item) for user in range(12) for item in range(10)], columns=["user_id", "item_id"])
-    splits = [split_interactions(events, config, seed) for seed in (0, 0, 1)]
-    for name in ("validation", "test"):
-        first, again, other = (getattr(split, name).index.tolist() for split in splits)
-        assert first == again
-        assert first != other or (config is NONE and name == "test")
+PURCHASES = DataConfig(targets=TargetsConfig(events=["purchase"]))
+START = 1_700_000_000
 
 
-def test_all_events_of_a_pair_of_a_set_are_held_out_together():
-    pairs = [(user, item) for user in range(7) for item in range(5)]
-    events = pd.DataFrame(pairs * 3, columns=["user_id", "item_id"]).assign(city=np.repeat([0, 1, 2], len(pairs)))
-    split = split_interactions(events, LEAVE, 4)
-    assert split.test.groupby("user_id")["item_id"].agg(["nunique", "size"]).to_numpy().tolist() == [[1, 3]] * 7
-    known = set(map(tuple, split.refit[["user_id", "item_id"]].to_numpy()))
-    assert not known & set(map(tuple, split.test[["user_id", "item_id"]].to_numpy()))
+def visit(user: str, *events: str) -> list[tuple[str, str, str]]:
+    return [(user, *event.split(" of ")) for event in events]
+
+
+def make(*visits: list[tuple[str, str, str]]) -> pd.DataFrame:
+    rows = pd.DataFrame([row for user in visits for row in user], columns=["user_id", "event", "item_id"])
+    return rows.assign(datetime=range(START, START + len(rows)))
+
+
+VIEWED_FIRST = make(
+    visit("u", "view of a", "purchase of a", "view of b", "purchase of b", "view of c"),
+    visit("v", "view of b", "view of c", "purchase of c"),
+)
+
+
+def split_of(events: pd.DataFrame, config: DataConfig):
+    return split_interactions(weigh_targets(events, config), config, 0)
+
+
+def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
+    with pytest.raises(SchemaError, match=r"all 2 pairs .* set data\.repeats to allow, or leave out the events"):
+        check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
+    check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
+
+
+@pytest.mark.parametrize("part", ["test", "validation"])
+def test_a_part_without_a_target_is_refused(part):
+    moments = [START + day * 86_400 for day in range(12)]
+    bought = {0, 1, 2, 10 if part == "validation" else 7}
+    rows = [("u", "purchase" if day in bought else "view", f"item {day}") for day in range(12)]
+    events = pd.DataFrame(rows, columns=["user_id", "event", "item_id"]).assign(datetime=moments)
+    config = replace(PURCHASES, split=SplitConfig("time", at=str(np.datetime64(moments[8], "s"))))
+    message = rf"none of the \d events of the {part} is a target, so that nothing can be measured by it; declare"
+    with pytest.raises(SchemaError, match=message):
+        check_targets(split_of(events, config), "exclude")
+
+
+def test_a_training_without_a_target_is_refused():
+    once = make(visit("u", "view of a", "purchase of b"), visit("v", "view of a", "view of b", "purchase of c"))
+    with pytest.raises(SchemaError, match=r"none of the 3 events to train on is a target: 2 are held out for the test"):
+        check_targets(split_of(once, PURCHASES), "exclude")
+    check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
+
+
+def test_a_file_with_one_listed_item_is_enough():
+    rows = weigh_targets(make(visit("u", "view of a"), visit("v", "view of x", "view of y")), DataConfig())
+    split = Split(rows[:1], rows[:0], rows[1:], "files")
+    declared = SplitConfig("files", test="test.csv")
+    check_files(split, declared, pd.DataFrame({"item_id": ["y"]}))
+    with pytest.raises(SchemaError, match=r"none of the 2 items of data\.split\.test .* 'x' there and 'z' here"):
+        check_files(split, declared, pd.DataFrame({"item_id": ["z"]}))
+    check_files(split, SplitConfig(), pd.DataFrame({"item_id": ["z"]}))  # cut from the interactions

@@ -6,34 +6,18 @@ import numpy as np
 import pytest
 
 from datamodules.clean import TARGET_WEIGHT
-from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue
 from datamodules.sets import FOLDS, SetExamples
-from serve.events import Events, history_arrays
-from tests.tiny_data import BASKETS, EVERYTHING_SHOWN, FEATURES, ORDERED, N, make_data, make_world
-from tests.tiny_data import World as TinyWorld
-
-NO_CONTEXT = replace(FEATURES, context={})
-DEVICE = replace(FEATURES, context={"device": "categorical"})
-
-
-def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> TinyWorld:
-    """Take times out of the shop, and tie events to pairs more than once."""
-    config = replace(ORDERED, features=replace(FEATURES, context={}), repeats=repeats, history_length=length)
-    tables = make_world(BASKETS).tables
-    events = tables.interactions.drop(columns="datetime").drop_duplicates(ignore_index=True)
-    tables = replace(tables, interactions=events)
-    config = replace(config, features=features)
-    schema = fit_schema(tables, events, config)
-    return TinyWorld(tables, schema, build_catalogue(tables.items, events, schema))
-
-
-def pairs_of(data) -> dict[int, set[int]]:
-    events = data.sequences.events
-    owned: dict[int, set[int]] = {}
-    for user, row in zip(events.segments().tolist(), events.item_row.tolist(), strict=True):
-        owned.setdefault(user, set()).add(row)
-    return owned
+from tests.tiny_data import (
+    BASKETS,
+    DEVICE,
+    EVERYTHING_SHOWN,
+    NO_CONTEXT,
+    N,
+    make_data,
+    make_set_world,
+    make_world,
+    pairs_of,
+)
 
 
 def test_a_set_is_told_from_its_columns():
@@ -163,29 +147,3 @@ def test_half_of_the_examples_see_all_other_items_and_the_rest_a_share_of_them()
     assert len(known) > 500
     assert np.mean(known == 1) == pytest.approx(0.5 + 0.5 * 0.1, abs=0.06)  # a large share of few may be all
     assert np.mean(known < 0.5) == pytest.approx(0.5 * 0.5, abs=0.06)
-
-
-def test_batches_come_in_no_order_of_their_lengths():
-    examples = make_data(make_set_world()).examples
-    counts = examples.sequences.events.counts
-    for epoch in range(5):
-        means = [float(counts[plan.users].mean()) for plan in examples.plan(7, epoch)]
-        assert means not in (sorted(means), sorted(means, reverse=True))
-
-
-def test_the_order_of_a_set_reaches_no_tower():
-    schema = make_set_world(length=7).schema
-    rng = np.random.default_rng(0)
-    rows = rng.permutation(N)[:17].astype(np.int64)
-    blank = np.zeros(17, np.int64)
-
-    def read(order):
-        events = Events(rows[order], blank, blank + 1, np.ones(17, np.float32), np.array([0, 17]))
-        arrays, read_rows = history_arrays(events, schema)
-        assert arrays["history_groups"].tolist() == [[1] * 7]
-        return read_rows[0].tolist()
-
-    chosen = read(np.arange(17))
-    assert read(rng.permutation(17)) == chosen
-    assert set(chosen) <= set(rows.tolist())
-    assert set(chosen) != set(sorted(rows.tolist())[-7:])  # not the items with the highest rows

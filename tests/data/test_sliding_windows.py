@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import itertools
 from collections import Counter
 from dataclasses import fields, replace
 
@@ -49,11 +48,6 @@ def test_a_sequence_that_fits_is_one_window(counts, length, seed):
             assert mine == [(offsets[user], offsets[user + 1])] * (count > 0)
         elif length > 1:
             assert len(mine) > 1
-
-
-def test_a_sequence_that_is_longer_is_cut_at_every_place():
-    firsts = {int(cut_windows(np.array([0, 7]), 5, np.random.default_rng(seed))[2][0]) for seed in range(50)}
-    assert firsts == {2, 3, 4, 5}
 
 
 @settings(max_examples=40, deadline=None)
@@ -135,12 +129,6 @@ def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events(
             assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
-def test_windows_of_similar_length_share_a_batch():
-    plans = sorted(make_data(WORLD).examples.plan(3, 0), key=lambda plan: (plan.stops - plan.starts).mean())
-    for shorter, longer in itertools.pairwise(plans):
-        assert (shorter.stops - shorter.starts).max() <= (longer.stops - longer.starts).min() + 2
-
-
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_what_is_withheld_is_withheld_from_that_share(share):
     data = make_data(WORLD, FeatureDropout(share, share, share, share))
@@ -172,21 +160,6 @@ def test_one_part_is_withheld_without_the_others(name):
             "time": torch.equal(batch.recency, shown.recency),
         }
         assert [part for part, is_there in is_shown.items() if not is_there] == [name]
-
-
-def test_every_batch_draws_anew_what_it_withholds():
-    data = make_data(WORLD, FeatureDropout(0.5, 0.5, 0.5, 0.5))
-    plans = data.examples.plan(7, 0)
-    users = {tuple((data.examples[plan].arrays["user_codes"][:3, 0] == 1).tolist()) for plan in plans}
-    hidden = {tuple((data.examples[plan].context_codes[:2, 0, 1] == 1).tolist()) for plan in plans}
-    assert min(len(users), len(hidden)) > 2
-
-
-def test_batches_come_in_no_order_of_their_lengths():
-    examples = make_data(WORLD).examples
-    for epoch in range(5):
-        longest = [int((plan.stops - plan.starts).max()) for plan in examples.plan(7, epoch)]
-        assert longest not in (sorted(longest), sorted(longest, reverse=True))
 
 
 def test_targets_weigh_what_is_declared():

@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from datamodules.sequences import build_catalogue, build_sequences, encode_event_types, sort_interactions
 from serve.encode import encode_features
-from serve.schema import Feature
 from tests.tiny_data import BASKETS, ORDERED, N, U, make_world
 
 
@@ -51,13 +48,6 @@ def test_items_outside_the_catalogue_are_left_out(world):
         assert np.array_equal(values, getattr(again.events, name)), name
 
 
-def test_a_column_called_item_row_is_read_as_it_is(world):
-    events = world.tables.interactions.assign(item_row="left")
-    schema = replace(world.schema, context_features=(Feature("f", "categorical", "item_row", vocabulary=("left",)),))
-    sequences = build_sequences(events, world.tables.users, world.catalogue.item_ids, schema)
-    assert set(sequences.context.codes[:, 0]) == {2}
-
-
 def test_users_of_either_table_have_a_sequence(world):
     tables, schema, ids = world.tables, world.schema, world.catalogue.item_ids
     few = tables.users[tables.users["user_id"] > 104]
@@ -68,13 +58,6 @@ def test_users_of_either_table_have_a_sequence(world):
     missing = encode_features(schema.user_features, {}, 1)
     assert (sequences.user.codes[outside] == missing.codes).all()
     assert (sequences.user.values[outside] == missing.values).all()
-
-
-def test_nobody_has_no_events(world):
-    tables, ids = world.tables, world.catalogue.item_ids
-    none = build_sequences(tables.interactions.head(0), tables.users.head(0), ids, world.schema)
-    assert len(none.events) == len(none.user_ids) == 0
-    assert none.events.offsets.tolist() == [0]
 
 
 def test_rows_are_ordered_by_time_then_position_then_file():

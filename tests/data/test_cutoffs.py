@@ -15,7 +15,7 @@ from datamodules.clean import TARGET_WEIGHT
 from datamodules.cutoffs import positions_at, scale_by_user, share_batches
 from datamodules.requests import Targets
 from serve.events import Events
-from tests.tiny_data import BASKETS, DAY, EVERYTHING_SHOWN, ORDERED, World, batches, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, EVERYTHING_SHOWN, ORDERED, World, make_data, make_world
 
 HORIZON = 2 * DAY
 WORLDS = {
@@ -48,10 +48,10 @@ def test_history_ends_where_targets_begin(case):
     for epoch in range(3):
         for plan in data.examples.plan(7, epoch):
             batch = data.examples[plan]
-            for b, (user, time) in enumerate(zip(plan.cuts.users, plan.cuts.times, strict=True)):
+            for b, (user, time) in enumerate(zip(plan.cutoffs.users, plan.cutoffs.times, strict=True)):
                 mine = table[table["user"] == user]
                 if world.schema.ties == "ordered":
-                    place = plan.cuts.stops[b]
+                    place = plan.cutoffs.stops[b]
                     before, after = mine[mine.index < place], mine[mine.index == place]
                     assert after["time"].item() == time
                 else:
@@ -67,7 +67,7 @@ def test_history_ends_where_targets_begin(case):
                 assert batch.arrays["request_times"][b] == time
                 assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
                 known = [number for number, at in enumerate(data.trends.moments) if at <= time]
-                assert plan.cuts.trend == max(known, default=0)
+                assert plan.cutoffs.trend == max(known, default=0)
             is_owned = [row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)]
             assert (batch.target_owned >= 0).tolist() == is_owned
 
@@ -92,8 +92,8 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
     world = make_world(BASKETS)
     data = make_data(world, horizon=horizon)
     for plan in data.examples.plan(7, 0)[:6]:
-        first = int(plan.cuts.times.min())
-        kept = plan.cuts.times == first
+        first = int(plan.cutoffs.times.min())
+        kept = plan.cutoffs.times == first
         batch = data.examples[plan]
         later = make_data(with_changed_future(world, 0, first), horizon=horizon)
         again = later.examples[plan]
@@ -104,7 +104,7 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
         mine, mine_again = np.isin(users, rows), np.isin(again.owned_users.numpy(), rows)
         assert torch.equal(batch.history_rows[kept], again.history_rows[kept])
         assert torch.equal(batch.owned_rows[mine], again.owned_rows[mine_again])
-        if data.trends.moments[plan.cuts.trend] <= first:
+        if data.trends.moments[plan.cutoffs.trend] <= first:
             assert torch.equal(batch.popularity, again.popularity)
             for name in ("owned_statistics", "owned_preferences"):
                 assert torch.equal(batch.arrays[name][mine], again.arrays[name][mine_again]), name
@@ -116,7 +116,9 @@ def test_a_plan_is_a_function_of_seed_and_epoch(case):
 
     def key(seed: int, epoch: int) -> str:
         plans = examples.plan(seed, epoch)
-        return str([(p.cuts.users.tolist(), p.cuts.stops.tolist(), p.cuts.trend, p.ends.tolist()) for p in plans])
+        return str(
+            [(p.cutoffs.users.tolist(), p.cutoffs.stops.tolist(), p.cutoffs.trend, p.ends.tolist()) for p in plans]
+        )
 
     keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
     assert keys == {place: key(*place) for place in reversed(keys)}
@@ -128,11 +130,11 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     world, horizon = case
     data = make_data(world, horizon=horizon, batch_size=batch_size)
     epochs = [data.examples.plan(3, epoch) for epoch in range(9)]
-    asked = [sorted(user for plan in plans for user in plan.cuts.users.tolist()) for plans in epochs]
+    asked = [sorted(user for plan in plans for user in plan.cutoffs.users.tolist()) for plans in epochs]
     assert len({len(plans) for plans in epochs}) == 1
     assert all(users == asked[0] for users in asked)
     assert len(set(asked[0])) == len(asked[0]) > 5
-    assert all(len(plan.cuts.users) > 0 for plans in epochs for plan in plans)
+    assert all(len(plan.cutoffs.users) > 0 for plans in epochs for plan in plans)
     assert len(epochs[0]) * batch_size >= len(asked[0])
 
 
@@ -143,7 +145,9 @@ def test_every_moment_that_something_follows_is_drawn_about_alike(case):
     moments = data.trends.moments[:-1].tolist()
     drawn = {user: {} for user in table["user"].unique().tolist()}
     for plan in (plan for epoch in range(n_epochs) for plan in data.examples.plan(7, epoch)):
-        for cut in zip(plan.cuts.users.tolist(), plan.cuts.times.tolist(), plan.cuts.stops.tolist(), strict=True):
+        for cut in zip(
+            plan.cutoffs.users.tolist(), plan.cutoffs.times.tolist(), plan.cutoffs.stops.tolist(), strict=True
+        ):
             drawn[cut[0]][cut[1:]] = drawn[cut[0]].get(cut[1:], 0) + 1
     for user, mine in table.groupby("user"):
         times, events = mine["time"], list(zip(mine["time"], mine.index, strict=True))
@@ -216,11 +220,6 @@ def test_one_part_is_withheld_without_the_others(name):
     assert differing == {name}
 
 
-def test_every_batch_draws_anew_what_it_withholds():
-    data = make_data(make_world(BASKETS), replace(EVERYTHING_SHOWN, context=0.5))
-    assert {(batch.arrays["context_codes"][0] == 1).all().item() for batch in batches(data)} == {False, True}
-
-
 def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declared(case):
     world, horizon = case
     rows = world.tables.interactions
@@ -229,9 +228,9 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
     events, weight = data.sequences.events, data.sequences.target_weight
     for plan in data.examples.plan(7, 0):
         batch = data.examples[plan]
-        for b in range(len(plan.cuts.users)):
+        for b in range(len(plan.cutoffs.users)):
             declared: dict[int, list[float]] = {}
-            for place in range(plan.cuts.stops[b], plan.ends[b]):
+            for place in range(plan.cutoffs.stops[b], plan.ends[b]):
                 if weight[place]:
                     declared.setdefault(int(events.item_row[place]), []).append(float(weight[place]))
             weights = {row: sum(each) / len(each) * (1 + math.log(len(each))) for row, each in declared.items()}
@@ -239,7 +238,7 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
             is_mine = batch.target_users == b
             found = dict(zip(batch.target_rows[is_mine].tolist(), batch.target_weights[is_mine].tolist(), strict=True))
             assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
-            known = events.item_row[plan.cuts.starts[b] : plan.cuts.stops[b]].tolist()
+            known = events.item_row[plan.cutoffs.starts[b] : plan.cutoffs.stops[b]].tolist()
             assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))
 
 
@@ -249,5 +248,5 @@ def test_without_the_time_recency_counts_from_the_last_event():
         batch = data.examples[plan]
         lengths, times = batch.arrays["history_lengths"], batch.arrays["history_times"]
         for b, length in enumerate(lengths.tolist()):
-            last = times[b, length - 1] if length else plan.cuts.times[b]
+            last = times[b, length - 1] if length else plan.cutoffs.times[b]
             assert batch.arrays["request_times"][b] == last

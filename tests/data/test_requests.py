@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from datamodules.cutoffs import Cutoffs
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
-from serve.events import Owned, history_arrays, summarise_owned
-from tests.tiny_data import BASKETS, FIRST, ORDERED, N, draw_events, make_data, make_world
+from serve.events import Owned, summarise_owned
+from tests.tiny_data import BASKETS, FIRST, draw_events, make_data, make_world
 
 WORLD = make_world(BASKETS)
 counts_of_users = st.lists(st.integers(0, 9), min_size=1, max_size=5)
@@ -106,32 +106,3 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     rates = data.trends.repeat_rate[3]
     owned = summarise_owned(past, cuts.times, schema.decay_days, len(schema.event_types), rates)
     assert np.array_equal(batch.arrays["owned_statistics"], owned.statistics)
-
-
-def test_memory_is_read_only_where_repeats_are_allowed():
-    for config, has_memory in ((BASKETS, True), (ORDERED, False)):
-        data = make_data(make_world(config))
-        (batch,) = data.final_requests()
-        assert ("owned_statistics" in batch.arrays) == has_memory
-        assert len(batch.owned_rows) > 0
-
-
-def test_groups_are_baskets_or_single_events():
-    events = draw_events([7, 0, 4, 9], WORLD.schema, np.random.default_rng(3))
-    for config in (ORDERED, BASKETS):
-        schema = make_world(config).schema
-        arrays, _ = history_arrays(events, schema)
-        for segment, count in enumerate([7, 0, 4, 9]):
-            times = events.time[events.offsets[segment] : events.offsets[segment + 1]][-schema.history_length :]
-            one_each = list(range(1, len(times) + 1))
-            baskets = [sorted(set(times.tolist())).index(time) + 1 for time in times.tolist()]
-            expected = one_each if config is ORDERED else baskets
-            assert arrays["history_groups"][segment, : len(times)].tolist() == expected
-            assert arrays["history_lengths"][segment] == min(count, schema.history_length)
-
-
-def test_no_row_of_the_catalogue_is_negative():
-    (batch,) = make_data(WORLD).final_requests()
-    for rows in (batch.history_rows, batch.owned_rows):
-        assert rows.min() >= 0
-        assert rows.max() < N

@@ -11,7 +11,6 @@ from datamodules.clean import TARGET_WEIGHT
 from datamodules.datamodule import InteractionsDataModule
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
-from serve.errors import SchemaError
 from tests.tiny_data import BASKETS, DAY, FEATURES, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 
 
@@ -203,10 +202,3 @@ def test_every_protocol_gives_batches_with_targets(ties, repeats, horizon):
     data = make_data(world, horizon=horizon)
     n_targets = [int(b.is_target.sum() if hasattr(b, "is_target") else len(b.target_rows)) for b in batches(data, 0)]
     assert min(n_targets) > 0
-
-
-def test_baskets_without_time_are_refused():
-    world = make_world(BASKETS)
-    rows = world.tables.interactions.drop(columns="datetime")
-    with pytest.raises(SchemaError, match=r"simultaneous.*no datetime"):
-        fit_schema(world.tables, rows, BASKETS)

@@ -1,0 +1,253 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from datamodules.clean import (
+    TARGET_WEIGHT,
+    CleaningReport,
+    check_joins,
+    clean,
+    measure_unlisted,
+    only_evidence,
+    only_targets,
+    order_tables,
+    weigh_targets,
+)
+from datamodules.config import DataConfig, FeaturesConfig, TargetsConfig
+from datamodules.profiles import make_profiles
+from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue, build_sequences
+from datamodules.tables import Tables, tables_from_frames
+from serve.errors import SchemaError
+from serve.schema import FIRST_CODE, UNKNOWN
+
+COLUMNS = ["user_id", "item_id", "datetime", "event", "weight", "device"]
+
+
+def make_tables(rows, users=(1, 2), items=("a", "b", "c")):
+    return Tables(
+        pd.DataFrame(rows, columns=COLUMNS),
+        pd.DataFrame({"user_id": list(users), "age": [None] * len(users)}),
+        pd.DataFrame({"item_id": list(items)}),
+    )
+
+
+def test_equal_rows_go_and_rows_that_differ_anywhere_stay():
+    first = (1, "a", 10, "buy", 1.0, "tv")
+    others = [
+        (2, *first[1:]),
+        (1, "b", *first[2:]),
+        (1, "a", 11, *first[3:]),
+        (1, "a", 10, "view", 1.0, "tv"),
+    ]
+    others += [(1, "a", 10, "buy", 2.0, "tv"), (1, "a", 10, "buy", 1.0, None)]
+    cleaned, report = clean(make_tables([first, *others, first, others[-1], first]))
+    expected = make_tables([first, *others]).interactions
+    pd.testing.assert_frame_equal(cleaned.interactions, expected)
+    assert report == CleaningReport(3, 0, 0, 0, 0)
+
+
+def test_negative_weights_go_and_zero_stays():
+    rows = [(1, "a", 10 + at, "buy", weight, "tv") for at, weight in enumerate([1, -0.5, 0, -2, 0, 0.5, 3])]
+    cleaned, report = clean(make_tables([*rows, rows[1], rows[2]]))
+    assert cleaned.interactions["weight"].tolist() == [1, 0, 0, 0.5, 3]
+    assert report == CleaningReport(2, 2, 2, 0, 0)
+
+
+def test_equal_users_and_items_are_one():
+    tables = make_tables([(1, "a", 1, "buy", 1.0, "tv")], users=(5, 3, 5, 5), items=("a", "a", "b"))
+    cleaned, report = clean(tables)
+    assert cleaned.users["user_id"].tolist() == [5, 3]
+    assert cleaned.items["item_id"].tolist() == ["a", "b"]
+    assert (report.duplicate_users, report.duplicate_items) == (2, 1)
+
+
+def test_events_without_weight_are_kept():
+    events = pd.DataFrame({"user_id": [1, 1, 1], "item_id": [3, 3, 4]})
+    cleaned, report = clean(Tables(events, events[["user_id"]].head(1), events[["item_id"]].tail(1)))
+    assert cleaned.interactions.to_numpy().tolist() == [[1, 3], [1, 4]]
+    assert report == CleaningReport(1, 0, 0, 0, 0)
+
+
+ROW = st.tuples(
+    st.integers(1, 2),
+    st.sampled_from("abc"),
+    st.integers(1, 3),
+    st.sampled_from(["buy", None]),
+    st.sampled_from([-1.0, 0.0, 1.5]),
+    st.just("tv"),
+)
+
+
+@given(st.lists(ROW, min_size=1, max_size=17))
+@settings(max_examples=20, deadline=None)
+def test_cleaning_is_idempotent_and_does_not_see_a_table_given_twice(rows):
+    once, _ = clean(make_tables(rows))
+    again, report = clean(once)
+    doubled, _ = clean(make_tables(rows + rows))
+    pd.testing.assert_frame_equal(again.interactions, once.interactions)
+    pd.testing.assert_frame_equal(doubled.interactions, once.interactions)
+    assert (report.duplicate_events, report.negative_weights) == (0, 0)
+    kept = list(dict.fromkeys(row for row in rows if row[4] >= 0))
+    assert list(once.interactions["weight"]) == [row[4] for row in kept]
+
+
+USERS = pd.DataFrame({"user_id": [3, 1, 2], "age": [30.0, 10.0, 20.0]})
+ITEMS = pd.DataFrame({"item_id": ["b", "a"], "vector": [(2.0, 1.0), None]})
+
+
+def make_events(n: int = 60) -> pd.DataFrame:
+    rng = np.random.default_rng(0)
+    cells = np.array(["x", 3, None, True, 2.5], dtype=object)
+    return pd.DataFrame(
+        {
+            "user_id": rng.integers(0, 3, n),
+            "item_id": rng.choice(["a", "b", "c"], n),
+            "datetime": rng.integers(0, 4, n),
+            "position": np.arange(n) % 5,
+            "device": rng.choice(cells, n),
+        }
+    ).drop_duplicates(ignore_index=True)
+
+
+@pytest.mark.parametrize(
+    ("columns", "ties"),
+    [
+        (["user_id", "item_id", "datetime", "device"], "simultaneous"),
+        (["user_id", "item_id", "device"], "ordered"),
+        (["user_id", "item_id"], "ordered"),
+    ],
+)
+def test_baskets_and_sets_are_in_one_order_however_the_file_was(columns, ties):
+    events = make_events()[columns].drop_duplicates(ignore_index=True)
+    expected = None
+    for seed in range(5):
+        shuffled = events.sample(frac=1, random_state=seed, ignore_index=True)
+        ordered = order_tables(Tables(shuffled, USERS, ITEMS), ties).interactions
+        assert sorted(map(repr, ordered.to_numpy())) == sorted(map(repr, events.to_numpy()))
+        expected = ordered if expected is None else expected
+        pd.testing.assert_frame_equal(ordered, expected)
+
+
+def test_ordered_ties_keep_the_order_of_the_table():
+    events = make_events()
+    ordered = order_tables(Tables(events, USERS, ITEMS), "ordered").interactions
+    rows = sorted(events.index, key=lambda row: (*events.loc[row, ["user_id", "datetime", "position"]], row))
+    pd.testing.assert_frame_equal(ordered, events.loc[rows].reset_index(drop=True))
+
+
+def test_users_and_items_are_ordered_by_id():
+    tables = order_tables(Tables(make_events(), USERS, ITEMS), "ordered")
+    assert tables.users["age"].tolist() == [10.0, 20.0, 30.0]
+    assert tables.items["vector"].tolist() == [None, (2.0, 1.0)]
+
+
+VISITS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": ["B1", "B2", "B2", "B3"]})
+VISITORS = pd.DataFrame({"user_id": [2, 1, 4]})
+BOOKS = pd.DataFrame({"item_id": ["B3", "B9"], "asin": ["P1", "P2"]})
+GIVEN = ("interactions", "users", "items")
+
+
+def make(users=VISITORS, items=BOOKS) -> Tables:
+    return tables_from_frames(DataConfig(), VISITS, users, items)[0]
+
+
+def test_the_share_is_of_distinct_ids_that_have_events():
+    assert measure_unlisted(make(), GIVEN) == {"users": 1 / 3, "items": 2 / 3}
+    assert measure_unlisted(make(), ("interactions", "items")) == {"items": 2 / 3}
+
+
+def test_tables_that_share_an_id_are_taken():
+    check_joins(make(), GIVEN)
+
+
+@pytest.mark.parametrize(
+    ("tables", "message"),
+    [
+        (
+            {"users": pd.DataFrame({"user_id": ["0002", "0001"]})},
+            r"none of the 3 users .* users table: user_id is '1' in the interactions and '0002' in the users; .* "
+            r"name the right column as user_id in data\.users\.columns",
+        ),
+        (
+            {"items": BOOKS[["asin"]].set_axis(["item_id"], axis=1)},
+            r"none of the 3 items .* items table: item_id is 'B1' in the interactions and 'P1' in the items; .* "
+            r"name the right column as item_id in data\.items\.columns",
+        ),
+        ({"users": pd.DataFrame({"user_id": [7]})}, r"user_id is 1 in the interactions and 7 in the users"),
+    ],
+)
+def test_a_table_that_shares_no_id_is_refused(tables, message):
+    with pytest.raises(SchemaError, match=message):
+        check_joins(make(**tables), GIVEN)
+
+
+def test_integers_above_2_to_53_are_read_where_another_row_is_absent():
+    """As floats they would all be values that no vocabulary has."""
+    brand = 1487580005134238553
+    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [10, 12, 11, 10]})
+    users = pd.DataFrame({"user_id": [1], "region": [brand]})
+    items = pd.DataFrame({"item_id": [10, 11], "brand": [brand, brand + 2]})
+    features = FeaturesConfig(user={"region": "categorical"}, item={"brand": "categorical"})
+    config = DataConfig(features=features)
+    tables = tables_from_frames(config, events, users, items)[0]
+    schema = fit_schema(tables, tables.interactions, config)
+    catalogue = build_catalogue(tables.items, tables.interactions, schema)
+    sequences = build_sequences(tables.interactions, tables.users, catalogue.item_ids, schema)
+    profiles = make_profiles(tables.interactions, tables.users, schema)
+    assert catalogue.features.codes[:, 0].tolist() == [FIRST_CODE, FIRST_CODE + 1, UNKNOWN]
+    assert sequences.user.codes[:, 0].tolist() == [FIRST_CODE, UNKNOWN]
+    assert profiles.features["region"].tolist() == [str(brand), None]
+    assert catalogue.to_arrow().column("brand").to_pylist() == [brand, brand + 2, None]
+
+
+EVENTS = pd.DataFrame(
+    {
+        "user_id": [1, 1, 1, 2, 2],
+        "item_id": [5, 6, 7, 5, 8],
+        "event": ["view", "buy", None, "cart", "buy"],
+        "weight": [1.0, 5.0, 4.0, 2.0, 3.0],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (DataConfig(targets=TargetsConfig(events=["buy"])), [0, 1, 0, 0, 1]),
+        (DataConfig(targets=TargetsConfig(min_weight=3)), [0, 1, 1, 0, 1]),
+        (DataConfig(targets=TargetsConfig(["buy", "cart"], 3)), [0, 1, 0, 0, 1]),
+        (DataConfig(events={"view": 1, "buy": 3}), [0.5555556, 1.6666667, 0.5555556, 0.5555556, 1.6666667]),
+        (DataConfig(events={"buy": 6, "cart": 3}, targets=TargetsConfig(["buy", "cart"])), [0, 1.2, 0, 0.6, 1.2]),
+    ],
+)
+def test_weights_are_those_declared_and_of_mean_one(config, expected):
+    weighed = weigh_targets(EVENTS, config)
+    assert weighed[TARGET_WEIGHT].tolist() == pytest.approx(expected)
+    assert only_targets(weighed).index.tolist() == [row for row, weight in enumerate(expected) if weight]
+    assert len(only_targets(weighed)) + len(only_evidence(weighed)) == len(EVENTS)
+    assert only_targets(weighed)[TARGET_WEIGHT].mean() == pytest.approx(1)
+
+
+def test_without_a_declaration_every_event_is_a_target():
+    assert weigh_targets(EVENTS, DataConfig()) is EVENTS
+    assert len(only_targets(EVENTS)) == len(EVENTS)
+    assert only_evidence(EVENTS).empty
+
+
+@pytest.mark.parametrize(
+    ("config", "columns", "message"),
+    [
+        (DataConfig(targets=TargetsConfig(["by"])), ["event"], "event 'by' is declared.*did you mean 'buy'"),
+        (DataConfig(events={"buy": 2.0}), ["weight"], "event 'buy' is declared, but the interactions have no event"),
+        (DataConfig(targets=TargetsConfig(min_weight=4)), ["event"], "min_weight is 4, but the interactions have no"),
+        (DataConfig(targets=TargetsConfig(min_weight=9)), ["weight"], r"no event is a target"),
+    ],
+)
+def test_a_declaration_that_fits_no_event_is_refused(config, columns, message):
+    with pytest.raises(SchemaError, match=message):
+        weigh_targets(EVENTS[["user_id", "item_id", *columns]], config)

@@ -1,0 +1,317 @@
+"""Typed tables: ids, times, numbers and vectors, missing marks, forgotten users, rejects and refusals."""
+
+from __future__ import annotations
+
+from decimal import Decimal
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from datamodules.clean import clean
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.schema_fitting import fit_schema
+from datamodules.sequences import build_catalogue
+from datamodules.tables import check_reject_rates, read_tables, tables_from_frames, write_rejects
+from serve.erasure import add_to_erasure_list
+from serve.errors import SchemaError
+from serve.state import read_erasure_list
+
+EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
+
+
+def read(folder, text, **options):
+    (folder / "events.csv").write_text(text)
+    return read_tables(DataConfig(TableConfig(str(folder / "events.csv")), **{"max_reject_rate": 1.0, **options}))
+
+
+def read_items(column: pd.Series, kind, **options):
+    """Type one column of the items."""
+    items = pd.DataFrame({"item_id": EVENTS["item_id"].to_numpy()[: len(column)], "x": column})
+    config = DataConfig(features=FeaturesConfig(item={"x": kind}), max_reject_rate=1, **options)
+    return tables_from_frames(config, EVENTS, items=items)
+
+
+def test_frames_and_files_become_the_same_canonical_tables(tmp_path):
+    interactions = pd.DataFrame(
+        {
+            "customer": [7, 7, 3],
+            "sku": ["007", "b", "007"],
+            "ts": pd.to_datetime(["2017-12-01", "2017-12-02", "2017-12-03"], utc=True),
+            "action": ["view", None, "buy"],
+            "device": pd.Categorical(["tv", "phone", None]),
+            "secret": [1, 2, 3],
+        }
+    )
+    users = pd.DataFrame({"user_id": [3, 7, 5], "age": [31.0, np.nan, 20.0], "town": ["x", "y", None]})
+    items = pd.DataFrame({"item_id": ["007", "b", "c", "d"], "price": [1, 2, 3, None]})
+    items["genres"] = [["a", "b"], [], ["c"], None]
+    config = DataConfig(
+        TableConfig(columns={"user_id": "customer", "item_id": "sku", "datetime": "ts", "event": "action"}),
+        features=FeaturesConfig(
+            user={"age": "numeric"},
+            item={"price": "numeric", "genres": "multi_categorical"},
+            context={"hour": "hour_of_day", "device": "categorical"},
+        ),
+        audit_only=["town"],
+    )
+    tables, rejects = tables_from_frames(config, interactions, users, items)
+    assert list(tables.interactions) == ["user_id", "item_id", "datetime", "event", "device"]
+    assert tables.interactions["datetime"].tolist() == [1512086400, 1512172800, 1512259200]
+    assert tables.items["genres"].tolist() == [("a", "b"), (), ("c",), None]
+    assert rejects.dropped == {"interactions": ("secret",), "users": (), "items": ()}
+    assert (rejects.records, len(rejects.frame)) == ({"interactions": 3, "users": 3, "items": 4}, 0)
+    paths = {}
+    for name, frame in {"interactions": interactions, "users": users, "items": items}.items():
+        frame.to_parquet(tmp_path / f"{name}.parquet")
+        columns = config.interactions.columns if name == "interactions" else {}
+        paths[name] = TableConfig(str(tmp_path / f"{name}.parquet"), columns)
+    got, _ = read_tables(DataConfig(features=config.features, audit_only=config.audit_only, **paths))
+    for name in paths:
+        pd.testing.assert_frame_equal(getattr(got, name), getattr(tables, name))
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["1", "-2", "0"], [1, -2, 0]),
+        (["007", "1", "2"], ["007", "1", "2"]),
+        (["9223372036854775807", "1", "2"], [9223372036854775807, 1, 2]),
+        (["9223372036854775808", "1", "2"], ["9223372036854775808", "1", "2"]),
+        (["1.0", "2", "3"], ["1.0", "2", "3"]),
+        (["a", " b ", "ü"], ["a", " b ", "ü"]),
+        (["NULL", "nan", "NA"], ["NULL", "nan", "NA"]),
+    ],
+)
+def test_ids_of_a_text_file_are_integers_only_if_all_are_written_so(tmp_path, cells, expected):
+    tables, _ = read(tmp_path, "user_id,item_id\n" + "".join(f"{cell},7\n" for cell in cells))
+    assert tables.interactions["user_id"].tolist() == expected
+    assert tables.interactions["item_id"].tolist() == [7, 7, 7]
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pd.Series(["1", "2"]), ["1", "2"]),
+        (pd.Series([2**53 + 1, None], dtype="Int64"), [2**53 + 1]),
+        (pd.Series([2**53 - 1.0, 5.0]), [2**53 - 1, 5]),
+        (pd.Series([2**63, 7], dtype="uint64"), [str(2**63), "7"]),
+        (pd.Series([Decimal("3.00"), Decimal(2**62)]), [3, 2**62]),
+        (pd.Series([7, "x"], dtype=object), ["7", "x"]),
+        (pd.Series(pd.Categorical([2**53 + 1, 5])), [2**53 + 1, 5]),
+        (pd.Series(["a", "  "]), ["a"]),
+    ],
+)
+def test_ids_keep_their_type_and_value(tmp_path, ids, expected):
+    events = pd.DataFrame({"user_id": ids, "item_id": [1, 2]})
+    config = DataConfig(max_reject_rate=1)
+    assert tables_from_frames(config, events)[0].interactions["user_id"].tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "ids", [[1.5, 2.0], [2.0**53, 1.0], [True, False], [pd.Timestamp(0)] * 2, [Decimal("4.5")] * 2]
+)
+def test_ids_of_another_kind_are_refused(ids):
+    with pytest.raises(SchemaError, match=r"allowed for an id|does not hold ids"):
+        tables_from_frames(DataConfig(), pd.DataFrame({"user_id": [1, 2], "item_id": ids}))
+
+
+def test_one_table_with_texts_makes_all_ids_of_its_side_texts(tmp_path):
+    (tmp_path / "items.csv").write_text("item_id\n7\n08\n")
+    tables, _ = read(tmp_path, "user_id,item_id\n1,7\n2,9\n", items=TableConfig(str(tmp_path / "items.csv")))
+    assert (tables.interactions["item_id"].tolist(), tables.items["item_id"].tolist()) == (["7", "9"], ["7", "08"])
+    assert tables.interactions["user_id"].tolist() == [1, 2]
+
+
+def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_out(tmp_path):
+    rows = "".join(f"{number},{number}\n" for number in range(200))
+    tables, rejects = read(tmp_path, "user_id,item_id\n" + rows + "total,200\n")
+    assert tables.interactions["user_id"].tolist()[-1] == "total"
+    (hint,) = rejects.hints
+    assert "interactions.user_id" in hint
+    assert "line 202" in hint
+    assert "total" not in hint  # it may be a person
+    assert read(tmp_path, "user_id,item_id\n" + rows + "a,b\n" * 9 + "c,d\ne,f\ng,h\n")[1].hints == ()
+    path = tmp_path / "u.data"
+    path.write_text("user,item_id\n" + rows)
+    config = DataConfig(TableConfig(str(path), {"user_id": "user"}, names=["user", "item_id"]))
+    assert "line 1 looks like a header" in read_tables(config)[1].hints[0]
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "expected"),
+    [
+        ([1, 2, None, 4], "numeric", [1.0, 2.0, None, 4.0]),
+        (["1.5", "", " ", "1e3"], "numeric", [1.5, None, None, 1000.0]),
+        ([Decimal("1.5"), Decimal(2), None, 3], "numeric", [1.5, 2.0, None, 3.0]),
+        (pd.Categorical.from_codes([1, -1, 0, 0], [2**53 + 1, 5]), "categorical", [5, None, 2**53 + 1, 2**53 + 1]),
+        ([["a", "b"], "c|d", None, []], "multi_categorical", [("a", "b"), "c|d", None, ()]),
+        (np.float32([0.1, 0.2, 0.1, 0.5]), "categorical", [0.1, 0.2, 0.1, 0.5]),
+        (pd.to_datetime(["2024-05-01"] * 4), "categorical", ["2024-05-01 00:00:00"] * 4),
+    ],
+)
+def test_values_of_features_are_read_alike_from_every_type(values, kind, expected):
+    tables, rejects = read_items(pd.Series(values), kind)
+    assert rejects.frame.empty
+    cells = tables.items["x"]
+    assert cells.astype(object).where(cells.notna(), None).tolist() == expected
+
+
+def test_bad_cells_of_features_reject_their_row_with_a_reason():
+    limited = FeatureConfig("numeric", min=0, max=10)
+    tables, rejects = read_items(pd.Series([-1, 0, 10, 11]), limited)
+    assert tables.items["x"].tolist() == [0, 10]
+    assert rejects.frame["reason"].tolist() == ["below the minimum 0", "above the maximum 10"]
+    _, rejects = read_items(pd.Series(["x", {"a": 1}, "y", b"z"], dtype=object), "text")
+    assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[2, "not a value"], [4, "not a value"]]
+    with pytest.raises(SchemaError, match=r"holds lists such as \('a',\).*multi_categorical"):
+        read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
+
+
+@pytest.mark.parametrize("odd", [None, "", "x", [1]], ids=["none", "blank", "text", "list"])
+def test_a_large_order_stays_exact_beside_what_is_rejected(odd):
+    position = pd.Series([2**62 + 1, odd, 2**62], dtype=object)
+    frame = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "position": position})
+    tables, rejects = tables_from_frames(DataConfig(max_reject_rate=1), frame)
+    assert tables.interactions["position"].tolist() == [2**62 + 1, 2**62]
+    assert rejects.frame["line"].tolist() == [2]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("user_id,item_id,weight\n1,2,3\n1,3,red\n1,4,blue\n", "'weight' does not hold numbers .*line 3.*'red'"),
+        ("user_id,item_id,datetime\n1,2,noon\n", "'datetime' does not hold times .*'noon'"),
+        ("user_id,item_id,datetime\n1,2,20171201\n", "the unit of time '20171201' is ambiguous"),
+    ],
+)
+def test_a_column_of_another_kind_is_refused(tmp_path, text, message):
+    with pytest.raises(SchemaError, match=message):
+        read(tmp_path, text)
+
+
+def test_declared_columns_and_tables_must_be_there(tmp_path):
+    text = "user_id,item_id,devise\n1,2,tv\n"
+    for options, message in [
+        ({"features": FeaturesConfig(user={"age": "numeric"})}, "'age' is declared.*set data.users"),
+        ({"features": FeaturesConfig(context={"device": "categorical"})}, "'device' is absent.*did you mean 'devise'"),
+        ({"features": FeaturesConfig(context={"hour": "hour_of_day"})}, "'datetime' is absent"),
+        ({"split": SplitConfig("time", "2017-12-01")}, "'datetime' is absent, needed by data.split.kind"),
+    ]:
+        with pytest.raises(SchemaError, match=message):
+            read(tmp_path, text, **options)
+
+
+def test_rows_of_one_id_that_differ_are_refused_and_equal_ones_are_one():
+    items = pd.DataFrame({"item_id": [3, 4, 3, 5], "brand": ["a", "b", "a", "c"], "price": [1, 2, 1, 3]})
+    config = DataConfig(features=FeaturesConfig(item={"brand": "categorical", "price": "numeric"}))
+    tables, _ = tables_from_frames(config, EVENTS, items=items)
+    assert clean(tables)[0].items["item_id"].tolist() == [3, 4, 5]
+    with pytest.raises(SchemaError, match=r"items: item_id 3 has rows that differ in 'price' \(1 such ids\)"):
+        tables_from_frames(config, EVENTS, items=items.assign(price=[1, 2, 9, 3]))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_a_declared_mark_is_an_empty_cell_in_files_of_every_kind(tmp_path, suffix):
+    frame = pd.DataFrame({"item_id": [3, 4, 5, 6], "price": ["1", "NA", " ? ", "4"], "kind": ["NA", "a", "NAN", "?"]})
+    path = tmp_path / f"items.{suffix}"
+    writers = {"csv": frame.to_csv, "parquet": frame.to_parquet}
+    frame.to_json(path, orient="records", lines=True) if suffix == "jsonl" else writers[suffix](path, index=False)
+    features = FeaturesConfig(item={"price": "numeric", "kind": "categorical"})
+    items = TableConfig(str(path), missing=["NA", "?"])
+    tables, rejects = read(tmp_path, "user_id,item_id\n1,3\nNA,4\n", items=items, features=features)
+    assert rejects.frame.empty
+    assert tables.items["price"].isna().tolist() == [False, True, True, False]
+    assert tables.items["kind"].isna().tolist() == [True, False, False, True]
+    assert tables.interactions["user_id"].tolist() == ["1", "NA"]  # marks are those of their own table
+
+
+VECTORS = [[0.5, -1.0, 2.0], None, [3.0, 4.0, 5.0], [0.0, 0.0, 1.0]]
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_files_of_every_kind_hold_vectors_that_are_served_as_they_were_read(tmp_path, suffix):
+    frame = pd.DataFrame({"item_id": [3, 4, 5, 6], "image": VECTORS})
+    path = tmp_path / f"items.{suffix}"
+    if suffix == "csv":
+        frame.assign(image=["[0.5, -1, 2]", "", "3 4 5", "(0,0,1)"]).to_csv(path, index=False)
+    else:
+        frame.to_parquet(path) if suffix == "parquet" else frame.to_json(path, orient="records", lines=True)
+    config = DataConfig(items=TableConfig(str(path)), features=FeaturesConfig(item={"image": "vector"}))
+    tables, rejects = read(tmp_path, EVENTS.to_csv(index=False), items=config.items, features=config.features)
+    assert rejects.frame.empty
+    schema = fit_schema(tables, tables.interactions, config)
+    assert build_catalogue(tables.items, tables.interactions, schema).to_arrow()["image"].to_pylist() == VECTORS
+
+
+def test_vectors_at_fault_are_rejected_and_other_widths_refused():
+    tables, rejects = read_items(pd.Series([[1.0, 2.0], ["x", 1], [np.inf, 1.0], [3, 4]], dtype=object), "vector")
+    assert tables.items["item_id"].tolist() == [3, 6]
+    assert rejects.frame["reason"].tolist() == ["no list of numbers", "an entry is not finite"]
+    with pytest.raises(SchemaError, match="vectors of 2 and of 3 numbers"):
+        read_items(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), "vector")
+
+
+def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
+    add_to_erasure_list(tmp_path, ["gone", "7"])
+    tombstones = read_erasure_list(tmp_path)
+    lines = ["user_id,item_id,weight", "u1,a,3", "gone,a,3", "gone,b,x", "u2,b,many", "gone,c", "u3,gone,2", "7,a,1"]
+    (tmp_path / "e.csv").write_text("\n".join(lines))
+    (tmp_path / "u.csv").write_text("user_id,town\nu1,x\ngone,secret town\nu2,y\n")
+    config = DataConfig(
+        TableConfig(str(tmp_path / "e.csv")),
+        TableConfig(str(tmp_path / "u.csv")),
+        features=FeaturesConfig(user={"town": "categorical"}),
+        max_reject_rate=1.0,
+    )
+    tables, rejects = read_tables(config, tombstones)
+    assert list(tables.interactions.itertuples(index=False, name=None)) == [("u1", "a", 3.0), ("u3", "gone", 2.0)]
+    assert tables.users["user_id"].tolist() == ["u1", "u2"]
+    assert rejects.frame["line"].tolist() == [5, 6]
+    assert "gone" not in rejects.frame.to_csv()  # whose a torn line is, nobody knows
+    assert (rejects.forgotten, rejects.records) == ({"interactions": 3, "users": 1}, {"interactions": 4, "users": 2})
+
+
+@pytest.mark.parametrize("ids", [[7, 8], [7.0, 8.0], ["7", "8"], pd.array([7, 8], dtype="Int64")])
+def test_an_id_of_any_type_is_found_among_the_forgotten(tmp_path, ids):
+    add_to_erasure_list(tmp_path, [7])
+    frame = pd.DataFrame({"user_id": ids, "item_id": [1, 2]})
+    tables, _ = tables_from_frames(DataConfig(), frame, tombstones=read_erasure_list(tmp_path))
+    assert tables.interactions["item_id"].tolist() == [2]
+    assert len(frame) == 2
+
+
+def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    _, rejects = read(tmp_path, "user_id,item_id,weight\n1,2,x\n1,2\n,2,4\n5,5,5\n6,6,6\n")
+    target = tmp_path / "rejects.parquet"
+    write_rejects(rejects, target)
+    written = pq.read_table(target)
+    assert written.column_names == ["file", "line", "column", "value", "reason"]
+    assert (written["line"].to_pylist(), written["value"].to_pylist()) == ([2, 3, 4], ["x", "1,2", None])
+    before = target.read_bytes()
+
+    def fail(table, path, **options):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", fail)
+    with pytest.raises(OSError, match="No space"):
+        write_rejects(rejects, target)
+    assert target.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {"events.csv", "rejects.parquet"}
+
+
+def test_too_many_bad_records_are_refused_once_they_are_known(tmp_path):
+    _, rejects = read(tmp_path, "user_id,item_id,weight\n1,2,x\n1,2\n5,5,5\n6,6,6\n7,7,7\n")
+    check_reject_rates(rejects, 0.4)
+    with pytest.raises(SchemaError, match=r"2 of 5 records are bad.*line 2, column 'weight', value 'x': not a number"):
+        check_reject_rates(rejects, 0.39)
+
+
+def test_a_table_of_bad_records_alone_can_be_read_and_written(tmp_path):
+    tables, rejects = read(tmp_path, "user_id,item_id\n1\n,3\n")
+    assert len(clean(tables)[0].interactions) == 0
+    write_rejects(rejects, tmp_path / "rejects.parquet")
+    assert pq.read_table(tmp_path / "rejects.parquet").schema.field("line").type == pa.int64()
