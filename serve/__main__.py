@@ -24,34 +24,28 @@ if TYPE_CHECKING:  # what a command needs is imported when it runs, so that help
 
 _PROGRAM = "python -m serve"
 _REGISTRY = Path("runs") / "registry"
-TOKEN = "BASCULE_RELOAD_TOKEN"  # noqa: S105 - the name of a variable
-_MIN_TOKEN = 16  # characters
+_TOKEN, _MIN_TOKEN = "BASCULE_RELOAD_TOKEN", 16  # characters
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
-_MAX_SHOWN = 40  # characters of a cell on the console
-_MAX_NAMED = 5  # unknown values in a note
-_Commands = Any  # what `add_subparsers` returns has no public name
+_MAX_SHOWN, _MAX_NAMED = 40, 5  # characters of a cell, and unknown values in a note
 _RECOMMEND = """
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
   {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
 
 examples:
-  python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet
   python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv
-  python -m serve recommend --bundle runs/grocery/bundle --all-users --out x.csv \\
+  python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
     --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
 _EXPORT = """
-The product of a user vector and an item vector is the item's score, but for what lies in no vector and only
-recommend knows: the rest of the score of an item that the user owns, where repeats are allowed, and what the
-items of a history add to others, where item_neighbours.npy is not empty.
+The product of a user vector and an item vector is the item's score, but for what only recommend knows: the rest of
+the score of an item that the user owns, and what the items of a history add to their neighbours.
 
 examples:
   python -m serve export --bundle runs/grocery/bundle --side item --out vectors
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
 _HTTP = """
-SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. Events, changes of items and the log of
-what was shown lie in the folder of the state. POST /v1/reload takes up another version; there is such a route only
-if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file.
+SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. POST /v1/reload takes up another version;
+there is such a route only if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file.
 
 Answers go to whoever can reach the address: leave it at 127.0.0.1, or put a proxy before it that knows who asks.
 
@@ -59,9 +53,8 @@ examples:
   python -m serve http --bundle runs/demo/bundle
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
 _FORGET = """
-A tombstone stays, DIR/forgotten.json: what still arrives of them is not kept, and the next training into the
-folder leaves out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach. A server
-and a training may be at work meanwhile. A user who is not found gets a tombstone too.
+DIR/forgotten.json keeps a keyed hash of each: later events are not kept, and the next training into the folder leaves
+out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach.
 
 example:
   python -m serve forget --run runs/grocery --user 1042 --exports vectors > receipt.json"""
@@ -81,20 +74,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for add in (_add_recommend, _add_similar, _add_export, _add_verify, _add_http, _add_forget, _add_versions):
-        add(commands)
-    return parser
 
+    def add(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = "") -> argparse.ArgumentParser:
+        raw = argparse.RawDescriptionHelpFormatter
+        command = commands.add_parser(
+            name, help=text, description=f"{text}\n{more}", formatter_class=raw, allow_abbrev=False
+        )
+        command.set_defaults(run=run)
+        return command
 
-def _add(
-    commands: _Commands, name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = ""
-) -> argparse.ArgumentParser:
-    """Add a command: its line in the help of all, and its own help."""
-    raw = argparse.RawDescriptionHelpFormatter
-    parser: argparse.ArgumentParser = commands.add_parser(
-        name, help=text, description=f"{text}\n{more}", formatter_class=raw, allow_abbrev=False
-    )
-    parser.set_defaults(run=run)
+    _describe_recommend(add("recommend", _recommend, "write the best items of many requests to a file", _RECOMMEND))
+    _describe_similar(add("similar", _similar, "show the items nearest to an item"))
+    _describe_export(add("export", _export, "write vectors of users or items to a folder of Parquet files", _EXPORT))
+    _add_bundle(add("verify", _verify, "check files, space and golden answers of a bundle"))
+    _describe_http(add("http", _http, "serve over HTTP, with a page to try it at /", _HTTP))
+    _describe_forget(add("forget", _forget, "erase users from a run, and print a receipt", _FORGET))
+    _describe_publish(add("publish", _publish, "copy a bundle into a registry of versions"))
+    activate = add("activate", _activate, "let a version be served, after it was verified")
+    activate.add_argument("--version", required=True, metavar="V", help="its 12 digits, as `list` shows them")
+    _add_registry(activate)
+    _add_registry(add("rollback", _rollback, "let the version be served that was current before"))
+    _add_registry(add("list", _list, "show the versions of a registry; `*` is the current one"))
     return parser
 
 
@@ -102,64 +102,50 @@ def _add_bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
 
 
-def _add_profiles(parser: argparse.ArgumentParser) -> None:
-    text = "default: the folder 'profiles' beside the bundle, if there is one"
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help=text)
+def _add_registry(parser: argparse.ArgumentParser) -> None:
+    text = f"folder of the versions (default: {_REGISTRY})"
+    parser.add_argument("--registry", type=Path, default=_REGISTRY, metavar="DIR", help=text)
 
 
-def _add_recommend(commands: _Commands) -> None:
-    parser = _add(commands, "recommend", _recommend, "write the best items of many requests to a file", _RECOMMEND)
+def _describe_recommend(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
     source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
     parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
-    repeats = "may items of the history be listed (default: as in the data)"
-    parser.add_argument("--repeats", choices=("allow", "exclude"), help=repeats)
-    where = "condition on the columns of items: \"category in ['snacks'] and not brand = 'x' and price <= 20\""
-    parser.add_argument("--where", metavar="TEXT", help=where)
-    only = "the items that may be listed: a file with item_id, as --requests"
-    parser.add_argument("--only", type=Path, metavar="FILE", help=only)
-    at_most = "how many items of a list may share a value; may be given for many columns"
-    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
-    _add_profiles(parser)
+    parser.add_argument("--repeats", choices=("allow", "exclude"), help="list items of the history (default: by data)")
+    parser.add_argument("--where", metavar="TEXT", help="condition on the columns of items")
+    parser.add_argument("--only", type=Path, metavar="FILE", help="items that may be listed: a file with item_id")
+    text = "how many items of a list may share a value; may be given for many columns"
+    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=text)
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help="default: the folder 'profiles' beside the bundle")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
 
 
-def _add_similar(commands: _Commands) -> None:
-    parser = _add(commands, "similar", _similar, "show the items nearest to an item")
+def _describe_similar(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     parser.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
     parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
 
 
-def _add_export(commands: _Commands) -> None:
-    text = "write the vectors of users or items to a folder of Parquet files"
-    parser = _add(commands, "export", _export, text, _EXPORT)
+def _describe_export(parser: argparse.ArgumentParser) -> None:
     _add_bundle(parser)
     parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
-    rows = "requests, or items with item_id and features: JSON Lines, CSV, TSV (also .gz) or Parquet"
-    parser.add_argument("--rows", type=Path, metavar="FILE", help=f"{rows} (default: all users, or the catalogue)")
-    delimiter = "between the cells of --rows (default: told from the first line)"
-    parser.add_argument("--delimiter", metavar="CHARACTER", help=delimiter)
+    rows = "requests, or items with item_id and features (default: all users, or the catalogue)"
+    parser.add_argument("--rows", type=Path, metavar="FILE", help=rows)
+    parser.add_argument("--delimiter", metavar="CHARACTER", help="between the cells of --rows (default: guessed)")
     columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
     parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
-    _add_profiles(parser)
+    parser.add_argument("--profiles", type=Path, metavar="DIR", help="default: the folder 'profiles' beside the bundle")
     folder = "gets part-00000.parquet and so on, and _SUCCESS at the end; a run that was stopped goes on there"
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=folder)
     parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
 
 
-def _add_verify(commands: _Commands) -> None:
-    _add_bundle(_add(commands, "verify", _verify, "check files, space and golden answers of a bundle"))
-
-
-def _add_http(commands: _Commands) -> None:
-    text = "serve a bundle, or what is current in a registry, over HTTP, with a page to try it at /"
-    parser = _add(commands, "http", _http, text, _HTTP)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
-    what.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
+def _describe_http(parser: argparse.ArgumentParser) -> None:
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
+    source.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
     where = "beside the bundle, or in the registry"
     parser.add_argument("--profiles", type=Path, metavar="DIR", help=f"called 'profiles'; default: {where}")
     parser.add_argument("--state", type=Path, metavar="DIR", help=f"called 'state'; default: {where}")
@@ -171,28 +157,19 @@ def _add_http(commands: _Commands) -> None:
     parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=file)
 
 
-def _add_forget(commands: _Commands) -> None:
-    parser = _add(commands, "forget", _forget, "erase users from a run, and print a receipt", _FORGET)
+def _describe_forget(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--run", dest="run_folder", type=Path, required=True, metavar="DIR", help="folder of the run")
     parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
     exports = "folders that `serve export --side user` wrote"
     parser.add_argument("--exports", nargs="+", type=Path, default=[], metavar="DIR", help=exports)
 
 
-def _add_versions(commands: _Commands) -> None:
-    example = "\nexample:\n  python -m serve publish --bundle runs/demo/bundle --activate"
-    publish = _add(commands, "publish", _publish, "copy a bundle into a registry of versions", example)
-    _add_bundle(publish)
-    publish.add_argument("--activate", action="store_true", help="let it be served from now on")
+def _describe_publish(parser: argparse.ArgumentParser) -> None:
+    _add_bundle(parser)
+    _add_registry(parser)
+    parser.add_argument("--activate", action="store_true", help="let it be served from now on")
     keep = "the latest versions that stay (default: 3); the current one and the one before it stay anyway"
-    publish.add_argument("--keep", type=int, default=3, metavar="N", help=keep)
-    activate = _add(commands, "activate", _activate, "let a version be served, after it was verified")
-    activate.add_argument("--version", required=True, metavar="V", help="its 12 digits, as `list` shows them")
-    rollback = _add(commands, "rollback", _rollback, "let the version be served that was current before")
-    listed = _add(commands, "list", _list, "show the versions of a registry; `*` is the current one")
-    for parser in (publish, activate, rollback, listed):
-        folder = f"folder of the versions (default: {_REGISTRY})"
-        parser.add_argument("--registry", type=Path, default=_REGISTRY, metavar="DIR", help=folder)
+    parser.add_argument("--keep", type=int, default=3, metavar="N", help=keep)
 
 
 def _recommend(given: argparse.Namespace) -> None:
@@ -232,12 +209,11 @@ def _recommend_file(recommender: Recommender, requests: Iterable[Request], given
         remaining = iter(requests)
         while some := list(islice(remaining, _REQUESTS_AT_ONCE)):
             lists = recommender.recommend(some, given.k, filter_viewed)
-            short = [reason for reason in lists.reason.tolist() if reason is not None]
-            reasons.extend(short[: not reasons])
-            counts.update(requests=len(some), short=len(short), items=int(lists.unknown_items.sum()))
+            reasons.extend(reason for reason in lists.reason.tolist() if reason is not None)
+            counts.update(requests=len(some), items=int(lists.unknown_items.sum()))
             for request in some:
-                named = dict(find_unknown(recommender.bundle.schema, request))
-                values.update(f"{place} {text[:_MAX_SHOWN]!r}" for place, text in named.items())
+                named = find_unknown(recommender.bundle.schema, request)
+                values.update(f"{place} {text[:_MAX_SHOWN]!r}" for place, text in named)
             yield lists.to_table()
 
     schema = recommender.recommend([], given.k, filter_viewed).to_table().schema
@@ -253,9 +229,9 @@ def _notes(counts: Counter[str], values: Counter[str], reasons: Sequence[str], k
         yield f"values not seen in training, taken as unknown: {shown}{', …' if len(values) > _MAX_NAMED else ''}"
     if counts["items"]:
         yield f"histories hold {counts['items']} items that are not in the bundle; left out"
-    if counts["short"]:
-        what = f"{counts['short']} of {counts['requests']} requests got fewer than {k} items"
-        yield f"{what}; the first since {reasons[0]}"
+    if reasons:
+        share = f"{len(reasons)} of {counts['requests']} requests got fewer than {k} items"
+        yield f"{share}; the first since {reasons[0]}"
 
 
 def _similar(given: argparse.Namespace) -> None:
@@ -286,7 +262,7 @@ def _export(given: argparse.Namespace) -> None:
         raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
     recommender = Recommender.load(given.bundle, given.profiles)
     export = export_users if given.side == "user" else export_items
-    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, sys.stderr, layout)))
+    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, layout)))
 
 
 def _verify(given: argparse.Namespace) -> None:
@@ -297,6 +273,7 @@ def _verify(given: argparse.Namespace) -> None:
 
 
 def _http(given: argparse.Namespace) -> None:
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
     from serve.http.app import bind, make_app, serve
     from serve.service import open_service
     from serve.state import check_retention
@@ -305,19 +282,17 @@ def _http(given: argparse.Namespace) -> None:
     token = _read_token(given.reload_token_file)
     check_retention(given.retention_days, "--retention-days")
     with bind(given.host, given.port) as listener:
-        source: Source = (
-            BundleSource(given.bundle, given.profiles)
-            if given.bundle
-            else RegistrySource(Registry(given.registry), given.profiles)
-        )
-        home = given.registry or (given.bundle if given.bundle.name else given.bundle.absolute()).parent
+        source: Source = BundleSource(given.bundle, given.profiles)
+        home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
+        if given.registry is not None:
+            source, home = RegistrySource(Registry(given.registry), given.profiles), given.registry
         service = open_service(source, home, given.profiles, given.state, given.retention_days)
         serve(make_app(service, token), listener)
 
 
 def _read_token(path: Path | None) -> str | None:
     """Return the token of reloads, from a file or the environment; None if there is none."""
-    token = os.environ.get(TOKEN) if path is None else path.read_text(encoding="utf-8").strip()
+    token = os.environ.get(_TOKEN) if path is None else path.read_text(encoding="utf-8").strip()
     if token is not None and len(token) < _MIN_TOKEN:
         raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
     return token
@@ -331,10 +306,9 @@ def _forget(given: argparse.Namespace) -> None:
 
 def _publish(given: argparse.Namespace) -> None:
     from serve.bundle import PROFILES, STATE
-    from serve.versions import Registry, publish, publish_and_activate
+    from serve.versions import Registry, publish
 
-    change = publish_and_activate if given.activate else publish
-    published = change(Registry(given.registry), given.bundle, given.keep)
+    published = publish(Registry(given.registry), given.bundle, given.keep, given.activate)
     print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
     if given.activate:
         print(f"current: {published.version}")

@@ -8,12 +8,11 @@ import shlex
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from types import FrameType
-from typing import Any, NoReturn, TextIO
+from typing import Any, NoReturn
 
 from serve.errors import SchemaError, say
 
@@ -26,7 +25,6 @@ SERVING = ("faiss", "numpy", "onnxruntime", "pyarrow")
 HTTP = (*SERVING, "fastapi", "prometheus_client", "uvicorn")
 EVALUATING = (*SERVING, "jinja2", "pandas", "rich", "scipy")
 TRAINING = (*EVALUATING, "jsonargparse", "onnx", "onnxscript", "pytorch_lightning", "torch")
-_REDRAWN = 0.2  # seconds
 
 
 class _Parser(argparse.ArgumentParser):
@@ -106,34 +104,6 @@ def _handling(handler: Any) -> Iterator[None]:
     finally:
         for number, former in before.items():
             signal.signal(number, former)
-
-
-class Progress:
-    """A line on a terminal that counts rows; nothing where nobody looks."""
-
-    def __init__(self, n_rows: int, stream: TextIO) -> None:
-        """Begin at 0 of about `n_rows`."""
-        self._n_rows, self._stream, self._is_shown = n_rows, stream, stream.isatty()
-        self._n_done, self._drawn = 0, 0.0
-
-    def advance(self, n_rows: int) -> None:
-        """Count rows that are done."""
-        self._n_done += n_rows
-        if self._is_shown and time.monotonic() >= self._drawn + _REDRAWN:
-            self._drawn = time.monotonic()
-            self._draw("")
-
-    skip = advance
-
-    def close(self) -> None:
-        """Leave the line as it is."""
-        if self._is_shown:
-            self._draw("\n")
-
-    def _draw(self, end: str) -> None:
-        share = min(1.0, self._n_done / max(1, self._n_rows))
-        self._stream.write(f"\r{self._n_done:,} rows, {share:.0%}{end}")
-        self._stream.flush()
 
 
 def align(rows: Sequence[Sequence[str]]) -> list[str]:

@@ -348,7 +348,7 @@ def _texts(feature: Feature, value: Any) -> Sequence[str]:
 def _moment(times: NDArray[np.int64] | None, now: int) -> int:
     """Return the beginning of the minute, or the latest event up to now if that came later."""
     past = np.empty(0, np.int64) if times is None else times[times <= now]
-    return max([now - now % MINUTE, *past[-1:].tolist()])
+    return max(now - now % MINUTE, int(past[-1])) if len(past) else now - now % MINUTE
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:

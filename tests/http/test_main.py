@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve import __main__ as cli
-from serve.command_line import ENDED, Progress, align, ending_on_signals, require_packages, undisturbed
+from serve.command_line import ENDED, align, ending_on_signals, require_packages, undisturbed
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
@@ -292,9 +292,5 @@ def test_missing_packages_are_named_in_one_line(capsys):
     assert re.search(r"lacks no_such_package; .*bascule\[http\]", capsys.readouterr().err)
 
 
-def test_tables_are_aligned_and_progress_is_shown_on_terminals_alone(capsys):
+def test_tables_are_aligned():
     assert align([["a", "bcd"], ["ef", ""]]) == ["a   bcd", "ef"]
-    progress = Progress(10, sys.stderr)
-    progress.advance(5)
-    progress.close()
-    assert capsys.readouterr().err == ""
