@@ -70,18 +70,15 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = make_parser("python -m evaluation", _DESCRIPTION)
-    options: dict[str, dict[str, Any]] = {
-        "--bundle": {"type": Path, "required": True, "help": "folder of the bundle"},
-        "--holdout": {"type": Path, "required": True, "help": "interactions to predict, CSV (also .csv.gz) or Parquet"},
-        "--train": {"type": Path, "required": True, "help": "interactions before them: the users' histories"},
-        "--users": {"type": Path, "help": "user features; without it they count as missing"},
-        "--at": {"help": "the moment that each user is asked at; default: users are asked without one"},
-        "--baselines": {"nargs": "*", "metavar": "NAME", "help": "those to be fitted; default: all. No name: none"},
-        "--seed": {"type": int, "default": 0, "help": "draws what baselines are validated by"},
-        "--json": {"type": Path, "help": "write the figures here"},
-    }
-    for name, option in options.items():
-        parser.add_argument(name, **option)
+    add = parser.add_argument
+    add("--bundle", type=Path, required=True, help="folder of the bundle")
+    add("--holdout", type=Path, required=True, help="interactions to predict, CSV (also .csv.gz) or Parquet")
+    add("--train", type=Path, required=True, help="interactions before them: the users' histories")
+    add("--users", type=Path, help="user features; without it they count as missing")
+    add("--at", help="the moment that each user is asked at; default: users are asked without one")
+    add("--baselines", nargs="*", metavar="NAME", help="those to be fitted; default: all. No name: none")
+    add("--seed", type=int, default=0, help="draws what baselines are validated by")
+    add("--json", type=Path, help="write the figures here")
     return parse_options(parser, argv)
 
 

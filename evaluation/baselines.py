@@ -39,16 +39,12 @@ _EARLIEST = np.iinfo(np.int64).min
 
 @dataclass(frozen=True)
 class Events:
-    """Interactions in any order; a pair may come many times."""
+    """Interactions (E,) in any order, with times in seconds or None; a pair may come many times."""
 
     user_row: Ints
-    """(E,)"""
     item_row: Ints
-    """(E,)"""
     time: Ints | None
-    """(E,) seconds, or None where the data has no times."""
     n_users: int
-    """Users have the rows 0 to n_users - 1, those without an event among them."""
     n_items: int
 
     def keep(self, kept: Bools) -> Events:
@@ -66,11 +62,7 @@ class Events:
         return Events(user_row, item_row, time, self.n_users, self.n_items)
 
     def since_last(self) -> Ints:
-        """Return the seconds from each event to the last of all, (E,).
-
-        Raises:
-            SchemaError: the data has no times.
-        """
+        """Return the seconds from each event to the last of all, (E,)."""
         if self.time is None:
             raise SchemaError("the interactions have no times: name their datetime column or leave this out")
         return np.asarray(self.time.max(initial=_EARLIEST) - self.time)
@@ -285,13 +277,9 @@ def _mirror(matrix: npt.NDArray[Real]) -> None:
 
 
 def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
-    """Fit on the M items that have events: a catalogue may list many times more, of which nothing is known.
+    """Fit what compares items with each other on those that have events: a catalogue may list many times more.
 
-    Args:
-        fit: of a baseline that compares items with each other.
-        score_of_others: score that a fit on all items gives those without events.
-        events: to fit.
-        values: of the parameter.
+    A fit on all items would give `score_of_others` to those without events.
     """
     items, used = renumber_used(events)
 
@@ -308,6 +296,6 @@ def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[
 
 def renumber_used(events: Events) -> tuple[Ints, Events]:
     """Return the rows of items that have events, ascending, (M,), and the events numbered by them; M is 1 or more."""
-    items = np.unique(np.append(events.item_row, 0))
+    items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))
     item_row = np.searchsorted(items, events.item_row)
     return items, Events(events.user_row, item_row, events.time, events.n_users, len(items))

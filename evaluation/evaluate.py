@@ -14,39 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from evaluation import holdout, metrics, slices
 from evaluation.baselines import Events
-from evaluation.holdout import (
-    HeldOut,
-    Ids,
-    contextual_requests,
-    group_requests,
-    group_situations,
-    has_context,
-    plain_requests,
-    sample_users,
-    to_moment,
-)
-from evaluation.metrics import (
-    CUTOFFS,
-    RESAMPLES,
-    Floats,
-    Ints,
-    ItemSets,
-    Summary,
-    Targets,
-    describe_lists,
-    measure_users,
-    summarise,
-    summarise_difference,
-)
+from evaluation.holdout import HeldOut, Ids
+from evaluation.metrics import CUTOFFS, Floats, Ints, ItemSets, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
-from evaluation.slices import Labels, label_column, label_targets, measure_slices
+from evaluation.slices import Labels
 from evaluation.tuning import Criterion, Log, choose_baselines, fit_baselines
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
-from serve.requests import DERIVED
-from serve.schema import Repeats, Schema
+from serve.schema import DERIVED, Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
@@ -67,22 +45,24 @@ Requests = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Parts:
-    """A data set in the parts of an evaluation."""
+    """A data set in the parts of an evaluation.
+
+    Attributes:
+        test: interactions to predict.
+        train: interactions that values of the baselines' parameters are fitted on.
+        validation: interactions that the values are chosen by; baselines are then fitted on both. May be empty.
+        users: `user_id`, at most once, and the `group_columns` to slice by.
+        at: UTC seconds that each user is asked at, once for all their held-out items; None: without a moment.
+        evidence: interactions of the time of `validation` that nothing is chosen by: known to the test alone.
+    """
 
     test: pd.DataFrame
-    """Interactions to predict."""
     train: pd.DataFrame
-    """Interactions that values of the baselines' parameters are fitted on."""
     validation: pd.DataFrame
-    """Interactions that the values are chosen by; the baselines are then fitted on both. May be empty."""
     users: pd.DataFrame
-    """`user_id`, at most once, and the columns to slice by."""
     group_columns: Sequence[str] = ()
-    """Columns of `users` to slice by."""
     at: int | None = None
-    """UTC seconds that each user is asked at, once for all their held-out items; None: without a moment."""
     evidence: pd.DataFrame | None = None
-    """Interactions of the time of `validation` that nothing is chosen by: known to the test, not to `validation`."""
 
 
 @dataclass(frozen=True)
@@ -122,14 +102,16 @@ class Examination:
 
     def examine(self, lists: Lists) -> Examined:
         """Measure the lists of a model, made for the requests in their order."""
-        return Examined(lists, {view: measure_users(lists[view], targets) for view, targets in self.views.items()})
+        return Examined(
+            lists, {view: metrics.measure_users(lists[view], targets) for view, targets in self.views.items()}
+        )
 
     def describe(self, examined: Examined) -> dict[str, Summary]:
         """Return view -> metrics with intervals, and the targets, among them those that no list can hold."""
         described = {}
         for view, targets in self.views.items():
             is_owned = find_owned(targets, self.owned)
-            described[view] = summarise(examined.values[view]) | {
+            described[view] = metrics.summarise(examined.values[view]) | {
                 "targets": len(is_owned),
                 "targets_outside_catalogue": int((targets.items.item_row < 0).sum()),
                 "unreachable_targets": int(is_owned.sum()) if view == "novel" else 0,
@@ -139,11 +121,11 @@ class Examination:
     def slice(self, examined: Examined, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
         per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
-        slices = {}
+        measured = {}
         for view, targets in self.views.items():
-            labels = label_targets(targets, per_user[self.user], self.event_count, groups)
-            slices[view] = measure_slices(examined.lists[view], targets, labels)
-        return slices
+            labels = slices.label_targets(targets, per_user[self.user], self.event_count, groups)
+            measured[view] = slices.measure_slices(examined.lists[view], targets, labels)
+        return measured
 
     @property
     def event_count(self) -> Ints:
@@ -152,7 +134,9 @@ class Examination:
 
     def describe_lists(self, examined: Examined) -> dict[str, float]:
         """Describe the lists of the first view, whose targets are all there are."""
-        return describe_lists(examined.lists[next(iter(self.views))], self.held_out.targets, self.event_count, DEPTH)
+        return metrics.describe_lists(
+            examined.lists[next(iter(self.views))], self.held_out.targets, self.event_count, DEPTH
+        )
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -162,7 +146,7 @@ def headline_metric(repeats: Repeats) -> str:
 
 def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
     """Return view -> the first model's metrics minus the other's, with intervals."""
-    return {view: summarise_difference(values, other.values[view]) for view, values in examined.values.items()}
+    return {view: metrics.summarise_difference(values, other.values[view]) for view, values in examined.values.items()}
 
 
 def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
@@ -195,33 +179,34 @@ def evaluate(
         log: prints a line before and after each model.
 
     Returns:
-        The content of `metrics.json`: `test` and `paired` by model and view, `slices` by view, `beyond_accuracy`,
-        `baselines`, `protocol` and, where requests at a held-out time or with context differ, `with_context` and
-        `paired_with_context`: a request per user and time, without times per user and item, answered with its context
-        and without.
+        The content of `metrics.json`. `with_context` is there where a test interaction has a time or context of its
+        own: a request per user and time, without times per user and item, answered with its context and without.
 
     Raises:
         SchemaError: nothing is held out, a column to slice by is missing, or there is no such baseline.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
-    frames = [parts.validation] if parts.evidence is None else [parts.validation, parts.evidence]
-    later = pd.concat(frames)
+    later = pd.concat([parts.validation, *([] if parts.evidence is None else [parts.evidence])])
     ids = Ids.number(recommender.bundle.items.column("item_id").to_pylist(), (parts.train, later, parts.test))
     groups = _label_users(parts, ids)
     train, late = ids.events(parts.train), ids.events(later)
     past = train.join(late)
-    examination = Examination.prepare(group_requests(parts.test, ids), past, schema.repeats)
-    examined = _ask(recommender, examination, plain_requests(examination.held_out.rows, parts.at), log)
+    examination = Examination.prepare(holdout.group_requests(parts.test, ids), past, schema.repeats)
+    examined = _ask(recommender, examination, holdout.plain_requests(examination.held_out.rows, parts.at), log)
     protocol = describe_protocol(examination, parts.at, schema)
     in_context = {}
-    if parts.at is None and has_context(parts.test, schema):
-        situations = Examination.prepare(group_situations(parts.test, ids), past, schema.repeats)
-        protocol["with_context"] = _describe_situations(situations, "datetime" in parts.test)
+    if parts.at is None and holdout.has_context(parts.test, schema):
+        situations = Examination.prepare(holdout.group_situations(parts.test, ids), past, schema.repeats)
+        each = "user and time" if "datetime" in parts.test else "user and item"
+        protocol["with_context"] = (
+            f"{len(situations.user):,} requests, one per {each} of the holdout, in the context of its first event; the "
+            "figure without context beside it is of the same requests, and only that one compares"
+        )
         in_context = _ask_in_context(recommender, situations, (examination, examined), log)
     criterion = None
     if len(parts.validation):
-        sample = group_requests(sample_users(parts.validation, seed), ids)
+        sample = holdout.group_requests(holdout.sample_users(parts.validation, seed), ids)
         criterion = make_criterion(sample, train, schema.repeats)
     models, records = {MODEL: examined}, {}
     for fitted in fit_baselines(chosen, train, late, criterion, log):
@@ -246,7 +231,7 @@ def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
         if column not in parts.users:
             nearest = name_nearest(column, map(str, parts.users))
             raise SchemaError(f"users have no column '{column}' to slice by; {nearest}")
-        known = pd.Series(label_column(parts.users[column]), parts.users["user_id"])
+        known = pd.Series(slices.label_column(parts.users[column]), parts.users["user_id"])
         labels[column] = known.reindex(ids.users).to_numpy(object)
     return labels
 
@@ -284,7 +269,7 @@ def _ask_in_context(
 
     Without context an answer depends on the user alone, so it is taken from the plain examination.
     """
-    requests = contextual_requests(situations.held_out.rows, recommender.bundle.schema)
+    requests = holdout.contextual_requests(situations.held_out.rows, recommender.bundle.schema)
     informed = _ask(recommender, situations, requests, log)
     same = np.searchsorted(plain[0].user, situations.user)  # users ascend, one request each
     uninformed = situations.examine({view: lists[same] for view, lists in plain[1].lists.items()})
@@ -312,7 +297,7 @@ def describe_protocol(examination: Examination, at: int | None, schema: Schema) 
         "ranking": "exact, the whole catalogue; equal scores in the order of the catalogue",
         "history": "training and validation interactions",
         "average": "within a user, then over users; users without history count",
-        "intervals": f"95 %, {RESAMPLES} bootstrap samples of users; differences are paired",
+        "intervals": f"95 %, {metrics.RESAMPLES} bootstrap samples of users; differences are paired",
         "tuning": f"baselines: {criterion}, on validation",
         "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
     }
@@ -324,12 +309,4 @@ def _describe_requests(at: int | None, schema: Schema) -> str:
         return f"one per user of the holdout, for all their items there, without {without}"
     derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
     context = f"{derived} of that moment, no other context" if derived else "without context"
-    return f"one per user of the holdout, at {to_moment(at).isoformat()}, {context}"
-
-
-def _describe_situations(examination: Examination, has_times: bool) -> str:
-    each = "user and time" if has_times else "user and item"
-    return (
-        f"{len(examination.user):,} requests, one per {each} of the holdout, in the context of its first event; the "
-        "figure without context beside it is of the same requests, and only that one compares"
-    )
+    return f"one per user of the holdout, at {holdout.to_moment(at).isoformat()}, {context}"

@@ -21,9 +21,9 @@ from evaluation.metrics import Bools, Ints, ItemSets, Targets
 from serve.clock import to_seconds
 from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError, name_nearest, say
-from serve.profiles import History, Profiles, feature_values
-from serve.requests import DERIVED, parse_id
-from serve.schema import Feature, IdType, Schema
+from serve.profiles import Profiles, feature_values
+from serve.requests import History, parse_id
+from serve.schema import DERIVED, Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"
 
@@ -33,24 +33,18 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context.
-
-    Raises:
-        SchemaError: no such file, not CSV or Parquet, a column missing, or a value that cannot be read.
-    """
+    """Read `user_id`, `item_id` and what there is of `datetime`, `position`, `event`, `weight` and context."""
     frame = _read_frame(path, PAIR)
     types: dict[str, IdType] = {"user_id": schema.user_id_type, "item_id": schema.item_id_type}
     columns = {name: _read_ids(frame[name], types[name], f"{path.name}: {name}") for name in PAIR}
     if "datetime" in frame:
         columns["datetime"], is_valid = to_seconds(frame["datetime"].to_numpy(), schema.timezone)
         _refuse(~is_valid, frame["datetime"], f"{path.name}: datetime")
-    if "position" in frame:
-        columns["position"] = pd.to_numeric(frame["position"], errors="coerce").to_numpy()
-        _refuse(~np.isfinite(columns["position"].astype(float)), frame["position"], f"{path.name}: position")
-    if "weight" in frame:
-        columns["weight"] = pd.to_numeric(frame["weight"], errors="coerce").to_numpy(np.float64)
-        is_bad = ~(np.isfinite(columns["weight"]) & (columns["weight"] >= 0))
-        _refuse(is_bad, frame["weight"], f"{path.name}: weight")
+    for name, least in (("position", -np.inf), ("weight", 0)):
+        if name in frame:
+            numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+            _refuse(~(np.isfinite(numbers) & (numbers >= least)), frame[name], f"{path.name}: {name}")
+            columns[name] = numbers
     if "event" in frame:
         columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
     stated = [one for one in schema.context_features if one.kind not in DERIVED and one.column not in columns]
@@ -58,11 +52,7 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
 
 
 def read_users(path: Path, schema: Schema) -> pd.DataFrame:
-    """Read `user_id` and the columns of the user features.
-
-    Raises:
-        SchemaError: as for interactions, or a user in two rows.
-    """
+    """Read `user_id` and the columns of the user features."""
     features = [feature for feature in schema.user_features if feature.kind not in DERIVED]
     frame = _read_frame(path, ["user_id", *(feature.column for feature in features)])
     ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
@@ -137,15 +127,11 @@ def _refuse(is_bad: Bools, column: Column, where: str) -> None:
 def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path) -> dict[str, Any]:
     """Return the columns that the frame has of the features, numbers as float64."""
     columns = {}
-    for feature in features:
-        if feature.column not in frame:
-            continue
-        values = frame[feature.column]
+    for feature in (feature for feature in features if feature.column in frame):
+        values = frame[feature.column].to_numpy(object)
         if feature.kind == "categorical" and any(map(pd.api.types.is_list_like, values)):
             raise SchemaError(f"{path.name}: {feature.column} holds lists; expected one value each, as categorical")
-        columns[feature.column] = (
-            to_numbers(feature, values.to_numpy()) if feature.is_numeric else values.to_numpy(object)
-        )
+        columns[feature.column] = to_numbers(feature, values) if feature.is_numeric else values
     return columns
 
 
@@ -175,19 +161,14 @@ def split_validation(
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Split validation off training as the holdout was: a window as long, each user's last, or as many of the pairs."""
     if at is not None and "datetime" in train and "datetime" in holdout:
-        parts = _split_window(train, at, max(int(holdout["datetime"].max()) - at, 1))
-        if all(map(len, parts)):
-            return parts
+        length = max(int(holdout["datetime"].max()) - at, 1)
+        is_late = train["datetime"] >= at - length
+        if is_late.any() and not is_late.all():
+            return train[~is_late], train[is_late]
     if "datetime" in train or "position" in train:
         return _split_last(train)
     n_held_out, n_known = (len(rows.drop_duplicates(PAIR)) for rows in (holdout, train))
     return _split_pairs(train, n_held_out / (n_held_out + n_known), seed)
-
-
-def _split_window(train: pd.DataFrame, at: int, length: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split at `length` seconds before `at`."""
-    is_late = train["datetime"].to_numpy() >= at - length
-    return train[~is_late], train[is_late]
 
 
 def _split_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:

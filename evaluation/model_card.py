@@ -60,22 +60,6 @@ SPLITS = {
     "pairs": "a random share of each user's items",
     "files": "a given file",
 }
-TABLES = {
-    "counts": "Size",
-    "time": "Time",
-    "split": "Split",
-    "targets": "Events to be predicted",
-    "records": "Records read",
-    "rejected": "Records rejected",
-    "cleaning": "Cleaned",
-    "dropped_columns": "Columns that were not read",
-    "missing": "Missing values",
-    "unlisted": "Ids with events but no row",
-    "cold": "What is new in the test",
-    "history_length": "Events of a user",
-    "long_tail": "Share of events on the most popular items",
-}
-"""Titles of the parts of a data report."""
 SHARES = ("missing", "unlisted", "cold", "long_tail", "repeat_share")
 SIDES = {"user": "User", "item": "Item", "context": "Request context"}
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
@@ -102,7 +86,7 @@ def render_card(metrics: Content, data: Content, schema: Schema, facts: Facts) -
         data_tables=describe_data(data, schema),
         features={title: getattr(schema, f"{side}_features") for side, title in SIDES.items()},
         audit_only=list(facts.config.get("data", {}).get("audit_only", [])),
-        skipped=sorted(find_skipped(metrics)),
+        metrics=metrics,
         schema=schema,
         facts=facts,
     )
@@ -194,11 +178,6 @@ class View:
         return scope + outside + (f"; {n_owned:,} out of reach, since the user has the item" if n_owned else "") + "."
 
     @property
-    def is_clear(self) -> bool:
-        """Whether ours and the best baseline are apart."""
-        return sign(next(iter(self.paired.values())), self.metric) != 0
-
-    @property
     def gain(self) -> str:
         """Our gain over the best baseline as a share of its figure."""
         best = next(iter(self.paired))
@@ -238,12 +217,6 @@ def read_views(metrics: Content) -> list[View]:
         paired = {name: metrics["paired"][name][view] for name in models if name in metrics["paired"]}
         views.append(View(view, metrics["protocol"]["views"][view], metric, ours, models, paired))
     return views
-
-
-def find_skipped(metrics: Content) -> dict[str, str]:
-    """Return why baselines were skipped, by the name that people read."""
-    records = metrics.get("baselines", {})
-    return {name_model(name): record["skipped"] for name, record in records.items() if "skipped" in record}
 
 
 @dataclass(frozen=True)
@@ -343,10 +316,11 @@ def describe_data(data: Content, schema: Schema) -> dict[str, list[tuple[str, st
     """Return the facts of a data report in tables, title -> label and value of each row."""
     tables: dict[str, list[tuple[str, str]]] = {}
     for name, value in data.items():
-        if name != "leaks":
-            title = TABLES.get(name, "Looks wrong" if isinstance(value, list) else "Habits")
-            label = "" if name in TABLES else _capitalise(name)
-            tables.setdefault(title, []).extend(_flatten(value, label, name in SHARES))
+        if isinstance(value, Mapping):
+            tables[_capitalise(name)] = list(_flatten(value, "", name in SHARES))
+        elif name != "leaks":
+            rows = tables.setdefault("Looks wrong" if isinstance(value, list) else "Habits", [])
+            rows.extend(_flatten(value, _capitalise(name), name in SHARES))
     if data["time"] is not None:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return {title: rows for title, rows in tables.items() if rows}

@@ -30,26 +30,19 @@ from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
 from evaluation.metrics import Ints, ItemSets
 from evaluation.model_card import Content, Slice, View
-from serve.bundle import (
-    BUNDLE,
-    CONFIG,
-    CURVES,
-    LOGS,
-    METRICS,
-    REPORT,
-)
+from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.command_line import make_parser, parse_options, run_command
 from serve.durable import write_file
 from serve.encode import to_text
 from serve.errors import SchemaError, say
-from serve.profiles import History
 from serve.recommender import Recommender
+from serve.requests import History
 
 MAX_REQUESTS = 2048
 """Requests that lists are made for, drawn by the seed where there are more."""
 N_EXAMPLES = 10
-MAX_EVENTS, MAX_TARGETS, MAX_NAME = 8, 8, 90
-"""Events and targets of an example, and letters of an item's name, that are shown."""
+MAX_EVENTS, MAX_NAME = 8, 90
+"""Events of an example, and letters of an item's name, that are shown."""
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 BEYOND = {
@@ -136,7 +129,6 @@ def write_report(
     seed = int(bundle.manifest.facts.config.get("seed", 0))
     views, slices = model_card.read_views(content), model_card.read_slices(content)
     asked = ask(recommender, content, holdout, seed)
-    exposure = measure_exposure(recommender, asked)
     has_config = any((place / CONFIG).is_file() for place in (folder, run))
     page = model_card.render(
         "report.html",
@@ -149,15 +141,13 @@ def write_report(
         views=[(view, draw_view(view)) for view in views],
         coverage=content.get("beyond_accuracy", {}).get(MODEL, {}).get(f"coverage@{DEPTH}"),
         without_context=WITHOUT_CONTEXT,
-        skipped=model_card.find_skipped(content),
         slices=[(one, draw_slice(one)) for one in slices],
         gaps=model_card.describe_gaps(slices),
         beyond_meanings=BEYOND,
-        shares=[] if exposure is None else measure_shares(exposure),
-        tail=[] if exposure is None else draw_exposure(exposure),
+        tail=draw_exposure(measure_exposure(recommender, asked)) if asked.requests else [],
         depth=DEPTH,
         asked=asked,
-        examples=describe_examples(recommender, draw_examples(asked, seed)),
+        examples=describe_examples(recommender, asked, seed),
         curves=draw_training(run, content.get("training", {}).get("epochs")),
         data_tables=model_card.describe_data(data, bundle.schema),
     )
@@ -302,37 +292,19 @@ def _item_ids(recommender: Recommender) -> Any:
     return pd.Index(recommender.bundle.items.column("item_id").to_pylist())
 
 
-def measure_exposure(recommender: Recommender, asked: Asked) -> pd.DataFrame | None:
-    """Count `events` in the profiles and `recommendations` in the lists of each item, the most popular first.
-
-    None where nobody is known.
-    """
-    if not asked.requests:
-        return None
-    rows = _item_ids(recommender).get_indexer(pd.Index(recommender.profiles.history.item_id))
+def measure_exposure(recommender: Recommender, asked: Asked) -> pd.DataFrame:
+    """Count `events` in the profiles and `recommendations` in the lists of each item, the most popular first."""
+    events = _item_ids(recommender).get_indexer(pd.Index(recommender.profiles.history.item_id))
     lists = asked.rank(recommender, recommender.bundle.schema.repeats == "exclude")
-    n_items = recommender.bundle.items.num_rows
-    counts = {
-        name: np.bincount(of[of >= 0], minlength=n_items) for name, of in (("recommendations", lists), ("events", rows))
-    }
+    rows, n_items = {"recommendations": lists, "events": events}, recommender.bundle.items.num_rows
+    counts = {name: np.bincount(of[of >= 0], minlength=n_items) for name, of in rows.items()}
     return pd.DataFrame(counts).sort_values("events", ascending=False, kind="stable", ignore_index=True)
-
-
-def _accumulate(exposure: pd.DataFrame) -> pd.DataFrame:
-    return exposure.cumsum() / exposure.sum().clip(lower=1)
-
-
-def measure_shares(exposure: pd.DataFrame) -> list[tuple[int, float, float]]:
-    """Return how many items the top 1 % and 10 % are, and their share of events and of recommended places."""
-    heads = dict.fromkeys(max(round(share * len(exposure)), 1) for share in (0.01, 0.1))
-    shares = _accumulate(exposure)
-    return [(n, float(shares["events"][n - 1]), float(shares["recommendations"][n - 1])) for n in heads]
 
 
 def draw_exposure(exposure: pd.DataFrame) -> Drawings:
     """Draw events by rank, and the shares that popular items have of events and of recommendations."""
     rows = np.unique(np.geomspace(1, len(exposure), 120).round().astype(int) - 1)
-    shares = _accumulate(exposure).iloc[rows]
+    shares = (exposure.cumsum() / exposure.sum().clip(lower=1)).iloc[rows]
 
     def plot_ranks(axes: Axes) -> None:
         axes.loglog(rows + 1, exposure["events"].iloc[rows].clip(lower=0.5), color=THEIRS)
@@ -351,30 +323,11 @@ def draw_exposure(exposure: pd.DataFrame) -> Drawings:
     ]
 
 
-@dataclass(frozen=True)
-class Example:
-    """One user, known by a number alone."""
-
-    history_length: int
-    events: list[tuple[str, str]]
-    """Date, or '' without times, and description of the last events, the newest first."""
-    lists: dict[str, list[tuple[str, bool, bool]]]
-    """Title -> name of each recommended item, whether it was a target and whether the user had it."""
-    targets: list[str] | None
-    """Names of the targets, as many as are shown; None where nothing was held out."""
-    n_targets: int
-
-
-def draw_examples(asked: Asked, seed: int) -> Asked:
-    """Draw one user from each of ten equally large groups of history length, the shortest first."""
-    ordered = np.argsort(asked.history_length, kind="stable")
-    rng = np.random.default_rng(seed)
+def describe_examples(recommender: Recommender, asked: Asked, seed: int) -> list[dict[str, Any]]:
+    """Return what users had, are recommended and chose: one of each of ten groups of rising history length."""
+    ordered, rng = np.argsort(asked.history_length, kind="stable"), np.random.default_rng(seed)
     groups = np.array_split(ordered, min(N_EXAMPLES, len(ordered))) if len(ordered) else []
-    return asked.take(np.array([rng.choice(group) for group in groups], np.int64))
-
-
-def describe_examples(recommender: Recommender, asked: Asked) -> list[Example]:
-    """Return what each user had, what they are recommended and what they chose then."""
+    asked = asked.take(np.array([rng.choice(group) for group in groups], np.int64))
     schema, ids = recommender.bundle.schema, _item_ids(recommender)
     views = {"All items": False, "New items only": True} if schema.repeats == "allow" else {"Recommended": True}
     lists = {title: asked.rank(recommender, is_filtered) for title, is_filtered in views.items()}
@@ -384,15 +337,14 @@ def describe_examples(recommender: Recommender, asked: Asked) -> list[Example]:
         profile = recommender.profiles.get(request["user_id"])
         history = History(np.empty(0, object)) if profile is None else profile.history
         had = ids.get_indexer(pd.Index(history.item_id))
-        wanted = None if asked.targets is None else asked.targets.take(np.array([row])).item_row
-        right = () if wanted is None else wanted
-        ranked = {
-            title: [(names[item], item in right, item in had) for item in of_all[row] if item >= 0]
-            for title, of_all in lists.items()
+        wanted: Any = [] if asked.targets is None else asked.targets.take(np.array([row])).item_row
+        places = {
+            title: [(names[item], item in wanted, item in had) for item in ranked[row] if item >= 0]
+            for title, ranked in lists.items()
         }
-        targets = None if wanted is None else names[wanted[:MAX_TARGETS]].tolist()
         events = _describe_events(history, names[had], schema.timezone)
-        examples.append(Example(len(history), events, ranked, targets, len(right)))
+        targets = [names[item] for item in wanted]
+        examples.append({"n_events": len(history), "events": events, "lists": places, "targets": targets})
     return examples
 
 
@@ -419,9 +371,8 @@ def name_items(recommender: Recommender) -> list[str]:
     by_kind = {kind: [feature.column for feature in features if feature.kind == kind] for kind in ("text", "vector")}
     titles = [name for name in items.column_names if name.lower() in TITLES and name not in by_kind["vector"]]
     columns = [*by_kind["text"], *titles][:1] or [one.column for one in features if one.kind == "categorical"][-3:]
-    cells = [
-        [to_text(value) for value in items.column(name).to_pylist()] for name in columns if name in items.column_names
-    ]
+    present = [items.column(name).to_pylist() for name in columns if name in items.column_names]
+    cells = [map(to_text, column) for column in present]
     rows = zip(*cells, strict=True) if cells else [()] * items.num_rows
     names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in rows]
     names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]

@@ -84,10 +84,10 @@ def label_column(column: pd.Series[Any]) -> Labels:
         column = pd.Series([to_text(value) for value in column], dtype="str")
         is_many = column.nunique() > MAX_VALUES
         if not (is_many and column.dropna().str.fullmatch(NUMBER).all()):
-            return column.to_numpy(object)  # type: ignore[no-any-return]
+            return column.to_numpy(object)
         column = pd.to_numeric(column)
     if column.nunique() <= MAX_NUMBERS:
-        return column.to_numpy(object)  # type: ignore[no-any-return]
+        return column.to_numpy(object)
     return _label_quartiles(pd.to_numeric(column).to_numpy(np.float64, na_value=np.nan))
 
 
@@ -95,7 +95,7 @@ def _label_quartiles(numbers: Floats) -> Labels:
     is_finite = np.isfinite(numbers)
     edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
     names = np.array([f"{low} to {high}" for low, high in pairwise(_write_apart(edges))], object)
-    labels = names[np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)]
+    labels: Labels = names[np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)]
     labels[~is_finite] = None
     return labels
 

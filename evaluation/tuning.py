@@ -29,16 +29,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline before it is fitted."""
+    """A baseline before it is fitted: the candidates for its parameter, and the peak memory of a fit."""
 
     name: str
     fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)
-    """Candidates for the parameter; without a parameter one placeholder."""
     needs_time: bool = False
     estimate_bytes: Callable[[Events], int] = lambda events: 0
-    """Peak memory of the fit, for those whose memory can be a limit."""
 
 
 @dataclass(frozen=True)
@@ -123,20 +121,14 @@ def fit_baselines(
     """
     whole = train.join(later)
     for baseline in chosen:
-        log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, {_count_fits(baseline, criterion)}")
+        n_fits = 1 if criterion is None or baseline.parameter is None else len(baseline.values) + 1
+        log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}")
         start = time.perf_counter()
         fitted = _fit(baseline, train, whole, criterion)
         yield fitted
-        log(f"{baseline.name}: {_describe(fitted)}, {time.perf_counter() - start:.1f} s")
-
-
-def _count_fits(baseline: Baseline, criterion: Criterion | None) -> str:
-    if baseline.parameter is None or criterion is None:
-        return "one fit"
-    low, *_, high = baseline.values
-    return (
-        f"{len(baseline.values)} fits to choose {baseline.parameter} from {low:g} to {high:g}, then one on all events"
-    )
+        parameter = [f"{name} {value:g}" for name, value in fitted.record.get("parameter", {}).items()]
+        outcome = fitted.record.get("skipped") or " ".join(parameter) or "no parameter"
+        log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
 
 
 def _fit(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> Fitted:
@@ -163,12 +155,6 @@ def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     if baseline.needs_time and events.time is None:
         return "the interactions have no times"
     return TOO_LARGE if baseline.estimate_bytes(events) > MEMORY_SHARE * read_free_bytes() else None
-
-
-def _describe(fitted: Fitted) -> str:
-    if "skipped" in fitted.record:
-        return f"skipped, {fitted.record['skipped']}"
-    return ", ".join(f"{name} {value:g}" for name, value in fitted.record["parameter"].items()) or "no parameter"
 
 
 def read_free_bytes() -> int:
