@@ -195,6 +195,8 @@ def read_erasure_list(run: Path) -> ErasureList:
         content = json.loads(path.read_bytes())
         if content["format"] != ERASURE_FORMAT:
             raise BundleError(f"{path} is of format {content['format']}; allowed: {ERASURE_FORMAT}")
+        if not all(isinstance(one, list) for one in (content["users"], *(one["hashes"] for one in content["users"]))):
+            raise TypeError("expected lists of users and hashes")  # anything else that is empty names nobody, too
         entries = [(bytes.fromhex(one["salt"]), [*map(bytes.fromhex, one["hashes"])]) for one in content["users"]]
     except FileNotFoundError:
         return NOBODY

@@ -1,8 +1,8 @@
+"""Publishing in one step: a reader finds the old bundle or the new one, whatever stops the publisher."""
+
 from __future__ import annotations
 
-import errno
 import json
-import os
 import resource
 import signal
 import subprocess
@@ -21,7 +21,7 @@ from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
 from serve.index import write_index
 from serve.profiles import stage_profiles
-from serve.publish import Stage, publish, read_version
+from serve.publish import Stage, publish
 from serve.recommender import Recommender
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
@@ -55,12 +55,6 @@ def publish_with_profiles(directory: Path, seed: int) -> Path:
         return publish(ready, overwrite=True).path
 
 
-def test_a_published_bundle_stands_alone_in_its_directory(tmp_path):
-    bundle = publish_tiny(tmp_path / "runs" / "one", 1)
-    assert bundle.path == tmp_path / "runs" / "one" / "bundle"
-    assert names(tmp_path / "runs" / "one") == [".lock", "bundle"]
-
-
 def test_what_lies_beside_a_stage_comes_with_its_bundle(tmp_path):
     for seed in (1, 2):
         with Stage.open(tmp_path) as stage:
@@ -72,30 +66,6 @@ def test_what_lies_beside_a_stage_comes_with_its_bundle(tmp_path):
             bundle = publish(ready, overwrite=True)
         assert (tmp_path / "metrics.json").read_text() == bundle.manifest.version == ready.version
         assert names(tmp_path) == [".lock", "bundle", "metrics.json"]
-
-
-def test_what_lies_beside_an_abandoned_stage_goes_with_it(tmp_path):
-    with Stage.open(tmp_path) as stage:
-        (stage.beside / "metrics.json").touch()
-    assert names(tmp_path) == [".lock"]
-
-
-def test_an_abandoned_stage_leaves_those_of_others_alone(tmp_path):
-    stage = Stage.open(tmp_path)
-    stage.abandon()
-    with Stage.open(tmp_path) as other:
-        stage.abandon()
-        assert other.path.exists()
-
-
-@pytest.mark.parametrize("content", [None, b"{}"])
-def test_a_bundle_without_a_manifest_has_no_version(tmp_path, content):
-    bundle = publish_tiny(tmp_path, 1)
-    assert read_version(bundle.path) == bundle.manifest.version
-    (bundle.path / "manifest.json").unlink()
-    if content is not None:
-        (bundle.path / "manifest.json").write_bytes(content)
-    assert read_version(bundle.path) is None
 
 
 def test_an_abandoned_stage_leaves_nothing(tmp_path):
@@ -121,17 +91,6 @@ def test_one_stage_at_a_time(tmp_path):
     Stage.open(tmp_path).abandon()
 
 
-def test_a_stage_that_could_not_be_opened_gives_the_directory_free(tmp_path):
-    manifest = tmp_path / "profiles" / "manifest.json"
-    manifest.parent.mkdir()
-    manifest.write_text("{")
-    with pytest.raises(BundleError, match="not a manifest of profiles") as kept:  # and all that it held
-        Stage.open(tmp_path)
-    manifest.unlink()
-    with Stage.open(tmp_path):
-        assert kept.value.__traceback__ is not None
-
-
 def test_the_next_stage_clears_what_a_killed_run_left(tmp_path):
     (tmp_path / ".bundle-dead").mkdir()
     (tmp_path / ".bundle-dead" / "items.faiss").touch()
@@ -150,20 +109,11 @@ def test_an_incomplete_stage_is_not_published(tmp_path, name):
     assert names(tmp_path) == [".lock"]
 
 
-def test_a_file_of_no_known_name_is_not_published(tmp_path):
-    with Stage.open(tmp_path) as stage:
-        complete_stage(stage, 1)
-        (stage.path / "model.ckpt").touch()
-        with pytest.raises(BundleError, match=r"model\.ckpt"):
-            publish(stage.prepare(FACTS, METRICS))
-
-
 def test_a_stage_that_does_not_verify_is_not_published(tmp_path):
     old = publish_tiny(tmp_path, 1).manifest.version
     with Stage.open(tmp_path) as stage:
         complete_stage(stage, 2)
-        vectors = np.load(stage.path / "item_vectors.npy")
-        np.save(stage.path / "item_vectors.npy", vectors[::-1])
+        write_index(stage.path / "items.faiss", Bundle.load(tmp_path / "bundle").vectors[::-1].copy())
         with pytest.raises(BundleError, match="onnx is of space"):
             publish(stage.prepare(FACTS, METRICS), overwrite=True)
     assert Bundle.load(tmp_path / "bundle").manifest.version == old
@@ -196,8 +146,8 @@ def test_a_bundle_that_does_not_verify_in_place_is_taken_back(tmp_path, monkeypa
 @pytest.mark.parametrize(("how", "fewest"), [("kill", 25), ("fail", 12)])
 @pytest.mark.parametrize("way", ["exchange", "rename"])
 def test_stopped_at_any_step_a_reader_finds_the_old_bundle_or_the_new(tmp_path, how, way, fewest):
-    command = [sys.executable, "-m", "tests.killed_publisher", str(tmp_path), how, way]
-    root = Path(__file__).parent.parent
+    command = [sys.executable, "-m", "tests.around.killed_publisher", str(tmp_path), how, way]
+    root = Path(__file__).parents[2]
     result = subprocess.run(command, capture_output=True, text=True, cwd=root, check=False)
     assert result.returncode == 0, result.stderr
     report = json.loads(result.stdout)
@@ -236,29 +186,6 @@ def test_a_full_disk_leaves_the_old_bundle_and_no_half_manifest(tmp_path):
         assert "manifest.json.part" not in names(stage.path)
         assert Bundle.load(tmp_path / "bundle").manifest.version == old
         assert publish(stage.prepare(FACTS, METRICS), overwrite=True).manifest.version != old  # there is room again
-
-
-def test_a_reader_finds_a_whole_bundle_while_others_are_published(tmp_path):
-    versions = [publish_tiny(tmp_path, 1).manifest.version]
-    is_done = threading.Event()
-    seen: list[str] = []
-    errors: list[BundleError] = []
-
-    def read() -> None:
-        while not is_done.is_set():
-            try:
-                seen.append(Bundle.load(tmp_path / "bundle").manifest.version)
-            except BundleError as error:
-                errors.append(error)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for number in range(16):
-        versions.append(publish_tiny(tmp_path, 1 + number % 2, overwrite=True).manifest.version)
-    is_done.set()
-    reader.join()
-    assert errors == []
-    assert set(seen) == set(versions)
 
 
 def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_published(tmp_path):
@@ -305,32 +232,3 @@ def test_a_full_disk_is_named_with_the_file(tmp_path, write):
     with full_disk(), pytest.raises(OSError, match=rf"File too large: '{tmp_path}/part'"):
         write(tmp_path / "part")
     assert not (tmp_path / "part.part").exists()
-
-
-def test_written_files_are_on_disk_before_they_have_their_name(tmp_path, monkeypatch):
-    calls = []
-    for name in ("fsync", "replace"):
-        call = getattr(os, name)
-        monkeypatch.setattr(os, name, lambda *args, n=name, c=call: (calls.append(n), c(*args))[1])
-    durable.write_file(tmp_path / "file", b"content")
-    assert calls == ["fsync", "replace"]
-    assert (tmp_path / "file").read_bytes() == b"content"
-
-
-def test_where_names_cannot_be_exchanged_and_the_new_folder_cannot_come_the_old_one_stays(tmp_path, monkeypatch):
-    new, target, rename = tmp_path / "new", tmp_path / "bundle", os.rename
-    for folder in (new, target):
-        folder.mkdir()
-        (folder / "name").write_text(folder.name)
-
-    def refuse_the_new(source, destination):
-        if Path(source) == new:
-            raise OSError(errno.EIO, "Input/output error", str(source))
-        rename(source, destination)
-
-    monkeypatch.setattr(durable, "exchange", lambda left, right: False)
-    monkeypatch.setattr(os, "rename", refuse_the_new)
-    with pytest.raises(OSError, match="Input/output error"):
-        durable.place_folder(new, target)
-    assert (target / "name").read_text() == "bundle"
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["bundle", "new"]

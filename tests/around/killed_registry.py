@@ -3,7 +3,7 @@
 Run as a program, since each attempt is a fork of it. A step is the instant before or after a call that
 changes the disk. `kill` ends the process there; `fail` raises "no space left on device" before the call.
 
-    python -m tests.killed_registry FOLDER kill|fail
+    python -m tests.around.killed_registry FOLDER kill|fail
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ import shutil
 import sys
 from pathlib import Path
 
-from serve import versions as changes
-from serve import versions as pointer
+from serve import versions
 from serve.versions import Registry, RegistrySource, publish_and_activate
-from tests.killed_publisher import FAILED, FINISHED, KILLED, Steps, fail, kill
+from tests.around.killed_publisher import FAILED, FINISHED, KILLED, Steps, fail, kill
 from tests.linear_bundle import SHOP, publish_linear
 
 
@@ -27,7 +26,7 @@ def attempt(registry: Registry, bundle: Path, stop_at: int, how: str) -> None:
     """Publish into the registry, in this process; it ends with its code."""
     steps = Steps(stop_at, {"kill": kill, "fail": fail}[how], how == "fail")
     calls = [(os, "fsync"), (os, "rename"), (os, "replace"), (Path, "mkdir")]
-    calls += [(changes, "write_file"), (pointer, "write_file"), *([(shutil, "rmtree")] if how == "kill" else [])]
+    calls += [(versions, "write_file"), *([(shutil, "rmtree")] if how == "kill" else [])]
     for module, name in calls:
         steps.wrap(module, name)
     try:

@@ -3,7 +3,7 @@
 Run as a program, since each attempt is a fork of it. A step is the instant before or after a call that
 changes the disk. `kill` ends the process there; `fail` raises "no space left on device" before the call.
 
-    python -m tests.killed_publisher FOLDER kill|fail exchange|rename
+    python -m tests.around.killed_publisher FOLDER kill|fail exchange|rename
 """
 
 from __future__ import annotations

@@ -1,11 +1,14 @@
 """A user who is forgotten stands in no file, table or answer of a run; the receipt says what is out of reach."""
 
+import hashlib
+import hmac
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from datetime import datetime
@@ -18,18 +21,18 @@ import pytest
 
 from serve import export
 from serve.__main__ import main
-from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
+from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users, inherit_erasure_list
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.state import Impressions, Observation, StateStore, complete, read_erasure_list
+from serve.state import Impressions, Observation, StateStore, WatchedErasureList, complete, read_erasure_list
 from tests.around.lost_power import Disk
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SENTINEL = "sentinel-4c7"
 IDS = item_ids(SHOP)
 REJECTED = [
@@ -215,17 +218,6 @@ def test_integers_are_forgotten_by_either_form(tmp_path):
         forget_users(run, ["anna"])
 
 
-def test_integers_go_out_of_an_export_where_no_bundle_tells_their_type(tmp_path):
-    run, out = tmp_path / "run", tmp_path / "users"
-    (run / "profiles").mkdir(parents=True)
-    out.mkdir()
-    vectors = pa.array([[1.0]] * 3, pa.list_(pa.float32(), 1))
-    Shards(out).write(0, pa.table({"user_id": pa.array([7, 77, 8]), "vector": vectors}))
-    (out / "_plan.json").write_text('{"side": "user"}')
-    assert forget_users(run, ["7"], [out])["erased"]["exports"] == {str(out): 1}
-    assert pq.read_table(out).column("user_id").to_pylist() == [77, 8]
-
-
 @pytest.mark.parametrize("there", ["bundle", "profiles", "state"])
 def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path, there):
     (tmp_path / there).mkdir()
@@ -243,7 +235,6 @@ def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path, there):
         (["--user", ""], r"user is '' \(str\); expected a text that is not empty"),
         (["--user", "u", "--exports", "nowhere"], "nowhere holds no export: give the --out of"),
         (["--user", "u", "--exports", "{items}"], "is an export of side 'item', which names no user"),
-        (["--usr", "u"], "unknown option '--usr'; did you mean '--user'?"),
     ],
 )
 def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, capsys):
@@ -254,29 +245,6 @@ def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, 
     assert re.search(message, line)
     assert find(folder, SENTINEL) == find(template, SENTINEL)
     assert not (run / "forgotten.json").exists()
-
-
-def test_a_text_in_place_of_a_list_erases_nobody(folder):
-    run = folder / "run"
-    profiles = make_profiles(SHOP, users_of(SHOP, "4"))
-    write_profiles(run / "profiles", profiles)
-    with pytest.raises(SchemaError, match=r"user_ids is '1042' .*; expected a list"):
-        forget_users(run, "1042")
-    assert len(Profiles.load(run / "profiles")) == len(profiles)
-    assert not (run / "forgotten.json").exists()
-
-
-def test_nobody_to_forget_takes_no_record_away(folder):
-    before = (folder / "run" / "rejects.parquet").read_bytes()
-    with pytest.raises(SchemaError, match=r"user_ids is \[\] .*; expected a list of one id or more"):
-        forget_users(folder / "run", [], [folder / "users"])
-    assert (folder / "run" / "rejects.parquet").read_bytes() == before
-    assert not (folder / "run" / "forgotten.json").exists()
-
-
-def test_an_export_that_is_given_twice_is_counted_once(folder):
-    receipt = forget_users(folder / "run", [SENTINEL], [folder / "users", folder / "users" / ""])
-    assert receipt["erased"]["exports"] == {str(folder / "users"): 1}
 
 
 def test_damaged_tombstones_stop_it_before_anything_is_erased(folder):
@@ -335,3 +303,109 @@ def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(fol
     add_to_erasure_list(run, ["none of them"])
     erase_forgotten(run, profiles.without([SENTINEL]))
     assert len(Profiles.load(run / "profiles", "late")) == len(known_users(SHOP))
+
+
+def test_users_are_told_by_keyed_hashes_alone(tmp_path):
+    hashes = add_to_erasure_list(tmp_path, ["anna", 7])
+    text = (tmp_path / "forgotten.json").read_text()
+    (users,) = json.loads(text)["users"]
+    assert "anna" not in text
+    expected = [hmac.new(bytes.fromhex(users["salt"]), name, hashlib.sha256).hexdigest() for name in (b"anna", b"7")]
+    assert hashes == expected
+    assert users["hashes"] == sorted(expected)
+    tombstones = read_erasure_list(tmp_path)
+    assert [tombstones.holds(one) for one in ("anna", 7, "7", "Anna", "07", 8, "")] == [True] * 3 + [False] * 4
+    assert len(tombstones) == 2
+
+
+def test_salts_are_random_and_kept(tmp_path):
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+    first, other = (add_to_erasure_list(tmp_path / name, ["anna"]) for name in ("one", "two"))
+    assert first != other
+    assert add_to_erasure_list(tmp_path / "one", ["anna", "ben"])[0] == first[0]
+    assert len(read_erasure_list(tmp_path / "one")) == 2
+
+
+def test_a_run_takes_over_those_of_the_run_before_it_and_of_the_one_before_that(tmp_path):
+    runs = [tmp_path / name for name in ("first", "second", "third")]
+    for run, user_id in zip(runs, ("anna", "ben", "carl"), strict=True):
+        run.mkdir()
+        add_to_erasure_list(run, [user_id])
+    inherit_erasure_list(runs[1], runs[0] / "bundle")
+    for _ in range(2):  # twice changes nothing
+        inherited = inherit_erasure_list(runs[2], runs[1] / "bundle")
+        assert [inherited.holds(one) for one in ("anna", "ben", "carl", "dora")] == [True, True, True, False]
+        assert len(inherited) == 3
+        assert read_erasure_list(runs[2]).sets == inherited.sets
+    add_to_erasure_list(runs[2], ["dora"])
+    assert len(read_erasure_list(runs[2])) == 4
+    assert len(read_erasure_list(runs[0])) == 1
+
+
+def test_a_link_to_a_bundle_leads_to_those_of_its_run(tmp_path):
+    for name, user_id in (("old", "anna"), ("links", "ben")):
+        (tmp_path / name).mkdir()
+        add_to_erasure_list(tmp_path / name, [user_id])
+    (tmp_path / "old" / "bundle").mkdir()
+    (tmp_path / "links" / "latest").symlink_to(tmp_path / "old" / "bundle")
+    (tmp_path / "new").mkdir()
+    inherited = inherit_erasure_list(tmp_path / "new", tmp_path / "links" / "latest")
+    assert [inherited.holds(one) for one in ("anna", "ben", "carl")] == [True, True, False]
+    assert read_erasure_list(tmp_path / "new").sets == inherited.sets
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"format": 1, "users": [{"salt": "xyz", "hashes": []}]}',
+        '{"format": 1, "users": {}}',
+        '{"format": 1, "users": ""}',
+        '{"format": 1, "users": [{"salt": "00", "hashes": {}}]}',
+        '{"format": 1, "users": [{"salt": "00", "hashes": ""}]}',
+    ],
+)
+def test_a_damaged_file_is_an_error_and_no_empty_list(tmp_path, content):
+    (tmp_path / "forgotten.json").write_text(content)
+    for call in (lambda: read_erasure_list(tmp_path), lambda: WatchedErasureList(tmp_path).holds("anna")):
+        with pytest.raises(BundleError, match=r"forgotten\.json is damaged"):
+            call()
+    with pytest.raises(BundleError, match="is damaged"):
+        add_to_erasure_list(tmp_path, ["anna"])
+    assert (tmp_path / "forgotten.json").read_text() == content
+
+
+def test_who_was_forgotten_stays_so_where_the_power_fails(tmp_path, monkeypatch):
+    disk, runs = Disk(monkeypatch), [tmp_path / "one", tmp_path / "two"]
+    for run in runs:
+        run.mkdir()
+    for change in (
+        lambda: add_to_erasure_list(runs[0], ["anna"]),
+        lambda: inherit_erasure_list(runs[1], runs[0] / "bundle"),
+    ):
+        change()
+        assert disk.too_early == disk.unnamed == []
+    assert all(disk.holds(run / "forgotten.json") for run in runs)
+
+
+def test_a_file_that_changes_is_read_again(tmp_path):
+    watched = WatchedErasureList(tmp_path)
+    for number in range(3):
+        assert not watched.holds(f"u{number}")
+        add_to_erasure_list(tmp_path, [f"u{number}"])
+        assert watched.holds(f"u{number}")
+    assert watched.holds("u0")
+
+
+def test_nobody_is_lost_where_many_forget_at_once(tmp_path):
+    threads = [threading.Thread(target=add_to_erasure_list, args=(tmp_path, [f"u{n}", "all"])) for n in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    tombstones = read_erasure_list(tmp_path)
+    assert len(tombstones) == 9
+    assert all(tombstones.holds(f"u{n}") for n in range(8))

@@ -1,0 +1,309 @@
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from serve import export
+from serve.__main__ import main
+from serve.bundle import Bundle
+from serve.durable import take_lock, write_file
+from serve.errors import BundleError, SchemaError
+from serve.export import erase_from_export
+from serve.profiles import write_profiles
+from serve.recommender import Recommender
+from tests.around.lost_power import Disk
+from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
+from tests.linear_profiles import known_users, make_profiles, requests_of
+
+ROOT = Path(__file__).parents[2]
+WORLDS = {"shop": SHOP, "films": FILMS}
+
+
+@pytest.fixture(scope="module")
+def bundles(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("export")
+    for name, schema in WORLDS.items():
+        path = publish_linear(folder / name, schema, seed=3)
+        write_profiles(path.parent / "profiles", make_profiles(schema, known_users(schema)))
+    return {name: folder / name / "bundle" for name in WORLDS}
+
+
+@pytest.fixture(autouse=True)
+def small_shards(monkeypatch):
+    monkeypatch.setattr(export, "ROWS_PER_SHARD", 6)
+    monkeypatch.setattr(export, "_ROWS_AT_ONCE", 3)
+
+
+def run(bundle, side, out, *more):
+    return main([str(word) for word in ("export", "--bundle", bundle, "--side", side, "--out", out, *more)])
+
+
+def read(folder, side):
+    """Return ids and vectors of all shards."""
+    table = pq.read_table(folder)  # names with _ are left out
+    assert table.schema.field("vector").type == pa.list_(pa.float32(), W)
+    return table.column(f"{side}_id").to_pylist(), np.array(table.column("vector").to_pylist(), np.float32)
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != ".lock"}
+
+
+def write_rows(path, rows):
+    if path.suffix == ".parquet":
+        pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=4)
+    elif path.suffix == ".jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    else:
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, rows[0])
+            writer.writeheader()
+            writer.writerows(rows)
+    return path
+
+
+def shop_rows(n):
+    """Return rows of items that no bundle has, with a column that no feature reads."""
+    return [{"item_id": f"new{row}", "title": "t", **item_values(row)} for row in range(n)]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_the_catalogue_is_exported_in_its_order(bundles, tmp_path, world, capsys):
+    assert run(bundles[world], "item", tmp_path / "out") == 0
+    assert f"{N} item vectors" in capsys.readouterr().out
+    ids, vectors = read(tmp_path / "out", "item")
+    assert ids == item_ids(WORLDS[world])
+    np.testing.assert_array_equal(vectors, Bundle.load(bundles[world]).vectors)
+    names = [f"part-0000{shard}.parquet" for shard in range(4)]
+    assert sorted(contents(tmp_path / "out")) == ["_SUCCESS", "_plan.json", *names]
+    assert [pq.read_metadata(tmp_path / "out" / name).num_rows for name in names] == [6, 6, 6, 5]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_users_with_profiles_are_as_served_one_by_one(bundles, tmp_path, world):
+    assert run(bundles[world], "user", tmp_path / "out") == 0
+    ids, vectors = read(tmp_path / "out", "user")
+    assert ids == list(known_users(WORLDS[world]))
+    served = Recommender.load(bundles[world])
+    single = [served.encode_users([{"user_id": user_id}])[0] for user_id in ids]
+    np.testing.assert_allclose(vectors, single, atol=1e-6)
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_requests_of_a_file_are_as_served(bundles, tmp_path, world):
+    requests = requests_of(WORLDS[world])
+    rows = write_rows(tmp_path / "r.jsonl", requests)
+    assert run(bundles[world], "user", tmp_path / "out", "--rows", rows) == 0
+    ids, vectors = read(tmp_path / "out", "user")
+    assert ids == [request.get("user_id") for request in requests]
+    np.testing.assert_allclose(vectors, Recommender.load(bundles[world]).encode_users(requests), atol=1e-6)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_items_of_a_file_are_placed_by_their_features(bundles, tmp_path, suffix, capsys):
+    rows = shop_rows(17)
+    path = write_rows(tmp_path / f"items.{suffix}", rows)
+    assert run(bundles["shop"], "item", tmp_path / "out", "--rows", path) == 0
+    assert "columns that no feature reads: title" in capsys.readouterr().out
+    ids, vectors = read(tmp_path / "out", "item")
+    assert ids == [row["item_id"] for row in rows]
+    served = Recommender.load(bundles["shop"])
+    single = [served.encode_items([item_values(row)])[0] for row in range(17)]
+    np.testing.assert_allclose(vectors, single, atol=1e-6)
+
+
+@pytest.mark.parametrize("side", ["user", "item"])
+def test_no_row_gives_an_empty_shard(bundles, tmp_path, side):
+    path = tmp_path / "none.jsonl"
+    path.write_text("\n")
+    assert run(bundles["shop"], side, tmp_path / "out", "--rows", path) == 0
+    assert pq.read_table(tmp_path / "out").column_names == [f"{side}_id", "vector"]
+
+
+def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundles, tmp_path, monkeypatch):
+    recommender = Recommender.load(bundles["shop"])
+    path = write_rows(tmp_path / "items.parquet", shop_rows(17))
+    export.export_items(recommender, path, tmp_path / "whole", False)
+    whole, out = contents(tmp_path / "whole"), tmp_path / "out"
+    for failing in range(5):  # the plan, three shards, success
+        names = []
+
+        def write(path, content, failing=failing, names=names):
+            names.append(path.name)
+            if len(names) == failing + 1:
+                raise OSError("disk full")
+            write_file(path, content)
+
+        monkeypatch.setattr(export, "write_file", write)
+        with pytest.raises(OSError, match="disk full"):
+            export.export_items(recommender, path, out, True)
+        assert "_SUCCESS" not in contents(out)
+        export.export_items(recommender, path, out, False)
+        parts = [name for name in names if name.startswith("part")]
+        assert sorted(set(parts)) == ["part-00000.parquet", "part-00001.parquet", "part-00002.parquet"]
+        assert len(parts) == 3 + (1 <= failing <= 3)  # a finished shard is not written again
+        assert contents(out) == whole
+
+
+SLOW = """
+import sys, time
+from serve import export
+from serve.__main__ import main
+export.ROWS_PER_SHARD, export._ROWS_AT_ONCE = 6, 3
+table = export._write_shard
+def slowly(*arguments):
+    time.sleep(0.2)
+    return table(*arguments)
+export._write_shard = slowly
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
+def test_a_killed_export_goes_on_where_it_stopped(bundles, tmp_path, sent, status):
+    run(bundles["shop"], "item", tmp_path / "whole")
+    out = tmp_path / "out"
+    words = ["export", "--bundle", bundles["shop"], "--side", "item", "--out", out]
+    process = subprocess.Popen([sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
+    while not (out / "part-00000.parquet").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(sent)
+    assert process.wait() == status
+    assert "_SUCCESS" not in contents(out)
+    first = (out / "part-00000.parquet").stat().st_mtime_ns
+    assert run(bundles["shop"], "item", out) == 0
+    assert contents(out) == contents(tmp_path / "whole")
+    assert (out / "part-00000.parquet").stat().st_mtime_ns == first
+
+
+def test_an_export_that_goes_on_says_how_many_rows_are_left_after_somebody_was_forgotten(bundles, tmp_path, capsys):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    for name in ("_SUCCESS", "part-00001.parquet"):  # as a kill leaves it
+        (out / name).unlink()
+    assert erase_from_export(out, ["x4"]) == 1
+    capsys.readouterr()
+    assert run(bundles["shop"], "user", out, "--rows", path) == 0
+    assert read(out, "user")[0] == ["x0", "x1", "x2", "x3", "x5", "x6", "x7"]
+    assert json.loads((out / "_SUCCESS").read_text())["rows"] == 7
+    assert capsys.readouterr().out.startswith("7 user vectors")
+
+
+def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
+    out, path = tmp_path / "out", write_rows(tmp_path / "items.jsonl", shop_rows(9))
+    recommender = Recommender.load(bundles["shop"])
+    export.export_items(recommender, None, out, False)
+    assert run(bundles["shop"], "item", out) == 2
+    assert "holds a finished export" in capsys.readouterr().err
+    (out / "_SUCCESS").unlink()
+    others = {
+        "space_id": (bundles["films"], "item"),
+        "side": (bundles["shop"], "user"),
+        "source": (bundles["shop"], "item", "--rows", path),
+    }
+    for field, (bundle, side, *more) in others.items():
+        assert run(bundle, side, out, *more) == 2
+        message = capsys.readouterr().err
+        assert f"part of another export, of {field} " in message
+        assert len(message.splitlines()) == 1
+    assert len(contents(out)) == 5
+    assert run(bundles["shop"], "item", out, "--rows", path, "--overwrite") == 0
+    assert read(out, "item")[0] == [f"new{row}" for row in range(9)]
+
+
+def test_changed_rows_or_profiles_are_another_source(bundles, tmp_path):
+    recommender, path = Recommender.load(bundles["shop"]), write_rows(tmp_path / "r.jsonl", [{"user_id": "u1"}] * 7)
+    export.export_users(recommender, path, tmp_path / "out", False)
+    (tmp_path / "out" / "_SUCCESS").unlink()
+    without = Recommender(recommender.bundle, recommender.profiles.without(["u2"]))
+    with pytest.raises(SchemaError, match="of source"):
+        export.export_users(without, path, tmp_path / "out", False)
+    path.write_text(path.read_text().replace("u1", "u3"))
+    with pytest.raises(SchemaError, match="of source"):
+        export.export_users(recommender, path, tmp_path / "out", False)
+
+
+@pytest.mark.parametrize("content", ["[]", "7", "null", "{", ""])
+def test_what_is_no_plan_is_named_before_anything_is_written(bundles, tmp_path, content, capsys):
+    out = tmp_path / "out"
+    assert run(bundles["shop"], "item", out) == 0
+    (out / "_SUCCESS").unlink()
+    (out / "_plan.json").write_text(content)
+    before = contents(out)
+    capsys.readouterr()
+    assert run(bundles["shop"], "item", out) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "_plan.json is no plan of an export" in line
+    assert contents(out) == before
+    assert run(bundles["shop"], "item", out, "--overwrite") == 0
+
+
+def test_two_exports_do_not_write_into_one_folder(bundles, tmp_path):
+    (tmp_path / "out").mkdir()
+    with (
+        take_lock(tmp_path / "out" / ".lock"),
+        pytest.raises(SchemaError, match="another export writes into"),
+    ):
+        export.export_items(Recommender.load(bundles["shop"]), None, tmp_path / "out", False)
+
+
+def test_nobody_is_erased_from_an_export_that_is_being_written(bundles, tmp_path):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    before = contents(out)
+    with export._locked(out), pytest.raises(SchemaError, match=rf"another export writes into {out}"):
+        erase_from_export(out, ["x4"])
+    assert contents(out) == before
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet at all"])
+def test_a_damaged_shard_is_named(bundles, tmp_path, content, capsys):
+    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
+    run(bundles["shop"], "user", out, "--rows", path)
+    damaged = out / "part-00001.parquet"
+    damaged.write_bytes(content)
+    with pytest.raises(BundleError, match=rf"{damaged} is damaged: .*; remove it"):
+        erase_from_export(out, ["x4"])
+    (out / "_SUCCESS").unlink()
+    capsys.readouterr()
+    assert run(bundles["shop"], "user", out, "--rows", path) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{damaged} is damaged" in line
+    damaged.unlink()
+    (out / "part-00000.parquet").unlink()  # which has lost x4
+    assert run(bundles["shop"], "user", out, "--rows", path) == 0
+    assert read(out, "user")[0] == [f"x{row}" for row in range(8)]
+
+
+def test_an_export_that_is_said_to_be_whole_is_so_where_the_power_fails(bundles, tmp_path, monkeypatch):
+    disk = Disk(monkeypatch, "_SUCCESS")
+    for words in ((), ("--overwrite",)):
+        assert run(bundles["shop"], "item", tmp_path / "out", *words) == 0
+        assert disk.too_early == disk.unnamed == []
+
+
+def test_export_imports_nothing_of_training(bundles, tmp_path):
+    rows = write_rows(tmp_path / "items.parquet", shop_rows(9))
+    requests = write_rows(tmp_path / "r.parquet", [{"user_id": "u1", "datetime": 1_500_000_000}])
+    code = (
+        "import sys\nfrom serve.__main__ import main\n"
+        f"start = ['export', '--bundle', {str(bundles['shop'])!r}, '--out']\n"
+        f"out = {str(tmp_path)!r}\n"
+        "for number, words in enumerate((['--side', 'item'], ['--side', 'user'], "
+        f"['--side', 'item', '--rows', {str(rows)!r}], ['--side', 'user', '--rows', {str(requests)!r}])):\n"
+        "    assert main([*start, f'{out}/{number}', *words]) == 0\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
+    )
+    env = {**os.environ, "PYTHONPATH": "."}
+    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.stderr == ""  # no bar where nobody looks

@@ -1,0 +1,352 @@
+"""Rows in files: the three formats hold the same requests and items, and a fault names file and place."""
+
+import csv
+import gzip
+import json
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from serve.errors import SchemaError
+from serve.requests import Request
+from serve.schema import Feature, Schema
+from serve.tables import (
+    ItemFile,
+    RowLayout,
+    read_filters,
+    read_item_ids,
+    read_layout,
+    read_requests,
+    read_rows,
+    write_table,
+    write_tables,
+)
+from tests.linear_bundle import SHOP
+
+SCHEMA = Schema(
+    user_features=(
+        Feature("age", "numeric", "birth_year"),
+        Feature("gender", "categorical", "gender", ("f", "m")),
+        Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2),
+        Feature("place", "categorical", "place", ("n",)),
+    ),
+    item_features=(),
+    context_features=(
+        Feature("hour", "hour_of_day", "datetime"),
+        Feature("device", "categorical", "device", ("tv",)),
+        Feature("place", "categorical", "store", ("s",)),
+    ),
+    user_id_type="string",
+    item_id_type="integer",
+    event_types=("view",),
+    has_datetime=True,
+    has_weight=True,
+    weight_mean=0.0,
+    weight_scale=1.0,
+    timezone="Europe/Berlin",
+    ties="ordered",
+    repeats="exclude",
+    history_length=5,
+    memory_length=11,
+    decay_days=(1.0,),
+    popularity_days=(),
+    data_until=0,
+)
+NOON = 1_704_110_400
+RAW = [
+    {"user_id": "007", "features": {"age": 3.5, "gender": "f"}},
+    {"history": [{"item_id": 11, "datetime": "2024-01-01T12:00:00Z", "weight": 2}], "exclude": [7]},
+    {"user_id": "é", "context": {"device": "tv"}, "datetime": "2024-01-01 13:00:00"},
+]
+
+
+def read(path: Path, content: str | bytes) -> list[Request]:
+    path.write_bytes(content.encode() if isinstance(content, str) else content)
+    return list(read_requests(path, SCHEMA))
+
+
+def check(requests: list[Request]) -> None:
+    """Compare requests with `RAW`."""
+    first, second, third = requests
+    assert (first.user_id, first.features) == ("007", {"age": 3.5, "gender": "f"})
+    columns = {name: values.tolist() for name, values in second.history.columns().items()}
+    assert (columns, second.exclude) == ({"item_id": [11], "datetime": [NOON], "weight": [2.0]}, (7,))
+    assert (third.user_id, third.context, third.datetime) == ("é", {"device": "tv"}, NOON)
+
+
+def test_json_lines_also_compressed(tmp_path):
+    text = "\ufeff" + "\n\n".join(map(json.dumps, RAW)) + "\n"
+    check(read(tmp_path / "r.jsonl", text))
+    check(read(tmp_path / "r.jsonl.gz", gzip.compress(text.encode())))
+    with pytest.raises(SchemaError, match=r"r\.jsonl\.gz: cannot be read"):
+        read(tmp_path / "r.jsonl.gz", gzip.compress(text.encode())[:-9])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"user_id"', "line 3: not one JSON object in UTF-8"),
+        ("[1]", "line 3: request is .* expected a mapping"),
+        ('{"usr_id": "a"}', "line 3: request: unknown name 'usr_id' .*did you mean 'user_id'"),
+        ("\ud800", "line 3: not one JSON object"),
+        ('{"features": {"age": NaN}}', "line 3: features.age is nan"),
+    ],
+)
+def test_a_bad_line_is_named_and_those_before_are_read(tmp_path, line, message):
+    path = tmp_path / "r.jsonl"
+    path.write_text(f'{{"user_id": "a"}}\n\n{line}\n', encoding="utf-8", errors="surrogatepass")
+    requests = read_requests(path, SCHEMA)
+    assert next(requests).user_id == "a"
+    with pytest.raises(SchemaError, match=message):
+        next(requests)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "csv.gz", "tsv"])
+def test_csv(tmp_path, suffix):
+    rows = [
+        ["user_id", "age", "gender", "likes", "device", "datetime"],
+        ["007", "3.5", " f", "a|b", "", "2024-01-01 13:00:00"],
+        ["a\nb", "", "", "", "tv", ""],
+        ['"quoted", twice', "1e2", "", "", "", ""],
+    ]
+    delimiter = "\t" if suffix == "tsv" else ","
+    text = "\ufeff" + "".join(
+        delimiter.join('"' + cell.replace('"', '""') + '"' if cell else "" for cell in row) + "\r\n" for row in rows
+    )
+    content = text.encode()
+    found = read(tmp_path / f"r.{suffix}", gzip.compress(content) if suffix.endswith("gz") else content)
+    assert found == [
+        Request("007", {"age": 3.5, "gender": " f", "likes": "a|b"}, datetime=NOON),
+        Request("a\nb", context={"device": "tv"}),
+        Request('"quoted", twice', {"age": 100.0}),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"r\.csv, line 1: the columns are"),
+        ("user_id,user_id\na,b\n", "line 1: the columns are .*distinct"),
+        ("user_id,gendre\na,f\n", "column 'gendre' .*did you mean 'gender'"),
+        ("user_id,hour\na,3\n", "column 'hour'"),
+        ("history\n[]\n", "column 'history'"),
+        ("place\nx\n", "column 'place' .*give JSON Lines"),
+        ("user_id,age\na,3,4\n", r"r\.csv: cannot be read: .*Expected 2 columns, got 3"),
+        ("user_id,age\na,3\n\nb,old\n", "row 2: features\\.age is 'old'"),
+        ("user_id,age\na,nan\n", "row 1: features\\.age is nan"),
+        ("user_id,datetime\na,noon\n", "row 1: datetime is 'noon'"),
+        (b"user_id\n\xff\n", "cannot be read"),
+    ],
+)
+def test_a_bad_csv_is_named(tmp_path, text, message):
+    with pytest.raises(SchemaError, match=message):
+        read(tmp_path / "r.csv", text)
+
+
+@given(ids=st.lists(st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=5), max_size=7))
+@settings(max_examples=40, deadline=None)
+def test_csv_ids_come_back_exactly(tmp_path_factory, ids):
+    ids = [user_id for user_id in ids if user_id.strip()]
+    path = tmp_path_factory.mktemp("csv") / "r.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, quoting=csv.QUOTE_ALL).writerows([["user_id"], *([user_id] for user_id in ids)])
+    assert [request.user_id for request in read_requests(path, SCHEMA)] == ids
+
+
+def nested_table() -> pa.Table:
+    event = pa.struct([("item_id", pa.int32()), ("datetime", pa.timestamp("ns", "Asia/Tokyo"))])
+    events = [[{"item_id": 11, "datetime": datetime(2024, 1, 1, 12, 0, 0, 900_000)}], [], None]
+    return pa.table(
+        {
+            "user_id": pa.array(["a", None, "c"]).dictionary_encode(),
+            "features": pa.array([{"age": 3, "likes": ["a", "b"]}, None, {"age": None, "likes": None}]),
+            "history": pa.array(events, pa.list_(event)),
+            "datetime": pa.array([datetime(2024, 1, 1, 13), None, None], pa.timestamp("ms")),
+        }
+    )
+
+
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+@pytest.mark.parametrize(("unit", "zone"), [("s", "UTC"), ("ms", None), ("ns", "Europe/Berlin")])
+def test_times_in_parquet_are_read_within_lists_too(tmp_path, list_of, unit, zone):
+    time = pa.timestamp(unit, zone)
+    given = datetime(2024, 1, 1, 12, tzinfo=UTC) if zone else datetime(2024, 1, 1, 13)  # the schema's zone is Berlin
+    events = pa.array(
+        [[{"item_id": 11, "datetime": given}]], list_of(pa.struct([("item_id", pa.int64()), ("datetime", time)]))
+    )
+    pq.write_table(pa.table({"history": events, "datetime": pa.array([given], time)}), tmp_path / "r.parquet")
+    (request,) = read_requests(tmp_path / "r.parquet", SCHEMA)
+    assert (request.datetime, request.history.datetime.tolist()) == (NOON, [NOON])
+
+
+def test_parquet(tmp_path):
+    path = tmp_path / "r.parquet"
+    pq.write_table(nested_table(), path, row_group_size=1)
+    names = [request.user_id for request in read_requests(path, SCHEMA)]
+    assert len(names) == nested_table().num_rows
+    pq.write_table(pa.table({"user_id": ["a", ""]}), path)
+    with pytest.raises(SchemaError, match=r"r\.parquet, row 2: user_id is ''"):
+        list(read_requests(path, SCHEMA))
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(SchemaError, match=r"r\.parquet: cannot be read"):
+        list(read_requests(path, SCHEMA))
+
+
+def test_other_files_are_refused_at_once(tmp_path):
+    (tmp_path / "folder.csv").mkdir()
+    for name in ("r.txt", "r.json", "r.parquet.gz", "missing.csv", "folder.csv"):
+        with pytest.raises(SchemaError, match=r"cannot read|no such file"):
+            read_requests(tmp_path / name, SCHEMA)
+    (tmp_path / "r.jsonl").touch()
+    with pytest.raises(SchemaError, match="a delimiter is given"):
+        read_requests(tmp_path / "r.jsonl", SCHEMA, RowLayout(";"))
+
+
+@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
+def test_reading_parquet_imports_no_pandas(tmp_path, list_of):
+    table, place = nested_table(), nested_table().column_names.index("history")
+    history = table.column(place).cast(list_of(table.field(place).type.value_type))
+    pq.write_table(table.set_column(place, "history", history), tmp_path / "r.parquet")
+    (tmp_path / "schema.json").write_text(SCHEMA.to_json(), encoding="utf-8")
+    code = (
+        "import sys; from pathlib import Path; from serve.schema import Schema\n"
+        "from serve.tables import read_requests\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "schema = Schema.from_json((folder / 'schema.json').read_text(encoding='utf-8'))\n"
+        "assert len(list(read_requests(folder / 'r.parquet', schema))) == 3\n"
+        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
+
+
+TEXTS = st.none() | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=4)
+ROWS = st.lists(st.tuples(TEXTS, st.none() | st.integers(-9, 9)), min_size=1, max_size=13)
+
+
+def write_all(folder, rows):
+    """Write the same rows in the three formats."""
+    pq.write_table(pa.table(rows, schema=pa.schema([("item_id", pa.int32()), ("brand", "string"), ("price", "int64")])),
+                   folder / "i.parquet", row_group_size=4)  # fmt: skip
+    names = list(rows)
+    records = [dict(zip(names, values, strict=True)) for values in zip(*rows.values(), strict=True)]
+    (folder / "i.jsonl").write_text("\n".join(map(json.dumps, records)), encoding="utf-8")
+    with (folder / "i.csv").open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, quoting=csv.QUOTE_NOTNULL if hasattr(csv, "QUOTE_NOTNULL") else csv.QUOTE_MINIMAL)
+        writer.writerow(names)
+        writer.writerows(zip(*rows.values(), strict=True))
+
+
+@given(rows=ROWS, size=st.integers(1, 5))
+@settings(max_examples=30, deadline=None)
+def test_the_formats_hold_the_same_items_in_blocks_of_one_size(tmp_path_factory, rows, size):
+    folder = tmp_path_factory.mktemp("items")
+    brands, prices = map(list, zip(*rows, strict=True))
+    ids = list(range(100, 100 + len(rows)))
+    write_all(folder, {"item_id": ids, "brand": brands, "price": prices})
+    for suffix in ("parquet", "jsonl", "csv"):
+        blocks = list(ItemFile(folder / f"i.{suffix}", SHOP).blocks(size))
+        assert [len(block) for block in blocks[:-1]] == [size] * (len(blocks) - 1)
+        assert 0 < len(blocks[-1]) <= size
+        read = {
+            name: [value for b in blocks for value in list(b.columns[name])] for name in ("item_id", "brand", "price")
+        }
+        if suffix == "csv":
+            assert list(map(int, read["item_id"])) == ids
+            assert [value or None for value in read["brand"]] == brands
+            assert [int(value) if value else None for value in read["price"]] == prices
+        else:
+            assert read == {"item_id": ids, "brand": brands, "price": prices}
+
+
+def test_remarks_are_of_all_blocks(tmp_path):
+    rows = [{"item_id": 1, "brand": "x"}, {"item_id": 2, "price": 3, "size": 7}, {"item_id": 3, "department": "meat"}]
+    (tmp_path / "i.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    file = ItemFile(tmp_path / "i.jsonl", SHOP)
+    (whole,) = file.blocks(5)
+    assert whole.columns == {
+        "item_id": [1, 2, 3],
+        "brand": ["x", None, None],
+        "price": [None, 3, None],
+        "department": [None, None, "meat"],
+    }
+    file = ItemFile(tmp_path / "i.jsonl", SHOP)
+    assert [len(block) for block in file.blocks(1)] == [1, 1, 1]
+    assert file.remarks() == ["columns that no feature reads: size"]
+
+
+def test_a_file_that_is_none_of_items_is_refused(tmp_path):
+    path = tmp_path / "i.jsonl"
+    for rows, message in (
+        ([{"sku": 1, "brand": "x"}], "no 'item_id' .*name it with --columns"),
+        ([{"item_id": 1, "size": 3}], "no column is a feature of items"),
+        ([[1]], "no 'item_id'"),
+    ):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        with pytest.raises(SchemaError, match=rf"i\.jsonl, line 1: {message}"):
+            list(ItemFile(path, SHOP).blocks(5))
+    with pytest.raises(SchemaError, match="no feature of items reads 'prise'; did you mean 'price'"):
+        ItemFile(path, SHOP, RowLayout(columns={"prise": "cost"}))
+
+
+def test_ids_and_filters_of_a_command(tmp_path):
+    path = tmp_path / "only.csv"
+    path.write_text("item_id;brand\n7;x\n8;y\n")
+    assert read_item_ids(path) == ["7", "8"]
+    filters = read_filters("price <= 2", path, ["brand=2", "a=b=1"], "integer")
+    assert (filters.where, filters.only, filters.at_most) == ("price <= 2", (7, 8), (("a=b", 1), ("brand", 2)))
+    assert read_filters(None, None, [], "integer") is None
+    for option in (["brand"], ["brand=x"], ["=1"], ["brand=1", "brand=2"], ["brand=0"]):
+        with pytest.raises(SchemaError, match="at.most"):
+            read_filters(None, None, option, "integer")
+
+
+@pytest.mark.parametrize(
+    ("name", "header", "delimiter"),
+    [("a.csv", "a;b,c;d", ";"), ("a.csv", '"a;b;c",d', ","), ("a.csv", "a,b|c|d", "|"), ("a.TSV", "a,b,c\td", "\t")],
+)
+def test_the_delimiter_shows_in_the_header(tmp_path, name, header, delimiter):
+    names = next(csv.reader([header], delimiter=delimiter))
+    (tmp_path / name).write_text(f"{header}\n{delimiter.join('x' * len(names))}\n")
+    assert [list(row) for _, row in read_rows(tmp_path / name)] == [names]
+    layout = read_layout("~", "sku=a")
+    (tmp_path / name).write_text("a~sku~c\n1~2~3\n")
+    assert [row for _, row in read_rows(tmp_path / name, layout)] == [{"sku": "1", "c": "3"}]
+
+
+def test_options_of_a_layout(tmp_path):
+    assert read_layout(None, None) == RowLayout()
+    assert read_layout(r"\t", " item_id = sku, price=cost") == RowLayout("\t", {"item_id": "sku", "price": "cost"})
+    for options in (('"', None), ("", None), ("ab", None), (None, "item_id"), (None, "a=b,a=c"), (None, "=b")):
+        with pytest.raises(SchemaError, match="delimiter|columns"):
+            read_layout(*options)
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
+def test_a_table_is_as_it_was_until_the_new_one_is_complete(tmp_path, suffix):
+    path = tmp_path / "deep" / f"out{suffix}"
+    tables = [pa.table({"user_id": ["a", None], "score": [0.5, 1.0]}), pa.table({"user_id": ['b,"'], "score": [2.0]})]
+
+    def failing():
+        yield tables[1]
+        raise OSError("disk full")
+
+    write_table(tables[0], path)
+    before = path.read_bytes()
+    with pytest.raises(OSError, match="disk full"):
+        write_tables(failing(), tables[0].schema, path)
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    write_tables(tables, tables[0].schema, path)
+    if suffix == ".csv":
+        assert path.read_text() == 'user_id,score\n"a",0.5\n,1\n"b,""",2\n'
+    else:
+        assert pq.read_table(path).to_pydict() == {"user_id": ["a", None, 'b,"'], "score": [0.5, 1.0, 2.0]}
+    with pytest.raises(SchemaError, match="cannot write"):
+        write_tables(failing(), tables[0].schema, tmp_path / "out.txt")
