@@ -274,7 +274,8 @@ def _verify(given: argparse.Namespace) -> None:
 
 def _http(given: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
-    from serve.http.app import bind, make_app, serve
+    from serve.http.app import make_app
+    from serve.http.server import bind, serve
     from serve.service import open_service
     from serve.state import check_retention
     from serve.versions import BundleSource, Registry, RegistrySource, Source

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import hmac
 import json
 import logging
-import socket
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,15 +14,15 @@ from importlib.resources import files
 from ipaddress import ip_address
 from typing import Annotated, Any, cast
 
-import uvicorn
 from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
 from fastapi.exceptions import HTTPException
+from pydantic import Discriminator, Tag
 
-from serve.command_line import undisturbed
 from serve.errors import SchemaError
 from serve.http import schemas
-from serve.http.middleware import HANDLERS, LOGGER, Metrics, RequestMiddleware, Worker, set_up_logs
-from serve.http.schemas import Ask, AskSimilar, ForgetBody, ItemBody, Tell
+from serve.http.errors import HANDLERS, LOGGER
+from serve.http.middleware import Metrics, RequestMiddleware, Worker
+from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.service import Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
@@ -34,8 +31,6 @@ _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
 _MAX_WRITING, _WRITE_DEADLINE = 256, 10.0  # longer, since writes wait while a user is erased and the file written anew
-_CONNECTIONS, _IDLE_SECONDS, _DRAIN_SECONDS = 512, 60, 5
-_SWITCH_INTERVAL = 0.0005  # seconds; at Python's 5 ms the event loop waits for the thread that computes
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _PAGE_POLICY = (
@@ -48,6 +43,15 @@ _PAGES = {
     "/page.js": ("page.js", "text/javascript"),
 }
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
+
+
+def _by(name: str) -> Discriminator:
+    """Tell a body of many requests or events by the name of their list."""
+    return Discriminator(lambda body: "many" if isinstance(body, dict) and name in body else "one")
+
+
+Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
+Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
 router = APIRouter(responses=schemas.ERRORS)
 operating = APIRouter()
 
@@ -267,51 +271,3 @@ def _serve_file(name: str, kind: str) -> Callable[[], Any]:
         return Response(content, media_type=kind, headers={"content-security-policy": _PAGE_POLICY})
 
     return page
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded.
-
-    Raises:
-        ValueError: it cannot be had, or there is none such.
-    """
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # of 0 asyncio would not set TCP_NODELAY
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
-    return listener
-
-
-def serve(app: FastAPI, listener: socket.socket) -> None:
-    """Serve until SIGTERM or Ctrl-C, then answer what was asked and close the service."""
-    state: AppState = app.state.shared
-    config = uvicorn.Config(
-        app,
-        http="h11",  # under httptools a POST with the header `upgrade` is read as two requests
-        ws="none",
-        lifespan="off",
-        log_config=None,
-        access_log=False,  # paths hold ids
-        proxy_headers=False,
-        server_header=False,
-        limit_concurrency=_CONNECTIONS,
-        timeout_keep_alive=_IDLE_SECONDS,
-        timeout_graceful_shutdown=_DRAIN_SECONDS,
-    )
-    set_up_logs()
-    listener.listen(config.backlog)
-    host, port = listener.getsockname()[:2]
-    _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
-    if (fallen_back := state.service.describe()["last_reload"]) is not None:
-        _LOG.warning("%s", fallen_back["reason"])
-    sys.setswitchinterval(_SWITCH_INTERVAL)
-    gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
-    try:
-        with undisturbed():  # uvicorn raises the signal again after it has drained
-            uvicorn.Server(config).run([listener])
-    finally:
-        state.close()

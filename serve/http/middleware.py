@@ -1,39 +1,22 @@
-"""Request ids, limits, metrics, error answers and logs: everything around the routes."""
+"""Everything around the routes: request ids, limits of bodies and of waiting, headers of security, metrics."""
 
 from __future__ import annotations
 
 import asyncio
-import errno
-import json
-import logging
-import re
 import secrets
 import time
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from fastapi.exceptions import HTTPException, RequestValidationError
+from fastapi.exceptions import HTTPException
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from starlette.exceptions import HTTPException as StarletteHTTPException
-from starlette.requests import Request
-from starlette.responses import Response
-
-from serve.errors import BundleError, SchemaError
-from serve.filters import WORDS
-from serve.http.schemas import FIELDS
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 T = TypeVar("T")
-LOGGER = "serve.http"
 MAX_BODY = 1_000_000  # bytes
-MAX_MESSAGE = 400  # characters
-RETRY_AFTER = {"retry-after": "1"}
-_LOG = logging.getLogger(LOGGER)
 _POLICY = b"content-security-policy"
 _HEADERS = [
     (b"x-content-type-options", b"nosniff"),
@@ -41,7 +24,6 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
-_CODES = {404: "not_found", 413: "too_large", 422: "invalid", 500: "internal", 503: "unavailable"}
 _ROUTES = {
     **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status")},
     **{f"/{name}": name for name in ("health", "ready", "metrics")},
@@ -50,10 +32,6 @@ _ROUTES = {
     **dict.fromkeys(("/", "/page.css", "/page.js"), "page"),
 }
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
-_VALUE = re.compile(r" is .*; (?=expected|allowed)| is .*(?= is unknown)|(?<=got )(?!the end)[^';]+(?=;|$)", re.DOTALL)
-_QUOTED = re.compile(r"'((?:[^'\\]|\\.)*)'|\"((?:[^\"\\]|\\.)*)\"|`([^`]*)`|\S+ \((?:int|float|bool|NoneType)\)")
-_HIDDEN = "…"
-_MAX_KINDS = 8  # of a value that may have several types
 
 
 class OverloadError(Exception):
@@ -206,110 +184,3 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
 def _is_json(scope: Scope) -> bool:
     kinds = [value for name, value in scope["headers"] if name == b"content-type"]
     return bool(kinds) and kinds[0].split(b";")[0].strip().lower() == b"application/json"
-
-
-def answer_error(
-    request: Request, status: int, message: str, field: str = "", headers: Mapping[str, str] | None = None
-) -> Response:
-    """Write an error: a code, a sentence that names no value that was sent, and the field."""
-    code = _CODES.get(status) or HTTPStatus(status).phrase.lower().replace(" ", "_")
-    error = {"code": code, "message": message[:MAX_MESSAGE]} | ({"field": field} if field else {})
-    body = json.dumps({"error": error, "request_id": request.state.request_id})
-    return Response(body, status, headers=headers, media_type="application/json")
-
-
-async def _answer_http(request: Request, error: Any) -> Response:
-    hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
-    return answer_error(request, error.status_code, f"{error.detail}{hint}", headers=error.headers)
-
-
-async def _answer_invalid(request: Request, error: Any) -> Response:
-    """Answer a body that has another form: the first fault of it, and where."""
-    first = error.errors()[0]
-    if first["type"] == "json_invalid":
-        return answer_error(request, 400, f"the body is no JSON: {first['ctx']['error']}")
-    field = _name_field(first["loc"])
-    messages = [one["msg"] for one in error.errors()[:_MAX_KINDS] if _name_field(one["loc"]) == field]
-    return answer_error(request, 422, "; or ".join(dict.fromkeys(messages)), field=field)
-
-
-def _name_field(place: tuple[Any, ...]) -> str:
-    """Name a field by our names alone, not by those that a caller made up."""
-    named = (
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if type(part) is int or part in FIELDS
-    )
-    return "".join(named).lstrip(".")
-
-
-async def _answer_schema_error(request: Request, error: Exception) -> Response:
-    """Answer a request that does not fit the bundle."""
-    names = request.app.state.shared.service.names() | FIELDS | WORDS
-    return answer_error(request, 422, hide_values(str(error), names))
-
-
-def hide_values(message: str, names: frozenset[str]) -> str:
-    """Take out of the message of an error the values that were sent: what is quoted or said to be a value.
-
-    Args:
-        message: of a SchemaError.
-        names: of fields, features and columns, which stay.
-    """
-
-    def hide(found: re.Match[str]) -> str:
-        return found[0] if next(filter(None, found.groups()), None) in names else _HIDDEN
-
-    return _QUOTED.sub(hide, _VALUE.sub(lambda found: ": " if found[0].endswith("; ") else _HIDDEN, message))
-
-
-async def _answer_overload(request: Request, error: Exception) -> Response:
-    request.app.state.shared.metrics.shed.inc()
-    return answer_error(request, 503, "too many requests wait; come back later", headers=RETRY_AFTER)
-
-
-async def _answer_disk(request: Request, error: Any) -> Response:
-    """Answer that nothing could be kept: it may be sent again."""
-    _LOG.error("the disk failed: %s", error.strerror)
-    is_busy = error.errno == errno.EBUSY
-    why = "another process keeps the file, for a while" if is_busy else "the disk is full or fails"
-    return answer_error(request, 503, f"it could not be kept: {why}", headers=RETRY_AFTER)
-
-
-async def _answer_damage(request: Request, error: Exception) -> Response:
-    """Answer that a file which the service reads was damaged, such as the list of forgotten users."""
-    _LOG.error("nothing can be answered: %s", error)
-    return answer_error(request, 503, "a file of the service is damaged; its log says which")
-
-
-async def _answer_bug(request: Request, error: Exception) -> Response:
-    return answer_error(request, 500, "the service failed; its log says where")
-
-
-HANDLERS: dict[int | type[Exception], Any] = {
-    StarletteHTTPException: _answer_http,
-    RequestValidationError: _answer_invalid,
-    SchemaError: _answer_schema_error,
-    OverloadError: _answer_overload,
-    OSError: _answer_disk,
-    BundleError: _answer_damage,
-    Exception: _answer_bug,
-}
-
-
-class QuietFormatter(logging.Formatter):
-    """Write where an error came from, without its message, which may hold an id or a feature."""
-
-    def formatException(self, ei: Any) -> str:
-        """Return the frames and the type."""
-        kind, _, place = ei
-        return "".join(traceback.format_tb(place)) + (kind.__name__ if kind else "")
-
-
-def set_up_logs() -> None:
-    """Write the server's logs to stderr, without paths, bodies or persons."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(QuietFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name, level in (("uvicorn", logging.WARNING), (LOGGER, logging.INFO)):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.addHandler(handler)
-        logger.propagate = False

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, NotRequired
 
-from pydantic import Discriminator, Field, StringConstraints, Tag, with_config
+from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
 MAX_REQUESTS = 256  # requests, or events, of a body
@@ -137,12 +137,6 @@ class ForgetBody(TypedDict):
     user_id: ItemId
 
 
-def _by(name: str) -> Discriminator:
-    return Discriminator(lambda body: "many" if isinstance(body, dict) and name in body else "one")
-
-
-Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
-Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
 _BODIES = (PastEvent, FilterBody, AskOne, AskMany, AskSimilar, EventBody, EventsBody, ItemBody)
 FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozenset(RequestBody.__annotations__)
 """Names that an error may repeat: ours, not a caller's."""

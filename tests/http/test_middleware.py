@@ -17,7 +17,9 @@ import numpy as np
 import pytest
 
 from serve.errors import BundleError
-from serve.http.middleware import OverloadError, QuietFormatter, Worker, hide_values
+from serve.http.errors import hide_values
+from serve.http.middleware import OverloadError, Worker
+from serve.http.server import QuietFormatter
 from serve.recommender import Recommender
 from tests.http.services import NOW, TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear

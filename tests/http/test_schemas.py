@@ -14,7 +14,8 @@ from pydantic import TypeAdapter, ValidationError
 from schemathesis.generation import GenerationMode
 
 from serve.http import schemas
-from serve.http.schemas import Ask, ItemBody, Tell
+from serve.http.app import Ask, Tell
+from serve.http.schemas import ItemBody
 from tests.http.services import TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP
 from tests.served import JSON, ROOT, ask, exchange
