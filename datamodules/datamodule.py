@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
 from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline, Timeline
-from datamodules.popularity import ItemTrends, measure_trends, standardise_counts
+from datamodules.popularity import ItemTrends, measure_trends
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
 from serve.encode import encode_features
-from serve.events import DAY, Floats, Ints, as_sets, last_moments
+from serve.events import Ints, as_sets, last_moments
 from serve.schema import Schema
 
 N_CUTOFF_MOMENTS = 4
@@ -120,18 +120,6 @@ class InteractionsDataModule(pl.LightningDataModule):
         """Count how often each item can be a target of an epoch, (N,)."""
         is_target = self.sequences.target_weight > 0
         return np.bincount(self.sequences.events.item_row[is_target], minlength=len(self.catalogue))
-
-    def measure_popularity(self, share: float) -> tuple[Floats, float]:
-        """Measure the popularity of items by targets in the end of the events' time, a share of it.
-
-        Returns:
-            (N, 1), and the days of the window: all targets of 1 day where data has no time.
-        """
-        events, end = self.sequences.events, self.schema.data_until
-        seconds = round(share * (end - int(events.time.min(initial=end))))
-        is_counted = (self.sequences.target_weight > 0) & (events.time >= end - seconds)
-        counts = np.bincount(events.item_row[is_counted], minlength=len(self.catalogue))
-        return standardise_counts(counts)[:, None], max(seconds, 1) / DAY if self.schema.has_datetime else 1.0
 
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.

@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
-from datamodules.config import DataConfig, FeatureConfig
+from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from serve.encode import join_text
@@ -43,7 +43,7 @@ FACT = 0.9
 TELLS_CHOICES = 0.9
 """Share of the targets found less that of the others mistaken for them, from which a column is named."""
 MAX_CHOICES = 12
-"""Types of events, or distinct weights, that are tried as the choice; of more weights only all above 0."""
+"""Types of events, and weights, that are tried as the choice."""
 MISSING = -1
 """Code of a missing cell."""
 Ints = NDArray[np.int64]
@@ -76,9 +76,8 @@ def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, 
         config: names the features.
     """
     leaks = [*_find_shared_events(split)]
-    if len(split.refit):
-        sample = _draw_sample(split.refit)
-        leaks += [*_find_context_leaks(sample, config), *_find_choice_leaks(sample, tables, config)]
+    if len(split.refit) and config.features.context:
+        leaks += _find_context_leaks(_draw_sample(split.refit), config)
     return (*leaks, *_find_user_leaks(tables, split, config), *_find_item_leaks(tables, split, config))
 
 
@@ -102,10 +101,6 @@ def code_cells(cells: pd.Series[Any]) -> Ints:
     codes, values = pd.factorize(cells)
     known = [not isinstance(value, (str, tuple)) or join_text(value) is not None for value in values]
     return np.where(np.array([*known, False])[codes], codes, MISSING).astype(np.int64)
-
-
-def _code_feature(cells: pd.Series[Any], feature: FeatureConfig) -> Ints:
-    return _cut(cells.to_numpy(np.float64)) if feature.kind == "numeric" else code_cells(cells)
 
 
 def _cut(numbers: NDArray[np.float64]) -> Ints:
@@ -198,34 +193,45 @@ def _pair_up(order: NDArray[np.intp], item: Ints, group: Ints) -> tuple[Ints, In
     return np.concatenate([left, right]), np.concatenate([right, left])
 
 
-def _context_features(config: DataConfig) -> dict[str, FeatureConfig]:
-    """Return a feature of each column of the context; the moment comes before the choice, even where it tells it."""
-    features = {str(feature.column): feature for feature in config.features.of("context").values()}
-    return {column: feature for column, feature in features.items() if column != "datetime"}
-
-
 def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
-    """Judge each column of the context by what it and the item tell of each other."""
-    for column, feature in _context_features(config).items():
-        codes = code_cells(sample.rows[column])
-        power = _guess_items(sample, codes)
-        fact = max(_measure_fact(sample, values) for values in (codes, _code_feature(sample.rows[column], feature)))
+    """Judge each column of the context by what it and the item, or it and the choice, tell of each other.
+
+    The moment comes before the choice, even where it tells it.
+    """
+    features = {str(feature.column): feature for feature in config.features.of("context").values()}
+    choices = _list_choices(sample.rows)
+    for column in filter("datetime".__ne__, features):
+        cells = sample.rows[column]
+        codes = code_cells(cells)
+        coarse = _cut(cells.to_numpy(np.float64)) if features[column].kind == "numeric" else codes
+        names = _guess_items(sample, codes)
+        fact = max(_measure_fact(sample, codes), _measure_fact(sample, coarse))
+        told = max((_tell(sample, coarse, is_chosen) for is_chosen in choices), default=0.0)
         name = f"interactions.{column}"
-        if power >= GIVES_AWAY:
-            message = f"{name} gives the item away: it tells {power:.0%} of what popularity leaves open; take it out"
-            yield Leak("identifies the item", "interactions", column, power, message)
+        if names >= GIVES_AWAY:
+            message = f"{name} gives the item away: it tells {names:.0%} of what popularity leaves open; take it out"
+            yield Leak("identifies the item", "interactions", column, names, message)
         elif fact >= FACT:
-            message = (
-                f"{name} is a fact of the item, not of the request: the item chosen tells {fact:.0%} of what varies in "
-                "it; make it a feature of the items"
-            )
+            message = f"{name} is a fact of the item, which tells {fact:.0%} of it; make it a feature of the items"
             yield Leak("fact of the item", "interactions", column, fact, message)
-        elif fact >= GIVES_AWAY:
+        elif fact >= GIVES_AWAY or told >= TELLS_CHOICES:
+            power = max(fact, told)
             message = (
-                f"{name} seems to be known only after the choice: the item chosen tells {fact:.0%} of what varies in "
-                "it; take it out of the context if a request cannot know it"
+                f"{name} seems to be known only after the choice: {power:.0%} of it goes with the choice; take it out "
+                "of the context if a request cannot know it"
             )
-            yield Leak("known after the choice", "interactions", column, fact, message)
+            yield Leak("known after the choice", "interactions", column, power, message)
+
+
+def _list_choices(rows: pd.DataFrame) -> list[NDArray[np.bool_]]:
+    """Return which events are targets, of each type, and of each weight or more."""
+    choices = [rows[TARGET_WEIGHT].to_numpy() > 0] if TARGET_WEIGHT in rows else []
+    if "event" in rows:
+        choices += [(rows["event"] == name).to_numpy(bool) for name in rows["event"].dropna().unique()[:MAX_CHOICES]]
+    if "weight" in rows:
+        weights = rows["weight"].to_numpy()
+        choices += [weights >= level for level in np.unique(weights)[1:MAX_CHOICES]]
+    return choices
 
 
 def _guess_items(sample: _Sample, codes: Ints) -> float:
@@ -260,41 +266,6 @@ def _measure_fact(sample: _Sample, codes: Ints) -> float:
         return 1 - np.count_nonzero(codes[row] != guess[row]) / chance if chance else 0.0
 
     return min(compare(*pairs) for pairs in sample.neighbours)
-
-
-def _find_choice_leaks(sample: _Sample, tables: Tables, config: DataConfig) -> Iterator[Leak]:
-    """Name the columns of context, users and items whose values, or whose absence, tell targets from other events."""
-    choices: dict[str, NDArray[np.bool_]] = {}
-    if TARGET_WEIGHT in sample.rows:
-        choices["the targets"] = sample.rows[TARGET_WEIGHT].to_numpy() > 0
-    if "weight" in sample.rows:
-        weights = sample.rows["weight"].to_numpy()
-        levels = np.unique(weights)[1:]
-        levels = levels if len(levels) < MAX_CHOICES else weights[weights > 0].min(keepdims=True, initial=np.inf)
-        choices |= {f"the events of a weight of {level:g} or more": weights >= level for level in levels}
-    if "event" in sample.rows:
-        types = sample.rows["event"]
-        choices |= {
-            f"the events '{name}'": (types == name).to_numpy(bool) for name in types.dropna().unique()[:MAX_CHOICES]
-        }
-    for table, column, codes in _list_columns(sample, tables, config) if choices else ():
-        power, name = max((_tell(sample, codes, is_chosen), name) for name, is_chosen in choices.items())
-        if power >= TELLS_CHOICES:
-            message = (
-                f"{table}.{column} tells {name} from the others in {power:.0%} of the cases: it seems to be known only "
-                "after the choice; take it out of the features"
-            )
-            yield Leak("known after the choice", table, column, power, message)
-
-
-def _list_columns(sample: _Sample, tables: Tables, config: DataConfig) -> Iterator[tuple[str, str, Ints]]:
-    """Yield table, column and its codes at the rows of the sample."""
-    for column, feature in _context_features(config).items():
-        yield "interactions", column, _code_feature(sample.rows[column], feature)
-    for side, table in (("user", tables.users), ("item", tables.items)):
-        for column, feature in {str(one.column): one for one in config.features.of(side).values()}.items():
-            codes = pd.Series(_code_feature(table[column], feature), table[f"{side}_id"])
-            yield f"{side}s", column, codes.reindex(sample.rows[f"{side}_id"], fill_value=MISSING).to_numpy(np.int64)
 
 
 def _tell(sample: _Sample, codes: Ints, is_chosen: NDArray[np.bool_]) -> float:

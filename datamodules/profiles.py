@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from datamodules.clean import find_rows
 from datamodules.sequences import sort_interactions
-from serve.profiles import History, Profiles, feature_values
+from serve.profiles import Profiles, feature_values
+from serve.requests import History
 from serve.schema import IdType, Schema
 
 

@@ -9,7 +9,7 @@ import gzip
 import io
 import json
 import zlib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -91,21 +91,15 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
 
 def make_rejects(
     file: str,
-    lines: Iterable[int] = (),
+    lines: Collection[int] = (),
     column: str | None = None,
-    values: Iterable[object] = (),
-    reason: str | Iterable[str] = (),
+    values: Collection[Any] = (),
+    reason: str | list[str] = "",
 ) -> pd.DataFrame:
-    """Make rejects of one file: file, line, column, value, reason."""
-    texts = [None if _is_missing(value) else str(value)[:MAX_VALUE] for value in values]
-    frame = pd.DataFrame({"line": np.array([*lines], np.int64), "value": pd.Series(texts, dtype="str")})
-    frame["reason"] = pd.Series([reason] * len(frame) if isinstance(reason, str) else [*reason], dtype="str")
-    frame["column"] = pd.Series([column] * len(frame), dtype="str")
-    return frame.assign(file=pd.Series([file] * len(frame), dtype="str"))[["file", "line", "column", "value", "reason"]]
-
-
-def _is_missing(value: Any) -> bool:
-    return bool(pd.api.types.is_scalar(value) and pd.isna(value))
+    """Make the rejects of one file; `reason` is that of all, or a list."""
+    texts = [None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)[:MAX_VALUE] for value in values]
+    columns = {"file": file, "line": np.array(lines, np.int64), "column": column, "value": texts, "reason": reason}
+    return pd.DataFrame(columns).astype({"file": "str", "column": "str", "value": "str", "reason": "str"})
 
 
 def _find_columns(
@@ -191,14 +185,18 @@ def _read_json_lines(path: Path, data: bytes, columns: tuple[Column, ...]) -> Re
     The standard reader goes line by line, since it alone keeps "007", 7 and integers above 2**53 apart in one column.
     """
     rows: list[dict[str, Any]] = []
+    texts: list[str] = []
+    reasons: list[str] = []
     lines: list[int] = []
-    faults: list[tuple[int, str, str]] = []
+    bad_lines: list[int] = []
     for number, line in enumerate(data.split(b"\n"), start=1):
         if not line.strip():
             continue
         record = _read_object(line)
         if isinstance(record, str):
-            faults.append((number, line.decode(errors="replace").strip(), record))
+            bad_lines.append(number)
+            texts.append(line.decode(errors="replace").strip())
+            reasons.append(record)
         else:
             rows.append(record)
             lines.append(number)
@@ -206,8 +204,7 @@ def _read_json_lines(path: Path, data: bytes, columns: tuple[Column, ...]) -> Re
     found, dropped = _find_columns(str(path), columns, keys) if rows else (columns, ())
     cells = {column.name: [row.get(column.source) for row in rows] for column in found}
     frame = pd.DataFrame({name: pd.Series(values, dtype=object) for name, values in cells.items()})
-    numbers, texts, reasons = zip(*faults, strict=True) if faults else ((), (), ())
-    rejects = make_rejects(str(path), numbers, None, texts, reasons)
+    rejects = make_rejects(str(path), bad_lines, None, texts, reasons)
     return Records(str(path), found, frame, np.array(lines, np.int64), rejects, dropped, is_text=False)
 
 

@@ -115,10 +115,8 @@ def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
 
 
 def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
-    return _find_groups(interactions, config.ties == "simultaneous", np.random.default_rng(seed))
-
-
-def _find_groups(interactions: pd.DataFrame, is_simultaneous: bool, rng: np.random.Generator) -> _Groups:
+    """Find the groups of each user's timeline and which of them hold targets."""
+    rng = np.random.default_rng(seed)
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
     unordered = is_set(interactions)
@@ -126,7 +124,7 @@ def _find_groups(interactions: pd.DataFrame, is_simultaneous: bool, rng: np.rand
     user_sorted = user[order]
     same = interactions["item_id"].to_numpy() if unordered else keys[0]
     is_start = np.ones(len(order), bool)
-    if unordered or is_simultaneous:
+    if unordered or config.ties == "simultaneous":
         is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (same[order][1:] != same[order][:-1])
     group = np.cumsum(is_start) - 1
     first_event = np.searchsorted(user_sorted, np.arange(user_sorted[-1] + 1))
@@ -150,11 +148,16 @@ def _is_target(interactions: pd.DataFrame) -> np.ndarray:
     return is_target
 
 
-def _draw_pairs(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Draw a rank for each (user, item) pair that does not depend on its place in the table, (n,)."""
+def _number_pairs(interactions: pd.DataFrame) -> tuple[np.ndarray, int]:
+    """Return a number of each row's (user, item) pair, (n,): user * number of items + item; and the number of items."""
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     item, items = pd.factorize(interactions["item_id"], sort=True)
-    pairs, index = np.unique(user * len(items) + item, return_inverse=True)
+    return user * len(items) + item, len(items)
+
+
+def _draw_pairs(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
+    """Draw a rank for each (user, item) pair that does not depend on its place in the table, (n,)."""
+    pairs, index = np.unique(_number_pairs(interactions)[0], return_inverse=True)
     ranks: np.ndarray = rng.permutation(len(pairs))[index]
     return ranks
 
@@ -184,11 +187,9 @@ def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split
 
 def _draw_items(interactions: pd.DataFrame, is_left: np.ndarray, share: float, rng: np.random.Generator) -> np.ndarray:
     """Mark the rows of a share of each user's items, of those whose rows are left; one item stays with each user."""
-    user, _ = pd.factorize(interactions["user_id"], sort=True)
-    item, items = pd.factorize(interactions["item_id"], sort=True)
-    pair = user * len(items) + item
+    pair, n_items = _number_pairs(interactions)
     pairs = np.unique(pair[is_left])
-    owner = pairs // len(items)
+    owner = pairs // n_items
     order = np.lexsort((rng.permutation(len(pairs)), owner))
     size = np.bincount(owner)
     rank = np.arange(len(pairs)) - (np.cumsum(size) - size)[owner]  # pairs are ascending, so owners are
@@ -218,9 +219,8 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
     if times.max() < test_at or validation_at <= times.min():
         first, last = (str(np.datetime64(int(time), "s")) for time in (times.min(), times.max()))
         raise SchemaError(
-            f"data.split.at is '{at}', but the events lie between {first} and {last} UTC, and the test "
-            f"window with a validation window as long before it ({length / 86400:.1f} days each) leaves "
-            "nothing to train on or to test: choose another moment"
+            f"data.split.at is '{at}' and the events lie between {first} and {last} UTC: a test and a validation of "
+            f"{length / 86400:.1f} days each leave nothing to train on or to test; choose another moment"
         )
     is_test = times >= test_at
     return _take_parts(interactions, (times >= validation_at) & ~is_test, is_test, "time", validation_at, test_at)
@@ -239,57 +239,33 @@ def _take_parts(
 
 
 def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
-    """Say of each distinct pair of user and item in some rows whether the user has the item by other rows, of any kind.
-
-    Args:
-        part: rows that are held out.
-        known: the rows before them.
-    """
+    """Mark which distinct pairs of user and item of held-out rows are in the known rows before them, of any kind."""
     pairs = pd.MultiIndex.from_frame(part[_PAIR].drop_duplicates())
     return pd.Series(pairs.isin(pd.MultiIndex.from_frame(known[_PAIR].drop_duplicates())), dtype=bool)
 
 
 def check_targets(split: Split, repeats: Repeats) -> None:
-    """Refuse a split that nothing can be learnt from, or whose test nothing can pass.
+    """Refuse a split that nothing can be learned from, or whose test nothing can pass.
 
     Raises:
-        SchemaError: no target is left to train on, or is in a part that is held out, or all that are held out are owned
-            where no owned item is listed.
+        SchemaError: a part has no target, or all that are held out are owned where no owned item is listed.
     """
-    _check_training(split)
-    _check_held_out(split)
-    _check_reach(split, repeats)
-
-
-def _check_training(split: Split) -> None:
-    tested, validated = (len(only_targets(part)) for part in (split.test, split.validation))
-    if only_targets(split.train).empty:
-        raise SchemaError(
-            f"none of the {len(split.train):,} events to train on is a target: {tested:,} are held out for the test, "
-            f"{validated:,} for the validation; declare more kinds of events or a lower min_weight in data.targets, or "
-            "another data.split"
-        )
-
-
-def _check_held_out(split: Split) -> None:
-    for name, part in (("test", split.test), ("validation", split.validation)):
-        if len(part) and only_targets(part).empty:
+    parts = {"training": split.train, "test": split.test, "validation": split.validation}
+    counts = {name: len(only_targets(part)) for name, part in parts.items()}
+    for name, part in parts.items():
+        if not counts[name] and (len(part) or name == "training"):
             raise SchemaError(
-                f"none of the {len(part):,} events of the {name} is a target, so that nothing can be measured by it; "
-                "declare more kinds of events or a lower min_weight in data.targets, or another data.split"
+                f"none of the {len(part):,} events of the {name} is a target (targets: {counts}); declare more kinds "
+                "of events or a lower min_weight in data.targets, or another data.split"
             )
-
-
-def _check_reach(split: Split, repeats: Repeats) -> None:
     is_owned = mark_owned(only_targets(split.test), split.refit)
     if not len(is_owned):
         is_owned = mark_owned(only_targets(split.validation), split.train)
     if repeats == "exclude" and len(is_owned) and is_owned.all():
         raise SchemaError(
-            f"all {len(is_owned):,} pairs of user and item that are held out as targets are of items that the user has "
-            "before, by events of any kind, and data.repeats is 'exclude', under which no list holds those: every "
-            "figure would be 0; set data.repeats to allow, or leave out the events, such as views, that come before "
-            "each target"
+            f"all {len(is_owned):,} held-out pairs of user and item are owned before, by events of any kind, and "
+            "data.repeats is 'exclude', under which no list holds those: every figure would be 0; set data.repeats to "
+            "allow, or leave out the events, such as views, that come before each target"
         )
 
 
@@ -298,7 +274,7 @@ def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> Non
 
     Args:
         split: as declared.
-        declared: names the files; of a part that is cut from the interactions nothing is said, as all may be new there.
+        declared: names the files; a part that is cut from the interactions may be new as a whole.
         items: the items table.
 
     Raises:
@@ -309,7 +285,6 @@ def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> Non
         listed = pd.concat([items["item_id"], known["item_id"]])
         if getattr(declared, part) is not None and len(asked) and not asked.isin(listed).any():
             raise SchemaError(
-                f"none of the {asked.nunique():,} items of data.split.{part} is in the items table or among the "
-                f"interactions to train on: item_id is {asked.iloc[0]!r} there and {listed.iloc[0]!r} here, and every "
-                "figure would be 0; write ids as in the other tables"
+                f"none of the {asked.nunique():,} items of data.split.{part} is among the items or in training: "
+                f"item_id is {asked.iloc[0]!r} there and {listed.iloc[0]!r} here; write ids as in the other tables"
             )

@@ -79,7 +79,6 @@ def test_planted_columns_of_the_context_are_named_and_honest_ones_are_not(seed):
     assert {leak.column for leak in leaks} == PLANTED
     kinds = {(leak.column, leak.kind) for leak in leaks}
     assert kinds >= {("sku", "identifies the item"), ("receipt", "known after the choice")}
-    assert ("bought_for", "known after the choice") in kinds
     assert all(0.5 <= leak.power <= 1 and f"interactions.{leak.column}" in leak.message for leak in leaks)
 
 
@@ -94,14 +93,13 @@ def test_a_fact_of_the_item_and_a_rating_are_called_so():
     assert (leak.kind, leak.column, leak.power) == ("known after the choice", "stars", 1.0)
 
 
-def test_a_feature_of_items_that_tells_the_targets_is_named():
-    events = make_events(np.random.default_rng(7))
-    events["event"] = np.where(events["item_id"] % 3 == 0, "buy", "view")
-    items = pd.DataFrame({"item_id": np.arange(N_ITEMS) + 1000})
-    items["for_sale"], items["shelf"] = items["item_id"] % 3 == 0, items["item_id"] % 5
-    features = FeaturesConfig(item={"for_sale": "categorical", "shelf": "categorical"})
-    (leak,) = look(events, items=items, features=features, targets=TargetsConfig(events=["buy"]))
-    assert (leak.kind, leak.table, leak.column) == ("known after the choice", "items", "for_sale")
+def test_a_column_that_is_there_for_bought_events_alone_is_known_after_the_choice():
+    rng = np.random.default_rng(7)
+    events = make_events(rng)
+    events["event"] = rng.choice(["buy", "view", "view"], len(events))
+    events["wrapping"] = np.where(events["event"] == "buy", rng.choice(["red", "blue"], len(events)), None)
+    (leak,) = look(events, features=FeaturesConfig(context={"wrapping": "categorical"}))
+    assert (leak.kind, leak.column, leak.power) == ("known after the choice", "wrapping", 1.0)
 
 
 def last_of(rows):

@@ -264,7 +264,9 @@ def split_of(events: pd.DataFrame, config: DataConfig):
 
 
 def test_targets_that_are_all_owned_are_refused_where_nothing_is_repeated():
-    with pytest.raises(SchemaError, match=r"all 2 pairs .* set data\.repeats to allow, or leave out the events"):
+    with pytest.raises(
+        SchemaError, match=r"all 2 held-out pairs .* set data\.repeats to allow, or leave out the events"
+    ):
         check_targets(split_of(VIEWED_FIRST, PURCHASES), "exclude")
     check_targets(split_of(VIEWED_FIRST, PURCHASES), "allow")
 
@@ -276,14 +278,14 @@ def test_a_part_without_a_target_is_refused(part):
     rows = [("u", "purchase" if day in bought else "view", f"item {day}") for day in range(12)]
     events = pd.DataFrame(rows, columns=["user_id", "event", "item_id"]).assign(datetime=moments)
     config = replace(PURCHASES, split=SplitConfig("time", at=str(np.datetime64(moments[8], "s"))))
-    message = rf"none of the \d events of the {part} is a target, so that nothing can be measured by it; declare"
+    message = rf"none of the \d events of the {part} is a target .* declare"
     with pytest.raises(SchemaError, match=message):
         check_targets(split_of(events, config), "exclude")
 
 
 def test_a_training_without_a_target_is_refused():
     once = make(visit("u", "view of a", "purchase of b"), visit("v", "view of a", "view of b", "purchase of c"))
-    with pytest.raises(SchemaError, match=r"none of the 3 events to train on is a target: 2 are held out for the test"):
+    with pytest.raises(SchemaError, match=r"none of the 3 events of the training is a target"):
         check_targets(split_of(once, PURCHASES), "exclude")
     check_targets(split_of(once, replace(PURCHASES, split=SplitConfig("none"))), "exclude")
 
