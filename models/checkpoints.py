@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.plugins.io import TorchCheckpointIO
 
 from serve.durable import write_file
@@ -59,16 +58,6 @@ class RunCheckpoints(TorchCheckpointIO):
                 f"{path} is of another run: {difference}; give the same as then, or leave --ckpt_path out to start anew"
             )
         return checkpoint
-
-
-class MovableCheckpoint(ModelCheckpoint):
-    """Keep one file, and know it by its new place where the folder was moved since."""
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        path = str(Path(str(self.dirpath)) / f"{self.filename}.ckpt")
-        here = {"dirpath": self.dirpath, "best_model_path": path, "kth_best_model_path": path}
-        kept = dict(zip([path], state_dict["best_k_models"].values(), strict=False))  # none before the first
-        super().load_state_dict({**state_dict, **here, "best_k_models": kept})
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

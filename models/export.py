@@ -44,27 +44,15 @@ BATCHES = (1, 7, 256)
 """Rows of the compared inputs."""
 AXIS_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
 USER_AXES = {
-    "history_vectors": "BL",
-    "history_events": "BL",
-    "history_weights": "BL",
-    "history_times": "BL",
-    "history_groups": "BL",
-    "history_lengths": "B",
-    "request_times": "B",
-    "user_codes": "B",
-    "user_values": "B",
-    "context_codes": "B",
-    "context_values": "B",
+    **dict.fromkeys([f"history_{name}" for name in ("vectors", "events", "weights", "times", "groups")], "BL"),
+    **dict.fromkeys(("history_lengths", "request_times", "user_codes", "user_values"), "B"),
+    **dict.fromkeys(("context_codes", "context_values"), "B"),
 }
 MEMORY_AXES = {
-    "owned_vectors": "E",
-    "owned_users": "E",
-    "owned_statistics": "E",
-    "owned_preferences": "E",
-    "user_statistics": "B",
-    "category_preferences": "B",
+    **dict.fromkeys([f"owned_{name}" for name in ("vectors", "users", "statistics", "preferences")], "E"),
+    **dict.fromkeys(("user_statistics", "category_preferences"), "B"),
 }
-ITEM_AXES = {"item_codes": "N", "item_values": "N", "categories": "N"}
+ITEM_AXES = dict.fromkeys(("item_codes", "item_values", "categories"), "N")
 
 
 def export_bundle(
@@ -93,7 +81,7 @@ def export_bundle(
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
     cases = Cases(schema, vectors, towers.item_tower.dim, towers.categories.numpy(), np.random.default_rng(seed))
-    user, item = user_graph(towers.user_tower), item_graph(cold_items)
+    user, item = user_graph(towers.user_tower), Graph(ItemGraph(cold_items), ITEM_AXES, ("item_vectors",))
     export_graph(user, cases.of_user([2, min(5, schema.history_length), 3]), stage.path / USER_TOWER, space_id)
     check_parity(user, stage.path / USER_TOWER, cases.of_users())
     export_graph(item, cases.of_item(3), stage.path / ITEM_TOWER, space_id)
@@ -109,27 +97,17 @@ def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
 
 
 class UserGraph(nn.Module):
-    """The user tower of requests, without memory."""
+    """The user tower of requests."""
 
     def __init__(self, tower: UserTower) -> None:
         super().__init__()
         self.tower = tower
 
-    def forward(self, arrays: Tensors) -> Tensor:
-        """Return the user vectors (B, W)."""
-        return self.tower.finish(self.tower.request_state(arrays["history_vectors"], arrays))  # (B, W)
-
-
-class RepeatUserGraph(nn.Module):
-    """The user tower of requests, with memory."""
-
-    def __init__(self, tower: UserTower) -> None:
-        super().__init__()
-        self.tower = tower
-
-    def forward(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the user vectors (B, W) and the scores (E,) of owned items beyond the product."""
+    def forward(self, arrays: Tensors) -> Tensor | tuple[Tensor, Tensor]:
+        """Return the user vectors (B, W) and, with a memory, the scores (E,) of owned items beyond the product."""
         fused = self.tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+        if self.tower.memory is None:
+            return self.tower.finish(fused)  # (B, W)
         return self.tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
 
 
@@ -142,8 +120,7 @@ class ItemGraph(nn.Module):
 
     def forward(self, arrays: Tensors) -> Tensor:
         """Return the item vectors (N, W)."""
-        vectors: Tensor = self.cold_items(*(arrays[name] for name in ITEM_AXES))  # (N, W)
-        return vectors
+        return self.cold_items(*(arrays[name] for name in ITEM_AXES))  # type: ignore[no-any-return]  # (N, W)
 
 
 @dataclass(frozen=True)
@@ -166,11 +143,7 @@ class Graph:
 def user_graph(tower: UserTower) -> Graph:
     if tower.memory is None:
         return Graph(UserGraph(tower), USER_AXES, ("user_vectors",))
-    return Graph(RepeatUserGraph(tower), USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
-
-
-def item_graph(cold_items: ColdItems) -> Graph:
-    return Graph(ItemGraph(cold_items), ITEM_AXES, ("item_vectors",))
+    return Graph(UserGraph(tower), USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
@@ -203,15 +176,11 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
     if program is None:
         raise BundleError(f"{path.name}: torch exported nothing")
     model = program.model_proto
-    _forget_origin(model.graph)
+    whole = model.graph
+    for part in (*whole.node, *whole.value_info, *whole.initializer, *whole.input, *whole.output):
+        part.ClearField("metadata_props")  # source lines: paths of this machine, and names that differ each time
     onnx.helper.set_model_props(model, {SPACE_ID: space_id})
     write_file(path, model.SerializeToString())
-
-
-def _forget_origin(graph: onnx.GraphProto) -> None:
-    """Remove the source lines of each node: paths of this machine, and names that differ between two exports."""
-    for part in (*graph.node, *graph.value_info, *graph.initializer, *graph.input, *graph.output):
-        part.ClearField("metadata_props")
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:

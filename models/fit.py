@@ -14,13 +14,13 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
-from pytorch_lightning.callbacks import Callback, EarlyStopping, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.callbacks.early_stopping import EarlyStoppingReason
 from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 from rich import get_console
 
-from datamodules.batch import RequestBatch, WindowBatch
-from models.checkpoints import CHECKPOINTS, MovableCheckpoint, RunCheckpoints, read_checkpoint
+from datamodules.batch import WindowBatch
+from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.two_tower import NDCG, TwoTower
 from serve.bundle import CURVES, LOGS
 from serve.durable import write_file
@@ -34,6 +34,14 @@ TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted 
 PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
 """Precisions of training; weights and what is exported are float32."""
 LOSS = "train_loss"
+QUIET = (
+    ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
+    ".*LeafSpec.*is deprecated.*",  # Lightning's own call
+    ".*exists and is not empty.*",  # resuming
+    ".*Early stopping conditioned on metric.*",  # `fit` reports a training without a validation
+    ".*could not find the monitored key.*",
+    ".*Sparse CSR tensor support is in beta.*",
+)
 
 
 class EpochLog(Callback):
@@ -84,41 +92,29 @@ class Pace(Callback):
     """Measure the targets a second of training, without validation, and the seconds until the best validation."""
 
     def __init__(self) -> None:
-        self.n_targets = 0
-        self.best = float("-inf")
-        self.seconds_to_best = self.validating = 0.0
-        self.started = self.validation_started = self.stopped = time.perf_counter()
+        self.n_targets, self.best = 0, float("-inf")
+        self.training = self.to_best = 0.0
+        self.started = self.resumed = time.perf_counter()
 
     def summary(self) -> dict[str, float]:
-        training = self.stopped - self.started - self.validating
-        return {
-            "targets_per_second": round(self.n_targets / max(training, 1e-9), 1),
-            "seconds_to_best": round(self.seconds_to_best, 2),
-        }
+        pace = self.n_targets / max(self.training, 1e-9)
+        return {"targets_per_second": round(pace, 1), "seconds_to_best": round(self.to_best, 2)}
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.started = self.stopped = time.perf_counter()
+        self.started = self.resumed = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        self.n_targets += count_targets(batch)
-
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.validation_started = time.perf_counter()
+        self.n_targets += int(batch.is_target.sum()) if isinstance(batch, WindowBatch) else len(batch.target_rows)
+        now = time.perf_counter()
+        self.training += now - self.resumed
+        self.resumed = now
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        now, value = time.perf_counter(), float(trainer.callback_metrics.get(MONITOR, self.best))
-        self.validating += now - self.validation_started
+        self.resumed, value = time.perf_counter(), float(trainer.callback_metrics.get(MONITOR, self.best))
         if value > self.best:
-            self.best, self.seconds_to_best = value, now - self.started
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self.stopped = time.perf_counter()
-
-
-def count_targets(batch: WindowBatch | RequestBatch) -> int:
-    return int(batch.is_target.sum()) if isinstance(batch, WindowBatch) else len(batch.target_rows)
+            self.best, self.to_best = value, self.resumed - self.started
 
 
 class ResumedStopping(EarlyStopping):
@@ -198,14 +194,12 @@ def list_callbacks(given: Callback | Sequence[Callback] | None) -> list[Callback
 
 
 def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
-    last = MovableCheckpoint(folder, LAST, save_on_train_epoch_end=True, enable_version_counter=False)
+    options: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
+    last = ModelCheckpoint(folder, LAST, **options)
     if patience is None:
         return [last]
     stopping = ResumedStopping(MONITOR, mode="max", patience=patience, strict=False)  # `fit` reports a missing one
-    best = MovableCheckpoint(
-        folder, BEST, monitor=MONITOR, mode="max", save_on_train_epoch_end=True, enable_version_counter=False
-    )
-    return [stopping, best, last]  # `last` holds the state of `best`, so that it is written after it
+    return [stopping, ModelCheckpoint(folder, BEST, monitor=MONITOR, mode="max", **options), last]
 
 
 def _make_trainer(
@@ -216,7 +210,8 @@ def _make_trainer(
     options: dict[str, Any],
 ) -> pl.Trainer:
     callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
-    _check_options(options, is_unvalidated)
+    if options.get("precision") not in PRECISIONS:
+        raise SchemaError(f"trainer.precision is {options['precision']!r}; allowed: 32-true, 16-mixed, bf16-mixed")
     ours: dict[str, Any] = {
         "enable_progress_bar": any(isinstance(one, RichProgressBar) for one in callbacks),
         "max_epochs": max_epochs,
@@ -239,22 +234,6 @@ def _make_trainer(
     return trainer
 
 
-def _check_options(options: Mapping[str, Any], is_unvalidated: bool) -> None:
-    """Refuse options that Lightning takes and a training here cannot follow."""
-    interval, clip = options.get("val_check_interval"), options.get("gradient_clip_val")
-    allowed = {
-        "precision": (options.get("precision") in PRECISIONS, "32-true, 16-mixed, bf16-mixed"),
-        "val_check_interval": (interval is None or isinstance(interval, float), "a share of an epoch, such as 0.5"),
-        "limit_val_batches": (is_unvalidated or options.get("limit_val_batches") != 0, "above 0: it says when to stop"),
-        "accumulate_grad_batches": ((options.get("accumulate_grad_batches") or 1) >= 1, "1 or more"),
-        "gradient_clip_val": (clip is None or clip >= 0, "0 or more"),
-        "overfit_batches": (not options.get("overfit_batches"), "0: validation needs users of its own"),
-    }
-    for name, (is_allowed, text) in allowed.items():
-        if not is_allowed:
-            raise SchemaError(f"trainer.{name} is {options[name]!r}; allowed: {text}")
-
-
 @contextmanager
 def _quiet_lightning() -> Iterator[None]:
     """Keep Lightning's notes on hardware, products and loaders from the run's own output."""
@@ -263,15 +242,8 @@ def _quiet_lightning() -> Iterator[None]:
     logger.setLevel(logging.WARNING)
     try:
         with warnings.catch_warnings():
-            for message in (
-                ".*does not have many workers.*",  # batches are made whole; a worker would only copy them
-                ".*LeafSpec.*is deprecated.*",  # Lightning's own call
-                ".*exists and is not empty.*",  # resuming
-                ".*Early stopping conditioned on metric.*",  # a training without a validation is refused, at its end
-                ".*could not find the monitored key.*",  # the same
-            ):
+            for message in QUIET:
                 warnings.filterwarnings("ignore", message=message)
-            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
             yield
     finally:
         logger.setLevel(level)

@@ -1,12 +1,302 @@
-"""Search for a better recipe on training and validation rows."""
+"""Search for a better recipe with Optuna, on training and validation rows.
+
+DIR/tuning/study.jsonl   every trial; the same command resumes it
+DIR/tuning/best.yaml     the configuration of the best trial
+DIR/tuning/study.png     the figure of each trial, and of each value that was tried
+"""
 
 from __future__ import annotations
 
-from datamodules.splits import Split
-from pipeline.config import Config
-from pipeline.stages import Work
+import json
+import shlex
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from io import BytesIO
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pytorch_lightning as pl
+import torch
+from matplotlib.figure import Figure
+from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.pruners import MedianPruner
+from optuna.samplers import TPESampler
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial, Trial, TrialState
+from pytorch_lightning.callbacks import Callback
+
+from datamodules.clean import only_targets
+from datamodules.splits import Split, check_files, check_targets
+from models.checkpoints import compare
+from models.config import Recipe
+from models.defaults import choose_recipe, count_data
+from models.fit import MONITOR, list_callbacks
+from pipeline.config import Config, tuned_text
+from pipeline.run_folder import declare
+from pipeline.stages import Work, console, fit_first
+from serve.bundle import BUNDLE
+from serve.command_line import name_interpreter
+from serve.durable import write_file
+from serve.errors import SchemaError, say
+
+FOLDER, JOURNAL, BEST, PICTURE, TRIAL = "tuning", "study.jsonl", "best.yaml", "study.png", "trial"
+NAME, ORIGIN, FAULT, EPOCHS = "study", "origin", "fault", "epochs"
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)
+"""States of a trial that counts; a killed one is begun once more."""
+MAX_REPEATS = 3
+"""Times that a trial is begun after a kill before another is drawn: it may be what kills."""
+DIGITS = 3
+"""Digits of a rate or a share that is tried."""
+MAX_DROPOUT, MAX_ID_DROPOUT, SHARE_STEP, N_SHARE_STEPS = 0.8, 0.5, 0.05, 4
+RATE_FACTOR = 4
+Space = dict[str, BaseDistribution]
 
 
 def tune(given: Config, work: Work, split: Split, text: str) -> None:
-    """Try recipes until `tune.trials` of them count, then write down the best."""
-    raise NotImplementedError
+    """Try recipes until `tune.trials` of them count, then write down the best.
+
+    Args:
+        given: the configuration; the keys of `model` that it fixes are not searched.
+        work: tables, and what the data chose: the first trial.
+        split: of the interactions; its test is not looked at.
+        text: the configuration as YAML.
+
+    Raises:
+        SchemaError: nothing is left open, there is no validation, the folder holds another study, or no trial could be
+            trained.
+    """
+    left_open = [name for name, value in asdict(given.model).items() if value is None]
+    space, total = make_space(work.recipe, left_open, bool(given.data.features.item)), given.tune.trials or 0
+    if not space:
+        raise SchemaError("tune.trials: the configuration fixes all that is searched; leave keys of `model` out")
+    if not len(only_targets(split.validation)):
+        raise SchemaError(
+            f"tune.trials: data.split of kind '{split.kind}' leaves no validation event to judge a trial by; "
+            "give data.split.validation, or another kind"
+        )
+    check_targets(split, given.data.repeats)
+    check_files(split, given.data.split, work.tables.items)
+    split = replace(split, test=split.validation.iloc[:0])
+    work = replace(work, tables=replace(work.tables, interactions=split.refit))
+    folder = prepare_folder(given)
+    searched = {name: repr(space[name]) for name in space}
+    origin = {**declare(work.config), "searched": searched, "previous": str(given.previous), "rows": work.rows}
+    console.rule(f"search by validation: {', '.join(space)}")
+    study = open_study(folder / JOURNAL, origin)
+    while len(list_done(study)) < total:
+        attempt(study, work, space, split)
+        done = list_done(study)
+        console.print(describe(done[-1], len(done), total), soft_wrap=True, highlight=False, markup=False)
+    finish(given, work, list_done(study), text)
+
+
+def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> Space:
+    """Return a range about each value that is searched.
+
+    `patience` is none of them: more of it never lowers the best figure. Nor is `neighbours`: trials are judged before
+    item-item weights are fitted.
+
+    Args:
+        recipe: what the data chose; lies within every range.
+        left_open: keys that may be searched.
+        has_content: items have features, so that an id can be dropped.
+    """
+    step = recipe.dim if recipe.dim % (2 * recipe.n_heads) else recipe.dim // 2  # heads divide every size
+    rate, epochs = recipe.learning_rate, recipe.max_epochs
+    space: Space = {
+        "dim": IntDistribution(step, 2 * recipe.dim, step=step),
+        "n_blocks": IntDistribution(max(recipe.n_blocks - 1, 0), recipe.n_blocks + 1),
+        "dropout": _share(recipe.dropout, MAX_DROPOUT),
+        "similarity": CategoricalDistribution(("cosine", "dot")),
+        "learning_rate": FloatDistribution(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True),
+        "batch_size": _doublings(recipe.batch_size, 1),
+        "max_epochs": IntDistribution(max(epochs // 2, 1), epochs + max(epochs // 2, 1)),
+    }
+    if has_content:
+        space["id_dropout"] = _share(recipe.id_dropout, MAX_ID_DROPOUT)
+    if recipe.negatives:  # else the softmax goes over the whole catalogue
+        space["negatives"] = _doublings(recipe.negatives, 2)
+    return {name: space[name] for name in left_open if name in space and not space[name].single()}
+
+
+def _share(value: float, most: float) -> BaseDistribution:
+    low, high = max(0.0, value - N_SHARE_STEPS * SHARE_STEP), min(max(most, value), value + N_SHARE_STEPS * SHARE_STEP)
+    return FloatDistribution(low, high)
+
+
+def _doublings(value: int, n_doublings: int) -> BaseDistribution:
+    """Return the half, the value and its doublings."""
+    return CategoricalDistribution([value // 2] * (value > 1) + [value * 2**power for power in range(n_doublings + 1)])
+
+
+def tidy(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Round what was drawn, so that it can be read and typed."""
+    return {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in values.items()}
+
+
+def prepare_folder(config: Config) -> Path:
+    """Make the folder of the search, empty under `overwrite`."""
+    folder = config.out / FOLDER
+    if config.overwrite and folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(folder / TRIAL, ignore_errors=True)  # of a trial that was killed
+    return folder
+
+
+def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
+    """Open the study of a journal, or begin it; trials that were killed are failed.
+
+    Raises:
+        SchemaError: the journal is damaged, or holds a study of something else.
+    """
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a kill leaves it; the run's stage is locked
+    if path.exists():
+        content = path.read_bytes()
+        write_file(path, content[: content.rfind(b"\n") + 1])  # a kill may tear the last line
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        pruner = MedianPruner(n_warmup_steps=2)
+        study = optuna.create_study(
+            storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
+        )
+        here = json.loads(json.dumps(origin))
+        if ORIGIN not in study.user_attrs:
+            study.set_user_attr(ORIGIN, here)
+        there = study.user_attrs[ORIGIN]
+        for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
+            study.tell(trial.number, state=TrialState.FAIL)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SchemaError(f"{path} is damaged: {say(error)}; begin anew with --overwrite") from error
+    for difference in compare(there, here):
+        raise SchemaError(
+            f"{path.parent} holds another study: {difference}; give the same as then, or another --out, or add "
+            "--overwrite"
+        )
+    return study
+
+
+def list_done(study: optuna.Study) -> list[FrozenTrial]:
+    """Return the trials that count, in their order."""
+    return study.get_trials(deepcopy=False, states=DONE)
+
+
+def ask(study: optuna.Study, space: Space, default: Mapping[str, Any], seed: int) -> Trial:
+    """Begin the next trial: first the default, then what the finished trials and the seed lead to."""
+    trials = study.get_trials(deepcopy=False)
+    n_done = len(list_done(study))
+    last = max((place for place, trial in enumerate(trials) if trial.state in DONE), default=-1)
+    n_failed = sum(trial.state is TrialState.FAIL for trial in trials[last + 1 :])
+    drawn = np.random.SeedSequence((seed, n_done, n_failed // MAX_REPEATS)).generate_state(1)
+    study.sampler = TPESampler(seed=int(drawn[0]))  # anew for each trial: no generator is kept in the database
+    if not n_done and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
+        study.enqueue_trial(dict(default))
+    return study.ask(space)
+
+
+def attempt(study: optuna.Study, work: Work, space: Space, split: Split) -> None:
+    """Train one trial and tell the study how it ended."""
+    begun, config = time.monotonic(), work.config
+    trial = ask(study, space, {name: getattr(work.recipe, name) for name in space}, config.seed)
+    watch, out = Watch(trial), config.out / FOLDER / TRIAL
+    model = replace(config.model, **tidy(trial.params))
+    recipe, _ = choose_recipe(model, count_data(work.tables, config.data))
+    trainer = {**config.trainer, "callbacks": [*list_callbacks(config.trainer.get("callbacks")), watch]}
+    tried = replace(work, recipe=recipe, config=replace(config, model=model, trainer=trainer, out=out))
+    try:
+        trial.set_user_attr(EPOCHS, fit_first(tried, split).epochs)
+    except optuna.TrialPruned:
+        study.tell(trial, state=TrialState.PRUNED)
+    except (FloatingPointError, torch.OutOfMemoryError) as error:
+        trial.set_user_attr(FAULT, str(error).splitlines()[0])
+        study.tell(trial, state=TrialState.PRUNED)  # worse than all others, and not to be tried again
+    else:
+        trial.set_user_attr("seconds", round(time.monotonic() - begun, 1))
+        study.tell(trial, watch.best)
+    finally:
+        shutil.rmtree(out, ignore_errors=True)
+
+
+class Watch(Callback):
+    """Report each validation of a trial, and end a trial that falls behind the others."""
+
+    def __init__(self, trial: Trial) -> None:
+        self.trial = trial
+        self.n_validations = 0
+        self.best = -1.0
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Note the recent validation.
+
+        Raises:
+            TrialPruned: the trial falls behind.
+        """
+        value = float(trainer.callback_metrics[MONITOR])
+        self.n_validations += 1
+        self.best = max(self.best, value)
+        self.trial.report(value, self.n_validations)
+        if self.trial.should_prune():
+            raise optuna.TrialPruned
+
+
+def figure_of(trial: FrozenTrial) -> float | None:
+    """Return the best validation NDCG of a trial; None if it could not be trained."""
+    return None if FAULT in trial.user_attrs else max(trial.intermediate_values.values(), default=None)
+
+
+def describe(trial: FrozenTrial, number: int, total: int) -> str:
+    figure = figure_of(trial)
+    shown = "could not be trained" if figure is None else f"{figure:.4f}"
+    values = ", ".join(f"{name} {value}" for name, value in tidy(trial.params).items())
+    note = trial.user_attrs.get(FAULT) or ("ended early" if trial.state is TrialState.PRUNED else "complete")
+    return f"trial {number}/{total}  {shown}  {values}  ({note})"
+
+
+def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) -> None:
+    """Write what the search leaves, and print what came of it.
+
+    Raises:
+        SchemaError: no trial could be trained.
+    """
+    complete = [trial for trial in done if trial.state is TrialState.COMPLETE]
+    if not complete:
+        raise SchemaError(f"none of {len(done)} trials could be trained: {done[0].user_attrs.get(FAULT)}")
+    best, folder = max(complete, key=lambda trial: figure_of(trial) or 0.0), given.out / FOLDER
+    values = tidy(best.params)
+    changed = {name: value for name, value in values.items() if value != getattr(work.recipe, name)}
+    kept = {name: value for name, value in asdict(work.config.model).items() if name != "neighbours"} | values
+    head = f"# Trial {done.index(best) + 1} of {len(done)}: validation NDCG@10 {figure_of(best):.4f}\n"
+    write_file(folder / BEST, (head + tuned_text(text, given.out, kept if changed else {})).encode())
+    write_file(folder / PICTURE, draw(done))
+    console.rule("outcome of the search")
+    for name, trial in (("best", best), ("chosen from the data", done[0])):
+        console.print(f"{name}: {describe(trial, done.index(trial) + 1, len(done))}", soft_wrap=True, highlight=False)
+    console.print("the best of many is judged by the users that chose it: expect less on others, such as the test")
+    again = " --overwrite" if (given.out / BUNDLE).exists() else ""
+    command = f"{name_interpreter()} train.py --config {shlex.quote(str(folder / BEST))}{again}"
+    console.print(f"train it: {command}", soft_wrap=True, highlight=False, markup=False)
+
+
+def draw(done: Sequence[FrozenTrial]) -> bytes:
+    """Draw the best figure so far by trial, and the figures by each value that was tried, as PNG."""
+    trials = [trial for trial in done if figure_of(trial) is not None]
+    figures, names = [figure_of(trial) or 0.0 for trial in trials], list(trials[0].params)
+    figure = Figure(figsize=(3.0 * (1 + len(names)), 3.0), layout="constrained")
+    axes = figure.subplots(1, 1 + len(names), sharey=True)
+    numbers = range(1, len(figures) + 1)
+    axes[0].plot(numbers, figures, "o")
+    axes[0].step(numbers, list(accumulate(figures, max)), where="post")
+    axes[0].set(xlabel="trial", ylabel="validation NDCG@10")
+    for chart, name in zip(axes[1:], names, strict=True):
+        chart.plot([tidy(trial.params)[name] for trial in trials], figures, "o")
+        chart.set_xlabel(name)
+    content = BytesIO()
+    figure.savefig(content, format="png", dpi=110)
+    return content.getvalue()

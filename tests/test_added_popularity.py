@@ -10,6 +10,9 @@ import numpy as np
 import pytest
 import torch
 from rich.console import Console
+from tests.test_train import BASKETS as BASKET_RUN
+from tests.test_train import ORDERED as ORDERED_RUN
+from tests.test_train import QUIET, SMALL, make_tables
 
 import run_finishing
 import run_verdicts
@@ -20,11 +23,8 @@ from models.popularity import SHARES, Popularity, choose_popularity, pick, weigh
 from run_finishing import Trained, judge_popularity
 from serve import Recommender
 from serve.index import Neighbours
-from tests.test_train import BASKETS as BASKET_RUN
-from tests.test_train import ORDERED as ORDERED_RUN
-from tests.test_train import QUIET, SMALL, make_tables
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import DAY, ORDERED, N, hold_out, make_data, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 NONE = Popularity(1.0, 0.0)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 
 import run_finishing
 import train
@@ -23,10 +24,9 @@ from models.item_correlations import MOST_CORRELATED
 from models.trials import BESIDE_MEMORY, SETS, Blend, neighbours_of_events, neighbours_of_sets
 from pipeline.stages import settle
 from serve import Recommender
-from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
+from tests.models.tiny_towers import one_thread
 from tests.tiny_data import ORDERED as TINY
 from tests.tiny_data import make_data, make_world
-from tests.tiny_towers import one_thread
 
 R = 6
 BLENDED = replace(SMALL, correlations=R, low_pass=0, max_epochs=2, shrink_items=False)

@@ -29,8 +29,8 @@ from models.trials import (
 )
 from models.validation import rank_views, request_ndcg
 from models.yardstick import Yardstick
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_set_world, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 R = 5
 FACTORS = torch.from_numpy(np.random.default_rng(3).normal(size=(N, R)).astype(np.float32))

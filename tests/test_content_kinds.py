@@ -12,7 +12,7 @@ from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
 from serve import Recommender
 from serve.encode import RowEncoder, Vector
-from tests.tiny_towers import one_thread
+from tests.models.tiny_towers import one_thread
 
 N_USERS, N_ITEMS, N_COLD, N_TASTES, WIDTH = 70, 55, 25, 5, 7
 WORDS = ("murder crime detective", "wedding love summer", "galaxy robot alien", "recipe kitchen bread", "football cup")

@@ -9,8 +9,8 @@ import torch
 from models import content_places
 from models.content_places import LIKES, SHARPNESS, ContentPlaces, fit_content, fit_places, normalise_taste, place_all
 from models.towers import Towers
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 OUTSIDE = N - 2  # items from here on have no content
 KNOWN = torch.arange(OUTSIDE)

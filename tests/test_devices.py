@@ -8,9 +8,14 @@ import torch
 import train
 from datamodules.config import FeaturesConfig
 from models.validation import DEPTH, find_best_items
-from tests.killed_training import DATA, FEATURES, MODEL, make_tables
+from tests.models.tiny_towers import one_thread
+from tests.pipeline.killed_training import (
+    DATA,
+    FEATURES,
+    MODEL,
+    make_tables,
+)
 from tests.pretend_device import DEVICE, Elsewhere, pretended
-from tests.tiny_towers import one_thread
 
 
 @pytest.fixture(autouse=True)

@@ -8,6 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.test_train import BASKETS as BASKET_RUN
+from tests.test_train import ORDERED as ORDERED_RUN
+from tests.test_train import QUIET, SMALL, make_tables
 
 import run_finishing
 import run_verdicts
@@ -19,11 +22,8 @@ from models.low_pass import POWER, LowPass, add_low_pass, choose_low_pass, filte
 from models.smooth_factors import find_smooth_factors
 from serve import Recommender
 from serve.index import Neighbours
-from tests.test_train import BASKETS as BASKET_RUN
-from tests.test_train import ORDERED as ORDERED_RUN
-from tests.test_train import QUIET, SMALL, make_tables
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 NONE = LowPass(0, 0.0)
 K = 5

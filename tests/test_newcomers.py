@@ -18,8 +18,8 @@ from models.item_tower import ItemTower
 from models.newcomers import LONGEST, Newcomers, find_length, find_level, fit_newcomers, match_length
 from models.towers import Towers
 from serve.index import Neighbours
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_set_world, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 ALL = torch.ones(N, dtype=torch.bool)
 OUTSIDE = N - 2  # items from here on have no content

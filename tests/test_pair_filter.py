@@ -8,6 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from tests.test_train import ORDERED as ORDERED_RUN
+from tests.test_train import QUIET, SMALL, make_tables
 
 import run_finishing
 import run_verdicts
@@ -19,12 +21,10 @@ from models.pair_filter import SMOOTH, PairFilter, add_pair_filter, choose_pair_
 from models.smooth_factors import find_smooth_factors
 from serve import Recommender
 from serve.index import Neighbours
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.test_blended_runs import SET
 from tests.test_low_pass import draw_pairs, score
-from tests.test_train import ORDERED as ORDERED_RUN
-from tests.test_train import QUIET, SMALL, make_tables
 from tests.tiny_data import N, hold_out, make_data, make_set_world
-from tests.tiny_towers import make_towers, one_thread
 
 NONE = PairFilter(0.0)
 

@@ -10,6 +10,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from tests.test_train import ORDERED as ORDERED_RUN
+from tests.test_train import QUIET, SMALL, make_tables
 
 import run_finishing
 import train
@@ -21,10 +23,8 @@ from models.shrinkage import STRENGTHS, USUAL, Shrinkage, Shrunk, choose_strengt
 from models.towers import Towers
 from models.trials import Blend
 from serve.index import Neighbours
-from tests.test_train import ORDERED as ORDERED_RUN
-from tests.test_train import QUIET, SMALL, make_tables
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import ORDERED, D, N, hold_out, make_data, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 OUTSIDE = N - 2  # items from here on have no content
 N_EVENTS = torch.arange(N) % 5  # items 0, 5, ... have none

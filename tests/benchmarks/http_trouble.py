@@ -31,11 +31,12 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
+from tests.test_http_hostile import mutate  # noqa: E402
+
 from serve.recommendations import Answer  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
 from serve.versions import Registry, activate, publish_and_activate
 from tests.benchmarks.http_service import Caller, K, at_its_moment, draw_bodies, draw_requests, make_bundle  # noqa: E402
-from tests.http.test_schemas import mutate  # noqa: E402
 from tests.served import Server, serving, write_request  # noqa: E402
 
 TOKEN = "a-token-of-this-benchmark"

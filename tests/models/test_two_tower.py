@@ -16,8 +16,8 @@ from datamodules.tables import Tables
 from models.initialise import STARTED_TABLES, History, build_towers
 from models.towers import EncodedItems
 from models.two_tower import TwoTower, warm_cosine
+from tests.models.tiny_towers import make_module, make_towers, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
-from tests.tiny_towers import make_module, make_towers, one_thread
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),

@@ -16,7 +16,7 @@ from datamodules.splits import split_interactions
 from serve import Recommender
 from serve.errors import SchemaError
 from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
-from tests.tiny_towers import one_thread
+from tests.models.tiny_towers import one_thread
 
 SETS = DataConfig(
     features=FeaturesConfig(item={"category": "categorical"}, context={"place": "categorical"}),

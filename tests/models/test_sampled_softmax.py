@@ -19,8 +19,8 @@ from models.sampled_softmax import (
     sampled_softmax_loss,
     sampled_window_loss,
 )
+from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
-from tests.tiny_towers import make_module, make_towers
 
 M, W, N = 7, 5, 23
 

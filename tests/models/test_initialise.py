@@ -18,8 +18,8 @@ from models.initialise import (
 )
 from models.item_correlations import correlate
 from models.towers import EncodedItems, Towers
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
-from tests.tiny_towers import make_towers, one_thread
 
 TEMPERATURE = 0.3
 

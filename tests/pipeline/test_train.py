@@ -20,7 +20,7 @@ from serve.bundle import verify
 from serve.errors import SchemaError
 from serve.index import Neighbours
 from serve.recommender import golden_answer
-from tests.tiny_towers import one_thread
+from tests.models.tiny_towers import one_thread
 
 ROOT = Path(__file__).parent.parent
 DAY = 86_400

@@ -20,7 +20,7 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from tests.killed_training import make_tables
+from tests.pipeline.killed_training import make_tables
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
 
@@ -41,7 +41,7 @@ def run_program(*words: str) -> dict:
 @pytest.fixture(scope="module")
 def report(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("stopped") / "runs"
-    return run_program("tests.stopped_runs", "quick", str(folder), str(N_KILLS), "1")
+    return run_program("tests.pipeline.stopped_runs", "quick", str(folder), str(N_KILLS), "1")
 
 
 def assert_whole(found: dict, seed: int) -> None:
@@ -138,7 +138,7 @@ def test_a_full_disk_is_named_and_leaves_a_whole_bundle(report, name, seed):
 @pytest.mark.slow
 @pytest.mark.parametrize("protocol", ["ordered", "baskets"])
 def test_twenty_kills_in_a_chain_give_the_same_bundle(tmp_path, protocol):
-    report = run_program("tests.killed_training", str(tmp_path), protocol, "20", "run", "7")
+    report = run_program("tests.pipeline.killed_training", str(tmp_path), protocol, "20", "run", "7")
     assert "bundle/manifest.json" in report["whole"]
     assert "metrics" in report["whole"]
     assert_equal_chain(report, 20)
@@ -146,7 +146,7 @@ def test_twenty_kills_in_a_chain_give_the_same_bundle(tmp_path, protocol):
 
 @pytest.mark.slow
 def test_fifty_kills_of_publishing(tmp_path):
-    assert_killed_publishing(run_program("tests.stopped_runs", "kills", str(tmp_path / "runs"), "50", "5"), 50)
+    assert_killed_publishing(run_program("tests.pipeline.stopped_runs", "kills", str(tmp_path / "runs"), "50", "5"), 50)
 
 
 CONFIG = ModelConfig(dim=8, max_epochs=3)

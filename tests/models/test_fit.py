@@ -18,9 +18,9 @@ from models.fit import fit
 from models.two_tower import NDCG, TwoTower
 from serve.errors import BundleError, SchemaError
 from serve.publish import Stage
-from tests.killed_training import DATA, MODEL, make_tables
+from tests.models.tiny_towers import make_module, make_towers, one_thread
+from tests.pipeline.killed_training import DATA, MODEL, make_tables
 from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
-from tests.tiny_towers import make_module, make_towers, one_thread
 
 EPOCHS = 7
 QUIET = {"enable_progress_bar": False, "accelerator": "cpu"}

@@ -4,7 +4,7 @@ Run as a program, since each attempt is a fork of it: torch is imported once, an
 says through a pipe when a training step begins and when a call changes the disk; the program kills it a random
 while after a random one of these events.
 
-    python -m tests.killed_training FOLDER ordered|baskets N_KILLS weights|run SEED
+    python -m tests.pipeline.killed_training FOLDER ordered|baskets N_KILLS weights|run SEED
 """
 
 from __future__ import annotations

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import torch
 
 from datamodules.datamodule import InteractionsDataModule
+from datamodules.sequences import Catalogue
+from models.config import Recipe
 from models.export import draw_features
 from models.initialise import History, build_towers
 from models.memory import memory_inputs
@@ -31,51 +34,51 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(n_threads)
 
 
+RECIPE = Recipe(
+    dim=D,
+    n_blocks=2,
+    dropout=0.1,
+    id_dropout=0.5,
+    similarity="dot",
+    neighbours=0,
+    negatives=0,
+    learning_rate=1e-2,
+    batch_size=4,
+    max_epochs=2,
+    patience=2,
+    n_heads=2,
+    warmup_steps=5,
+    freeze_items=False,
+)
+
+
 def make_towers(
     world: World, data: InteractionsDataModule, similarity: str = "dot", n_blocks: int = 2, seed: int = 5
 ) -> Towers:
     """Build towers in evaluation mode whose weights are all drawn anew."""
-    encoded = world.catalogue.features
-    codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
-    items = EncodedItems(codes, values, torch.from_numpy(world.catalogue.categories))
-    past = History(data.final_requests(), data.early_pairs())
+    recipe = replace(RECIPE, similarity=similarity, n_blocks=n_blocks)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         with torch.enable_grad():
-            towers = build_towers(
-                world.schema,
-                items,
-                past,
-                dim=D,
-                affinity_dim=A,
-                n_blocks=n_blocks,
-                n_heads=2,
-                dropout=0.1,
-                id_dropout=0.5,
-                similarity=similarity,
-                temperature=1.0,
-                freeze_items=False,
-                seed=seed,
-            )
+            towers = build_towers(world.schema, recipe, encoded_items(world.catalogue), history_of(data), seed)
         for parameter in towers.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)
     return towers.eval()
 
 
+def encoded_items(catalogue: Catalogue) -> EncodedItems:
+    features = catalogue.features
+    return EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories)))
+
+
+def history_of(data: InteractionsDataModule) -> History:
+    return History(data.final_requests(), *data.early_pairs())
+
+
 def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
-    return TwoTower(
-        towers,
-        learning_rate=learning_rate,
-        memory_learning_rate=learning_rate,
-        weight_decay=0.0,
-        warmup_steps=5,
-        temperature=0.1,
-        seed=seed,
-        started_tables=(),
-        max_epochs=max_epochs,
-        sampler=None,
-        correction="negatives",
-    )
+    similarity = towers.item_tower.similarity
+    recipe = replace(RECIPE, learning_rate=learning_rate, max_epochs=max_epochs, similarity=similarity)
+    return TwoTower(towers, recipe, None, seed)
 
 
 class Side:
@@ -109,7 +112,7 @@ class Side:
         fused = tower.request_state(history, tensors)
         if tower.memory is None:
             return tower.finish(fused).numpy()
-        vectors, _ = tower.complete(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
+        vectors, _ = tower.remember(fused, memory_inputs(tensors, self.items[torch.from_numpy(owned_rows)]))
         return vectors.numpy()
 
     def of(self, events: Events) -> np.ndarray:

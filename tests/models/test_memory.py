@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -9,8 +10,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.memory import FIRST_TASTE, PRIOR_EVENTS, Memory, MemoryInputs, Standardise, memory_inputs
+from models.config import TEMPERATURE
+from models.memory import (
+    FIRST_TASTE,
+    PRIOR_EVENTS,
+    Memory,
+    MemoryInputs,
+    MemorySample,
+    Standardise,
+    memory_inputs,
+    sum_by_user,
+)
 from serve.events import USER_STATISTICS, Events, owned_arrays, statistic_names, summarise_owned
+from tests.models.tiny_towers import RECIPE
 from tests.tiny_data import BASKETS, DAY, FIRST, A, D, N, draw_events, make_world
 
 DECAYS = (2.0, 5.0, 40.0, 90.0)
@@ -115,13 +127,12 @@ def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
     return memory_inputs(tensors, vectors[owned.item_row]), events, owned.item_row
 
 
-def make_memory(inputs: MemoryInputs, unit: float = 1.0) -> Memory:
-    shares = inputs.category_preferences.sum(dim=0)
+def make_memory(inputs: MemoryInputs, similarity: str = "dot") -> Memory:
+    schema = replace(SCHEMA, decay_days=DECAYS, popularity_days=(1.0, 7.0))
+    sample = MemorySample(inputs.owned_statistics, inputs.user_statistics, inputs.category_preferences)
     with torch.random.fork_rng():
         torch.manual_seed(4)
-        memory = Memory(
-            D, A, P, len(DECAYS), inputs.owned_statistics, inputs.user_statistics, shares / shares.sum(), unit
-        )
+        memory = Memory(schema, replace(RECIPE, similarity=similarity), A, sample)
     return memory.requires_grad_(False)
 
 
@@ -177,10 +188,10 @@ def test_memory_starts_as_a_rising_function_of_every_decayed_count():
         assert (memory.score_owned(state, vectors, raised) > before).all()
 
 
-@pytest.mark.parametrize("unit", [1.0, 0.07])
-def test_memory_takes_back_its_share_of_the_product(unit):
+@pytest.mark.parametrize(("similarity", "unit"), [("dot", 1.0), ("cosine", TEMPERATURE)])
+def test_memory_takes_back_its_share_of_the_product(similarity, unit):
     inputs, _, _ = make_inputs()
-    memory = make_memory(inputs, unit)
+    memory = make_memory(inputs, similarity)
     memory.product_share.fill_(0.25)
     users = torch.randn(4, D + A + P, generator=torch.Generator().manual_seed(7)) * unit
     product = (users[inputs.owned_users] * inputs.owned_vectors).sum(dim=1)
@@ -194,7 +205,7 @@ def test_a_start_says_the_same_in_logits_whatever_their_unit():
     inputs, _, _ = make_inputs()
     generator = torch.Generator().manual_seed(10)
     taste, users = torch.randn(4, D, generator=generator), torch.randn(4, D + A + P, generator=generator)
-    (plain, small), unit = (make_memory(inputs, one) for one in (1.0, 0.07)), 0.07
+    (plain, small), unit = (make_memory(inputs, one) for one in ("dot", "cosine")), TEMPERATURE
     expected = unit * plain.complete_vector(taste, inputs)
     assert small.complete_vector(unit * taste, inputs) == pytest.approx(expected, abs=1e-6)
     expected = unit * plain.score_owned(taste, users, inputs)

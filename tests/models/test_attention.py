@@ -18,7 +18,7 @@ def test_a_gap_weighs_what_hat_functions_of_it_weigh(n_heads):
     times = torch.tensor([[0, 50, 50, 51, 10**4, 3 * 10**9], [0, 0, 1, 2, 3, 10**12]])
     groups = torch.tensor([[0, 1, 2, 3, 4, 5], [0, 1, 1, 2, PADDING_GROUP, PADDING_GROUP]])
     relations = blocks.relate(times, groups, times, groups)
-    weighed = block.weigh_gaps(relations.pieces, relations.log_places)
+    weighed = block.gap_logits(relations.pieces, relations.log_positions)
     for row, asking, asked in np.ndindex(2, 6, 6):
         expected = torch.zeros(n_heads)
         if asked:
@@ -36,7 +36,7 @@ def test_what_comes_later_is_not_seen_and_what_came_before_weighs_by_its_distanc
     (block,) = blocks.blocks
     groups = torch.tensor([[0, 1, 1, 2, 99], [0, 1, 2, PADDING_GROUP, PADDING_GROUP]])
     times = torch.arange(5).repeat(2, 1)
-    weighed = block.weigh_distances(blocks.relate(times, groups, times, groups).distance)
+    weighed = block.distance_logits(blocks.relate(times, groups, times, groups).distance)
     assert weighed.shape == (2, n_heads, 5, 5)
     for row, asking, asked in np.ndindex(2, 5, 5):
         distance = int(groups[row, asking] - groups[row, asked])

@@ -47,8 +47,8 @@ from serve.errors import BundleError
 from serve.index import ItemIndex
 from serve.publish import Stage
 from serve.schema import Schema
+from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_set_world, make_world
-from tests.tiny_towers import make_towers, one_thread
 
 PARITY = 1e-5
 

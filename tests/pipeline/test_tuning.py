@@ -20,6 +20,10 @@ import torch
 import yaml
 from optuna.trial import TrialState
 from pytorch_lightning.callbacks import Callback
+from tuning.outcome import Tried, compare_users, drop_values, find_best, keep_values, list_tried
+from tuning.space import default_of, make_space, tidy
+from tuning.study import ask, list_done, open_study
+from tuning.watch import Watch
 
 import train
 from datamodules.splits import Split
@@ -29,13 +33,9 @@ from models.two_tower import TwoTower
 from pipeline.config import Config, TuneConfig
 from serve.errors import SchemaError
 from serve.publish import Stage
-from tests.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
-from tests.killed_training import make_tables
-from tests.tiny_towers import one_thread
-from tuning.outcome import Tried, compare_users, drop_values, find_best, keep_values, list_tried
-from tuning.space import default_of, make_space, tidy
-from tuning.study import ask, list_done, open_study
-from tuning.watch import Watch
+from tests.models.tiny_towers import one_thread
+from tests.pipeline.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
+from tests.pipeline.killed_training import make_tables
 
 ROOT = Path(__file__).parent.parent
 N_KILLS = 2
@@ -84,7 +84,7 @@ def searched(shop) -> SimpleNamespace:
 @pytest.fixture(scope="module")
 def chain(tmp_path_factory) -> dict:
     folder = tmp_path_factory.mktemp("chain") / "search"
-    command = [sys.executable, "-m", "tests.killed_search", str(folder), str(N_KILLS), "4"]
+    command = [sys.executable, "-m", "tests.pipeline.killed_search", str(folder), str(N_KILLS), "4"]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment, check=False)
     assert done.returncode == 0, done.stderr

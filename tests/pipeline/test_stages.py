@@ -24,7 +24,7 @@ from pipeline.run_folder import declare, is_finished, read_published
 from pipeline.stages import count_data, print_choices, settle
 from serve.errors import SchemaError
 from tests.test_train import ORDERED, make_tables
-from tests.tiny_towers import one_thread
+from tests.models.tiny_towers import one_thread
 
 OPEN = {field.name for field in fields(Recipe)}
 SMALL = {"dim": 7, "max_epochs": 2, "learning_rate": 1e-5, "batch_size": 16}

@@ -10,8 +10,8 @@ from serve.catalogue import ItemFacts, ItemIds
 from serve.events import Events, history_arrays, request_arrays
 from serve.requests import parse_request
 from serve.user_inputs import RequestEncoder
+from tests.models.tiny_towers import Side, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
-from tests.tiny_towers import Side, one_thread
 
 CLOSE, FAR = 1e-6, 1e-4
 

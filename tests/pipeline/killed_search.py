@@ -1,6 +1,6 @@
 """Search with a chain of SIGKILLs at random moments, each time by the same command; compare with a whole search.
 
-python -m tests.killed_search FOLDER N_KILLS SEED
+python -m tests.pipeline.killed_search FOLDER N_KILLS SEED
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from optuna.trial import FrozenTrial
 
 import train
 from models.two_tower import TwoTower
-from tests.killed_training import LONGEST_WAIT, finish, make_tables, tell, wait_for
+from tests.pipeline.killed_training import LONGEST_WAIT, finish, make_tables, tell, wait_for
 from tuning.study import DATABASE
 
 N_TRIALS = 3

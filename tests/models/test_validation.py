@@ -6,8 +6,8 @@ import torch
 
 from datamodules import datamodule as interactions
 from models.validation import find_best_items, rank_views, request_ndcg
+from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
-from tests.tiny_towers import make_module, make_towers
 
 
 def test_ndcg_of_requests_equals_a_loop():

@@ -7,8 +7,8 @@ from datamodules.batch import WindowBatch
 from models.features import FeatureEmbedding
 from models.losses import no_sparse, repeat_loss, softmax_loss, target_logits, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
+from tests.models.tiny_towers import make_module, make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
-from tests.tiny_towers import make_module, make_towers, one_thread
 
 WITHOUT_CONTENT = [N - 2, N - 1]
 
@@ -102,7 +102,7 @@ def test_id_dropout_drops_only_items_with_content(side):
     complete = towers.item_vectors(popularity)
     tower.id_dropout = share
     placed = tower.content(towers.item_codes, towers.item_values)
-    content = tower.join(placed, tower.correlations, towers.categories, popularity)
+    content = tower.complete(tower.normalise(placed), towers.categories, popularity)
     for seed in range(5):
         torch.manual_seed(seed)
         items = towers.item_vectors(popularity)
@@ -139,7 +139,7 @@ def test_an_item_without_id_is_placed_by_its_content(side):
     towers, popularity = make_towers(world, data), popularity_of(data)
     tower = towers.item_tower
     placed = tower.content(towers.item_codes, towers.item_values)
-    content = tower.join(placed, tower.correlations, towers.categories, popularity)
+    content = tower.complete(tower.normalise(placed), towers.categories, popularity)
     assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
     with torch.no_grad():
         tower.id_table.weight.zero_()

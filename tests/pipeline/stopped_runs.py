@@ -4,10 +4,10 @@ Run as a program, since each run is a fork of it. Towers, export and evaluation 
 of a seed, with profiles of users `<seed>-0`, `<seed>-1`..., so that a run takes a fraction of a second; opening the
 stage, preparing, publishing and clearing are real.
 
-    python -m tests.stopped_runs kills FOLDER N SEED
-    python -m tests.stopped_runs signals FOLDER
-    python -m tests.stopped_runs full FOLDER
-    python -m tests.stopped_runs quick FOLDER N SEED    all of it, and two chains of `killed_training`
+    python -m tests.pipeline.stopped_runs kills FOLDER N SEED
+    python -m tests.pipeline.stopped_runs signals FOLDER
+    python -m tests.pipeline.stopped_runs full FOLDER
+    python -m tests.pipeline.stopped_runs quick FOLDER N SEED    all of it, and two chains of `killed_training`
 """
 
 from __future__ import annotations
@@ -43,9 +43,9 @@ from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.publish import Stage
 from serve.recommender import Recommender
-from tests.killed_training import DATA, LONGEST_WAIT, MODEL, finish, make_tables, report_chain, tell, wait_for
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
+from tests.pipeline.killed_training import DATA, LONGEST_WAIT, MODEL, finish, make_tables, report_chain, tell, wait_for
 
 LONG = 30.0  # seconds, more than anybody waits
 FEW = 5  # bytes of a file where the disk is full
