@@ -141,7 +141,7 @@ def _choose_strength(towers: Towers, shrinkage: Shrinkage | None, batches: Seque
 
 
 def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
-    """Choose the alpha of each estimator in turn, given those of the others: the smallest of those that gain as much."""
+    """Choose each alpha in turn, given the others: the smallest with nearly all of the gain."""
     found = start
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]

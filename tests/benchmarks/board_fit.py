@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from run_finishing import finish
 
 import pipeline.stages
 import train
@@ -24,7 +25,7 @@ from models.config import recipe_of
 from models.towers import Towers
 from models.validation import rank_views
 from pipeline.config import Config, parse
-from run_finishing import Trained, finish
+from pipeline.stages import Trained
 from serve.events import Ints
 from tests.benchmarks.board_list import Board
 

@@ -11,10 +11,10 @@ import onnxruntime
 import pyarrow as pa
 import pytest
 import torch
+from models.blending import Blend, blend_in
 from models.directions import normalise
 
-from models.blending import Blend, blend_in
-from models.content_places import ContentPlaces
+from models.cold_items import ColdItems, ContentPlaces
 from models.export import (
     check_parity,
     draw_events,
@@ -28,9 +28,8 @@ from models.export import (
     user_graph,
     write_vectors,
 )
-from models.item_correlations import Factors
+from models.item_item import Factors
 from models.memory import memory_inputs
-from models.newcomers import Newcomers
 from models.towers import Towers
 from serve.bundle import (
     INDEX,
@@ -65,7 +64,7 @@ class Shipped:
 
     world: World
     towers: Towers
-    newcomers: Newcomers
+    newcomers: ColdItems
     popularity: np.ndarray
     folder: Path
     n_captures: int
@@ -94,7 +93,7 @@ def ship(stage: Stage, config, similarity: str, n_correlations: int) -> Shipped:
     return Shipped(world, towers, newcomers, popularity, stage.path, capture.call_count)
 
 
-def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
+def make_newcomers(towers: Towers, n_popularity: int) -> ColdItems:
     """Make what places new items by another content part than that of the item tower."""
     content = towers.item_tower.content.widen(towers.item_tower.history_dim)
     with torch.no_grad():
@@ -103,7 +102,7 @@ def make_newcomers(towers: Towers, n_popularity: int) -> Newcomers:
     generator = torch.Generator().manual_seed(5)
     keys, means = (torch.randn(4, content.dim, generator=generator) for _ in range(2))  # (4, D + R) each
     places = ContentPlaces(towers.item_tower, content, normalise(keys), means, torch.arange(1.0, 5.0))
-    return Newcomers(towers.item_tower, places, torch.linspace(0.5, 1.5, n_popularity)).eval()
+    return ColdItems(towers.item_tower, places, torch.linspace(0.5, 1.5, n_popularity)).eval()
 
 
 FAMILIES = {

@@ -16,7 +16,7 @@ from models.initialise import (
     item_factors,
     start_taste,
 )
-from models.item_correlations import correlate
+from models.item_item import correlate
 from models.towers import EncodedItems, Towers
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of

@@ -1,0 +1,152 @@
+"""The refinement that a validation chooses, and towers that it is applied to."""
+
+from __future__ import annotations
+
+import copy
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+import torch
+
+from datamodules.config import FeaturesConfig
+from models import refine
+from models.refine import STRENGTH, USUAL, Refinement, add_up, apply, build_weights, choose, list_estimators
+from serve.index import Neighbours
+from tests.models.tiny_towers import make_towers, one_thread
+from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_set_world, make_world
+
+SEED, TOP_K = 3, 5
+WORLDS = {
+    "ordered": lambda: make_world(ORDERED),
+    "baskets": lambda: make_world(BASKETS),
+    "set": lambda: make_set_world(FeaturesConfig(item={"category": "categorical"})),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _alone():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(params=WORLDS)
+def side(request):
+    """Give towers and the data of their training, with a validation."""
+    world, held_out = hold_out(WORLDS[request.param]())
+    data = make_data(world, validation=held_out)
+    return make_towers(world, data, "dot", n_blocks=0 if request.param == "set" else 1), data
+
+
+def draw_weights(seed: int = 0) -> sp.csr_array:
+    return sp.random_array((N, N), density=0.3, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.4])
+def test_histories_add_what_serving_adds(side, decay):
+    towers, data = side
+    weights = draw_weights()
+    for batch in data.drawn_requests(9):
+        found = add_up(batch, weights, decay)
+        towers.neighbours = Neighbours(weights.indptr.astype(np.int64), weights.indices, weights.data, decay)
+        users = torch.zeros(len(found), 4)
+        served = towers.score_items(users, torch.zeros(N, 4), batch)
+        torch.testing.assert_close(found, served, rtol=1e-5, atol=1e-6)
+
+
+def test_weights_count_by_how_much_the_scores_of_the_towers_vary(side):
+    towers, data = side
+    requests = list(data.drawn_requests(9))
+    with torch.no_grad():
+        named = {"drawn": lambda _: draw_weights(), "longer": lambda _: 7 * draw_weights()}
+        weights = build_weights(named, refine.read_interactions(data), towers, requests, 0.0)
+        products, added = [], []
+        for batch in requests:
+            items = towers.item_vectors(batch.popularity)
+            compared = (
+                ~batch.mark_owned(N) if towers.user_tower.memory is not None else torch.ones(len(batch[1]), N) > 0
+            )
+            products.append((towers.request_vectors(batch, items)[0] @ items.T)[compared].var(correction=0))
+            added.append(add_up(batch, weights["drawn"], 0.0)[compared].var(correction=0))
+    assert float(sum(added)) == pytest.approx(float(sum(products)), rel=1e-4)
+    np.testing.assert_allclose(weights["longer"].data, weights["drawn"].data, rtol=1e-4)
+
+
+def test_what_is_chosen_ranks_the_validation_best_and_changes_no_tower(side):
+    towers, data = side
+    before = copy.deepcopy(towers.state_dict())
+    found = choose(towers, data, TOP_K, SEED)
+    assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
+    assert not len(towers.neighbours.rows)
+    assert found.ndcg >= found.ndcg_before
+    assert found == choose(towers, data, TOP_K, SEED)
+    assert Refinement(**json.loads(json.dumps(asdict(found)))) == found
+
+
+def test_applied_towers_rank_the_validation_as_was_said(side):
+    towers, data = side
+    found = choose(towers, data, TOP_K, SEED)
+    apply(found, towers, data, TOP_K, SEED)
+    with torch.no_grad():
+        added = {"all": sp.csr_array((towers.neighbours.weights, towers.neighbours.rows, towers.neighbours.offsets))}
+        added["all"].resize(N, N)
+        ranked = refine.Validation(towers, data.validation_batches).rank(added, found.decay, [{"all": 1.0}])
+    assert ranked[0] == pytest.approx(found.ndcg, abs=1e-6)
+
+
+def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_not(side, monkeypatch):
+    towers, data = side
+    names = next(iter(list_estimators(data, TOP_K, SEED).values()))
+    wanted = np.zeros((N, N), np.float32)
+    for batch in data.validation_batches:
+        for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+            wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
+    known, noise = names
+    planted = {known: lambda _: sp.csr_array(wanted), noise: lambda _: draw_weights(1)}
+    monkeypatch.setattr(refine, "list_estimators", lambda *_: {0.0: planted})
+    found = choose(towers, data, TOP_K, SEED)
+    assert found.alphas[known] >= 0.2 > found.alphas[noise]
+    assert found.ndcg > 1.2 * found.ndcg_before
+
+
+def test_without_a_validation_the_usual_values_are_taken(side):
+    towers, data = side
+    data.validation_batches = []
+    found = choose(towers, data, TOP_K, SEED)
+    assert found.ndcg is None
+    assert found.alphas == {name: USUAL[name] for name in found.alphas}
+    assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
+    before = towers.item_tower.id_table.weight.clone()
+    apply(found, towers, data, TOP_K, SEED)
+    assert len(towers.neighbours.rows)
+    assert towers.neighbours.decay == found.decay
+    assert torch.equal(towers.item_tower.id_table.weight, before) == (not found.content_events)
+
+
+def test_without_item_item_weights_only_the_content_is_tried(side):
+    towers, data = side
+    found = choose(towers, data, 0, SEED)
+    assert not found.alphas
+    apply(replace(found, content_events=0.0), towers, data, 0, SEED)
+    assert not len(towers.neighbours.rows)
+
+
+def test_the_same_refinement_gives_the_same_bytes(side):
+    towers, data = side
+    chosen = Refinement(dict(USUAL), next(iter(list_estimators(data, TOP_K, SEED))), 0.0)
+    first, second = copy.deepcopy(towers), copy.deepcopy(towers)
+    for one in (first, second):
+        apply(chosen, one, data, TOP_K, SEED)
+    assert first.neighbours.to_bytes() == second.neighbours.to_bytes()
+
+
+def test_one_line_says_what_was_chosen():
+    found = Refinement({"ease": 0.2, "gf_cf": 0.0}, 0.0, 4.0, 0.12, 0.1)
+    line = found.describe()
+    assert "ease 0.2" in line
+    assert "gf_cf" not in line
+    assert "4 events" in line
+    assert "\n" not in line
+    assert "nothing" in Refinement(ndcg=0.1, ndcg_before=0.1).describe()
