@@ -72,22 +72,19 @@ class Facts:
     index_recall: float
     """Share of the exact best items that the index found when it was measured."""
     counts: Mapping[str, int]
-    """Users, items, interactions and the like."""
     libraries: Mapping[str, str]
-    """Name -> version of the libraries that trained and exported it."""
+    """Name -> version."""
     data_until: int
     """UTC seconds just after the last training event."""
     config: Mapping[str, Any]
     """The run's configuration, without paths of the machine."""
     neighbour_decay: float
-    """See `Neighbours.decay`."""
 
 
 @dataclass(frozen=True)
 class FileEntry:
     sha256: str
     size: int
-    """Bytes."""
 
 
 @dataclass(frozen=True)
@@ -113,14 +110,10 @@ class Manifest:
     def create(
         cls, facts: Facts, space_id: str, dim: int, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
     ) -> Manifest:
-        """Put a manifest together and hash it.
-
-        Raises:
-            ValueError: a number that is not finite.
-        """
+        """Put a manifest together and hash it."""
         unsigned = _to_json(cls(facts, space_id, files, dim, metrics, sha256=""))
         del unsigned["sha256"]
-        return cls.from_bytes(_render(unsigned | {"sha256": _hash(unsigned)}))
+        return cls.from_bytes(_render(unsigned | {"sha256": hashlib.sha256(_render(unsigned)).hexdigest()}))
 
     def to_bytes(self) -> bytes:
         """Write the canonical text."""
@@ -133,16 +126,20 @@ class Manifest:
         Raises:
             BundleError: too long, no manifest of a bundle, of another format, or altered since.
         """
-        raw = _parse(text)
-        if raw.get("format") != FORMAT:
-            raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
-        unsigned = {name: value for name, value in raw.items() if name != "sha256"}
-        if _hash(unsigned) != raw.get("sha256") or _render(raw) != text:
-            raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
         try:
-            return _from_json(unsigned | {"sha256": raw["sha256"]})
-        except (KeyError, TypeError) as error:
-            raise BundleError(f"{MANIFEST} has other keys than format {FORMAT}: {error}; export again") from error
+            raw = json.loads(text) if len(text) <= MAX_BYTES else None
+            if not isinstance(raw, dict) or "files" not in raw:
+                raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
+            if raw.get("format") != FORMAT:
+                raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
+            unsigned = {name: value for name, value in raw.items() if name != "sha256"}
+            if _render(raw) != text or hashlib.sha256(_render(unsigned)).hexdigest() != raw.get("sha256"):
+                raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
+            return _from_json(raw)
+        except BundleError:
+            raise
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            raise BundleError(f"{MANIFEST} is no manifest of format {FORMAT}: {error}") from error
 
 
 def _to_json(manifest: Manifest) -> dict[str, Any]:
@@ -165,23 +162,6 @@ def _render(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
-def _hash(unsigned: Mapping[str, Any]) -> str:
-    return hashlib.sha256(_render(unsigned)).hexdigest()
-
-
-def _parse(text: bytes) -> dict[str, Any]:
-    if len(text) > MAX_BYTES:
-        raise BundleError(f"{MANIFEST} has {len(text)} bytes; allowed: {MAX_BYTES}")
-    try:
-        raw = json.loads(text)
-        _render(raw)  # numbers such as 1e999 are read as infinite
-    except (ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} is no JSON: {error}") from error
-    if not isinstance(raw, dict) or "files" not in raw:
-        raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
-    return raw
-
-
 # ---- the folder
 
 
@@ -198,19 +178,24 @@ def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str
     """
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        names = set(os.listdir(folder))
     except OSError as error:
-        message = f"no bundle at {path}: {error.strerror}; give the folder that holds {MANIFEST}"
-        raise BundleError(message) from error
+        raise BundleError(f"no bundle at {path}: {error.strerror}; give the folder with {MANIFEST}") from error
     try:
-        manifest = _read_manifest(folder, path)
-        _check_names(os.listdir(folder), manifest, required)
-        contents = {name: _map_file(folder, name, entry) for name, entry in sorted(manifest.files.items())}
+        if MANIFEST not in names:
+            nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
+            raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
+        manifest = Manifest.from_bytes(_map_file(folder, MANIFEST).tobytes())
+        for name in sorted(names - manifest.files.keys() - {MANIFEST}):
+            raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
+        for name in sorted((manifest.files.keys() | set(required)) - names):
+            raise BundleError(f"{name} is missing from the bundle: copy it again")
+        contents = {name: _map_file(folder, name) for name in sorted(manifest.files)}
     finally:
         os.close(folder)
-    hashes = {name: hashlib.sha256(content.data).hexdigest() for name, content in contents.items()}
-    wrong = ", ".join(name for name in contents if hashes[name] != manifest.files[name].sha256)
-    if wrong:
-        raise BundleError(f"{wrong}: other content than {MANIFEST} says; altered, or of another bundle")
+    for name, content in contents.items():
+        if FileEntry(hashlib.sha256(content.data).hexdigest(), content.size) != manifest.files[name]:
+            raise BundleError(f"{name}: other content than {MANIFEST} says; altered, or of another bundle")
     return manifest, contents
 
 
@@ -241,45 +226,17 @@ def hash_file(path: Path) -> FileEntry:
         return FileEntry(digest, os.fstat(file.fileno()).st_size)
 
 
-def _read_manifest(folder: int, path: Path) -> Manifest:
-    names = os.listdir(folder)
-    if MANIFEST not in names:
-        nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
-        if CURRENT in names:
-            nearer = "; it is a registry: give one of its versions, or `serve http --registry`"
-        raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
-    with os.fdopen(_open_plain(folder, MANIFEST), "rb") as file:
-        return Manifest.from_bytes(file.read(MAX_BYTES + 1))
-
-
-def _check_names(found: Iterable[str], manifest: Manifest, required: Iterable[str]) -> None:
-    names = set(found) - {MANIFEST}
-    for name in sorted(names - manifest.files.keys()):
-        raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
-    for name in sorted((manifest.files.keys() | set(required)) - names):
-        raise BundleError(f"{name} is missing from the bundle: copy it again")
-
-
-def _open_plain(folder: int, name: str) -> int:
-    """Open a regular file that has no other name, so that nobody changes it from elsewhere."""
+def _map_file(folder: int, name: str) -> Content:
+    """Map a regular file that has no other name, so that nobody changes it from elsewhere."""
     try:
         descriptor = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
     except OSError as error:
         raise BundleError(f"{name} cannot be read: {error.strerror}; links are refused") from error
-    status = os.fstat(descriptor)
-    if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
-        return descriptor
-    os.close(descriptor)
-    raise BundleError(f"{name} is no plain file with one name: copy the bundle without links")
-
-
-def _map_file(folder: int, name: str, entry: FileEntry) -> Content:
-    descriptor = _open_plain(folder, name)
     try:
-        size = os.fstat(descriptor).st_size
-        if size != entry.size or not size:
-            raise BundleError(f"{name} has {size} bytes; {MANIFEST} says {entry.size}: copy it again")
-        return np.frombuffer(mmap.mmap(descriptor, size, access=mmap.ACCESS_READ), dtype=np.uint8)
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or not status.st_size:
+            raise BundleError(f"{name} is empty or no plain file with one name: copy the bundle without links")
+        return np.frombuffer(mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ), dtype=np.uint8)
     finally:
         os.close(descriptor)
 
@@ -413,14 +370,9 @@ GoldenAnswer = Callable[[list[dict[str, Any]], int], list[tuple[Sequence[str | i
 
 
 def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer]) -> list[str]:
-    """Load a bundle, replay its golden requests and return lines to print.
-
-    Raises:
-        BundleError: a check that failed; the message names the file.
-    """
+    """Load a bundle, replay its golden requests and return lines to print."""
     bundle = Bundle.load(path)
-    n_requests = replay(bundle.golden, answer_with(bundle))
-    manifest = bundle.manifest
+    n_requests, manifest = replay(bundle.golden, answer_with(bundle)), bundle.manifest
     n_bytes = sum(entry.size for entry in manifest.files.values())
     return [
         f"files: {len(manifest.files)} with {n_bytes} bytes as {MANIFEST} says",
@@ -486,35 +438,30 @@ def draw_requests(
     """Draw raw requests that no person made: of 0 events and more, with and without features, context and a time."""
     requests = []
     for number in range(n_requests):
-        request: dict[str, Any] = {"history": _draw_history(number % (_MAX_EVENTS + 1), schema, item_ids, rng)}
+        length = number % (_MAX_EVENTS + 1)
+        few = rng.integers(len(item_ids), size=max(1, length // 2))  # so that some items come again
+        times = schema.data_until - np.sort(rng.integers(1, 90 * _DAY, size=length))[::-1]
+        events = [(item_ids[int(row)], int(time)) for row, time in zip(rng.choice(few, length), times, strict=True)]
+        request: dict[str, Any] = {"history": [_draw_event(schema, *event, rng) for event in events]}
         if number % 3 < 2:
             request["features"] = {feature.name: _draw_value(feature, rng) for feature in schema.user_features}
         if number % 3 > 0:
             given = [feature for feature in schema.context_features if feature.kind not in DERIVED]
             request["context"] = {feature.name: _draw_value(feature, rng) for feature in given}
-            if schema.has_datetime:
-                request["datetime"] = _write_time(schema.data_until)
+            request |= {"datetime": _to_iso(schema.data_until)} if schema.has_datetime else {}
         requests.append(request)
     return requests
 
 
-def _draw_history(
-    length: int, schema: Schema, item_ids: Sequence[str | int], rng: np.random.Generator
-) -> list[dict[str, Any]]:
-    """Draw events, oldest first; from few items, so that some come again."""
-    few = rng.integers(len(item_ids), size=max(1, length // 2))
-    times = schema.data_until - np.sort(rng.integers(1, 90 * _DAY, size=length))[::-1]
-    events = []
-    for row, time in zip(rng.choice(few, size=length), times, strict=True):
-        event: dict[str, Any] = {"item_id": item_ids[int(row)]}
-        if schema.has_datetime:
-            event["datetime"] = _write_time(int(time))
-        if schema.event_types:
-            event["event"] = str(rng.choice(schema.event_types))
-        if schema.has_weight:
-            event["weight"] = float(rng.integers(1, 4))
-        events.append(event)
-    return events
+def _draw_event(schema: Schema, item_id: str | int, time: int, rng: np.random.Generator) -> dict[str, Any]:
+    event: dict[str, Any] = {"item_id": item_id}
+    if schema.has_datetime:
+        event["datetime"] = _to_iso(time)
+    if schema.event_types:
+        event["event"] = str(rng.choice(schema.event_types))
+    if schema.has_weight:
+        event["weight"] = float(rng.integers(1, 4))
+    return event
 
 
 def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[str] | list[float] | None:
@@ -532,5 +479,5 @@ def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | lis
     return str(rng.choice(feature.vocabulary))
 
 
-def _write_time(seconds: int) -> str:
+def _to_iso(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -8,7 +8,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from datetime import UTC, date, datetime, timedelta, tzinfo
-from decimal import Decimal
 from typing import Any
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError, available_timezones
 
@@ -23,14 +22,14 @@ Mask = NDArray[np.bool_]
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
 HOUR, DAY = 3600, 86_400
-FIRST_SECOND = (datetime(1, 1, 2) - EPOCH) // SECOND
-LAST_SECOND = (datetime(9999, 12, 30) - EPOCH) // SECOND
+FIRST_SECOND, LAST_SECOND = ((datetime(*day) - EPOCH) // SECOND for day in ((1, 1, 2), (9999, 12, 30)))
 """Bounds of the times that are read: the years 1 to 9999."""
 TICKS_PER_SECOND = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 MIN_CLEAR, MAX_CLEAR = 10**8, 10**10
 """A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do not meet.
 A number nearer to 0 than all windows takes the unit of its column."""
 
+_QUARTER = 900  # seconds; offsets of time zones change at its ends
 _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _ISO = re.compile(
@@ -39,15 +38,13 @@ _ISO = re.compile(
 """Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read."""
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
-_TO_THE_SECOND = len("2017-12-01 10:00:00")
 
 
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[Ints, Mask]:
     """Read a column of times as UTC seconds, rounded down.
 
-    ISO dates and times with or without offset (or ` UTC`), `date`, `datetime`, `datetime64` and epoch numbers (also as
-    text) in seconds, milliseconds, microseconds or nanoseconds. A column holds either numbers or dates: the
-    minority is invalid. The unit of numbers is one for the column.
+    A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`) or epoch numbers (also as
+    text) of one unit; the minority is invalid.
 
     Args:
         values: n cells.
@@ -61,10 +58,10 @@ def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tupl
         SchemaError: the unit of the numbers is ambiguous or mixed, or the time zone is unknown.
     """
     zone = find_zone(timezone)
-    kind = values.dtype.kind if isinstance(values, np.ndarray) else None
+    kind = values.dtype.kind if isinstance(values, np.ndarray) else "O"
     if kind == "M":
         seconds, is_valid = _read_moments(np.asarray(values), zone)
-    elif kind in ("i", "u", "f"):
+    elif kind in "iuf":
         seconds, is_valid = _read_numbers(np.asarray(values))
     else:
         seconds, is_valid = _read_alike(values, zone) or _read_cells(values, zone)
@@ -96,23 +93,19 @@ def _read_numbers(ticks: np.ndarray) -> tuple[Ints, Mask]:
 
 def _find_unit(ticks: np.ndarray) -> int:
     """Return the ticks per second of the one unit that all numbers are in."""
-    if not len(ticks):
-        return 1
     sizes = np.abs(ticks.astype(np.float64))
     clear = {unit: (sizes >= MIN_CLEAR * per) & (sizes < MAX_CLEAR * per) for unit, per in TICKS_PER_SECOND.items()}
     found = {unit: ticks[is_in][0] for unit, is_in in clear.items() if is_in.any()}
     if len(found) > 1:
         seen = ", ".join(f"'{value}' ({unit})" for unit, value in found.items())
         raise SchemaError(f"times are in mixed units: {seen}; give all in one unit, or as ISO times")
-    is_small = (sizes < MIN_CLEAR) & bool(found)
-    is_clear = np.logical_or.reduce([is_small, *clear.values()])
+    is_clear = np.logical_or.reduce([(sizes < MIN_CLEAR) & bool(found), *clear.values()])
     if not is_clear.all():
         raise SchemaError(
-            f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; allowed: epoch seconds, milliseconds, "
-            "microseconds or nanoseconds of the years 1973 to 2286; give ISO times, or use 'position' if the "
-            "number is only an order"
+            f"the unit of time '{ticks[~is_clear][0]}' is ambiguous; allowed: epoch {', '.join(TICKS_PER_SECOND)} of "
+            "the years 1973 to 2286; give ISO times, or use 'position' if the number is only an order"
         )
-    return TICKS_PER_SECOND[next(iter(found))]
+    return TICKS_PER_SECOND[next(iter(found), "seconds")]
 
 
 def _read_alike(texts: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask] | None:
@@ -123,41 +116,35 @@ def _read_alike(texts: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, 
     if len(set(map(len, texts))) > 1 or "".join(texts).encode().translate(_TO_ZEROS) != form * len(texts):
         return None
     try:
-        moments = np.array([text[:_TO_THE_SECOND] for text in texts], "datetime64[s]")
+        moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
     except ValueError:  # a month 13 among them: find it cell by cell
         return None
     return _read_moments(moments, UTC if texts[0].endswith("Z") else zone)
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:
-    numbers, moments = {}, {}
-    for row, value in enumerate(values):
-        cell = _read_cell(value)
-        if isinstance(cell, datetime):
-            moments[row] = cell
-        elif cell is not None:
-            numbers[row] = cell
+    cells = dict(enumerate(map(_read_cell, values)))
+    numbers = {row: cell for row, cell in cells.items() if isinstance(cell, int | float)}
+    moments = {row: cell for row, cell in cells.items() if isinstance(cell, datetime)}
     seconds, is_valid = np.zeros(len(values), np.int64), np.zeros(len(values), bool)
-    rows = list(numbers if len(numbers) > len(moments) else moments)
     if len(numbers) > len(moments):
-        seconds[rows], is_valid[rows] = _read_numbers(np.array(list(numbers.values())))
-    elif moments:
-        seconds[rows], is_valid[rows] = _read_datetimes(list(moments.values()), zone), True
+        seconds[list(numbers)], is_valid[list(numbers)] = _read_numbers(np.array(list(numbers.values())))
+        return seconds, is_valid
+    for is_naive in (True, False):
+        some = {row: cell for row, cell in moments.items() if (cell.utcoffset() is None) == is_naive}
+        shown = [
+            (cell.replace(tzinfo=None) - (cell.utcoffset() or 0 * SECOND) - EPOCH) // SECOND for cell in some.values()
+        ]
+        seconds[list(some)] = to_utc(np.array(shown, np.int64), zone if is_naive else UTC)
+    is_valid[list(moments)] = True
     return seconds, is_valid
 
 
 def _read_cell(value: Any) -> float | datetime | None:
+    if isinstance(value, date | np.datetime64):
+        value = value.isoformat() if isinstance(value, date) else str(value.astype("datetime64[us]"))
     if isinstance(value, str):
         return _read_text(value.strip())
-    if isinstance(value, datetime):
-        return value if value == value else None  # pandas' NaT is a datetime that differs from itself
-    if isinstance(value, date):
-        return datetime(value.year, value.month, value.day)
-    if isinstance(value, np.datetime64):
-        moment = value.astype("datetime64[us]").item()
-        return moment if isinstance(moment, datetime) else None
-    if isinstance(value, Decimal):
-        return _within_int64(float(value)) if value.is_finite() else None
     if isinstance(value, bool | np.timedelta64) or not isinstance(value, int | float | np.integer | np.floating):
         return None  # a time span is an integer to NumPy
     return _within_int64(value.item() if isinstance(value, np.generic) else value)
@@ -179,19 +166,6 @@ def _within_int64(number: float) -> float | None:
     return number if abs(number) < 2**63 else None  # false of NaN; an integer may be too large for a float
 
 
-def _read_datetimes(moments: list[datetime], zone: tzinfo) -> Ints:
-    """Read naive ones as times of the zone, the others by their own offset."""
-    offsets = [moment.utcoffset() for moment in moments]
-    local = np.array([(moment.replace(tzinfo=None) - EPOCH) // SECOND for moment in moments], np.int64)
-    own = np.array([0 if offset is None else offset // SECOND for offset in offsets], np.int64)
-    is_naive = np.array([offset is None for offset in offsets])
-    local[is_naive] = to_utc(local[is_naive], zone)
-    return local - own
-
-
-# ---- time zones
-
-
 def find_zone(timezone: str | None) -> tzinfo:
     """Find a time zone by its IANA name; None is UTC."""
     if timezone is None:
@@ -208,30 +182,18 @@ def to_local(seconds: Ints, zone: tzinfo) -> Ints:
     if zone is UTC:
         return seconds
     aware = EPOCH.replace(tzinfo=UTC)
-    return seconds + _offsets(seconds, lambda moment: (aware + timedelta(seconds=moment)).astimezone(zone))
+    return seconds + _offsets(seconds, lambda moment: (aware + moment * SECOND).astimezone(zone))
 
 
 def to_utc(local: Ints, zone: tzinfo) -> Ints:
     """Turn seconds on the clocks of the zone into UTC seconds; a repeated hour is read as its first pass."""
     if zone is UTC:
         return local
-    return local - _offsets(local, lambda moment: (EPOCH + timedelta(seconds=moment)).replace(tzinfo=zone))
+    return local - _offsets(local, lambda moment: (EPOCH + moment * SECOND).replace(tzinfo=zone))
 
 
 def _offsets(seconds: Ints, clock: Callable[[int], datetime]) -> Ints:
-    """Return the UTC offset in seconds at each moment.
-
-    Asked once per distinct hour, at its start and its end; moment by moment only in the few hours in which
-    the offset changes.
-    """
-
-    def offset_at(moment: int) -> int:
-        return (clock(int(moment)).utcoffset() or timedelta()) // SECOND
-
-    hours, hour_of = np.unique(seconds // HOUR, return_inverse=True)
-    at_start = np.array([offset_at(hour * HOUR) for hour in hours], np.int64)
-    at_end = np.array([offset_at(hour * HOUR + HOUR - 1) for hour in hours], np.int64)
-    offsets = at_start[hour_of]
-    changing = np.flatnonzero((at_start != at_end)[hour_of])
-    offsets[changing] = [offset_at(moment) for moment in seconds[changing]]
-    return offsets
+    """Return the UTC offset in seconds at each moment, asked once per distinct quarter of an hour."""
+    quarters, place = np.unique(seconds // _QUARTER, return_inverse=True)
+    offsets = [(clock(quarter * _QUARTER).utcoffset() or 0 * SECOND) // SECOND for quarter in quarters.tolist()]
+    return np.array(offsets, np.int64)[place]

@@ -14,8 +14,8 @@ import unicodedata
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import lru_cache, partial
-from itertools import accumulate, chain, pairwise
+from functools import lru_cache
+from itertools import accumulate, chain, islice, pairwise
 from typing import Any
 from zlib import crc32
 
@@ -42,8 +42,6 @@ MAX_TEXT, MAX_WORD = 4096, 64
 _HOURS = 24
 _FRACTIONS = (float, np.floating, Decimal)
 _LISTS = (list, tuple, np.ndarray)
-_SEPARATOR = re.compile(r"\s*,\s*|\s+")
-_BRACKETS = {"[": "]", "(": ")"}
 _GRAM_SIZES = (4, 3, 5)  # letters
 _WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
 _CACHED_WORDS = 65_536
@@ -127,56 +125,27 @@ class Vector:
     def entries(self) -> Floats:
         return np.frombuffer(self.packed, dtype=np.float32)
 
-    def __len__(self) -> int:
-        return len(self.packed) // np.dtype(np.float32).itemsize
-
 
 def read_vector(cell: Any) -> Floats | None:
-    """Read a vector from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]".
-
-    Returns:
-        (W,); None for an empty list and a blank text, which are missing.
+    """Read a vector (W,) from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]"; None if it is empty.
 
     Raises:
-        ValueError: it is no list of numbers, or an entry is not finite as float32; says which.
+        ValueError: it is no list of numbers, or an entry is not finite as float32.
     """
     if isinstance(cell, Vector):
         return cell.entries()
-    entries = _to_array(_split_numbers(cell) if isinstance(cell, str) else cell)
+    if isinstance(cell, str):
+        cell = cell.strip("[]() \t\n").replace(",", " ").split()
+    try:
+        with np.errstate(over="ignore"):  # becomes infinite, which is refused
+            entries = np.asarray(cell).astype(np.float32)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError("no list of numbers") from error
+    if entries.ndim != 1:
+        raise ValueError("no list of numbers")
     if not np.isfinite(entries).all():
         raise ValueError("an entry is not finite")
     return entries if len(entries) else None
-
-
-def _to_array(cell: Any) -> Floats:
-    try:
-        if not isinstance(cell, _LISTS):
-            raise TypeError
-        entries = np.asarray(cell)
-        is_list = entries.ndim == 1 and (entries.dtype.kind in "iufUO" or not len(entries))
-        with np.errstate(over="ignore"):  # becomes infinite, which is refused
-            array: Floats = entries.astype(np.float32)
-    except (TypeError, ValueError, OverflowError) as error:
-        raise ValueError("no list of numbers") from error
-    if not is_list:
-        raise ValueError("no list of numbers")
-    return array
-
-
-def _split_numbers(text: str) -> list[str]:
-    text = text.strip()
-    if text[:1] in _BRACKETS and text[-1:] == _BRACKETS[text[0]]:
-        text = text[1:-1].strip()
-    return _SEPARATOR.split(text) if text else []
-
-
-def stack_vectors(vectors: Sequence[Floats | None], width: int) -> Floats:
-    """Stack vectors of one width, (n, width); NaN where there is none."""
-    matrix = np.full((len(vectors), width), np.nan, dtype=np.float32)
-    for row, vector in enumerate(vectors):
-        if vector is not None:
-            matrix[row] = vector
-    return matrix
 
 
 def is_missing_row(matrix: Floats) -> NDArray[np.bool_]:
@@ -245,32 +214,22 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
     Raises:
         SchemaError: a vector that does not parse, is not finite or has another width.
     """
-    if not (isinstance(values, np.ndarray) and values.ndim == 2):
-        return stack_vectors([_to_vector(feature, value) for value in values], feature.width)
-    _check_width(feature, values.shape[1])
-    matrix: Floats = values.astype(np.float32)
-    if np.isinf(matrix).any() or np.isnan(matrix[~is_missing_row(matrix)]).any():
-        raise SchemaError(f"feature '{feature.name}': an entry is not finite; give numbers, or a row of NaN if missing")
+    if isinstance(values, np.ndarray) and values.ndim == 2:
+        return values.astype(np.float32)
+    matrix = np.full((len(values), feature.width), np.nan, dtype=np.float32)
+    for row, value in enumerate(values):
+        if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:
+            continue
+        try:
+            vector = read_vector(value)
+        except ValueError as error:
+            raise SchemaError(f"feature '{feature.name}': {error}: '{str(value)[:40]}'") from error
+        if vector is not None and len(vector) != feature.width:
+            got = f"a vector of {len(vector)} numbers"
+            raise SchemaError(f"feature '{feature.name}': {got}; expected {feature.width}, as in the training data")
+        if vector is not None:
+            matrix[row] = vector
     return matrix
-
-
-def _to_vector(feature: Feature, value: Any) -> Floats | None:
-    if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:
-        return None
-    try:
-        vector = read_vector(value)
-    except ValueError as error:
-        raise SchemaError(f"feature '{feature.name}': {error}: {str(value)[:40]}") from error
-    if vector is not None:
-        _check_width(feature, len(vector))
-    return vector
-
-
-def _check_width(feature: Feature, width: int) -> None:
-    if width != feature.width:
-        raise SchemaError(
-            f"feature '{feature.name}': a vector of {width} numbers; expected {feature.width}, as in the training data"
-        )
 
 
 # ---- sides
@@ -332,32 +291,12 @@ def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
     return tuple(replace(feature, column=TIME if feature.kind in DERIVED else feature.name) for feature in features)
 
 
-class RowEncoder:
-    """Encode rows of one side, given as name -> value; a feature that no row gives costs nothing."""
-
-    def __init__(self, features: Sequence[Feature], timezone: str | None) -> None:
-        """Lay out the features of a side; hours and weekdays are taken in `timezone`."""
-        features = keyed_by_name(features)
-        self._coded, self._valued = code_slices(features), value_slices(features)
-        self._missing = encode_features(features, {}, 1, timezone)
-        self._timezone = timezone
-
-    def encode(self, rows: Sequence[Mapping[str, Any]]) -> EncodedFeatures:
-        """Encode one row per mapping of names, and `TIME`, to values; a name that a mapping lacks is missing.
-
-        Raises:
-            SchemaError: a number or vector that does not parse, is not finite or has another width.
-        """
-        n, given = len(rows), set().union(*rows)
-        codes, values = self._missing.codes.repeat(n, axis=0), self._missing.values.repeat(n, axis=0)
-        for feature, place in self._coded:
-            if feature.column in given:
-                column = [row.get(feature.column) for row in rows]
-                codes[:, place] = _encode_codes(feature, column, n, self._timezone)
-        for feature, place in self._valued:
-            if feature.column in given:
-                values[:, place] = _encode_values(feature, [row.get(feature.column) for row in rows], n)
-        return EncodedFeatures(codes, values)
+def encode_rows(
+    features: Sequence[Feature], rows: Sequence[Mapping[str, Any]], timezone: str | None
+) -> EncodedFeatures:
+    """Encode rows of features `keyed_by_name`, given as name -> value; a name that a row lacks is missing."""
+    columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
+    return encode_features(features, columns, len(rows), timezone)
 
 
 def _encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> Ints:
@@ -387,35 +326,23 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Int
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
     place = (hour_of_day if feature.kind == "hour_of_day" else day_of_week)(seconds, timezone)
-    return np.where(is_known, _calendar_codes(feature.vocabulary)[place], UNKNOWN)
-
-
-@lru_cache(maxsize=64)
-def _calendar_codes(vocabulary: tuple[str, ...]) -> Ints:
-    """Return the code of each hour or weekday."""
-    codes = {text: FIRST_CODE + index for index, text in enumerate(vocabulary)}
-    return np.array([codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
+    codes = np.array([feature.codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
+    return np.where(is_known, codes[place], UNKNOWN)
 
 
 def _encode_cells(feature: Feature, cells: Any) -> Ints:
     """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
-    seen: dict[str, list[int]] = {}
-
-    def encode(cell: Any) -> list[int]:
-        if not isinstance(cell, str):
-            return _encode_cell(feature, cell)
-        if cell not in seen:
-            seen[cell] = _encode_cell(feature, cell)
-        return seen[cell]
-
-    flat = np.fromiter(chain.from_iterable(map(encode, cells)), dtype=np.int64, count=len(cells) * feature.width)
-    return flat.reshape(len(cells), feature.width)
-
-
-def _encode_cell(feature: Feature, cell: Any) -> list[int]:
-    texts = split_cell(cell, feature.separator)
-    codes = list(dict.fromkeys(feature.codes.get(text, UNKNOWN) for text in texts)) or [UNKNOWN]
-    return (codes + [PADDING] * feature.width)[: feature.width]
+    seen: dict[Any, list[int]] = {}
+    rows = []
+    for cell in cells:
+        key = cell if isinstance(cell, str) else None
+        codes = seen.get(key) if key is not None else None
+        if codes is None:
+            found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
+            codes = ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
+            seen[key] = codes
+        rows.append(codes)
+    return np.array(rows, dtype=np.int64).reshape(len(rows), feature.width)
 
 
 def _encode_values(feature: Feature, values: Any, n: int) -> Floats:
@@ -441,13 +368,12 @@ def _standardise(entries: NDArray[Any], feature: Feature, is_missing: NDArray[np
 
 def encode_texts(texts: Sequence[str | None], feature: Feature) -> Ints:
     """Code the tokens of texts, (n, width): each bucket once a row, then PADDING; UNKNOWN where there is no token."""
-    width, place = feature.width, {text: number for number, text in enumerate(dict.fromkeys(texts))}
-    nothing, padding = [UNKNOWN - FIRST_CODE], [PADDING - FIRST_CODE] * width
-    rows = hash_texts(place, width, feature.buckets)
-    padded = chain.from_iterable(((row or nothing) + padding)[:width] for row in rows)
-    flat = np.fromiter(padded, dtype=np.int64, count=len(place) * width) + FIRST_CODE
-    codes: Ints = flat.reshape(len(place), width)[[place[text] for text in texts]]
-    return codes
+    place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
+    codes = np.full((len(place), feature.width), PADDING, dtype=np.int64)
+    for row, buckets in zip(codes, hash_texts(place, feature.width, feature.buckets), strict=True):
+        row[: len(buckets) or 1] = [bucket + FIRST_CODE for bucket in buckets] or UNKNOWN
+    taken: Ints = codes[[place[text] for text in texts]]
+    return taken
 
 
 def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
@@ -458,17 +384,15 @@ def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) 
         most: buckets kept of a text.
         n_buckets: a power of two.
     """
-    mask = n_buckets - 1
-    hash_word = lru_cache(_CACHED_WORDS)(partial(_hash, mask=mask))  # most texts share words with others
-    hash_grams = lru_cache(_CACHED_WORDS)(partial(_hash_grams, mask=mask))
+    grams_of = lru_cache(_CACHED_WORDS)(_split_grams)  # most texts share words with others
     for text in texts:
         lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
         words = list(chain.from_iterable(lines))
         pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
-        by_size = zip(*map(hash_grams, words), strict=True)  # size by size, so that every word has its first
-        grams = chain.from_iterable(chain.from_iterable(by_size))
-        hashes = chain(map(hash_word, words), (_hash(pair, mask) for pair in pairs), grams)
-        yield list(dict.fromkeys(hashes))[:most]
+        by_size = zip(*map(grams_of, words), strict=True)  # size by size, so that every word has its first
+        tokens = chain(words, pairs, chain.from_iterable(chain.from_iterable(by_size)))
+        hashes = (crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1) for token in tokens)
+        yield list(islice(dict.fromkeys(hashes), most))
 
 
 def split_words(line: str) -> list[str]:
@@ -478,15 +402,10 @@ def split_words(line: str) -> list[str]:
     return _WORD.findall(line.casefold())
 
 
-def _hash_grams(word: str, mask: int) -> list[list[int]]:
-    """Hash the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
+def _split_grams(word: str) -> list[list[str]]:
+    """Return the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
     framed = f"<{word[:MAX_WORD]}>"
-    windows = [[framed[start : start + size] for start in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
-    return [[_hash(f"~{gram}", mask) for gram in grams] for grams in windows]
-
-
-def _hash(token: str, mask: int) -> int:
-    return crc32(token.encode("utf-8", "surrogatepass")) & mask
+    return [[f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
 
 
 # ---- single-valued item features as one list of Q categories, by which preferences are counted

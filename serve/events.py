@@ -7,7 +7,7 @@ Letters: B requests, L history positions, E owned items of all requests, C codes
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -24,22 +24,9 @@ Arrays = dict[str, np.ndarray]
 
 HISTORY_INPUTS = ("history_events", "history_weights", "history_times", "history_groups", "history_lengths")
 REQUEST_INPUTS = ("request_times", "user_codes", "user_values", "context_codes", "context_values")
-OWNED_INPUTS = (
-    "owned_users",
-    "owned_statistics",
-    "owned_preferences",
-    "user_statistics",
-    "category_preferences",
-)
+OWNED_INPUTS = ("owned_users", "owned_statistics", "owned_preferences", "user_statistics", "category_preferences")
 VECTOR_INPUTS = ("history_vectors", "owned_vectors")
-USER_STATISTICS = (
-    "items",
-    "recent_events",
-    "events",
-    "recent_visits",
-    "days_since_visit",
-    "days_of_membership",
-)
+USER_STATISTICS = ("items", "recent_events", "events", "recent_visits", "days_since_visit", "days_of_membership")
 DAY = 86_400.0
 SCALE_CONSTANT = 2  # index into decay_days: the constant that preferences and profile weights decay with
 PREFERENCE_GAIN = 3.0
@@ -71,13 +58,13 @@ class Events:
         """Events per segment, (B,)."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    @cached_property
-    def _segments(self) -> Ints:
-        return np.repeat(np.arange(len(self)), self.counts)
-
     def segments(self) -> Ints:
         """Return the segment of each event, (E,)."""
         return self._segments
+
+    @cached_property
+    def _segments(self) -> Ints:
+        return np.repeat(np.arange(len(self)), self.counts)
 
     @cached_property
     def is_first_of_time(self) -> NDArray[np.bool_]:
@@ -133,7 +120,13 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
         rows: (B, L) item rows, 0 where padded.
     """
     recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
-    pad = _make_pad(recent)
+    is_event = np.arange(max(1, recent.counts.max(initial=0))) < recent.counts[:, None]  # (B, L)
+
+    def pad(values: np.ndarray) -> np.ndarray:
+        padded = np.zeros(is_event.shape, dtype=values.dtype)
+        padded[is_event] = values
+        return padded
+
     arrays = {
         "history_events": pad(recent.event),
         "history_weights": pad(standardise_weight(recent.weight, schema)),
@@ -142,21 +135,6 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
         "history_lengths": recent.counts,
     }
     return arrays, pad(recent.item_row)
-
-
-def _make_pad(events: Events) -> Callable[[np.ndarray], np.ndarray]:
-    """Return what lays a value of each event out as (B, L), 0 where there is no event."""
-    shape = (len(events), max(1, int(events.counts.max(initial=0))))
-    if len(events.item_row) == shape[0] * shape[1]:  # nothing to pad, as in a single request
-        return lambda values: values.reshape(shape)
-    is_event = np.arange(shape[1]) < events.counts[:, None]  # (B, L)
-
-    def pad(values: np.ndarray) -> np.ndarray:
-        padded = np.zeros(shape, dtype=values.dtype)
-        padded[is_event] = values
-        return padded
-
-    return pad
 
 
 def as_sets(events: Events) -> Events:
@@ -258,7 +236,10 @@ def summarise_owned(
     since = np.maximum(moment[segment] - events.time, 0) / DAY  # (events,) days
     key = segment * len(repeat_rate) + events.item_row
     order = key.argsort(kind="stable")  # an item's events stay oldest first
-    runs = _run_offsets(key[order])
+    sorted_key = key[order]
+    is_edge = np.ones(len(order) + 1, dtype=bool)
+    np.not_equal(sorted_key[1:], sorted_key[:-1], out=is_edge[1:-1])
+    runs = is_edge.nonzero()[0]  # (E + 1,) where each run of equal keys begins, and where the last one ends
     firsts = order[runs[:-1]]  # (E,) where an item's first event is
     user, rows = segment[firsts], events.item_row[firsts]
     count = runs[1:] - runs[:-1]
@@ -283,16 +264,8 @@ def summarise_owned(
 def _rhythm(count: Ints, since_last: np.ndarray, since_first: np.ndarray) -> list[np.ndarray]:
     """Return the columns from `count` to `mean_gap`, (E,) each."""
     mean_gap = (since_first - since_last) / np.maximum(count - 1, 1)
-    is_repeated = count > 1
     log_count, log_last, log_first, log_gap = np.log1p(np.array([count, since_last, since_first, mean_gap]))
-    return [log_count, log_last, log_first, is_repeated, is_repeated * (log_last - log_gap), log_gap]
-
-
-def _run_offsets(keys: Ints) -> Ints:
-    """Return where each run of equal keys begins, and after these where the last one ends, (runs + 1,)."""
-    is_edge = np.ones(len(keys) + 1, dtype=bool)
-    np.not_equal(keys[1:], keys[:-1], out=is_edge[1:-1])
-    return is_edge.nonzero()[0]
+    return [log_count, log_last, log_first, count > 1, (count > 1) * (log_last - log_gap), log_gap]
 
 
 def _sum_runs(

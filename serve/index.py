@@ -1,4 +1,4 @@
-"""Exact search among the items of a catalogue: inner products, additions by item-item weights, exclusions.
+"""The items of a catalogue: ids, columns, vectors, item-item weights, and the exact search among them.
 
     score(u, i) = u . v_i + sum over the items j of the history of w_j B_ji / sqrt(sum of w_j) + m_u(i)
 
@@ -11,16 +11,23 @@ Letters: B requests, N items, W columns of a vector, L history positions, C term
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.durable import write_file
+from serve.encode import category_features, category_rows, count_categories, encode_features
+from serve.errors import BundleError, SchemaError
+from serve.recommendations import to_arrow, to_numpy
+from serve.requests import Id, parse_id, show
+from serve.schema import IdType, Schema
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -31,14 +38,17 @@ Pairs = tuple[Ints, Ints]
 Terms = tuple[Ints, Ints, Floats]
 """(requests, rows, values): what is added to the score of an item for a request; pairs may be there several times."""
 
+UNKNOWN_ROW = -1
+"""Never an array index: numpy and ONNX would read it as the last row."""
+IN_STOCK = "in_stock"
+"""Column that every catalogue has: true unless a bundle or a live item says otherwise."""
+REPEAT_RATE = "repeat_rate"
+"""Reserved column of `items.parquet` where repeats are allowed."""
 ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
-OFFSET = np.dtype("<i8")
 MAX_TILE = 256
 """Requests that are searched at once: memory does not grow with a batch."""
 
 _BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
-_MAX_HEADER = 1024  # bytes of the header of an array file
-_MAX_WEIGHT = 1e30  # sums of larger item-item weights would overflow
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,28 +79,32 @@ class Neighbours:
 
     @classmethod
     def from_bytes(cls, offsets: Content, entries: Content, n_items: int, decay: float) -> Neighbours:
-        """View the arrays that `to_bytes` wrote.
+        """Read the arrays that `to_bytes` wrote.
 
         Raises:
-            ValueError: other arrays, offsets that do not divide the entries among the items, rows outside the
-                catalogue, or a weight that is no number or would overflow.
+            ValueError: other arrays, or entries that are not of these items.
         """
-        starts, pairs = _view_array(offsets, OFFSET), _view_array(entries, ENTRY)
-        ends = (starts[0], starts[-1]) if len(starts) == n_items + 1 else None
-        if ends != (0, len(pairs)) or (starts[1:] < starts[:-1]).any():
+        starts, pairs = (np.load(io.BytesIO(content.data), allow_pickle=False) for content in (offsets, entries))
+        if (
+            starts.shape != (n_items + 1,)
+            or pairs.dtype != ENTRY
+            or starts[-1] != len(pairs)
+            or (np.diff(starts) < 0).any()
+        ):
             raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
         rows, weights = pairs["neighbour"], pairs["weight"]
-        if len(rows) and (rows.min() < 0 or rows.max() >= n_items):
-            raise ValueError(f"a row of 'neighbour' is outside 0 to {n_items - 1}")
-        if not (np.abs(weights) <= _MAX_WEIGHT).all():
-            raise ValueError(f"a weight is not between -{_MAX_WEIGHT:g} and {_MAX_WEIGHT:g}")
+        if len(rows) and not (rows.min() >= 0 and rows.max() < n_items and np.isfinite(weights).all()):
+            raise ValueError(f"a row is outside 0 to {n_items - 1}, or a weight is not finite")
         return cls(starts, rows, weights, decay)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Write offsets and entries in the format of `np.save`."""
         entries = np.empty(len(self.rows), ENTRY)
         entries["neighbour"], entries["weight"] = self.rows, self.weights
-        return _save_array(self.offsets.astype(OFFSET)), _save_array(entries)
+        files = io.BytesIO(), io.BytesIO()
+        np.save(files[0], self.offsets.astype("<i8"))
+        np.save(files[1], entries)
+        return files[0].getvalue(), files[1].getvalue()
 
     def of_histories(self, history_rows: Ints, lengths: Ints) -> Terms | None:
         """Return the terms that histories add to scores; None where no item adds anything.
@@ -158,7 +172,10 @@ class ItemIndex:
         Raises:
             ValueError: vectors of another kind, none, or one that is not finite.
         """
-        check_vectors(vectors)
+        if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size or not vectors.flags.c_contiguous:
+            raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, W) in C order")
+        if not np.isfinite(vectors).all():
+            raise ValueError("an item vector is not finite")
         self.vectors = vectors
         self.is_hidden = is_hidden if is_hidden is not None and is_hidden.any() else None
         """(N,) the items that are never listed, None if there are none; they count in `len`."""
@@ -179,22 +196,14 @@ class ItemIndex:
             stored = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)  # a view of the content
         except RuntimeError as error:
             raise ValueError(f"no FAISS index: {error}") from error
-        if type(stored) is not faiss.IndexFlatIP:
-            raise ValueError(f"an index of type {type(stored).__name__}; expected IndexFlatIP")
-        if not stored.ntotal:
-            raise ValueError("no vectors")
+        if type(stored) is not faiss.IndexFlatIP or not stored.ntotal:
+            raise ValueError(f"{stored.ntotal} vectors in a {type(stored).__name__}; expected some in an IndexFlatIP")
         vectors: Floats = faiss.rev_swig_ptr(stored.get_xb(), stored.ntotal * stored.d).copy()
         vectors.flags.writeable = False
         return cls(vectors.reshape(stored.ntotal, stored.d))
 
     def changed(self, vectors: Floats, rows: Ints, is_hidden: Mask) -> ItemIndex:
-        """Return the index of a catalogue that has changed.
-
-        Args:
-            vectors: (M, W) of all items, not copied; M is at least N.
-            rows: those that differ from the vectors here, all from N on among them.
-            is_hidden: (M,) items that are never listed.
-        """
+        """Return the index of a catalogue that has changed in `rows`; see `__init__`."""
         return ItemIndex(vectors, is_hidden)
 
     def search(self, query: Query, k: int, barred: Mask | None = None) -> tuple[Floats, Ints]:
@@ -325,29 +334,8 @@ def _split(part: tuple[Any, ...] | None, block: int, n_items: int) -> Iterator[t
         yield requests[here], rows[here] - number * block, *(value[here] for value in values)
 
 
-def check_vectors(vectors: Floats) -> None:
-    """Refuse item vectors that cannot be searched.
-
-    Raises:
-        ValueError: not (N, W) float32 in C order, empty, or not finite.
-    """
-    if vectors.ndim != 2 or vectors.dtype != np.float32 or vectors.size == 0:
-        raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, W), not empty")
-    if not vectors.flags.c_contiguous:
-        raise ValueError("item vectors are not in C order: pass np.ascontiguousarray of them")
-    is_finite = np.isfinite(vectors).all(axis=1)
-    if not is_finite.all():
-        raise ValueError(f"item vector {int(is_finite.argmin())} is not finite")
-
-
 def write_index(path: Path, vectors: Floats) -> None:
-    """Write vectors (N, W) as FAISS's `IndexFlatIP`.
-
-    Raises:
-        ValueError: not (N, W) float32 in C order, empty, or not finite.
-        OSError: the disk is full or fails.
-    """
-    check_vectors(vectors)
+    """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
@@ -364,18 +352,130 @@ def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:
     return hits / found.size
 
 
-def _view_array(content: Content, dtype: np.dtype[Any]) -> NDArray[Any]:
-    """View the array of one axis in the bytes of a file of `np.save`; nothing is copied, nothing unpickled."""
-    head = io.BytesIO(content[:_MAX_HEADER].tobytes())
-    np.lib.format.read_magic(head)
-    shape, _, found = np.lib.format.read_array_header_1_0(head)
-    body = content[head.tell() :]
-    if found != dtype or len(shape) != 1 or len(body) != shape[0] * dtype.itemsize:
-        raise ValueError(f"it holds {len(body)} bytes for {found} {shape}; expected an array of {dtype}")
-    return body.view(dtype)
+# ---- the catalogue
 
 
-def _save_array(values: NDArray[Any]) -> bytes:
-    file = io.BytesIO()
-    np.lib.format.write_array(file, values, (1, 0), allow_pickle=False)
-    return file.getvalue()
+class ItemIds:
+    """The ids of N items by item row, and the way back."""
+
+    def __init__(self, ids: NDArray[np.generic]) -> None:
+        """Prepare the look-up of distinct ids (N,): int64, or object with texts."""
+        self.ids = ids.view()
+        self.ids.flags.writeable = False  # answers hold it
+        self.id_type: IdType = "string" if ids.dtype == np.object_ else "integer"
+        self._rows: dict[Id, int] = {item_id: row for row, item_id in enumerate(ids.tolist())}
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def extended(self, more: Sequence[Id]) -> ItemIds:
+        """Return these ids and, behind them, others that are not among them."""
+        extended = copy(self)
+        extended.ids = np.concatenate([self.ids, np.array(more, dtype=self.ids.dtype)])
+        extended.ids.flags.writeable = False
+        extended._rows = self._rows | dict(zip(more, range(len(self), len(extended.ids)), strict=True))
+        return extended
+
+    def find(self, ids: Sequence[Id] | NDArray[np.generic]) -> Ints:
+        """Return the row of each id, `UNKNOWN_ROW` where there is no such item."""
+        row_of = self._rows.get
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+        return np.array([row_of(item_id, UNKNOWN_ROW) for item_id in listed], dtype=np.int64)
+
+    def require(self, ids: Sequence[Any]) -> Ints:
+        """Return the row of each id as a caller wrote it.
+
+        Raises:
+            SchemaError: no id, or an item that the catalogue does not have.
+        """
+        checked = [parse_id(item_id, self.id_type, "item_id") for item_id in ids]
+        rows = self.find(checked)
+        if (rows == UNKNOWN_ROW).any():
+            unknown = show(checked[int((rows == UNKNOWN_ROW).argmax())])
+            raise SchemaError(f"item_id {unknown} is unknown; allowed: the {len(self)} ids of the catalogue")
+        return rows
+
+
+@dataclass(frozen=True)
+class ItemFacts:
+    """Facts of N items that the memory reads."""
+
+    repeat_rate: Floats
+    """(N,), how often a buyer of the item buys it again."""
+    categories: Ints
+    """(N, F), each within [0, `n_categories`)."""
+    n_categories: int
+
+
+def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
+    """Read the facts of the catalogue.
+
+    Raises:
+        BundleError: a column is missing.
+    """
+    features = tuple(feature for feature, _ in category_features(schema.item_features))
+    for name in (REPEAT_RATE, *(feature.column for feature in features)):
+        if name not in items.column_names:
+            raise BundleError(f"the catalogue has no column '{name}', which the memory reads: export the bundle again")
+    columns = {feature.column: items.column(feature.column).to_pylist() for feature in features}
+    codes = encode_features(features, columns, len(items)).codes
+    rates = to_numpy(items.column(REPEAT_RATE)).astype(np.float32)
+    return ItemFacts(rates, category_rows(features, codes), count_categories(features))
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """N items by item row: the bundle's in its order, then live ones. An item keeps its row when it is removed."""
+
+    item_ids: ItemIds
+    index: ItemIndex
+    """Their vectors, (N, W), and the search among those that are not removed."""
+    table: pa.Table
+    """N rows: `item_id` and the columns to show and filter by."""
+    facts: ItemFacts | None
+    """None if there is no memory."""
+
+    @classmethod
+    def of_items(cls, items: pa.Table, index: ItemIndex, schema: Schema) -> Catalogue:
+        """Take the items of a bundle as they are."""
+        facts = read_item_facts(items, schema) if schema.repeats == "allow" else None
+        return cls(ItemIds(to_numpy(items.column("item_id"))), index, _open_columns(items, schema), facts)
+
+    @property
+    def vectors(self) -> Floats:
+        return self.index.vectors
+
+    @property
+    def is_removed(self) -> Mask | None:
+        """(N,) the items that are never listed; None if there are none."""
+        return self.index.is_hidden
+
+    def lists(self, item_id: Id) -> bool:
+        """Tell whether an item is here and not removed."""
+        row = self.item_ids.find([item_id])[0]
+        return bool(row != UNKNOWN_ROW and (self.is_removed is None or not self.is_removed[row]))
+
+    @property
+    def n_listed(self) -> int:
+        """How many items are not removed."""
+        return len(self) - (0 if self.is_removed is None else int(np.count_nonzero(self.is_removed)))
+
+    def __len__(self) -> int:
+        return len(self.item_ids)
+
+
+def _open_columns(items: pa.Table, schema: Schema) -> pa.Table:
+    """Return columns of types that hold values of live items, and that of the stock."""
+    if IN_STOCK not in items.column_names:
+        items = items.append_column(IN_STOCK, to_arrow(np.ones(len(items), dtype=np.bool_)))
+    numeric = {feature.column for feature in schema.item_features if feature.is_numeric}
+    return items.cast(pa.schema([pa.field(field.name, _widen(field, field.name in numeric)) for field in items.schema]))
+
+
+def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
+    """Return the type of a column: the next price may have a fraction, and a column without values may get some."""
+    if pa.types.is_null(field.type):
+        return pa.float64() if is_numeric else pa.string()
+    if pa.types.is_integer(field.type) and not pa.types.is_uint64(field.type):
+        return pa.float64() if is_numeric else pa.int64()
+    return field.type

@@ -20,11 +20,17 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.catalogue import IN_STOCK, REPEAT_RATE, UNKNOWN_ROW, Catalogue, ItemFacts
 from serve.durable import name_fault, open_database, take_lock
 from serve.encode import Vector, category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import ItemIndex
+from serve.index import (
+    IN_STOCK,
+    REPEAT_RATE,
+    UNKNOWN_ROW,
+    Catalogue,
+    ItemFacts,
+    ItemIndex,
+)
 from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.requests import (

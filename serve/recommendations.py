@@ -60,17 +60,7 @@ class Recommendations:
         user_id_type: IdType,
         reasons: Mapping[int, str] | None = None,
     ) -> Recommendations:
-        """Build from padded lists.
-
-        Args:
-            user_ids: B ids, None for an anonymous request.
-            rows: (B, K) item rows, best first; -1 where there is no item.
-            scores: (B, K).
-            item_ids: (N,) the id of each item row.
-            unknown_items: (B,).
-            user_id_type: type of the `user_id` column, also where all requests are anonymous.
-            reasons: request -> why its list is short.
-        """
+        """Build from padded lists: (B, K) item rows, best first, -1 where there is no item, and their scores."""
         requests, places = (rows >= 0).nonzero()
         offsets = requests.searchsorted(np.arange(len(rows) + 1))
         ids = np.empty(len(user_ids), dtype=np.object_)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,22 +12,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.bundle import PROFILES, Bundle, GoldenAnswer, identify_folder, replay
-from serve.catalogue import Catalogue
-from serve.encode import encode_features
+from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
+from serve.events import Events, TowerInputs, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import Floats, Ints, Pairs, Query, Terms
-from serve.profiles import MANIFEST, Profiles
+from serve.index import UNKNOWN_ROW, Catalogue, Floats, Ints, ItemFacts, ItemIds, Pairs, Query, Terms
+from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
-from serve.schema import Schema
+from serve.schema import FIRST_CODE, UNKNOWN, Schema
 from serve.tower import TowerPair
-from serve.user_inputs import EncodedRequests, RequestEncoder
 
 RawRequest = Mapping[str, Any] | Request
 View = Literal["all", "novel", "owned"]
 """Items that are ranked: all, those not in the history, or only these."""
 
+NO_TIME = int(np.iinfo(np.int64).max)
+"""Time of an event that has none: later than every moment, so that it counts as happening at the moment."""
 _TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
 
 
@@ -46,8 +48,14 @@ class Recommender:
         schema = bundle.schema
         self.bundle = bundle
         self.profiles = _no_profiles(schema) if profiles is None else profiles
-        _check_ids("user_id", self.profiles.user_ids, schema.user_id_type)
-        _check_ids("item_id", self.profiles.history.item_id, schema.item_id_type)
+        kinds = [
+            "string" if ids.dtype == np.object_ else "integer"
+            for ids in (self.profiles.user_ids, self.profiles.history.item_id)
+        ]
+        if kinds != [schema.user_id_type, schema.item_id_type]:
+            raise BundleError(
+                "the ids of the profiles are of another type than the bundle's: give the profiles of its data"
+            )
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema, bundle.vectors.shape[1])
         self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
 
@@ -140,8 +148,7 @@ class Recommender:
         """Return the user vector of each request, (B, W)."""
         vectors, checked = self.catalogue.vectors, self._check(requests)
         encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
-        empty = np.empty((0, vectors.shape[1]), np.float32)
-        return np.concatenate([empty, *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
+        return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Place items that the bundle does not have by their features.
@@ -166,9 +173,8 @@ class Recommender:
             if name not in known:
                 raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), known)}")
         encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
-        empty, places = np.empty((0, self.bundle.vectors.shape[1]), np.float32), np.arange(n_items)
-        tiles = (encoded.take(places[tile]) for tile in _tiles(n_items))
-        return np.concatenate([empty, *map(self.towers.items, tiles)])
+        tiles = (encoded.take(np.arange(n_items)[tile]) for tile in _tiles(n_items))
+        return np.concatenate([self.bundle.vectors[:0], *map(self.towers.items, tiles)])
 
     def item_rows(self, ids: Sequence[Any]) -> Ints:
         """Return the position of each item in the catalogue.
@@ -195,7 +201,7 @@ class Recommender:
             scores[tile], rows[tile] = found
             unknown[tile] = encoded.unknown_items
             if view != "owned" and (length < k or (rows[tile, -1] < 0).any()):
-                short = explain_short(self.admission, filters, _name_left_out(encoded, view), rows[tile], k)
+                short = explain_short(self.admission, filters, encoded.left_out(view), rows[tile], k)
                 reasons |= {tile.start + place: reason for place, reason in short.items()}
         return Recommendations.from_lists(
             [request.user_id for request in checked],
@@ -213,7 +219,7 @@ class Recommender:
         lengths = encoded.tower.arrays["history_lengths"]
         added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths)
         if view != "novel" and len(memory):
-            added = _join_terms(added, (*encoded.remembered, memory))
+            added = _join_terms(added, (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory))
         left_out = encoded.excluded
         if view == "novel":
             requests, rows = (np.concatenate(both) for both in zip(left_out, encoded.owned, strict=True))
@@ -227,6 +233,113 @@ class Recommender:
         ]
 
 
+@dataclass(frozen=True, eq=False)
+class EncodedRequests:
+    """The arrays of T requests, at least one."""
+
+    tower: TowerInputs
+    owned: Pairs
+    """All events of each history whose item is known."""
+    excluded: Pairs
+    """Items of the exclude lists that are known."""
+    unknown_items: Ints
+    """(T,) distinct items of each history that are not known."""
+
+    def left_out(self, view: View) -> dict[str, Pairs]:
+        """Return which items are left out of lists, by the reason."""
+        return {"excluded": self.excluded} | ({"owned": self.owned} if view == "novel" else {})
+
+
+class RequestEncoder:
+    """Put profiles and requests of one catalogue together, encoded as in training."""
+
+    def __init__(self, schema: Schema, item_ids: ItemIds, facts: ItemFacts | None, profiles: Profiles) -> None:
+        self._schema, self._item_ids, self._facts, self._profiles = schema, item_ids, facts, profiles
+        self._user_features = keyed_by_name(schema.user_features)
+        self._context_features = keyed_by_name(schema.context_features)
+        self._event_codes = {name: FIRST_CODE + index for index, name in enumerate(schema.event_types)}
+        self._nobody = Profile("", {}, History(item_ids.ids[:0]))
+
+    def encode(self, requests: Sequence[Request]) -> EncodedRequests:
+        """Encode requests, at least one.
+
+        The moment of a request is its datetime, else its last event's time, else the end of the training
+        data. Events later than that count as happening at it.
+        """
+        schema, ids = self._schema, [request.user_id for request in requests]
+        profiles = [(None if one is None else self._profiles.get(one)) or self._nobody for one in ids]
+        pairs = list(zip(requests, profiles, strict=True))
+        histories = [profile.history if one.history is None else one.history for one, profile in pairs]
+        features = [profile.features if one.features is None else one.features for one, profile in pairs]
+        given = self._read_histories(histories)
+        moment = self._moments(requests, given)
+        events, unknown_items = self._keep_known(given, moment, histories)
+        arrays, history_rows = history_arrays(events, schema)
+        users = encode_rows(self._user_features, features, schema.timezone)
+        contexts = [{**(one.context or {}), TIME: one.datetime} for one in requests]
+        arrays |= request_arrays(moment, users, encode_rows(self._context_features, contexts, schema.timezone))
+        owned_rows = history_rows[:0, 0]
+        if self._facts is not None:
+            recent, n_types = events.last(schema.memory_length), len(schema.event_types)
+            owned = summarise_owned(recent, moment, schema.decay_days, n_types, self._facts.repeat_rate)
+            arrays |= owned_arrays(owned, self._facts.categories, self._facts.n_categories)
+            owned_rows = owned.item_row
+        tower = TowerInputs(arrays, history_rows, owned_rows)
+        return EncodedRequests(tower, (events.segments(), events.item_row), self._excluded(requests), unknown_items)
+
+    def _read_histories(self, histories: Sequence[History]) -> Events:
+        """Put histories together; an item that is not known has `UNKNOWN_ROW`, an event without time `NO_TIME`."""
+        ids = [item_id for one in histories for item_id in np.asarray(one.item_id).tolist()]
+        schema = self._schema
+        mean = np.expm1(schema.weight_mean) if schema.has_weight else 1.0  # standardises to 0
+        weight = _join(histories, "weight", np.nan, np.float64)
+        weight = np.minimum(np.where(np.isnan(weight), mean, weight), np.finfo(np.float32).max)
+        event = _join(histories, "event", None, np.object_).tolist()
+        return Events(
+            self._item_ids.find(ids),
+            _join(histories, "datetime", NO_TIME, np.int64) * schema.has_datetime,
+            np.array([self._event_codes.get(name, UNKNOWN) for name in event], dtype=np.int64),
+            weight.astype(np.float32),
+            np.cumsum([0, *map(len, histories)], dtype=np.int64),
+        )
+
+    def _moments(self, requests: Sequence[Request], given: Events) -> Ints:
+        """Return the moment of each request, (T,); 0, the time of all events, where the data has no time."""
+        if not self._schema.has_datetime:
+            return np.zeros(len(requests), dtype=np.int64)
+        stops = np.where(given.counts > 0, given.offsets[1:], 0)
+        last = np.append(given.time, NO_TIME)[stops - 1]
+        last = np.where(last == NO_TIME, self._schema.data_until, last)
+        times = zip(requests, last.tolist(), strict=True)
+        return np.array([time if one.datetime is None else one.datetime for one, time in times], dtype=np.int64)
+
+    def _keep_known(self, given: Events, moment: Ints, histories: Sequence[History]) -> tuple[Events, Ints]:
+        """Return the events of known items, none later than its moment, and how many items are not known, (T,)."""
+        time, is_known = np.minimum(given.time, moment.repeat(given.counts)), given.item_row != UNKNOWN_ROW
+        segment, n_unknown = given.segments(), np.zeros(len(given), dtype=np.int64)
+        timely = replace(given, time=time)
+        if is_known.all():
+            return timely, n_unknown
+        ids = np.concatenate([np.asarray(one.item_id, dtype=np.object_) for one in histories])
+        for owner, _ in set(zip(segment[~is_known].tolist(), ids[~is_known].tolist(), strict=True)):
+            n_unknown[owner] += 1
+        counts = np.bincount(segment[is_known], minlength=len(given))
+        return timely.pick(np.flatnonzero(is_known), np.concatenate([[0], np.cumsum(counts)])), n_unknown
+
+    def _excluded(self, requests: Sequence[Request]) -> Pairs:
+        owner = np.repeat(np.arange(len(requests)), [len(request.exclude) for request in requests])
+        rows = self._item_ids.find([item_id for request in requests for item_id in request.exclude])
+        return owner[rows != UNKNOWN_ROW], rows[rows != UNKNOWN_ROW]
+
+
+def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> np.ndarray:
+    """Put one column of all histories in an array, `missing` where a history lacks it."""
+    columns = ((getattr(one, name), len(one)) for one in histories)
+    return np.concatenate(
+        [np.full(n, missing, dtype) if column is None else np.asarray(column, dtype) for column, n in columns]
+    )
+
+
 def golden_answer(recommender: Recommender) -> GoldenAnswer:
     """Return a function that answers golden requests with `recommend`, in the form that `serve.bundle` compares."""
 
@@ -235,12 +348,6 @@ def golden_answer(recommender: Recommender) -> GoldenAnswer:
         return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
 
     return answer
-
-
-def _name_left_out(encoded: EncodedRequests, view: View) -> dict[str, Pairs]:
-    """Return which items are left out of lists, by the reason."""
-    left_out = {"excluded": encoded.excluded}
-    return left_out | {"owned": encoded.owned} if view == "novel" else left_out
 
 
 def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:
@@ -258,12 +365,6 @@ def _no_profiles(schema: Schema) -> Profiles:
     dtypes = {"string": np.dtype(np.object_), "integer": np.dtype(np.int64)}
     history = History(np.empty(0, dtype=dtypes[schema.item_id_type]))
     return Profiles(np.empty(0, dtype=dtypes[schema.user_id_type]), {}, history, np.zeros(1, dtype=np.int64))
-
-
-def _check_ids(name: str, ids: np.ndarray, expected: str) -> None:
-    got = "string" if ids.dtype == np.object_ else "integer"
-    if got != expected:
-        raise BundleError(f"profiles: {name} is {got}; the bundle has {expected}: give the profiles of its data")
 
 
 def _join_terms(terms: Terms | None, more: Terms) -> Terms:

@@ -14,7 +14,6 @@ import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
 
@@ -34,9 +33,6 @@ INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 """How an id that is a whole number is written: "007" is a text."""
 
 _REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude", "filters")
-_SIDES = {"features": "user", "context": "context"}
-"""Field of a request -> the side whose features it holds."""
-_KINDS: dict[IdType, type] = {"string": str, "integer": int}
 _SHORT = reprlib.Repr()
 _SHORT.maxstring = _SHORT.maxother = MAX_SHOWN
 
@@ -103,7 +99,7 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
         SchemaError: an unknown field or feature, a value of the wrong type, a number that is not finite, or a
             history that is not oldest first.
     """
-    given = _check_fields(raw, _REQUEST_FIELDS, "request", schema)
+    given = _check_fields(raw, _REQUEST_FIELDS, "request")
     user_id, time, exclude = given.get("user_id"), given.get("datetime"), given.get("exclude")
     filters = given.get("filters")
     return Request(
@@ -118,23 +114,22 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
 
 
 def fit_request(request: Request, schema: Schema) -> Request:
-    """Fit a request that was made by hand: ids of the other type become those of the bundle.
+    """Check the ids and the time of a request that was made by hand; 7 and "7" are the same id.
 
     Raises:
         SchemaError: no id of the bundle's type, or a time that is not in seconds.
     """
-    fitted: dict[str, Any] = {}
-    if request.user_id is not None and type(request.user_id) is not _KINDS[schema.user_id_type]:
-        fitted["user_id"] = parse_id(request.user_id, schema.user_id_type, "user_id")
-    if not _are_of_type(request.exclude, schema.item_id_type):
-        fitted["exclude"] = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
-    filters = request.filters
-    if filters is not None and filters.only is not None and not _are_of_type(filters.only, schema.item_id_type):
-        only = parse_distinct_ids(filters.only, schema.item_id_type, "filters.only")
-        fitted["filters"] = replace(filters, only=only)
-    if request.datetime is not None and not FIRST_SECOND <= request.datetime <= LAST_SECOND:
-        raise SchemaError(f"datetime is {show(request.datetime)}; expected UTC seconds of the years 1 to 9999")
-    return replace(request, **fitted) if fitted else request
+    user_id, filters = request.user_id, request.filters
+    if filters is not None and filters.only is not None:
+        filters = replace(filters, only=parse_distinct_ids(filters.only, schema.item_id_type, "filters.only"))
+    if request.datetime is not None:
+        check_seconds(request.datetime, "datetime")
+    return replace(
+        request,
+        user_id=None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id"),
+        exclude=parse_distinct_ids(request.exclude, schema.item_id_type, "exclude"),
+        filters=filters,
+    )
 
 
 def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
@@ -143,78 +138,44 @@ def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
     Raises:
         SchemaError: an unknown name, or a value of the wrong type.
     """
-    given = _check_mapping(raw, "filters", "'where', 'only' and 'at_most'")
-    names = [field.name for field in fields(Filters)]
-    for name in given:
-        if name not in names:
-            raise SchemaError(f"filters: unknown name {show(name)}; {name_nearest(str(name)[:MAX_SHOWN], names)}")
-    where, only, limits = (given.get(name) for name in names)
-    if where is not None and not isinstance(where, str):
+    given = _check_fields(raw, [field.name for field in fields(Filters)], "filters")
+    where, only, limits = given.get("where"), given.get("only"), given.get("at_most")
+    if not isinstance(where, str | None):
         raise SchemaError(f"filters.where is {show(where)}; expected a text, as in \"price <= 20 and brand = 'x'\"")
+    if not isinstance(limits, Mapping | None):
+        raise SchemaError(f"filters.at_most is {show(limits)}; expected a mapping of columns to numbers")
     filters = Filters(
         where=where,
         only=None if only is None else parse_distinct_ids(only, item_id_type, "filters.only"),
-        at_most=() if limits is None else _parse_limits(limits),
+        at_most=tuple(
+            sorted((name, parse_limit(name, most)) for name, most in (limits or {}).items() if most is not None)
+        ),
     )
     return None if filters == Filters() else filters
 
 
-def _parse_limits(raw: Any) -> tuple[tuple[str, int], ...]:
-    given = _check_mapping(raw, "filters.at_most", "a column with a number")
-    return tuple(sorted((column, parse_limit(column, most)) for column, most in given.items() if most is not None))
-
-
 def parse_limit(column: Any, most: Any) -> int:
-    """Return how many items of one list may share a value of a column.
-
-    Raises:
-        SchemaError: no name of a column, or no whole number above 0: with 0 no search for what may be listed would end.
-    """
-    if not isinstance(column, str):
-        raise SchemaError(f"filters.at_most names {show(column)}; expected a column")
-    most = to_plain(most)
-    if isinstance(most, bool) or not isinstance(most, int) or most < 1:
-        where = f"filters.at_most of {column[:MAX_SHOWN]!r}"
-        raise SchemaError(f"{where} is {show(most)}; expected a whole number, 1 or more")
+    """Return how many items of one list may share a value of a column: at least 1."""
+    if not isinstance(column, str) or type(most) is not int or most < 1:
+        raise SchemaError(f"filters.at_most of {show(column)} is {show(most)}; expected a whole number, 1 or more")
     return most
 
 
-def _are_of_type(ids: Collection[Id], id_type: IdType) -> bool:
-    return isinstance(ids, tuple) and set(map(type, ids)) <= {_KINDS[id_type]}
-
-
-def _check_mapping(raw: Any, where: str, expected: str) -> Mapping[Any, Any]:
+def _check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
     if not isinstance(raw, Mapping):
-        raise SchemaError(f"{where} is {show(raw)}; expected a mapping: {expected}")
-    return raw
-
-
-def _check_fields(raw: Any, allowed: Collection[str], where: str, schema: Schema) -> Mapping[str, Any]:
-    given = _check_mapping(raw, where, "names to values")
-    for name in given:
+        raise SchemaError(f"{where} is {show(raw)}; expected a mapping of names to values")
+    for name in raw:
         if name not in allowed:
-            meant = _place_feature(name, schema) or name_nearest(str(name)[:MAX_SHOWN], allowed)
-            raise SchemaError(f"{where}: unknown name {show(name)}; {meant}")
-    return given
-
-
-def _place_feature(name: Any, schema: Schema) -> str | None:
-    """Say where a feature belongs that stands in another place; None where it is no feature of a request."""
-    found = {field: one for field, side in _SIDES.items() for one in schema.features(side) if one.name == name}
-    if not found:
-        return None
-    if any(feature.kind in DERIVED for feature in found.values()):
-        return f"'{name}' is taken from datetime: give that instead"
-    sides = " and ".join(_SIDES[field] for field in found)
-    places = " or ".join(f'"{field}": {{"{name}": ...}}' for field in found)
-    return f"'{name}' is a {sides} feature: put it in {places}"
+            raise SchemaError(f"{where}: unknown name {show(name)}; {name_nearest(str(name)[:MAX_SHOWN], allowed)}")
+    return raw
 
 
 def _parse_features(raw: Any, where: str, schema: Schema) -> dict[str, Any] | None:
     if raw is None:
         return None
-    allowed = {one.name: one for one in schema.features(_SIDES[where]) if one.kind not in DERIVED}
-    given = _check_fields(raw, allowed, where, schema)
+    side = "user" if where == "features" else where
+    allowed = {one.name: one for one in schema.features(side) if one.kind not in DERIVED}
+    given = _check_fields(raw, allowed, where)
     return {name: parse_value(given[name], allowed[name], f"{where}.{name}") for name in given}
 
 
@@ -228,7 +189,7 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
     entries = check_list(raw, "history")
     if not all(type(one) is dict and one.keys() <= _EVENT_FIELDS for one in entries):
         for i, entry in enumerate(entries):
-            _check_fields(entry, _EVENT_FIELDS, f"history[{i}]", schema)
+            _check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
     ids = parse_ids([one.get("item_id") for one in entries], schema.item_id_type, lambda i: f"history[{i}].item_id")
     times, events, weights = (_read_column(entries, name) for name in ("datetime", "event", "weight"))
     if events is not None:
@@ -270,16 +231,18 @@ def parse_id(value: Any, id_type: IdType, where: str) -> Id:
     Raises:
         SchemaError: the value is no id of that type.
     """
-    value = _to_whole(to_plain(value))
-    most = 2**63 if id_type == "integer" else 2**64  # unsigned ids above are texts in a bundle
-    if isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < most:
-        return value if id_type == "integer" else str(value)
-    if isinstance(value, str) and id_type == "integer" and INTEGER.fullmatch(value):
-        return parse_id(int(value), id_type, where)
-    if isinstance(value, str) and id_type == "string" and value.strip() and is_writable(value):
+    value = to_plain(value)
+    if id_type == "integer":
+        if isinstance(value, str) and INTEGER.fullmatch(value):
+            value = int(value)
+        if type(value) is int and -(2**63) <= value < 2**63:
+            return value
+        raise SchemaError(f"{where} is {show(value)}; expected a whole number of 64 bits, as in the training data")
+    if type(value) is int and -(2**63) <= value < 2**64:
+        return str(value)
+    if isinstance(value, str) and value.strip() and is_writable(value):
         return value
-    kinds = {"integer": "a whole number of 64 bits", "string": "a text that is not empty"}
-    raise SchemaError(f"{where} is {show(value)}; expected {kinds[id_type]}, as the ids of the training data")
+    raise SchemaError(f"{where} is {show(value)}; expected a text that is not empty, as in the training data")
 
 
 def parse_ids(values: list[Any], id_type: IdType, name_of: Callable[[int], str]) -> list[Id]:
@@ -330,21 +293,17 @@ def _parse_vector(value: Any, feature: Feature, where: str) -> Vector | None:
         entries = read_vector(value)
     except ValueError as error:
         raise SchemaError(f"{where} is {show(value)}: {error}; expected {feature.width} finite numbers") from error
-    if entries is None:
-        return None
-    if len(entries) != feature.width:
+    if entries is not None and len(entries) != feature.width:
         raise SchemaError(f"{where} has {len(entries)} numbers; expected {feature.width}, as in the training data")
-    return Vector.pack(entries)
+    return None if entries is None else Vector.pack(entries)
 
 
 def parse_number(value: Any, where: str) -> float:
     """Return a finite float; a bool or a text is no number."""
     value = to_plain(value)
-    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
-        raise SchemaError(f"{where} is {show(value)}; expected a number")
-    if (isinstance(value, int) and abs(value) >= 2**1023) or not math.isfinite(value):
-        raise SchemaError(f"{where} is {show(value)}; expected a finite number, or null if missing")
-    return float(value)
+    if type(value) in (int, float, Decimal) and abs(value) < 2**1023:
+        return float(value)
+    raise SchemaError(f"{where} is {show(value)}; expected a finite number, or null if missing")
 
 
 def parse_weight(value: Any, where: str) -> float | None:
@@ -367,20 +326,14 @@ def parse_label(value: Any, where: str) -> Any:
 
 
 def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int], str]) -> list[int]:
-    """Return UTC seconds; all values are read in one unit."""
-    if Decimal in map(type, values):
-        values = list(map(_to_whole, values))
-    for index, value in enumerate(values):
-        if not _is_time(value):
-            message = f"{name_of(index)} is {show(value)}; expected an ISO date or time, or seconds since 1970"
-            raise SchemaError(message)
+    """Return UTC seconds; all values are read in one unit. `name_of` says where the value at an index stands."""
     try:
         seconds, is_valid = to_seconds(values, timezone)
     except SchemaError as error:
         raise SchemaError(f"{name_of(0)}: {error}") from error
     if not is_valid.all():
         index = int(np.argmin(is_valid))
-        raise SchemaError(f"{name_of(index)} is {show(values[index])}; it cannot be read as a date or time")
+        raise SchemaError(f"{name_of(index)} is {show(values[index])}; expected an ISO time, or seconds since 1970")
     times: list[int] = seconds.tolist()
     return times
 
@@ -412,22 +365,3 @@ def to_plain(value: Any) -> Any:
 def is_writable(text: str) -> bool:
     """Tell a text from one with half a surrogate pair, which no file or answer can hold."""
     return text.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in text)
-
-
-def _is_time(value: Any) -> bool:
-    if isinstance(value, (str, date, datetime)):
-        return True
-    if isinstance(value, (bool, np.bool_)):
-        return False
-    if isinstance(value, (int, np.integer)):
-        return abs(int(value)) < 2**63
-    return isinstance(value, np.datetime64) or (
-        isinstance(value, (float, np.floating, Decimal)) and math.isfinite(value)
-    )
-
-
-def _to_whole(value: Any) -> Any:
-    """Return a decimal without a fraction, as databases write keys and times, as the integer that training reads."""
-    if not isinstance(value, Decimal) or not value.is_finite() or abs(value) >= 2**64:
-        return value
-    return int(value) if value == value.to_integral_value() else value

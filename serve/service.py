@@ -21,11 +21,11 @@ from serve.bundle import (
     STATE,
     STATE_FILE,
 )
-from serve.catalogue import REPEAT_RATE
 from serve.encode import split_cell, to_text
 from serve.erasure import forget_known, holds_run
 from serve.errors import SchemaError
 from serve.events import Floats, Ints
+from serve.index import REPEAT_RATE
 from serve.live_items import LiveItems
 from serve.recommendations import Answer, to_arrow
 from serve.recommender import Recommender

@@ -23,13 +23,6 @@ _ORT_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
 )
 """ONNX Runtime's own errors; they share no base but Exception."""
-_DTYPES = {
-    "tensor(float)": np.dtype(np.float32),
-    "tensor(double)": np.dtype(np.float64),
-    "tensor(int64)": np.dtype(np.int64),
-    "tensor(int32)": np.dtype(np.int32),
-    "tensor(bool)": np.dtype(np.bool_),
-}
 
 
 def count_cores() -> int:
@@ -41,23 +34,25 @@ class Tower:
     """One ONNX graph in a session of its own."""
 
     def __init__(self, name: str, content: bytes, n_threads: int) -> None:
-        """Start a session.
-
-        Args:
-            name: file name, for messages.
-            content: the verified bytes of the file.
-            n_threads: threads of one run.
+        """Start a session of the verified content of a file; `name` is for messages.
 
         Raises:
             BundleError: no graph that this ONNX Runtime can run.
         """
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options.log_severity_level = 4  # fatal ones only: errors reach the caller as exceptions
+        try:
+            self._session = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except _ORT_ERRORS as error:
+            raise BundleError(f"{name} is no ONNX graph that runs here: {error}") from error
         self.name = name
-        self._session = _start_session(name, content, n_threads)
         self.inputs: dict[str, Any] = {entry.name: entry for entry in self._session.get_inputs()}
         """Name -> type and shape."""
         self._outputs = self._session.get_outputs()
         self._output_names = [output.name for output in self._outputs]
-        self._dtypes = {name: _DTYPES.get(entry.type) for name, entry in self.inputs.items()}
 
     @property
     def space_id(self) -> str | None:
@@ -78,13 +73,9 @@ class Tower:
             inputs: an array for each input of the graph, of its dtype. Codes and rows must not be negative: a
                 Gather takes -1 as the last row.
 
-        Returns:
-            Output name -> array, all finite.
-
         Raises:
-            ValueError: a missing or unknown name, another dtype or shape, or an output that is not finite.
+            ValueError: another name, dtype or shape, or an output that is not finite.
         """
-        self._check(inputs)
         try:
             values = self._session.run(self._output_names, dict(inputs))
         except _ORT_ERRORS as error:
@@ -94,15 +85,6 @@ class Tower:
             if not np.isfinite(value).all():
                 raise ValueError(f"{self.name}: output '{name}' is not finite; check the inputs' numbers")
         return outputs
-
-    def _check(self, inputs: Mapping[str, np.ndarray]) -> None:
-        if inputs.keys() != self._dtypes.keys():
-            names = sorted(inputs.keys() ^ self._dtypes.keys())
-            takes = ", ".join(self.inputs)
-            raise ValueError(f"{self.name}: inputs differ in {', '.join(names)}; it takes {takes}")
-        for name, dtype in self._dtypes.items():
-            if inputs[name].dtype != dtype:
-                raise ValueError(f"{self.name}: input '{name}' is {inputs[name].dtype}; expected {dtype}")
 
 
 class TowerPair:
@@ -144,18 +126,6 @@ class TowerPair:
         }
         vectors: Floats = self._item.run(_pick(arrays, self._item))["item_vectors"]
         return vectors
-
-
-def _start_session(name: str, content: bytes, n_threads: int) -> onnxruntime.InferenceSession:
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = n_threads
-    options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.log_severity_level = 4  # fatal ones only: errors reach the caller as exceptions
-    try:
-        return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-    except _ORT_ERRORS as error:
-        raise BundleError(f"{name} is no ONNX graph that runs here: {error}") from error
 
 
 def _pick(arrays: Mapping[str, np.ndarray], tower: Tower) -> Arrays:

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from serve.known_users import encode_profiles, no_profiles
 
 from serve.bundle import Bundle, verify
-from serve.catalogue import ItemIds
 from serve.errors import BundleError, SchemaError
+from serve.index import ItemIds
 from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.requests import Request, parse_request

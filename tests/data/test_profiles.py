@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 
 from datamodules.profiles import make_profiles
 from datamodules.sequences import build_sequences
-from serve.catalogue import ItemIds
 from serve.events import history_arrays
+from serve.index import ItemIds
+from serve.recommender import RequestEncoder
 from serve.requests import Request
 from serve.schema import Feature
-from serve.user_inputs import RequestEncoder
 from tests.linear_bundle import FILMS, SHOP, UNTIL, item_ids
 
 USERS = pd.DataFrame(

@@ -6,10 +6,10 @@ import pytest
 import torch
 from serve.known_users import encode_profiles, no_profiles
 
-from serve.catalogue import ItemFacts, ItemIds
 from serve.events import Events, history_arrays, request_arrays
+from serve.index import ItemFacts, ItemIds
+from serve.recommender import RequestEncoder
 from serve.requests import parse_request
-from serve.user_inputs import RequestEncoder
 from tests.models.tiny_towers import Side, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 
