@@ -23,6 +23,8 @@ from serve.errors import SchemaError
 Real = TypeVar("Real", np.float32, np.float64)
 Strength = Callable[[Floats], Floats]
 """Counts of (user, item) pairs -> their strengths."""
+as_binary: Strength = np.ones_like
+as_counts: Strength = np.asarray
 Fit = Callable[["Events", Sequence[float]], Iterator[ScoreRows]]
 """Events and values of a parameter -> one scorer per value, made one after the other."""
 
@@ -33,7 +35,6 @@ NEAR_NOTHING = -1.0
 """Added to the popularity of items that are near to nothing the user has: below every sum of cosines."""
 SMALL = 4096
 """Rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other."""
-_MIRRORED = 256
 _EARLIEST = np.iinfo(np.int64).min
 
 
@@ -54,12 +55,12 @@ class Events:
 
     def join(self, other: Events) -> Events:
         """Put the events of two parts of one data set together."""
-        time = None
-        if self.time is not None and other.time is not None:
-            time = np.concatenate([self.time, other.time])
         user_row = np.concatenate([self.user_row, other.user_row])
         item_row = np.concatenate([self.item_row, other.item_row])
-        return Events(user_row, item_row, time, self.n_users, self.n_items)
+        times = [one.time for one in (self, other) if one.time is not None]
+        return Events(
+            user_row, item_row, np.concatenate(times) if len(times) == 2 else None, self.n_users, self.n_items
+        )
 
     def since_last(self) -> Ints:
         """Return the seconds from each event to the last of all, (E,)."""
@@ -80,20 +81,14 @@ class Events:
         total = np.asarray(self.matrix(strength).sum(axis=0)).ravel()
         return np.asarray(total / (total.max(initial=0) + 1), np.float32)
 
+    def count_items(self) -> Ints:
+        """Return the events of each item, (N,)."""
+        return np.bincount(self.item_row, minlength=self.n_items)
+
     def owned(self) -> ItemSets:
         """Return the distinct items of every user."""
         matrix = self.matrix(as_binary)
         return ItemSets(matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64))
-
-
-def as_binary(counts: Floats) -> Floats:
-    """Return 1 for every pair."""
-    return np.ones_like(counts)
-
-
-def as_counts(counts: Floats) -> Floats:
-    """Return the counts as they are."""
-    return counts
 
 
 def as_logs(counts: Floats) -> Floats:
@@ -233,19 +228,12 @@ def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: S
 
     for regularisation in regularisations:
         inverse = invert_regularised(gram, regularisation)
-        diagonal = (1 - _explain_items(matrix, by_item, inverse)) / regularisation  # (N,)
+        explained = np.zeros(events.n_items)  # diag(X' A X)
+        for rows in tiles(events.n_users, events.n_items):
+            explained += matrix[rows].multiply((by_item @ inverse[:, rows]).T).sum(axis=0)
+        diagonal = (1 - explained) / regularisation  # (N,)
         scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
         yield scorer(scaled_items, inverse.astype(np.float32))
-
-
-def _explain_items(matrix: sparse.csr_array, by_item: sparse.csr_array, inverse: Floats) -> Floats:
-    """Return diag(X' A X), (N,), in tiles of users."""
-    n_users, n_items = matrix.shape
-    explained = np.zeros(n_items)
-    for rows in tiles(n_users, n_items):
-        projected = by_item @ inverse[:, rows]  # (N, b)
-        explained += matrix[rows].multiply(projected.T).sum(axis=0)
-    return explained
 
 
 def _fill_strangers(own: sparse.csr_array, scores: Scores, popularity: Scores) -> Scores:
@@ -262,18 +250,8 @@ def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.ND
         factor = linalg.cholesky(regularised, lower=True, overwrite_a=True, check_finite=False)
         invert_factor = linalg.lapack.dpotri if factor.dtype == np.float64 else linalg.lapack.spotri
         inverse: npt.NDArray[Real] = invert_factor(factor, lower=1, overwrite_c=1)[0]
-    _mirror(inverse)
+    inverse += np.tril(inverse, -1).T  # LAPACK leaves the upper triangle, which the factor has empty
     return inverse
-
-
-def _mirror(matrix: npt.NDArray[Real]) -> None:
-    """Copy the triangle below the diagonal above it, in place."""
-    n = len(matrix)
-    for start in range(0, n, _MIRRORED):
-        stop = min(start + _MIRRORED, n)
-        square = matrix[start:stop, start:stop]
-        square[:] = np.tril(square) + np.tril(square, -1).T
-        matrix[start:stop, stop:] = matrix[stop:, start:stop].T
 
 
 def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:

@@ -17,7 +17,7 @@ import pandas as pd
 from evaluation import holdout, metrics, slices
 from evaluation.baselines import Events
 from evaluation.holdout import HeldOut, Ids
-from evaluation.metrics import CUTOFFS, Floats, Ints, ItemSets, Summary, Targets
+from evaluation.metrics import Floats, Ints, ItemSets, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
 from evaluation.slices import Labels
 from evaluation.tuning import Criterion, Log, choose_baselines, fit_baselines
@@ -28,7 +28,7 @@ from serve.schema import DERIVED, Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
-LIST_LENGTH = max(CUTOFFS)
+LIST_LENGTH = max(metrics.CUTOFFS)
 DEPTH = 10
 """Places of a list that coverage, novelty, popularity lift and exposure are taken from."""
 VIEWS = {
@@ -36,7 +36,7 @@ VIEWS = {
     "repeat": "the same ranking among the items a user has; targets are those they have",
     "novel": "items a user has are excluded; targets are those they do not have",
 }
-NOVEL_ALONE = "items a user has are excluded; all targets, of which those they have are out of reach"
+NOVEL_ALONE = {"novel": "items a user has are excluded; all targets, of which those they have are out of reach"}
 
 Lists = dict[str, Ints]
 """View -> (B, LIST_LENGTH) item rows."""
@@ -67,23 +67,20 @@ class Parts:
 
 @dataclass(frozen=True)
 class Examined:
-    """Lists of one model and their metrics."""
+    """Lists of one model, and view -> metric -> a value per user, (U,)."""
 
     lists: Lists
     values: dict[str, dict[str, Floats]]
-    """View -> metric -> (U,), users ascending."""
 
 
 @dataclass(frozen=True)
 class Examination:
-    """Requests, targets and owned items, the same for every model."""
+    """Requests, targets of each view, owned items and histories, the same for every model."""
 
     held_out: HeldOut
     views: dict[str, Targets]
     owned: ItemSets
-    """Items that each request's user already has."""
     past: Events
-    """The users' histories."""
 
     @classmethod
     def prepare(cls, held_out: HeldOut, past: Events, repeats: Repeats) -> Examination:
@@ -96,15 +93,15 @@ class Examination:
         """User row of each request, (B,)."""
         return self.held_out.targets.user
 
-    def rank(self, score: ScoreRows) -> Lists:
-        """Rank by the scores of a model that scores the whole catalogue for user rows."""
-        return rank_views(lambda rows: score(self.user[rows]), self.owned, self.past.n_items, LIST_LENGTH, self.views)
-
     def examine(self, lists: Lists) -> Examined:
         """Measure the lists of a model, made for the requests in their order."""
-        return Examined(
-            lists, {view: metrics.measure_users(lists[view], targets) for view, targets in self.views.items()}
-        )
+        values = {view: metrics.measure_users(lists[view], targets) for view, targets in self.views.items()}
+        return Examined(lists, values)
+
+    def score(self, score: ScoreRows) -> Examined:
+        """Measure a model that scores the whole catalogue for user rows."""
+        n_items, user = self.past.n_items, self.held_out.targets.user
+        return self.examine(rank_views(lambda rows: score(user[rows]), self.owned, n_items, LIST_LENGTH, self.views))
 
     def describe(self, examined: Examined) -> dict[str, Summary]:
         """Return view -> metrics with intervals, and the targets, among them those that no list can hold."""
@@ -123,20 +120,14 @@ class Examination:
         per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
         measured = {}
         for view, targets in self.views.items():
-            labels = slices.label_targets(targets, per_user[self.user], self.event_count, groups)
+            labels = slices.label_targets(targets, per_user[self.user], self.past.count_items(), groups)
             measured[view] = slices.measure_slices(examined.lists[view], targets, labels)
         return measured
 
-    @property
-    def event_count(self) -> Ints:
-        """Events of each item so far, (N,)."""
-        return np.bincount(self.past.item_row, minlength=self.past.n_items)
-
     def describe_lists(self, examined: Examined) -> dict[str, float]:
         """Describe the lists of the first view, whose targets are all there are."""
-        return metrics.describe_lists(
-            examined.lists[next(iter(self.views))], self.held_out.targets, self.event_count, DEPTH
-        )
+        lists = examined.lists[next(iter(self.views))]
+        return metrics.describe_lists(lists, self.held_out.targets, self.past.count_items(), DEPTH)
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -152,11 +143,10 @@ def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
 def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
     """Return the headline metric on validation, averaged over the views `all` and `novel` that have targets."""
     whole, metric = Examination.prepare(held_out, past, repeats), headline_metric(repeats)
-    views = {view: targets for view, targets in whole.views.items() if view != "repeat"}
-    examination = replace(whole, views=views)
+    examination = replace(whole, views={view: whole.views[view] for view in whole.views if view != "repeat"})
 
     def criterion(score: ScoreRows) -> float:
-        values = [of_view[metric] for of_view in examination.examine(examination.rank(score)).values.values()]
+        values = [of_view[metric] for of_view in examination.score(score).values.values()]
         return float(np.mean([of_view.mean() for of_view in values if len(of_view)]))
 
     return criterion
@@ -181,9 +171,6 @@ def evaluate(
     Returns:
         The content of `metrics.json`. `with_context` is there where a test interaction has a time or context of its
         own: a request per user and time, without times per user and item, answered with its context and without.
-
-    Raises:
-        SchemaError: nothing is held out, a column to slice by is missing, or there is no such baseline.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
@@ -191,13 +178,12 @@ def evaluate(
     ids = Ids.number(recommender.bundle.items.column("item_id").to_pylist(), (parts.train, later, parts.test))
     groups = _label_users(parts, ids)
     train, late = ids.events(parts.train), ids.events(later)
-    past = train.join(late)
-    examination = Examination.prepare(holdout.group_requests(parts.test, ids), past, schema.repeats)
+    prepare = partial(Examination.prepare, past=train.join(late), repeats=schema.repeats)
+    examination = prepare(holdout.group_requests(parts.test, ids))
     examined = _ask(recommender, examination, holdout.plain_requests(examination.held_out.rows, parts.at), log)
-    protocol = describe_protocol(examination, parts.at, schema)
-    in_context = {}
+    protocol, in_context = describe_protocol(examination, parts.at, schema), {}
     if parts.at is None and holdout.has_context(parts.test, schema):
-        situations = Examination.prepare(holdout.group_situations(parts.test, ids), past, schema.repeats)
+        situations = prepare(holdout.group_situations(parts.test, ids))
         each = "user and time" if "datetime" in parts.test else "user and item"
         protocol["with_context"] = (
             f"{len(situations.user):,} requests, one per {each} of the holdout, in the context of its first event; the "
@@ -212,7 +198,7 @@ def evaluate(
     for fitted in fit_baselines(chosen, train, late, criterion, log):
         records[fitted.name] = fitted.record
         if fitted.score is not None:
-            models[fitted.name] = examination.examine(examination.rank(fitted.score))
+            models[fitted.name] = examination.score(fitted.score)
     return {
         "test": {name: examination.describe(model) for name, model in models.items()},
         "paired": {name: compare(examined, model) for name, model in models.items() if name != MODEL},
@@ -265,13 +251,10 @@ def as_lists(recommendations: Recommendations, k: int) -> Ints:
 def _ask_in_context(
     recommender: Recommender, situations: Examination, plain: tuple[Examination, Examined], log: Log
 ) -> dict[str, Any]:
-    """Ask at the times and in the context of the targets, and measure the plain answers by the same targets.
-
-    Without context an answer depends on the user alone, so it is taken from the plain examination.
-    """
+    """Ask in the context of the targets, and measure the plain answers, one per user, by the same targets."""
     requests = holdout.contextual_requests(situations.held_out.rows, recommender.bundle.schema)
     informed = _ask(recommender, situations, requests, log)
-    same = np.searchsorted(plain[0].user, situations.user)  # users ascend, one request each
+    same = np.searchsorted(plain[0].user, situations.user)  # users ascend
     uninformed = situations.examine({view: lists[same] for view, lists in plain[1].lists.items()})
     models = {MODEL: informed, WITHOUT_CONTEXT: uninformed}
     return {
@@ -282,17 +265,22 @@ def _ask_in_context(
 
 def describe_protocol(examination: Examination, at: int | None, schema: Schema) -> dict[str, Any]:
     """Return how the requests were made and the figures averaged, in words and numbers beside them."""
-    repeats = schema.repeats
-    metric = headline_metric(repeats)
-    criterion = f"{metric}, mean of the views all and novel" if repeats == "allow" else f"{metric}, view novel"
+    is_repeating = schema.repeats == "allow"
+    criterion = f"{headline_metric(schema.repeats)}, {'mean of the views all and' if is_repeating else 'view'} novel"
+    without = "datetime and context" if schema.has_datetime else "context"
+    requests = f"one per user of the holdout, for all their items there, without {without}"
+    if at is not None:
+        derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
+        context = f"{derived} of that moment, no other context" if derived else "without context"
+        requests = f"one per user of the holdout, at {holdout.to_moment(at).isoformat()}, {context}"
     return {
         "split": "held-out interactions" if at is None else "time",
-        "requests": _describe_requests(at, schema),
+        "requests": requests,
         "n_requests": len(examination.user),
         "n_users": len(np.unique(examination.user)),
         "n_items": examination.past.n_items,
-        "repeats": repeats,
-        "views": VIEWS if repeats == "allow" else {"novel": NOVEL_ALONE},
+        "repeats": schema.repeats,
+        "views": VIEWS if is_repeating else NOVEL_ALONE,
         "k": LIST_LENGTH,
         "ranking": "exact, the whole catalogue; equal scores in the order of the catalogue",
         "history": "training and validation interactions",
@@ -301,12 +289,3 @@ def describe_protocol(examination: Examination, at: int | None, schema: Schema) 
         "tuning": f"baselines: {criterion}, on validation",
         "beyond_accuracy": f"lists of the view {next(iter(examination.views))}",
     }
-
-
-def _describe_requests(at: int | None, schema: Schema) -> str:
-    if at is None:
-        without = "datetime and context" if schema.has_datetime else "context"
-        return f"one per user of the holdout, for all their items there, without {without}"
-    derived = ", ".join(feature.name for feature in schema.context_features if feature.kind in DERIVED)
-    context = f"{derived} of that moment, no other context" if derived else "without context"
-    return f"one per user of the holdout, at {holdout.to_moment(at).isoformat()}, {context}"

@@ -7,7 +7,7 @@ UTC seconds). B test requests.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -42,24 +42,22 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
         _refuse(~is_valid, frame["datetime"], f"{path.name}: datetime")
     for name, least in (("position", -np.inf), ("weight", 0)):
         if name in frame:
-            numbers = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
-            _refuse(~(np.isfinite(numbers) & (numbers >= least)), frame[name], f"{path.name}: {name}")
-            columns[name] = numbers
+            columns[name] = pd.to_numeric(frame[name], errors="coerce").to_numpy(np.float64)
+            is_good = np.isfinite(columns[name]) & (columns[name] >= least)
+            _refuse(~is_good, frame[name], f"{path.name}: {name}")
     if "event" in frame:
         columns["event"] = np.array([to_text(value) for value in frame["event"]], object)
-    stated = [one for one in schema.context_features if one.kind not in DERIVED and one.column not in columns]
-    return pd.DataFrame(columns | _read_features(frame, stated, path))
+    return pd.DataFrame(columns | _read_features(frame.drop(columns=list(columns)), schema.context_features, path))
 
 
 def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     """Read `user_id` and the columns of the user features."""
-    features = [feature for feature in schema.user_features if feature.kind not in DERIVED]
-    frame = _read_frame(path, ["user_id", *(feature.column for feature in features)])
+    needed = [feature.column for feature in schema.user_features if feature.kind not in DERIVED]
+    frame = _read_frame(path, ["user_id", *needed])
     ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
-    users = pd.DataFrame({"user_id": ids} | _read_features(frame, features, path))
-    twins = users["user_id"][users["user_id"].duplicated()].tolist()
-    if twins:
-        raise SchemaError(f"{path.name}: user_id {twins[0]!r} is there twice; keep one row")
+    users = pd.DataFrame({"user_id": ids} | _read_features(frame, schema.user_features, path))
+    for twin in users["user_id"][users["user_id"].duplicated()].tolist():
+        raise SchemaError(f"{path.name}: user_id {twin!r} is there twice; keep one row")
     return users
 
 
@@ -71,39 +69,23 @@ def read_moment(text: str, timezone: str | None) -> int:
     return int(seconds[0])
 
 
-def _read_csv(path: Path) -> pd.DataFrame:
-    """Read all cells as text: an id such as 007, or NA, stays as it is.
-
-    The header is read as a record: pandas would rename a second column of one name, and shift short records.
-    """
-    cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
-    return cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
-
-
-_READERS: dict[str, Callable[[Path], pd.DataFrame]] = {
-    ".csv": _read_csv,
-    ".csv.gz": _read_csv,
-    ".parquet": pd.read_parquet,
-}
-
-
 def _read_frame(path: Path, needed: Iterable[str]) -> pd.DataFrame:
-    kind = "".join(path.suffixes[-2:] if path.suffix.lower() == ".gz" else path.suffixes[-1:])
-    read = _READERS.get(kind.lower())
-    if read is None:
-        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {', '.join(_READERS)}")
-    if not path.is_file():
-        raise SchemaError(f"{path}: no such file")
+    """Read Parquet, or CSV as text: an id such as 007, or NA, stays as it is."""
+    if not path.name.lower().endswith((".csv", ".csv.gz", ".parquet")):
+        raise SchemaError(f"{path.name}: cannot read '{path.suffix}'; allowed: .csv, .csv.gz, .parquet")
     try:
-        frame = read(path)
+        if path.suffix.lower() == ".parquet":
+            frame = pd.read_parquet(path)
+        else:  # with the header as a record: pandas would rename twins and shift short records
+            cells = pd.read_csv(path, header=None, dtype=str, keep_default_na=False, na_values=[""])
+            frame = cells[1:].set_axis(cells.iloc[0].tolist(), axis=1).reset_index(drop=True)
     except (ValueError, OSError, EOFError, zlib.error) as error:  # of pandas, Arrow and gzip
         raise SchemaError(f"{path}: cannot be read: {say(error)}") from error
-    is_twin = frame.columns.duplicated() & frame.columns.notna()
-    if is_twin.any():
-        raise SchemaError(f"{path.name}: two columns are called '{frame.columns[is_twin][0]}'; rename all but one")
     for column in needed:
         if column not in frame:
             raise SchemaError(f"{path.name}: no column '{column}'; {name_nearest(column, map(str, frame))}")
+    for twin in frame.columns[frame.columns.duplicated() & frame.columns.notna()]:
+        raise SchemaError(f"{path.name}: two columns are called '{twin}'; rename all but one")
     return frame
 
 
@@ -127,12 +109,17 @@ def _refuse(is_bad: Bools, column: Column, where: str) -> None:
 def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path) -> dict[str, Any]:
     """Return the columns that the frame has of the features, numbers as float64."""
     columns = {}
-    for feature in (feature for feature in features if feature.column in frame):
+    for feature in _stated(features, frame):
         values = frame[feature.column].to_numpy(object)
         if feature.kind == "categorical" and any(map(pd.api.types.is_list_like, values)):
             raise SchemaError(f"{path.name}: {feature.column} holds lists; expected one value each, as categorical")
         columns[feature.column] = to_numbers(feature, values) if feature.is_numeric else values
     return columns
+
+
+def _stated(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
+    """Return the features that are not derived from a time and that the rows have."""
+    return [feature for feature in features if feature.kind not in DERIVED and feature.column in rows]
 
 
 def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
@@ -159,33 +146,25 @@ def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema:
 def split_validation(
     train: pd.DataFrame, holdout: pd.DataFrame, at: int | None, seed: int
 ) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split validation off training as the holdout was: a window as long, each user's last, or as many of the pairs."""
+    """Split validation off training as the holdout was: a window as long, each user's last, or as many of the pairs.
+
+    A user's only moment, or last pair, stays. Pairs are drawn by the seed, whatever the order of rows.
+    """
     if at is not None and "datetime" in train and "datetime" in holdout:
-        length = max(int(holdout["datetime"].max()) - at, 1)
-        is_late = train["datetime"] >= at - length
+        is_late = train["datetime"] >= at - max(int(holdout["datetime"].max()) - at, 1)
         if is_late.any() and not is_late.all():
             return train[~is_late], train[is_late]
-    if "datetime" in train or "position" in train:
-        return _split_last(train)
-    n_held_out, n_known = (len(rows.drop_duplicates(PAIR)) for rows in (holdout, train))
-    return _split_pairs(train, n_held_out / (n_held_out + n_known), seed)
-
-
-def _split_last(train: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Split each user's last moment off, or last position without times; a user's only moment stays."""
-    moment = train["datetime" if "datetime" in train else "position"]
-    of_user = moment.groupby(train["user_id"])
-    is_last = (moment == of_user.transform("max")) & (moment > of_user.transform("min"))
-    return train[~is_last], train[is_last]
-
-
-def _split_pairs(train: pd.DataFrame, share: float, seed: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Draw a share of the pairs of user and item, whatever the order of rows; nobody loses their last pair."""
+    for name in ("datetime", "position"):
+        if name in train:
+            of_user = train.groupby("user_id")[name]
+            is_last = (train[name] == of_user.transform("max")) & (train[name] > of_user.transform("min"))
+            return train[~is_last], train[is_last]
     pair = train.groupby(PAIR).ngroup().to_numpy()
     pairs = train[PAIR].drop_duplicates().sort_values(PAIR, ignore_index=True)  # as the groups are numbered
+    n_held_out = len(holdout.drop_duplicates(PAIR))
     lot = pd.Series(np.random.default_rng(seed).random(len(pairs)))
-    is_last = lot == lot.groupby(pairs["user_id"]).transform("max")
-    is_drawn = ((lot < share) & ~is_last).to_numpy()[pair]
+    is_only = lot == lot.groupby(pairs["user_id"]).transform("max")
+    is_drawn = ((lot < n_held_out / (n_held_out + len(pairs))) & ~is_only).to_numpy()[pair]
     return train[~is_drawn], train[is_drawn]
 
 
@@ -200,16 +179,14 @@ def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
 
 @dataclass(frozen=True)
 class Ids:
-    """Rows of users and items: an id's place in its index is its row."""
+    """Ids whose place is their row: users ascending, items in the order of the bundle's catalogue."""
 
     users: pd.Index[Any]
-    """Ascending."""
     items: pd.Index[Any]
-    """The catalogue of the bundle."""
 
     @classmethod
     def number(cls, item_ids: Iterable[Any], parts: Iterable[pd.DataFrame]) -> Ids:
-        """Number the users of all parts of a data set, and the items of a catalogue in its order."""
+        """Number the users of all parts of a data set."""
         users = pd.concat([part["user_id"] for part in parts]).unique()
         return cls(pd.Index(users).sort_values(), pd.Index(item_ids))
 
@@ -223,19 +200,14 @@ class Ids:
 
 @dataclass(frozen=True)
 class HeldOut:
-    """B test requests."""
+    """B test requests, and the first held-out interaction of each: its user, and the context of a target."""
 
     targets: Targets
     rows: pd.DataFrame
-    """(B, ...) the first held-out interaction of each request: its user, and the context of a target."""
 
 
 def group_requests(holdout: pd.DataFrame, ids: Ids) -> HeldOut:
-    """Make a request of every user in the holdout; its targets are their distinct held-out items.
-
-    Raises:
-        SchemaError: nothing is held out.
-    """
+    """Make a request of every user in the holdout; its targets are their distinct held-out items."""
     if holdout.empty:
         raise SchemaError("the holdout has no interactions; give at least one, or a split that holds some out")
     return _group(holdout, ids, ["user_id"])
@@ -267,7 +239,7 @@ def plain_requests(rows: pd.DataFrame, at: int | None) -> list[dict[str, Any]]:
 
 def has_context(rows: pd.DataFrame, schema: Schema) -> bool:
     """Return whether the rows hold a time or context that requests can state."""
-    return bool(_stated_features(rows, schema)) or (schema.has_datetime and "datetime" in rows)
+    return bool(_stated(schema.context_features, rows)) or (schema.has_datetime and "datetime" in rows)
 
 
 def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, Any]]:
@@ -276,17 +248,10 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
     if schema.has_datetime and "datetime" in rows:
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = to_moment(seconds)
-    features = _stated_features(rows, schema)
-    columns = [_raw_values(feature, rows[feature.column]) for feature in features]
-    names = [feature.name for feature in features]
-    for request, values in zip(requests, zip(*columns, strict=True), strict=False):
-        request["context"] = dict(zip(names, values, strict=True))
+    for feature in _stated(schema.context_features, rows):
+        for request, value in zip(requests, _raw_values(feature, rows[feature.column]), strict=True):
+            request.setdefault("context", {})[feature.name] = value
     return requests
-
-
-def _stated_features(rows: pd.DataFrame, schema: Schema) -> list[Feature]:
-    """Return the context features that a request states itself and that the rows have."""
-    return [one for one in schema.context_features if one.kind not in DERIVED and one.column in rows]
 
 
 def _raw_values(feature: Feature, column: Column) -> list[Any]:

@@ -21,7 +21,6 @@ Summary = dict[str, float | list[float]]
 CUTOFFS = (10, 20)
 RESAMPLES = 1000
 SEED = 20260101
-LEVELS = (0.025, 0.975)
 BLOCK_BYTES = 2**26
 MIN_USERS_TO_COMPARE = 20
 """Users below which the interval of a difference says nothing: that of one user is a point."""
@@ -29,12 +28,10 @@ MIN_USERS_TO_COMPARE = 20
 
 @dataclass(frozen=True)
 class ItemSets:
-    """A set of items per request, as flat arrays."""
+    """A set of item rows (T,) per request; request b has the entries offsets[b] to offsets[b + 1]."""
 
     item_row: Ints
-    """(T,) item rows, request after request."""
     offsets: Ints
-    """(B + 1,) request b has the entries offsets[b] to offsets[b + 1]."""
 
     @classmethod
     def group(cls, request: Ints, item_row: Ints, n_requests: int) -> ItemSets:
@@ -73,12 +70,10 @@ class ItemSets:
 
 @dataclass(frozen=True)
 class Targets:
-    """The items that B test requests should find."""
+    """The items that B test requests should find, distinct inside a request, and the user row of each, (B,)."""
 
     items: ItemSets
-    """Distinct inside a request."""
     user: Ints
-    """(B,) user row of each request."""
 
     def keep(self, kept: Bools) -> Targets:
         """Keep the target entries of the mask `kept` (T,)."""
@@ -90,16 +85,6 @@ def hit_matrix(lists: Ints, targets: Targets) -> Bools:
     return targets.items.contain(np.arange(len(lists))[:, None], lists)
 
 
-def hit_rate(hits: Bools, k: int) -> Floats:
-    """Return 1 where a target is among the first k, else 0."""
-    return np.asarray(hits[:, :k].any(axis=1), np.float64)
-
-
-def recall(hits: Bools, n_targets: Ints, k: int) -> Floats:
-    """Return the share of the targets among the first k."""
-    return np.asarray(hits[:, :k].sum(axis=1) / n_targets)
-
-
 def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
     """Return the gain 1 / log2(rank + 1) of the hits among the first k over that of a perfect list."""
     gains = 1.0 / np.log2(np.arange(k) + 2.0)
@@ -107,27 +92,17 @@ def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
     return np.asarray(hits[:, :k] @ gains[: hits.shape[1]] / best)
 
 
-def mrr(hits: Bools, k: int) -> Floats:
-    """Return 1 / rank of the first hit, 0 if it comes after place k."""
-    return np.asarray(hit_rate(hits, k) / (hits[:, :k].argmax(axis=1) + 1))
-
-
-def average_precision(hits: Bools, n_targets: Ints, k: int) -> Floats:
-    """Return the sum of the precisions at the hits among the first k over min(k, targets)."""
-    seen = hits[:, :k]
-    precision = np.cumsum(seen, axis=1) / np.arange(1, seen.shape[1] + 1)
-    return np.asarray((precision * seen).sum(axis=1) / np.minimum(n_targets, k))
-
-
 def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
-    """Return `HR@k`, `Recall@k`, `NDCG@k`, `MRR@k` and `MAP@k` per request, (B,); each needs a target."""
+    """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target."""
     values = {}
     for k in cutoffs:
-        values[f"HR@{k}"] = hit_rate(hits, k)
-        values[f"Recall@{k}"] = recall(hits, n_targets, k)
+        seen = hits[:, :k]
+        precision = np.cumsum(seen, axis=1) / np.arange(1, seen.shape[1] + 1)
+        values[f"HR@{k}"] = seen.any(axis=1).astype(np.float64)
+        values[f"Recall@{k}"] = seen.sum(axis=1) / n_targets
         values[f"NDCG@{k}"] = ndcg(hits, n_targets, k)
-        values[f"MRR@{k}"] = mrr(hits, k)
-        values[f"MAP@{k}"] = average_precision(hits, n_targets, k)
+        values[f"MRR@{k}"] = seen.any(axis=1) / (seen.argmax(axis=1) + 1)
+        values[f"MAP@{k}"] = (precision * seen).sum(axis=1) / np.minimum(n_targets, k)
     return values
 
 
@@ -180,7 +155,7 @@ def summarise(values: Mapping[str, Floats]) -> Summary:
     matrix = np.stack(list(values.values()), axis=1)  # (U, M)
     summary: Summary = {"users": len(matrix)}
     if len(matrix):
-        bounds = np.quantile(resample_means(matrix), LEVELS, axis=0)  # (2, M)
+        bounds = np.quantile(resample_means(matrix), (0.025, 0.975), axis=0)  # (2, M)
         for column, name in enumerate(values):
             summary[name] = float(matrix[:, column].mean())
             summary[f"{name}_ci95"] = bounds[:, column].tolist()

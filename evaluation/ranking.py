@@ -21,10 +21,8 @@ Scores = npt.NDArray[np.float32]
 ScoreRows = Callable[[Ints], Scores]
 """Rows (b,) of users or requests -> scores of the whole catalogue, (b, N)."""
 
-TILE_CELLS = 2**22
-"""Cells of one matrix of scores: 16 MiB."""
-CACHED_CELLS = 2**17
-"""Cells that are ranked at once: they fit the cache."""
+TILE_CELLS, CACHED_CELLS = 2**22, 2**17
+"""Cells of one matrix of scores, 16 MiB, and of those that are ranked at once in the cache."""
 BLOCKS = 8
 """Blocks of a row per place of the list."""
 LOWEST = np.finfo(np.float32).min
@@ -119,24 +117,14 @@ def rank_views(score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: I
     for requests in tiles(n_requests, n_items):
         scores = score(requests)  # (b, N)
         for view, filled in lists.items():
-            filled[requests] = top_k(RESTRICTIONS[view](scores, owned.take(requests)), k)
+            filled[requests] = top_k(_restrict(view, scores, owned.take(requests)), k)
     return lists
 
 
-def _keep_owned(scores: Scores, owned: ItemSets) -> Scores:
-    kept = np.full_like(scores, -np.inf)
-    kept[owned.request, owned.item_row] = scores[owned.request, owned.item_row]
-    return kept
-
-
-def _drop_owned(scores: Scores, owned: ItemSets) -> Scores:
-    kept = scores.copy()
-    kept[owned.request, owned.item_row] = -np.inf
-    return kept
-
-
-RESTRICTIONS: dict[str, Callable[[Scores, ItemSets], Scores]] = {
-    "all": lambda scores, _: scores,
-    "repeat": _keep_owned,
-    "novel": _drop_owned,
-}
+def _restrict(view: str, scores: Scores, owned: ItemSets) -> Scores:
+    """Return the scores of the view's items, -inf elsewhere."""
+    if view == "all":
+        return scores
+    is_owned = np.zeros(scores.shape, np.bool_)
+    is_owned[owned.request, owned.item_row] = True
+    return np.where(is_owned == (view == "repeat"), scores, -np.inf).astype(np.float32)

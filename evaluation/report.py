@@ -25,11 +25,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from evaluation import model_card
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
 from evaluation.metrics import Ints, ItemSets
-from evaluation.model_card import Content, Slice, View
+from evaluation.model_card import Content, environment, render, sign
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.command_line import make_parser, parse_options, run_command
 from serve.durable import write_file
@@ -40,37 +39,24 @@ from serve.requests import History
 
 MAX_REQUESTS = 2048
 """Requests that lists are made for, drawn by the seed where there are more."""
-N_EXAMPLES = 10
-MAX_EVENTS, MAX_NAME = 8, 90
-"""Events of an example, and letters of an item's name, that are shown."""
+N_EXAMPLES, MAX_EVENTS, MAX_NAME = 10, 8, 90
+"""Examples, events of each, and letters of an item's name, that are shown."""
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
-BEYOND = {
-    "coverage": "share of the catalogue that stands in at least one list",
-    "novelty": "bits of surprise of an item shown: higher is less known",
-    "popularity lift": "popularity of what is shown over that of what users chose",
-    "gini": "0: all items shown equally often; near 1: a few have it all",
-}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
 COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")
 """The style sheet knows them by their place."""
+NAMES = environment().get_template("words.jinja").module.models  # type: ignore[attr-defined]
 _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "bascule",
     "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
     "axes.grid": True,
     "grid.color": THEIRS,
     "grid.alpha": 0.3,
-    "legend.frameon": False,
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
-
-_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-
-Drawings = list[tuple[str, Markup]]
-"""Captions and charts."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -88,24 +74,17 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def rewrite_report(folder: Path, holdout: Path | None) -> None:
-    """Write the report of a finished run again.
-
-    Raises:
-        SchemaError: no finished run, figures of another bundle than the one there, or the holdout cannot be read.
-        BundleError: the bundle cannot be trusted.
-    """
+    """Write the report of a finished run again, unless its figures are of another bundle than the one there."""
     path = folder / METRICS
     try:
         content = json.loads(path.read_bytes())
-        data_version = content["data"] and content["version"]
+        measured = content["data"] and content["version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise SchemaError(f"{path} cannot be read: {say(error)}; give the folder of a finished run") from error
     recommender = Recommender.load(folder / BUNDLE)
     there = recommender.bundle.manifest.version
-    if data_version != there:
-        raise SchemaError(
-            f"{path} is of version {data_version}, the bundle beside it of {there}; give one run's folder"
-        )
+    if measured != there:
+        raise SchemaError(f"{path} is of version {measured}, the bundle beside it of {there}; give one run's folder")
     held_out = None if holdout is None else read_interactions(holdout, recommender.bundle.schema)
     write_report(folder, folder, content, recommender, held_out)
 
@@ -121,51 +100,39 @@ def write_report(
         content: of `metrics.json`.
         recommender: the bundle, staged or published, with the profiles of the run.
         holdout: interactions that were to be predicted, to mark what was right; None or empty where there are none.
-
-    Raises:
-        OSError: the file cannot be written.
     """
-    bundle, data = recommender.bundle, content["data"]
-    seed = int(bundle.manifest.facts.config.get("seed", 0))
-    views, slices = model_card.read_views(content), model_card.read_slices(content)
+    facts = recommender.bundle.manifest.facts
+    seed = int(facts.config.get("seed", 0))
     asked = ask(recommender, content, holdout, seed)
     has_config = any((place / CONFIG).is_file() for place in (folder, run))
-    page = model_card.render(
+    page = render(
         "report.html",
-        content=content,
-        schema=bundle.schema,
-        facts=bundle.manifest.facts,
+        content,
+        content["data"],
+        recommender.bundle.schema,
+        facts=facts,
         python=platform.python_version(),
         config=shlex.quote(str(run / CONFIG)) if has_config else None,
-        summary=model_card.summarise_run(data, views, bundle.schema),
-        views=[(view, draw_view(view)) for view in views],
-        coverage=content.get("beyond_accuracy", {}).get(MODEL, {}).get(f"coverage@{DEPTH}"),
         without_context=WITHOUT_CONTEXT,
-        slices=[(one, draw_slice(one)) for one in slices],
-        gaps=model_card.describe_gaps(slices),
-        beyond_meanings=BEYOND,
-        tail=draw_exposure(measure_exposure(recommender, asked)) if asked.requests else [],
         depth=DEPTH,
         asked=asked,
         examples=describe_examples(recommender, asked, seed),
-        curves=draw_training(run, content.get("training", {}).get("epochs")),
-        data_tables=model_card.describe_data(data, bundle.schema),
+        tail=draw_exposure(measure_exposure(recommender, asked)) if asked.requests else None,
+        curves=read_curves(run),
+        draw_intervals=draw_intervals,
+        draw_curves=draw_curves,
     )
     write_file(folder / REPORT, page.encode())
 
 
 def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Markup:
-    """Return a drawing as SVG whose colours the style sheet decides.
-
-    Args:
-        plot: draws on axes.
-        label: describes the drawing to those who do not see it; it makes ids unique in the page.
-        height: in inches.
-    """
+    """Return a drawing as SVG whose colours the style sheet decides; the label, read aloud, makes ids unique."""
     with mpl.rc_context(_STYLE):
         drawing, text = Figure(figsize=(4.4, height), layout="constrained"), io.StringIO()
         plot(drawing.subplots())
-        drawing.savefig(text, format="svg", transparent=True, metadata=_NO_METADATA)
+        drawing.savefig(
+            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        )
     svg = text.getvalue()[text.getvalue().index("<svg") + 5 :]
     for mark in ('id="', "(#", '"#'):
         svg = svg.replace(mark, mark + re.sub(r"\W+", "-", label))
@@ -175,16 +142,16 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
 
 
 def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, is_difference: bool = False) -> Markup:
-    """Draw a dot and its 95 % interval per row; mark 0 for differences."""
+    """Draw a dot and its 95 % interval per row, in our colour if it is ours or clearly better."""
 
     def plot(axes: Axes) -> None:
-        rows = range(len(summaries), 0, -1)
+        rows, names = range(len(summaries), 0, -1), [NAMES.get(name, name) for name in summaries]
         for row, (name, summary) in zip(rows, summaries.items(), strict=True):
-            is_ours = name == model_card.PRODUCT or (is_difference and model_card.sign(summary, metric) > 0)
+            is_ours = sign(summary, metric) > 0 if is_difference else name == MODEL
             colour = OURS if is_ours else THEIRS
             axes.plot(summary[f"{metric}_ci95"], [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
-        axes.set_yticks(list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in summaries])
+        axes.set_yticks(list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
         axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6))
         if is_difference:
             axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
@@ -192,50 +159,20 @@ def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, is
     return draw(plot, label, 0.7 + 0.26 * len(summaries))
 
 
-def draw_view(view: View) -> Drawings:
-    """Draw all models of a view, and how ours differs from each baseline."""
-    drawings, where = [], f"with 95 % intervals, {model_card.VIEWS[view.name].lower()}"
-    if view.models:
-        models = {model_card.name_model(name): summary for name, summary in view.models.items()}
-        chart = draw_intervals(models, view.metric, f"{view.metric} of each model {where}")
-        drawings.append((f"{view.metric} of each model", chart))
-    if view.paired:
-        caption = f"{model_card.PRODUCT} minus each baseline"
-        paired = {model_card.name_model(name): summary for name, summary in view.paired.items()}
-        chart = draw_intervals(paired, view.metric, f"{caption} in {view.metric} {where}", is_difference=True)
-        drawings.append((f"{caption}, user by user: right of 0 it is better", chart))
-    return drawings
-
-
-def draw_slice(one: Slice) -> Markup | None:
-    """Draw the groups of a slice in the first view, None if there are not two to compare."""
-    summaries = {label: views[one.views[0]] for label, views in one.groups.items() if one.views[0] in views}
-    label = f"{one.metric} by group of {one.title}, with 95 % intervals"
-    return draw_intervals(summaries, one.metric, label) if len(summaries) > 1 else None
-
-
-def draw_training(run: Path, epochs: int | None) -> Drawings:
-    """Draw the loss of all trainings that left logs, and the validation of each, with the chosen epoch."""
-    logs = {title: _read_curves(run / LOGS / stage / CURVES) for stage, title in STAGES.items()}
-    losses = {title: curves["train_loss"] for title, curves in logs.items() if "train_loss" in curves}
-    drawings = []
-    if losses:
-        drawings.append(("Training loss: lower is better", draw_curves(losses, "Training loss by epoch")))
-    for title, curves in logs.items():
-        validation = {name: curve for name, curve in curves.items() if name.startswith("val_ndcg")}
-        if validation:
-            chart = draw_curves(validation, f"Validation NDCG by epoch of the {title}", epochs)
-            marked = "" if epochs is None else f"; the upright line is the chosen epoch, {epochs}"
-            drawings.append((f"NDCG on validation users: higher is better{marked}", chart))
-    return drawings
-
-
-def _read_curves(path: Path) -> dict[str, pd.Series[float]]:
-    """Read every figure by epoch; of an epoch that was run again the last value counts."""
-    if not path.is_file():
-        return {}
-    rows = pd.read_csv(path).replace([np.inf, -np.inf], np.nan).groupby("epoch").last()
-    return {str(name): rows[name].dropna() for name in rows if rows[name].notna().any()}
+def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
+    """Return caption -> figures by epoch of each training that left a log; of an epoch run again the last ones."""
+    charts = {}
+    for stage, title in STAGES.items():
+        path = run / LOGS / stage / CURVES
+        if path.is_file():
+            rows = (
+                pd.read_csv(path).replace([np.inf, -np.inf], np.nan).groupby("epoch").last().dropna(axis=1, how="all")
+            )
+            for start, meaning in (("train_loss", "Training loss"), ("val_ndcg", "NDCG on validation users")):
+                curves = {str(name): rows[name].dropna() for name in rows if str(name).startswith(start)}
+                if curves:
+                    charts[f"{meaning} of the {title}; the upright line is the chosen epoch"] = curves
+    return charts
 
 
 def draw_curves(curves: Mapping[str, pd.Series[float]], label: str, marked: float | None = None) -> Markup:
@@ -255,13 +192,11 @@ def draw_curves(curves: Mapping[str, pd.Series[float]], label: str, marked: floa
 
 @dataclass(frozen=True)
 class Asked:
-    """B requests, one per user of the test as the evaluation made them, or per known user."""
+    """B requests, the events of each user so far, and the items to be found, None where nothing was held out."""
 
     requests: list[dict[str, Any]]
     history_length: Ints
-    """(B,) events of the user so far."""
     targets: ItemSets | None
-    """Items that each request should have found; None where nothing was held out."""
 
     def take(self, index: Ints) -> Asked:
         """Return some of the requests."""
@@ -301,26 +236,18 @@ def measure_exposure(recommender: Recommender, asked: Asked) -> pd.DataFrame:
     return pd.DataFrame(counts).sort_values("events", ascending=False, kind="stable", ignore_index=True)
 
 
-def draw_exposure(exposure: pd.DataFrame) -> Drawings:
-    """Draw events by rank, and the shares that popular items have of events and of recommendations."""
+def draw_exposure(exposure: pd.DataFrame) -> Markup:
+    """Draw the shares that the most popular items have of events and of recommendations."""
     rows = np.unique(np.geomspace(1, len(exposure), 120).round().astype(int) - 1)
     shares = (exposure.cumsum() / exposure.sum().clip(lower=1)).iloc[rows]
 
-    def plot_ranks(axes: Axes) -> None:
-        axes.loglog(rows + 1, exposure["events"].iloc[rows].clip(lower=0.5), color=THEIRS)
-        axes.set_xlabel("items, most popular first")
-
-    def plot_shares(axes: Axes) -> None:
+    def plot(axes: Axes) -> None:
         for name, colour in (("recommendations", OURS), ("events", THEIRS)):
             axes.semilogx((rows + 1) / len(exposure), shares[name], label=name, color=colour)
         axes.set_xlabel("share of the catalogue, most popular first")
         axes.legend()
 
-    caption = "Share of events and of recommendations that the most popular items have"
-    return [
-        ("Events of each item: the long tail", draw(plot_ranks, "Events of each item by rank")),
-        (f"{caption}: above the grey line, lists favour them", draw(plot_shares, caption)),
-    ]
+    return draw(plot, "Share of events and of recommendations that the most popular items have")
 
 
 def describe_examples(recommender: Recommender, asked: Asked, seed: int) -> list[dict[str, Any]]:

@@ -18,18 +18,13 @@ from serve.encode import to_text
 
 Labels = npt.NDArray[Any]
 
-HISTORY_GROUPS = {0: "0", 1: "1-4", 5: "5-19", 20: "20+"}
-COLD_EVENTS = 5
-HEAD_SHARE = 0.8
-NUMBERS = ("integer", "floating", "mixed-integer-float")
-NUMBER = r"-?(0|[1-9]\d{0,14})(\.\d+)?"
-"""A text that is a number: 01234 is a code."""
-MAX_NUMBERS = 12
-"""Numbers with more distinct values are labelled by quartile."""
-MIN_DIGITS, MAX_DIGITS = 6, 17
-"""Digits of the ends of quartiles; two different numbers differ in 17 digits."""
-MAX_VALUES = 20
-"""Values of a slice that are measured, the most frequent ones; the others count together."""
+SLICES = ("history", "item_events", "popularity")
+"""Slices that every evaluation has; all others are columns of the users table."""
+COLD_EVENTS, HEAD_SHARE = 5, 0.8
+NUMBERS, NUMBER = ("integer", "floating", "mixed-integer-float"), r"-?(0|[1-9]\d{0,14})(\.\d+)?"
+"""Types of columns, and texts, that are numbers: 01234 is a code."""
+MAX_NUMBERS, MAX_VALUES = 12, 20
+"""Distinct numbers above which quartiles are labels, and labels above which the rare ones count together."""
 MISSING, OTHER = "missing", "other"
 
 
@@ -62,8 +57,7 @@ def label_targets(
 
 def label_history(history_length: Ints) -> Labels:
     """Return the group of each history by its number of events."""
-    group = np.searchsorted(np.array(list(HISTORY_GROUPS)), history_length, side="right") - 1
-    return np.array(list(HISTORY_GROUPS.values()))[group]
+    return np.array(["0", "1-4", "5-19", "20+"])[np.searchsorted([1, 5, 20], history_length, side="right")]
 
 
 def find_head(event_count: Ints) -> Bools:
@@ -101,24 +95,17 @@ def _label_quartiles(numbers: Floats) -> Labels:
 
 
 def _write_apart(numbers: Floats) -> list[str]:
-    """Write distinct numbers so that no two look alike, and whole ones of up to 17 digits without an exponent."""
-    whole_digits = len(f"{np.abs(numbers).max():.0f}")
-    texts: list[str] = []
-    for digits in range(min(max(MIN_DIGITS, whole_digits), MAX_DIGITS), MAX_DIGITS + 1):
-        texts = [f"{number:.{digits}g}" for number in numbers]
-        if len(set(texts)) == len(texts):
-            break
-    return texts
+    """Write distinct numbers in 6 digits, or in the 17 in which no two look alike."""
+    short = [f"{number:.6g}" for number in numbers]
+    are_apart = len(set(short)) == len(short) and np.abs(numbers).max() < 1e6
+    return short if are_apart else [f"{number:.17g}" for number in numbers]
 
 
 def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, Summary]:
     code, distinct = pd.factorize(labels)  # missing is -1
-    values = _join_rare(np.array([*map(_name_value, distinct), MISSING], object)[code])
+    names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
+    values = _join_rare(np.array([*names, MISSING], object)[code])
     return {value: summarise(measure_users(lists, targets.keep(values == value))) for value in sorted(set(values))}
-
-
-def _name_value(value: Any) -> str:
-    return f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value))
 
 
 def _join_rare(values: Labels) -> Labels:

@@ -10,8 +10,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from evaluation import baselines
-from evaluation.baselines import NEAR_NOTHING, Events, Fit, Strength, as_binary, as_counts, as_logs, fit_used
+from evaluation.baselines import NEAR_NOTHING, Events, Fit, as_binary, as_counts, as_logs, fit_used
 from evaluation.ranking import ScoreRows
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Repeats
@@ -29,36 +31,28 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline before it is fitted: the candidates for its parameter, and the peak memory of a fit."""
+    """A baseline before it is fitted: candidates for its parameter, peak memory for users and items with events."""
 
     name: str
     fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)
     needs_time: bool = False
-    estimate_bytes: Callable[[Events], int] = lambda events: 0
+    estimate_bytes: Callable[[int, int], int] = lambda n_users, n_items: 0
 
 
 @dataclass(frozen=True)
 class Fitted:
-    """A baseline after tuning."""
+    """A baseline after tuning: what `metrics.json` says of it, and its scorer, None if it was skipped."""
 
     name: str
     record: dict[str, Any]
-    """Its parameter, the criterion of each value tried and the seconds of the fit; or why it was skipped."""
     score: ScoreRows | None
-    """None if it was skipped."""
 
 
 def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
-    """Return the named baselines of a protocol, the cheapest first; None names all.
-
-    Where repeats are allowed counts carry the signal; where they are not, a pair counts once.
-
-    Raises:
-        SchemaError: the protocol has no baseline of a name.
-    """
-    declared = _declare_repeating() if repeats == "allow" else _declare_excluding()
+    """Return the named baselines of a protocol, the cheapest first; None names all."""
+    declared = declare_baselines(repeats == "allow")
     allowed = [baseline.name for baseline in declared]
     for name in names or []:
         if name not in allowed:
@@ -66,50 +60,36 @@ def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Base
     return [baseline for baseline in declared if names is None or baseline.name in names]
 
 
-def _declare_repeating() -> list[Baseline]:
-    return [
-        *_declare_popularity(as_counts),
+def declare_baselines(is_repeating: bool) -> list[Baseline]:
+    """Declare all baselines: counts carry the signal where repeats are allowed, elsewhere a pair counts once."""
+    counted, logged = (as_counts, as_logs) if is_repeating else (as_binary, as_binary)
+    neighbours = (2, 5, 20, 100, 400) if is_repeating else (20, 50, 100, 200, 400)
+    regularisations = (3, 10, 30, 100, 300) if is_repeating else (10, 30, 100, 300, 1000)
+    recent = partial(baselines.fit_recent_popularity, strength=counted)
+    itemknn = partial(fit_used, partial(baselines.fit_itemknn, strength=counted), NEAR_NOTHING)
+    ease = partial(fit_used, partial(baselines.fit_ease, strength=logged), 0.0)
+    days = (15, 30, 60, 120, 240)
+    personal = [
         Baseline("personal", lambda events, _: iter([baselines.fit_personal(events)])),
-        Baseline("personal-decayed", baselines.fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
-        _declare_itemknn((2, 5, 20, 100, 400), as_counts),
-        _declare_ease((3, 10, 30, 100, 300), as_logs),
+        Baseline("personal-decayed", baselines.fit_decayed_personal, "days", days, needs_time=True),
     ]
-
-
-def _declare_excluding() -> list[Baseline]:
     return [
-        *_declare_popularity(as_binary),
-        _declare_itemknn((20, 50, 100, 200, 400), as_binary),
-        _declare_ease((10, 30, 100, 300, 1000), as_binary),
-    ]
-
-
-def _declare_popularity(strength: Strength) -> list[Baseline]:
-    recent = partial(baselines.fit_recent_popularity, strength=strength)
-    return [
-        Baseline("popularity", lambda events, _: iter([baselines.fit_popularity(events, strength)])),
+        Baseline("popularity", lambda events, _: iter([baselines.fit_popularity(events, counted)])),
         Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
+        *(personal if is_repeating else []),
+        Baseline("itemknn", itemknn, "neighbours", neighbours, estimate_bytes=_estimate_itemknn),
+        Baseline("ease", ease, "lambda", regularisations, estimate_bytes=_estimate_ease),
     ]
 
 
-def _declare_itemknn(neighbours: tuple[float, ...], strength: Strength) -> Baseline:
-    def estimate_bytes(events: Events) -> int:
-        """Count the neighbours as pairs and as a matrix."""
-        n_items = len(baselines.renumber_used(events)[0])
-        return int(n_items * min(max(neighbours), n_items) * (8 + 4) * 3)
-
-    fit = partial(fit_used, partial(baselines.fit_itemknn, strength=strength), NEAR_NOTHING)
-    return Baseline("itemknn", fit, "neighbours", neighbours, estimate_bytes=estimate_bytes)
+def _estimate_itemknn(n_users: int, n_items: int) -> int:
+    """Count the 400 neighbours as pairs and as a matrix."""
+    return n_items * min(400, n_items) * (8 + 4) * 3
 
 
-def _declare_ease(regularisations: tuple[float, ...], strength: Strength) -> Baseline:
-    def estimate_bytes(events: Events) -> int:
-        """Count about five matrices, in float64 of users or float32 of items."""
-        n_items = len(baselines.renumber_used(events)[0])
-        return 5 * 8 * events.n_users**2 if events.n_users < n_items else 5 * 4 * n_items**2
-
-    fit = partial(fit_used, partial(baselines.fit_ease, strength=strength), 0.0)
-    return Baseline("ease", fit, "lambda", regularisations, estimate_bytes=estimate_bytes)
+def _estimate_ease(n_users: int, n_items: int) -> int:
+    """Count about five matrices, in float64 of users or float32 of items."""
+    return 5 * 8 * n_users**2 if n_users < n_items else 5 * 4 * n_items**2
 
 
 def fit_baselines(
@@ -154,15 +134,15 @@ def _fit(baseline: Baseline, train: Events, whole: Events, criterion: Criterion 
 def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     if baseline.needs_time and events.time is None:
         return "the interactions have no times"
-    return TOO_LARGE if baseline.estimate_bytes(events) > MEMORY_SHARE * read_free_bytes() else None
+    n_bytes = baseline.estimate_bytes(events.n_users, np.count_nonzero(events.count_items()))
+    return TOO_LARGE if n_bytes > MEMORY_SHARE * read_free_bytes() else None
 
 
 def read_free_bytes() -> int:
     """Return the memory this process can still get: what the machine has free, within a container's limit."""
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of macOS, which has no estimate
     if _MEMINFO.exists():
-        fields = dict(line.split(":", 1) for line in _MEMINFO.read_text().splitlines() if ":" in line)
-        free = int(fields["MemAvailable"].split()[0]) * 1024
+        free = int(_MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
     try:
         limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
     except OSError:

@@ -205,7 +205,6 @@ def test_without_any_event_every_item_scores_alike(capfd):
 @pytest.mark.parametrize(("n", "small"), [(1, 4096), (7, 5), (11, 4096)])
 def test_inverse_and_matrix_are_the_identity(dtype, n, small, monkeypatch):
     monkeypatch.setattr(evaluation.baselines, "SMALL", small)
-    monkeypatch.setattr(evaluation.baselines, "_MIRRORED", 4)
     factors = np.random.default_rng(n).standard_normal((n, 3)).astype(dtype)
     gram, threads = factors @ factors.T, [one["num_threads"] for one in threadpool_info()]
     before = gram.copy()

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import serve.durable
-from evaluation.model_card import describe_data, read_slices, read_views, render_card, sign, summarise_run
+from evaluation.model_card import describe_data, environment, read_slices, read_views, render_card, sign
 from evaluation.report import main, name_items, write_report
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
@@ -20,6 +20,7 @@ from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
 from tests.linear_bundle import FILMS, SHOP
 
 VOID = {"meta", "br", "path", "use", "rect"}
+WORDS = environment().get_template("words.jinja").module
 SET = replace(FILMS, has_datetime=False, ties="simultaneous")
 
 
@@ -219,10 +220,10 @@ def view_of(users, low, high):
 def test_nobody_is_called_better_by_a_few_users_or_without_proof(users, low, verdict):
     view = view_of(users, low, 0.25)
     assert sign(view.paired["ease"], "NDCG@10") == verdict
-    assert ("better than" in view.verdict) == bool(verdict)
-    assert ("confidence" in view.verdict) == (users >= 20)
-    assert view.scope.endswith("; 1 target outside the catalogue, each a miss.")
-    assert "“EASE” has nothing right" in view_of(20, 0.25, 0.75).verdict
+    assert ("better than" in WORDS.verdict(view)) == bool(verdict)
+    assert ("confidence" in WORDS.verdict(view)) == (users >= 20)
+    assert WORDS.scope(view).endswith("; 1 target outside the catalogue, each a miss.")
+    assert "“EASE” has nothing right" in WORDS.verdict(view_of(20, 0.25, 0.75))
 
 
 def test_groups_come_in_the_order_of_their_numbers():
@@ -231,7 +232,7 @@ def test_groups_come_in_the_order_of_their_numbers():
     slices = {"novel": {"income": dict.fromkeys(labels, figures) | {"few": {"users": 19}}}}
     (one,) = read_slices({"slices": slices, "protocol": {"repeats": "exclude"}})
     assert list(one.groups) == ["Under 15K", "15-24K", "100+", "a", "other", "missing"]
-    assert (one.title, one.n_hidden) == ("Income", 1)
+    assert (WORDS.slice_title(one), one.n_hidden) == ("Income", 1)
 
 
 @pytest.mark.parametrize(
@@ -244,7 +245,7 @@ def test_groups_come_in_the_order_of_their_numbers():
 )
 def test_the_split_and_the_order_of_events_are_said_as_they_are(schema, kind, said):
     data = DATA | {"split": {"kind": kind, "strict": True}, "time": None}
-    summary = summarise_run(data, [view_of(3, 0, 1)], schema)
+    summary = WORDS.summary(data, [view_of(3, 0, 1)], schema)
     assert said in summary
     assert f"Bascule learned from {1907 - 115 - 83:,} events" in summary
     assert ("neither times nor an order" in summary) == schema.is_set
@@ -254,7 +255,7 @@ def test_days_are_those_of_the_time_zone():
     """A test from midnight in Tokyo on begins the day before in London."""
     data = DATA | {"split": {"kind": "time", "test_at": "2017-11-30T15:00:00Z"}}
     for timezone, day in (("Asia/Tokyo", "1 December"), (None, "30 November")):
-        assert f"one moment on, {day} 2017" in summarise_run(
+        assert f"one moment on, {day} 2017" in WORDS.summary(
             data, [view_of(3, 0, 1)], replace(FILMS, timezone=timezone)
         )
 

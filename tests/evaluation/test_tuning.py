@@ -80,8 +80,8 @@ def test_nothing_is_tried_without_a_parameter_or_without_validation(name, criter
 
 def test_baselines_that_do_not_fit_are_skipped_with_a_reason(monkeypatch):
     monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
-    large = replace(find("ease"), estimate_bytes=lambda events: 2 * 2**30)
-    small, lines = replace(find("itemknn"), estimate_bytes=lambda events: 2**30), []
+    large = replace(find("ease"), estimate_bytes=lambda *_: 2 * 2**30)
+    small, lines = replace(find("itemknn"), estimate_bytes=lambda *_: 2**30), []
     skipped, fitted = fit([large, small], log=lines.append)
     assert (skipped.record, skipped.score) == ({"skipped": "needs more than half of the free memory"}, None)
     assert fitted.score is not None
@@ -93,18 +93,21 @@ def test_baselines_that_do_not_fit_are_skipped_with_a_reason(monkeypatch):
 
 
 @pytest.mark.parametrize("name", ["itemknn", "ease"])
-def test_memory_is_estimated_for_the_items_that_have_events(name):
-    estimate = find(name).estimate_bytes
-    every_item = Events(np.zeros(10**6, np.int64), np.arange(10**6), None, 10**6, 10**6)
-    assert estimate(every_item) > 4 * 10**9
-    assert estimate(replace(every_item, n_users=1000)) < 2**34
-    assert estimate(replace(TRAIN, item_row=TRAIN.item_row * 10**5, n_items=10**6)) == estimate(TRAIN) < 2**20
+def test_memory_is_estimated_for_the_items_that_have_events(name, monkeypatch):
+    baseline, asked = find(name), []
+    assert baseline.estimate_bytes(10**6, 10**6) > 4 * 10**9
+    assert baseline.estimate_bytes(10**3, 10**6) < 2**34
+    large = replace(baseline, estimate_bytes=lambda *sizes: asked.append(sizes) or 2**50)
+    listed = replace(TRAIN, item_row=TRAIN.item_row * 10**4, n_items=10**5)
+    (skipped,) = fit_baselines([large], listed, listed, None, lambda line: None)
+    assert skipped.score is None
+    assert asked == [(U, N)]
 
 
 @pytest.mark.parametrize(("limit", "free"), [("2000", 700), ("max", 5 * 1024), ("900", 0), (None, 5 * 1024)])
 def test_free_memory_is_that_of_the_machine_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, free):
     meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\n")
+    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\nCached: 7 kB\n")
     monkeypatch.setattr(evaluation.tuning, "_MEMINFO", meminfo)
     monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
     if limit is not None:
