@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from typing import Any
 
 import torch
@@ -125,7 +126,9 @@ class FeatureEmbedding(nn.Module):
         share = self._share(codes, dtype)[is_code]  # (K,)
         size = (len(codes), self.table.num_embeddings)
         shares = torch.sparse_coo_tensor(index, share, size, check_invariants=False).coalesce()
-        return shares.to_sparse_csr(), shares.t().coalesce().to_sparse_csr()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*Sparse CSR tensor support is in beta.*")
+            return shares.to_sparse_csr(), shares.t().coalesce().to_sparse_csr()
 
 
 class _SparseProduct(torch.autograd.Function):
@@ -134,7 +137,8 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, table: Tensor, matrix: Tensor, transposed: Tensor) -> Tensor:
         ctx.transposed = transposed
-        return matrix @ table  # (N, D)
+        with torch.autocast(table.device.type, enabled=False):  # there is no such product of halves
+            return matrix @ table  # (N, D)
 
     @staticmethod
     @once_differentiable

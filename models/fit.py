@@ -40,7 +40,6 @@ QUIET = (
     ".*exists and is not empty.*",  # resuming
     ".*Early stopping conditioned on metric.*",  # `fit` reports a training without a validation
     ".*could not find the monitored key.*",
-    ".*Sparse CSR tensor support is in beta.*",
 )
 
 

@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.checkpoints import RunCheckpoints, compare, read_checkpoint
-from pipeline.run_folder import note_published, read_published
 from serve.errors import BundleError, SchemaError
 
 ORIGIN = {"model": {"dim": 64, "dropout": 0.2}, "seed": 3, "rows": "abc"}
@@ -92,17 +91,3 @@ def test_a_full_disk_leaves_the_checkpoint_before(tmp_path, monkeypatch, call):
     assert read_checkpoint(path)["epoch"] == 6
     assert [entry.name for entry in tmp_path.iterdir()] == ["last.ckpt"]
     assert read_checkpoint(save(path, epoch=7))["epoch"] == 7
-
-
-def test_nothing_is_published_until_it_is_noted(tmp_path):
-    assert read_published(tmp_path) == (None, {})
-    note_published(tmp_path, ORIGIN, "abc123")
-    assert read_published(tmp_path) == ("abc123", ORIGIN)
-
-
-@pytest.mark.parametrize("content", ["", '{"version": "abc', "[]", "{}", '{"version": "abc", "run": 7}', "\x00"])
-def test_a_damaged_note_is_named(tmp_path, content):
-    note_published(tmp_path, ORIGIN, "abc123")
-    (tmp_path / "checkpoints" / "published.json").write_text(content)
-    with pytest.raises(BundleError, match=r"published\.json is damaged: .*; delete it and train with --overwrite"):
-        read_published(tmp_path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,14 +11,11 @@ import pytest
 import torch
 from pytorch_lightning.callbacks import LambdaCallback
 
-import train
 from models.checkpoints import read_checkpoint
 from models.fit import fit
 from models.two_tower import NDCG, TwoTower
 from serve.errors import BundleError, SchemaError
-from serve.publish import Stage
 from tests.models.tiny_towers import make_module, make_towers, one_thread
-from tests.pipeline.killed_training import DATA, MODEL, make_tables
 from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
 
 EPOCHS = 7
@@ -100,19 +96,18 @@ def test_a_training_that_had_stopped_is_not_gone_on_with(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["ordered", "baskets"])
-def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatch):
+def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatch):
     whole, epochs = fit_tiny(tmp_path / "whole", config, patience=9)
     per_epoch = len(make_data(hold_out(make_world(config))[0]).examples.plan(0, 0))
     with monkeypatch.context() as patch:
         count_steps(patch, stop_after=3 * per_epoch + 1)
         with pytest.raises(KeyError, match="killed"):
             fit_tiny(tmp_path / "here", config, patience=9)
-    (tmp_path / "here").rename(tmp_path / "there")
     steps = count_steps(monkeypatch)
-    resumed, same = fit_tiny(tmp_path / "there", config, patience=9)
+    resumed, same = fit_tiny(tmp_path / "here", config, patience=9)
     assert min(steps) == 3
     assert same == epochs
-    assert curve(tmp_path / "there") == curve(tmp_path / "whole")
+    assert curve(tmp_path / "here") == curve(tmp_path / "whole")
     assert_same(whole, resumed)
 
 
@@ -122,19 +117,12 @@ def test_a_moved_run_goes_on_as_if_nothing_had_been(tmp_path, config, monkeypatc
         ({"accelerator": "abacus"}, "trainer: .*invalid accelerator name: `accelerator='abacus'`"),
         ({"devices": "many"}, "trainer: `devices` .* should be an int > 0"),
         ({"max_time": "soon"}, "trainer: .*'soon'.* is not a valid duration"),
-        ({"accelerator": "tpu"}, "trainer: Requirement .*torch_xla.* not met"),
-        ({"devices": 2}, r"trainer: 2 processes on 1 nodes; allowed: one device of one node"),
+        ({"devices": 2}, r"trainer: 2 processes; allowed: one device of one node"),
         ({"precision": "64-true"}, r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed"),
-        ({"precision": "transformer-engine"}, r"trainer\.precision is 'transformer-engine'; allowed: 32-true"),
-        ({"val_check_interval": 10_000}, r"trainer\.val_check_interval is 10000; allowed: a share of an epoch"),
-        ({"limit_val_batches": 0}, r"trainer\.limit_val_batches is 0; allowed: more"),
-        ({"accumulate_grad_batches": 0}, r"trainer\.accumulate_grad_batches is 0; allowed: 1 or more"),
-        ({"gradient_clip_val": -1.0}, r"trainer\.gradient_clip_val is -1\.0; allowed: 0 or more"),
-        ({"overfit_batches": 1}, r"trainer\.overfit_batches is 1; allowed: 0"),
-        ({"limit_train_batches": 0}, r"ended before its first validation: look at .*limit_train_batches.* 7 epochs"),
-        ({"max_steps": 1}, r"the training ended before its first validation: look at .*max_steps"),
-        ({"check_val_every_n_epoch": 9}, r"ended before its first validation: look at .*check_val_every_n_epoch"),
-        ({"patience": None, "limit_train_batches": 0}, r"the training ended before an epoch did: look at"),
+        ({"limit_train_batches": 0}, r"ended before its first validation: see .*limit_train_batches"),
+        ({"max_steps": 1}, r"the training ended before its first validation: see .*max_steps"),
+        ({"check_val_every_n_epoch": 9}, r"ended before its first validation: see .*check_val_every_n_epoch"),
+        ({"patience": None, "limit_train_batches": 0}, r"the training ended before an epoch did: see"),
     ],
 )
 def test_options_of_no_training_here_are_refused_in_one_line(tmp_path, options, message):
@@ -208,29 +196,3 @@ def test_a_full_disk_is_named_and_the_training_goes_on_when_there_is_room(tmp_pa
     assert read_checkpoint(tmp_path / "full" / "checkpoints" / "select" / "last.ckpt")["epoch"] == 0
     resumed, _ = fit_tiny(tmp_path / "full")
     assert_same(whole, resumed)
-
-
-def run_in_16_bits(folder: Path, protocol: str, accelerator: str) -> None:
-    """Train and export a small run; the export compares ONNX with torch."""
-    model = replace(MODEL, max_epochs=2)
-    trainer = {"enable_progress_bar": False, "precision": "bf16-mixed", "accelerator": accelerator}
-    config = train.Config(DATA[protocol], model, trainer, folder)
-    cleaned, _ = train.read(config, make_tables(protocol == "baskets"), folder)
-    config, _ = train.settle(config, cleaned)
-    split = train.split_interactions(cleaned.interactions, config.data, config.seed)
-    trained, _ = train.train(config, cleaned, split)
-    assert {parameter.device.type for parameter in trained.towers.parameters()} == {"cpu"}
-    assert {parameter.dtype for parameter in trained.towers.parameters()} == {torch.float32}
-    with Stage.open(folder) as stage:
-        _, recommender = train.stage_bundle(config, trained, cleaned, split, stage)
-        assert len(recommender.recommend([{}], k=5).of(0).item_id) == 5
-
-
-def test_bfloat16_on_the_cpu_trains_and_exports(tmp_path):
-    run_in_16_bits(tmp_path, "ordered", "cpu")
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device is here: training on one is not tried")
-@pytest.mark.parametrize("protocol", ["ordered", "baskets"])
-def test_bfloat16_on_a_gpu_trains_and_exports_from_the_cpu(tmp_path, protocol):
-    run_in_16_bits(tmp_path, protocol, "gpu")

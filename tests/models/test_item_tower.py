@@ -101,7 +101,7 @@ def test_id_dropout_drops_only_items_with_content(side):
     share, tower.id_dropout = tower.id_dropout, 0.0
     complete = towers.item_vectors(popularity)
     tower.id_dropout = share
-    placed = tower.content(towers.item_codes, towers.item_values)
+    placed = tower.content.embed_catalogue(towers.item_codes, towers.item_values)
     content = tower.complete(tower.normalise(placed), towers.categories, popularity)
     for seed in range(5):
         torch.manual_seed(seed)
@@ -138,7 +138,7 @@ def test_an_item_without_id_is_placed_by_its_content(side):
     world, data, _ = side
     towers, popularity = make_towers(world, data), popularity_of(data)
     tower = towers.item_tower
-    placed = tower.content(towers.item_codes, towers.item_values)
+    placed = tower.content.embed_catalogue(towers.item_codes, towers.item_values)
     content = tower.complete(tower.normalise(placed), towers.categories, popularity)
     assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
     with torch.no_grad():

@@ -10,12 +10,11 @@ import torch
 from models import sampled_softmax
 from models.negatives import Negatives, NegativeSampler
 from models.sampled_softmax import (
-    Barred,
+    Masked,
     find_distinct,
     find_own,
-    find_places,
+    find_positions,
     mark_owned,
-    sampled_novel_loss,
     sampled_softmax_loss,
     sampled_window_loss,
 )
@@ -33,19 +32,19 @@ def make_vectors(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return users, items, torch.randint(N, (M,), generator=generator)
 
 
-def sampled(users, items, targets, negatives: Negatives, weights=None, positive_expected=0.0) -> torch.Tensor:
+def sampled(users, items, targets, negatives: Negatives, weights=None) -> torch.Tensor:
     """Compute the loss of targets that stand alone in their windows."""
-    positive = (users * items[targets]).sum(dim=1) - positive_expected
-    barred = Barred(negatives.rows.unsqueeze(0) == targets.unsqueeze(1), torch.arange(M))
+    positive = (users * items[targets]).sum(dim=1)
+    masked = Masked(negatives.rows.unsqueeze(0) == targets.unsqueeze(1), torch.arange(M))
     weights = torch.ones(M, dtype=torch.float64) if weights is None else weights
     vectors = items[negatives.rows]
-    return sampled_softmax_loss(users, vectors, negatives.log_expected, barred, positive, torch.arange(M), weights)
+    return sampled_softmax_loss(users, vectors, negatives.log_expected, masked, positive, torch.arange(M), weights)
 
 
-def each(users, items, targets, negatives: Negatives, positive_expected=0.0) -> torch.Tensor:
+def each(users, items, targets, negatives: Negatives) -> torch.Tensor:
     """Compute the loss of each target, (M,)."""
     only = torch.eye(M, dtype=torch.float64)
-    losses = [sampled(users, items, targets, negatives, weights, positive_expected) for weights in only]
+    losses = [sampled(users, items, targets, negatives, weights) for weights in only]
     return torch.stack(losses)
 
 
@@ -57,7 +56,7 @@ def errors(seed: int, n: int, sampler: NegativeSampler) -> tuple[float, float]:
     """Return how far the loss, and its gradients relative to their size, are from the whole softmax."""
     users, items, targets = make_vectors(seed)
     torch.manual_seed(seed)
-    drawn = sampler.draw(targets)
+    drawn = sampler.draw()
     assert len(drawn.rows) == n
     losses = sampled(users, items, targets, drawn), full(users, items, targets).mean()
     found, expected = (torch.cat([*map(torch.ravel, torch.autograd.grad(loss, (users, items)))]) for loss in losses)
@@ -92,11 +91,11 @@ def test_where_nothing_has_a_weight_there_is_no_loss_and_weights_are_constants()
 def test_autocast_does_not_reach_a_sampled_loss():
     users, items = (part.detach().float().requires_grad_() for part in make_vectors(2)[:2])
     logits, target_rows = users.detach().sum(dim=1), torch.arange(M)
-    barred = Barred(torch.zeros(M, N, dtype=torch.bool), torch.arange(M))
+    masked = Masked(torch.zeros(M, N, dtype=torch.bool), torch.arange(M))
     grads = []
     for is_enabled in (False, True):
         with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
-            loss = sampled_softmax_loss(users, items, torch.zeros(N), barred, logits, target_rows, torch.ones(M))
+            loss = sampled_softmax_loss(users, items, torch.zeros(N), masked, logits, target_rows, torch.ones(M))
         grads.append(torch.autograd.grad(loss, (users, items)))
     for one, other in zip(*grads, strict=True):
         torch.testing.assert_close(one, other, rtol=0, atol=0)
@@ -125,7 +124,7 @@ def test_what_stands_in_a_window_is_no_negative_of_its_targets(n_rows, monkeypat
     is_own[3] = True
     expected = torch.randn(len(rows), generator=generator).double()
     logits = (users[target_rows] * items[targets]).sum(dim=1)
-    found = sampled_softmax_loss(users, items[rows], expected, Barred(is_own, of_row), logits, target_rows, weights)
+    found = sampled_softmax_loss(users, items[rows], expected, Masked(is_own, of_row), logits, target_rows, weights)
     naive = []
     for row, target in zip(target_rows.tolist(), targets.tolist(), strict=True):
         allowed = (~is_own[of_row[row]]).nonzero().flatten().tolist()
@@ -150,8 +149,8 @@ def test_vectors_of_half_precision_lose_no_gradient(half):
     rows = torch.arange(n_targets)
     with torch.autocast("cpu", half):
         logits = (users.float() * items[targets].float()).sum(dim=1)
-        barred = Barred(torch.arange(N).unsqueeze(0) == targets.unsqueeze(1), rows)
-        found = sampled_softmax_loss(users, items, torch.zeros(N), barred, logits, rows, torch.ones(n_targets))
+        masked = Masked(torch.arange(N).unsqueeze(0) == targets.unsqueeze(1), rows)
+        found = sampled_softmax_loss(users, items, torch.zeros(N), masked, logits, rows, torch.ones(n_targets))
     exact_users, exact_items = (part.detach().double().requires_grad_() for part in (users, items))
     expected = -torch.log_softmax(exact_users @ exact_items.T, dim=1)[rows, targets].mean()
     assert found.dtype == torch.float32
@@ -165,14 +164,11 @@ def test_vectors_of_half_precision_lose_no_gradient(half):
         assert (got - wanted).norm() <= 0.01 * wanted.norm()
 
 
-@pytest.mark.parametrize("in_batch", [0, 1])
-def test_loss_and_gradient_converge_to_the_whole_softmax(in_batch):
-    """Errors fall like one over the root of the draws, whatever the mixture."""
+def test_loss_and_gradient_converge_to_the_whole_softmax():
+    """Errors fall like one over the root of the draws."""
     means = []
-    for uniform in (100, 10_000):
-        shares = torch.full((N,), 1 / N)  # of targets that are drawn evenly below
-        sampler = NegativeSampler(uniform, in_batch * uniform // 100, shares)
-        n = uniform + in_batch * uniform // 100
+    for n in (100, 10_000):
+        sampler = NegativeSampler.make(n, torch.ones(N))
         means.append(np.mean([errors(seed, n, sampler) for seed in range(12)], axis=0))
     few, many = means
     assert (many < few / 4).all()
@@ -180,60 +176,20 @@ def test_loss_and_gradient_converge_to_the_whole_softmax(in_batch):
     assert many[1] <= 0.03
 
 
-def test_the_sum_over_items_is_unbiased():
-    """Over all possible single draws, weighted by their chance, the sum is the one over the catalogue."""
-    users, items, targets = (part.detach() for part in make_vectors(2))
-    shares = torch.rand(N, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
-    shares /= shares.sum()
-    sampler = NegativeSampler(3, 2, shares)
-    chance = (3 / N + 2 * shares) / 5  # of one draw of five
-    expected_count = sampler.log_expected(torch.arange(N)).exp()
-    assert (expected_count - 5 * chance).abs().max() <= 1e-6
-    positive = (users * items[targets]).sum(dim=1)
-    sums = torch.zeros(M, dtype=torch.float64)
-    for row in range(N):
-        drawn = Negatives(torch.tensor([row]), chance[[row]].log())
-        sums += chance[row] * (each(users, items, targets, drawn) + positive).exp()
-    assert (sums - (users @ items.T).exp().sum(dim=1)).abs().max() <= 1e-9
-
-
-def test_log_q_is_the_softmax_over_corrected_logits():
-    users, items, targets = (part.detach() for part in make_vectors(4))
-    generator = torch.Generator().manual_seed(5)
-    rows, expected = torch.randint(N, (11,), generator=generator), torch.randn(N, generator=generator).double()
-    logits = users @ items.T
-    found = each(users, items, targets, Negatives(rows, expected[rows]), expected[targets])
-    for m in range(M):
-        own = logits[m, targets[m]] - expected[targets[m]]
-        others = [logits[m, row] - expected[row] for row in rows.tolist() if row != targets[m]]
-        naive = math.log(sum(math.exp(value) for value in [own, *others])) - own
-        assert found[m].item() == pytest.approx(float(naive), abs=1e-10)
-
-
-def test_draws_come_as_often_as_is_said():
-    generator = torch.Generator().manual_seed(6)
-    shares = torch.rand(N, generator=generator)
-    shares /= shares.sum()
-    targets = torch.multinomial(shares, 200_000, replacement=True, generator=generator)
-    sampler = NegativeSampler(30_000, 70_000, shares)
-    torch.manual_seed(7)
-    rows = sampler.draw(targets).rows
-    counts = torch.bincount(rows, minlength=N)
-    assert (counts / sampler.log_expected(torch.arange(N)).exp() - 1).abs().max() <= 0.1
-    assert NegativeSampler.make(0, 5, shares) is None
-
-
 def test_half_of_what_is_drawn_are_targets_where_most_items_never_are():
     counts = torch.zeros(1_000, dtype=torch.int64)
     counts[[7, 300, 999]] = torch.tensor([5, 1, 2])
-    sampler = NegativeSampler.make(30_000, 0, counts)
+    sampler = NegativeSampler.make(30_000, counts)
     torch.manual_seed(7)
-    drawn = torch.bincount(sampler.draw(torch.tensor([7])).rows, minlength=1_000).double()
-    expected = sampler.log_expected(torch.arange(1_000)).exp().double()
+    negatives = sampler.draw()
+    assert torch.equal(negatives.log_expected, sampler.log_expected[negatives.rows])
+    drawn = torch.bincount(negatives.rows, minlength=1_000).double()
+    expected = sampler.log_expected.exp().double()
     assert expected.sum() == pytest.approx(30_000, rel=1e-5)
     assert (drawn[[7, 300, 999]] / expected[[7, 300, 999]] - 1).abs().max() <= 0.1
     assert drawn[[7, 300, 999]].sum() == pytest.approx(15_000, rel=0.02)
-    others = NegativeSampler.make(400, 0, torch.ones(1_000))
+    assert NegativeSampler.make(0, counts) is None
+    others = NegativeSampler.make(400, torch.ones(1_000))
     assert others.pool.tolist() == list(range(1_000))
 
 
@@ -251,11 +207,8 @@ class Fixed:
 
     rows: torch.Tensor
 
-    def draw(self, target_rows: torch.Tensor) -> Negatives:
+    def draw(self) -> Negatives:
         return Negatives(self.rows, torch.zeros(len(self.rows)))
-
-    def log_expected(self, rows: torch.Tensor) -> torch.Tensor:
-        return torch.zeros(len(rows))
 
 
 def assert_agree(module, found: torch.Tensor, naive: torch.Tensor) -> None:
@@ -286,47 +239,15 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
     assert_agree(module, found, naive)
 
 
-def test_the_targets_logit_is_corrected_too_where_every_logit_is():
-    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous")))
-    (windows, *_), data = batches(make_data(make_world(ORDERED))), make_data(world, validation=validation)
-    requests = max(data.validation_batches, key=lambda batch: len(batch.target_rows))
-    assert (requests.target_owned >= 0).any()
-    n_items = len(world.catalogue)
-    generator = torch.Generator().manual_seed(13)
-    items = torch.randn(n_items, W, generator=generator)
-    drawn = Negatives(torch.tensor([3, 9, 9, 14]), torch.randn(4, generator=generator))
-    novel = requests.target_owned < 0
-    cases = (
-        (sampled_window_loss, windows, windows.history_rows[windows.targets], windows.targets[0], slice(None)),
-        (sampled_novel_loss, requests, requests.target_rows, requests.target_users, novel),
-    )
-    for loss, batch, targets, owners, counted in cases:
-        n_users = len(targets) if batch is windows else len(batch.history_rows)
-        users, expected = torch.randn(n_users, W, generator=generator), torch.randn(len(targets), generator=generator)
-        of_target = torch.arange(len(targets)) if batch is windows else owners
-        logits = (users[of_target] * items[targets]).sum(dim=1) - expected
-        own = find_own(windows.history_rows, windows.arrays["history_lengths"], drawn.rows, n_items)
-        if batch is requests:
-            pairs = torch.cat([batch.owned_users, owners[novel]]), torch.cat([batch.owned_rows, targets[novel]])
-            own = mark_owned(*pairs, n_users, drawn.rows, n_items)
-        negative = (users[of_target] @ items[drawn.rows].T - drawn.log_expected).masked_fill(own[owners], -math.inf)
-        losses = torch.cat([logits.unsqueeze(1), negative], dim=1).logsumexp(dim=1) - logits
-        weights = batch.target_weights[windows.targets] if batch is windows else batch.target_weights
-        wanted = (losses * weights)[counted].sum() / weights[counted].sum()
-        assert (loss(users, items, batch, drawn, expected, "every_logit") - wanted).abs() <= 1e-5
-        assert (loss(users, items, batch, drawn, expected, "negatives") - wanted).abs() > 1e-3
-
-
 def test_a_target_without_weight_costs_nothing():
     world = make_world(ORDERED)
     batch = batches(make_data(world))[0]
     nobody = batch._replace(target_weights=torch.zeros_like(batch.target_weights))
     generator = torch.Generator().manual_seed(8)
-    users, nothing = torch.zeros(0, W), torch.zeros(0)
+    users = torch.zeros(0, W)
     items = torch.randn(len(world.catalogue), W, generator=generator)
     drawn = Negatives(torch.arange(3), torch.zeros(3))
-    for correction in ("negatives", "every_logit"):
-        assert sampled_window_loss(users, items, nobody, drawn, nothing, correction) == 0
+    assert sampled_window_loss(users, items, nobody, drawn) == 0
 
 
 @pytest.mark.parametrize("n_drawn", [None, 5, 1])
@@ -373,7 +294,7 @@ def test_distinct_rows_are_found_with_where_each_stands(n_rows, n_items):
 
 def test_a_row_is_found_among_ascending_ones():
     distinct = torch.tensor([1, 4, 6])
-    assert find_places(distinct, torch.tensor([4, 0, 6, 5, 9, 1])).tolist() == [1, 3, 2, 3, 3, 0]
+    assert find_positions(distinct, torch.tensor([4, 0, 6, 5, 9, 1])).tolist() == [1, 3, 2, 3, 3, 0]
 
 
 @pytest.mark.parametrize("rows", [None, torch.tensor([3, 8, 11])], ids=["all items", "a sample"])
