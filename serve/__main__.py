@@ -26,7 +26,7 @@ _PROGRAM = "python -m serve"
 _REGISTRY = Path("runs") / "registry"
 _TOKEN, _MIN_TOKEN = "BASCULE_RELOAD_TOKEN", 16  # characters
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
-_MAX_SHOWN, _MAX_NAMED = 40, 5  # characters of a cell, and unknown values in a note
+_MAX_SHOWN = 40  # characters of a cell
 _RECOMMEND = """
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
@@ -77,38 +77,39 @@ def _make_parser() -> argparse.ArgumentParser:
 
     def add(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = "") -> argparse.ArgumentParser:
         raw = argparse.RawDescriptionHelpFormatter
-        command = commands.add_parser(
-            name, help=text, description=f"{text}\n{more}", formatter_class=raw, allow_abbrev=False
-        )
+        about = f"{text}\n{more}"
+        command = commands.add_parser(name, help=text, description=about, formatter_class=raw, allow_abbrev=False)
         command.set_defaults(run=run)
         return command
 
     _describe_recommend(add("recommend", _recommend, "write the best items of many requests to a file", _RECOMMEND))
-    _describe_similar(add("similar", _similar, "show the items nearest to an item"))
+    similar = add("similar", _similar, "show the items nearest to an item")
     _describe_export(add("export", _export, "write vectors of users or items to a folder of Parquet files", _EXPORT))
-    _add_bundle(add("verify", _verify, "check files, space and golden answers of a bundle"))
+    verify = add("verify", _verify, "check files, space and golden answers of a bundle")
     _describe_http(add("http", _http, "serve over HTTP, with a page to try it at /", _HTTP))
     _describe_forget(add("forget", _forget, "erase users from a run, and print a receipt", _FORGET))
-    _describe_publish(add("publish", _publish, "copy a bundle into a registry of versions"))
+    publish = add("publish", _publish, "copy a bundle into a registry of versions")
     activate = add("activate", _activate, "let a version be served, after it was verified")
+    rollback = add("rollback", _rollback, "let the version be served that was current before")
+    listed = add("list", _list, "show the versions of a registry; `*` is the current one")
+    for command in (similar, verify, publish):
+        _add_folder(command, "--bundle", "folder of the bundle", required=True)
+    for command in (publish, activate, rollback, listed):
+        _add_folder(command, "--registry", f"folder of the versions (default: {_REGISTRY})", default=_REGISTRY)
+    similar.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
+    similar.add_argument("--k", type=int, default=10, help="how many (default: 10)")
+    publish.add_argument("--activate", action="store_true", help="let it be served from now on")
+    publish.add_argument("--keep", type=int, default=3, metavar="N", help="latest versions that stay (default: 3)")
     activate.add_argument("--version", required=True, metavar="V", help="its 12 digits, as `list` shows them")
-    _add_registry(activate)
-    _add_registry(add("rollback", _rollback, "let the version be served that was current before"))
-    _add_registry(add("list", _list, "show the versions of a registry; `*` is the current one"))
     return parser
 
 
-def _add_bundle(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--bundle", type=Path, required=True, metavar="DIR", help="folder of the bundle")
-
-
-def _add_registry(parser: argparse.ArgumentParser) -> None:
-    text = f"folder of the versions (default: {_REGISTRY})"
-    parser.add_argument("--registry", type=Path, default=_REGISTRY, metavar="DIR", help=text)
+def _add_folder(parser: argparse.ArgumentParser, name: str, text: str, **more: Any) -> None:
+    parser.add_argument(name, type=Path, metavar="DIR", help=text, **more)
 
 
 def _describe_recommend(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
+    _add_folder(parser, "--bundle", "folder of the bundle", required=True)
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
     source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
@@ -116,29 +117,22 @@ def _describe_recommend(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repeats", choices=("allow", "exclude"), help="list items of the history (default: by data)")
     parser.add_argument("--where", metavar="TEXT", help="condition on the columns of items")
     parser.add_argument("--only", type=Path, metavar="FILE", help="items that may be listed: a file with item_id")
-    text = "how many items of a list may share a value; may be given for many columns"
-    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=text)
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help="default: the folder 'profiles' beside the bundle")
+    at_most = "items of a list that may share a value; for several columns given several times"
+    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
+    _add_folder(parser, "--profiles", "default: the folder 'profiles' beside the bundle")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
 
 
-def _describe_similar(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
-    parser.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
-    parser.add_argument("--k", type=int, default=10, help="how many (default: 10)")
-
-
 def _describe_export(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
+    _add_folder(parser, "--bundle", "folder of the bundle", required=True)
     parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
     rows = "requests, or items with item_id and features (default: all users, or the catalogue)"
     parser.add_argument("--rows", type=Path, metavar="FILE", help=rows)
     parser.add_argument("--delimiter", metavar="CHARACTER", help="between the cells of --rows (default: guessed)")
     columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
     parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help="default: the folder 'profiles' beside the bundle")
-    folder = "gets part-00000.parquet and so on, and _SUCCESS at the end; a run that was stopped goes on there"
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help=folder)
+    _add_folder(parser, "--profiles", "default: the folder 'profiles' beside the bundle")
+    _add_folder(parser, "--out", "gets part-00000.parquet and so on, and _SUCCESS at the end", required=True)
     parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
 
 
@@ -146,30 +140,20 @@ def _describe_http(parser: argparse.ArgumentParser) -> None:
     source = parser.add_mutually_exclusive_group(required=True)
     source.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
     source.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
-    where = "beside the bundle, or in the registry"
-    parser.add_argument("--profiles", type=Path, metavar="DIR", help=f"called 'profiles'; default: {where}")
-    parser.add_argument("--state", type=Path, metavar="DIR", help=f"called 'state'; default: {where}")
+    for name in ("profiles", "state"):
+        _add_folder(parser, f"--{name}", f"called '{name}'; default: beside the bundle, or in the registry")
     parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
     days = "that events and what was shown are kept (default: 365)"
     parser.add_argument("--retention-days", type=float, default=365, metavar="DAYS", help=days)
-    file = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
-    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=file)
+    text = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
+    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=text)
 
 
 def _describe_forget(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--run", dest="run_folder", type=Path, required=True, metavar="DIR", help="folder of the run")
+    _add_folder(parser, "--run", "folder of the run", required=True, dest="run_folder")
     parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
-    exports = "folders that `serve export --side user` wrote"
-    parser.add_argument("--exports", nargs="+", type=Path, default=[], metavar="DIR", help=exports)
-
-
-def _describe_publish(parser: argparse.ArgumentParser) -> None:
-    _add_bundle(parser)
-    _add_registry(parser)
-    parser.add_argument("--activate", action="store_true", help="let it be served from now on")
-    keep = "the latest versions that stay (default: 3); the current one and the one before it stay anyway"
-    parser.add_argument("--keep", type=int, default=3, metavar="N", help=keep)
+    _add_folder(parser, "--exports", "folders that `serve export --side user` wrote", nargs="+", default=[])
 
 
 def _recommend(given: argparse.Namespace) -> None:
@@ -200,38 +184,29 @@ def _recommend_file(recommender: Recommender, requests: Iterable[Request], given
     from serve.service import find_unknown
     from serve.tables import write_tables
 
-    counts: Counter[str] = Counter()
-    values: Counter[str] = Counter()
+    n_requests, counts = 0, Counter[str]()
     reasons: list[str] = []
     filter_viewed = None if given.repeats is None else given.repeats == "exclude"
 
     def answer() -> Iterator[pa.Table]:
+        nonlocal n_requests
         remaining = iter(requests)
         while some := list(islice(remaining, _REQUESTS_AT_ONCE)):
             lists = recommender.recommend(some, given.k, filter_viewed)
             reasons.extend(reason for reason in lists.reason.tolist() if reason is not None)
-            counts.update(requests=len(some), items=int(lists.unknown_items.sum()))
-            for request in some:
-                named = find_unknown(recommender.bundle.schema, request)
-                values.update(f"{place} {text[:_MAX_SHOWN]!r}" for place, text in named)
+            counts.update(name for request in some for name in find_unknown(recommender.bundle.schema, request))
+            counts["history"] += int(lists.unknown_items.sum())
+            n_requests += len(some)
             yield lists.to_table()
 
     schema = recommender.recommend([], given.k, filter_viewed).to_table().schema
     write_tables(answer(), schema, given.out)
-    print(f"{counts['requests']} requests answered: {given.out}")
-    for note in _notes(counts, values, reasons, given.k):
-        print(f"note: {note}", file=sys.stderr)
-
-
-def _notes(counts: Counter[str], values: Counter[str], reasons: Sequence[str], k: int) -> Iterator[str]:
-    if values:
-        shown = ", ".join(f"{value} ({count} times)" for value, count in values.most_common(_MAX_NAMED))
-        yield f"values not seen in training, taken as unknown: {shown}{', …' if len(values) > _MAX_NAMED else ''}"
-    if counts["items"]:
-        yield f"histories hold {counts['items']} items that are not in the bundle; left out"
+    print(f"{n_requests} requests answered: {given.out}")
+    if unknown := ", ".join(f"{name} ({count} times)" for name, count in sorted(counts.items()) if count):
+        print(f"note: values and items that training has not seen, taken as missing: {unknown}", file=sys.stderr)
     if reasons:
-        share = f"{len(reasons)} of {counts['requests']} requests got fewer than {k} items"
-        yield f"{share}; the first since {reasons[0]}"
+        share = f"{len(reasons)} of {n_requests} requests got fewer than {given.k} items"
+        print(f"note: {share}; the first since {reasons[0]}", file=sys.stderr)
 
 
 def _similar(given: argparse.Namespace) -> None:

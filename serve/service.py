@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -15,12 +15,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.bundle import (
-    ITEMS_FILE,
-    PROFILES,
-    STATE,
-    STATE_FILE,
-)
+from serve import state as live_state
+from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.encode import split_cell, to_text
 from serve.erasure import forget_known, holds_run
 from serve.errors import SchemaError
@@ -31,15 +27,7 @@ from serve.recommendations import Answer, to_arrow
 from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
-from serve.state import (
-    RETENTION_DAYS,
-    ImpressionLog,
-    Impressions,
-    StateStore,
-    complete_with,
-    parse_observations,
-    recall,
-)
+from serve.state import RETENTION_DAYS, ImpressionLog, Impressions, StateStore
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
@@ -56,16 +44,6 @@ class Current:
     recommender: Recommender
     version: str
     loaded_at: float
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a reload ended: the version that answers now, and the reason if nothing was loaded; `time` is UTC seconds."""
-
-    is_loaded: bool
-    version: str
-    reason: str | None
-    time: float
 
 
 class Service:
@@ -89,7 +67,6 @@ class Service:
         self._source, self._runs = source, runs
         self._reloading, self._changing = Lock(), Lock()
         snapshot, reason = source.start()
-        self._last_reload = None if reason is None else Outcome(False, snapshot.version, reason, time.time())
         with ExitStack() as undone:  # the lock of the items, among others
             self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
@@ -97,6 +74,7 @@ class Service:
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
+        self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
 
     @property
     def version(self) -> str:
@@ -104,27 +82,18 @@ class Service:
         return self._current.version
 
     def recommend(
-        self,
-        raw: Sequence[Mapping[str, Any]],
-        k: int,
-        filter_viewed: bool | None,
-        request_id: str,
-        explain: bool = False,
+        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str, explain: bool
     ) -> tuple[str, list[dict[str, Any]]]:
         """Rank items for the requests of one caller and log what is shown.
 
         A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
-        came later.
-
-        Returns:
-            The version that answers, and the answer to each request as JSON values.
+        came later. Returns the version that answers, and the answer to each request as JSON values.
 
         Raises:
             SchemaError: a request that cannot be read, or filters that do not fit; of several, it is named.
         """
         current, now = self._current, int(time.time())  # taken once: no answer is of two versions
-        recommender = current.recommender
-        requests = []
+        recommender, requests = current.recommender, []
         for place, one in enumerate(raw):
             try:
                 requests.append(self._read(one, recommender, now))
@@ -137,14 +106,13 @@ class Service:
         pairs = zip(requests, answers, strict=True)
         return current.version, [_to_json(recommender, request, answer, explain) for request, answer in pairs]
 
-    def similar(self, item_id: Id, k: int, explain: bool = False) -> tuple[str, dict[str, Any]]:
-        """Find the items nearest to an item.
+    def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
+        """Find the items nearest to an item; return the version that answers, and the answer as JSON values.
 
         Raises:
             SchemaError: an item that is not known.
         """
-        current = self._current
-        recommender = current.recommender
+        current, recommender = self._current, self._current.recommender
         known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = recommender.similar_items(known, k)
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
@@ -156,17 +124,17 @@ class Service:
         return current.version, {"items": items, **reason}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Keep what users did; it counts in the next answer.
+        """Keep what users did, all or none; it counts in the next answer.
 
         Returns:
             How many events were kept: those of forgotten users, and those older than the retention, are not.
 
         Raises:
-            SchemaError: an event that cannot be read; none is kept.
-            OSError: the disk is full or fails; none is kept.
+            SchemaError: an event that cannot be read.
+            OSError: the disk is full or fails.
         """
         now = int(time.time())
-        observed = parse_observations(events, self._schema, now)
+        observed = live_state.parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
@@ -190,8 +158,8 @@ class Service:
         known = parse_id(user_id, self._schema.user_id_type, "user_id")
         return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
 
-    def reload(self) -> Outcome:
-        """Load what the source has now; if anything fails, the present version answers on."""
+    def reload(self) -> str | None:
+        """Load what the source has now; if that fails, return the reason: the present version answers on."""
         with self._reloading:
             reason = None
             try:
@@ -201,30 +169,29 @@ class Service:
                     self._current = Current(self._items.recommender, snapshot.version, snapshot.loaded_at)
             except LOADING_ERRORS as error:
                 reason = self._source.explain(error)
-            self._last_reload = Outcome(reason is None, self._current.version, reason, time.time())
-            return self._last_reload
+            self.last_reload = self._note_reload(reason)
+            return reason
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
-        schema = self._schema
-        features = (feature.name for side in ("user", "item", "context") for feature in schema.features(side))
+        features = (feature.name for side in ("user", "item", "context") for feature in self._schema.features(side))
         return frozenset((*features, *self._current.recommender.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        current, last = self._current, self._last_reload
-        recommender, bundle = current.recommender, current.recommender.bundle
+        current, recommender = self._current, self._current.recommender
+        schema = recommender.bundle.schema
         return {
             "version": current.version,
-            "space_id": bundle.manifest.space_id,
+            "space_id": recommender.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
-            "data_until": bundle.schema.data_until if bundle.schema.has_datetime else None,
+            "data_until": schema.data_until if schema.has_datetime else None,
             "items": recommender.catalogue.n_listed,
             "users": len(recommender.profiles),
-            "repeats": bundle.schema.repeats,
+            "repeats": schema.repeats,
             "columns": recommender.admission.columns.names,
-            "notes": [*self._items.notes, *_note_age(bundle.schema, int(time.time())), *self.impressions.notes],
-            "last_reload": None if last is None else asdict(last),
+            "notes": [*self._items.notes, *_note_age(schema, int(time.time())), *self.impressions.notes],
+            "last_reload": self.last_reload,
         }
 
     def close(self) -> None:
@@ -240,15 +207,18 @@ class Service:
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
         """Check a request, give it a moment, and put the user's live events into it."""
         request = parse_request(raw, recommender.bundle.schema)
-        recalled = recall(request, self._state)
+        recalled = live_state.recall(request, self._state)
         if request.datetime is None:
             history = recalled.history if request.history is None else request.history
             request = replace(request, datetime=_moment(history.datetime, now))
-        return complete_with(request, recommender.profiles, recalled)
+        return live_state.complete_with(request, recommender.profiles, recalled)
 
     def _show_items(self) -> None:
         with self._changing:
             self._current = replace(self._current, recommender=self._items.recommender)
+
+    def _note_reload(self, reason: str | None) -> dict[str, Any]:
+        return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
 
 
 def open_service(
@@ -267,30 +237,21 @@ def open_service(
     return Service(source, folders[STATE], tuple(runs.values()), retention_days)
 
 
-def _to_json(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
-    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
-    items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
-    if explain:
-        rows = recommender.item_rows(answer.item_id.tolist())
-        reasons = find_reasons(recommender, request, rows)
-        shown = zip(items, show_items(recommender.catalogue.table, rows), reasons, strict=True)
-        items = [item | {"columns": values, "because": reason} for item, values, reason in shown]
-    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
-    if unknown := dict(find_unknown(recommender.bundle.schema, request)):
-        content["unknown_values"] = list(unknown)
-    return content if answer.reason is None else content | {"reason": answer.reason}
+def find_unknown(schema: Schema, request: Request) -> list[str]:
+    """Name the features of a user or a moment of which a request gives a value that training has not seen."""
+    context, features = request.context or {}, request.features or {}
+    return [
+        *(f"context.{one.name}" for one in schema.context_features if _is_unknown(one, context.get(one.name))),
+        *(f"features.{one.name}" for one in schema.user_features if _is_unknown(one, features.get(one.name))),
+    ]
 
 
-def find_unknown(schema: Schema, request: Request) -> Iterator[tuple[str, str]]:
-    """Yield where a request gives a value of a user or a moment that training has not seen, and the value."""
-    for place, features, given in (
-        ("context", schema.context_features, request.context or {}),
-        ("features", schema.user_features, request.features or {}),
-    ):
-        for feature in features:
-            if feature.kind in _WORDED and feature.name in given:
-                texts = _texts(feature, given[feature.name])
-                yield from ((f"{place}.{feature.name}", text) for text in texts if text not in feature.codes)
+def _is_unknown(feature: Feature, value: Any) -> bool:
+    """Tell whether a value, or one of its parts, is missing in the vocabulary of a feature that has one."""
+    if value is None or feature.kind not in _WORDED:
+        return False
+    texts = split_cell(value, feature.separator) if feature.kind == "multi_categorical" else [to_text(value)]
+    return any(text and text not in feature.codes for text in texts)
 
 
 def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
@@ -302,22 +263,17 @@ def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
 
 def find_reasons(recommender: Recommender, request: Request, rows: Ints) -> list[dict[str, Any] | None]:
     """Name for each item the item of the history that is nearest to it, itself included; None without a history."""
-    catalogue = recommender.catalogue
-    history = catalogue.item_ids.find(_history(recommender, request)[-MAX_COMPARED:])
-    known = np.unique(history[history >= 0])
+    catalogue, history = recommender.catalogue, request.history
+    if history is None and request.user_id is not None and (profile := recommender.profiles.get(request.user_id)):
+        history = profile.history
+    found = catalogue.item_ids.find([] if history is None else history.item_id[-MAX_COMPARED:].tolist())
+    known = np.unique(found[found >= 0])
     if not len(known) or not len(rows):
         return [None] * len(rows)
     cosines = _directions(recommender, rows) @ _directions(recommender, known).T  # (K, H)
     ids = catalogue.item_ids.ids[known[cosines.argmax(axis=1)]].tolist()
     best = cosines.max(axis=1).tolist()
     return [{"item_id": item_id, "cosine": round(cosine, 3)} for item_id, cosine in zip(ids, best, strict=True)]
-
-
-def _history(recommender: Recommender, request: Request) -> Sequence[Id]:
-    if request.history is not None:
-        return list(request.history.item_id)
-    profile = None if request.user_id is None else recommender.profiles.get(request.user_id)
-    return [] if profile is None else profile.history.item_id.tolist()
 
 
 def _directions(recommender: Recommender, rows: Ints) -> Floats:
@@ -338,11 +294,18 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, bool, list)) else str(value)
 
 
-def _texts(feature: Feature, value: Any) -> Sequence[str]:
-    """Return the values as the vocabulary would have them; none if they are missing."""
-    if feature.kind == "multi_categorical":
-        return split_cell(value, feature.separator)
-    return [text for text in (to_text(value),) if text]
+def _to_json(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
+    columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
+    items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
+    if explain:
+        rows = recommender.item_rows(answer.item_id.tolist())
+        reasons = find_reasons(recommender, request, rows)
+        shown = zip(items, show_items(recommender.catalogue.table, rows), reasons, strict=True)
+        items = [item | {"columns": values, "because": reason} for item, values, reason in shown]
+    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
+    if unknown := find_unknown(recommender.bundle.schema, request):
+        content["unknown_values"] = unknown
+    return content if answer.reason is None else content | {"reason": answer.reason}
 
 
 def _moment(times: NDArray[np.int64] | None, now: int) -> int:

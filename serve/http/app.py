@@ -1,4 +1,4 @@
-"""The HTTP application: routes over a service, and the server that runs them."""
+"""The HTTP application: its routes over a service."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBod
 from serve.service import Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
-_TEXT = "text/plain; version=0.0.4; charset=utf-8"
+_PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
@@ -37,12 +37,7 @@ _PAGE_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
-_PAGES = {
-    "/": ("page.html", "text/html"),
-    "/page.css": ("page.css", "text/css"),
-    "/page.js": ("page.js", "text/javascript"),
-}
-ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
+_PAGES = {"/": ("page.html", "html"), "/page.css": ("page.css", "css"), "/page.js": ("page.js", "javascript")}
 
 
 def _by(name: str) -> Discriminator:
@@ -52,13 +47,18 @@ def _by(name: str) -> Discriminator:
 
 Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
 Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
-router = APIRouter(responses=schemas.ERRORS)
-operating = APIRouter()
+AskedBody = Annotated[Ask, Body(openapi_examples=schemas.ASK_EXAMPLES)]
+SimilarBody = Annotated[AskSimilar, Body(openapi_examples=schemas.SIMILAR_EXAMPLES)]
+ToldBody = Annotated[Tell, Body(openapi_examples=schemas.EVENT_EXAMPLES)]
+ErasedBody = Annotated[ForgetBody, Body(openapi_examples=schemas.FORGET_EXAMPLES)]
+PutBody = Annotated[ItemBody, Body(openapi_examples=schemas.ITEM_EXAMPLES)]
+ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
+router, operating, reloading = APIRouter(responses=schemas.ERRORS), APIRouter(), APIRouter()
 
 
 @dataclass(frozen=True)
 class AppState:
-    """The state that the routes of one server share."""
+    """The state that the routes of one server share: the service, its metrics, and a thread for each kind of work."""
 
     service: Service
     metrics: Metrics
@@ -67,7 +67,6 @@ class AppState:
     items: Worker
     erasures: Worker
     token: str | None
-    """Of reloads; None: there are none."""
 
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""
@@ -93,76 +92,52 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         redirect_slashes=False,
         exception_handlers=HANDLERS,
     )
-    events, items, erasures = (Worker(name, _MAX_WRITING, _WRITE_DEADLINE) for name in ("events", "items", "erasures"))
     answers = Worker("answers", max_waiting, _DEADLINE)
-    state = AppState(service, Metrics(), answers, events, items, erasures, token)
-    app.state.shared = state
-    app.add_middleware(RequestMiddleware, metrics=state.metrics)
-    app.include_router(router)
-    app.include_router(operating)
-    if token is not None:
-        app.include_router(reloading)
+    events, items, erasures = (Worker(name, _MAX_WRITING, _WRITE_DEADLINE) for name in ("events", "items", "erasures"))
+    app.state.shared = AppState(service, Metrics(), answers, events, items, erasures, token)
+    app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
+    for each in (router, operating, *([] if token is None else [reloading])):
+        app.include_router(each)
     for path, (name, kind) in _PAGES.items():
         app.add_api_route(path, _serve_file(name, kind), methods=["GET"], include_in_schema=False)
     return app
 
 
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
-async def recommend(request: Request, body: Annotated[Ask, Body(openapi_examples=schemas.ASK_EXAMPLES)]) -> Response:
-    given = cast(Mapping[str, Any], body)
+async def recommend(request: Request, body: AskedBody) -> Response:
     state = _state(request)
-    return _respond(await state.answers.run(partial(_recommend, state, request, given)))
+    return _respond(await state.answers.run(partial(_recommend, state, request, cast(Mapping[str, Any], body))))
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
-async def similar(
-    request: Request, body: Annotated[AskSimilar, Body(openapi_examples=schemas.SIMILAR_EXAMPLES)]
-) -> Response:
+async def similar(request: Request, body: SimilarBody) -> Response:
     state = _state(request)
     return _respond(await state.answers.run(partial(_similar, state, request, body)))
 
 
-@router.post(
-    "/v1/events",
-    response_model=schemas.Told,
-    summary="Users did something: it counts in the next answer, and survives a kill",
-)
-async def tell(request: Request, body: Annotated[Tell, Body(openapi_examples=schemas.EVENT_EXAMPLES)]) -> Response:
+@router.post("/v1/events", response_model=schemas.Told, summary="Keep events of users: they count in the next answer")
+async def tell(request: Request, body: ToldBody) -> Response:
     state, given = _state(request), cast(dict[str, Any], body)
     n_kept = await state.events.run(partial(state.service.observe, given.get("events", [given])))
     state.metrics.events.inc(n_kept)
     return _respond(_write(request, state.service.version, {"kept": n_kept}))
 
 
-@router.post(
-    "/v1/users/forget",
-    response_model=schemas.Forgotten,
-    summary="Erase a user; the receipt says what was erased and what is out of reach",
-)
-async def forget(
-    request: Request, body: Annotated[ForgetBody, Body(openapi_examples=schemas.FORGET_EXAMPLES)]
-) -> Response:
+@router.post("/v1/users/forget", response_model=schemas.Forgotten, summary="Erase a user, with a receipt")
+async def forget(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
     receipts = await state.erasures.run(partial(state.service.forget, body["user_id"]))
     return _respond(_write(request, state.service.version, {"receipts": receipts}))
 
 
-@router.put(
-    "/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item: it is in the next answer"
-)
-async def put(
-    request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body(openapi_examples=schemas.ITEM_EXAMPLES)]
-) -> Response:
+@router.put("/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item")
+async def put(request: Request, item_id: ItemPath, body: PutBody) -> Response:
     state = _state(request)
     await state.items.run(partial(state.service.put_item, item_id, body["columns"]))
     return _respond(_write(request, state.service.version, {}))
 
 
-@router.delete(
-    "/v1/items/{item_id:path}",
-    response_model=schemas.Removed,
-    summary="Remove an item: no version lists it until it is put again",
-)
+@router.delete("/v1/items/{item_id:path}", response_model=schemas.Removed, summary="Remove an item from all versions")
 async def remove(request: Request, item_id: ItemPath) -> Response:
     state = _state(request)
     was_there = await state.items.run(partial(state.service.remove_item, item_id))
@@ -184,49 +159,37 @@ async def status(request: Request) -> dict[str, Any]:
     return _state(request).service.describe()
 
 
-@operating.get(
-    "/metrics",
-    response_class=Response,
-    responses={200: {"content": {_TEXT: {"schema": {"type": "string"}}}}},
-    summary="Counts and times for Prometheus",
-)
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schema": {"type": "string"}}}}}
+
+
+@operating.get("/metrics", response_class=Response, responses=_TEXT, summary="Counts and times for Prometheus")
 async def metrics(request: Request) -> Response:
     state = _state(request)
     state.metrics.waiting.set(state.answers.n_waiting)
     state.metrics.impressions_lost.set(state.service.impressions.n_lost)
     state.metrics.bundle.clear()
     state.metrics.bundle.labels(state.service.version).set(1)
-    return Response(state.metrics.render(), media_type=_TEXT)
+    return Response(state.metrics.render(), media_type=_PROMETHEUS)
 
 
-reloading = APIRouter()
+_REFUSED = schemas.errors(401, 403, 409)
 
 
-@reloading.post(
-    "/v1/reload",
-    response_model=schemas.Loaded,
-    responses=schemas.errors(401, 403, 409),
-    summary="Take up what is current; whatever fails, the present version answers on",
-)
+@reloading.post("/v1/reload", response_model=schemas.Loaded, responses=_REFUSED, summary="Take up what is current")
 async def reload(request: Request) -> dict[str, Any]:
     state = _state(request)
-    _admit(request, state.token or "")
-    outcome = await asyncio.to_thread(state.service.reload)
-    state.metrics.reloads.labels("loaded" if outcome.is_loaded else "refused").inc()
-    if not outcome.is_loaded:
-        _LOG.warning("a reload was refused, version %s answers on: %s", outcome.version, outcome.reason)
-        raise HTTPException(409, outcome.reason or "the version cannot be loaded")
-    _LOG.info("version %s answers from now on", outcome.version)
-    return {"request_id": request.state.request_id, "version": outcome.version}
-
-
-def _admit(request: Request, token: str) -> None:
-    """Refuse a reload that comes from another machine (403) or without the token (401)."""
     if request.client is None or not ip_address(request.client.host).is_loopback:
         raise HTTPException(403, "only a process on the same machine may ask for a reload")
     given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+    if not hmac.compare_digest(given.encode(), f"Bearer {state.token}".encode()):
         raise HTTPException(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
+    reason = await asyncio.to_thread(state.service.reload)
+    state.metrics.reloads.labels("loaded" if reason is None else "refused").inc()
+    if reason is not None:
+        _LOG.warning("a reload was refused, version %s answers on: %s", state.service.version, reason)
+        raise HTTPException(409, reason)
+    _LOG.info("version %s answers from now on", state.service.version)
+    return {"request_id": request.state.request_id, "version": state.service.version}
 
 
 def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> bytes:
@@ -236,8 +199,7 @@ def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> by
     if len(raw) * k > schemas.MAX_LISTED:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
-    filter_viewed = None if repeats is None else repeats == "exclude"
-    explain = body.get("explain", False)
+    filter_viewed, explain = None if repeats is None else repeats == "exclude", body.get("explain", False)
     version, answers = state.service.recommend(raw, k, filter_viewed, request.state.request_id, explain)
     content = _write(request, version, {"answers": answers})
     state.metrics.count_lists(answers, k, time.perf_counter() - begun)
@@ -268,6 +230,6 @@ def _serve_file(name: str, kind: str) -> Callable[[], Any]:
     content = files("serve.http").joinpath(name).read_bytes()
 
     async def page() -> Response:
-        return Response(content, media_type=kind, headers={"content-security-policy": _PAGE_POLICY})
+        return Response(content, media_type=f"text/{kind}", headers={"content-security-policy": _PAGE_POLICY})
 
     return page

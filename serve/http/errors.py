@@ -84,26 +84,19 @@ def hide_values(message: str, names: frozenset[str]) -> str:
     return _QUOTED.sub(hide, _VALUE.sub(lambda found: ": " if found[0].endswith("; ") else _HIDDEN, message))
 
 
-async def _answer_overload(request: Request, error: Exception) -> Response:
-    request.app.state.shared.metrics.shed.inc()
-    return answer_error(request, 503, "too many requests wait; come back later", headers=RETRY_AFTER)
-
-
-async def _answer_disk(request: Request, error: Any) -> Response:
-    """Answer that nothing could be kept: it may be sent again."""
-    _LOG.error("the disk failed: %s", error.strerror)
-    is_busy = error.errno == errno.EBUSY
-    why = "another process keeps the file, for a while" if is_busy else "the disk is full or fails"
-    return answer_error(request, 503, f"it could not be kept: {why}", headers=RETRY_AFTER)
-
-
-async def _answer_damage(request: Request, error: Exception) -> Response:
-    """Answer that a file which the service reads was damaged, such as the list of forgotten users."""
-    _LOG.error("nothing can be answered: %s", error)
-    return answer_error(request, 503, "a file of the service is damaged; its log says which")
-
-
-async def _answer_bug(request: Request, error: Exception) -> Response:
+async def _answer_fault(request: Request, error: Exception) -> Response:
+    """Answer a fault of the service: too much to do, a disk that fails, a damaged file, an error of ours."""
+    if isinstance(error, OverloadError):
+        request.app.state.shared.metrics.shed.inc()
+        return answer_error(request, 503, "too many requests wait; come back later", headers=RETRY_AFTER)
+    if isinstance(error, OSError):
+        _LOG.error("the disk failed: %s", error.strerror)
+        is_busy = error.errno == errno.EBUSY
+        why = "another process keeps the file, for a while" if is_busy else "the disk is full or fails"
+        return answer_error(request, 503, f"it could not be kept: {why}", headers=RETRY_AFTER)
+    if isinstance(error, BundleError):  # such as the list of forgotten users
+        _LOG.error("nothing can be answered: %s", error)
+        return answer_error(request, 503, "a file of the service is damaged; its log says which")
     return answer_error(request, 500, "the service failed; its log says where")
 
 
@@ -111,8 +104,5 @@ HANDLERS: dict[int | type[Exception], Any] = {
     HTTPException: _answer_http,
     RequestValidationError: _answer_invalid,
     SchemaError: _answer_schema_error,
-    OverloadError: _answer_overload,
-    OSError: _answer_disk,
-    BundleError: _answer_damage,
-    Exception: _answer_bug,
+    **dict.fromkeys((OverloadError, OSError, BundleError, Exception), _answer_fault),
 }

@@ -84,20 +84,22 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        self.requests = self._counter("requests", "Answers given, by route and status.", ("route", "status"))
-        self.seconds = self._histogram("request_seconds", "From the headers of a request to its answer.", ("route",))
-        self.compute = self._histogram("answer_seconds", "From the beginning of an answer until it was written.")
-        self.in_flight = self._gauge("in_flight", "Requests that are being answered.")
-        self.waiting = self._gauge("waiting", "Calls of the thread that answers.")
-        self.shed = self._counter("shed", "Requests told to come back.")
-        self.asked = self._counter("recommendations", "Lists asked for.")
-        self.short = self._counter("short_lists", "Lists with fewer items than asked for.")
-        self.unknown_items = self._counter("unknown_history_items", "Items of histories that no bundle knows.")
-        self.unknown_values = self._counter("unknown_values", "Features and context with values new to the bundle.")
-        self.reloads = self._counter("reloads", "Reloads, by outcome.", ("outcome",))
-        self.events = self._counter("events", "Events taken in.")
-        self.impressions_lost = self._gauge("impressions_lost", "Impressions that could not be written.")
-        self.bundle = self._gauge("bundle_info", "The bundle that answers.", ("version",))
+        ours: Any = {"namespace": "bascule", "registry": self._registry}
+        times = ours | {"buckets": _SECONDS}
+        self.requests = Counter("requests", "Answers given, by route and status.", ("route", "status"), **ours)
+        self.seconds = Histogram("request_seconds", "From the headers of a request to its answer.", ("route",), **times)
+        self.compute = Histogram("answer_seconds", "From the beginning of an answer until it was written.", **times)
+        self.in_flight = Gauge("in_flight", "Requests that are being answered.", **ours)
+        self.waiting = Gauge("waiting", "Calls of the thread that answers.", **ours)
+        self.shed = Counter("shed", "Requests told to come back.", **ours)
+        self.asked = Counter("recommendations", "Lists asked for.", **ours)
+        self.short = Counter("short_lists", "Lists with fewer items than asked for.", **ours)
+        self.unknown_items = Counter("unknown_history_items", "Items of histories that no bundle knows.", **ours)
+        self.unknown_values = Counter("unknown_values", "Features and context with values new to the bundle.", **ours)
+        self.reloads = Counter("reloads", "Reloads, by outcome.", ("outcome",), **ours)
+        self.events = Counter("events", "Events taken in.", **ours)
+        self.impressions_lost = Gauge("impressions_lost", "Impressions that could not be written.", **ours)
+        self.bundle = Gauge("bundle_info", "The bundle that answers.", ("version",), **ours)
 
     def count(self, path: str, status: int, seconds: float) -> None:
         """Count one answer of HTTP."""
@@ -116,15 +118,6 @@ class Metrics:
     def render(self) -> bytes:
         """Return all metrics in Prometheus' text format."""
         return generate_latest(self._registry)
-
-    def _counter(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Counter:
-        return Counter(f"bascule_{name}", text, labels, registry=self._registry)
-
-    def _gauge(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Gauge:
-        return Gauge(f"bascule_{name}", text, labels, registry=self._registry)
-
-    def _histogram(self, name: str, text: str, labels: tuple[str, ...] = ()) -> Histogram:
-        return Histogram(f"bascule_{name}", text, labels, buckets=_SECONDS, registry=self._registry)
 
 
 class RequestMiddleware:

@@ -58,8 +58,8 @@ def serve(app: FastAPI, listener: socket.socket) -> None:
     listener.listen(config.backlog)
     host, port = listener.getsockname()[:2]
     _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
-    if (fallen_back := state.service.describe()["last_reload"]) is not None:
-        _LOG.warning("%s", fallen_back["reason"])
+    if state.service.last_reload is not None:
+        _LOG.warning("%s", state.service.last_reload["reason"])
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
     try:

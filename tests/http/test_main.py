@@ -99,10 +99,8 @@ def test_values_and_items_that_the_bundle_does_not_know_are_noted(bundle, tmp_pa
     history = [{"item_id": "gone"}, {"item_id": IDS[3]}]
     path = write_requests(tmp_path / "r.jsonl", [{"context": {"device": "fridge"}, "history": history}, {}])
     assert run("recommend", "--bundle", bundle, "--requests", path, "--k", 2, "--out", tmp_path / "recs.csv") == 0
-    assert capsys.readouterr().err.splitlines() == [
-        "note: values not seen in training, taken as unknown: context.device 'fridge' (1 times)",
-        "note: histories hold 1 items that are not in the bundle; left out",
-    ]
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.endswith(": context.device (1 times), history (1 times)")
 
 
 @pytest.mark.parametrize("suffix", ["csv", "parquet"])
