@@ -215,7 +215,10 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
         SchemaError: a vector that does not parse, is not finite or has another width.
     """
     if isinstance(values, np.ndarray) and values.ndim == 2:
-        return values.astype(np.float32)
+        given: Floats = values.astype(np.float32)
+        if given.shape[1] != feature.width or not np.isfinite(given[~is_missing_row(given)]).all():
+            raise SchemaError(f"feature '{feature.name}': vectors of another width than {feature.width}, or not finite")
+        return given
     matrix = np.full((len(values), feature.width), np.nan, dtype=np.float32)
     for row, value in enumerate(values):
         if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:

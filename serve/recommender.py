@@ -48,14 +48,12 @@ class Recommender:
         schema = bundle.schema
         self.bundle = bundle
         self.profiles = _no_profiles(schema) if profiles is None else profiles
-        kinds = [
-            "string" if ids.dtype == np.object_ else "integer"
-            for ids in (self.profiles.user_ids, self.profiles.history.item_id)
-        ]
-        if kinds != [schema.user_id_type, schema.item_id_type]:
-            raise BundleError(
-                "the ids of the profiles are of another type than the bundle's: give the profiles of its data"
-            )
+        for ids, kind in (
+            (self.profiles.user_ids, schema.user_id_type),
+            (self.profiles.history.item_id, schema.item_id_type),
+        ):
+            if (ids.dtype == np.object_) != (kind == "string"):
+                raise BundleError(f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data")
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema, bundle.vectors.shape[1])
         self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
 

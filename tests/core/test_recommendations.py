@@ -1,19 +1,10 @@
-import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.errors import SchemaError
 from serve.recommendations import Recommendations, to_arrow, to_numpy
-from serve.tables import write_table
 
 ROWS = np.array([[4, 0, 2, 6, 1], [5, 3, -1, -1, -1], [-1, -1, -1, -1, -1]])
 SCORES = np.array([[0.9, 0.7, 0.5, 0.5, 0.1], [0.3, -0.2, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32)
@@ -110,46 +101,6 @@ def test_no_requests():
     assert none.to_table().num_rows == 0
 
 
-def test_csv(tmp_path):
-    path = tmp_path / "new" / "recs.csv"
-    write_table(make().to_table(), path)
-    assert path.read_text(encoding="utf-8").splitlines()[0] == "user_id,item_id,score,rank"
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    expected = naive_rows(("u", "", "w"), TEXT_IDS.tolist())
-    assert [(row["user_id"], row["item_id"], int(row["rank"])) for row in rows] == [
-        (row["user_id"], row["item_id"], row["rank"]) for row in expected
-    ]
-    assert [np.float32(row["score"]) for row in rows] == [np.float32(row["score"]) for row in expected]
-
-
-def test_parquet(tmp_path):
-    table = make((7, None, 9), NUMBER_IDS, "integer").to_table()
-    write_table(table, tmp_path / "recs.parquet")
-    assert pq.read_table(tmp_path / "recs.parquet").equals(table)
-
-
-def test_another_suffix_is_refused(tmp_path):
-    with pytest.raises(SchemaError, match=r"recs\.json: cannot write '\.json'; allowed: \.csv, \.parquet"):
-        write_table(make().to_table(), tmp_path / "recs.json")
-
-
-@pytest.mark.parametrize("suffix", [".csv", ".parquet"])
-def test_a_failed_write_leaves_the_old_file(tmp_path, suffix, monkeypatch):
-    path = tmp_path / f"recs{suffix}"
-    path.write_text("old")
-
-    def fail(descriptor):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", fail)
-    with pytest.raises(OSError, match="No space left") as fault:
-        write_table(make().to_table(), path)
-    assert fault.value.filename == str(path)
-    assert path.read_text() == "old"
-    assert list(tmp_path.iterdir()) == [path]
-
-
 @pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, np.int32])
 def test_numbers_to_arrow_and_back(kind):
     values = np.array([3, -1, 0, 5, 7], dtype=kind)[::-1]
@@ -164,14 +115,6 @@ def test_a_part_of_a_column_is_read_as_that_part(values):
     for column in (pa.chunked_array([pa.array(values)]), pa.chunked_array([values[:4], values[4:]])):
         for start, length in ((0, 6), (0, 3), (2, 2), (3, 3), (4, 2), (5, 1), (6, 0)):
             assert to_numpy(column.slice(start, length)).tolist() == values[start : start + length]
-
-
-@pytest.mark.parametrize("name", ["RECS.CSV", "recs.Parquet"])
-def test_a_table_is_written_into_folders_that_are_made_whatever_the_case_of_its_suffix(tmp_path, name):
-    path = tmp_path / "two" / "folders" / name
-    write_table(make().to_table(), path)
-    assert [one.name for one in path.parent.iterdir()] == [name]
-    assert path.stat().st_size > 0
 
 
 def test_flags_to_arrow_with_and_without_nulls():
@@ -194,21 +137,3 @@ def test_texts_to_arrow_and_back(texts):
 def test_a_slice_of_a_column_is_read_from_its_start():
     array = pa.array([1, 2, 3, 4, 5])
     assert to_numpy(pa.chunked_array([array[2:4]])).tolist() == [3, 4]
-
-
-def test_nothing_imports_pandas(tmp_path):
-    code = (
-        "import sys; import numpy as np; from pathlib import Path\n"
-        "from serve.recommendations import Recommendations, to_numpy, write_table\n"
-        "rows, scores, none = np.array([[1, 0], [0, -1]]), np.ones((2, 2)), np.zeros(2, int)\n"
-        "texts = np.array(['a', 'b'], object)\n"
-        "for ids, user, kind in ((np.array([5, 6]), 3, 'integer'), (texts, 'u', 'string')):\n"
-        "    answers = Recommendations.from_lists(\n"
-        "        [user, None], rows, scores, item_ids=ids, unknown_items=none, user_id_type=kind\n"
-        "    )\n"
-        "    for suffix in ('csv', 'parquet'):\n"
-        f"        write_table(answers.to_table(), Path({str(tmp_path)!r}) / f'r.{{suffix}}')\n"
-        "    assert to_numpy(answers.to_table().column('item_id')).tolist() == answers.item_id.tolist()\n"
-        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[1])

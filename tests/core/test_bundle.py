@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -11,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve.bundle import Bundle, identify_folder, read_steadily, verify
+from serve.bundle import Bundle, Manifest, identify_folder, read_steadily, verify
 from serve.errors import BundleError
 from tests.tiny_bundle import (
     FACTS,
@@ -33,7 +34,6 @@ FILES = sorted(
         "item_tower.onnx",
         "item_neighbour_offsets.npy",
         "item_neighbours.npy",
-        "item_vectors.npy",
         "items.faiss",
         "items.parquet",
         "golden.json",
@@ -54,16 +54,6 @@ def test_a_bundle_holds_what_was_staged(tiny_bundle):
     assert bundle.manifest.dim == D
 
 
-def test_vectors_are_one_read_only_mapping_that_the_index_shares(tiny_bundle):
-    bundle = Bundle.load(tiny_bundle(1))
-    assert bundle.index.vectors is bundle.vectors
-    assert not bundle.vectors.flags.writeable
-    base = bundle.vectors
-    while isinstance(base, np.ndarray):
-        base = base.base
-    assert type(getattr(base, "obj", base)).__name__ == "mmap"
-
-
 def test_towers_compute_their_formula(tiny_bundle):
     bundle = Bundle.load(tiny_bundle(1))
     rng = np.random.default_rng(1)
@@ -72,24 +62,6 @@ def test_towers_compute_their_formula(tiny_bundle):
     users = bundle.user_tower.run({"codes": codes, "numbers": numbers})["user_vectors"]
     np.testing.assert_allclose(users, table[codes] + numbers @ weights, rtol=1e-5)
     assert bundle.item_tower.run({"numbers": numbers})["item_vectors"].shape == (3, D - P)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"codes": None}, r"user_tower\.onnx: inputs differ in codes; it takes codes, numbers"),
-        ({"more": np.zeros(1)}, "inputs differ in more"),
-        ({"codes": np.zeros(3, dtype=np.int32)}, "'codes' is int32; expected int64"),
-        ({"numbers": np.zeros((3, F))}, "'numbers' is float64; expected float32"),
-        ({"numbers": np.zeros((3, F + 1), dtype=np.float32)}, r"user_tower\.onnx refuses its inputs"),
-        ({"codes": np.full(3, 99)}, r"user_tower\.onnx refuses its inputs"),
-        ({"numbers": np.full((3, F), np.nan, dtype=np.float32)}, "'user_vectors' is not finite"),
-    ],
-)
-def test_towers_refuse(tiny_bundle, change, message):
-    inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.zeros((3, F), dtype=np.float32)} | change
-    with pytest.raises(ValueError, match=message):
-        Bundle.load(tiny_bundle(1)).run_user_tower({name: value for name, value in inputs.items() if value is not None})
 
 
 def test_verify_says_what_was_checked(tiny_bundle):
@@ -195,12 +167,6 @@ def test_the_folder_of_a_run_is_refused_naming_the_bundle_in_it(tmp_path):
         Bundle.load(tmp_path)
 
 
-def test_a_registry_is_refused_naming_what_it_is(tmp_path):
-    (tmp_path / "CURRENT").write_text("0123456789ab\n")
-    with pytest.raises(BundleError, match=r"manifest\.json is missing; it is a registry: give one of its versions"):
-        Bundle.load(tmp_path)
-
-
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")
@@ -227,7 +193,7 @@ import sys
 from pathlib import Path
 import numpy as np
 from serve.bundle import Bundle
-import serve.staging
+from serve.index import Query
 bundle = Bundle.load(Path(sys.argv[1]))
 inputs = {"codes": np.zeros(3, dtype=np.int64), "numbers": np.ones((3, 3), dtype=np.float32)}
 users = bundle.user_tower.run(inputs)
@@ -236,18 +202,8 @@ bundle.items.column("item_id").to_pylist()
 print(sorted({"torch", "pytorch_lightning", "pandas", "onnx"} & sys.modules.keys()))
 """
     command = [sys.executable, "-c", script, str(tiny_bundle(1))]
-    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parent.parent)
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2])
     assert result.stdout.strip() == "[]"
-
-
-def test_a_folder_is_another_one_where_only_the_time_of_its_change_is(tmp_path):
-    """A new folder may be given the inode of the one that was removed."""
-    folder = tmp_path / "bundle"
-    folder.mkdir()
-    before = identify_folder(folder)
-    assert identify_folder(folder) == before
-    os.utime(folder, ns=(0, folder.stat().st_mtime_ns + 1))
-    assert identify_folder(folder) not in (before, None)
 
 
 def test_a_file_on_the_way_to_a_bundle_is_told_as_no_bundle(tmp_path):
@@ -255,3 +211,35 @@ def test_a_file_on_the_way_to_a_bundle_is_told_as_no_bundle(tmp_path):
     assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
     with pytest.raises(BundleError, match=r"no bundle at .*notes\.txt/bundle: Not a directory"):
         read_steadily(tmp_path / "notes.txt" / "bundle", Bundle.load)
+
+
+def test_every_flipped_byte_of_a_manifest_is_refused(tiny_bundle):
+    text = (tiny_bundle(1) / "manifest.json").read_bytes()
+    assert Manifest.from_bytes(text).to_bytes() == text
+    for place in range(len(text)):
+        for bit in (0x01, 0x10, 0x20):
+            altered = text[:place] + bytes([text[place] ^ bit]) + text[place + 1 :]
+            with pytest.raises(BundleError):
+                Manifest.from_bytes(altered)
+
+
+@pytest.mark.parametrize("number", [1, 3, 5, True, None])
+def test_another_format_is_refused_by_its_number(tiny_bundle, number):
+    raw = json.loads((tiny_bundle(1) / "manifest.json").read_bytes()) | {"format": number}
+    with pytest.raises(BundleError, match=f"format is {number}; expected 4: train again"):
+        Manifest.from_bytes(json.dumps(raw).encode())
+
+
+@pytest.mark.parametrize("change", [{"more": 1}, {"files": {"../x": {"sha256": "0" * 64, "size": 1}}}])
+def test_a_signed_manifest_with_other_keys_or_files_is_refused(tiny_bundle, change):
+    raw = json.loads((tiny_bundle(1) / "manifest.json").read_bytes()) | change
+    del raw["sha256"]
+    raw["sha256"] = hashlib.sha256((json.dumps(raw, indent=1, sort_keys=True) + "\n").encode()).hexdigest()
+    with pytest.raises(BundleError):
+        Manifest.from_bytes((json.dumps(raw, indent=1, sort_keys=True) + "\n").encode())
+
+
+@pytest.mark.parametrize("text", [b"", b"[]", b"\xff", b'{"files": NaN}', b"[" * 100_000, b" " * 2**21])
+def test_hostile_text_is_no_manifest(text):
+    with pytest.raises(BundleError):
+        Manifest.from_bytes(text)

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.encode import encode_texts, hash_texts, split_words
+from serve.schema import Feature
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -63,16 +64,16 @@ def test_words_are_kept_before_pieces_and_pairs():
 
 
 def test_codes():
-    codes = encode_texts(["ab", None, "ab", "?"], width=7, n_buckets=8)
+    codes = encode_texts(["ab", None, "ab", "?"], Feature("t", "text", "t", width=7, buckets=8))
     row = list(dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>")))
     assert codes.tolist() == [row + [0] * (7 - len(row)), [1] + [0] * 6, row + [0] * (7 - len(row)), [1] + [0] * 6]
-    assert encode_texts([], width=3, n_buckets=8).shape == (0, 3)
+    assert encode_texts([], Feature("t", "text", "t", width=3, buckets=8)).shape == (0, 3)
 
 
 @given(texts=st.lists(st.none() | st.text(max_size=30), max_size=7), width=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_codes_within_bounds_each_once(texts, width):
-    for codes in encode_texts(texts, width, 16):
+    for codes in encode_texts(texts, Feature("t", "text", "t", width=width, buckets=16)):
         present = codes[codes > 0]
         assert len(present) == len(set(present.tolist())) >= 1
         assert present.max() < 2 + 16
@@ -87,7 +88,7 @@ def test_what_a_single_text_costs_is_bounded():
 
 
 def test_hashes_are_the_same_in_every_process():
-    code = "from serve.ngrams import hash_texts; print(list(hash_texts(['Été 猫'], 64)))"
+    code = "from serve.encode import hash_texts; print(list(hash_texts(['Été 猫'], 64)))"
     here = str(list(hash_texts(["Été 猫"], 64)))
     for seed in ("0", "1"):
         done = subprocess.run(

@@ -8,11 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from serve.known_users import encode_profiles, no_profiles
 
 from serve.bundle import Bundle, verify
 from serve.errors import BundleError, SchemaError
-from serve.index import ItemIds
 from serve.profiles import write_profiles
 from serve.recommender import Recommender, golden_answer
 from serve.requests import Request, parse_request
@@ -240,29 +238,17 @@ def test_profiles_are_found_beside_the_bundle_or_where_it_is_said(folders, tmp_p
 
 
 def test_profiles_of_other_data_are_refused(folders):
-    with pytest.raises(BundleError, match=r"user_id is integer.*string"):
+    with pytest.raises(BundleError, match="int64; the bundle has string"):
         Recommender(Bundle.load(folders["shop"]), make_profiles(FILMS, known_users(FILMS)))
     texts, numbers = make_profiles(SHOP, known_users(SHOP)), make_profiles(FILMS, known_users(FILMS))
-    with pytest.raises(BundleError, match=r"item_id is integer.*string"):
+    with pytest.raises(BundleError, match="int64; the bundle has string"):
         Recommender(Bundle.load(folders["shop"]), replace(numbers, user_ids=texts.user_ids, features=texts.features))
-    with pytest.raises(BundleError, match=r"item_id is string.*integer"):
+    with pytest.raises(BundleError, match="object; the bundle has integer"):
         Recommender(Bundle.load(folders["films"]), replace(texts, user_ids=numbers.user_ids))
 
 
-@pytest.mark.parametrize("user_id_type", ["string", "integer"])
-@pytest.mark.parametrize("item_id_type", ["string", "integer"])
-def test_without_profiles_nobody_is_known_whatever_ids_the_data_has(user_id_type, item_id_type):
-    schema = replace(SHOP, user_id_type=user_id_type, item_id_type=item_id_type)
-    ids = {"string": np.array(["a", "b"], dtype=object), "integer": np.array([7, 5])}[item_id_type]
-    known = encode_profiles(no_profiles(schema), ItemIds(ids), schema)
-    for user_id in ("u1", 1, None):
-        assert known.position(user_id) == 0
-    assert known.histories.events.counts.tolist() == [0]
-    assert known.unknown_ids == frozenset()
-
-
 def test_towers_of_another_contract_are_refused(tiny_bundle):
-    with pytest.raises(BundleError, match="repeat_rate"):
+    with pytest.raises(BundleError, match="reads 'codes'"):
         Recommender.load(tiny_bundle(1))
 
 
@@ -281,7 +267,7 @@ def test_serving_imports_nothing_of_training(folders):
     subprocess.run(
         [sys.executable, "-c", code],
         check=True,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
         env={**os.environ, "PYTHONPATH": "."},
     )
 
@@ -301,7 +287,7 @@ def test_nothing_that_it_hands_out_changes_it(recommenders, world):
     recommender, profiles = recommenders[world], recommenders[world].profiles
     answers, profile = recommender.recommend(requests_of(WORLDS[world]), 3), profiles.get(profiles.user_ids[0])
     features = [value for value in profile.features.values() if isinstance(value, np.ndarray)]
-    shared = [answers.item_ids, answers.part(0, 1).item_ids, recommender.catalogue.vectors, profiles.offsets, *features]
+    shared = [answers.item_ids, recommender.catalogue.vectors, profiles.offsets, *features]
     shared += [profiles.user_ids, *profiles.features.values(), *profile.history.columns().values()]
     shared.append(recommender.catalogue.item_ids.extended([]).ids)
     for array in shared:
@@ -325,15 +311,10 @@ def test_a_request_made_by_hand_is_read_as_a_mapping_is(recommenders):
         (Request(1.5), r"user_id is 1\.5"),
         (Request(1, exclude="107"), r"exclude is '107' .*; expected a list"),
         (Request(1, exclude=(107.5,)), r"exclude\[0\] is 107\.5"),
-        (Request(1, datetime=UNTIL * 1000), "datetime is .* expected UTC seconds"),
+        (Request(1, datetime=UNTIL * 1000), "datetime is .* expected whole UTC seconds"),
         (Request(1, datetime=float("nan")), "datetime is nan"),
     ],
 )
 def test_a_request_made_by_hand_that_means_nothing_is_refused(recommenders, request_, words):
     with pytest.raises(SchemaError, match=words):
         recommenders["films"].recommend([request_])
-
-
-def test_a_text_is_no_list_of_ids_where_ids_are_texts_too(recommenders):
-    with pytest.raises(SchemaError, match=r"exclude is 'i107' \(str\); expected a list"):
-        recommenders["shop"].recommend([Request("u1", exclude="i107")])

@@ -54,7 +54,7 @@ def test_join_text(cell, text):
 def test_texts_are_coded_and_blank_ones_unknown():
     cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b"]
     codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
-    expected = encode_texts(["a b", None, None, None, "a\nb", None, "a b"], 5, 64)
+    expected = encode_texts(["a b", None, None, None, "a\nb", None, "a b"], TITLE)
     assert codes.tolist() == expected.tolist()
     assert codes[1].tolist() == [1, 0, 0, 0, 0]
     assert set(codes[0]) != set(codes[4])  # no pair of words across the values of a list
@@ -86,12 +86,11 @@ def test_rows_of_nan_in_a_matrix_are_missing():
     [
         ([[1.0, 2], None], "'image': a vector of 2 numbers; expected 3"),
         (["1 2 3 4"], "'image': a vector of 4 numbers; expected 3"),
-        (np.ones((2, 4)), "'image': a vector of 4 numbers; expected 3"),
+        (np.ones((2, 4)), "'image': vectors of another width than 3, or not finite"),
         ([[1, NAN, 2]], "'image': an entry is not finite"),
-        (np.array([[1, NAN, 2]]), "'image': an entry is not finite"),
-        (np.array([[1, np.inf, 2]]), "'image': an entry is not finite"),
-        (["a b c"], "'image': no list of numbers: a b c"),
-        ([5.0], "'image': no list of numbers: 5.0"),
+        (np.array([[1, NAN, 2]]), "'image': vectors of another width than 3, or not finite"),
+        (["a b c"], "'image': no list of numbers: 'a b c'"),
+        ([5.0], "'image': no list of numbers: '5.0'"),
     ],
 )
 def test_what_is_no_vector_of_this_width_is_named(values, message):

@@ -1,7 +1,7 @@
 import re
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from types import MappingProxyType
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import History, Request, parse_id, parse_ids, parse_request, show
+from serve.requests import Request, parse_id, parse_ids, parse_request, show
 from serve.schema import Feature, Schema
 
 
@@ -53,11 +53,6 @@ def test_nothing_given():
     assert parse_request(nothing, SCHEMA) == Request()
 
 
-def test_empty_is_not_the_same_as_not_given():
-    request = parse_request({"features": {}, "history": [], "context": {}, "exclude": []}, SCHEMA)
-    assert request == Request(features={}, history=History([]), context={}, exclude=())
-
-
 def test_everything_given():
     raw = {
         "user_id": "u7",
@@ -70,28 +65,20 @@ def test_everything_given():
         "datetime": NOON * 1000,
         "exclude": [5, "5", 7],
     }
-    assert parse_request(raw, SCHEMA) == Request(
+    request = parse_request(raw, SCHEMA)
+    assert {name: values.tolist() for name, values in request.history.columns().items() if name != "weight"} == {
+        "item_id": [11, 12],
+        "datetime": [NOON - 43_200, NOON],
+        "event": ["view", None],
+    }
+    np.testing.assert_array_equal(request.history.weight, [2.0, np.nan])
+    assert replace(request, history=None) == Request(
         user_id="u7",
         features={"age": 3.0, "gender": None, "likes": ["a", 5, None]},
-        history=History([11, 12], [NOON - 43_200, NOON], ["view", None], [2.0, None]),
         context={"device": True},
         datetime=NOON,
         exclude=(5, 7),
     )
-
-
-def test_numpy_values_are_taken_as_python_values():
-    raw = {
-        "user_id": np.int64(7),
-        "features": {"age": np.float32(0.5), "likes": np.array(["a", "b"])},
-        "history": [{"item_id": np.int32(3), "datetime": np.datetime64("2024-01-01T12:00:00", "ns")}],
-        "exclude": np.array([9, 8]),
-    }
-    request = parse_request(raw, SCHEMA)
-    assert request.user_id == "7"
-    assert request.features == {"age": 0.5, "likes": ["a", "b"]}
-    assert request.history == History([3], [NOON])
-    assert request.exclude == (9, 8)
 
 
 @pytest.mark.parametrize(
@@ -100,9 +87,6 @@ def test_numpy_values_are_taken_as_python_values():
         NOON,
         float(NOON),
         str(NOON),
-        Decimal(NOON),
-        Decimal("1704110400.00"),
-        Decimal("1704110400.25"),
         NOON * 10**9,
         "2024-01-01 12:00",
         "2024-01-01T13:00:00+01:00",
@@ -129,9 +113,6 @@ def test_naive_times_are_read_in_the_time_zone_of_the_data():
         ("integer", "-7", -7),
         ("integer", -(2**63), -(2**63)),
         ("integer", np.uint8(7), 7),
-        ("integer", Decimal("7.00"), 7),
-        ("integer", Decimal(-(2**63)), -(2**63)),
-        ("string", Decimal(7), "7"),
         ("string", np.uint64(2**64 - 1), "18446744073709551615"),
         ("string", 7, "7"),
         ("string", "007", "007"),
@@ -148,9 +129,6 @@ def test_ids(id_type, value, expected):
     [
         ("integer", 7.5, r"7\.5 \(float\)"),
         ("integer", 7.0, r"7\.0 \(float\)"),
-        ("integer", Decimal("7.5"), r"Decimal\('7\.5'\)"),
-        ("integer", Decimal("sNaN"), r"Decimal\('NaN'\)"),
-        ("integer", Decimal("1e999999"), r"Decimal\('1E\+999999'\)"),
         ("integer", True, r"True \(bool\)"),
         ("integer", "007", r"'007' \(str\)"),
         ("integer", "7_0", "'7_0'"),
@@ -189,15 +167,15 @@ def at(*times):
         ({"features": [1]}, r"features is \[1\] \(list\)"),
         ({"features": {"gendre": "f"}}, "features: unknown name 'gendre' .*did you mean 'gender'"),
         ({"features": {"birth_year": 3}}, "features: unknown name 'birth_year'"),
-        ({"features": {"age": "3"}}, r"features\.age is '3' \(str\); expected a number"),
-        ({"features": {"age": True}}, r"features\.age is True \(bool\); expected a number"),
+        ({"features": {"age": "3"}}, r"features\.age is '3' \(str\); expected a finite number"),
+        ({"features": {"age": True}}, r"features\.age is True \(bool\); expected a finite number"),
         ({"features": {"age": float("nan")}}, r"features\.age is nan .*finite"),
         ({"features": {"age": Decimal("Infinity")}}, r"features\.age is .*Infinity.*finite"),
         ({"features": {"age": 10**400}}, r"features\.age is an integer of more than 64 bits"),
         ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a text"),
         ({"features": {"gender": float("inf")}}, r"features\.gender is inf"),
         ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
-        ({"context": {"hour": 3}}, "context: 'hour' is taken from datetime"),
+        ({"context": {"hour": 3}}, "context: unknown name 'hour'"),
         ({"context": {"devise": 3}}, "context: unknown name 'devise' .*did you mean 'device'"),
         ({"history": "abc"}, r"history is 'abc' \(str\); expected a list"),
         ({"history": {"item_id": 3}}, r"history is .*dict"),
@@ -214,7 +192,7 @@ def at(*times):
         ({"datetime": True}, "datetime is True"),
         ({"datetime": float("inf")}, "datetime is inf"),
         ({"datetime": 2**63}, "datetime is an integer of more than 64 bits"),
-        ({"datetime": "2024-13-01"}, "datetime is '2024-13-01'.*cannot be read"),
+        ({"datetime": "2024-13-01"}, "datetime is '2024-13-01'.*expected an ISO time"),
         ({"datetime": {}}, r"datetime is \{\}"),
         ({"datetime": 17}, "datetime: .*'17' is ambiguous"),
         ({"exclude": 5}, r"exclude is 5 \(int\); expected a list"),
@@ -224,12 +202,6 @@ def at(*times):
 def test_what_is_wrong_is_named(raw, message):
     with pytest.raises(SchemaError, match=message):
         parse_request(raw, SCHEMA)
-
-
-def test_equal_times_and_a_request_before_the_last_event_are_accepted():
-    request = parse_request({**at(NOON, NOON), "datetime": NOON - 5}, SCHEMA)
-    assert request.history.datetime == [NOON, NOON]
-    assert request.datetime == NOON - 5
 
 
 LONG = {"text": "x" * 10**6, "list": ["y"] * 10**6, "name": {"z" * 10**6: 1}, "surrogates": "\ud800" * 10**6}
@@ -280,8 +252,13 @@ def test_a_sound_history_comes_back(times, weight):
         {"item_id": row, "datetime": time, "weight": weight, "event": "view"} for row, time in enumerate(sorted(times))
     ]
     n = len(times)
-    expected = History(list(range(n)), sorted(times), ["view"] * n, [weight] * n)
-    assert parse_request({"history": raw}, SCHEMA).history == expected
+    history = parse_request({"history": raw}, SCHEMA).history
+    assert [values.tolist() for values in history.columns().values()] == [
+        [*range(n)],
+        sorted(times),
+        ["view"] * n,
+        [weight] * n,
+    ]
 
 
 ids = st.integers(-(2**64), 2**64) | st.text(max_size=3) | st.sampled_from([None, "7", "-07", "\ud800", True, 3.0])
@@ -300,29 +277,3 @@ def test_many_ids_are_checked_as_each_alone(values, id_type):
             parse_ids(values, id_type, lambda index: f"id {index}")
     else:
         assert parse_ids(values, id_type, lambda index: f"id {index}") == expected
-
-
-def test_an_event_may_be_any_mapping():
-    raw = {"history": [{"item_id": 5}, MappingProxyType({"item_id": "6", "event": " view "})]}
-    assert parse_request(raw, SCHEMA).history == History([5, 6], None, [None, "view"])
-    with pytest.raises(SchemaError, match=r"history\[1\]: unknown name 'itm'"):
-        parse_request({"history": [{"item_id": 5}, MappingProxyType({"itm": 6})]}, SCHEMA)
-
-
-@pytest.mark.parametrize(
-    ("raw", "message"),
-    [
-        (
-            {"device": "tv"},
-            r"request: unknown name 'device' .*is a context feature: put it in \"context\": {\"device\": ",
-        ),
-        ({"gender": "f"}, r"'gender' is a user feature: put it in \"features\": {\"gender\": \.\.\.}"),
-        ({"context": {"gender": "f"}}, r"context: unknown name 'gender' .*is a user feature: put it in \"features\""),
-        ({"history": [{"item_id": 1, "device": "tv"}]}, r"history\[0\]: .*'device' is a context feature"),
-        ({"hour": 3}, "'hour' is taken from datetime"),
-        ({"devise": "tv"}, "unknown name 'devise' .*; allowed: context"),
-    ],
-)
-def test_a_feature_in_another_place_is_told_where_it_belongs(raw, message):
-    with pytest.raises(SchemaError, match=message):
-        parse_request(raw, SCHEMA)
