@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -18,7 +18,7 @@ MAX_DELIMITER = 4
 """Bytes of the text between two cells."""
 _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
 """Key of the split -> the one kind that it belongs to."""
-_TABLES = ("interactions", "users", "items")
+_PATHS = ("interactions", "users", "items", "validation", "test")
 
 
 def _check_choices(config: Any, name: str) -> None:
@@ -202,10 +202,8 @@ class DataConfig:
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
-        declared = {name: value for name, value in asdict(self).items() if name not in _TABLES}
-        declared["split"] = {
-            name: value for name, value in declared["split"].items() if name not in ("validation", "test")
-        }
+        declared = {name: value for name, value in asdict(self).items() if name not in _PATHS}
+        declared["split"] = {name: value for name, value in declared["split"].items() if name not in _PATHS}
         return declared
 
 
@@ -244,94 +242,55 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
     Raises:
         SchemaError: a column is declared that cannot be read so.
     """
-    if table == "users":
-        columns = _side_columns("user", config.users, config.features)
-        for name in config.audit_only:
-            if name in {column.name for column in columns}:
-                raise SchemaError(f"data.audit_only: column '{name}' is a feature as well; take it out of one of them")
-        return columns + tuple(Column(name, name, "value", "named in data.audit_only") for name in config.audit_only)
-    if table == "items":
-        columns = _side_columns("item", config.items, config.features)
-        if config.repeats == "allow" and REPEAT_RATE in {column.name for column in columns}:
-            raise SchemaError(f"data.features.item: column '{REPEAT_RATE}' is reserved where repeats are allowed")
-        return columns
-    return _interaction_columns(config)
-
-
-def _interaction_columns(config: DataConfig) -> tuple[Column, ...]:
-    """Return user_id and item_id, what else of an event is there, then the context features."""
-    mapped = _check_mapping("interactions", config.interactions, EVENT_ROLES)
-    features = list(config.features.of("context").values())
-    feature_columns = _feature_columns("context", config.features, EVENT_ROLES, mapped)
-    read = {str(feature.column) for feature in features} & EVENT_ROLES.keys()
-    reasons = {name: f"read by data.features.context; its name is data.interactions.columns.{name}" for name in read}
-    if config.split.kind == "time":
-        reasons["datetime"] = "needed by data.split.kind 'time'; its name is data.interactions.columns.datetime"
-    reasons |= {name: _name_reason("interactions", name, mapped) for name in ("user_id", "item_id", *mapped)}
-    events = tuple(
-        Column(name, mapped.get(name, name), role, reasons.get(name, ""), name == "event", *_limits(features, name))
-        for name, role in EVENT_ROLES.items()
-    )
-    return events + feature_columns
-
-
-def _side_columns(side: str, table: TableConfig | None, features: FeaturesConfig) -> tuple[Column, ...]:
-    id_name = f"{side}_id"
-    mapped = _check_mapping(f"{side}s", table or TableConfig(), [id_name])
-    reason = _name_reason(f"{side}s", id_name, mapped)
-    id_column = Column(id_name, mapped.get(id_name, id_name), "id", reason, may_be_empty=False)
-    return (id_column, *_feature_columns(side, features, {id_name: "id"}, mapped))
-
-
-def _check_mapping(table: str, config: TableConfig, allowed: Collection[str]) -> dict[str, str]:
-    for name in config.columns:
-        if name not in allowed:
-            raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, allowed)}")
-    return config.columns
-
-
-def _name_reason(table: str, name: str, mapped: Mapping[str, str]) -> str:
-    return f"{'named in' if name in mapped else 'the default of'} data.{table}.columns.{name}"
-
-
-def _feature_columns(
-    side: str, declared: FeaturesConfig, taken: Mapping[str, Role], mapped: Mapping[str, str]
-) -> tuple[Column, ...]:
-    """Return one column for each that the features read, apart from those taken already."""
-    readers: dict[str, list[FeatureConfig]] = {}
-    reasons: dict[str, str] = {}
-    for name, feature in declared.of(side).items():
-        _check_feature(side, name, feature, taken, mapped)
-        readers.setdefault(str(feature.column), []).append(feature)
-        reasons.setdefault(str(feature.column), f"read by data.features.{side}.{name}")
-    for column, features in readers.items():
-        kinds = {feature.kind for feature in features}
-        if "vector" in kinds and len(kinds) > 1:
-            raise SchemaError(
-                f"data.features.{side}: column '{column}' is read as {', '.join(sorted(kinds))}; allowed: as vector "
-                "alone"
-            )
-    return tuple(
-        Column(column, column, _role(features), reasons[column], True, *_limits(features, column))
-        for column, features in readers.items()
-        if column not in taken
-    )
-
-
-def _check_feature(
-    side: str, name: str, feature: FeatureConfig, taken: Mapping[str, Role], mapped: Mapping[str, str]
-) -> None:
-    key, column = f"data.features.{side}.{name}", str(feature.column)
-    if side != "item" and column in ("user_id", mapped.get("user_id")):
-        raise SchemaError(
-            f"{key} reads '{column}', which holds ids of users, and these are no feature: what is learned of one user "
-            "by it says nothing of another, and the bundle would list all users; take it out"
+    side = {"users": "user", "items": "item"}.get(table, "context")
+    layout = {"user": config.users, "item": config.items, "context": config.interactions}[side] or TableConfig()
+    roles: Mapping[str, Role] = EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
+    for name in layout.columns:
+        if name not in roles:
+            raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}")
+    readers = _list_readers(side, config, roles, layout.columns)
+    needed = {"user_id", "item_id", *layout.columns, *readers, *(["datetime"] * (config.split.kind == "time"))}
+    columns = [
+        Column(
+            name,
+            layout.columns.get(name, name),
+            role,
+            f"which is read as data.{table}.columns.{name}" if name in needed else "",
+            name == "event",
+            *_limits(readers.get(name, [])),
         )
-    if feature.kind in ("hour_of_day", "day_of_week") and (side, column) != ("context", "datetime"):
-        raise SchemaError(f"{key} is {feature.kind} of '{column}'; allowed: a feature of the context of 'datetime'")
-    is_textual = taken.get(column) in ("id", "text")
-    if column in taken and (feature.kind == "vector" or (feature.kind == "numeric" and is_textual)):
-        raise SchemaError(f"{key} reads '{column}' as {feature.kind}; allowed: categorical, or another column")
+        for name, role in roles.items()
+    ]
+    columns += [
+        Column(name, name, _role(features), f"read by data.features.{side}", True, *_limits(features))
+        for name, features in readers.items()
+        if name not in roles
+    ]
+    audited = config.audit_only if side == "user" else []
+    if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:
+        raise SchemaError(
+            f"data.features.{side} has a column of data.audit_only, or '{REPEAT_RATE}', which is reserved"
+        )
+    return (*columns, *(Column(name, name, "value", "named in data.audit_only") for name in audited))
+
+
+def _list_readers(
+    side: str, config: DataConfig, roles: Mapping[str, Role], mapped: Mapping[str, str]
+) -> dict[str, list[FeatureConfig]]:
+    """Return column -> the features that read it."""
+    readers: dict[str, list[FeatureConfig]] = {}
+    for name, feature in config.features.of(side).items():
+        key, column, kind = f"data.features.{side}.{name}", str(feature.column), feature.kind
+        readers.setdefault(column, []).append(feature)
+        if side != "item" and column in ("user_id", mapped.get("user_id")):
+            raise SchemaError(f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others")
+        if kind in ("hour_of_day", "day_of_week") and (side, column) != ("context", "datetime"):
+            raise SchemaError(f"{key} is {kind} of '{column}'; allowed: a feature of the context of 'datetime'")
+        if column in roles and (kind == "vector" or (kind == "numeric" and roles[column] in ("id", "text"))):
+            raise SchemaError(f"{key} reads '{column}' as {kind}; allowed: categorical, or another column")
+        if "vector" in (kinds := {one.kind for one in readers[column]}) and len(kinds) > 1:
+            raise SchemaError(f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as vector alone")
+    return readers
 
 
 def _role(features: Sequence[FeatureConfig]) -> Role:
@@ -343,9 +302,8 @@ def _role(features: Sequence[FeatureConfig]) -> Role:
     return "category" if "categorical" in kinds else "value"
 
 
-def _limits(features: Sequence[FeatureConfig], column: str) -> tuple[float | None, float | None]:
-    """Return the limits declared for a column, the narrowest if several features read it."""
-    readers = [feature for feature in features if feature.column == column]
-    lows = [feature.min for feature in readers if feature.min is not None]
-    highs = [feature.max for feature in readers if feature.max is not None]
+def _limits(features: Sequence[FeatureConfig]) -> tuple[float | None, float | None]:
+    """Return the narrowest limits that are declared for a column."""
+    lows = [feature.min for feature in features if feature.min is not None]
+    highs = [feature.max for feature in features if feature.max is not None]
     return max(lows, default=None), min(highs, default=None)

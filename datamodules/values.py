@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass, field
+from decimal import Decimal
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,16 +18,13 @@ from serve.requests import INTEGER
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53
-_MAX_INTEGER = np.iinfo(np.int64).max
-_NO_NUMBER = "no number"
 
 
-@dataclass(frozen=True)
-class Cells:
+class Cells(NamedTuple):
     """A typed column of n rows."""
 
     values: pd.Series
-    faults: dict[str, np.ndarray] = field(default_factory=dict)
+    faults: dict[str, np.ndarray]
     """Reason -> bool (n,): the rows at fault."""
 
 
@@ -45,7 +43,9 @@ def read_cells(
     Raises:
         SchemaError: the column as a whole is of a kind that its role does not allow.
     """
-    plain = _empty_marks(cells if column.role == "vector" else _to_plain(cells), marks)
+    plain = cells if column.role == "vector" else _to_plain(cells)
+    is_mark = _is_one_of(plain, {mark.strip() for mark in marks})
+    plain = plain.mask(is_mark, None) if is_mark.any() else plain
     if column.role == "vector":
         return _read_vectors(plain)
     if column.role == "id":
@@ -59,67 +59,37 @@ def read_cells(
 
 def unify_ids(columns: list[pd.Series]) -> list[pd.Series]:
     """Make the ids of one kind in several tables alike: integers only if they are in all."""
-    if all(types.is_integer_dtype(ids) for ids in columns):
-        return columns
-    return [ids.astype("str") for ids in columns]
-
-
-def find_odd_ids(cells: pd.Series) -> pd.Series:
-    """Return the first cells of the texts that few among integer ids are, such as a line of totals; else none.
-
-    For the sake of one, all ids of the column are texts.
-    """
-    distinct = cells.dropna().astype("str").drop_duplicates()
-    distinct = distinct[distinct.str.strip() != ""]
-    odd = distinct[~distinct.str.fullmatch(INTEGER.pattern)]
-    return odd if len(odd) <= max(1, len(distinct) // 100) and len(distinct) - len(odd) >= 10 else odd[:0]
+    return columns if all(map(types.is_integer_dtype, columns)) else [ids.astype("str") for ids in columns]
 
 
 def _to_plain(cells: pd.Series) -> pd.Series:
-    """Turn categoricals, nullable kinds and lists into integers, floats, texts, times or plain objects."""
+    """Turn categoricals, nullable kinds, decimals and lists into integers, floats, texts, times or plain objects."""
     dtype = cells.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        has_room = types.is_float_dtype(dtype.categories.dtype) or not cells.isna().any()  # as integers have not
-        return _to_plain(cells.astype(dtype.categories.dtype if has_room else object))
     if not types.is_object_dtype(dtype) and types.is_string_dtype(dtype):
         return cells.astype("str")
-    if types.is_extension_array_dtype(dtype) and types.is_float_dtype(dtype):
-        return pd.Series(cells.to_numpy(na_value=np.nan), cells.index)
     if types.is_extension_array_dtype(dtype) and not isinstance(dtype, pd.DatetimeTZDtype):
-        cells = cells.astype(object).where(cells.notna(), None)
+        cells = cells.astype(object)
     if not types.is_object_dtype(cells.dtype):
         return cells
-    cells = cells if cells.isna().any() else cells.infer_objects()
-    kind = types.infer_dtype(cells, skipna=True)
-    if kind == "string":
-        return cells.astype("str")
-    if kind == "decimal":
-        return _narrow_decimals(cells)
-    if cells.dtype == object and any(issubclass(one, LISTS) for one in set(map(type, cells))):
-        values = [tuple(cell) if isinstance(cell, LISTS) else cell for cell in cells]
-        return pd.Series(values, cells.index, dtype=object)
-    return cells
+    values = pd.Series(list(map(_to_plain_value, cells)), cells.index, dtype=object)
+    values = values.where(values.notna(), None)
+    kind = types.infer_dtype(values, skipna=True)
+    if kind in ("string", "floating"):
+        return values.astype("str" if kind == "string" else "float64")
+    return values if values.isna().any() else values.infer_objects()
 
 
-def _narrow_decimals(cells: pd.Series) -> pd.Series:
-    """Turn decimals without a fraction, as databases write keys, into integers."""
-    present = cells.dropna()
-    if not all(cell.is_finite() and cell == cell.to_integral_value() for cell in present):
-        return cells
-    integers = pd.Series(list(map(int, present)), present.index, dtype=object)
-    return integers.infer_objects() if len(present) == len(cells) else integers.reindex(cells.index)
-
-
-def _empty_marks(cells: pd.Series, marks: Collection[str]) -> pd.Series:
-    """Empty the cells whose whole text, spaces around it aside, is one of the marks."""
-    is_mark = _is_one_of(cells, {mark.strip() for mark in marks}) if marks else np.zeros(0, bool)
-    return cells.mask(is_mark, None) if is_mark.any() else cells
+def _to_plain_value(value: object) -> object:
+    """Return an integer for a decimal without a fraction, as databases write keys, and a tuple for a list."""
+    if isinstance(value, Decimal) and value.is_finite() and value == value.to_integral_value():
+        return int(value)
+    return tuple(value) if isinstance(value, LISTS) else value
 
 
 def _is_one_of(cells: pd.Series, texts: Collection[str]) -> np.ndarray:
-    if isinstance(cells.dtype, pd.StringDtype):
+    if texts and isinstance(cells.dtype, pd.StringDtype):
         return cells.str.strip().isin(texts).to_numpy(bool)
-    if types.is_object_dtype(cells.dtype):
+    if texts and types.is_object_dtype(cells.dtype):
         return np.array([isinstance(cell, str) and cell.strip() in texts for cell in cells], bool)
     return np.zeros(len(cells), bool)
 
@@ -141,11 +111,8 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed for an id: integers or texts")
     present = cells[~(missing | wrong)]
     integers = _to_integers(column, present, is_text)
-    if integers is None:
-        ids = present.astype("str").reindex(cells.index, fill_value="")
-    else:
-        ids = integers.reindex(cells.index, fill_value=0)
-    return Cells(ids, {"missing": missing, "not an id": wrong})
+    ids, blank = (present.astype("str"), "") if integers is None else (integers, 0)
+    return Cells(ids.reindex(cells.index, fill_value=blank), {"missing": missing, "not an id": wrong})
 
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
@@ -157,11 +124,12 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
         is_text and len(ids) and ids.str.fullmatch(INTEGER.pattern).all()
     ):
         return None
-    if types.is_unsigned_integer_dtype(ids.dtype) and ids.gt(_MAX_INTEGER).any():  # the cast would make it negative
-        return None
     if types.is_float_dtype(ids.dtype) and not (ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT):
         raise SchemaError(f"column '{column.source}' holds fractions; allowed for an id: integers or texts")
-    if ids.dtype == object and (not len(ids) or any(isinstance(cell, str) for cell in ids)):
+    is_beyond = types.is_unsigned_integer_dtype(ids.dtype) and bool(ids.gt(2**63 - 1).any())  # would become negative
+    if is_beyond or (
+        ids.dtype == object and not (len(ids) and all(isinstance(cell, (int, np.integer)) for cell in ids))
+    ):
         return None
     try:
         return ids.astype("int64")
@@ -172,13 +140,11 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
 def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells:
     """Return int64 UTC seconds."""
     if isinstance(cells.dtype, pd.DatetimeTZDtype):
-        moments, timezone = cells.dt.tz_convert("UTC").dt.tz_localize(None).to_numpy(), None
-    elif types.is_datetime64_dtype(cells.dtype) or types.is_numeric_dtype(cells.dtype):
-        moments = cells.to_numpy()
-    else:
-        moments = cells.astype(object).where(cells.notna(), None).to_numpy()
+        cells, timezone = cells.dt.tz_convert("UTC").dt.tz_localize(None), None
+    is_plain = types.is_datetime64_dtype(cells.dtype) or types.is_numeric_dtype(cells.dtype)
+    moments = cells if is_plain else cells.astype(object).where(cells.notna(), None)
     try:
-        seconds, is_valid = to_seconds(moments, timezone)
+        seconds, is_valid = to_seconds(moments.to_numpy(), timezone)
     except SchemaError as error:
         raise SchemaError(f"column '{column.source}': {error}") from error
     missing = _is_missing(cells)
@@ -189,9 +155,8 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
     """Return float64, NaN where missing; an order of integers stays int64."""
     if not (types.is_numeric_dtype(cells.dtype) or isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed: numbers")
-    if cells.dtype == object:
-        scalars = [cell if types.is_scalar(cell) else _NO_NUMBER for cell in cells]
-        cells = pd.Series(scalars, cells.index, dtype=object)  # integers beside a gap stay such
+    if cells.dtype == object:  # integers beside a gap stay such
+        cells = pd.Series([one if types.is_scalar(one) else "?" for one in cells], cells.index, dtype=object)
     numbers = pd.to_numeric(cells, errors="coerce").astype("float64")
     missing = _is_missing(cells, ("", "nan", "NaN"))
     faults = {
@@ -211,36 +176,34 @@ def _read_numbers(column: Column, cells: pd.Series) -> Cells:
 
 def _read_values(column: Column, cells: pd.Series) -> Cells:
     """Return texts, or values as they are; a list is for kinds that take several values alone."""
-    if cells.dtype == object:
-        is_list = np.array([isinstance(cell, LISTS) for cell in cells], bool)
-        if column.role == "category" and is_list.any():
-            raise SchemaError(
-                f"column '{column.source}', {column.reason} as categorical, holds lists such as "
-                f"{str(cells[is_list].iloc[0])[:40]}; allowed: one value in each cell; declare the kind "
-                "multi_categorical for several values, or vector for the numbers of an embedding"
-            )
-        wrong = np.array([isinstance(cell, (dict, set, bytes)) for cell in cells], bool)
-        wrong |= is_list & (column.role == "text")
-        cells = cells.mask(wrong, None) if wrong.any() else cells
-        return Cells(_to_texts(cells) if column.role == "text" else cells, {"not a value": wrong})
-    return Cells(_to_texts(cells) if column.role == "text" else _to_written(cells))
+    if cells.dtype != object:
+        return Cells(_to_texts(cells) if column.role == "text" else _to_written(cells), {})
+    is_list = np.array([isinstance(cell, LISTS) for cell in cells], bool)
+    if column.role == "category" and is_list.any():
+        raise SchemaError(
+            f"column '{column.source}', {column.reason} as categorical, holds lists such as "
+            f"{str(cells[is_list].iloc[0])[:40]}; allowed: one value in each cell; declare the kind multi_categorical "
+            "for several values, or vector for the numbers of an embedding"
+        )
+    wrong = np.array([isinstance(cell, (dict, set, bytes)) for cell in cells], bool)
+    wrong |= is_list & (column.role == "text")
+    cells = cells.mask(wrong, None) if wrong.any() else cells
+    return Cells(_to_texts(cells) if column.role == "text" else cells, {"not a value": wrong})
 
 
 def _to_written(cells: pd.Series) -> pd.Series:
-    """Turn values that a column and an array write in different ways, such as 0.1 in 32 bits and times, into others."""
+    """Turn times, and fractions of 32 bits, into values that a column and an array of them write alike."""
     if types.is_datetime64_any_dtype(cells.dtype) or types.is_timedelta64_dtype(cells.dtype):
         return _to_texts(cells.astype(object))
-    values = cells.to_numpy()
-    if values.dtype in (np.float16, np.float32):
-        distinct, index = np.unique(values, return_inverse=True)
-        return pd.Series(distinct.astype(str).astype(np.float64)[index], cells.index)
-    return cells
+    if cells.dtype not in (np.float16, np.float32):
+        return cells
+    distinct, index = np.unique(cells.to_numpy(), return_inverse=True)
+    return pd.Series(distinct.astype(str).astype(np.float64)[index], cells.index)
 
 
 def _to_texts(cells: pd.Series) -> pd.Series:
     """Write each value the one way vocabularies know it."""
-    texts = {value: to_text(value) for value in cells.unique()}
-    return cells.map(texts).astype("str")
+    return cells.map({value: to_text(value) for value in cells.unique()}).astype("str")
 
 
 def _read_vectors(cells: pd.Series) -> Cells:

@@ -93,7 +93,7 @@ def test_a_file_that_is_not_laid_out_as_the_interactions_is_refused(tmp_path, fi
 def test_a_file_of_two_parts_is_refused(tmp_path):
     config = configure(tmp_path)
     pattern = DataConfig(TableConfig(str(tmp_path / "*.csv"), COLUMNS, delimiter=";"), split=config.split)
-    with pytest.raises(SchemaError, match=r"test.csv is a file of test and of interactions"):
+    with pytest.raises(SchemaError, match=r"test.csv is a file of two parts"):
         read_tables(pattern)
 
 

@@ -137,7 +137,7 @@ def test_a_few_texts_among_integer_ids_and_a_header_among_records_are_pointed_ou
     path = tmp_path / "u.data"
     path.write_text("user,item_id\n" + rows)
     config = DataConfig(TableConfig(str(path), {"user_id": "user"}, names=["user", "item_id"]))
-    assert "line 1 looks like a header" in read_tables(config)[1].hints[0]
+    assert "looks like a header" in read_tables(config)[1].hints[0]
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_declared_columns_and_tables_must_be_there(tmp_path):
         ({"features": FeaturesConfig(user={"age": "numeric"})}, "'age' is declared.*set data.users"),
         ({"features": FeaturesConfig(context={"device": "categorical"})}, "'device' is absent.*did you mean 'devise'"),
         ({"features": FeaturesConfig(context={"hour": "hour_of_day"})}, "'datetime' is absent"),
-        ({"split": SplitConfig("time", "2017-12-01")}, "'datetime' is absent, needed by data.split.kind"),
+        ({"split": SplitConfig("time", "2017-12-01")}, "'datetime' is absent"),
     ]:
         with pytest.raises(SchemaError, match=message):
             read(tmp_path, text, **options)
