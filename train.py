@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything that may be missing is imported
-    from serve.command_line import TRAINING, require_packages
-
-    require_packages(TRAINING)
-
 import json
 import sys
 import time

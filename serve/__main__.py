@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.command_line import HTTP, SERVING, align, make_parser, require_packages, run_command
+from serve.command_line import align, make_parser, run_command
 from serve.errors import SchemaError
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs, so that help is quick
@@ -32,32 +32,25 @@ A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
   {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
 
-examples:
-  python -m serve recommend --bundle runs/grocery/bundle --requests some.jsonl --k 20 --out some.csv
+example:
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
     --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
 _EXPORT = """
 The product of a user vector and an item vector is the item's score, but for what only recommend knows: the rest of
 the score of an item that the user owns, and what the items of a history add to their neighbours.
 
-examples:
-  python -m serve export --bundle runs/grocery/bundle --side item --out vectors
+example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
 _HTTP = """
-SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. POST /v1/reload takes up another version;
-there is such a route only if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file.
+SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. POST /v1/reload takes up another version,
+if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file. Answers go to whoever can reach the address: leave it
+at 127.0.0.1, or put a proxy before it that knows who asks.
 
-Answers go to whoever can reach the address: leave it at 127.0.0.1, or put a proxy before it that knows who asks.
-
-examples:
-  python -m serve http --bundle runs/demo/bundle
+example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
 _FORGET = """
 DIR/forgotten.json keeps a keyed hash of each: later events are not kept, and the next training into the folder leaves
-out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach.
-
-example:
-  python -m serve forget --run runs/grocery --user 1042 --exports vectors > receipt.json"""
+out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -65,7 +58,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     def work() -> None:
         given = _make_parser().parse_args(arguments)
-        require_packages(HTTP if given.command == "http" else SERVING, "http")
         given.run(given)
 
     return run_command(work)

@@ -8,9 +8,8 @@ import shlex
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from importlib.util import find_spec
 from types import FrameType
 from typing import Any, NoReturn
 
@@ -21,10 +20,6 @@ FAULT = 2
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
 ENDED = frozenset(128 + number for number in _STOPPING)
 """Exit statuses of a process that was told to stop."""
-SERVING = ("faiss", "numpy", "onnxruntime", "pyarrow")
-HTTP = (*SERVING, "fastapi", "prometheus_client", "uvicorn")
-EVALUATING = (*SERVING, "jinja2", "pandas", "rich", "scipy")
-TRAINING = (*EVALUATING, "jsonargparse", "onnx", "onnxscript", "pytorch_lightning", "torch")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -48,19 +43,10 @@ def run_command(work: Callable[[], None]) -> int:
     try:
         with ending_on_signals():
             work()
-    except (ValueError, OSError) as error:  # SchemaError and BundleError are ValueErrors
+    except (ValueError, OSError, ModuleNotFoundError) as error:  # SchemaError and BundleError are ValueErrors
         print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
         return FAULT
     return 0
-
-
-def require_packages(names: Iterable[str], extra: str = "train") -> None:
-    """End with status 2 and one line where packages cannot be imported."""
-    missing = [name for name in names if find_spec(name) is None]
-    if missing:
-        hint = f"use the Python of the project's environment, or: pip install 'bascule[{extra}]'"
-        sys.stderr.write(f"error: {sys.executable} lacks {', '.join(missing)}; {hint}\n")
-        raise SystemExit(FAULT)
 
 
 def name_interpreter() -> str:

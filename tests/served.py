@@ -64,6 +64,8 @@ async def exchange(
     }
 
     async def receive() -> dict[str, Any]:
+        if not remaining:
+            await asyncio.sleep(3600)  # the client stays
         body = remaining.pop(0)
         return {"type": "http.request", "body": body, "more_body": bool(remaining)}
 

@@ -10,13 +10,14 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from importlib.resources import files
 from ipaddress import ip_address
+from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
 from fastapi.exceptions import HTTPException
 from pydantic import Discriminator, Tag
+from starlette.responses import FileResponse
 
 from serve.errors import SchemaError
 from serve.http import schemas
@@ -30,14 +31,9 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
-_MAX_WRITING, _WRITE_DEADLINE = 256, 10.0  # longer, since writes wait while a user is erased and the file written anew
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_PAGE_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_PAGES = {"/": ("page.html", "html"), "/page.css": ("page.css", "css"), "/page.js": ("page.js", "javascript")}
+_PAGES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 
 
 def _by(name: str) -> Discriminator:
@@ -58,20 +54,16 @@ router, operating, reloading = APIRouter(responses=schemas.ERRORS), APIRouter(),
 
 @dataclass(frozen=True)
 class AppState:
-    """The state that the routes of one server share: the service, its metrics, and a thread for each kind of work."""
+    """The state that the routes of one server share."""
 
     service: Service
     metrics: Metrics
     answers: Worker
-    events: Worker
-    items: Worker
-    erasures: Worker
     token: str | None
 
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""
-        for worker in (self.answers, self.events, self.items, self.erasures):
-            worker.close()
+        self.answers.close()
         self.service.close()
 
 
@@ -92,56 +84,54 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         redirect_slashes=False,
         exception_handlers=HANDLERS,
     )
-    answers = Worker("answers", max_waiting, _DEADLINE)
-    events, items, erasures = (Worker(name, _MAX_WRITING, _WRITE_DEADLINE) for name in ("events", "items", "erasures"))
-    app.state.shared = AppState(service, Metrics(), answers, events, items, erasures, token)
+    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), token)
     app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
     for each in (router, operating, *([] if token is None else [reloading])):
         app.include_router(each)
-    for path, (name, kind) in _PAGES.items():
-        app.add_api_route(path, _serve_file(name, kind), methods=["GET"], include_in_schema=False)
+    for path, name in _PAGES.items():
+        app.add_route(path, _page(name), methods=["GET"])
     return app
 
 
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
 async def recommend(request: Request, body: AskedBody) -> Response:
     state = _state(request)
-    return _respond(await state.answers.run(partial(_recommend, state, request, cast(Mapping[str, Any], body))))
+    return await state.answers.run(partial(_recommend, state, request, cast(Mapping[str, Any], body)))
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
 async def similar(request: Request, body: SimilarBody) -> Response:
     state = _state(request)
-    return _respond(await state.answers.run(partial(_similar, state, request, body)))
+    return await state.answers.run(partial(_similar, state, request, body))
 
 
 @router.post("/v1/events", response_model=schemas.Told, summary="Keep events of users: they count in the next answer")
 async def tell(request: Request, body: ToldBody) -> Response:
     state, given = _state(request), cast(dict[str, Any], body)
-    n_kept = await state.events.run(partial(state.service.observe, given.get("events", [given])))
+    n_kept = await asyncio.to_thread(state.service.observe, given.get("events", [given]))
     state.metrics.events.inc(n_kept)
-    return _respond(_write(request, state.service.version, {"kept": n_kept}))
+    return _write(request, state.service.version, {"kept": n_kept})
 
 
 @router.post("/v1/users/forget", response_model=schemas.Forgotten, summary="Erase a user, with a receipt")
 async def forget(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
-    receipts = await state.erasures.run(partial(state.service.forget, body["user_id"]))
-    return _respond(_write(request, state.service.version, {"receipts": receipts}))
+    receipts = await asyncio.to_thread(state.service.forget, body["user_id"])
+    return _write(request, state.service.version, {"receipts": receipts})
 
 
 @router.put("/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item")
 async def put(request: Request, item_id: ItemPath, body: PutBody) -> Response:
     state = _state(request)
-    await state.items.run(partial(state.service.put_item, item_id, body["columns"]))
-    return _respond(_write(request, state.service.version, {}))
+    await asyncio.to_thread(state.service.put_item, item_id, body["columns"])
+    return _write(request, state.service.version, {})
 
 
 @router.delete("/v1/items/{item_id:path}", response_model=schemas.Removed, summary="Remove an item from all versions")
 async def remove(request: Request, item_id: ItemPath) -> Response:
     state = _state(request)
-    was_there = await state.items.run(partial(state.service.remove_item, item_id))
-    return _respond(_write(request, state.service.version, {"was_there": was_there}))
+    was_there = await asyncio.to_thread(state.service.remove_item, item_id)
+    return _write(request, state.service.version, {"was_there": was_there})
 
 
 @operating.get("/health", summary="The process lives")
@@ -192,7 +182,7 @@ async def reload(request: Request) -> dict[str, Any]:
     return {"request_id": request.state.request_id, "version": state.service.version}
 
 
-def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> bytes:
+def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
     """Answer the body of a request for recommendations, and count its lists."""
     begun, k, repeats = time.perf_counter(), int(body.get("k", _DEFAULT_K)), body.get("repeats")
     raw = body.get("requests") or [{name: value for name, value in body.items() if name not in _OF_ALL}]
@@ -206,30 +196,21 @@ def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> by
     return content
 
 
-def _similar(state: AppState, request: Request, body: AskSimilar) -> bytes:
+def _similar(state: AppState, request: Request, body: AskSimilar) -> Response:
     k, explain = body.get("k", _DEFAULT_K), body.get("explain", False)
     return _write(request, *state.service.similar(body["item_id"], k, explain))
 
 
-def _write(request: Request, version: str, content: dict[str, Any]) -> bytes:
+def _write(request: Request, version: str, content: dict[str, Any]) -> Response:
     """Write an answer as JSON."""
     latency = round((time.perf_counter() - request.state.started) * 1000, 3)
     head = {"request_id": request.state.request_id, "version": version, "latency_ms": latency}
-    return _ENCODER.encode(head | content).encode()
-
-
-def _respond(content: bytes) -> Response:
-    return Response(content, media_type="application/json")
+    return Response(_ENCODER.encode(head | content), media_type="application/json")
 
 
 def _state(request: Request) -> AppState:
     return request.app.state.shared  # type: ignore[no-any-return]
 
 
-def _serve_file(name: str, kind: str) -> Callable[[], Any]:
-    content = files("serve.http").joinpath(name).read_bytes()
-
-    async def page() -> Response:
-        return Response(content, media_type=f"text/{kind}", headers={"content-security-policy": _PAGE_POLICY})
-
-    return page
+def _page(name: str) -> Callable[[Request], Response]:
+    return lambda _: FileResponse(FilePath(__file__).with_name(name))

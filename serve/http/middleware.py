@@ -17,8 +17,12 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 MAX_BODY = 1_000_000  # bytes
-_POLICY = b"content-security-policy"
+_POLICY = (
+    b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
+    b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 _HEADERS = [
+    (b"content-security-policy", _POLICY),
     (b"x-content-type-options", b"nosniff"),
     (b"x-frame-options", b"DENY"),
     (b"referrer-policy", b"no-referrer"),
@@ -41,16 +45,15 @@ class OverloadError(Exception):
 class Worker:
     """A thread that runs blocking calls one after the other, so that they do not take the processor from each other."""
 
-    def __init__(self, name: str, max_waiting: int, deadline: float) -> None:
+    def __init__(self, max_waiting: int, deadline: float) -> None:
         """Start without calls.
 
         Args:
-            name: of the thread.
             max_waiting: calls that may wait or run at once.
             deadline: seconds in which a call must begin; after that nobody is thought to wait for it.
         """
         self._max_waiting, self._deadline = max_waiting, deadline
-        self._thread = ThreadPoolExecutor(1, name)
+        self._thread = ThreadPoolExecutor(1)
         self.n_waiting = 0
 
     async def run(self, call: Callable[[], T]) -> T:
@@ -140,7 +143,7 @@ class RequestMiddleware:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = _complete(message["headers"], request_id)
+                message["headers"] = [*message["headers"], *_HEADERS, (b"x-request-id", request_id.encode())]
             await send(message)
 
         with self._metrics.in_flight.track_inprogress():
@@ -148,13 +151,6 @@ class RequestMiddleware:
                 await self._app(scope, _bounded(scope, receive), send_on)
             finally:
                 self._metrics.count(scope["path"], status, time.perf_counter() - started)
-
-
-def _complete(headers: list[tuple[bytes, bytes]], request_id: str) -> list[tuple[bytes, bytes]]:
-    more = [*_HEADERS, (b"x-request-id", request_id.encode())]
-    if all(name != _POLICY for name, _ in headers):
-        more.append((_POLICY, b"default-src 'none'; frame-ancestors 'none'"))
-    return [*headers, *more]
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:

@@ -308,6 +308,7 @@ def test_the_page_is_served_with_a_policy_that_lets_in_nothing_else(app, path, k
     policy = reply.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert not re.search("unsafe|http", policy)
+    assert ask(app, "GET", "/health").headers["content-security-policy"] == policy
 
 
 def test_the_page_has_no_code_in_it_and_nothing_from_elsewhere():

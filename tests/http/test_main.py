@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from serve import __main__ as cli
-from serve.command_line import ENDED, align, ending_on_signals, require_packages, undisturbed
+from serve.command_line import ENDED, align, ending_on_signals, undisturbed
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
@@ -281,13 +281,6 @@ def test_changes_that_must_happen_together_are_not_disturbed_and_other_threads_h
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-
-
-def test_missing_packages_are_named_in_one_line(capsys):
-    with pytest.raises(SystemExit) as end:
-        require_packages(["json", "no_such_package"], "http")
-    assert end.value.code == 2
-    assert re.search(r"lacks no_such_package; .*bascule\[http\]", capsys.readouterr().err)
 
 
 def test_tables_are_aligned():

@@ -49,7 +49,7 @@ async def fill(worker, gate, n_calls):
 
 def test_a_full_worker_refuses_and_then_finishes_the_calls_that_it_took(gate):
     async def main():
-        with closing(Worker("test", max_waiting=3, deadline=30)) as worker:
+        with closing(Worker(max_waiting=3, deadline=30)) as worker:
             tasks = await fill(worker, gate, 3)
             with pytest.raises(OverloadError):
                 await worker.run(lambda: 1)
@@ -66,7 +66,7 @@ def test_a_call_that_waited_too_long_or_for_nobody_is_not_begun(gate):
     begun = []
 
     async def main():
-        with closing(Worker("test", max_waiting=3, deadline=0.05)) as worker:
+        with closing(Worker(max_waiting=3, deadline=0.05)) as worker:
             first = await fill(worker, gate, 1)
             late, gone = (asyncio.ensure_future(worker.run(lambda: begun.append(1))) for _ in range(2))
             await asyncio.sleep(0.2)
