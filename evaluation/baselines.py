@@ -155,8 +155,7 @@ def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength)
     popularity = events.popularity(as_counts)
 
     def scorer(k: int) -> ScoreRows:
-        width = min(k, item.shape[1])
-        entries = cosine[:, :k].ravel(), item[:, :k].ravel(), np.arange(n_items + 1) * width
+        entries = cosine[:, :k].ravel(), item[:, :k].ravel(), np.arange(n_items + 1) * min(k, item.shape[1])
         similarity = sparse.csr_array(entries, shape=(n_items, n_items), copy=True)
         similarity.eliminate_zeros()
 

@@ -45,18 +45,16 @@ def print_metrics(console: Console, metrics: Mapping[str, Any], metric: str, oth
     """Print a table per view, also of requests with context: models compared by `metric`, and their `others`."""
     parts = [(metrics["test"], metrics["paired"], "")]
     if "with_context" in metrics:
-        asked, paired = (_shorten_names(metrics[part]) for part in ("with_context", "paired_with_context"))
+        asked, paired = (  # without the model's name in "bascule without context": 80 columns
+            {name.removeprefix("bascule "): views for name, views in metrics[part].items()}
+            for part in ("with_context", "paired_with_context")
+        )
         parts.append((asked, paired, ", with request context"))
     for test, paired, remark in parts:
         for view, figures in test[next(iter(test))].items():
             users = figures["users"]
             title = f"view '{view}'{remark}, {users:,} user{'s' if users != 1 else ''}, 95 % intervals"
             console.print(build_table(view, test, paired, (metric, *others), title))
-
-
-def _shorten_names(models: Mapping[str, Views]) -> dict[str, Views]:
-    """Drop the model's name from "bascule without context", so that a table fits in 80 columns."""
-    return {name[name.find(" without ") + 1 :]: views for name, views in models.items()}
 
 
 def build_table(

@@ -14,12 +14,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from evaluation import holdout, metrics, slices
+from evaluation import holdout, metrics
 from evaluation.baselines import Events
 from evaluation.holdout import HeldOut, Ids
-from evaluation.metrics import Floats, Ints, ItemSets, Summary, Targets
+from evaluation.metrics import Floats, Ints, ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
-from evaluation.slices import Labels
 from evaluation.tuning import Criterion, Log, choose_baselines, fit_baselines
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import Recommendations
@@ -120,8 +119,8 @@ class Examination:
         per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
         measured = {}
         for view, targets in self.views.items():
-            labels = slices.label_targets(targets, per_user[self.user], self.past.count_items(), groups)
-            measured[view] = slices.measure_slices(examined.lists[view], targets, labels)
+            labels = metrics.label_targets(targets, per_user[self.user], self.past.count_items(), groups)
+            measured[view] = metrics.measure_slices(examined.lists[view], targets, labels)
         return measured
 
     def describe_lists(self, examined: Examined) -> dict[str, float]:
@@ -195,10 +194,10 @@ def evaluate(
         sample = holdout.group_requests(holdout.sample_users(parts.validation, seed), ids)
         criterion = make_criterion(sample, train, schema.repeats)
     models, records = {MODEL: examined}, {}
-    for fitted in fit_baselines(chosen, train, late, criterion, log):
-        records[fitted.name] = fitted.record
-        if fitted.score is not None:
-            models[fitted.name] = examination.score(fitted.score)
+    for name, record, score in fit_baselines(chosen, train, late, criterion, log):
+        records[name] = record
+        if score is not None:
+            models[name] = examination.score(score)
     return {
         "test": {name: examination.describe(model) for name, model in models.items()},
         "paired": {name: compare(examined, model) for name, model in models.items() if name != MODEL},
@@ -217,7 +216,7 @@ def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
         if column not in parts.users:
             nearest = name_nearest(column, map(str, parts.users))
             raise SchemaError(f"users have no column '{column}' to slice by; {nearest}")
-        known = pd.Series(slices.label_column(parts.users[column]), parts.users["user_id"])
+        known = pd.Series(metrics.label_column(parts.users[column]), parts.users["user_id"])
         labels[column] = known.reindex(ids.users).to_numpy(object)
     return labels
 

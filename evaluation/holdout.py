@@ -171,8 +171,6 @@ def split_validation(
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed: enough to choose among five values."""
     users = np.sort(interactions["user_id"].unique())
-    if len(users) <= MAX_VALIDATION_USERS:
-        return interactions
     drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
     return interactions[interactions["user_id"].isin(drawn)]
 

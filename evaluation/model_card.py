@@ -17,8 +17,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from evaluation.evaluate import MODEL, headline_metric
-from evaluation.metrics import MIN_USERS_TO_COMPARE
-from evaluation.slices import MISSING, OTHER, SLICES
+from evaluation.metrics import MIN_USERS_TO_COMPARE, MISSING, OTHER, SLICES
 from serve.bundle import Facts
 from serve.clock import find_zone
 from serve.schema import Schema
@@ -93,12 +92,9 @@ def sign(difference: Content, metric: str) -> int:
 
 @dataclass(frozen=True)
 class View:
-    """All models in one view.
+    """Summaries of ours, of all models, and of ours minus each baseline in a view, the best first.
 
-    Attributes:
-        ours: summary of our model, without the metric where no user has a target in this view.
-        models: model -> summary, the best first; none where no user has a target.
-        paired: baseline -> summary of ours minus it, the best first.
+    Where no user has a target ours lacks the metric and the others are empty.
     """
 
     name: str
@@ -122,12 +118,7 @@ def read_views(metrics: Content) -> list[View]:
 
 @dataclass(frozen=True)
 class Slice:
-    """Groups of users or items.
-
-    Attributes:
-        groups: label -> view -> summary, of views where the group has enough users.
-        n_hidden: groups that are too small in every view.
-    """
+    """Groups of users or items: label -> view -> summary where enough users are in it, and how many have too few."""
 
     name: str
     views: tuple[str, ...]

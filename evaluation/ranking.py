@@ -1,9 +1,7 @@
 """Exact ranking of rows of scores in one order that no tie can change, and the views that lists are judged in.
 
-all     nothing is excluded
-repeat  the same ranking among the items a user already has; targets are those that are owned
-novel   the same ranking among the other items; targets are those that are not owned
-Where items may not be recommended again only `novel` exists; its owned targets then count as misses.
+The views are all items, `repeat`, those that the user has, and `novel`, the others. Where items may not be recommended
+again only `novel` exists; its owned targets then count as misses.
 Letters: B requests, b requests of a tile, N items, K places of a list, C contenders.
 """
 

@@ -13,7 +13,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +40,8 @@ MAX_REQUESTS = 2048
 """Requests that lists are made for, drawn by the seed where there are more."""
 N_EXAMPLES, MAX_EVENTS, MAX_NAME = 10, 8, 90
 """Examples, events of each, and letters of an item's name, that are shown."""
+Requests = list[dict[str, Any]]
+
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
@@ -103,7 +104,7 @@ def write_report(
     """
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
-    asked = ask(recommender, content, holdout, seed)
+    requests, targets = ask(recommender, content, holdout, seed)
     has_config = any((place / CONFIG).is_file() for place in (folder, run))
     page = render(
         "report.html",
@@ -115,9 +116,10 @@ def write_report(
         config=shlex.quote(str(run / CONFIG)) if has_config else None,
         without_context=WITHOUT_CONTEXT,
         depth=DEPTH,
-        asked=asked,
-        examples=describe_examples(recommender, asked, seed),
-        tail=draw_exposure(measure_exposure(recommender, asked)) if asked.requests else None,
+        n_asked=len(requests),
+        is_test=targets is not None,
+        examples=describe_examples(recommender, requests, targets, seed),
+        exposure=measure_exposure(recommender, requests) if requests else None,
         curves=read_curves(run),
         draw_intervals=draw_intervals,
         draw_curves=draw_curves,
@@ -175,103 +177,88 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
     return charts
 
 
-def draw_curves(curves: Mapping[str, pd.Series[float]], label: str, marked: float | None = None) -> Markup:
-    """Draw figures over epochs."""
+def draw_curves(
+    curves: Mapping[str, pd.Series[float]], label: str, marked: float | None = None, is_share: bool = False
+) -> Markup:
+    """Draw figures over epochs, or over the share of a catalogue."""
 
     def plot(axes: Axes) -> None:
         for (name, curve), colour in zip(curves.items(), COLOURS[1:], strict=False):
-            axes.plot(curve.index, curve.to_numpy(), ".-", label=name, color=colour)
+            axes.plot(curve.index, curve.to_numpy(), label=name, color=colour, marker="" if is_share else ".")
         if marked is not None:
             axes.axvline(marked, color=INK, linewidth=0.8, linestyle="--")
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        axes.set_xlabel("epoch")
+        if is_share:
+            axes.set(xlabel="share of the catalogue, most popular first", xscale="log")
+        else:
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.legend()
 
     return draw(plot, label)
 
 
-@dataclass(frozen=True)
-class Asked:
-    """B requests, the events of each user so far, and the items to be found, None where nothing was held out."""
-
-    requests: list[dict[str, Any]]
-    history_length: Ints
-    targets: ItemSets | None
-
-    def take(self, index: Ints) -> Asked:
-        """Return some of the requests."""
-        targets = None if self.targets is None else self.targets.take(index)
-        return Asked([self.requests[row] for row in index.tolist()], self.history_length[index], targets)
-
-    def rank(self, recommender: Recommender, filter_viewed: bool) -> Ints:
-        """Return the first `DEPTH` places of each list, (B, DEPTH)."""
-        return as_lists(recommender.recommend(self.requests, DEPTH, filter_viewed=filter_viewed), DEPTH)
-
-
-def ask(recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int) -> Asked:
-    """Choose users of the test at its moment, or known users where nothing was held out."""
-    profiles, targets = recommender.profiles, None
-    requests = [{"user_id": user_id} for user_id in profiles.user_ids.tolist()]
+def ask(
+    recommender: Recommender, content: Content, holdout: pd.DataFrame | None, seed: int
+) -> tuple[Requests, ItemSets | None]:
+    """Draw requests of users of the test with their targets, or of known users where nothing was held out."""
+    requests, targets = [{"user_id": user_id} for user_id in recommender.profiles.user_ids.tolist()], None
     if holdout is not None and len(holdout):
         test_at = content["data"]["split"].get("test_at")
         held_out = group_requests(holdout, Ids.number(_item_ids(recommender), (holdout,)))
         requests = plain_requests(held_out.rows, None if test_at is None else read_moment(test_at, None))
         targets = held_out.targets.items
-    lengths = dict(zip(profiles.user_ids.tolist(), np.diff(profiles.offsets).tolist(), strict=True))
-    counts = np.array([lengths.get(request["user_id"], 0) for request in requests], np.int64)
-    drawn = np.random.default_rng(seed).permutation(len(requests))[:MAX_REQUESTS]
-    return Asked(requests, counts, targets).take(np.sort(drawn))
+    drawn = np.sort(np.random.default_rng(seed).permutation(len(requests))[:MAX_REQUESTS])
+    return [requests[row] for row in drawn.tolist()], None if targets is None else targets.take(drawn)
+
+
+def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
+    """Return the first `DEPTH` places of each list, (B, DEPTH)."""
+    return as_lists(recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH)
 
 
 def _item_ids(recommender: Recommender) -> Any:
     return pd.Index(recommender.bundle.items.column("item_id").to_pylist())
 
 
-def measure_exposure(recommender: Recommender, asked: Asked) -> pd.DataFrame:
-    """Count `events` in the profiles and `recommendations` in the lists of each item, the most popular first."""
+def measure_exposure(recommender: Recommender, requests: Requests) -> dict[str, pd.Series[float]]:
+    """Return the shares of recommendations and of events on the most popular items, by share of the catalogue."""
+    n_items = recommender.bundle.items.num_rows
     events = _item_ids(recommender).get_indexer(pd.Index(recommender.profiles.history.item_id))
-    lists = asked.rank(recommender, recommender.bundle.schema.repeats == "exclude")
-    rows, n_items = {"recommendations": lists, "events": events}, recommender.bundle.items.num_rows
-    counts = {name: np.bincount(of[of >= 0], minlength=n_items) for name, of in rows.items()}
-    return pd.DataFrame(counts).sort_values("events", ascending=False, kind="stable", ignore_index=True)
+    lists = _rank(recommender, requests, recommender.bundle.schema.repeats == "exclude")
+    rows = {"recommendations": lists, "events": events}
+    counts = pd.DataFrame({name: np.bincount(of[of >= 0], minlength=n_items) for name, of in rows.items()})
+    counts = counts.sort_values("events", ascending=False, kind="stable").set_axis(np.arange(1, n_items + 1) / n_items)
+    shown = np.unique(np.geomspace(1, n_items, 120).round().astype(int) - 1)
+    shares = (counts.cumsum() / counts.sum().clip(lower=1)).iloc[shown]
+    return {str(name): shares[name] for name in shares}
 
 
-def draw_exposure(exposure: pd.DataFrame) -> Markup:
-    """Draw the shares that the most popular items have of events and of recommendations."""
-    rows = np.unique(np.geomspace(1, len(exposure), 120).round().astype(int) - 1)
-    shares = (exposure.cumsum() / exposure.sum().clip(lower=1)).iloc[rows]
-
-    def plot(axes: Axes) -> None:
-        for name, colour in (("recommendations", OURS), ("events", THEIRS)):
-            axes.semilogx((rows + 1) / len(exposure), shares[name], label=name, color=colour)
-        axes.set_xlabel("share of the catalogue, most popular first")
-        axes.legend()
-
-    return draw(plot, "Share of events and of recommendations that the most popular items have")
-
-
-def describe_examples(recommender: Recommender, asked: Asked, seed: int) -> list[dict[str, Any]]:
+def describe_examples(
+    recommender: Recommender, requests: Requests, targets: ItemSets | None, seed: int
+) -> list[dict[str, Any]]:
     """Return what users had, are recommended and chose: one of each of ten groups of rising history length."""
-    ordered, rng = np.argsort(asked.history_length, kind="stable"), np.random.default_rng(seed)
-    groups = np.array_split(ordered, min(N_EXAMPLES, len(ordered))) if len(ordered) else []
-    asked = asked.take(np.array([rng.choice(group) for group in groups], np.int64))
+    profiles = [recommender.profiles.get(request["user_id"]) for request in requests]
+    histories = [History(np.empty(0, object)) if profile is None else profile.history for profile in profiles]
+    groups = np.array_split(np.argsort([len(history) for history in histories], kind="stable"), N_EXAMPLES)
+    rng = np.random.default_rng(seed)
+    chosen = [int(rng.choice(group)) for group in groups if len(group)]
     schema, ids = recommender.bundle.schema, _item_ids(recommender)
     views = {"All items": False, "New items only": True} if schema.repeats == "allow" else {"Recommended": True}
-    lists = {title: asked.rank(recommender, is_filtered) for title, is_filtered in views.items()}
+    asked = [requests[row] for row in chosen]
+    lists = {title: _rank(recommender, asked, is_filtered) for title, is_filtered in views.items()}
     names = np.array([*name_items(recommender), "an item outside the catalogue"], object)  # the last one answers -1
     examples = []
-    for row, request in enumerate(asked.requests):
-        profile = recommender.profiles.get(request["user_id"])
-        history = History(np.empty(0, object)) if profile is None else profile.history
+    for place, row in enumerate(chosen):
+        history = histories[row]
         had = ids.get_indexer(pd.Index(history.item_id))
-        wanted: Any = [] if asked.targets is None else asked.targets.take(np.array([row])).item_row
+        wanted: Any = [] if targets is None else targets.take(np.array([row])).item_row
         places = {
-            title: [(names[item], item in wanted, item in had) for item in ranked[row] if item >= 0]
+            title: [(names[item], item in wanted, item in had) for item in ranked[place] if item >= 0]
             for title, ranked in lists.items()
         }
         events = _describe_events(history, names[had], schema.timezone)
-        targets = [names[item] for item in wanted]
-        examples.append({"n_events": len(history), "events": events, "lists": places, "targets": targets})
+        wanted = [names[item] for item in wanted]
+        examples.append({"n_events": len(history), "events": events, "lists": places, "targets": wanted})
     return examples
 
 

@@ -20,6 +20,8 @@ from serve.schema import Repeats
 
 Criterion = Callable[[ScoreRows], float]
 """Quality of a scorer on validation; more is better."""
+Fitted = tuple[str, dict[str, Any], ScoreRows | None]
+"""Name of a baseline, its entry in `metrics.json`, and its scorer, None if it was skipped."""
 Log = Callable[[str], None]
 """Prints what an evaluation is doing."""
 
@@ -31,23 +33,14 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline before it is fitted: candidates for its parameter, peak memory for users and items with events."""
+    """A baseline before it is fitted, the candidates for its parameter, and the memory of a cell of its matrix."""
 
     name: str
     fit: Fit
     parameter: str | None = None
     values: tuple[float, ...] = (0.0,)
     needs_time: bool = False
-    estimate_bytes: Callable[[int, int], int] = lambda n_users, n_items: 0
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """A baseline after tuning: what `metrics.json` says of it, and its scorer, None if it was skipped."""
-
-    name: str
-    record: dict[str, Any]
-    score: ScoreRows | None
+    bytes_per_cell: int = 0
 
 
 def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
@@ -68,28 +61,17 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
     recent = partial(baselines.fit_recent_popularity, strength=counted)
     itemknn = partial(fit_used, partial(baselines.fit_itemknn, strength=counted), NEAR_NOTHING)
     ease = partial(fit_used, partial(baselines.fit_ease, strength=logged), 0.0)
-    days = (15, 30, 60, 120, 240)
     personal = [
         Baseline("personal", lambda events, _: iter([baselines.fit_personal(events)])),
-        Baseline("personal-decayed", baselines.fit_decayed_personal, "days", days, needs_time=True),
+        Baseline("personal-decayed", baselines.fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
     ]
     return [
         Baseline("popularity", lambda events, _: iter([baselines.fit_popularity(events, counted)])),
         Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
         *(personal if is_repeating else []),
-        Baseline("itemknn", itemknn, "neighbours", neighbours, estimate_bytes=_estimate_itemknn),
-        Baseline("ease", ease, "lambda", regularisations, estimate_bytes=_estimate_ease),
+        Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36),  # 400 neighbours, thrice
+        Baseline("ease", ease, "lambda", regularisations, bytes_per_cell=20),  # five matrices
     ]
-
-
-def _estimate_itemknn(n_users: int, n_items: int) -> int:
-    """Count the 400 neighbours as pairs and as a matrix."""
-    return n_items * min(400, n_items) * (8 + 4) * 3
-
-
-def _estimate_ease(n_users: int, n_items: int) -> int:
-    """Count about five matrices, in float64 of users or float32 of items."""
-    return 5 * 8 * n_users**2 if n_users < n_items else 5 * 4 * n_items**2
 
 
 def fit_baselines(
@@ -104,17 +86,19 @@ def fit_baselines(
         n_fits = 1 if criterion is None or baseline.parameter is None else len(baseline.values) + 1
         log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}")
         start = time.perf_counter()
-        fitted = _fit(baseline, train, whole, criterion)
-        yield fitted
-        parameter = [f"{name} {value:g}" for name, value in fitted.record.get("parameter", {}).items()]
-        outcome = fitted.record.get("skipped") or " ".join(parameter) or "no parameter"
+        record, score = _fit(baseline, train, whole, criterion)
+        yield baseline.name, record, score
+        parameter = [f"{name} {value:g}" for name, value in record.get("parameter", {}).items()]
+        outcome = record.get("skipped") or " ".join(parameter) or "no parameter"
         log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
 
 
-def _fit(baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None) -> Fitted:
+def _fit(
+    baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None
+) -> tuple[dict[str, Any], ScoreRows | None]:
     obstacle = _find_obstacle(baseline, whole)
     if obstacle is not None:
-        return Fitted(baseline.name, {"skipped": obstacle}, None)
+        return {"skipped": obstacle}, None
     start = time.perf_counter()
     validation: dict[float, float] = {}
     best = baseline.values[len(baseline.values) // 2]
@@ -128,14 +112,17 @@ def _fit(baseline: Baseline, train: Events, whole: Events, criterion: Criterion 
         "validation": {f"{value:g}": quality for value, quality in validation.items()},
         "seconds": round(time.perf_counter() - start, 3),
     }
-    return Fitted(baseline.name, record, score)
+    return record, score
 
 
 def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
     if baseline.needs_time and events.time is None:
         return "the interactions have no times"
-    n_bytes = baseline.estimate_bytes(events.n_users, np.count_nonzero(events.count_items()))
-    return TOO_LARGE if n_bytes > MEMORY_SHARE * read_free_bytes() else None
+    n_items = int(np.count_nonzero(events.count_items()))
+    n_cells = n_items * min(n_items, 400)
+    if baseline.name == "ease":  # in float64 of users or float32 of items
+        n_cells = min(n_items**2, 2 * events.n_users**2)
+    return TOO_LARGE if baseline.bytes_per_cell * n_cells > MEMORY_SHARE * read_free_bytes() else None
 
 
 def read_free_bytes() -> int:

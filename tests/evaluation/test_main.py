@@ -133,10 +133,10 @@ def test_doubts_about_a_holdout_are_noted(words, built, tmp_path, capsys):
     rows = pd.DataFrame({"user_id": list("abcd"), "item_id": list("pqrs"), "datetime": [AT - 1, AT, AT + 1, AT + 2]})
     rows = rows.assign(event="buy", weight=1.0)
     assert doubts(rows[:2].assign(datetime=0), rows) == []
-    assert doubts(rows, rows[:1].assign(datetime=0)) == ["users of --holdout without an event in --train: 3 of 4"]
+    assert doubts(rows[:2], rows[2:].assign(datetime=0)) == ["no user of --holdout has an event in --train"]
     assert doubts(rows, rows) == ["events of --holdout that are in --train too: 4 of 4"]
     assert doubts(rows.assign(weight=9.0), rows) == []
-    assert doubts(rows[:0], rows[:2], AT) == ["events of --train at or after --at: 1 of 2"]
+    assert doubts(rows[:1].assign(datetime=0), rows[:2], AT) == ["events of --train at or after --at: 1 of 2"]
     bare = rows[["user_id", "item_id"]]
     lacking = "columns that the bundle was trained with and --train lacks: "
     assert doubts(bare, bare) == [f"{lacking}datetime, event, weight"]

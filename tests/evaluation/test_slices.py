@@ -4,8 +4,15 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.metrics import Targets, measure_users
-from evaluation.slices import find_head, label_column, label_history, label_targets, measure_slices
+from evaluation.metrics import (
+    Targets,
+    find_head,
+    label_column,
+    label_history,
+    label_targets,
+    measure_slices,
+    measure_users,
+)
 from tests.evaluation.sets import as_sets
 
 LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, 5, 6, 2], [4, 0, 2, 8, 1]])

@@ -35,11 +35,11 @@ def find(name: str, repeats="allow"):
 
 @pytest.mark.parametrize(("repeats", "names"), [("allow", REPEATING), ("exclude", EXCLUDING)])
 def test_every_baseline_scores_the_catalogue_and_tries_at_most_five_values(repeats, names):
-    fitted, declared = fit(choose_baselines(repeats, None)), choose_baselines(repeats, None)
-    assert [baseline.name for baseline in fitted] == names
+    declared = choose_baselines(repeats, None)
+    assert [baseline.name for baseline in declared] == names
     assert all(len(set(baseline.values)) == len(baseline.values) <= 5 for baseline in declared)
-    for baseline in fitted:
-        scores = baseline.score(np.array([3, 0, 12, 5]))
+    for _, _, score in fit(declared):
+        scores = score(np.array([3, 0, 12, 5]))
         assert (scores.shape, scores.dtype) == ((4, N), np.float32)
         assert np.isfinite(scores).all()
 
@@ -61,47 +61,39 @@ def test_the_best_value_is_fitted_again_on_everything(name):
         answers.append(score(users))
         return float(len(answers) == 3)
 
-    (got,) = fit([baseline], criterion)
-    assert got.record["parameter"] == {baseline.parameter: baseline.values[2]}
-    assert got.record["validation"] == {f"{value:g}": float(at == 2) for at, value in enumerate(baseline.values)}
+    ((_, record, score),) = fit([baseline], criterion)
+    assert record["parameter"] == {baseline.parameter: baseline.values[2]}
+    assert record["validation"] == {f"{value:g}": float(at == 2) for at, value in enumerate(baseline.values)}
     (expected,) = baseline.fit(TRAIN.join(LATER), [baseline.values[2]])
-    assert (got.score(users) == expected(users)).all()
-    for answer, score in zip(answers, baseline.fit(TRAIN, baseline.values), strict=True):
-        assert (answer == score(users)).all()
+    assert (score(users) == expected(users)).all()
+    for answer, tried in zip(answers, baseline.fit(TRAIN, baseline.values), strict=True):
+        assert (answer == tried(users)).all()
 
 
 @pytest.mark.parametrize(
     ("name", "criterion", "parameter"), [("personal", lambda score: 1 / 0, {}), ("itemknn", None, {"neighbours": 20})]
 )
 def test_nothing_is_tried_without_a_parameter_or_without_validation(name, criterion, parameter):
-    (got,) = fit([find(name)], criterion)
-    assert (got.record["parameter"], got.record["validation"]) == (parameter, {})
+    ((_, record, _),) = fit([find(name)], criterion)
+    assert (record["parameter"], record["validation"]) == (parameter, {})
 
 
-def test_baselines_that_do_not_fit_are_skipped_with_a_reason(monkeypatch):
-    monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda: 3 * 2**30)
-    large = replace(find("ease"), estimate_bytes=lambda *_: 2 * 2**30)
-    small, lines = replace(find("itemknn"), estimate_bytes=lambda *_: 2**30), []
-    skipped, fitted = fit([large, small], log=lines.append)
-    assert (skipped.record, skipped.score) == ({"skipped": "needs more than half of the free memory"}, None)
-    assert fitted.score is not None
-    assert [line.split(", ")[0] for line in lines[::2]] == ["ease: 7 items", "itemknn: 7 items"]
-    assert "ease: needs more than half" in lines[1]
-    timeless = replace(TRAIN, time=None)
-    (skipped,) = fit_baselines([find("personal-decayed")], timeless, timeless, None, lines.append)
-    assert skipped.record == {"skipped": "the interactions have no times"}
-
-
-@pytest.mark.parametrize("name", ["itemknn", "ease"])
-def test_memory_is_estimated_for_the_items_that_have_events(name, monkeypatch):
-    baseline, asked = find(name), []
-    assert baseline.estimate_bytes(10**6, 10**6) > 4 * 10**9
-    assert baseline.estimate_bytes(10**3, 10**6) < 2**34
-    large = replace(baseline, estimate_bytes=lambda *sizes: asked.append(sizes) or 2**50)
+@pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 36 * N * N), ("ease", 20 * N * N)])
+def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch, name, n_bytes):
+    """Counted for the items that have events."""
     listed = replace(TRAIN, item_row=TRAIN.item_row * 10**4, n_items=10**5)
-    (skipped,) = fit_baselines([large], listed, listed, None, lambda line: None)
-    assert skipped.score is None
-    assert asked == [(U, N)]
+    reason, lines = "needs more than half of the free memory", []
+    for free, is_skipped in ((2 * n_bytes - 2, True), (2 * n_bytes, False)):
+        monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda free=free: free)
+        ((_, record, score),) = fit_baselines([find(name)], listed, listed, None, lines.append)
+        assert (score is None) == is_skipped == (record.get("skipped") == reason)
+    assert [line.split(", ")[0] for line in lines[:2]] == [f"{name}: 100,000 items", f"{name}: {reason}"]
+
+
+def test_baselines_of_time_are_skipped_without_times():
+    timeless = replace(TRAIN, time=None)
+    ((_, record, score),) = fit_baselines([find("personal-decayed")], timeless, timeless, None, lambda line: None)
+    assert (record, score) == ({"skipped": "the interactions have no times"}, None)
 
 
 @pytest.mark.parametrize(("limit", "free"), [("2000", 700), ("max", 5 * 1024), ("900", 0), (None, 5 * 1024)])
