@@ -275,7 +275,7 @@ def _check_kind(column: Column, values: pd.Series, rejects: pd.DataFrame) -> Non
                 f"column '{column.source}' does not hold {kind}: {len(wrong):,} of its values are not, the first: "
                 f"{_describe(wrong)}; declare another column or kind, or mend the file"
             )
-    widths = sorted(set(map(len, values.dropna()))) if column.role == "vector" else []
+    widths = sorted({vector.entries().size for vector in values.dropna()}) if column.role == "vector" else []
     if len(widths) > 1:
         raise SchemaError(
             f"column '{column.source}' has vectors of {widths[0]} and of {widths[-1]} numbers; allowed: one"
