@@ -27,7 +27,7 @@ _REGISTRY = Path("runs") / "registry"
 _TOKEN, _MIN_TOKEN = "BASCULE_RELOAD_TOKEN", 16  # characters
 _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not grow with the file
 _MAX_SHOWN = 40  # characters of a cell
-_RECOMMEND = """
+_RECOMMEND_HELP = """
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
   {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
   {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
@@ -35,117 +35,22 @@ A line of a JSON Lines file of requests; whatever is left out counts as missing:
 example:
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
     --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
-_EXPORT = """
+_EXPORT_HELP = """
 The product of a user vector and an item vector is the item's score, but for what only recommend knows: the rest of
 the score of an item that the user owns, and what the items of a history add to their neighbours.
 
 example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
-_HTTP = """
+_HTTP_HELP = """
 SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. POST /v1/reload takes up another version,
 if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file. Answers go to whoever can reach the address: leave it
 at 127.0.0.1, or put a proxy before it that knows who asks.
 
 example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
-_FORGET = """
+_FORGET_HELP = """
 DIR/forgotten.json keeps a keyed hash of each: later events are not kept, and the next training into the folder leaves
 out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach."""
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
-
-    def work() -> None:
-        given = _make_parser().parse_args(arguments)
-        given.run(given)
-
-    return run_command(work)
-
-
-def _make_parser() -> argparse.ArgumentParser:
-    parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-
-    def add(name: str, run: Callable[[argparse.Namespace], None], text: str, more: str = "") -> argparse.ArgumentParser:
-        raw = argparse.RawDescriptionHelpFormatter
-        about = f"{text}\n{more}"
-        command = commands.add_parser(name, help=text, description=about, formatter_class=raw, allow_abbrev=False)
-        command.set_defaults(run=run)
-        return command
-
-    _describe_recommend(add("recommend", _recommend, "write the best items of many requests to a file", _RECOMMEND))
-    similar = add("similar", _similar, "show the items nearest to an item")
-    _describe_export(add("export", _export, "write vectors of users or items to a folder of Parquet files", _EXPORT))
-    verify = add("verify", _verify, "check files, space and golden answers of a bundle")
-    _describe_http(add("http", _http, "serve over HTTP, with a page to try it at /", _HTTP))
-    _describe_forget(add("forget", _forget, "erase users from a run, and print a receipt", _FORGET))
-    publish = add("publish", _publish, "copy a bundle into a registry of versions")
-    activate = add("activate", _activate, "let a version be served, after it was verified")
-    rollback = add("rollback", _rollback, "let the version be served that was current before")
-    listed = add("list", _list, "show the versions of a registry; `*` is the current one")
-    for command in (similar, verify, publish):
-        _add_folder(command, "--bundle", "folder of the bundle", required=True)
-    for command in (publish, activate, rollback, listed):
-        _add_folder(command, "--registry", f"folder of the versions (default: {_REGISTRY})", default=_REGISTRY)
-    similar.add_argument("--item", required=True, metavar="ID", help="the item's id, as in the data")
-    similar.add_argument("--k", type=int, default=10, help="how many (default: 10)")
-    publish.add_argument("--activate", action="store_true", help="let it be served from now on")
-    publish.add_argument("--keep", type=int, default=3, metavar="N", help="latest versions that stay (default: 3)")
-    activate.add_argument("--version", required=True, metavar="V", help="its 12 digits, as `list` shows them")
-    return parser
-
-
-def _add_folder(parser: argparse.ArgumentParser, name: str, text: str, **more: Any) -> None:
-    parser.add_argument(name, type=Path, metavar="DIR", help=text, **more)
-
-
-def _describe_recommend(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser, "--bundle", "folder of the bundle", required=True)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--requests", type=Path, metavar="FILE", help="JSON Lines, CSV, TSV (also .gz) or Parquet")
-    source.add_argument("--all-users", action="store_true", help="one request per user that has a profile")
-    parser.add_argument("--k", type=int, default=10, help="items per request (default: 10)")
-    parser.add_argument("--repeats", choices=("allow", "exclude"), help="list items of the history (default: by data)")
-    parser.add_argument("--where", metavar="TEXT", help="condition on the columns of items")
-    parser.add_argument("--only", type=Path, metavar="FILE", help="items that may be listed: a file with item_id")
-    at_most = "items of a list that may share a value; for several columns given several times"
-    parser.add_argument("--at-most", action="append", default=[], metavar="COLUMN=N", help=at_most)
-    _add_folder(parser, "--profiles", "default: the folder 'profiles' beside the bundle")
-    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="CSV or Parquet, by suffix")
-
-
-def _describe_export(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser, "--bundle", "folder of the bundle", required=True)
-    parser.add_argument("--side", choices=("user", "item"), required=True, help="whose vectors")
-    rows = "requests, or items with item_id and features (default: all users, or the catalogue)"
-    parser.add_argument("--rows", type=Path, metavar="FILE", help=rows)
-    parser.add_argument("--delimiter", metavar="CHARACTER", help="between the cells of --rows (default: guessed)")
-    columns = "columns of --rows that are called otherwise: item_id=sku,price=cost"
-    parser.add_argument("--columns", metavar="NAME=COLUMN,...", help=columns)
-    _add_folder(parser, "--profiles", "default: the folder 'profiles' beside the bundle")
-    _add_folder(parser, "--out", "gets part-00000.parquet and so on, and _SUCCESS at the end", required=True)
-    parser.add_argument("--overwrite", action="store_true", help="replace an export in --out")
-
-
-def _describe_http(parser: argparse.ArgumentParser) -> None:
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--bundle", type=Path, metavar="DIR", help="folder of the bundle")
-    source.add_argument("--registry", type=Path, metavar="DIR", help="folder of a registry")
-    for name in ("profiles", "state"):
-        _add_folder(parser, f"--{name}", f"called '{name}'; default: beside the bundle, or in the registry")
-    parser.add_argument("--host", default="127.0.0.1", metavar="ADDRESS", help="to listen at (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8080, metavar="N", help="default: 8080; 0: a free one")
-    days = "that events and what was shown are kept (default: 365)"
-    parser.add_argument("--retention-days", type=float, default=365, metavar="DAYS", help=days)
-    text = "whose text, of 16 characters or more, lets a process on this machine ask for a reload"
-    parser.add_argument("--reload-token-file", type=Path, metavar="FILE", help=text)
-
-
-def _describe_forget(parser: argparse.ArgumentParser) -> None:
-    _add_folder(parser, "--run", "folder of the run", required=True, dest="run_folder")
-    parser.add_argument("--user", nargs="+", required=True, metavar="ID", help="as in the data")
-    _add_folder(parser, "--exports", "folders that `serve export --side user` wrote", nargs="+", default=[])
 
 
 def _recommend(given: argparse.Namespace) -> None:
@@ -153,6 +58,8 @@ def _recommend(given: argparse.Namespace) -> None:
     from serve.requests import Request
     from serve.tables import add_filters, read_filters, read_requests
 
+    if (given.requests is None) is not given.all_users:
+        raise SchemaError("give either --requests or --all-users")
     for source in (given.requests, given.only):
         if source is not None and given.out.exists() and source.exists() and given.out.samefile(source):
             raise SchemaError(f"--out {given.out} is a file that is read, and the answers would replace it")
@@ -247,6 +154,8 @@ def _http(given: argparse.Namespace) -> None:
     from serve.state import check_retention
     from serve.versions import BundleSource, Registry, RegistrySource, Source
 
+    if (given.bundle is None) is (given.registry is None):
+        raise SchemaError("give either --bundle or --registry")
     token = _read_token(given.reload_token_file)
     check_retention(given.retention_days, "--retention-days")
     with bind(given.host, given.port) as listener:
@@ -276,7 +185,7 @@ def _publish(given: argparse.Namespace) -> None:
     from serve.bundle import PROFILES, STATE
     from serve.versions import Registry, publish
 
-    published = publish(Registry(given.registry), given.bundle, given.keep, given.activate)
+    published = publish(Registry(given.registry or _REGISTRY), given.bundle, given.keep, given.activate)
     print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
     if given.activate:
         print(f"current: {published.version}")
@@ -291,14 +200,14 @@ def _publish(given: argparse.Namespace) -> None:
 def _activate(given: argparse.Namespace) -> None:
     from serve.versions import Registry, activate
 
-    activate(Registry(given.registry), given.version)
+    activate(Registry(given.registry or _REGISTRY), given.version)
     print(f"current: {given.version}")
 
 
 def _rollback(given: argparse.Namespace) -> None:
     from serve.versions import Registry, rollback
 
-    done = rollback(Registry(given.registry))
+    done = rollback(Registry(given.registry or _REGISTRY))
     print(f"current: {done.version}, in place of {done.left or 'none that could be read'}")
     for fault in done.skipped:
         print(f"left out: {fault}", file=sys.stderr)
@@ -307,7 +216,91 @@ def _rollback(given: argparse.Namespace) -> None:
 def _list(given: argparse.Namespace) -> None:
     from serve.versions import Registry, describe_registry
 
-    print("\n".join(describe_registry(Registry(given.registry))))
+    print("\n".join(describe_registry(Registry(given.registry or _REGISTRY))))
+
+
+_FOLDER, _FILE = {"type": Path, "metavar": "DIR"}, {"type": Path, "metavar": "FILE"}
+_OPTIONS: dict[str, dict[str, Any]] = {
+    "--bundle": _FOLDER | {"help": "folder of the bundle"},
+    "--requests": _FILE | {"help": "JSON Lines, CSV, TSV (also .gz) or Parquet; or else --all-users"},
+    "--all-users": {"action": "store_true", "help": "one request per user that has a profile"},
+    "--k": {"type": int, "default": 10, "metavar": "N", "help": "items of a list (default: 10)"},
+    "--repeats": {"choices": ("allow", "exclude"), "help": "list items of the history (default: as in the data)"},
+    "--where": {"metavar": "TEXT", "help": "condition on the columns of items"},
+    "--only": _FILE | {"help": "items that may be listed: a file with item_id"},
+    "--at-most": {
+        "action": "append",
+        "default": [],
+        "metavar": "COLUMN=N",
+        "help": "items of a list that may share a value; for several columns given several times",
+    },
+    "--profiles": _FOLDER | {"help": "default: the folder 'profiles' beside the bundle, or in the registry"},
+    "--out": {"type": Path, "metavar": "PATH", "help": "CSV or Parquet file, by suffix; of export, a folder"},
+    "--item": {"metavar": "ID", "help": "the item's id, as in the data"},
+    "--side": {"choices": ("user", "item"), "help": "whose vectors"},
+    "--rows": _FILE | {"help": "requests, or items with item_id and features (default: all users, or the catalogue)"},
+    "--delimiter": {"metavar": "CHARACTER", "help": "between the cells of --rows (default: guessed)"},
+    "--columns": {"metavar": "NAME=COLUMN,...", "help": "columns of --rows that are called otherwise: item_id=sku"},
+    "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
+    "--registry": _FOLDER | {"help": f"folder of the versions (default, but of http: {_REGISTRY})"},
+    "--state": _FOLDER | {"help": "called 'state'; default: beside the bundle, or in the registry"},
+    "--host": {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "to listen at (default: 127.0.0.1)"},
+    "--port": {"type": int, "default": 8080, "metavar": "N", "help": "default: 8080; 0: a free one"},
+    "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
+    "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
+    "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
+    "--user": {"nargs": "+", "metavar": "ID", "help": "as in the data"},
+    "--exports": _FOLDER | {"nargs": "+", "default": [], "help": "folders that `serve export --side user` wrote"},
+    "--activate": {"action": "store_true", "help": "let it be served from now on"},
+    "--keep": {"type": int, "default": 3, "metavar": "N", "help": "latest versions that stay (default: 3)"},
+    "--version": {"metavar": "V", "help": "its 12 digits, as `list` shows them"},
+}
+_FILTERS, _ROWS = "--where --only --at-most --profiles", "--rows --delimiter --columns --profiles --overwrite"
+_PLACE = "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file"
+_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
+    "recommend": (
+        _recommend,
+        "write the best items of many requests to a file",
+        "--bundle --out",
+        f"--requests --all-users --k --repeats {_FILTERS}",
+        _RECOMMEND_HELP,
+    ),
+    "similar": (_similar, "show the items nearest to an item", "--bundle --item", "--k", ""),
+    "export": (_export, "write vectors to a folder of Parquet files", "--bundle --side --out", _ROWS, _EXPORT_HELP),
+    "verify": (_verify, "check files, space and golden answers of a bundle", "--bundle", "", ""),
+    "http": (_http, "serve a bundle or a registry over HTTP, with a page to try it at /", "", _PLACE, _HTTP_HELP),
+    "forget": (_forget, "erase users from a run, and print a receipt", "--run --user", "--exports", _FORGET_HELP),
+    "publish": (_publish, "copy a bundle into a registry", "--bundle", "--registry --activate --keep", ""),
+    "activate": (_activate, "let a version be served, after it was verified", "--version", "--registry", ""),
+    "rollback": (_rollback, "let the version be served that was current before", "", "--registry", ""),
+    "list": (_list, "show the versions of a registry; `*` is the current one", "", "--registry", ""),
+}
+"""Name -> what it runs, its help in a line, options that it needs, options that it takes, and more help."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
+
+    def work() -> None:
+        given = _make_parser().parse_args(arguments)
+        given.run(given)
+
+    return run_command(work)
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    raw = argparse.RawDescriptionHelpFormatter
+    for name, (run, text, needed, taken, more) in _COMMANDS.items():
+        about = f"{text}\n{more}"
+        command = commands.add_parser(name, help=text, description=about, formatter_class=raw, allow_abbrev=False)
+        command.set_defaults(run=run)
+        for option in needed.split():
+            command.add_argument(option, required=True, **_OPTIONS[option])
+        for option in taken.split():
+            command.add_argument(option, **_OPTIONS[option])
+    return parser
 
 
 if __name__ == "__main__":

@@ -107,11 +107,7 @@ class Service:
         return current.version, [_to_json(recommender, request, answer, explain) for request, answer in pairs]
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
-        """Find the items nearest to an item; return the version that answers, and the answer as JSON values.
-
-        Raises:
-            SchemaError: an item that is not known.
-        """
+        """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
         current, recommender = self._current, self._current.recommender
         known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = recommender.similar_items(known, k)
@@ -124,10 +120,7 @@ class Service:
         return current.version, {"items": items, **reason}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Keep what users did, all or none; it counts in the next answer.
-
-        Returns:
-            How many events were kept: those of forgotten users, and those older than the retention, are not.
+        """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old.
 
         Raises:
             SchemaError: an event that cannot be read.
@@ -149,12 +142,7 @@ class Service:
         return was_there
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
-        """Erase a user; return a receipt for each folder that has profiles or state.
-
-        Raises:
-            SchemaError: no id.
-            OSError: the disk is full or fails; to be asked again.
-        """
+        """Erase a user; return a receipt for each folder that has profiles or state."""
         known = parse_id(user_id, self._schema.user_id_type, "user_id")
         return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
 
@@ -289,9 +277,9 @@ def _is_shown(field: pa.Field) -> bool:
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    return value if value is None or isinstance(value, (str, int, bool, list)) else str(value)
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, (str, int, float, list)) else str(value)
 
 
 def _to_json(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
@@ -319,10 +307,7 @@ def _note_age(schema: Schema, now: int) -> list[str]:
     days, fades = (now - schema.data_until) // _DAY, schema.repeats == "allow" or bool(schema.popularity_days)
     if not (schema.has_datetime and fades) or days < _OLD_DAYS:
         return []
-    return [
-        f"the data ended {days} days ago: a request without datetime is asked now, when popularity and memory have "
-        "faded; `recommend` asks each user at the last event"
-    ]
+    return [f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"]
 
 
 def _impressions(answer: Answer, request_id: str, now: int, version: str) -> Impressions:

@@ -10,13 +10,9 @@ from typing import Annotated, Any, Literal, NotRequired
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-MAX_REQUESTS = 256  # requests, or events, of a body
-MAX_EVENTS = 500  # of a history
-MAX_IDS = 10_000  # excluded or admissible items
-MAX_ITEMS = 1000  # of a list: k
-MAX_LISTED = 32_000  # items of all lists of an answer
-MAX_TEXT = 4096  # characters of a text
-MAX_NAMES = 64  # features or columns
+MAX_REQUESTS, MAX_EVENTS, MAX_IDS = 256, 500, 10_000  # of a body (events too), of a history, of excluded items
+MAX_ITEMS, MAX_LISTED = 1000, 32_000  # of a list (k), of all lists of an answer
+MAX_TEXT, MAX_NAMES = 4096, 64  # characters of a text, features or columns
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
@@ -39,8 +35,6 @@ _strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
 
 @_strict
 class PastEvent(TypedDict, total=False):
-    """An event of a history."""
-
     item_id: Annotated[ItemId, Field(description="As in the data; an item that the bundle does not know is skipped.")]
     datetime: Text | Number | None
     event: Text | None
@@ -79,8 +73,6 @@ class RequestBody(TypedDict, total=False):
 
 @_strict
 class AskOne(RequestBody, total=False):
-    """One request."""
-
     k: Length
     repeats: Repeats
     explain: Explain
@@ -97,8 +89,6 @@ class AskMany(TypedDict):
 
 @_strict
 class AskSimilar(TypedDict):
-    """The items that are nearest to an item."""
-
     item_id: ItemId
     k: NotRequired[Length]
     explain: NotRequired[Explain]
@@ -125,15 +115,11 @@ class EventsBody(TypedDict):
 
 @_strict
 class ItemBody(TypedDict):
-    """The columns of an item."""
-
     columns: Annotated[Values, Field(description="Column -> value; one that is not given stays, null is missing.")]
 
 
 @_strict
 class ForgetBody(TypedDict):
-    """A user to be forgotten."""
-
     user_id: ItemId
 
 
@@ -143,23 +129,17 @@ FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozen
 
 
 class Head(TypedDict):
-    """The beginning of every answer."""
-
     request_id: str
     version: str
     latency_ms: float
 
 
 class Because(TypedDict):
-    """The item of the history that an item is most like; itself, if it is owned."""
-
     item_id: str | int
     cosine: float
 
 
 class Listed(TypedDict):
-    """An item of a list; rank 1 is the best."""
-
     item_id: str | int
     score: float
     rank: int
@@ -168,11 +148,7 @@ class Listed(TypedDict):
 
 
 class List_(TypedDict):
-    """The answer to one request.
-
-    `reason` says why there are fewer than k items; `unknown_values` names features and context of which the request
-    gives a value that training has not seen.
-    """
+    """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle."""
 
     items: list[Listed]
     unknown_items: int
@@ -181,14 +157,10 @@ class List_(TypedDict):
 
 
 class ListsAnswer(Head):
-    """The answers in the order of the requests."""
-
     answers: list[List_]
 
 
 class Near(TypedDict):
-    """An item and its cosine to the one that was asked for."""
-
     item_id: str | int
     cosine: float
     columns: NotRequired[dict[str, Any]]
@@ -210,8 +182,6 @@ class Said(TypedDict):
 
 
 class FaultAnswer(TypedDict):
-    """Every answer that is an error."""
-
     error: Said
     request_id: str
 
@@ -223,8 +193,6 @@ class Told(Head):
 
 
 class Removed(Head):
-    """An item that was removed, and whether it was there."""
-
     was_there: bool
 
 
@@ -235,8 +203,6 @@ class Forgotten(Head):
 
 
 class Loaded(TypedDict):
-    """The version that answers from now on."""
-
     request_id: str
     version: str
 
