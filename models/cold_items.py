@@ -142,7 +142,7 @@ def _fit_content(towers: Towers, taste: Tensor, rows: Tensor, generator: torch.G
     epochs = max(EPOCHS, math.ceil(MIN_STEPS / max(n_batches, 1)))
     optimizer = torch.optim.Adam(content.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
-    for _ in range(epochs if len(rows) else 0):
+    for _ in range(epochs):
         for batch in torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH):  # (b,)
             placed = towers.item_tower.normalise(content(towers.item_codes[batch], towers.item_values[batch]))  # (b, D)
             optimizer.zero_grad()

@@ -45,17 +45,21 @@ LONG_HISTORY = 40
 SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1
 """Of histories that have an order."""
 RIDGE_IN_ORDER, RIDGE_OF_SETS = 100.0, 100.0
-NEARLY_ALL = 0.95
-"""Of the best gain: the smallest alpha with it is chosen, since what gains little more does by chance."""
+STANDARD_ERRORS = 2.0
+"""Of a gain of the validation, above which what is usual is left: the best of many gains something by chance."""
 MIN_GAIN = 0.01
 """Of NDCG: a smaller gain of shrinkage is often chance."""
-USUAL = {"next_item": 0.05, "ease": 0.2, "gf_cf": 0.1}
-"""Alphas where nothing can be validated: near what validations chose."""
+USUAL_IN_ORDER = {"next_item": 0.05, "ease": 0.05, "gf_cf": 0.05}
+USUAL_IN_SETS = {"ease": 0.4, "gf_cf": 0.2}
+USUAL_BESIDE_MEMORY = {"ease": 0.05, "gf_cf": 0.0}
+"""Alphas from which the choice starts: near the best of validations and tests of the boards."""
 MIN_SPREAD = 1e-9
 MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16
 """Of GF-CF: the paper has 256. Of 1,682 films 64 and 128 ranked 4 % better than 256, and 32 as 256."""
 
 Estimator = Callable[[Interactions], sp.csr_array]
+Figures = dict[str, np.ndarray]
+"""NDCG@10 of each user, by view, as `models.validation.rank_views` has it."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +100,16 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict
     return {decay: {"next_item": regression, "gf_cf": filtered}, 0.0: unordered}
 
 
+def usual_alphas(data: InteractionsDataModule) -> Mapping[str, float]:
+    """Return the alphas that are usual for the data, by estimator."""
+    if data.trains_on_windows:
+        return USUAL_IN_ORDER
+    return USUAL_IN_SETS if data.schema.repeats == "exclude" else USUAL_BESIDE_MEMORY
+
+
 @torch.no_grad()
 def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) -> Refinement:
-    """Choose the refinement that ranks the validation best, and leave the towers as they were.
+    """Choose the refinement: what is usual, unless the validation ranks clearly better by another. Leave the towers.
 
     Args:
         towers: trained, in evaluation mode, with nothing added.
@@ -106,21 +117,29 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
         top_k: weights of an item; 0: no item-item weights.
         seed: of the estimators.
     """
-    estimators = list_estimators(data, top_k, seed) if top_k else {0.0: {}}
+    estimators, usual = list_estimators(data, top_k, seed) if top_k else {0.0: {}}, usual_alphas(data)
     shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if _shrinks(data) else None
+    starts = [
+        Refinement({name: usual[name] for name in named}, decay, STRENGTH if shrinkage else 0.0)
+        for decay, named in estimators.items()
+    ]
     batches = data.validation_batches[:: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
-        decay, named = next(iter(estimators.items()))
-        return Refinement({name: USUAL[name] for name in named}, decay, STRENGTH if shrinkage else 0.0)
-    found = _choose_strength(towers, shrinkage, batches)
+        return starts[0]
+    before = Validation(towers, batches).alone
+    strength = _choose_strength(towers, shrinkage, batches)
     validation, interactions = Validation(towers, batches), read_interactions(data)
-    for decay, named in estimators.items():
-        added = build_weights(named, interactions, towers, list(data.drawn_requests(MAX_DRAWN)), decay)
-        start = replace(found, alphas=dict.fromkeys(named, 0.0), decay=decay, ndcg=validation.ndcg)
-        found = max(found, _choose_alphas(validation, added, start), key=lambda one: one.ndcg or 0.0)
+    found: list[tuple[Refinement, Figures]] = []
+    for start in starts:
+        requests = list(data.drawn_requests(MAX_DRAWN))
+        added = build_weights(estimators[start.decay], interactions, towers, requests, start.decay)
+        tried = _choose_alphas(validation, added, replace(start, content_events=strength))
+        if not found or is_better(tried[1], found[-1][1]):
+            found.append(tried)
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    return found
+    chosen, figures = found[-1]
+    return replace(chosen, ndcg=mean_of_views(figures), ndcg_before=mean_of_views(before))
 
 
 def _shrinks(data: InteractionsDataModule) -> bool:
@@ -128,28 +147,41 @@ def _shrinks(data: InteractionsDataModule) -> bool:
     return data.schema.repeats == "exclude" and bool(data.schema.item_features)
 
 
-def _choose_strength(towers: Towers, shrinkage: Shrinkage | None, batches: Sequence[RequestBatch]) -> Refinement:
-    """Shrink items if the validation ranks clearly better by it."""
-    before = Validation(towers, batches).ndcg
-    if shrinkage is not None:
-        shrinkage.apply(STRENGTH)
-        after = Validation(towers, batches).ndcg
-        if after >= (1 + MIN_GAIN) * before:
-            return Refinement(content_events=STRENGTH, ndcg=after, ndcg_before=before)
-        shrinkage.apply(0.0)
-    return Refinement(ndcg=before, ndcg_before=before)
+def _choose_strength(towers: Towers, shrinkage: Shrinkage | None, batches: Sequence[RequestBatch]) -> float:
+    """Shrink items if the validation ranks better by it; return the strength."""
+    if shrinkage is None:
+        return 0.0
+    before = mean_of_views(Validation(towers, batches).alone)
+    shrinkage.apply(STRENGTH)
+    if mean_of_views(Validation(towers, batches).alone) >= (1 + MIN_GAIN) * before:
+        return STRENGTH
+    shrinkage.apply(0.0)
+    return 0.0
 
 
-def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
-    """Choose each alpha in turn, given the others: the smallest with nearly all of the gain."""
-    found = start
+def _choose_alphas(
+    validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement
+) -> tuple[Refinement, Figures]:
+    """Choose each alpha in turn, given the others; return the refinement and how it ranks."""
+    found, figures = start, validation.rank(added, start.decay, [start.alphas])[0]
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
-        ndcg = dict(zip(ALPHAS, validation.rank(added, found.decay, trials), strict=True))
-        gains = {alpha: value - ndcg[0.0] for alpha, value in ndcg.items()}
-        alpha = min(alpha for alpha in gains if gains[alpha] >= NEARLY_ALL * max(gains.values()))
-        found = replace(found, alphas=dict(found.alphas) | {name: alpha}, ndcg=ndcg[alpha])
-    return found
+        ranked = validation.rank(added, found.decay, trials)
+        best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
+        if is_better(ranked[best], figures):
+            found, figures = replace(found, alphas=trials[best]), ranked[best]
+    return found, figures
+
+
+def is_better(figures: Figures, before: Figures) -> bool:
+    """Tell whether the mean over users and views is higher by more than `STANDARD_ERRORS` of the difference."""
+    gains = [figures[view] - before[view] for view in figures]  # (users,) each
+    error = fmean(float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else math.inf for gain in gains)
+    return mean_of_views(figures) - mean_of_views(before) > STANDARD_ERRORS * error
+
+
+def mean_of_views(figures: Figures) -> float:
+    return fmean(float(values.mean()) for values in figures.values())
 
 
 @torch.no_grad()
@@ -234,12 +266,12 @@ class Validation:
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
-        self.ndcg = self.rank({}, 0.0, [{}])[0]
+        self.alone = self.rank({}, 0.0, [{}])[0]
 
     def rank(
         self, added: Mapping[str, sp.csr_array], decay: float, trials: Sequence[Mapping[str, float]]
-    ) -> list[float]:
-        """Return the mean NDCG@10 over users and views of the towers with weights added, each times its alpha."""
+    ) -> list[Figures]:
+        """Rank the validation by the scores of the towers with weights added, each times its alpha."""
         views: list[list[dict[str, np.ndarray]]] = [[] for _ in trials]
         for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
             scores = users @ self.items.T  # (B, N)
@@ -249,8 +281,4 @@ class Validation:
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
                 ranked.append(rank_views(changed, bonus if self.has_memory else None, batch))
-        return [_mean_of_views(ranked) for ranked in views]
-
-
-def _mean_of_views(ranked: Sequence[Mapping[str, np.ndarray]]) -> float:
-    return fmean(float(np.concatenate([part[view] for part in ranked]).mean()) for view in ranked[0])
+        return [{view: np.concatenate([part[view] for part in ranked]) for view in ranked[0]} for ranked in views]

@@ -13,7 +13,17 @@ import torch
 
 from datamodules.config import FeaturesConfig
 from models import refine
-from models.refine import STRENGTH, USUAL, Refinement, add_up, apply, build_weights, choose, list_estimators
+from models.refine import (
+    STRENGTH,
+    Refinement,
+    add_up,
+    apply,
+    build_weights,
+    choose,
+    list_estimators,
+    mean_of_views,
+    usual_alphas,
+)
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_set_world, make_world
@@ -80,7 +90,6 @@ def test_what_is_chosen_ranks_the_validation_best_and_changes_no_tower(side):
     found = choose(towers, data, TOP_K, SEED)
     assert all(torch.equal(value, before[name]) for name, value in towers.state_dict().items())
     assert not len(towers.neighbours.rows)
-    assert found.ndcg >= found.ndcg_before
     assert found == choose(towers, data, TOP_K, SEED)
     assert Refinement(**json.loads(json.dumps(asdict(found)))) == found
 
@@ -93,7 +102,7 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
         added = {"all": sp.csr_array((towers.neighbours.weights, towers.neighbours.rows, towers.neighbours.offsets))}
         added["all"].resize(N, N)
         ranked = refine.Validation(towers, data.validation_batches).rank(added, found.decay, [{"all": 1.0}])
-    assert ranked[0] == pytest.approx(found.ndcg, abs=1e-6)
+    assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
 
 def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_not(side, monkeypatch):
@@ -116,7 +125,7 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     data.validation_batches = []
     found = choose(towers, data, TOP_K, SEED)
     assert found.ndcg is None
-    assert found.alphas == {name: USUAL[name] for name in found.alphas}
+    assert found.alphas == {name: usual_alphas(data)[name] for name in found.alphas}
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
     apply(found, towers, data, TOP_K, SEED)
@@ -135,7 +144,7 @@ def test_without_item_item_weights_only_the_content_is_tried(side):
 
 def test_the_same_refinement_gives_the_same_bytes(side):
     towers, data = side
-    chosen = Refinement(dict(USUAL), next(iter(list_estimators(data, TOP_K, SEED))), 0.0)
+    chosen = Refinement(dict(usual_alphas(data)), next(iter(list_estimators(data, TOP_K, SEED))), 0.0)
     first, second = copy.deepcopy(towers), copy.deepcopy(towers)
     for one in (first, second):
         apply(chosen, one, data, TOP_K, SEED)
