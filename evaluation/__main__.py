@@ -16,7 +16,7 @@ from evaluation.console import print_metrics
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.holdout import PAIR, profiles_from_frame, read_interactions, read_moment, read_users, split_validation
 from serve.bundle import Bundle
-from serve.command_line import make_parser, parse_options, run_command
+from serve.command_line import make_parser, run_command
 from serve.durable import write_file
 from serve.errors import SchemaError
 from serve.recommender import Recommender
@@ -35,7 +35,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def run(arguments: argparse.Namespace) -> None:
     """Evaluate, print the tables and write the figures."""
-    _check_options(arguments)
+    figures: Path | None = arguments.json
+    if figures is not None and (figures.is_dir() or not figures.parent.is_dir()):
+        raise SchemaError(f"--json {figures} is a folder or in none; give a file in a folder that exists")
     bundle = Bundle.load(arguments.bundle)
     schema = bundle.schema
     holdout = read_interactions(arguments.holdout, schema)
@@ -53,9 +55,9 @@ def run(arguments: argparse.Namespace) -> None:
     log = Console(stderr=True, log_path=False).log
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))
-    if arguments.json is not None:
-        write_file(arguments.json, (json.dumps(metrics, indent=1) + "\n").encode())
-        print(f"figures: {arguments.json}")
+    if figures is not None:
+        write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
+        print(f"figures: {figures}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -69,21 +71,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--baselines", nargs="*", metavar="NAME", help="those to be fitted; default: all. No name: none")
     add("--seed", type=int, default=0, help="draws what baselines are validated by")
     add("--json", type=Path, help="write the figures here")
-    return parse_options(parser, argv)
-
-
-def _check_options(arguments: argparse.Namespace) -> None:
-    """Refuse at once what would fail after minutes of baselines, or replace a file that is read."""
-    figures: Path | None = arguments.json
-    if arguments.seed < 0:
-        raise SchemaError(f"--seed is {arguments.seed}; allowed: 0 and above")
-    if figures is None:
-        return
-    if figures.is_dir() or not figures.parent.is_dir():
-        raise SchemaError(f"--json {figures} is a folder or in none; give a file in a folder that exists")
-    sources = [path for path in (arguments.holdout, arguments.train, arguments.users) if path and path.exists()]
-    if figures.exists() and any(map(figures.samefile, sources)):
-        raise SchemaError(f"--json {figures} is a file that is read, and the figures would replace it")
+    return parser.parse_args(argv)
 
 
 def check_reachable(holdout: pd.DataFrame, history: pd.DataFrame, catalogue: pd.Series[Any], schema: Schema) -> None:

@@ -13,7 +13,6 @@ from rich.table import Table
 
 from evaluation.metrics import MIN_USERS_TO_COMPARE
 from serve.bundle import BUNDLE, METRICS
-from serve.command_line import name_interpreter
 
 Views = Mapping[str, Mapping[str, Any]]
 """View -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
@@ -30,15 +29,13 @@ def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metri
         console.print(NOTHING_HELD_OUT, highlight=False)
     bundle = out / BUNDLE
     console.print(f"metrics  {out / METRICS}\nbundle   {bundle}\n\nTry next:", highlight=False, markup=False)
-    is_like_option = str(item_id).startswith("-")
-    item = [f"--item={item_id}"] if is_like_option else ["--item", str(item_id)]
     for words in (
         ["recommend", "--bundle", bundle, "--all-users", "--k", 10, "--out", out / "recommendations.csv"],
-        ["similar", "--bundle", bundle, *item, "--k", 5],
+        ["similar", "--bundle", bundle, f"--item={item_id}", "--k", 5],
         ["verify", "--bundle", bundle],
     ):
-        command = f"  {name_interpreter()} -m serve {shlex.join(map(str, words))}"
-        console.print(command, highlight=False, markup=False, soft_wrap=True)
+        command = shlex.join(map(str, words))
+        console.print(f"  python -m serve {command}", highlight=False, markup=False, soft_wrap=True)
 
 
 def print_metrics(console: Console, metrics: Mapping[str, Any], metric: str, others: tuple[str, ...] = ()) -> None:

@@ -44,15 +44,10 @@ Requests = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Parts:
-    """A data set in the parts of an evaluation.
+    """Interactions to predict, to fit baselines on and to choose their parameters by, and users to slice by.
 
-    Attributes:
-        test: interactions to predict.
-        train: interactions that values of the baselines' parameters are fitted on.
-        validation: interactions that the values are chosen by; baselines are then fitted on both. May be empty.
-        users: `user_id`, at most once, and the `group_columns` to slice by.
-        at: UTC seconds that each user is asked at, once for all their held-out items; None: without a moment.
-        evidence: interactions of the time of `validation` that nothing is chosen by: known to the test alone.
+    Each user is asked at the UTC seconds `at`, once for all their held-out items, or without a moment. `evidence` is of
+    the time of `validation`, which may be empty, and known to the test alone.
     """
 
     test: pd.DataFrame

@@ -200,10 +200,19 @@ def resample_means(values: Floats) -> Floats:
 def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Summary]]:
     """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,).
 
-    None and NaN become the value `missing`. A label of this text, or `other`, as the rare ones together are called,
-    becomes `missing (value)`, `other (value)`.
+    None and NaN become the value `missing`, rare values `other`, and labels of these texts `missing (value)`, `other
+    (value)`. Of equally frequent values the first in order stay.
     """
-    return {name: _measure_slice(lists, targets, column) for name, column in labels.items()}
+    slices: dict[str, dict[str, Summary]] = {}
+    for name, column in labels.items():
+        code, distinct = pd.factorize(column)  # missing is -1
+        names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
+        values = pd.Series(np.array([*names, MISSING], object)[code])
+        frequent = values.value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
+        values = values.where(values.isin(frequent), OTHER)
+        masks = {value: (values == value).to_numpy() for value in sorted(set(values))}
+        slices[name] = {value: summarise(measure_users(lists, targets.keep(mask))) for value, mask in masks.items()}
+    return slices
 
 
 def label_targets(
@@ -268,21 +277,6 @@ def _write_apart(numbers: Floats) -> list[str]:
     short = [f"{number:.6g}" for number in numbers]
     are_apart = len(set(short)) == len(short) and np.abs(numbers).max() < 1e6
     return short if are_apart else [f"{number:.17g}" for number in numbers]
-
-
-def _measure_slice(lists: Ints, targets: Targets, labels: Labels) -> dict[str, Summary]:
-    code, distinct = pd.factorize(labels)  # missing is -1
-    names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
-    values = _join_rare(np.array([*names, MISSING], object)[code])
-    return {value: summarise(measure_users(lists, targets.keep(values == value))) for value in sorted(set(values))}
-
-
-def _join_rare(values: Labels) -> Labels:
-    """Rename all but the most frequent values; of equally frequent ones the first in order stay."""
-    code, distinct = pd.factorize(values, sort=True)
-    is_frequent = np.zeros(len(distinct), np.bool_)
-    is_frequent[np.argsort(-np.bincount(code), kind="stable")[:MAX_VALUES]] = True
-    return np.where(is_frequent[code], values, OTHER)
 
 
 def _to_offsets(counts: Ints) -> Ints:

@@ -29,7 +29,7 @@ from evaluation.holdout import Ids, group_requests, plain_requests, read_interac
 from evaluation.metrics import Ints, ItemSets
 from evaluation.model_card import Content, environment, render, sign
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
-from serve.command_line import make_parser, parse_options, run_command
+from serve.command_line import make_parser, run_command
 from serve.durable import write_file
 from serve.encode import to_text
 from serve.errors import SchemaError, say
@@ -38,8 +38,8 @@ from serve.requests import History
 
 MAX_REQUESTS = 2048
 """Requests that lists are made for, drawn by the seed where there are more."""
-N_EXAMPLES, MAX_EVENTS, MAX_NAME = 10, 8, 90
-"""Examples, events of each, and letters of an item's name, that are shown."""
+N_EXAMPLES, MAX_EVENTS = 10, 8
+"""Examples, and events of each, that are shown."""
 Requests = list[dict[str, Any]]
 
 TITLES = ("title", "name", "product_name", "description")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
 
     def run() -> None:
-        arguments = parse_options(parser, argv)
+        arguments = parser.parse_args(argv)
         rewrite_report(arguments.run, arguments.holdout)
         sys.stdout.write(f"report: {arguments.run / REPORT}\n")
 
@@ -285,11 +285,9 @@ def name_items(recommender: Recommender) -> list[str]:
     by_kind = {kind: [feature.column for feature in features if feature.kind == kind] for kind in ("text", "vector")}
     titles = [name for name in items.column_names if name.lower() in TITLES and name not in by_kind["vector"]]
     columns = [*by_kind["text"], *titles][:1] or [one.column for one in features if one.kind == "categorical"][-3:]
-    present = [items.column(name).to_pylist() for name in columns if name in items.column_names]
-    cells = [map(to_text, column) for column in present]
+    cells = [map(to_text, items.column(name).to_pylist()) for name in columns if name in items.column_names]
     rows = zip(*cells, strict=True) if cells else [()] * items.num_rows
     names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in rows]
-    names = [name if len(name) <= MAX_NAME else f"{name[: MAX_NAME - 1]}…" for name in names]
     counts, ids = Counter(names), map(str, _item_ids(recommender))
     return [
         f"item {item_id}" if not name else name if counts[name] == 1 else f"{name} ({item_id})"

@@ -70,7 +70,6 @@ def test_commands_to_try_next_are_printed_as_they_run(item_id):
     print_summary(Console(file=text, width=40), out, {}, "NDCG@10", item_id)
     recommend, similar, verify = (shlex.split(line)[1:] for line in text.getvalue().splitlines()[-3:])
     assert recommend[2:] == ["recommend", "--bundle", f"{out}/bundle", "--all-users", "--k", "10", *recommend[-2:]]
-    item = [f"--item={item_id}"] if str(item_id).startswith("-") else ["--item", str(item_id)]
-    assert similar[2:] == ["similar", "--bundle", f"{out}/bundle", *item, "--k", "5"]
+    assert similar[2:] == ["similar", "--bundle", f"{out}/bundle", f"--item={item_id}", "--k", "5"]
     assert verify == ["-m", "serve", "verify", "--bundle", f"{out}/bundle"]
     assert "Nothing was held out" in text.getvalue().replace("\n", " ")

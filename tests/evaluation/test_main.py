@@ -89,8 +89,6 @@ def test_users_are_sliced_by_their_features_and_baselines_are_those_named(words,
         ("--bundle", "nowhere", "nowhere"),
         ("--json", "{}/none/figures.json", "is a folder or in none; give a file"),
         ("--json", "{}", "is a folder or in none; give a file"),
-        ("--json", "{}/train.parquet", "train.parquet is a file that is read"),
-        ("--seed", "-1", "--seed is -1; allowed: 0 and above"),
         ("--baselines", "eas", "did you mean 'ease'"),
     ],
 )

@@ -14,8 +14,7 @@ from tests.evaluation.sets import as_lists, as_sets
 
 N, K = 11, 5
 SCORES = st.one_of(
-    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]),
-    st.floats(width=32, allow_nan=False),
+    st.sampled_from([0.0, -0.0, 1.0, -1.0, math.inf, -math.inf, math.nan]), st.floats(width=32, allow_nan=False)
 )
 ALLOWED = {
     "all": lambda item, owned: True,
