@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from functools import lru_cache
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from serve.clock import day_of_week, hour_of_day
 from serve.errors import SchemaError
-from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature
+from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature, IdType
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
@@ -68,7 +68,9 @@ def to_text(value: Any) -> str | None:
     """Write a value the one way vocabularies know it: 7, 7.0 and " 7 " are "7"; None, NaN and "" are None."""
     if isinstance(value, str):
         return value.strip() or None
-    if value is None or _is_missing(value):
+    if value is None or type(value).__name__ in ("NAType", "NaTType"):  # of pandas, which is not imported here
+        return None
+    if isinstance(value, (*_FRACTIONS, np.datetime64)) and value != value:
         return None
     if isinstance(value, (bool, np.bool_)):
         return "true" if value else "false"
@@ -97,15 +99,6 @@ def write_cell(feature: Feature | None, cell: Any) -> str | None:
     if feature is not None and feature.kind == "multi_categorical":
         return to_text(feature.separator.join(split_cell(cell, feature.separator)))
     return join_text(cell)
-
-
-def _is_missing(value: Any) -> bool:
-    """Tell NaN and NaT, which differ from themselves, and NA of pandas, which is not imported here."""
-    if type(value).__name__ in ("NAType", "NaTType"):
-        return True
-    if isinstance(value, Decimal):  # a signalling NaN cannot be compared
-        return value.is_nan()
-    return isinstance(value, (*_FRACTIONS, np.datetime64)) and bool(value != value)
 
 
 # ---- columns of numbers and vectors
@@ -153,33 +146,6 @@ def is_missing_row(matrix: Floats) -> NDArray[np.bool_]:
     return np.asarray(np.isnan(matrix).all(axis=1))
 
 
-def vectors_to_arrow(matrix: Floats) -> pa.Array:
-    """Return a FixedSizeList<float32> column of the rows of a matrix (n, W), null where there is no vector.
-
-    Made from buffers, since `pa.array` imports pandas where it is installed.
-    """
-    entries = np.ascontiguousarray(matrix, dtype=np.float32)
-    child = pa.Array.from_buffers(pa.float32(), entries.size, [None, pa.py_buffer(entries)])
-    valid = pa.py_buffer(np.packbits(~is_missing_row(entries), bitorder="little"))
-    return pa.Array.from_buffers(pa.list_(pa.float32(), entries.shape[1]), len(entries), [valid], children=[child])
-
-
-def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
-    """Return the matrix (n, W) that `vectors_to_arrow` wrote."""
-    array = column.combine_chunks()
-    width = array.type.list_size
-    if not len(array):
-        return np.empty((0, width), dtype=np.float32)
-    child = array.values
-    first = child.offset + array.offset * width
-    entries = np.frombuffer(child.buffers()[1], dtype=np.float32)[first : first + len(array) * width]
-    matrix: Floats = entries.reshape(len(array), width).copy()
-    if array.null_count:
-        bits = np.unpackbits(np.frombuffer(array.buffers()[0], dtype=np.uint8), bitorder="little")
-        matrix[bits[array.offset : array.offset + len(array)] == 0] = np.nan
-    return matrix
-
-
 def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
     """Read a numeric column as float64 (n,), NaN where missing.
 
@@ -205,11 +171,7 @@ def _to_number(feature: Feature, value: Any) -> float:
 
 
 def to_vectors(feature: Feature, values: Any) -> Floats:
-    """Read a vector column as float32 (n, W), NaN where missing.
-
-    Args:
-        feature: of W entries.
-        values: n cells as `read_vector` reads them, or a matrix (n, W) as returned.
+    """Read a vector column, cells as of `read_vector` or a matrix, as float32 (n, W), NaN where missing.
 
     Raises:
         SchemaError: a vector that does not parse, is not finite or has another width.
@@ -221,17 +183,15 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
         return given
     matrix = np.full((len(values), feature.width), np.nan, dtype=np.float32)
     for row, value in enumerate(values):
-        if not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None:
-            continue
         try:
-            vector = read_vector(value)
+            is_missing = not isinstance(value, (Vector, *_LISTS)) and to_text(value) is None
+            vector = None if is_missing else read_vector(value)
         except ValueError as error:
             raise SchemaError(f"feature '{feature.name}': {error}: '{str(value)[:40]}'") from error
         if vector is not None and len(vector) != feature.width:
             got = f"a vector of {len(vector)} numbers"
             raise SchemaError(f"feature '{feature.name}': {got}; expected {feature.width}, as in the training data")
-        if vector is not None:
-            matrix[row] = vector
+        matrix[row] = np.nan if vector is None else vector
     return matrix
 
 
@@ -269,24 +229,20 @@ def encode_features(
         SchemaError: a column of another length, a number or vector that does not parse or is not finite, or a
             vector of another width.
     """
-    coded, valued = code_slices(features), value_slices(features)
-    codes = np.full((n, coded[-1][1].stop if coded else 0), PADDING, dtype=np.int64)
-    values = np.zeros((n, valued[-1][1].stop if valued else 0), dtype=np.float32)
-    for feature, place in coded:
-        codes[:, place] = _encode_codes(feature, _column(columns, feature, n), n, timezone)
-    for feature, place in valued:
-        values[:, place] = _encode_values(feature, _column(columns, feature, n), n)
-    return EncodedFeatures(codes, values)
-
-
-def _column(columns: Mapping[str, Any], feature: Feature, n: int) -> Any:
-    """Return n values or None; a list stays one, since as an array ["a", True] would become two texts."""
-    values = columns.get(feature.column)
-    if values is None:
-        return None
-    if len(values) != n:
-        raise SchemaError(f"column '{feature.column}' has {len(values)} values; expected {n}, one a row")
-    return values if isinstance(values, (list, tuple)) else np.asarray(values)
+    codes, values = [np.empty((n, 0), np.int64)], [np.empty((n, 0), np.float32)]
+    for feature in features:
+        column = columns.get(feature.column)
+        if column is None:
+            column = [None] * n
+        elif len(column) != n:
+            raise SchemaError(f"column '{feature.column}' has {len(column)} values; expected {n}, one a row")
+        elif not isinstance(column, (list, tuple)):  # as an array ["a", True] would become two texts
+            column = np.asarray(column)
+        if feature.has_values:
+            values.append(_encode_values(feature, column))
+        else:
+            codes.append(_ENCODERS.get(feature.kind, _encode_calendar)(feature, column, timezone))
+    return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1))
 
 
 def keyed_by_name(features: Sequence[Feature]) -> tuple[Feature, ...]:
@@ -302,63 +258,45 @@ def encode_rows(
     return encode_features(features, columns, len(rows), timezone)
 
 
-def _encode_codes(feature: Feature, values: Any, n: int, timezone: str | None) -> Ints:
-    """Return (n, width) codes of n raw values, or of None: missing in every row."""
-    if feature.kind == "text":
-        return encode_texts([None] * n if values is None else list(map(join_text, values)), feature)
-    if feature.kind == "multi_categorical":
-        return _encode_cells(feature, [None] * n if values is None else values)
-    if values is None:
-        return np.full((n, 1), UNKNOWN, dtype=np.int64)
-    if feature.kind in DERIVED:
-        return _encode_calendar(feature, values, timezone)[:, None]
-    return _look_up(feature, values)[:, None]
-
-
-def _look_up(feature: Feature, values: Any) -> Ints:
-    """Return (n,) codes; numbers through their distinct values, which are few."""
+def _look_up(feature: Feature, values: Any, timezone: str | None) -> Ints:
+    """Return (n, 1) codes; numbers through their distinct values, which are few."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         distinct, index = np.unique(values, return_inverse=True)
-        return _look_up(feature, list(distinct))[index]
+        return _look_up(feature, list(distinct), timezone)[index]
     code_of = feature.codes.get
-    return np.array([code_of(to_text(value), UNKNOWN) for value in values], dtype=np.int64)  # type: ignore[arg-type]
+    codes = [code_of(to_text(value), UNKNOWN) for value in values]  # type: ignore[arg-type]
+    return np.array(codes, dtype=np.int64)[:, None]
 
 
 def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Ints:
+    """Return (n, 1) codes of hours or weekdays."""
     numbers = to_numbers(feature, values)
     is_known = ~np.isnan(numbers)
     seconds = np.where(is_known, numbers, 0).astype(np.int64)
     place = (hour_of_day if feature.kind == "hour_of_day" else day_of_week)(seconds, timezone)
     codes = np.array([feature.codes.get(str(number), UNKNOWN) for number in range(_HOURS)], dtype=np.int64)
-    return np.where(is_known, codes[place], UNKNOWN)
+    return np.where(is_known, codes[place], UNKNOWN)[:, None]
 
 
-def _encode_cells(feature: Feature, cells: Any) -> Ints:
+def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
-    seen: dict[Any, list[int]] = {}
+    known: dict[str, list[int]] = {}
     rows = []
     for cell in cells:
-        key = cell if isinstance(cell, str) else None
-        codes = seen.get(key) if key is not None else None
+        codes = known.get(cell) if isinstance(cell, str) else None
         if codes is None:
             found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
             codes = ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
-            seen[key] = codes
+            if isinstance(cell, str):
+                known[cell] = codes
         rows.append(codes)
     return np.array(rows, dtype=np.int64).reshape(len(rows), feature.width)
 
 
-def _encode_values(feature: Feature, values: Any, n: int) -> Floats:
-    """Return (n, width + 1) standardised numbers and missing flag of n raw values, or of None: all missing."""
-    if feature.is_numeric:
-        numbers = np.full(n, np.nan) if values is None else to_numbers(feature, values)
-        return _standardise(numbers[:, None], feature, np.isnan(numbers))
-    vectors = np.full((n, feature.width), np.nan, np.float32) if values is None else to_vectors(feature, values)
-    return _standardise(vectors, feature, is_missing_row(vectors))
-
-
-def _standardise(entries: NDArray[Any], feature: Feature, is_missing: NDArray[np.bool_]) -> Floats:
-    """Return (n, W + 1): entries (n, W) standardised in their own precision, then the missing flag."""
+def _encode_values(feature: Feature, values: Any) -> Floats:
+    """Return (n, width + 1) standardised numbers and missing flag."""
+    entries = to_numbers(feature, values)[:, None] if feature.is_numeric else to_vectors(feature, values)
+    is_missing = np.isnan(entries).all(axis=1)
     mean, scale = (entries.dtype.type(number) for number in (feature.mean, feature.scale))
     with np.errstate(over="ignore"):  # the ends of the range overflow to what is clipped anyway
         standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
@@ -369,8 +307,9 @@ def _standardise(entries: NDArray[Any], feature: Feature, is_missing: NDArray[np
 # ---- hashed text: words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)
 
 
-def encode_texts(texts: Sequence[str | None], feature: Feature) -> Ints:
+def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> Ints:
     """Code the tokens of texts, (n, width): each bucket once a row, then PADDING; UNKNOWN where there is no token."""
+    texts = list(map(join_text, cells))
     place = {text: number for number, text in enumerate(dict.fromkeys(texts))}
     codes = np.full((len(place), feature.width), PADDING, dtype=np.int64)
     for row, buckets in zip(codes, hash_texts(place, feature.width, feature.buckets), strict=True):
@@ -411,6 +350,13 @@ def _split_grams(word: str) -> list[list[str]]:
     return [[f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
 
 
+_ENCODERS: dict[str, Callable[[Feature, Any, str | None], Ints]] = {
+    "categorical": _look_up,
+    "multi_categorical": _encode_cells,
+    "text": encode_texts,
+}
+
+
 # ---- single-valued item features as one list of Q categories, by which preferences are counted
 
 
@@ -439,3 +385,74 @@ def category_rows(features: tuple[Feature, ...], codes: Ints) -> Ints:
         columns.append(codes[:, place.start] + offset)
         offset += feature.n_codes
     return np.stack(columns, axis=1) if columns else np.zeros((len(codes), 0), dtype=np.int64)
+
+
+# ---- columns of Arrow, made from buffers and read from them, since its own ways import pandas where it is installed
+
+
+def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
+    """Return an Arrow array of numbers or flags, or of the texts (None = null) of an object array."""
+    if values.dtype == np.object_:
+        return _arrow_texts(values)
+    kind = pa.from_numpy_dtype(values.dtype)
+    valid = None if is_valid is None else _arrow_bits(is_valid)
+    content = _arrow_bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
+    return pa.Array.from_buffers(kind, len(values), [valid, content])
+
+
+def ids_to_arrow(ids: Sequence[str | int | None] | NDArray[np.object_], id_type: IdType) -> pa.Array:
+    """Return ids as an Arrow array of their type, null where there is none."""
+    given = np.empty(len(ids), dtype=np.object_)
+    given[:] = ids
+    if id_type == "string":
+        return to_arrow(given)
+    is_valid = np.array([value is not None for value in ids], dtype=np.bool_)
+    return to_arrow(np.where(is_valid, given, 0).astype(np.int64), is_valid)
+
+
+def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
+    """Return the numbers of a column without nulls, or its texts (None = null), equal ones as one object."""
+    values = column.combine_chunks()
+    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
+        return _numbers(values)
+    encoded = values.dictionary_encode(null_encoding="encode")
+    texts = np.empty(len(encoded.dictionary), dtype=np.object_)
+    texts[:] = encoded.dictionary.to_pylist()
+    taken: NDArray[Any] = texts[_numbers(encoded.indices)]
+    return taken
+
+
+def _numbers(values: pa.Array) -> NDArray[Any]:
+    stop = values.offset + len(values)
+    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[values.offset :]
+
+
+def _arrow_texts(texts: NDArray[np.object_]) -> pa.Array:
+    encoded = [b"" if text is None else text.encode() for text in texts]
+    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
+    is_valid = np.array([text is not None for text in texts], dtype=np.bool_)
+    buffers = [_arrow_bits(is_valid), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
+    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
+
+
+def _arrow_bits(flags: NDArray[np.bool_]) -> pa.Buffer:
+    return pa.py_buffer(np.packbits(flags, bitorder="little"))
+
+
+def vectors_to_arrow(matrix: Floats) -> pa.Array:
+    """Return a FixedSizeList<float32> column of the rows of a matrix (n, W), null where there is no vector."""
+    entries = np.ascontiguousarray(matrix, dtype=np.float32)
+    child = pa.Array.from_buffers(pa.float32(), entries.size, [None, pa.py_buffer(entries)])
+    valid = _arrow_bits(~is_missing_row(entries))
+    return pa.Array.from_buffers(pa.list_(pa.float32(), entries.shape[1]), len(entries), [valid], children=[child])
+
+
+def vectors_from_arrow(column: pa.ChunkedArray) -> Floats:
+    """Return the matrix (n, W) that `vectors_to_arrow` wrote."""
+    array = column.combine_chunks()
+    matrix = np.full((len(array), array.type.list_size), np.nan, dtype=np.float32)
+    entries = array.drop_null().flatten()
+    if len(entries):
+        numbers = np.frombuffer(entries.buffers()[1], np.float32)[entries.offset : entries.offset + len(entries)]
+        matrix[np.array(array.is_valid().to_pylist())] = numbers.reshape(-1, matrix.shape[1])
+    return matrix

@@ -1,14 +1,13 @@
 """The two errors of Bascule, both `ValueError`, so that a caller may catch either name.
 
-ValueError
-+-- SchemaError   a table, a request or a configuration does not fit what was declared
-+-- BundleError   a bundle folder is incomplete, altered or put together from two
+SchemaError: a table, a request or a configuration does not fit the declaration.
+BundleError: a bundle folder is incomplete, altered or put together from two.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 MOST_NAMES = 20  # listed in a message
 
@@ -37,11 +36,3 @@ def say(error: Exception) -> str:
         paths = [str(path) for path in (error.filename, error.filename2) if path is not None]
         return " ".join(": ".join([*paths, error.strerror]).split())
     return " ".join(str(error).split())
-
-
-def passes(value: float, check: Callable[[float], bool]) -> bool:
-    """Say whether a number passes a check; one that Python cannot compare, a NaN of decimals, does not."""
-    try:
-        return check(value)
-    except ArithmeticError:
-        return False

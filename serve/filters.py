@@ -23,10 +23,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from serve.encode import split_cell, to_text
+from serve.encode import split_cell, to_numpy, to_text
 from serve.errors import SchemaError, name_nearest
 from serve.index import REPEAT_RATE, ItemIds, ItemIndex, Pairs, Query
-from serve.recommendations import to_numpy
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import Feature
 

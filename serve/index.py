@@ -23,9 +23,8 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.durable import write_file
-from serve.encode import category_features, category_rows, count_categories, encode_features
+from serve.encode import category_features, category_rows, count_categories, encode_features, to_arrow, to_numpy
 from serve.errors import BundleError, SchemaError
-from serve.recommendations import to_arrow, to_numpy
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 
@@ -45,10 +44,7 @@ IN_STOCK = "in_stock"
 REPEAT_RATE = "repeat_rate"
 """Reserved column of `items.parquet` where repeats are allowed."""
 ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
-MAX_TILE = 256
-"""Requests that are searched at once: memory does not grow with a batch."""
-
-_BLOCK_SCORES = 2**19  # 2 MiB of scores stay in the cache
+_BLOCK_SCORES, _MIN_BLOCK = 2**19, 64  # 2 MiB of scores stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,18 +75,10 @@ class Neighbours:
 
     @classmethod
     def from_bytes(cls, offsets: Content, entries: Content, n_items: int, decay: float) -> Neighbours:
-        """Read the arrays that `to_bytes` wrote.
-
-        Raises:
-            ValueError: other arrays, or entries that are not of these items.
-        """
+        """Read the arrays that `to_bytes` wrote; a `ValueError` says that they are not of these items."""
         starts, pairs = (np.load(io.BytesIO(content.data), allow_pickle=False) for content in (offsets, entries))
-        if (
-            starts.shape != (n_items + 1,)
-            or pairs.dtype != ENTRY
-            or starts[-1] != len(pairs)
-            or (np.diff(starts) < 0).any()
-        ):
+        is_sound = starts.shape == (n_items + 1,) and pairs.dtype == ENTRY and starts[-1] == len(pairs)
+        if not is_sound or (np.diff(starts) < 0).any():
             raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
         rows, weights = pairs["neighbour"], pairs["weight"]
         if len(rows) and not (rows.min() >= 0 and rows.max() < n_items and np.isfinite(weights).all()):
@@ -163,15 +151,7 @@ class ItemIndex:
     """Item vectors (N, W) and the search for the best of them."""
 
     def __init__(self, vectors: Floats, is_hidden: Mask | None = None) -> None:
-        """Index vectors, which are not copied.
-
-        Args:
-            vectors: (N, W) float32 in C order.
-            is_hidden: (N,) items that are never listed.
-
-        Raises:
-            ValueError: vectors of another kind, none, or one that is not finite.
-        """
+        """Index vectors (N, W), float32 in C order, which are not copied; hidden items (N,) are never listed."""
         if vectors.ndim != 2 or vectors.dtype != np.float32 or not vectors.size or not vectors.flags.c_contiguous:
             raise ValueError(f"item vectors are {vectors.dtype} {vectors.shape}; expected float32 (N, W) in C order")
         if not np.isfinite(vectors).all():
@@ -186,11 +166,7 @@ class ItemIndex:
 
     @classmethod
     def from_bytes(cls, content: Content) -> ItemIndex:
-        """Read the content of the file that `write_index` wrote.
-
-        Raises:
-            ValueError: no flat inner-product index of FAISS, or a vector that is not finite.
-        """
+        """Read the content of the file that `write_index` wrote; a `ValueError` says that it is another one."""
         try:
             reader = faiss.ZeroCopyIOReader(faiss.swig_ptr(content), content.size)  # type: ignore[attr-defined]
             stored = faiss.read_index(reader, faiss.IO_FLAG_MMAP_IFC)  # a view of the content
@@ -217,9 +193,6 @@ class ItemIndex:
         Returns:
             scores: (B, min(k, N)) float32, falling; equal scores order by row.
             rows: (B, min(k, N)) int64. Where fewer items are admissible, -inf and -1 fill the end.
-
-        Raises:
-            ValueError: user vectors of another width, or k below 1.
         """
         if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})")
@@ -227,16 +200,8 @@ class ItemIndex:
             raise ValueError(f"k is {k}; allowed: 1 or more")
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
-        n, k = len(query), min(k, len(self))
-        if n <= MAX_TILE:
-            return self._search_tile(query, k, barred)
-        tiles = (np.arange(start, min(start + MAX_TILE, n)) for start in range(0, n, MAX_TILE))
-        found = [self._search_tile(query.take(tile), k, barred) for tile in tiles]
-        return np.concatenate([scores for scores, _ in found]), np.concatenate([rows for _, rows in found])
-
-    def _search_tile(self, query: Query, k: int, barred: Mask | None) -> tuple[Floats, Ints]:
-        best = _TopItems(len(query), k)
-        block = max(1, _BLOCK_SCORES // max(1, len(query)))
+        best = _TopItems(len(query), min(k, len(self)))
+        block = max(_MIN_BLOCK, _BLOCK_SCORES // max(1, len(query)))
         added, left_out, only = (_split(part, block, len(self)) for part in (query.added, query.left_out, query.only))
         for start in range(0, len(self), block):
             scores: Floats = query.users @ self.vectors[start : start + block].T  # (B, block)
@@ -260,11 +225,7 @@ class ItemIndex:
         An item whose columns are all 0 has cosine 0 to every other.
 
         Returns:
-            scores: (min(k, N - 1),) float32, falling; equal scores order by row.
-            rows: (min(k, N - 1),) int64; fewer where items are hidden.
-
-        Raises:
-            ValueError: k below 1.
+            scores, falling, and rows, (min(k, N - 1),) each; fewer where items are hidden.
         """
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
@@ -283,7 +244,8 @@ class ItemIndex:
         """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
         if n_dims not in self._lengths:
             lengths: Floats = np.linalg.norm(self.vectors[:, :n_dims], axis=1)
-            self._lengths[n_dims] = np.where(lengths == 0, np.float32(1), lengths)
+            lengths[lengths == 0] = 1
+            self._lengths[n_dims] = lengths
         return self._lengths[n_dims]
 
 
@@ -320,10 +282,8 @@ def add_terms(scores: Floats, terms: Terms) -> None:
 
 def _split(part: tuple[Any, ...] | None, block: int, n_items: int) -> Iterator[tuple[Any, ...]]:
     """Yield the pairs or terms of each block of items, with columns of the block in place of rows."""
-    if part is None:
-        return
-    if block >= n_items:
-        yield part
+    if part is None or block >= n_items:
+        yield part or ()
         return
     requests, rows, *values = part
     blocks = (rows // block).astype(np.uint16)  # 16 bits are sorted by radix
@@ -383,11 +343,7 @@ class ItemIds:
         return np.array([row_of(item_id, UNKNOWN_ROW) for item_id in listed], dtype=np.int64)
 
     def require(self, ids: Sequence[Any]) -> Ints:
-        """Return the row of each id as a caller wrote it.
-
-        Raises:
-            SchemaError: no id, or an item that the catalogue does not have.
-        """
+        """Return the row of each id as a caller wrote it; a `SchemaError` names one that is not known."""
         checked = [parse_id(item_id, self.id_type, "item_id") for item_id in ids]
         rows = self.find(checked)
         if (rows == UNKNOWN_ROW).any():
@@ -408,11 +364,7 @@ class ItemFacts:
 
 
 def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
-    """Read the facts of the catalogue.
-
-    Raises:
-        BundleError: a column is missing.
-    """
+    """Read the facts of the catalogue; a `BundleError` names a column that is missing."""
     features = tuple(feature for feature, _ in category_features(schema.item_features))
     for name in (REPEAT_RATE, *(feature.column for feature in features)):
         if name not in items.column_names:

@@ -30,13 +30,14 @@ from serve.encode import (
     join_text,
     split_cell,
     to_numbers,
+    to_numpy,
     to_text,
     to_vectors,
     vectors_from_arrow,
     vectors_to_arrow,
 )
 from serve.errors import BundleError
-from serve.recommendations import to_arrow, to_numpy
+from serve.recommendations import to_arrow
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
 

@@ -1,15 +1,15 @@
-"""Answers: the ranked items of many requests as flat arrays, and columns of Arrow made of arrays and back."""
+"""Answers: the ranked items of many requests as flat arrays."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.encode import ids_to_arrow, to_arrow
 from serve.requests import Id
 from serve.schema import IdType
 
@@ -111,58 +111,3 @@ class Recommendations:
             "rank": to_arrow(self.rank),
         }
         return pa.Table.from_arrays(list(columns.values()), names=list(columns))
-
-
-def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:
-    """Return an Arrow array of numbers or flags, or of the texts (None = null) of an object array.
-
-    Made from buffers, since `pa.array` imports pandas where it is installed.
-    """
-    if values.dtype == np.object_:
-        return _arrow_texts(values)
-    kind = pa.from_numpy_dtype(values.dtype)
-    valid = None if is_valid is None else _arrow_bits(is_valid)
-    content = _arrow_bits(values) if values.dtype == np.bool_ else pa.py_buffer(np.ascontiguousarray(values))
-    return pa.Array.from_buffers(kind, len(values), [valid, content])
-
-
-def ids_to_arrow(ids: Sequence[Id | None] | NDArray[np.object_], id_type: IdType) -> pa.Array:
-    """Return ids as an Arrow array of their type, null where there is none."""
-    given = np.empty(len(ids), dtype=np.object_)
-    given[:] = ids
-    if id_type == "string":
-        return to_arrow(given)
-    is_valid = np.array([value is not None for value in ids], dtype=np.bool_)
-    return to_arrow(np.where(is_valid, given, 0).astype(np.int64), is_valid)
-
-
-def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    """Return the numbers of a column without nulls, or its texts (None = null), equal ones as one object.
-
-    Read from buffers, since `to_numpy` of Arrow imports pandas where it is installed.
-    """
-    values = column.combine_chunks()
-    if not (pa.types.is_string(values.type) or pa.types.is_large_string(values.type)):
-        return _numbers(values)
-    encoded = values.dictionary_encode(null_encoding="encode")
-    texts = np.empty(len(encoded.dictionary), dtype=np.object_)
-    texts[:] = encoded.dictionary.to_pylist()
-    taken: NDArray[Any] = texts[_numbers(encoded.indices)]
-    return taken
-
-
-def _numbers(values: pa.Array) -> NDArray[Any]:
-    stop = values.offset + len(values)
-    return np.frombuffer(values.buffers()[1], dtype=values.type.to_pandas_dtype(), count=stop)[values.offset :]
-
-
-def _arrow_texts(texts: NDArray[np.object_]) -> pa.Array:
-    encoded = [b"" if text is None else text.encode() for text in texts]
-    ends = np.cumsum([0, *map(len, encoded)], dtype=np.int64)
-    is_valid = np.array([text is not None for text in texts], dtype=np.bool_)
-    buffers = [_arrow_bits(is_valid), pa.py_buffer(ends), pa.py_buffer(b"".join(encoded))]
-    return pa.Array.from_buffers(pa.large_string(), len(texts), buffers).cast(pa.string())
-
-
-def _arrow_bits(flags: NDArray[np.bool_]) -> pa.Buffer:
-    return pa.py_buffer(np.packbits(flags, bitorder="little"))

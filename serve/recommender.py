@@ -36,15 +36,7 @@ class Recommender:
     """A bundle and the profiles of its users, ready to answer. Nothing in it changes."""
 
     def __init__(self, bundle: Bundle, profiles: Profiles | None = None) -> None:
-        """Put a bundle and profiles together.
-
-        Args:
-            bundle: as loaded.
-            profiles: of its users; without them, requests bring their own histories.
-
-        Raises:
-            BundleError: the towers read what cannot be given, or the profiles are of other data.
-        """
+        """Put a bundle and the profiles of its users together; without these, requests bring their own histories."""
         schema = bundle.schema
         self.bundle = bundle
         self.profiles = _no_profiles(schema) if profiles is None else profiles
@@ -59,11 +51,7 @@ class Recommender:
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
-        """Load a published bundle.
-
-        Args:
-            directory: of the bundle.
-            profiles: or their folder; by default the folder `profiles` beside the bundle, if there is one.
+        """Load a published bundle and profiles, by default those of the folder `profiles` beside it, if there is one.
 
         Raises:
             BundleError: bundle or profiles are missing, altered, or do not belong together; or the golden requests are
@@ -81,11 +69,7 @@ class Recommender:
         return recommender
 
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
-        """Return a recommender of another catalogue with the same towers and profiles.
-
-        Args:
-            catalogue: of this bundle: items of the one here keep their rows, others come after them.
-        """
+        """Return a recommender of a catalogue in which the items here keep their rows and others come after them."""
         other = copy(self)
         other._set_catalogue(catalogue, self.admission.columns)
         return other
@@ -130,14 +114,7 @@ class Recommender:
         return self._answer(requests, k, "owned")
 
     def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
-        """Find the items nearest to an item by cosine, itself excluded.
-
-        Returns:
-            ids and falling cosines, min(k, N - 1) of each. Removed items are left out, but one may be asked for.
-
-        Raises:
-            SchemaError: an item that the catalogue does not have.
-        """
+        """Return ids and falling cosines of the items nearest to an item; removed ones may be asked for, not listed."""
         (row,) = self.item_rows([item_id])
         scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
         return self.catalogue.item_ids.ids[rows], scores
@@ -149,16 +126,10 @@ class Recommender:
         return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
-        """Place items that the bundle does not have by their features.
-
-        Args:
-            rows: feature column -> raw value of each item; a column that is not given is missing.
+        """Place items that the bundle does not have by their features: feature column -> raw value of each.
 
         Returns:
             (n, W) vectors; where popularity is a part of them, so popular that they are as visible as an average item.
-
-        Raises:
-            SchemaError: a column that no feature reads, or a number that does not parse.
         """
         names = {name: None for row in rows for name in row}
         return self.encode_item_columns({name: [row.get(name) for row in rows] for name in names}, len(rows))
@@ -175,11 +146,7 @@ class Recommender:
         return np.concatenate([self.bundle.vectors[:0], *map(self.towers.items, tiles)])
 
     def item_rows(self, ids: Sequence[Any]) -> Ints:
-        """Return the position of each item in the catalogue.
-
-        Raises:
-            SchemaError: an item that the catalogue does not have.
-        """
+        """Return the row of each item; a `SchemaError` names one that the catalogue does not have."""
         return self.catalogue.item_ids.require(ids)
 
     def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:

@@ -9,7 +9,6 @@ None counts as not given. Messages show at most 40 characters of a value, since 
 
 from __future__ import annotations
 
-import math
 import re
 import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -21,7 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.clock import FIRST_SECOND, LAST_SECOND, to_seconds
-from serve.encode import Vector, read_vector, to_text
+from serve.encode import Vector, to_text, to_vectors
 from serve.errors import SchemaError, name_nearest
 from serve.schema import DERIVED, Feature, IdType, Schema
 
@@ -93,12 +92,7 @@ _EVENT_FIELDS = frozenset(field.name for field in fields(History))
 
 
 def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
-    """Check a request against the schema of a bundle.
-
-    Raises:
-        SchemaError: an unknown field or feature, a value of the wrong type, a number that is not finite, or a
-            history that is not oldest first.
-    """
+    """Check a request against the schema of a bundle; a `SchemaError` names the first fault."""
     given = _check_fields(raw, _REQUEST_FIELDS, "request")
     user_id, time, exclude = given.get("user_id"), given.get("datetime"), given.get("exclude")
     filters = given.get("filters")
@@ -114,43 +108,29 @@ def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
 
 
 def fit_request(request: Request, schema: Schema) -> Request:
-    """Check the ids and the time of a request that was made by hand; 7 and "7" are the same id.
-
-    Raises:
-        SchemaError: no id of the bundle's type, or a time that is not in seconds.
-    """
+    """Check the ids and the time of a request that was made by hand; 7 and "7" are the same id."""
     user_id, filters = request.user_id, request.filters
     if filters is not None and filters.only is not None:
         filters = replace(filters, only=parse_distinct_ids(filters.only, schema.item_id_type, "filters.only"))
     if request.datetime is not None:
         check_seconds(request.datetime, "datetime")
-    return replace(
-        request,
-        user_id=None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id"),
-        exclude=parse_distinct_ids(request.exclude, schema.item_id_type, "exclude"),
-        filters=filters,
-    )
+    user_id = None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id")
+    exclude = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
+    return replace(request, user_id=user_id, exclude=exclude, filters=filters)
 
 
 def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
-    """Check the shape of the filters of a request; None if they filter nothing.
-
-    Raises:
-        SchemaError: an unknown name, or a value of the wrong type.
-    """
+    """Check the shape of the filters of a request; None if they filter nothing."""
     given = _check_fields(raw, [field.name for field in fields(Filters)], "filters")
-    where, only, limits = given.get("where"), given.get("only"), given.get("at_most")
+    where, only, limits = given.get("where"), given.get("only"), given.get("at_most") or {}
     if not isinstance(where, str | None):
         raise SchemaError(f"filters.where is {show(where)}; expected a text, as in \"price <= 20 and brand = 'x'\"")
-    if not isinstance(limits, Mapping | None):
+    if not isinstance(limits, Mapping):
         raise SchemaError(f"filters.at_most is {show(limits)}; expected a mapping of columns to numbers")
-    filters = Filters(
-        where=where,
-        only=None if only is None else parse_distinct_ids(only, item_id_type, "filters.only"),
-        at_most=tuple(
-            sorted((name, parse_limit(name, most)) for name, most in (limits or {}).items() if most is not None)
-        ),
-    )
+    if only is not None:
+        only = parse_distinct_ids(only, item_id_type, "filters.only")
+    at_most = sorted((name, parse_limit(name, most)) for name, most in limits.items() if most is not None)
+    filters = Filters(where, only, tuple(at_most))
     return None if filters == Filters() else filters
 
 
@@ -226,39 +206,26 @@ def _parse_history_times(values: list[Any], timezone: str | None) -> NDArray[np.
 
 
 def parse_id(value: Any, id_type: IdType, where: str) -> Id:
-    """Check an id and return it in the type of the bundle: 7 and "7" are the same id.
-
-    Raises:
-        SchemaError: the value is no id of that type.
-    """
+    """Check an id and return it in the type of the bundle: 7 and "7" are the same id."""
     value = to_plain(value)
-    if id_type == "integer":
-        if isinstance(value, str) and INTEGER.fullmatch(value):
-            value = int(value)
-        if type(value) is int and -(2**63) <= value < 2**63:
-            return value
-        raise SchemaError(f"{where} is {show(value)}; expected a whole number of 64 bits, as in the training data")
-    if type(value) is int and -(2**63) <= value < 2**64:
-        return str(value)
-    if isinstance(value, str) and value.strip() and is_writable(value):
+    if id_type == "integer" and isinstance(value, str) and INTEGER.fullmatch(value):
+        value = int(value)
+    if type(value) is int and -(2**63) <= value < (2**63 if id_type == "integer" else 2**64):
+        return value if id_type == "integer" else str(value)
+    if id_type == "string" and isinstance(value, str) and value.strip() and is_writable(value):
         return value
-    raise SchemaError(f"{where} is {show(value)}; expected a text that is not empty, as in the training data")
+    kind = "a whole number of 64 bits" if id_type == "integer" else "a text that is not empty"
+    raise SchemaError(f"{where} is {show(value)}; expected {kind}, as in the training data")
 
 
 def parse_ids(values: list[Any], id_type: IdType, name_of: Callable[[int], str]) -> list[Id]:
     """Check ids as `parse_id` does; `name_of` says where the value at an index stands."""
-    kinds = set(map(type, values))
-    if kinds == {int} and id_type == "integer" and min(values) >= -(2**63) and max(values) < 2**63:
-        return values
-    if kinds == {str} and id_type == "string" and all(map(str.strip, values)) and "".join(values).isascii():
-        return values
     return [parse_id(value, id_type, name_of(index)) for index, value in enumerate(values)]
 
 
 def parse_distinct_ids(raw: Any, id_type: IdType, where: str) -> tuple[Id, ...]:
     """Check a list of ids and return each once."""
-    values = enumerate(check_list(raw, where))
-    return tuple(dict.fromkeys(parse_id(value, id_type, f"{where}[{index}]") for index, value in values))
+    return tuple(dict.fromkeys(parse_ids([*check_list(raw, where)], id_type, lambda index: f"{where}[{index}]")))
 
 
 def check_list(raw: Any, where: str) -> Sequence[Any]:
@@ -270,32 +237,18 @@ def check_list(raw: Any, where: str) -> Sequence[Any]:
 
 
 def parse_value(value: Any, feature: Feature, where: str) -> Any:
-    """Check the value of a feature; None is missing.
-
-    Raises:
-        SchemaError: the value is of another kind, not finite, or a vector of another width; the message names `where`.
-    """
+    """Check the value of a feature: of its kind, finite, a vector of its width; None is missing."""
     value = to_plain(value)
     if value is None:
         return None
     if feature.kind == "numeric":
         return parse_number(value, where)
     if feature.kind == "vector":
-        return _parse_vector(value, feature, where)
+        (vector,) = to_vectors(feature, [value])
+        return None if np.isnan(vector).all() else Vector.pack(vector)
     if feature.kind in ("multi_categorical", "text") and isinstance(value, (list, tuple, np.ndarray)):
         return [parse_label(part, f"{where}[{index}]") for index, part in enumerate(value)]
     return parse_label(value, where)
-
-
-def _parse_vector(value: Any, feature: Feature, where: str) -> Vector | None:
-    """Read a list of numbers, or the text that a CSV cell holds; None if it is empty, which is missing."""
-    try:
-        entries = read_vector(value)
-    except ValueError as error:
-        raise SchemaError(f"{where} is {show(value)}: {error}; expected {feature.width} finite numbers") from error
-    if entries is not None and len(entries) != feature.width:
-        raise SchemaError(f"{where} has {len(entries)} numbers; expected {feature.width}, as in the training data")
-    return None if entries is None else Vector.pack(entries)
 
 
 def parse_number(value: Any, where: str) -> float:
@@ -316,13 +269,9 @@ def parse_weight(value: Any, where: str) -> float | None:
 def parse_label(value: Any, where: str) -> Any:
     """Return a text, number or bool as it is: `to_text` makes them equal to the vocabulary's."""
     value = to_plain(value)
-    if value is None or isinstance(value, (str, bool)):
-        return value
-    if isinstance(value, int) and abs(value) < 2**63:
-        return value
-    if isinstance(value, (float, Decimal)) and math.isfinite(value):
-        return value
-    raise SchemaError(f"{where} is {show(value)}; expected a text or finite number, or null")
+    if value is not None and not isinstance(value, (str, bool)):
+        parse_number(value, where)
+    return value
 
 
 def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int], str]) -> list[int]:

@@ -35,20 +35,17 @@ class Feature:
     name: str
     kind: Kind
     column: str
-    """The column it is read from; `datetime` for the kinds taken from the time of the event."""
+    """`datetime` for the kinds taken from the time of the event."""
     vocabulary: tuple[str, ...] = ()
-    """The known values; the value at index i has code i + 2. Empty for `numeric`, `text` and `vector`."""
+    """The value at index i has code i + 2. Empty for `numeric`, `text` and `vector`."""
     separator: str = "|"
-    """Between the values of a `multi_categorical` cell."""
     width: int = 1
-    """Codes or numbers of a row: the most values kept of a `multi_categorical` cell, the most n-grams kept of a
-    `text`, the entries of a `vector`; else 1."""
+    """The most values kept of a `multi_categorical` cell, the most n-grams of a `text`, the entries of a `vector`."""
     mean: float = 0.0
-    """Of a `numeric` column over training rows; stands in for a missing value."""
     scale: float = 1.0
-    """Over training rows, never 0: standard deviation of a `numeric` column, root mean square length of a `vector`."""
+    """Never 0: standard deviation of a `numeric` column, root mean square length of a `vector`."""
     buckets: int = 0
-    """What the n-grams of a `text` are hashed into: a power of two."""
+    """Hashes of a `text`: a power of two."""
 
     @property
     def is_numeric(self) -> bool:
@@ -56,7 +53,6 @@ class Feature:
 
     @property
     def has_values(self) -> bool:
-        """Whether a row is numbers and a missing flag; else it is codes."""
         return self.kind in ("numeric", "vector")
 
     @property
@@ -66,11 +62,10 @@ class Feature:
 
     @cached_property
     def codes(self) -> dict[str, int]:
-        """Known value -> code; built once, since a request must not pay for the whole vocabulary.
+        """Known value -> code.
 
-        Where all values are true and false, in any letters, other ways to write them have their codes too: JSON and
-        Parquet have a boolean, which reads as "true", where a CSV of the same data has True or TRUE. So has 7 where all
-        are fractions and one is 7.0, as a CSV has integers that a missing value has made floats.
+        Where all are true and false, in any letters, so are other ways to write them, as JSON, Parquet and CSV differ
+        in these; and 7 is 7.0 where all are fractions, as a missing value makes of integers in a CSV.
         """
         codes = {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
         if all(map(_FRACTION.fullmatch, codes)):
@@ -91,21 +86,20 @@ class Schema:
     user_id_type: IdType
     item_id_type: IdType
     event_types: tuple[str, ...]
-    """Known values of the `event` column in code order; empty if the data has none."""
+    """In code order; empty if the data has none."""
     has_datetime: bool
     has_weight: bool
     weight_mean: float
     weight_scale: float
     timezone: str | None
-    """Where hours and weekdays are taken; None: times as given."""
     ties: Ties
     repeats: Repeats
     history_length: int
     """The most events the attention blocks read."""
     memory_length: int
-    """The most events per user that counts and times of owned items are taken from."""
+    """The most events per user that the memory reads."""
     decay_days: tuple[float, ...]
-    """Time constants of the decayed counts of owned items, short to long."""
+    """Time constants of the decayed counts of the memory, short to long."""
     popularity_days: tuple[float, ...]
     """Windows of recent popularity; empty: item vectors carry no popularity."""
     data_until: int
@@ -118,8 +112,7 @@ class Schema:
 
     def features(self, side: str) -> tuple[Feature, ...]:
         """Return the features of a side: `user`, `item` or `context`."""
-        sides = {"user": self.user_features, "item": self.item_features, "context": self.context_features}
-        return sides[side]
+        return {"user": self.user_features, "item": self.item_features, "context": self.context_features}[side]
 
     def to_json(self) -> str:
         """Write canonical JSON: the same schema gives the same bytes."""
@@ -127,11 +120,7 @@ class Schema:
 
     @classmethod
     def from_json(cls, text: str) -> Schema:
-        """Read what `to_json` wrote.
-
-        Raises:
-            SchemaError: the text is no JSON of a schema, or of a format this version does not know.
-        """
+        """Read the text of `to_json`; a `SchemaError` says what is wrong with another one."""
         try:
             raw = json.loads(text)
         except json.JSONDecodeError as error:
@@ -146,16 +135,13 @@ class Schema:
 
 def check_names(raw: dict[str, Any], allowed: set[str], where: str) -> None:
     """Refuse unknown and missing keys of a mapping read from JSON."""
-    for name in raw:
-        if name not in allowed:
-            raise SchemaError(f"{where}: unknown key '{name}'; {name_nearest(name, allowed)}")
-    missing = sorted(allowed - raw.keys())
-    if missing:
-        raise SchemaError(f"{where}: key '{missing[0]}' is missing")
+    for name in sorted(raw.keys() ^ allowed):
+        if name in allowed:
+            raise SchemaError(f"{where}: key '{name}' is missing")
+        raise SchemaError(f"{where}: unknown key '{name}'; {name_nearest(name, allowed)}")
 
 
 def _read_feature(raw: dict[str, Any]) -> Feature:
-    raw = {"buckets": 0, **raw}  # schemas written before there was `text` have none
     check_names(raw, {field.name for field in fields(Feature)}, "schema.json, feature")
     if raw["kind"] not in get_args(Kind):
         raise SchemaError(f"feature '{raw['name']}': unknown kind '{raw['kind']}'")

@@ -67,11 +67,7 @@ class Tower:
         return last if isinstance(last, int) else None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the graph.
-
-        Args:
-            inputs: an array for each input of the graph, of its dtype. Codes and rows must not be negative: a
-                Gather takes -1 as the last row.
+        """Run the graph on an array for each of its inputs; no code or row may be negative: -1 is the last one to it.
 
         Raises:
             ValueError: another name, dtype or shape, or an output that is not finite.
@@ -91,11 +87,7 @@ class TowerPair:
     """Both towers of a bundle behind arrays that this code makes."""
 
     def __init__(self, user: Tower, item: Tower, schema: Schema, width: int) -> None:
-        """Check the inputs of the graphs; `width` is W, the columns of the item vectors.
-
-        Raises:
-            BundleError: a graph reads an input that nothing here makes.
-        """
+        """Check the inputs of the graphs; `width` is W, the columns of the item vectors."""
         _check_inputs(user, (*HISTORY_INPUTS, *REQUEST_INPUTS, *OWNED_INPUTS, *VECTOR_INPUTS))
         _check_inputs(item, ITEM_INPUTS)
         self._user, self._item, self._schema = user, item, schema
@@ -103,12 +95,7 @@ class TowerPair:
         """D + R, the first columns of the item vectors: histories hold them, and likeness is measured by them."""
 
     def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
-        """Return user vectors (B, W) and the memory's score of each owned item (E,), 0 without a memory.
-
-        Args:
-            inputs: encoded requests.
-            vectors: (N, W) of the catalogue whose rows the inputs hold.
-        """
+        """Return user vectors (B, W) and the memory's score of each owned item (E,); inputs hold rows of `vectors`."""
         arrays = inputs.arrays | {
             "history_vectors": vectors[:, : self.taste_dim][inputs.history_rows],
             "owned_vectors": vectors.take(inputs.owned_rows, axis=0),

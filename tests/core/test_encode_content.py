@@ -54,7 +54,7 @@ def test_join_text(cell, text):
 def test_texts_are_coded_and_blank_ones_unknown():
     cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b"]
     codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
-    expected = encode_texts(["a b", None, None, None, "a\nb", None, "a b"], TITLE)
+    expected = encode_texts(TITLE, ["a b", None, None, None, "a\nb", None, "a b"])
     assert codes.tolist() == expected.tolist()
     assert codes[1].tolist() == [1, 0, 0, 0, 0]
     assert set(codes[0]) != set(codes[4])  # no pair of words across the values of a list

@@ -64,16 +64,16 @@ def test_words_are_kept_before_pieces_and_pairs():
 
 
 def test_codes():
-    codes = encode_texts(["ab", None, "ab", "?"], Feature("t", "text", "t", width=7, buckets=8))
+    codes = encode_texts(Feature("t", "text", "t", width=7, buckets=8), ["ab", None, "ab", "?"])
     row = list(dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>")))
     assert codes.tolist() == [row + [0] * (7 - len(row)), [1] + [0] * 6, row + [0] * (7 - len(row)), [1] + [0] * 6]
-    assert encode_texts([], Feature("t", "text", "t", width=3, buckets=8)).shape == (0, 3)
+    assert encode_texts(Feature("t", "text", "t", width=3, buckets=8), []).shape == (0, 3)
 
 
 @given(texts=st.lists(st.none() | st.text(max_size=30), max_size=7), width=st.integers(1, 9))
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_codes_within_bounds_each_once(texts, width):
-    for codes in encode_texts(texts, Feature("t", "text", "t", width=width, buckets=16)):
+    for codes in encode_texts(Feature("t", "text", "t", width=width, buckets=16), texts):
         present = codes[codes > 0]
         assert len(present) == len(set(present.tolist())) >= 1
         assert present.max() < 2 + 16

@@ -172,7 +172,7 @@ def at(*times):
         ({"features": {"age": float("nan")}}, r"features\.age is nan .*finite"),
         ({"features": {"age": Decimal("Infinity")}}, r"features\.age is .*Infinity.*finite"),
         ({"features": {"age": 10**400}}, r"features\.age is an integer of more than 64 bits"),
-        ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a text"),
+        ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a finite number"),
         ({"features": {"gender": float("inf")}}, r"features\.gender is inf"),
         ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
         ({"context": {"hour": 3}}, "context: unknown name 'hour'"),

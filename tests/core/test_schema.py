@@ -66,7 +66,7 @@ def change(**changes):
         ("[]", "not of format 1"),
         (change(format=2), "not of format 1"),
         (change(time_zone="UTC"), "unknown key 'time_zone'; did you mean 'timezone'"),
-        (change(item_features=[{"name": "x"}]), "key 'column' is missing"),
+        (change(item_features=[{"name": "x"}]), "key 'buckets' is missing"),
     ],
 )
 def test_what_is_no_schema_is_refused(text, message):
