@@ -29,11 +29,11 @@ from serve.bundle import (
     STATE_FILE,
 )
 from serve.durable import sync_folder, take_lock, write_file
+from serve.encode import to_arrow
 from serve.errors import BundleError, SchemaError
 from serve.export import check_user_export, erase_from_export
 from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.publish import read_version
-from serve.recommendations import to_arrow
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.state import ERASURE_FORMAT, FORGOTTEN, ErasureList, StateStore, hash_id, read_erasure_list

@@ -27,10 +27,9 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.durable import sync_folder, take_lock, write_file
-from serve.encode import to_numpy
+from serve.encode import ids_to_arrow, to_arrow, to_numpy
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles
-from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_ids
 from serve.tables import AS_OURS, ITEM_ID, ItemFile, ItemRows, RowLayout, read_requests

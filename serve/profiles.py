@@ -29,6 +29,7 @@ from serve.durable import sync_folder, take_lock, write_file
 from serve.encode import (
     join_text,
     split_cell,
+    to_arrow,
     to_numbers,
     to_numpy,
     to_text,
@@ -37,7 +38,6 @@ from serve.encode import (
     vectors_to_arrow,
 )
 from serve.errors import BundleError
-from serve.recommendations import to_arrow
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
 

@@ -21,10 +21,10 @@ import pytest
 
 from serve import export
 from serve.__main__ import main
+from serve.encode import to_arrow
 from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users, inherit_erasure_list
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles, stage_profiles, write_profiles
-from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.state import Impressions, Observation, StateStore, WatchedErasureList, complete, read_erasure_list

@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encode import to_numpy
-from serve.recommendations import Recommendations, to_arrow
+from serve.encode import to_arrow, to_numpy
+from serve.recommendations import Recommendations
 
 ROWS = np.array([[4, 0, 2, 6, 1], [5, 3, -1, -1, -1], [-1, -1, -1, -1, -1]])
 SCORES = np.array([[0.9, 0.7, 0.5, 0.5, 0.1], [0.3, -0.2, 0, 0, 0], [0, 0, 0, 0, 0]], dtype=np.float32)
