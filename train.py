@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+if __name__ == "__main__":  # before anything that may be missing is imported
+    from serve.command_line import TRAINING, require_packages
+
+    require_packages(TRAINING)
+
 import json
 import sys
 import time
@@ -131,7 +136,7 @@ def produce(work: Work, stage: Stage) -> Product:
         "refinement": None if trained.refinement is None else asdict(trained.refinement),
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
-    write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.schema, facts).encode())
+    write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.data.schema, facts).encode())
     report = {"data": data, "timing": timing, "training": training}
     return Product(facts, recommender, metrics, report, only_targets(split.test))
 

@@ -77,8 +77,6 @@ class Recipe:
     """Attention heads of a block; divides `dim`."""
     warmup_steps: int
     """Steps of linear rise before the cosine descent."""
-    freeze_items: bool
-    """Item vectors of a set stay at their EASE factors; hardly more than demographics is trained."""
 
     @property
     def logit_unit(self) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from typing import Any
 
@@ -59,15 +58,6 @@ class FeatureEmbedding(nn.Module):
             for offset in sorted(set(self.code_offsets.tolist())):
                 self.table.weight[offset + PADDING] = 0.0
                 self.table.weight[offset + UNKNOWN] = 0.0
-
-    def widen(self, dim: int) -> FeatureEmbedding:
-        """Copy this module with zeros behind its entries, `dim` in all."""
-        wide = copy.deepcopy(self)
-        pad = (0, dim - self.dim)
-        wide.dim, wide.number_table = dim, nn.Parameter(functional.pad(self.number_table.detach(), pad))  # (V, dim)
-        table = functional.pad(self.table.weight.detach(), pad)  # (codes, dim)
-        wide.table = nn.Embedding(len(table), dim, _weight=table)
-        return wide
 
     def forward(self, codes: Tensor, values: Tensor) -> Tensor:
         """Embed rows of codes (B, C) int64 and values (B, V) float32, (B, D)."""

@@ -15,7 +15,7 @@ from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
 from models.losses import novel_loss, repeat_loss, window_loss
 from models.negatives import NegativeSampler
-from models.sampled_softmax import find_distinct, find_positions, sampled_novel_loss, sampled_window_loss
+from models.sampled_softmax import find_positions, sampled_novel_loss, sampled_window_loss
 from models.towers import Towers
 from models.validation import request_ndcg
 
@@ -101,7 +101,7 @@ class TwoTower(pl.LightningModule):
         """Compute only the item vectors that histories and negatives need."""
         negatives = sampler.draw()
         needed = torch.cat([batch.history_rows.flatten(), negatives.rows])  # (B * L + K,)
-        distinct, positions = find_distinct(needed, self.towers.n_items)  # (n,), (B * L + K,)
+        distinct, positions = torch.unique(needed, return_inverse=True)  # (n,), (B * L + K,)
         n_history = batch.history_rows.numel()
         local = batch._replace(history_rows=positions[:n_history].view_as(batch.history_rows))
         items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
@@ -124,7 +124,7 @@ class TwoTower(pl.LightningModule):
         """Do as `sampled_window_step` with the targets of each request."""
         negatives = sampler.draw()
         needed = (batch.history_rows.flatten(), batch.target_rows, negatives.rows)  # (B * L,), (M,), (K,)
-        distinct, positions = find_distinct(torch.cat(needed), self.towers.n_items)  # (n,), (B * L + M + K,)
+        distinct, positions = torch.unique(torch.cat(needed), return_inverse=True)  # (n,), (B * L + M + K,)
         history, targets, rows = torch.split(positions, [len(part) for part in needed])  # (B * L,), (M,), (K,)
         local = batch._replace(
             history_rows=history.view_as(batch.history_rows),

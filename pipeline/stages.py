@@ -22,7 +22,7 @@ from datamodules.datamodule import InteractionsDataModule
 from datamodules.fingerprint import fingerprint, fingerprint_rows
 from datamodules.profiles import make_profiles
 from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import Catalogue, build_catalogue
+from datamodules.sequences import build_catalogue
 from datamodules.splits import Split
 from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
 from models.cold_items import fit_cold_items
@@ -44,7 +44,6 @@ from serve.errors import SchemaError
 from serve.index import measure_recall
 from serve.publish import Stage as BundleStage
 from serve.recommender import Recommender, golden_answer
-from serve.schema import Schema
 from serve.tower import count_cores
 
 CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
@@ -79,8 +78,6 @@ class Trained:
     """Towers with everything they were trained on."""
 
     towers: Towers
-    schema: Schema
-    catalogue: Catalogue
     data: InteractionsDataModule
     epochs: int
     temperature: float
@@ -89,23 +86,6 @@ class Trained:
     continued: int = 0
     """Epochs that followed on all but the test after those that validation chose."""
     refinement: Refinement | None = None
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One of a run's trainings."""
-
-    name: str
-    rows: pd.DataFrame
-    """Interactions to train on."""
-    validation: pd.DataFrame
-    """Interactions to stop by; empty: the last weights stay."""
-    at: int | None
-    """Moment of the validation requests, or of the test."""
-    known: pd.DataFrame
-    """Interactions that schema and catalogue are made of."""
-    continues: str | None = None
-    """Name of the stage whose best weights it starts from."""
 
 
 def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
@@ -207,12 +187,14 @@ def continues(work: Work, split: Split) -> bool:
 def fit_first(work: Work, split: Split) -> Trained:
     """Fit on the training rows, and stop by the validation rows if there are any."""
     known = split.refit if continues(work, split) else split.train  # a continued training needs the items of both
-    return fit_stage(work, split, Stage("select", split.train, split.validation, split.validation_at, known))
+    data = make_data(work, split, known, (split.train, split.validation), split.validation_at)
+    return fit_stage(work, data, "select", work.recipe.max_epochs)
 
 
-def fit_last(work: Work, split: Split, epochs: int) -> Trained:
-    """Fit on everything before the test, and stop after some epochs of the same schedule."""
-    return fit_stage(work, split, _last_stage(split), epochs)
+def fit_last(work: Work, split: Split, epochs: int, continued: str | None = None) -> Trained:
+    """Fit on everything before the test for some epochs of the schedule, from the best weights of a stage if named."""
+    data = make_data(work, split, split.refit, (split.refit, split.validation.iloc[:0]), split.test_at)
+    return fit_stage(work, data, "final", epochs, continued)
 
 
 def continue_fit(work: Work, split: Split, epochs: int) -> Trained:
@@ -224,64 +206,43 @@ def continue_fit(work: Work, split: Split, epochs: int) -> Trained:
         max_epochs=epochs,
     )
     work = replace(work, recipe=gentle, config=replace(work.config, model=gentle.to_config()))
-    return fit_stage(work, split, replace(_last_stage(split), continues="select"))
+    return fit_last(work, split, epochs, continued="select")
 
 
-def _last_stage(split: Split) -> Stage:
-    return Stage("final", split.refit, split.validation.iloc[:0], split.test_at, split.refit)
-
-
-def fit_stage(work: Work, split: Split, stage: Stage, epochs: int | None = None) -> Trained:
-    """Fit schema, catalogue and towers of a stage.
-
-    Args:
-        work: tables and recipe.
-        split: of the interactions.
-        stage: rows to train on and to stop by.
-        epochs: to train, on the schedule of the recipe; None: all of it.
-    """
-    config, recipe, tables = work.config, work.recipe, work.tables
-    pl.seed_everything(config.seed, workers=True, verbose=False)
+def make_data(
+    work: Work, split: Split, known: pd.DataFrame, rows: tuple[pd.DataFrame, pd.DataFrame], at: int | None
+) -> InteractionsDataModule:
+    """Fit the schema and build the catalogue from known interactions, and index the rows to train on and to stop by."""
+    tables, config = work.tables, work.config
     previous = None if config.previous is None else Bundle.load(config.previous).schema
-    schema = fit_schema(tables, stage.known, config.data, previous)
-    catalogue = build_catalogue(tables.items, stage.known, schema)
-    data = InteractionsDataModule(
-        stage.rows,
-        stage.validation,
-        tables.users,
-        catalogue,
-        schema,
-        recipe.batch_size,
-        config.seed,
-        split.horizon,
-        stage.at,
-    )
-    model = make_model(recipe, schema, catalogue, data, config.seed)
-    if stage.continues is not None:
-        load_best(model, config.out, stage.continues)
-    read = fingerprint(schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
-    patience = recipe.patience if len(stage.validation) else None
-    trained_for, pace = fit(
-        model,
-        data,
-        config.out,
-        stage.name,
-        epochs or recipe.max_epochs,
-        patience,
-        config.trainer,
-        {**declare(config), "training data": read},
-    )
-    return Trained(model.towers, schema, catalogue, data, trained_for, float(model.temperature.detach()), pace)
+    schema = fit_schema(tables, known, config.data, previous)
+    catalogue = build_catalogue(tables.items, known, schema)
+    size, seed = work.recipe.batch_size, config.seed
+    return InteractionsDataModule(*rows, tables.users, catalogue, schema, size, seed, split.horizon, at)
 
 
-def make_model(
-    recipe: Recipe, schema: Schema, catalogue: Catalogue, data: InteractionsDataModule, seed: int
-) -> TwoTower:
+def fit_stage(
+    work: Work, data: InteractionsDataModule, name: str, epochs: int, continued: str | None = None
+) -> Trained:
+    """Build the towers and train them for some epochs of the schedule, stopping by the validation if there is any."""
+    config, recipe, catalogue = work.config, work.recipe, data.catalogue
+    pl.seed_everything(config.seed, workers=True, verbose=False)
+    model = make_model(recipe, data, config.seed)
+    if continued is not None:
+        load_best(model, config.out, continued)
+    parts = (data.schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
+    origin = {**declare(config), "training data": fingerprint(*parts)}
+    patience = recipe.patience if data.validation_batches else None
+    trained_for, pace = fit(model, data, config.out, name, epochs, patience, config.trainer, origin)
+    return Trained(model.towers, data, trained_for, float(model.temperature.detach()), pace)
+
+
+def make_model(recipe: Recipe, data: InteractionsDataModule, seed: int) -> TwoTower:
     """Build the towers and the module that trains them."""
-    features = catalogue.features
-    items = EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories)))
+    catalogue = data.catalogue
+    parts = (catalogue.features.codes, catalogue.features.values, catalogue.categories)
     history = History(data.final_requests(), *data.early_pairs())
-    towers = build_towers(schema, recipe, items, history, seed)
+    towers = build_towers(data.schema, recipe, EncodedItems(*map(torch.from_numpy, parts)), history, seed)
     sampler = NegativeSampler.make(recipe.negatives, torch.from_numpy(data.count_targets()))
     return TwoTower(towers, recipe, sampler, seed)
 
@@ -289,8 +250,8 @@ def make_model(
 def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage) -> tuple[Facts, Recommender]:
     """Write the bundle's files out of sight and open them as serving does."""
     console.rule("export")
-    config, schema, towers, data = work.config, trained.schema, trained.towers.eval(), trained.data
-    items, popularity = trained.catalogue.to_arrow(), data.trends.popularity[-1]
+    config, towers, data = work.config, trained.towers.eval(), trained.data
+    schema, items, popularity = data.schema, data.catalogue.to_arrow(), data.trends.popularity[-1]
     if schema.repeats == "allow":
         items = items.append_column("repeat_rate", pa.array(data.trends.repeat_rate[-1]))
     is_taken, requests = torch.from_numpy(data.count_targets() > 0), data.drawn_requests(MAX_COLD_USERS)

@@ -1,27 +1,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from datamodules.config import FeaturesConfig
-from models.initialise import (
-    CORRELATED_SCORE,
-    FIRST_SCORE,
-    History,
-    _turnable,
-    build_towers,
-    item_factors,
-    start_taste,
-)
-from models.item_item import correlate
-from models.towers import EncodedItems, Towers
-from tests.models.tiny_towers import make_towers, one_thread
+from models.config import TEMPERATURE
+from models.initialise import EASE_SCORE, FIRST_SCORE, _turnable, build_towers, ease_factors, item_factors, start_taste
+from models.towers import Towers
+from tests.models.tiny_towers import RECIPE, encoded_items, history_of, make_towers, one_thread
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
-
-TEMPERATURE = 0.3
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -43,23 +34,8 @@ def bare():
 
 def start_towers(data, similarity: str, freeze_items: bool = True) -> Towers:
     """Build the towers of a set as a run does, and take away what the head adds at random."""
-    encoded = data.catalogue.features
-    tensors = map(torch.from_numpy, (encoded.codes, encoded.values, data.catalogue.categories))
-    towers = build_towers(
-        data.schema,
-        EncodedItems(*tensors),
-        History(data.final_requests(), data.early_pairs()),
-        dim=D,
-        affinity_dim=3,
-        n_blocks=0,
-        n_heads=1,
-        dropout=0.5,
-        id_dropout=0.0,
-        similarity=similarity,
-        temperature=TEMPERATURE,
-        freeze_items=freeze_items,
-        seed=2,
-    ).eval()
+    recipe = replace(RECIPE, n_blocks=0, n_heads=1, similarity=similarity, id_dropout=0.0, freeze_items=freeze_items)
+    towers = build_towers(data.schema, recipe, encoded_items(data.catalogue), history_of(data), 2).eval()
     torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
     for parameter in towers.user_tower.context.parameters():
         torch.nn.init.zeros_(parameter)
@@ -101,8 +77,8 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
     pairs = pairs_of(data)
     score, share, power = FIRST_SCORE, 1.0 if similarity == "dot" else TEMPERATURE, 0.5
     if world == "bare":
-        score = CORRELATED_SCORE / np.mean([len(rows) for rows in pairs.values()]) ** 0.5
-        share, power = correlate(*data.early_pairs(), (U, N), D, similarity, 2).popularity, 0.0
+        score = EASE_SCORE / np.mean([len(rows) for rows in pairs.values()]) ** 0.5
+        share, power = ease_factors(history_of(data).matrix(N), D, similarity, 2).popularity, 0.0
         share *= score if similarity == "dot" else 1  # a cosine does not have the length of the user's vector
         assert share > 0
     log = np.log1p(count_owners(data))
@@ -116,7 +92,7 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
 
 def test_without_context_items_start_from_their_correlations_and_stay_there(bare):
     towers = start_towers(bare, "dot")
-    expected = correlate(*bare.early_pairs(), (U, N), D, "dot", 2).vectors
+    expected = ease_factors(history_of(bare).matrix(N), D, "dot", 2).vectors
     assert torch.allclose(towers.item_tower.id_table.weight, expected, atol=1e-6)
     learned = {name.rsplit(".", 1)[0] for name, one in towers.named_parameters() if one.requires_grad}
     assert learned == {"user_tower", "user_tower.demographics", "user_tower.demographics.table"}
@@ -125,7 +101,7 @@ def test_without_context_items_start_from_their_correlations_and_stay_there(bare
 def test_where_correlations_are_a_start_alone_everything_is_learned_from_vectors_that_turn_fast(bare):
     towers = start_towers(bare, "cosine", freeze_items=False)
     assert all(parameter.requires_grad for parameter in towers.parameters())
-    expected = normalise(correlate(*bare.early_pairs(), (U, N), D, "cosine", 2).vectors.double().numpy())
+    expected = normalise(ease_factors(history_of(bare).matrix(N), D, "cosine", 2).vectors.double().numpy())
     found = towers.item_tower.id_table.weight.detach().double().numpy()
     is_placed = expected.any(axis=1)
     assert np.allclose(found[is_placed], 0.2 * expected[is_placed], atol=1e-5)
@@ -164,11 +140,11 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     expected = right[:D].T * (N / D) ** 0.5
     factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
     assert np.allclose(factors @ factors.T, expected @ expected.T, atol=1e-4)  # up to the signs of the columns
-    again = item_factors(*data.early_pairs(), (U, N), D, 2)
+    again = item_factors(history_of(data).matrix(N), D, 2)
     assert np.allclose(again.numpy(), factors, atol=1e-6)
     lighter = scaled * (owned.sum(axis=1, keepdims=True) + 1) ** -0.7
     right = np.linalg.svd(lighter, full_matrices=False)[2][:D]
-    found = item_factors(*data.early_pairs(), (U, N), D, 2, user_power=-0.7).numpy()
+    found = item_factors(history_of(data).matrix(N), D, 2, user_power=-0.7).numpy()
     assert np.allclose(found @ found.T, right.T @ right * N / D, atol=1e-4)
 
 

@@ -11,7 +11,6 @@ from models import sampled_softmax
 from models.negatives import Negatives, NegativeSampler
 from models.sampled_softmax import (
     Masked,
-    find_distinct,
     find_own,
     find_positions,
     mark_owned,
@@ -282,14 +281,6 @@ def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
     negatives = torch.tensor([0, 4, 9, 9])
     expected = [[False, True, False, False], [False] * 4, [True, False, True, True]]
     assert mark_owned(users, rows, 3, negatives, 10).tolist() == expected
-
-
-@pytest.mark.parametrize(("n_rows", "n_items"), [(0, 5), (1, 1), (9, N), (400, N), (30, 5_000)])
-def test_distinct_rows_are_found_with_where_each_stands(n_rows, n_items):
-    rows = np.random.default_rng(n_rows).integers(n_items, size=n_rows)
-    expected, places = np.unique(rows, return_inverse=True)
-    found = find_distinct(torch.from_numpy(rows), n_items)
-    assert [part.tolist() for part in found] == [expected.tolist(), places.tolist()]
 
 
 def test_a_row_is_found_among_ascending_ones():

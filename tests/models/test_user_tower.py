@@ -1,15 +1,12 @@
 from __future__ import annotations
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from serve.known_users import encode_profiles, no_profiles
 
 from serve.events import Events, history_arrays, request_arrays
 from serve.index import ItemFacts, ItemIds
 from serve.recommender import RequestEncoder
-from serve.requests import parse_request
 from tests.models.tiny_towers import Side, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 
@@ -203,34 +200,3 @@ def test_one_window_pass_equals_a_request_per_position(ordered):
             n_checked += 1
     pairs = ordered.world.tables.interactions[["user_id", "item_id"]].drop_duplicates()
     assert n_checked == len(pairs)  # what comes again can never be recommended
-
-
-def raw_request(side: Side, user_id: int) -> dict:
-    """Write what the tables say of a user as a request of nobody known."""
-    events, users = side.world.tables.interactions, side.world.tables.users
-    mine = events[events["user_id"] == user_id].sort_values("datetime", kind="stable")
-    person = users[users["user_id"] == user_id].iloc[0]
-    return {
-        "history": mine[["item_id", "datetime", "event", "weight"]].to_dict("records"),
-        "features": {name: person[name] for name in ("gender", "income") if not pd.isna(person[name])},
-    }
-
-
-def test_a_user_never_seen_gets_the_vector_of_the_known_one(side):
-    schema, trends, ids = side.world.schema, side.data.trends, ItemIds(side.world.catalogue.item_ids)
-    catalogue = side.world.catalogue
-    facts = ItemFacts(trends.repeat_rate[-1], catalogue.categories, catalogue.n_categories)
-    nobody = encode_profiles(no_profiles(schema), ids, schema)
-    encoder = RequestEncoder(schema, ids, nobody, facts if schema.repeats == "allow" else None)
-    user_ids = side.data.sequences.user_ids.tolist()
-    requests = [parse_request(raw_request(side, user_id), schema) for user_id in user_ids]
-    inline = encoder.encode(requests).tower
-    (known,) = side.data.final_requests()
-    arrays = {name: array.numpy() for name, array in known.arrays.items()}
-    has_history = known.arrays["history_lengths"].numpy() > 0
-    for name, array in inline.arrays.items():
-        is_same = array == arrays[name]
-        assert (is_same[has_history] if name == "request_times" else is_same).all(), name
-    found = side.vectors(inline.arrays, inline.history_rows, inline.owned_rows)
-    expected = side.vectors(arrays, known.history_rows.numpy(), known.owned_rows.numpy())
-    assert np.abs(found - expected).max() <= CLOSE

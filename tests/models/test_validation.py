@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules import datamodule as interactions
-from models.validation import find_best_items, rank_views, request_ndcg
+from models.validation import rank_views, request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 
@@ -62,19 +62,6 @@ def test_lists_are_of_what_is_not_owned_alone_where_owned_items_are_not_recommen
     expected = rank_views(scores, torch.full((len(batch.owned_rows),), 9.0), batch)["novel"]
     assert len(batch.owned_rows)
     assert found["novel"].tolist() == expected.tolist()  # what owned items have beyond their scores moves no other
-
-
-@pytest.mark.parametrize("n_items", [10, 15, 160, 175, 176, 191, 1000])
-@pytest.mark.parametrize("n_values", [2, 5, 10_000], ids=["two values", "five values", "many values"])
-def test_the_best_found_by_blocks_are_those_of_a_sort(n_items, n_values):
-    generator = torch.Generator().manual_seed(n_items + n_values)
-    scores = torch.randint(n_values, (40, n_items), generator=generator).float() - n_values / 2
-    scores[torch.rand(scores.shape, generator=generator) < 0.3] = float("-inf")  # what is owned
-    scores[0], scores[1, 7:] = float("-inf"), float("-inf")  # hardly anything is left
-    listed = find_best_items(scores, 10)
-    best_first = torch.from_numpy(-np.sort(-scores.numpy(), axis=1)[:, :10])
-    assert scores.gather(1, listed).tolist() == best_first.tolist()
-    assert all(len(set(row)) == 10 for row in listed.tolist())
 
 
 @pytest.mark.parametrize("config", [BASKETS, ORDERED], ids=["baskets", "ordered"])

@@ -20,11 +20,11 @@ import torch
 import yaml
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
+from tuning.study import DATABASE
 
 import train
 from models.two_tower import TwoTower
 from tests.pipeline.killed_training import LONGEST_WAIT, finish, make_tables, tell, wait_for
-from tuning.study import DATABASE
 
 N_TRIALS = 3
 CONFIG: dict[str, Any] = {

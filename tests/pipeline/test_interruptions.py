@@ -20,9 +20,9 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from tests.pipeline.killed_training import make_tables
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
+from tests.pipeline.killed_training import make_tables
 
 ROOT = Path(__file__).parent.parent
 N_KILLS = 12

@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-import pipeline.run_folder
 from datamodules.config import DataConfig
 from models.config import ModelConfig
+from pipeline import run_folder
 from pipeline.config import Config
 from pipeline.run_folder import (
     declare,
     declare_finished,
     is_finished,
     note_published,
+    read_published,
     refuse_replacing,
 )
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 
 
 def config_of(out: Path, **options) -> Config:
@@ -79,7 +80,7 @@ def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_
     checkpoint.parent.mkdir(parents=True)
     checkpoint.write_text("content")
     note_published(tmp_path, {}, "of this run")
-    monkeypatch.setattr(run_state, "read_version", lambda _: there)
+    monkeypatch.setattr(run_folder, "read_version", lambda _: there)
     assert not is_finished(config_of(tmp_path, overwrite=True, resume=True), "")
     assert checkpoint.exists() == stays
 
@@ -88,7 +89,7 @@ def test_a_finished_run_begins_anew_under_overwrite_and_an_interrupted_one_goes_
 def test_a_run_does_not_go_on_beside_the_bundle_of_the_one_before(tmp_path, monkeypatch, there, is_refused):
     (tmp_path / "bundle").mkdir()
     note_published(tmp_path, {}, "of this run")
-    monkeypatch.setattr(run_state, "read_version", lambda _: there)
+    monkeypatch.setattr(run_folder, "read_version", lambda _: there)
     with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite") if is_refused else nullcontext():
         refuse_replacing(config_of(tmp_path, resume=True))
     with pytest.raises(SchemaError, match=r"holds a finished run: .*add --overwrite"):
@@ -106,3 +107,13 @@ def test_what_is_seen_of_a_training_makes_no_other_run(tmp_path, name):
 def test_what_a_run_is_made_of_makes_another_run(tmp_path, options):
     assert declare_finished(config_of(tmp_path, **options), "rows") != declare_finished(config_of(tmp_path), "rows")
     assert declare_finished(config_of(tmp_path), "others") != declare_finished(config_of(tmp_path), "rows")
+
+
+def test_a_note_of_what_was_published_is_read_and_a_damaged_one_named(tmp_path):
+    assert read_published(tmp_path) == (None, {})
+    note_published(tmp_path, {"seed": 3}, "abc123")
+    assert read_published(tmp_path) == ("abc123", {"seed": 3})
+    for content in ("", '{"version": "abc', "[]", "{}", '{"version": "abc", "run": 7}'):
+        (tmp_path / "checkpoints" / "published.json").write_text(content)
+        with pytest.raises(BundleError, match=r"published\.json is damaged: .*; delete it and train with --overwrite"):
+            read_published(tmp_path)

@@ -10,6 +10,7 @@ import pytest
 import torch
 import yaml
 from rich.console import Console
+from tests.test_train import ORDERED, make_tables
 
 import pipeline.stages
 import train
@@ -23,7 +24,6 @@ from pipeline.config import Config, complete_text, parse
 from pipeline.run_folder import declare, is_finished, read_published
 from pipeline.stages import count_data, print_choices, settle
 from serve.errors import SchemaError
-from tests.test_train import ORDERED, make_tables
 from tests.models.tiny_towers import one_thread
 
 OPEN = {field.name for field in fields(Recipe)}

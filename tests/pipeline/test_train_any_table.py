@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 
 import train
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.splits import split_interactions
 from serve import Recommender
 from serve.errors import SchemaError
-from tests.test_train import BASKETS, ORDERED, QUIET, SMALL, make_tables
 from tests.models.tiny_towers import one_thread
 
 SETS = DataConfig(
