@@ -42,8 +42,8 @@ from serve.durable import write_file
 from serve.erasure import erase_forgotten
 from serve.errors import BundleError, SchemaError, say
 from serve.profiles import stage_profiles
-from serve.publish import Stage, publish
 from serve.recommender import Recommender
+from serve.versions import Stage, publish
 
 LITTLE_MEMORY = (
     "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"

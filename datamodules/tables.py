@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 from datamodules.config import Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import Records, make_rejects, read_files, take_frame
 from datamodules.values import read_cells, unify_ids
+from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.requests import INTEGER
-from serve.state import NOBODY, ErasureList
 
 PART = "part of the split"
 """Reserved column of the interactions where the split is given by files: train, validation or test."""

@@ -34,9 +34,9 @@ from serve.encode import EncodedFeatures, code_slices, count_categories, value_s
 from serve.errors import BundleError
 from serve.events import DAY, Events, Floats, Ints, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.index import write_index
-from serve.publish import Stage
 from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import SPACE_ID, Arrays, Tower
+from serve.versions import Stage
 
 PARITY = 1e-5
 """Largest difference of a vector's entry between torch and ONNX on the exporting machine."""

@@ -24,7 +24,7 @@ from serve.bundle import (
 )
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
-from serve.publish import read_version
+from serve.versions import read_version
 
 NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 """Arguments of the Trainer that change what is shown, not what is trained."""

@@ -42,9 +42,9 @@ from serve.durable import name_file
 from serve.erasure import inherit_erasure_list
 from serve.errors import SchemaError
 from serve.index import measure_recall
-from serve.publish import Stage as BundleStage
 from serve.recommender import Recommender, golden_answer
 from serve.tower import count_cores
+from serve.versions import Stage as BundleStage
 
 CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
 """A continued training runs for a share of the epochs, at a share of the rate, which rises for so many steps."""

@@ -127,9 +127,8 @@ def _cell(value: Any) -> str:
 
 
 def _export(given: argparse.Namespace) -> None:
-    from serve.export import export_items, export_users
     from serve.recommender import Recommender
-    from serve.tables import AS_OURS, read_layout
+    from serve.tables import AS_OURS, export_items, export_users, read_layout
 
     layout = read_layout(given.delimiter, given.columns)
     if given.rows is None and layout != AS_OURS:
@@ -183,9 +182,9 @@ def _forget(given: argparse.Namespace) -> None:
 
 def _publish(given: argparse.Namespace) -> None:
     from serve.bundle import PROFILES, STATE
-    from serve.versions import Registry, publish
+    from serve.versions import Registry, publish_version
 
-    published = publish(Registry(given.registry or _REGISTRY), given.bundle, given.keep, given.activate)
+    published = publish_version(Registry(given.registry or _REGISTRY), given.bundle, given.keep, given.activate)
     print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
     if given.activate:
         print(f"current: {published.version}")

@@ -1,20 +1,27 @@
-"""Writes that survive a crash: files, locks, folders exchanged in one step, SQLite databases."""
+"""Files that survive a crash: writes, locks, folders exchanged in one step, SQLite databases, the erasure list."""
 
 from __future__ import annotations
 
 import ctypes
 import errno
 import fcntl
+import hmac
+import json
 import os
 import sqlite3
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO
 
 from serve.errors import BundleError
 
+FORGOTTEN = "forgotten.json"
+"""File of a run with the erasure list."""
+ERASURE_FORMAT = 1
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _PATIENCE = 10.0  # seconds to wait for another process
@@ -22,11 +29,7 @@ _PRIMARY = 0xFF  # of an extended error code of SQLite
 
 
 def write_file(path: Path, content: bytes | memoryview) -> None:
-    """Write a file and wait until it is on disk; an existing one is replaced in one step.
-
-    Raises:
-        OSError: the disk is full or fails; names the file. The existing one stays.
-    """
+    """Write a file and wait until it is on disk; an existing one is replaced in one step."""
     partial = path.with_name(f"{path.name}.part")
     try:
         with name_file(path), partial.open("wb") as file:
@@ -51,11 +54,7 @@ def name_file(path: Path) -> Iterator[None]:
 
 
 def take_lock(path: Path, wait: bool = True) -> BinaryIO:
-    """Return an exclusive lock: a file, made if need be, that holds it until it is closed or the process dies.
-
-    Raises:
-        BlockingIOError: another process holds it, and `wait` is false.
-    """
+    """Return an exclusive lock: a file, made if need be, that holds it until it is closed or the process dies."""
     lock = path.open("ab")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -123,42 +122,33 @@ def exchange(left: Path, right: Path) -> bool:
     raise OSError(code, os.strerror(code), str(left))
 
 
-def open_database(path: Path, pragma: str, mark: int) -> sqlite3.Connection:
+def open_database(path: Path, pragma: str, mark: int, tables: str = "") -> sqlite3.Connection:
     """Open a SQLite file in write-ahead mode, made if need be: what is committed is on disk, what is deleted is erased.
 
     Args:
         path: of the file.
-        pragma: `application_id` or `user_version`, which tells the file from other databases.
-        mark: its value; of a new file the caller sets it.
-
-    Raises:
-        BundleError: the file is something else.
-        OSError: the disk is full or fails.
+        pragma: `application_id` or `user_version`, which tells the file from other databases by `mark`.
+        mark: its value.
+        tables: statements that make what is not there yet.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_fault(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            _check_mark(connection, path, pragma, mark)
+            (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
+            (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
+            if found != mark and (found or n_tables):
+                raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
             for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
                 connection.execute(f"PRAGMA {setting}")
-        except (sqlite3.Error, BundleError):
+            if tables:
+                connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA {pragma} = {mark}; COMMIT;")
+        except (sqlite3.Error, BundleError) as error:
             connection.close()
+            if getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_NOTADB:
+                raise BundleError(f"{path} is no database: move it away to begin a new one") from error
             raise
     return connection
-
-
-def _check_mark(connection: sqlite3.Connection, path: Path, pragma: str, mark: int) -> None:
-    """Refuse a file that is not ours before anything in it is changed."""
-    try:
-        (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
-        (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-    except sqlite3.DatabaseError as error:
-        if getattr(error, "sqlite_errorcode", 0) & _PRIMARY != sqlite3.SQLITE_NOTADB:
-            raise
-        raise BundleError(f"{path} is no database: move it away to begin a new one") from error
-    if found != mark and (found or n_tables):
-        raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
 
 
 @contextmanager
@@ -171,3 +161,58 @@ def name_fault(path: Path) -> Iterator[None]:
             raise
         is_busy = getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_BUSY
         raise OSError(errno.EBUSY if is_busy else errno.EIO, str(error), str(path)) from error
+
+
+@dataclass(frozen=True)
+class ErasureList:
+    """Keyed hashes of forgotten users, by salt; several salts where one run took over the list of another."""
+
+    sets: tuple[tuple[bytes, frozenset[bytes]], ...] = ()
+
+    def __len__(self) -> int:
+        return sum(len(hashes) for _, hashes in self.sets)
+
+    def holds(self, user_id: str | int) -> bool:
+        """Tell whether a user was forgotten; 7 and "7" are the same id."""
+        return any(hash_id(salt, user_id) in hashes for salt, hashes in self.sets)
+
+
+NOBODY = ErasureList()
+
+
+def hash_id(salt: bytes, user_id: str | int) -> bytes:
+    return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
+
+
+def read_erasure_list(run: Path) -> ErasureList:
+    """Read the erasure list of a run's folder; empty if there is no file.
+
+    Raises:
+        BundleError: the file is damaged or of another format.
+    """
+    path = run / FORGOTTEN
+    try:
+        content = json.loads(path.read_bytes())
+        lists = (content["users"], *(one["hashes"] for one in content["users"]))
+        if content["format"] != ERASURE_FORMAT or not all(isinstance(one, list) for one in lists):
+            raise ValueError(f"expected format {ERASURE_FORMAT}")
+        sets = ((one["salt"], one["hashes"]) for one in content["users"])
+        return ErasureList(tuple((bytes.fromhex(salt), frozenset(map(bytes.fromhex, some))) for salt, some in sets))
+    except FileNotFoundError:
+        return NOBODY
+    except (ValueError, KeyError, TypeError) as error:
+        raise BundleError(f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten") from error
+
+
+def is_forgotten(run: Path, user_id: str | int) -> bool:
+    """Tell whether a user was forgotten; the list of a run is read again when another process has changed it."""
+    try:
+        status = os.stat(run / FORGOTTEN)
+    except FileNotFoundError:
+        return False
+    return _read_changed(run, status.st_ino, status.st_mtime_ns).holds(user_id)
+
+
+@lru_cache(maxsize=16)
+def _read_changed(run: Path, *_mark: int) -> ErasureList:
+    return read_erasure_list(run)

@@ -28,15 +28,24 @@ from serve.bundle import (
     STATE,
     STATE_FILE,
 )
-from serve.durable import sync_folder, take_lock, write_file
-from serve.encode import to_arrow
+from serve.durable import (
+    ERASURE_FORMAT,
+    FORGOTTEN,
+    ErasureList,
+    hash_id,
+    read_erasure_list,
+    sync_folder,
+    take_lock,
+    write_file,
+)
 from serve.errors import BundleError, SchemaError
-from serve.export import check_user_export, erase_from_export
 from serve.profiles import MANIFEST, Profiles, erase_users
-from serve.publish import read_version
+from serve.recommendations import to_arrow
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
-from serve.state import ERASURE_FORMAT, FORGOTTEN, ErasureList, StateStore, hash_id, read_erasure_list
+from serve.state import StateStore
+from serve.tables import erase_from_export, read_plan
+from serve.versions import read_version
 
 _LOCK = ".forgotten.lock"
 _REJECTS = (REJECTS, f".beside-*/{REJECTS}")
@@ -85,7 +94,9 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
 def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
     """Do as `forget_users` with ids that a service has checked; its bundle may be another one than the run's."""
     for folder in exports:
-        check_user_export(folder)
+        side = read_plan(folder).get("side")
+        if side != "user":
+            raise SchemaError(f"{folder} is an export of side {side!r}, which names no user; allowed: user")
     hashes = add_to_erasure_list(run, user_ids)
     erased: dict[str, Any] = {"profiles": 0, "events": 0, "impressions": 0}
     if (run / PROFILES / MANIFEST).exists():
@@ -121,12 +132,7 @@ def holds_run(folder: Path) -> bool:
 
 
 def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
-    """Add users to the erasure list of a run, on disk when this returns; return their hashes in hexadecimal.
-
-    Raises:
-        BundleError: the file is damaged.
-        OSError: the disk is full or fails.
-    """
+    """Add users to the erasure list of a run, on disk when this returns; return their hashes in hexadecimal."""
     with take_lock(run / _LOCK):
         there = read_erasure_list(run)
         salt = there.sets[0][0] if there.sets else secrets.token_bytes(32)
@@ -141,10 +147,6 @@ def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
     Args:
         run: its folder.
         previous: bundle that it goes on from; one that is reached by a link is of the run that the link leads to, too.
-
-    Raises:
-        BundleError: a file is damaged.
-        OSError: the disk is full or fails.
     """
     places = () if previous is None else (previous.absolute(), previous.resolve())
     others = ErasureList()
@@ -179,10 +181,6 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
 
     Returns:
         How many `rejects` went and how many `rejected_values`.
-
-    Raises:
-        BundleError: a list is damaged; it stays as it is.
-        OSError: the disk is full or fails.
     """
     names = "|".join(re.escape(str(user_id)) for user_id in user_ids)
     naming = re.compile(rf"(?<!\w)({names})(?!\w)")

@@ -8,15 +8,13 @@ A comparison with a missing value is false, `!=` and `not in` too; `not` reverse
 from __future__ import annotations
 
 import ast
-import math
 import operator
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -25,18 +23,20 @@ from numpy.typing import NDArray
 
 from serve.encode import split_cell, to_numpy, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import REPEAT_RATE, ItemIds, ItemIndex, Pairs, Query
+from serve.index import REPEAT_RATE, Floats, ItemIds, ItemIndex, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import Feature
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Value = str | bool | int | float
+Where = Callable[["Columns"], Mask]
+"""Tells of columns of N items which of them meet an expression, (N,)."""
 
 WORDS = frozenset({"and", "or", "not", "in", "true", "false", "(", ")", "[", "]", ","})
 """The words of the language, which messages may repeat."""
 _MAX_CHARACTERS = 10_000
-_MAX_DEPTH = 32  # brackets and nots within each other
+_MAX_DEPTH = 32  # nots and brackets within each other
 _MAX_MASKS = 32  # of expressions, kept between requests
 _MAX_SHOWN = 80  # characters of an expression in a reason
 _DEPTH = 4  # a search under limits is this many lists deep
@@ -52,47 +52,9 @@ _TOKEN = re.compile(
       | (?P<other>.)""",
     re.VERBOSE | re.IGNORECASE,
 )
-_SIGNS: dict[type[ast.cmpop], str] = {
-    ast.Eq: "=",
-    ast.NotEq: "!=",
-    ast.Lt: "<",
-    ast.LtE: "<=",
-    ast.Gt: ">",
-    ast.GtE: ">=",
-    ast.In: "in",
-    ast.NotIn: "not in",
-}
-_ORDER: dict[str, Callable[[Any, Any], Mask]] = {
-    "<": operator.lt,
-    "<=": operator.le,
-    ">": operator.gt,
-    ">=": operator.ge,
-}
+_SIGNS = {ast.Eq: "=", ast.NotEq: "!=", ast.Lt: "<", ast.LtE: "<=", ast.Gt: ">", ast.GtE: ">=", ast.In: "in"}
+_ORDER = {"<": operator.lt, "<=": operator.le, ">": operator.gt, ">=": operator.ge}
 _EXAMPLE = "\"price <= 20 and not brand in ['x', 'y']\""
-
-
-@dataclass(frozen=True)
-class Where:
-    """An expression: its text, and what tells of columns of N items which of them meet it, (N,)."""
-
-    text: str
-    meets: Callable[[Columns], Mask] = field(compare=False)
-
-
-def join_filters(one: Filters, other: Filters | None) -> Filters:
-    """Return the filters that admit what both admit."""
-    if other is None:
-        return one
-    limits = dict(one.at_most)
-    for column, most in other.at_most:
-        limits[column] = min(most, limits.get(column, most))
-    where, only = one.where or other.where, other.only if one.only is None else one.only
-    if one.where and other.where:
-        where = f"({one.where}) and ({other.where})"
-    if one.only is not None and other.only is not None:
-        others = set(other.only)
-        only = tuple(item_id for item_id in one.only if item_id in others)
-    return Filters(where, only, tuple(sorted(limits.items())))
 
 
 @lru_cache(maxsize=256)
@@ -107,81 +69,60 @@ def parse_where(text: str) -> Where:
         raise SchemaError(f"where has {len(text)} characters; {allowed}")
     leaves: list[Value] = []
     python = " ".join(_translate(token, leaves) for token in _TOKEN.finditer(text)).strip()
-    _check_depth(python)
     try:
-        return Where(text, _compile(ast.parse(python, mode="eval").body, leaves))
-    except SyntaxError as error:
-        n_before = len(re.findall(r"[cv]\d+", python[: error.offset]))
-        near = f" near {show(leaves[n_before - 1])}" if n_before else ""
-        raise SchemaError(f"where is no expression{near}; expected one such as {_EXAMPLE}") from error
+        return _compile(ast.parse(python, mode="eval").body, leaves, 0)
+    except (SyntaxError, MemoryError, RecursionError) as error:
+        raise SchemaError(f"where is no expression; expected one such as {_EXAMPLE}") from error
 
 
 def _translate(token: re.Match[str], leaves: list[Value]) -> str:
     """Write a token in Python: a column as `c0`, a value as `v1`, by its number among the leaves."""
     kind = str(token.lastgroup)
-    word, start = token[kind], f"where, character {token.start() + 1}"
-    match kind:
-        case "keyword" | "space":
-            return word.lower().strip()
-        case "sign":
-            return "==" if word == "=" else word
-        case "name" | "quoted":
-            leaves.append(word)
-            return f"c{len(leaves) - 1}"
-        case "flag":
-            leaves.append(word.lower() == "true")
-        case "text":
-            leaves.append(word[1:-1].replace(2 * word[0], word[0]))
-        case "number":
-            leaves.append(_parse_number(word, start))
-        case _ if word in "'\"`":
-            raise SchemaError(f"{start}: the quote {word} has no end; a quote inside a text is doubled")
-        case _:
-            raise SchemaError(f"{start}: {word!r} has no meaning here; allowed: and or not in = != < <= > >= ( ) [ ]")
-    return f"v{len(leaves) - 1}"
+    word = token[kind]
+    if kind in ("keyword", "space"):
+        return word.lower().strip()
+    if kind == "sign":
+        return "==" if word == "=" else word
+    if kind == "other" or (len(word) > MAX_SHOWN and kind == "number"):
+        advice = "a quote needs its end, and is doubled inside a text" if word in "'\"`" else "it has no meaning here"
+        raise SchemaError(f"where, character {token.start() + 1}: got {word[:MAX_SHOWN]!r}: {advice}")
+    read: dict[str, Callable[[], Value]] = {
+        "flag": lambda: word.lower() == "true",
+        "text": lambda: word[1:-1].replace(2 * word[0], word[0]),
+        "number": lambda: int(word) if word.lstrip("+-").isdigit() else float(word),
+    }
+    leaves.append(read.get(kind, lambda: word)())
+    return f"{'v' if kind in read else 'c'}{len(leaves) - 1}"
 
 
-def _parse_number(word: str, start: str) -> int | float:
-    if len(word) > MAX_SHOWN or not math.isfinite(float(word)):
-        raise SchemaError(f"{start}: the number is too large or too long; allowed: {MAX_SHOWN} characters")
-    return int(word) if word.lstrip("+-").isdigit() else float(word)
-
-
-def _check_depth(python: str) -> None:
-    """Refuse deep nesting before Python parses it."""
-    brackets = nots = 0
-    for word in python.split():
-        brackets += {"(": 1, ")": -1}.get(word, 0)
-        nots = nots + 1 if word in ("not", "(") else 0
-        if max(brackets, nots) > _MAX_DEPTH:
-            raise SchemaError(f"where has more than {_MAX_DEPTH} brackets and nots within each other")
-
-
-def _compile(node: ast.expr, leaves: Sequence[Value]) -> Callable[[Columns], Mask]:
+def _compile(node: ast.expr, leaves: Sequence[Value], depth: int) -> Where:
     """Read comparisons of a column with values, joined by and, or, not; refuse anything else."""
+    if depth > _MAX_DEPTH:
+        raise SchemaError(f"where has more than {_MAX_DEPTH} brackets and nots within each other")
     match node:
         case ast.BoolOp(op=op, values=values):
             join = np.logical_and if isinstance(op, ast.And) else np.logical_or
-            parts = [_compile(value, leaves) for value in values]
+            parts = [_compile(value, leaves, depth + 1) for value in values]
             return lambda columns: join.reduce([part(columns) for part in parts])
         case ast.UnaryOp(op=ast.Not(), operand=operand):
-            part = _compile(operand, leaves)
+            part = _compile(operand, leaves, depth + 1)
             return lambda columns: ~part(columns)
         case ast.Name(id=name) if name[0] == "c":
-            return partial(_test, str(leaves[int(name[1:])]), "is", ())
+            column = str(leaves[int(name[1:])])
+            return lambda columns: columns.read(column).are_true()
         case ast.Compare(left=ast.Name(id=name), ops=[op], comparators=[right]) if name[0] == "c":
-            column, sign = str(leaves[int(name[1:])]), _SIGNS.get(type(op), "is")
-            values = right.elts if isinstance(right, ast.List) else [right]
-            numbers = [int(value.id[1:]) for value in values if isinstance(value, ast.Name) and value.id[0] == "v"]
-            if len(numbers) < len(values) or isinstance(right, ast.List) != (sign in ("in", "not in")):
-                expected = "expected a value, or after 'in' a list in [ ]; texts stand in quotes"
-                raise SchemaError(f"where: {show(column)} is compared with something else; {expected}")
-            return partial(_test, column, sign, [leaves[number] for number in numbers])
+            return _compile_comparison(str(leaves[int(name[1:])]), op, right, leaves)
     raise SchemaError(f"where: expected a column, which comes before its value, as in {_EXAMPLE}")
 
 
-def _test(column: str, sign: str, values: Sequence[Value], columns: Columns) -> Mask:
-    return columns.read(column).test(sign, values)
+def _compile_comparison(column: str, op: ast.cmpop, right: ast.expr, leaves: Sequence[Value]) -> Where:
+    nodes = right.elts if isinstance(right, ast.List) else [right]
+    values = [leaves[int(node.id[1:])] for node in nodes if isinstance(node, ast.Name) and node.id[0] == "v"]
+    sign = "not in" if isinstance(op, ast.NotIn) else _SIGNS.get(type(op), "is")
+    if len(values) < len(nodes) or isinstance(right, ast.List) != (sign in ("in", "not in")) or sign == "is":
+        expected = "expected a value, or after 'in' a list in [ ]; texts stand in quotes"
+        raise SchemaError(f"where: {show(column)} is compared with something else; {expected}")
+    return lambda columns: columns.read(column).compare(sign, values)
 
 
 @dataclass(frozen=True)
@@ -200,21 +141,19 @@ class Column:
     offsets: Ints
     """Cell c has the codes `offsets[c]:offsets[c + 1]`."""
 
-    def test(self, sign: str, values: Sequence[Value]) -> Mask:
-        """Tell which items meet a comparison, or are true where the sign is `is`, (N,).
+    def are_true(self) -> Mask:
+        """Tell which items are true, (N,)."""
+        if self.kind != "true or false":
+            raise SchemaError(f"where: column '{self.name}' holds {self.kind}: compare it with a value")
+        return self.have(self.values)
 
-        Raises:
-            SchemaError: a comparison that the kind of the column does not allow.
-        """
-        if sign == "is":
-            if self.kind != "true or false":
-                raise SchemaError(f"where: column '{self.name}' holds {self.kind}: compare it with a value")
-            return self.have(self.values)
-        if sign in _ORDER and self.kind != "numbers":
-            allowed = "allowed are = != in, not in"
-            raise SchemaError(f"where: column '{self.name}' holds {self.kind}, which have no order; {allowed}")
+    def compare(self, sign: str, values: Sequence[Value]) -> Mask:
+        """Tell which items meet a comparison, (N,)."""
         wanted = [self._check(value) for value in values]
         if sign in _ORDER:
+            if self.kind != "numbers":
+                allowed = "which have no order; allowed are = != in, not in"
+                raise SchemaError(f"where: column '{self.name}' holds {self.kind}, {allowed}")
             with np.errstate(over="ignore"):  # 1e300 beside float32 is infinite, and is larger than all
                 return self.have(_ORDER[sign](self.values, wanted[0]))
         found = self.have(self._are_among(wanted))
@@ -248,7 +187,7 @@ class Column:
         kind = self.values.dtype
         if kind == np.object_:
             texts = set(wanted)
-            return np.fromiter((text in texts for text in self.values), np.bool_, len(self.values))
+            return np.array([text in texts for text in self.values], dtype=np.bool_)
         if kind == np.int64:
             wanted = [number for number in wanted if isinstance(number, int) and -(2**63) <= number < 2**63]
         with np.errstate(over="ignore"):
@@ -271,9 +210,8 @@ class Columns:
         self._features = features
         self._of_bundle = of_bundle
         self._separators = {one.column: one.separator for one in features if one.kind == "multi_categorical"}
-        self._lock = Lock()
         self._columns: dict[str, Column] = {}
-        self._masks: dict[Where, Mask] = {}
+        self._masks: dict[str, Mask] = {}
 
     def __len__(self) -> int:
         return int(self._items.num_rows)
@@ -288,46 +226,36 @@ class Columns:
         return Columns(items, self._features, self._of_bundle or self)
 
     def read(self, name: str) -> Column:
-        """Return a column.
-
-        Raises:
-            SchemaError: there is none of this name, or its values cannot be compared.
-        """
+        """Return a column."""
         if name not in self._columns:
             if name not in self.names:
                 got = name[:MAX_SHOWN]
                 raise SchemaError(f"filters: unknown column {got!r}; {name_nearest(got, self.names)}")
-            self._columns[name] = self._read(name)
+            kind = self._items.column(name).type
+            is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
+            self._columns[name] = self._read_texts(name) if is_text else _read_numbers(name, self._items.column(name))
         return self._columns[name]
 
-    def admit(self, where: Where) -> Mask:
-        """Return which items an expression admits, (N,).
+    def admit(self, where: str) -> Mask:
+        """Return which items an expression admits, (N,)."""
+        if where not in self._masks:
+            if len(self._masks) >= _MAX_MASKS:
+                self._masks = {}
+            self._masks[where] = parse_where(where)(self)
+        return self._masks[where]
 
-        Raises:
-            SchemaError: an unknown column, or a value that is not of its column's kind.
-        """
-        mask = self._masks.get(where)
-        if mask is None:
-            mask = where.meets(self)
-            mask.setflags(write=False)
-            with self._lock:
-                self._masks[where] = mask
-                if len(self._masks) > _MAX_MASKS:
-                    del self._masks[next(iter(self._masks))]
-        return mask
-
-    def _read(self, name: str) -> Column:
-        column, separator = self._items.column(name), self._separators.get(name)
-        kind = column.type
-        if pa.types.is_boolean(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind):
-            return _read_numbers(name, column)
-        cells, cell = read_cells(name, column)
-        texts = [texts_of(one) if separator is None else split_cell(one, separator) for one in cells]
+    def _read_texts(self, name: str) -> Column:
+        encoded = self._items.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+        cell = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
+        cells, separator = encoded.dictionary.to_pylist(), self._separators.get(name)
+        if separator is not None:
+            texts = [split_cell(one, separator) for one in cells]
+        else:
+            texts = [[text] if (text := to_text(one)) is not None else [] for one in cells]
         distinct = list(dict.fromkeys(chain.from_iterable(texts)))
         if separator is None and self._is_flag(name, distinct):
             texts = [[text.lower() for text in of_cell] for of_cell in texts]
-            values, kind = np.array([False, True]), "true or false"
-            code_of = {"false": 0, "true": 1}
+            values, kind, code_of = np.array([False, True]), "true or false", {"false": 0, "true": 1}
         else:
             values, kind = np.array(distinct, dtype=np.object_), "texts"
             code_of = {text: code for code, text in enumerate(distinct)}
@@ -335,17 +263,16 @@ class Columns:
         return Column(name, kind, values, cell, codes, np.cumsum([0, *map(len, texts)]))
 
     def _is_flag(self, name: str, texts: Sequence[str]) -> bool:
-        return holds_flags(texts) if self._of_bundle is None else self._of_bundle.read(name).kind == "true or false"
-
-
-def holds_flags(texts: Iterable[str]) -> bool:
-    """Tell whether texts are all true or false, in any letters, as text files hold booleans; no text is no flag."""
-    distinct = {text.lower() for text in texts}
-    return bool(distinct) and distinct <= {"true", "false"}
+        """Tell a column whose texts are all true or false, as text files hold booleans."""
+        if self._of_bundle is not None:
+            return self._of_bundle.read(name).kind == "true or false"
+        return bool(texts) and {text.lower() for text in texts} <= {"true", "false"}
 
 
 def _read_numbers(name: str, column: pa.ChunkedArray) -> Column:
-    is_flag = pa.types.is_boolean(column.type)
+    is_flag, kind = pa.types.is_boolean(column.type), column.type
+    if not (is_flag or pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        raise SchemaError(f"filters: column '{name}' holds {kind}; allowed are numbers, texts, and true or false")
     values = to_numpy(column.cast(pa.uint8()) if is_flag else column)
     if is_flag:
         values = values.astype(np.bool_)
@@ -359,42 +286,16 @@ def _read_numbers(name: str, column: pa.ChunkedArray) -> Column:
     return Column(name, "true or false" if is_flag else "numbers", distinct, cell, np.arange(len(distinct)), offsets)
 
 
-def read_cells(name: str, column: pa.ChunkedArray) -> tuple[list[Any], Ints]:
-    """Return distinct cells, and which of them each item has."""
-    kind = column.type
-    if _is_text(kind):
-        encoded = column.combine_chunks().dictionary_encode(null_encoding="encode")
-        return encoded.dictionary.to_pylist(), to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
-    if (pa.types.is_list(kind) or pa.types.is_large_list(kind)) and _is_text(kind.value_type):
-        return column.to_pylist(), np.arange(len(column))
-    raise SchemaError(f"filters: column '{name}' holds {kind}; allowed are numbers, texts, and true or false")
-
-
-def texts_of(cell: Any) -> list[str]:
-    """Return the distinct values of a cell that nothing separates, as the vocabularies know them."""
-    texts = map(to_text, cell if isinstance(cell, list) else [cell])
-    return list(dict.fromkeys(text for text in texts if text is not None))
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
+@dataclass(frozen=True)
 class Admission:
-    """The items of a catalogue that filters admit."""
+    """The items of a catalogue that filters admit: columns and ids of N items, and which are never listed, (N,)."""
 
-    def __init__(self, columns: Columns, item_ids: ItemIds, is_removed: Mask | None) -> None:
-        """Take the columns and ids of N items, and which of them are never listed, (N,); None if there are none."""
-        self.columns = columns
-        self._item_ids = item_ids
-        self._is_removed = is_removed
+    columns: Columns
+    item_ids: ItemIds
+    is_removed: Mask | None
 
     def check(self, filters: Filters | None) -> None:
-        """Refuse filters that do not fit the columns.
-
-        Raises:
-            SchemaError: an unknown column, or a value that is not of its column's kind.
-        """
+        """Refuse filters that do not fit the columns."""
         if filters is not None:
             self.bar(filters)
             self.limits(filters)
@@ -403,15 +304,11 @@ class Admission:
         """Return which items may not be listed: by `where` and `only`, or as removed ones, (N,)."""
         barred = np.zeros(len(self.columns), dtype=np.bool_)
         if filters is not None and filters.where is not None:
-            barred |= ~self.columns.admit(parse_where(filters.where))
+            barred |= ~self.columns.admit(filters.where)
         if filters is not None and filters.only is not None:
-            rows = self._item_ids.find(filters.only)
-            is_among = np.zeros(len(barred), dtype=np.bool_)
-            is_among[rows[rows >= 0]] = True
-            barred |= ~is_among
-        if self._is_removed is not None:
-            barred |= self._is_removed
-        return barred
+            rows = self.item_ids.find(filters.only)
+            barred |= ~np.isin(np.arange(len(barred)), rows)
+        return barred if self.is_removed is None else barred | self.is_removed
 
     def limits(self, filters: Filters) -> list[tuple[Column, int]]:
         """Return each column of `at_most`, and how many items may share a value of it."""
@@ -420,84 +317,57 @@ class Admission:
 
 def rank_filtered(
     index: ItemIndex, admission: Admission, filters: Sequence[Filters | None], query: Query, k: int
-) -> tuple[NDArray[np.float32], Ints]:
-    """Rank T requests, those that share filters together.
-
-    Args:
-        index: of the catalogue.
-        admission: of the catalogue.
-        filters: of each request.
-        query: the requests.
-        k: length of a list, at most N.
-    """
-    scores, rows = np.empty((len(query), k), np.float32), np.empty((len(query), k), np.int64)
+) -> tuple[Floats, Ints]:
+    """Rank T requests, those that share filters together; return scores and rows, (T, k) each."""
+    scores, rows = np.full((len(query), k), -np.inf, np.float32), np.full((len(query), k), -1, np.int64)
     for one in dict.fromkeys(filters):
         places = np.array([place for place, other in enumerate(filters) if other == one], dtype=np.int64)
         part = query if len(places) == len(query) else query.take(places)
-        limits = [] if one is None else admission.limits(one)
-        if one is None or not limits:
-            scores[places], rows[places] = index.search(part, k, None if one is None else admission.bar(one))
-        else:
-            scores[places], rows[places] = _rank_limited(index, part, limits, admission.bar(one), k)
+        barred, limits = admission.bar(one), [] if one is None else admission.limits(one)
+        if not limits:
+            scores[places], rows[places] = index.search(part, k, barred)
+            continue
+        found = index.search(part, min(_DEPTH * k, len(barred)), barred)
+        for number, place in enumerate(places.tolist()):
+            single = part.take(np.array([number]))
+            taken = _walk(index, single, limits, barred.copy(), k, (found[0][number], found[1][number]))
+            for position, (score, row) in enumerate(taken):
+                scores[place, position], rows[place, position] = score, row
     return scores, rows
 
 
-def _rank_limited(
-    index: ItemIndex, query: Query, limits: Sequence[tuple[Column, int]], barred: Mask, k: int
-) -> tuple[NDArray[np.float32], Ints]:
-    """Search once for all requests, then on for each whose list is not complete."""
-    depth = min(_DEPTH * k, len(barred))
-    found = index.search(query, depth, barred)
-    scores, rows = np.full((len(query), k), -np.inf, np.float32), np.full((len(query), k), -1, np.int64)
-    for place in range(len(query)):
-        walk, one = Walk(limits, k), query.take(np.array([place]))
-        is_more = walk.go_on(found[0][place], found[1][place])
-        while is_more:
-            more = index.search(one, depth, walk.bar(barred))
-            is_more = walk.go_on(more[0][0], more[1][0])
-        scores[place, : len(walk.rows)], rows[place, : len(walk.rows)] = walk.scores, walk.rows
-    return scores, rows
-
-
-class Walk:
-    """A walk down the complete ranking of one request that takes an item unless one of its values is full.
+def _walk(
+    index: ItemIndex,
+    query: Query,
+    limits: Sequence[tuple[Column, int]],
+    barred: Mask,
+    k: int,
+    found: tuple[Floats, Ints],
+) -> list[tuple[float, int]]:
+    """Walk down the complete ranking of one request and take k items, but none of which a value is full.
 
     Once a value is full no later item of it is taken, so the rest is searched again without these: each search but the
     last fills a value, and the list is exact. An item without a value is not limited; one with many counts for each.
     """
-
-    def __init__(self, limits: Sequence[tuple[Column, int]], k: int) -> None:
-        self.scores: list[float] = []
-        self.rows: list[int] = []
-        self._limits = [(column, most, Counter[int]()) for column, most in limits]
-        self._k = k
-
-    def go_on(self, scores: NDArray[np.float32], rows: Ints) -> bool:
-        """Take items of the next ones, best first, of which -1 is none; say whether to search on."""
-        for score, row in zip(scores.tolist(), rows.tolist(), strict=True):
-            if row < 0:
-                return False
-            codes = [column.codes_of(row) for column, _, _ in self._limits]
-            pairs = list(zip(self._limits, codes, strict=True))
-            if any(counts[code] >= most for (_, most, counts), of_item in pairs for code in of_item):
-                continue
-            for (_, _, counts), of_item in pairs:
-                counts.update(of_item)
-            self.scores.append(score)
-            self.rows.append(row)
-            if len(self.rows) == self._k:
-                return False
-        return len(rows) > 0
-
-    def bar(self, barred: Mask) -> Mask:
-        """Return which items are barred, taken, or of a value that is full, (N,)."""
-        mask = barred.copy()
-        mask[self.rows] = True
-        for column, most, counts in self._limits:
-            is_full = np.zeros(len(column.values), dtype=np.bool_)
-            is_full[[code for code, count in counts.items() if count >= most]] = True
-            mask |= column.have(is_full)
-        return mask
+    taken: list[tuple[float, int]] = []
+    counts: list[Counter[int]] = [Counter() for _ in limits]
+    while True:
+        for score, row in zip(found[0].tolist(), found[1].tolist(), strict=True):
+            if row < 0 or len(taken) == k:
+                return taken
+            codes = [column.codes_of(row) for column, _ in limits]
+            counted = zip(limits, counts, codes, strict=True)
+            if not any(count[code] >= most for (_, most), count, of_item in counted for code in of_item):
+                taken.append((score, row))
+                for count, of_item in zip(counts, codes, strict=True):
+                    count.update(of_item)
+        if len(taken) == k:
+            return taken
+        barred[[row for _, row in taken]] = True
+        for (column, most), count in zip(limits, counts, strict=True):
+            barred |= column.have(np.array([count[code] >= most for code in range(len(column.values))], np.bool_))
+        scores, rows = index.search(query, len(found[1]), barred)
+        found = scores[0], rows[0]
 
 
 def explain_short(
@@ -512,39 +382,27 @@ def explain_short(
         rows: (T, k or fewer) their lists, -1 where there is no item.
         k: the length that was asked for.
     """
-    lengths = (rows >= 0).sum(axis=1)
-    return {
-        place: _explain(
-            admission,
-            filters[place],
-            {name: pairs[1][pairs[0] == place] for name, pairs in left_out.items()},
-            int(lengths[place]),
-        )
-        for place in np.flatnonzero(lengths < k).tolist()
-    }
+    reasons = {}
+    for place, length in enumerate((rows >= 0).sum(axis=1).tolist()):
+        if length < k:
+            of_request = {name: pairs[1][pairs[0] == place] for name, pairs in left_out.items()}
+            reasons[place] = _explain(admission, filters[place] or Filters(), of_request, length)
+    return reasons
 
 
-def _explain(admission: Admission, filters: Filters | None, left_out: Mapping[str, Ints], length: int) -> str:
+def _explain(admission: Admission, filters: Filters, left_out: Mapping[str, Ints], length: int) -> str:
     """Count from the catalogue down to the list of one request."""
-    barred = admission.bar(filters)
-    parts = [_describe_source(filters, int((~barred).sum()), int((~admission.bar(None)).sum()))]
+    barred, n_items = admission.bar(filters), int((~admission.bar(None)).sum())
+    text = " ".join((filters.where or "").split())
+    names = [f"where '{text[:_MAX_SHOWN]}{'...' * (len(text) > _MAX_SHOWN)}'"] * (filters.where is not None)
+    names += ["'only'"] * (filters.only is not None)
+    leaves = f"{' and '.join(names)} {'leaves' if len(names) == 1 else 'leave'} {(~barred).sum()} of {n_items}"
+    parts = [leaves if names else f"the catalogue has {n_items}"]
     for name, rows in left_out.items():
         n_left_out = int((~barred[np.unique(rows)]).sum())
         barred[rows] = True
         if n_left_out:
             parts.append(f"{n_left_out} of them {'is' if n_left_out == 1 else 'are'} {name}")
-    parts += [f"at most {most} per {column}" for column, most in (filters.at_most if filters else ())]
+    parts += [f"at most {most} per {column}" for column, most in filters.at_most]
     heads = {0: "no item is admissible", 1: "only 1 item is admissible"}
     return f"{heads.get(length, f'only {length} items are admissible')}: {', '.join(parts)}"
-
-
-def _describe_source(filters: Filters | None, n_left: int, n_items: int) -> str:
-    names = []
-    if filters is not None and filters.where is not None:
-        text = " ".join(filters.where.split())
-        names.append(f"where '{text if len(text) <= _MAX_SHOWN else text[:_MAX_SHOWN] + '...'}'")
-    if filters is not None and filters.only is not None:
-        names.append("'only'")
-    if not names:
-        return f"the catalogue has {n_items}"
-    return f"{' and '.join(names)} {'leaves' if len(names) == 1 else 'leave'} {n_left} of {n_items}"

@@ -21,7 +21,7 @@ import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
 from serve.durable import name_fault, open_database, take_lock
-from serve.encode import Vector, category_rows, encode_features, ids_to_arrow, to_arrow, write_cell
+from serve.encode import Vector, category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
 from serve.index import (
     IN_STOCK,
@@ -31,6 +31,7 @@ from serve.index import (
     ItemFacts,
     ItemIndex,
 )
+from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.requests import (
     Id,
@@ -87,10 +88,6 @@ class LiveItems:
         Args:
             path: `items.db`; made if it is not there.
             recommender: as loaded.
-
-        Raises:
-            BundleError: the file is no store of items.
-            OSError: it cannot be written, or another process has it.
         """
         self._path = path
         self._writing = Lock()
@@ -124,9 +121,6 @@ class LiveItems:
         """Apply the same changes to another bundle.
 
         Items whose ids are of another type than its own are kept for a bundle to come, and noted.
-
-        Raises:
-            OSError: the file of changes cannot be read.
         """
         with self._writing:
             changes, others = self._read(recommender.bundle.schema.item_id_type)
@@ -165,12 +159,7 @@ class LiveItems:
             self._apply(changes)
 
     def remove(self, item_id: Any) -> bool:
-        """Remove an item, also from the catalogues of bundles to come; return whether it was there.
-
-        Raises:
-            SchemaError: no id.
-            OSError: the disk is full or fails; nothing has changed.
-        """
+        """Remove an item, also from the catalogues of bundles to come; return whether it was there."""
         with self._writing:
             item_id = self._parse_id(item_id)
             is_there = self._recommender.catalogue.lists(item_id)
@@ -233,11 +222,7 @@ class _Placement:
         self._rates = None if self._original.facts is None else _rate_categories(self._original.facts)
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
-        """Return the change of an item that adds values to the one before.
-
-        Raises:
-            SchemaError: an unknown column, a value of another type, or a new item without any content.
-        """
+        """Return the change of an item that adds values to the one before."""
         kept = Change(item_id, {}, is_added=False) if before is None or before.is_removed else before
         is_added = kept.is_added or not self._knows(item_id)
         item = Change(item_id, {**kept.columns, **self._parse(raw)}, is_added)

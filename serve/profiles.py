@@ -29,7 +29,6 @@ from serve.durable import sync_folder, take_lock, write_file
 from serve.encode import (
     join_text,
     split_cell,
-    to_arrow,
     to_numbers,
     to_numpy,
     to_text,
@@ -38,6 +37,7 @@ from serve.encode import (
     vectors_to_arrow,
 )
 from serve.errors import BundleError
+from serve.recommendations import to_arrow
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
 
@@ -82,9 +82,6 @@ class Profiles:
         Args:
             folder: of the profiles.
             version: of the bundle that they are for; it matters while that bundle is being published.
-
-        Raises:
-            BundleError: a file is missing, altered or of another format; names it.
         """
         entries = _choose(folder, version)
         try:

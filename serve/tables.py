@@ -1,43 +1,66 @@
-"""Rows in files: requests and items from CSV, JSON Lines and Parquet in constant memory, answers to CSV and Parquet.
+"""Files of rows and vectors: requests and items in, answers and vectors out, in constant memory.
 
 JSON Lines and Parquet hold requests nested, CSV and TSV as flat columns without history: `user_id`, `datetime`, or the
 name of a user or context feature; an empty cell is not given. All but Parquet may be compressed by gzip (`.gz`).
+
+An export of vectors is a folder of Parquet shards, and goes on where it was killed:
+
+    _plan.json             what the shards are made from; another plan is refused
+    part-00000.parquet     a shard, there as a whole or not at all
+    _SUCCESS               written last: without it the export is not complete
+
+The product of a user vector and an item vector is the item's score, but for what no vector holds: the memory of an
+owned item, where repeats are allowed, and what items add to the scores of others.
 """
 
 from __future__ import annotations
 
 import csv
 import gzip
+import hashlib
 import json
 import os
 import re
 import uuid
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from io import BufferedReader
 from itertools import islice
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from serve.durable import name_file
-from serve.errors import SchemaError, name_nearest
-from serve.filters import join_filters
-from serve.requests import Filters, Request, parse_filters, parse_request, show
+from serve.durable import name_file, sync_folder, take_lock, write_file
+from serve.errors import BundleError, SchemaError, name_nearest
+from serve.profiles import Profiles
+from serve.recommendations import ids_to_arrow, to_arrow
+from serve.recommender import Recommender
+from serve.requests import Filters, Request, parse_filters, parse_ids, parse_request, show
 from serve.schema import DERIVED, IdType, Schema
 
 ITEM_ID = "item_id"
-Row = tuple[str, Any]
-"""Where a row stands in its file, and what it holds, by our names."""
+PLAN = "_plan.json"
+SUCCESS = "_SUCCESS"
+ROWS_PER_SHARD = 65_536
+_ROWS_AT_ONCE = 4096  # a divisor of a shard
+_LOCK = ".lock"
+_SHARDS = "part-*.parquet"
+_OURS = re.compile(rf"({PLAN}|{SUCCESS}|part-\d{{5,}}\.parquet)(\.part)?|{re.escape(_LOCK)}")
 _GZIP = ".gz"
 _TEXTS = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
 _QUOTED = re.compile(r'"[^"]*"')
-_ROWS_AT_ONCE = 4096
+
+Row = tuple[str, Any]
+"""Where a row stands in its file, and what it holds, by our names."""
+Side = Literal["user", "item"]
+Encoded = tuple[Sequence[Any] | np.ndarray, np.ndarray]
+"""Ids of some rows, None for an anonymous request, and their vectors."""
 
 
 @dataclass(frozen=True)
@@ -49,31 +72,20 @@ class RowLayout:
     columns: Mapping[str, str] = field(default_factory=dict)
     """Our name -> the column it is in. Columns of the file that are called as one of our names here are hidden."""
 
-    def rename(self, fields: Mapping[str, Any]) -> dict[str, Any]:
+    def rename(self, fields: Any) -> Any:
         """Put fields of the file under our names."""
+        if not self.columns or not isinstance(fields, dict):
+            return fields
         hidden = {*self.columns, *self.columns.values()}
         taken = {ours: fields[theirs] for ours, theirs in self.columns.items() if theirs in fields}
         return taken | {name: value for name, value in fields.items() if name not in hidden}
-
-    def check_columns(self, names: Sequence[str], place: str) -> None:
-        """Refuse names that are not distinct, or lack a column that one of ours is said to be in."""
-        if not names or len(set(names)) < len(names):
-            raise SchemaError(f"{place}: the columns are {show(names)}; expected distinct names")
-        for ours, theirs in self.columns.items():
-            if theirs not in names:
-                nearest = name_nearest(theirs, names)
-                raise SchemaError(f"{place}: no column '{theirs}', where {ours} should be; {nearest}")
 
 
 AS_OURS = RowLayout()
 
 
 def read_layout(delimiter: str | None, columns: str | None) -> RowLayout:
-    r"""Read the two options of a command line: a tab may be written as \t, columns as "item_id=sku,price=cost".
-
-    Raises:
-        SchemaError: the delimiter is not one character; a part that is no pair, or a name twice.
-    """
+    r"""Read the two options of a command line: a tab may be written as \t, columns as "item_id=sku,price=cost"."""
     delimiter = "\t" if delimiter == r"\t" else delimiter
     if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
         raise SchemaError(f"delimiter is {delimiter!r}; allowed: one character that is no quote and no line end")
@@ -101,41 +113,38 @@ def read_requests(
         SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and place.
     """
     rows = read_rows(path, layout)
-    is_flat = _kind_of(path) in _TEXTS
-    return _parse_all(path.name, _nest(rows, schema) if is_flat else rows, schema, check)
+    return _parse_all(path, rows, schema, check)
 
 
 def _parse_all(
-    file: str, rows: Iterator[Row], schema: Schema, check: Callable[[Request], None] | None
+    path: Path, rows: Iterator[Row], schema: Schema, check: Callable[[Request], None] | None
 ) -> Iterator[Request]:
+    is_flat = _kind_of(path) in _TEXTS
     for place, raw in rows:
         try:
-            request = parse_request(raw, schema)
+            request = parse_request(_nest(raw, schema) if is_flat else raw, schema)
             if check is not None:
                 check(request)
         except SchemaError as error:
-            raise SchemaError(f"{file}, {place}: {error}") from error
+            raise SchemaError(f"{path.name}, {place}: {error}") from error
         yield request
 
 
-def _nest(rows: Iterator[Row], schema: Schema) -> Iterator[Row]:
-    """Put the cells of CSV rows into the fields of a request; an empty cell is not given."""
-    sections = {"user_id": "", "datetime": ""}
-    features = {"features": schema.user_features, "context": schema.context_features}
-    for section, some in features.items():
-        sections |= {feature.name: section for feature in some if feature.kind not in DERIVED}
-    twins = {feature.name for feature in schema.user_features} & {one.name for one in schema.context_features}
-    numeric = {feature.name for some in features.values() for feature in some if feature.is_numeric}
-    for place, cells in rows:
-        raw: dict[str, Any] = {}
-        for name, cell in cells.items():
-            if name not in sections or name in twins:
-                advice = "give JSON Lines or Parquet" if name in twins else name_nearest(name[:40], sections)
-                raise SchemaError(f"{place}: column {show(name)} cannot be read from CSV; {advice}")
-            if cell.strip():
-                fields = raw.setdefault(sections[name], {}) if sections[name] else raw
-                fields[name] = _to_number(cell) if name in numeric else cell
-        yield place, raw
+def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
+    """Put the cells of a CSV row into the fields of a request."""
+    raw: dict[str, Any] = {}
+    for name, cell in cells.items():
+        sides = {"features": schema.user_features, "context": schema.context_features}
+        found = [
+            (side, one) for side, some in sides.items() for one in some if one.name == name and one.kind not in DERIVED
+        ]
+        if len(found) != 1 and name not in ("user_id", "datetime"):
+            advice = "it does not fit in CSV or is no single feature: give JSON Lines or Parquet"
+            raise SchemaError(f"column {show(name)}: {advice}; allowed: user_id, datetime, features of users, context")
+        if cell.strip():
+            fields = raw.setdefault(found[0][0], {}) if found else raw
+            fields[name] = _to_number(cell) if found and found[0][1].is_numeric else cell
+    return raw
 
 
 def _to_number(cell: str) -> float | str:
@@ -146,119 +155,62 @@ def _to_number(cell: str) -> float | str:
         return cell
 
 
-@dataclass(frozen=True)
-class ItemRows:
-    """Some items that follow each other in a file: column -> one raw value an item, and where each stands."""
-
-    columns: dict[str, list[Any]]
-    places: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-
-class ItemFile:
-    """A file of items: `item_id` and raw feature columns; columns that no feature reads are left out."""
-
-    def __init__(self, path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> None:
-        """Check the names; the file is opened when it is read.
-
-        Raises:
-            SchemaError: a missing file or an unknown suffix, or columns of the layout that no feature reads.
-        """
-        _check_file(path)
-        self._path, self._layout = path, layout
-        self._wanted = {feature.column for feature in schema.item_features} | {ITEM_ID}
-        self._seen: set[str] = set()
-        for name in layout.columns:
-            if name not in self._wanted:
-                raise SchemaError(f"columns: no feature of items reads '{name}'; {name_nearest(name, self._wanted)}")
-
-    def blocks(self, n_rows: int) -> Iterator[ItemRows]:
-        """Read the items, `n_rows` at once and at last what remains.
-
-        Raises:
-            SchemaError: what cannot be read, or has no `item_id`, or no feature at all; names file and place.
-        """
-        rows = read_rows(self._path, self._layout)
-        while some := list(islice(rows, n_rows)):
-            places = [f"{self._path.name}, {place}" for place, _ in some]
-            for place, (_, raw) in zip(places, some, strict=True):
-                if not isinstance(raw, dict) or ITEM_ID not in raw:
-                    name = f"name it with --columns {ITEM_ID}=COLUMN"
-                    raise SchemaError(f"{place}: no '{ITEM_ID}' in {show(raw)}; {name}")
-                self._seen |= raw.keys()
-            if len(self._wanted) > 1 and len(self._wanted & self._seen) < 2:
-                allowed = ", ".join(sorted(self._wanted - {ITEM_ID}))
-                raise SchemaError(f"{places[0]}: no column is a feature of items; allowed: {allowed}")
-            names = self._wanted & self._seen
-            yield ItemRows({name: [raw.get(name) for _, raw in some] for name in names}, places)
-
-    def remarks(self) -> list[str]:
-        """Say which columns of the blocks so far no feature reads, and which the features would have read."""
-        found = {
-            "columns that no feature reads": self._seen - self._wanted,
-            "columns that are not there, taken as missing": self._wanted - self._seen,
-        }
-        return [f"{text}: {', '.join(sorted(names))}" for text, names in found.items() if names]
-
-
-def read_item_ids(path: Path) -> list[Any]:
-    """Read the ids of a file of items, whatever else it holds.
-
-    Raises:
-        SchemaError: a missing file, an unknown suffix, or a row without `item_id`.
-    """
-    ids = []
-    for place, raw in read_rows(path):
+def read_items(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Iterator[Row]:
+    """Read the items of a file, each with `item_id` and the columns that features read."""
+    wanted = {feature.column for feature in schema.item_features} | {ITEM_ID}
+    for name in layout.columns:
+        if name not in wanted:
+            raise SchemaError(f"columns: no feature of items reads '{name}'; {name_nearest(name, wanted)}")
+    is_first = True
+    for place, raw in read_rows(path, layout):
         if not isinstance(raw, dict) or ITEM_ID not in raw:
-            raise SchemaError(f"{path.name}, {place}: no '{ITEM_ID}' in {show(raw)}")
-        ids.append(raw[ITEM_ID])
-    return ids
+            raise SchemaError(f"{path.name}, {place}: no '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN")
+        if is_first and len(wanted) > 1 and len(wanted & raw.keys()) < 2:
+            allowed = ", ".join(sorted(wanted - {ITEM_ID}))
+            raise SchemaError(f"{path.name}, {place}: no column is a feature of items; allowed: {allowed}")
+        is_first = False
+        yield f"{path.name}, {place}", {name: raw[name] for name in wanted & raw.keys()}
 
 
 def read_filters(where: str | None, only: Path | None, at_most: Sequence[str], id_type: IdType) -> Filters | None:
-    """Read the filters of a command: an expression, a file with `item_id`, and `COLUMN=N` each.
-
-    Raises:
-        SchemaError: an option that cannot be read.
-    """
+    """Read the filters of a command: an expression, a file with `item_id`, and `COLUMN=N` each."""
     limits: dict[str, int] = {}
     for option in at_most:
         column, _, number = option.rpartition("=")
         if not (column and number.strip().isdecimal()) or column in limits:
             raise SchemaError(f"--at-most is '{option[:40]}'; expected COLUMN=N, each column once, as in category=2")
         limits[column] = int(number.strip()[:18])
-    ids = None if only is None else read_item_ids(only)
+    ids = None if only is None else [raw.get(ITEM_ID) for _, raw in read_rows(only)]
     return parse_filters({"where": where, "only": ids, "at_most": limits}, id_type)
 
 
 def add_filters(requests: Iterable[Request], filters: Filters) -> Iterator[Request]:
     """Give each request filters beside its own, as it is needed."""
-    return (replace(request, filters=join_filters(filters, request.filters)) for request in requests)
+    return (replace(one, filters=join_filters(filters, one.filters or Filters())) for one in requests)
+
+
+def join_filters(one: Filters, other: Filters) -> Filters:
+    """Return the filters that admit what both admit."""
+    where = f"({one.where}) and ({other.where})" if one.where and other.where else one.where or other.where
+    only = one.only if other.only is None else other.only
+    if one.only is not None and other.only is not None:
+        only = tuple(item_id for item_id in one.only if item_id in set(other.only))
+    limits = sorted((*one.at_most, *other.at_most), reverse=True)  # of one column, the least comes last
+    return Filters(where, only, tuple(sorted(dict(limits).items())))
 
 
 def read_rows(path: Path, layout: RowLayout = AS_OURS) -> Iterator[Row]:
-    """Read the rows of a file, each with its place; empty lines of text files are passed over.
-
-    Raises:
-        SchemaError: a missing file or an unknown suffix; later, what cannot be read.
-    """
-    _check_file(path)
-    if layout.delimiter is not None and _kind_of(path) not in _TEXTS:
-        raise SchemaError(f"{path.name}: a delimiter is given; allowed for {' and '.join(_TEXTS)} alone: leave it out")
-    return _READERS[_kind_of(path)](path, layout)
-
-
-def _check_file(path: Path) -> None:
-    is_packed = path.suffix.lower() == _GZIP
+    """Read the rows of a file, each with its place; empty lines of text files are passed over."""
     kind = _kind_of(path)
-    if kind not in _READERS or (is_packed and kind == ".parquet"):
+    if kind not in _READERS or (kind == ".parquet" and path.suffix.lower() == _GZIP):
         allowed = f"{', '.join(_READERS)} ({_GZIP} may follow all but .parquet)"
         hint = "; write a JSON array as one object per line" if kind == ".json" else ""
-        raise SchemaError(f"{path.name}: cannot read '{''.join(path.suffixes[-2:])}'; allowed: {allowed}{hint}")
+        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {allowed}{hint}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
+    if layout.delimiter is not None and kind not in _TEXTS:
+        raise SchemaError(f"{path.name}: a delimiter is given; allowed for {' and '.join(_TEXTS)} alone: leave it out")
+    return _READERS[kind](path, layout)
 
 
 def _kind_of(path: Path) -> str:
@@ -266,84 +218,68 @@ def _kind_of(path: Path) -> str:
     return (Path(path.stem) if path.suffix.lower() == _GZIP else path).suffix.lower()
 
 
-def _open(path: Path) -> gzip.GzipFile | BufferedReader:
-    return gzip.open(path) if path.suffix.lower() == _GZIP else path.open("rb")
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """Open a file, or the one compressed in it, and name it in errors of reading it."""
+    try:
+        with gzip.open(path) if path.suffix.lower() == _GZIP else path.open("rb") as file:
+            yield file
+    except (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        raise SchemaError(f"{path.name}: cannot be read: {error}") from error
 
 
 def _read_json_lines(path: Path, layout: RowLayout) -> Iterator[Row]:
-    with _naming(path), _open(path) as lines:
+    with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                raw = _parse_json(line, f"{path.name}, line {number}")
-                yield f"line {number}", layout.rename(raw) if isinstance(raw, dict) else raw
-
-
-def _parse_json(line: bytes, place: str) -> Any:
-    try:
-        return json.loads(line.decode("utf-8-sig"))
-    except (ValueError, RecursionError) as error:
-        raise SchemaError(f"{place}: not one JSON object in UTF-8: {error}") from error
+                try:
+                    raw = json.loads(line.decode("utf-8-sig"))
+                except (ValueError, RecursionError) as error:
+                    raise SchemaError(f"{path.name}, line {number}: not one JSON object in UTF-8: {error}") from error
+                yield f"line {number}", layout.rename(raw)
 
 
 def _read_text(path: Path, layout: RowLayout) -> Iterator[Row]:
-    with _naming(path), _open(path) as lines:
+    with _opened(path) as lines:
         header = lines.readline().decode("utf-8-sig").rstrip("\r\n")
     bare, is_tsv = _QUOTED.sub("", header), _kind_of(path) == ".tsv"
     delimiter = layout.delimiter or ("\t" if is_tsv else max(_DELIMITERS, key=bare.count))
     names = next(csv.reader([header], delimiter=delimiter), [])
-    layout.check_columns(names, f"{path.name}, line 1")
+    _check_columns(path, names, layout)
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
-    with _naming(path), pa_csv.open_csv(str(path), parse_options=parse, convert_options=convert) as batches:
+    with _opened(path) as file, pa_csv.open_csv(file, parse_options=parse, convert_options=convert) as batches:
         yield from _number_rows(batches, layout)
 
 
 def _read_parquet(path: Path, layout: RowLayout) -> Iterator[Row]:
-    with _naming(path), pq.ParquetFile(path) as file:
-        layout.check_columns(file.schema_arrow.names, path.name)
-        yield from _number_rows(map(_with_times_as_text, file.iter_batches(_ROWS_AT_ONCE)), layout)
+    with _opened(path) as file, pq.ParquetFile(file) as table:
+        _check_columns(path, table.schema_arrow.names, layout)
+        yield from _number_rows(table.iter_batches(_ROWS_AT_ONCE), layout)
+
+
+def _check_columns(path: Path, names: Sequence[str], layout: RowLayout) -> None:
+    if not names or len(set(names)) < len(names):
+        raise SchemaError(f"{path.name}: the columns are {show(names)}; expected distinct names")
+    for ours, theirs in layout.columns.items():
+        if theirs not in names:
+            nearest = name_nearest(theirs, names)
+            raise SchemaError(f"{path.name}: no column '{theirs}', where {ours} should be; {nearest}")
 
 
 def _number_rows(batches: Iterable[pa.RecordBatch], layout: RowLayout) -> Iterator[Row]:
     number = 0
     for batch in batches:
-        for raw in batch.to_pylist():
+        for raw in _in_microseconds(batch).to_pylist():
             number += 1
             yield f"row {number}", layout.rename(raw)
 
 
-class _naming:
-    """Name the file in errors of reading it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        if isinstance(error, (pa.ArrowException, OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error)):
-            raise SchemaError(f"{self._path.name}: cannot be read: {error}") from error
-
-
-def _with_times_as_text(batch: pa.RecordBatch) -> pa.RecordBatch:
-    """Write timestamps as text of whole seconds: as Python values, Arrow would import pandas for them."""
-    for change in (lambda kind: pa.timestamp("s", "UTC" if kind.tz else None), lambda _: pa.string()):
-        types = [_map_timestamps(one.type, change) for one in batch.schema]
-        columns = [column.cast(kind, safe=False) for column, kind in zip(batch.columns, types, strict=True)]
-        batch = pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
-    return batch
-
-
-def _map_timestamps(kind: pa.DataType, change: Callable[[pa.DataType], pa.DataType]) -> pa.DataType:
-    if pa.types.is_timestamp(kind):
-        return change(kind)
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
-        make = pa.list_ if pa.types.is_list(kind) else pa.large_list
-        return make(_map_timestamps(kind.value_type, change))
-    if pa.types.is_struct(kind):
-        return pa.struct([(one.name, _map_timestamps(one.type, change)) for one in kind])
-    return kind
+def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """Cast timestamps to what Python holds: of nanoseconds Arrow would make objects of pandas."""
+    kinds = [pa.timestamp("us", one.type.tz) if pa.types.is_timestamp(one.type) else one.type for one in batch.schema]
+    columns = [column.cast(kind, safe=False) for column, kind in zip(batch.columns, kinds, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
@@ -354,17 +290,10 @@ _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
 }
 
 
-def write_table(table: pa.Table, path: Path) -> None:
-    """Write a table as CSV or Parquet, by suffix; until it is complete, `path` is as it was.
-
-    Raises:
-        SchemaError: another suffix.
-    """
-    write_tables([table], table.schema, path)
-
-
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write tables of one schema below each other, as `write_table` does; one at a time is in memory.
+    """Write tables of one schema below each other as CSV or Parquet, by suffix; one at a time is in memory.
+
+    Until the file is complete, `path` is as it was.
 
     Raises:
         SchemaError: another suffix; no table is asked for then.
@@ -396,7 +325,219 @@ def _write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO
             writer.write_table(table)
 
 
-_WRITERS: dict[str, Callable[[Iterable[pa.Table], pa.Schema, BinaryIO], None]] = {
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
+_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet}
+
+
+def export_items(
+    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, layout: RowLayout = AS_OURS
+) -> list[str]:
+    """Export item vectors; return lines to say.
+
+    Args:
+        recommender: of the bundle.
+        rows: file of items with `item_id` and raw features; None: the catalogue.
+        folder: of the shards.
+        overwrite: replace an export that is there.
+        layout: of the file of rows.
+
+    Raises:
+        SchemaError: a row that cannot be encoded, by file and place, or a folder that holds something else. Shards
+            that are finished stay.
+    """
+    schema, vectors = recommender.bundle.schema, recommender.bundle.vectors
+    ids = recommender.bundle.items.column(ITEM_ID)
+
+    def take(some: list[int]) -> Encoded:
+        part = slice(some[0], some[-1] + 1)
+        return ids.slice(part.start, len(some)).to_pylist(), vectors[part]
+
+    def encode(some: list[Row]) -> Encoded:
+        places = [place for place, _ in some]
+        parsed = parse_ids([raw[ITEM_ID] for _, raw in some], schema.item_id_type, lambda i: f"{places[i]}: {ITEM_ID}")
+        features = [{name: value for name, value in raw.items() if name != ITEM_ID} for _, raw in some]
+        try:
+            return parsed, recommender.encode_items(features)
+        except SchemaError as error:
+            if len(some) == 1:
+                raise SchemaError(f"{places[0]}: {error}") from error
+            for one in some:  # find the row that fails
+                encode([one])
+            raise
+
+    if rows is None:
+        return _export(recommender, "item", {"kind": "catalogue"}, _in_blocks(range(len(ids)), take), folder, overwrite)
+    identity, blocks = _identify(rows, layout), _in_blocks(read_items(rows, schema, layout), encode)
+    return _export(recommender, "item", identity, blocks, folder, overwrite)
+
+
+def export_users(
+    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, layout: RowLayout = AS_OURS
+) -> list[str]:
+    """Export user vectors, as `export_items` does; `rows` is a file of requests, None: all users with a profile."""
+    profiles = recommender.profiles
+    identity: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
+    requests: Iterator[Request] = (Request(user_id=one) for one in profiles.user_ids.tolist())
+    if rows is not None:
+        identity |= _identify(rows, layout)
+        requests = read_requests(rows, recommender.bundle.schema, layout)
+    elif not len(profiles):
+        raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --rows")
+
+    def encode(some: list[Request]) -> Encoded:
+        return [request.user_id for request in some], recommender.encode_users(some)
+
+    return _export(recommender, "user", identity, _in_blocks(requests, encode), folder, overwrite)
+
+
+def _in_blocks(rows: Iterable[Any], encode: Callable[[list[Any]], Encoded]) -> Iterator[Callable[[], Encoded]]:
+    """Yield what encodes some rows, which is called only if their shard is not there yet."""
+    remaining = iter(rows)
+    while some := list(islice(remaining, _ROWS_AT_ONCE)):
+        yield lambda some=some: encode(some)  # type: ignore[misc]
+
+
+def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
+    if not path.is_file():
+        raise SchemaError(f"{path}: no such file")
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    about = {"kind": "file", "suffix": "".join(path.suffixes[-2:]).lower(), "sha256": digest}
+    return about | {"delimiter": layout.delimiter, "columns": dict(layout.columns)}
+
+
+def _fingerprint(profiles: Profiles) -> str:
+    """Hash profiles, since the profile of a user decides their vector."""
+    digest = hashlib.sha256()
+    columns = {"user_id": profiles.user_ids, **profiles.features, "offsets": profiles.offsets}
+    for name, values in [*columns.items(), *profiles.history.columns().items()]:
+        digest.update(f"{name} {values.dtype} {len(values)}\n".encode())
+        for buffer in filter(None, to_arrow(values.ravel()).buffers()):
+            digest.update(buffer)
+    return digest.hexdigest()
+
+
+def _export(
+    recommender: Recommender,
+    side: Side,
+    identity: Mapping[str, Any],
+    blocks: Iterator[Callable[[], Encoded]],
+    folder: Path,
+    overwrite: bool,
+) -> list[str]:
+    manifest, schema = recommender.bundle.manifest, recommender.bundle.schema
+    id_type = schema.user_id_type if side == "user" else schema.item_id_type
+    plan = {"version": manifest.version, "side": side, "source": dict(identity), "rows_per_shard": ROWS_PER_SHARD}
+    with _open_folder(folder, plan, overwrite):
+        n_rows = n_shards = 0
+        first = next(blocks, None)
+        while first is not None or not n_shards:
+            path = folder / f"part-{n_shards:05d}.parquet"
+            here = () if first is None else (first, *islice(blocks, ROWS_PER_SHARD // _ROWS_AT_ONCE - 1))
+            if not path.exists():
+                encoded = [encode() for encode in here]
+                ids = [one for ids, _ in encoded for one in ids]
+                vectors = np.concatenate([np.empty((0, manifest.dim), np.float32), *(some for _, some in encoded)])
+                lists = pa.FixedSizeListArray.from_arrays(to_arrow(vectors.ravel()), manifest.dim)
+                names = [f"{side}_id", "vector"]
+                _write_shard(path, pa.Table.from_arrays([ids_to_arrow(ids, id_type), lists], names=names))
+            n_rows, n_shards = n_rows + _count_rows(path), n_shards + 1
+            first = next(blocks, None)
+        _finish(folder, n_shards, n_rows)
+    return [f"{n_rows} {side} vectors: {folder}"]
+
+
+def _write_shard(path: Path, table: pa.Table) -> None:
+    """Write a shard: ids, then vectors, which do not compress."""
+    ids, vectors = table.column_names
+    sink = pa.BufferOutputStream()
+    options = {"use_dictionary": [ids], "write_statistics": [ids], "compression": {ids: "zstd", vectors: "none"}}
+    pq.write_table(table, sink, **options)
+    write_file(path, memoryview(sink.getvalue()))
+
+
+def _finish(folder: Path, n_shards: int, n_rows: int) -> None:
+    sync_folder(folder)  # the shards must be there before it is said
+    write_file(folder / SUCCESS, _to_json({"shards": n_shards, "rows": n_rows}))
+    sync_folder(folder)
+
+
+@contextmanager
+def _open_shard(path: Path) -> Iterator[pq.ParquetFile]:
+    try:
+        with pq.ParquetFile(path) as file:
+            yield file
+    except (pa.ArrowException, OSError) as error:
+        raise BundleError(f"{path} is damaged: {error}; remove it, and export anew") from error
+
+
+def _count_rows(path: Path) -> int:
+    with _open_shard(path) as file:
+        return int(file.metadata.num_rows)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    try:
+        lock = take_lock(folder / _LOCK, wait=False)
+    except BlockingIOError as error:
+        raise SchemaError(f"another export writes into {folder}: wait for it, or choose another --out") from error
+    with lock:
+        yield
+
+
+@contextmanager
+def _open_folder(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> Iterator[None]:
+    """Take a folder that is new or left by a killed export of the same plan; `overwrite` removes an export there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in sorted(os.listdir(folder)):
+        if not _OURS.fullmatch(name):
+            raise SchemaError(f"{folder} holds '{name}', which is of no export: choose another --out")
+    with _locked(folder):
+        if overwrite:
+            for path in (folder / SUCCESS, *folder.glob(_SHARDS), folder / PLAN):
+                path.unlink(missing_ok=True)
+            sync_folder(folder)
+        if (folder / SUCCESS).exists():
+            raise SchemaError(f"{folder} holds a finished export: choose another --out, or add --overwrite")
+        if any(folder.glob(_SHARDS)) and read_plan(folder) != json.loads(_to_json(plan)):
+            raise SchemaError(f"{folder} holds part of another export: choose another --out, or add --overwrite")
+        write_file(folder / PLAN, _to_json(plan))
+        yield
+
+
+def read_plan(folder: Path) -> dict[str, Any]:
+    """Read what the shards of a folder are made from."""
+    try:
+        plan: dict[str, Any] = dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+    except (OSError, ValueError, TypeError) as error:
+        advice = "give the --out of `serve export`, or choose another"
+        raise SchemaError(f"{folder} holds no export with a {PLAN}: {error}; {advice}") from error
+    return plan
+
+
+def _to_json(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
+
+
+def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
+    """Rewrite the shards that hold any of the users, given as texts; return how many rows went.
+
+    A shard is replaced in one step. Whoever is killed in between calls it again.
+    """
+    n_gone = 0
+    with _locked(folder):
+        for partial in folder.glob(f"{_SHARDS}.part"):
+            partial.unlink()  # of a kill
+        paths = sorted(folder.glob(_SHARDS))
+        for path in paths:
+            with _open_shard(path) as file:
+                table = file.read()
+            ids = table.column("user_id").to_pylist()
+            kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
+            if len(kept) < len(ids):
+                _write_shard(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
+            n_gone += len(ids) - len(kept)
+        if (folder / SUCCESS).exists():  # also where nothing went: a kill may have come before this
+            _finish(folder, len(paths), sum(map(_count_rows, paths)))
+        sync_folder(folder)
+    return n_gone

@@ -1,12 +1,22 @@
-"""Versions of a bundle side by side, one of them current: publish, activate, roll back, and load for a service.
+"""Bundles published in one step, into the folder of a run or as versions of a registry.
 
-REGISTRY/<version>/     a complete bundle that nobody changes any more, named by its version
-REGISTRY/CURRENT        the version to serve, one line; replacing this file is the one step that counts
-REGISTRY/HISTORY        the versions that were current, the latest first: where a rollback goes
-REGISTRY/.lock          held by whoever publishes, activates or rolls back
-REGISTRY/.version-*     a version that is being copied or removed
-REGISTRY/profiles/, REGISTRY/state/
-                        what is known of people, if it is not kept elsewhere: of no version, and never copied
+A kill leaves the old bundle or the new one.
+
+stage = Stage.open(DIR); write files into stage.path; stage.seal(...); evaluate; publish(stage.prepare(...))
+
+DIR/.lock              held from the opening of a stage to its end: one stage at a time
+DIR/.bundle-<uuid>/    the stage
+DIR/.beside-<uuid>/    files that come into DIR with the bundle, such as its metrics
+DIR/bundle/            what readers see; its change of place is the one step that counts
+
+Its profiles are staged before that. The files beside follow, named by the version until they have their place: after a
+kill in between, the next stage that is opened moves them.
+
+REGISTRY/<version>/    a complete bundle that nobody changes any more, named by its version
+REGISTRY/CURRENT       the version to serve, one line; replacing this file is the one step that counts
+REGISTRY/HISTORY       the versions that were current, the latest first: where a rollback goes
+REGISTRY/.lock         held by whoever publishes, activates or rolls back
+REGISTRY/.version-*    a version that is being copied or removed
 """
 
 from __future__ import annotations
@@ -14,36 +24,45 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO
 
 from serve.bundle import (
+    ANSWERING,
+    BUNDLE,
     CURRENT,
     HISTORY,
     MANIFEST,
+    PROFILES,
     PUBLISHED,
     SCHEMA,
     Bundle,
+    Facts,
     Manifest,
+    hash_file,
     read_folder,
+    read_space,
     read_steadily,
     replay,
 )
-from serve.durable import sync_folder, take_lock, write_file
+from serve.durable import place_folder, sync_files, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest
+from serve.profiles import settle_profiles
 from serve.recommender import Recommender, golden_answer
 
 LOADING_ERRORS = (ValueError, OSError, MemoryError)
 """What loading a version raises; BundleError and SchemaError are ValueErrors."""
 _LOCK = ".lock"
-_STAGED = ".version-"
+_STAGED = f".{BUNDLE}-"
+_ASIDE = f".{BUNDLE}-old-"
+_BESIDE = ".beside-"
+_COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MAX_PAST = 100
 _MAX_BYTES = 1 << 14
@@ -52,17 +71,155 @@ _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))
 
 
 @dataclass(frozen=True)
+class Stage:
+    """A bundle in the making. Used with `with`, it is abandoned at the end unless it was published."""
+
+    path: Path
+    """Folder of its files."""
+    beside: Path
+    """Folder of the files that come into the directory with the bundle."""
+    target: Path
+    """Where the bundle will be."""
+    lock: BinaryIO
+
+    @classmethod
+    def open(cls, directory: Path) -> Stage:
+        """Begin a stage in a run's directory; complete or clear what a killed run left there."""
+        directory.mkdir(parents=True, exist_ok=True)
+        try:
+            lock, name = take_lock(directory / _LOCK, wait=False), uuid.uuid4().hex
+        except BlockingIOError as error:
+            raise BundleError(f"another run writes into {directory}: wait for it, or choose another") from error
+        stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE, lock)
+        try:
+            _settle(directory)
+            stage.path.mkdir()
+            stage.beside.mkdir()
+        except (BundleError, OSError):
+            lock.close()
+            raise
+        return stage
+
+    def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
+        """Hash the files and write the manifest over them; again whenever a file was added."""
+        return _seal(self.path, ANSWERING, facts, metrics)
+
+    def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
+        """Bring a complete stage to disk, seal and verify it."""
+        sync_files(self.path)
+        manifest = _seal(self.path, PUBLISHED, facts, metrics)
+        sync_folder(self.path)
+        Bundle.load(self.path)
+        return Ready(self, manifest.version)
+
+    def abandon(self) -> None:
+        """Remove what was not published, and give up the lock of the directory."""
+        if self.lock.closed:
+            return
+        with self.lock, suppress(OSError):  # what stays goes when the next stage is opened
+            _settle(self.target.parent)
+
+    def __enter__(self) -> Stage:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.abandon()
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A stage that may be published, and the version of its bundle."""
+
+    stage: Stage
+    version: str
+
+
+def publish(ready: Ready, overwrite: bool = False) -> Bundle:
+    """Make the stage the bundle of its directory and verify it there; profiles and the files beside come along.
+
+    Returns:
+        The bundle, read again from where it is now. The stage is over and the directory free.
+
+    Raises:
+        BundleError: there is a bundle already and `overwrite` is false, or the new one does not verify in its place.
+        OSError: the disk is full or fails. Readers see what they saw before; or the new bundle, if only what belongs
+            to it cannot follow: the next stage moves that.
+    """
+    stage = ready.stage
+    if stage.target.exists() and not overwrite:
+        raise BundleError(f"{stage.target} exists: publish into another directory, or overwrite it")
+    directory = stage.target.parent
+    sync_files(stage.beside)
+    os.rename(stage.beside, directory / f"{_BESIDE}{ready.version}")
+    sync_folder(directory)
+    old = place_folder(stage.path, stage.target)
+    try:
+        sync_folder(directory)
+        bundle = Bundle.load(stage.target)
+    except (BundleError, OSError):
+        if old == stage.path:  # the two were exchanged
+            place_folder(old, stage.target)
+        else:
+            os.rename(stage.target, stage.path)
+            if old is not None:
+                os.rename(old, stage.target)
+        sync_folder(directory)
+        raise
+    _settle(directory)
+    stage.lock.close()
+    return bundle
+
+
+def read_version(bundle: Path) -> str | None:
+    """Read the version of a published bundle from its manifest alone; None if there is none."""
+    try:
+        return Manifest.from_bytes((bundle / MANIFEST).read_bytes()).version
+    except (BundleError, OSError):
+        return None
+
+
+def _seal(path: Path, required: frozenset[str], facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
+    names = {entry.name for entry in path.iterdir()} - {MANIFEST}
+    for name in sorted(required - names):
+        raise BundleError(f"{name} is missing from the stage: write it before the manifest")
+    for name in sorted(names - PUBLISHED):
+        raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
+    space_id, dim = read_space(path)
+    files = {name: hash_file(path / name) for name in sorted(names)}
+    manifest = Manifest.create(facts, space_id, dim, files, metrics)
+    write_file(path / MANIFEST, manifest.to_bytes())
+    return manifest
+
+
+def _settle(directory: Path) -> None:
+    """Give the bundle what belongs to it and remove stages; called under the lock."""
+    target = directory / BUNDLE
+    for aside in sorted(directory.glob(f"{_ASIDE}*")):
+        if not target.exists():  # killed between two renames
+            os.rename(aside, target)
+    version = read_version(target)
+    settle_profiles(directory / PROFILES, version)
+    for folder in directory.glob(f"{_BESIDE}{version}"):
+        for path in sorted(folder.iterdir()):
+            os.replace(path, directory / path.name)
+        sync_folder(directory)
+    for pattern in (_STAGED, _BESIDE):
+        _remove_all(directory, pattern)
+
+
+def _remove_all(directory: Path, prefix: str) -> None:
+    for path in directory.glob(f"{prefix}*"):
+        shutil.rmtree(path, ignore_errors=True)  # what stays goes next time
+
+
+@dataclass(frozen=True)
 class Registry:
-    """A folder of versions."""
+    """A folder of versions. Profiles and state in it are of no version, and never copied."""
 
     path: Path
 
     def folder(self, version: str) -> Path:
-        """Return the folder of a version.
-
-        Raises:
-            BundleError: no name of a version, no such version, or a link in its place.
-        """
+        """Return the folder of a version."""
         folder = self.path / _check_version(version, "version")
         if not os.path.lexists(folder):
             raise BundleError(f"version {version} is not in the registry; {name_nearest(version, self.versions())}")
@@ -72,17 +229,11 @@ class Registry:
 
     def versions(self) -> list[str]:
         """Return the versions that were published, the latest first; damaged ones too."""
-        if not self.path.is_dir():
-            return []
-        found = [path for path in self.path.iterdir() if _VERSION.fullmatch(path.name) and not path.is_symlink()]
+        found = [path for path in self.path.glob("*") if _VERSION.fullmatch(path.name) and not path.is_symlink()]
         return [path.name for path in sorted(found, key=lambda path: (-_published_at(path), path.name))]
 
     def current(self) -> str:
-        """Read which version is to be served.
-
-        Raises:
-            BundleError: none, or no plain file with the name of a version in it.
-        """
+        """Read which version is to be served."""
         text = self._read(CURRENT)
         if text is None:
             hint = f"{CURRENT} is missing; choose one with `activate`"
@@ -108,58 +259,41 @@ class Registry:
         in the history was current before it.
         """
         if (self.path / CURRENT).is_dir():  # no file can take its place
-            advice = "expected a file: move the folder away, then try again"
-            raise BundleError(f"{CURRENT} in {self.path} is a folder; {advice}")
+            raise BundleError(f"{CURRENT} in {self.path} is a folder; expected a file: move the folder away")
         history = [version, *(name for name in past if name != version)][:_MAX_PAST]
         for name, lines in ((HISTORY, history), (CURRENT, [version])):
             write_file(self.path / name, "".join(f"{line}\n" for line in lines).encode())
             sync_folder(self.path)
 
-    def new_folder(self) -> Path:
-        """Make a folder that nobody reads, and that the next writer removes."""
-        folder = self.path / f"{_STAGED}{uuid.uuid4().hex}"
-        folder.mkdir()
-        return folder
-
     def remove(self, folder: Path) -> None:
         """Remove a version; readers see all of it or nothing."""
-        aside = self.path / f"{_STAGED}{uuid.uuid4().hex}"
+        aside = self.path / f"{_COPIED}{uuid.uuid4().hex}"
         os.rename(folder, aside)
         shutil.rmtree(aside, ignore_errors=True)
 
     @contextmanager
     def writing(self, wait: bool = True) -> Iterator[None]:
-        """Be the only one who changes the registry, and clear what a killed one left.
-
-        Raises:
-            BundleError: there is no registry, or the folder is a bundle.
-        """
+        """Be the only one who changes the registry, and clear what a killed one left."""
         if not self.path.is_dir():
             raise BundleError(f"no registry at {self.path}: publish a bundle into it first")
         if all((self.path / name).is_file() for name in (MANIFEST, SCHEMA)):  # the lock would be a file too many in it
             raise BundleError(f"{self.path} is a bundle, no registry: give another folder, or the bundle as --bundle")
         with take_lock(self.path / _LOCK, wait):
-            self._clear()
+            _remove_all(self.path, _COPIED)
             try:
                 yield
             finally:
-                self._clear()
-
-    def _clear(self) -> None:
-        for staged in self.path.glob(f"{_STAGED}*"):
-            shutil.rmtree(staged, ignore_errors=True)
+                _remove_all(self.path, _COPIED)
 
     def _read(self, name: str) -> str | None:
         """Read a small file that is no link; None if there is none."""
         path = self.path / name
         if not os.path.lexists(path):
             return None
-        if path.is_symlink() or not path.is_file():
-            raise BundleError(f"{name} is no plain file: remove it and choose a version with `activate`")
-        with path.open("rb") as file:
-            content = file.read(_MAX_BYTES + 1)
-        if len(content) > _MAX_BYTES or not content.isascii():
-            raise BundleError(f"{name} is no list of versions: remove it and choose a version with `activate`")
+        is_plain = path.is_file() and not path.is_symlink() and path.stat().st_size <= _MAX_BYTES
+        content = path.read_bytes() if is_plain else b""
+        if not is_plain or not content.isascii():
+            raise BundleError(f"{name} is no plain list of versions: remove it and choose a version with `activate`")
         return content.decode("ascii")
 
 
@@ -181,7 +315,7 @@ class RolledBack:
     skipped: Sequence[str]
 
 
-def publish(registry: Registry, bundle: Path, keep: int, is_activated: bool = False) -> Published:
+def publish_version(registry: Registry, bundle: Path, keep: int, is_activated: bool = False) -> Published:
     """Copy a bundle into the registry.
 
     Args:
@@ -196,12 +330,9 @@ def publish(registry: Registry, bundle: Path, keep: int, is_activated: bool = Fa
     """
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
-    if (bundle / MANIFEST).is_file() and bundle.resolve() in (registry.path / "x").resolve().parents:
+    if (bundle / MANIFEST).is_file() and bundle.resolve() in (registry.path / BUNDLE).resolve().parents:
         raise BundleError(f"{registry.path} is in the bundle: give another place for the registry")
-    try:
-        registry.path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise BundleError(f"{registry.path} is no folder: give another place for the registry") from error
+    registry.path.mkdir(parents=True, exist_ok=True)
     with registry.writing():
         version, is_new = _copy(registry, bundle)
         if is_activated:
@@ -211,15 +342,11 @@ def publish(registry: Registry, bundle: Path, keep: int, is_activated: bool = Fa
 
 def publish_and_activate(registry: Registry, bundle: Path, keep: int) -> Published:
     """Publish a version and let it be served; nobody can come between."""
-    return publish(registry, bundle, keep, is_activated=True)
+    return publish_version(registry, bundle, keep, is_activated=True)
 
 
 def activate(registry: Registry, version: str) -> None:
-    """Let a version be served from now on, after it was verified.
-
-    Raises:
-        BundleError: no such version, or it does not verify: what was current stays so.
-    """
+    """Let a version be served from now on, after it was verified."""
     with registry.writing():
         _activate(registry, version)
 
@@ -257,22 +384,26 @@ def describe_registry(registry: Registry) -> list[str]:
         fault = f"{CURRENT} is {current}, which is not in the registry"
     lines = [f"   {'version':12}  {'published (UTC)':16}  {'data until (UTC)':16}  headline"]
     for version in versions:
-        folder = registry.path / version
-        day, headline = _describe(folder)
-        mark = "*" if version == current else " "
-        lines.append(f"{mark}  {version:12}  {_day(_published_at(folder)):16}  {day:16}  {headline}")
+        day, headline = _describe(registry.path / version)
+        mark, published = "*" if version == current else " ", _day(_published_at(registry.path / version))
+        lines.append(f"{mark}  {version:12}  {published:16}  {day:16}  {headline}")
     return [*lines, fault] if fault else lines
 
 
-def verify_version(folder: Path, version: str) -> None:
-    """Read a version as a service would, and let it answer its golden requests.
+def _describe(folder: Path) -> tuple[str, str]:
+    """Return until when a version's data goes, and its headline figure."""
+    try:
+        manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
+    except (BundleError, OSError) as error:
+        return "", f"damaged: {error}"
+    views = manifest.metrics.get("test", {}).get("bascule", {})
+    found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
+    until = manifest.facts.data_until  # 0 of data without times
+    return _day(until) if until else "no times", found[0] if found else "not tested"
 
-    Raises:
-        BundleError: anything missing, altered, of another version, or answered differently here.
-    """
-    recommender = Recommender(Bundle.load(folder))
-    _check_loaded(recommender, version)
-    replay(recommender.bundle.golden, golden_answer(recommender))
+
+def _day(seconds: float) -> str:
+    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M")
 
 
 def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
@@ -282,12 +413,13 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     is_there = os.path.lexists(target)
     if is_there and _find_fault(registry, manifest.version) is None:
         return manifest.version, False
-    stage = registry.new_folder()
+    stage = registry.path / f"{_COPIED}{uuid.uuid4().hex}"
+    stage.mkdir()
     for name, content in contents.items():
         write_file(stage / name, content.data)
     write_file(stage / MANIFEST, manifest.to_bytes())
     sync_folder(stage)
-    verify_version(stage, manifest.version)
+    _verify(stage, manifest.version)
     if is_there:
         registry.remove(registry.folder(manifest.version))
     os.rename(stage, target)
@@ -297,7 +429,7 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
 
 
 def _activate(registry: Registry, version: str) -> None:
-    verify_version(registry.folder(version), version)
+    _verify(registry.folder(version), version)
     current = registry.find_current()
     if current != version:
         registry.set_current(version, [*([] if current is None else [current]), *registry.past()])
@@ -310,17 +442,23 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
         return []  # which one is served cannot be told
     versions = registry.versions()
     before = [version for version in registry.past() if version in versions]
-    needed = {published, current, *before[:1]}
-    removed = [version for version in versions[keep:] if version not in needed]
+    removed = [version for version in versions[keep:] if version not in {published, current, *before[:1]}]
     for version in removed:
         registry.remove(registry.path / version)
     return removed
 
 
+def _verify(folder: Path, version: str) -> None:
+    """Read a version as a service would, and let it answer its golden requests."""
+    recommender = Recommender(Bundle.load(folder))
+    _check_loaded(recommender, version)
+    replay(recommender.bundle.golden, golden_answer(recommender))
+
+
 def _find_fault(registry: Registry, version: str) -> str | None:
     """Return why a version cannot be served, None if it can."""
     try:
-        verify_version(registry.folder(version), version)
+        _verify(registry.folder(version), version)
     except ValueError as error:
         return str(error)
     return None
@@ -347,23 +485,6 @@ def _published_at(folder: Path) -> float:
     return 0.0
 
 
-def _describe(folder: Path) -> tuple[str, str]:
-    """Return until when a version's data goes, and its headline figure."""
-    try:
-        manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-    except (BundleError, OSError) as error:
-        return "", f"damaged: {error}"
-    views: dict[str, Any] = manifest.metrics.get("test", {}).get("bascule", {})
-    found = [(name, view) for view, name in _HEADLINES if name in views.get(view, {})]
-    headline = f"{found[0][0]} {views[found[0][1]][found[0][0]]:.4f} ({found[0][1]})" if found else "not tested"
-    until = manifest.facts.data_until  # 0 of data without times
-    return _day(until) if until else "no times", headline
-
-
-def _day(seconds: float) -> str:
-    return datetime.fromtimestamp(int(seconds), UTC).strftime("%Y-%m-%d %H:%M")
-
-
 @dataclass(frozen=True, eq=False)
 class Snapshot:
     """A version in memory. A request takes it once, so that its answer is of one version throughout."""
@@ -376,19 +497,6 @@ class Snapshot:
     @property
     def version(self) -> str:
         return self.recommender.bundle.manifest.version
-
-
-class Source(Protocol):
-    """Where a service takes its version from."""
-
-    def start(self) -> tuple[Snapshot, str | None]:
-        """Load for the first time: the version that is wanted, or an earlier one and the reason."""
-
-    def load(self) -> Snapshot:
-        """Load the version that is wanted now."""
-
-    def explain(self, error: BaseException) -> str:
-        """Say in one line why loading failed, without a path of this machine or a value of a profile."""
 
 
 @dataclass(frozen=True)
@@ -448,6 +556,9 @@ class RegistrySource:
         return Snapshot(recommender, folder)
 
 
+Source = BundleSource | RegistrySource
+
+
 def _explain(error: BaseException, paths: Sequence[Path | None]) -> str:
     if isinstance(error, MemoryError):
         return "the memory does not suffice for a second version beside the one that answers"
@@ -461,55 +572,3 @@ def _explain(error: BaseException, paths: Sequence[Path | None]) -> str:
     for parent in sorted(parents, key=len, reverse=True):  # of two within each other, the outer one is a part
         message = message.replace(parent, "")
     return message
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a reload: whether a version was loaded, which one answers now, and why none was loaded."""
-
-    is_loaded: bool
-    version: str
-    reason: str | None
-    time: float
-    """UTC seconds."""
-
-
-class Serving:
-    """The snapshot that answers, exchanged by one reference: `current` never waits for a reload or a change."""
-
-    def __init__(self, snapshot: Snapshot, complete: Callable[[Snapshot], Snapshot], reason: str | None = None) -> None:
-        """Begin to serve.
-
-        Args:
-            snapshot: answers first.
-            complete: puts live items on every version that is loaded.
-            reason: why it is not the version that was wanted.
-        """
-        self._current = complete(snapshot)
-        self._complete = complete
-        self._changing = threading.Lock()
-        self._loading = threading.Lock()
-        self.last_reload = None if reason is None else Outcome(False, snapshot.version, reason, time.time())
-
-    def current(self) -> Snapshot:
-        """Return the snapshot that answers now: take it once for a request and ask nothing else."""
-        return self._current
-
-    def change(self, make: Callable[[Snapshot], Snapshot]) -> Snapshot:
-        """Let a snapshot made of the present one answer from now on; no reload comes between the two."""
-        with self._changing:
-            self._current = make(self._current)
-            return self._current
-
-    def reload(self, source: Source) -> Outcome:
-        """Load a version and let it answer from now on; whatever fails, the present one answers on."""
-        with self._loading:
-            reason = None
-            try:
-                loaded = source.load()
-                with self._changing:
-                    self._current = self._complete(loaded)
-            except LOADING_ERRORS as error:
-                reason = source.explain(error)
-            self.last_reload = Outcome(reason is None, self._current.version, reason, time.time())
-            return self.last_reload

@@ -15,9 +15,9 @@ import pyarrow as pa
 from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_items
 from serve.events import statistic_names
 from serve.index import Neighbours, write_index
-from serve.publish import Stage, publish
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
+from serve.versions import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 
 N, D, W, P = 23, 7, 10, 2

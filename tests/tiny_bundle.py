@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_items
 from serve.index import Neighbours, Query, write_index
-from serve.publish import Stage, publish
 from serve.schema import Feature, Schema
+from serve.versions import Stage, publish
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 
 N, D, P, F = 11, 7, 2, 3  # items, dimensions, of them popularity, numbers that a tower reads

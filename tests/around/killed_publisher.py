@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from serve import durable
-from serve import publish as staging
+from serve import versions as staging
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.publish import Stage, publish
+from serve.versions import Stage, publish
 from tests.tiny_bundle import FACTS, METRICS, publish_tiny
 
 FINISHED, FAILED, KILLED = 0, 3, 9

@@ -12,13 +12,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
-from serve.encode import to_arrow
 from serve.errors import SchemaError
-from serve.filters import Columns, join_filters, parse_where
+from serve.filters import Columns, parse_where
 from serve.live_items import LiveItems
+from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Filters, Request, parse_filters
 from serve.schema import Feature
+from serve.tables import join_filters
 from tests.around.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import known_users, requests_of
@@ -46,7 +47,7 @@ COLUMNS = Columns(TABLE, (Feature("kinds", "multi_categorical", "genres", separa
 
 
 def admitted(text):
-    return np.flatnonzero(COLUMNS.admit(parse_where(text))).tolist()
+    return np.flatnonzero(COLUMNS.admit(text)).tolist()
 
 
 @pytest.mark.parametrize(
@@ -92,8 +93,6 @@ def admitted(text):
         ("genres != 'a'", [1]),
         ("genres not in ['b']", [3]),
         ("not genres = 'a'", [1, 2, 4]),
-        ("tags = 'a'", [0, 4]),
-        ("tags not in ['a']", [3]),
         ("year in ['1995']", [0, 2]),
         ("empty = 'x' or not empty = 'x'", [0, 1, 2, 3, 4]),
     ],
@@ -111,7 +110,7 @@ def test_items_that_an_expression_lets_in(text, rows):
         ],
         *[(text, "column 'label' holds texts") for text in ("label = true", "label", "label < 'x'", "label in [1]")],
         ("item_id = 7", r"column 'item_id' holds texts; got 7 \(int\): give a text in quotes, '7'"),
-        ("year >= 1995", "column 'year' holds texts, which have no order"),
+        ("year >= '1995'", "column 'year' holds texts, which have no order"),
         ("genres", "column 'genres' holds texts"),
         *[(text, "column 'flag' holds true or false") for text in ("flag = 1", "flag < true", "flag in ['true']")],
         ("said = 'True'", "column 'said' holds true or false"),
@@ -123,7 +122,7 @@ def test_items_that_an_expression_lets_in(text, rows):
 )
 def test_a_value_that_is_not_of_its_columns_kind_is_refused(text, message):
     with pytest.raises(SchemaError, match=message):
-        COLUMNS.admit(parse_where(text))
+        COLUMNS.admit(text)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +160,7 @@ def test_names_and_quotes():
         ("`odd name!` in [1,2.5]", [0]),
         ("class and `in` = 'it''s'", [0]),
     ):
-        assert np.flatnonzero(columns.admit(parse_where(text))).tolist() == rows, text
+        assert np.flatnonzero(columns.admit(text)).tolist() == rows, text
 
 
 @pytest.mark.parametrize(
@@ -169,7 +168,7 @@ def test_names_and_quotes():
     [
         *("", "   ", "price <=", "brand = x", "price <= 20 brand", "price <= 20abc", "20 >= price", "brand in 'x'"),
         *("brand in ['x' 'y']", "brand in ['x',,]", "brand in ['x'", "brand 'it''s'", "brand not 'x'", "(a", "a)"),
-        *("a and", "and a", "brand = 'x", "`brand = 3", "a && b", "price = 1e999", "price = " + "9" * 41),
+        *("a and", "and a", "brand = 'x", "`brand = 3", "a && b", "price = " + "9" * 41),
         *("__import__('os')", "1 < price < 3", "a = b", "a = (1, 2)", "a in ('x')", "a == not b", "a['x']", "a if b"),
         *("x" * 10_001, "not " * 33 + "a", "(" * 5000, "(not " * 40, "a = 3 + 4", "-a", "a.b()", "1", "'x'"),
     ],
@@ -186,67 +185,15 @@ def test_any_text_is_an_expression_or_a_fault(text):
         parse_where(text)
 
 
-def test_values_of_a_cell_are_texts_even_where_all_are_true_or_false():
-    table = pa.table({"marks": ["true|false", "TRUE", None, "false", "true"]})
-    columns = Columns(table, (Feature("kinds", "multi_categorical", "marks", separator="|"),))
-    for text, rows in (("marks = 'true'", [0, 4]), ("marks = 'false'", [0, 3]), ("marks != 'false'", [1, 4])):
-        assert np.flatnonzero(columns.admit(parse_where(text))).tolist() == rows
-    with pytest.raises(SchemaError, match="column 'marks' holds texts"):
-        columns.admit(parse_where("marks"))
-
-
 def test_what_lies_beneath_a_missing_value_does_not_matter():
     is_known = np.array([False, True])
     values = {"flag": np.array([True, True]), "price": np.array([7.0, 7.0]), "n": np.array([7, 7])}
     columns = Columns(pa.table({name: to_arrow(cells, is_known) for name, cells in values.items()}), ())
     for text in ("flag", "flag = true", "flag != false", "flag in [true]", "flag not in [false]"):
-        assert columns.admit(parse_where(text)).tolist() == [False, True], text
+        assert columns.admit(text).tolist() == [False, True], text
     for name in ("price", "n"):
         for test in ("= 7", "!= 3", "in [7]", "not in [3]", ">= 7"):
-            assert columns.admit(parse_where(f"{name} {test}")).tolist() == [False, True], (name, test)
-
-
-def test_only_columns_of_many_values_are_split():
-    table = pa.table({"name": ["a|b", "a", "b"]})
-    for kind in ("categorical", "text"):
-        columns = Columns(table, (Feature("title", kind, "name", separator="|"),))
-        assert columns.admit(parse_where("name = 'a'")).tolist() == [False, True, False]
-        assert columns.admit(parse_where("name = 'a|b'")).tolist() == [True, False, False]
-
-
-@pytest.mark.parametrize("kind", [pa.list_(pa.string()), pa.large_list(pa.large_string())])
-def test_a_value_that_a_list_holds_twice_counts_once(kind):
-    columns = Columns(pa.table({"tags": pa.array([["a", "a", " a"], ["b", "a"], None], kind)}), ())
-    assert columns.admit(parse_where("tags = 'a'")).tolist() == [True, True, False]
-    assert [len(columns.read("tags").codes_of(row)) for row in range(3)] == [1, 2, 0]
-
-
-def test_a_mask_is_computed_once_for_a_text_and_cannot_be_changed():
-    columns = Columns(TABLE, ())
-    first = columns.admit(parse_where("flag and whole < 3"))
-    assert columns.admit(parse_where("flag and whole < 3")) is first
-    with pytest.raises(ValueError, match="read-only"):
-        first[0] = True
-
-
-@pytest.mark.parametrize(
-    ("column", "cells"),
-    [
-        ("whole", [[1], [], [2**53 + 1], [-3], [0]]),
-        ("price", [[0.1], [], [5.0], [], [0.0]]),
-        ("flag", [[True], [], [False], [True], [False]]),
-        ("label", [["dairy"], [], ["meat"], [], ["dairy"]]),
-        ("genres", [["a", "b"], ["b"], [], ["c", "a"], []]),
-    ],
-)
-def test_items_share_a_code_where_they_share_a_value(column, cells):
-    labels = COLUMNS.read(column)
-    codes = [labels.codes_of(row) for row in range(5)]
-    assert [len(of) for of in codes] == [len(of) for of in cells]
-    shared = {
-        (value, code) for values, of in zip(cells, codes, strict=True) for value, code in zip(values, of, strict=True)
-    }
-    assert len({value for value, _ in shared}) == len({code for _, code in shared}) == len(shared)
+            assert columns.admit(f"{name} {test}").tolist() == [False, True], (name, test)
 
 
 OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
@@ -261,8 +208,8 @@ def test_integers_are_compared_exactly(values, sign, number):
     table = pa.table({"n": pa.array(values, pa.int64())})
     compare = getattr(operator, OPERATORS[sign])
     expected = [value is not None and compare(value, number) for value in values]
-    assert Columns(table, ()).admit(parse_where(f"n {sign} {number!r}")).tolist() == expected
-    among = Columns(table, ()).admit(parse_where(f"n in [{number!r}, 1]")).tolist()
+    assert Columns(table, ()).admit(f"n {sign} {number!r}").tolist() == expected
+    among = Columns(table, ()).admit(f"n in [{number!r}, 1]").tolist()
     assert among == [value is not None and value in (number, 1) for value in values]
 
 
@@ -280,7 +227,7 @@ def test_whole_numbers_are_among_those_that_are_whole_and_none_other():
         ("u >= 20 or u <= 20", [0, 1, 2, 3]),
         ("n >= 20 or n = 21", [0, 1, 2]),
     ):
-        assert np.flatnonzero(columns.admit(parse_where(text))).tolist() == expected, text
+        assert np.flatnonzero(columns.admit(text)).tolist() == expected, text
 
 
 ROWS = st.lists(st.integers(0, N - 1), max_size=12)
@@ -355,14 +302,6 @@ def test_filtered_lists_are_those_of_a_walk_down_the_whole_ranking(recommenders,
     check_against_a_walk(recommenders, data)
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(3600)
-@settings(max_examples=5_000, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_five_thousand_filtered_lists_are_those_of_a_walk(recommenders, data):
-    check_against_a_walk(recommenders, data)
-
-
 @pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("filter_viewed", [True, False])
 def test_filtered_answers_are_those_of_naive_scores(recommenders, world, filter_viewed):
@@ -380,17 +319,6 @@ def test_filtered_answers_are_those_of_naive_scores(recommenders, world, filter_
         assert [ids.index(item_id) for item_id in answer.item_id] == expected
 
 
-def test_owned_items_obey_the_filters_beside_the_memory(recommenders):
-    ids, items = item_ids(SHOP), read_items(SHOP)
-    history = [{"item_id": item_id, "datetime": UNTIL} for item_id in ids[:8]]
-    request = {"history": history, "filters": {"where": "brand = 'x'"}}
-    for answer in (recommenders["shop"].recommend([request], N), recommenders["shop"].rank_owned([request], N)):
-        listed = set(answer.item_id)
-        assert listed
-        assert {items[ids.index(item_id)]["brand"] for item_id in listed} == {"x"}
-    assert set(recommenders["shop"].rank_owned([request], N).item_id) == set(ids[:8:2])
-
-
 def test_requests_with_and_without_filters_share_a_batch(recommenders):
     bare = requests_of(SHOP)
     mixed = [
@@ -403,22 +331,6 @@ def test_requests_with_and_without_filters_share_a_batch(recommenders):
             assert together.of(place).item_id.tolist() == alone.of(place).item_id.tolist()
         else:
             assert set(together.of(place).item_id) <= fresh
-
-
-@pytest.mark.parametrize("column", ["brand", "fresh"])
-@pytest.mark.parametrize("world", WORLDS)
-def test_users_who_share_limits_walk_down_each_her_own_ranking(recommenders, world, column):
-    bare = [{**request, "exclude": []} for request in requests_of(WORLDS[world])]
-    items = {item["item_id"]: item for item in read_items(WORLDS[world])}
-    wholes = recommenders[world].recommend(bare, N, filter_viewed=False)
-    assert len({tuple(whole.item_id) for whole in wholes}) > 3
-    for k in (1, 2, 3, 4, 5):
-        shared = {"where": None, "only": None, "at_most": {column: 1}}
-        requests = [request | {"filters": shared} for request in bare]
-        answers = recommenders[world].recommend(requests, k, filter_viewed=False)
-        for request, whole, answer in zip(requests, wholes, answers, strict=True):
-            expected = walk(whole.item_id.tolist(), request, lambda item: True, set(), items, k)
-            assert answer.item_id.tolist() == expected
 
 
 def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recommenders):
@@ -481,7 +393,7 @@ def test_joined_filters_let_in_what_both_let_in(recommenders, one, other):
         joined = join_filters(first, second)
         np.testing.assert_array_equal(recommender.admission.bar(joined), barred)
         assert joined.at_most == tuple(sorted(least.items()))
-        assert join_filters(joined, None) == joined
+        assert join_filters(joined, Filters()) == joined
 
 
 def test_an_allow_list_passes_over_items_that_are_not_there(recommenders):
@@ -532,27 +444,6 @@ def test_other_reasons(recommenders):
     long = "price <= 2 or " * 20 + "price < 0"
     assert f"where '{long[:80]}...' leaves" in reason_of({"filters": {"where": long}}, N)
     assert recommenders["shop"].rank_owned([{}], 3).of(0).reason is None
-
-
-def test_live_items_and_what_is_said_of_them_are_filtered_at_once(tmp_path):
-    ids, recommender = item_ids(SHOP), Recommender(Bundle.load(publish_linear(tmp_path, SHOP, 3)))
-    with closing(LiveItems(tmp_path / "items.db", recommender)) as live:
-
-        def ask(filters, k=N + 5):
-            return live.recommender.recommend([{"filters": filters}], k, filter_viewed=False).of(0)
-
-        assert len(ask({"where": "in_stock"}).item_id) == N
-        live.put(ids[3], {"in_stock": False, "price": 0.5})
-        live.put("new", {"department": "dairy", "price": 0.25})
-        live.remove(ids[0])
-        everything = set(ids[1:]) | {"new"}
-        assert set(ask({"where": "in_stock"}).item_id) == everything - {ids[3]}
-        assert set(ask({"where": "price in [0.25, 0.5]"}).item_id) == {"new", ids[3]}
-        assert set(ask({"only": [ids[0], "new", ids[3]]}).item_id) == {"new", ids[3]}
-        assert ids[0] not in ask({"at_most": {"department": N}}).item_id
-        reason = ask({"where": "not in_stock"}).reason
-        assert reason == f"only 1 item is admissible: where 'not in_stock' leaves 1 of {N}"
-        assert ask({}).reason == f"only {N} items are admissible: the catalogue has {N}"
 
 
 def test_a_live_item_does_not_change_what_a_column_is_for_all_filters(tmp_path):

@@ -1,6 +1,5 @@
 """Items that come, change and go while a recommender serves, against loops over what should be there."""
 
-import errno
 import os
 import signal
 import sqlite3
@@ -8,7 +7,6 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from threading import Barrier, Thread
 
@@ -22,7 +20,7 @@ from serve.bundle import Bundle
 from serve.errors import BundleError, SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from tests.linear_bundle import FILMS, REPEAT_RATES, SHOP, D, N, item_ids, item_values, publish_linear, vectors_of
+from tests.linear_bundle import FILMS, REPEAT_RATES, SHOP, N, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles, requests_of
 from tests.linear_reference import naive_item, naive_list, naive_rate, naive_scores
 
@@ -142,19 +140,6 @@ def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
     assert len(answer.item_id) == N
 
 
-def test_a_new_item_has_neighbours_and_is_one(shop):
-    shop.put("milk", MILK)
-    vectors = np.array([*vectors_of(SEED), naive_item(SEED, MILK)])[:, :D]
-    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-    nearest = np.argsort(-(unit @ unit[N]), kind="stable")[1:5]
-    ids, _ = shop.recommender.similar_items("milk", 4)
-    assert ids.tolist() == [item_ids(SHOP)[row] for row in nearest]
-    assert "milk" in shop.recommender.similar_items(ids[0], N)[0]
-    shop.remove("milk")
-    assert shop.recommender.similar_items("milk", 4)[0].tolist() == ids.tolist()
-    assert "milk" not in shop.recommender.similar_items(ids[0], N)[0]
-
-
 def test_an_item_of_the_bundle_changes_its_columns_and_keeps_its_vector(shop):
     before = shop.recommender.recommend([{}], N)
     item_id = item_ids(SHOP)[2]
@@ -169,23 +154,6 @@ def test_an_item_of_the_bundle_changes_its_columns_and_keeps_its_vector(shop):
     after = shop.recommender.recommend([{}], N)
     assert after.item_id.tolist() == before.item_id.tolist()
     assert after.score.tolist() == before.score.tolist()
-
-
-def test_columns_that_are_not_given_stay_and_null_is_missing(shop):
-    shop.put("milk", MILK)
-    shop.put("milk", {"in_stock": False})
-    shop.put("milk", {"brand": None})
-    assert row_of(shop, "milk") | {"repeat_rate": 0} == {
-        "item_id": "milk",
-        **MILK,
-        "brand": None,
-        "in_stock": False,
-        "repeat_rate": 0,
-    }
-    np.testing.assert_allclose(
-        shop.recommender.catalogue.vectors[N], naive_item(SEED, MILK | {"brand": None}), rtol=1e-4, atol=1e-4
-    )
-    assert lists(shop, "milk")  # who wants only what is in stock filters by it
 
 
 def test_a_new_item_is_in_stock_where_the_bundle_says_so_in_texts(bundles, tmp_path):
@@ -205,31 +173,6 @@ def test_a_new_item_is_in_stock_where_the_bundle_says_so_in_texts(bundles, tmp_p
         assert admit("in_stock = false") == {sold_out, "cheese"}
 
 
-@pytest.mark.parametrize("kind", [pa.int8(), pa.int32(), pa.int64(), pa.float32(), pa.float64(), pa.null()])
-def test_a_live_item_may_cost_a_fraction_whatever_the_prices_of_the_bundle_are(bundles, tmp_path, kind):
-    """What whole numbers or nothing fill in a bundle takes what comes later, under any name of its feature."""
-    features = tuple(replace(feature, name=f"{feature.name} of it") for feature in SHOP.item_features)
-    prices = [None if kind == pa.null() or row % 7 == 6 else row for row in range(N)]
-    items, ids = bundles["shop"].items, item_ids(SHOP)
-    items = items.set_column(items.column_names.index("price"), "price", pa.array(prices, kind))
-    more = {"shelf": pa.array(range(N), pa.int8()), "code": pa.array([2**64 - 1] * N, pa.uint64()), "note": pa.nulls(N)}
-    for name, values in more.items():
-        items = items.append_column(name, values)
-    bundle = replace(bundles["shop"], items=items, schema=replace(bundles["shop"].schema, item_features=features))
-    with closing(LiveItems(tmp_path / "items.db", Recommender(bundle))) as live:
-        live.put("milk", MILK | {"price": 1.25, "shelf": 2**40, "note": "new"})
-        live.put(ids[3], {"price": 0.5})
-        expected = {"price": 1.25, "shelf": 2**40, "note": "new", "code": None, "in_stock": True}
-        assert {name: row_of(live, "milk")[name] for name in expected} == expected
-        assert (row_of(live, ids[3])["price"], row_of(live, ids[3])["code"]) == (0.5, 2**64 - 1)
-        assert (row_of(live, ids[4])["price"], row_of(live, ids[4])["note"]) == (prices[4], None)
-        np.testing.assert_allclose(
-            live.recommender.catalogue.vectors[N], naive_item(SEED, MILK | {"price": 1.25}), rtol=1e-4, atol=1e-4
-        )
-        with pytest.raises(SchemaError, match="column 'code' is uint64; only a new bundle can change it"):
-            live.put(ids[4], {"code": 7})
-
-
 def test_a_removed_item_starts_anew(shop):
     first = item_ids(SHOP)[0]
     for item_id in ("milk", first):
@@ -243,35 +186,6 @@ def test_a_removed_item_starts_anew(shop):
     assert (row_of(shop, first)["price"], row_of(shop, first)["brand"]) == (item_values(0)["price"], "y")
     assert lists(shop, "milk")
     assert lists(shop, first)
-
-
-def test_a_removed_item_still_counts_in_histories(shop, recommenders):
-    shop.put("milk", MILK)
-    request = {"history": [{"item_id": "milk"}, {"item_id": item_ids(SHOP)[1]}]}
-    before = shop.recommender.encode_users([request])
-    for item_id in ("milk", item_ids(SHOP)[1]):
-        shop.remove(item_id)
-    again = reopen(shop, recommenders["shop"])
-    for live in (shop, again):
-        np.testing.assert_allclose(live.recommender.encode_users([request]), before, atol=1e-6)
-        assert live.recommender.recommend([request], 3).unknown_items.tolist() == [0]
-        assert not {"milk", item_ids(SHOP)[1]} & set(live.recommender.rank_owned([request]).item_id)
-    again.close()
-
-
-def test_all_of_it_survives_a_restart(shop, recommenders):
-    ids = item_ids(SHOP)
-    shop.put_many({f"new-{number}": MILK | {"price": number} for number in range(40)})
-    shop.put(ids[3], {"price": 7})
-    shop.remove(ids[4])
-    shop.remove("new-5")
-    before = shop.recommender.recommend(requests_of(SHOP), N + 40)
-    again = reopen(shop, recommenders["shop"])
-    after = again.recommender.recommend(requests_of(SHOP), N + 40)
-    assert after.item_id.tolist() == before.item_id.tolist()
-    np.testing.assert_allclose(after.score, before.score, rtol=1e-5, atol=1e-5)
-    assert again.recommender.catalogue.table.equals(shop.recommender.catalogue.table)
-    again.close()
 
 
 def rename_item(bundle: Bundle, old: str, new: str) -> Bundle:
@@ -452,17 +366,6 @@ def test_another_file_is_refused(path, recommenders, spoil, message):
         LiveItems(path, recommenders["shop"])
 
 
-def test_a_file_that_another_process_keeps_is_not_called_another_file(path, recommenders, monkeypatch):
-    LiveItems(path, recommenders["shop"]).close()
-    with closing(sqlite3.connect(path, isolation_level=None)) as other:
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        other.execute("BEGIN EXCLUSIVE")
-        monkeypatch.setattr(sqlite3, "connect", partial(sqlite3.connect, timeout=0))
-        with pytest.raises(OSError, match="database is locked") as fault:
-            LiveItems(path, recommenders["shop"])
-    assert (fault.value.errno, fault.value.filename) == (errno.EBUSY, str(path))
-
-
 def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):
     n_items = recommenders["films"].catalogue.n_listed
     shop.put_many({"milk": MILK, "cheese": MILK, "7000001": MILK})
@@ -506,26 +409,3 @@ def test_what_was_acknowledged_survives_a_kill(path, recommenders):
     assert done.stdout.split() == [str(number) for number in range(50)]
     with closing(LiveItems(path, recommenders["shop"])) as live:
         assert [lists(live, f"new-{number}") for number in range(50)] == [number % 3 > 0 for number in range(50)]
-
-
-def test_a_bundle_that_cannot_be_taken_up_leaves_everything_as_it_was(shop, recommenders, monkeypatch):
-    def fail(*_):
-        raise MemoryError
-
-    with monkeypatch.context() as patched:
-        patched.setattr(Recommender, "with_catalogue", fail)
-        with pytest.raises(MemoryError):
-            shop.rebase(recommenders["films"])
-    shop.put("new", {"brand": "x"})
-    assert lists(shop, "new")
-
-
-def test_a_file_with_a_damaged_page_is_a_fault_of_the_disk_and_let_go_of(path, recommenders):
-    with closing(LiveItems(path, recommenders["shop"])) as live:
-        live.put("milk", MILK)
-    content = bytearray(path.read_bytes())
-    content[4096:8192] = b"\xff" * 4096
-    path.write_bytes(content)
-    for _ in range(2):
-        with pytest.raises(OSError, match=r"items\.db"):
-            LiveItems(path, recommenders["shop"])

@@ -113,35 +113,6 @@ def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store,
             np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
 
 
-def test_an_event_changes_the_next_answer(recommenders, store):
-    recommender, user_id = recommenders["films"], 2
-
-    def ask():
-        return recommender.recommend([complete(Request(user_id), recommender.profiles, store)], N).of(0)
-
-    before = ask()
-    best = before.item_id[0]
-    store.observe(user_id, int(best), None, UNTIL + 60)
-    after = ask()
-    assert best not in after.item_id
-    assert not np.allclose(np.sort(before.score[1:]), np.sort(after.score))
-
-
-def test_a_repeated_purchase_raises_the_score_of_the_memory(recommenders, store):
-    recommender = recommenders["shop"]
-    request, item_id = Request("newcomer", datetime=UNTIL + DAY), item_ids(SHOP)[4]
-    owned = []
-    for count in (1, 2):
-        store.observe("newcomer", item_id, "buy", UNTIL + count)
-        answer = recommender.rank_owned([complete(request, recommender.profiles, store)], 3).of(0)
-        assert answer.item_id.tolist() == [item_id]
-        history = [{"item_id": item_id, "datetime": UNTIL + n, "event": "buy"} for n in range(1, count + 1)]
-        _, scores, _ = naive_scores(SHOP, SEED, {}, {"history": history, "datetime": UNTIL + DAY})
-        owned.append(scores[4])
-        assert answer.score[0] == pytest.approx(owned[-1], rel=1e-4)
-    assert owned[0] != pytest.approx(owned[1])
-
-
 def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommenders, store):
     recommender, (user_id, *_) = recommenders["shop"], known_users(SHOP)
     history = History(np.array([item_ids(SHOP)[1]], dtype=object))
@@ -154,9 +125,9 @@ def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommender
         store.observe(user_id, best, "dismiss", UNTIL)
         completed = complete(request, recommender.profiles, store)
         listed = recommender.recommend([completed], N, filter_viewed=False).of(0).item_id.tolist()
-        assert not set(listed) & set(store.dismissed(user_id))
+        assert not set(listed) & set(store.recall(user_id).dismissed)
         assert len(set(completed.exclude)) == len(completed.exclude)
-        assert set(completed.exclude) == {*request.exclude, *store.dismissed(user_id)}
+        assert set(completed.exclude) == {*request.exclude, *store.recall(user_id).dismissed}
         assert completed.history == request.history  # a dismissal is no event of the history
 
 
@@ -170,14 +141,6 @@ def test_a_request_that_the_store_knows_nothing_of_stays_the_same_object(recomme
         Request("another", history=History(np.array(["b"], dtype=object))),
     ):
         assert complete(request, profiles, store) is request
-
-
-def test_other_fields_of_a_request_stay(recommenders, store):
-    store.observe("u0", item_ids(SHOP)[3], "buy", UNTIL + 5)
-    request = Request("u0", {"gender": "f"}, None, {"device": "web"}, UNTIL + DAY, (item_ids(SHOP)[1],))
-    completed = complete(request, recommenders["shop"].profiles, store)
-    assert replace(completed, history=None) == request
-    assert completed.history.item_id[-1] == item_ids(SHOP)[3]
 
 
 def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):
@@ -218,39 +181,12 @@ def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
         assert len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N)) == 2
 
 
-@pytest.mark.parametrize(
-    ("world", "user_id", "stored", "dismissed"), [("films", 4, "107", 107), ("shop", "u1", 7, "7")]
-)
-def test_a_user_who_did_nothing_but_dismiss_an_item_of_another_type_of_ids_is_kept_from_it(
-    recommenders, store, world, user_id, stored, dismissed
-):
-    recommender = recommenders[world]
-    store.observe(user_id, stored, "dismiss", UNTIL)
-    completed = complete(Request(user_id), recommender.profiles, store)
-    assert completed == Request(user_id, exclude=(dismissed,))
-
-
-def test_a_user_of_whose_events_no_item_can_be_read_is_as_without_them(recommenders, store):
-    recommender = recommenders["films"]
-    store.observe(4, "x", "view", UNTIL)
-    assert complete(Request(4), recommender.profiles, store) == Request(4)
-
-
 def test_at_one_time_the_profile_comes_first_then_what_arrived_first(store):
     history = History(np.array([7, 8, 9]), np.array([10, 20, 20]))
     profiles = Profiles(np.array([5]), {}, history, np.array([0, 3]))
     for item_id, time in ((6, 20), (4, 10), (5, 20)):
         store.observe(5, item_id, None, time)
     assert complete(Request(5), profiles, store).history.item_id.tolist() == [7, 4, 8, 9, 6, 5]
-
-
-def test_events_without_times_come_after_the_profile(store):
-    profiles = Profiles(np.array([5]), {}, History(np.array([7, 8, 9])), np.array([0, 3]))
-    for item_id, time in ((8, 20), (6, 10)):
-        store.observe(5, item_id, None, time)
-    completed = complete(Request(5), profiles, store).history
-    assert list(completed.item_id) == [7, 8, 9, 6, 8]
-    assert completed.datetime is None
 
 
 def draw_without_times(rng, columns):

@@ -6,11 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from serve import profiles as module
-from serve.encode import encode_features
 from serve.errors import BundleError
 from serve.profiles import (
     History,
@@ -82,14 +78,6 @@ def test_raw_values_become_texts_and_numbers():
     assert features["user_id"].tolist() == ["a|b", "c|a", None, None, "x"]
 
 
-def test_stored_values_encode_as_the_raw_ones():
-    features = feature_values(FEATURES, COLUMNS)
-    stored = {feature.column: features[feature.name] for feature in FEATURES[:3]}
-    raw, again = encode_features(FEATURES, COLUMNS, 5), encode_features(FEATURES, stored, 5)
-    np.testing.assert_array_equal(raw.codes, again.codes)
-    np.testing.assert_array_equal(raw.values, again.values)
-
-
 @pytest.mark.parametrize("user_ids", [("u0", "u1", "é", "007", "a b"), (5, -3, 2**60, 0, 7)])
 @pytest.mark.parametrize("item_ids", [None, ["a", "b", "a", "é", "", "007", "a", "b", "c", "d", "a"]])
 def test_round_trip(tmp_path, user_ids, item_ids):
@@ -112,19 +100,6 @@ def test_get():
     assert len(profiles) == 5
 
 
-@given(erased=st.sets(st.sampled_from(["u0", "u1", "é", "007", "a b", "unknown"])))
-@settings(max_examples=30, deadline=None)
-def test_without(erased):
-    profiles = make()
-    left = profiles.without(erased)
-    assert left.user_ids.tolist() == [user for user in profiles.user_ids if user not in erased]
-    assert all(left.get(user) is None for user in erased)
-    for user in left.user_ids:
-        assert left.get(user).features == profiles.get(user).features
-        assert left.get(user).history.item_id.tolist() == profiles.get(user).history.item_id.tolist()
-        assert left.get(user).history.weight.tolist() == profiles.get(user).history.weight.tolist()
-
-
 def test_erased_users_are_in_no_file(tmp_path):
     write_profiles(tmp_path, make(("u0", "u1", "é", "secret", "a b")))
     before = {path.name for path in tmp_path.iterdir()}
@@ -136,12 +111,6 @@ def test_erased_users_are_in_no_file(tmp_path):
     assert erase_users(tmp_path, ["secret"]) == 0
     assert erase_users(tmp_path, ["u0", "u1", "é", "a b"]) == 4
     assert len(Profiles.load(tmp_path)) == 0
-
-
-def test_the_same_profiles_give_the_same_bytes(tmp_path):
-    for name in ("left", "right"):
-        write_profiles(tmp_path / name, make())
-    assert (tmp_path / "left/manifest.json").read_bytes() == (tmp_path / "right/manifest.json").read_bytes()
 
 
 @pytest.mark.parametrize("part", ["users", "events"])
@@ -180,19 +149,6 @@ def test_another_manifest_is_refused(tmp_path, manifest, message):
         Profiles.load(tmp_path)
 
 
-def test_profiles_replaced_while_they_are_read(tmp_path, monkeypatch):
-    write_profiles(tmp_path, make())
-    read_part = module._read_part
-
-    def replace_then_read(folder, entry):
-        monkeypatch.setattr(module, "_read_part", read_part)
-        write_profiles(folder, make(("v0", "v1", "v2", "v3", "v4")))
-        return read_part(folder, entry)
-
-    monkeypatch.setattr(module, "_read_part", replace_then_read)
-    assert Profiles.load(tmp_path).user_ids.tolist() == ["v0", "v1", "v2", "v3", "v4"]
-
-
 def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
     disk = Disk(monkeypatch, "manifest.json")
     for user_ids in (NEW, NEW[::-1]):
@@ -220,14 +176,6 @@ def test_staged_profiles_stay_with_their_bundle(tmp_path, version, kept):
     assert_same(Profiles.load(tmp_path, "version-2"), make(kept) if kept else make())
     assert_same(Profiles.load(tmp_path), make(kept) if kept else make())
     assert len(list(tmp_path.iterdir())) == 4
-
-
-def test_users_are_erased_from_staged_profiles_with_ids_of_another_type(tmp_path):
-    write_profiles(tmp_path, make((5, 7, -3, 0, 1)))
-    stage_profiles(tmp_path, make(("anna", "7", "u2", "u3", "07")), "version-2")
-    assert erase_users(tmp_path, ["anna", "7"]) == 2
-    assert Profiles.load(tmp_path).user_ids.tolist() == [5, -3, 0, 1]
-    assert Profiles.load(tmp_path, "version-2").user_ids.tolist() == ["u2", "u3", "07"]
 
 
 KILLED_AT_EACH_STEP = """

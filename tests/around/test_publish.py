@@ -21,8 +21,8 @@ from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
 from serve.index import write_index
 from serve.profiles import stage_profiles
-from serve.publish import Stage, publish
 from serve.recommender import Recommender
+from serve.versions import Stage, publish
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import make_profiles
@@ -177,17 +177,6 @@ def test_what_is_published_is_on_disk_before_it_counts(tmp_path, monkeypatch, ca
         assert disk.too_early == disk.unnamed == []
 
 
-def test_a_full_disk_leaves_the_old_bundle_and_no_half_manifest(tmp_path):
-    old = publish_tiny(tmp_path, 1).manifest.version
-    with Stage.open(tmp_path) as stage:
-        complete_stage(stage, 2)
-        with full_disk(), pytest.raises(OSError, match=r"File too large: '.*manifest\.json'"):
-            publish(stage.prepare(FACTS, METRICS), overwrite=True)
-        assert "manifest.json.part" not in names(stage.path)
-        assert Bundle.load(tmp_path / "bundle").manifest.version == old
-        assert publish(stage.prepare(FACTS, METRICS), overwrite=True).manifest.version != old  # there is room again
-
-
 def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_published(tmp_path):
     path = publish_with_profiles(tmp_path, 1)
     is_done = threading.Event()
@@ -205,18 +194,6 @@ def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_publishe
     is_done.set()
     reader.join()
     assert seen == {(1, "u1"), (2, "u2")}
-
-
-def test_folders_change_places_in_one_step_where_the_system_can(tmp_path):
-    for name in ("left", "right"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / name).touch()
-    if not durable.exchange(tmp_path / "left", tmp_path / "right"):
-        pytest.skip("this file system cannot exchange names")
-    assert names(tmp_path / "left") == ["right"]
-    assert names(tmp_path / "right") == ["left"]
-    with pytest.raises(OSError, match="No such file"):
-        durable.exchange(tmp_path / "left", tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(

@@ -4,35 +4,32 @@ from __future__ import annotations
 
 import contextlib
 import json
-import multiprocessing
 import os
 import re
 import shutil
 import subprocess
 import sys
-import threading
 from pathlib import Path
 
 import pytest
 
 from serve import bundle as bundles
-from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.profiles import write_profiles
-from serve.publish import Stage
-from serve.publish import publish as publish_stage
 from serve.versions import (
     BundleSource,
     Registry,
     RegistrySource,
+    Stage,
     activate,
     describe_registry,
     publish,
     publish_and_activate,
+    publish_version,
     rollback,
 )
 from tests.around.lost_power import Disk
-from tests.linear_bundle import SHOP, publish_linear, write_linear
+from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles, requests_of
 
 
@@ -65,7 +62,7 @@ def date(registry: Registry, version: str, day: int) -> None:
 
 
 def test_a_version_is_a_whole_copy_that_is_not_current_before_it_is_activated(registry, published, versions):
-    assert publish(registry, published[1], keep=3).version == versions[1]
+    assert publish_version(registry, published[1], keep=3).version == versions[1]
     assert names(registry.path) == {".lock", versions[1]}
     assert contents(registry.path / versions[1]) == contents(published[1])
     with pytest.raises(BundleError, match=r"no version is current in .*CURRENT is missing; choose one with `activate`"):
@@ -74,30 +71,11 @@ def test_a_version_is_a_whole_copy_that_is_not_current_before_it_is_activated(re
     assert (registry.path / "CURRENT").read_text() == f"{versions[1]}\n"
 
 
-def test_what_is_published_twice_is_copied_once(registry, published, versions):
-    assert publish(registry, published[1], keep=3).is_new
-    before = (registry.path / versions[1]).stat()
-    again = publish_and_activate(registry, published[1], keep=3)
-    assert (again.version, again.is_new, again.removed) == (versions[1], False, [])
-    assert (registry.path / versions[1]).stat().st_ino == before.st_ino
-    assert registry.current() == versions[1]
-
-
-def test_a_damaged_version_is_replaced_when_it_is_published_again(registry, published, versions):
-    publish_and_activate(registry, published[1], keep=3)
-    (registry.path / versions[1] / "items.faiss").write_bytes(b"other")
-    with pytest.raises(BundleError, match=r"items\.faiss"):
-        activate(registry, versions[1])
-    assert publish(registry, published[1], keep=3).is_new
-    assert contents(registry.path / versions[1]) == contents(published[1])
-    assert names(registry.path) == {".lock", "CURRENT", "HISTORY", versions[1]}
-
-
 def test_a_damaged_bundle_is_not_published(registry, published, versions, tmp_path):
     bundle = Path(shutil.copytree(published[1], tmp_path / "bundle"))
     (bundle / "items.faiss").write_bytes(b"other")
     with pytest.raises(BundleError, match=r"items\.faiss has 5 bytes"):
-        publish(registry, bundle, keep=3)
+        publish_version(registry, bundle, keep=3)
     assert names(registry.path) == {".lock"}
     publish_and_activate(registry, published[2], keep=3)
     with pytest.raises(BundleError, match=r"items\.faiss has 5 bytes"):
@@ -137,18 +115,18 @@ def test_rollback_leaves_out_what_is_damaged_or_gone_and_says_so(registry, publi
 
 def test_the_latest_versions_stay_and_those_that_are_served_or_gone_back_to(registry, published, versions):
     for seed in (1, 2, 3):
-        publish(registry, published[seed], keep=9)
+        publish_version(registry, published[seed], keep=9)
         date(registry, versions[seed], day=seed)
     activate(registry, versions[2])
     activate(registry, versions[1])
     assert registry.versions() == [versions[3], versions[2], versions[1]]
-    assert publish(registry, published[4], keep=1).removed == [versions[3]]
+    assert publish_version(registry, published[4], keep=1).removed == [versions[3]]
     assert set(registry.versions()) == {versions[1], versions[2], versions[4]}
     date(registry, versions[4], day=4)
     activate(registry, versions[4])
-    assert publish(registry, published[3], keep=2).removed == [versions[2]]
+    assert publish_version(registry, published[3], keep=2).removed == [versions[2]]
     date(registry, versions[3], day=0)
-    assert publish(registry, published[3], keep=1).removed == []
+    assert publish_version(registry, published[3], keep=1).removed == []
     assert names(registry.path) == {".lock", "CURRENT", "HISTORY", versions[1], versions[3], versions[4]}
 
 
@@ -160,7 +138,7 @@ def test_a_version_that_answers_differently_here_is_neither_published_nor_activa
     before = names(registry.path)
     monkeypatch.setattr(bundles, "TOLERANCE", -1.0)  # nothing is within it
     for change in (
-        lambda: publish(registry, published[3], keep=1),
+        lambda: publish_version(registry, published[3], keep=1),
         lambda: activate(registry, versions[1]),
         lambda: rollback(registry),
     ):
@@ -170,48 +148,25 @@ def test_a_version_that_answers_differently_here_is_neither_published_nor_activa
     assert registry.current() == versions[2]
 
 
-def test_a_version_under_the_name_of_another_is_not_activated(registry, published, versions):
-    publish_and_activate(registry, published[1], keep=3)
-    shutil.copytree(registry.path / versions[1], registry.path / versions[2])
-    with pytest.raises(BundleError, match=rf"version {versions[2]} holds manifest\.json of {versions[1]}"):
-        activate(registry, versions[2])
-    assert registry.current() == versions[1]
-
-
-def test_nothing_is_removed_where_it_cannot_be_told_what_is_served(registry, published, versions):
-    publish_and_activate(registry, published[1], keep=9)
-    (registry.path / "CURRENT").write_text("?")
-    assert publish(registry, published[2], keep=1).removed == []
-    assert set(registry.versions()) == {versions[1], versions[2]}
-
-
 @pytest.mark.parametrize(
     "name", ["..", "../bundle", "/etc", "", "CURRENT", "0123456789AB", "0123456789ab\n", "0" * 300]
 )
 def test_what_names_no_version_is_refused_before_anything_is_opened(registry, published, name):
-    publish(registry, published[1], keep=3)
+    publish_version(registry, published[1], keep=3)
     with pytest.raises(BundleError, match=r"version is '.*expected the 12 digits 0-9a-f of a version"):
         activate(registry, name)
 
 
-def test_a_link_in_the_place_of_a_version_is_neither_followed_nor_replaced(registry, published, versions):
-    registry.path.mkdir(parents=True)
-    (registry.path / versions[1]).symlink_to(published[1])
-    for change in (lambda: activate(registry, versions[1]), lambda: publish(registry, published[1], keep=3)):
-        with pytest.raises(BundleError, match=f"version {versions[1]} is no folder in the registry, or a link"):
-            change()
-    assert registry.versions() == []
-    assert (registry.path / versions[1]).is_symlink()
-
-
 def test_what_a_killed_publisher_left_goes_when_a_service_starts_unless_one_is_at_work(registry, published):
-    publish(registry, published[1], keep=3)
+    publish_version(registry, published[1], keep=3)
     with registry.writing():
-        staged = registry.new_folder()
+        staged = registry.path / ".version-1"
+        staged.mkdir()
         _clear(registry)
         assert staged.exists()
     assert not staged.exists()
-    staged = registry.new_folder()
+    staged = registry.path / ".version-1"
+    staged.mkdir()
     (staged / "items.faiss").touch()
     _clear(registry)
     assert not staged.exists()
@@ -246,58 +201,12 @@ def _clear(registry: Registry) -> None:
         pass
 
 
-def publish_some(path: Path, bundles: list[Path]) -> None:
-    for bundle in bundles:
-        publish_and_activate(Registry(path), bundle, keep=99)
-
-
-@pytest.mark.parametrize("change", [publish, publish_and_activate])
+@pytest.mark.parametrize("change", [publish_version, publish_and_activate])
 def test_a_version_is_on_disk_before_it_counts(registry, published, monkeypatch, change):
     disk = Disk(monkeypatch, "CURRENT")
     for seed in (1, 2):
         change(registry, published[seed], keep=3)
         assert disk.too_early == disk.unnamed == []
-
-
-def test_publishers_at_once_lose_no_version_and_the_pointer_is_valid_at_every_instant(registry, tmp_path):
-    bundles = [publish_linear(tmp_path / str(seed), SHOP, seed) for seed in range(8)]
-    publish_and_activate(registry, bundles[0], keep=99)
-    spawn = multiprocessing.get_context("spawn")
-    processes = [
-        spawn.Process(target=publish_some, args=(registry.path, bundles[start::4] + bundles[:2])) for start in range(4)
-    ]
-    seen: set[str] = set()
-    is_over = threading.Event()
-
-    def read() -> None:
-        while not is_over.is_set():
-            seen.add(Bundle.load(registry.folder(registry.current())).manifest.version)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-    is_over.set()
-    reader.join()
-    assert [process.exitcode for process in processes] == [0] * 4
-    expected = {Bundle.load(bundle).manifest.version for bundle in bundles}
-    assert set(registry.versions()) == expected
-    assert seen <= expected
-    assert registry.current() in expected
-    assert {registry.current(), *registry.past()} == expected
-    for version in expected:
-        activate(registry, version)
-
-
-@pytest.mark.parametrize("place", [".", "registry", "nested/registry"])
-def test_no_registry_is_made_in_a_bundle(published, tmp_path, place):
-    bundle = Path(shutil.copytree(published[1], tmp_path / "bundle"))
-    before = contents(bundle)
-    with pytest.raises(BundleError, match=r"is in the bundle: give another|is a bundle, no registry: give another"):
-        publish_and_activate(Registry(bundle / place), bundle, keep=3)
-    assert contents(bundle) == before
 
 
 def ask(snapshot) -> list[list[str]]:
@@ -356,17 +265,6 @@ def test_a_bundle_and_a_registry_are_served_with_the_profiles_beside(served, pub
     assert ask(named.load()) == ask(snapshot) != ask(bare.load())
 
 
-def test_a_first_start_never_takes_a_version_that_was_not_activated(published, tmp_path):
-    registry = Registry(tmp_path / "registry")
-    publish(registry, published[1], keep=3)
-    with pytest.raises(BundleError, match=r"no version is current.*nor can an earlier version be loaded"):
-        RegistrySource(registry).start()
-    damaged = publish_and_activate(registry, published[2], keep=3).version
-    (registry.path / damaged / "items.faiss").unlink()
-    with pytest.raises(BundleError, match=r"items\.faiss is missing.*nor can an earlier version be loaded"):
-        RegistrySource(registry).start()
-
-
 def test_no_reason_holds_a_path_or_a_value(served, published, tmp_path):
     shutil.copytree(published[1], tmp_path / "somewhere" / "bundle")
     for source in (RegistrySource(served), BundleSource(tmp_path / "somewhere" / "bundle", served.path / "profiles")):
@@ -386,7 +284,7 @@ def test_no_reason_holds_a_path_or_a_value(served, published, tmp_path):
 
 def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(registry, published, versions, tmp_path):
     assert describe_registry(registry) == [f"no versions in {registry.path}: publish a bundle into it first"]
-    publish(registry, published[1], keep=3)
+    publish_version(registry, published[1], keep=3)
     assert "CURRENT is missing" in describe_registry(registry)[-1]
     activate(registry, versions[1])
     header, line = describe_registry(registry)
@@ -395,8 +293,8 @@ def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(registry
     assert re.fullmatch(pattern, re.sub(r" {2,}", "  ", line))
     with Stage.open(tmp_path / "run") as stage:
         metrics = {"test": {"bascule": {"all": {"NDCG@10": 0.1, "NDCG@20": 0.25}, "novel": {"NDCG@10": 0.2}}}}
-        bundle = publish_stage(stage.prepare(write_linear(stage, SHOP, 7), metrics)).path
-    new = publish(registry, bundle, keep=3).version
+        bundle = publish(stage.prepare(write_linear(stage, SHOP, 7), metrics)).path
+    new = publish_version(registry, bundle, keep=3).version
     assert any(new in line and line.endswith("NDCG@20 0.2500 (all)") for line in describe_registry(registry))
     (registry.path / versions[1] / "manifest.json").write_bytes(b"{}")
     assert any(f"{versions[1]} " in line and "damaged: manifest.json" in line for line in describe_registry(registry))

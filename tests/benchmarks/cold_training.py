@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from run_finishing import finish
 
 import train
 from datamodules.profiles import make_profiles
 from datamodules.splits import Split
 from datamodules.tables import Tables
 from pipeline.stages import fit_towers
-from run_finishing import finish
 from serve.live_items import LiveItems
-from serve.publish import Stage
 from serve.recommender import Recommender
+from serve.versions import Stage
 from tests.benchmarks.board_fit import prepare
 from tests.benchmarks.board_list import find_boards
 

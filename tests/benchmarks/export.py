@@ -15,15 +15,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import islice
 from pathlib import Path
 from unittest import mock
 
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-from serve.export import export_items  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
-from serve.tables import ITEM_ID, ItemFile
+from serve.tables import ITEM_ID, export_items, read_items  # noqa: E402
 
 N_ITEMS, HISTORY, DIM, N_TIMED = 12_000, 50, 64, 65_536
 
@@ -60,8 +60,8 @@ def time_export(recommender: Recommender, folder: Path, n_rows: int) -> float:
 
 def time_tower(recommender: Recommender, path: Path) -> float:
     """Return rows a second of the session on the arrays that the export makes of the first rows."""
-    rows = next(iter(ItemFile(path, recommender.bundle.schema).blocks(N_TIMED)))
-    columns = {name: values for name, values in rows.columns.items() if name != ITEM_ID}
+    rows = [row for _, row in islice(read_items(path, recommender.bundle.schema), N_TIMED)]
+    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != ITEM_ID}
     tower = recommender.bundle.item_tower
     with mock.patch.object(tower, "run", wraps=tower.run) as run:
         recommender.encode_item_columns(columns, len(rows))

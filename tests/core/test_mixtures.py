@@ -10,7 +10,7 @@ import pytest
 from serve.bundle import Bundle, write_items
 from serve.errors import BundleError
 from serve.index import write_index
-from serve.publish import Stage
+from serve.versions import Stage
 from tests.tiny_bundle import (
     FACTS,
     METRICS,

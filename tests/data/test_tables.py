@@ -15,9 +15,9 @@ from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitC
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import check_reject_rates, read_tables, tables_from_frames, write_rejects
+from serve.durable import read_erasure_list
 from serve.erasure import add_to_erasure_list
 from serve.errors import SchemaError
-from serve.state import read_erasure_list
 
 EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
 

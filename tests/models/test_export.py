@@ -30,8 +30,8 @@ from models.memory import memory_inputs
 from models.towers import Towers
 from serve.bundle import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS, SCHEMA, USER_TOWER, compute_space_id
 from serve.errors import BundleError
-from serve.publish import Stage
 from serve.schema import Schema
+from serve.versions import Stage
 from tests.models.tiny_towers import make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_set_world, make_world
 

@@ -38,11 +38,11 @@ from datamodules.tables import Rejects, reject_frame
 from models.two_tower import TwoTower
 from serve import command_line as interruption
 from serve import durable
-from serve import publish as staging
+from serve import versions as staging
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.publish import Stage
 from serve.recommender import Recommender
+from serve.versions import Stage
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import known_users, make_profiles
 from tests.pipeline.killed_training import DATA, LONGEST_WAIT, MODEL, finish, make_tables, report_chain, tell, wait_for

@@ -32,7 +32,7 @@ from models.config import ModelConfig, Recipe, recipe_of
 from models.two_tower import TwoTower
 from pipeline.config import Config, TuneConfig
 from serve.errors import SchemaError
-from serve.publish import Stage
+from serve.versions import Stage
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.killed_search import CONFIG, N_TRIALS, read_study, read_trials, write_config
 from tests.pipeline.killed_training import make_tables
