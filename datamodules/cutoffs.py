@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 
@@ -43,14 +42,6 @@ class CutoffPlan:
     seed: tuple[int, ...]
 
 
-class Timeline(Protocol):
-    """Draws one cut of each user that has any."""
-
-    def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
-        """Return user, stop, end of the targets, time, index of the trend moment, of the users that have a cut."""
-        ...
-
-
 class HorizonTimeline:
     """Cutoffs at the moments of the trends; targets are the events of the `horizon` seconds that follow."""
 
@@ -61,6 +52,7 @@ class HorizonTimeline:
         self.has_target = has_target(target_weight, self.stops, self.ends)  # (U, G)
 
     def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Draw user, stop, end of the targets, time and index of the trend moment, of the users that have a cutoff."""
         chances = np.where(self.has_target, rng.random(self.stops.shape), -1.0)
         moment = chances.argmax(axis=1)
         users = np.flatnonzero(chances.max(axis=1, initial=-1.0) >= 0)
@@ -85,6 +77,7 @@ class NextGroupTimeline:
         self.trend = trends.at(self.times)
 
     def draw(self, rng: np.random.Generator) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+        """Draw as `HorizonTimeline.draw` does."""
         order = np.lexsort((rng.random(len(self.users)), self.users))
         users, first = np.unique(self.users[order], return_index=True)
         chosen = order[first]
@@ -116,7 +109,7 @@ class CutoffExamples:
         self,
         sequences: Sequences,
         maker: RequestMaker,
-        timeline: Timeline,
+        timeline: HorizonTimeline | NextGroupTimeline,
         batch_size: int,
         dropout: FeatureDropout,
     ) -> None:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
-from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline, Timeline
+from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
 from datamodules.popularity import ItemTrends, measure_trends
 from datamodules.requests import RequestMaker, Targets, distinct_targets
 from datamodules.sequences import Catalogue, build_sequences
@@ -108,7 +108,7 @@ class InteractionsDataModule(pl.LightningDataModule):
             return WindowExamples(self.sequences, self.schema, self.batch_size, self.dropout)
         if self.schema.is_set:
             return SetExamples(self.sequences, self.maker, self.batch_size, self.dropout)
-        timeline: Timeline
+        timeline: HorizonTimeline | NextGroupTimeline
         events, weight = self.sequences.events, self.sequences.target_weight
         if self.horizon is None:
             timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
@@ -150,10 +150,7 @@ class InteractionsDataModule(pl.LightningDataModule):
             yield self._final_batch(users, nothing, rows)
 
     def _make_validation(self, validation: pd.DataFrame) -> tuple[list[RequestBatch], np.ndarray]:
-        """Make requests, those of like histories in one batch, which pads little; and return the ids of their users.
-
-        Batches come in an order drawn by the seed: whoever reads some of them reads short histories and long ones.
-        """
+        """Make requests, those of like histories in one batch, in a drawn order; and return the ids of their users."""
         known = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
         targets = distinct_targets(held_out.events, held_out.target_weight)

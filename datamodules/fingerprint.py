@@ -27,36 +27,21 @@ def fingerprint_rows(*frames: pd.DataFrame) -> str:
     return fingerprint(*((str(name), frame[name].to_numpy()) for frame in frames for name in frame))
 
 
-def _pieces(value: Any) -> Iterator[bytes | memoryview]:
-    if isinstance(value, Tensor):
-        yield from _array_pieces(value.numpy())
-    elif isinstance(value, np.ndarray):
-        yield from _array_pieces(value)
-    else:
-        yield type(value).__name__.encode()
-        members = _members(value)
-        if members is None:
-            yield repr(value).encode()
-        else:
-            yield str(len(members)).encode()
-            for member in members:
-                yield from _pieces(member)
-
-
-def _members(value: Any) -> list[Any] | None:
-    """List what a value is made of, None for one that is not made of others."""
+def _pieces(value: Any) -> Iterator[bytes]:
+    """Yield the bytes of a value and of what it is made of."""
+    value = value.numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes() if value.dtype.kind in "biuf" else repr(value.tolist()).encode()
+        return
+    yield type(value).__name__.encode()
     if isinstance(value, Mapping):
-        return [part for item in value.items() for part in item]
-    if isinstance(value, (list, tuple)):
-        return list(value)
-    return [getattr(value, field.name) for field in fields(value)] if is_dataclass(value) else None
-
-
-def _array_pieces(array: np.ndarray) -> Iterator[bytes | memoryview]:
-    yield f"{array.dtype} {array.shape}".encode()
-    if not array.size:  # of (n, 0) a list would be n empty lists
-        yield b""
-    elif array.dtype.kind in "biuf":
-        yield np.ascontiguousarray(array).data.cast("B")
-    else:
-        yield repr(array.tolist()).encode()
+        value = [part for item in value.items() for part in item]
+    elif is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    if not isinstance(value, (list, tuple)):
+        yield repr(value).encode()
+        return
+    yield str(len(value)).encode()
+    for member in value:
+        yield from _pieces(member)

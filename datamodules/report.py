@@ -170,29 +170,22 @@ def _long_tail(counts: np.ndarray) -> dict[str, float]:
 
 
 def _lines(report: dict[str, Any]) -> Iterator[tuple[str, str]]:
-    counts, time, records = report["counts"], report["time"], report["records"]
-    parts = ("train", "validation", "test")
-    yield "interactions", f"{counts['interactions']:,} by {counts['users']:,} users on {counts['items']:,} items"
-    for name in ("users", "items"):
-        unlisted = f", {report['unlisted'][name]:.1%} of those with events not among them" if name in records else ""
-        yield f"{name} table", f"{counts[f'{name}_table']:,}{unlisted}" if name in records else "not given"
-    yield "time", f"{time['first']} to {time['last']}, {time['days']:.0f} days" if time else "none"
-    yield "split", f"{report['split']['kind']}: " + ", ".join(f"{counts[name]:,} {name}" for name in parts)
-    if report["targets"]:
-        yield "targets among them", ", ".join(f"{count:,} {name}" for name, count in report["targets"].items())
-    yield "rejected", f"{sum(report['rejected'].values()):,} of {sum(records.values()):,} records"
-    for name, count in report["forgotten"].items():
-        yield "forgotten users", f"{count:,} records of {name} left out"
-    cleaned = {name.replace("_", " "): count for name, count in report["cleaning"].items() if count}
-    yield "cleaned", ", ".join(f"{count:,} {name}" for name, count in cleaned.items()) or "nothing"
-    dropped = [f"{table}.{name}" for table, names in report["dropped_columns"].items() for name in names]
-    yield "columns dropped", ", ".join(dropped) or "none"
-    missing = {f"{table}.{name}": share for table, names in report["missing"].items() for name, share in names.items()}
-    yield "missing", ", ".join(f"{name} {share:.1%}" for name, share in missing.items() if share) or "none"
-    yield "repeats", f"{report['repeat_share']:.1%} of events repeat a pair of user and item"
-    for name, share in report["cold"].items():
-        yield name.replace("_", " "), "none" if share is None else f"{share:.1%}"
-    yield "long tail", ", ".join(f"{name} {value:.3f}" for name, value in report["long_tail"].items())
-    yield "events per user", ", ".join(f"{name} {value:g}" for name, value in report["history_length"].items())
+    """Yield a name and a line of each entry, those that look odd last."""
+    for name, value in report.items():
+        if name not in ("hints", "leaks"):
+            yield name.replace("_", " "), ", ".join(_phrases(value)) or "none"
     yield from (("looks odd", hint) for hint in report["hints"])
     yield from [("leak", leak["message"]) for leak in report["leaks"]] or [("leaks", "none found")]
+
+
+def _phrases(value: Any, name: str = "") -> Iterator[str]:
+    """Yield each part of a value that says something, with its name."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            yield from _phrases(part, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list) and value:
+        yield f"{name}: {' '.join(value)}"
+    elif isinstance(value, float) and value:
+        yield f"{name} {value:.3g}".strip()
+    elif value:
+        yield f"{name} {value:,}" if isinstance(value, int) and name else f"{name} {value}".strip()

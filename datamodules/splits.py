@@ -65,7 +65,7 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
 
     Within a user, events are in the order of time, position and place in the table. Where there is neither
     time nor position they are a set of items, and which one is the last is drawn by the seed. Where only some events
-    are targets (`datamodules.targets`), the parts begin at targets, and events after them go with them.
+    are targets, the parts begin at targets, and events after them go with them.
 
     Args:
         interactions: cleaned rows.
@@ -116,11 +116,13 @@ def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
 
 def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups:
     """Find the groups of each user's timeline and which of them hold targets."""
-    rng = np.random.default_rng(seed)
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
     unordered = is_set(interactions)
-    order = np.lexsort([*([_draw_pairs(interactions, rng)] if unordered else keys)[::-1], user])
+    if unordered:  # a rank of each pair that does not depend on its place in the table
+        pairs, index = np.unique(_number_pairs(interactions)[0], return_inverse=True)
+        keys = [np.random.default_rng(seed).permutation(len(pairs))[index]]
+    order = np.lexsort([*keys[::-1], user])
     user_sorted = user[order]
     same = interactions["item_id"].to_numpy() if unordered else keys[0]
     is_start = np.ones(len(order), bool)
@@ -128,7 +130,8 @@ def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups
         is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (same[order][1:] != same[order][:-1])
     group = np.cumsum(is_start) - 1
     first_event = np.searchsorted(user_sorted, np.arange(user_sorted[-1] + 1))
-    is_target = np.isin(np.arange(group[-1] + 1), group[_is_target(interactions)[order]])  # (groups,)
+    weight = interactions[TARGET_WEIGHT].to_numpy() if TARGET_WEIGHT in interactions else np.ones(len(order))
+    is_target = np.isin(np.arange(group[-1] + 1), group[weight[order] > 0])  # (groups,)
     up_to = np.cumsum(is_target)  # targets up to and with each group
     last_of_user = np.append(group[first_event[1:]] - 1, group[-1])
     later = up_to[last_of_user[user_sorted]] - up_to[group]
@@ -141,25 +144,11 @@ def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups
     return _Groups(user, from_end, is_able, is_head)
 
 
-def _is_target(interactions: pd.DataFrame) -> np.ndarray:
-    if TARGET_WEIGHT not in interactions:
-        return np.ones(len(interactions), bool)
-    is_target: np.ndarray = interactions[TARGET_WEIGHT].to_numpy() > 0
-    return is_target
-
-
 def _number_pairs(interactions: pd.DataFrame) -> tuple[np.ndarray, int]:
     """Return a number of each row's (user, item) pair, (n,): user * number of items + item; and the number of items."""
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     item, items = pd.factorize(interactions["item_id"], sort=True)
     return user * len(items) + item, len(items)
-
-
-def _draw_pairs(interactions: pd.DataFrame, rng: np.random.Generator) -> np.ndarray:
-    """Draw a rank for each (user, item) pair that does not depend on its place in the table, (n,)."""
-    pairs, index = np.unique(_number_pairs(interactions)[0], return_inverse=True)
-    ranks: np.ndarray = rng.permutation(len(pairs))[index]
-    return ranks
 
 
 def _is_of_sample(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:

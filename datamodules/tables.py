@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -210,9 +211,9 @@ def _check_same_columns(files: Sequence[Records]) -> None:
         for column in having:
             if column not in file.columns:
                 raise SchemaError(f"{file.file}: column '{column.source}' is absent, which {having[column]} has")
-    paths = [Path(file.file).resolve() for file in files]
-    for path in paths:
-        if paths.count(path) > 1:
+    paths = Counter(Path(file.file).resolve() for file in files)
+    for path, count in paths.items():
+        if count > 1:
             raise SchemaError(f"{path} is a file of two parts of the split: give each part files of its own")
 
 
