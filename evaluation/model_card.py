@@ -9,7 +9,6 @@ from __future__ import annotations
 import calendar
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 from typing import Any
@@ -90,61 +89,30 @@ def sign(difference: Content, metric: str) -> int:
     return 0 if difference["users"] < MIN_USERS_TO_COMPARE else int(low > 0) - int(high < 0)
 
 
-@dataclass(frozen=True)
-class View:
-    """Summaries of ours, of all models, and of ours minus each baseline in a view, the best first.
+def read_views(metrics: Content) -> list[dict[str, Any]]:
+    """Lay out the test by view: summaries of ours, of all models, and of ours minus each baseline, the best first.
 
     Where no user has a target ours lacks the metric and the others are empty.
     """
-
-    name: str
-    metric: str
-    ours: Content
-    models: dict[str, Content]
-    paired: dict[str, Content]
-
-
-def read_views(metrics: Content) -> list[View]:
-    """Lay out the test of all models, view by view; nothing where nothing was held out."""
     views = []
     for view, ours in metrics.get("test", {}).get(MODEL, {}).items():
         metric = headline_metric(metrics["protocol"]["repeats"])
         measured = {name: views[view] for name, views in metrics["test"].items() if metric in views.get(view, {})}
         models = dict(sorted(measured.items(), key=lambda item: -item[1][metric]))
         paired = {name: metrics["paired"][name][view] for name in models if name in metrics["paired"]}
-        views.append(View(view, metric, ours, models, paired))
+        views.append({"name": view, "metric": metric, "ours": ours, "models": models, "paired": paired})
     return views
 
 
-@dataclass(frozen=True)
-class Slice:
-    """Groups of users or items: label -> view -> summary where enough users are in it, and how many have too few."""
+def read_slices(metrics: Content) -> list[dict[str, Any]]:
+    """Lay out slices: label -> view -> summary of groups that are large enough, and how many are not.
 
-    name: str
-    views: tuple[str, ...]
-    metric: str
-    groups: dict[str, dict[str, Content]]
-    n_hidden: int
-
-    @property
-    def charted(self) -> dict[str, Content]:
-        """Label -> summary in the first view."""
-        return {label: views[self.views[0]] for label, views in self.groups.items() if self.views[0] in views}
-
-    @property
-    def ranked(self) -> list[str]:
-        """Labels of groups of users in the first view, the worst first; none unless there are two."""
-        known = {label: one for label, one in self.charted.items() if label not in (MISSING, OTHER)}
-        labels = sorted(known, key=lambda label: known[label][self.metric])
-        return labels if self.name not in SLICES and len(labels) > 1 else []
-
-
-def read_slices(metrics: Content) -> list[Slice]:
-    """Lay out the slices of all views in a sensible order of their groups; nothing where nothing was held out."""
+    `charted` is of the first view; `ranked` are the labels of at least two groups of users there, the worst first.
+    """
     by_view: Mapping[str, Any] = metrics.get("slices", {})
     slices = []
     for name in next(iter(by_view.values()), {}):
-        metric = headline_metric(metrics["protocol"]["repeats"])
+        metric, first = headline_metric(metrics["protocol"]["repeats"]), next(iter(by_view))
         labels = {label for of_view in by_view.values() for label in of_view.get(name, {})}
         groups: dict[str, dict[str, Content]] = {label: {} for label in sorted(labels, key=_order_label)}
         for view, of_view in by_view.items():
@@ -152,7 +120,11 @@ def read_slices(metrics: Content) -> list[Slice]:
                 if summary["users"] >= MIN_USERS_SHOWN:
                     groups[label][view] = summary
         shown = {label: views for label, views in groups.items() if views}
-        slices.append(Slice(name, tuple(by_view), metric, shown, len(groups) - len(shown)))
+        charted = {label: views[first] for label, views in shown.items() if first in views}
+        known = {label: one[metric] for label, one in charted.items() if label not in (MISSING, OTHER)}
+        ranked = sorted(known, key=lambda label: known[label]) if name not in SLICES and len(known) > 1 else []
+        one = {"name": name, "views": list(by_view), "metric": metric, "groups": shown, "charted": charted}
+        slices.append(one | {"ranked": ranked, "n_hidden": len(groups) - len(shown)})
     return slices
 
 

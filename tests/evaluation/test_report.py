@@ -219,7 +219,7 @@ def view_of(users, low, high):
 @pytest.mark.parametrize(("users", "low", "verdict"), [(1, 0.25, 0), (19, 0.125, 0), (20, 0.125, 1), (20, -0.125, 0)])
 def test_nobody_is_called_better_by_a_few_users_or_without_proof(users, low, verdict):
     view = view_of(users, low, 0.25)
-    assert sign(view.paired["ease"], "NDCG@10") == verdict
+    assert sign(view["paired"]["ease"], "NDCG@10") == verdict
     assert ("better than" in WORDS.verdict(view)) == bool(verdict)
     assert ("confidence" in WORDS.verdict(view)) == (users >= 20)
     assert WORDS.scope(view).endswith("; 1 target outside the catalogue, each a miss.")
@@ -231,8 +231,8 @@ def test_groups_come_in_the_order_of_their_numbers():
     figures = {"users": 20, "NDCG@10": 0.5, "NDCG@10_ci95": [0.25, 0.75]}
     slices = {"novel": {"income": dict.fromkeys(labels, figures) | {"few": {"users": 19}}}}
     (one,) = read_slices({"slices": slices, "protocol": {"repeats": "exclude"}})
-    assert list(one.groups) == ["Under 15K", "15-24K", "100+", "a", "other", "missing"]
-    assert (WORDS.slice_title(one), one.n_hidden) == ("Income", 1)
+    assert list(one["groups"]) == ["Under 15K", "15-24K", "100+", "a", "other", "missing"]
+    assert (WORDS.slice_title(one), one["n_hidden"]) == ("Income", 1)
 
 
 @pytest.mark.parametrize(
