@@ -41,7 +41,6 @@ from serve.bundle import GOLDEN, REJECTS, Bundle, Facts, draw_requests, write_go
 from serve.durable import name_file
 from serve.erasure import inherit_erasure_list
 from serve.errors import SchemaError
-from serve.index import measure_recall
 from serve.recommender import Recommender, golden_answer
 from serve.tower import count_cores
 from serve.versions import Stage as BundleStage
@@ -51,7 +50,7 @@ CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
 MAX_ADDED = 0.005
 """Share of rows that the first training did not see, up to which the last one continues it where events are many."""
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
-N_GOLDEN, RECALL_USERS = 32, 256
+N_GOLDEN = 32
 MAX_COLD_USERS = 512
 """Users to whom cold items are made visible."""
 Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
@@ -273,8 +272,7 @@ def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage)
     recommender = Recommender(bundle, profiles)
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
-    users = recommender.encode_users([{"user_id": user} for user in profiles.user_ids[:RECALL_USERS].tolist()])
-    return replace(facts, index_recall=measure_recall(bundle.index, users, 100)), recommender
+    return facts, recommender
 
 
 class Clock:

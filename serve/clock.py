@@ -108,18 +108,21 @@ def _find_unit(ticks: np.ndarray) -> int:
     return TICKS_PER_SECOND[next(iter(found), "seconds")]
 
 
-def _read_alike(texts: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask] | None:
-    """Read texts at once that are ISO times of one form, as those of programs; None where they are something else."""
-    if set(map(type, texts)) != {str} or not _PLAIN_ISO.fullmatch(texts[0]):
-        return None
-    form = texts[0].encode().translate(_TO_ZEROS)
-    if len(set(map(len, texts))) > 1 or "".join(texts).encode().translate(_TO_ZEROS) != form * len(texts):
-        return None
+def _read_alike(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask] | None:
+    """Read integers, or ISO times of one form as programs write them, at once; None where they are something else."""
+    kinds = set(map(type, values))
     try:
-        moments = np.array([text.removesuffix("Z") for text in texts], "datetime64[s]")
-    except ValueError:  # a month 13 among them: find it cell by cell
+        if kinds == {int}:
+            return _read_numbers(np.array(values, np.int64))
+        if kinds != {str} or not _PLAIN_ISO.fullmatch(values[0]) or len(set(map(len, values))) > 1:
+            return None
+        form = values[0].encode().translate(_TO_ZEROS)
+        if "".join(values).encode().translate(_TO_ZEROS) != form * len(values):
+            return None
+        moments = np.array([text.removesuffix("Z") for text in values], "datetime64[s]")
+    except (ValueError, OverflowError):  # a month 13 among them: find it cell by cell
         return None
-    return _read_moments(moments, UTC if texts[0].endswith("Z") else zone)
+    return _read_moments(moments, UTC if values[0].endswith("Z") else zone)
 
 
 def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints, Mask]:

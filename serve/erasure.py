@@ -28,6 +28,7 @@ from serve.bundle import (
     STATE,
     STATE_FILE,
 )
+from serve.columns import to_arrow
 from serve.durable import (
     ERASURE_FORMAT,
     FORGOTTEN,
@@ -40,7 +41,6 @@ from serve.durable import (
 )
 from serve.errors import BundleError, SchemaError
 from serve.profiles import MANIFEST, Profiles, erase_users
-from serve.recommendations import to_arrow
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.state import StateStore

@@ -13,7 +13,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +22,9 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from serve.columns import to_arrow, to_numpy
 from serve.durable import write_file
-from serve.encode import category_features, category_rows, count_categories, encode_features, to_arrow, to_numpy
+from serve.encode import category_features, category_rows, count_categories, encode_features
 from serve.errors import BundleError, SchemaError
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
@@ -63,10 +64,6 @@ class Neighbours:
     @property
     def n_items(self) -> int:
         return len(self.offsets) - 1
-
-    def scaled(self, weight: float) -> Neighbours:
-        """Return B times a weight."""
-        return replace(self, weights=(weight * self.weights).astype(np.float32))
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -299,17 +296,6 @@ def write_index(path: Path, vectors: Floats) -> None:
     index = faiss.IndexFlatIP(vectors.shape[1])
     index.add(vectors)
     write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
-
-
-def measure_recall(index: ItemIndex, users: Floats, k: int) -> float:
-    """Return the share of the k best items, by a sort of all float64 products, that the index finds."""
-    _, found = index.search(Query(users), k)
-    items, hits = index.vectors.astype(np.float64), 0
-    for user, rows in zip(users.astype(np.float64), found, strict=True):
-        scores = (items @ user).astype(np.float32)
-        kth = np.sort(scores)[-found.shape[1]]
-        hits += int((scores[rows] >= kth).sum())
-    return hits / found.size
 
 
 # ---- the catalogue

@@ -20,8 +20,9 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
+from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
-from serve.encode import Vector, category_rows, encode_features, write_cell
+from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
 from serve.index import (
     IN_STOCK,
@@ -31,7 +32,6 @@ from serve.index import (
     ItemFacts,
     ItemIndex,
 )
-from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.requests import (
     Id,

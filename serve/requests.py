@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.clock import FIRST_SECOND, LAST_SECOND, to_seconds
-from serve.encode import Vector, to_text, to_vectors
+from serve.columns import Vector
+from serve.encode import to_text, to_vectors
 from serve.errors import SchemaError, name_nearest
 from serve.schema import DERIVED, Feature, IdType, Schema
 

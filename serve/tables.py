@@ -35,10 +35,10 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from serve.columns import ids_to_arrow, to_arrow
 from serve.durable import name_file, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.profiles import Profiles
-from serve.recommendations import ids_to_arrow, to_arrow
 from serve.recommender import Recommender
 from serve.requests import Filters, Request, parse_filters, parse_ids, parse_request, show
 from serve.schema import DERIVED, IdType, Schema

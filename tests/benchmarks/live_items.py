@@ -24,10 +24,10 @@ ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
 from serve.bundle import Bundle  # noqa: E402
+from serve.columns import to_arrow
 from serve.index import ItemIndex  # noqa: E402
 from serve.live_items import LiveItems
 from serve.profiles import Profiles  # noqa: E402
-from serve.recommendations import to_arrow  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
 from tests.benchmarks.latency import make_bundle  # noqa: E402
 

@@ -5,15 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encode import (
-    Vector,
-    code_slices,
-    encode_features,
-    encode_texts,
-    join_text,
-    to_vectors,
-    value_slices,
-)
+from serve.columns import Vector
+from serve.encode import code_slices, encode_features, encode_texts, join_text, to_vectors, value_slices
 from serve.errors import SchemaError
 from serve.schema import Feature
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve import index as index_module
-from serve.index import ItemIds, ItemIndex, Neighbours, Query, add_terms, measure_recall, write_index
+from serve.index import ItemIds, ItemIndex, Neighbours, Query, add_terms, write_index
 
 N, W = 37, 5
 
@@ -133,12 +133,6 @@ def test_another_index_or_an_empty_one_is_refused(make):
 def test_what_is_no_index_is_refused():
     with pytest.raises(ValueError, match="no FAISS index"):
         ItemIndex.from_bytes(np.arange(100, dtype=np.uint8))
-
-
-def test_the_recall_of_an_exact_search_is_1():
-    rng = np.random.default_rng(3)
-    index = ItemIndex(rng.standard_normal((N, W), np.float32))
-    assert measure_recall(index, rng.standard_normal((8, W), np.float32), 5) == 1.0
 
 
 def draw_neighbours(rng, decay=0.4):

@@ -14,7 +14,7 @@ from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitC
 from datamodules.schema_fitting import fit_feature, fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables
-from serve.encode import Vector
+from serve.columns import Vector
 from serve.errors import SchemaError
 from serve.schema import Schema
 
