@@ -20,9 +20,14 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.columns import Vector, ids_to_arrow, to_arrow
+from serve.columns import ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
-from serve.encode import category_rows, encode_features, write_cell
+from serve.encode import (
+    Vector,
+    category_rows,
+    encode_features,
+    write_cell,
+)
 from serve.errors import SchemaError, name_nearest
 from serve.index import (
     IN_STOCK,
@@ -30,7 +35,6 @@ from serve.index import (
     UNKNOWN_ROW,
     Catalogue,
     ItemFacts,
-    ItemIndex,
 )
 from serve.recommender import Recommender
 from serve.requests import (
@@ -50,14 +54,13 @@ Values = Mapping[str, Any]
 """Column -> value of one item, as JSON has it; None is missing."""
 FORMAT = 1
 _ITEM_ID = "item_id"
-_MAX_CHUNKS = 256  # of a column: more make reading it slow
 _CREATE = """CREATE TABLE IF NOT EXISTS items (
     place INTEGER PRIMARY KEY,
     item_id TEXT NOT NULL UNIQUE,
     columns TEXT NOT NULL,
     is_added INTEGER NOT NULL,
     is_removed INTEGER NOT NULL
-) STRICT"""
+) STRICT;"""
 _READ = "SELECT item_id, columns, is_added, is_removed FROM items ORDER BY place"
 _WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
 ON CONFLICT (item_id) DO UPDATE SET
@@ -83,12 +86,11 @@ class LiveItems:
     """
 
     def __init__(self, path: Path, recommender: Recommender) -> None:
-        """Open the file of changes and apply them to a catalogue.
-
-        Args:
-            path: `items.db`; made if it is not there.
-            recommender: as loaded.
-        """
+        """Open the file of changes, `items.db`, made if need be, and apply them to a recommender as loaded."""
+        self.recommender: Recommender
+        """With all changes so far. It never changes itself: one answer, one catalogue."""
+        self.notes: list[str]
+        """What the bundle cannot read of the changes, a line for each kind."""
         self._path = path
         self._writing = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -98,24 +100,11 @@ class LiveItems:
             message = "another process changes the items of this file: stop it first, or give another folder of state"
             raise BlockingIOError(error.errno, message, str(path)) from error
         try:
-            self._database = open_database(path, "user_version", FORMAT)
-            with name_fault(path):
-                self._database.execute(_CREATE)
-                self._database.execute(f"PRAGMA user_version = {FORMAT}")
+            self._database = open_database(path, "user_version", FORMAT, _CREATE)
             self.rebase(recommender)
         except (ValueError, OSError):
             self._lock.close()
             raise
-
-    @property
-    def recommender(self) -> Recommender:
-        """The recommender with all changes so far. It never changes itself: one answer, one catalogue."""
-        return self._recommender
-
-    @property
-    def notes(self) -> list[str]:
-        """What the bundle cannot read of the changes, a line for each kind."""
-        return list(self._notes)
 
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle.
@@ -127,12 +116,11 @@ class LiveItems:
             placement = _Placement(recommender)
             fitted, notes = placement.fit(changes)
             completed = recommender.with_catalogue(placement.apply(recommender.catalogue, fitted))
-            self._changes = {one.item_id: one for one in changes}
-            self._placement, self._recommender = placement, completed
             if others:
                 fault = f"{show(others[0])} is no id of the bundle: it is not listed ({len(others)} times)"
                 notes.append(f"live items: {fault}")
-            self._notes = notes
+            self._changes = {one.item_id: one for one in changes}
+            self._placement, self.recommender, self.notes = placement, completed, notes
 
     def put(self, item_id: Any, columns: Values) -> None:
         """Add or change an item.
@@ -162,7 +150,7 @@ class LiveItems:
         """Remove an item, also from the catalogues of bundles to come; return whether it was there."""
         with self._writing:
             item_id = self._parse_id(item_id)
-            is_there = self._recommender.catalogue.lists(item_id)
+            is_there = self.recommender.catalogue.lists(item_id)
             before = self._changes.get(item_id, Change(item_id, {}, is_added=False))
             if not before.is_removed:
                 self._apply({item_id: replace(before, is_removed=True)})
@@ -175,12 +163,12 @@ class LiveItems:
             self._lock.close()
 
     def _parse_id(self, raw: Any) -> Id:
-        return parse_id(raw, self._recommender.bundle.schema.item_id_type, _ITEM_ID)
+        return parse_id(raw, self.recommender.bundle.schema.item_id_type, _ITEM_ID)
 
     def _apply(self, changes: Mapping[Id, Change]) -> None:
         """Write changes, then let them be seen."""
         fitted, _ = self._placement.fit(changes.values())
-        catalogue = self._placement.apply(self._recommender.catalogue, fitted)
+        catalogue = self._placement.apply(self.recommender.catalogue, fitted)
         rows = [
             (str(one.item_id), json.dumps(one.columns, allow_nan=False), one.is_added, one.is_removed)
             for one in changes.values()
@@ -189,7 +177,7 @@ class LiveItems:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany(_WRITE, rows)
         self._changes.update(changes)
-        self._recommender = self._recommender.with_catalogue(catalogue)
+        self.recommender = self.recommender.with_catalogue(catalogue)
 
     def _read(self, id_type: IdType) -> tuple[list[Change], list[str]]:
         """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
@@ -219,7 +207,8 @@ class _Placement:
         self._open = set(self._table.names) - reserved
         self._readers = {feature.column: feature for feature in self._schema.item_features}
         self._content = list(dict.fromkeys(feature.column for feature in self._schema.item_features))
-        self._rates = None if self._original.facts is None else _rate_categories(self._original.facts)
+        facts = self._original.facts
+        self._rates = np.empty(0) if facts is None else _rate_categories(facts)
 
     def change(self, item_id: Id, raw: Values, before: Change | None) -> Change:
         """Return the change of an item that adds values to the one before."""
@@ -244,17 +233,12 @@ class _Placement:
                 except SchemaError:
                     faults[f"a value of column {show(name)} does not fit the bundle: it is not read"] += 1
             fitted.append(replace(one, columns=values))
-            if one.is_added and not one.is_removed and not self._can_place(fitted[-1]):
-                faults["nothing that the bundle reads says what an item is: it is not listed"] += 1
+        n_lost = sum(one.is_added and not one.is_removed and not self._can_place(one) for one in fitted)
+        faults += Counter({"nothing that the bundle reads says what an item is: it is not listed": n_lost})
         return fitted, [f"live items: {fault} ({count} times)" for fault, count in sorted(faults.items())]
 
     def apply(self, catalogue: Catalogue, changes: Sequence[Change]) -> Catalogue:
-        """Return a catalogue with changes of distinct items.
-
-        Args:
-            catalogue: of this bundle, the one that was returned last.
-            changes: fitted; an item that cannot be placed is left out.
-        """
+        """Return a catalogue of this bundle with fitted changes of distinct items, but those that cannot be placed."""
         changes = [one for one in changes if self._can_place(one)]
         if not changes:
             return catalogue
@@ -265,14 +249,18 @@ class _Placement:
         live = np.flatnonzero(rows >= len(self._original))
         items = [changes[place].columns for place in live]
         columns = {name: [item.get(name) for item in items] for name in self._content}
-        facts = self._place_facts(catalogue.facts, rows[live], columns)
-        index = self._place_vectors(catalogue.index, rows[live], columns)
+        vectors, facts = catalogue.vectors, catalogue.facts
+        if len(live):  # those that are not new may have other content
+            vectors = _put_rows(vectors, rows[live], self._recommender.encode_item_columns(columns, len(live)))
+            facts = None if facts is None else self._place_facts(facts, rows[live], columns)
         is_removed = np.zeros(len(catalogue), np.bool_) if catalogue.is_removed is None else catalogue.is_removed
         is_removed = _put_rows(is_removed, rows, np.array([one.is_removed for one in changes]))
+        written = pa.concat_tables([catalogue.table, self._write(changes, rows, facts)])
+        sources = _put_rows(np.arange(len(catalogue)), rows, len(catalogue) + np.arange(len(rows)))
         return Catalogue(
             catalogue.item_ids.extended(added) if added else catalogue.item_ids,
-            index.changed(index.vectors, np.empty(0, dtype=np.int64), is_removed),
-            _put_table_rows(catalogue.table, rows, self._write(changes, rows, facts)),
+            catalogue.index.changed(vectors, rows[live], is_removed),
+            written.take(to_arrow(sources)).combine_chunks(),
             facts,
         )
 
@@ -284,23 +272,12 @@ class _Placement:
         has_content = any(item.columns.get(name) is not None for name in self._content)
         return self._knows(item.item_id) or (item.is_added and has_content)
 
-    def _place_vectors(self, index: ItemIndex, rows: Ints, columns: Values) -> ItemIndex:
-        """Return an index with the vectors of n items by content; those that are not new may be as they were."""
-        if not len(rows):
-            return index
-        vectors = self._recommender.encode_item_columns(columns, len(rows))
-        matrix = _put_rows(index.vectors, rows, vectors)
-        hidden = np.zeros(len(matrix), np.bool_)
-        return index.changed(matrix, rows, hidden)
-
-    def _place_facts(self, facts: ItemFacts | None, rows: Ints, columns: Values) -> ItemFacts | None:
+    def _place_facts(self, facts: ItemFacts, rows: Ints, columns: Values) -> ItemFacts:
         """Return the facts of the catalogue with those of n items: the mean rate of repeats of their categories."""
-        if facts is None or self._rates is None or not len(rows):
-            return facts
         features = self._schema.item_features
         codes = encode_features(features, columns, len(rows), self._schema.timezone).codes
-        categories = category_rows(features, codes)
-        rates = self._rates[categories].mean(axis=1) if categories.size else np.full(len(rows), self._rates.mean())
+        categories, known = category_rows(features, codes), self._rates
+        rates = known[categories].mean(axis=1) if categories.size else np.full(len(rows), known.mean())
         repeat_rate = _put_rows(facts.repeat_rate, rows, rates)
         return ItemFacts(repeat_rate, _put_rows(facts.categories, rows, categories), facts.n_categories)
 
@@ -321,9 +298,8 @@ class _Placement:
             joined = pa.chunked_array([*table.column(name).chunks, *given.column(name).chunks]).take(to_arrow(sources))
             table = table.set_column(table.column_names.index(name), self._table.field(name), joined)
         ids = ids_to_arrow([one.item_id for one in changes], self._schema.item_id_type)
-        return table.set_column(
-            self._table.get_field_index(_ITEM_ID), _ITEM_ID, ids.cast(self._table.field(_ITEM_ID).type)
-        )
+        place = self._table.get_field_index(_ITEM_ID)
+        return table.set_column(place, _ITEM_ID, ids.cast(self._table.field(place).type))
 
     def _to_table(self, items: Sequence[Values]) -> pa.Table:
         """Read values of n items as columns of the catalogue's types, through JSON: `pa.array` would import pandas."""
@@ -347,24 +323,25 @@ class _Placement:
         return {name: self._parse_value(name, value) for name, value in raw.items()}
 
     def _parse_value(self, name: str, value: Any) -> Any:
-        kind, feature, where = self._table.field(name).type, self._readers.get(name), f"column '{name}'"
-        is_text = pa.types.is_string(kind) or pa.types.is_large_string(kind)
-        is_vector = pa.types.is_fixed_size_list(kind) and feature is not None
-        is_number = pa.types.is_int64(kind) or pa.types.is_floating(kind)
-        if not (is_text or is_vector or is_number or pa.types.is_boolean(kind)):
-            raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
-        value = to_plain(value)
-        if value is None:
-            return None
-        if is_text:
+        kind, feature, where, value = (
+            self._table.field(name).type,
+            self._readers.get(name),
+            f"column '{name}'",
+            to_plain(value),
+        )
+        if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return self._parse_text(name, feature, value)
         if pa.types.is_boolean(kind):
-            if not isinstance(value, bool):
+            if not isinstance(value, bool | None):
                 raise _refuse(name, value, "true or false")
             return value
-        if feature is not None and is_vector:
+        if pa.types.is_fixed_size_list(kind) and feature is not None:
             vector = parse_value(value, feature, where)
             return vector.entries().tolist() if isinstance(vector, Vector) else None
+        if not (pa.types.is_int64(kind) or pa.types.is_floating(kind)):
+            raise SchemaError(f"{where} is {kind}; only a new bundle can change it")
+        if value is None:
+            return None
         number = parse_number(value, where)
         if pa.types.is_int64(kind):
             if value != int(value) or not -(2**63) <= value < 2**63:
@@ -377,10 +354,11 @@ class _Placement:
     def _parse_text(self, name: str, feature: Feature | None, value: Any) -> str | None:
         where = f"column '{name}'"
         cell = write_cell(feature, parse_label(value, where) if feature is None else parse_value(value, feature, where))
-        if not is_writable(cell or ""):
+        if cell is None:
+            return None
+        if not is_writable(cell):
             raise _refuse(name, value, "a text without halves of surrogate pairs")
-        is_flag = cell is not None and cell.lower() not in ("true", "false")
-        if is_flag and not (feature and feature.kind == "multi_categorical") and self._is_flag(name):
+        if cell.lower() not in ("true", "false") and self._is_flag(name):
             raise _refuse(name, value, "true or false")  # another text would break the filters of all callers
         return cell
 
@@ -405,13 +383,3 @@ def _put_rows(array: NDArray[Any], rows: Ints, values: NDArray[Any]) -> NDArray[
     copy[: len(array)] = array
     copy[rows] = values
     return copy
-
-
-def _put_table_rows(table: pa.Table, rows: Ints, values: pa.Table) -> pa.Table:
-    """Do as `_put_rows` with a table; a single row costs no copy of the others."""
-    if len(rows) == 1:
-        row = int(rows[0])
-        joined = pa.concat_tables([table.slice(0, row), values, table.slice(row + 1)])
-        return joined if joined.column(0).num_chunks <= _MAX_CHUNKS else joined.combine_chunks()
-    sources = _put_rows(np.arange(len(table)), rows, len(table) + np.arange(len(rows)))
-    return pa.concat_tables([table, values]).take(to_arrow(sources)).combine_chunks()

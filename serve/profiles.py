@@ -25,9 +25,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
+from serve.columns import (
+    to_arrow,
+    to_numpy,
+    vectors_from_arrow,
+    vectors_to_arrow,
+)
 from serve.durable import sync_folder, take_lock, write_file
-from serve.encode import join_text, split_cell, to_numbers, to_text, to_vectors
+from serve.encode import (
+    join_text,
+    split_cell,
+    to_numbers,
+    to_text,
+    to_vectors,
+)
 from serve.errors import BundleError
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature

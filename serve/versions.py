@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 from serve.bundle import (
     ANSWERING,
@@ -137,13 +137,11 @@ class Ready:
 def publish(ready: Ready, overwrite: bool = False) -> Bundle:
     """Make the stage the bundle of its directory and verify it there; profiles and the files beside come along.
 
-    Returns:
-        The bundle, read again from where it is now. The stage is over and the directory free.
+    The bundle is read again from where it is now; the stage is over and the directory free.
 
     Raises:
-        BundleError: there is a bundle already and `overwrite` is false, or the new one does not verify in its place.
-        OSError: the disk is full or fails. Readers see what they saw before; or the new bundle, if only what belongs
-            to it cannot follow: the next stage moves that.
+        BundleError: there is a bundle already and `overwrite` is false, or the new one does not verify in its place:
+            readers see what they saw before.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
@@ -253,11 +251,7 @@ class Registry:
         return versions[versions.index(current) + 1 :] if current in versions else versions
 
     def set_current(self, version: str, past: Sequence[str]) -> None:
-        """Let a version be served from now on.
-
-        The history is written before, with the version at its head: whatever is current after a kill, what follows it
-        in the history was current before it.
-        """
+        """Let a version be served; the history comes first, so that after a kill it holds whatever is current."""
         if (self.path / CURRENT).is_dir():  # no file can take its place
             raise BundleError(f"{CURRENT} in {self.path} is a folder; expected a file: move the folder away")
         history = [version, *(name for name in past if name != version)][:_MAX_PAST]
@@ -297,18 +291,16 @@ class Registry:
         return content.decode("ascii")
 
 
-@dataclass(frozen=True)
-class Published:
-    """The outcome of a publication: the version, whether the registry lacked it, and the versions that made room."""
+class Published(NamedTuple):
+    """A published version, whether the registry lacked it, and the versions that made room."""
 
     version: str
     is_new: bool
     removed: Sequence[str]
 
 
-@dataclass(frozen=True)
-class RolledBack:
-    """The outcome of a rollback: the version now, the one before (None: unreadable), and why others were skipped."""
+class RolledBack(NamedTuple):
+    """The version now, the one before (None: unreadable), and why others in between were skipped."""
 
     version: str
     left: str | None
@@ -316,17 +308,12 @@ class RolledBack:
 
 
 def publish_version(registry: Registry, bundle: Path, keep: int, is_activated: bool = False) -> Published:
-    """Copy a bundle into the registry.
+    """Copy a bundle into the registry, made if need be; `is_activated`: let it be served from now on.
 
-    Args:
-        registry: made if need be.
-        bundle: its folder.
-        keep: how many of the latest versions stay. The current version and the one before it stay anyway.
-        is_activated: let the version be served from now on.
+    The `keep` latest versions stay, the current one and the one before it anyway.
 
     Raises:
-        BundleError: the bundle, or its copy, does not verify.
-        OSError: the disk is full or fails. In both cases the registry is as it was.
+        BundleError: the bundle, or its copy, does not verify: the registry is as it was.
     """
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
@@ -340,11 +327,6 @@ def publish_version(registry: Registry, bundle: Path, keep: int, is_activated: b
         return Published(version, is_new, _prune(registry, version, keep))
 
 
-def publish_and_activate(registry: Registry, bundle: Path, keep: int) -> Published:
-    """Publish a version and let it be served; nobody can come between."""
-    return publish_version(registry, bundle, keep, is_activated=True)
-
-
 def activate(registry: Registry, version: str) -> None:
     """Let a version be served from now on, after it was verified."""
     with registry.writing():
@@ -352,11 +334,7 @@ def activate(registry: Registry, version: str) -> None:
 
 
 def rollback(registry: Registry) -> RolledBack:
-    """Let the version be served that was current before; damaged ones on the way back are skipped.
-
-    Raises:
-        BundleError: none is left to go back to: what was current stays so.
-    """
+    """Let the version be served that was current before; damaged ones on the way back are skipped."""
     with registry.writing():
         current, past = registry.find_current(), registry.past()
         skipped: list[str] = []

@@ -17,7 +17,7 @@ import sys
 from pathlib import Path
 
 from serve import versions
-from serve.versions import Registry, RegistrySource, publish_and_activate
+from serve.versions import Registry, RegistrySource, publish_version
 from tests.around.killed_publisher import FAILED, FINISHED, KILLED, Steps, fail, kill
 from tests.linear_bundle import SHOP, publish_linear
 
@@ -30,7 +30,7 @@ def attempt(registry: Registry, bundle: Path, stop_at: int, how: str) -> None:
     for module, name in calls:
         steps.wrap(module, name)
     try:
-        publish_and_activate(registry, bundle, keep=1)
+        publish_version(registry, bundle, keep=1, is_activated=True)
     except OSError as error:
         os._exit(FAILED if error.errno == errno.ENOSPC else 1)
     os._exit(FINISHED)
@@ -46,7 +46,7 @@ def describe(registry: Registry) -> dict:
 def main(folder: Path, how: str) -> None:
     bundles = [publish_linear(folder / str(seed), SHOP, seed) for seed in (1, 2, 3)]
     start = Registry(folder / "start")
-    old = [publish_and_activate(start, bundle, keep=3).version for bundle in bundles[:2]]
+    old = [publish_version(start, bundle, keep=3, is_activated=True).version for bundle in bundles[:2]]
     found = []
     for stop_at in itertools.count(1):
         registry = Registry(folder / f"registry-{stop_at}")
@@ -56,7 +56,7 @@ def main(folder: Path, how: str) -> None:
             attempt(registry, bundles[2], stop_at, how)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         at_once = describe(registry)
-        again = publish_and_activate(registry, bundles[2], keep=1)
+        again = publish_version(registry, bundles[2], keep=1, is_activated=True)
         found.append({"code": code, "at_once": at_once, "later": describe(registry), "new": again.version})
         if code not in (FAILED, KILLED):
             break

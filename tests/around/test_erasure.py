@@ -20,11 +20,11 @@ import pytest
 
 from serve import tables as export
 from serve.__main__ import main
-from serve.columns import to_arrow
 from serve.durable import read_erasure_list
 from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users, inherit_erasure_list
 from serve.errors import BundleError
 from serve.profiles import Profiles, stage_profiles, write_profiles
+from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.state import (

@@ -12,10 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
-from serve.columns import to_arrow
 from serve.errors import SchemaError
 from serve.filters import Columns, parse_where
 from serve.live_items import LiveItems
+from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Filters, Request, parse_filters
 from serve.schema import Feature

@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -24,7 +25,6 @@ from serve.versions import (
     activate,
     describe_registry,
     publish,
-    publish_and_activate,
     publish_version,
     rollback,
 )
@@ -43,7 +43,7 @@ def registry(tmp_path) -> Registry:
 def served(registry, published) -> Registry:
     """A registry with two versions, of which the second is current, and profiles beside them."""
     for seed in (1, 2):
-        publish_and_activate(registry, published[seed], keep=3)
+        publish_version(registry, published[seed], keep=3, is_activated=True)
     write_profiles(registry.path / "profiles", make_profiles(SHOP, known_users(SHOP)))
     return registry
 
@@ -77,16 +77,16 @@ def test_a_damaged_bundle_is_not_published(registry, published, versions, tmp_pa
     with pytest.raises(BundleError, match=r"items\.faiss has 5 bytes"):
         publish_version(registry, bundle, keep=3)
     assert names(registry.path) == {".lock"}
-    publish_and_activate(registry, published[2], keep=3)
+    publish_version(registry, published[2], keep=3, is_activated=True)
     with pytest.raises(BundleError, match=r"items\.faiss has 5 bytes"):
-        publish_and_activate(registry, bundle, keep=3)
+        publish_version(registry, bundle, keep=3, is_activated=True)
     assert registry.versions() == [versions[2]]
     assert registry.current() == versions[2]
 
 
 def test_rollback_goes_back_step_by_step_and_to_nothing_that_was_left_before(registry, published, versions):
     for seed in (1, 2, 3):
-        publish_and_activate(registry, published[seed], keep=9)
+        publish_version(registry, published[seed], keep=9, is_activated=True)
     done = rollback(registry)
     assert (done.version, done.left, done.skipped) == (versions[2], versions[3], [])
     assert registry.current() == versions[2]
@@ -101,7 +101,7 @@ def test_rollback_goes_back_step_by_step_and_to_nothing_that_was_left_before(reg
 
 def test_rollback_leaves_out_what_is_damaged_or_gone_and_says_so(registry, published, versions):
     for seed in (1, 2, 3, 4):
-        publish_and_activate(registry, published[seed], keep=9)
+        publish_version(registry, published[seed], keep=9, is_activated=True)
     (registry.path / versions[3] / "items.faiss").unlink()
     shutil.rmtree(registry.path / versions[2])
     done = rollback(registry)
@@ -134,7 +134,7 @@ def test_a_version_that_answers_differently_here_is_neither_published_nor_activa
     registry, published, versions, monkeypatch
 ):
     for seed in (1, 2):
-        publish_and_activate(registry, published[seed], keep=3)
+        publish_version(registry, published[seed], keep=3, is_activated=True)
     before = names(registry.path)
     monkeypatch.setattr(bundles, "TOLERANCE", -1.0)  # nothing is within it
     for change in (
@@ -201,7 +201,7 @@ def _clear(registry: Registry) -> None:
         pass
 
 
-@pytest.mark.parametrize("change", [publish_version, publish_and_activate])
+@pytest.mark.parametrize("change", [publish_version, partial(publish_version, is_activated=True)])
 def test_a_version_is_on_disk_before_it_counts(registry, published, monkeypatch, change):
     disk = Disk(monkeypatch, "CURRENT")
     for seed in (1, 2):

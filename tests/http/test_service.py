@@ -15,7 +15,7 @@ from serve.recommender import Recommender
 from serve.requests import History, Request
 from serve.service import Service, find_reasons, find_unknown, open_service, show_items
 from serve.state import StateStore
-from serve.versions import BundleSource, Registry, RegistrySource, publish_and_activate
+from serve.versions import BundleSource, Registry, RegistrySource, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, vectors_of
 
@@ -82,7 +82,7 @@ def test_a_folder_by_another_name_is_refused_since_forgetting_would_not_find_it(
 
 def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path, bundle, schema):
     registry = Registry(tmp_path / "registry")
-    publish_and_activate(registry, bundle, keep=1)
+    publish_version(registry, bundle, keep=1, is_activated=True)
     other = publish_served(tmp_path / "earlier", FILMS if schema is SHOP else SHOP).parent  # ids of another type
     profiles, state = bundle.parent / "profiles", other / "state"
     user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
