@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # before anything that may be missing is imported
-    from serve.command_line import TRAINING, require_packages
-
-    require_packages(TRAINING)
-
 import json
 import sys
 import time
@@ -28,8 +23,8 @@ from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render_card
 from evaluation.report import write_report
 from pipeline.config import Config, complete_text, parse
-from pipeline.run_folder import declare_finished, is_finished, note_published, refuse_replacing
-from pipeline.stages import Frames, Work, console, prepare, print_choices, stage_bundle, train
+from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
+from pipeline.stages import Frames, console, fit_first, prepare, print_choices, stage_bundle, train
 from serve.bundle import (
     CONFIG,
     METRICS,
@@ -107,7 +102,8 @@ def search(config: Config, text: str) -> None:
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage.beside)
         print_choices(work.choices)
-        tune(config, work, split_interactions(work.tables.interactions, config.data, config.seed), text)
+        split = split_interactions(work.tables.interactions, config.data, config.seed)
+        tune(config, work, split, text, lambda tried, split: fit_first(tried, split).epochs)
 
 
 def produce(work: Work, stage: Stage) -> Product:

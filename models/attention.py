@@ -194,7 +194,7 @@ class EventBlock(nn.Module):
         return starts + slopes * log_positions.unsqueeze(1)  # (B, H, Q, T)
 
     def attend(self, tokens: Tensor, bias: Tensor, positions: Tensor | None) -> Tensor:
-        """Mix the values of the tokens (B, T, D) for those at `positions` (B, Q) under a bias (B, H, Q, T): (B, Q, D)."""
+        """Mix the values of tokens (B, T, D) for those at `positions` (B, Q) by a bias (B, H, Q, T): (B, Q, D)."""
         query, key, value = self.project_in(tokens).chunk(3, dim=-1)  # (B, T, D) each
         if positions is not None:
             query = take_tokens(query, positions)  # (B, Q, D)

@@ -9,11 +9,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.tables import Tables
 from models.checkpoints import CHECKPOINTS, compare
+from models.config import Recipe
+from models.defaults import Choice
 from pipeline.config import Config
 from serve.bundle import (
     BUNDLE,
@@ -31,6 +34,20 @@ NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps
 STAGES = ("select", "final")
 """Trainings of a run, each with a folder of checkpoints and one of logs."""
 PUBLISHED = f"{CHECKPOINTS}/published.json"
+
+
+@dataclass(frozen=True)
+class Work:
+    """Clean tables, and a complete configuration."""
+
+    config: Config
+    recipe: Recipe
+    tables: Tables
+    report: dict[str, Any]
+    """Rejects and cleaning of the tables."""
+    choices: list[Choice]
+    rows: str
+    """Fingerprint of the tables."""
 
 
 def declare(config: Config) -> dict[str, Any]:

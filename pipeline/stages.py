@@ -36,7 +36,7 @@ from models.refine import Refinement, apply, choose
 from models.towers import EncodedItems, Towers
 from models.two_tower import TwoTower
 from pipeline.config import Config
-from pipeline.run_folder import declare
+from pipeline.run_folder import Work, declare
 from serve.bundle import GOLDEN, REJECTS, Bundle, Facts, draw_requests, write_golden
 from serve.durable import name_file
 from serve.erasure import inherit_erasure_list
@@ -56,20 +56,6 @@ MAX_COLD_USERS = 512
 Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
 """Interactions, users and items as DataFrames."""
 console = Console(log_path=False)
-
-
-@dataclass(frozen=True)
-class Work:
-    """Clean tables, and a complete configuration."""
-
-    config: Config
-    recipe: Recipe
-    tables: Tables
-    report: dict[str, Any]
-    """Rejects and cleaning of the tables."""
-    choices: list[Choice]
-    rows: str
-    """Fingerprint of the tables."""
 
 
 @dataclass(frozen=True)

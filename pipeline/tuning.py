@@ -11,7 +11,7 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from io import BytesIO
 from itertools import accumulate
@@ -30,6 +30,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState
 from pytorch_lightning.callbacks import Callback
+from rich.console import Console
 
 from datamodules.clean import only_targets
 from datamodules.splits import Split, check_files, check_targets
@@ -38,10 +39,8 @@ from models.config import Recipe
 from models.defaults import choose_recipe, count_data
 from models.fit import MONITOR, list_callbacks
 from pipeline.config import Config, tuned_text
-from pipeline.run_folder import declare
-from pipeline.stages import Work, console, fit_first
+from pipeline.run_folder import Work, declare
 from serve.bundle import BUNDLE
-from serve.command_line import name_interpreter
 from serve.durable import write_file
 from serve.errors import SchemaError, say
 
@@ -56,9 +55,11 @@ DIGITS = 3
 MAX_DROPOUT, MAX_ID_DROPOUT, SHARE_STEP, N_SHARE_STEPS = 0.8, 0.5, 0.05, 4
 RATE_FACTOR = 4
 Space = dict[str, BaseDistribution]
+Fit = Callable[[Work, Split], int]
+console = Console(log_path=False)
 
 
-def tune(given: Config, work: Work, split: Split, text: str) -> None:
+def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
     """Try recipes until `tune.trials` of them count, then write down the best.
 
     Args:
@@ -66,6 +67,7 @@ def tune(given: Config, work: Work, split: Split, text: str) -> None:
         work: tables, and what the data chose: the first trial.
         split: of the interactions; its test is not looked at.
         text: the configuration as YAML.
+        fit: trains on the training rows and stops by the validation; returns the epochs.
 
     Raises:
         SchemaError: nothing is left open, there is no validation, the folder holds another study, or no trial could be
@@ -90,7 +92,7 @@ def tune(given: Config, work: Work, split: Split, text: str) -> None:
     console.rule(f"search by validation: {', '.join(space)}")
     study = open_study(folder / JOURNAL, origin)
     while len(list_done(study)) < total:
-        attempt(study, work, space, split)
+        attempt(study, work, space, split, fit)
         done = list_done(study)
         console.print(describe(done[-1], len(done), total), soft_wrap=True, highlight=False, markup=False)
     finish(given, work, list_done(study), text)
@@ -201,7 +203,7 @@ def ask(study: optuna.Study, space: Space, default: Mapping[str, Any], seed: int
     return study.ask(space)
 
 
-def attempt(study: optuna.Study, work: Work, space: Space, split: Split) -> None:
+def attempt(study: optuna.Study, work: Work, space: Space, split: Split, fit: Fit) -> None:
     """Train one trial and tell the study how it ended."""
     begun, config = time.monotonic(), work.config
     trial = ask(study, space, {name: getattr(work.recipe, name) for name in space}, config.seed)
@@ -211,7 +213,7 @@ def attempt(study: optuna.Study, work: Work, space: Space, split: Split) -> None
     trainer = {**config.trainer, "callbacks": [*list_callbacks(config.trainer.get("callbacks")), watch]}
     tried = replace(work, recipe=recipe, config=replace(config, model=model, trainer=trainer, out=out))
     try:
-        trial.set_user_attr(EPOCHS, fit_first(tried, split).epochs)
+        trial.set_user_attr(EPOCHS, fit(tried, split))
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except (FloatingPointError, torch.OutOfMemoryError) as error:
@@ -280,7 +282,7 @@ def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) ->
         console.print(f"{name}: {describe(trial, done.index(trial) + 1, len(done))}", soft_wrap=True, highlight=False)
     console.print("the best of many is judged by the users that chose it: expect less on others, such as the test")
     again = " --overwrite" if (given.out / BUNDLE).exists() else ""
-    command = f"{name_interpreter()} train.py --config {shlex.quote(str(folder / BEST))}{again}"
+    command = f"python train.py --config {shlex.quote(str(folder / BEST))}{again}"
     console.print(f"train it: {command}", soft_wrap=True, highlight=False, markup=False)
 
 

@@ -11,8 +11,7 @@ from datamodules.sequences import build_catalogue
 from datamodules.tables import tables_from_frames
 from models.config import ModelConfig
 from serve import Recommender
-from serve.columns import Vector
-from serve.encode import RowEncoder
+from serve.encode import RowEncoder, Vector
 from tests.models.tiny_towers import one_thread
 
 N_USERS, N_ITEMS, N_COLD, N_TASTES, WIDTH = 70, 55, 25, 5, 7
