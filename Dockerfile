@@ -8,7 +8,7 @@ COPY datamodules datamodules
 COPY evaluation evaluation
 COPY models models
 COPY serve serve
-COPY tuning tuning
+COPY pipeline pipeline
 RUN python -m venv /opt/bascule && /opt/bascule/bin/pip install --no-cache-dir ".[http]"
 
 FROM python:3.11-slim

@@ -3,14 +3,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 LIGHT := .venv-light
 LOWEST := .venv-lowest
-LIGHT_TESTS := $(addprefix tests/test_,$(addsuffix .py, \
-	bundle clock coarse command_line dismissals encoding export_layouts filter_columns filter_parsing filters forgetting \
-	golden index interpreter interruption item_files killed_observer live_columns live_faults live_items \
-	live_requests live_rows manifest mixtures observations packed_rows profiles progress questions recommendations \
-	recommender registry registry_cli reload_damages request_files requests row_layout schema serve_cli serve_export \
-	serving spread staging state tombstones unseen))
+LIGHT_TESTS := tests/core tests/around
 
-.PHONY: demo test lint test-light test-lowest wheel clean
+.PHONY: demo test lint test-light test-lowest test-slow wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -21,7 +16,7 @@ test: .venv/.dev            ## the quick suite
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy datamodules evaluation models serve tuning run_config.py run_finishing.py run_state.py run_training.py run_tuning.py run_verdicts.py train.py
+	$(BIN)/mypy datamodules evaluation models pipeline serve train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)
@@ -35,6 +30,9 @@ test-lowest:                ## the quick suite with the lowest versions that pyp
 wheel: .venv/.dev           ## the built distribution holds our packages and nothing else
 	rm -rf build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
+
+test-slow: .venv/.dev       ## the suites that need minutes
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
 
 clean:
 	rm -rf .venv $(LIGHT) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis

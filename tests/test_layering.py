@@ -1,70 +1,75 @@
-"""Imports go one way, and serving stays light."""
+"""The house keeps its order: imports go one way, serving stays light, packages and chains stay small."""
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).parent.parent
-OURS = {"datamodules", "evaluation", "models", "serve", "tuning"}
+PACKAGES = ("datamodules", "evaluation", "models", "pipeline", "serve")
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
     "evaluation": {"evaluation", "serve"},
-    "models": {
-        "models",
-        "serve",
-        "datamodules.batch",
-        "evaluation.baselines",
-        "evaluation.metrics",
-        "evaluation.ranking",
-    },
-    "tuning": {"tuning", "models", "evaluation", "serve"},
+    "models": {"models", "serve", "datamodules", "evaluation"},
+    "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve"},
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
-
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 110, 15_500, 25, 14, 60
 
 
-def imported(path):
+def name_module(path):
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+SOURCES = {name_module(path): path for name in PACKAGES for path in sorted((ROOT / name).rglob("*.py"))}
+SOURCES |= {name_module(path): path for path in ROOT.glob("*.py")}
+
+
+def list_imports(path):
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.ImportFrom) and node.module:
             yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
         elif isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
 
 
-@pytest.mark.parametrize("package", sorted(OURS))
+IMPORTS = {name: set(list_imports(path)) for name, path in SOURCES.items()}
+OURS = {name: (modules & set(SOURCES)) - {name} for name, modules in IMPORTS.items()}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 def test_imports_go_one_way(package):
-    for path in sorted((ROOT / package).rglob("*.py")):
-        for module in imported(path):
-            top = module.split(".")[0]
-            if top in OURS:
-                allowed = MAY_IMPORT[package]
-                assert top in allowed or module in allowed, f"{path.relative_to(ROOT)} imports {module}"
+    for name in SOURCES:
+        if name.split(".")[0] == package:
+            assert {module.split(".")[0] for module in OURS[name]} <= MAY_IMPORT[package], name
+
+
+def test_the_service_lies_above_what_answers_in_process():
+    for name, modules in OURS.items():
+        if name.startswith("serve") and not name.startswith("serve.http") and name != "serve.__main__":
+            assert not any(module.startswith("serve.http") for module in modules), name
 
 
 def test_only_the_http_part_imports_what_its_extra_installs():
-    for package in OURS:
-        for path in (ROOT / package).rglob("*.py"):
-            if path.parent != ROOT / "serve" / "http":
-                assert not HTTP & {module.split(".")[0] for module in imported(path)}, path
+    for name, modules in IMPORTS.items():
+        if not name.startswith("serve.http"):
+            assert not HTTP & {module.split(".")[0] for module in modules}, name
 
 
 def test_no_module_of_ours_imports_the_other_lightning():
-    for package in OURS:
-        for path in (ROOT / package).rglob("*.py"):
-            assert not any(module.split(".")[0] == "lightning" for module in imported(path)), path
+    for name, modules in IMPORTS.items():
+        assert not any(module.split(".")[0] == "lightning" for module in modules), name
 
 
 def test_no_module_of_serve_loads_training_libraries():
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts)
-        for path in sorted((ROOT / "serve").rglob("*.py"))
-        if path.stem not in ("__init__", "__main__")
-    ]
+    modules = [name for name in SOURCES if name.startswith("serve.") and not name.endswith("__main__")]
     assert len(modules) > 20
     code = (
         f"import importlib, sys\nfor name in {modules!r}: importlib.import_module(name)\n"
@@ -72,3 +77,22 @@ def test_no_module_of_serve_loads_training_libraries():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_house_is_small_enough_to_be_understood_in_a_day():
+    lines = {name: path.read_text(encoding="utf-8").count("\n") for name, path in SOURCES.items()}
+    assert len(lines) <= MAX_FILES
+    assert sum(lines.values()) <= MAX_LINES
+    assert max(Counter(path.parent for path in SOURCES.values()).values()) <= MAX_PACKAGE
+    importers = Counter(module for modules in OURS.values() for module in modules)
+    sections = [name for name, size in lines.items() if importers[name] == 1 and size < SMALL]
+    assert [name for name in sections if SOURCES[name].stem not in ("__init__", "__main__")] == []
+
+
+def test_no_chain_of_imports_is_long_or_closed():
+    @cache
+    def measure(name, above):
+        assert name not in above, f"{name} imports itself by way of {sorted(above)}"
+        return 1 + max((measure(module, above | {name}) for module in OURS[name]), default=0)
+
+    assert max(measure(name, frozenset()) for name in OURS) <= MAX_CHAIN

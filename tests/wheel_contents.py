@@ -6,11 +6,11 @@ from zipfile import ZipFile
 REQUIRED = {
     "datamodules/sample/interactions.parquet",
     "datamodules/sample/README.md",
-    "evaluation/report/templates/report.html",
-    "evaluation/report/templates/report.css",
-    "evaluation/report/templates/MODEL_CARD.md",
+    "evaluation/templates/report.html",
+    "evaluation/templates/report.css",
+    "evaluation/templates/MODEL_CARD.md",
 }
-PACKAGES = {"datamodules", "evaluation", "models", "serve", "tuning"}
+PACKAGES = {"datamodules", "evaluation", "models", "pipeline", "serve"}
 
 
 def test_the_wheel_holds_our_packages_and_the_sample_and_nothing_else():

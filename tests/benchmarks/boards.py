@@ -1,11 +1,10 @@
-"""The boards: train, export and evaluate through the bundle, and print one Markdown table beside the peers.
+"""Train on the public boards, score the lists of the exported bundles, and print one Markdown table.
 
-    python tests/benchmarks/boards.py --data ../shared/data [--only NAME ...] [--seeds 0 1] [--peers PATH] [--out FILE]
+    python tests/benchmarks/boards.py --data ../shared/data [--only NAME ...] [--seeds 0 1 2] [--out FILE] [--plot FILE]
 
-`--data` holds the raw data sets; the bench that prepares and scores them lies beside it, in `../bench` (`--bench` names
-another one). `--peers` is the folder that the bench's `run_all.sh` writes (`DATASET/results/*.json`), or a CSV. Options
-not listed here go to every training. Runs lie in `--runs`, one folder per board and seed; what is there is not trained
-again. Baselines depend on neither seed nor features: they are fitted with seed 0 alone, once for boards of one test.
+`--data` holds the raw data sets; the harness that prepares and scores them (`prepare.py`, `score.py`) lies beside it,
+in `../bench` (`--bench` names another one). Options not listed here go to every training. Runs lie in `--runs`, one
+folder per board and seed; what is finished there is not trained again, and what was stopped goes on.
 """
 
 from __future__ import annotations
@@ -14,83 +13,83 @@ import argparse
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
+import matplotlib
+import pyarrow.csv as pa_csv
+import pyarrow.parquet as pq
+
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
-
-from tests.benchmarks.bench_lists import compare_runs, reads_context, score_lists  # noqa: E402
-from tests.benchmarks.board_list import BOARDS, Board, find_boards, make_tables  # noqa: E402
-from tests.benchmarks.kept import check_options  # noqa: E402
-from tests.benchmarks.peers import PeerResult, name_figures, read_peers  # noqa: E402
-
-WITH_BASELINES = 0
-HEADER = ("board", "protocol", "repeats", "model", "seeds", "figures", "fit s", "fit CPU s")
-NOTE = """
-NDCG@k and HR@k over the whole catalogue, averaged within a user and then over users; ± is the standard deviation over
-seeds, differences have 95 % intervals over users. Fit of Bascule: the training that validation stops and, unless
-strict, the one on all before the test; of baselines and peers: one fit with options chosen before."""
+ALL_BUT_TEST = ("--data.split.kind", "leave_one_out")
+STRICT = (*ALL_BUT_TEST, "--data.split.strict", "true")
+IDS_ALONE = ("--data.features.item", "{}")
+DECEMBER = ("--data.split.kind", "time", "--data.split.at", "2017-12-01")
+BY_FILE = ("--data.split.kind", "files", "--data.split.test")
+HEADER = ("board", "seeds", "Bascule", "best baseline (seed 0)", "Bascule minus it", "fit CPU s")
+BASELINES_WITH_SEED = 0
 
 
 @dataclass(frozen=True)
-class Ran:
-    """A board with its finished runs."""
+class Board:
+    """A data set with a protocol."""
 
-    board: Board
-    tables: Path
-    runs: dict[int, Path]
-    """Folder by seed."""
-
-    @property
-    def seeds(self) -> str:
-        return ", ".join(map(str, self.runs))
-
-    def read(self) -> list[dict[str, Any]]:
-        return [json.loads((run / "metrics.json").read_bytes()) for run in self.runs.values()]
+    name: str
+    dataset: str
+    options: tuple[str, ...]
+    """Of train.py; `{tables}` is the folder of the prepared tables."""
+    figures: tuple[str, ...] = ("exclude NDCG@10", "exclude HR@10")
+    """Views and metrics of score.py; without a harness, those of metrics.json."""
+    table: str = "interactions.csv"
+    by_harness: bool = True
+    """The harness prepares its tables and scores its lists; else metrics.json is read."""
 
 
-@dataclass(frozen=True)
-class Row:
-    """What one model reached on a board."""
-
-    model: str
-    seeds: str
-    figures: str
-    protocol: str
-    seconds: tuple[str, str] = ("", "")
+BOARDS = (
+    Board("beauty", "amazon-beauty", ALL_BUT_TEST),
+    Board("beauty-strict", "amazon-beauty", STRICT),
+    Board("beauty-ids", "amazon-beauty", (*ALL_BUT_TEST, *IDS_ALONE)),
+    Board("beauty-ids-strict", "amazon-beauty", (*STRICT, *IDS_ALONE)),
+    Board("movielens-100k", "movielens-100k", ALL_BUT_TEST),
+    Board("movielens-1m", "movielens-1m", STRICT, ("novel NDCG@10", "novel HR@10"), by_harness=False),
+    Board("complete-journey", "complete-journey", DECEMBER, ("all NDCG@20", "novel NDCG@20")),
+    Board("frappe", "frappe", (*BY_FILE, "{tables}/holdout.csv"), table="train.csv"),
+    Board(
+        "gowalla",
+        "gowalla",
+        (*BY_FILE, "{tables}/test.csv"),
+        ("novel Recall@20", "novel NDCG@20"),
+        "train.csv",
+        by_harness=False,
+    ),
+)
 
 
 def main() -> None:
     args, options = parse_arguments()
-    boards = find_boards(args.only)
-    peers = read_peers(args.peers) if args.peers else []
-    ran: dict[str, Ran] = {}
-    for board in boards:
-        tables = make_tables(args.bench, args.data / board.dataset, args.tables / board.dataset)
-        folders = {seed: args.runs / f"{board.name}-{seed}" for seed in args.seeds}
-        for seed, folder in folders.items():
-            train(board, tables, folder, seed, options)
-        ran[board.name] = Ran(board, tables, folders)
     lines = [join(HEADER), join(["---"] * len(HEADER))]
-    beside: set[str] = set()
-    for one in ran.values():
-        board = one.board
-        rows = [*describe(one), *describe_bench(args.bench, one), *describe_difference(one, ran)]
-        if board.has_peers and board.dataset not in beside:  # once for all boards of a data set
-            beside.add(board.dataset)
-            rows += [describe_peer(board, peer) for peer in peers if peer.dataset == board.dataset]
-        lines += [
-            join((board.name, row.protocol, board.repeats, row.model, row.seeds, row.figures, *row.seconds))
-            for row in rows
-        ]
-    text = "\n".join([*lines, NOTE, ""])
-    print(text)
+    shown = []
+    for board in (board for board in BOARDS if args.only is None or board.name in args.only):
+        tables = make_tables(args.bench, args.data / board.dataset, args.tables / board.dataset)
+        runs = {seed: train(board, tables, args.runs / f"{board.name}-{seed}", seed, options) for seed in args.seeds}
+        scores = [score(args.bench, board, tables, run) for run in runs.values()]
+        metrics = [json.loads((run / "metrics.json").read_bytes()) for run in runs.values()]
+        ours = {figure: [pick(one, figure) for one in scores] for figure in board.figures}
+        name, theirs, lead = find_best_baseline(metrics[0], board.figures[0])
+        seconds = mean(tell_seconds(one["timing"]) for one in metrics)
+        text = ", ".join(f"{figure.replace('exclude ', '')} {show(values)}" for figure, values in ours.items())
+        lines.append(
+            join((board.name, ", ".join(map(str, runs)), text, f"{name} {theirs:.4f}", lead, f"{seconds:.0f}"))
+        )
+        shown.append((board.name, board.figures[0], mean(ours[board.figures[0]]), name, theirs))
+    print("\n".join(lines))
     if args.out:
-        args.out.write_text(text)
+        args.out.write_text("\n".join([*lines, ""]), encoding="utf-8")
+    if args.plot:
+        plot(shown, args.plot)
 
 
 def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
@@ -103,108 +102,108 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--runs", type=Path, default=ROOT / "runs" / "boards")
     parser.add_argument("--only", nargs="+", choices=[board.name for board in BOARDS])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--peers", type=Path)
     parser.add_argument("--out", type=Path)
+    parser.add_argument("--plot", type=Path, help="a picture of each board beside its best baseline")
     args, options = parser.parse_known_args()
     args.bench = args.bench or args.data.parent / "bench"
     return args, options
 
 
-def train(board: Board, tables: Path, out: Path, seed: int, options: list[str]) -> None:
-    """Run `train.py` as a user would, unless the run is there; go on with one that was stopped."""
-    has_baselines = seed == WITH_BASELINES and board.without is None
-    words = [*options, *([] if has_baselines else ["--evaluation.baselines", "[]"])]
-    check_options(out, words)
-    if (out / "metrics.json").exists():
-        return
-    command = [sys.executable, ROOT / "train.py", *board.arguments(tables), *words]
-    command += ["--seed", str(seed), "--out", out, "--ckpt_path", "last"]
-    if status := subprocess.run(command, cwd=ROOT).returncode:
-        raise SystemExit(f"{board.name}, seed {seed}: train.py ended with status {status}")
+def make_tables(bench: Path, raw: Path, tables: Path) -> Path:
+    """Prepare a data set, unless it is there; sets that the harness does not know are Parquet files of our columns."""
+    if any(tables.glob("*.csv")):
+        return tables
+    if list(raw.glob("*.parquet")) and raw.name in ("movielens-1m", "gowalla"):
+        tables.mkdir(parents=True, exist_ok=True)
+        for path in raw.glob("*.parquet"):
+            pa_csv.write_csv(pq.read_table(path), tables / f"{path.stem}.csv")
+    else:
+        subprocess.run([sys.executable, bench / "prepare.py", raw.name, raw, tables], check=True)
+    return tables
 
 
-def describe(one: Ran) -> Iterator[Row]:
-    """Yield ours, ours with the request's time or context, and the baselines of the first run that has some."""
-    board, runs = one.board, one.read()
-    models = {name: [run["test"][name] for run in runs if name in run["test"]] for name in runs[0]["test"]}
-    ours = models.pop("bascule")
-    yield Row("**Bascule**", one.seeds, show(board, ours), board.protocol, tell_seconds(runs))
-    if board.bench is None and "with_context" in runs[0]:
-        informed = [run["with_context"]["bascule"] for run in runs]
-        yield Row("**Bascule**, given the request's time", one.seeds, show(board, informed), board.protocol)
-    first = next((run for run in runs if run["baselines"]), runs[0])
-    for name in first["baselines"]:
-        if name in first["test"]:
-            metric = board.figures[0]
-            ahead = f"; **Bascule** minus it {metric} {show_difference(pick(first['paired'][name], metric))}"
-            fit = f"{first['timing'][f'baseline_{name}']:.1f}"
-            yield Row(name, "0", show(board, [first["test"][name]]) + ahead, board.protocol, (fit, ""))
+def train(board: Board, tables: Path, run: Path, seed: int, options: Sequence[str]) -> Path:
+    """Run `train.py` as a user would, unless the run is there; return its folder."""
+    if (run / "metrics.json").exists():
+        return run
+    words = ["--data.interactions.path", str(tables / board.table)]
+    config = ROOT / "configs" / "bench" / f"{board.dataset}.yaml"
+    if config.exists():
+        words = ["--config", str(config), *words]
+        words += [word for side in ("users", "items") for word in (f"--data.{side}.path", str(tables / f"{side}.csv"))]
+    words += [word.replace("{tables}", str(tables)) for word in board.options]
+    words += [] if seed == BASELINES_WITH_SEED else ["--evaluation.baselines", "[]"]
+    command = [sys.executable, ROOT / "train.py", *words, *options, "--seed", str(seed), "--out", run]
+    subprocess.run([*command, "--ckpt_path", "last"], cwd=ROOT, check=True)
+    return run
 
 
-def describe_bench(bench: Path, one: Ran) -> Iterator[Row]:
-    """Yield ours as the bench's scorer counts, where that differs."""
-    board = one.board
-    if board.bench is None:
-        return
-    names = {"plain": "**Bascule**"}
-    if all(map(reads_context, one.runs.values())):
-        names["context"] = "**Bascule**, given the row's context"
-    for name, model in names.items():
-        scored = [name_figures(score_lists(bench, run, one.tables, name)) for run in one.runs.values()]
-        figures = [show_spread(figure, [values[figure] for values in scored]) for figure in board.figures]
-        yield Row(model, one.seeds, ", ".join(figures), board.bench, tell_seconds(one.read()))
+def score(bench: Path, board: Board, tables: Path, run: Path) -> dict[str, Any]:
+    """Return what the harness says of a bundle's lists, by view."""
+    if not board.by_harness:
+        return dict(json.loads((run / "metrics.json").read_bytes())["test"]["bascule"])
+    result = run / "score.json"
+    if not result.exists():
+        options = json.loads((tables / "meta.json").read_text())["score_options"].split()
+        is_repeated = "allow" in options
+        modes = ("allow", "exclude") if is_repeated else ("exclude",)
+        lists = {repeats: run / f"lists-{repeats}.csv" for repeats in modes}
+        for repeats, path in lists.items():
+            words = ["--bundle", run / "bundle", "--all-users", "--repeats", repeats, "--out", path]
+            command = [sys.executable, "-m", "serve", "recommend", *words, "--k", "200" if is_repeated else "100"]
+            subprocess.run(command, cwd=ROOT, check=True)
+        more = ["--novel-recs", lists["exclude"]] if is_repeated else []
+        files = ["--holdout", tables / "holdout.csv", "--train", tables / "train.csv", "--json", result]
+        command = [sys.executable, bench / "score.py", *files, "--recs", lists[modes[0]], *more, *options]
+        subprocess.run(command, check=True)
+    return dict(json.loads(result.read_text()))
 
 
-def describe_difference(one: Ran, ran: dict[str, Ran]) -> Iterator[Row]:
-    """Yield what the board that this one takes something from is ahead by."""
-    whole = ran.get(one.board.without or "")
-    if whole is None:
-        return
-    figure = one.board.figures[0]
-    metric = figure.rpartition(" ")[2]
-    summary = compare_runs(list(whole.runs.values()), list(one.runs.values()), one.tables, metric)
-    text = f"{figure} {show_difference((summary[metric], summary[f'{metric}_ci95']))}"
-    yield Row(f"{whole.board.name} minus this", one.seeds, text, f"{one.board.bench or whole.board.protocol}; paired")
+def pick(views: dict[str, Any], figure: str) -> float:
+    view, metric = figure.split(" ")
+    return float(views[view][metric])
 
 
-def describe_peer(board: Board, peer: PeerResult) -> Row:
-    figures = [show_spread(name, [peer.figures[name]]) for name in board.figures if name in peer.figures]
-    fit, work = ("" if value is None else f"{value:.1f}" for value in peer.seconds)
-    return Row(f"{peer.model} (peer)", "0", ", ".join(figures), board.bench or board.protocol, (fit, work))
+def find_best_baseline(metrics: dict[str, Any], figure: str) -> tuple[str, float, str]:
+    """Return the name, the figure and our paired lead of the baseline that ranks the test best."""
+    view, metric = figure.replace("exclude", "novel").split(" ")
+    found = {name: views[view] for name, views in metrics["test"].items() if name in metrics["baselines"]}
+    if not found:
+        return "none", 0.0, ""
+    name = max(found, key=lambda name: found[name][metric])
+    difference = metrics["paired"][name][view]
+    low, high = difference[f"{metric}_ci95"]
+    return name, found[name][metric], f"{difference[metric]:+.4f} ({low:+.4f}, {high:+.4f})"
 
 
-def show(board: Board, runs: list[dict[str, Any]]) -> str:
-    """Show a model's figures, `runs` being one mapping of views per run."""
-    return ", ".join(show_spread(figure, [pick(run, figure)[0] for run in runs]) for figure in board.figures)
+def tell_seconds(timing: dict[str, float]) -> float:
+    return timing["training_cpu"] + timing.get("training_again_cpu", 0.0)
 
 
-def pick(views: dict[str, Any], figure: str) -> tuple[float, list[float]]:
-    """Return a figure and its interval; without the name of a view it is that of novel items."""
-    view, _, metric = figure.rpartition(" ")
-    return views[view or "novel"][metric], views[view or "novel"][f"{metric}_ci95"]
+def plot(shown: Sequence[tuple[str, str, float, str, float]], path: Path) -> None:
+    """Draw each board as a pair of bars: Bascule and the best baseline."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(figsize=(9, 0.55 * len(shown) + 1.2), layout="constrained")
+    for place, (_, _, ours, name, theirs) in enumerate(shown):
+        axes.barh(place - 0.2, ours, 0.36, color="#1f5f99")
+        axes.barh(place + 0.2, theirs, 0.36, color="#c9ccd1")
+        axes.text(ours, place - 0.2, f" {ours:.4f}", va="center", fontsize=8)
+        axes.text(theirs, place + 0.2, f" {name} {theirs:.4f}", va="center", fontsize=8, color="#555555")
+    labels = [f"{board}\n{metric.replace('exclude ', '')}" for board, metric, *_ in shown]
+    axes.set_yticks(range(len(shown)), labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlabel("Bascule (blue) and its best baseline (grey); the whole catalogue is ranked")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=150)
 
 
-def show_spread(name: str, values: list[float]) -> str:
-    spread = f" ± {stdev(values):.4f}" if len(values) > 1 else ""
-    return f"{name} {mean(values):.4f}{spread}"
+def show(values: Sequence[float]) -> str:
+    return f"{mean(values):.4f}" + (f" ± {stdev(values):.4f}" if len(values) > 1 else "")
 
 
-def show_difference(difference: tuple[Any, Any]) -> str:
-    value, (low, high) = difference
-    return f"{value:+.4f} ({low:+.4f}, {high:+.4f})"
-
-
-def tell_seconds(runs: list[dict[str, Any]]) -> tuple[str, str]:
-    """Return the seconds of a run's trainings, on the clock and of the processor, averaged over runs."""
-    timings = [run["timing"] for run in runs]
-    clock, work = (
-        mean(sum(timing.get(f"{name}{kind}", 0) for name in ("training", "training_again")) for timing in timings)
-        for kind in ("", "_cpu")
-    )
-    return f"{clock:.0f}", f"{work:.0f}" if all("training_cpu" in timing for timing in timings) else ""
-
-
-def join(cells: tuple[str, ...] | list[str]) -> str:
+def join(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
