@@ -10,7 +10,7 @@ import pytest
 
 from serve.bundle import Bundle
 from serve.profiles import write_profiles
-from serve.versions import Registry, publish_and_activate
+from serve.versions import Registry, publish_version
 from tests.linear_bundle import SHOP, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 from tests.tiny_bundle import publish_tiny
@@ -50,6 +50,6 @@ def registry(published: dict[int, Path], tmp_path: Path) -> Registry:
     """A registry of the linear bundles of seeds 1 and 2, the second one current, with profiles."""
     registry = Registry(tmp_path / "registry")
     for seed in (1, 2):
-        publish_and_activate(registry, published[seed], keep=3)
+        publish_version(registry, published[seed], keep=3, is_activated=True)
     write_profiles(registry.path / "profiles", make_profiles(SHOP, known_users(SHOP)))
     return registry

@@ -35,7 +35,7 @@ from tests.test_http_hostile import mutate  # noqa: E402
 
 from serve.recommendations import Answer  # noqa: E402
 from serve.recommender import Recommender  # noqa: E402
-from serve.versions import Registry, activate, publish_and_activate
+from serve.versions import Registry, activate, publish_version
 from tests.benchmarks.http_service import Caller, K, at_its_moment, draw_bodies, draw_requests, make_bundle  # noqa: E402
 from tests.served import Server, serving, write_request  # noqa: E402
 
@@ -93,7 +93,7 @@ def main() -> None:
         requests = draw_requests(bundles[1])["inline"]  # its items are in both
         numbers = itertools.count(N_REPEATED)
         registry = Registry(Path(folder) / "registry")
-        versions = [publish_and_activate(registry, bundle, keep=2).version for bundle in bundles]
+        versions = [publish_version(registry, bundle, keep=2, is_activated=True).version for bundle in bundles]
         by_version = dict(zip(versions, bundles, strict=True))
         with serving("--registry", registry.path, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
             swap_under_load(server, registry, by_version, requests, numbers, args.seconds, args.swaps)
