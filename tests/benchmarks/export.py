@@ -9,7 +9,6 @@ export's. Peak memory is that of this process at the end of the export, everythi
 from __future__ import annotations
 
 import argparse
-import io
 import resource
 import subprocess
 import sys
@@ -54,7 +53,7 @@ def make(what: str, *arguments: object) -> None:
 def time_export(recommender: Recommender, folder: Path, n_rows: int) -> float:
     """Return rows a second, from opening the file to the last rename."""
     start = time.perf_counter()
-    export_items(recommender, folder / "items.parquet", folder / "out", overwrite=False, stream=io.StringIO())
+    export_items(recommender, folder / "items.parquet", folder / "out", overwrite=False)
     return n_rows / (time.perf_counter() - start)
 
 

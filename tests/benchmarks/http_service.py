@@ -1,27 +1,23 @@
-"""The service over loopback: its answers as a ratio to the same server's echo, and the tail at a fixed rate.
+"""The service over loopback: its answers as a ratio to an echo of the same framework, and the tail at a fixed rate.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/http_service.py [--items 100000] [--rate 300] [--seconds 20]
 
-The server is another process, one worker. Its echo takes the same bodies by the same checks and gives them back.
-The ratio: one connection that asks echo and recommend in turn, for a known user and for a history of 50 events; first
-each request with a datetime of its own, so that nothing was kept for it, then requests that were all asked before.
-The tail: an open loop, so that a request that had to wait counts from when it was due, not from when it could be
-sent; echo at the same rate beside it, no request like another. Also: seconds from the start of the process until it is
-ready.
+Service and echo are processes of their own; the echo reads the same bodies as JSON and gives them back. The ratio: one
+connection to each asks in turn, each request with a datetime of its own. The tail: an open loop, so that a request
+that had to wait counts from when it was due.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import itertools
 import json
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -31,12 +27,22 @@ import numpy as np
 ROOT = Path(__file__).parents[2]
 sys.path.insert(0, str(ROOT))
 
-K, HISTORY, DIM = 10, 50, 64
-N_CONNECTIONS = 32
-WARM_UP = 100  # calls
-MOST_KNOWN = 400  # questions that are asked again: the service keeps that many
-FIRST_MOMENT = 1_700_000_000
-ECHO, ASK = "/echo", "/v1/recommend"
+from serve import Recommender  # noqa: E402
+from tests.benchmarks.in_process import K, draw_requests, make_bundle  # noqa: E402
+
+N_CONNECTIONS, WARM_UP, FIRST_MOMENT = 32, 100, 1_700_000_000
+ECHO = """
+import sys, uvicorn
+from fastapi import FastAPI
+app = FastAPI()
+@app.post("/v1/recommend")
+async def echo(body: dict) -> dict:
+    return body
+@app.get("/ready")
+def ready() -> dict:
+    return {}
+uvicorn.run(app, port=int(sys.argv[1]), http="h11", log_level="error")
+"""
 
 
 def main() -> None:
@@ -46,115 +52,74 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--calls", type=int, default=1000, help="of each kind for the ratio")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve in place of a random one")
-    parser.add_argument("--kept", type=Path, help="folder to keep the bundle in, and to find it in again")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        bundle = args.bundle or make_bundle(args.kept or Path(folder), args.items)
-        with running(bundle) as (port, seconds):
-            print(f"ready after {seconds:.2f} s")
-            numbers = itertools.count()
-            for name, requests in draw_requests(bundle).items():
-                warm_up = draw_bodies(requests, itertools.islice(numbers, WARM_UP))
-                first = draw_bodies(requests, itertools.islice(numbers, args.calls))
-                known = draw_bodies(requests, range(min(len(requests), args.calls, MOST_KNOWN)))
-                again = list(itertools.islice(itertools.cycle(known), args.calls))
-                print(f"{name:8s} first: {compare(port, warm_up, first)}")
-                print(f"{name:8s} again: {compare(port, known, again)}")
-                for path in (ECHO, ASK):  # the first is what client, loopback and machine add to the tail
-                    bodies = draw_bodies(requests, itertools.islice(numbers, int(args.rate * args.seconds)))
-                    print(f"{name:8s} {path}, {asyncio.run(hold_rate(port, path, bodies, args.rate))}")
-
-
-def make_bundle(folder: Path, n_items: int) -> Path:
-    path = folder / f"http-{n_items}"
-    if not (path / "bundle").exists():
-        script = str(ROOT / "tests" / "benchmarks" / "synthetic.py")
-        sizes = map(str, (n_items, HISTORY, DIM))
-        command = [sys.executable, script, "bundle", str(path), "exclude", *sizes]
-        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
-    return path / "bundle"
+        bundle = args.bundle or make_bundle(Path(folder), args.items)
+        service = ["-m", "serve", "http", "--bundle", str(bundle), "--state", f"{folder}/state", "--port"]
+        with running(service) as port, running(["-c", ECHO]) as echo:
+            for name, requests in draw_requests(Recommender.load(bundle)).items():
+                print(f"{name:8s} {compare((echo, port), draw_bodies(requests, args.calls + WARM_UP, 0))}")
+                bodies = draw_bodies(requests, int(args.rate * args.seconds), 10**6)
+                for side, where in (("echo", echo), ("recommend", port)):
+                    print(f"{name:8s} {side}, {asyncio.run(hold_rate(where, bodies, args.rate))}")
 
 
 @contextmanager
-def running(bundle: Path) -> Iterator[tuple[int, float]]:
-    """Start the server and give its port, and the seconds until it was ready."""
-    started = time.perf_counter()
-    command = [sys.executable, str(Path(__file__).with_name("echo_server.py")), str(bundle)]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as process:
+def running(arguments: list[str]) -> Iterator[int]:
+    """Start a server on a free port, wait until it is ready, and give the port."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with subprocess.Popen([sys.executable, *arguments, str(port)], cwd=ROOT, stderr=subprocess.DEVNULL) as process:
         try:
-            line = process.stderr.readline() if process.stderr else ""
-            port = int(line.rsplit(":", 1)[1])
-            Caller(port).ask("/ready", b"", "GET")
-            yield port, time.perf_counter() - started
+            for _ in range(240):
+                try:
+                    ask(socket.create_connection(("127.0.0.1", port)), b"", "/ready", "GET")
+                    break
+                except OSError:
+                    time.sleep(0.25)
+            yield port
         finally:
             process.terminate()
 
 
-def draw_requests(bundle: Path) -> dict[str, list[dict[str, Any]]]:
-    from serve.recommender import Recommender
-    from tests.benchmarks.latency import write_history
-
-    recommender = Recommender.load(bundle)
-    users = recommender.profiles.user_ids.tolist()
-    known = [{"user_id": user, "context": {}} for user in users]
-    inline = [{"history": write_history(recommender, user), "context": {}} for user in users]
-    return {"profile": known, "inline": inline}
+def draw_bodies(requests: list[dict[str, Any]], count: int, offset: int) -> list[bytes]:
+    """Write requests in turn, each at a moment of its own."""
+    moments = range(FIRST_MOMENT + offset, FIRST_MOMENT + offset + count)
+    return [json.dumps({**requests[at % len(requests)], "datetime": at, "k": K}).encode() for at in moments]
 
 
-def draw_bodies(requests: list[dict[str, Any]], numbers: Iterable[int]) -> list[bytes]:
-    return [json.dumps({**at_its_moment(requests, number), "k": K}).encode() for number in numbers]
+def write_request(body: bytes, path: str = "/v1/recommend", method: str = "POST") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
 
-def at_its_moment(requests: list[dict[str, Any]], number: int) -> dict[str, Any]:
-    """Return the request of a number, in turn and each time at another moment: no two numbers ask the same."""
-    return requests[number % len(requests)] | {"datetime": FIRST_MOMENT + number}
+def ask(connection: socket.socket, body: bytes, path: str = "/v1/recommend", method: str = "POST") -> bytes:
+    connection.sendall(write_request(body, path, method))
+    head, _, rest = connection.recv(1 << 20).partition(b"\r\n\r\n")
+    if b" 200 " not in head[:15]:
+        raise RuntimeError((head + rest).decode())
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    while len(rest) < length:
+        rest += connection.recv(1 << 20)
+    return rest
 
 
-def write_request(path: str, body: bytes, method: str = "POST") -> bytes:
-    head = (
-        f"{method} {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
-    )
-    return head.encode() + body
-
-
-class Caller:
-    """One connection of a client that does as little as it can."""
-
-    def __init__(self, port: int) -> None:
-        self._socket = socket.create_connection(("127.0.0.1", port))
-        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-
-    def ask(self, path: str, body: bytes, method: str = "POST") -> bytes:
-        self._socket.sendall(write_request(path, body, method))
-        head, _, rest = self._read(b"").partition(b"\r\n\r\n")
-        if b" 200 " not in head[:15]:
-            raise RuntimeError((head + rest).decode())
-        length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-        while len(rest) < length:
-            rest = self._read(rest)
-        return rest
-
-    def _read(self, before: bytes) -> bytes:
-        return before + self._socket.recv(1 << 20)
-
-
-def compare(port: int, before: list[bytes], bodies: list[bytes]) -> str:
-    """Ask echo and recommend in turn and describe both; what is asked before does not count."""
-    caller = Caller(port)
-    seconds = np.empty((len(before) + len(bodies), 2))
-    for call, body in enumerate([*before, *bodies]):
-        for side, path in enumerate((ECHO, ASK)):
+def compare(ports: tuple[int, int], bodies: list[bytes]) -> str:
+    """Ask the echo and the service in turn and describe both; the first calls warm up."""
+    connections = [socket.create_connection(("127.0.0.1", port)) for port in ports]
+    seconds = np.empty((len(bodies), 2))
+    for call, body in enumerate(bodies):
+        for side, connection in enumerate(connections):
             started = time.perf_counter()
-            caller.ask(path, body)
+            ask(connection, body)
             seconds[call, side] = time.perf_counter() - started
-    echo, ours = np.percentile(seconds[len(before) :] * 1e3, [50, 99], axis=0).T
-    return (
-        f"one connection: echo p50 {echo[0]:.2f} ms, p99 {echo[1]:.2f}; recommend p50 {ours[0]:.2f}, p99 {ours[1]:.2f};"
-        f" p50 x {ours[0] / echo[0]:.2f}"
-    )
+    echo, ours = np.percentile(seconds[WARM_UP:] * 1e3, [50, 99], axis=0).T
+    shown = f"echo p50 {echo[0]:.2f} ms, p99 {echo[1]:.2f}; recommend p50 {ours[0]:.2f}, p99 {ours[1]:.2f}"
+    return f"one connection: {shown}; p50 x {ours[0] / echo[0]:.2f}"
 
 
-async def hold_rate(port: int, path: str, bodies: list[bytes], rate: float) -> str:
+async def hold_rate(port: int, bodies: list[bytes], rate: float) -> str:
     """Send at a fixed rate, whatever comes back when, and describe the times since each request was due."""
     streams: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(N_CONNECTIONS):
@@ -162,17 +127,17 @@ async def hold_rate(port: int, path: str, bodies: list[bytes], rate: float) -> s
     loop = asyncio.get_running_loop()
     started = loop.time() + 0.1
 
-    async def ask(number: int, body: bytes) -> tuple[float, int]:
+    async def send(number: int, body: bytes) -> tuple[float, int]:
         due = started + number / rate
         await asyncio.sleep(max(0.0, due - loop.time()))
         reader, writer = stream = await streams.get()
-        writer.write(write_request(path, body))
+        writer.write(write_request(body))
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         streams.put_nowait(stream)
         return loop.time() - due, int(head[9:12])
 
-    answers = await asyncio.gather(*(ask(number, body) for number, body in enumerate(bodies)))
+    answers = await asyncio.gather(*(send(number, body) for number, body in enumerate(bodies)))
     times = np.percentile([1e3 * took for took, _ in answers], [50, 95, 99, 100])
     n_failed = sum(status != 200 for _, status in answers)
     shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(("p50", "p95", "p99", "max"), times, strict=True))

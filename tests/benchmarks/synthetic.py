@@ -39,7 +39,7 @@ def train_bundle(folder: Path, repeats: Repeats, n_items: int, history_length: i
     split = SplitConfig(strict=True)
     ties = "simultaneous" if repeats == "allow" else "ordered"
     data = DataConfig(features=FEATURES, split=split, ties=ties, repeats=repeats, history_length=history_length)
-    model = ModelConfig(dim=dim, max_epochs=1, warmup_steps=1)
+    model = ModelConfig(dim=dim, max_epochs=1)
     trainer = {"limit_train_batches": 2, "limit_val_batches": 1, "enable_progress_bar": False}
     rng = np.random.default_rng(0)
     tables = (draw_events(n_items, repeats, rng), draw_users(rng), draw_items(np.arange(n_items), rng))
