@@ -171,7 +171,7 @@ def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str
         if MANIFEST not in names:
             nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""  # the folder of a run holds it
             raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
-        manifest = Manifest.from_bytes(_map_file(folder, MANIFEST).tobytes())
+        manifest = Manifest.from_bytes(_map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes())
         for name in sorted(names - manifest.files.keys() - {MANIFEST}):
             raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
         for name in sorted((manifest.files.keys() | set(required)) - names):

@@ -46,7 +46,7 @@ class Recommender:
         ):
             if (ids.dtype == np.object_) != (kind == "string"):
                 raise BundleError(f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data")
-        self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema, bundle.vectors.shape[1])
+        self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema)
         self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
 
     @classmethod

@@ -257,7 +257,7 @@ def parse_number(value: Any, where: str) -> float:
     value = to_plain(value)
     if type(value) in (int, float, Decimal) and abs(value) < 2**1023:
         return float(value)
-    raise SchemaError(f"{where} is {show(value)}; expected a finite number, or null if missing")
+    raise SchemaError(f"{where} is {show(value)}; expected a number, finite or null")
 
 
 def parse_weight(value: Any, where: str) -> float | None:

@@ -86,12 +86,12 @@ class Tower:
 class TowerPair:
     """Both towers of a bundle behind arrays that this code makes."""
 
-    def __init__(self, user: Tower, item: Tower, schema: Schema, width: int) -> None:
-        """Check the inputs of the graphs; `width` is W, the columns of the item vectors."""
+    def __init__(self, user: Tower, item: Tower, schema: Schema) -> None:
+        """Check the inputs of the graphs."""
         _check_inputs(user, (*HISTORY_INPUTS, *REQUEST_INPUTS, *OWNED_INPUTS, *VECTOR_INPUTS))
         _check_inputs(item, ITEM_INPUTS)
         self._user, self._item, self._schema = user, item, schema
-        self.taste_dim = _read_taste_dim(user, width)
+        self.taste_dim: int = user.inputs["history_vectors"].shape[-1]
         """D + R, the first columns of the item vectors: histories hold them, and likeness is measured by them."""
 
     def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
@@ -124,12 +124,3 @@ def _check_inputs(tower: Tower, made: tuple[str, ...]) -> None:
     for name in tower.inputs:
         if name not in made:
             raise BundleError(f"{tower.name} reads '{name}'; allowed: {', '.join(made)}: export the bundle again")
-
-
-def _read_taste_dim(tower: Tower, width: int) -> int:
-    entry = tower.inputs.get("history_vectors")
-    taste_dim = None if entry is None else entry.shape[-1]
-    if not isinstance(taste_dim, int) or not 1 <= taste_dim <= width:
-        allowed = f"1 to {width}"
-        raise BundleError(f"{tower.name}: history_vectors has width {taste_dim}; allowed: {allowed}: export again")
-    return taste_dim
