@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 
 import numpy as np
@@ -12,14 +12,13 @@ import pandas as pd
 from datamodules.clean import is_set
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from serve.columns import read_vector
-from serve.encode import Floats, hash_texts, join_text, split_cell, to_text
+from serve.encode import hash_texts, join_text, read_vector, split_cell, to_text
 from serve.errors import SchemaError
 from serve.events import DAY
 from serve.schema import Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
-SHORTEST_HISTORY, LONGEST_HISTORY = 10, 100
+MIN_HISTORY, LONGEST_HISTORY = 10, 100
 LONGEST_SET, LONGEST_RECENT = 500, 20
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
@@ -29,8 +28,8 @@ POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)
 """Windows of recent popularity that did well on grocery data of 334 days, as shares of the span."""
 WIDEST_CELL, WIDEST_TEXT = 32, 64
 """The most values kept of a `multi_categorical` cell, and n-grams of a `text`."""
-FEWEST_BUCKETS, MOST_BUCKETS = 2**8, 2**14
-_CALENDAR = {"hour_of_day": tuple(map(str, range(24))), "day_of_week": tuple(map(str, range(7)))}
+MIN_BUCKETS, MAX_BUCKETS = 2**8, 2**14
+HOURS, DAYS = 24, 7
 
 
 def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous: Schema | None = None) -> Schema:
@@ -48,50 +47,40 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
             kind or the type of the ids is not the previous one.
     """
     if config.ties == "simultaneous" and "datetime" not in train:
-        raise SchemaError(
-            "data.ties is 'simultaneous' and the interactions have no datetime that says which events are; allowed: "
-            "ordered, or a column of times"
-        )
+        raise SchemaError("data.ties is 'simultaneous' and the interactions have no datetime; allowed: ordered")
     if config.repeats == "allow" and is_set(train):
         raise SchemaError(
-            "data.repeats is 'allow' and the interactions have neither datetime nor position: without an order nothing "
-            "says what is taken again; allowed: exclude, or columns that order the events"
+            "data.repeats is 'allow' and the interactions have neither datetime nor position; allowed: exclude"
         )
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train, previous)
-    span = _span_days(train)
-    has_datetime = "datetime" in train
+    has_datetime, unordered = "datetime" in train, is_set(train)
+    seconds = train["datetime"] if has_datetime else pd.Series([0, DEFAULT_SPAN * DAY])
+    span = float(max(seconds.max() - seconds.min(), 1)) / DAY
+    # elsewhere every event of a window is a target, and popularity would be of the future too
+    popularity = _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and has_datetime else ()
+    found = by_frequency(train["event"]) if "event" in train else ()
     return Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
         context_features=_fit_features(config, "context", train, previous),
         user_id_type=_fit_id_type(train, "user", previous),
         item_id_type=_fit_id_type(train, "item", previous),
-        event_types=_fit_event_types(train, previous),
+        event_types=append_new(() if previous is None else previous.event_types, found),
         has_datetime=has_datetime,
         has_weight="weight" in train,
         weight_mean=weight_mean,
         weight_scale=weight_scale,
         timezone=config.timezone,
-        ties="simultaneous" if is_set(train) else config.ties,
+        ties="simultaneous" if unordered else config.ties,
         repeats=config.repeats,
         history_length=config.history_length or _fit_history_length(train, config.repeats),
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
-        popularity_days=_popularity_days(config, train, span),
+        popularity_days=(1.0,) if unordered else popularity,
         data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
     )
-
-
-def _popularity_days(config: DataConfig, train: pd.DataFrame, span: float) -> tuple[float, ...]:
-    """Choose the windows of popularity: recent ones as of a moment; of a set, which has no time, one of everything.
-
-    Elsewhere every event of a window is a target, and popularity would be of the future too.
-    """
-    if is_set(train):
-        return (1.0,)
-    return _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and "datetime" in train else ()
 
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:
@@ -100,11 +89,6 @@ def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: S
         fit_feature(name, declared, rows[str(declared.column)], before.get(name))
         for name, declared in config.features.of(side).items()
     )
-
-
-def _fit_event_types(train: pd.DataFrame, previous: Schema | None) -> tuple[str, ...]:
-    found = by_frequency(train["event"]) if "event" in train else ()
-    return append_new(() if previous is None else previous.event_types, found)
 
 
 def _fit_id_type(train: pd.DataFrame, side: str, previous: Schema | None) -> IdType:
@@ -133,13 +117,7 @@ def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
     pairs = train[["user_id", "item_id"]].drop_duplicates() if is_set(train) else train
     longest = np.ceil(np.quantile(pairs["user_id"].value_counts().to_numpy(), 0.99))
     limit = LONGEST_RECENT if repeats == "allow" else LONGEST_SET if is_set(train) else LONGEST_HISTORY
-    return int(np.clip(longest, SHORTEST_HISTORY, limit))
-
-
-def _span_days(train: pd.DataFrame) -> float:
-    if "datetime" not in train:
-        return DEFAULT_SPAN
-    return float(max(train["datetime"].max() - train["datetime"].min(), 1)) / DAY
+    return int(np.clip(longest, MIN_HISTORY, limit))
 
 
 def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
@@ -150,8 +128,8 @@ def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
 def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None) -> Feature:
     """Fit a feature, or let the one fitted before grow.
 
-    What has a previous feature keeps all that codes and numbers mean: its vocabulary, after which new values come;
-    mean, scale, buckets, the n-grams of a text and the width of a vector. Cells of several values may become wider.
+    A grown feature keeps all that codes and numbers mean: its vocabulary, after which new values come; mean, scale,
+    buckets, the n-grams of a text and the width of a vector. Cells of several values may become wider.
 
     Args:
         name: of the feature.
@@ -164,7 +142,7 @@ def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: 
     """
     blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator)
     if previous is None:
-        return _FIT[declared.kind](blank, cells)
+        return _fit(blank, cells)
     if previous.kind != declared.kind:
         raise SchemaError(
             f"feature '{name}' is {declared.kind}; the previous schema has it as {previous.kind}: give it another name"
@@ -172,7 +150,7 @@ def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: 
     kept = replace(previous, column=blank.column, separator=blank.separator)
     if declared.kind not in ("categorical", "multi_categorical"):
         return kept
-    fitted = _FIT[declared.kind](blank, cells)
+    fitted = _fit(blank, cells)
     vocabulary = append_new(previous.vocabulary, fitted.vocabulary)
     return replace(kept, vocabulary=vocabulary, width=max(previous.width, fitted.width))
 
@@ -207,12 +185,20 @@ def _order(counts: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
 
 
-def _fit_categories(feature: Feature, cells: pd.Series) -> Feature:
-    return replace(feature, vocabulary=by_frequency(cells))
-
-
-def _fit_calendar(feature: Feature, _: pd.Series) -> Feature:
-    return replace(feature, vocabulary=_CALENDAR[feature.kind])
+def _fit(feature: Feature, cells: pd.Series) -> Feature:
+    """Fit a feature by its kind."""
+    match feature.kind:
+        case "categorical":
+            return replace(feature, vocabulary=by_frequency(cells))
+        case "multi_categorical":
+            return _fit_several(feature, cells)
+        case "numeric":
+            return _fit_number(feature, cells)
+        case "text":
+            return _fit_text(feature, cells)
+        case "vector":
+            return _fit_vector(feature, cells)
+    return replace(feature, vocabulary=tuple(map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))))
 
 
 def _fit_several(feature: Feature, cells: pd.Series) -> Feature:
@@ -229,7 +215,7 @@ def _fit_number(feature: Feature, cells: pd.Series) -> Feature:
     if not np.isfinite([mean, scale]).all() or scale == 0.0:  # every value would be 0, or none a number
         raise SchemaError(
             f"feature '{feature.name}': values from {np.nanmin(numbers):g} to {np.nanmax(numbers):g} have no standard "
-            "deviation in double precision; give them in another unit, or name `min` and `max`, which reject others"
+            "deviation in double precision; give them in another unit, or name `min` and `max`"
         )
     return replace(feature, mean=mean, scale=scale)
 
@@ -242,29 +228,15 @@ def _fit_text(feature: Feature, cells: pd.Series) -> Feature:
         distinct.update(row)
         width = max(width, len(row))
     buckets = 1 << max(len(distinct) - 1, 0).bit_length()
-    return replace(feature, width=width, buckets=min(max(buckets, FEWEST_BUCKETS), MOST_BUCKETS))
+    return replace(feature, width=width, buckets=min(max(buckets, MIN_BUCKETS), MAX_BUCKETS))
 
 
 def _fit_vector(feature: Feature, cells: pd.Series) -> Feature:
     """Measure the width and the root mean square length: one scale for all entries keeps the geometry."""
-    vectors = [vector for vector in map(_to_vector, cells) if vector is not None]
+    known = (cell for cell in cells if not pd.api.types.is_scalar(cell) or to_text(cell) is not None)
+    vectors = [vector for vector in map(read_vector, known) if vector is not None]
     if not vectors:
         raise SchemaError(f"feature '{feature.name}': no training row has a vector; leave the feature out")
     squares = [float(np.square(vector, dtype=np.float64).sum()) for vector in vectors]
     length = float(np.sqrt(np.mean(squares)))
     return replace(feature, width=len(vectors[0]), scale=length or 1.0)
-
-
-def _to_vector(cell: object) -> Floats | None:
-    return None if pd.api.types.is_scalar(cell) and to_text(cell) is None else read_vector(cell)
-
-
-_FIT: dict[str, Callable[[Feature, pd.Series], Feature]] = {
-    "categorical": _fit_categories,
-    "multi_categorical": _fit_several,
-    "numeric": _fit_number,
-    "text": _fit_text,
-    "vector": _fit_vector,
-    "hour_of_day": _fit_calendar,
-    "day_of_week": _fit_calendar,
-}

@@ -12,7 +12,14 @@ import pyarrow as pa
 
 from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
 from serve.columns import vectors_to_arrow
-from serve.encode import EncodedFeatures, category_rows, count_categories, encode_features, to_vectors, write_cell
+from serve.encode import (
+    EncodedFeatures,
+    category_rows,
+    count_categories,
+    encode_features,
+    to_vectors,
+    write_cell,
+)
 from serve.events import Events, Floats, Ints
 from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
 

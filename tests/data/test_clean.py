@@ -17,13 +17,9 @@ from datamodules.clean import (
     order_tables,
     weigh_targets,
 )
-from datamodules.config import DataConfig, FeaturesConfig, TargetsConfig
-from datamodules.profiles import make_profiles
-from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue, build_sequences
+from datamodules.config import DataConfig, TargetsConfig
 from datamodules.tables import Tables, tables_from_frames
 from serve.errors import SchemaError
-from serve.schema import FIRST_CODE, UNKNOWN
 
 COLUMNS = ["user_id", "item_id", "datetime", "event", "weight", "device"]
 
@@ -56,21 +52,6 @@ def test_negative_weights_go_and_zero_stays():
     cleaned, report = clean(make_tables([*rows, rows[1], rows[2]]))
     assert cleaned.interactions["weight"].tolist() == [1, 0, 0, 0.5, 3]
     assert report == CleaningReport(2, 2, 2, 0, 0)
-
-
-def test_equal_users_and_items_are_one():
-    tables = make_tables([(1, "a", 1, "buy", 1.0, "tv")], users=(5, 3, 5, 5), items=("a", "a", "b"))
-    cleaned, report = clean(tables)
-    assert cleaned.users["user_id"].tolist() == [5, 3]
-    assert cleaned.items["item_id"].tolist() == ["a", "b"]
-    assert (report.duplicate_users, report.duplicate_items) == (2, 1)
-
-
-def test_events_without_weight_are_kept():
-    events = pd.DataFrame({"user_id": [1, 1, 1], "item_id": [3, 3, 4]})
-    cleaned, report = clean(Tables(events, events[["user_id"]].head(1), events[["item_id"]].tail(1)))
-    assert cleaned.interactions.to_numpy().tolist() == [[1, 3], [1, 4]]
-    assert report == CleaningReport(1, 0, 0, 0, 0)
 
 
 ROW = st.tuples(
@@ -161,10 +142,6 @@ def test_the_share_is_of_distinct_ids_that_have_events():
     assert measure_unlisted(make(), ("interactions", "items")) == {"items": 2 / 3}
 
 
-def test_tables_that_share_an_id_are_taken():
-    check_joins(make(), GIVEN)
-
-
 @pytest.mark.parametrize(
     ("tables", "message"),
     [
@@ -184,25 +161,6 @@ def test_tables_that_share_an_id_are_taken():
 def test_a_table_that_shares_no_id_is_refused(tables, message):
     with pytest.raises(SchemaError, match=message):
         check_joins(make(**tables), GIVEN)
-
-
-def test_integers_above_2_to_53_are_read_where_another_row_is_absent():
-    """As floats they would all be values that no vocabulary has."""
-    brand = 1487580005134238553
-    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [10, 12, 11, 10]})
-    users = pd.DataFrame({"user_id": [1], "region": [brand]})
-    items = pd.DataFrame({"item_id": [10, 11], "brand": [brand, brand + 2]})
-    features = FeaturesConfig(user={"region": "categorical"}, item={"brand": "categorical"})
-    config = DataConfig(features=features)
-    tables = tables_from_frames(config, events, users, items)[0]
-    schema = fit_schema(tables, tables.interactions, config)
-    catalogue = build_catalogue(tables.items, tables.interactions, schema)
-    sequences = build_sequences(tables.interactions, tables.users, catalogue.item_ids, schema)
-    profiles = make_profiles(tables.interactions, tables.users, schema)
-    assert catalogue.features.codes[:, 0].tolist() == [FIRST_CODE, FIRST_CODE + 1, UNKNOWN]
-    assert sequences.user.codes[:, 0].tolist() == [FIRST_CODE, UNKNOWN]
-    assert profiles.features["region"].tolist() == [str(brand), None]
-    assert catalogue.to_arrow().column("brand").to_pylist() == [brand, brand + 2, None]
 
 
 EVENTS = pd.DataFrame(

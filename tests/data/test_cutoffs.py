@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import fields, replace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -10,12 +10,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batch import FeatureDropout
 from datamodules.clean import TARGET_WEIGHT
-from datamodules.cutoffs import positions_at, scale_by_user, share_batches
-from datamodules.requests import Targets
+from datamodules.cutoffs import positions_at
 from serve.events import Events
-from tests.tiny_data import BASKETS, DAY, EVERYTHING_SHOWN, ORDERED, World, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
 HORIZON = 2 * DAY
 WORLDS = {
@@ -138,42 +136,6 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     assert len(epochs[0]) * batch_size >= len(asked[0])
 
 
-def test_every_moment_that_something_follows_is_drawn_about_alike(case):
-    world, horizon = case
-    data, n_epochs = make_data(world, horizon=horizon), 400
-    table = table_of(data)
-    moments = data.trends.moments[:-1].tolist()
-    drawn = {user: {} for user in table["user"].unique().tolist()}
-    for plan in (plan for epoch in range(n_epochs) for plan in data.examples.plan(7, epoch)):
-        for cut in zip(
-            plan.cutoffs.users.tolist(), plan.cutoffs.times.tolist(), plan.cutoffs.stops.tolist(), strict=True
-        ):
-            drawn[cut[0]][cut[1:]] = drawn[cut[0]].get(cut[1:], 0) + 1
-    for user, mine in table.groupby("user"):
-        times, events = mine["time"], list(zip(mine["time"], mine.index, strict=True))
-        if horizon is not None:
-            able = {
-                (at, mine.index[0] + (times < at).sum()) for at in moments if times.between(at, at + horizon - 1).any()
-            }
-        elif world.schema.ties == "ordered":
-            able = set(events)
-        else:
-            able = {(at, times.index[times == at][0]) for at in times.unique()}
-        assert set(drawn[user]) == able
-        assert able == set() or min(drawn[user].values()) > 0.4 * n_epochs / len(able)
-
-
-@settings(max_examples=40, deadline=None)
-@given(counts=st.lists(st.integers(1, 50), min_size=1, max_size=7), n_batches=st.integers(7, 60))
-def test_batches_are_shared_by_numbers_of_cuts(counts, n_batches):
-    parts = share_batches(np.array(counts), n_batches)
-    assert parts.sum() == min(n_batches, sum(counts))
-    assert (parts >= 1).all()
-    assert (parts <= counts).all()
-    sizes = np.array(counts) / parts
-    assert (sizes.max() <= np.array(counts) / np.maximum(parts - 1, 1) + 1e-9).all() or (parts == 1).any()
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     users=st.lists(st.lists(st.integers(-30, 30), max_size=6).map(sorted), min_size=1, max_size=5),
@@ -187,37 +149,6 @@ def test_positions_are_where_a_users_later_events_begin(users, moments):
     for user, mine in enumerate(users):
         expected = [offsets[user] + sum(time < moment for time in mine) for moment in moments]
         assert found[user].tolist() == expected
-
-
-def test_weights_are_divided_by_the_root_of_their_sum():
-    users, weights = np.array([0, 0, 2, 2, 2]), np.array([1.0, 3.0, 2.0, 5.0, 2.0], np.float32)
-    expected = [
-        w / math.sqrt(sum(v for v, u in zip(weights, users, strict=True) if u == user))
-        for w, user in zip(weights, users, strict=True)
-    ]
-    found = scale_by_user(Targets(users, np.arange(5), weights), 3)
-    assert found.weights.tolist() == pytest.approx(expected)
-
-
-@pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
-def test_one_part_is_withheld_without_the_others(name):
-    world = make_world(BASKETS)
-    data, everything = make_data(world, replace(EVERYTHING_SHOWN, **{name: 1.0})), make_data(world)
-    differing = set()
-    for plan in data.examples.plan(7, 0):
-        batch, shown = data.examples[plan], everything.examples[plan]
-        is_shown = {
-            "history": torch.equal(batch.arrays["history_lengths"], shown.arrays["history_lengths"]),
-            "user": torch.equal(batch.arrays["user_codes"], shown.arrays["user_codes"]),
-            "context": torch.equal(batch.arrays["context_codes"][:, 0], shown.arrays["context_codes"][:, 0]),
-            "time": torch.equal(batch.arrays["request_times"], shown.arrays["request_times"]),
-        }
-        differing |= {part for part, is_there in is_shown.items() if not is_there}
-        assert name != "history" or batch.arrays["history_lengths"].sum() == len(batch.owned_rows) == 0
-        assert name != "history" or (batch.target_owned == -1).all()
-        assert name != "user" or (batch.arrays["user_codes"] == 1).all()
-        assert name != "context" or (batch.arrays["context_codes"] == 1).all()
-    assert differing == {name}
 
 
 def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declared(case):
@@ -240,13 +171,3 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
             assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
             known = events.item_row[plan.cutoffs.starts[b] : plan.cutoffs.stops[b]].tolist()
             assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))
-
-
-def test_without_the_time_recency_counts_from_the_last_event():
-    data = make_data(make_world(BASKETS), FeatureDropout(history=0.0, user=0.0, context=0.0, time=1.0))
-    for plan in data.examples.plan(7, 0):
-        batch = data.examples[plan]
-        lengths, times = batch.arrays["history_lengths"], batch.arrays["history_times"]
-        for b, length in enumerate(lengths.tolist()):
-            last = times[b, length - 1] if length else plan.cutoffs.times[b]
-            assert batch.arrays["request_times"][b] == last

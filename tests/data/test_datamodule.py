@@ -47,19 +47,6 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
 
 
-def test_a_validation_request_knows_the_demographics_of_its_user(world):
-    world, validation = held_out(world)
-    data, everyone = make_data(world, validation=validation), make_data(world)
-    codes = np.concatenate([one.arrays["user_codes"] for one in everyone.final_requests()])
-    values = np.concatenate([one.arrays["user_values"] for one in everyone.final_requests()])
-    (batch,), place = data.validation_batches, {user: row for row, user in enumerate(everyone.sequences.user_ids)}
-    known = [b for b, user in enumerate(data.validation_users) if user in place]
-    rows = [place[data.validation_users[b]] for b in known]
-    assert len({tuple(row) for row in codes[rows].tolist()}) > 1
-    np.testing.assert_array_equal(batch.arrays["user_codes"][known], codes[rows])
-    np.testing.assert_array_equal(batch.arrays["user_values"][known], values[rows])
-
-
 def test_users_of_like_histories_are_validated_together_in_batches_drawn_by_the_seed(world, monkeypatch):
     monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 3)
     world, validation = held_out(world)
@@ -73,23 +60,6 @@ def test_users_of_like_histories_are_validated_together_in_batches_drawn_by_the_
     assert len(asked) == 1
     assert any(one != orders[0] for one in orders)
     assert any(max(one) != one[-1] for one in orders)  # not from the shortest to the longest
-
-
-def test_a_user_known_to_validation_alone_has_no_history(world):
-    world, validation = held_out(world)
-    for user_id in (99, 104_000):  # before and after all others
-        alone = validation.head(3).assign(user_id=user_id)
-        (batch,) = make_data(world, validation=alone).validation_batches
-        assert batch.arrays["history_lengths"].tolist() == [0]
-        assert len(batch.owned_rows) == 0
-        assert (batch.arrays["user_codes"] == 1).all()
-
-
-def test_there_may_be_nothing_to_validate_on(world):
-    data = make_data(world, validation=world.tables.interactions.head(0))
-    assert data.validation_batches == []
-    assert len(data.validation_users) == 0
-    assert len(data.val_dataloader()) == 0
 
 
 def test_validation_is_asked_at_its_moment():
@@ -137,16 +107,6 @@ def test_factors_see_no_target_of_a_cut():
     assert len(make_data(world).early_pairs()[0]) == len(events.time)
 
 
-def test_the_loader_gives_the_batches_that_the_seed_plans(world):
-    orders = []
-    for seed in (1, 2):
-        data = make_data(world, seed=seed)
-        loaded = [batch.history_rows.tolist() for batch in data.train_dataloader()]
-        assert loaded == [batch.history_rows.tolist() for batch in batches(data)]
-        orders.append(loaded)
-    assert orders[0] != orders[1]
-
-
 def test_targets_are_counted_without_what_is_evidence_alone(world):
     rows = world.tables.interactions
     weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["event"] == "buy", rows["weight"], 0.0)})
@@ -154,22 +114,6 @@ def test_targets_are_counted_without_what_is_evidence_alone(world):
     bought = rows.loc[rows["event"] == "buy", "item_id"].value_counts()
     assert data.count_targets().tolist() == [bought.get(item_id, 0) for item_id in world.catalogue.item_ids.tolist()]
     assert 0 < data.count_targets().sum() < len(rows)
-
-
-def test_some_users_who_have_events_are_drawn_by_the_seed(world):
-    counts = make_data(world).sequences.events.counts
-    drawn = set()
-    for seed in range(30):
-        data = make_data(world, seed=seed)
-        (batch,), (again,) = data.drawn_requests(5), data.drawn_requests(5)
-        assert batch.history_rows.tolist() == again.history_rows.tolist()
-        lengths = batch.arrays["history_lengths"].tolist()
-        assert len(lengths) == 5
-        assert min(lengths) > 0
-        drawn.add(str(batch.history_rows.tolist()))
-    assert len(drawn) > 20
-    (everyone,) = make_data(world).drawn_requests(99)
-    assert len(everyone.history_rows) == (counts > 0).sum()
 
 
 def test_in_a_set_popularity_counts_users_however_many_rows_they_have_of_an_item():
@@ -185,13 +129,6 @@ def test_in_a_set_popularity_counts_users_however_many_rows_they_have_of_an_item
     expected = np.log1p(pairs["item_id"].value_counts().reindex(data.catalogue.item_ids, fill_value=0).to_numpy())
     expected = (expected - expected.mean()) / expected.std()
     assert data.trends.popularity[-1, :, 0] == pytest.approx(expected, abs=1e-5)
-
-
-def test_windows_need_order_and_no_repeats():
-    for ties in ("ordered", "simultaneous"):
-        for repeats in ("exclude", "allow"):
-            data = make_data(make_world(replace(ORDERED, ties=ties, repeats=repeats)))
-            assert data.trains_on_windows == (ties == "ordered" and repeats == "exclude")
 
 
 @pytest.mark.parametrize("horizon", [None, 20 * DAY])

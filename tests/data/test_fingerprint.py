@@ -1,14 +1,11 @@
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 
 from datamodules.fingerprint import fingerprint
 from serve.encode import EncodedFeatures
-from tests.tiny_data import BASKETS, ORDERED, make_data, make_world
 
 CODES = np.arange(15).reshape(3, 5)
 VALUES = np.arange(21, dtype=np.float32).reshape(3, 7)
@@ -39,13 +36,3 @@ def test_the_same_data_has_the_same_fingerprint():
 )
 def test_other_data_has_another(left, right):
     assert fingerprint(left) != fingerprint(right)
-
-
-@pytest.mark.parametrize("config", [ORDERED, BASKETS], ids=["ordered", "baskets"])
-def test_one_changed_event_changes_that_of_training(config):
-    data = make_data(make_world(config))
-    events = data.sequences.events
-    changed = replace(data.sequences, events=replace(events, time=events.time + (np.arange(len(events.time)) == 5)))
-    parts = (data.schema, data.validation_batches)
-    assert fingerprint(data.sequences, *parts) == fingerprint(make_data(make_world(config)).sequences, *parts)
-    assert fingerprint(data.sequences, *parts) != fingerprint(changed, *parts)

@@ -6,11 +6,11 @@ import pandas as pd
 import pytest
 from rich.console import Console
 
-from datamodules.clean import TARGET_WEIGHT, clean
+from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.leaks import Leak
 from datamodules.report import print_report, report_data
-from datamodules.splits import Split, split_interactions
+from datamodules.splits import split_interactions
 from datamodules.tables import tables_from_frames
 
 DAY = 86400
@@ -37,18 +37,6 @@ def report():
     tables, rejects = tables_from_frames(config, events, users, items)
     tables, cleaning = clean(tables)
     return report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
-
-
-def test_what_features_read_as_missing_is_counted_as_missing():
-    features = FeaturesConfig(item={"town": "categorical", "tags": "multi_categorical", "face": "vector"})
-    config = DataConfig(features=features, split=SplitConfig("none"))
-    events = pd.DataFrame({"user_id": [1, 1, 2, 2], "item_id": [3, 4, 5, 6]})
-    items = pd.DataFrame({"item_id": [3, 4, 5, 6], "town": ["x", " ", None, ""], "face": [[1.0, 2.0], [], None, ""]})
-    items["tags"] = [["a"], [], ["", None], None]
-    tables, rejects = tables_from_frames(config, events, items=items)
-    tables, cleaning = clean(tables)
-    found = report_data(tables, rejects, cleaning, split_interactions(tables.interactions, config, 0), config, ())
-    assert found["missing"]["items"] == {"item_id": 0.0, "town": 0.75, "tags": 0.75, "face": 0.75}
 
 
 def test_the_report_counts(report):
@@ -82,21 +70,6 @@ def test_the_report_says_what_the_test_cannot_know(report):
         "test_pairs_owned_before": pytest.approx(1 / 4),
     }
     assert report["repeat_share"] == pytest.approx(3 / 10)  # a twice again by user 1, f once again by user 3
-
-
-def test_what_is_new_in_the_test_is_told_of_what_is_to_be_predicted():
-    config = DataConfig(split=SplitConfig("none"))
-    events = pd.DataFrame({"user_id": [1, 2, 3], "item_id": ["a", "b", "a"]})
-    tables, rejects = tables_from_frames(config, events)
-    tables, cleaning = clean(tables)
-    test = pd.DataFrame({"user_id": [1, 1, 9], "item_id": ["b", "z", "z"], TARGET_WEIGHT: [1.0, 0.0, 0.0]})
-    split = Split(tables.interactions, tables.interactions[:0], test, "files")
-    assert report_data(tables, rejects, cleaning, split, config, ())["cold"] == {
-        "test_users_unseen": 0.0,
-        "test_items_unseen": 0.0,
-        "test_pairs_outside_catalogue": 0.0,
-        "test_pairs_owned_before": 0.0,
-    }
 
 
 def test_the_long_tail_is_that_of_a_naive_count():

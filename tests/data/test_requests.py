@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -28,23 +28,6 @@ def test_targets_are_the_distinct_items_of_each_segment(counts, seed):
     found = distinct_targets(events, np.ones(sum(counts), np.float32))
     assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == [pair for pair, _ in expected]
     assert found.weights.tolist() == pytest.approx([1 + math.log(count) for _, count in expected])
-
-
-@settings(max_examples=30, deadline=None)
-@given(counts=counts_of_users, seed=st.integers(0, 99))
-def test_evidence_is_no_target_and_targets_count_as_declared(counts, seed):
-    rng = np.random.default_rng(seed)
-    events = draw_events(counts, WORLD.schema, rng)
-    weight = rng.choice([0.0, 0.5, 3.0], sum(counts)).astype(np.float32)
-    weights = defaultdict(list)
-    for segment, row, value in zip(events.segments().tolist(), events.item_row.tolist(), weight.tolist(), strict=True):
-        if value > 0:
-            weights[segment, row].append(value)
-    found = distinct_targets(events, weight)
-    assert list(zip(found.users.tolist(), found.rows.tolist(), strict=True)) == sorted(weights)
-    parts = [weights[pair] for pair in sorted(weights)]
-    expected = [sum(part) / len(part) * (1 + math.log(len(part))) for part in parts]
-    assert found.weights.tolist() == pytest.approx(expected)
 
 
 @settings(max_examples=30, deadline=None)

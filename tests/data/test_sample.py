@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
 
 import datamodules
@@ -41,22 +40,6 @@ CONFIG = DataConfig(
 @pytest.fixture(scope="module")
 def sample():
     return read_tables(CONFIG)
-
-
-def test_the_sample_is_small_and_typed():
-    files = {path.stem: path for path in SAMPLE.glob("*.parquet")}
-    assert set(files) == {"interactions", "users", "items"}
-    assert sum(path.stat().st_size for path in files.values()) <= 8e6
-    kinds = {field.name: str(field.type) for field in pq.read_schema(files["interactions"])}
-    assert kinds == {
-        "user_id": "int32",
-        "item_id": "int32",
-        "datetime": "timestamp[ms, tz=UTC]",
-        "store": "int32",
-        "weight": "int32",
-    }
-    for path in files.values():
-        assert pq.read_metadata(path).row_group(0).column(0).compression == "ZSTD"
 
 
 def test_all_records_of_the_sample_are_read(sample):

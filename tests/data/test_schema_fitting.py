@@ -14,7 +14,6 @@ from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitC
 from datamodules.schema_fitting import fit_feature, fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables
-from serve.columns import Vector
 from serve.errors import SchemaError
 from serve.schema import Schema
 
@@ -101,15 +100,6 @@ def test_scales_are_of_known_training_values(schema):
     assert schema.weight_scale == pytest.approx(statistics.pstdev(logs))
 
 
-def test_the_width_of_a_cell_is_that_of_training_rows_and_limited(tables, schema):
-    assert feature(schema, "genres").width == 2
-    assert feature(schema, "genres").separator == ","
-    wide = tables.items.assign(genres=",".join(map(str, range(50))))
-    wide_schema = fit_schema(Tables(tables.interactions, tables.users, wide), tables.interactions, CONFIG)
-    assert feature(wide_schema, "genres").width == 32
-    assert len(feature(wide_schema, "genres").vocabulary) == 50
-
-
 def test_the_facts_of_the_data(schema):
     assert (schema.user_id_type, schema.item_id_type) == ("integer", "string")
     assert schema.has_datetime
@@ -119,26 +109,6 @@ def test_the_facts_of_the_data(schema):
     assert schema.memory_length == 4000
     assert schema.decay_days == (3.0, 9.0, 27.0, 90.0)
     assert schema.popularity_days == ()
-
-
-def test_windows_follow_the_span_of_training(tables):
-    schema = fit_schema(tables, tables.interactions, replace(CONFIG, repeats="allow"))
-    assert schema.popularity_days == (9.0, 28.0, 112.0)
-    assert schema.decay_days == (10.0, 30.1, 90.2, 301.0)
-    half = tables.interactions.assign(datetime=tables.interactions["datetime"] // 2)
-    assert fit_schema(tables, half, replace(CONFIG, repeats="allow")).popularity_days == (4.5, 14.0, 56.0)
-
-
-def test_without_times_and_weights():
-    interactions = pd.DataFrame({"user_id": ["u", "u"], "item_id": [1, 2], "position": [0, 1]})
-    tables = Tables(interactions, interactions[["user_id"]].head(1), interactions[["item_id"]].head(0))
-    schema = fit_schema(tables, interactions, DataConfig(repeats="allow"))
-    assert not schema.has_datetime
-    assert not schema.has_weight
-    assert (schema.weight_mean, schema.weight_scale, schema.data_until) == (0.0, 1.0, 0)
-    assert (schema.event_types, schema.popularity_days) == ((), ())
-    assert schema.decay_days == (3.0, 9.0, 27.0, 90.0)
-    assert (schema.user_id_type, schema.item_id_type) == ("string", "integer")
 
 
 def test_a_set_is_simultaneous_and_as_popular_as_all_of_it():
@@ -222,59 +192,6 @@ def test_a_text_has_as_many_buckets_as_tokens_within_limits():
     assert (fit("text", [None]).width, fit("text", []).buckets) == (1, 256)
 
 
-def test_a_vector_has_one_width_and_the_root_mean_square_length():
-    vectors = [[3.0, 4.0], None, [0.0, 5.0], [0.0, 1.0]]
-    feature = fit("vector", [None if entries is None else Vector.pack(np.float32(entries)) for entries in vectors])
-    assert feature.width == 2
-    assert feature.scale == pytest.approx(((25 + 25 + 1) / 3) ** 0.5)
-    assert fit("vector", [[0.0] * 7]).scale == 1.0
-    assert fit("vector", [Vector.pack(np.float32([3e30, 4e30]))]).scale == pytest.approx(5e30)
-    assert fit("vector", ["1 2 2", float("nan")]).scale == pytest.approx(3)
-
-
-def test_a_column_without_vectors_is_refused():
-    with pytest.raises(SchemaError, match="'x': no training row has a vector"):
-        fit("vector", [None, float("nan")])
-
-
-@pytest.mark.parametrize(
-    ("numbers", "named"),
-    [
-        ([1.0, 7.0, 1e200], "from 1 to 1e\\+200"),
-        ([-1.7e308, 1.7e308, None], "from -1.7e\\+308 to 1.7e\\+308"),
-        ([1e-200, 3e-200], "from 1e-200 to 3e-200"),
-    ],
-)
-def test_numbers_that_cannot_be_scaled_are_refused(numbers, named):
-    with pytest.raises(SchemaError, match=f"'x': values {named} have no standard deviation"):
-        fit("numeric", numbers)
-
-
-@pytest.mark.parametrize(
-    ("kind", "later"), [("numeric", [7.0, 9.0]), ("text", ["long words " * 9]), ("vector", [[9.0]])]
-)
-def test_scales_stay_the_previous_ones(kind, later):
-    before = fit(kind, {"numeric": [1.0, 2.0], "text": ["ab"], "vector": [[1.0, 2.0]]}[kind])
-    assert fit(kind, later, before) == before
-    assert fit(kind, later) != before
-
-
-def test_a_kind_that_changed_is_refused():
-    with pytest.raises(SchemaError, match="'x' is categorical; the previous schema has it as numeric"):
-        fit("categorical", ["a"], fit("numeric", [1.0]))
-
-
-def test_new_values_come_after_the_previous_by_frequency():
-    before = fit("categorical", ["b", "b", "a"])
-    after = fit("categorical", ["d", "c", "d", "a"], before)
-    assert after.vocabulary == ("b", "a", "d", "c")
-    several = fit("multi_categorical", ["a|b"])
-    assert (several.width, several.vocabulary) == (2, ("a", "b"))
-    grown = fit("multi_categorical", ["c|d|a", "d"], several)
-    assert (grown.width, grown.vocabulary) == (3, ("a", "b", "d", "c"))
-    assert fit("multi_categorical", ["b"], grown).width == 3
-
-
 GROWING = DataConfig(
     features=FeaturesConfig(
         user={"town": "categorical"},
@@ -337,15 +254,3 @@ def test_a_type_of_ids_that_changed_is_refused():
         fit_tables(events, ["a"] * 3, ["b"] * 3, replace(before, user_id_type="string"))
     with pytest.raises(SchemaError, match="item_id is string; the previous schema has integer ids"):
         fit_tables(events, ["a"] * 3, ["b"] * 3, replace(before, item_id_type="integer"))
-
-
-def test_event_types_and_weights_stay_where_the_column_is_gone():
-    frame = pd.DataFrame({"user_id": [1, 1], "item_id": [5, 7], "event": ["view", "buy"], "weight": [1.0, 3.0]})
-    tables = Tables(frame, frame[["user_id"]].head(1), frame[["item_id"]].head(0))
-    before = fit_schema(tables, frame, DataConfig())
-    after = fit_schema(tables, frame.drop(columns=["event", "weight"]), DataConfig(), before)
-    assert after.event_types == before.event_types == ("buy", "view")
-    assert (after.has_weight, after.weight_scale) == (False, before.weight_scale)
-    heavier = fit_schema(tables, frame.assign(weight=99.0, event="gift"), DataConfig(), before)
-    assert (heavier.weight_mean, heavier.weight_scale) == (before.weight_mean, before.weight_scale)
-    assert heavier.event_types == ("buy", "view", "gift")

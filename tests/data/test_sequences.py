@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.sequences import build_catalogue, build_sequences, encode_event_types, sort_interactions
+from datamodules.sequences import build_catalogue, build_sequences, sort_interactions
 from serve.encode import encode_features
 from tests.tiny_data import BASKETS, ORDERED, N, U, make_world
 
@@ -72,20 +72,6 @@ def test_rows_are_ordered_by_time_then_position_then_file():
     assert "".join(sort_interactions(frame)["item_id"]) == "decba"
     assert "".join(sort_interactions(frame.drop(columns="position"))["item_id"]) == "cdeba"
     assert "".join(sort_interactions(frame.drop(columns="datetime"))["item_id"]) == "bdeca"
-
-
-def test_event_types_are_coded_and_others_unknown(world):
-    values = np.array(["buy", "other", None, "view"], dtype=object)
-    expected = [2 + world.schema.event_types.index("buy"), 1, 1, 2 + world.schema.event_types.index("view")]
-    assert encode_event_types(values, world.schema).tolist() == expected
-
-
-def test_columns_that_the_data_has_not_are_neutral(world):
-    bare = world.tables.interactions[["user_id", "item_id"]]
-    sequences = build_sequences(bare, world.tables.users, world.catalogue.item_ids, world.schema)
-    assert set(sequences.events.time) == {0}
-    assert set(sequences.events.event) == {1}
-    assert set(sequences.events.weight) == {1.0}
 
 
 def test_the_catalogue_is_the_items_table_and_the_training_items(world):

@@ -12,7 +12,6 @@ from tests.tiny_data import (
     DEVICE,
     EVERYTHING_SHOWN,
     NO_CONTEXT,
-    N,
     make_data,
     make_set_world,
     make_world,
@@ -119,31 +118,3 @@ def test_targets_of_an_example_weigh_as_is_declared():
             assert ratios == pytest.approx(np.full(len(targets), ratios[0]))
             n_compared += len(set(declared)) > 1
     assert n_compared > 3
-
-
-@pytest.mark.parametrize("name", ["history", "user", "context"])
-def test_one_part_is_withheld_without_the_others(name):
-    data = make_data(make_set_world(DEVICE), replace(EVERYTHING_SHOWN, **{name: 1.0}))
-    is_known = dict.fromkeys(("history", "user", "context"), False)
-    for plan in data.examples.plan(7, 0):
-        arrays = data.examples[plan].arrays
-        is_known["history"] |= bool(arrays["history_lengths"].any())
-        is_known["user"] |= bool((arrays["user_codes"] != 1).any())
-        is_known["context"] |= bool((arrays["context_codes"] != 1).any())
-    assert [part for part, is_there in is_known.items() if not is_there] == [name]
-
-
-def test_half_of_the_examples_see_all_other_items_and_the_rest_a_share_of_them():
-    data = make_data(make_set_world(length=N))
-    owned = pairs_of(data)
-    shares = []
-    for epoch in range(20):
-        for plan in data.examples.plan(7, epoch):
-            batch = data.examples[plan]
-            for b, user in enumerate(plan.users.tolist()):
-                n_others = len(owned[user]) - int((batch.target_users == b).sum())
-                shares.append(int((batch.owned_users == b).sum()) / n_others if n_others > 4 else np.nan)
-    known = np.array(shares)[~np.isnan(shares)]
-    assert len(known) > 500
-    assert np.mean(known == 1) == pytest.approx(0.5 + 0.5 * 0.1, abs=0.06)  # a large share of few may be all
-    assert np.mean(known < 0.5) == pytest.approx(0.5 * 0.5, abs=0.06)

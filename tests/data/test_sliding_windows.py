@@ -9,10 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.batch import FeatureDropout, encode_missing, hide_rows
+from datamodules.batch import FeatureDropout
 from datamodules.clean import TARGET_WEIGHT
 from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
-from serve.encode import encode_features
 from serve.events import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 
@@ -59,13 +58,6 @@ def test_every_epoch_has_as_many_batches(counts, length, size):
     assert n_batches <= -(-max(n_windows) // size) or n_batches == 1
 
 
-def test_batches_hold_about_as_many_windows_as_asked():
-    counts = np.random.default_rng(99).integers(1, 300, 500)
-    n_batches = count_batches(counts, 50, 16)
-    n_windows = [len(cut_windows(offsets_of(counts), 50, np.random.default_rng(seed))[0]) for seed in range(9)]
-    assert np.abs(np.array(n_windows) / n_batches / 16 - 1).max() < 0.03
-
-
 def plan_key(plan) -> tuple:
     return plan.users.tolist(), plan.starts.tolist(), plan.stops.tolist(), plan.seed
 
@@ -78,16 +70,6 @@ def test_a_plan_is_a_function_of_seed_and_epoch():
     assert plans == again
     assert len({str(plan) for plan in plans.values()}) == 6
     assert len({len(plan) for plan in plans.values()}) == 1
-
-
-def test_a_plan_makes_the_same_batch_twice():
-    examples = make_data(WORLD, FeatureDropout(0.3, 0.3, 0.3, 0.3)).examples
-    plan = examples.plan(1, 1)[2]
-    first, second = examples[plan], examples[plan]
-    for name, tensor in first.arrays.items():
-        assert torch.equal(tensor, second.arrays[name])
-    for one, other in zip(first[1:], second[1:], strict=True):
-        assert torch.equal(one, other)
 
 
 def test_a_batch_equals_a_loop_over_the_table():
@@ -129,25 +111,6 @@ def test_histories_are_byte_by_byte_those_that_serving_makes_of_the_same_events(
             assert (found.dtype, found.shape, found.tobytes()) == (array.dtype, array.shape, array.tobytes()), name
 
 
-@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
-def test_what_is_withheld_is_withheld_from_that_share(share):
-    data = make_data(WORLD, FeatureDropout(share, share, share, share))
-    flags: dict[str, list[float]] = {"history": [], "user": [], "context": [], "time": []}
-    for epoch in range(12):
-        for batch in batches(data, epoch):
-            is_target = batch.is_target
-            flags["history"] += (~batch.sees_history[is_target]).tolist()
-            flags["user"] += (batch.arrays["user_codes"][:, 0] == 1).tolist()
-            flags["context"] += (batch.context_codes[is_target][:, 1] == 1).tolist()  # the hour is always known
-            times = batch.arrays["history_times"]
-            has_gap = is_target[:, 1:] & (times[:, 1:] > times[:, :-1])
-            flags["time"] += (batch.recency[:, 1:][has_gap] == 0).tolist()
-    unknown = (data.sequences.user.codes[:, 0] == 1).mean()
-    for name, values in flags.items():
-        least = share + (1 - share) * unknown if name == "user" else share
-        assert np.mean(values) == pytest.approx(least, abs=0.12 if name == "user" else 0.05), name
-
-
 @pytest.mark.parametrize("name", [field.name for field in fields(FeatureDropout)])
 def test_one_part_is_withheld_without_the_others(name):
     data = make_data(WORLD, replace(EVERYTHING_SHOWN, **{name: 1.0}))
@@ -175,25 +138,3 @@ def test_targets_weigh_what_is_declared():
             weights = batch.target_weights[b, : stop - start].tolist()
             assert all(weight in (one, 0) for weight, one in zip(weights, declared, strict=True))
     assert {weight for batch in batches(data) for weight in batch.target_weights.unique().tolist()} == {0.0, 1.5, 3.0}
-
-
-def test_hidden_rows_are_encoded_as_missing():
-    for side in ("user", "item", "context"):
-        features = WORLD.schema.features(side)
-        columns = {
-            "gender": ["f", None, "m", "f", "m", "f", "m"],
-            "income": [1.5, 2.5, np.nan, 9.0, 4.0, 1.0, 0.0],
-            "category": ["a", "b", "c", "d", "a", "b", None],
-            "tags": ["x", "x|y", "y|z|x", "", "z|y", "y|z|x", "x"],
-            "price": [1.5, 2.5, 9.0, np.nan, 4.0, 1.0, 0.0],
-            "device": ["web", "phone", "web", "tv", "web", "web", "phone"],
-            "datetime": np.arange(7) * 5000,
-        }
-        known, missing = encode_features(features, columns, 7), encode_features(features, {}, 7)
-        is_hidden = np.array([True, False, True, False, False, True, False])
-        hidden = hide_rows(known, is_hidden, encode_missing(features))
-        for name in ("codes", "values"):
-            expected = np.where(is_hidden[:, None], getattr(missing, name), getattr(known, name))
-            found = getattr(hidden, name)
-            assert np.array_equal(found, expected), (side, name)
-            assert found.dtype == expected.dtype

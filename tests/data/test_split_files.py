@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-import pandas as pd
 import pytest
 
-from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.tables import PART, check_reject_rates, read_tables, tables_from_frames
+from datamodules.tables import PART, check_reject_rates, read_tables
 from serve.errors import SchemaError
 
 COLUMNS = {"user_id": "u", "item_id": "i"}
@@ -55,24 +53,6 @@ def test_ids_are_of_one_type_over_all_parts(tmp_path):
     tables, _ = read_tables(configure(tmp_path, test="u;i;weight\n1;007;1\n"))
     assert tables.interactions["item_id"].tolist() == ["2", "3", "3", "007"]
     assert tables.interactions["user_id"].tolist() == [1, 1, 2, 1]
-
-
-def test_frames_are_read_beside_the_files(tmp_path):
-    config = configure(tmp_path)
-    (tmp_path / "train.csv").unlink()
-    frame = pd.DataFrame({"u": [1, 1, 2], "i": [2, 3, 3], "weight": [1, 1, 2]})
-    expected, _ = read_tables(configure(tmp_path))
-    got, rejects = tables_from_frames(config, frame)
-    pd.testing.assert_frame_equal(got.interactions, expected.interactions)
-    assert rejects.records == {"interactions": 3, "test": 4}
-
-
-def test_cleaning_keeps_an_event_that_is_in_two_parts(tmp_path):
-    tables, _ = read_tables(configure(tmp_path, TRAIN + "1;2;1\n"))
-    cleaned, report = clean(tables)
-    assert report.duplicate_events == 1
-    is_pair = cleaned.interactions["user_id"].eq(1) & cleaned.interactions["item_id"].eq(2)
-    assert cleaned.interactions.loc[is_pair, PART].tolist() == ["train", "test"]
 
 
 @pytest.mark.parametrize(

@@ -76,13 +76,6 @@ def test_parts_are_those_of_a_naive_split(config, rows, seed):
     assert set(split.train["user_id"]) == everyone
 
 
-def test_ties_are_in_the_order_of_position_then_of_the_table():
-    rows = [(1, 5, 2.0), (1, 5, 1.0), (1, 5, 2.0), (1, 5, 0.0), (1, 4, 9.0)]
-    split = split_interactions(make_events(rows, ("user_id", "datetime", "position")), STRICT, 0)
-    assert split.test.index.tolist() == [2]
-    assert split.validation.index.tolist() == [0]
-
-
 def test_a_set_is_split_by_the_seed_and_not_by_the_order_of_the_table():
     events = pd.DataFrame({"user_id": np.repeat([1, 2, 3], 11), "item_id": np.tile(np.arange(11), 3)})
     shuffled = events.sample(frac=1, random_state=1, ignore_index=True)
@@ -127,21 +120,6 @@ def test_the_moment_of_a_time_split_is_read_in_the_zone():
     assert split_interactions(events, config, 0).test_at == 1512086400
 
 
-@pytest.mark.parametrize(
-    ("at", "message"),
-    [
-        ("2017-11-24", r"at is '2017-11-24'.*2017-11-22T00:00:00 and 2017-12-01T00:00:00.*7.0 days"),
-        ("2017-12-02", "nothing to train on or to test"),
-        ("2017-11-26T12:00:00", "4.5 days"),
-        ("soon", "at is 'soon'; allowed: an ISO date"),
-    ],
-)
-def test_a_moment_that_leaves_a_part_empty_is_refused(at, message):
-    events = make_events([(1, 1512086400 - 9 * 86400), (1, 1512086400)])
-    with pytest.raises(SchemaError, match=message):
-        split_interactions(events, until(at), 0)
-
-
 def test_some_events_are_targets_and_the_parts_begin_at_them():
     rows = [(1, 1), (1, 2), (1, 3), (1, 4), (1, 5), (1, 6), (2, 1), (2, 2), (3, 1)]
     events = make_events(rows).assign(**{TARGET_WEIGHT: [1, 0, 2, 0, 2, 0, 0, 1, 1]})
@@ -183,16 +161,6 @@ def test_pairs_hold_out_a_share_of_each_users_items_whole(rows, share, seed):
     assert sorted(map(tuple, again.to_numpy())) == sorted(map(tuple, split.test.to_numpy()))
 
 
-def test_files_are_the_parts_they_are_given_as():
-    events = make_events([(1, 1), (1, 2), (2, 3), (2, 4)])
-    parts = ["train", "validation", "test", "train"]
-    config = DataConfig(split=SplitConfig("files", validation="v.csv", test="t.csv"))
-    split = split_interactions(events.assign(**{PART: parts}), config, 0)
-    assert parts_of(split) == dict(enumerate(parts))
-    assert PART not in split.train
-    assert split.horizon is None
-
-
 @pytest.mark.parametrize("columns", [("user_id", "datetime"), ("user_id", "item_id")], ids=["order", "sets"])
 def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by(columns, monkeypatch):
     monkeypatch.setattr(datamodules.splits, "VALIDATION_USERS", 7)
@@ -207,25 +175,6 @@ def test_without_a_file_validation_is_what_the_training_rows_alone_would_stop_by
     assert list(split.test.index) == list(np.flatnonzero(is_test))
     assert list(split.validation.index) == list(alone.validation.index)
     assert split.validation["user_id"].nunique() == 7
-
-
-@pytest.mark.parametrize(("config", "n_bought", "n_held_out"), [(NONE, 1, 6), (NONE, 2, 13), (LEAVE, 2, 6)])
-def test_half_of_the_targets_at_least_stay_in_the_first_training(config, n_bought, n_held_out):
-    rows = [(user, time) for user in range(13) for time in range(2 * n_bought)]
-    events = make_events(rows).assign(**{TARGET_WEIGHT: [0.0, 1.0] * (len(rows) // 2)})  # each purchase after a view
-    split = split_interactions(events, config, 3)
-    assert len(only_targets(split.validation)) == n_held_out
-    n_tested = 13 if config is LEAVE else 0
-    assert len(only_targets(split.test)) == n_tested
-    assert len(only_targets(split.train)) == 13 * n_bought - n_tested - n_held_out
-
-
-def test_of_a_set_with_few_targets_one_is_held_out_where_it_trains_whole():
-    rows = [(user, item, float(item < 3)) for user in range(12) for item in range(10)]
-    events = pd.DataFrame(rows, columns=["user_id", "item_id", TARGET_WEIGHT])
-    split = split_interactions(events, NONE, 4)
-    assert only_targets(split.validation).groupby("user_id").size().tolist() == [1] * 12
-    assert len(only_targets(split.train)) == 24
 
 
 def test_a_set_that_trains_whole_is_stopped_by_a_fifth_of_the_items_of_a_sample_of_users(monkeypatch):

@@ -6,7 +6,6 @@ from decimal import Decimal
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -170,15 +169,6 @@ def test_bad_cells_of_features_reject_their_row_with_a_reason():
         read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
 
 
-@pytest.mark.parametrize("odd", [None, "", "x", [1]], ids=["none", "blank", "text", "list"])
-def test_a_large_order_stays_exact_beside_what_is_rejected(odd):
-    position = pd.Series([2**62 + 1, odd, 2**62], dtype=object)
-    frame = pd.DataFrame({"user_id": 1, "item_id": [1, 2, 3], "position": position})
-    tables, rejects = tables_from_frames(DataConfig(max_reject_rate=1), frame)
-    assert tables.interactions["position"].tolist() == [2**62 + 1, 2**62]
-    assert rejects.frame["line"].tolist() == [2]
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -308,10 +298,3 @@ def test_too_many_bad_records_are_refused_once_they_are_known(tmp_path):
     check_reject_rates(rejects, 0.4)
     with pytest.raises(SchemaError, match=r"2 of 5 records are bad.*line 2, column 'weight', value 'x': not a number"):
         check_reject_rates(rejects, 0.39)
-
-
-def test_a_table_of_bad_records_alone_can_be_read_and_written(tmp_path):
-    tables, rejects = read(tmp_path, "user_id,item_id\n1\n,3\n")
-    assert len(clean(tables)[0].interactions) == 0
-    write_rejects(rejects, tmp_path / "rejects.parquet")
-    assert pq.read_table(tmp_path / "rejects.parquet").schema.field("line").type == pa.int64()
