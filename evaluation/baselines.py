@@ -1,4 +1,4 @@
-"""Baselines: popularity, personal frequency, ItemKNN and EASE, each a closed form of the training events.
+"""Baselines: popularity, personal frequency, ItemKNN and EASE, and the choice of their one parameter on validation.
 
 Every `fit_*` returns or yields functions that score the whole catalogue for user rows, (b,) -> float32 (b, N).
 Letters: E events, U users, N items, M items that have events, K neighbours of an item.
@@ -6,28 +6,42 @@ Letters: E events, U users, N items, M items that have events, K neighbours of a
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import TypeVar
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from scipy import linalg, sparse
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from evaluation.metrics import Bools, Floats, Ints, ItemSets
+from evaluation.holdout import Events, Strength
+from evaluation.metrics import Floats, Ints
 from evaluation.ranking import ScoreRows, Scores, tiles, top_k
-from serve.errors import SchemaError
+from serve.errors import SchemaError, name_nearest
+from serve.schema import Repeats
 
 Real = TypeVar("Real", np.float32, np.float64)
-Strength = Callable[[Floats], Floats]
-"""Counts of (user, item) pairs -> their strengths."""
 as_binary: Strength = np.ones_like
 as_counts: Strength = np.asarray
-Fit = Callable[["Events", Sequence[float]], Iterator[ScoreRows]]
+Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
 """Events and values of a parameter -> one scorer per value, made one after the other."""
+Criterion = Callable[[ScoreRows], float]
+"""Quality of a scorer on validation; more is better."""
+Fitted = tuple[str, dict[str, Any], ScoreRows | None]
+"""Name of a baseline, its entry in `metrics.json`, and its scorer, None if it was skipped."""
+Log = Callable[[str], None]
+"""Prints what an evaluation is doing."""
 
+MEMORY_SHARE = 0.5
+TOO_LARGE = "needs more than half of the free memory"
+_MEMINFO = Path("/proc/meminfo")
+_CGROUP = Path("/sys/fs/cgroup")
 DAY = 86_400
 SHRINK = 10.0
 """Added to the product of norms: a cosine over few users counts less."""
@@ -35,60 +49,18 @@ NEAR_NOTHING = -1.0
 """Added to the popularity of items that are near to nothing the user has: below every sum of cosines."""
 SMALL = 4096
 """Rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other."""
-_EARLIEST = np.iinfo(np.int64).min
 
 
 @dataclass(frozen=True)
-class Events:
-    """Interactions (E,) in any order, with times in seconds or None; a pair may come many times."""
+class Baseline:
+    """A baseline before it is fitted, the candidates for its parameter, and the memory of a cell of its matrix."""
 
-    user_row: Ints
-    item_row: Ints
-    time: Ints | None
-    n_users: int
-    n_items: int
-
-    def keep(self, kept: Bools) -> Events:
-        """Keep the events of the mask `kept` (E,)."""
-        time = None if self.time is None else self.time[kept]
-        return Events(self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items)
-
-    def join(self, other: Events) -> Events:
-        """Put the events of two parts of one data set together."""
-        user_row = np.concatenate([self.user_row, other.user_row])
-        item_row = np.concatenate([self.item_row, other.item_row])
-        times = [one.time for one in (self, other) if one.time is not None]
-        return Events(
-            user_row, item_row, np.concatenate(times) if len(times) == 2 else None, self.n_users, self.n_items
-        )
-
-    def since_last(self) -> Ints:
-        """Return the seconds from each event to the last of all, (E,)."""
-        if self.time is None:
-            raise SchemaError("the interactions have no times: name their datetime column or leave this out")
-        return np.asarray(self.time.max(initial=_EARLIEST) - self.time)
-
-    def matrix(self, strength: Strength) -> sparse.csr_array:
-        """Return the users' strengths of each item, (U, N)."""
-        shape = (self.n_users, self.n_items)
-        counts = sparse.csr_array((np.ones(len(self.item_row)), (self.user_row, self.item_row)), shape=shape)
-        counts.sum_duplicates()
-        counts.data = strength(counts.data)
-        return counts
-
-    def popularity(self, strength: Strength) -> Scores:
-        """Return the sum of each item's strengths, scaled into [0, 1), (N,)."""
-        total = np.asarray(self.matrix(strength).sum(axis=0)).ravel()
-        return np.asarray(total / (total.max(initial=0) + 1), np.float32)
-
-    def count_items(self) -> Ints:
-        """Return the events of each item, (N,)."""
-        return np.bincount(self.item_row, minlength=self.n_items)
-
-    def owned(self) -> ItemSets:
-        """Return the distinct items of every user."""
-        matrix = self.matrix(as_binary)
-        return ItemSets(matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64))
+    name: str
+    fit: Fit
+    parameter: str | None = None
+    values: tuple[float, ...] = (0.0,)
+    needs_time: bool = False
+    bytes_per_cell: int = 0
 
 
 def as_logs(counts: Floats) -> Floats:
@@ -219,11 +191,9 @@ def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: S
     strengths = matrix.astype(np.float32)
 
     def scorer(scaled_items: sparse.csr_array, inverse: Scores) -> ScoreRows:
-        def score(users: Ints) -> Scores:
-            own = strengths[users]
-            return _fill_strangers(own, own.toarray() - (scaled_items @ inverse[:, users]).T, popularity)
-
-        return score
+        return lambda users: _fill_strangers(
+            strengths[users], strengths[users].toarray() - (scaled_items @ inverse[:, users]).T, popularity
+        )
 
     for regularisation in regularisations:
         inverse = invert_regularised(gram, regularisation)
@@ -276,3 +246,97 @@ def renumber_used(events: Events) -> tuple[Ints, Events]:
     items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))
     item_row = np.searchsorted(items, events.item_row)
     return items, Events(events.user_row, item_row, events.time, events.n_users, len(items))
+
+
+def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
+    """Return the named baselines of a protocol, the cheapest first; None names all."""
+    declared = declare_baselines(repeats == "allow")
+    allowed = [baseline.name for baseline in declared]
+    for name in names or []:
+        if name not in allowed:
+            raise SchemaError(f"'{name}' is no baseline where repeats is {repeats}; {name_nearest(name, allowed)}")
+    return [baseline for baseline in declared if names is None or baseline.name in names]
+
+
+def declare_baselines(is_repeating: bool) -> list[Baseline]:
+    """Declare all baselines: counts carry the signal where repeats are allowed, elsewhere a pair counts once."""
+    counted, logged = (as_counts, as_logs) if is_repeating else (as_binary, as_binary)
+    neighbours = (2, 5, 20, 100, 400) if is_repeating else (20, 50, 100, 200, 400)
+    regularisations = (3, 10, 30, 100, 300) if is_repeating else (10, 30, 100, 300, 1000)
+    recent = partial(fit_recent_popularity, strength=counted)
+    itemknn = partial(fit_used, partial(fit_itemknn, strength=counted), NEAR_NOTHING)
+    ease = partial(fit_used, partial(fit_ease, strength=logged), 0.0)
+    personal = [
+        Baseline("personal", lambda events, _: iter([fit_personal(events)])),
+        Baseline("personal-decayed", fit_decayed_personal, "days", (15, 30, 60, 120, 240), needs_time=True),
+    ]
+    return [
+        Baseline("popularity", lambda events, _: iter([fit_popularity(events, counted)])),
+        Baseline("popularity-recent", recent, "days", (7, 14, 28, 56, 112), needs_time=True),
+        *(personal if is_repeating else []),
+        Baseline("itemknn", itemknn, "neighbours", neighbours, bytes_per_cell=36),  # 400 neighbours, thrice
+        Baseline("ease", ease, "lambda", regularisations, bytes_per_cell=20),  # five matrices
+    ]
+
+
+def fit_baselines(
+    chosen: Sequence[Baseline], train: Events, later: Events, criterion: Criterion | None, log: Log
+) -> Iterator[Fitted]:
+    """Tune each baseline on `train` and fit it with the `later` events, one after the other: none stays in memory.
+
+    Without a criterion the middle value is taken.
+    """
+    whole = train.join(later)
+    for baseline in chosen:
+        n_fits = 1 if criterion is None or baseline.parameter is None else len(baseline.values) + 1
+        log(f"{baseline.name}: {train.n_items:,} items, {train.n_users:,} users, fits: {n_fits}")
+        start = time.perf_counter()
+        record, score = _fit(baseline, train, whole, criterion)
+        yield baseline.name, record, score
+        parameter = [f"{name} {value:g}" for name, value in record.get("parameter", {}).items()]
+        outcome = record.get("skipped") or " ".join(parameter) or "no parameter"
+        log(f"{baseline.name}: {outcome}, {time.perf_counter() - start:.1f} s")
+
+
+def _fit(
+    baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None
+) -> tuple[dict[str, Any], ScoreRows | None]:
+    obstacle = _find_obstacle(baseline, whole)
+    if obstacle is not None:
+        return {"skipped": obstacle}, None
+    start = time.perf_counter()
+    validation: dict[float, float] = {}
+    best = baseline.values[len(baseline.values) // 2]
+    if baseline.parameter is not None and criterion is not None:
+        scorers = baseline.fit(train, baseline.values)
+        validation = {value: criterion(score) for value, score in zip(baseline.values, scorers, strict=True)}
+        best = max(validation, key=lambda value: validation[value])
+    (score,) = baseline.fit(whole, [best])
+    record = {
+        "parameter": {} if baseline.parameter is None else {baseline.parameter: best},
+        "validation": {f"{value:g}": quality for value, quality in validation.items()},
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+    return record, score
+
+
+def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
+    if baseline.needs_time and events.time is None:
+        return "the interactions have no times"
+    n_items = int(np.count_nonzero(events.count_items()))
+    n_cells = n_items * min(n_items, 400)
+    if baseline.name == "ease":  # in float64 of users or float32 of items
+        n_cells = min(n_items**2, 2 * events.n_users**2)
+    return TOO_LARGE if baseline.bytes_per_cell * n_cells > MEMORY_SHARE * read_free_bytes() else None
+
+
+def read_free_bytes() -> int:
+    """Return the memory this process can still get: what the machine has free, within a container's limit."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")  # of macOS, which has no estimate
+    if _MEMINFO.exists():
+        free = int(_MEMINFO.read_text().split("MemAvailable:")[1].split()[0]) * 1024
+    try:
+        limit, used = ((_CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+    except OSError:
+        return free
+    return min(free, max(int(limit) - int(used), 0)) if limit.isdecimal() else free

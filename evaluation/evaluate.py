@@ -15,11 +15,10 @@ import numpy as np
 import pandas as pd
 
 from evaluation import holdout, metrics
-from evaluation.baselines import Events
-from evaluation.holdout import HeldOut, Ids
+from evaluation.baselines import Criterion, Log, choose_baselines, fit_baselines
+from evaluation.holdout import Events, HeldOut, Ids
 from evaluation.metrics import Floats, Ints, ItemSets, Labels, Summary, Targets
 from evaluation.ranking import ScoreRows, find_owned, rank_views, view_targets
-from evaluation.tuning import Criterion, Log, choose_baselines, fit_baselines
 from serve.errors import SchemaError, name_nearest
 from serve.recommendations import Recommendations
 from serve.recommender import Recommender
@@ -153,18 +152,17 @@ def evaluate(
     baselines: Sequence[str] | None = None,
     log: Log = lambda message: None,
 ) -> dict[str, Any]:
-    """Measure a recommender and the baselines on held-out interactions.
+    """Measure a recommender, whose profiles hold all interactions but the test, and baselines: `metrics.json`.
+
+    Where test interactions have a time or context of their own, `with_context` is of a request per user and time,
+    without times per user and item, answered with its context and without.
 
     Args:
-        recommender: its profiles hold the users' histories: all interactions of `parts` but the test.
+        recommender: of the bundle.
         parts: of the data.
         seed: draws the validation users where there are more than are needed.
         baselines: names of those to be fitted; None: all of the protocol.
         log: prints a line before and after each model.
-
-    Returns:
-        The content of `metrics.json`. `with_context` is there where a test interaction has a time or context of its
-        own: a request per user and time, without times per user and item, answered with its context and without.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)

@@ -7,7 +7,7 @@ UTC seconds). B test requests.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,9 +15,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
 
-from evaluation.baselines import Events
-from evaluation.metrics import Bools, Ints, ItemSets, Targets
+from evaluation.metrics import Bools, Floats, Ints, ItemSets, Targets
+from evaluation.ranking import Scores
 from serve.clock import to_seconds
 from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError, name_nearest, say
@@ -26,6 +27,8 @@ from serve.requests import History, parse_id
 from serve.schema import DERIVED, Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"
+Strength = Callable[[Floats], Floats]
+"""Counts of (user, item) pairs -> their strengths."""
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
@@ -173,6 +176,58 @@ def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
     users = np.sort(interactions["user_id"].unique())
     drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
     return interactions[interactions["user_id"].isin(drawn)]
+
+
+@dataclass(frozen=True)
+class Events:
+    """Interactions (E,) in any order, with times in seconds or None; a pair may come many times."""
+
+    user_row: Ints
+    item_row: Ints
+    time: Ints | None
+    n_users: int
+    n_items: int
+
+    def keep(self, kept: Bools) -> Events:
+        """Keep the events of the mask `kept` (E,)."""
+        time = None if self.time is None else self.time[kept]
+        return Events(self.user_row[kept], self.item_row[kept], time, self.n_users, self.n_items)
+
+    def join(self, other: Events) -> Events:
+        """Put the events of two parts of one data set together."""
+        user_row = np.concatenate([self.user_row, other.user_row])
+        item_row = np.concatenate([self.item_row, other.item_row])
+        times = [one.time for one in (self, other) if one.time is not None]
+        time = np.concatenate(times) if len(times) == 2 else None
+        return Events(user_row, item_row, time, self.n_users, self.n_items)
+
+    def since_last(self) -> Ints:
+        """Return the seconds from each event to the last of all, (E,)."""
+        if self.time is None:
+            raise SchemaError("the interactions have no times: name their datetime column or leave this out")
+        return np.asarray(self.time.max(initial=np.iinfo(np.int64).min) - self.time)
+
+    def matrix(self, strength: Strength) -> sparse.csr_array:
+        """Return the users' strengths of each item, (U, N)."""
+        shape = (self.n_users, self.n_items)
+        counts = sparse.csr_array((np.ones(len(self.item_row)), (self.user_row, self.item_row)), shape=shape)
+        counts.sum_duplicates()
+        counts.data = strength(counts.data)
+        return counts
+
+    def popularity(self, strength: Strength) -> Scores:
+        """Return the sum of each item's strengths, scaled into [0, 1), (N,)."""
+        total = np.asarray(self.matrix(strength).sum(axis=0)).ravel()
+        return np.asarray(total / (total.max(initial=0) + 1), np.float32)
+
+    def count_items(self) -> Ints:
+        """Return the events of each item, (N,)."""
+        return np.bincount(self.item_row, minlength=self.n_items)
+
+    def owned(self) -> ItemSets:
+        """Return the distinct items of every user."""
+        matrix = self.matrix(np.ones_like)
+        return ItemSets(matrix.indices.astype(np.int64), matrix.indptr.astype(np.int64))
 
 
 @dataclass(frozen=True)

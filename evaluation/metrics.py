@@ -121,17 +121,12 @@ def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CU
 
 
 def measure_users(lists: Ints, targets: Targets, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
-    """Return every metric per user, (U,), users ascending; requests without a target are left out."""
+    """Return every metric averaged within each user, (U,), users ascending; requests need a target to count."""
     n_targets = targets.items.counts
     has_target = n_targets > 0
     values = measure_requests(hit_matrix(lists, targets)[has_target], n_targets[has_target], cutoffs)
-    return {name: average_by_user(value, targets.user[has_target]) for name, value in values.items()}
-
-
-def average_by_user(values: Floats, user: Ints) -> Floats:
-    """Average the requests' values (B,) within each user, (U,), so that a busy user counts once."""
-    _, index = np.unique(user, return_inverse=True)
-    return np.asarray(np.bincount(index, weights=values) / np.bincount(index))
+    _, user = np.unique(targets.user[has_target], return_inverse=True)
+    return {name: np.bincount(user, weights=value) / np.bincount(user) for name, value in values.items()}
 
 
 def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> dict[str, float]:

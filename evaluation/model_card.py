@@ -32,14 +32,7 @@ _NUMBER = re.compile(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?")
 
 
 def render_card(metrics: Content, data: Content, schema: Schema, facts: Facts) -> str:
-    """Write the card of a bundle that is about to be published, in Markdown.
-
-    Args:
-        metrics: as `evaluate` returns them, without durations; without `test` where nothing was held out.
-        data: the data report.
-        schema: of the bundle.
-        facts: of the bundle's manifest; its `config` has `data` as declared, `model` and `seed`.
-    """
+    """Write the card of a bundle that is about to be published, in Markdown, from its metrics and the data report."""
     return render("MODEL_CARD.md", content=metrics, data=data, schema=schema, facts=facts)
 
 
@@ -90,10 +83,7 @@ def sign(difference: Content, metric: str) -> int:
 
 
 def read_views(metrics: Content) -> list[dict[str, Any]]:
-    """Lay out the test by view: summaries of ours, of all models, and of ours minus each baseline, the best first.
-
-    Where no user has a target ours lacks the metric and the others are empty.
-    """
+    """Lay out the test by view: summaries of ours, of all models, and of ours minus each baseline, the best first."""
     views = []
     for view, ours in metrics.get("test", {}).get(MODEL, {}).items():
         metric = headline_metric(metrics["protocol"]["repeats"])

@@ -93,14 +93,9 @@ def rewrite_report(folder: Path, holdout: Path | None) -> None:
 def write_report(
     folder: Path, run: Path, content: Content, recommender: Recommender, holdout: pd.DataFrame | None
 ) -> None:
-    """Write `report.html`; until it is complete, an older one stays.
+    """Write `report.html` into a folder, of the run or of files that will come there; until then an older one stays.
 
-    Args:
-        folder: of the page: that of the run, or one whose files will come there.
-        run: folder of the run, with its `logs`.
-        content: of `metrics.json`.
-        recommender: the bundle, staged or published, with the profiles of the run.
-        holdout: interactions that were to be predicted, to mark what was right; None or empty where there are none.
+    The logs are those of the folder `run`, `content` is that of `metrics.json`, and the holdout marks what was right.
     """
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
@@ -277,10 +272,7 @@ def _describe_events(history: History, names: Any, timezone: str | None) -> list
 
 
 def name_items(recommender: Recommender) -> list[str]:
-    """Return readable names of all items of a catalogue: a text, else up to three categories, else the id.
-
-    Names that several items have get the id added.
-    """
+    """Return readable names of all items: a text, else three categories, with the id if several have it; or the id."""
     items, features = recommender.bundle.items, recommender.bundle.schema.item_features
     by_kind = {kind: [feature.column for feature in features if feature.kind == kind] for kind in ("text", "vector")}
     titles = [name for name in items.column_names if name.lower() in TITLES and name not in by_kind["vector"]]

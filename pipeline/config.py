@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
 
 from datamodules.config import DataConfig
-from evaluation.tuning import choose_baselines
+from evaluation.baselines import choose_baselines
 from models.config import ModelConfig
 from serve.errors import SchemaError
 

@@ -15,7 +15,6 @@ from evaluation.baselines import (
     DAY,
     NEAR_NOTHING,
     SHRINK,
-    Events,
     as_binary,
     as_counts,
     as_logs,
@@ -28,6 +27,7 @@ from evaluation.baselines import (
     fit_used,
     invert_regularised,
 )
+from evaluation.holdout import Events
 from evaluation.ranking import tiles, top_k
 from serve.errors import SchemaError
 

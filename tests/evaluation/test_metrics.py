@@ -13,7 +13,6 @@ from evaluation.metrics import (
     SEED,
     ItemSets,
     Targets,
-    average_by_user,
     describe_lists,
     gini,
     hit_matrix,
@@ -80,7 +79,6 @@ def test_users_count_once_however_often_they_ask():
     lists = np.array([[4, 0, 1, 2, 3], [0, 1, 2, 5, 3], [0, 1, 2, 3, 4], [0, 1, 3, 4, 5]])
     got = measure_users(lists, Targets(as_sets(wanted), np.array([9, 3, 9, 9])), (5,))
     assert got["Recall@5"].tolist() == [0.5, (1.0 + 0.0) / 2]  # users 3 and 9, the request without target left out
-    assert average_by_user(np.array([1.0, 0.0, 5.0]), np.array([8, 8, 2])).tolist() == [5.0, 0.5]
 
 
 @settings(max_examples=40, deadline=None)

@@ -8,9 +8,9 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
+import evaluation.report
 import serve.durable
 from evaluation.model_card import describe_data, environment, read_slices, read_views, render_card, sign
 from evaluation.report import main, name_items, write_report
@@ -86,7 +86,7 @@ def card(run, content=None, data=DATA, schema=None):
     return render_card(content or run.content, data, schema or run.recommender.bundle.schema, facts)
 
 
-def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages, tmp_path):
+def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages):
     text = pages[id(run)]
     page = Page(text)
     assert not {"script", "link", "img", "iframe"} & {tag for tag, _ in page.tags}
@@ -97,7 +97,6 @@ def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages, tmp_path):
     charts = [one for tag, one in page.tags if tag == "svg"]
     assert len(charts) > 5
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
-    assert render(run, tmp_path) == text
 
 
 def test_figures_are_those_of_the_metrics(run, pages):
@@ -180,7 +179,7 @@ def test_skipped_baselines_and_empty_views_are_said(shop, tmp_path):
     assert "No user has a target here" in text
     assert "EASE was not measured" in card(shop, content)
     content |= {"test": {"bascule": content["test"]["bascule"]}, "paired": {}, "baselines": {}}
-    assert "no baseline was measured" in render(shop, tmp_path, content=content)
+    assert "no baseline was measured" in WORDS.verdict(read_views(content)[0])
 
 
 def test_a_run_without_a_test_and_without_known_users_has_a_page_and_a_card(films, tmp_path):
@@ -277,6 +276,7 @@ def test_a_failing_disk_leaves_the_old_page(shop, tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
+    monkeypatch.setattr(evaluation.report, "render", lambda *_, **__: "new")
     monkeypatch.setattr(serve.durable.os, "fsync", fail)
     with pytest.raises(OSError, match="No space left"):
         render(shop, tmp_path)
@@ -284,7 +284,7 @@ def test_a_failing_disk_leaves_the_old_page(shop, tmp_path, monkeypatch):
     assert (tmp_path / "report.html").read_text() == "old"
 
 
-def test_the_command_writes_the_page_again_or_refuses_in_one_line(films, tmp_path, capsys):
+def test_the_command_writes_the_same_page_again_or_refuses_in_one_line(films, pages, tmp_path, capsys):
     write_profiles(films.folder / "profiles", films.recommender.profiles)
     (films.folder / "metrics.json").write_text(json.dumps(films.content))
     (films.folder / "config.yaml").write_text("seed: 4\n")
@@ -293,7 +293,7 @@ def test_the_command_writes_the_page_again_or_refuses_in_one_line(films, tmp_pat
     assert str(films.folder / "report.html") in capsys.readouterr().out
     text = (films.folder / "report.html").read_text(encoding="utf-8")
     assert f"python train.py --config {films.folder}/config.yaml" in text
-    assert np.all([said in text for said in ("✓", "<article>")])
+    assert re.sub("<pre>.*</pre>", "", text).split() == pages[id(films)].split()
     assert main(["--run", str(tmp_path)]) == 2
     for content in (b"{}", b"3", b'{"data":', b"\xff"):
         (tmp_path / "metrics.json").write_bytes(content)

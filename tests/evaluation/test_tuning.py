@@ -5,9 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-import evaluation.tuning
-from evaluation.baselines import Events
-from evaluation.tuning import choose_baselines, fit_baselines, read_free_bytes
+import evaluation.baselines
+from evaluation.baselines import choose_baselines, fit_baselines, read_free_bytes
+from evaluation.holdout import Events
 from serve.errors import SchemaError
 
 U, N = 13, 7
@@ -84,7 +84,7 @@ def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch
     listed = replace(TRAIN, item_row=TRAIN.item_row * 10**4, n_items=10**5)
     reason, lines = "needs more than half of the free memory", []
     for free, is_skipped in ((2 * n_bytes - 2, True), (2 * n_bytes, False)):
-        monkeypatch.setattr(evaluation.tuning, "read_free_bytes", lambda free=free: free)
+        monkeypatch.setattr(evaluation.baselines, "read_free_bytes", lambda free=free: free)
         ((_, record, score),) = fit_baselines([find(name)], listed, listed, None, lines.append)
         assert (score is None) == is_skipped == (record.get("skipped") == reason)
     assert [line.split(", ")[0] for line in lines[:2]] == [f"{name}: 100,000 items", f"{name}: {reason}"]
@@ -100,8 +100,8 @@ def test_baselines_of_time_are_skipped_without_times():
 def test_free_memory_is_that_of_the_machine_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, free):
     meminfo = tmp_path / "meminfo"
     meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\nCached: 7 kB\n")
-    monkeypatch.setattr(evaluation.tuning, "_MEMINFO", meminfo)
-    monkeypatch.setattr(evaluation.tuning, "_CGROUP", tmp_path)
+    monkeypatch.setattr(evaluation.baselines, "_MEMINFO", meminfo)
+    monkeypatch.setattr(evaluation.baselines, "_CGROUP", tmp_path)
     if limit is not None:
         (tmp_path / "memory.max").write_text(limit)
         (tmp_path / "memory.current").write_text("1300\n")
