@@ -20,14 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from serve.bundle import (
-    BUNDLE,
-    PROFILES,
-    REJECTS,
-    SCHEMA,
-    STATE,
-    STATE_FILE,
-)
+from serve.bundle import BUNDLE, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
 from serve.columns import to_arrow
 from serve.durable import (
     ERASURE_FORMAT,

@@ -200,13 +200,7 @@ class Columns:
     """The columns of N items, each read when a filter first names it; they never change."""
 
     def __init__(self, items: pa.Table, features: tuple[Feature, ...], of_bundle: Columns | None = None) -> None:
-        """Take the table of a catalogue.
-
-        Args:
-            items: N rows.
-            features: of items; a column that a `multi_categorical` feature reads has many values a cell.
-            of_bundle: as they were before items changed: texts stay texts, or true and false, for all callers.
-        """
+        """Take N items; `of_bundle`: before some changed, since texts stay texts, or flags, for all callers."""
         self._items = items
         self._features = features
         self._of_bundle = of_bundle

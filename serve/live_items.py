@@ -20,33 +20,13 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.columns import ids_to_arrow, to_arrow
+from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
-from serve.encode import (
-    Vector,
-    category_rows,
-    encode_features,
-    write_cell,
-)
+from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import (
-    IN_STOCK,
-    REPEAT_RATE,
-    UNKNOWN_ROW,
-    Catalogue,
-    ItemFacts,
-)
+from serve.index import IN_STOCK, REPEAT_RATE, UNKNOWN_ROW, Catalogue, ItemFacts
 from serve.recommender import Recommender
-from serve.requests import (
-    Id,
-    is_writable,
-    parse_id,
-    parse_label,
-    parse_number,
-    parse_value,
-    show,
-    to_plain,
-)
+from serve.requests import Id, is_writable, parse_id, parse_label, parse_number, parse_value, show, to_plain
 from serve.schema import Feature, IdType
 
 Ints = NDArray[np.int64]
@@ -107,10 +87,7 @@ class LiveItems:
             raise
 
     def rebase(self, recommender: Recommender) -> None:
-        """Apply the same changes to another bundle.
-
-        Items whose ids are of another type than its own are kept for a bundle to come, and noted.
-        """
+        """Apply the same changes to another bundle; items whose ids are of another type are kept, and noted."""
         with self._writing:
             changes, others = self._read(recommender.bundle.schema.item_id_type)
             placement = _Placement(recommender)

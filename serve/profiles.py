@@ -25,20 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from serve.columns import (
-    to_arrow,
-    to_numpy,
-    vectors_from_arrow,
-    vectors_to_arrow,
-)
+from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
 from serve.durable import sync_folder, take_lock, write_file
-from serve.encode import (
-    join_text,
-    split_cell,
-    to_numbers,
-    to_text,
-    to_vectors,
-)
+from serve.encode import join_text, split_cell, to_numbers, to_text, to_vectors
 from serve.errors import BundleError
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
@@ -79,12 +68,7 @@ class Profiles:
 
     @classmethod
     def load(cls, folder: Path, version: str | None = None) -> Profiles:
-        """Read what `write_profiles` wrote, as read-only arrays.
-
-        Args:
-            folder: of the profiles.
-            version: of the bundle that they are for; it matters while that bundle is being published.
-        """
+        """Read profiles as read-only arrays: those of a bundle's version, while that bundle is being published."""
         entries = _choose(folder, version)
         try:
             return _read_parts(folder, entries)
@@ -125,12 +109,7 @@ class Profiles:
 
 
 def feature_values(features: Iterable[Feature], columns: Mapping[str, Any]) -> dict[str, NDArray[Any]]:
-    """Turn raw columns of the users table into what `Profiles.features` holds.
-
-    Args:
-        features: the user features of the schema.
-        columns: feature column -> one raw value per user.
-    """
+    """Turn raw columns of the users table, feature column -> one value per user, into `Profiles.features`."""
     given = [feature for feature in features if feature.kind not in DERIVED]
     return {feature.name: _feature_values(feature, columns[feature.column]) for feature in given}
 
@@ -160,7 +139,7 @@ def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
     """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
     with _writing(folder):
         staged = {"version": version, **_write_parts(folder, profiles)}
-        _write_manifest(folder, _find_manifest(folder) | {_NEXT: staged})
+        _write_manifest(folder, _read_manifest(folder) | {_NEXT: staged})
 
 
 def settle_profiles(folder: Path, version: str | None) -> None:
@@ -175,10 +154,7 @@ def settle_profiles(folder: Path, version: str | None) -> None:
 
 
 def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
-    """Erase users from the files of a folder, staged ones too, and return how many of them there were.
-
-    It reads the files anew: a copy in memory may still hold users that were erased since. 7 and "7" are the same user.
-    """
+    """Erase users from the files of a folder, staged ones too, and return how many of them there were."""
     texts = set(map(str, user_ids))
     erased: set[str] = set()
     with _writing(folder):
@@ -200,7 +176,7 @@ def _writing(folder: Path) -> Iterator[None]:
         try:
             yield
         finally:
-            named = {entries[part]["file"] for entries in _all_entries(_find_manifest(folder)) for part in _PARTS}
+            named = {entries[part]["file"] for entries in _all_entries(_read_manifest(folder)) for part in _PARTS}
             unnamed = [path for pattern in _OURS for path in folder.glob(pattern) if path.name not in named]
             for path in unnamed:
                 path.unlink()
@@ -219,23 +195,18 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
     sync_folder(folder)
 
 
-def _find_manifest(folder: Path) -> Entries:
-    return _read_manifest(folder) if (folder / MANIFEST).exists() else {}
-
-
 def _read_manifest(folder: Path) -> Entries:
+    """Read the manifest, empty if there is none."""
     path = folder / MANIFEST
     try:
         manifest: Entries = json.loads(path.read_text(encoding="utf-8"))
-        is_known = manifest["format"] == FORMAT
-        entries = [entries[part] for entries in _all_entries(manifest) for part in _PARTS]
-        names = [entry["file"] for entry in entries if entry["sha256"]]
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder}: no profiles here, '{MANIFEST}' is missing") from error
+        names = [one[part]["file"] for one in _all_entries(manifest) for part in _PARTS if one[part]["sha256"]]
+        if manifest["format"] != FORMAT or not names or any(Path(name).name != name for name in names):
+            raise ValueError(f"expected files of format {FORMAT}")
+    except FileNotFoundError:
+        return {}
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path}: not a manifest of profiles: {error!r}; remove it or write it again") from error
-    if not is_known or not names or any(Path(name).name != name for name in names):
-        raise BundleError(f"{path}: not a manifest of profiles of format {FORMAT}: write the profiles again")
     return manifest
 
 
@@ -252,7 +223,7 @@ def _choose(folder: Path, version: str | None) -> Entries:
     staged = manifest.get(_NEXT, {"version": None})
     chosen = staged if version is not None and staged["version"] == version else manifest
     if _PARTS[0] not in chosen:
-        raise BundleError(f"{folder}: no profiles here but those of a bundle that is not published: train again")
+        raise BundleError(f"{folder}: no profiles here but perhaps of a bundle that is not published: train again")
     return {part: chosen[part] for part in _PARTS}
 
 

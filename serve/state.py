@@ -138,13 +138,7 @@ class StateStore:
     """The live state of a run; safe to use from many threads, and beside other processes."""
 
     def __init__(self, path: Path, runs: Sequence[Path] | None = None, retention_days: float = RETENTION_DAYS) -> None:
-        """Open the file, `DIR/state/state.db` of a run, made if need be.
-
-        Args:
-            path: of the file.
-            runs: folders whose forgotten users are heeded: nothing of theirs is kept. Default: DIR alone.
-            retention_days: how long `expire` leaves events and impressions.
-        """
+        """Open `DIR/state/state.db`, made if need be; forgotten users of `runs`, by default DIR, are heeded."""
         check_retention(retention_days, "retention_days")
         self.path = path
         self.retention_days = retention_days
@@ -159,15 +153,10 @@ class StateStore:
         return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
-        """Keep events, all or none; they are on disk when this returns.
+        """Keep events, all or none; they are on disk when this returns how many there are.
 
-        Returns:
-            How many there are now: those of forgotten users are not kept. An event that is there already, equal in
-            user, item, type, time and weight, is there once.
-
-        Raises:
-            SchemaError: a value of another type or out of range; none is kept.
-            OSError: the disk is full or fails; none is kept.
+        Those of forgotten users are not kept. An event that is there already, equal in user, item, type, time and
+        weight, is there once.
         """
         given = list(observations)
         for one in given:
@@ -194,21 +183,14 @@ class StateStore:
                     connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
 
     def recall(self, user_id: Id) -> Recalled:
-        """Return what there is of a user, of very many events the latest; nothing of a forgotten one.
-
-        Ids of items come as they were stored, in the type of the bundle of that time.
-        """
+        """Return what there is of a user, of very many events the latest; ids of items as they were stored."""
         if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
         rows = self._read(_RECALL, *_forms(user_id), _MAX_RECALLED)[::-1]
         taken = [row for row in rows if row[2] not in _UNDONE_BY]
         item_ids, times, events, weights, _ = zip(*taken, strict=True) if taken else ((), (), (), (), ())
-        history = History(
-            np.array(item_ids, dtype=np.object_),
-            np.array(times, dtype=np.int64),
-            np.array(events, dtype=np.object_),
-            np.array(weights, dtype=np.float64),  # None becomes NaN
-        )
+        texts, numbers = np.array(events, dtype=np.object_), np.array(weights, dtype=np.float64)  # None becomes NaN
+        history = History(np.array(item_ids, dtype=np.object_), np.array(times, dtype=np.int64), texts, numbers)
         return Recalled(history, _list_dismissed(rows))
 
     def is_recent(self, time: int, now: int) -> bool:
@@ -227,10 +209,7 @@ class StateStore:
     def forget(self, *user_ids: Id) -> dict[str, int]:
         """Erase users, so that no byte of them stays in the file or its log; return how many rows there were.
 
-        What arrives of them later is kept again, unless they are on the erasure list: see `serve.erasure`.
-
         Raises:
-            SchemaError: no id, such as a list of ids; nothing is erased.
             OSError: the disk is full or fails, or another process reads on and on. Call it again then.
         """
         for user_id in user_ids:
@@ -313,13 +292,7 @@ def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
 
 
 def parse_observations(raw: Any, schema: Schema, now: int) -> list[Observation]:
-    """Check a list of {user_id, item_id, event?, datetime?, weight?, request_id?}.
-
-    Args:
-        raw: as it came.
-        schema: of the bundle, for the types of ids and the time zone.
-        now: UTC seconds, the time of events that have none.
-    """
+    """Check a list of {user_id, item_id, event?, datetime?, weight?, request_id?}; `now` is the time of the others."""
     return [_parse(event, f"events[{index}]", schema, now) for index, event in enumerate(check_list(raw, "events"))]
 
 
@@ -371,15 +344,13 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
     if recalled.is_forgotten:
         history = History(ids[:0]) if request.history is None else request.history
         return replace(request, history=history, features=request.features or {})
-    dismissed = [_fit(one, ids) for one in recalled.dismissed]
+    kind = str if ids.dtype == np.object_ else int
+    dismissed = [one for one in (_fit(one, ids) for one in recalled.dismissed) if isinstance(one, kind)]
     if dismissed:
-        listed = (one for one in dismissed if isinstance(one, str) == (ids.dtype == np.object_))
-        request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *listed))))
-    if request.user_id is None or request.history is not None:
-        return request
+        request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *dismissed))))
     fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
-    kept = [place for place, one in enumerate(fitted) if isinstance(one, str) == (ids.dtype == np.object_)]
-    if not kept:
+    kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
+    if request.user_id is None or request.history is not None or not kept:
         return request
     live = replace(
         recalled.history.take(np.array(kept)), item_id=np.array([fitted[place] for place in kept], ids.dtype)

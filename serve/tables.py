@@ -101,19 +101,12 @@ def read_layout(delimiter: str | None, columns: str | None) -> RowLayout:
 def read_requests(
     path: Path, schema: Schema, layout: RowLayout = AS_OURS, check: Callable[[Request], None] | None = None
 ) -> Iterator[Request]:
-    """Read and check the requests of a file one by one.
-
-    Args:
-        path: of the file.
-        schema: of the bundle.
-        layout: of the file; its columns are the fields of a request, in CSV also features.
-        check: raises a SchemaError for a request that cannot be answered; by default each can.
+    """Read and check the requests of a file one by one; `check` may refuse one that cannot be answered.
 
     Raises:
         SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and place.
     """
-    rows = read_rows(path, layout)
-    return _parse_all(path, rows, schema, check)
+    return _parse_all(path, read_rows(path, layout), schema, check)
 
 
 def _parse_all(
@@ -133,14 +126,12 @@ def _parse_all(
 def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     """Put the cells of a CSV row into the fields of a request."""
     raw: dict[str, Any] = {}
+    sides = (("features", schema.user_features), ("context", schema.context_features))
     for name, cell in cells.items():
-        sides = {"features": schema.user_features, "context": schema.context_features}
-        found = [
-            (side, one) for side, some in sides.items() for one in some if one.name == name and one.kind not in DERIVED
-        ]
+        found = [(side, one) for side, some in sides for one in some if one.name == name and one.kind not in DERIVED]
         if len(found) != 1 and name not in ("user_id", "datetime"):
-            advice = "it does not fit in CSV or is no single feature: give JSON Lines or Parquet"
-            raise SchemaError(f"column {show(name)}: {advice}; allowed: user_id, datetime, features of users, context")
+            allowed = "allowed in CSV: user_id, datetime, single features of users and context; else give JSON Lines"
+            raise SchemaError(f"column {show(name)} cannot be read; {allowed}")
         if cell.strip():
             fields = raw.setdefault(found[0][0], {}) if found else raw
             fields[name] = _to_number(cell) if found and found[0][1].is_numeric else cell
@@ -291,13 +282,7 @@ _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
 
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
-    """Write tables of one schema below each other as CSV or Parquet, by suffix; one at a time is in memory.
-
-    Until the file is complete, `path` is as it was.
-
-    Raises:
-        SchemaError: another suffix; no table is asked for then.
-    """
+    """Write tables of one schema below each other as CSV or Parquet, by suffix; until the end, `path` is as it was."""
     write = _WRITERS.get(path.suffix.lower())
     if write is None:
         raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
@@ -336,13 +321,9 @@ def export_items(
     Args:
         recommender: of the bundle.
         rows: file of items with `item_id` and raw features; None: the catalogue.
-        folder: of the shards.
+        folder: of the shards; those that are finished stay whatever comes after them.
         overwrite: replace an export that is there.
         layout: of the file of rows.
-
-    Raises:
-        SchemaError: a row that cannot be encoded, by file and place, or a folder that holds something else. Shards
-            that are finished stay.
     """
     schema, vectors = recommender.bundle.schema, recommender.bundle.vectors
     ids = recommender.bundle.items.column(ITEM_ID)
@@ -475,14 +456,11 @@ def _count_rows(path: Path) -> int:
         return int(file.metadata.num_rows)
 
 
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
+def _lock(folder: Path) -> BinaryIO:
     try:
-        lock = take_lock(folder / _LOCK, wait=False)
+        return take_lock(folder / _LOCK, wait=False)
     except BlockingIOError as error:
         raise SchemaError(f"another export writes into {folder}: wait for it, or choose another --out") from error
-    with lock:
-        yield
 
 
 @contextmanager
@@ -492,7 +470,7 @@ def _open_folder(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> Iter
     for name in sorted(os.listdir(folder)):
         if not _OURS.fullmatch(name):
             raise SchemaError(f"{folder} holds '{name}', which is of no export: choose another --out")
-    with _locked(folder):
+    with _lock(folder):
         if overwrite:
             for path in (folder / SUCCESS, *folder.glob(_SHARDS), folder / PLAN):
                 path.unlink(missing_ok=True)
@@ -525,7 +503,7 @@ def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
     A shard is replaced in one step. Whoever is killed in between calls it again.
     """
     n_gone = 0
-    with _locked(folder):
+    with _lock(folder):
         for partial in folder.glob(f"{_SHARDS}.part"):
             partial.unlink()  # of a kill
         paths = sorted(folder.glob(_SHARDS))

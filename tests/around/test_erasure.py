@@ -3,11 +3,8 @@
 import hashlib
 import hmac
 import json
-import os
 import re
 import shutil
-import subprocess
-import sys
 import time
 from contextlib import closing
 from datetime import datetime
@@ -21,7 +18,7 @@ import pytest
 from serve import tables as export
 from serve.__main__ import main
 from serve.durable import read_erasure_list
-from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users, inherit_erasure_list
+from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
 from serve.errors import BundleError
 from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommendations import to_arrow
@@ -209,23 +206,6 @@ def test_slips_are_one_line_and_erase_nothing(template, folder, words, message, 
     assert not (run / "forgotten.json").exists()
 
 
-def test_the_command_prints_the_receipt_and_imports_nothing_of_training(folder):
-    code = (
-        "import sys\nfrom serve.__main__ import main\n"
-        f"words = ['--run', {str(folder / 'run')!r}, '--user', {SENTINEL!r}, 'u1']\n"
-        f"assert main(['forget', *words, '--exports', {str(folder / 'users')!r}]) == 0\n"
-        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env, capture_output=True, text=True)
-    receipt = json.loads(done.stdout)
-    assert (done.stderr, len(receipt["forgotten"])) == ("", 2)
-    assert receipt["erased"]["profiles"] == 2
-    assert receipt["erased"]["events"] == 19
-    assert receipt["erased"]["exports"] == {str(folder / "users"): 2}
-    assert find(folder, SENTINEL) == []
-
-
 def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(folder):
     run = folder / "run"
     profiles = make_profiles(SHOP, users_of(SHOP, SENTINEL))
@@ -251,22 +231,6 @@ def test_users_are_told_by_keyed_hashes_alone(tmp_path):
     tombstones = read_erasure_list(tmp_path)
     assert [tombstones.holds(one) for one in ("anna", 7, "7", "Anna", "07", 8, "")] == [True] * 3 + [False] * 4
     assert len(tombstones) == 2
-
-
-def test_a_run_takes_over_those_of_the_run_before_it_and_of_the_one_before_that(tmp_path):
-    runs = [tmp_path / name for name in ("first", "second", "third")]
-    for run, user_id in zip(runs, ("anna", "ben", "carl"), strict=True):
-        run.mkdir()
-        add_to_erasure_list(run, [user_id])
-    inherit_erasure_list(runs[1], runs[0] / "bundle")
-    for _ in range(2):  # twice changes nothing
-        inherited = inherit_erasure_list(runs[2], runs[1] / "bundle")
-        assert [inherited.holds(one) for one in ("anna", "ben", "carl", "dora")] == [True, True, True, False]
-        assert len(inherited) == 3
-        assert read_erasure_list(runs[2]).sets == inherited.sets
-    add_to_erasure_list(runs[2], ["dora"])
-    assert len(read_erasure_list(runs[2])) == 4
-    assert len(read_erasure_list(runs[0])) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 import csv
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,7 +15,7 @@ from serve import tables as export
 from serve.__main__ import main
 from serve.bundle import Bundle
 from serve.durable import take_lock, write_file
-from serve.errors import BundleError, SchemaError
+from serve.errors import SchemaError
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.tables import erase_from_export
@@ -218,39 +217,3 @@ def test_two_exports_do_not_write_into_one_folder(bundles, tmp_path):
         pytest.raises(SchemaError, match="another export writes into"),
     ):
         export.export_items(Recommender.load(bundles["shop"]), None, tmp_path / "out", False)
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1", b"no Parquet at all"])
-def test_a_damaged_shard_is_named(bundles, tmp_path, content, capsys):
-    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
-    run(bundles["shop"], "user", out, "--rows", path)
-    damaged = out / "part-00001.parquet"
-    damaged.write_bytes(content)
-    with pytest.raises(BundleError, match=rf"{damaged} is damaged: .*; remove it"):
-        erase_from_export(out, ["x4"])
-    (out / "_SUCCESS").unlink()
-    capsys.readouterr()
-    assert run(bundles["shop"], "user", out, "--rows", path) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert f"{damaged} is damaged" in line
-    damaged.unlink()
-    (out / "part-00000.parquet").unlink()  # which has lost x4
-    assert run(bundles["shop"], "user", out, "--rows", path) == 0
-    assert read(out, "user")[0] == [f"x{row}" for row in range(8)]
-
-
-def test_export_imports_nothing_of_training(bundles, tmp_path):
-    rows = write_rows(tmp_path / "items.parquet", shop_rows(9))
-    requests = write_rows(tmp_path / "r.parquet", [{"user_id": "u1", "datetime": 1_500_000_000}])
-    code = (
-        "import sys\nfrom serve.__main__ import main\n"
-        f"start = ['export', '--bundle', {str(bundles['shop'])!r}, '--out']\n"
-        f"out = {str(tmp_path)!r}\n"
-        "for number, words in enumerate((['--side', 'item'], ['--side', 'user'], "
-        f"['--side', 'item', '--rows', {str(rows)!r}], ['--side', 'user', '--rows', {str(requests)!r}])):\n"
-        "    assert main([*start, f'{out}/{number}', *words]) == 0\n"
-        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)\n"
-    )
-    env = {**os.environ, "PYTHONPATH": "."}
-    done = subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=env, capture_output=True, text=True)
-    assert done.stderr == ""  # no bar where nobody looks

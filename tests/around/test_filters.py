@@ -15,15 +15,13 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.filters import Columns, parse_where
 from serve.live_items import LiveItems
-from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Filters, Request, parse_filters
 from serve.schema import Feature
 from serve.tables import join_filters
 from tests.around.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
-from tests.linear_profiles import known_users, requests_of
-from tests.linear_reference import naive_list, naive_scores
+from tests.linear_profiles import known_users
 
 TABLE = pa.table(
     {
@@ -185,17 +183,6 @@ def test_any_text_is_an_expression_or_a_fault(text):
         parse_where(text)
 
 
-def test_what_lies_beneath_a_missing_value_does_not_matter():
-    is_known = np.array([False, True])
-    values = {"flag": np.array([True, True]), "price": np.array([7.0, 7.0]), "n": np.array([7, 7])}
-    columns = Columns(pa.table({name: to_arrow(cells, is_known) for name, cells in values.items()}), ())
-    for text in ("flag", "flag = true", "flag != false", "flag in [true]", "flag not in [false]"):
-        assert columns.admit(text).tolist() == [False, True], text
-    for name in ("price", "n"):
-        for test in ("= 7", "!= 3", "in [7]", "not in [3]", ">= 7"):
-            assert columns.admit(f"{name} {test}").tolist() == [False, True], (name, test)
-
-
 OPERATORS = {"=": "eq", "!=": "ne", "<": "lt", "<=": "le", ">": "gt", ">=": "ge"}
 
 
@@ -211,23 +198,6 @@ def test_integers_are_compared_exactly(values, sign, number):
     assert Columns(table, ()).admit(f"n {sign} {number!r}").tolist() == expected
     among = Columns(table, ()).admit(f"n in [{number!r}, 1]").tolist()
     assert among == [value is not None and value in (number, 1) for value in values]
-
-
-def test_whole_numbers_are_among_those_that_are_whole_and_none_other():
-    table = pa.table({"n": pa.array([20, 21, 2**63 - 1, None]), "u": pa.array([2**64 - 1, 3, 2**63, 0], pa.uint64())})
-    table = table.append_column("least", pa.array([-(2**63), 0, 2**63 - 1, None]))
-    columns = Columns(table, ())
-    for text, expected in (
-        ("n in [20.5]", []),
-        ("n in [20.0, 21.5]", [0]),
-        (f"n in [{2**63}, {2**63 - 1}]", [2]),
-        (f"n not in [{2**63}, 20]", [1, 2]),
-        (f"least in [{-(2**63)}, {-(2**63) - 1}]", [0]),
-        ("u > 4", [0, 2]),
-        ("u >= 20 or u <= 20", [0, 1, 2, 3]),
-        ("n >= 20 or n = 21", [0, 1, 2]),
-    ):
-        assert np.flatnonzero(columns.admit(text)).tolist() == expected, text
 
 
 ROWS = st.lists(st.integers(0, N - 1), max_size=12)
@@ -300,37 +270,6 @@ def check_against_a_walk(recommenders, data):
 @given(data=st.data())
 def test_filtered_lists_are_those_of_a_walk_down_the_whole_ranking(recommenders, data):
     check_against_a_walk(recommenders, data)
-
-
-@pytest.mark.parametrize("world", WORLDS)
-@pytest.mark.parametrize("filter_viewed", [True, False])
-def test_filtered_answers_are_those_of_naive_scores(recommenders, world, filter_viewed):
-    schema, ids = WORLDS[world], item_ids(WORLDS[world])
-    filters = {"where": "price <= 5 or genres = 'drama'"}
-    requests = [request | {"filters": filters} for request in requests_of(schema)]
-    items = read_items(schema)
-    admitted = {
-        row for row, item in enumerate(items) if (item["price"] or 9) <= 5 or "drama" in item["genres"] or row == 0
-    }
-    for request, answer in zip(requests, recommenders[world].recommend(requests, 4, filter_viewed), strict=True):
-        _, scores, owned = naive_scores(schema, 3, known_users(schema), request)
-        rows = admitted - {ids.index(item_id) for item_id in request.get("exclude", [])}
-        expected = naive_list(scores, rows - owned if filter_viewed else rows, 4)
-        assert [ids.index(item_id) for item_id in answer.item_id] == expected
-
-
-def test_requests_with_and_without_filters_share_a_batch(recommenders):
-    bare = requests_of(SHOP)
-    mixed = [
-        request | ({"filters": {"where": "fresh"}} if place % 3 == 0 else {}) for place, request in enumerate(bare)
-    ]
-    alone, together = recommenders["shop"].recommend(bare, 5), recommenders["shop"].recommend(mixed, 5)
-    fresh = {item["item_id"] for item in read_items(SHOP) if item["fresh"]}
-    for place in range(len(bare)):
-        if place % 3:
-            assert together.of(place).item_id.tolist() == alone.of(place).item_id.tolist()
-        else:
-            assert set(together.of(place).item_id) <= fresh
 
 
 def test_an_item_of_many_genres_counts_for_each_and_one_of_none_for_none(recommenders):

@@ -156,23 +156,6 @@ def test_an_item_of_the_bundle_changes_its_columns_and_keeps_its_vector(shop):
     assert after.score.tolist() == before.score.tolist()
 
 
-def test_a_new_item_is_in_stock_where_the_bundle_says_so_in_texts(bundles, tmp_path):
-    """A CSV file of items has no other way to say it."""
-    sold_out = item_ids(SHOP)[1]
-    stock = pa.array(["False" if item_id == sold_out else "True" for item_id in item_ids(SHOP)])
-    bundle = replace(bundles["shop"], items=bundles["shop"].items.append_column("in_stock", stock))
-    with closing(LiveItems(tmp_path / "items.db", Recommender(bundle))) as live:
-        live.put("milk", MILK)
-        live.put("cheese", MILK | {"in_stock": False})
-        live.put("bread", MILK | {"in_stock": None})
-
-        def admit(where):
-            return set(live.recommender.recommend([{"filters": {"where": where}}], N + 3, filter_viewed=False).item_id)
-
-        assert admit("in_stock") == {*item_ids(SHOP), "milk"} - {sold_out}
-        assert admit("in_stock = false") == {sold_out, "cheese"}
-
-
 def test_a_removed_item_starts_anew(shop):
     first = item_ids(SHOP)[0]
     for item_id in ("milk", first):
@@ -209,29 +192,6 @@ def test_a_new_bundle_gets_the_same_changes(shop, bundles):
     listed = shop.recommender.recommend([{}], N + 5).item_id
     assert {"milk", "cheese"} <= set(listed)
     assert not {first, second, "someday"} & set(listed)
-
-
-def number_brands(bundle: Bundle) -> Bundle:
-    """Let the brands of a bundle be numbers, and its items have no titles."""
-    items = bundle.items.drop_columns(["title"])
-    place = items.column_names.index("brand")
-    return replace(bundle, items=items.set_column(place, "brand", pa.array(np.arange(N))))
-
-
-def test_values_that_a_new_bundle_cannot_read_are_left_out_and_told(shop, bundles):
-    shop.put("milk", MILK)
-    shop.put("fizz", {"brand": "x"})
-    shop.rebase(Recommender(number_brands(bundles["shop"])))
-    assert lists(shop, "milk")
-    assert not lists(shop, "fizz")
-    assert shop.notes == [
-        "live items: a value of column 'brand' (str) does not fit the bundle: it is not read (2 times)",
-        "live items: a value of column 'title' (str) does not fit the bundle: it is not read (1 times)",
-        "live items: nothing that the bundle reads says what an item is: it is not listed (1 times)",
-    ]
-    shop.rebase(Recommender(bundles["shop"]))
-    assert shop.notes == []
-    assert lists(shop, "fizz")
 
 
 def test_profiles_know_items_that_come_later(recommenders, shop):
@@ -278,25 +238,6 @@ def test_what_does_not_fit_is_refused_by_name(shop, item_id, columns, message):
         shop.put_many({"cheese": MILK, item_id: columns})
     assert shop.recommender is before
     assert not lists(shop, "cheese")
-
-
-def test_what_the_disk_refuses_changes_nothing(shop):
-    shop.put("milk", MILK)
-    before = shop.recommender
-
-    shop._database.execute("PRAGMA query_only = ON")
-    for change in (lambda: shop.put("cheese", MILK), lambda: shop.remove("milk")):
-        with pytest.raises(OSError, match=r"items\.db"):
-            change()
-    shop._database.execute("PRAGMA query_only = OFF")
-    assert shop.recommender is before
-    shop.put("milk", {"price": 2})
-    shop.put("bread", MILK)
-    vectors = shop.recommender.catalogue.vectors[N:]
-    expected = [MILK | {"price": 2}, MILK]
-    np.testing.assert_allclose(vectors, [naive_item(SEED, item) for item in expected], rtol=1e-4, atol=1e-4)
-    assert lists(shop, "milk")
-    assert lists(shop, "bread")
 
 
 def test_a_recommender_that_was_taken_never_changes(shop):

@@ -9,7 +9,6 @@ import pytest
 
 from serve.bundle import Bundle
 from serve.erasure import add_to_erasure_list
-from serve.errors import SchemaError
 from serve.profiles import Profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
@@ -38,22 +37,6 @@ def recommenders(tmp_path_factory):
 def store(tmp_path):
     with closing(StateStore(tmp_path / "state" / "state.db")) as opened:
         yield opened
-
-
-def test_the_user_of_a_request_made_by_hand_may_be_a_text_for_an_integer(recommenders, store):
-    recommender, ids = recommenders["films"], item_ids(FILMS)
-    for user in [*known_users(FILMS), 99]:
-        store.observe(user, ids[5], None, UNTIL)
-        asked = [Request(user), Request(str(user)), Request(np.int64(user))]
-        completed = [complete(one, recommender.profiles, store) for one in asked]
-        assert len({one.user_id for one in completed}) == 1
-        expected, *answers = recommender.recommend([*asked, *completed], 4)
-        for answer, same in zip(answers, [expected, expected, *[answers[2]] * 3], strict=True):
-            assert type(answer.user_id) is int
-            assert (answer.user_id, answer.item_id.tolist()) == (user, same.item_id.tolist())
-    stranger = complete(Request("none"), recommender.profiles, store)
-    with pytest.raises(SchemaError, match="user_id is 'none'"):
-        recommender.recommend([stranger])
 
 
 def draw_events(schema, seed):

@@ -10,7 +10,6 @@ import pytest
 from serve.errors import BundleError
 from serve.profiles import (
     History,
-    Profile,
     Profiles,
     erase_users,
     feature_values,
@@ -70,34 +69,12 @@ def assert_same(left: Profiles, right: Profiles):
         assert values.tolist() == right.history.columns()[name].tolist()
 
 
-def test_raw_values_become_texts_and_numbers():
-    features = feature_values(FEATURES, COLUMNS)
-    assert list(features) == ["age", "gender", "user_id"]
-    np.testing.assert_array_equal(features["age"], [1.5, np.nan, 4, np.nan, 5])
-    assert features["gender"].tolist() == ["f", None, "7", "m", None]
-    assert features["user_id"].tolist() == ["a|b", "c|a", None, None, "x"]
-
-
 @pytest.mark.parametrize("user_ids", [("u0", "u1", "é", "007", "a b"), (5, -3, 2**60, 0, 7)])
 @pytest.mark.parametrize("item_ids", [None, ["a", "b", "a", "é", "", "007", "a", "b", "c", "d", "a"]])
 def test_round_trip(tmp_path, user_ids, item_ids):
     profiles = make(user_ids, item_ids)
     write_profiles(tmp_path / "profiles", profiles)
     assert_same(Profiles.load(tmp_path / "profiles"), profiles)
-
-
-def test_get():
-    profiles = make()
-    profile = profiles.get("007")
-    assert isinstance(profile, Profile)
-    assert profile.features == {"age": None, "gender": "m", "user_id": None}
-    assert profile.history.item_id.tolist() == [row * 2**55 for row in range(4, 9)]
-    assert profile.history.event.tolist() == [None, "buy", "view", None, "buy"]
-    assert profile.history.item_id.base is not None
-    assert profiles.get("u0").features == {"age": 1.5, "gender": "f", "user_id": "a|b"}
-    assert len(profiles.get("u1").history) == 0
-    assert profiles.get("7") is None
-    assert len(profiles) == 5
 
 
 def test_erased_users_are_in_no_file(tmp_path):

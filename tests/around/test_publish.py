@@ -12,12 +12,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
 import pytest
 
 from serve import durable
-from serve.bundle import Bundle, write_items
+from serve.bundle import Bundle
 from serve.errors import BundleError
 from serve.index import write_index
 from serve.profiles import stage_profiles
@@ -26,7 +24,7 @@ from serve.versions import Stage, publish
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
 from tests.linear_profiles import make_profiles
-from tests.tiny_bundle import FACTS, METRICS, complete_stage, publish_tiny, write_stage
+from tests.tiny_bundle import FACTS, METRICS, complete_stage, publish_tiny
 
 
 def names(folder: Path) -> list[str]:
@@ -66,13 +64,6 @@ def test_what_lies_beside_a_stage_comes_with_its_bundle(tmp_path):
             bundle = publish(ready, overwrite=True)
         assert (tmp_path / "metrics.json").read_text() == bundle.manifest.version == ready.version
         assert names(tmp_path) == [".lock", "bundle", "metrics.json"]
-
-
-def test_an_abandoned_stage_leaves_nothing(tmp_path):
-    with Stage.open(tmp_path) as stage:
-        write_stage(stage.path, 1)
-        assert stage.path.name.startswith(".bundle-")
-    assert names(tmp_path) == [".lock"]
 
 
 def test_a_bundle_is_replaced_only_when_asked(tmp_path):
@@ -194,18 +185,3 @@ def test_a_reader_finds_bundle_and_profiles_of_one_run_while_others_are_publishe
     is_done.set()
     reader.join()
     assert seen == {(1, "u1"), (2, "u2")}
-
-
-@pytest.mark.parametrize(
-    "write",
-    [
-        lambda path: durable.write_file(path, b"x" * 1000),
-        lambda path: write_items(pa.table({"item_id": np.arange(1000)}), path),
-        lambda path: write_index(path, np.ones((50, 7), np.float32)),
-    ],
-    ids=["write_file", "write_items", "index"],
-)
-def test_a_full_disk_is_named_with_the_file(tmp_path, write):
-    with full_disk(), pytest.raises(OSError, match=rf"File too large: '{tmp_path}/part'"):
-        write(tmp_path / "part")
-    assert not (tmp_path / "part.part").exists()

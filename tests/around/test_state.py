@@ -8,7 +8,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
@@ -109,18 +108,6 @@ def test_answers_forgotten_users_and_limits_are_checked_too(store, path):
     assert store.forget(np.int64(7))["events"] == 1
 
 
-def test_numbers_of_numpy_are_numbers(store, path):
-    user_id, *item_ids = np.array([7, 31, 12])
-    store.log_impressions([answer_of(user_id, time=np.int64(NOW), items=np.array(item_ids))])
-    assert store.observe(user_id, item_ids[1], "view", np.int64(NOW + 5), np.float32(0.5))
-    assert store.observe(7, 12, "view", NOW + 5, 0.5)
-    assert items_of(store, 7) == [12]
-    rows = query(path, "SELECT user_id, datetime, item_id, event_datetime FROM feedback ORDER BY position")
-    assert rows == [(7, NOW, 31, None), (7, NOW, 12, NOW + 5)]
-    assert store.forget(7) == {"events": 1, "impressions": 2}
-    assert query(path, "SELECT count(*) FROM events") == [(0,)]
-
-
 @pytest.mark.parametrize("forms", [(7, "7"), (-7, "-7"), (2**63 - 1, str(2**63 - 1))])
 def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
     events = [(forms[n % 3 % 2], n % 5, "dismiss" if n == 4 else "view", NOW + n * 7 % 4) for n in range(17)]
@@ -133,15 +120,6 @@ def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
     for user_id in forms:
         assert items_of(store, user_id) == [item_id for _, item_id, _, _ in expected]
         assert store.recall(user_id).dismissed == (4,)
-
-
-def test_an_event_that_is_sent_again_is_there_once(store):
-    events = [Observation("u", "a", None, NOW), Observation("u", "a", None, NOW, 1.0), Observation("u", "a", "x", NOW)]
-    events += [Observation("u", "a", None, NOW + 1), Observation("u", "b", None, NOW), Observation("v", "a", None, NOW)]
-    for _ in range(2):
-        assert store.observe_many([*events, *events]) == 12
-    assert len(store.recall("u").history) == 5
-    assert len(store.recall("v").history) == 1
 
 
 def test_events_are_kept_all_or_none(store):
@@ -306,17 +284,6 @@ def test_what_still_arrives_of_a_forgotten_user_is_not_kept(store, path, tmp_pat
     assert not store.recall("u").is_forgotten
 
 
-@pytest.mark.parametrize("content", [b"not a database at all" * 60, b""])
-def test_a_file_that_is_no_database_is_refused_unless_empty(path, content):
-    path.parent.mkdir()
-    path.write_bytes(content)
-    if content:
-        with pytest.raises(BundleError, match=r"state\.db is no database: move it away"):
-            StateStore(path)
-    else:
-        StateStore(path).close()
-
-
 def test_a_database_of_others_is_refused_and_left_as_it_is(path):
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
@@ -327,13 +294,6 @@ def test_a_database_of_others_is_refused_and_left_as_it_is(path):
         StateStore(path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == ["state.db"]
-
-
-@pytest.mark.parametrize("others", [[], events_of(3, "7")], ids=["one form", "both forms"])
-def test_of_very_many_events_the_latest_are_recalled(store, others):
-    store.observe_many([*others, *events_of(10_003, 7)])
-    history = store.recall("7").history
-    assert history.item_id.tolist() == [f"i{n}" for n in range(3, 10_003)]
 
 
 def test_what_arrived_last_says_whether_an_item_is_dismissed_whatever_the_clocks_of_its_senders_say(path):
@@ -482,19 +442,3 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
     assert store.written == [list_of(3)]
     assert "77123" not in caplog.text
     assert "2 impressions could not be written" in caplog.text
-
-
-def test_while_another_process_keeps_the_file_nothing_is_lost(caplog):
-    store = Store(*[OSError(errno.EBUSY, "database is locked")] * 3)
-    log = ImpressionLog(store)
-    log.add([list_of(1), list_of(2)])
-    store.gate.set()
-    while store.faults:
-        log.add([list_of(3)])
-        time.sleep(0.05)
-    log.close()
-    n_later = len(store.written) - 2
-    assert store.written == [list_of(1), list_of(2), *[list_of(3)] * n_later]
-    assert n_later > 0
-    assert log.n_lost == 0
-    assert not caplog.records

@@ -3,7 +3,7 @@
 import csv
 import gzip
 import json
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pyarrow as pa
@@ -155,19 +155,6 @@ def nested_table() -> pa.Table:
             "datetime": pa.array([datetime(2024, 1, 1, 13), None, None], pa.timestamp("ms")),
         }
     )
-
-
-@pytest.mark.parametrize("list_of", [pa.list_, pa.large_list])
-@pytest.mark.parametrize(("unit", "zone"), [("s", "UTC"), ("ms", None), ("ns", "Europe/Berlin")])
-def test_times_in_parquet_are_read_within_lists_too(tmp_path, list_of, unit, zone):
-    time = pa.timestamp(unit, zone)
-    given = datetime(2024, 1, 1, 12, tzinfo=UTC) if zone else datetime(2024, 1, 1, 13)  # the schema's zone is Berlin
-    events = pa.array(
-        [[{"item_id": 11, "datetime": given}]], list_of(pa.struct([("item_id", pa.int64()), ("datetime", time)]))
-    )
-    pq.write_table(pa.table({"history": events, "datetime": pa.array([given], time)}), tmp_path / "r.parquet")
-    (request,) = read_requests(tmp_path / "r.parquet", SCHEMA)
-    assert (request.datetime, request.history.datetime.tolist()) == (NOON, [NOON])
 
 
 def test_parquet(tmp_path):

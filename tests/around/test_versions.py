@@ -14,11 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from serve import bundle as bundles
 from serve.errors import BundleError
 from serve.profiles import write_profiles
 from serve.versions import (
-    BundleSource,
     Registry,
     RegistrySource,
     Stage,
@@ -130,24 +128,6 @@ def test_the_latest_versions_stay_and_those_that_are_served_or_gone_back_to(regi
     assert names(registry.path) == {".lock", "CURRENT", "HISTORY", versions[1], versions[3], versions[4]}
 
 
-def test_a_version_that_answers_differently_here_is_neither_published_nor_activated(
-    registry, published, versions, monkeypatch
-):
-    for seed in (1, 2):
-        publish_version(registry, published[seed], keep=3, is_activated=True)
-    before = names(registry.path)
-    monkeypatch.setattr(bundles, "TOLERANCE", -1.0)  # nothing is within it
-    for change in (
-        lambda: publish_version(registry, published[3], keep=1),
-        lambda: activate(registry, versions[1]),
-        lambda: rollback(registry),
-    ):
-        with pytest.raises(BundleError, match="it answers differently here"):
-            change()
-    assert names(registry.path) == before
-    assert registry.current() == versions[2]
-
-
 @pytest.mark.parametrize(
     "name", ["..", "../bundle", "/etc", "", "CURRENT", "0123456789AB", "0123456789ab\n", "0" * 300]
 )
@@ -254,32 +234,6 @@ def test_a_pointer_that_names_no_version_is_refused(served, content):
         source.load()
     assert str(served.path.parent) not in source.explain(caught.value)
     assert served.find_current() is None
-
-
-def test_a_bundle_and_a_registry_are_served_with_the_profiles_beside(served, published, versions):
-    snapshot, reason = RegistrySource(served).start()
-    assert (snapshot.version, snapshot.folder, reason) == (versions[2], served.path / versions[2], None)
-    assert len(snapshot.recommender.profiles) == len(known_users(SHOP))
-    bare, named = BundleSource(published[2]), BundleSource(published[2], served.path / "profiles")
-    assert len(bare.load().recommender.profiles) == 0
-    assert ask(named.load()) == ask(snapshot) != ask(bare.load())
-
-
-def test_no_reason_holds_a_path_or_a_value(served, published, tmp_path):
-    shutil.copytree(published[1], tmp_path / "somewhere" / "bundle")
-    for source in (RegistrySource(served), BundleSource(tmp_path / "somewhere" / "bundle", served.path / "profiles")):
-        for content in ("{", "[]"):
-            (served.path / "profiles" / "manifest.json").write_text(content)
-            with pytest.raises(BundleError) as caught:
-                source.load()
-            reason = source.explain(caught.value)
-            assert "manifest.json: not a manifest of profiles" in reason
-            assert str(tmp_path) not in reason
-        assert (
-            source.explain(OSError(13, "Permission denied", "/home/x/items.faiss")) == "items.faiss: Permission denied"
-        )
-        assert "memory" in source.explain(MemoryError())
-        assert "secret" not in source.explain(bundles.SchemaError("feature 'income': 'secret' is no number"))
 
 
 def test_the_list_shows_what_is_current_when_it_came_and_how_good_it_is(registry, published, versions, tmp_path):
