@@ -142,7 +142,7 @@ def _fit_content(towers: Towers, taste: Tensor, rows: Tensor, generator: torch.G
     epochs = max(EPOCHS, math.ceil(MIN_STEPS / max(n_batches, 1)))
     optimizer = torch.optim.Adam(content.parameters(), lr=LEARNING_RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max(epochs * n_batches, 1))
-    for _ in range(epochs):
+    for _ in range(epochs if len(rows) else 0):
         for batch in torch.split(rows[torch.randperm(len(rows), generator=generator)], BATCH):  # (b,)
             placed = towers.item_tower.normalise(content(towers.item_codes[batch], towers.item_values[batch]))  # (b, D)
             optimizer.zero_grad()
@@ -263,27 +263,22 @@ class Contest:
 
 def find_level(contests: Sequence[Contest], fair_share: float, low: float, high: float) -> float:
     """Find the popularity with which new items, placed with none, take a share of all slots."""
-
-    def count(level: float) -> int:
-        return sum(contest.count_slots(contest.scores + level * contest.popularity_weight) for contest in contests)
-
-    return _bisect(count, fair_share * sum(contest.others.numel() for contest in contests), low, high)
+    return _bisect(contests, lambda one, level: one.scores + level * one.popularity_weight, fair_share, low, high)
 
 
 def find_length(contests: Sequence[Contest], fair_share: float) -> float:
     """Find the factor of their vectors with which new items take a share of all slots."""
-
-    def count(length: float) -> int:
-        return sum(contest.count_slots(contest.scores * length) for contest in contests)
-
-    return _bisect(count, fair_share * sum(contest.others.numel() for contest in contests), MIN_LENGTH, MAX_LENGTH)
+    return _bisect(contests, lambda one, length: one.scores * length, fair_share, MIN_LENGTH, MAX_LENGTH)
 
 
-def _bisect(count: Callable[[float], int], wanted: float, low: float, high: float) -> float:
-    """Find where a count that rises reaches what is wanted, `high` if it does not."""
+def _bisect(
+    contests: Sequence[Contest], rescore: Callable[[Contest, float], Tensor], share: float, low: float, high: float
+) -> float:
+    """Find the value from which on new items, scored anew by it, take a share of all slots; `high` if none does."""
+    wanted = share * sum(contest.others.numel() for contest in contests)
     for _ in range(BISECTIONS):
         middle = (low + high) / 2
-        if count(middle) < wanted:
+        if sum(contest.count_slots(rescore(contest, middle)) for contest in contests) < wanted:
             low = middle
         else:
             high = middle

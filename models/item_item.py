@@ -26,6 +26,8 @@ MAX_INVERTED = 16_000
 """Items of a matrix that is inverted, the most popular ones; the others get no weights from it."""
 CHUNK = 2**24
 """Entries of a matrix that are dense at once."""
+MAX_SPARSE = 0.02
+"""Share of entries up to which a product with a sparse matrix is the faster one."""
 MIN_EVENT_WEIGHT = 0.02
 """Events of a history that weigh less are left out of the regression."""
 FILTER_WEIGHT = 0.3
@@ -84,7 +86,9 @@ def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float
     together, following = _count_pairs(interactions, place[interactions.item], len(items), decay, reach)  # (n, n) both
     inverse = invert_regularised(together, ridge)  # (n, n)
     del together
-    return keep_largest(inverse @ following, items, interactions.n_items, top_k)
+    is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
+    weights = np.ascontiguousarray(inverse @ (following if is_sparse else following.toarray()))  # (n, n)
+    return keep_largest(weights, items, interactions.n_items, top_k)
 
 
 def gf_cf(interactions: Interactions, top_k: int, n_factors: int, seed: int) -> sp.csr_array:
@@ -185,22 +189,18 @@ def _count_pairs(interactions: Interactions, place: Ints, n: int, decay: float, 
         weights: Floats = math.exp(-decay * distance) * (1 - shrink**n_histories) / (1 - shrink)
         return weights
 
-    together, following = np.zeros((n, n), np.float32), np.zeros((n, n), np.float32)
+    def sum_pairs(earlier: Ints, later: Ints, weights: Floats) -> sp.csr_array:
+        pairs = place[earlier], place[later]  # (l,) both
+        return sp.coo_array((weights.astype(np.float32), pairs), (n, n)).tocsr()  # sums what comes several times
+
+    inside = np.flatnonzero(place >= 0)  # (l,)
+    together = sum_pairs(inside, inside, histories(0, inside))
+    following = sp.csr_array((n, n), dtype=np.float32)
     for distance in range(1, reach + 1):
         later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
         later = later[(place[later] >= 0) & (place[later - distance] >= 0)]
-        pairs = place[later - distance], place[later]  # (l,) both
-        _add(together, pairs, histories(distance, later))
-        _add(following, pairs, math.exp(-decay * (distance - 1)) * interactions.is_target[later])
-    together += together.T
-    inside = np.flatnonzero(place >= 0)
-    together[np.diag_indices(n)] += np.bincount(place[inside], histories(0, inside), n)
-    return together, following
-
-
-def _add(summed: Floats, pairs: tuple[Ints, Ints], weights: Floats) -> None:
-    """Add weights to entries of a matrix that may come several times."""
-    part = sp.coo_array((weights.astype(np.float32), pairs), summed.shape).tocsr()
-    part.sum_duplicates()
-    rows = np.repeat(np.arange(len(summed)), np.diff(part.indptr))
-    summed[rows, part.indices] += part.data
+        both = sum_pairs(later - distance, later, histories(distance, later))
+        together = together + both + both.T
+        weights = math.exp(-decay * (distance - 1)) * interactions.is_target[later]  # (l,)
+        following = following + sum_pairs(later - distance, later, weights)
+    return together.toarray(), following

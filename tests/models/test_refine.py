@@ -22,7 +22,6 @@ from models.refine import (
     choose,
     list_estimators,
     mean_of_views,
-    usual_alphas,
 )
 from serve.index import Neighbours
 from tests.models.tiny_towers import make_towers, one_thread
@@ -99,24 +98,25 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     found = choose(towers, data, TOP_K, SEED)
     apply(found, towers, data, TOP_K, SEED)
     with torch.no_grad():
-        added = {"all": sp.csr_array((towers.neighbours.weights, towers.neighbours.rows, towers.neighbours.offsets))}
-        added["all"].resize(N, N)
-        ranked = refine.Validation(towers, data.validation_batches).rank(added, found.decay, [{"all": 1.0}])
+        neighbours = towers.neighbours
+        matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
+        ranked = refine.Validation(towers, data.validation_batches).rank({"all": matrix}, found.decay, [{"all": 1.0}])
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
 
 def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_not(side, monkeypatch):
     towers, data = side
-    names = next(iter(list_estimators(data, TOP_K, SEED).values()))
     wanted = np.zeros((N, N), np.float32)
     for batch in data.validation_batches:
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
-    known, noise = names
-    planted = {known: lambda _: sp.csr_array(wanted), noise: lambda _: draw_weights(1)}
-    monkeypatch.setattr(refine, "list_estimators", lambda *_: {0.0: planted})
+    planted = {"known": lambda _: sp.csr_array(wanted), "noise": lambda _: draw_weights(1)}
+    for usual in (refine.USUAL_IN_ORDER, refine.USUAL_IN_SETS):
+        monkeypatch.setitem(usual, "known", 0.05)
+        monkeypatch.setitem(usual, "noise", 0.05)
+    monkeypatch.setattr(refine, "list_estimators", lambda *_: (planted, 0.0))
     found = choose(towers, data, TOP_K, SEED)
-    assert found.alphas[known] >= 0.2 > found.alphas[noise]
+    assert found.alphas["known"] >= 0.2 >= found.alphas["noise"]
     assert found.ndcg > 1.2 * found.ndcg_before
 
 
@@ -125,11 +125,12 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     data.validation_batches = []
     found = choose(towers, data, TOP_K, SEED)
     assert found.ndcg is None
-    assert found.alphas == {name: usual_alphas(data)[name] for name in found.alphas}
+    assert all(found.alphas.values())
+    assert set(found.alphas) == set(list_estimators(data, TOP_K, SEED)[0])
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
     apply(found, towers, data, TOP_K, SEED)
-    assert len(towers.neighbours.rows)
+    assert bool(len(towers.neighbours.rows)) == (data.schema.repeats == "exclude")
     assert towers.neighbours.decay == found.decay
     assert torch.equal(towers.item_tower.id_table.weight, before) == (not found.content_events)
 
@@ -144,7 +145,8 @@ def test_without_item_item_weights_only_the_content_is_tried(side):
 
 def test_the_same_refinement_gives_the_same_bytes(side):
     towers, data = side
-    chosen = Refinement(dict(usual_alphas(data)), next(iter(list_estimators(data, TOP_K, SEED))), 0.0)
+    named, decay = list_estimators(data, TOP_K, SEED)
+    chosen = Refinement(dict.fromkeys(named, 0.3), decay, 0.0)
     first, second = copy.deepcopy(towers), copy.deepcopy(towers)
     for one in (first, second):
         apply(chosen, one, data, TOP_K, SEED)
