@@ -1,6 +1,5 @@
 """The routes answer as the recommender does; what changes, changes the next answer and is there after a restart."""
 
-import json
 import re
 import shutil
 import sqlite3
@@ -80,11 +79,6 @@ def test_many_requests_are_answered_in_their_order(app, schema, recommender):
         check_list(given, expected)
 
 
-def test_k_is_10_by_default_and_a_catalogue_may_be_smaller_than_k(app):
-    assert len(listed(app)) == 10
-    assert len(listed(app, k=1000)) == N
-
-
 def test_filters_are_obeyed_and_a_short_list_says_why(app, recommender):
     filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
     (given,) = ask(app, "POST", "/v1/recommend", {"filters": filters, "k": 9, "datetime": UNTIL}).json["answers"]
@@ -119,8 +113,7 @@ def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app, s
         assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
     owned = [item for item in items if item["item_id"] in (ids[3], ids[8])]
     assert all(item["because"] == {"item_id": item["item_id"], "cosine": 1.0} for item in owned)
-    (item,) = ask(app, "POST", "/v1/recommend", {"k": 1}).json["answers"][0]["items"]
-    assert set(item) == {"item_id", "score", "rank"}
+    assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {"item_id", "score", "rank"}
 
 
 def test_values_that_training_has_not_seen_are_named_by_their_feature(app):
@@ -316,16 +309,3 @@ def test_the_page_has_no_code_in_it_and_nothing_from_elsewhere():
     assert not re.search(r"\son\w+=|style=|<style|https?://", PAGE)
     assert not re.search(r"innerHTML|outerHTML|insertAdjacentHTML|document\.write|eval\(|Function\(|https?://", SCRIPT)
     assert all(f'id="{name}"' in PAGE for name in re.findall(r'byId\("([\w-]+)"\)', SCRIPT))
-
-
-def test_ids_beyond_the_numbers_of_the_page_stay_texts():
-    (pattern,) = re.findall(r"const TOKEN = /(.*)/g;", SCRIPT)
-    big = 2**53 + 1
-    answer = {"a": big, "b": [-big, 7, 0.12345678901234567, 1e300], f'"{big}': f'\\ \\" {big} {{'}
-
-    def keep(found):
-        token = found[0]
-        return f'"{token}"' if re.fullmatch(r"-?\d+", token) and abs(int(token)) >= 2**53 else token
-
-    kept = json.loads(re.sub(pattern, keep, json.dumps(answer)))
-    assert kept == {**answer, "a": str(big), "b": [str(-big), *answer["b"][1:]]}

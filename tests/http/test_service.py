@@ -3,17 +3,15 @@
 import math
 import time
 from contextlib import closing
-from dataclasses import replace
 from datetime import date
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from serve.index import ItemIndex
 from serve.recommender import Recommender
 from serve.requests import History, Request
-from serve.service import Service, find_reasons, find_unknown, open_service, show_items
+from serve.service import Service, find_reasons, open_service, show_items
 from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
@@ -82,7 +80,7 @@ def test_a_folder_by_another_name_is_refused_since_forgetting_would_not_find_it(
 
 def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path, bundle, schema):
     registry = Registry(tmp_path / "registry")
-    publish_version(registry, bundle, keep=1, is_activated=True)
+    publish_version(registry, bundle, 1, is_activated=True)
     other = publish_served(tmp_path / "earlier", FILMS if schema is SHOP else SHOP).parent  # ids of another type
     profiles, state = bundle.parent / "profiles", other / "state"
     user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
@@ -118,15 +116,6 @@ def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
         assert (reason and reason["item_id"]) == expected
 
 
-def test_an_item_with_a_vector_of_zeros_has_cosine_0(films):
-    vectors = np.array(films.bundle.vectors)
-    vectors[5] = 0
-    flat = Recommender(replace(films.bundle, index=ItemIndex(vectors)))
-    for row, old in ((5, 2), (2, 5)):
-        request = Request(history=History(np.array([IDS[old]])))
-        assert find_reasons(flat, request, np.array([row])) == [{"item_id": IDS[old], "cosine": 0.0}]
-
-
 def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):
     items = films.bundle.items
     table = pa.table({"item_id": items.column("item_id")})
@@ -145,12 +134,3 @@ def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):
         {"price": None, "day": "2020-01-02", "in_stock": True, "tags": ["a", "b"]},
         {"price": None, "day": None, "in_stock": None, "tags": []},
     ]
-
-
-def test_values_that_training_has_not_seen_are_found(films):
-    schema = films.bundle.schema
-    known = {"device": "web"}
-    assert [*find_unknown(schema, Request(context=known, features={"income": 77.0}))] == []
-    found = find_unknown(schema, Request(context={"device": "toaster"}, features={"gender": "gold"}))
-    assert [*found] == ["context.device", "features.gender"]
-    assert [*find_unknown(schema, Request(features={"gender": None}, context={"device": ""}))] == []
