@@ -43,16 +43,11 @@ _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[Ints, Mask]:
     """Read a column of times as UTC seconds, rounded down.
 
-    A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`) or epoch numbers (also as
-    text) of one unit; the minority is invalid.
-
-    Args:
-        values: n cells.
-        timezone: IANA name of the zone of naive times; None reads them as UTC.
+    A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), naive ones in the given
+    time zone, or epoch numbers (also as text) of one unit; the minority is invalid.
 
     Returns:
-        int64 seconds (n,), 0 where invalid, and bool is_valid (n,): False for a missing or unreadable cell
-        and outside the years 1 to 9999.
+        seconds (n,), 0 where invalid, and is_valid (n,): False where unreadable or outside the years 1 to 9999.
 
     Raises:
         SchemaError: the unit of the numbers is ambiguous or mixed, or the time zone is unknown.

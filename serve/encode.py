@@ -34,7 +34,6 @@ LIMIT = 10.0
 TIME = "the time of the request"
 """Key of the UTC seconds that hours and weekdays are taken from; no feature has this name."""
 HASHES = 2**32
-"""A hash of a token is within [0, HASHES)."""
 MAX_TEXT, MAX_WORD = 4096, 64
 """Letters read of a text, and of a word for its n-grams: they bound the cost of a request."""
 
@@ -104,11 +103,7 @@ def write_cell(feature: Feature | None, cell: Any) -> str | None:
 
 
 def to_numbers(feature: Feature, values: Any) -> NDArray[np.float64]:
-    """Read a numeric column as float64 (n,), NaN where missing.
-
-    Raises:
-        SchemaError: a value that does not parse or is infinite.
-    """
+    """Read a numeric column as float64 (n,), NaN where missing; a `SchemaError` names a value that does not parse."""
     if isinstance(values, np.ndarray) and values.dtype.kind in "biuf":
         numbers = values.astype(np.float64)
     else:
@@ -128,11 +123,7 @@ def _to_number(feature: Feature, value: Any) -> float:
 
 
 def to_vectors(feature: Feature, values: Any) -> Floats:
-    """Read a vector column, cells as of `read_vector` or a matrix, as float32 (n, W), NaN where missing.
-
-    Raises:
-        SchemaError: a vector that does not parse, is not finite or has another width.
-    """
+    """Read a vector column, cells as of `read_vector` or a matrix, as float32 (n, W), NaN where missing."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
         given: Floats = values.astype(np.float32)
         if given.shape[1] != feature.width or not np.isfinite(given[~is_missing_row(given)]).all():
@@ -183,8 +174,7 @@ def encode_features(
         timezone: where hours and weekdays are taken.
 
     Raises:
-        SchemaError: a column of another length, a number or vector that does not parse or is not finite, or a
-            vector of another width.
+        SchemaError: a column of another length, or a value that is not of its feature's kind.
     """
     codes, values = [np.empty((n, 0), np.int64)], [np.empty((n, 0), np.float32)]
     for feature in features:
@@ -276,13 +266,7 @@ def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> I
 
 
 def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
-    """Yield the distinct buckets of each text's tokens.
-
-    Args:
-        texts: lines of words; a pair of words does not cross lines. None has no token.
-        most: buckets kept of a text.
-        n_buckets: a power of two.
-    """
+    """Yield at most `most` distinct buckets of each text's tokens; a pair of words does not cross lines."""
     grams_of = lru_cache(_CACHED_WORDS)(_split_grams)  # most texts share words with others
     for text in texts:
         lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
@@ -328,15 +312,7 @@ def count_categories(features: tuple[Feature, ...]) -> int:
 
 
 def category_rows(features: tuple[Feature, ...], codes: Ints) -> Ints:
-    """Number each item's code of each single-valued feature among all categories.
-
-    Args:
-        features: of the item side.
-        codes: (N, C) encoded items.
-
-    Returns:
-        (N, F) int64 within [0, Q).
-    """
+    """Number the codes (N, C) of single-valued features among all categories: (N, F) int64 within [0, Q)."""
     columns, offset = [], 0
     for feature, place in category_features(features):
         columns.append(codes[:, place.start] + offset)

@@ -47,7 +47,6 @@ class Events:
     event: Ints
     """Code of the event type; 1 = unknown or none."""
     weight: Floats
-    """As in the table, not standardised."""
     offsets: Ints
 
     def __len__(self) -> int:
@@ -111,13 +110,9 @@ class TowerInputs:
 
 
 def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
-    """Pad the last `history_length` events of each request to a rectangle.
+    """Pad the last `history_length` events of each request to rectangles (B, L), L at least 1: arrays and item rows.
 
-    Returns:
-        arrays: `history_events` and `_groups` (B, L) int64, `history_times` (B, L) int64 seconds,
-            `history_weights` (B, L) float32 standardised log, `history_lengths` (B,). Groups count from 1:
-            events of one group see each other. L is at least 1.
-        rows: (B, L) item rows, 0 where padded.
+    Groups count from 1: events of one group see each other.
     """
     recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
     is_event = np.arange(max(1, recent.counts.max(initial=0))) < recent.counts[:, None]  # (B, L)
@@ -201,7 +196,7 @@ class Owned:
     statistics: Floats
     """(E, F), columns as in `statistic_names`."""
     preference: Floats
-    """(E,): log(1 + 3 x decayed count), how much the item counts in the user's taste."""
+    """(E,): log(1 + 3 x decayed count)."""
     user_statistics: Floats
     """(B, G), columns as in `USER_STATISTICS`."""
 
@@ -217,21 +212,9 @@ def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> 
 
 
 def summarise_owned(
-    events: Events,
-    moment: Ints,
-    decay_days: Sequence[float],
-    n_event_types: int,
-    repeat_rate: Floats,
+    events: Events, moment: Ints, decay_days: Sequence[float], n_event_types: int, repeat_rate: Floats
 ) -> Owned:
-    """Summarise each user's events by item, as of a moment of theirs.
-
-    Args:
-        events: the events before the moment.
-        moment: (B,) UTC seconds; events after it count as happening at it.
-        decay_days: time constants of the decayed counts, short to long.
-        n_event_types: known event types; counts per type are columns of their own.
-        repeat_rate: (N,) per item_row, how often a buyer of the item buys it again.
-    """
+    """Summarise each user's events by item, as of a moment of theirs (B,); events after it count as happening at it."""
     segment = events.segments()
     since = np.maximum(moment[segment] - events.time, 0) / DAY  # (events,) days
     key = segment * len(repeat_rate) + events.item_row
@@ -296,13 +279,7 @@ def _summarise_users(events: Events, since: np.ndarray, n_items: Ints, decay_day
 
 
 def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
-    """Name the memory's arrays and sum each user's preference by category.
-
-    Args:
-        owned: E owned items of B users.
-        categories: (N, F) category rows of the catalogue.
-        n_categories: Q, categories in all.
-    """
+    """Name the memory's arrays and sum each user's preference by category, of items (N, F) with Q categories in all."""
     n_users = len(owned.user_statistics)
     cell = owned.user[:, None] * n_categories + categories[owned.item_row]  # (E, F)
     weights = owned.preference.repeat(cell.shape[1])

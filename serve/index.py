@@ -55,15 +55,9 @@ class Neighbours:
     offsets: Ints
     """(N + 1,): item j has the entries from offsets[j] to offsets[j + 1]."""
     rows: NDArray[np.integer]
-    """Item to whose score an entry adds."""
     weights: Floats
-    """Weight of each entry."""
     decay: float = 0.0
     """w_j is exp(-decay * events after j), so 1 in sets."""
-
-    @property
-    def n_items(self) -> int:
-        return len(self.offsets) - 1
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -92,12 +86,9 @@ class Neighbours:
         return files[0].getvalue(), files[1].getvalue()
 
     def of_histories(self, history_rows: Ints, lengths: Ints) -> Terms | None:
-        """Return the terms that histories add to scores; None where no item adds anything.
+        """Return the terms that histories (B, L) of some lengths (B,) add to scores; None where no item adds anything.
 
-        Args:
-            history_rows: (B, L) item rows, padded behind the first `lengths` of each. Items that came after the
-                bundle have no weights.
-            lengths: (B,).
+        Items that came after the bundle have no weights.
         """
         if not len(self.rows):
             return None
@@ -105,7 +96,7 @@ class Neighbours:
         decayed = np.exp(-self.decay * np.arange(history_rows.shape[1]))  # (L,) the last event first
         sums = np.concatenate([[1.0], decayed.cumsum()])[lengths]  # (B,)
         shares = decayed[np.maximum(later, 0)] / np.sqrt(sums)[:, None]  # (B, L)
-        requests, places = ((later >= 0) & (history_rows < self.n_items)).nonzero()  # (E,) known events
+        requests, places = ((later >= 0) & (history_rows < len(self.offsets) - 1)).nonzero()  # (E,) known events
         items = history_rows[requests, places]
         counts = self.offsets[items + 1] - self.offsets[items]
         ends = counts.cumsum()
@@ -121,9 +112,7 @@ class Query:
     users: Floats
     """(B, W)."""
     left_out: Pairs | None = None
-    """Items that are not listed."""
     added: Terms | None = None
-    """Added to the inner products."""
     only: Pairs | None = None
     """If given, no other items are listed."""
 
@@ -180,16 +169,10 @@ class ItemIndex:
         return ItemIndex(vectors, is_hidden)
 
     def search(self, query: Query, k: int, barred: Mask | None = None) -> tuple[Floats, Ints]:
-        """Find the k items with the largest score among those that may be listed.
-
-        Args:
-            query: B requests.
-            k: length of a list; more than the catalogue gives the catalogue.
-            barred: (N,) items that may not be listed for any request.
+        """Find the k items with the largest score among those that are not barred (N,) and may be listed.
 
         Returns:
-            scores: (B, min(k, N)) float32, falling; equal scores order by row.
-            rows: (B, min(k, N)) int64. Where fewer items are admissible, -inf and -1 fill the end.
+            scores (B, min(k, N)), falling, equal ones by row, and rows; -inf and -1 fill the end of short lists.
         """
         if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})")
@@ -217,12 +200,9 @@ class ItemIndex:
         return best.lists()
 
     def similar(self, row: int, k: int, n_dims: int) -> tuple[Floats, Ints]:
-        """Find the k items nearest to an item by cosine over the first `n_dims` columns, itself excluded.
+        """Return falling cosines over the first `n_dims` columns, and rows, of the items nearest to an item.
 
         An item whose columns are all 0 has cosine 0 to every other.
-
-        Returns:
-            scores, falling, and rows, (min(k, N - 1),) each; fewer where items are hidden.
         """
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
