@@ -20,7 +20,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,16 +28,14 @@ import numpy as np
 
 from serve.durable import is_forgotten, name_fault, open_database, sync_folder
 from serve.encode import to_text
-from serve.errors import BundleError, SchemaError, name_nearest
+from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles
 from serve.requests import (
     INTEGER,
-    MAX_SHOWN,
     History,
     Id,
     Request,
     check_id,
-    check_list,
     check_seconds,
     parse_id,
     parse_label,
@@ -291,18 +289,12 @@ def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
     return tuple(dismissed.values())
 
 
-def parse_observations(raw: Any, schema: Schema, now: int) -> list[Observation]:
+def parse_observations(raw: Sequence[Mapping[str, Any]], schema: Schema, now: int) -> list[Observation]:
     """Check a list of {user_id, item_id, event?, datetime?, weight?, request_id?}; `now` is the time of the others."""
-    return [_parse(event, f"events[{index}]", schema, now) for index, event in enumerate(check_list(raw, "events"))]
+    return [_parse(event, f"events[{index}]", schema, now) for index, event in enumerate(raw)]
 
 
-def _parse(raw: Any, where: str, schema: Schema, now: int) -> Observation:
-    if not isinstance(raw, Mapping):
-        raise SchemaError(f"{where} is {show(raw)}; expected a mapping of names to values")
-    names = [one.name for one in fields(Observation)]
-    for name in raw:
-        if name not in names:
-            raise SchemaError(f"{where}: unknown name {show(name)}; {name_nearest(str(name)[:MAX_SHOWN], names)}")
+def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Observation:
     time, request_id = raw.get("datetime"), raw.get("request_id")
     seconds = now if time is None else parse_times([time], schema.timezone, lambda _: f"{where}.datetime")[0]
     if seconds > now + _CLOCK_TOLERANCE:

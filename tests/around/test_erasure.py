@@ -1,7 +1,5 @@
 """A user who is forgotten stands in no file, table or answer of a run; the receipt says what is out of reach."""
 
-import hashlib
-import hmac
 import json
 import re
 import shutil
@@ -177,16 +175,6 @@ def test_no_answer_knows_her_afterwards(folder):
     np.testing.assert_allclose(reloaded.score, nobody.score)
 
 
-@pytest.mark.parametrize("there", ["bundle", "profiles", "state"])
-def test_a_user_who_is_not_known_gets_a_tombstone(tmp_path, there):
-    (tmp_path / there).mkdir()
-    receipt = forget_users(tmp_path, ["somebody"])
-    assert receipt["erased"].pop("exports") == {}
-    assert set(receipt["erased"].values()) == {0}
-    assert read_erasure_list(tmp_path).holds("somebody")
-    assert not (tmp_path / "state" / "state.db").exists()
-
-
 @pytest.mark.parametrize(
     ("words", "message"),
     [
@@ -218,19 +206,6 @@ def test_who_was_forgotten_while_a_training_had_her_at_hand_is_not_published(fol
     add_to_erasure_list(run, ["none of them"])
     erase_forgotten(run, profiles.without([SENTINEL]))
     assert len(Profiles.load(run / "profiles", "late")) == len(known_users(SHOP))
-
-
-def test_users_are_told_by_keyed_hashes_alone(tmp_path):
-    hashes = add_to_erasure_list(tmp_path, ["anna", 7])
-    text = (tmp_path / "forgotten.json").read_text()
-    (users,) = json.loads(text)["users"]
-    assert "anna" not in text
-    expected = [hmac.new(bytes.fromhex(users["salt"]), name, hashlib.sha256).hexdigest() for name in (b"anna", b"7")]
-    assert hashes == expected
-    assert users["hashes"] == sorted(expected)
-    tombstones = read_erasure_list(tmp_path)
-    assert [tombstones.holds(one) for one in ("anna", 7, "7", "Anna", "07", 8, "")] == [True] * 3 + [False] * 4
-    assert len(tombstones) == 2
 
 
 @pytest.mark.parametrize(

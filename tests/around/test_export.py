@@ -18,7 +18,6 @@ from serve.durable import take_lock, write_file
 from serve.errors import SchemaError
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
-from serve.tables import erase_from_export
 from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles, requests_of
 
@@ -173,19 +172,6 @@ def test_a_killed_export_goes_on_where_it_stopped(bundles, tmp_path, sent, statu
     assert run(bundles["shop"], "item", out) == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert (out / "part-00000.parquet").stat().st_mtime_ns == first
-
-
-def test_an_export_that_goes_on_says_how_many_rows_are_left_after_somebody_was_forgotten(bundles, tmp_path, capsys):
-    out, path = tmp_path / "out", write_rows(tmp_path / "r.jsonl", [{"user_id": f"x{row}"} for row in range(8)])
-    run(bundles["shop"], "user", out, "--rows", path)
-    for name in ("_SUCCESS", "part-00001.parquet"):  # as a kill leaves it
-        (out / name).unlink()
-    assert erase_from_export(out, ["x4"]) == 1
-    capsys.readouterr()
-    assert run(bundles["shop"], "user", out, "--rows", path) == 0
-    assert read(out, "user")[0] == ["x0", "x1", "x2", "x3", "x5", "x6", "x7"]
-    assert json.loads((out / "_SUCCESS").read_text())["rows"] == 7
-    assert capsys.readouterr().out.startswith("7 user vectors")
 
 
 def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):

@@ -2,8 +2,7 @@
 
 import operator
 from collections import Counter
-from contextlib import closing, suppress
-from dataclasses import replace
+from contextlib import suppress
 
 import numpy as np
 import pyarrow as pa
@@ -11,16 +10,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.filters import Columns, parse_where
-from serve.live_items import LiveItems
-from serve.recommender import Recommender
 from serve.requests import Filters, Request, parse_filters
 from serve.schema import Feature
 from serve.tables import join_filters
 from tests.around.filter_worlds import GENRES, WORLDS, expressions, make_recommender, read_items
-from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids
 from tests.linear_profiles import known_users
 
 TABLE = pa.table(
@@ -146,19 +142,6 @@ def test_texts_are_read_as_expressions(text, rows):
             admitted(text)
     else:
         assert admitted(text) == rows
-
-
-def test_names_and_quotes():
-    table = pa.table({"größe.eu": [1, 2], "in": ["it's", 'a "b"'], "odd name!": [1, 2], "class": [True, False]})
-    columns = Columns(table, ())
-    for text, rows in (
-        ("größe.eu >= 2", [1]),
-        ("`in` = 'it''s'", [0]),
-        ('`in` = "a ""b"""', [1]),
-        ("`odd name!` in [1,2.5]", [0]),
-        ("class and `in` = 'it''s'", [0]),
-    ):
-        assert np.flatnonzero(columns.admit(text)).tolist() == rows, text
 
 
 @pytest.mark.parametrize(
@@ -302,7 +285,7 @@ def test_faults_of_filters_are_named(recommenders, filters):
     with pytest.raises(SchemaError, match=r"filters|where"):
         recommenders["shop"].recommend([{"filters": filters}], 3)
     by_hand = Filters(at_most=(("brand", 0),))
-    with pytest.raises(SchemaError, match="at_most of 'brand' is 0"):
+    with pytest.raises(SchemaError, match="at_most"):
         recommenders["shop"].recommend([Request(filters=by_hand)], 3)
 
 
@@ -383,23 +366,3 @@ def test_other_reasons(recommenders):
     long = "price <= 2 or " * 20 + "price < 0"
     assert f"where '{long[:80]}...' leaves" in reason_of({"filters": {"where": long}}, N)
     assert recommenders["shop"].rank_owned([{}], 3).of(0).reason is None
-
-
-def test_a_live_item_does_not_change_what_a_column_is_for_all_filters(tmp_path):
-    ids, bundle = item_ids(SHOP), Bundle.load(publish_linear(tmp_path, SHOP, 3))
-    texts = {"flag": ["True"] * (N - 1) + ["false"], "promo": ["true"] * (N - 1) + ["later"], "note": [None] * N}
-    items = bundle.items
-    for name, values in texts.items():
-        items = items.append_column(name, pa.array(values, pa.string()))
-    with closing(LiveItems(tmp_path / "items.db", Recommender(replace(bundle, items=items)))) as live:
-
-        def count(where):
-            return len(live.recommender.recommend([{"filters": {"where": where}}], N, filter_viewed=False).item_id)
-
-        assert [count("flag"), count("promo = 'true'"), count("note = 'true'")] == [N - 1, N - 1, 0]
-        live.put(ids[N - 1], {"flag": True, "promo": "true", "note": "true"})
-        assert [count("flag"), count("promo = 'true'"), count("note = 'true'")] == [N, N, 1]
-        live.put(ids[0], {"promo": "sale"})
-        assert [count("promo = 'true'"), count("promo != 'true'")] == [N - 1, 1]
-        live.remove(ids[1])
-        assert count("flag") == N - 1

@@ -2,7 +2,6 @@
 
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 from contextlib import closing
@@ -17,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
-from serve.errors import BundleError, SchemaError
+from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
 from tests.linear_bundle import FILMS, REPEAT_RATES, SHOP, N, item_ids, item_values, publish_linear
@@ -205,11 +204,6 @@ def test_profiles_know_items_that_come_later(recommenders, shop):
         np.testing.assert_allclose(vector, expected, rtol=1e-4, atol=1e-4)
 
 
-def run_sql(path: Path, statement: str) -> None:
-    with closing(sqlite3.connect(path)) as connection:
-        connection.execute(statement)
-
-
 @pytest.mark.parametrize(
     ("item_id", "columns", "message"),
     [
@@ -240,28 +234,6 @@ def test_what_does_not_fit_is_refused_by_name(shop, item_id, columns, message):
     assert not lists(shop, "cheese")
 
 
-def test_a_recommender_that_was_taken_never_changes(shop):
-    shop.put("milk", MILK)
-    taken = shop.recommender
-    before = taken.recommend(requests_of(SHOP), N + 9)
-    faults: list[str] = []
-
-    def ask():
-        for _ in range(30):
-            after = taken.recommend(requests_of(SHOP), N + 9)
-            if after.item_id.tolist() != before.item_id.tolist() or after.score.tolist() != before.score.tolist():
-                faults.append("another answer")
-
-    thread = Thread(target=ask)
-    thread.start()
-    for number in range(60):
-        shop.put(f"new-{number % 40}", MILK | {"price": number})
-        shop.put("milk", {"price": number})
-        shop.remove(item_ids(SHOP)[number % N])
-    thread.join()
-    assert faults == []
-
-
 def test_no_change_is_lost_where_many_come_at_once(shop, path, recommenders):
     known, starting = item_ids(SHOP), Barrier(8)
 
@@ -286,24 +258,6 @@ def test_no_change_is_lost_where_many_come_at_once(shop, path, recommenders):
 @pytest.mark.usefixtures("shop")
 def test_a_file_has_one_writer(path, recommenders):
     with pytest.raises(BlockingIOError, match=r"another process changes .*items\.db"):
-        LiveItems(path, recommenders["shop"])
-
-
-@pytest.mark.parametrize(
-    ("spoil", "message"),
-    [
-        (
-            lambda path: path.write_bytes(b"no database, but long enough to be read as one" * 9),
-            "is no database",
-        ),
-        (lambda path: run_sql(path, "PRAGMA user_version = 9"), "of another kind or format"),
-        (lambda path: run_sql(path, "PRAGMA user_version = 0"), "of another kind or format"),
-    ],
-)
-def test_another_file_is_refused(path, recommenders, spoil, message):
-    LiveItems(path, recommenders["shop"]).close()
-    spoil(path)
-    with pytest.raises(BundleError, match=message):
         LiveItems(path, recommenders["shop"])
 
 

@@ -164,14 +164,6 @@ def test_what_was_stored_with_another_type_of_ids_is_read_in_that_of_the_bundle(
         assert len(recommender.recommend([completed, replace(request, exclude=completed.exclude)], N)) == 2
 
 
-def test_at_one_time_the_profile_comes_first_then_what_arrived_first(store):
-    history = History(np.array([7, 8, 9]), np.array([10, 20, 20]))
-    profiles = Profiles(np.array([5]), {}, history, np.array([0, 3]))
-    for item_id, time in ((6, 20), (4, 10), (5, 20)):
-        store.observe(5, item_id, None, time)
-    assert complete(Request(5), profiles, store).history.item_id.tolist() == [7, 4, 8, 9, 6, 5]
-
-
 def draw_without_times(rng, columns):
     """Draw up to 9 events of few kinds, so that many are alike: tuples of item, event and weight."""
     return [

@@ -104,28 +104,6 @@ def test_an_altered_or_missing_file_is_named(tmp_path, part):
         Profiles.load(tmp_path)
 
 
-@pytest.mark.parametrize(
-    ("manifest", "message"),
-    [
-        ("{", "not a manifest of profiles: JSONDecodeError"),
-        ("[]", "not a manifest of profiles: TypeError"),
-        ('{"format": 1, "users": {}}', "KeyError"),
-        (
-            '{"format": 2, "users": {"file": "a", "sha256": "b"}, "events": {"file": "a", "sha256": "b"}}',
-            "format 1",
-        ),
-        (
-            '{"format": 1, "users": {"file": "../a", "sha256": "b"}, "events": {"file": "a", "sha256": "b"}}',
-            "not a manifest",
-        ),
-    ],
-)
-def test_another_manifest_is_refused(tmp_path, manifest, message):
-    (tmp_path / "manifest.json").write_text(manifest)
-    with pytest.raises(BundleError, match=message):
-        Profiles.load(tmp_path)
-
-
 def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
     disk = Disk(monkeypatch, "manifest.json")
     for user_ids in (NEW, NEW[::-1]):

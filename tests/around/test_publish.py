@@ -17,7 +17,6 @@ import pytest
 from serve import durable
 from serve.bundle import Bundle
 from serve.errors import BundleError
-from serve.index import write_index
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
 from serve.versions import Stage, publish
@@ -53,19 +52,6 @@ def publish_with_profiles(directory: Path, seed: int) -> Path:
         return publish(ready, overwrite=True).path
 
 
-def test_what_lies_beside_a_stage_comes_with_its_bundle(tmp_path):
-    for seed in (1, 2):
-        with Stage.open(tmp_path) as stage:
-            complete_stage(stage, seed)
-            ready = stage.prepare(FACTS, METRICS)
-            (stage.beside / "metrics.json").write_text(ready.version)
-            if seed == 2:
-                assert (tmp_path / "metrics.json").read_text() != ready.version
-            bundle = publish(ready, overwrite=True)
-        assert (tmp_path / "metrics.json").read_text() == bundle.manifest.version == ready.version
-        assert names(tmp_path) == [".lock", "bundle", "metrics.json"]
-
-
 def test_a_bundle_is_replaced_only_when_asked(tmp_path):
     old = publish_tiny(tmp_path, 1).manifest.version
     with pytest.raises(BundleError, match="bundle exists"):
@@ -98,17 +84,6 @@ def test_an_incomplete_stage_is_not_published(tmp_path, name):
         with pytest.raises(BundleError, match=f"{name} is missing from the stage"):
             publish(stage.prepare(FACTS, METRICS))
     assert names(tmp_path) == [".lock"]
-
-
-def test_a_stage_that_does_not_verify_is_not_published(tmp_path):
-    old = publish_tiny(tmp_path, 1).manifest.version
-    with Stage.open(tmp_path) as stage:
-        complete_stage(stage, 2)
-        write_index(stage.path / "items.faiss", Bundle.load(tmp_path / "bundle").vectors[::-1].copy())
-        with pytest.raises(BundleError, match="onnx is of space"):
-            publish(stage.prepare(FACTS, METRICS), overwrite=True)
-    assert Bundle.load(tmp_path / "bundle").manifest.version == old
-    assert names(tmp_path) == [".lock", "bundle"]
 
 
 @pytest.mark.parametrize("has_old", [True, False])

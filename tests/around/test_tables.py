@@ -240,14 +240,6 @@ def test_the_delimiter_shows_in_the_header(tmp_path, name, header, delimiter):
     assert [row for _, row in read_rows(tmp_path / name, layout)] == [{"sku": "1", "c": "3"}]
 
 
-def test_options_of_a_layout(tmp_path):
-    assert read_layout(None, None) == RowLayout()
-    assert read_layout(r"\t", " item_id = sku, price=cost") == RowLayout("\t", {"item_id": "sku", "price": "cost"})
-    for options in (('"', None), ("", None), ("ab", None), (None, "item_id"), (None, "a=b,a=c"), (None, "=b")):
-        with pytest.raises(SchemaError, match=r"delimiter|columns"):
-            read_layout(*options)
-
-
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
 def test_a_table_is_as_it_was_until_the_new_one_is_complete(tmp_path, suffix):
     path = tmp_path / "deep" / f"out{suffix}"
