@@ -149,9 +149,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
         ctx: Any, users: Tensor, items: Tensor, rows: Tensor, columns: Tensor, values: Tensor, weights: Tensor
     ) -> Tensor:
         total = users.new_zeros(())  # scalar
-        learns_items = ctx.needs_input_grad[1]
-        of_items = torch.zeros_like(items) if learns_items else items.new_zeros(0)  # (N, W), or none
-        grads = torch.empty_like(users), of_items, torch.empty_like(values)  # (B, W), (N, W), (E,)
+        grads = torch.empty_like(users), torch.zeros_like(items), torch.empty_like(values)  # (B, W), (N, W), (E,)
         grad_users, grad_items, grad_values = grads
         for span, cells, logits in _chunks(users, items, rows, columns, values):
             most = logits.amax(dim=1, keepdim=True).clamp(min=torch.finfo(logits.dtype).min)  # (chunk, 1)
@@ -161,8 +159,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
             total += torch.where(weight == 0, 0, weight * (most + sums.log())).sum()
             factor = torch.where(weight == 0, 0, weight / sums)  # (chunk, 1)
             torch.mm(powers, items, out=grad_users[span]).mul_(factor)
-            if learns_items:
-                grad_items.addmm_(powers.T, users[span] * factor)
+            grad_items.addmm_(powers.T, users[span] * factor)
             place = rows[cells] - span.start  # (cells of the chunk,)
             grad_values[cells] = powers[place, columns[cells]] * factor[place, 0]
         ctx.save_for_backward(*grads)
@@ -173,7 +170,7 @@ class _ChunkedLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # scalar
         of_users, of_items, of_values = (grad * part for part in ctx.saved_tensors)  # (B, W), (N, W), (E,)
-        return of_users, (of_items if ctx.needs_input_grad[1] else None), None, None, of_values, None
+        return of_users, of_items, None, None, of_values, None
 
 
 def _chunks(

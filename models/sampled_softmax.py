@@ -1,12 +1,12 @@
-"""Sampled softmax: the losses of steps that see a sample of a large catalogue.
+"""Sampled softmax: negatives shared by all targets of a step, and the losses of steps that see only these.
 
-Letters beside those of the package: R rows of users, K negatives shared by all targets, n items that a step needs.
+Letters beside those of the package: R rows of users, K negatives, n items that a step needs, P places of the pool.
 Users are divided by the temperature before any correction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,9 +16,59 @@ from torch.nn.functional import embedding
 
 from datamodules.batch import RequestBatch, WindowBatch
 from models.losses import at_least_float32, pair_logits, target_logits
-from models.negatives import Negatives
 
 CHUNK_CELLS = 1 << 19  # logits held at once
+
+
+@dataclass(frozen=True)
+class Negatives:
+    """Items that all targets of a step are compared with."""
+
+    rows: Tensor
+    """(K,) item rows; one may occur more than once."""
+    log_expected: Tensor
+    """(K,) log of how often that item is expected among the K."""
+
+
+@dataclass(frozen=True)
+class NegativeSampler:
+    """Draws negatives with replacement from a pool.
+
+    The pool holds each item once, unless most items are no target: then those that are fill about half of it. A table
+    of items may list twenty times as many as have events, and the others are soon told from any target.
+    """
+
+    n_negatives: int
+    pool: Tensor
+    """(P,) item rows."""
+    log_expected: Tensor
+    """(N,) log of how often each item is expected in a draw."""
+
+    @classmethod
+    def make(cls, n_negatives: int, target_counts: Tensor) -> NegativeSampler | None:
+        """Make the sampler of K negatives, or none for 0: then the whole catalogue is looked at.
+
+        Args:
+            n_negatives: K.
+            target_counts: (N,) how often each item is a target of an epoch.
+        """
+        if not n_negatives:
+            return None
+        is_target = target_counts > 0  # (N,)
+        n_items, n_targets = len(target_counts), int(is_target.sum())
+        copies = torch.where(is_target, max(1, round((n_items - n_targets) / max(n_targets, 1))), 1)  # (N,)
+        pool = torch.arange(n_items).repeat_interleave(copies)  # (P,)
+        return cls(n_negatives, pool, (n_negatives * copies.double() / len(pool)).log().float())
+
+    def to(self, device: torch.device) -> NegativeSampler:
+        """Draw on a device."""
+        return replace(self, pool=self.pool.to(device), log_expected=self.log_expected.to(device))
+
+    def draw(self) -> Negatives:
+        """Draw the negatives of a step."""
+        places = torch.randint(len(self.pool), (self.n_negatives,), device=self.pool.device)  # (K,)
+        rows = self.pool[places]  # (K,)
+        return Negatives(rows, self.log_expected[rows])
 
 
 @dataclass(frozen=True)
@@ -155,9 +205,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
         shares: Tensor,
     ) -> Tensor:
         total = positive.new_zeros(())  # scalar
-        learns_items = ctx.needs_input_grad[1]
-        of_negatives = torch.zeros_like(negatives) if learns_items else negatives.new_zeros(0)  # (K, W), or none
-        grads = torch.empty_like(users), of_negatives, torch.empty_like(positive)  # (R, W), (K, W), (M,)
+        grads = torch.empty_like(users), torch.zeros_like(negatives), torch.empty_like(positive)  # (R, W), (K, W), (M,)
         grad_users, grad_negatives, grad_positive = grads
         size = max(1, CHUNK_CELLS // max(len(negatives), 1))
         starts = list(range(0, len(users), size))
@@ -180,8 +228,7 @@ class _WeightedLogSumExp(torch.autograd.Function):
             weight = torch.zeros_like(sums).index_add_(0, place, others)  # (chunk,)
             factor = (weight / sums.clamp(min=torch.finfo(sums.dtype).tiny)).unsqueeze(1)  # (chunk, 1)
             torch.mm(powers, negatives, out=grad_users[span]).mul_(factor)  # (chunk, W)
-            if learns_items:
-                grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
+            grad_negatives += powers.T @ (users[span] * factor)  # (K, W)
         ctx.save_for_backward(*grads)
         return total
 
@@ -190,4 +237,4 @@ class _WeightedLogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         (grad,) = grads  # scalar
         of_users, of_negatives, of_positive = (grad * part for part in ctx.saved_tensors)  # (R, W), (K, W), (M,)
-        return of_users, (of_negatives if ctx.needs_input_grad[1] else None), None, None, of_positive, None, None
+        return of_users, of_negatives, None, None, of_positive, None, None

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 from datamodules.batch import RequestBatch, WindowBatch
 from models.config import TEMPERATURE, Recipe
 from models.losses import novel_loss, repeat_loss, window_loss
-from models.negatives import NegativeSampler
-from models.sampled_softmax import find_positions, sampled_novel_loss, sampled_window_loss
+from models.sampled_softmax import NegativeSampler, find_positions, sampled_novel_loss, sampled_window_loss
 from models.towers import Towers
 from models.validation import request_ndcg
 

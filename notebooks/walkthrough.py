@@ -79,7 +79,7 @@ config = Config(
         repeats="allow",
         history_length=20,
     ),
-    model=ModelConfig(dim=32, affinity_dim=16, max_epochs=4, batch_size=128, warmup_steps=5, learning_rate=5e-4),
+    model=ModelConfig(dim=32, max_epochs=4, batch_size=128, learning_rate=5e-4),
     trainer={"enable_progress_bar": False},
     out=Path("runs/walkthrough"),
     overwrite=True,

@@ -31,8 +31,8 @@ from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.export import export_bundle
 from models.fit import fit, load_best
 from models.initialise import History, build_towers
-from models.negatives import NegativeSampler
 from models.refine import Refinement, apply, choose
+from models.sampled_softmax import NegativeSampler
 from models.towers import EncodedItems, Towers
 from models.two_tower import TwoTower
 from pipeline.config import Config

@@ -2,7 +2,7 @@
 
 DIR/tuning/study.jsonl   every trial; the same command resumes it
 DIR/tuning/best.yaml     the configuration of the best trial
-DIR/tuning/study.png     the figure of each trial, and of each value that was tried
+DIR/tuning/study.png     the figure of each value that was tried
 """
 
 from __future__ import annotations
@@ -10,11 +10,9 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from io import BytesIO
-from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -45,15 +43,12 @@ from serve.durable import write_file
 from serve.errors import SchemaError, say
 
 FOLDER, JOURNAL, BEST, PICTURE, TRIAL = "tuning", "study.jsonl", "best.yaml", "study.png", "trial"
-NAME, ORIGIN, FAULT, EPOCHS = "study", "origin", "fault", "epochs"
+NAME, ORIGIN, FAULT = "study", "origin", "fault"
 DONE = (TrialState.COMPLETE, TrialState.PRUNED)
 """States of a trial that counts; a killed one is begun once more."""
-MAX_REPEATS = 3
-"""Times that a trial is begun after a kill before another is drawn: it may be what kills."""
 DIGITS = 3
 """Digits of a rate or a share that is tried."""
-MAX_DROPOUT, MAX_ID_DROPOUT, SHARE_STEP, N_SHARE_STEPS = 0.8, 0.5, 0.05, 4
-RATE_FACTOR = 4
+DROPOUT_RANGE, MAX_DROPOUT, MAX_ID_DROPOUT, RATE_FACTOR = 0.2, 0.8, 0.5, 4
 Space = dict[str, BaseDistribution]
 Fit = Callable[[Work, Split], int]
 console = Console(log_path=False)
@@ -78,23 +73,23 @@ def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
     if not space:
         raise SchemaError("tune.trials: the configuration fixes all that is searched; leave keys of `model` out")
     if not len(only_targets(split.validation)):
-        raise SchemaError(
-            f"tune.trials: data.split of kind '{split.kind}' leaves no validation event to judge a trial by; "
-            "give data.split.validation, or another kind"
-        )
+        raise SchemaError("tune.trials: data.split leaves no validation event to judge a trial by; give another kind")
     check_targets(split, given.data.repeats)
     check_files(split, given.data.split, work.tables.items)
     split = replace(split, test=split.validation.iloc[:0])
     work = replace(work, tables=replace(work.tables, interactions=split.refit))
-    folder = prepare_folder(given)
+    folder = given.out / FOLDER
+    if given.overwrite:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
     searched = {name: repr(space[name]) for name in space}
     origin = {**declare(work.config), "searched": searched, "previous": str(given.previous), "rows": work.rows}
     console.rule(f"search by validation: {', '.join(space)}")
-    study = open_study(folder / JOURNAL, origin)
+    study = open_study(folder / JOURNAL, json.loads(json.dumps(origin)))
     while len(list_done(study)) < total:
-        attempt(study, work, space, split, fit)
+        attempt(study, work, space, lambda tried: fit(tried, split))
         done = list_done(study)
-        console.print(describe(done[-1], len(done), total), soft_wrap=True, highlight=False, markup=False)
+        console.print(f"{len(done)} of {total}: {describe(done[-1])}", soft_wrap=True, highlight=False, markup=False)
     finish(given, work, list_done(study), text)
 
 
@@ -110,46 +105,35 @@ def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> S
         has_content: items have features, so that an id can be dropped.
     """
     step = recipe.dim if recipe.dim % (2 * recipe.n_heads) else recipe.dim // 2  # heads divide every size
-    rate, epochs = recipe.learning_rate, recipe.max_epochs
+    rate, half = recipe.learning_rate, max(recipe.max_epochs // 2, 1)
     space: Space = {
         "dim": IntDistribution(step, 2 * recipe.dim, step=step),
         "n_blocks": IntDistribution(max(recipe.n_blocks - 1, 0), recipe.n_blocks + 1),
         "dropout": _share(recipe.dropout, MAX_DROPOUT),
+        "id_dropout": _share(recipe.id_dropout, MAX_ID_DROPOUT if has_content else 0.0),
         "similarity": CategoricalDistribution(("cosine", "dot")),
+        "negatives": _doublings(recipe.negatives, 2),
         "learning_rate": FloatDistribution(rate / RATE_FACTOR, rate * RATE_FACTOR, log=True),
         "batch_size": _doublings(recipe.batch_size, 1),
-        "max_epochs": IntDistribution(max(epochs // 2, 1), epochs + max(epochs // 2, 1)),
+        "max_epochs": IntDistribution(half, recipe.max_epochs + half),
     }
-    if has_content:
-        space["id_dropout"] = _share(recipe.id_dropout, MAX_ID_DROPOUT)
-    if recipe.negatives:  # else the softmax goes over the whole catalogue
-        space["negatives"] = _doublings(recipe.negatives, 2)
     return {name: space[name] for name in left_open if name in space and not space[name].single()}
 
 
 def _share(value: float, most: float) -> BaseDistribution:
-    low, high = max(0.0, value - N_SHARE_STEPS * SHARE_STEP), min(max(most, value), value + N_SHARE_STEPS * SHARE_STEP)
-    return FloatDistribution(low, high)
+    return FloatDistribution(max(0.0, value - DROPOUT_RANGE), max(value, min(most, value + DROPOUT_RANGE)))
 
 
 def _doublings(value: int, n_doublings: int) -> BaseDistribution:
-    """Return the half, the value and its doublings."""
-    return CategoricalDistribution([value // 2] * (value > 1) + [value * 2**power for power in range(n_doublings + 1)])
+    """Return the half, the value and its doublings; of 0, 0 alone."""
+    return CategoricalDistribution(
+        sorted({max(value // 2, min(value, 1))} | {value << n for n in range(n_doublings + 1)})
+    )
 
 
 def tidy(values: Mapping[str, Any]) -> dict[str, Any]:
     """Round what was drawn, so that it can be read and typed."""
     return {name: float(f"{value:.{DIGITS}g}") if isinstance(value, float) else value for name, value in values.items()}
-
-
-def prepare_folder(config: Config) -> Path:
-    """Make the folder of the search, empty under `overwrite`."""
-    folder = config.out / FOLDER
-    if config.overwrite and folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    shutil.rmtree(folder / TRIAL, ignore_errors=True)  # of a trial that was killed
-    return folder
 
 
 def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
@@ -164,24 +148,19 @@ def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
         content = path.read_bytes()
         write_file(path, content[: content.rfind(b"\n") + 1])  # a kill may tear the last line
     try:
-        storage = JournalStorage(JournalFileBackend(str(path)))
-        pruner = MedianPruner(n_warmup_steps=2)
+        storage, pruner = JournalStorage(JournalFileBackend(str(path))), MedianPruner(n_warmup_steps=2)
         study = optuna.create_study(
             storage=storage, study_name=NAME, direction="maximize", pruner=pruner, load_if_exists=True
         )
-        here = json.loads(json.dumps(origin))
         if ORIGIN not in study.user_attrs:
-            study.set_user_attr(ORIGIN, here)
+            study.set_user_attr(ORIGIN, origin)
         there = study.user_attrs[ORIGIN]
         for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,)):
             study.tell(trial.number, state=TrialState.FAIL)
     except (ValueError, KeyError, TypeError) as error:
         raise SchemaError(f"{path} is damaged: {say(error)}; begin anew with --overwrite") from error
-    for difference in compare(there, here):
-        raise SchemaError(
-            f"{path.parent} holds another study: {difference}; give the same as then, or another --out, or add "
-            "--overwrite"
-        )
+    for difference in compare(there, origin):
+        raise SchemaError(f"{path.parent} holds another study: {difference}; give another --out, or add --overwrite")
     return study
 
 
@@ -192,36 +171,30 @@ def list_done(study: optuna.Study) -> list[FrozenTrial]:
 
 def ask(study: optuna.Study, space: Space, default: Mapping[str, Any], seed: int) -> Trial:
     """Begin the next trial: first the default, then what the finished trials and the seed lead to."""
-    trials = study.get_trials(deepcopy=False)
     n_done = len(list_done(study))
-    last = max((place for place, trial in enumerate(trials) if trial.state in DONE), default=-1)
-    n_failed = sum(trial.state is TrialState.FAIL for trial in trials[last + 1 :])
-    drawn = np.random.SeedSequence((seed, n_done, n_failed // MAX_REPEATS)).generate_state(1)
-    study.sampler = TPESampler(seed=int(drawn[0]))  # anew for each trial: no generator is kept in the database
+    drawn = np.random.SeedSequence((seed, n_done)).generate_state(1)
+    study.sampler = TPESampler(seed=int(drawn[0]))  # anew for each trial: no generator is kept in the journal
     if not n_done and not study.get_trials(deepcopy=False, states=(TrialState.WAITING,)):
         study.enqueue_trial(dict(default))
     return study.ask(space)
 
 
-def attempt(study: optuna.Study, work: Work, space: Space, split: Split, fit: Fit) -> None:
+def attempt(study: optuna.Study, work: Work, space: Space, fit: Callable[[Work], int]) -> None:
     """Train one trial and tell the study how it ended."""
-    begun, config = time.monotonic(), work.config
+    config, out = work.config, work.config.out / FOLDER / TRIAL
+    shutil.rmtree(out, ignore_errors=True)  # of a trial that was killed
     trial = ask(study, space, {name: getattr(work.recipe, name) for name in space}, config.seed)
-    watch, out = Watch(trial), config.out / FOLDER / TRIAL
-    model = replace(config.model, **tidy(trial.params))
+    watch, model = Watch(trial), replace(config.model, **tidy(trial.params))
     recipe, _ = choose_recipe(model, count_data(work.tables, config.data))
     trainer = {**config.trainer, "callbacks": [*list_callbacks(config.trainer.get("callbacks")), watch]}
-    tried = replace(work, recipe=recipe, config=replace(config, model=model, trainer=trainer, out=out))
     try:
-        trial.set_user_attr(EPOCHS, fit(tried, split))
+        fit(replace(work, recipe=recipe, config=replace(config, model=model, trainer=trainer, out=out)))
+        study.tell(trial, watch.best)
     except optuna.TrialPruned:
         study.tell(trial, state=TrialState.PRUNED)
     except (FloatingPointError, torch.OutOfMemoryError) as error:
         trial.set_user_attr(FAULT, str(error).splitlines()[0])
         study.tell(trial, state=TrialState.PRUNED)  # worse than all others, and not to be tried again
-    else:
-        trial.set_user_attr("seconds", round(time.monotonic() - begun, 1))
-        study.tell(trial, watch.best)
     finally:
         shutil.rmtree(out, ignore_errors=True)
 
@@ -230,9 +203,7 @@ class Watch(Callback):
     """Report each validation of a trial, and end a trial that falls behind the others."""
 
     def __init__(self, trial: Trial) -> None:
-        self.trial = trial
-        self.n_validations = 0
-        self.best = -1.0
+        self.trial, self.n_validations, self.best = trial, 0, -1.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Note the recent validation.
@@ -241,24 +212,21 @@ class Watch(Callback):
             TrialPruned: the trial falls behind.
         """
         value = float(trainer.callback_metrics[MONITOR])
-        self.n_validations += 1
-        self.best = max(self.best, value)
+        self.n_validations, self.best = self.n_validations + 1, max(self.best, value)
         self.trial.report(value, self.n_validations)
         if self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-def figure_of(trial: FrozenTrial) -> float | None:
-    """Return the best validation NDCG of a trial; None if it could not be trained."""
-    return None if FAULT in trial.user_attrs else max(trial.intermediate_values.values(), default=None)
+def figure_of(trial: FrozenTrial) -> float:
+    """Return the best validation NDCG of a trial; -1 if it could not be trained."""
+    return -1.0 if FAULT in trial.user_attrs else max(trial.intermediate_values.values(), default=-1.0)
 
 
-def describe(trial: FrozenTrial, number: int, total: int) -> str:
-    figure = figure_of(trial)
-    shown = "could not be trained" if figure is None else f"{figure:.4f}"
+def describe(trial: FrozenTrial) -> str:
     values = ", ".join(f"{name} {value}" for name, value in tidy(trial.params).items())
     note = trial.user_attrs.get(FAULT) or ("ended early" if trial.state is TrialState.PRUNED else "complete")
-    return f"trial {number}/{total}  {shown}  {values}  ({note})"
+    return f"validation NDCG@10 {figure_of(trial):.4f} ({note}), {values}"
 
 
 def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) -> None:
@@ -270,35 +238,29 @@ def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) ->
     complete = [trial for trial in done if trial.state is TrialState.COMPLETE]
     if not complete:
         raise SchemaError(f"none of {len(done)} trials could be trained: {done[0].user_attrs.get(FAULT)}")
-    best, folder = max(complete, key=lambda trial: figure_of(trial) or 0.0), given.out / FOLDER
-    values = tidy(best.params)
-    changed = {name: value for name, value in values.items() if value != getattr(work.recipe, name)}
-    kept = {name: value for name, value in asdict(work.config.model).items() if name != "neighbours"} | values
+    best, folder = max(complete, key=figure_of), given.out / FOLDER
+    kept = {name: value for name, value in asdict(work.config.model).items() if name != "neighbours"}
+    kept = {} if best is done[0] else kept | tidy(best.params)  # else the data chooses the same again
     head = f"# Trial {done.index(best) + 1} of {len(done)}: validation NDCG@10 {figure_of(best):.4f}\n"
-    write_file(folder / BEST, (head + tuned_text(text, given.out, kept if changed else {})).encode())
-    write_file(folder / PICTURE, draw(done))
+    write_file(folder / BEST, (head + tuned_text(text, given.out, kept)).encode())
+    write_file(folder / PICTURE, draw([trial for trial in done if FAULT not in trial.user_attrs]))
     console.rule("outcome of the search")
     for name, trial in (("best", best), ("chosen from the data", done[0])):
-        console.print(f"{name}: {describe(trial, done.index(trial) + 1, len(done))}", soft_wrap=True, highlight=False)
+        console.print(f"{name}: {describe(trial)}", soft_wrap=True, highlight=False, markup=False)
     console.print("the best of many is judged by the users that chose it: expect less on others, such as the test")
     again = " --overwrite" if (given.out / BUNDLE).exists() else ""
     command = f"python train.py --config {shlex.quote(str(folder / BEST))}{again}"
     console.print(f"train it: {command}", soft_wrap=True, highlight=False, markup=False)
 
 
-def draw(done: Sequence[FrozenTrial]) -> bytes:
-    """Draw the best figure so far by trial, and the figures by each value that was tried, as PNG."""
-    trials = [trial for trial in done if figure_of(trial) is not None]
-    figures, names = [figure_of(trial) or 0.0 for trial in trials], list(trials[0].params)
-    figure = Figure(figsize=(3.0 * (1 + len(names)), 3.0), layout="constrained")
-    axes = figure.subplots(1, 1 + len(names), sharey=True)
-    numbers = range(1, len(figures) + 1)
-    axes[0].plot(numbers, figures, "o")
-    axes[0].step(numbers, list(accumulate(figures, max)), where="post")
-    axes[0].set(xlabel="trial", ylabel="validation NDCG@10")
-    for chart, name in zip(axes[1:], names, strict=True):
-        chart.plot([tidy(trial.params)[name] for trial in trials], figures, "o")
-        chart.set_xlabel(name)
+def draw(trials: Sequence[FrozenTrial]) -> bytes:
+    """Draw the figure of each trial by the values that were tried, as PNG."""
+    names = ["trial", *trials[0].params]
+    figure = Figure(figsize=(3.0 * len(names), 3.0), layout="constrained")
+    for chart, name in zip(np.atleast_1d(figure.subplots(1, len(names), sharey=True)), names, strict=True):
+        values = [trial.number if name == "trial" else tidy(trial.params)[name] for trial in trials]
+        chart.plot(values, [figure_of(trial) for trial in trials], "o")
+        chart.set(xlabel=name, ylabel="validation NDCG@10")
     content = BytesIO()
-    figure.savefig(content, format="png", dpi=110)
+    figure.savefig(content, format="png")
     return content.getvalue()

@@ -9,7 +9,7 @@ import torch
 
 from datamodules.config import FeaturesConfig
 from models.config import TEMPERATURE
-from models.initialise import EASE_SCORE, FIRST_SCORE, _turnable, build_towers, ease_factors, item_factors, start_taste
+from models.initialise import FIRST_SCORE, build_towers, item_factors, start_taste
 from models.towers import Towers
 from tests.models.tiny_towers import RECIPE, encoded_items, history_of, make_towers, one_thread
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
@@ -32,9 +32,9 @@ def bare():
     return make_data(make_set_world(FeaturesConfig()))
 
 
-def start_towers(data, similarity: str, freeze_items: bool = True) -> Towers:
+def start_towers(data, similarity: str) -> Towers:
     """Build the towers of a set as a run does, and take away what the head adds at random."""
-    recipe = replace(RECIPE, n_blocks=0, n_heads=1, similarity=similarity, id_dropout=0.0, freeze_items=freeze_items)
+    recipe = replace(RECIPE, n_blocks=0, n_heads=1, similarity=similarity, id_dropout=0.0)
     towers = build_towers(data.schema, recipe, encoded_items(data.catalogue), history_of(data), 2).eval()
     torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
     for parameter in towers.user_tower.context.parameters():
@@ -75,47 +75,14 @@ def test_a_user_of_a_set_starts_as_the_sum_of_her_items_and_what_is_popular(worl
     factors = towers.item_tower.id_table.weight.detach().double().numpy()
     factors = factors if similarity == "dot" else normalise(factors)
     pairs = pairs_of(data)
-    score, share, power = FIRST_SCORE, 1.0 if similarity == "dot" else TEMPERATURE, 0.5
-    if world == "bare":
-        score = EASE_SCORE / np.mean([len(rows) for rows in pairs.values()]) ** 0.5
-        share, power = ease_factors(history_of(data).matrix(N), D, similarity, 2).popularity, 0.0
-        share *= score if similarity == "dot" else 1  # a cosine does not have the length of the user's vector
-        assert share > 0
+    share = 1.0 if similarity == "dot" else TEMPERATURE
     log = np.log1p(count_owners(data))
     popular = share * (log - log.mean())
     expected = np.tile(popular, (U, 1))  # all that there is of a user without items
     for user, rows in pairs.items():
-        taste = score * factors[sorted(rows)].sum(axis=0) / len(rows) ** power
+        taste = FIRST_SCORE * factors[sorted(rows)].sum(axis=0) / len(rows) ** 0.5
         expected[user] += factors @ (taste if similarity == "dot" else normalise(taste))
     assert np.abs(score_everything(data, towers) - expected).max() < 2e-5
-
-
-def test_without_context_items_start_from_their_correlations_and_stay_there(bare):
-    towers = start_towers(bare, "dot")
-    expected = ease_factors(history_of(bare).matrix(N), D, "dot", 2).vectors
-    assert torch.allclose(towers.item_tower.id_table.weight, expected, atol=1e-6)
-    learned = {name.rsplit(".", 1)[0] for name, one in towers.named_parameters() if one.requires_grad}
-    assert learned == {"user_tower", "user_tower.demographics", "user_tower.demographics.table"}
-
-
-def test_where_correlations_are_a_start_alone_everything_is_learned_from_vectors_that_turn_fast(bare):
-    towers = start_towers(bare, "cosine", freeze_items=False)
-    assert all(parameter.requires_grad for parameter in towers.parameters())
-    expected = normalise(ease_factors(history_of(bare).matrix(N), D, "cosine", 2).vectors.double().numpy())
-    found = towers.item_tower.id_table.weight.detach().double().numpy()
-    is_placed = expected.any(axis=1)
-    assert np.allclose(found[is_placed], 0.2 * expected[is_placed], atol=1e-5)
-    assert is_placed.mean() > 0.8
-    assert np.allclose(np.linalg.norm(found, axis=1), 0.2)
-    assert towers.user_tower.start_token.norm() > 0.01  # a cosine of zeros could not be trained
-    assert not start_towers(bare, "cosine").user_tower.start_token.any()
-
-
-def test_an_item_that_nobody_is_known_to_have_can_be_turned_too():
-    vectors = torch.tensor([[3.0, 4.0], [0.0, 0.0]])
-    found = _turnable(vectors, seed=0)
-    assert torch.allclose(found.norm(dim=1), torch.full((2,), 0.2))
-    assert torch.allclose(found[0], torch.tensor([0.12, 0.16]), atol=1e-6)
 
 
 def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):
@@ -124,10 +91,6 @@ def test_a_set_is_ordered_without_a_look_at_pairs_of_its_events(bare):
         for found, expected in zip(tower.order_set(batch.arrays), tower.order_groups(batch.arrays), strict=True):
             assert torch.equal(found, expected)
     assert any((batch.arrays["history_lengths"] > 1).any() for batch in bare.final_requests())
-
-
-def test_in_context_everything_is_learned(data):
-    assert all(parameter.requires_grad for parameter in start_towers(data, "dot").parameters())
 
 
 def test_items_start_as_the_factors_of_who_has_what(data):

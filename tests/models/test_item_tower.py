@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import copy
+
 import pytest
 import torch
 
@@ -194,20 +196,18 @@ def test_what_is_unknown_says_nothing_before_training():
     assert embed(torch.full((2, 2), PADDING), torch.zeros(2, 0)).abs().max() == 0
 
 
-def test_single_codes_are_embedded_in_training_as_in_what_is_exported():
-    features = (
-        Feature("brand", "categorical", "brand", ("x", "y")),
-        Feature("hour", "hour_of_day", "t", ("0", "1")),
-        Feature("price", "numeric", "price"),
-    )
-    embed = FeatureEmbedding(features, D)
-    codes, values = torch.tensor([[2, 3], [UNKNOWN, 2], [3, PADDING], [PADDING, PADDING]]), torch.randn(4, 2)
-    optimizer = torch.optim.AdamW(embed.parameters(), lr=0.1, weight_decay=0.1)
-    for _ in range(3):
-        optimizer.zero_grad()
-        embed.train()(codes, values).square().sum().backward()
-        optimizer.step()
-    torch.testing.assert_close(embed.train()(codes, values), embed.eval()(codes, values), rtol=0, atol=1e-6)
+def test_a_catalogue_is_embedded_as_its_rows_are_with_the_same_gradient(side):
+    world, data, _ = side
+    towers = make_towers(world, data)
+    content, weights = towers.item_tower.content, torch.randn(N, D, generator=torch.Generator().manual_seed(4))
+    gradients = []
+    for embed in (content, content.embed_catalogue):
+        found = embed(towers.item_codes, towers.item_values)
+        gradients.append([found, *torch.autograd.grad((found * weights).sum(), list(content.parameters()))])
+    for one, other in zip(*gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+    copied = copy.deepcopy(content)  # sparse matrices are made again
+    torch.testing.assert_close(copied.embed_catalogue(towers.item_codes, towers.item_values), gradients[0][0])
 
 
 def test_texts_and_vectors_are_embedded_in_training_as_in_what_is_exported():

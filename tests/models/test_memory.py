@@ -19,7 +19,6 @@ from models.memory import (
     MemorySample,
     Standardise,
     memory_inputs,
-    sum_by_user,
 )
 from serve.events import USER_STATISTICS, Events, owned_arrays, statistic_names, summarise_owned
 from tests.models.tiny_towers import RECIPE

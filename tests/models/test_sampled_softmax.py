@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from models import sampled_softmax
-from models.negatives import Negatives, NegativeSampler
 from models.sampled_softmax import (
     Masked,
+    Negatives,
+    NegativeSampler,
     find_own,
-    find_positions,
     mark_owned,
     sampled_softmax_loss,
     sampled_window_loss,
@@ -85,29 +85,6 @@ def test_where_nothing_has_a_weight_there_is_no_loss_and_weights_are_constants()
     weights = torch.ones(M, dtype=torch.float64, requires_grad=True)
     sampled(users, items, targets, drawn, weights).backward()
     assert weights.grad is None
-
-
-def test_autocast_does_not_reach_a_sampled_loss():
-    users, items = (part.detach().float().requires_grad_() for part in make_vectors(2)[:2])
-    logits, target_rows = users.detach().sum(dim=1), torch.arange(M)
-    masked = Masked(torch.zeros(M, N, dtype=torch.bool), torch.arange(M))
-    grads = []
-    for is_enabled in (False, True):
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_enabled):
-            loss = sampled_softmax_loss(users, items, torch.zeros(N), masked, logits, target_rows, torch.ones(M))
-        grads.append(torch.autograd.grad(loss, (users, items)))
-    for one, other in zip(*grads, strict=True):
-        torch.testing.assert_close(one, other, rtol=0, atol=0)
-
-
-def test_users_learn_the_same_beside_items_that_learn_nothing():
-    users, items, targets = make_vectors(3)
-    drawn = Negatives(torch.arange(0, N, 2), torch.zeros(len(range(0, N, 2)), dtype=torch.float64))
-    learning, fixed = (sampled(users, part, targets, drawn) for part in (items, items.detach()))
-    formed = [loss.grad_fn.next_functions[0][0].saved_tensors[1].shape for loss in (learning, fixed)]
-    assert formed == [(len(drawn.rows), W), (0,)]
-    (one,), (other,) = (torch.autograd.grad(loss, users) for loss in (learning, fixed))
-    torch.testing.assert_close(one, other, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("n_rows", [1, 2, M])
@@ -283,11 +260,6 @@ def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
     assert mark_owned(users, rows, 3, negatives, 10).tolist() == expected
 
 
-def test_a_row_is_found_among_ascending_ones():
-    distinct = torch.tensor([1, 4, 6])
-    assert find_positions(distinct, torch.tensor([4, 0, 6, 5, 9, 1])).tolist() == [1, 3, 2, 3, 3, 0]
-
-
 @pytest.mark.parametrize("rows", [None, torch.tensor([3, 8, 11])], ids=["all items", "a sample"])
 def test_windows_without_a_target_are_no_step(rows):
     world = make_world(ORDERED)
@@ -301,22 +273,3 @@ def test_windows_without_a_target_are_no_step(rows):
     grads = [parameter.grad for parameter in module.towers.parameters() if parameter.grad is not None]
     assert grads
     assert not any(grad.any() for grad in grads)
-
-
-@pytest.mark.parametrize("is_set", [False, True], ids=["windows", "requests"])
-def test_a_sampled_step_in_half_precision_is_near_a_whole_one(is_set):
-    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous") if is_set else ORDERED))
-    data = make_data(world, validation=validation)
-    batch = data.validation_batches[0] if is_set else batches(data)[0]
-    module = make_module(make_towers(world, data))
-    module.sampler = Fixed(torch.tensor([3, 8, 11, 19]))
-    gradients = []
-    for is_half in (False, True):
-        module.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=is_half):
-            loss = module.request_step(batch) if is_set else module.window_step(batch)
-        assert loss.dtype == torch.float32
-        loss.backward()
-        grads = [parameter.grad for parameter in module.towers.parameters() if parameter.grad is not None]
-        gradients.append(torch.cat([grad.flatten() for grad in grads]))
-    assert (gradients[0] - gradients[1]).norm() <= 0.1 * gradients[0].norm()

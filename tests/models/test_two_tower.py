@@ -232,37 +232,6 @@ def test_started_tables_are_parameters_that_learn_slowly():
     assert model.rate_of("user_tower.start_token") == rate
 
 
-class Watch(pl.Callback):
-    """Keep the gradients that the optimiser saw in each step but the last."""
-
-    def __init__(self):
-        self.seen: list[np.ndarray] = []
-
-    def on_before_zero_grad(self, trainer, pl_module, optimizer):
-        gradients = [one.grad.flatten().numpy() for one in pl_module.parameters() if one.grad is not None]
-        if gradients:
-            self.seen.append(np.concatenate(gradients))
-
-
-def watch_gradients(**clipping) -> list[np.ndarray]:
-    world = make_world(ORDERED)
-    data, watch = make_data(world), Watch()
-    model = make_module(make_towers(world, data, "cosine").train())
-    quiet = dict.fromkeys(("logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary"), False)
-    trainer = pl.Trainer(accelerator="cpu", max_epochs=1, limit_val_batches=0, callbacks=[watch], **quiet, **clipping)
-    trainer.fit(model, data)
-    assert len(watch.seen) > 1
-    return watch.seen
-
-
-def test_gradients_are_clipped_by_their_norm():
-    free = watch_gradients()[0]
-    largest = float(np.linalg.norm(free)) / 3
-    clipped = watch_gradients(gradient_clip_val=largest)
-    np.testing.assert_allclose(clipped[0], free / 3, rtol=1e-4, atol=1e-8)
-    assert all(np.linalg.norm(one) <= largest * 1.0001 for one in clipped)
-
-
 @pytest.mark.parametrize(("precision", "is_fused"), [("32-true", True), ("bf16-mixed", True), ("16-mixed", False)])
 def test_the_optimiser_is_fused_unless_it_would_clip_gradients_that_are_still_scaled(precision, is_fused):
     world = make_world(ORDERED)

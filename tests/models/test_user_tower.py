@@ -5,8 +5,6 @@ import pytest
 import torch
 
 from serve.events import Events, history_arrays, request_arrays
-from serve.index import ItemFacts, ItemIds
-from serve.recommender import RequestEncoder
 from tests.models.tiny_towers import Side, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 

@@ -18,7 +18,7 @@ from models.memory import memory_inputs
 from models.towers import EncodedItems, Towers
 from models.two_tower import TwoTower
 from serve.events import Events, history_arrays, owned_arrays, request_arrays, summarise_owned
-from tests.tiny_data import DAY, FIRST, A, D, N, World, make_data, make_world
+from tests.tiny_data import DAY, FIRST, D, N, World, make_data, make_world
 
 MOMENT = FIRST + 300 * DAY
 
@@ -48,7 +48,6 @@ RECIPE = Recipe(
     patience=2,
     n_heads=2,
     warmup_steps=5,
-    freeze_items=False,
 )
 
 

@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "walkthrough.py"
+NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "walkthrough.py"
 
 
 def test_the_walk_through_runs_to_its_map(tmp_path):

@@ -1,10 +1,10 @@
-"""Whole runs on small tables: what is written, what is measured, what is served, and that a seed repeats it."""
+"""Whole runs on small tables: what is written, measured and served, and that a seed repeats it."""
+
+from __future__ import annotations
 
 import json
-import subprocess
-import sys
+import os
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -12,55 +12,20 @@ import pytest
 import torch
 
 import train
-from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
-from models.config import ModelConfig
+from datamodules.config import DataConfig, TargetsConfig
+from datamodules.splits import split_interactions
+from pipeline import stages
 from pipeline.config import TuneConfig
 from serve import Recommender
-from serve.bundle import verify
+from serve.bundle import Bundle, verify
+from serve.erasure import add_to_erasure_list
 from serve.errors import SchemaError
 from serve.index import Neighbours
 from serve.recommender import golden_answer
 from tests.models.tiny_towers import one_thread
+from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, SETS, SMALL, config_of, make_run, make_tables
 
-ROOT = Path(__file__).parent.parent
-DAY = 86_400
-START = 1_600_000_000
-N_USERS, N_ITEMS, N_TASTES = 60, 35, 5
-QUIET = {"enable_progress_bar": False}
-SMALL = ModelConfig(dim=8, affinity_dim=4, max_epochs=3, batch_size=16, warmup_steps=2, learning_rate=0.01)
-
-
-def make_tables(seed, simultaneous):
-    """Users keep to the items of one taste; baskets hold several items at one time."""
-    rng = np.random.default_rng(seed)
-    users = pd.DataFrame({"user_id": [f"u{i:03d}" for i in range(N_USERS)]})
-    users["gender"] = rng.choice(np.array(["f", "m", None], dtype=object), N_USERS)
-    items = pd.DataFrame({"item_id": np.arange(N_ITEMS) + 100, "title": [f"item {i}" for i in range(N_ITEMS)]})
-    items["category"] = [f"c{i % N_TASTES}" for i in range(N_ITEMS)]
-    rows = []
-    for user in range(N_USERS):
-        own = np.flatnonzero(np.arange(N_ITEMS) % N_TASTES == user % N_TASTES)
-        if simultaneous:
-            for day in np.sort(rng.choice(300, 12, replace=False)):
-                basket = rng.choice(own, 3, replace=False)
-                rows += [(user, item, START + int(day) * DAY, 1 + int(rng.integers(3))) for item in basket]
-        else:
-            times = START + np.sort(rng.integers(0, 300 * DAY, len(own)))
-            rows += [(user, item, int(time), 3) for item, time in zip(rng.permutation(own), times, strict=True)]
-    events = pd.DataFrame(rows, columns=["user", "item", "datetime", "weight"])
-    events.insert(0, "user_id", users["user_id"].to_numpy()[events.pop("user")])
-    events.insert(1, "item_id", items["item_id"].to_numpy()[events.pop("item")])
-    return events, users, items
-
-
-FEATURES = FeaturesConfig(user={"gender": "categorical"}, item={"category": "categorical"})
-BASKETS = DataConfig(
-    features=FEATURES,
-    split=SplitConfig("time", at="2021-06-01"),
-    ties="simultaneous",
-    repeats="allow",
-)
-ORDERED = DataConfig(features=replace(FEATURES, context={"hour": "hour_of_day"}))
+DATA = {"baskets": BASKETS, "ordered": ORDERED, "sets": SETS}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -69,24 +34,22 @@ def _one_thread():
         yield
 
 
-def make_run(folder, data, seed=0):
-    config = train.Config(data, SMALL, QUIET, folder, seed)
-    return train.run(config, make_tables(3, data.ties == "simultaneous"))
-
-
 @pytest.fixture(scope="module")
-def baskets(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("baskets") / "run", BASKETS)
+def runs(tmp_path_factory) -> dict[str, train.Run]:
+    return {name: make_run(tmp_path_factory.mktemp(name) / "run", data) for name, data in DATA.items()}
 
 
-@pytest.fixture(scope="module")
-def ordered(tmp_path_factory):
-    return make_run(tmp_path_factory.mktemp("ordered") / "run", ORDERED)
+@pytest.fixture(params=DATA)
+def finished(request, runs):
+    return runs[request.param]
 
 
-@pytest.fixture(params=["baskets", "ordered"])
-def finished(request):
-    return request.getfixturevalue(request.param)
+def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
+    """Train as a run does, without export and evaluation."""
+    folder.mkdir(parents=True, exist_ok=True)
+    work = stages.prepare(config_of(folder, data, **options), frames, folder)
+    split = split_interactions(work.tables.interactions, work.config.data, work.config.seed)
+    return stages.train(work, split)[0]
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -98,39 +61,11 @@ def test_a_run_leaves_what_it_promises(finished):
         low, high = figures["NDCG@10_ci95"]
         assert low <= figures["NDCG@10"] <= high, view
     assert {"popularity", "itemknn", "ease"} <= metrics["paired"].keys()
-    assert metrics["timing"]["total"] > 0
-    assert not list(folder.glob(".bundle-*"))
-
-
-def test_groups_which_may_be_a_few_people_are_in_no_bundle(finished):
-    metrics = json.loads((finished.bundle.parent / "metrics.json").read_text())
+    assert {"training", "total", "targets_per_second"} <= metrics["timing"].keys()
+    assert {"epochs", "continued_epochs", "temperature", "chosen", "refinement"} <= metrics["training"].keys()
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
-    assert "gender" in next(iter(metrics["slices"].values()))
-    assert "slices" not in published
+    assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
-
-
-def test_profiles_hold_what_was_before_the_test(finished, baskets):
-    data = BASKETS if finished is baskets else ORDERED
-    events, users, _ = make_tables(3, data.ties == "simultaneous")
-    is_last = ~events.duplicated("user_id", keep="last")
-    before = events[events["datetime"] < 1_622_505_600] if data is BASKETS else events[~is_last]
-    assert 0 < len(before) < len(events)
-    profiles = Recommender.load(finished.bundle).profiles
-    for user in users["user_id"]:
-        expected = before.loc[before["user_id"] == user, "item_id"]
-        assert sorted(profiles.get(user).history.item_id) == sorted(expected)
-
-
-def test_views_follow_the_repeat_policy(baskets, ordered):
-    assert set(baskets.metrics["test"]["bascule"]) == {"all", "repeat", "novel"}
-    assert set(ordered.metrics["test"]["bascule"]) == {"novel"}
-    assert "with_context" in ordered.metrics
-
-
-def test_the_taste_is_learned(ordered):
-    test = ordered.metrics["test"]
-    assert test["bascule"]["novel"]["NDCG@10"] > 2 * test["popularity"]["novel"]["NDCG@10"]
 
 
 def test_verify_passes(finished):
@@ -138,46 +73,49 @@ def test_verify_passes(finished):
     assert any("golden: 32 requests" in line for line in lines)
 
 
-def test_the_same_seed_gives_the_same_bundle(baskets, tmp_path):
+@pytest.mark.parametrize("name", ["baskets", "ordered"])
+def test_profiles_hold_what_was_before_the_test(runs, name):
+    events, users, _ = make_tables(DATA[name])
+    is_last = ~events.duplicated("user_id", keep="last")
+    before = events[events["datetime"] < 1_622_505_600] if name == "baskets" else events[~is_last]
+    assert 0 < len(before) < len(events)
+    profiles = Recommender.load(runs[name].bundle).profiles
+    for user in users["user_id"]:
+        expected = before.loc[before["user_id"] == user, "item_id"]
+        assert sorted(profiles.get(user).history.item_id) == sorted(expected)
+
+
+def test_views_follow_the_repeat_policy_and_the_taste_is_learned(runs):
+    assert set(runs["baskets"].metrics["test"]["bascule"]) == {"all", "repeat", "novel"}
+    for name in ("ordered", "sets"):
+        test = runs[name].metrics["test"]
+        assert set(test["bascule"]) == {"novel"}
+        assert "with_context" in runs[name].metrics
+        assert test["bascule"]["novel"]["NDCG@10"] > 2 * test["popularity"]["novel"]["NDCG@10"]
+
+
+def test_the_same_seed_gives_the_same_bundle(runs, tmp_path):
     again = make_run(tmp_path / "run", BASKETS)
-    assert again.metrics == baskets.metrics
+    assert again.metrics == runs["baskets"].metrics
     assert torch.are_deterministic_algorithms_enabled()  # with several threads it takes this too
-    versions = [Recommender.load(run.bundle).bundle.manifest.version for run in (baskets, again)]
-    assert versions[0] == versions[1]
-    for name in (
-        "item_neighbour_offsets.npy",
-        "item_neighbours.npy",
-        "item_vectors.npy",
-        "user_tower.onnx",
-        "item_tower.onnx",
-        "items.faiss",
-        "golden.json",
-        "MODEL_CARD.md",
-        "manifest.json",
-    ):
-        assert (baskets.bundle / name).read_bytes() == (again.bundle / name).read_bytes(), name
-
-
-def inline(profiles, position):
-    """Write the user's profile as a request."""
-    profile = profiles.get(profiles.user_ids[position])
-    columns = profile.history.columns()
-    times = columns["datetime"].astype("datetime64[s]").astype(str)
-    history = [
-        {"item_id": int(item), "datetime": f"{time}Z", "weight": float(weight)}
-        for item, time, weight in zip(columns["item_id"], times, columns["weight"], strict=True)
-    ]
-    return {"history": history, "features": dict(profile.features)}
+    for path in runs["baskets"].bundle.iterdir():
+        assert path.read_bytes() == (again.bundle / path.name).read_bytes(), path.name
 
 
 def test_an_unseen_user_with_the_same_past_gets_the_same_vector(finished):
     recommender = Recommender.load(finished.bundle)
-    ids = recommender.profiles.user_ids.tolist()
-    known = recommender.encode_users([{"user_id": user} for user in ids])
-    unseen = recommender.encode_users(
-        [{"user_id": f"new {i}", **inline(recommender.profiles, i)} for i in range(len(ids))]
-    )
-    assert np.abs(known - unseen).max() <= 1e-6
+    has_times, requests = recommender.bundle.schema.has_datetime, []
+    for user in recommender.profiles.user_ids:
+        profile = recommender.profiles.get(user)
+        columns = profile.history.columns()
+        history = [{"item_id": int(item)} for item in columns["item_id"]]
+        if has_times:
+            times = columns["datetime"].astype("datetime64[s]").astype(str)
+            for one, time, weight in zip(history, times, columns["weight"], strict=True):
+                one |= {"datetime": f"{time}Z", "weight": float(weight)}
+        requests.append({"user_id": f"new {user}", "history": history, "features": dict(profile.features)})
+    known = recommender.encode_users([{"user_id": user} for user in recommender.profiles.user_ids.tolist()])
+    assert np.abs(known - recommender.encode_users(requests)).max() <= 1e-6
 
 
 def add_neighbours(scores: np.ndarray, neighbours: Neighbours, history_rows: np.ndarray) -> None:
@@ -188,8 +126,8 @@ def add_neighbours(scores: np.ndarray, neighbours: Neighbours, history_rows: np.
         scores[neighbours.rows[part]] += count / counts.sum() ** 0.5 * neighbours.weights[part]
 
 
-def test_lists_are_the_best_of_the_products_and_what_neighbours_add(ordered):
-    recommender = Recommender.load(ordered.bundle)
+def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
+    recommender = Recommender.load(runs["ordered"].bundle)
     users = recommender.profiles.user_ids.tolist()
     answers = recommender.recommend([{"user_id": user} for user in users], k=7)
     scores = recommender.encode_users([{"user_id": user} for user in users]) @ recommender.bundle.vectors.T
@@ -199,50 +137,138 @@ def test_lists_are_the_best_of_the_products_and_what_neighbours_add(ordered):
         scores[row, owned] = -np.inf
         best = np.sort(scores[row])[::-1][:7]
         np.testing.assert_allclose(answers.of(row).score, best, atol=2e-5)
-        assert not set(answers.of(row).item_id) & set(recommender.profiles.get(user).history.item_id)
 
 
-def test_a_finished_run_is_not_written_over(ordered):
+def test_a_served_set_has_no_order_and_a_new_item_is_placed_by_its_content(runs):
+    recommender = Recommender.load(runs["sets"].bundle)
+    history = [{"item_id": item} for item in (100, 117, 105, 131, 110)]
+    asked = [{"history": part, "context": {"place": "home"}} for part in (history, history[::-1])]
+    first, second = recommender.encode_users(asked)
+    assert np.abs(first - second).max() <= 1e-6
+    elsewhere = recommender.encode_users([{"history": history, "context": {"place": "work"}}])
+    assert np.abs(first - elsewhere).max() > 1e-4
+    one, other, again = recommender.encode_items([{"category": name} for name in ("c0", "c1", "c0")])
+    assert np.abs(one - again).max() <= 1e-6
+    assert np.abs(one - other).max() > 0.01
+
+
+@pytest.mark.parametrize("name", DATA)
+def test_rows_in_another_order_give_the_same_towers(name, tmp_path):
+    frames = make_tables(DATA[name])
+    shuffled = [frame.sample(frac=1, random_state=seed, ignore_index=True) for seed, frame in enumerate(frames)]
+    weights, again = (
+        fit(DATA[name], tuple(tables), tmp_path / folder) for tables, folder in ((frames, "a"), (shuffled, "b"))
+    )
+    assert again.data.schema == weights.data.schema
+    expected = weights.towers.state_dict()
+    assert all(torch.equal(expected[key], value) for key, value in again.towers.state_dict().items())
+
+
+@pytest.mark.parametrize("protocol", ["baskets", "ordered"])
+def test_bfloat16_trains_and_leaves_float32(protocol, tmp_path):
+    trained = fit(DATA[protocol], make_tables(DATA[protocol]), tmp_path, trainer={**QUIET, "precision": "bf16-mixed"})
+    assert {parameter.dtype for parameter in trained.towers.parameters()} == {torch.float32}
+    assert {parameter.device.type for parameter in trained.towers.parameters()} == {"cpu"}
+
+
+def test_a_sample_of_negatives_learns_a_set(tmp_path):
+    run = make_run(tmp_path / "run", SETS, model=replace(SMALL, negatives=9, max_epochs=6))
+    test = run.metrics["test"]
+    assert test["bascule"]["novel"]["NDCG@10"] > 2 * test["popularity"]["novel"]["NDCG@10"]
+
+
+def test_disliked_items_are_evidence_and_no_targets(tmp_path):
+    events, users, items = make_tables(ORDERED)
+    events["weight"] = np.where(np.arange(len(events)) % 3 == 0, 1.0, 5.0)
+    data = fit(replace(ORDERED, targets=TargetsConfig(min_weight=4)), (events, users, items), tmp_path).data
+    disliked = set(map(tuple, events[events["weight"] < 4][["user_id", "item_id"]].to_numpy()))
+    ids, asked, seen = data.catalogue.item_ids, set(), set()
+    for plan in data.examples.plan(0, 0):
+        batch = data.examples[plan]
+        for b, user in enumerate(data.sequences.user_ids[plan.users]):
+            rows, is_target = batch.history_rows[b].numpy(), batch.is_target[b].numpy()
+            asked |= {(user, ids[row]) for row in rows[is_target]}
+            seen |= {(user, ids[row]) for row in rows[: batch.arrays["history_lengths"][b]]}
+    assert asked
+    assert not asked & disliked
+    assert seen & disliked
+
+
+def test_a_later_run_keeps_the_codes_of_an_earlier_one_and_leaves_out_whom_it_forgot(runs, tmp_path):
+    events, users, items = make_tables(SETS)
+    items["category"] = items["category"].replace("c0", "a new one")
+    before = Bundle.load(runs["sets"].bundle).schema.item_features[0].vocabulary
+    add_to_erasure_list(runs["sets"].bundle.parent, ["u007"])
+    trained = fit(SETS, (events, users, items), tmp_path, previous=runs["sets"].bundle)
+    assert "c0" in before
+    assert trained.data.schema.item_features[0].vocabulary == (*before, "a new one")
+    assert "u007" not in trained.data.sequences.user_ids
+    assert "u008" in trained.data.sequences.user_ids
+
+
+def test_a_finished_run_is_not_written_over_nor_repeated(runs, tmp_path, capsys, monkeypatch):
+    folder = runs["ordered"].bundle.parent
     with pytest.raises(SchemaError, match="finished run"):
-        make_run(ordered.bundle.parent, ORDERED)
+        make_run(folder, ORDERED)
+    with pytest.raises(SchemaError, match="seed is 0 there and 5 here"):
+        make_run(folder, ORDERED, resume=True, seed=5)
+    monkeypatch.setattr(train, "produce", None)
+    again = make_run(folder, ORDERED, resume=True)
+    assert again.bundle == runs["ordered"].bundle
+    assert "nothing is left to do" in capsys.readouterr().out
+
+
+def test_a_call_that_is_no_run_of_tables_is_refused(tmp_path):
+    events, users, items = make_tables(ORDERED)
+    config = config_of(tmp_path / "run", ORDERED)
+    with pytest.raises(SchemaError, match="tables is a DataFrame; allowed: a tuple of interactions, users and items"):
+        train.run(config, events)
+    with pytest.raises(SchemaError, match="empty"):
+        train.run(config, (events.iloc[:0], users, items))
+    with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
+        train.run(replace(config, tune=TuneConfig(3)), (events, users, items))
+    strangers = events.assign(item_id=events["item_id"] + 10_000)
+    with pytest.raises(SchemaError):  # before anything is trained
+        train.run(config, (strangers, users, items))
+    assert not (tmp_path / "run" / "checkpoints").exists()
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("error", "text"),
     [
-        (["--model.dmi", "3"], "did you mean 'dim'"),
-        (["--data.ties", "sometimes"], "allowed: ordered, simultaneous"),
-        (["--data.interactions.path", "nowhere.csv"], "nowhere.csv does not exist"),
-        (["--data.split.kind", "time", "--data.split.at", "2040-01-01"], "2040"),
-        (["--ckpt_path", "first"], "allowed: last"),
+        (FloatingPointError("the loss is nan"), "the loss is nan"),
+        (MemoryError("no room"), "lower --model.batch_size"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "lower --model.batch_size"),
+        (OSError(28, "No space left on device", "metrics.json"), "metrics.json: No space left on device"),
     ],
 )
-def test_mistakes_end_with_one_line_and_status_2(words, message, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(ROOT)
-    assert train.main(["--out", str(tmp_path / "run"), *words]) == 2
+def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys, error, text):
+    def fail(*_):
+        raise error
+
+    monkeypatch.setattr(train, "produce", fail)
+    monkeypatch.setattr(train, "parse", lambda argv: (config_of(tmp_path / "run", ORDERED), "seed: 0"))
+    monkeypatch.setattr(train, "prepare", lambda config, tables, beside: stages.Work(config, None, None, {}, [], ""))
+    assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert message in line
+    assert text in line
     assert not (tmp_path / "run" / "bundle").exists()
 
 
-def test_a_call_that_is_no_run_of_tables_is_refused_in_one_line(tmp_path):
-    events, users, items = make_tables(0, simultaneous=False)
-    config = train.Config(DataConfig(), SMALL, QUIET, tmp_path / "run")
-    with pytest.raises(SchemaError, match="tables is a DataFrame; allowed: a tuple of interactions, users and items"):
-        train.run(config, events)
-    with pytest.raises(SchemaError, match="interactions is empty"):  # a list of tables is one of them
-        train.run(config, [events.iloc[:0], users, items])
-    with pytest.raises(SchemaError, match=r"tune\.trials is 3 and this is a run"):
-        train.run(replace(config, tune=TuneConfig(3)), (events, users, items))
+def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
+    config, codes = config_of(tmp_path, ORDERED), []
+    monkeypatch.setattr(train, "parse", lambda argv: (config, "seed: 0"))
+    monkeypatch.setattr(train, "prepare", lambda *_: codes.append(train.main([])) or os._exit)
+    with pytest.raises((TypeError, AttributeError)):
+        train.run(config)
+    assert codes == [2]
+    assert "another run writes into" in capsys.readouterr().err
 
 
-def test_the_configuration_is_written_and_read_again(tmp_path):
-    command = [sys.executable, str(ROOT / "train.py"), "--out", str(tmp_path), "--model.dim", "24", "--print_config"]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
-    assert done.returncode == 0, done.stderr
-    path = tmp_path / "printed.yaml"
-    path.write_text(done.stdout)
-    config, text = train.parse(["--config", str(path)])
-    assert config.model.dim == 24
-    assert config.data.repeats == "allow"
-    assert "dim: 24" in text
+def test_too_many_rejects_stop_a_run_and_are_left_in_its_folder(tmp_path):
+    events, users, items = make_tables(ORDERED)
+    events.loc[events.index[:200], "item_id"] = pd.NA
+    with pytest.raises(SchemaError):
+        train.run(config_of(tmp_path / "run", ORDERED), (events, users, items))
+    rejects = pd.read_parquet(tmp_path / "run" / "rejects.parquet")
+    assert len(rejects) == 200

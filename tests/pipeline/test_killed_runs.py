@@ -1,0 +1,40 @@
+"""Trainings and searches that are killed, and go on as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict:
+    words = ["-m", "tests.pipeline.killed_runs", str(folder / "runs"), protocol, str(n_kills), str(seed)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize(
+    ("protocol", "n_kills"),
+    [
+        ("ordered", 3),
+        ("baskets", 2),
+        pytest.param("search", 3, marks=pytest.mark.slow),
+        pytest.param("ordered", 20, marks=pytest.mark.slow),
+    ],
+)
+def test_a_run_killed_in_a_chain_ends_with_the_same_bytes(tmp_path, protocol, n_kills):
+    report = chain(tmp_path, protocol, n_kills, seed=7)
+    assert report["code"] == report["last"] == 0
+    assert report["codes"].count(-9) >= n_kills - 1  # one may have come to its end before
+    assert report["stopped"] in (143, 0)
+    assert report["whole"].keys() == report["killed"].keys()
+    assert ({"best"} if protocol == "search" else {"weights", "curve select"}) <= report["whole"].keys()
+    assert report["killed"] == report["whole"]
