@@ -36,8 +36,7 @@ example:
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
     --where "brand = 'Private' and not category in ['EGGS']" --at-most category=2"""
 _EXPORT_HELP = """
-The product of a user vector and an item vector is the item's score, but for what only recommend knows: the rest of
-the score of an item that the user owns, and what the items of a history add to their neighbours.
+The product of a user and an item vector is the item's score, but for owned items and neighbours of a history.
 
 example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
@@ -48,9 +47,7 @@ at 127.0.0.1, or put a proxy before it that knows who asks.
 
 example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
-_FORGET_HELP = """
-DIR/forgotten.json keeps a keyed hash of each: later events are not kept, and the next training into the folder leaves
-out their rows. The receipt, JSON on stdout, says what was erased and what is out of reach."""
+_FORGET_HELP = "DIR/forgotten.json keeps a keyed hash of each, so that later events and trainings leave them out."
 
 
 def _recommend(given: argparse.Namespace) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
-import shlex
 import signal
 import sys
 import threading
@@ -47,16 +45,6 @@ def run_command(work: Callable[[], None]) -> int:
         print(f"error: {say(error)}", file=sys.stderr)  # noqa: T201
         return FAULT
     return 0
-
-
-def name_interpreter() -> str:
-    """Return what to type for the Python that runs."""
-    return shlex.quote(os.path.relpath(sys.executable))
-
-
-def parse_options(parser: argparse.ArgumentParser, words: Sequence[str] | None) -> argparse.Namespace:
-    """Parse options."""
-    return parser.parse_args(words)
 
 
 @contextmanager

@@ -48,20 +48,10 @@ async def exchange(
 ) -> Reply:
     """Send a body in parts and return the whole reply."""
     reply, remaining = Reply(0), list(parts)
-    scope = {
-        "type": "http",
-        "asgi": {"version": "3.0"},
-        "http_version": "1.1",
-        "method": method,
-        "scheme": "http",
-        "path": path,
-        "raw_path": path.encode(),
-        "query_string": b"",
-        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
-        "client": None if host is None else (host, 5),
-        "server": ("127.0.0.1", 80),
-        "state": {},
-    }
+    sent = [(name.encode(), value.encode()) for name, value in headers.items()]
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "query_string": b""}
+    scope |= {"method": method, "path": path, "raw_path": path.encode(), "headers": sent, "state": {}}
+    scope |= {"client": None if host is None else (host, 5), "server": ("127.0.0.1", 80)}
 
     async def receive() -> dict[str, Any]:
         if not remaining:

@@ -16,7 +16,6 @@ from contextlib import ExitStack, closing
 import numpy as np
 import pytest
 
-from serve.errors import BundleError
 from serve.http.middleware import OverloadError, Worker
 from serve.recommender import Recommender
 from tests.http.services import NOW, TOKEN, asking, publish_served
@@ -131,17 +130,6 @@ def test_a_damaged_list_of_forgotten_users_answers_only_nobody(bundle):
         assert reply.status == 503
         assert str(bundle.parent) not in reply.content.decode()
         assert ask(app, "POST", "/v1/recommend", NOW).status == 200
-
-
-def test_a_service_that_cannot_begin_lets_go_of_the_items(bundle):
-    state = bundle.parent / "state"
-    state.mkdir()
-    (state / "state.db").write_bytes(b"no database" * 100)
-    with pytest.raises(BundleError), asking(bundle):
-        pass
-    (state / "state.db").unlink()
-    with asking(bundle) as app:
-        assert ask(app, "GET", "/ready").status == 200
 
 
 def test_no_person_is_in_logs_metrics_or_errors(bundle):

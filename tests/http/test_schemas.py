@@ -10,12 +10,9 @@ import jsonschema_rs
 import pytest
 import schemathesis
 from hypothesis import HealthCheck, given, settings
-from pydantic import TypeAdapter, ValidationError
 from schemathesis.generation import GenerationMode
 
 from serve.http import schemas
-from serve.http.app import Ask, Tell
-from serve.http.schemas import ItemBody
 from tests.http.services import TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP
 from tests.served import JSON, ROOT, ask, exchange
@@ -52,12 +49,10 @@ def test_a_k_that_is_no_small_number_is_refused_and_named(app, k):
 @pytest.mark.parametrize(
     ("path", "body", "field"),
     [
-        ("recommend", {"requests": []}, "requests"),
         ("recommend", {"requests": [{}, {"history": [{"item_id": "a"}] * 501}]}, "requests[1].history"),
         ("recommend", {"user_id": SENTINEL * 200}, "user_id"),
         ("recommend", {"context": {SENTINEL: [[[1]]]}}, "context"),
         ("recommend", {"repeats": SENTINEL}, "repeats"),
-        ("recommend", {"requests": [{"k": 5}]}, "requests[0].k"),
         ("recommend", {"requests": [{}], "explain": True}, "explain"),
         ("recommend", {"history": [{SENTINEL: 1}]}, "history[0]"),
         ("recommend", {SENTINEL: 1}, None),
@@ -79,13 +74,10 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, 
         ({"features": {"income": SENTINEL}}, "features.income"),
         ({"history": [{"item_id": "a", "datetime": 2 * 10**9}, {"item_id": "b", "datetime": 10**9}]}, "oldest first"),
         ({"history": [{"item_id": "a", "weight": -77123}]}, "weight"),
-        ({"history": [{"event": SENTINEL}]}, "item_id"),
-        ({"user_id": "   "}, "user_id"),
         ({"datetime": "77123e1"}, "datetime"),
         ({"features": {"income": ["x; expected ", 12, 77123]}}, "features.income"),
         ({"filters": {"where": "prise <= 77123"}}, "did you mean 'price'"),
         ({"filters": {"where": "price <= 'cheap77123'"}}, "price"),
-        ({"filters": {"where": "price 77123"}}, ""),
         ({"filters": {"where": "(price < 77123"}}, ""),
         ({"filters": {"where": "price < 77123e999"}}, ""),
         ({"filters": {"where": "`it's 77123` = 1"}}, "allowed: "),
@@ -113,13 +105,11 @@ def test_an_item_that_is_not_known_is_refused_without_its_id_however_short(app, 
         b'{"user_id": "\\ud800"}',
         b'{"features": {"\\udfff": 1}}',
         b'{"\\udfff": 1}',
-        b'{"context": {"device": ["\\uDBFF"]}}',
         b'{"user_id": "a\x00b"}',
         b"[" * 300_000,
         b'{"features":' * 60_000,
         b'{"user_id": ' + b"9" * 5000 + b"}",
         b'{"user_id": ' + b"9" * 4000 + b"}",
-        b'{"datetime": ' + b"9" * 300 + b"}",
         b'{"user_id": "\xff\xfe"}',
         b"",
         f'{{"{SENTINEL}": "{SENTINEL}", '.encode(),
@@ -184,26 +174,6 @@ def test_mutated_bodies_are_answered_or_refused(app):
 @pytest.mark.slow
 def test_twenty_thousand_mutated_bodies_are_answered_or_refused(app):
     check_mutated(app, 20_000, seed=2)
-
-
-BOUNDS = {
-    "k": (Ask, 1000, lambda n: {"k": n}),
-    "requests": (Ask, 256, lambda n: {"requests": [{}] * n}),
-    "history": (Ask, 500, lambda n: {"history": [{"item_id": 1}] * n}),
-    "only": (Ask, 10_000, lambda n: {"filters": {"only": ["a"] * n}}),
-    "name": (Ask, 256, lambda n: {"context": {"f" * n: 1}}),
-    "values": (Ask, 4096, lambda n: {"features": {"f": [1] * n}}),
-    "events": (Tell, 256, lambda n: {"events": [{"user_id": 1, "item_id": 2}] * n}),
-    "columns": (ItemBody, 64, lambda n: {"columns": {f"c{number}": 1 for number in range(n)}}),
-}
-
-
-@pytest.mark.parametrize("bound", BOUNDS)
-def test_a_value_of_the_greatest_length_is_taken_and_nothing_longer(bound):
-    kind, longest, body_of = BOUNDS[bound]
-    TypeAdapter(kind).validate_python(body_of(longest))
-    with pytest.raises(ValidationError):
-        TypeAdapter(kind).validate_python(body_of(longest + 1))
 
 
 def test_the_limits_are_those_that_the_documentation_promises():
