@@ -88,9 +88,8 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
             continue
         known, asked = (frame[id_name].tolist()[0] for frame in (rows, tables.interactions))
         raise SchemaError(
-            f"none of the {tables.interactions[id_name].nunique():,} {name} with events has a row in the {name} table: "
-            f"{id_name} is {asked!r} in the interactions and {known!r} in the {name}; expected: ids written alike in "
-            f"both; name the right column as {id_name} in data.{name}.columns, or leave out a table that is of others"
+            f"none of the {name} with events has a row in the {name} table: {id_name} is {asked!r} in the interactions "
+            f"and {known!r} in the {name}; name the right column as {id_name} in data.{name}.columns"
         )
 
 

@@ -51,10 +51,7 @@ class TableConfig:
         _check_choices(self, "table")
         text = self.delimiter
         if text is not None and (not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')):
-            raise SchemaError(
-                f"delimiter is {text!r}; allowed: one character, or several of {MAX_DELIMITER} bytes together, no "
-                "quote and no line end; leave it out to have it guessed from the first line"
-            )
+            raise SchemaError(f"delimiter is {text!r}; allowed: 1 to {MAX_DELIMITER} bytes, no quote and no line end")
 
 
 @dataclass(frozen=True)
@@ -128,14 +125,10 @@ class SplitConfig:
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
             if value is not None and value is not False and self.kind != kind:
-                raise SchemaError(
-                    f"data.split.{name} is {value!r} and data.split.kind is '{self.kind}'; allowed: {name} with kind "
-                    f"{kind} alone: take it out or change the kind"
-                )
-        if self.kind == "time" and self.at is None:
-            raise SchemaError("data.split.kind is 'time' but data.split.at is not set: give the first test moment")
-        if self.kind == "files" and self.test is None:
-            raise SchemaError("data.split.kind is 'files' but data.split.test is not set: give the file to measure on")
+                raise SchemaError(f"data.split.{name} is {value!r}; allowed: with kind {kind}, not {self.kind}")
+        for kind, name in (("time", "at"), ("files", "test")):
+            if self.kind == kind and getattr(self, name) is None:
+                raise SchemaError(f"data.split.kind is '{kind}' but data.split.{name} is not set")
         if self.share is not None and not 0 < self.share < 1:
             raise SchemaError(f"data.split.share is {self.share}; allowed: more than 0 and less than 1")
 
@@ -187,9 +180,7 @@ class DataConfig:
         if not 0 <= self.max_reject_rate <= 1:
             raise SchemaError(f"data.max_reject_rate is {self.max_reject_rate}; allowed: 0 to 1")
         if self.history_length is not None and not 2 <= self.history_length <= MAX_HISTORY:
-            raise SchemaError(
-                f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}, or leave it out"
-            )
+            raise SchemaError(f"data.history_length is {self.history_length}; allowed: 2 to {MAX_HISTORY:,}")
         if len(set(self.audit_only)) < len(self.audit_only):
             raise SchemaError(f"data.audit_only is {self.audit_only}; keep each column once")
         for name, weight in self.events.items():

@@ -8,7 +8,7 @@ import numpy as np
 
 from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
 from datamodules.popularity import ItemTrends
-from datamodules.requests import RequestMaker, Targets, distinct_targets
+from datamodules.requests import RequestMaker, distinct_targets, scale_by_user
 from datamodules.sequences import Sequences
 from serve.encode import EncodedFeatures
 from serve.events import Events, Floats, Ints, last_moments, number_groups, spans
@@ -171,9 +171,3 @@ def share_batches(counts: Ints, n_batches: int) -> Ints:
     for _ in range(min(n_batches, int(counts.sum())) - len(counts)):
         parts[np.argmax(counts / parts)] += 1
     return parts
-
-
-def scale_by_user(targets: Targets, n_users: int) -> Targets:
-    """Divide weights by the root of each request's total: long lists count more, but not in proportion."""
-    total = np.bincount(targets.users, targets.weights, minlength=n_users)
-    return Targets(targets.users, targets.rows, (targets.weights / np.sqrt(total[targets.users])).astype(np.float32))

@@ -1,7 +1,7 @@
 """Leaks: held-out events in training, columns that give the chosen item away, features computed from the test.
 
 Not found: a column that is known after the choice but hangs on nothing that the tables show, such as a session's
-length; a vector or a text that was made from the test.
+length; features of users, vectors and texts that were made from the test.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
+from datamodules.clean import TARGET_WEIGHT, is_set
 from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -23,8 +23,8 @@ from serve.errors import SchemaError
 
 MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000
 """Training rows that columns are judged on: so many tell a share to well under one percent."""
-MIN_DECISIVE, MIN_USERS, MIN_ITEMS = 100, 30, 100
-"""Rows, tested users and tested items; with fewer nothing is said of a column."""
+MIN_DECISIVE, MIN_ITEMS = 100, 100
+"""Rows and tested items; with fewer nothing is said of a column."""
 MAX_CHOICES, N_RANGES = 12, 16
 """Types of events that are tried as the choice, and ranges that numbers are cut into."""
 LATE_USERS = 0.01
@@ -55,7 +55,7 @@ class Leak:
 
 
 def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, ...]:
-    """Look for leaks in the parts of the split, the request context, the users and the items.
+    """Look for leaks in the parts of the split, the request context and the items.
 
     Args:
         tables: cleaned.
@@ -65,7 +65,7 @@ def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, 
     leaks = [*_find_shared_events(split)]
     if len(split.refit) and config.features.context:
         leaks += _find_context_leaks(_draw_sample(split.refit), config)
-    return (*leaks, *_find_user_leaks(tables, split, config), *_find_item_leaks(tables, split, config))
+    return (*leaks, *_find_item_leaks(tables, split, config))
 
 
 def stop_on_leaks(leaks: Sequence[Leak]) -> None:
@@ -93,16 +93,11 @@ def _gain(share: float, chance: float) -> float:
     return (share - chance) / (1 - chance) if chance < 1 else 0.0
 
 
-def _best_value(keys: Ints, values: Ints, n_keys: int, frequency: NDArray[np.float64] | None = None) -> Ints:
-    """Return each key's most frequent value, or the one that exceeds its overall frequency by most, (n_keys,).
-
-    `MISSING` of a key that has no value. Pairs of a key and a value may come several times.
-    """
+def _most_frequent(keys: Ints, values: Ints, n_keys: int) -> Ints:
+    """Return the most frequent value of each key, `MISSING` of one that has none, (n_keys,)."""
     width = int(values.max(initial=0)) + 1
     pairs, counts = np.unique(keys * width + values, return_counts=True)
-    shares = counts / np.bincount(keys, minlength=n_keys)[pairs // width]
-    excess = shares if frequency is None else shares - frequency[pairs % width]
-    order = np.lexsort((-pairs, excess))  # the last write is the best
+    order = np.lexsort((-pairs, counts))  # the last write is the most frequent
     best = np.full(n_keys, MISSING)
     best[pairs[order] // width] = pairs[order] % width
     return best
@@ -215,7 +210,7 @@ def _guess_items(sample: _Sample, codes: Ints) -> float:
     if min(learnt.sum(), measured.sum()) < MIN_DECISIVE:
         return 0.0
     popular = int(np.bincount(sample.item[learnt]).argmax())
-    guess = _best_value(codes[learnt], sample.item[learnt], int(codes.max()) + 1)[codes[measured]]
+    guess = _most_frequent(codes[learnt], sample.item[learnt], int(codes.max()) + 1)[codes[measured]]
     item = sample.item[measured]
     share = float((np.where(guess == MISSING, popular, guess) == item).mean())
     return _gain(share, float((item == popular).mean()))
@@ -229,7 +224,7 @@ def _measure_fact(sample: _Sample, codes: Ints) -> float:
     """
     known = codes != MISSING
     learnt = sample.is_learnt & known
-    guess = _best_value(sample.item[learnt], codes[learnt], int(sample.item.max()) + 1)[sample.item]
+    guess = _most_frequent(sample.item[learnt], codes[learnt], int(sample.item.max()) + 1)[sample.item]
     is_measured = ~sample.is_learnt & known & (guess != MISSING)
 
     def compare(row: Ints, other: Ints) -> float:
@@ -254,49 +249,6 @@ def _tell_choices(sample: _Sample, codes: Ints, is_chosen: NDArray[np.bool_]) ->
     chosen = np.bincount(value[learnt], is_chosen[learnt], minlength=len(count))
     is_called = (chosen > is_chosen[learnt].mean() * count)[value[measured]]
     return float(is_called[is_chosen[measured]].mean() - is_called[~is_chosen[measured]].mean())
-
-
-def _find_user_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterator[Leak]:
-    """Judge each user feature by how much better it tells an item of the test than one of training."""
-    before, test = (split.refit, split.test) if len(split.test) else (split.train, split.validation)
-    user_ids, item_ids = np.unique(test["user_id"]), np.unique(pd.concat([before["item_id"], test["item_id"]]))
-    users = find_rows(tables.users, "user_id", user_ids)
-    is_learnt = np.random.default_rng(0).permutation(len(user_ids)) < len(user_ids) // 2
-    parts = []
-    for rows in (test, before):
-        user, item = pd.Index(user_ids).get_indexer(rows["user_id"]), pd.Index(item_ids).get_indexer(rows["item_id"])
-        pairs = np.unique((user * len(item_ids) + item)[user >= 0])
-        parts.append((pairs // len(item_ids), pairs % len(item_ids)))
-    for column in {str(one.column): 0 for one in config.features.of("user").values() if one.kind != "vector"}:
-        codes = code_cells(users[column])
-        power = _guess_owned(codes, *parts[0], is_learnt)
-        if power >= GIVES_AWAY and (power := power - max(_guess_owned(codes, *parts[1], is_learnt), 0.0)) >= GIVES_AWAY:
-            message = (
-                f"users.{column} is made from the test: users of one value share a held-out item; use training alone"
-            )
-            yield Leak("made from the test", "users", column, power, message)
-
-
-def _guess_owned(codes: Ints, user: Ints, item: Ints, is_learnt: NDArray[np.bool_]) -> float:
-    """Return how well one item per value, learned from half of the users, is one of the others'.
-
-    Args:
-        codes: (U,) value of each user.
-        user: of each distinct pair of user and item.
-        item: of each distinct pair.
-        is_learnt: (U,) users that guesses are learned from.
-    """
-    learnt = is_learnt[user] & (codes[user] != MISSING)
-    measured = ~is_learnt[user] & np.isin(codes[user], codes[user][learnt])
-    owners = np.unique(user[measured])
-    if len(owners) < MIN_USERS:
-        return 0.0
-    width = int(item.max()) + 1
-    frequency = np.bincount(item[learnt], minlength=width) / len(np.unique(user[learnt]))
-    guessed = _best_value(codes[user[learnt]], item[learnt], int(codes.max()) + 1, frequency)[codes[owners]]
-    chance = float(frequency[guessed].mean())
-    hits = np.isin(owners * width + guessed, user[measured] * width + item[measured])
-    return _gain(float(hits.mean()), chance) if (1 - chance) * len(owners) >= MIN_USERS else 0.0
 
 
 def _find_item_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterator[Leak]:

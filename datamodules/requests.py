@@ -46,6 +46,12 @@ def distinct_targets(events: Events, weight: Floats) -> Targets:
     return Targets(pairs // stride, pairs % stride, (means * (1 + np.log(counts))).astype(np.float32))
 
 
+def scale_by_user(targets: Targets, n_users: int) -> Targets:
+    """Divide weights by the root of each request's total: long lists count more, but not in proportion."""
+    total = np.bincount(targets.users, targets.weights, minlength=n_users)
+    return Targets(targets.users, targets.rows, (targets.weights / np.sqrt(total[targets.users])).astype(np.float32))
+
+
 class RequestMaker:
     """Make batches of requests."""
 

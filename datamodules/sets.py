@@ -7,8 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
-from datamodules.cutoffs import scale_by_user
-from datamodules.requests import RequestMaker, distinct_targets
+from datamodules.requests import RequestMaker, distinct_targets, scale_by_user
 from datamodules.sequences import Sequences
 from serve.encode import EncodedFeatures
 from serve.events import Events, Ints, spans

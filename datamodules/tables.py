@@ -16,11 +16,10 @@ import pyarrow.parquet as pq
 
 from datamodules.config import Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import Records, make_rejects, read_files, take_frame
-from datamodules.values import read_cells, unify_ids
+from datamodules.values import INTEGER, read_cells, unify_ids
 from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
-from serve.requests import INTEGER
 
 PART = "part of the split"
 """Reserved column of the interactions where the split is given by files: train, validation or test."""
@@ -144,10 +143,8 @@ def write_rejects(rejects: Rejects, path: Path) -> None:
 
 def _describe(rejects: pd.DataFrame) -> str:
     """Describe the first of some rejects."""
-    first = rejects.iloc[0]
-    column = "" if pd.isna(first["column"]) else f"column '{first['column']}', "
-    value = "no value" if pd.isna(first["value"]) else f"value {first['value']!r}"
-    return f"{first['file']}, line {first['line']}, {column}{value}: {first['reason']}"
+    file, line, column, value, reason = rejects.astype(object).where(rejects.notna(), None).iloc[0]
+    return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
 
 
 def _type_tables(config: DataConfig, raw: dict[str, list[Records]], tombstones: ErasureList) -> tuple[Tables, Rejects]:
@@ -303,7 +300,7 @@ def _find_hints(table: str, file: Records) -> Iterator[str]:
     """
     for column in (column for column in file.columns if file.is_text and column.role == "id"):
         ids = file.frame[column.name].dropna().drop_duplicates()
-        odd = ids[~ids.str.fullmatch(INTEGER.pattern)]
+        odd = ids[~ids.str.fullmatch(INTEGER)]
         if 0 < len(odd) <= max(1, MAX_ODD_IDS * len(ids)) and len(ids) - len(odd) >= MIN_INTEGER_IDS:
             line = int(file.lines[odd.index[0]])
             yield (

@@ -14,10 +14,11 @@ from datamodules.config import Column
 from serve.clock import to_seconds
 from serve.encode import Vector, read_vector, to_text
 from serve.errors import SchemaError
-from serve.requests import INTEGER
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53
+INTEGER = r"0|-?[1-9][0-9]{0,18}"
+"""How an id that is a whole number is written: "007" is a text."""
 
 
 class Cells(NamedTuple):
@@ -120,9 +121,7 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
 
     Texts of a text file are integers if each is written the one way an int64 is, without leading zeros.
     """
-    if isinstance(ids.dtype, pd.StringDtype) and not (
-        is_text and len(ids) and ids.str.fullmatch(INTEGER.pattern).all()
-    ):
+    if isinstance(ids.dtype, pd.StringDtype) and not (is_text and len(ids) and ids.str.fullmatch(INTEGER).all()):
         return None
     if types.is_float_dtype(ids.dtype) and not (ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT):
         raise SchemaError(f"column '{column.source}' holds fractions; allowed for an id: integers or texts")

@@ -102,42 +102,6 @@ def test_a_column_that_is_there_for_bought_events_alone_is_known_after_the_choic
     assert (leak.kind, leak.column, leak.power) == ("known after the choice", "wrapping", 1.0)
 
 
-def last_of(rows):
-    return rows.sort_values("datetime", kind="stable").groupby("user_id")["item_id"].last()
-
-
-@pytest.mark.parametrize(
-    "declared", [SplitConfig(), SplitConfig("time", "2017-08-24"), SplitConfig("none")], ids=lambda s: s.kind
-)
-@pytest.mark.parametrize("seed", range(3))
-def test_features_of_users_made_from_the_test_are_named_and_those_made_before_are_not(declared, seed):
-    rng = np.random.default_rng(seed)
-    popularity = rng.dirichlet(np.full(N_ITEMS, 5.0))
-    user = np.repeat(np.arange(601), 19)
-    events = pd.DataFrame({"user_id": user, "item_id": 1000 + rng.choice(N_ITEMS, len(user), p=popularity)})
-    events["datetime"] = 1_500_000_000 + DAY * np.sort(rng.integers(0, 50, (601, 19)), axis=1).ravel()
-    split = split_interactions(events, DataConfig(split=declared), 0)
-    before, test = (split.refit, split.test) if len(split.test) else (split.train, split.validation)
-    items = pd.DataFrame({"item_id": np.arange(N_ITEMS) + 1000, "genre": rng.choice(list("abcdefghijkl"), N_ITEMS)})
-    genre = items.set_index("item_id")["genre"]
-    users = pd.DataFrame({"user_id": np.arange(601)})
-    columns = {
-        "last_item": last_of(test).map(lambda item: f"segment {item}"),
-        "last_genre": last_of(test).map(genre),
-        "last_before": last_of(before),
-        "genre_before": last_of(before).map(genre),
-        "favourite": before.groupby("user_id")["item_id"].agg(lambda rows: rows.value_counts().index[0]),
-        "town": pd.Series(rng.integers(0, 31, 601)),
-    }
-    users = users.assign(**{name: users["user_id"].map(values) for name, values in columns.items()})
-    features = FeaturesConfig(user=dict.fromkeys(columns, "categorical"), item={"genre": "categorical"})
-    leaks = [leak for leak in look(events, users, items, split, features=features) if leak.column in columns]
-    named = {leak.column for leak in leaks}
-    assert named <= {"last_item", "last_genre"}
-    assert named or declared.kind == "time"
-    assert all((leak.kind, leak.table) == ("made from the test", "users") for leak in leaks)
-
-
 def test_counts_of_items_that_include_the_test_are_named():
     rng = np.random.default_rng(8)
     events = make_events(rng)

@@ -1,6 +1,6 @@
 """Make the bundled sample from the tables of the R package `completejourney` (Parquet files, CC0).
 
-    python datamodules/sample/make_sample.py --source DIR --out datamodules/sample
+    python tests/benchmarks/make_sample.py --source DIR --out datamodules/sample
 
 Writes interactions.parquet, users.parquet and items.parquet into OUT and prints what README.md says of them.
 """
