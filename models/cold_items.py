@@ -85,14 +85,7 @@ class ColdItems(nn.Module):
     length: Tensor
 
     def __init__(self, tower: ItemTower, places: nn.Module, popularity: Tensor, length: float = 1.0) -> None:
-        """Keep what new items share.
-
-        Args:
-            tower: whose items they stand among.
-            places: encoded features (n, C) and (n, V) -> (n, D); `ContentPlaces`.
-            popularity: (P,) that each new item gets.
-            length: factor of the placed vectors.
-        """
+        """Keep what new items share: `ContentPlaces`, popularity (P,), and the factor of the placed vectors."""
         super().__init__()
         self.tower = tower
         self.places = places

@@ -56,18 +56,18 @@ class Interactions:
         matrix.data[:] = 1
         return matrix
 
-    def popular_items(self) -> Ints:
-        """Return the rows of the items that are inverted together, most users first, (n,); at least one."""
+    def popular_items(self, most: int) -> Ints:
+        """Return the rows of at most so many items, those of the most users first, (n,); at least one."""
         n_users = self.matrix().sum(axis=0)  # (N,)
-        return np.argsort(-n_users, kind="stable")[: max(1, min(np.count_nonzero(n_users), MAX_INVERTED))]
+        return np.argsort(-n_users, kind="stable")[: max(1, min(np.count_nonzero(n_users), most))]
 
 
-def ease(interactions: Interactions, top_k: int, ridge: float) -> sp.csr_array:
+def ease(interactions: Interactions, top_k: int, ridge: float, most: int | None = None) -> sp.csr_array:
     """Return the weights of EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019).
 
-    With P = (X'X + ridge I)^-1 of the interaction matrix X, B_ij = -P_ij / P_jj.
+    With P = (X'X + ridge I)^-1 of the interaction matrix X of the `most` popular items, B_ij = -P_ij / P_jj.
     """
-    items = interactions.popular_items()
+    items = interactions.popular_items(most or MAX_INVERTED)
     precision = invert_precision(interactions.matrix()[:, items], ridge)  # (n, n)
     precision /= -precision.diagonal()
     return keep_largest(precision, items, interactions.n_items, top_k)
@@ -79,7 +79,7 @@ def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float
     With X (E, N) the histories before each event, in which one weighs exp(-decay * events after it), and Y (E, N) the
     events themselves, B = (X'X + ridge I)^-1 X'Y.
     """
-    items = interactions.popular_items()
+    items = interactions.popular_items(MAX_INVERTED)
     place = np.full(interactions.n_items, -1, np.int64)
     place[items] = np.arange(len(items))
     reach = max(2, 1 + math.floor(-math.log(MIN_EVENT_WEIGHT) / decay))

@@ -111,7 +111,7 @@ def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_n
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
     planted = {"known": lambda _: sp.csr_array(wanted), "noise": lambda _: draw_weights(1)}
-    for usual in (refine.USUAL_IN_ORDER, refine.USUAL_IN_SETS):
+    for usual in (refine.USUAL_IN_ORDER, refine.USUAL_IN_SETS, refine.USUAL_BESIDE_MEMORY):
         monkeypatch.setitem(usual, "known", 0.05)
         monkeypatch.setitem(usual, "noise", 0.05)
     monkeypatch.setattr(refine, "list_estimators", lambda *_: (planted, 0.0))
@@ -130,7 +130,7 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
     apply(found, towers, data, TOP_K, SEED)
-    assert bool(len(towers.neighbours.rows)) == (data.schema.repeats == "exclude")
+    assert len(towers.neighbours.rows)
     assert towers.neighbours.decay == found.decay
     assert torch.equal(towers.item_tower.id_table.weight, before) == (not found.content_events)
 
