@@ -32,14 +32,10 @@ as_counts: Strength = np.asarray
 Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
 """Events and values of a parameter -> one scorer per value, made one after the other."""
 Criterion = Callable[[ScoreRows], float]
-"""Quality of a scorer on validation; more is better."""
 Fitted = tuple[str, dict[str, Any], ScoreRows | None]
 """Name of a baseline, its entry in `metrics.json`, and its scorer, None if it was skipped."""
 Log = Callable[[str], None]
-"""Prints what an evaluation is doing."""
 
-MEMORY_SHARE = 0.5
-TOO_LARGE = "needs more than half of the free memory"
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 DAY = 86_400
@@ -117,10 +113,7 @@ def _rank_own_items(events: Events, weights: Floats) -> ScoreRows:
 
 
 def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
-    """Yield ItemKNN (Sarwar et al., 2001) per number of neighbours: cosines summed over what the user has.
-
-    An item is a neighbour of itself, so that it can come again where repeats are allowed.
-    """
+    """Yield ItemKNN (Sarwar et al., 2001): cosines summed over what the user has; an item is its own neighbour too."""
     matrix = events.matrix(strength).astype(np.float32)
     n_items = events.n_items
     item, cosine = _nearest(matrix, min(int(max(neighbours)), n_items))  # (N, K) each, nearest first
@@ -224,10 +217,7 @@ def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.ND
 
 
 def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
-    """Fit what compares items with each other on those that have events: a catalogue may list many times more.
-
-    A fit on all items would give `score_of_others` to those without events.
-    """
+    """Fit on the items that have events; a fit on the whole catalogue would give the others `score_of_others`."""
     items, used = renumber_used(events)
 
     def spread(score: ScoreRows) -> ScoreRows:
@@ -282,10 +272,7 @@ def declare_baselines(is_repeating: bool) -> list[Baseline]:
 def fit_baselines(
     chosen: Sequence[Baseline], train: Events, later: Events, criterion: Criterion | None, log: Log
 ) -> Iterator[Fitted]:
-    """Tune each baseline on `train` and fit it with the `later` events, one after the other: none stays in memory.
-
-    Without a criterion the middle value is taken.
-    """
+    """Tune each baseline on `train`, or take the middle value, and fit it with the `later` events, one by one."""
     whole = train.join(later)
     for baseline in chosen:
         n_fits = 1 if criterion is None or baseline.parameter is None else len(baseline.values) + 1
@@ -301,9 +288,10 @@ def fit_baselines(
 def _fit(
     baseline: Baseline, train: Events, whole: Events, criterion: Criterion | None
 ) -> tuple[dict[str, Any], ScoreRows | None]:
-    obstacle = _find_obstacle(baseline, whole)
-    if obstacle is not None:
-        return {"skipped": obstacle}, None
+    if baseline.needs_time and whole.time is None:
+        return {"skipped": "the interactions have no times"}, None
+    if _estimate_bytes(baseline, whole) > read_free_bytes() / 2:
+        return {"skipped": "needs more than half of the free memory"}, None
     start = time.perf_counter()
     validation: dict[float, float] = {}
     best = baseline.values[len(baseline.values) // 2]
@@ -320,14 +308,10 @@ def _fit(
     return record, score
 
 
-def _find_obstacle(baseline: Baseline, events: Events) -> str | None:
-    if baseline.needs_time and events.time is None:
-        return "the interactions have no times"
+def _estimate_bytes(baseline: Baseline, events: Events) -> int:
     n_items = int(np.count_nonzero(events.count_items()))
-    n_cells = n_items * min(n_items, 400)
-    if baseline.name == "ease":  # in float64 of users or float32 of items
-        n_cells = min(n_items**2, 2 * events.n_users**2)
-    return TOO_LARGE if baseline.bytes_per_cell * n_cells > MEMORY_SHARE * read_free_bytes() else None
+    is_square = baseline.name == "ease"  # in float64 of users or float32 of items
+    return baseline.bytes_per_cell * (min(n_items**2, 2 * events.n_users**2) if is_square else n_items * 400)
 
 
 def read_free_bytes() -> int:

@@ -15,9 +15,6 @@ from evaluation.metrics import MIN_USERS_TO_COMPARE
 from serve.bundle import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]
-"""View -> metric -> figure, and `<metric>_ci95` -> [low, high]."""
-
-NOTHING_HELD_OUT = "Nothing was held out, so this run does not say how good the recommendations are."
 
 
 def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metric: str, item_id: str | int) -> None:
@@ -26,7 +23,7 @@ def print_summary(console: Console, out: Path, metrics: Mapping[str, Any], metri
     if "test" in metrics:
         print_metrics(console, metrics, metric, ("HR@10", "Recall@20"))
     else:
-        console.print(NOTHING_HELD_OUT, highlight=False)
+        console.print("Nothing was held out, so this run does not say how good the recommendations are.")
     bundle = out / BUNDLE
     console.print(f"metrics  {out / METRICS}\nbundle   {bundle}\n\nTry next:", highlight=False, markup=False)
     for words in (

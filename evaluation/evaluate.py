@@ -26,9 +26,8 @@ from serve.schema import DERIVED, Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
-LIST_LENGTH = max(metrics.CUTOFFS)
-DEPTH = 10
-"""Places of a list that coverage, novelty, popularity lift and exposure are taken from."""
+LIST_LENGTH, DEPTH = max(metrics.CUTOFFS), 10
+"""Places of a list that are measured, and those whose effect on the catalogue is."""
 VIEWS = {
     "all": "nothing is excluded; all targets",
     "repeat": "the same ranking among the items a user has; targets are those they have",
@@ -215,7 +214,6 @@ def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
 
 
 def _ask(recommender: Recommender, examination: Examination, requests: Requests, log: Log) -> Examined:
-    log(f"{MODEL}: answering {len(requests):,} requests")
     start = time.perf_counter()
     examined = examination.examine(recommend_views(recommender, requests, examination.views))
     log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")

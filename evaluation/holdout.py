@@ -32,7 +32,6 @@ Strength = Callable[[Floats], Floats]
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
@@ -126,10 +125,7 @@ def _stated(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
 
 
 def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
-    """Make the profiles of all users of both tables, for a bundle whose own profiles are not at hand.
-
-    Interactions are ordered by time and position, where they have these, then by row.
-    """
+    """Make the profiles of all users of both tables, of events ordered by time and position, if any, then by row."""
     keys = [name for name in ("user_id", "datetime", "position") if name in interactions]
     events = interactions.sort_values(keys, kind="stable")
     user_ids = np.unique(pd.concat([interactions["user_id"], users["user_id"]]).to_numpy())
@@ -319,4 +315,4 @@ def _raw_values(feature: Feature, column: Column) -> list[Any]:
 
 def to_moment(seconds: int) -> datetime:
     """Return a time with its zone: as a number, one before 1973 would be ambiguous."""
-    return _EPOCH + timedelta(seconds=seconds)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(seconds=seconds)

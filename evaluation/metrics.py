@@ -138,29 +138,21 @@ def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> 
     """
     shown = lists[:, :k]
     shown = shown[shown >= 0]
+    n_items, exposure = len(event_count), np.sort(np.bincount(shown, minlength=len(event_count)))
     share = (event_count + 1) / (event_count.sum() + len(event_count))
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
     return {
-        f"coverage@{k}": len(np.unique(shown)) / len(event_count),
-        f"novelty@{k}": _mean(-np.log2(share[shown])),
-        f"popularity_lift@{k}": _mean(popularity[shown]) / _mean(popularity[targets.items.item_row]),
-        f"gini@{k}": gini(np.bincount(shown, minlength=len(event_count))),
+        f"coverage@{k}": len(np.unique(shown)) / n_items,
+        f"novelty@{k}": float(-np.log2(share[shown]).mean()) if len(shown) else 0.0,
+        f"popularity_lift@{k}": float(
+            popularity[shown].sum() / max(len(shown), 1) / popularity[targets.items.item_row].mean()
+        ),
+        f"gini@{k}": float((2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure / (n_items * max(len(shown), 1))),
     }
 
 
-def gini(counts: Ints) -> float:
-    """Return the Gini index of counts: 0 if all are equal, near 1 if a few have it all."""
-    ordered, n = np.sort(counts).astype(np.float64), len(counts)
-    if not ordered.any():
-        return 0.0
-    return float(((2 * np.arange(1, n + 1) - n - 1) @ ordered) / (n * ordered.sum()))
-
-
 def summarise(values: Mapping[str, Floats]) -> Summary:
-    """Return the mean of each metric's values (U,), `<metric>_ci95` = [low, high], and the number of `users`.
-
-    Without users, only their number comes back.
-    """
+    """Return the mean of each metric's values (U,), `<metric>_ci95` = [low, high] if there are users, and `users`."""
     matrix = np.stack(list(values.values()), axis=1)  # (U, M)
     summary: Summary = {"users": len(matrix)}
     if len(matrix):
@@ -177,10 +169,7 @@ def summarise_difference(values: Mapping[str, Floats], others: Mapping[str, Floa
 
 
 def resample_means(values: Floats) -> Floats:
-    """Return the column means of `RESAMPLES` bootstrap samples of the rows (U, M), (RESAMPLES, M).
-
-    A sample is drawn as how often each user is in it, so its means are one row of a matrix product.
-    """
+    """Return the column means of `RESAMPLES` bootstrap samples of the rows (U, M), drawn as counts, (RESAMPLES, M)."""
     rng = np.random.default_rng(SEED)
     n_users = len(values)
     block = max(1, BLOCK_BYTES // (8 * n_users))
@@ -218,19 +207,15 @@ def label_targets(
     A group that is named like one of ours keeps its labels under `NAME (column)`.
     """
     request, item_row = targets.items.request, targets.items.item_row
+    history = np.searchsorted([1, 5, 20], history_length, side="right")
     is_cold, is_tail = event_count < COLD_EVENTS, ~find_head(event_count)  # (N,) each
     labels: dict[str, Labels] = {  # a target outside the catalogue, -1, is new
-        "history": label_history(history_length)[request],
+        "history": np.array(["0", "1-4", "5-19", "20+"])[history][request],
         "item_events": np.where(np.append(is_cold, True)[item_row], "0-4", "5+"),
         "popularity": np.where(np.append(is_tail, True)[item_row], "tail", "head"),
     }
     named = {f"{name} (column)" if name in labels else name: column for name, column in groups.items()}
     return labels | {name: column[targets.user][request] for name, column in named.items()}
-
-
-def label_history(history_length: Ints) -> Labels:
-    """Return the group of each history by its number of events."""
-    return np.array(["0", "1-4", "5-19", "20+"])[np.searchsorted([1, 5, 20], history_length, side="right")]
 
 
 def find_head(event_count: Ints) -> Bools:
@@ -276,7 +261,3 @@ def _write_apart(numbers: Floats) -> list[str]:
 
 def _to_offsets(counts: Ints) -> Ints:
     return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts, dtype=np.int64)])
-
-
-def _mean(values: Floats) -> float:
-    return float(values.mean()) if values.size else 0.0

@@ -59,16 +59,12 @@ def environment() -> Environment:
     templates.filters |= {
         "figure": lambda value: f"{value:.4f}".replace("-", "−"),
         "signed": lambda value: f"{value:+.4f}".replace("-", "−"),
-        "percent": _write_percent,
+        "percent": "{:.1%}".format,
         "day": _write_day,
         "sign": sign,
         "markdown": lambda text: _MARKS.sub(r"\\\1", " ".join(str(text).split())),
     }
     return templates
-
-
-def _write_percent(share: float) -> str:
-    return f"{share * 100:.1f}\N{NO-BREAK SPACE}%"
 
 
 def _write_day(moment: str, schema: Schema) -> str:
@@ -131,10 +127,10 @@ def describe_data(data: Content, schema: Schema) -> dict[str, list[tuple[str, st
     tables: dict[str, list[tuple[str, str]]] = {}
     for name, value in data.items():
         if isinstance(value, Mapping):
-            tables[_capitalise(name)] = list(_flatten(value, "", name in SHARES))
+            tables[name.replace("_", " ").capitalize()] = list(_flatten(value, "", name in SHARES))
         elif name != "leaks":
             rows = tables.setdefault("Looks wrong" if isinstance(value, list) else "Habits", [])
-            rows.extend(_flatten(value, _capitalise(name), name in SHARES))
+            rows.extend(_flatten(value, name.replace("_", " ").capitalize(), name in SHARES))
     if data["time"] is not None:
         tables["Time"].append(("Time zone", schema.timezone or "times as given"))
     return {title: rows for title, rows in tables.items() if rows}
@@ -144,14 +140,14 @@ def _flatten(value: Any, label: str, is_share: bool) -> Iterator[tuple[str, str]
     """Yield the label and text of every value in nested dictionaries and lists; missing ones are left out."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _flatten(part, f"{label}: {name}" if label else _capitalise(name), is_share and name != "gini")
+            yield from _flatten(
+                part,
+                f"{label}: {name}" if label else name[:1].upper() + name[1:].replace("_", " "),
+                is_share and name != "gini",
+            )
     elif isinstance(value, list):
         yield from ((label, str(one)) for one in value)
     elif isinstance(value, float):
-        yield label, _write_percent(value) if is_share else f"{round(value, 3):,}"
+        yield label, f"{value:.1%}" if is_share else f"{round(value, 3):,}"
     elif value is not None:
         yield label, f"{value:,}" if type(value) is int else str(value)
-
-
-def _capitalise(name: str) -> str:
-    return name[:1].upper() + name[1:].replace("_", " ")

@@ -1,7 +1,4 @@
-"""`report.html`: one page on a run, for people who did not train the model; users in it have numbers and no names.
-
-Write it again with python -m evaluation.report --run DIR [--holdout FILE].
-"""
+"""`report.html`: a page on a run whose users have no names: python -m evaluation.report --run DIR [--holdout FILE]."""
 
 from __future__ import annotations
 
@@ -41,7 +38,6 @@ MAX_REQUESTS = 2048
 N_EXAMPLES, MAX_EVENTS = 10, 8
 """Examples, and events of each, that are shown."""
 Requests = list[dict[str, Any]]
-
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
@@ -53,7 +49,6 @@ _STYLE: dict[Any, Any] = {
     "svg.hashsalt": "bascule",
     "font.size": 9,
     "axes.grid": True,
-    "grid.color": THEIRS,
     "grid.alpha": 0.3,
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
@@ -93,10 +88,7 @@ def rewrite_report(folder: Path, holdout: Path | None) -> None:
 def write_report(
     folder: Path, run: Path, content: Content, recommender: Recommender, holdout: pd.DataFrame | None
 ) -> None:
-    """Write `report.html` into a folder, of the run or of files that will come there; until then an older one stays.
-
-    The logs are those of the folder `run`, `content` is that of `metrics.json`, and the holdout marks what was right.
-    """
+    """Write `report.html` of a `run`, from `metrics.json`, its logs and the test, if any, that marks what was right."""
     facts = recommender.bundle.manifest.facts
     seed = int(facts.config.get("seed", 0))
     requests, targets = ask(recommender, content, holdout, seed)
@@ -265,9 +257,9 @@ def _describe_events(history: History, names: Any, timezone: str | None) -> list
         events["date"] = times.dt.tz_convert(timezone or "UTC").dt.date.astype(str)
     described = []
     for name, date, event, weight in events.tail(MAX_EVENTS)[::-1].itertuples(index=False):
-        details = [str(event)] if isinstance(event, str) else []
-        details += [f"weight {weight:g}"] if weight is not None and np.isfinite(weight) and weight != 1 else []
-        described.append((date, f"{name} [{', '.join(details)}]" if details else name))
+        details = event if isinstance(event, str) else ""
+        details += f" x {weight:g}" if weight is not None and np.isfinite(weight) and weight != 1 else ""
+        described.append((date, f"{name} [{details}]" if details else name))
     return described
 
 

@@ -23,16 +23,13 @@ from evaluation.baselines import (
     fit_itemknn,
     fit_personal,
     fit_popularity,
-    fit_recent_popularity,
     fit_used,
     invert_regularised,
 )
 from evaluation.holdout import Events
 from evaluation.ranking import tiles, top_k
-from serve.errors import SchemaError
 
 U, N, E = 5, 11, 60
-PAIRS = [(0, 3), (2, 3), (0, 3), (0, 6), (2, 1), (0, 3)]
 
 
 def make(n_users=U, n_items=N, n_events=E, seed=0) -> Events:
@@ -40,11 +37,6 @@ def make(n_users=U, n_items=N, n_events=E, seed=0) -> Events:
     rng = np.random.default_rng(seed)
     user, item = rng.integers(n_users - 1, size=n_events), rng.integers(n_items - 2, size=n_events)
     return Events(user, item, rng.integers(0, 90 * DAY, n_events), n_users, n_items)
-
-
-def make_pairs(time=True) -> Events:
-    user, item = np.array(PAIRS).T
-    return Events(user, item, 100 + 10 * np.arange(len(PAIRS)) if time else None, U, N)
 
 
 def rows(events: Events):
@@ -62,43 +54,12 @@ def order(weights: dict[int, float], popularity: Counter) -> list[int]:
     return sorted(range(N), key=lambda item: (-weights.get(item, 0.0), -popularity[item], item))
 
 
-@pytest.mark.parametrize(("strength", "of_three"), [(as_counts, 3), (as_binary, 1), (as_logs, 1 + math.log(3))])
-def test_strengths_of_pairs(strength, of_three):
-    expected = np.zeros((U, N))
-    expected[0, 3] = of_three
-    expected[0, 6] = expected[2, 3] = expected[2, 1] = 1
-    assert make_pairs().matrix(strength).toarray() == pytest.approx(expected)
-
-
-def test_owned_items_are_distinct_and_strangers_own_none():
-    owned = make_pairs().owned()
-    assert (owned.item_row.tolist(), owned.offsets.tolist()) == ([3, 6, 1, 3], [0, 2, 2, 4, 4, 4])
-
-
-def test_joining_keeping_and_recency():
-    events = make_pairs()
-    whole = events.join(events.keep(events.user_row == 2))
-    assert whole.item_row.tolist() == [3, 3, 3, 6, 1, 3, 3, 1]
-    assert events.join(make_pairs(time=False)).time is None
-    assert events.since_last().tolist() == [50, 40, 30, 20, 10, 0]
-    assert replace(events, time=events.time - 10**9).since_last().tolist() == events.since_last().tolist()
-    with pytest.raises(SchemaError, match="no times"):
-        make_pairs(time=False).since_last()
-
-
 def test_popularity_counts_events_or_users():
     events = make()
     by_event = Counter(item for _, item, _ in rows(events))
     by_user = Counter(item for _, item in {(user, item) for user, item, _ in rows(events)})
     for strength, counts in ((as_counts, by_event), (as_binary, by_user)):
         assert top_k(fit_popularity(events, strength)(np.array([3, 0])), N).tolist() == [order({}, counts)] * 2
-
-
-@pytest.mark.parametrize(("unit", "n_recent"), [(DAY, 7), (3600, 7 * 24)])
-def test_a_week_holds_as_many_days_or_hours_as_it_has(unit, n_recent):
-    events = Events(np.zeros(200, np.int64), np.arange(200), np.arange(200) * unit, 1, 200)
-    (score,) = fit_recent_popularity(events, (7,), as_counts)
-    assert np.flatnonzero(score(np.array([0]))[0]).tolist() == list(range(200 - n_recent, 200))
 
 
 @pytest.mark.parametrize("days", [None, 1, 15])
@@ -115,12 +76,6 @@ def test_personal_frequency_puts_own_items_first_and_decay_weighs_recent_ones_mo
             weight = 1 if days is None else math.exp((time - last) / (days * DAY))
             weights[item] += weight if who == user else 0
         assert lists[user].tolist() == order(weights, popularity)
-
-
-def test_decay_tells_long_past_events_apart():
-    events = Events(np.array([0, 0, 1]), np.array([2, 5, 4]), np.array([0, 1 * DAY, 3000 * DAY]), 2, 7)
-    (score,) = fit_decayed_personal(events, (15,))
-    assert top_k(score(np.array([0])), 3).tolist() == [[5, 2, 4]]
 
 
 def score_itemknn_naively(events: Events, k: int, binary: bool) -> np.ndarray:
@@ -191,14 +146,6 @@ def test_items_without_events_change_no_score(fit, of_others, n_users):
         strangers = np.diff(listed.owned().offsets) == 0
         assert score(users) == pytest.approx(of_all(users), abs=2e-6)
         assert (np.delete(score(users)[~strangers], used, axis=1) == of_others).all()
-
-
-def test_without_any_event_every_item_scores_alike(capfd):
-    nothing = make().keep(np.zeros(E, bool))
-    for fit, of_others in ((fit_itemknn, NEAR_NOTHING), (fit_ease, 0.0)):
-        (score,) = fit_used(lambda events, values, fit=fit: fit(events, values, as_counts), of_others, nothing, [3])
-        assert len(np.unique(score(np.arange(U)))) == 1
-    assert capfd.readouterr() == ("", "")  # LAPACK says on the console what it will not take
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])

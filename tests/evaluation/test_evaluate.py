@@ -158,21 +158,6 @@ def test_requests_in_context_are_one_per_time_and_without_times_one_per_item(key
     assert gain["NDCG@10"] == pytest.approx(informed["NDCG@10"] - plain["NDCG@10"]) != 0
 
 
-def test_a_bundle_that_reads_neither_times_nor_context_is_asked_once():
-    recommender = make_recommender(repeats="exclude", has_datetime=False, context_features=())
-    assert "with_context" not in run(recommender, [], at=None)
-    assert len(recommender.asked) == 1
-
-
-def test_paired_differences_are_of_the_same_users():
-    _, metrics = run_allowing()
-    for name, views in metrics["paired"].items():
-        for view, difference in views.items():
-            ours, theirs = metrics["test"]["bascule"][view], metrics["test"][name][view]
-            assert difference["users"] == ours["users"] == theirs["users"]
-            assert difference["NDCG@20"] == pytest.approx(ours["NDCG@20"] - theirs["NDCG@20"])
-
-
 @pytest.mark.parametrize("repeats", ["allow", "exclude"])
 def test_popularity_is_the_ranking_of_counts_of_events_or_of_users(repeats):
     past = pd.concat([TRAIN, VALIDATION])

@@ -6,17 +6,14 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import evaluation.holdout
 from evaluation.holdout import (
     profiles_from_frame,
     read_interactions,
     read_moment,
     read_users,
-    sample_users,
     split_validation,
 )
 from serve.errors import SchemaError
-from serve.schema import Feature
 from tests.tiny_bundle import SCHEMA
 
 AT = 1_600_000_000
@@ -70,30 +67,6 @@ def test_unreadable_interactions_are_refused(tmp_path, frame, message):
     with pytest.raises(SchemaError, match=message) as caught:
         read(tmp_path, frame)
     assert "events.csv" in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("columns", "message"),
-    [
-        ({"item_id": [["p"]] * 3}, "item_id holds lists; allowed: whole numbers or texts"),
-        ({"device": [["web", "phone"]] * 3}, "device holds lists; expected one value each"),
-        ({"datetime": pd.to_timedelta([3, 4, 5], unit="D")}, "datetime is Timedelta.* in record 1"),
-    ],
-)
-def test_lists_and_time_spans_are_refused(tmp_path, columns, message):
-    with pytest.raises(SchemaError, match=message):
-        read(tmp_path, ROWS.assign(**columns), "events.parquet")
-
-
-@pytest.mark.parametrize("text", ["\ufeffuser_id,item_id,,\n11,12\n", "user_id,item_id\n\n11,12\n"])
-def test_a_byte_order_mark_nameless_columns_and_blank_lines_do_no_harm(tmp_path, text):
-    assert read(tmp_path, text).to_dict("list") == {"user_id": ["11"], "item_id": ["12"]}
-
-
-def test_context_of_an_own_column_leaves_it_as_it_is(tmp_path):
-    context = (Feature("own", "categorical", "item_id"), Feature("when", "numeric", "datetime"))
-    got = read(tmp_path, ROWS, schema=replace(SCHEMA, context_features=context))
-    assert (got["item_id"].tolist(), got["datetime"].tolist()) == (["p", "q", "r"], [AT] * 3)
 
 
 @pytest.mark.parametrize(
@@ -154,12 +127,3 @@ def test_without_times_validation_is_pairs_as_many_as_are_held_out_whatever_the_
     shuffled = split_validation(rows.sample(frac=1, random_state=1), rows.drop_duplicates()[:380], None, 3)[1]
     assert sorted(shuffled.index) == validation.index.tolist()
     assert set(split_validation(rows, pd.concat([rows, rows + 99]), None, 3)[0]["user_id"]) == set(rows["user_id"])
-
-
-def test_validation_users_are_drawn_by_the_seed(monkeypatch):
-    monkeypatch.setattr(evaluation.holdout, "MAX_VALIDATION_USERS", 3)
-    rows = pd.DataFrame({"user_id": list("abcdefgabc")})
-    drawn = [set(sample_users(part, seed)["user_id"]) for part, seed in ((rows, 1), (rows[::-1], 1), (rows, 2))]
-    assert drawn[0] == drawn[1] != drawn[2]
-    assert len(drawn[0]) == len(drawn[2]) == 3
-    assert sample_users(rows[:2], 1).equals(rows[:2])

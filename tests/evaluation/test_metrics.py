@@ -11,10 +11,8 @@ import evaluation.metrics
 from evaluation.metrics import (
     RESAMPLES,
     SEED,
-    ItemSets,
     Targets,
     describe_lists,
-    gini,
     hit_matrix,
     measure_requests,
     measure_users,
@@ -22,7 +20,7 @@ from evaluation.metrics import (
     summarise,
     summarise_difference,
 )
-from tests.evaluation.sets import as_lists, as_sets
+from tests.evaluation.sets import as_sets
 
 N = 11
 LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, -1, -1, -1], [4, 0, 2, 8, 1]])
@@ -81,20 +79,6 @@ def test_users_count_once_however_often_they_ask():
     assert got["Recall@5"].tolist() == [0.5, (1.0 + 0.0) / 2]  # users 3 and 9, the request without target left out
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(st.lists(st.integers(-1, 10), max_size=6, unique=True), min_size=1, max_size=5), st.data())
-def test_sets_are_taken_and_kept_as_lists_are(lists, data):
-    sets = as_sets(lists)
-    rows = data.draw(st.lists(st.integers(0, len(lists) - 1), max_size=7))
-    assert as_lists(sets.take(np.array(rows, np.int64)))[: len(rows)] == [lists[row] for row in rows]
-    assert as_lists(sets.keep(sets.item_row % 2 == 0)) == [[i for i in items if i % 2 == 0] for items in lists]
-
-
-def test_grouping_keeps_order_and_repetitions():
-    sets = ItemSets.group(np.array([2, 0, 2, 0, 2]), np.array([7, -1, 3, -1, 9]), 4)
-    assert as_lists(sets) == [[-1, -1], [], [7, 3, 9], []]
-
-
 def test_figures_of_lists_equal_a_plain_count():
     shown = [item for items in LISTS.tolist() for item in items[:3] if item >= 0]
     total, wanted = sum(EVENTS.tolist()) + N, [40 + 1, 6 + 1, 0 + 1, 30 + 1]
@@ -106,12 +90,6 @@ def test_figures_of_lists_equal_a_plain_count():
         "popularity_lift@3": pytest.approx(np.mean([EVENTS[item] + 1 for item in shown]) / np.mean(wanted)),
         "gini@3": pytest.approx(differences / (2 * N * sum(exposure))),
     }
-
-
-def test_gini_of_equal_single_and_no_exposure():
-    assert gini(np.full(N, 3)) == pytest.approx(0)
-    assert gini(np.eye(N, dtype=int)[3]) == pytest.approx(1 - 1 / N)
-    assert gini(np.zeros(N, int)) == 0
 
 
 def test_bootstrap_samples_are_means_of_drawn_rows(monkeypatch):

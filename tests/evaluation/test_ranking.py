@@ -49,27 +49,6 @@ def test_long_rows_are_ranked_exactly(data):
     assert top_k(scores, k).tolist() == [rank_naively(row, k) for row in scores.tolist()]
 
 
-def test_a_list_of_few_items_of_a_large_catalogue_is_short():
-    scores = np.full((4, 700), -np.inf, np.float32)
-    scores[0, [600, 5]] = 3, 7
-    scores[2:] = np.arange(700)
-    assert top_k(scores, 4).tolist() == [[5, 600, -1, -1], [-1] * 4, *[[699, 698, 697, 696]] * 2]
-
-
-def test_small_tiles_rank_alike(monkeypatch):
-    scores = np.random.default_rng(0).standard_normal((5, 11)).astype(np.float32)
-    whole = top_k(scores, 3)
-    monkeypatch.setattr(evaluation.ranking, "CACHED_CELLS", 25)
-    assert top_k(scores, 3).tolist() == whole.tolist()
-
-
-@pytest.mark.parametrize(("cells", "sizes"), [(25, [2, 2, 1]), (3, [1] * 5), (1000, [5])])
-def test_tiles_cover_rows_once(cells, sizes):
-    runs = list(tiles(5, 11, cells))
-    assert [len(run) for run in runs] == sizes
-    assert np.concatenate(runs).tolist() == list(range(5))
-
-
 @settings(max_examples=40, deadline=None)
 @given(
     st.lists(st.lists(st.integers(-1, N - 1), max_size=N, unique=True), min_size=1, max_size=4),

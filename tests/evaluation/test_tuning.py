@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 import evaluation.baselines
-from evaluation.baselines import choose_baselines, fit_baselines, read_free_bytes
+from evaluation.baselines import choose_baselines, fit_baselines
 from evaluation.holdout import Events
 from serve.errors import SchemaError
 
@@ -78,7 +78,7 @@ def test_nothing_is_tried_without_a_parameter_or_without_validation(name, criter
     assert (record["parameter"], record["validation"]) == (parameter, {})
 
 
-@pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 36 * N * N), ("ease", 20 * N * N)])
+@pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 36 * N * 400), ("ease", 20 * N * N)])
 def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch, name, n_bytes):
     """Counted for the items that have events."""
     listed = replace(TRAIN, item_row=TRAIN.item_row * 10**4, n_items=10**5)
@@ -88,21 +88,3 @@ def test_baselines_that_do_not_fit_in_half_of_the_memory_are_skipped(monkeypatch
         ((_, record, score),) = fit_baselines([find(name)], listed, listed, None, lines.append)
         assert (score is None) == is_skipped == (record.get("skipped") == reason)
     assert [line.split(", ")[0] for line in lines[:2]] == [f"{name}: 100,000 items", f"{name}: {reason}"]
-
-
-def test_baselines_of_time_are_skipped_without_times():
-    timeless = replace(TRAIN, time=None)
-    ((_, record, score),) = fit_baselines([find("personal-decayed")], timeless, timeless, None, lambda line: None)
-    assert (record, score) == ({"skipped": "the interactions have no times"}, None)
-
-
-@pytest.mark.parametrize(("limit", "free"), [("2000", 700), ("max", 5 * 1024), ("900", 0), (None, 5 * 1024)])
-def test_free_memory_is_that_of_the_machine_within_the_limit_of_a_container(tmp_path, monkeypatch, limit, free):
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 9 kB\nMemAvailable:    5 kB\nCached: 7 kB\n")
-    monkeypatch.setattr(evaluation.baselines, "_MEMINFO", meminfo)
-    monkeypatch.setattr(evaluation.baselines, "_CGROUP", tmp_path)
-    if limit is not None:
-        (tmp_path / "memory.max").write_text(limit)
-        (tmp_path / "memory.current").write_text("1300\n")
-    assert read_free_bytes() == free
