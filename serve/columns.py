@@ -1,13 +1,18 @@
-"""Cells and columns that tables hold: vectors, and Arrow columns of numpy arrays and back.
+"""Cells and columns that tables hold: texts as hashes, vectors, and Arrow columns of numpy arrays and back.
 
 Arrow columns are made from buffers and read from them, since Arrow's own ways import pandas where it is installed.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain, islice, pairwise
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +21,14 @@ from numpy.typing import NDArray
 from serve.schema import IdType
 
 Floats = NDArray[np.float32]
+
+HASHES = 2**32
+MAX_TEXT, MAX_WORD = 4096, 64
+"""Letters read of a text, and of a word for its n-grams: they bound the cost of a request."""
+
+_GRAM_SIZES = (4, 3, 5)  # letters
+_WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
+_CACHED_WORDS = 65_536
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +71,38 @@ def read_vector(cell: Any) -> Floats | None:
 def is_missing_row(matrix: Floats) -> NDArray[np.bool_]:
     """Return which rows (n,) of a matrix (n, W) hold no vector."""
     return np.asarray(np.isnan(matrix).all(axis=1))
+
+
+# ---- words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)
+
+
+def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
+    """Yield at most `most` distinct buckets of each text's tokens; a pair of words does not cross lines."""
+    grams_of = lru_cache(_CACHED_WORDS)(_split_grams)  # most texts share words with others
+    for text in texts:
+        lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
+        words = list(chain.from_iterable(lines))
+        pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
+        by_size = zip(*map(grams_of, words), strict=True)  # size by size, so that every word has its first
+        tokens = chain(words, pairs, chain.from_iterable(chain.from_iterable(by_size)))
+        hashes = (crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1) for token in tokens)
+        yield list(islice(dict.fromkeys(hashes), most))
+
+
+def split_words(line: str) -> list[str]:
+    """Return the words of a line, each letter in one spelling and without case."""
+    if not line.isascii():
+        line = unicodedata.normalize("NFKC", line)
+    return _WORD.findall(line.casefold())
+
+
+def _split_grams(word: str) -> list[list[str]]:
+    """Return the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
+    framed = f"<{word[:MAX_WORD]}>"
+    return [[f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
+
+
+# ---- columns of Arrow
 
 
 def to_arrow(values: NDArray[Any], is_valid: NDArray[np.bool_] | None = None) -> pa.Array:

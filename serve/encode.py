@@ -9,21 +9,17 @@ A side (user, item or context) becomes two matrices, whose layout `code_slices` 
 from __future__ import annotations
 
 import math
-import re
-import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from decimal import Decimal
-from functools import lru_cache
-from itertools import accumulate, chain, islice, pairwise
+from itertools import accumulate, chain
 from typing import Any
-from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
 from serve.clock import day_of_week, hour_of_day
-from serve.columns import Floats, Vector, is_missing_row, read_vector
+from serve.columns import Floats, Vector, hash_texts, is_missing_row, read_vector
 from serve.errors import SchemaError
 from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature
 
@@ -33,16 +29,10 @@ LIMIT = 10.0
 """Standardised values are clipped to +- this many times the scale of their feature."""
 TIME = "the time of the request"
 """Key of the UTC seconds that hours and weekdays are taken from; no feature has this name."""
-HASHES = 2**32
-MAX_TEXT, MAX_WORD = 4096, 64
-"""Letters read of a text, and of a word for its n-grams: they bound the cost of a request."""
 
 _HOURS = 24
 _FRACTIONS = (float, np.floating, Decimal)
 _LISTS = (list, tuple, np.ndarray)
-_GRAM_SIZES = (4, 3, 5)  # letters
-_WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
-_CACHED_WORDS = 65_536
 
 
 @dataclass(frozen=True)
@@ -263,32 +253,6 @@ def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> I
         row[: len(buckets) or 1] = [bucket + FIRST_CODE for bucket in buckets] or UNKNOWN
     taken: Ints = codes[[place[text] for text in texts]]
     return taken
-
-
-def hash_texts(texts: Iterable[str | None], most: int, n_buckets: int = HASHES) -> Iterator[list[int]]:
-    """Yield at most `most` distinct buckets of each text's tokens; a pair of words does not cross lines."""
-    grams_of = lru_cache(_CACHED_WORDS)(_split_grams)  # most texts share words with others
-    for text in texts:
-        lines = [] if text is None else [split_words(line) for line in text[:MAX_TEXT].splitlines()]
-        words = list(chain.from_iterable(lines))
-        pairs = (f"{left} {right}" for line in lines for left, right in pairwise(line))
-        by_size = zip(*map(grams_of, words), strict=True)  # size by size, so that every word has its first
-        tokens = chain(words, pairs, chain.from_iterable(chain.from_iterable(by_size)))
-        hashes = (crc32(token.encode("utf-8", "surrogatepass")) & (n_buckets - 1) for token in tokens)
-        yield list(islice(dict.fromkeys(hashes), most))
-
-
-def split_words(line: str) -> list[str]:
-    """Return the words of a line, each letter in one spelling and without case."""
-    if not line.isascii():
-        line = unicodedata.normalize("NFKC", line)
-    return _WORD.findall(line.casefold())
-
-
-def _split_grams(word: str) -> list[list[str]]:
-    """Return the n-grams of `<word>` for each size; marked, so that no n-gram is a word."""
-    framed = f"<{word[:MAX_WORD]}>"
-    return [[f"~{framed[at : at + size]}" for at in range(len(framed) - size + 1)] for size in _GRAM_SIZES]
 
 
 _ENCODERS: dict[str, Callable[[Feature, Any, str | None], Ints]] = {

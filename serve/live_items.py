@@ -20,11 +20,12 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
+from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
 from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import IN_STOCK, REPEAT_RATE, UNKNOWN_ROW, Catalogue, ItemFacts
+from serve.index import UNKNOWN_ROW
 from serve.recommender import Recommender
 from serve.requests import Id, is_writable, parse_id, parse_label, parse_number, parse_value, show, to_plain
 from serve.schema import Feature, IdType

@@ -12,11 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.bundle import PROFILES, Bundle, GoldenAnswer, identify_folder, replay
+from serve.catalogue import Catalogue, ItemFacts
 from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.events import Events, TowerInputs, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import UNKNOWN_ROW, Catalogue, Floats, Ints, ItemFacts, ItemIds, Pairs, Query, Terms
+from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
@@ -121,7 +122,7 @@ class Recommender:
 
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
-        vectors, checked = self.catalogue.vectors, self._check(requests)
+        vectors, checked = self.catalogue.index.vectors, self._check(requests)
         encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
         return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
@@ -152,7 +153,7 @@ class Recommender:
     def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
-        checked, length = self._check(requests), min(k, len(self.catalogue))
+        checked, length = self._check(requests), min(k, len(self.catalogue.index))
         scores, rows = np.empty((len(checked), length), np.float32), np.empty((len(checked), length), np.int64)
         unknown = np.empty(len(checked), np.int64)
         reasons: dict[int, str] = {}
@@ -180,7 +181,7 @@ class Recommender:
 
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
         """Run the user tower and put together what is added to its products."""
-        users, memory = self.towers.users(encoded.tower, self.catalogue.vectors)
+        users, memory = self.towers.users(encoded.tower, self.catalogue.index.vectors)
         lengths = encoded.tower.arrays["history_lengths"]
         added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths)
         if view != "novel" and len(memory):

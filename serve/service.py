@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 
 from serve import state as live_state
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
+from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
 from serve.encode import split_cell, to_text
 from serve.erasure import forget_known, holds_run
 from serve.errors import SchemaError
 from serve.events import Floats, Ints
-from serve.index import REPEAT_RATE
 from serve.live_items import LiveItems
 from serve.recommendations import Answer
 from serve.recommender import Recommender

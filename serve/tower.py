@@ -10,7 +10,8 @@ import numpy as np
 import onnxruntime
 from onnxruntime.capi import onnxruntime_pybind11_state as ort_errors
 
-from serve.encode import EncodedFeatures, Floats, category_rows
+from serve.columns import Floats
+from serve.encode import EncodedFeatures, category_rows
 from serve.errors import BundleError
 from serve.events import HISTORY_INPUTS, OWNED_INPUTS, REQUEST_INPUTS, VECTOR_INPUTS, Arrays, TowerInputs
 from serve.schema import Schema

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encode import encode_texts, hash_texts, split_words
+from serve.columns import hash_texts, split_words
+from serve.encode import encode_texts
 from serve.schema import Feature
 
 ROOT = Path(__file__).parents[2]
