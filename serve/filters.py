@@ -25,7 +25,13 @@ from serve.catalogue import REPEAT_RATE
 from serve.columns import to_numpy
 from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import Floats, ItemIds, ItemIndex, Pairs, Query
+from serve.index import (
+    Floats,
+    ItemIds,
+    ItemIndex,
+    Pairs,
+    Query,
+)
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import Feature
 

@@ -20,7 +20,12 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
+from serve.catalogue import (
+    IN_STOCK,
+    REPEAT_RATE,
+    Catalogue,
+    ItemFacts,
+)
 from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
 from serve.encode import category_rows, encode_features, write_cell

@@ -353,31 +353,26 @@ def describe_registry(registry: Registry) -> list[str]:
     versions = registry.versions()
     if not versions:
         return [f"no versions in {registry.path}: publish a bundle into it first"]
-    current, fault = None, ""
-    try:
-        current = registry.current()
-    except BundleError as error:
-        fault = str(error)
-    if current is not None and current not in versions:
-        fault = f"{CURRENT} is {current}, which is not in the registry"
     lines = [f"   {'version':12}  {'published (UTC)':16}  {'data until (UTC)':16}  headline"]
     for version in versions:
-        day, headline = _describe(registry.path / version)
-        mark, published = "*" if version == current else " ", _day(_published_at(registry.path / version))
-        lines.append(f"{mark}  {version:12}  {published:16}  {day:16}  {headline}")
-    return [*lines, fault] if fault else lines
+        mark, published = "*" if version == registry.find_current() else " ", _published_at(registry.path / version)
+        lines.append(f"{mark}  {version:12}  {_day(published):16}  {_describe(registry.path / version)}")
+    try:
+        registry.folder(registry.current())
+    except BundleError as error:
+        lines.append(str(error))
+    return lines
 
 
-def _describe(folder: Path) -> tuple[str, str]:
+def _describe(folder: Path) -> str:
     """Return until when a version's data goes, and its headline figure."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
     except (BundleError, OSError) as error:
-        return "", f"damaged: {error}"
-    views = manifest.metrics.get("test", {}).get("bascule", {})
+        return f"damaged: {error}"
+    views, until = manifest.metrics.get("test", {}).get("bascule", {}), manifest.facts.data_until
     found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
-    until = manifest.facts.data_until  # 0 of data without times
-    return _day(until) if until else "no times", found[0] if found else "not tested"
+    return f"{_day(until) if until else 'no times':16}  {found[0] if found else 'not tested'}"
 
 
 def _day(seconds: float) -> str:

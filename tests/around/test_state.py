@@ -157,13 +157,13 @@ def test_impressions_have_positions_and_what_followed(store, path):
 
 
 def test_the_questions_of_the_docs_are_answered(store, path):
-    lists = [answer_of("7"), answer_of("7", "r2", NOW + 50, ("b",)), answer_of(8, "r3"), answer_of(None, "r4")]
+    lists = [answer_of(7), answer_of(7, "r2", NOW + 50, ("b",)), answer_of(8, "r3"), answer_of(None, "r4")]
     store.log_impressions(lists)
     store.observe_many(
         [
-            Observation("7", "a", None, NOW + 1, None, "r1"),
-            Observation("7", "a", "buy", NOW + 2, 2.0, "r1"),
-            Observation("7", "b", "buy", NOW + 60),
+            Observation(7, "a", None, NOW + 1, None, "r1"),
+            Observation(7, "a", "buy", NOW + 2, 2.0, "r1"),
+            Observation(7, "b", "buy", NOW + 60),
             Observation(8, "a", "dismiss", NOW + 1),
             Observation(8, "c", "buy", NOW + DAY),
         ]
