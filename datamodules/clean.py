@@ -67,21 +67,12 @@ def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFram
 
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
-    """Return the share of the users, and of the items, of the interactions that have no row in their table.
-
-    Args:
-        tables: with an interaction at least.
-        given: names of tables; of those of users and items the others are left out.
-    """
+    """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
     return {name: float((~_find_listed(tables, name)).mean()) for name in _IDS if name in given}
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:
-    """Refuse a users or items table in which no id of the interactions has a row.
-
-    Raises:
-        SchemaError: the ids of the two are not of one kind.
-    """
+    """Refuse a users or items table in which no id of the interactions has a row."""
     for name, id_name in _IDS.items():
         rows: pd.DataFrame = getattr(tables, name)
         if name not in given or rows.empty or _find_listed(tables, name).any():
@@ -137,11 +128,7 @@ def _write(value: Any) -> str | None:
 
 
 def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
-    """Add `TARGET_WEIGHT`, of mean 1 over the targets, if anything about targets is declared.
-
-    Raises:
-        SchemaError: a declared column or type of event is not there, or no event is a target.
-    """
+    """Add `TARGET_WEIGHT`, of mean 1 over the targets, if anything about targets is declared."""
     types = [*(config.targets.events or ()), *config.events]
     if not types and config.targets.min_weight is None:
         return interactions

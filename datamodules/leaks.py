@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from datamodules.clean import TARGET_WEIGHT, is_set
+from datamodules.clean import is_set
 from datamodules.config import DataConfig
 from datamodules.splits import Split
 from datamodules.tables import Tables
@@ -25,13 +25,13 @@ MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000
 """Training rows that columns are judged on: so many tell a share to well under one percent."""
 MIN_DECISIVE, MIN_ITEMS = 100, 100
 """Rows and tested items; with fewer nothing is said of a column."""
-MAX_CHOICES, N_RANGES = 12, 16
-"""Types of events that are tried as the choice, and ranges that numbers are cut into."""
+N_RANGES = 16
+"""Ranges, equally full, that numbers are cut into."""
 LATE_USERS = 0.01
 """So many tested users with later events in training are no slip of a clock any more."""
 GIVES_AWAY, FACT = 0.5, 0.9
-"""Measures of 0 (says nothing) to 1 (tells all) from which a column is named, and called a fact of the item or sure to
-be known after the choice. Honest columns of the data sets at hand stay below 0.1."""
+"""Measures of 0 (says nothing) to 1 (tells all) from which a column is named, and called a fact of the item. Honest
+columns of the data sets at hand stay below 0.1."""
 MISSING = -1
 """Code of a missing cell."""
 Ints = NDArray[np.int64]
@@ -55,13 +55,7 @@ class Leak:
 
 
 def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, ...]:
-    """Look for leaks in the parts of the split, the request context and the items.
-
-    Args:
-        tables: cleaned.
-        split: of the interactions; with what is declared about targets, so that choices are told from other events.
-        config: names the features.
-    """
+    """Look for leaks in the parts of the split, the request context and the items."""
     leaks = [*_find_shared_events(split)]
     if len(split.refit) and config.features.context:
         leaks += _find_context_leaks(_draw_sample(split.refit), config)
@@ -171,9 +165,8 @@ def _pair_up(order: NDArray[np.intp], item: Ints, group: Ints) -> tuple[Ints, In
 
 
 def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
-    """Judge each column of the context but the moment by what it and the item, or the choice, tell of each other."""
+    """Judge each column of the context but the moment by what it and the item tell of each other."""
     features = {str(feature.column): feature for feature in config.features.of("context").values()}
-    choices = _list_choices(sample.rows)
     for column in filter("datetime".__ne__, features):
         codes = ranges = code_cells(sample.rows[column])
         if features[column].kind == "numeric":
@@ -181,27 +174,16 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
             ranges = np.where(shares < 0, MISSING, np.minimum(shares * N_RANGES, N_RANGES - 1)).astype(np.int64)
         named = _guess_items(sample, codes)
         fact = max(_measure_fact(sample, codes), _measure_fact(sample, ranges))
-        told = max((_tell_choices(sample, ranges, is_chosen) for is_chosen in choices), default=0.0)
         kind: Kind
         if named >= GIVES_AWAY:
             kind, power, advice = "identifies the item", named, "take it out of the context"
         elif fact >= FACT:
             kind, power, advice = "fact of the item", fact, "make it a feature of the items"
         else:
-            kind, power, advice = "known after the choice", max(fact, told), "take it out if a request cannot know it"
-        if max(named, fact) >= GIVES_AWAY or told >= FACT:
+            kind, power, advice = "known after the choice", fact, "take it out if a request cannot know it"
+        if power >= GIVES_AWAY:
             message = f"interactions.{column}: {kind}: {power:.0%} of what chance leaves open is told; {advice}"
             yield Leak(kind, "interactions", column, power, message)
-
-
-def _list_choices(rows: pd.DataFrame) -> list[NDArray[np.bool_]]:
-    """Return which events are targets, of each type, and of each weight or more."""
-    choices = [rows[TARGET_WEIGHT].to_numpy() > 0] if TARGET_WEIGHT in rows else []
-    if "event" in rows:
-        choices += [(rows["event"] == name).to_numpy(bool) for name in rows["event"].dropna().unique()[:MAX_CHOICES]]
-    if "weight" in rows:
-        choices += [rows["weight"].to_numpy() >= level for level in np.unique(rows["weight"])[1:MAX_CHOICES]]
-    return choices
 
 
 def _guess_items(sample: _Sample, codes: Ints) -> float:
@@ -236,19 +218,6 @@ def _measure_fact(sample: _Sample, codes: Ints) -> float:
         return 1 - np.count_nonzero(codes[row] != guess[row]) / chance if chance else 0.0
 
     return min(compare(*pairs) for pairs in sample.neighbours)
-
-
-def _tell_choices(sample: _Sample, codes: Ints, is_chosen: NDArray[np.bool_]) -> float:
-    """Call an event chosen where its value goes with chosen ones more often than usual; return Youden's J."""
-    learnt, measured = sample.is_learnt, ~sample.is_learnt
-    sizes = [np.count_nonzero(half & chosen) for half in (learnt, measured) for chosen in (is_chosen, ~is_chosen)]
-    if min(sizes) < MIN_DECISIVE // 2:
-        return 0.0
-    value = codes - MISSING
-    count = np.bincount(value[learnt], minlength=int(value.max()) + 1)
-    chosen = np.bincount(value[learnt], is_chosen[learnt], minlength=len(count))
-    is_called = (chosen > is_chosen[learnt].mean() * count)[value[measured]]
-    return float(is_called[is_chosen[measured]].mean() - is_called[~is_chosen[measured]].mean())
 
 
 def _find_item_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterator[Leak]:

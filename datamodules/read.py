@@ -57,12 +57,7 @@ class Records:
 
 
 def read_files(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[Records]:
-    """Read the files of a table, in the order of their names.
-
-    Args:
-        setting: where the path is declared, for messages.
-        table: path, which may be a pattern, and layout.
-        columns: those to look for.
+    """Read the files of a table, in the order of their names; `setting` says where the path is declared.
 
     Raises:
         SchemaError: the path names no file; a file is unreadable, of an unknown suffix, lacks a declared column, or its

@@ -30,16 +30,7 @@ HEAD_SHARES = (0.01, 0.1)
 def report_data(
     tables: Tables, rejects: Rejects, cleaning: CleaningReport, split: Split, config: DataConfig, leaks: Sequence[Leak]
 ) -> dict[str, Any]:
-    """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing.
-
-    Args:
-        tables: cleaned.
-        rejects: of reading.
-        cleaning: what was taken out.
-        split: of the interactions.
-        config: what is declared.
-        leaks: what `find_leaks` found.
-    """
+    """Count what a run is made of, as JSON values; shares are 0 to 1, or None where there is nothing."""
     events, cold = tables.interactions, _measure_cold(tables, split)
     frames = {"interactions": events, "users": tables.users, "items": tables.items}
     parts = {"train": split.train, "validation": split.validation, "test": split.test}

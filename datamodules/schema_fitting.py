@@ -12,8 +12,7 @@ import pandas as pd
 from datamodules.clean import is_set
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from serve.columns import hash_texts
-from serve.encode import join_text, read_vector, split_cell, to_text
+from serve.encode import hash_texts, join_text, read_vector, split_cell, to_text
 from serve.errors import SchemaError
 from serve.events import DAY
 from serve.schema import Feature, IdType, Repeats, Schema
@@ -131,12 +130,6 @@ def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: 
 
     A grown feature keeps all that codes and numbers mean: its vocabulary, after which new values come; mean, scale,
     buckets, the n-grams of a text and the width of a vector. Cells of several values may become wider.
-
-    Args:
-        name: of the feature.
-        declared: its kind, column and separator.
-        cells: the column of training rows.
-        previous: as fitted before, on other rows.
 
     Raises:
         SchemaError: the kind is no longer the previous one, no row has a vector, or numbers have no deviation.

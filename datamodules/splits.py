@@ -67,14 +67,8 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
     time nor position they are a set of items, and which one is the last is drawn by the seed. Where only some events
     are targets, the parts begin at targets, and events after them go with them.
 
-    Args:
-        interactions: cleaned rows.
-        config: `split`, `ties` and `timezone` of it.
-        seed: draws the users whose events are validation, unless a file of these is given.
-
     Raises:
-        SchemaError: a time split whose moment leaves nothing to train on or to test, or a share by which no user has an
-            item held out.
+        SchemaError: a moment leaves nothing to train on or to test, or no user has an item held out.
     """
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
@@ -234,11 +228,7 @@ def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
 
 
 def check_targets(split: Split, repeats: Repeats) -> None:
-    """Refuse a split that nothing can be learned from, or whose test nothing can pass.
-
-    Raises:
-        SchemaError: a part has no target, or all that are held out are owned where no owned item is listed.
-    """
+    """Refuse a split of which a part has no target, or all held-out ones are owned where no owned item is listed."""
     parts = {"training": split.train, "test": split.test, "validation": split.validation}
     counts = {name: len(only_targets(part)) for name, part in parts.items()}
     for name, part in parts.items():
@@ -259,16 +249,7 @@ def check_targets(split: Split, repeats: Repeats) -> None:
 
 
 def check_files(split: Split, declared: SplitConfig, items: pd.DataFrame) -> None:
-    """Refuse a file to test on or to stop by whose items nothing else has: every figure would be 0.
-
-    Args:
-        split: as declared.
-        declared: names the files; a part that is cut from the interactions may be new as a whole.
-        items: the items table.
-
-    Raises:
-        SchemaError: a file has targets, and the catalogue has none of their items.
-    """
+    """Refuse a declared file to test on or to stop by whose items nothing else has: every figure would be 0."""
     for part, known in (("test", split.refit), ("validation", split.train)):
         asked = only_targets(getattr(split, part))["item_id"]
         listed = pd.concat([items["item_id"], known["item_id"]])

@@ -74,13 +74,7 @@ class Rejects:
 
 
 def read_tables(config: DataConfig, tombstones: ErasureList = NOBODY) -> tuple[Tables, Rejects]:
-    """Read the files of a configuration.
-
-    How many records were rejected is for `check_reject_rates` to judge, once they are written.
-
-    Args:
-        config: what is declared.
-        tombstones: of users whose records are left out before anything is made of them.
+    """Read the files of a configuration, but for the records of users on the erasure list.
 
     Raises:
         SchemaError: a table as a whole does not fit: file missing, empty, unreadable or of unknown suffix,
@@ -114,13 +108,7 @@ def tables_from_frames(
 
 
 def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
-    """Refuse a table of which too much is bad, naming its first bad record.
-
-    Call it when the rejects are written, so that they can be looked at.
-
-    Raises:
-        SchemaError: a larger share of a table's records is rejected.
-    """
+    """Refuse a table of which a larger share is rejected, once the rejects are written and can be looked at."""
     for table, rejected in rejects.tables.items():
         if len(rejected) > max_rate * rejects.records[table]:
             raise SchemaError(

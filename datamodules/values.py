@@ -40,9 +40,6 @@ def read_cells(
         timezone: of naive times.
         is_text: the column is text because its file is.
         marks: texts that stand for a missing value.
-
-    Raises:
-        SchemaError: the column as a whole is of a kind that its role does not allow.
     """
     plain = cells if column.role == "vector" else _to_plain(cells)
     is_mark = _is_one_of(plain, {mark.strip() for mark in marks})

@@ -47,13 +47,6 @@ def test_equal_rows_go_and_rows_that_differ_anywhere_stay():
     assert report == CleaningReport(3, 0, 0, 0, 0)
 
 
-def test_negative_weights_go_and_zero_stays():
-    rows = [(1, "a", 10 + at, "buy", weight, "tv") for at, weight in enumerate([1, -0.5, 0, -2, 0, 0.5, 3])]
-    cleaned, report = clean(make_tables([*rows, rows[1], rows[2]]))
-    assert cleaned.interactions["weight"].tolist() == [1, 0, 0, 0.5, 3]
-    assert report == CleaningReport(2, 2, 2, 0, 0)
-
-
 ROW = st.tuples(
     st.integers(1, 2),
     st.sampled_from("abc"),

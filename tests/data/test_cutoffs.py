@@ -7,12 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from datamodules.clean import TARGET_WEIGHT
-from datamodules.cutoffs import positions_at
-from serve.events import Events
 from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
 HORIZON = 2 * DAY
@@ -134,21 +130,6 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     assert len(set(asked[0])) == len(asked[0]) > 5
     assert all(len(plan.cutoffs.users) > 0 for plans in epochs for plan in plans)
     assert len(epochs[0]) * batch_size >= len(asked[0])
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    users=st.lists(st.lists(st.integers(-30, 30), max_size=6).map(sorted), min_size=1, max_size=5),
-    moments=st.lists(st.integers(-40, 40), min_size=1, max_size=4),
-)
-def test_positions_are_where_a_users_later_events_begin(users, moments):
-    times = np.array([time for mine in users for time in mine], dtype=np.int64)
-    offsets = np.cumsum([0, *map(len, users)])
-    blank = np.zeros(len(times), np.int64)
-    found = positions_at(Events(blank, times, blank, blank.astype(np.float32), offsets), np.array(moments))
-    for user, mine in enumerate(users):
-        expected = [offsets[user] + sum(time < moment for time in mine) for moment in moments]
-        assert found[user].tolist() == expected
 
 
 def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declared(case):

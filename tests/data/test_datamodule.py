@@ -6,12 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules import datamodule as interactions
 from datamodules.clean import TARGET_WEIGHT
 from datamodules.datamodule import InteractionsDataModule
-from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue
-from tests.tiny_data import BASKETS, DAY, FEATURES, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
+from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])
@@ -45,21 +42,6 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
         assert batch.target_rows[batch.target_users == b].tolist() == wanted
         assert batch.arrays["request_times"][b] == mine["datetime"].max() if length else True
     assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
-
-
-def test_users_of_like_histories_are_validated_together_in_batches_drawn_by_the_seed(world, monkeypatch):
-    monkeypatch.setattr(interactions, "REQUESTS_PER_BATCH", 3)
-    world, validation = held_out(world)
-    orders, asked = [], set()
-    for seed in range(8):
-        data = make_data(world, seed=seed, validation=validation)
-        lengths = [batch.arrays["history_lengths"].tolist() for batch in data.validation_batches]
-        assert np.concatenate(sorted(lengths)).tolist() == sorted(np.concatenate(lengths))
-        orders.append(lengths)
-        asked.add(frozenset(data.validation_users))
-    assert len(asked) == 1
-    assert any(one != orders[0] for one in orders)
-    assert any(max(one) != one[-1] for one in orders)  # not from the shortest to the longest
 
 
 def test_validation_is_asked_at_its_moment():
@@ -114,21 +96,6 @@ def test_targets_are_counted_without_what_is_evidence_alone(world):
     bought = rows.loc[rows["event"] == "buy", "item_id"].value_counts()
     assert data.count_targets().tolist() == [bought.get(item_id, 0) for item_id in world.catalogue.item_ids.tolist()]
     assert 0 < data.count_targets().sum() < len(rows)
-
-
-def test_in_a_set_popularity_counts_users_however_many_rows_they_have_of_an_item():
-    config = replace(ORDERED, features=replace(FEATURES, context={}))
-    tables = make_world(BASKETS).tables
-    events = tables.interactions.drop(columns="datetime")
-    tables = replace(tables, interactions=events)
-    schema = fit_schema(tables, events, config)
-    data = make_data(World(tables, schema, build_catalogue(tables.items, events, schema)))
-    pairs = events[["user_id", "item_id"]].drop_duplicates()
-    assert data.schema.is_set
-    assert len(pairs) < len(events)
-    expected = np.log1p(pairs["item_id"].value_counts().reindex(data.catalogue.item_ids, fill_value=0).to_numpy())
-    expected = (expected - expected.mean()) / expected.std()
-    assert data.trends.popularity[-1, :, 0] == pytest.approx(expected, abs=1e-5)
 
 
 @pytest.mark.parametrize("horizon", [None, 20 * DAY])

@@ -82,24 +82,11 @@ def test_planted_columns_of_the_context_are_named_and_honest_ones_are_not(seed):
     assert all(0.5 <= leak.power <= 1 and f"interactions.{leak.column}" in leak.message for leak in leaks)
 
 
-def test_a_fact_of_the_item_and_a_rating_are_called_so():
-    rng = np.random.default_rng(3)
-    events = make_events(rng)
+def test_a_fact_of_the_item_is_called_so():
+    events = make_events(np.random.default_rng(3))
     events["cost"] = np.where(events["item_id"] % 11 == 0, "paid", "free")
     (leak,) = look(events, features=FeaturesConfig(context={"cost": "categorical"}))
     assert (leak.kind, leak.column, leak.power) == ("fact of the item", "cost", 1.0)
-    events["weight"] = rng.integers(1, 6, len(events)).astype(float)
-    (leak,) = look(events.assign(stars=2 * events["weight"]), features=FeaturesConfig(context={"stars": "numeric"}))
-    assert (leak.kind, leak.column, leak.power) == ("known after the choice", "stars", 1.0)
-
-
-def test_a_column_that_is_there_for_bought_events_alone_is_known_after_the_choice():
-    rng = np.random.default_rng(7)
-    events = make_events(rng)
-    events["event"] = rng.choice(["buy", "view", "view"], len(events))
-    events["wrapping"] = np.where(events["event"] == "buy", rng.choice(["red", "blue"], len(events)), None)
-    (leak,) = look(events, features=FeaturesConfig(context={"wrapping": "categorical"}))
-    assert (leak.kind, leak.column, leak.power) == ("known after the choice", "wrapping", 1.0)
 
 
 def test_counts_of_items_that_include_the_test_are_named():

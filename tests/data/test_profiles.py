@@ -45,17 +45,6 @@ def test_users_of_both_tables_with_events_in_order():
     assert profiles.features.keys() == {"gender", "income"}
 
 
-def test_integers_stay_integers_and_undeclared_columns_stay_out():
-    events = EVENTS.assign(user_id=[3, 1, 3, 1, 3], item_id=[1, 2, 3, 1, 2])
-    users = USERS.assign(user_id=[2, 4, 1])
-    profiles = make_profiles(events, users, FILMS)
-    assert profiles.user_ids.dtype == profiles.history.item_id.dtype == np.int64
-    assert profiles.history.columns().keys() == {"item_id", "datetime"}
-    untimed = make_profiles(events.drop(columns="datetime"), users, replace(FILMS, has_datetime=False))
-    assert untimed.history.columns().keys() == {"item_id"}
-    assert untimed.history.item_id.tolist() == [1, 2, 1, 2, 3]
-
-
 def test_a_feature_without_a_column_is_missing():
     profiles = make_profiles(EVENTS, USERS[["user_id"]], SHOP)
     assert profiles.features["gender"].tolist() == [None] * 4

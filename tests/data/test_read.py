@@ -231,13 +231,6 @@ def test_all_files_of_a_pattern_are_one_table_in_the_order_of_their_names(tmp_pa
         read_tables(DataConfig(TableConfig(f"{tmp_path}/*.csv")))
 
 
-@pytest.mark.parametrize("name", ["e[1].csv", "e?.csv", "e*.csv"])
-def test_a_file_whose_name_looks_like_a_pattern_is_itself(tmp_path, name):
-    write(EVENTS, tmp_path / "e1.csv")
-    write(EVENTS.head(1), tmp_path / name)
-    assert len(read_tables(DataConfig(TableConfig(str(tmp_path / name))))[0].interactions) == 1
-
-
 PAIR = "user_id,item_id\n1,2\n"
 REFUSED = [
     ("", "e.csv", {}, "is empty"),

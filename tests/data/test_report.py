@@ -93,20 +93,6 @@ def test_the_long_tail_is_that_of_a_naive_count():
     print_report(report, Console(file=io.StringIO()))
 
 
-@pytest.mark.parametrize(("n_users", "said"), [(150, "one user of 150 has 25.1% of the events"), (60, None)])
-def test_a_user_who_seems_to_be_many_is_said(n_users, said):
-    users = [0] * (n_users // 3) + list(range(1, n_users))
-    events = pd.DataFrame({"user_id": users, "item_id": range(len(users))})
-    config = DataConfig(split=SplitConfig("none"))
-    tables, rejects = tables_from_frames(config, events)
-    _, cleaning = clean(tables)
-    report = report_data(tables, rejects, cleaning, split_interactions(events, config, 0), config, ())
-    assert [hint.split(":")[0] for hint in report["hints"]] == ([] if said is None else [said])
-    text = io.StringIO()
-    print_report(report, Console(file=text, width=300))
-    assert ("such as all guests" in text.getvalue()) == bool(said)
-
-
 def test_much_of_the_test_that_is_owned_and_many_ties_are_said():
     events = pd.DataFrame(
         {

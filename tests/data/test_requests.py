@@ -31,15 +31,6 @@ def test_targets_are_the_distinct_items_of_each_segment(counts, seed):
 
 
 @settings(max_examples=30, deadline=None)
-@given(order=st.permutations(range(5)), pairs=st.sets(st.tuples(st.integers(0, 4), st.integers(0, 9))))
-def test_requests_in_another_order_keep_their_targets(order, pairs):
-    columns = np.array(sorted(pairs), dtype=np.int64).reshape(-1, 2)
-    found = Targets(columns[:, 0], columns[:, 1], (columns @ [10, 1]).astype(np.float32)).reorder(np.array(order))
-    expected = sorted((order.index(user), row, 10 * user + row) for user, row in pairs)
-    assert list(zip(found.users.tolist(), found.rows.tolist(), found.weights.tolist(), strict=True)) == expected
-
-
-@settings(max_examples=30, deadline=None)
 @given(
     owned=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 9))),
     wanted=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 12))),

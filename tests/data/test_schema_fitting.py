@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig
-from datamodules.schema_fitting import fit_feature, fit_schema
+from datamodules.schema_fitting import fit_schema
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables
 from serve.errors import SchemaError
@@ -175,21 +175,6 @@ def test_repeats_need_an_order_and_baskets_a_time(config, message):
     tables = Tables(events, events[["user_id"]].drop_duplicates(), events[["item_id"]].drop_duplicates())
     with pytest.raises(SchemaError, match=message):
         fit_schema(tables, events, config)
-
-
-def fit(kind, cells, previous=None):
-    return fit_feature("x", FeatureConfig(kind, "x"), pd.Series(cells, dtype=object), previous)
-
-
-def test_a_text_has_as_many_buckets_as_tokens_within_limits():
-    assert (fit("text", ["ab", None]).width, fit("text", ["ab", None]).buckets) == (4, 256)  # ab, <ab>, <ab, ab>
-    words = " ".join(f"w{number:04d}" for number in range(64))
-    cells = [words.replace("w", letter) for letter in "abcdefghijk"]
-    assert fit("text", cells).width == 64
-    assert fit("text", cells).buckets == 1024  # 64 x 11 = 704 words
-    many = [f"{number} {number}x {number}y" for number in range(9000)]
-    assert fit("text", many).buckets == 2**14
-    assert (fit("text", [None]).width, fit("text", []).buckets) == (1, 256)
 
 
 GROWING = DataConfig(

@@ -5,7 +5,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datamodules.clean import TARGET_WEIGHT
 from datamodules.sets import FOLDS, SetExamples
 from tests.tiny_data import (
     BASKETS,
@@ -84,37 +83,3 @@ def test_the_context_is_that_of_an_event_on_the_target():
             (row,) = batch.target_rows[batch.target_users == b].tolist()
             mine = np.arange(events.offsets[user], events.offsets[user + 1])
             assert batch.arrays["context_codes"][b, 0].item() in codes[mine[events.item_row[mine] == row]]
-
-
-def test_evidence_stays_in_the_history_and_is_never_asked_for():
-    world = make_set_world()
-    rows = world.tables.interactions
-    weighed = rows.assign(**{TARGET_WEIGHT: (rows["event"] == "buy").astype(float)})
-    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
-    events, weight = data.sequences.events, data.sequences.target_weight
-    bought = set(zip(events.segments()[weight > 0].tolist(), events.item_row[weight > 0].tolist(), strict=True))
-    asked = set()
-    for plan in data.examples.plan(7, 0):
-        batch = data.examples[plan]
-        users = plan.users[batch.target_users.numpy()].tolist()
-        asked |= set(zip(users, batch.target_rows.tolist(), strict=True))
-    assert asked == bought
-
-
-def test_targets_of_an_example_weigh_as_is_declared():
-    world = make_set_world()
-    rows = world.tables.interactions
-    weighed = rows.assign(**{TARGET_WEIGHT: np.where(rows["item_id"] % 2, 1.0, 3.0)})
-    data = make_data(replace(world, tables=replace(world.tables, interactions=weighed)))
-    events, n_compared = data.sequences.events, 0
-    for plan in data.examples.plan(7, 0):
-        batch = data.examples[plan]
-        for b, user in enumerate(plan.users.tolist()):
-            mine = events.item_row[events.offsets[user] : events.offsets[user + 1]].tolist()
-            targets = batch.target_rows[batch.target_users == b].tolist()
-            counts = [1 + np.log(mine.count(row)) for row in targets]
-            declared = [3.0 if data.catalogue.item_ids[row] % 2 == 0 else 1.0 for row in targets]
-            ratios = batch.target_weights[batch.target_users == b].numpy() / np.multiply(counts, declared)
-            assert ratios == pytest.approx(np.full(len(targets), ratios[0]))
-            n_compared += len(set(declared)) > 1
-    assert n_compared > 3

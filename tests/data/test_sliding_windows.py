@@ -36,19 +36,6 @@ def test_windows_are_a_partition_of_the_targets(counts, length, seed):
     assert targets == Counter(range(sum(counts)))
 
 
-@settings(max_examples=60, deadline=None)
-@given(counts=counts_of_users, length=st.integers(1, 41), seed=st.integers(0, 99))
-def test_a_sequence_that_fits_is_one_window(counts, length, seed):
-    offsets = offsets_of(counts)
-    windows = list(zip(*cut_windows(offsets, length, np.random.default_rng(seed)), strict=True))
-    for user, count in enumerate(counts):
-        mine = [(start, stop) for owner, start, stop in windows if owner == user]
-        if count <= length:
-            assert mine == [(offsets[user], offsets[user + 1])] * (count > 0)
-        elif length > 1:
-            assert len(mine) > 1
-
-
 @settings(max_examples=40, deadline=None)
 @given(counts=counts_of_users, length=st.integers(2, 11), size=st.integers(1, 5))
 def test_every_epoch_has_as_many_batches(counts, length, size):
