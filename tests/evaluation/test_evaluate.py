@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import cache
@@ -17,6 +16,7 @@ from evaluation.holdout import contextual_requests
 from serve.errors import SchemaError
 from serve.schema import Feature
 from tests.evaluation.fake_recommender import FakeRecommender
+from tests.evaluation.naive import measure_naively
 
 N, U, AT, DAY = 31, 13, 1_600_000_000, 86_400
 ITEMS = [f"item-{row:02d}" for row in np.random.default_rng(9).permutation(N)]  # the catalogue is in no order
@@ -62,31 +62,16 @@ def run_allowing() -> tuple[FakeRecommender, dict]:
     return recommender, run(recommender)
 
 
-def measure_list(ranked: list, wanted: set) -> dict[str, float]:
-    def ndcg(k):
-        gained = sum(1 / math.log2(place + 2) for place, item in enumerate(ranked[:k]) if item in wanted)
-        return gained / sum(1 / math.log2(place + 2) for place in range(min(k, len(wanted))))
-
-    hits = [place + 1 for place, item in enumerate(ranked[:10]) if item in wanted]
-    recall = len(wanted & set(ranked[:20])) / len(wanted)
-    reciprocal = 1 / hits[0] if hits else 0.0
-    return {
-        "HR@10": float(bool(hits)),
-        "Recall@20": recall,
-        "NDCG@20": ndcg(20),
-        "NDCG@10": ndcg(10),
-        "MRR@10": reciprocal,
-    }
-
-
-def measure_naively(recommender, targets, keep_list, keep_target, extra=None) -> dict[str, float]:
+def average_naively(recommender, targets, keep_list, keep_target, extra=None) -> dict[str, float]:
     """Average over requests within a user, then over users; `targets` are (user, anything) -> set of items."""
     by_user: dict[str, list[dict[str, float]]] = {}
     for key, items in targets.items():
         wanted = {item for item in items if keep_target(item, recommender.owned.get(key[0], set()))}
         if wanted:
             ranked = [ITEMS[row] for row in recommender.rank({"user_id": key[0]} | (extra or {}), 20, keep_list)]
-            by_user.setdefault(key[0], []).append(measure_list(ranked, wanted))
+            by_user.setdefault(key[0], []).append(
+                measure_naively(ranked, wanted, 10) | measure_naively(ranked, wanted, 20)
+            )
     means = [{name: np.mean([one[name] for one in some]) for name in some[0]} for some in by_user.values()]
     return {"users": len(means)} | {name: np.mean([mean[name] for mean in means]) for name in means[0]}
 
@@ -107,7 +92,7 @@ def test_at_a_moment_each_user_is_asked_once(view):
     moment = datetime.fromtimestamp(AT, UTC)
     users = sorted(HOLDOUT["user_id"].unique())
     assert recommender.asked == [[{"user_id": user, "datetime": moment} for user in users]] * 3  # once per view
-    expected = measure_naively(recommender, targets_by("user_id"), KEEP[view], KEEP[view])
+    expected = average_naively(recommender, targets_by("user_id"), KEEP[view], KEEP[view])
     assert_figures(metrics["test"]["bascule"][view], expected)
 
 
@@ -130,7 +115,7 @@ def test_without_a_moment_each_user_is_asked_for_the_items_of_all_times():
     metrics, targets = run(recommender, at=None), targets_by("user_id")
     assert list(metrics["test"]) == [name for name in MODELS if "personal" not in name]
     assert recommender.asked[0] == [{"user_id": user} for (user,) in sorted(targets)]
-    expected = measure_naively(recommender, targets, KEEP["novel"], KEEP["all"])
+    expected = average_naively(recommender, targets, KEEP["novel"], KEEP["all"])
     assert_figures(metrics["test"]["bascule"]["novel"], expected)
     unreachable = sum(item in OWNED.get(user, ()) for (user,), items in targets.items() for item in items)
     assert metrics["test"]["bascule"]["novel"]["unreachable_targets"] == unreachable > 0
@@ -151,7 +136,7 @@ def test_requests_in_context_are_one_per_time_and_without_times_one_per_item(key
     )
     targets = targets_by("user_id", key, rows=holdout)
     for model, extra in (("bascule", {"context": {}}), ("bascule without context", {})):
-        expected = measure_naively(recommender, targets, KEEP["novel"], KEEP["all"], extra)
+        expected = average_naively(recommender, targets, KEEP["novel"], KEEP["all"], extra)
         assert_figures(metrics["with_context"][model]["novel"], expected)
     informed, plain = (metrics["with_context"][name]["novel"] for name in metrics["with_context"])
     gain = metrics["paired_with_context"]["bascule without context"]["novel"]
@@ -170,7 +155,7 @@ def test_popularity_is_the_ranking_of_counts_of_events_or_of_users(repeats):
     figures = run(make_recommender(repeats=repeats), ["popularity"])["test"]["popularity"]
     for view in figures:
         kept = KEEP[view] if repeats == "allow" else KEEP["all"]
-        assert_figures(figures[view], measure_naively(popular, targets_by("user_id"), KEEP[view], kept))
+        assert_figures(figures[view], average_naively(popular, targets_by("user_id"), KEEP[view], kept))
 
 
 def test_slices_are_parts_of_the_targets_and_coverage_is_of_the_first_view():
@@ -179,7 +164,7 @@ def test_slices_are_parts_of_the_targets_and_coverage_is_of_the_first_view():
     assert set(slices) == {"history", "item_events", "popularity", "gender"}
     for value in ("f", "m", "missing"):
         some = {key: items for key, items in targets_by("user_id").items() if gender.get(key[0], "missing") == value}
-        assert_figures(slices["gender"][value], measure_naively(recommender, some, KEEP["all"], KEEP["all"]))
+        assert_figures(slices["gender"][value], average_naively(recommender, some, KEEP["all"], KEEP["all"]))
     n_events = pd.concat([TRAIN, VALIDATION])["user_id"].value_counts()
     n_events = n_events.reindex(HOLDOUT["user_id"].unique(), fill_value=0)
     groups = pd.cut(n_events, [-1, 0, 4, 19, 999], labels=["0", "1-4", "5-19", "20+"]).value_counts()

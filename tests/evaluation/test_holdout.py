@@ -6,13 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.holdout import (
-    profiles_from_frame,
-    read_interactions,
-    read_moment,
-    read_users,
-    split_validation,
-)
+from evaluation.holdout import profiles_from_frame, read_interactions, read_moment, read_users, split_validation
 from serve.errors import SchemaError
 from tests.tiny_bundle import SCHEMA
 

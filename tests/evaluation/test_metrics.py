@@ -20,31 +20,11 @@ from evaluation.metrics import (
     summarise,
     summarise_difference,
 )
-from tests.evaluation.sets import as_sets
+from tests.evaluation.naive import as_sets, measure_naively
 
 N = 11
 LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, -1, -1, -1], [4, 0, 2, 8, 1]])
 EVENTS = np.array([40, 0, 3, 9, 1, 6, 0, 2, 5, 4, 30])
-
-
-def measure_naively(ranked: list[int], wanted: list[int], k: int) -> dict[str, float]:
-    """Count place by place; -1 among `wanted` is a target that cannot be found."""
-    gain, precision, first, found = 0.0, 0.0, 0, 0
-    for place, item in enumerate(ranked[:k], start=1):
-        if item < 0 or item not in wanted:
-            continue
-        found += 1
-        gain += 1 / math.log2(place + 1)
-        precision += found / place
-        first = first or place
-    reachable = min(k, len(wanted))
-    return {
-        f"HR@{k}": 1.0 if found else 0.0,
-        f"Recall@{k}": found / len(wanted),
-        f"NDCG@{k}": gain / sum(1 / math.log2(place + 1) for place in range(1, reachable + 1)),
-        f"MRR@{k}": 1 / first if first else 0.0,
-        f"MAP@{k}": precision / reachable,
-    }
 
 
 @st.composite

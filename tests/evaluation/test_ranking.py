@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import evaluation.ranking
 from evaluation.metrics import Targets
 from evaluation.ranking import find_owned, rank_views, tiles, top_k, view_targets
-from tests.evaluation.sets import as_lists, as_sets
+from tests.evaluation.naive import as_lists, as_sets
 
 N, K = 11, 5
 SCORES = st.one_of(

@@ -4,15 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.metrics import (
-    Targets,
-    find_head,
-    label_column,
-    label_targets,
-    measure_slices,
-    measure_users,
-)
-from tests.evaluation.sets import as_sets
+from evaluation.metrics import Targets, find_head, label_column, label_targets, measure_slices, measure_users
+from tests.evaluation.naive import as_sets
 
 LISTS = np.array([[3, 0, 7, 9, 1], [0, 3, 5, 6, 2], [4, 0, 2, 8, 1]])
 TARGETS = Targets(as_sets([[3, 10], [5, -1], [9, 1]]), np.array([1, 3, 1]))
