@@ -24,19 +24,13 @@ from models.item_tower import ItemTower
 from models.towers import Towers
 
 BATCH, EPOCHS, MIN_STEPS, LEARNING_RATE = 4096, 20, 60, 0.05
-SHARPNESS = 30.0
-"""Of the kernel over cosine similarities: 20 and 40 placed new items of Amazon Beauty as well, 10 a fifth worse."""
-NEIGHBOUR_SHARE = 0.6
-"""Weight of items with similar content beside the fitted content; .5 to .8 placed as well."""
-MAX_CONTENTS = 2**12
-"""Different contents that an item is compared with: the exported item tower holds them all."""
+SHARPNESS = 30.0  # of the kernel: 20 and 40 placed new items of Amazon Beauty as well, 10 a fifth worse
+NEIGHBOUR_SHARE = 0.6  # weight of items with similar content beside the fitted content; .5 to .8 placed as well
+MAX_CONTENTS = 2**12  # different contents that an item is compared with: the exported item tower holds them all
 MAX_CONTENTS_OF_SHRINKAGE = 2**15
 TILE = 256
-HELD_OUT = 0.1
-"""Share of the items that stand in for new ones to find how visible these are."""
-MAX_STAND_INS = 4096
-MIN_LENGTH, MAX_LENGTH = 0.5, 2.0
-"""Bounds of the factor by which vectors of new items are scaled."""
+HELD_OUT, MAX_STAND_INS = 0.1, 4096  # share and number of the items that stand in for new ones
+MIN_LENGTH, MAX_LENGTH = 0.5, 2.0  # bounds of the factor by which vectors of new items are scaled
 SLOTS = 10
 BISECTIONS = 20
 
@@ -55,15 +49,7 @@ class ContentPlaces(nn.Module):
     def __init__(
         self, tower: ItemTower, content: FeatureEmbedding, keys: Tensor, means: Tensor, counts: Tensor
     ) -> None:
-        """Keep what was fitted.
-
-        Args:
-            tower: normalises.
-            content: fitted embedding.
-            keys: (K, D) unit vectors of the contents of known items.
-            means: (K, D) mean vector of the items with each content.
-            counts: (K,) number of these items.
-        """
+        """Keep what was fitted: unit keys (K, D) of contents, means (K, D) and counts (K,) of the items with each."""
         super().__init__()
         self.tower = tower
         self.content = content
@@ -185,14 +171,8 @@ def fit_cold_items(
     """Fit what places new items, as visible as an average one.
 
     Some known items are placed as if they were new. They get the popularity, or without popularity in vectors the
-    length, with which they take the share of list slots that their number deserves.
-
-    Args:
-        towers: trained, in evaluation mode.
-        popularity: (N, P) of the catalogue.
-        is_taken: (N,) bool; the vectors of other items were never trained.
-        requests: of some users, whose lists are looked at.
-        seed: draws items.
+    length, with which they take the share of list slots that their number deserves in the lists of the requests.
+    The popularity is (N, P), and `is_taken` (N,): the vectors of other items were never trained.
     """
     tower, vectors = towers.item_tower, towers.item_vectors(popularity)  # (N, W)
     generator = torch.Generator().manual_seed(seed)
@@ -228,12 +208,9 @@ def _match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, cold: Cold
 class Contest:
     """New items against the best of the others in the lists of B users."""
 
-    others: Tensor
-    """(B, k) best scores of items that are not new."""
-    scores: Tensor
-    """(B, s) scores of the new items, -inf where the user owns one."""
-    popularity_weight: Tensor
-    """(B, 1) what one unit of popularity adds to a score."""
+    others: Tensor  # (B, k) best scores of items that are not new
+    scores: Tensor  # (B, s) scores of the new items, -inf where the user owns one
+    popularity_weight: Tensor  # (B, 1) what one unit of popularity adds to a score
 
     @classmethod
     def hold(cls, towers: Towers, vectors: Tensor, stand_ins: Tensor, cold: ColdItems, batch: RequestBatch) -> Contest:

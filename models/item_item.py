@@ -22,18 +22,12 @@ from evaluation.baselines import invert_regularised
 Ints = NDArray[np.integer]
 Floats = NDArray[np.floating]
 
-MAX_INVERTED = 16_000
-"""Items of a matrix that is inverted, the most popular ones; the others get no weights from it."""
-CHUNK = 2**24
-"""Entries of a matrix that are dense at once."""
-MAX_SPARSE = 0.02
-"""Share of entries up to which a product with a sparse matrix is the faster one."""
-MIN_EVENT_WEIGHT = 0.02
-"""Events of a history that weigh less are left out of the regression."""
-FILTER_WEIGHT = 0.3
-"""Weight of the ideal low-pass filter beside the linear one, as in the paper."""
-MIN_EIGENVALUE = 1e-5
-"""Of the normalised interaction matrix, whose largest is 1; less is rounding."""
+MAX_INVERTED = 16_000  # items of a matrix that is inverted, the most popular ones; the others get no weights from it
+CHUNK = 2**24  # entries of a matrix that are dense at once
+MAX_SPARSE = 0.02  # share of entries up to which a product with a sparse matrix is the faster one
+MIN_EVENT_WEIGHT = 0.02  # events of a history that weigh less are left out of the regression
+FILTER_WEIGHT = 0.3  # of the ideal low-pass filter beside the linear one, as in the paper
+MIN_EIGENVALUE = 1e-5  # of the normalised interaction matrix, whose largest is 1; less is rounding
 
 
 @dataclass(frozen=True, eq=False)

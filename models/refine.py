@@ -33,23 +33,15 @@ from serve.index import Neighbours
 
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
 """Standard deviations of what is added, in those of the towers' scores."""
-STRENGTH = 4.0
-"""Events that content is worth, where items are shrunk. Of many attributes 2 to 8 ranked alike (Beauty and Toys)."""
+STRENGTH = 4.0  # events that content is worth, where items are shrunk; 2 to 8 ranked alike
 ROUNDS = 2
-MAX_BATCHES = 16
-"""Validation batches that are ranked."""
-MAX_DRAWN = 512
-"""Users whose scores show how much they vary."""
-LONG_HISTORY = 40
-"""Mean events of a user from which on events long ago count."""
-SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1
-"""Of histories that have an order."""
+MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
+LONG_HISTORY = 40  # mean events of a user, above which events long ago count
+SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1  # of histories that have an order
 RIDGE_IN_ORDER, RIDGE_OF_SETS, RIDGE_BESIDE_MEMORY = 100.0, 100.0, 1000.0
 MAX_BESIDE_MEMORY = 4_000
-STANDARD_ERRORS = 2.0
-"""Of a gain of the validation, above which what is usual is left: the best of many gains something by chance."""
-MIN_GAIN = 0.01
-"""Of NDCG: a smaller gain of shrinkage is often chance."""
+STANDARD_ERRORS = 2.0  # of a gain, above which the usual is left: the best of many gains something by chance
+MIN_GAIN = 0.01  # of NDCG: a smaller gain of shrinkage is often chance
 USUAL_IN_ORDER = {"next_item": 0.05, "gf_cf": 0.05}
 USUAL_IN_SETS = {"ease": 0.4, "gf_cf": 0.2}
 USUAL_BESIDE_MEMORY = {"ease": 0.005}
@@ -60,33 +52,27 @@ MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16
 """Of GF-CF: the paper has 256. Of 1,682 films 64 and 128 ranked 4 % better than 256, and 32 as 256."""
 
 Estimator = Callable[[Interactions], sp.csr_array]
-Figures = dict[str, np.ndarray]
-"""NDCG@10 of each user, by view, as `models.validation.rank_views` has it."""
+Figures = dict[str, np.ndarray]  # NDCG@10 of each user by view, as `models.validation.rank_views` returns it
 
 
 @dataclass(frozen=True)
 class Refinement:
     """What the validation chose, as plain numbers."""
 
-    alphas: Mapping[str, float] = field(default_factory=dict)
-    """Of each estimator; 0: it is left out."""
-    decay: float = 0.0
-    """An event counts by exp(-decay * events after it)."""
-    content_events: float = 0.0
-    """Events that content is worth; 0: items stay where they were trained."""
-    ndcg: float | None = None
-    """NDCG@10 of the validation; None: nothing could be validated, the values are the usual ones."""
-    ndcg_before: float | None = None
-    """NDCG@10 of the towers alone."""
+    alphas: Mapping[str, float] = field(default_factory=dict)  # of each estimator
+    decay: float = 0.0  # an event counts by exp(-decay * events after it)
+    content_events: float = 0.0  # that content is worth; 0: items stay where they were trained
+    ndcg: float | None = None  # NDCG@10 of the validation; None: nothing could be validated, the values are the usual
+    ndcg_before: float | None = None  # of the towers alone
 
     def describe(self) -> str:
         """Say in one line what was chosen."""
         parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
         parts += [f"content worth {self.content_events:g} events"] if self.content_events else []
-        if self.ndcg is None:
-            return f"refined by {', '.join(parts) or 'nothing'}: the usual, without validation"
-        how = ", ".join(parts) or "nothing"
-        return f"refined by {how}: validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after"
+        figures = (
+            f"validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after" if self.ndcg else "the usual"
+        )
+        return f"refined by {', '.join(parts) or 'nothing'}: {figures}"
 
 
 def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> tuple[dict[str, Estimator], float]:
@@ -107,18 +93,15 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> tupl
 
 @torch.no_grad()
 def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) -> Refinement:
-    """Choose the refinement: what is usual, unless the validation ranks clearly better by another. Leave the towers.
+    """Choose the refinement: what is usual, unless the validation ranks clearly better by another.
 
-    Args:
-        towers: trained, in evaluation mode, with nothing added.
-        data: of their training, with its validation.
-        top_k: weights of an item; 0: no item-item weights.
-        seed: of the estimators.
+    The towers, in evaluation mode and with nothing added, stay as they are; items have `top_k` weights.
     """
     estimators, decay = list_estimators(data, top_k, seed)
-    shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if _shrinks(data) else None
-    usual = USUAL_BESIDE_MEMORY if data.schema.repeats == "allow" else USUAL_IN_SETS
-    usual = USUAL_IN_ORDER if data.trains_on_windows else usual
+    is_repeated = data.schema.repeats == "allow"
+    usual = USUAL_IN_ORDER if data.trains_on_windows else USUAL_BESIDE_MEMORY if is_repeated else USUAL_IN_SETS
+    can_shrink = bool(data.schema.item_features) and not is_repeated
+    shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if can_shrink else None
     start = Refinement({name: usual[name] for name in estimators}, decay, STRENGTH if shrinkage else 0.0)
     batches = data.validation_batches[:: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
@@ -137,11 +120,6 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
     if shrinkage is not None:
         shrinkage.apply(0.0)
     return chosen
-
-
-def _shrinks(data: InteractionsDataModule) -> bool:
-    """Tell whether items may be shrunk: what is bought again has many events, and a start that content is fitted to."""
-    return data.schema.repeats == "exclude" and bool(data.schema.item_features)
 
 
 def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
@@ -200,15 +178,7 @@ def build_weights(
     requests: Sequence[RequestBatch],
     decay: float,
 ) -> dict[str, sp.csr_array]:
-    """Estimate item-item weights, each scaled so that what it adds varies as much as the scores of the towers do.
-
-    Args:
-        estimators: by name.
-        interactions: of the training.
-        towers: trained.
-        requests: of some users, to whom the scores are compared.
-        decay: of events in a history.
-    """
+    """Estimate item-item weights, scaled so that what they add to requests varies as much as the towers' scores."""
     items = [towers.item_vectors(batch.popularity) for batch in requests]  # (N, W) each
     scores = [
         towers.request_vectors(batch, vectors)[0] @ vectors.T for batch, vectors in zip(requests, items, strict=True)
