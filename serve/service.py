@@ -53,13 +53,9 @@ class Service:
     def __init__(
         self, source: Source, state: Path, runs: Sequence[Path], retention_days: float = RETENTION_DAYS
     ) -> None:
-        """Load the version to serve and open the live state.
+        """Load the version to serve and open the live state, made if need be.
 
-        Args:
-            source: of versions.
-            state: folder of live events and items; made if need be.
-            runs: folders with profiles or state, out of which users are forgotten.
-            retention_days: how long events and impressions are kept.
+        Users are forgotten out of `runs`, folders with profiles or state.
 
         Raises:
             BundleError: no version can be loaded, or a file of the state is something else.
@@ -213,11 +209,7 @@ class Service:
 def open_service(
     source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float = RETENTION_DAYS
 ) -> Service:
-    """Open a service whose profiles and state lie in `home`, unless they are named.
-
-    Raises:
-        ValueError: a named folder has another name, by which forgetting would not find it; see also `Service`.
-    """
+    """Open a service whose profiles and state lie in `home`, unless they are named; see `Service`."""
     folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
     for name, folder in folders.items():
         if folder.absolute().name != name:

@@ -68,13 +68,7 @@ class AppState:
 
 
 def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX_WAITING) -> FastAPI:
-    """Make the application.
-
-    Args:
-        service: what answers.
-        token: that a request to reload must give; None: there is no such route.
-        max_waiting: requests that may wait for an answer at once.
-    """
+    """Make the application; without a token it has no route to reload, and `max_waiting` bounds what waits."""
     app = FastAPI(
         title="Bascule",
         description=_ABOUT,

@@ -58,10 +58,8 @@ async def _answer_invalid(request: Request, error: Any) -> Response:
 
 def _name_field(place: tuple[Any, ...]) -> str:
     """Name a field by our names alone, not by those that a caller made up."""
-    named = (
-        f"[{part}]" if isinstance(part, int) else f".{part}" for part in place if type(part) is int or part in FIELDS
-    )
-    return "".join(named).lstrip(".")
+    ours = [part for part in place if isinstance(part, int) or part in FIELDS]
+    return "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in ours).lstrip(".")
 
 
 async def _answer_schema_error(request: Request, error: Exception) -> Response:
@@ -71,12 +69,7 @@ async def _answer_schema_error(request: Request, error: Exception) -> Response:
 
 
 def hide_values(message: str, names: frozenset[str]) -> str:
-    """Take out of the message of an error the values that were sent: what is quoted or said to be a value.
-
-    Args:
-        message: of a SchemaError.
-        names: of fields, features and columns, which stay.
-    """
+    """Take the values that were sent out of the message of a SchemaError: what is quoted and no known name."""
 
     def hide(found: re.Match[str]) -> str:
         return found[0] if next(filter(None, found.groups()), None) in names else _HIDDEN

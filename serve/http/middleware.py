@@ -46,22 +46,13 @@ class Worker:
     """A thread that runs blocking calls one after the other, so that they do not take the processor from each other."""
 
     def __init__(self, max_waiting: int, deadline: float) -> None:
-        """Start without calls.
-
-        Args:
-            max_waiting: calls that may wait or run at once.
-            deadline: seconds in which a call must begin; after that nobody is thought to wait for it.
-        """
+        """Bound the calls that wait or run at once, and the seconds in which one must begin."""
         self._max_waiting, self._deadline = max_waiting, deadline
         self._thread = ThreadPoolExecutor(1)
         self.n_waiting = 0
 
     async def run(self, call: Callable[[], T]) -> T:
-        """Run a call in the thread.
-
-        Raises:
-            OverloadError: too many calls wait, or this one waited for too long.
-        """
+        """Run a call in the thread, or raise OverloadError: too many wait, or this one waited for too long."""
         if self.n_waiting >= self._max_waiting:
             raise OverloadError
         begin_by = time.monotonic() + self._deadline

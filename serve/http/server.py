@@ -22,11 +22,7 @@ _LOG = logging.getLogger(LOGGER)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded.
-
-    Raises:
-        ValueError: it cannot be had, or there is none such.
-    """
+    """Take the address before anything is loaded; raise ValueError if it cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # of 0 asyncio would not set TCP_NODELAY
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
