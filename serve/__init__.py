@@ -9,37 +9,27 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from serve.errors import BundleError, SchemaError
-    from serve.live_items import LiveItems
-    from serve.recommendations import Recommendations
-    from serve.recommender import Recommender
-    from serve.requests import Request
-    from serve.state import StateStore, complete
-
-__all__ = [
-    "BundleError",
-    "LiveItems",
-    "Recommendations",
-    "Recommender",
-    "Request",
-    "SchemaError",
-    "StateStore",
-    "complete",
-]
+    from serve.errors import BundleError as BundleError
+    from serve.errors import SchemaError as SchemaError
+    from serve.live_items import LiveItems as LiveItems
+    from serve.recommendations import Recommendations as Recommendations
+    from serve.recommender import Recommender as Recommender
+    from serve.requests import Request as Request
+    from serve.state import StateStore as StateStore
+    from serve.state import complete as complete
 
 _MODULES = {
-    "BundleError": "serve.errors",
-    "LiveItems": "serve.live_items",
-    "Recommendations": "serve.recommendations",
-    "Recommender": "serve.recommender",
-    "Request": "serve.requests",
-    "SchemaError": "serve.errors",
-    "StateStore": "serve.state",
-    "complete": "serve.state",
+    "errors": ("BundleError", "SchemaError"),
+    "live_items": ("LiveItems",),
+    "recommendations": ("Recommendations",),
+    "recommender": ("Recommender",),
+    "requests": ("Request",),
+    "state": ("StateStore", "complete"),
 }
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
-        raise AttributeError(f"module 'serve' has no attribute '{name}'")
-    return getattr(import_module(_MODULES[name]), name)
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(import_module(f"serve.{module}"), name)
+    raise AttributeError(f"module 'serve' has no attribute '{name}'")

@@ -47,11 +47,7 @@ class Vector:
 
 
 def read_vector(cell: Any) -> Floats | None:
-    """Read a vector (W,) from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]"; None if it is empty.
-
-    Raises:
-        ValueError: it is no list of numbers, or an entry is not finite as float32.
-    """
+    """Read a vector (W,) from an array, a list or a text such as "0.1 0.2" and "[0.1, 0.2]"; None if it is empty."""
     if isinstance(cell, Vector):
         return cell.entries()
     if isinstance(cell, str):
@@ -59,10 +55,10 @@ def read_vector(cell: Any) -> Floats | None:
     try:
         with np.errstate(over="ignore"):  # becomes infinite, which is refused
             entries = np.asarray(cell).astype(np.float32)
+        if entries.ndim != 1:
+            raise ValueError
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError("no list of numbers") from error
-    if entries.ndim != 1:
-        raise ValueError("no list of numbers")
     if not np.isfinite(entries).all():
         raise ValueError("an entry is not finite")
     return entries if len(entries) else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
-MOST_NAMES = 20  # listed in a message
+MAX_NAMES = 20  # listed in a message
 
 
 class SchemaError(ValueError):
@@ -24,10 +24,8 @@ def name_nearest(got: str, allowed: Iterable[str]) -> str:
     """Say which allowed name is meant, or list them all: the tail of an error about an unknown name."""
     names = sorted(allowed)
     near = difflib.get_close_matches(got, names, n=1)
-    if near:
-        return f"did you mean '{near[0]}'?"
-    shown = ", ".join(names[:MOST_NAMES]) or "none"
-    return f"allowed: {shown}" + (f" and {len(names) - MOST_NAMES} more" if len(names) > MOST_NAMES else "")
+    shown = [*names[:MAX_NAMES], *(["and others"] if len(names) > MAX_NAMES else [])]
+    return f"did you mean '{near[0]}'?" if near else f"allowed: {', '.join(shown) or 'none'}"
 
 
 def say(error: Exception) -> str:

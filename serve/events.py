@@ -74,7 +74,7 @@ class Events:
         return is_first[:-1]
 
     def between(self, start: Ints, stop: Ints) -> Events:
-        """Take the events `start[b]:stop[b]` (positions in the flat arrays) as segment b."""
+        """Take the events `start[b]:stop[b]` as segment b."""
         return self.pick(spans(start, stop), np.concatenate([[0], np.cumsum(stop - start)]))
 
     def pick(self, places: Ints, offsets: Ints) -> Events:

@@ -22,9 +22,8 @@ class Answer:
     item_id: NDArray[np.generic]
     score: NDArray[np.float32]
     rank: NDArray[np.int64]
-    """1 is the best."""
     unknown_items: int
-    """Items of the history that the bundle does not know, so that they were left out."""
+    """Items of the history that the bundle does not know."""
     reason: str | None = None
     """Why fewer than k items came; None where k came."""
 
@@ -44,9 +43,7 @@ class Recommendations:
     rank: NDArray[np.int64]
     offsets: NDArray[np.int64]
     unknown_items: NDArray[np.int64]
-    """(B,), items of the history that the bundle does not know."""
     reason: NDArray[np.object_]
-    """(B,), a text where fewer than k items came, else None."""
 
     @classmethod
     def from_lists(
@@ -95,10 +92,9 @@ class Recommendations:
         """Return the answer to one request; -1 is the last one."""
         index = range(len(self))[index]
         entries = slice(self.offsets[index], self.offsets[index + 1])
-        item_id = self.item_ids[self.item_row[entries]]
-        n_unknown = int(self.unknown_items[index])
-        score, rank = self.score[entries], self.rank[entries]
-        return Answer(self.user_id[index], item_id, score, rank, n_unknown, self.reason[index])
+        item_id, n_unknown = self.item_ids[self.item_row[entries]], int(self.unknown_items[index])
+        listed = item_id, self.score[entries], self.rank[entries]
+        return Answer(self.user_id[index], *listed, n_unknown, self.reason[index])
 
     def to_table(self) -> pa.Table:
         """Return `user_id, item_id, score, rank`, a row per ranked item; a null user is anonymous."""

@@ -17,7 +17,7 @@ from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.events import Events, TowerInputs, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms
+from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
@@ -58,15 +58,18 @@ class Recommender:
             BundleError: bundle or profiles are missing, altered, or do not belong together; or the golden requests are
                 answered differently here than where the bundle was made.
         """
-        path = Path(directory)
+        path, folder, known = Path(directory), profiles, profiles if isinstance(profiles, Profiles) else None
         beside = path.absolute().parent / PROFILES
         if profiles is None and (beside / MANIFEST).exists():
-            profiles = beside
-        if isinstance(profiles, (str, Path)):
-            recommender = cls(*_load_both(path, Path(profiles)))
-        else:
-            recommender = cls(Bundle.load(path), profiles)
-        replay(recommender.bundle.golden, golden_answer(recommender))
+            folder = beside
+        while True:
+            found, bundle = identify_folder(path), Bundle.load(path)
+            if isinstance(folder, (str, Path)):
+                known = Profiles.load(Path(folder), bundle.manifest.version)
+            if identify_folder(path) == found:  # else another bundle took its place meanwhile
+                break
+        recommender = cls(bundle, known)
+        replay(bundle.golden, golden_answer(recommender))
         return recommender
 
     def with_catalogue(self, catalogue: Catalogue) -> Recommender:
@@ -132,8 +135,8 @@ class Recommender:
         Returns:
             (n, W) vectors; where popularity is a part of them, so popular that they are as visible as an average item.
         """
-        names = {name: None for row in rows for name in row}
-        return self.encode_item_columns({name: [row.get(name) for row in rows] for name in names}, len(rows))
+        columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
+        return self.encode_item_columns(columns, len(rows))
 
     def encode_item_columns(self, columns: Mapping[str, Any], n_items: int) -> Floats:
         """Do as `encode_items` with a table: feature column -> a list or numpy array of `n_items` raw values."""
@@ -185,18 +188,15 @@ class Recommender:
         lengths = encoded.tower.arrays["history_lengths"]
         added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths)
         if view != "novel" and len(memory):
-            added = _join_terms(added, (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory))
-        left_out = encoded.excluded
-        if view == "novel":
-            requests, rows = (np.concatenate(both) for both in zip(left_out, encoded.owned, strict=True))
-            left_out = requests, rows
-        return Query(users, left_out, added, encoded.owned if view == "owned" else None)
+            remembered: Any = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
+            both = [remembered] if added is None else [added, remembered]
+            added = tuple(map(np.concatenate, zip(*both, strict=True)))  # type: ignore[assignment]
+        requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
+        return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
 
     def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
         schema = self.bundle.schema
-        return [
-            fit_request(raw, schema) if isinstance(raw, Request) else parse_request(raw, schema) for raw in requests
-        ]
+        return [(fit_request if isinstance(raw, Request) else parse_request)(raw, schema) for raw in requests]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True, eq=False)
@@ -205,9 +205,7 @@ class EncodedRequests:
 
     tower: TowerInputs
     owned: Pairs
-    """All events of each history whose item is known."""
     excluded: Pairs
-    """Items of the exclude lists that are known."""
     unknown_items: Ints
     """(T,) distinct items of each history that are not known."""
 
@@ -308,35 +306,15 @@ def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> 
 
 def golden_answer(recommender: Recommender) -> GoldenAnswer:
     """Return a function that answers golden requests with `recommend`, in the form that `serve.bundle` compares."""
-
-    def answer(requests: list[dict[str, Any]], k: int) -> list[tuple[Sequence[str | int], Sequence[float]]]:
-        answers = recommender.recommend(requests, k)
-        return [(one.item_id.tolist(), one.score.tolist()) for one in answers]
-
-    return answer
-
-
-def _load_both(path: Path, folder: Path) -> tuple[Bundle, Profiles]:
-    """Load a bundle and the profiles in a folder; both again where another bundle took its place meanwhile."""
-    while True:
-        found = identify_folder(path)
-        bundle = Bundle.load(path)
-        profiles = Profiles.load(folder, bundle.manifest.version)
-        if identify_folder(path) == found:
-            return bundle, profiles
+    return lambda requests, k: [
+        (one.item_id.tolist(), one.score.tolist()) for one in recommender.recommend(requests, k)
+    ]
 
 
 def _no_profiles(schema: Schema) -> Profiles:
-    """Return the profiles of no user."""
-    dtypes = {"string": np.dtype(np.object_), "integer": np.dtype(np.int64)}
-    history = History(np.empty(0, dtype=dtypes[schema.item_id_type]))
-    return Profiles(np.empty(0, dtype=dtypes[schema.user_id_type]), {}, history, np.zeros(1, dtype=np.int64))
-
-
-def _join_terms(terms: Terms | None, more: Terms) -> Terms:
-    if terms is None:
-        return more
-    return np.concatenate([terms[0], more[0]]), np.concatenate([terms[1], more[1]]), np.concatenate([terms[2], more[2]])
+    nothing = {"string": np.empty(0, dtype=np.object_), "integer": np.empty(0, dtype=np.int64)}
+    history, offsets = History(nothing[schema.item_id_type]), np.zeros(1, dtype=np.int64)
+    return Profiles(nothing[schema.user_id_type], {}, history, offsets)
 
 
 def _tiles(n: int) -> Iterator[slice]:

@@ -69,7 +69,6 @@ class Filters:
     where: str | None = None
     """An expression on item columns."""
     only: tuple[Id, ...] | None = None
-    """The items that may be listed; those that the catalogue does not have are passed over."""
     at_most: tuple[tuple[str, int], ...] = ()
     """Column -> how many items of one list may share a value of it, ordered by column."""
 
@@ -121,7 +120,7 @@ def fit_request(request: Request, schema: Schema) -> Request:
 
 
 def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
-    """Check the shape of the filters of a request; None if they filter nothing."""
+    """Check the shape of filters; None if they filter nothing."""
     given = _check_fields(raw, [field.name for field in fields(Filters)], "filters")
     where, only, limits = given.get("where"), given.get("only"), given.get("at_most") or {}
     if not isinstance(where, str | None):
@@ -172,7 +171,8 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
         for i, entry in enumerate(entries):
             _check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
     ids = parse_ids([one.get("item_id") for one in entries], schema.item_id_type, lambda i: f"history[{i}].item_id")
-    times, events, weights = (_read_column(entries, name) for name in ("datetime", "event", "weight"))
+    columns = ([entry.get(name) for entry in entries] for name in ("datetime", "event", "weight"))
+    times, events, weights = (None if values.count(None) == len(values) else values for values in columns)
     if events is not None:
         events = [to_text(parse_label(value, f"history[{i}].event")) for i, value in enumerate(events)]
     if weights is not None:
@@ -185,21 +185,15 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
     )
 
 
-def _read_column(entries: Sequence[Mapping[str, Any]], name: str) -> list[Any] | None:
-    """Return one field of all events, None where no event has it."""
-    values = [entry.get(name) for entry in entries]
-    return None if set(map(type, values)) <= {type(None)} else values
-
-
 def _parse_history_times(values: list[Any], timezone: str | None) -> NDArray[np.int64]:
-    if type(None) in map(type, values):
-        n_given = sum(value is not None for value in values)
-        raise SchemaError(f"history: {n_given} of {len(values)} events have a datetime; give all or none")
+    if None in values:
+        raise SchemaError("history: some events have a datetime and some have none; give all or none")
     times = np.array(parse_times(values, timezone, lambda index: f"history[{index}].datetime"))
     is_earlier = times[1:] < times[:-1]
     if is_earlier.any():
-        index = int(is_earlier.argmax()) + 1
-        raise SchemaError(f"history[{index}] is earlier than the event before it; give the oldest first")
+        raise SchemaError(
+            f"history[{int(is_earlier.argmax()) + 1}] is earlier than the event before it; give the oldest first"
+        )
     return times
 
 
@@ -230,11 +224,9 @@ def parse_distinct_ids(raw: Any, id_type: IdType, where: str) -> tuple[Id, ...]:
 
 
 def check_list(raw: Any, where: str) -> Sequence[Any]:
-    if isinstance(raw, np.ndarray):
-        raw = raw.tolist()
-    if not isinstance(raw, (list, tuple)):
+    if not isinstance(raw, (list, tuple, np.ndarray)):
         raise SchemaError(f"{where} is {show(raw)}; expected a list")
-    return raw
+    return raw.tolist() if isinstance(raw, np.ndarray) else raw
 
 
 def parse_value(value: Any, feature: Feature, where: str) -> Any:
@@ -253,7 +245,6 @@ def parse_value(value: Any, feature: Feature, where: str) -> Any:
 
 
 def parse_number(value: Any, where: str) -> float:
-    """Return a finite float; a bool or a text is no number."""
     value = to_plain(value)
     if type(value) in (int, float, Decimal) and abs(value) < 2**1023:
         return float(value)
@@ -295,8 +286,7 @@ def check_id(value: Id, where: str) -> None:
 
 def check_seconds(value: Any, where: str) -> None:
     """Refuse what is no whole UTC seconds of the years 1 to 9999: milliseconds of today are not among these."""
-    seconds = to_plain(value)
-    if type(seconds) is not int or not FIRST_SECOND <= seconds <= LAST_SECOND:
+    if type(to_plain(value)) is not int or not FIRST_SECOND <= value <= LAST_SECOND:
         raise SchemaError(f"{where} is {show(value)}; expected whole UTC seconds since 1970, of the years 1 to 9999")
 
 

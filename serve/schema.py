@@ -78,7 +78,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class Schema:
-    """Everything that training and serving must agree on."""
+    """The agreement of training and serving."""
 
     user_features: tuple[Feature, ...]
     item_features: tuple[Feature, ...]

@@ -35,11 +35,7 @@ class Tower:
     """One ONNX graph in a session of its own."""
 
     def __init__(self, name: str, content: bytes, n_threads: int) -> None:
-        """Start a session of the verified content of a file; `name` is for messages.
-
-        Raises:
-            BundleError: no graph that this ONNX Runtime can run.
-        """
+        """Start a session of the verified content of a file; a `BundleError` names one that does not run here."""
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         options.inter_op_num_threads = 1
@@ -68,11 +64,7 @@ class Tower:
         return last if isinstance(last, int) else None
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
-        """Run the graph on an array for each of its inputs; no code or row may be negative: -1 is the last one to it.
-
-        Raises:
-            ValueError: another name, dtype or shape, or an output that is not finite.
-        """
+        """Run the graph on an array for each of its inputs; no code or row is negative: -1 is the last one to it."""
         try:
             values = self._session.run(self._output_names, dict(inputs))
         except _ORT_ERRORS as error:

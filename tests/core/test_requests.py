@@ -186,7 +186,7 @@ def at(*times):
         ({"history": [{"item_id": 1, "weight": "2"}]}, r"history\[0\]\.weight is '2'"),
         ({"history": [{"item_id": 1, "event": []}]}, r"history\[0\]\.event is \[\]"),
         (at(NOON, NOON, NOON - 1), r"history\[2\] is earlier"),
-        (at(NOON, None, NOON), "2 of 3 events have a datetime"),
+        (at(NOON, None, NOON), "some events have a datetime"),
         (at(NOON, "soon"), r"history\[1\]\.datetime is 'soon'"),
         (at(NOON, NOON * 1000), r"history\[0\]\.datetime: .*mixed"),
         ({"datetime": True}, "datetime is True"),
