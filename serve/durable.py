@@ -19,8 +19,7 @@ from typing import BinaryIO
 
 from serve.errors import BundleError
 
-FORGOTTEN = "forgotten.json"
-"""File of a run with the erasure list."""
+FORGOTTEN = "forgotten.json"  # file of a run with the erasure list
 ERASURE_FORMAT = 1
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)

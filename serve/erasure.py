@@ -58,7 +58,7 @@ _NOT_REACHED = {
 def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
     """Erase users from profiles, live events, what was shown to them, rejected records and the exports given.
 
-    It may be done while a server or a training works on the run.
+    It may be done while a server or a training works on the run; after an error it may be done again.
 
     Args:
         run: folder of the run.
@@ -67,11 +67,6 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
 
     Returns:
         The receipt, as JSON values: who, by keyed hash, when, what was erased, and what is out of reach.
-
-    Raises:
-        SchemaError: no folder of a run, no id, or no export of users; nothing is erased.
-        BundleError: a file is damaged.
-        OSError: the disk is full or fails, or another process keeps a file. Do it again then.
     """
     if not holds_run(run):
         raise SchemaError(f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it")
@@ -167,43 +162,31 @@ def _write(run: Path, erased: ErasureList) -> None:
 
 
 def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
-    """Rewrite the lists of rejected records that training left in a run; each is replaced in one step.
+    """Rewrite the lists of rejected records that training left in a run; return how many rows and values went.
 
     A rejected record is named by file and line, so most of them do not say whose they are. A row that names the user
     goes; of the others the value goes, since it may be theirs, and file, line and reason stay.
-
-    Returns:
-        How many `rejects` went and how many `rejected_values`.
     """
-    names = "|".join(re.escape(str(user_id)) for user_id in user_ids)
-    naming = re.compile(rf"(?<!\w)({names})(?!\w)")
+    naming = re.compile(rf"(?<!\w)({'|'.join(re.escape(str(user_id)) for user_id in user_ids)})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
     for path in sorted(path for pattern in _REJECTS for path in run.glob(pattern)):
-        table = _read_rejects(path)
-        values = table.column(_VALUE).to_pylist()
+        try:
+            with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
+                table = file.read()
+            values = table.column(_VALUE).to_pylist()
+        except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
+            advice = "and may name who is to be forgotten: remove it, then do this again"
+            raise BundleError(f"{path} is damaged, {advice} ({error})") from error
         kept = [place for place, value in enumerate(values) if value is None or not naming.search(value)]
-        n_gone = len(values) - len(kept)
-        erased["rejects"] += n_gone
-        erased["rejected_values"] += sum(value is not None for value in values) - n_gone
+        erased["rejects"] += len(values) - len(kept)
+        erased["rejected_values"] += sum(values[place] is not None for place in kept)
         table = table.take(to_arrow(np.array(kept, dtype=np.int64)))
-        blank = pa.nulls(table.num_rows, table.schema.field(_VALUE).type)
+        blank = pa.nulls(len(kept), table.schema.field(_VALUE).type)
         sink = pa.BufferOutputStream()
         pq.write_table(table.set_column(table.column_names.index(_VALUE), _VALUE, blank), sink, compression="zstd")
         write_file(path, memoryview(sink.getvalue()))
         sync_folder(path.parent)
     return erased
-
-
-def _read_rejects(path: Path) -> pa.Table:
-    content = path.read_bytes()
-    try:
-        with pq.ParquetFile(pa.BufferReader(content)) as file:
-            table = file.read()
-        table.schema.field(_VALUE)
-    except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
-        advice = "and may name who is to be forgotten: remove it, then do this again"
-        raise BundleError(f"{path} is damaged, {advice} ({error})") from error
-    return table
 
 
 def _describe_weights(run: Path) -> str:

@@ -38,8 +38,7 @@ from serve.schema import Feature
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
 Value = str | bool | int | float
-Where = Callable[["Columns"], Mask]
-"""Tells of columns of N items which of them meet an expression, (N,)."""
+Where = Callable[["Columns"], Mask]  # tells of columns of N items which of them meet an expression, (N,)
 
 WORDS = frozenset({"and", "or", "not", "in", "true", "false", "(", ")", "[", "]", ","})
 """The words of the language, which messages may repeat."""
@@ -67,11 +66,7 @@ _EXAMPLE = "\"price <= 20 and not brand in ['x', 'y']\""
 
 @lru_cache(maxsize=256)
 def parse_where(text: str) -> Where:
-    """Read an expression; Python parses it, but nothing is ever evaluated as code.
-
-    Raises:
-        SchemaError: the text is no expression.
-    """
+    """Read an expression; Python parses it, but nothing is ever evaluated as code."""
     if len(text) > _MAX_CHARACTERS:
         allowed = f"allowed: {_MAX_CHARACTERS}; a long list of items goes in 'only'"
         raise SchemaError(f"where has {len(text)} characters; {allowed}")
@@ -138,16 +133,11 @@ class Column:
     """N items by the distinct values of one column: one, several or, where it is missing, none an item."""
 
     name: str
-    kind: str
-    """What it holds: `texts`, `numbers`, or `true or false`."""
-    values: NDArray[Any]
-    """(V,) int64, float32, float64, bool, or object with texts."""
-    cell: Ints
-    """(N,) which distinct cell an item has."""
-    codes: Ints
-    """Positions in `values`, of all cells one after another."""
-    offsets: Ints
-    """Cell c has the codes `offsets[c]:offsets[c + 1]`."""
+    kind: str  # what it holds: `texts`, `numbers`, or `true or false`
+    values: NDArray[Any]  # (V,) int64, float32, float64, bool, or object with texts
+    cell: Ints  # (N,) which distinct cell an item has
+    codes: Ints  # positions in `values`, of all cells one after another
+    offsets: Ints  # cell c has the codes `offsets[c]:offsets[c + 1]`
 
     def are_true(self) -> Mask:
         """Tell which items are true, (N,)."""
@@ -375,14 +365,9 @@ def _walk(
 def explain_short(
     admission: Admission, filters: Sequence[Filters | None], left_out: Mapping[str, Pairs], rows: Ints, k: int
 ) -> dict[int, str]:
-    """Return request -> why its list has fewer than k items.
+    """Return request -> why its list, a row of `rows` with -1 where there is no item, has fewer than k items.
 
-    Args:
-        admission: of the catalogue.
-        filters: of T requests.
-        left_out: reason -> requests and rows of the items that are not listed.
-        rows: (T, k or fewer) their lists, -1 where there is no item.
-        k: the length that was asked for.
+    `left_out` holds requests and rows of the items that are not listed, by the reason.
     """
     reasons = {}
     for place, length in enumerate((rows >= 0).sum(axis=1).tolist()):

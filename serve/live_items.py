@@ -36,8 +36,7 @@ from serve.requests import Id, is_writable, parse_id, parse_label, parse_number,
 from serve.schema import Feature, IdType
 
 Ints = NDArray[np.int64]
-Values = Mapping[str, Any]
-"""Column -> value of one item, as JSON has it; None is missing."""
+Values = Mapping[str, Any]  # column -> value of one item, as JSON has it; None is missing
 FORMAT = 1
 _ITEM_ID = "item_id"
 _CREATE = """CREATE TABLE IF NOT EXISTS items (
@@ -58,8 +57,7 @@ class Change:
     """All changes of an item since the bundle was made, as one."""
 
     item_id: Id
-    columns: Values
-    """Of a removed item as they were before: its vector stays in histories."""
+    columns: Values  # of a removed item as they were before: its vector stays in histories
     is_added: bool
     """Whether it was new to the bundle of that time: only such an item is listed by a bundle that does not have it."""
     is_removed: bool = False
@@ -73,10 +71,8 @@ class LiveItems:
 
     def __init__(self, path: Path, recommender: Recommender) -> None:
         """Open the file of changes, `items.db`, made if need be, and apply them to a recommender as loaded."""
-        self.recommender: Recommender
-        """With all changes so far. It never changes itself: one answer, one catalogue."""
-        self.notes: list[str]
-        """What the bundle cannot read of the changes, a line for each kind."""
+        self.recommender: Recommender  # with all changes so far. It never changes itself: one answer, one catalogue
+        self.notes: list[str]  # what the bundle cannot read of the changes, a line for each kind
         self._path = path
         self._writing = Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -106,16 +102,9 @@ class LiveItems:
             self._placement, self.recommender, self.notes = placement, completed, notes
 
     def put(self, item_id: Any, columns: Values) -> None:
-        """Add or change an item.
+        """Add or change an item: a column that is not given stays as it is, None makes it missing.
 
-        Args:
-            item_id: of the type of the data's ids.
-            columns: column -> value. One that is not given stays as it is; None makes it missing. An item that was
-                removed starts anew: with the bundle's columns if the bundle has it.
-
-        Raises:
-            SchemaError: no id; an unknown column or a value of another type; or a new item without any content.
-            OSError: the disk is full or fails; nothing has changed.
+        An item that was removed starts anew: with the bundle's columns if the bundle has it.
         """
         self.put_many({self._parse_id(item_id): columns})
 

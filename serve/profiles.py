@@ -38,12 +38,10 @@ _NEXT = "next"
 _LOCK = ".lock"
 _PARTS = ("users", "events")
 _OURS = ("users-*.parquet*", "events-*.parquet*", f"{MANIFEST}.*")
-_FEATURE = "feature:"
-"""Before the name of a feature in the users file, so that one may be called `user_id`."""
+_FEATURE = "feature:"  # before the name of a feature in the users file, so that one may be called `user_id`
 
 Columns = dict[str, NDArray[Any]]
-Entries = dict[str, Any]
-"""The names of the two files: the manifest, or `next` in it."""
+Entries = dict[str, Any]  # the names of the two files: the manifest, or `next` in it
 
 
 @dataclass(frozen=True)
@@ -59,8 +57,7 @@ class Profile:
 class Profiles:
     """The profiles of U users; the events of user u are `offsets[u]:offsets[u + 1]` of `history`."""
 
-    user_ids: NDArray[np.generic]
-    """(U,), int64, or object with texts."""
+    user_ids: NDArray[np.generic]  # (U,), int64, or object with texts
     features: dict[str, NDArray[Any]]
     """Feature name -> (U,) float64 with NaN, or object with texts and None; of a vector (U, W) float32 with NaN."""
     history: History

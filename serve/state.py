@@ -98,27 +98,21 @@ class Observation:
 
     user_id: Id
     item_id: Id
-    event: str | None
-    """Type, such as `purchase` or `DISMISS`."""
-    datetime: int
-    """UTC seconds."""
+    event: str | None  # type, such as `purchase` or `DISMISS`
+    datetime: int  # UTC seconds
     weight: float | None = None
-    request_id: str | None = None
-    """The answer that the user reacted to."""
+    request_id: str | None = None  # the answer that the user reacted to
 
 
 @dataclass(frozen=True)
 class Impressions:
     """The items of one answer, best first: the item at index i was shown at position i + 1."""
 
-    request_id: str
-    """One call may ask for many users: its answers share it."""
+    request_id: str  # one call may ask for many users: its answers share it
     user_id: Id | None
-    datetime: int
-    """UTC seconds."""
+    datetime: int  # UTC seconds
     bundle_version: str
-    policy: str
-    """How the order came about, such as `greedy`: by falling score."""
+    policy: str  # how the order came about, such as `greedy`: by falling score
     item_ids: Sequence[Id]
     scores: Sequence[float]
 
@@ -205,11 +199,7 @@ class StateStore:
         return n_gone["events"] + n_gone["answers"]
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
-        """Erase users, so that no byte of them stays in the file or its log; return how many rows there were.
-
-        Raises:
-            OSError: the disk is full or fails, or another process reads on and on. Call it again then.
-        """
+        """Erase users, so that no byte of them stays in the file or its log; return how many rows there were."""
         for user_id in user_ids:
             check_id(user_id, "user_id")
         with self._writing() as connection:
@@ -404,8 +394,7 @@ class ImpressionLog:
         self._waiting: deque[Impressions] = deque()
         self._is_closing = threading.Event()
         self._expire_at = 0.0
-        self.n_lost = 0
-        """Impressions that could not be written."""
+        self.n_lost = 0  # impressions that could not be written
         self._thread = threading.Thread(target=self._work, name="bascule-impressions", daemon=True)
         self._thread.start()
 

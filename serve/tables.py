@@ -54,10 +54,10 @@ _OURS = re.compile(rf"({PLAN}|{SUCCESS}|part-\d{{5,}}\.parquet)(\.part)?|{re.esc
 _GZIP = ".gz"
 _TEXTS = (".csv", ".tsv")
 _DELIMITERS = ",;\t|"
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*"')
 
-Row = tuple[str, Any]
-"""Where a row stands in its file, and what it holds, by our names."""
+Row = tuple[str, Any]  # where a row stands in its file, and what it holds, by our names
 Side = Literal["user", "item"]
 Encoded = tuple[Sequence[Any] | np.ndarray, np.ndarray]
 """Ids of some rows, None for an anonymous request, and their vectors."""
@@ -106,21 +106,19 @@ def read_requests(
     Raises:
         SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and place.
     """
-    return _parse_all(path, read_rows(path, layout), schema, check)
+    rows, is_flat = read_rows(path, layout), _kind_of(path) in _TEXTS  # a file that cannot be read is refused at once
 
+    def parse() -> Iterator[Request]:
+        for place, raw in rows:
+            try:
+                request = parse_request(_nest(raw, schema) if is_flat else raw, schema)
+                if check is not None:
+                    check(request)
+            except SchemaError as error:
+                raise SchemaError(f"{path.name}, {place}: {error}") from error
+            yield request
 
-def _parse_all(
-    path: Path, rows: Iterator[Row], schema: Schema, check: Callable[[Request], None] | None
-) -> Iterator[Request]:
-    is_flat = _kind_of(path) in _TEXTS
-    for place, raw in rows:
-        try:
-            request = parse_request(_nest(raw, schema) if is_flat else raw, schema)
-            if check is not None:
-                check(request)
-        except SchemaError as error:
-            raise SchemaError(f"{path.name}, {place}: {error}") from error
-        yield request
+    return parse()
 
 
 def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
@@ -134,16 +132,9 @@ def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
             raise SchemaError(f"column {show(name)} cannot be read; {allowed}")
         if cell.strip():
             fields = raw.setdefault(found[0][0], {}) if found else raw
-            fields[name] = _to_number(cell) if found and found[0][1].is_numeric else cell
+            is_number = bool(found) and found[0][1].is_numeric and _NUMBER.fullmatch(cell.strip())
+            fields[name] = float(cell) if is_number else cell  # any other text is refused later
     return raw
-
-
-def _to_number(cell: str) -> float | str:
-    """Return the number, or the text for `parse_request` to refuse."""
-    try:
-        return float(cell)
-    except ValueError:
-        return cell
 
 
 def read_items(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Iterator[Row]:
@@ -283,34 +274,26 @@ _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
 
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Write tables of one schema below each other as CSV or Parquet, by suffix; until the end, `path` is as it was."""
-    write = _WRITERS.get(path.suffix.lower())
-    if write is None:
-        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
+    kind = path.suffix.lower()
+    if kind not in (".csv", ".parquet"):
+        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: .csv, .parquet")
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with name_file(path), staged.open("wb") as sink:
-            write(tables, schema, sink)
+            if kind == ".csv":
+                sink.write(f"{','.join(schema.names)}\n".encode())  # Arrow would quote every name
+                for table in tables:
+                    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
+            else:
+                with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
+                    for table in tables:
+                        writer.write_table(table)
             sink.flush()
             os.fsync(sink.fileno())
         staged.replace(path)
     finally:
         staged.unlink(missing_ok=True)
-
-
-def _write_csv(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
-    sink.write(f"{','.join(schema.names)}\n".encode())  # Arrow would quote every name
-    for table in tables:
-        pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
-
-
-def _write_parquet(tables: Iterable[pa.Table], schema: pa.Schema, sink: BinaryIO) -> None:
-    with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-        for table in tables:
-            writer.write_table(table)
-
-
-_WRITERS = {".csv": _write_csv, ".parquet": _write_parquet}
 
 
 def export_items(

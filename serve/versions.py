@@ -74,12 +74,9 @@ _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))
 class Stage:
     """A bundle in the making. Used with `with`, it is abandoned at the end unless it was published."""
 
-    path: Path
-    """Folder of its files."""
-    beside: Path
-    """Folder of the files that come into the directory with the bundle."""
-    target: Path
-    """Where the bundle will be."""
+    path: Path  # folder of its files
+    beside: Path  # folder of the files that come into the directory with the bundle
+    target: Path  # where the bundle will be
     lock: BinaryIO
 
     @classmethod
@@ -137,11 +134,7 @@ class Ready:
 def publish(ready: Ready, overwrite: bool = False) -> Bundle:
     """Make the stage the bundle of its directory and verify it there; profiles and the files beside come along.
 
-    The bundle is read again from where it is now; the stage is over and the directory free.
-
-    Raises:
-        BundleError: there is a bundle already and `overwrite` is false, or the new one does not verify in its place:
-            readers see what they saw before.
+    The bundle is read again from where it is now. If that fails, readers see what they saw before.
     """
     stage = ready.stage
     if stage.target.exists() and not overwrite:
@@ -311,9 +304,6 @@ def publish_version(registry: Registry, bundle: Path, keep: int, is_activated: b
     """Copy a bundle into the registry, made if need be; `is_activated`: let it be served from now on.
 
     The `keep` latest versions stay, the current one and the one before it anyway.
-
-    Raises:
-        BundleError: the bundle, or its copy, does not verify: the registry is as it was.
     """
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
@@ -464,8 +454,7 @@ class Snapshot:
 
     recommender: Recommender
     folder: Path
-    loaded_at: float = field(default_factory=time.time)
-    """UTC seconds."""
+    loaded_at: float = field(default_factory=time.time)  # UTC seconds
 
     @property
     def version(self) -> str:
@@ -477,8 +466,7 @@ class BundleSource:
     """A bundle's folder, which a training may replace."""
 
     folder: Path
-    profiles: Path | None = None
-    """Default: the folder `profiles` beside the bundle, if there is one."""
+    profiles: Path | None = None  # default: the folder `profiles` beside the bundle, if there is one
 
     def start(self) -> tuple[Snapshot, None]:
         return self.load(), None
@@ -495,8 +483,7 @@ class RegistrySource:
     """The current version of a registry."""
 
     registry: Registry
-    profiles: Path | None = None
-    """Default: the folder `profiles` of the registry, if there is one."""
+    profiles: Path | None = None  # default: the folder `profiles` of the registry, if there is one
 
     def start(self) -> tuple[Snapshot, str | None]:
         with suppress(OSError), self.registry.writing(wait=False):  # clear what a killed publisher left
