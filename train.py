@@ -25,13 +25,7 @@ from evaluation.report import write_report
 from pipeline.config import Config, complete_text, parse
 from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
 from pipeline.stages import Frames, console, fit_first, prepare, print_choices, stage_bundle, train
-from serve.bundle import (
-    CONFIG,
-    METRICS,
-    MODEL_CARD,
-    PROFILES,
-    Facts,
-)
+from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Facts
 from serve.command_line import ENDED, FAULT, ending_on_signals, undisturbed
 from serve.durable import write_file
 from serve.erasure import erase_forgotten
@@ -60,8 +54,7 @@ class Product:
     facts: Facts
     recommender: Recommender
     metrics: dict[str, Any]
-    report: dict[str, Any]
-    """What `metrics.json` holds beside the metrics."""
+    report: dict[str, Any]  # what `metrics.json` holds beside the metrics
     test: pd.DataFrame
 
 

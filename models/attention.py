@@ -77,10 +77,8 @@ class Relations(NamedTuple):
 
     pieces: Tensor
     """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` to the start token."""
-    log_positions: Tensor
-    """(B, Q, T): the gap, counted in knots."""
-    distance: Tensor
-    """(B, Q, T) int64: `MASKED`, or 1 + groups in between; (1, Q, T) if alike in all rows."""
+    log_positions: Tensor  # (B, Q, T): the gap, counted in knots
+    distance: Tensor  # (B, Q, T) int64: `MASKED`, or 1 + groups in between; (1, Q, T) if alike in all rows
 
     def take(self, positions: Tensor) -> Relations:
         """Keep the query tokens at positions (B, Q)."""
@@ -161,11 +159,7 @@ class EventBlock(nn.Module):
         self.gap_bias = nn.Linear(N_GAP_KNOTS, n_heads, bias=False)  # the bias at each knot
         self.distance_bias = nn.Embedding(FARTHEST + 1, n_heads)
         self.feed_forward = nn.Sequential(
-            nn.LayerNorm(dim),
-            nn.Linear(dim, 2 * dim),
-            nn.GELU(),
-            Dropout(dropout),
-            nn.Linear(2 * dim, dim),
+            nn.LayerNorm(dim), nn.Linear(dim, 2 * dim), nn.GELU(), Dropout(dropout), nn.Linear(2 * dim, dim)
         )
         self.dropout = Dropout(dropout)
 

@@ -10,8 +10,7 @@ from typing import Any
 from serve.errors import SchemaError
 from serve.schema import Similarity
 
-TEMPERATURE = 0.07
-"""First temperature under `cosine`; it is learned."""
+TEMPERATURE = 0.07  # first temperature under `cosine`; it is learned
 
 
 @dataclass(frozen=True)
@@ -73,10 +72,8 @@ class Recipe:
     batch_size: int
     max_epochs: int
     patience: int
-    n_heads: int
-    """Attention heads of a block; divides `dim`."""
-    warmup_steps: int
-    """Steps of linear rise before the cosine descent."""
+    n_heads: int  # attention heads of a block; divides `dim`
+    warmup_steps: int  # steps of linear rise before the cosine descent
 
     @property
     def logit_unit(self) -> float:

@@ -14,19 +14,15 @@ from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
 from serve.schema import Similarity
 
-LONG_HISTORY = 40
-"""Mean events of a user above which two blocks and less dropout pay."""
-MAX_OF_MEDIAN = 100
-"""Histories count up to this multiple of the median in the mean: a robot says nothing of the others."""
-MANY_EVENTS = 250_000
-"""Events from which on less dropout is needed where they have an order."""
+LONG_HISTORY = 40  # mean events of a user above which two blocks and less dropout pay
+MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the mean: a robot says nothing of the others
+MANY_EVENTS = 250_000  # events from which on less dropout is needed where they have an order
 MAX_WITH_NEIGHBOURS = 100_000
 """Items above which item-item weights, fitted on the most popular items, would say too little."""
 MANY_ITEMS, MANY_ITEMS_OF_LONG, MANY_ITEMS_OF_REQUESTS = 5_000, 3_000, 20_000
 """Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
 NEGATIVES, NEGATIVES_OF_REQUESTS = 1024, 4096
-SHARE_OF_LONG, MAX_OF_LONG = 0.3, 8192
-"""Long histories sample this share of the catalogue, up to a limit."""
+SHARE_OF_LONG, MAX_OF_LONG = 0.3, 8192  # long histories sample this share of the catalogue, up to a limit
 TARGETS_SHOWN, TARGETS_SHOWN_OF_LONG = 2_800_000, 24_000_000
 """Targets that a training shows over all epochs; two blocks need more."""
 CUTOFFS_SHOWN, EPOCHS_OF_REPEATS = 16_000, 8
@@ -34,8 +30,7 @@ CUTOFFS_SHOWN, EPOCHS_OF_REPEATS = 16_000, 8
 EPOCHS_OF_SETS, MIN_EPOCHS, MAX_EPOCHS = 4, 10, 24
 MIN_STEPS, MIN_STEPS_OF_REPEATS, MIN_BATCH = 16, 8, 16
 """Batches of an epoch: little data makes small batches rather than few."""
-WARMUP_SHARE = 0.25
-"""Largest share of all steps in which the rate may rise."""
+WARMUP_SHARE = 0.25  # largest share of all steps in which the rate may rise
 
 
 @dataclass(frozen=True)
@@ -70,21 +65,16 @@ FAMILIES = {
 class DataCounts:
     """Counts and properties of the data that the recipe depends on."""
 
-    n_examples: int
-    """Users, or parts of their sets, in an epoch."""
-    n_items: int
-    """Items that have events."""
+    n_examples: int  # users, or parts of their sets, in an epoch
+    n_items: int  # items that have events
     n_events: int
     mean_history: float
     is_set: bool
-    is_repeated: bool
-    """Owned items are recommended again: the memory is trained."""
-    is_ordered: bool
-    """Every event is a target of those before it."""
+    is_repeated: bool  # owned items are recommended again: the memory is trained
+    is_ordered: bool  # every event is a target of those before it
     has_content: bool
     has_context: bool
-    n_unused: int = 0
-    """Items of the items table without events."""
+    n_unused: int = 0  # items of the items table without events
 
     @property
     def n_listed(self) -> int:
@@ -147,14 +137,7 @@ def count_data(tables: Tables, config: DataConfig) -> DataCounts:
 
 
 def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list[Choice]]:
-    """Decide what the configuration leaves open.
-
-    Returns:
-        The recipe, and the choices made.
-
-    Raises:
-        SchemaError: item-item weights are wanted where there are none.
-    """
+    """Return the recipe of a configuration, and the choices made for the keys that it leaves open."""
     family = FAMILIES[counts.family]
     if config.neighbours and not family.neighbours:
         raise SchemaError(f"model.neighbours is {config.neighbours}; allowed where data.ties is simultaneous: 0")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -38,10 +40,8 @@ from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import SPACE_ID, Arrays, Tower
 from serve.versions import Stage
 
-PARITY = 1e-5
-"""Largest difference of a vector's entry between torch and ONNX on the exporting machine."""
-BATCHES = (1, 7, 256)
-"""Rows of the compared inputs."""
+PARITY = 1e-5  # largest difference of a vector's entry between torch and ONNX on the exporting machine
+BATCHES = (1, 7, 256)  # rows of the compared inputs
 AXIS_NAMES = {"B": "requests", "L": "history", "E": "owned", "N": "items"}
 USER_AXES = {
     **dict.fromkeys([f"history_{name}" for name in ("vectors", "events", "weights", "times", "groups")], "BL"),
@@ -58,19 +58,9 @@ ITEM_AXES = dict.fromkeys(("item_codes", "item_values", "categories"), "N")
 def export_bundle(
     towers: Towers, cold_items: ColdItems, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
 ) -> None:
-    """Write towers, index, item-item weights, items and schema into a stage.
+    """Write towers, index, item-item weights, items and schema into a stage, with the popularity (N, P) of the items.
 
-    Args:
-        towers: trained, on the CPU.
-        cold_items: places items that the catalogue does not have.
-        schema: of the data.
-        items: `item_id` and columns to show and filter by, by item_row.
-        popularity: (N, P) as of `schema.data_until`.
-        stage: open.
-        seed: of the inputs that the export is compared on.
-
-    Raises:
-        BundleError: an output of ONNX differs from torch.
+    Raises BundleError if an output of ONNX differs from torch on inputs drawn by the seed.
     """
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
@@ -81,7 +71,7 @@ def export_bundle(
     write_items(items, stage.path / ITEMS)
     space_id = compute_space_id(vectors, schema_bytes)
     cases = Cases(schema, vectors, towers.item_tower.dim, towers.categories.numpy(), np.random.default_rng(seed))
-    user, item = user_graph(towers.user_tower), Graph(ItemGraph(cold_items), ITEM_AXES, ("item_vectors",))
+    user, item = user_graph(towers.user_tower), item_graph(cold_items)
     export_graph(user, cases.of_user([2, min(5, schema.history_length), 3]), stage.path / USER_TOWER, space_id)
     check_parity(user, stage.path / USER_TOWER, cases.of_users())
     export_graph(item, cases.of_item(3), stage.path / ITEM_TOWER, space_id)
@@ -96,31 +86,23 @@ def catalogue_vectors(towers: Towers, popularity: Floats) -> Floats:
     return result
 
 
-class UserGraph(nn.Module):
-    """The user tower of requests."""
+class Exported(nn.Module):
+    """A part of the towers, run on named arrays."""
 
-    def __init__(self, tower: UserTower) -> None:
+    def __init__(self, part: nn.Module, run: Callable[..., Any]) -> None:
         super().__init__()
-        self.tower = tower
+        self.part, self.run = part, run
 
-    def forward(self, arrays: Tensors) -> Tensor | tuple[Tensor, Tensor]:
-        """Return the user vectors (B, W) and, with a memory, the scores (E,) of owned items beyond the product."""
-        fused = self.tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
-        if self.tower.memory is None:
-            return self.tower.finish(fused)  # (B, W)
-        return self.tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
+    def forward(self, arrays: Tensors) -> Any:
+        return self.run(self.part, arrays)
 
 
-class ItemGraph(nn.Module):
-    """The item tower of cold items."""
-
-    def __init__(self, cold_items: ColdItems) -> None:
-        super().__init__()
-        self.cold_items = cold_items
-
-    def forward(self, arrays: Tensors) -> Tensor:
-        """Return the item vectors (N, W)."""
-        return self.cold_items(*(arrays[name] for name in ITEM_AXES))  # type: ignore[no-any-return]  # (N, W)
+def run_user_tower(tower: UserTower, arrays: Tensors) -> Tensor | tuple[Tensor, Tensor]:
+    """Return the user vectors (B, W) and, with a memory, the scores (E,) of owned items beyond the product."""
+    fused = tower.request_state(arrays["history_vectors"], arrays)  # (B, D)
+    if tower.memory is None:
+        return tower.finish(fused)  # (B, W)
+    return tower.remember(fused, memory_inputs(arrays, arrays["owned_vectors"]))  # (B, W), (E,)
 
 
 @dataclass(frozen=True)
@@ -128,8 +110,7 @@ class Graph:
     """A module to export, with the names of its inputs' dynamic axes and of its outputs."""
 
     module: nn.Module
-    axes: dict[str, str]
-    """Input -> the letters of its dynamic axes, in the order in which torch flattens the inputs."""
+    axes: dict[str, str]  # input -> the letters of its dynamic axes, in the order in which torch flattens the inputs
     outputs: tuple[str, ...]
 
     def run(self, arrays: Arrays) -> Arrays:
@@ -141,22 +122,25 @@ class Graph:
 
 
 def user_graph(tower: UserTower) -> Graph:
+    module = Exported(tower, run_user_tower)
     if tower.memory is None:
-        return Graph(UserGraph(tower), USER_AXES, ("user_vectors",))
-    return Graph(UserGraph(tower), USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
+        return Graph(module, USER_AXES, ("user_vectors",))
+    return Graph(module, USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
+
+
+def run_item_tower(cold_items: ColdItems, arrays: Tensors) -> Tensor:
+    """Return the vectors (N, W) of cold items."""
+    return cold_items(*(arrays[name] for name in ITEM_AXES))  # type: ignore[no-any-return]  # (N, W)
+
+
+def item_graph(cold_items: ColdItems) -> Graph:
+    return Graph(Exported(cold_items, run_item_tower), ITEM_AXES, ("item_vectors",))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
-    """Write the graph as a single ONNX file.
+    """Write the graph as one ONNX file that names its space; no dynamic axis of the example has length 0 or 1.
 
-    An exported forward asks a tensor for `shape[0]`: `len` makes the number of requests a constant in torch's first
-    way of tracing, so that it starts again in a slower one.
-
-    Args:
-        graph: in evaluation mode, on the CPU.
-        example: an array for each input, with no dynamic axis of length 0 or 1.
-        path: of the file.
-        space_id: written into the file's metadata, so that it is served with no other bundle's parts.
+    An exported forward asks a tensor for `shape[0]`: `len` makes it a constant in torch's first, faster way of tracing.
     """
     shapes = {name: {i: AXIS_NAMES[axis] for i, axis in enumerate(axes)} for name, axes in graph.axes.items()}
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)  # on torchvision
@@ -184,16 +168,9 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
-    """Compare the file, run by ONNX Runtime, with torch.
+    """Refuse a file whose outputs differ from torch by more than `PARITY`, times their largest entry if above 1.
 
-    Args:
-        graph: what was exported.
-        path: the file.
-        cases: name of a case -> an array for each input.
-
-    Raises:
-        BundleError: an output differs by more than `PARITY`, times its largest entry where that is above 1: an entry
-            is a sum of terms of that size, and so is its rounding.
+    An entry is a sum of terms of that size, and so is its rounding.
     """
     tower = Tower(path.name, path.read_bytes(), n_threads=1)
     for case, arrays in cases.items():
@@ -212,12 +189,9 @@ class Cases:
     """Draws inputs of the towers, over the shapes that serving meets."""
 
     schema: Schema
-    vectors: Floats
-    """(N, W) of the items."""
-    dim: int
-    """D, the part that histories are read by."""
-    categories: Ints
-    """(N, F) category rows of the items."""
+    vectors: Floats  # (N, W) of the items
+    dim: int  # D, the part that histories are read by
+    categories: Ints  # (N, F) category rows of the items
     rng: np.random.Generator
 
     def of_users(self) -> dict[str, Arrays]:

@@ -20,6 +20,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from rich import get_console
 
 from datamodules.batch import WindowBatch
+from datamodules.datamodule import InteractionsDataModule
 from models.checkpoints import CHECKPOINTS, RunCheckpoints, read_checkpoint
 from models.two_tower import NDCG, TwoTower
 from serve.bundle import CURVES, LOGS
@@ -28,8 +29,7 @@ from serve.errors import SchemaError, say
 
 BEST, LAST = "best", "last"
 MONITOR = "val_ndcg_recent"
-N_RECENT = 3
-"""Validations that are averaged: of few users, one epoch differs from the next by chance."""
+N_RECENT = 3  # validations that are averaged: of few users, one epoch differs from the next by chance
 TERMINATED = 143  # 128 + SIGTERM: an orchestrator must not read an interrupted run as a trained model
 PRECISIONS = (None, 32, "32", "32-true", 16, "16", "16-mixed", "bf16", "bf16-mixed")
 """Precisions of training; weights and what is exported are float32."""
@@ -125,15 +125,14 @@ class ResumedStopping(EarlyStopping):
 
 def fit(
     model: TwoTower,
-    data: pl.LightningDataModule,
+    data: InteractionsDataModule,
     folder: Path,
     stage: str,
     max_epochs: int,
-    patience: int | None,
     trainer_options: Mapping[str, Any],
     origin: Mapping[str, Any],
 ) -> tuple[int, dict[str, float]]:
-    """Train, resuming from the last checkpoint, and leave the best weights in `model`.
+    """Train, resuming from the last checkpoint, and leave the best weights in `model`; without validation, the last.
 
     Args:
         model: to train.
@@ -141,22 +140,14 @@ def fit(
         folder: of the run; `checkpoints/<stage>` and `logs/<stage>` go below it.
         stage: name of this training in the run.
         max_epochs: to train at most; the schedule may be longer.
-        patience: epochs without improvement before training stops; None: no validation, the last weights stay.
         trainer_options: arguments of `pl.Trainer` that the user gave.
         origin: what this training is made of, as JSON values; a checkpoint of anything else is refused.
 
     Returns:
         How many epochs the weights in `model` were trained for, and the summary of `Pace`.
-
-    Raises:
-        SchemaError: the checkpoint is of another run, an argument of the trainer does not fit such a training, or ends
-            it before there are weights to keep.
-        BundleError: a checkpoint is torn or altered.
-        FloatingPointError: the loss, or a trained weight, is not finite.
-        OSError: the disk is full or fails.
-        SystemExit: with status 143 if the process got SIGTERM.
     """
     checkpoints, pace, options = folder / CHECKPOINTS / stage, Pace(), dict(trainer_options)
+    patience = model.recipe.patience if data.validation_batches else None
     has_bar = bool(options.pop("enable_progress_bar", True))
     shows_bar = has_bar and get_console().is_terminal
     log = EpochLog(folder / LOGS / stage / CURVES, prints=has_bar and not shows_bar)

@@ -7,7 +7,6 @@ lifts.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
@@ -16,62 +15,44 @@ from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
 from datamodules.batch import RequestBatch
+from datamodules.datamodule import InteractionsDataModule
 from models.config import Recipe
 from models.item_tower import ItemTower
 from models.memory import Memory, MemorySample
-from models.towers import EncodedItems, Towers
+from models.towers import Towers
 from models.user_tower import UserTower
-from serve.schema import Schema
 
 CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25
 """Of a user's items in the scale of their row: who buys much of everything would decide what goes with what."""
-FIRST_SCORE = 0.4
-"""Score of a pooled history: dropout brings it here in training."""
+FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 
 
-@dataclass(frozen=True)
-class History:
-    """All training events, as the start of the tables reads them."""
-
-    requests: Iterable[RequestBatch]
-    """One request of each user with all their events; read where there is a memory."""
-    users: np.ndarray
-    """(E,) user of each event that factors may be taken from."""
-    item_rows: np.ndarray
-    """(E,) item of each."""
-
-    def matrix(self, n_items: int) -> sp.csr_array:
-        """Return the binary interaction matrix (U, N) float32."""
-        shape = (int(self.users.max(initial=0)) + 1, n_items)
-        matrix = sp.csr_array((np.ones(len(self.users), np.float32), (self.users, self.item_rows)), shape)
-        matrix.data[:] = 1
-        return matrix
-
-
-def build_towers(schema: Schema, recipe: Recipe, items: EncodedItems, history: History, seed: int) -> Towers:
-    """Build both towers and start their tables.
-
-    Args:
-        schema: of the data.
-        recipe: size of the towers.
-        items: the catalogue.
-        history: read for sets and where repeats are allowed.
-        seed: of the factorisations.
-    """
-    item_tower = ItemTower(schema, recipe, len(items.codes))
+def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Towers:
+    """Build both towers, and start their tables from the training events for sets and where repeats are allowed."""
+    schema, catalogue = data.schema, data.catalogue
+    item_tower = ItemTower(schema, recipe, len(catalogue))
     if schema.repeats == "allow":
-        sample = _sample_memory(history.requests)
+        sample = _sample_memory(data.final_requests())
         memory = Memory(schema, recipe, item_tower.affinity_dim, sample)
-        towers = Towers(item_tower, UserTower(schema, recipe, memory), items)
-        start_taste(towers, item_factors(history.matrix(towers.n_items), recipe.dim, seed, REPEATED_USER_POWER))
+        towers = Towers(item_tower, UserTower(schema, recipe, memory), catalogue)
+        start_taste(towers, item_factors(read_matrix(data), recipe.dim, seed, REPEATED_USER_POWER))
         if item_tower.affinity_dim:
             start_affinity(towers, memory, sample.category_preferences, seed)
         return towers
-    towers = Towers(item_tower, UserTower(schema, recipe, None), items)
+    towers = Towers(item_tower, UserTower(schema, recipe, None), catalogue)
     if schema.is_set and not recipe.n_blocks:
-        start_pooling(towers, history.matrix(towers.n_items), recipe.logit_unit, seed)
+        start_pooling(towers, read_matrix(data), recipe.logit_unit, seed)
     return towers
+
+
+def read_matrix(data: InteractionsDataModule) -> sp.csr_array:
+    """Return the binary matrix (U, N) float32 of the events that factors may be taken from."""
+    users, item_rows = data.early_pairs()
+    shape = (int(users.max(initial=0)) + 1, len(data.catalogue))
+    matrix = sp.csr_array((np.ones(len(users), np.float32), (users, item_rows)), shape)
+    matrix.data[:] = 1
+    return matrix
 
 
 def _sample_memory(requests: Iterable[RequestBatch]) -> MemorySample:
@@ -81,13 +62,7 @@ def _sample_memory(requests: Iterable[RequestBatch]) -> MemorySample:
 
 
 def item_factors(matrix: sp.csr_array, dim: int, seed: int, user_power: float = 0.0) -> Tensor:
-    """Factorise the interaction matrix with its columns scaled by (count + 1)^-.25.
-
-    Args:
-        matrix: (U, N) binary.
-        dim: factors.
-        seed: of the factorisation's first vector.
-        user_power: each user's row is multiplied by (count + 1) ** user_power.
+    """Factorise the binary interactions (U, N), scaled by (count + 1)^-.25 of items and ^user_power of users.
 
     Returns:
         (N, dim) float32, of unit length on average.

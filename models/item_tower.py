@@ -11,8 +11,7 @@ from models.features import FeatureEmbedding
 from serve.encode import category_features, count_categories
 from serve.schema import Schema
 
-AFFINITY_DIM = 16
-"""Entries for the user's preference for categories, where a memory learns it."""
+AFFINITY_DIM = 16  # entries for the user's preference for categories, where a memory learns it
 
 
 class ItemTower(nn.Module):

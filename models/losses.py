@@ -19,20 +19,16 @@ from torch.nn.functional import embedding
 from datamodules.batch import RequestBatch, WindowBatch
 
 CHUNK_CELLS = 1 << 22  # logits held at once
-NOVEL_WEIGHT = 0.5
-"""Weight of the loss among novel items beside the one among all items."""
+NOVEL_WEIGHT = 0.5  # weight of the loss among novel items beside the one among all items
 
 
 @dataclass(frozen=True)
 class Sparse:
     """Values added to single logits, by ascending row. -inf takes an item out of that row's softmax."""
 
-    rows: Tensor
-    """(E,)"""
-    columns: Tensor
-    """(E,)"""
-    values: Tensor
-    """(E,)"""
+    rows: Tensor  # (E,)
+    columns: Tensor  # (E,)
+    values: Tensor  # (E,)
 
 
 def no_sparse(users: Tensor) -> Sparse:
@@ -42,13 +38,7 @@ def no_sparse(users: Tensor) -> Sparse:
 
 
 def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
-    """Average the cross entropy of every target by its weight.
-
-    Args:
-        users: (M, W) of the targets, divided by the temperature.
-        items: (N, W).
-        batch: its windows.
-    """
+    """Average the cross entropy of the targets of windows, for users (M, W) over the temperature and items (N, W)."""
     targets = batch.targets
     rows, weights = batch.history_rows[targets], batch.target_weights[targets]  # (M,) both
     logits = pair_logits(users, embedding(rows, items))  # (M,)
@@ -59,11 +49,7 @@ def window_loss(users: Tensor, items: Tensor, batch: WindowBatch) -> Tensor:
 def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
     """Rank the targets among all items, with the memory's scores; half as much, the novel ones among novel items.
 
-    Args:
-        users: (B, W) divided by the temperature.
-        bonus: (E,) the memory's scores divided by the temperature.
-        items: (N, W).
-        batch: its requests.
+    Users (B, W) and the memory's scores (E,) are divided by the temperature.
     """
     memory = Sparse(batch.owned_users, batch.owned_rows, bonus.float())
     padded = torch.cat([bonus.float(), bonus.new_zeros(1, dtype=torch.float32)])  # (E + 1,); -1 reads the zero
@@ -73,13 +59,7 @@ def repeat_loss(users: Tensor, bonus: Tensor, items: Tensor, batch: RequestBatch
 
 
 def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
-    """Rank the targets that are not owned among the items that are not owned.
-
-    Args:
-        users: (B, W) divided by the temperature.
-        items: (N, W).
-        batch: its requests.
-    """
+    """Rank the targets that are not owned among the items (N, W) that are not owned, for users (B, W)."""
     masked = torch.full((len(batch.owned_rows),), float("-inf"), device=users.device)  # (E,)
     is_novel = batch.target_owned < 0  # (M,)
     rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]
@@ -91,18 +71,9 @@ def novel_loss(users: Tensor, items: Tensor, batch: RequestBatch) -> Tensor:
 def softmax_loss(
     users: Tensor, items: Tensor, sparse: Sparse, logits: Tensor, target_rows: Tensor, weights: Tensor
 ) -> Tensor:
-    """Average the cross entropy of the softmax over targets by weight.
+    """Average the cross entropy of the softmax by weight, for users (B, W) and items (N, W).
 
-    Args:
-        users: (B, W).
-        items: (N, W).
-        sparse: added to single cells.
-        logits: (M,) of the targets, the same sums as in the softmax.
-        target_rows: (M,) row of each target.
-        weights: (M,), constants.
-
-    Returns:
-        Scalar.
+    Targets have a row (M,), a constant weight (M,) and a logit (M,), the same sum as in the softmax.
     """
     weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
@@ -111,16 +82,9 @@ def softmax_loss(
 
 
 def weighted_log_sum_exp(users: Tensor, items: Tensor, sparse: Sparse, weights: Tensor) -> Tensor:
-    """Compute the sum over users of weight * log sum_i exp(users . items_i + sparse).
+    """Sum weight * log sum_i exp(users . items_i + sparse) over users (B, W), in at least float32.
 
-    Args:
-        users: (B, W).
-        items: (N, W).
-        sparse: added to single cells.
-        weights: (B,), constants; a row of weight 0 may have no item left.
-
-    Returns:
-        Scalar, at least float32: autocast does not reach it.
+    Weights (B,) are constants; a row of weight 0 may have no item left.
     """
     users, items = at_least_float32(users), at_least_float32(items)
     values, weights = sparse.values.to(users.dtype), weights.to(users.dtype)

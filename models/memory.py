@@ -27,30 +27,21 @@ PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a catego
 class MemoryInputs:
     """The named arrays of `serve.tower_inputs` that only a tower with memory reads."""
 
-    owned_vectors: Tensor
-    """(E, W) vectors of the owned items."""
-    owned_users: Tensor
-    """(E,) request of each owned item."""
-    owned_statistics: Tensor
-    """(E, S)."""
-    owned_preferences: Tensor
-    """(E,)."""
-    user_statistics: Tensor
-    """(B, G)."""
-    category_preferences: Tensor
-    """(B, Q)."""
+    owned_vectors: Tensor  # (E, W) vectors of the owned items
+    owned_users: Tensor  # (E,) request of each owned item
+    owned_statistics: Tensor  # (E, S)
+    owned_preferences: Tensor  # (E,)
+    user_statistics: Tensor  # (B, G)
+    category_preferences: Tensor  # (B, Q)
 
 
 @dataclass(frozen=True)
 class MemorySample:
     """Inputs of training users that the memory is standardised by."""
 
-    statistics: Tensor
-    """(any, S) of owned items."""
-    user_statistics: Tensor
-    """(U, G)."""
-    category_preferences: Tensor
-    """(U, Q)."""
+    statistics: Tensor  # (any, S) of owned items
+    user_statistics: Tensor  # (U, G)
+    category_preferences: Tensor  # (U, Q)
 
 
 class Standardise(nn.Module):
@@ -147,16 +138,7 @@ class Memory(nn.Module):
         return torch.cat([taste, affinity, gates[:, 2:]], dim=1)  # (B, W)
 
     def score_owned(self, state: Tensor, vectors: Tensor, inputs: MemoryInputs) -> Tensor:
-        """Score every owned item beyond u . v_i.
-
-        Args:
-            state: (B, D) fused states.
-            vectors: (B, W) complete user vectors.
-            inputs: the memory's arrays.
-
-        Returns:
-            (E,) m_u(i).
-        """
+        """Score owned items beyond u . v_i, (E,), for fused states (B, D) and complete user vectors (B, W)."""
         statistics = self.standardise(inputs.owned_statistics)  # (E, S)
         of_user = torch.cat([self.standardise_user(inputs.user_statistics), self.project_state(state)], dim=1)
         product = (vectors[inputs.owned_users] * inputs.owned_vectors).sum(dim=1, keepdim=True)  # (E, 1)

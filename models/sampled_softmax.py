@@ -24,10 +24,8 @@ CHUNK_CELLS = 1 << 19  # logits held at once
 class Negatives:
     """Items that all targets of a step are compared with."""
 
-    rows: Tensor
-    """(K,) item rows; one may occur more than once."""
-    log_expected: Tensor
-    """(K,) log of how often that item is expected among the K."""
+    rows: Tensor  # (K,) item rows; one may occur more than once
+    log_expected: Tensor  # (K,) log of how often that item is expected among the K
 
 
 @dataclass(frozen=True)
@@ -39,10 +37,8 @@ class NegativeSampler:
     """
 
     n_negatives: int
-    pool: Tensor
-    """(P,) item rows."""
-    log_expected: Tensor
-    """(N,) log of how often each item is expected in a draw."""
+    pool: Tensor  # (P,) item rows
+    log_expected: Tensor  # (N,) log of how often each item is expected in a draw
 
     @classmethod
     def make(cls, n_negatives: int, target_counts: Tensor) -> NegativeSampler | None:
@@ -75,20 +71,14 @@ class NegativeSampler:
 class Masked:
     """Items that are no negatives of a row: those of its window or request."""
 
-    is_own: Tensor
-    """(B, K) bool: of each window or request."""
-    of_row: Tensor
-    """(R,) window or request of each row."""
+    is_own: Tensor  # (B, K) bool: of each window or request
+    of_row: Tensor  # (R,) window or request of each row
 
 
 def sampled_window_loss(users: Tensor, items: Tensor, batch: WindowBatch, negatives: Negatives) -> Tensor:
-    """Average the cross entropy of every target against the negatives of the step by its weight.
+    """Average the cross entropy of targets against the negatives of the step, for users (M, W) over the temperature.
 
-    Args:
-        users: (M, W) of the targets, divided by the temperature.
-        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these.
-        batch: its windows.
-        negatives: K items.
+    Rows in `batch` and `negatives` are among the items (n, W) that the step needs.
     """
     targets = batch.targets
     positive = pair_logits(users, embedding(batch.history_rows[targets], items))  # (M,)
@@ -100,14 +90,10 @@ def sampled_window_loss(users: Tensor, items: Tensor, batch: WindowBatch, negati
 
 
 def sampled_novel_loss(users: Tensor, items: Tensor, batch: RequestBatch, negatives: Negatives) -> Tensor:
-    """Rank the targets that are not owned among the negatives of the step that are neither owned nor targets.
+    """Rank the targets that are not owned among the negatives that are neither owned nor targets, for users (B, W).
 
-    Args:
-        users: (B, W) divided by the temperature.
-        items: (n, W) of the items that the step needs; rows in `batch` and `negatives` are among these, those of owned
-            items that it does not need are n.
-        batch: its requests.
-        negatives: K items.
+    Rows in `batch` and `negatives` are among the items (n, W) that the step needs; owned items that it does not need
+    have row n.
     """
     is_novel = batch.target_owned < 0  # (M,)
     rows, targets = batch.target_users[is_novel], batch.target_rows[is_novel]  # (novel targets,) both
@@ -128,23 +114,12 @@ def sampled_softmax_loss(
     target_rows: Tensor,
     weights: Tensor,
 ) -> Tensor:
-    """Average the cross entropy of targets against a sample by weight.
+    """Average the cross entropy of targets against a sample by weight; 0 where nothing has a weight.
 
     exp(s_pos) + sum_k exp(s_k) / expected_k is unbiased for the sum over all items where draws of the positive are
-    masked: the positive is there always, not by chance, and is not corrected (Khrylchenko et al. 2025,
-    arXiv 2507.09331).
+    masked: it is there always, not by chance, and is not corrected (Khrylchenko et al. 2025, arXiv 2507.09331).
 
-    Args:
-        users: (R, W); halves are promoted, and autocast does not reach the loss.
-        negatives: (K, W).
-        log_expected: (K,) log of how often each negative is expected in the sample.
-        masked: targets of a row, and other items that are no negatives of it.
-        logits: (M,) of the targets.
-        target_rows: (M,) row of each target, ascending.
-        weights: (M,), constants.
-
-    Returns:
-        Scalar, at least float32; 0 where nothing has a weight.
+    Users are (R, W), negatives (K, W); targets have a row (M,), ascending, a constant weight (M,) and a logit (M,).
     """
     weights = weights.detach().to(logits.dtype)  # (M,)
     shares = weights / weights.sum().clamp(min=1e-12)  # (M,)
@@ -156,17 +131,7 @@ def sampled_softmax_loss(
 
 
 def find_own(history_rows: Tensor, lengths: Tensor, negative_rows: Tensor, n_items: int) -> Tensor:
-    """Mark the negatives that stand in a window: an owned item is neither a negative nor a target.
-
-    Args:
-        history_rows: (B, L) item rows.
-        lengths: (B,) events of each window, the rest is padding.
-        negative_rows: (K,).
-        n_items: rows are below it.
-
-    Returns:
-        (B, K) bool.
-    """
+    """Mark the negatives (K,) that occur in windows (B, L) of so many events (B,): they are owned, (B, K) bool."""
     positions = torch.arange(history_rows.shape[1], device=history_rows.device)  # (L,)
     rows = torch.where(positions < lengths.unsqueeze(1), history_rows, n_items)  # (B, L)
     is_own = torch.zeros(len(rows), n_items + 1, dtype=torch.bool, device=rows.device)  # (B, N + 1)

@@ -2,29 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from datamodules.batch import RequestBatch, WindowBatch
+from datamodules.sequences import Catalogue
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
 from serve.index import Neighbours, add_terms
-
-
-@dataclass(frozen=True)
-class EncodedItems:
-    """The encoded catalogue of N items."""
-
-    codes: Tensor
-    """(N, C)"""
-    values: Tensor
-    """(N, V)"""
-    categories: Tensor
-    """(N, F) rows of the affinity table."""
 
 
 class Towers(nn.Module):
@@ -35,17 +22,19 @@ class Towers(nn.Module):
     categories: Tensor
     item_has_content: Tensor
 
-    def __init__(self, item_tower: ItemTower, user_tower: UserTower, items: EncodedItems) -> None:
+    def __init__(self, item_tower: ItemTower, user_tower: UserTower, catalogue: Catalogue) -> None:
         super().__init__()
         self.item_tower = item_tower
         self.user_tower = user_tower
-        self.neighbours = Neighbours.none(len(items.codes))
+        self.neighbours = Neighbours.none(len(catalogue))
         """Item-item weights; `models.refine` sets them after training."""
+        encoded = catalogue.features
+        codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
         buffers = {
-            "item_codes": items.codes,  # (N, C)
-            "item_values": items.values,  # (N, V)
-            "categories": items.categories,  # (N, F)
-            "item_has_content": item_tower.content.has_content(items.codes, items.values),  # (N,)
+            "item_codes": codes,  # (N, C)
+            "item_values": values,  # (N, V)
+            "categories": torch.from_numpy(catalogue.categories),  # (N, F) rows of the affinity table
+            "item_has_content": item_tower.content.has_content(codes, values),  # (N,)
         }
         for name, buffer in buffers.items():
             self.register_buffer(name, buffer, persistent=False)

@@ -21,8 +21,7 @@ from models.validation import request_ndcg
 NDCG = "val_ndcg"
 MIN_TEMPERATURE = 0.01
 WEIGHT_DECAY = 0.01
-MEMORY_RATE = 1e-2
-"""Peak rate of the few weights of the memory."""
+MEMORY_RATE = 1e-2  # peak rate of the few weights of the memory
 STARTED_TABLES = (
     "item_tower.id_table.weight",
     "item_tower.content.table.weight",
@@ -41,15 +40,7 @@ class TwoTower(pl.LightningModule):
     """
 
     def __init__(self, towers: Towers, recipe: Recipe, sampler: NegativeSampler | None, seed: int) -> None:
-        """Wrap the towers.
-
-        Args:
-            towers: what is trained.
-            recipe: rate and length of the schedule.
-            sampler: of the negatives of a step; None: the softmax goes over the whole catalogue, as it always does
-                where there is a memory.
-            seed: dropout, id dropout and negatives are seeded from it and the epoch.
-        """
+        """Wrap the towers; without a sampler, and with a memory, the softmax goes over the whole catalogue."""
         super().__init__()
         self.towers = towers
         self.recipe = recipe

@@ -74,16 +74,9 @@ class UserTower(nn.Module):
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Encode the start token and every event, each from what stood at or before it.
+        """Encode the start token and every event (B, L, D), each from the events at or before it, (B, T, D).
 
-        Args:
-            history_vectors: (B, L, D) item vectors, taste part.
-            arrays: `history_events` (B, L) codes of event types, `history_weights` (B, L) standardised,
-                `history_times` (B, L) int64 seconds, `history_groups` (B, L) int64 from 1, `history_lengths` (B,)
-                events of each row; the rest is padding. Where `is_ordered`, positions stand for the groups.
-
-        Returns:
-            (B, T, D): position 0 is the empty history, position i what is known after event i.
+        Position 0 is the empty history, position i the state after event i.
         """
         return self.blocks(*self.embed_events(history_vectors, arrays))  # type: ignore[no-any-return]  # (B, T, D)
 
@@ -99,16 +92,13 @@ class UserTower(nn.Module):
         return tokens, times, functional.pad(groups, (1, 0))  # (B, T, D), (B, T), (B, T)
 
     def order(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Describe the gap before each event, (B, L, K), and say to which group it belongs, (1 or B, L)."""
+        """Return the gap before each event, (B, L, K), and its group, (1 or B, L)."""
         find = self.order_events if self.is_ordered else self.order_set if self.is_set else self.order_groups
         before, groups = find(arrays)  # (B, L), (1 or B, L)
         return self.time_basis(arrays["history_times"] - before), groups  # (B, L, K), (1 or B, L)
 
     def order_events(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Return the time of the event before each, of the first its own, (B, L), and its position, (1, L).
-
-        For histories in which each event is a group. Padding stands after all events: its place keeps it unseen.
-        """
+        """Return the time of the event before each, of the first its own, (B, L), and its position, (1, L)."""
         times = arrays["history_times"]  # (B, L)
         positions = torch.arange(1, times.shape[1] + 1, device=times.device)  # (L,)
         return torch.cat([times[:, :1], times[:, :-1]], dim=1), positions.unsqueeze(0)  # (B, L), (1, L)
@@ -121,7 +111,7 @@ class UserTower(nn.Module):
         return first, torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L), (B, L)
 
     def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
-        """Say of each event when the group before it was, in the first group its own time, and its group: (B, L)."""
+        """Return the time of the group before each event, in the first its own, and its group, (B, L) both."""
         times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
         positions = torch.arange(times.shape[1], device=times.device)  # (L,)
         groups = torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L)
@@ -161,7 +151,7 @@ class UserTower(nn.Module):
         return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
-        """Say by how much each token counts in the state before the request, (B, T).
+        """Return the weight of each token in the state before the request, (B, T).
 
         With blocks, the n of the last group by 1 / n. Without, by 1 / n^p with a p that may be learned: a longer
         history may say more than a short one.
@@ -177,7 +167,7 @@ class UserTower(nn.Module):
     def pool_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
         """Make the state (B, D) of a tower without blocks, for arguments as of `encode_events`.
 
-        Tokens are linear in what they are made of: what is summed first is projected once, not once an event.
+        Tokens are linear in their parts: these are summed first and projected once.
         """
         gaps, _ = self.order(arrays)  # (B, L, K)
         weights = self.last_weights(arrays["history_groups"], arrays["history_lengths"])  # (B, T)
@@ -194,15 +184,7 @@ class UserTower(nn.Module):
         return self.input_dropout(state)  # type: ignore[no-any-return]  # (B, D)
 
     def request_state(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Encode the history of each request and fuse it with the request.
-
-        Args:
-            history_vectors: (B, L, D) item vectors, taste part.
-            arrays: the other inputs by name, as `serve.tower_inputs` makes them.
-
-        Returns:
-            (B, D).
-        """
+        """Encode the histories (B, L, D) of requests and fuse them with their other inputs: (B, D)."""
         times, lengths = arrays["history_times"], arrays["history_lengths"]  # (B, L), (B,)
         if not self.blocks.blocks:
             state = self.pool_events(history_vectors, arrays)  # (B, D)
@@ -221,10 +203,6 @@ class UserTower(nn.Module):
             arrays["context_values"],
             recency,
         )  # (B, D)
-
-    def request_vectors(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Make the user vectors (B, W) of requests, without memory, from `history_vectors` (B, L, D)."""
-        return self.finish(self.request_state(history_vectors, arrays))  # (B, W)
 
     def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""

@@ -13,33 +13,17 @@ TOP = 10
 
 
 def request_ndcg(users: Tensor, bonus: Tensor | None, items: Tensor, batch: RequestBatch) -> dict[str, np.ndarray]:
-    """Rank the whole catalogue for each request.
-
-    Args:
-        users: (B, W).
-        bonus: as of `rank_views`.
-        items: (N, W).
-        batch: its requests.
-
-    Returns:
-        As `rank_views`.
-    """
+    """Rank the whole catalogue (N, W) for the users (B, W) of requests; see `rank_views`."""
     with torch.autocast(users.device.type, enabled=False):  # bfloat16 would tie many items
         scores = users.float() @ items.float().T  # (B, N)
     return rank_views(scores, bonus, batch)
 
 
 def rank_views(scores: Tensor, bonus: Tensor | None, batch: RequestBatch) -> dict[str, np.ndarray]:
-    """Rank the catalogue by scores, which are overwritten.
+    """Return NDCG@10 of each request that has a target in a view, by scores (B, N), which are overwritten.
 
-    Args:
-        scores: (B, N).
-        bonus: (E,) scores of owned items beyond these; None where owned items are not recommended.
-        batch: its requests.
-
-    Returns:
-        `novel` (owned items excluded, novel targets only) and, with `bonus`, `all` (nothing excluded): NDCG@10 of each
-        request that has a target in the view, (at most B,).
+    The views are `novel` (owned items excluded, novel targets only) and, with the scores `bonus` (E,) of owned items
+    beyond these, `all` (nothing excluded).
     """
     views = {}
     owned = batch.owned_users, batch.owned_rows  # (E,) both

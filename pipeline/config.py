@@ -10,7 +10,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import yaml
-from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, Namespace, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from datamodules.config import DataConfig
 from evaluation.baselines import choose_baselines
@@ -27,8 +27,7 @@ python train.py --help                             every option
 """
 SET_BY_RUN = {"plugins", "strategy", "fast_dev_run", "enable_checkpointing", "max_epochs"}
 """Arguments of the Trainer that the run sets, or that take away what it needs."""
-PYTHON_ONLY = {"logger", "callbacks", "profiler"}
-"""Arguments of the Trainer that only Python can give."""
+PYTHON_ONLY = {"logger", "callbacks", "profiler"}  # arguments of the Trainer that only Python can give
 MAX_SEED = 2**32 - 1
 NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config"}
 """Keys that the configuration left by a search does not have."""
@@ -62,13 +61,10 @@ class Config:
     model: ModelConfig = field(default_factory=ModelConfig)
     trainer: Mapping[str, Any] = field(default_factory=dict)
     """Arguments of `pytorch_lightning.Trainer` that are not its defaults."""
-    out: Path = Path("runs/run")
-    """Folder of the run's outputs."""
+    out: Path = Path("runs/run")  # folder of the run's outputs
     seed: int = 0
-    resume: bool = False
-    """Resume from the last checkpoint in `out`."""
-    overwrite: bool = False
-    """Replace a finished run in `out`."""
+    resume: bool = False  # resume from the last checkpoint in `out`
+    overwrite: bool = False  # replace a finished run in `out`
     previous: Path | None = None
     """Bundle of an earlier run whose codes are kept; new values of features come after them."""
     tune: TuneConfig = field(default_factory=TuneConfig)
@@ -112,13 +108,9 @@ def make_parser() -> ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Parse the command line.
+    """Parse the command line into a configuration and its YAML for `config.yaml`.
 
-    Returns:
-        The configuration, and its YAML for `config.yaml`.
-
-    Raises:
-        SchemaError: an unknown key, a wrong value or a file that is no configuration, in one line.
+    Raises SchemaError for an unknown key, a wrong value or a file that is no configuration.
     """
     parser = make_parser()
     is_sample = not any(word.split("=")[0] == "--config" for word in argv)
@@ -132,11 +124,12 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
     if given.ckpt_path is not None and made.tune.trials is not None:
         raise SchemaError("--ckpt_path belongs to a run; a search resumes by itself: leave it out")
+    defaults = parser.get_defaults().trainer
     named = [str(path) for path in given.config if path is not None]  # None: YAML in place of a file
     config = Config(
         data=made.data,
         model=made.model,
-        trainer=_given_trainer(parser, given),
+        trainer={name: value for name, value in given.trainer.items() if value != defaults[name]},
         out=Path(given.out or f"runs/{Path(named[-1]).stem if named else 'run'}"),
         seed=made.seed,
         resume=given.ckpt_path == "last",
@@ -146,11 +139,6 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         evaluation=made.evaluation,
     )
     return config, parser.dump(given)
-
-
-def _given_trainer(parser: ArgumentParser, given: Namespace) -> dict[str, Any]:
-    defaults = parser.get_defaults().trainer
-    return {name: value for name, value in given.trainer.items() if value != defaults[name]}
 
 
 def complete_text(text: str, config: Config) -> str:

@@ -18,21 +18,14 @@ from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
 from models.defaults import Choice
 from pipeline.config import Config
-from serve.bundle import (
-    BUNDLE,
-    CONFIG,
-    LOGS,
-    METRICS,
-    REPORT,
-)
+from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
 from serve.versions import read_version
 
 NOT_TRAINED = {"enable_progress_bar", "enable_model_summary", "log_every_n_steps"}
 """Arguments of the Trainer that change what is shown, not what is trained."""
-STAGES = ("select", "final")
-"""Trainings of a run, each with a folder of checkpoints and one of logs."""
+STAGES = ("select", "final")  # trainings of a run, each with a folder of checkpoints and one of logs
 PUBLISHED = f"{CHECKPOINTS}/published.json"
 
 
@@ -43,11 +36,9 @@ class Work:
     config: Config
     recipe: Recipe
     tables: Tables
-    report: dict[str, Any]
-    """Rejects and cleaning of the tables."""
+    report: dict[str, Any]  # rejects and cleaning of the tables
     choices: list[Choice]
-    rows: str
-    """Fingerprint of the tables."""
+    rows: str  # fingerprint of the tables
 
 
 def declare(config: Config) -> dict[str, Any]:
@@ -94,17 +85,10 @@ def refuse_replacing(config: Config) -> None:
 
 
 def is_finished(config: Config, rows: str) -> bool:
-    """Return whether the run is finished; clear what is not to be resumed.
+    """Return whether the run of these tables is finished; clear what is not to be resumed.
 
-    Under `resume` a finished run is left as it is, or begun anew under `overwrite`; where there is no checkpoint, the
-    run begins too, so that a restart after an interruption may always say `resume`.
-
-    Args:
-        config: of the run, complete.
-        rows: fingerprint of its tables.
-
-    Raises:
-        SchemaError: there is a bundle of another run, and no `overwrite`.
+    Under `resume` a finished run is left as it is, and where there is no checkpoint the run begins: a restart after an
+    interruption may always say `resume`.
     """
     version, run = read_published(config.out)
     if (config.out / BUNDLE).exists() and not config.overwrite:

@@ -30,10 +30,10 @@ from models.config import Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.export import export_bundle
 from models.fit import fit, load_best
-from models.initialise import History, build_towers
+from models.initialise import build_towers
 from models.refine import Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
-from models.towers import EncodedItems, Towers
+from models.towers import Towers
 from models.two_tower import TwoTower
 from pipeline.config import Config
 from pipeline.run_folder import Work, declare
@@ -51,10 +51,8 @@ MAX_ADDED = 0.005
 """Share of rows that the first training did not see, up to which the last one continues it where events are many."""
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN = 32
-MAX_COLD_USERS = 512
-"""Users to whom cold items are made visible."""
-Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]
-"""Interactions, users and items as DataFrames."""
+MAX_COLD_USERS = 512  # users to whom cold items are made visible
+Frames = tuple[pd.DataFrame, pd.DataFrame | None, pd.DataFrame | None]  # interactions, users and items as DataFrames
 console = Console(log_path=False)
 
 
@@ -66,10 +64,8 @@ class Trained:
     data: InteractionsDataModule
     epochs: int
     temperature: float
-    pace: dict[str, float]
-    """Summary of `models.fit.Pace`."""
-    continued: int = 0
-    """Epochs that followed on all but the test after those that validation chose."""
+    pace: dict[str, float]  # summary of `models.fit.Pace`
+    continued: int = 0  # epochs that followed on all but the test after those that validation chose
     refinement: Refinement | None = None
 
 
@@ -134,14 +130,14 @@ def train(work: Work, split: Split) -> tuple[Trained, dict[str, float]]:
     """
     is_only = work.config.data.split.strict or not len(split.validation)
     console.rule("training")
-    clock = Clock("training")
+    begun = time.monotonic(), time.process_time()
     first = fit_first(work, split)
     refinement = choose(first.towers, first.data, work.recipe.neighbours, work.config.seed)
     console.print(refinement.describe(), soft_wrap=True, highlight=False)
     if is_only:
-        return refine(work, first, refinement), clock.read()
-    seconds = clock.read()
-    clock = Clock("training_again")
+        return refine(work, first, refinement), _since("training", begun)
+    seconds = _since("training", begun)
+    begun = time.monotonic(), time.process_time()
     if continues(work, split):
         n_more = max(1, min(first.epochs, round(CONTINUED_SHARE * work.recipe.max_epochs)))
         console.rule(f"continuing with all but the test, {n_more} more epochs")
@@ -149,7 +145,13 @@ def train(work: Work, split: Split) -> tuple[Trained, dict[str, float]]:
     else:
         console.rule(f"training again on all but the test, {first.epochs} epochs")
         last = fit_last(work, split, first.epochs)
-    return refine(work, replace(last, pace=first.pace), refinement), seconds | clock.read()
+    trained = refine(work, replace(last, pace=first.pace), refinement)
+    return trained, seconds | _since("training_again", begun)
+
+
+def _since(name: str, begun: tuple[float, float]) -> dict[str, float]:
+    """Return the seconds on the clock and of the processor: on a busy machine they differ."""
+    return {name: time.monotonic() - begun[0], f"{name}_cpu": time.process_time() - begun[1]}
 
 
 def refine(work: Work, trained: Trained, refinement: Refinement) -> Trained:
@@ -217,19 +219,14 @@ def fit_stage(
         load_best(model, config.out, continued)
     parts = (data.schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
     origin = {**declare(config), "training data": fingerprint(*parts)}
-    patience = recipe.patience if data.validation_batches else None
-    trained_for, pace = fit(model, data, config.out, name, epochs, patience, config.trainer, origin)
+    trained_for, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     return Trained(model.towers, data, trained_for, float(model.temperature.detach()), pace)
 
 
 def make_model(recipe: Recipe, data: InteractionsDataModule, seed: int) -> TwoTower:
     """Build the towers and the module that trains them."""
-    catalogue = data.catalogue
-    parts = (catalogue.features.codes, catalogue.features.values, catalogue.categories)
-    history = History(data.final_requests(), *data.early_pairs())
-    towers = build_towers(data.schema, recipe, EncodedItems(*map(torch.from_numpy, parts)), history, seed)
     sampler = NegativeSampler.make(recipe.negatives, torch.from_numpy(data.count_targets()))
-    return TwoTower(towers, recipe, sampler, seed)
+    return TwoTower(build_towers(data, recipe, seed), recipe, sampler, seed)
 
 
 def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage) -> tuple[Facts, Recommender]:
@@ -259,15 +256,3 @@ def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage)
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
     return facts, recommender
-
-
-class Clock:
-    """Seconds since it was made, on the clock and of the processor: on a busy machine they differ."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-        self.started, self.started_work = time.monotonic(), time.process_time()
-
-    def read(self) -> dict[str, float]:
-        work = time.process_time() - self.started_work
-        return {self.name: time.monotonic() - self.started, f"{self.name}_cpu": work}

@@ -44,10 +44,8 @@ from serve.errors import SchemaError, say
 
 FOLDER, JOURNAL, BEST, PICTURE, TRIAL = "tuning", "study.jsonl", "best.yaml", "study.png", "trial"
 NAME, ORIGIN, FAULT = "study", "origin", "fault"
-DONE = (TrialState.COMPLETE, TrialState.PRUNED)
-"""States of a trial that counts; a killed one is begun once more."""
-DIGITS = 3
-"""Digits of a rate or a share that is tried."""
+DONE = (TrialState.COMPLETE, TrialState.PRUNED)  # states of a trial that counts; a killed one is begun once more
+DIGITS = 3  # digits of a rate or a share that is tried
 DROPOUT_RANGE, MAX_DROPOUT, MAX_ID_DROPOUT, RATE_FACTOR = 0.2, 0.8, 0.5, 4
 Space = dict[str, BaseDistribution]
 Fit = Callable[[Work, Split], int]
@@ -55,18 +53,9 @@ console = Console(log_path=False)
 
 
 def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
-    """Try recipes until `tune.trials` of them count, then write down the best.
+    """Try recipes until `tune.trials` of them count, then write down the best; the test is not looked at.
 
-    Args:
-        given: the configuration; the keys of `model` that it fixes are not searched.
-        work: tables, and what the data chose: the first trial.
-        split: of the interactions; its test is not looked at.
-        text: the configuration as YAML.
-        fit: trains on the training rows and stops by the validation; returns the epochs.
-
-    Raises:
-        SchemaError: nothing is left open, there is no validation, the folder holds another study, or no trial could be
-            trained.
+    The keys of `model` that are given are not searched; the data's choice is the first trial. `fit` trains one.
     """
     left_open = [name for name, value in asdict(given.model).items() if value is None]
     space, total = make_space(work.recipe, left_open, bool(given.data.features.item)), given.tune.trials or 0
@@ -94,15 +83,10 @@ def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
 
 
 def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> Space:
-    """Return a range about each value that is searched.
+    """Return a range about each value of the recipe that is left open.
 
-    `patience` is none of them: more of it never lowers the best figure. Nor is `neighbours`: trials are judged before
+    `patience` is not searched: more of it never lowers the best figure. Nor is `neighbours`: trials are judged before
     item-item weights are fitted.
-
-    Args:
-        recipe: what the data chose; lies within every range.
-        left_open: keys that may be searched.
-        has_content: items have features, so that an id can be dropped.
     """
     step = recipe.dim if recipe.dim % (2 * recipe.n_heads) else recipe.dim // 2  # heads divide every size
     rate, half = recipe.learning_rate, max(recipe.max_epochs // 2, 1)

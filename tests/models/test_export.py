@@ -17,13 +17,12 @@ from models.export import (
     BATCHES,
     ITEM_AXES,
     Cases,
-    Graph,
-    ItemGraph,
     catalogue_vectors,
     check_parity,
     draw_features,
     export_bundle,
     export_graph,
+    item_graph,
     user_graph,
 )
 from models.memory import memory_inputs
@@ -128,16 +127,12 @@ def test_item_tower_places_items_by_content_as_torch(shipped, batch):
     assert np.abs(found - expected.numpy()).max() <= PARITY
 
 
-def item_graph(shipped: Shipped) -> Graph:
-    return Graph(ItemGraph(shipped.cold_items), ITEM_AXES, ("item_vectors",))
-
-
 def test_no_tower_names_the_files_it_was_made_by_and_exported_again_it_has_the_same_bytes(shipped, tmp_path):
     for name in (USER_TOWER, ITEM_TOWER):
         for sign in (b'File "', b".py", str(Path.cwd()).encode(), b"eval_with_key"):
             assert sign not in (shipped.folder / name).read_bytes()
     for name in ("once", "again"):
-        export_graph(item_graph(shipped), shipped.cases().of_item(3), tmp_path / name, "a space")
+        export_graph(item_graph(shipped.cold_items), shipped.cases().of_item(3), tmp_path / name, "a space")
     assert (tmp_path / "once").read_bytes() == (tmp_path / "again").read_bytes()
 
 
@@ -165,7 +160,7 @@ def test_a_graph_that_computes_something_else_is_refused(shipped):
     weights = [
         (user_graph(tower), USER_TOWER, tower.blocks.blocks[0].gap_bias.weight),
         (user_graph(tower), USER_TOWER, tower.head[0].weight),
-        (item_graph(shipped), ITEM_TOWER, shipped.cold_items.places.content.table.weight),
+        (item_graph(shipped.cold_items), ITEM_TOWER, shipped.cold_items.places.content.table.weight),
     ]
     if tower.memory is not None:
         weights.append((user_graph(tower), USER_TOWER, tower.memory.item_score[0].weight))

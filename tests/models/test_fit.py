@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -32,10 +33,10 @@ def _alone():
 def fit_tiny(folder: Path, config=ORDERED, patience: int | None = 2, origin=None, **options):
     """Fit the towers of the small shop; return the module and the epochs of its weights."""
     world, validation = hold_out(make_world(config))
-    data = make_data(world, validation=validation)
+    data = make_data(world, validation=validation if patience else validation.iloc[:0])
     model = make_module(make_towers(world, data).train(), learning_rate=0.05, max_epochs=EPOCHS)
-    given = {**QUIET, **options}
-    return model, fit(model, data, folder, "select", EPOCHS, patience, given, origin or {"seed": 1})[0]
+    model.recipe = replace(model.recipe, patience=patience or 1)
+    return model, fit(model, data, folder, "select", EPOCHS, {**QUIET, **options}, origin or {"seed": 1})[0]
 
 
 def curve(folder: Path) -> list[dict[str, str]]:

@@ -9,9 +9,9 @@ import torch
 
 from datamodules.config import FeaturesConfig
 from models.config import TEMPERATURE
-from models.initialise import FIRST_SCORE, build_towers, item_factors, start_taste
+from models.initialise import FIRST_SCORE, build_towers, item_factors, read_matrix, start_taste
 from models.towers import Towers
-from tests.models.tiny_towers import RECIPE, encoded_items, history_of, make_towers, one_thread
+from tests.models.tiny_towers import RECIPE, make_towers, one_thread
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
 
 
@@ -35,7 +35,7 @@ def bare():
 def start_towers(data, similarity: str) -> Towers:
     """Build the towers of a set as a run does, and take away what the head adds at random."""
     recipe = replace(RECIPE, n_blocks=0, n_heads=1, similarity=similarity, id_dropout=0.0)
-    towers = build_towers(data.schema, recipe, encoded_items(data.catalogue), history_of(data), 2).eval()
+    towers = build_towers(data, recipe, 2).eval()
     torch.nn.init.zeros_(towers.user_tower.head[-1].weight)
     for parameter in towers.user_tower.context.parameters():
         torch.nn.init.zeros_(parameter)
@@ -103,11 +103,11 @@ def test_items_start_as_the_factors_of_who_has_what(data):
     expected = right[:D].T * (N / D) ** 0.5
     factors = start_towers(data, "dot").item_tower.id_table.weight.detach().numpy()
     assert np.allclose(factors @ factors.T, expected @ expected.T, atol=1e-4)  # up to the signs of the columns
-    again = item_factors(history_of(data).matrix(N), D, 2)
+    again = item_factors(read_matrix(data), D, 2)
     assert np.allclose(again.numpy(), factors, atol=1e-6)
     lighter = scaled * (owned.sum(axis=1, keepdims=True) + 1) ** -0.7
     right = np.linalg.svd(lighter, full_matrices=False)[2][:D]
-    found = item_factors(history_of(data).matrix(N), D, 2, user_power=-0.7).numpy()
+    found = item_factors(read_matrix(data), D, 2, user_power=-0.7).numpy()
     assert np.allclose(found @ found.T, right.T @ right * N / D, atol=1e-4)
 
 

@@ -16,7 +16,7 @@ from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
 from models.initialise import build_towers
 from models.two_tower import STARTED_TABLES, TwoTower, warm_cosine
-from tests.models.tiny_towers import RECIPE, encoded_items, history_of, make_module, make_towers, one_thread
+from tests.models.tiny_towers import RECIPE, make_module, make_towers, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
 
 pytestmark = [
@@ -59,7 +59,7 @@ def learn(config: DataConfig, events: pd.DataFrame, held_out: pd.DataFrame, user
     data = InteractionsDataModule(events, held_out, users, catalogue, schema, batch_size=32, seed=1)
     pl.seed_everything(1, verbose=False)
     recipe = replace(RECIPE, dim=16, n_blocks=1, n_heads=1, id_dropout=0.0, max_epochs=epochs)
-    towers = build_towers(schema, recipe, encoded_items(catalogue), history_of(data), 1)
+    towers = build_towers(data, recipe, 1)
     model = make_module(towers, max_epochs=epochs)
     fit(model, data, epochs)
     (batch,) = data.validation_batches

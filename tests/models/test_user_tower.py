@@ -4,10 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from serve.catalogue import ItemFacts
 from serve.events import Events, history_arrays, request_arrays
-from serve.index import ItemIds
-from serve.recommender import RequestEncoder
 from tests.models.tiny_towers import Side, one_thread
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 

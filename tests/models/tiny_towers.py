@@ -10,12 +10,11 @@ import numpy as np
 import torch
 
 from datamodules.datamodule import InteractionsDataModule
-from datamodules.sequences import Catalogue
 from models.config import Recipe
 from models.export import draw_features
-from models.initialise import History, build_towers
+from models.initialise import build_towers
 from models.memory import memory_inputs
-from models.towers import EncodedItems, Towers
+from models.towers import Towers
 from models.two_tower import TwoTower
 from serve.events import Events, history_arrays, owned_arrays, request_arrays, summarise_owned
 from tests.tiny_data import DAY, FIRST, D, N, World, make_data, make_world
@@ -59,19 +58,10 @@ def make_towers(
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(seed)
         with torch.enable_grad():
-            towers = build_towers(world.schema, recipe, encoded_items(world.catalogue), history_of(data), seed)
+            towers = build_towers(data, recipe, seed)
         for parameter in towers.parameters():
             parameter.add_(torch.randn(parameter.shape) * 0.3)
     return towers.eval()
-
-
-def encoded_items(catalogue: Catalogue) -> EncodedItems:
-    features = catalogue.features
-    return EncodedItems(*map(torch.from_numpy, (features.codes, features.values, catalogue.categories)))
-
-
-def history_of(data: InteractionsDataModule) -> History:
-    return History(data.final_requests(), *data.early_pairs())
 
 
 def make_module(towers: Towers, learning_rate: float = 1e-2, max_epochs: int = 2, seed: int = 0) -> TwoTower:
