@@ -12,7 +12,8 @@ import pandas as pd
 from datamodules.clean import is_set
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables
-from serve.encode import hash_texts, join_text, read_vector, split_cell, to_text
+from serve.columns import hash_texts, read_vector
+from serve.encode import join_text, split_cell, to_text
 from serve.errors import SchemaError
 from serve.events import DAY
 from serve.schema import Feature, IdType, Repeats, Schema

@@ -12,7 +12,8 @@ from pandas.api import types
 
 from datamodules.config import Column
 from serve.clock import to_seconds
-from serve.encode import Vector, read_vector, to_text
+from serve.columns import Vector, read_vector
+from serve.encode import to_text
 from serve.errors import SchemaError
 
 LISTS = (list, tuple, np.ndarray)
