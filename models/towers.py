@@ -93,7 +93,8 @@ class Towers(nn.Module):
         """Score the catalogue (N, W) for the users (B, W) of requests, item-item weights included: (B, N)."""
         rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
         scores = users @ items.T  # (B, N)
-        terms = self.neighbours.of_histories(rows, lengths)
+        owned = (batch.owned_users.numpy(), batch.owned_rows.numpy()) if self.user_tower.memory is not None else None
+        terms = self.neighbours.of_histories(rows, lengths, owned)
         if terms is not None:
             add_terms(scores.numpy(), terms)
         return scores  # (B, N)

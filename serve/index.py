@@ -78,10 +78,10 @@ class Neighbours:
         np.save(files[1], entries)
         return files[0].getvalue(), files[1].getvalue()
 
-    def of_histories(self, history_rows: Ints, lengths: Ints) -> Terms | None:
+    def of_histories(self, history_rows: Ints, lengths: Ints, remembered: Pairs | None = None) -> Terms | None:
         """Return the terms that histories (B, L) of some lengths (B,) add to scores; None where no item adds anything.
 
-        Items that came after the bundle have no weights.
+        Items that came after the bundle have no weights. Items that the memory scores, `remembered`, get no terms.
         """
         if not len(self.rows):
             return None
@@ -95,7 +95,12 @@ class Neighbours:
         ends = counts.cumsum()
         entries = np.arange(counts.sum()) + np.repeat(self.offsets[items] - ends + counts, counts)  # (C,)
         values = self.weights[entries] * np.repeat(shares[requests, places], counts).astype(np.float32)
-        return np.repeat(requests, counts), self.rows[entries].astype(np.int64), values
+        requests, rows = np.repeat(requests, counts), self.rows[entries].astype(np.int64)
+        if remembered is None:
+            return requests, rows, values
+        n_items = len(self.offsets) - 1
+        is_new = ~np.isin(requests * n_items + rows, remembered[0] * n_items + remembered[1])
+        return requests[is_new], rows[is_new], values[is_new]
 
 
 @dataclass(frozen=True, eq=False)

@@ -186,7 +186,8 @@ class Recommender:
         """Run the user tower and put together what is added to its products."""
         users, memory = self.towers.users(encoded.tower, self.catalogue.index.vectors)
         lengths = encoded.tower.arrays["history_lengths"]
-        added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths)
+        remembered = encoded.owned if len(memory) else None
+        added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths, remembered)
         if view != "novel" and len(memory):
             remembered: Any = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
             both = [remembered] if added is None else [added, remembered]

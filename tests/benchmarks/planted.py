@@ -21,7 +21,7 @@ sys.path.insert(0, str(ROOT))
 
 import train  # noqa: E402
 from datamodules.config import DataConfig, SplitConfig  # noqa: E402
-from serve.events import DAY
+from serve.events import DAY  # noqa: E402
 
 METRIC = "NDCG@10"
 BEGIN = 1_700_006_400

@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 import train  # noqa: E402
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig  # noqa: E402
 from models.config import ModelConfig  # noqa: E402
-from pipeline.config import EvaluationConfig
+from pipeline.config import EvaluationConfig  # noqa: E402
 from serve.schema import Repeats  # noqa: E402
 
 N_USERS, N_EVENTS, N_CATEGORIES = 400, 51, 40  # events of a user: the last one is the test
