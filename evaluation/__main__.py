@@ -30,7 +30,17 @@ example:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command and return its exit status."""
-    return run_command(lambda: run(_parse(argv)))
+    parser = make_parser("python -m evaluation", _DESCRIPTION)
+    add = parser.add_argument
+    add("--bundle", type=Path, required=True, help="folder of the bundle")
+    add("--holdout", type=Path, required=True, help="interactions to predict, CSV (also .csv.gz) or Parquet")
+    add("--train", type=Path, required=True, help="interactions before them: the users' histories")
+    add("--users", type=Path, help="user features; without it they count as missing")
+    add("--at", help="the moment that each user is asked at; default: users are asked without one")
+    add("--baselines", nargs="*", metavar="NAME", help="those to be fitted; default: all. No name: none")
+    add("--seed", type=int, default=0, help="draws what baselines are validated by")
+    add("--json", type=Path, help="write the figures here")
+    return run_command(lambda: run(parser.parse_args(argv)))
 
 
 def run(arguments: argparse.Namespace) -> None:
@@ -58,20 +68,6 @@ def run(arguments: argparse.Namespace) -> None:
     if figures is not None:
         write_file(figures, (json.dumps(metrics, indent=1) + "\n").encode())
         print(f"figures: {figures}")
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = make_parser("python -m evaluation", _DESCRIPTION)
-    add = parser.add_argument
-    add("--bundle", type=Path, required=True, help="folder of the bundle")
-    add("--holdout", type=Path, required=True, help="interactions to predict, CSV (also .csv.gz) or Parquet")
-    add("--train", type=Path, required=True, help="interactions before them: the users' histories")
-    add("--users", type=Path, help="user features; without it they count as missing")
-    add("--at", help="the moment that each user is asked at; default: users are asked without one")
-    add("--baselines", nargs="*", metavar="NAME", help="those to be fitted; default: all. No name: none")
-    add("--seed", type=int, default=0, help="draws what baselines are validated by")
-    add("--json", type=Path, help="write the figures here")
-    return parser.parse_args(argv)
 
 
 def check_reachable(holdout: pd.DataFrame, history: pd.DataFrame, catalogue: pd.Series[Any], schema: Schema) -> None:

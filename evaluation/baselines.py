@@ -39,12 +39,10 @@ Log = Callable[[str], None]
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 DAY = 86_400
-SHRINK = 10.0
-"""Added to the product of norms: a cosine over few users counts less."""
+SHRINK = 10.0  # added to the product of norms: a cosine over few users counts less
 NEAR_NOTHING = -1.0
 """Added to the popularity of items that are near to nothing the user has: below every sum of cosines."""
-SMALL = 4096
-"""Rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other."""
+SMALL = 4096  # rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other
 
 
 @dataclass(frozen=True)
@@ -77,20 +75,15 @@ def fit_recent_popularity(events: Events, days: Sequence[float], strength: Stren
         yield fit_popularity(events.keep(since_last < window * DAY), strength)
 
 
-def fit_personal(events: Events) -> ScoreRows:
-    """Rank a user's own items first, by how often they came, then the others by popularity."""
-    return _rank_own_items(events, np.ones(len(events.item_row)))
-
-
 def fit_decayed_personal(events: Events, days: Sequence[float]) -> Iterator[ScoreRows]:
     """Yield personal frequencies whose events count exp(-recency / time constant), one per time constant."""
     since_last = events.since_last()
     for constant in days:
-        yield _rank_own_items(events, np.exp(-since_last / (constant * DAY)))
+        yield fit_personal(events, np.exp(-since_last / (constant * DAY)))
 
 
-def _rank_own_items(events: Events, weights: Floats) -> ScoreRows:
-    """Order a user's items by summed weight, then popularity, then row.
+def fit_personal(events: Events, weights: Floats | None = None) -> ScoreRows:
+    """Rank a user's own items first, by the number or weight of their events, then popularity, then row.
 
     The score of an owned item is its place from the end, 1 and more, which float32 keeps; others are below 1.
     """
@@ -116,7 +109,14 @@ def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength)
     """Yield ItemKNN (Sarwar et al., 2001): cosines summed over what the user has; an item is its own neighbour too."""
     matrix = events.matrix(strength).astype(np.float32)
     n_items = events.n_items
-    item, cosine = _nearest(matrix, min(int(max(neighbours)), n_items))  # (N, K) each, nearest first
+    most, by_item = min(int(max(neighbours)), n_items), matrix.T.tocsr()  # (N, U)
+    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
+    item, cosine = np.empty((n_items, most), np.int64), np.empty((n_items, most), np.float32)  # nearest first
+    for rows in tiles(n_items, n_items):
+        products = np.ascontiguousarray((by_item @ by_item[rows].toarray().T).T)  # (b, N)
+        products /= norms[rows, None] * norms + SHRINK
+        item[rows] = top_k(products, most)
+        cosine[rows] = np.take_along_axis(products, item[rows], axis=1)
     popularity = events.popularity(as_counts)
 
     def scorer(k: int) -> ScoreRows:
@@ -134,20 +134,6 @@ def fit_itemknn(events: Events, neighbours: Sequence[float], strength: Strength)
         yield scorer(int(k))
 
 
-def _nearest(matrix: sparse.csr_array, k: int) -> tuple[Ints, Scores]:
-    """Return every item's k nearest and their cosines, (N, k) each, in tiles of items."""
-    n_items = matrix.shape[1]
-    by_item = matrix.T.tocsr()  # (N, U)
-    norms = np.sqrt(np.asarray(matrix.power(2).sum(axis=0)).ravel())  # (N,)
-    items, cosines = np.empty((n_items, k), np.int64), np.empty((n_items, k), np.float32)
-    for rows in tiles(n_items, n_items):
-        products = np.ascontiguousarray((by_item @ by_item[rows].toarray().T).T)  # (b, N)
-        products /= norms[rows, None] * norms + SHRINK
-        items[rows] = top_k(products, k)
-        cosines[rows] = np.take_along_axis(products, items[rows], axis=1)
-    return items, cosines
-
-
 def fit_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
     """Yield EASE (Steck, "Embarrassingly Shallow Autoencoders", 2019) per lambda, by the smaller Gram matrix.
 
@@ -162,14 +148,15 @@ def _fit_primal_ease(events: Events, regularisations: Sequence[float], strength:
     gram = (matrix.T @ matrix).toarray()  # (N, N)
     popularity = events.popularity(as_counts)
 
-    def scorer(weights: Scores) -> ScoreRows:
-        return lambda users: _fill_strangers(matrix[users], matrix[users] @ weights, popularity)
-
     for regularisation in regularisations:
         weights = invert_regularised(gram, regularisation).T  # symmetric; users read it by rows
         weights /= -weights.diagonal()
         np.fill_diagonal(weights, 0)
-        yield scorer(weights)
+        yield partial(_score_primal, matrix, weights, popularity)
+
+
+def _score_primal(x: sparse.csr_array, weights: Scores, popularity: Scores, users: Ints) -> Scores:
+    return _fill_strangers(x[users], x[users] @ weights, popularity)
 
 
 def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
@@ -182,12 +169,6 @@ def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: S
     gram = (matrix @ by_item).toarray()  # (U, U)
     popularity = events.popularity(as_counts)
     strengths = matrix.astype(np.float32)
-
-    def scorer(scaled_items: sparse.csr_array, inverse: Scores) -> ScoreRows:
-        return lambda users: _fill_strangers(
-            strengths[users], strengths[users].toarray() - (scaled_items @ inverse[:, users]).T, popularity
-        )
-
     for regularisation in regularisations:
         inverse = invert_regularised(gram, regularisation)
         explained = np.zeros(events.n_items)  # diag(X' A X)
@@ -195,7 +176,13 @@ def _fit_dual_ease(events: Events, regularisations: Sequence[float], strength: S
             explained += matrix[rows].multiply((by_item @ inverse[:, rows]).T).sum(axis=0)
         diagonal = (1 - explained) / regularisation  # (N,)
         scaled_items = by_item.multiply(1 / diagonal[:, None]).tocsr().astype(np.float32)
-        yield scorer(scaled_items, inverse.astype(np.float32))
+        yield partial(_score_dual, strengths, scaled_items, inverse.astype(np.float32), popularity)
+
+
+def _score_dual(
+    x: sparse.csr_array, scaled: sparse.csr_array, inverse: Scores, popularity: Scores, users: Ints
+) -> Scores:
+    return _fill_strangers(x[users], x[users].toarray() - (scaled @ inverse[:, users]).T, popularity)
 
 
 def _fill_strangers(own: sparse.csr_array, scores: Scores, popularity: Scores) -> Scores:
@@ -218,24 +205,16 @@ def invert_regularised(gram: npt.NDArray[Real], regularisation: float) -> npt.ND
 
 def fit_used(fit: Fit, score_of_others: float, events: Events, values: Sequence[float]) -> Iterator[ScoreRows]:
     """Fit on the items that have events; a fit on the whole catalogue would give the others `score_of_others`."""
-    items, used = renumber_used(events)
-
-    def spread(score: ScoreRows) -> ScoreRows:
-        def score_all(users: Ints) -> Scores:
-            scores = np.full((len(users), events.n_items), score_of_others, np.float32)
-            scores[:, items] = score(users)
-            return scores
-
-        return score if len(items) == events.n_items else score_all
-
-    yield from map(spread, fit(used, values))
-
-
-def renumber_used(events: Events) -> tuple[Ints, Events]:
-    """Return the rows of items that have events, ascending, (M,), and the events numbered by them; M is 1 or more."""
-    items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))
+    items = np.flatnonzero(np.bincount(np.append(events.item_row, 0)))  # (M,) ascending, 1 or more
     item_row = np.searchsorted(items, events.item_row)
-    return items, Events(events.user_row, item_row, events.time, events.n_users, len(items))
+    used = Events(events.user_row, item_row, events.time, events.n_users, len(items))
+
+    def spread(score: ScoreRows, users: Ints) -> Scores:
+        scores = np.full((len(users), events.n_items), score_of_others, np.float32)
+        scores[:, items] = score(users)
+        return scores
+
+    yield from (partial(spread, score) for score in fit(used, values))
 
 
 def choose_baselines(repeats: Repeats, names: Sequence[str] | None) -> list[Baseline]:
@@ -290,7 +269,9 @@ def _fit(
 ) -> tuple[dict[str, Any], ScoreRows | None]:
     if baseline.needs_time and whole.time is None:
         return {"skipped": "the interactions have no times"}, None
-    if _estimate_bytes(baseline, whole) > read_free_bytes() / 2:
+    n_items = int(np.count_nonzero(whole.count_items()))  # EASE is in float64 of users or float32 of items
+    n_cells = min(n_items**2, 2 * whole.n_users**2) if baseline.name == "ease" else n_items * 400
+    if baseline.bytes_per_cell * n_cells > read_free_bytes() / 2:
         return {"skipped": "needs more than half of the free memory"}, None
     start = time.perf_counter()
     validation: dict[float, float] = {}
@@ -306,12 +287,6 @@ def _fit(
         "seconds": round(time.perf_counter() - start, 3),
     }
     return record, score
-
-
-def _estimate_bytes(baseline: Baseline, events: Events) -> int:
-    n_items = int(np.count_nonzero(events.count_items()))
-    is_square = baseline.name == "ease"  # in float64 of users or float32 of items
-    return baseline.bytes_per_cell * (min(n_items**2, 2 * events.n_users**2) if is_square else n_items * 400)
 
 
 def read_free_bytes() -> int:

@@ -64,7 +64,8 @@ def build_table(
     for model in sorted(measured, key=lambda name: -test[name][view][metric]):
         figures, difference = test[model][view], paired.get(model, {}).get(view, {})
         low, high = figures[f"{metric}_ci95"]
-        cells = [f"{figures[metric]:.4f} ({_drop_zeros(f'{low:.3f}, {high:.3f}')})", _compare(difference, metric)]
+        ends = f"{low:.3f}, {high:.3f}".replace("0.", ".")  # 80 columns are few
+        cells = [f"{figures[metric]:.4f} ({ends})", _compare(difference, metric)]
         style = "bold" if model == champion else None
         table.add_row(model, *cells, *(f"{figures[name]:.4f}" for name in names[1:]), style=style)
     return table
@@ -77,8 +78,5 @@ def _compare(difference: Mapping[str, Any], metric: str) -> str:
     low, high = difference[f"{metric}_ci95"]
     colour = "green" if low > 0 else "red" if high < 0 else "default"
     colour = "default" if difference["users"] < MIN_USERS_TO_COMPARE else colour
-    return f"[{colour}]{difference[metric]:+.4f}[/] ({_drop_zeros(f'{low:+.3f}, {high:+.3f}')})"
-
-
-def _drop_zeros(numbers: str) -> str:
-    return numbers.replace("0.", ".")
+    ends = f"{low:+.3f}, {high:+.3f}".replace("0.", ".")
+    return f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"

@@ -35,8 +35,7 @@ VIEWS = {
 }
 NOVEL_ALONE = {"novel": "items a user has are excluded; all targets, of which those they have are out of reach"}
 
-Lists = dict[str, Ints]
-"""View -> (B, LIST_LENGTH) item rows."""
+Lists = dict[str, Ints]  # view -> (B, LIST_LENGTH) item rows
 Requests = Sequence[Mapping[str, Any]]
 
 

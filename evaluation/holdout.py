@@ -27,8 +27,7 @@ from serve.requests import History, parse_id
 from serve.schema import DERIVED, Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"
-Strength = Callable[[Floats], Floats]
-"""Counts of (user, item) pairs -> their strengths."""
+Strength = Callable[[Floats], Floats]  # counts of (user, item) pairs -> their strengths
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024

@@ -28,8 +28,7 @@ CUTOFFS = (10, 20)
 RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
-MIN_USERS_TO_COMPARE = 20
-"""Users below which the interval of a difference says nothing: that of one user is a point."""
+MIN_USERS_TO_COMPARE = 20  # users below which the interval of a difference says nothing: that of one user is a point
 SLICES = ("history", "item_events", "popularity")
 """Slices that every evaluation has; all others are columns of the users table."""
 COLD_EVENTS, HEAD_SHARE = 5, 0.8

@@ -21,11 +21,9 @@ from serve.bundle import Facts
 from serve.clock import find_zone
 from serve.schema import Schema
 
-Content = Mapping[str, Any]
-"""What `metrics.json` holds, or a part of it."""
+Content = Mapping[str, Any]  # what `metrics.json` holds, or a part of it
 
-MIN_USERS_SHOWN = 20
-"""Groups of fewer users are not shown: their figures are noise, and may say who they are."""
+MIN_USERS_SHOWN = 20  # groups of fewer users are not shown: their figures are noise, and may say who they are
 SHARES = ("missing", "unlisted", "cold", "long_tail", "repeat_share")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?")

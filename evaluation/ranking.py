@@ -16,16 +16,13 @@ from evaluation.metrics import Bools, Ints, ItemSets, Targets
 from serve.schema import Repeats
 
 Scores = npt.NDArray[np.float32]
-ScoreRows = Callable[[Ints], Scores]
-"""Rows (b,) of users or requests -> scores of the whole catalogue, (b, N)."""
+ScoreRows = Callable[[Ints], Scores]  # rows (b,) of users or requests -> scores of the whole catalogue, (b, N)
 
 TILE_CELLS, CACHED_CELLS = 2**22, 2**17
 """Cells of one matrix of scores, 16 MiB, and of those that are ranked at once in the cache."""
-BLOCKS = 8
-"""Blocks of a row per place of the list."""
+BLOCKS = 8  # blocks of a row per place of the list
 LOWEST = np.finfo(np.float32).min
-NOTHING = np.iinfo(np.int64).max
-"""Sorts behind every score."""
+NOTHING = np.iinfo(np.int64).max  # sorts behind every score
 
 
 def tiles(n_rows: int, n_columns: int, cells: int = TILE_CELLS) -> Iterator[Ints]:

@@ -33,10 +33,8 @@ from serve.errors import SchemaError, say
 from serve.recommender import Recommender
 from serve.requests import History
 
-MAX_REQUESTS = 2048
-"""Requests that lists are made for, drawn by the seed where there are more."""
-N_EXAMPLES, MAX_EVENTS = 10, 8
-"""Examples, and events of each, that are shown."""
+MAX_REQUESTS = 2048  # requests that lists are made for, drawn by the seed where there are more
+N_EXAMPLES, MAX_EVENTS = 10, 8  # examples, and events of each, that are shown
 Requests = list[dict[str, Any]]
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
@@ -61,28 +59,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
 
-    def run() -> None:
-        arguments = parser.parse_args(argv)
-        rewrite_report(arguments.run, arguments.holdout)
-        sys.stdout.write(f"report: {arguments.run / REPORT}\n")
-
-    return run_command(run)
+    return run_command(lambda: rewrite_report(**vars(parser.parse_args(argv))))
 
 
-def rewrite_report(folder: Path, holdout: Path | None) -> None:
+def rewrite_report(run: Path, holdout: Path | None) -> None:
     """Write the report of a finished run again, unless its figures are of another bundle than the one there."""
-    path = folder / METRICS
+    path = run / METRICS
     try:
         content = json.loads(path.read_bytes())
         measured = content["data"] and content["version"]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise SchemaError(f"{path} cannot be read: {say(error)}; give the folder of a finished run") from error
-    recommender = Recommender.load(folder / BUNDLE)
+    recommender = Recommender.load(run / BUNDLE)
     there = recommender.bundle.manifest.version
     if measured != there:
         raise SchemaError(f"{path} is of version {measured}, the bundle beside it of {there}; give one run's folder")
     held_out = None if holdout is None else read_interactions(holdout, recommender.bundle.schema)
-    write_report(folder, folder, content, recommender, held_out)
+    write_report(run, run, content, recommender, held_out)
+    sys.stdout.write(f"report: {run / REPORT}\n")
 
 
 def write_report(
@@ -119,9 +113,8 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     with mpl.rc_context(_STYLE):
         drawing, text = Figure(figsize=(4.4, height), layout="constrained"), io.StringIO()
         plot(drawing.subplots())
-        drawing.savefig(
-            text, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-        )
+        no_metadata = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+        drawing.savefig(text, format="svg", transparent=True, metadata=no_metadata)
     svg = text.getvalue()[text.getvalue().index("<svg") + 5 :]
     for mark in ('id="', "(#", '"#'):
         svg = svg.replace(mark, mark + re.sub(r"\W+", "-", label))
@@ -154,9 +147,7 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
     for stage, title in STAGES.items():
         path = run / LOGS / stage / CURVES
         if path.is_file():
-            rows = (
-                pd.read_csv(path).replace([np.inf, -np.inf], np.nan).groupby("epoch").last().dropna(axis=1, how="all")
-            )
+            rows = pd.read_csv(path).groupby("epoch").last().dropna(axis=1, how="all")
             for start, meaning in (("train_loss", "Training loss"), ("val_ndcg", "NDCG on validation users")):
                 curves = {str(name): rows[name].dropna() for name in rows if str(name).startswith(start)}
                 if curves:
@@ -164,9 +155,7 @@ def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
     return charts
 
 
-def draw_curves(
-    curves: Mapping[str, pd.Series[float]], label: str, marked: float | None = None, is_share: bool = False
-) -> Markup:
+def draw_curves(curves: Mapping[str, Any], label: str, marked: float | None = None, is_share: bool = False) -> Markup:
     """Draw figures over epochs, or over the share of a catalogue."""
 
     def plot(axes: Axes) -> None:
