@@ -29,8 +29,7 @@ _REQUESTS_AT_ONCE = 4096  # of whose answers a table is made: memory does not gr
 _MAX_SHOWN = 40  # characters of a cell
 _RECOMMEND_HELP = """
 A line of a JSON Lines file of requests; whatever is left out counts as missing:
-  {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}, {"item_id": 3}]}
-  {"user_id": "u7", "filters": {"where": "price <= 20", "only": [3, 7, 9], "at_most": {"brand": 2}}}
+  {"user_id": "u7", "context": {"device": "phone"}, "history": [{"item_id": 7}], "filters": {"at_most": {"brand": 2}}}
 
 example:
   python -m serve recommend --bundle runs/grocery/bundle --all-users --out all.parquet \\
@@ -41,9 +40,8 @@ The product of a user and an item vector is the item's score, but for owned item
 example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
 _HTTP_HELP = """
-SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. POST /v1/reload takes up another version,
-if a token is set: BASCULE_RELOAD_TOKEN or --reload-token-file. Answers go to whoever can reach the address: leave it
-at 127.0.0.1, or put a proxy before it that knows who asks.
+SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. BASCULE_RELOAD_TOKEN or a file of a token
+admits POST /v1/reload. Answers go to whoever can reach the address: put a proxy that authenticates before it.
 
 example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
@@ -114,13 +112,9 @@ def _similar(given: argparse.Namespace) -> None:
     ids, cosines = recommender.similar_items(given.item, given.k)
     shown = show_items(recommender.bundle.items, recommender.item_rows([given.item, *ids.tolist()]))
     heads = [["", given.item], *([f"{cosine:.3f}", item_id] for cosine, item_id in zip(cosines, ids, strict=True))]
-    cells = [list(map(_cell, (*head, *item.values()))) for head, item in zip(heads, shown, strict=True)]
+    rows = ([*head, *item.values()] for head, item in zip(heads, shown, strict=True))
+    cells = [["" if one is None else " ".join(str(one).split())[:_MAX_SHOWN] for one in row] for row in rows]
     print("\n".join(align([["cosine", "item_id", *shown[0]], *cells])))
-
-
-def _cell(value: Any) -> str:
-    text = "" if value is None else " ".join(str(value).split())
-    return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 
 def _export(given: argparse.Namespace) -> None:
@@ -146,29 +140,22 @@ def _http(given: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
     from serve.http.app import make_app
     from serve.http.server import bind, serve
-    from serve.service import open_service
+    from serve.service import Service
     from serve.state import check_retention
     from serve.versions import BundleSource, Registry, RegistrySource, Source
 
     if (given.bundle is None) is (given.registry is None):
         raise SchemaError("give either --bundle or --registry")
-    token = _read_token(given.reload_token_file)
+    token = os.environ.get(_TOKEN) if given.reload_token_file is None else given.reload_token_file.read_text().strip()
+    if token is not None and len(token) < _MIN_TOKEN:
+        raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
     check_retention(given.retention_days, "--retention-days")
     with bind(given.host, given.port) as listener:
         source: Source = BundleSource(given.bundle, given.profiles)
         home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
         if given.registry is not None:
             source, home = RegistrySource(Registry(given.registry), given.profiles), given.registry
-        service = open_service(source, home, given.profiles, given.state, given.retention_days)
-        serve(make_app(service, token), listener)
-
-
-def _read_token(path: Path | None) -> str | None:
-    """Return the token of reloads, from a file or the environment; None if there is none."""
-    token = os.environ.get(_TOKEN) if path is None else path.read_text(encoding="utf-8").strip()
-    if token is not None and len(token) < _MIN_TOKEN:
-        raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
-    return token
+        serve(make_app(Service(source, home, given.profiles, given.state, given.retention_days), token), listener)
 
 
 def _forget(given: argparse.Namespace) -> None:
@@ -187,8 +174,8 @@ def _publish(given: argparse.Namespace) -> None:
         print(f"current: {published.version}")
     for version in published.removed:
         print(f"removed: {version}")
-    run = given.bundle.parent
     if (given.bundle.absolute().parent / PROFILES).is_dir():
+        run = given.bundle.parent
         where = shlex.join(["--profiles", str(run / PROFILES), "--state", str(run / STATE)])
         print(f"profiles stay where they are: serve the registry with {where}")
 
@@ -224,12 +211,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--repeats": {"choices": ("allow", "exclude"), "help": "list items of the history (default: as in the data)"},
     "--where": {"metavar": "TEXT", "help": "condition on the columns of items"},
     "--only": _FILE | {"help": "items that may be listed: a file with item_id"},
-    "--at-most": {
-        "action": "append",
-        "default": [],
-        "metavar": "COLUMN=N",
-        "help": "items of a list that may share a value; for several columns given several times",
-    },
+    "--at-most": {"action": "append", "default": [], "metavar": "COLUMN=N", "help": "items of one value in a list"},
     "--profiles": _FOLDER | {"help": "default: the folder 'profiles' beside the bundle, or in the registry"},
     "--out": {"type": Path, "metavar": "PATH", "help": "CSV or Parquet file, by suffix; of export, a folder"},
     "--item": {"metavar": "ID", "help": "the item's id, as in the data"},
@@ -251,16 +233,12 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--keep": {"type": int, "default": 3, "metavar": "N", "help": "latest versions that stay (default: 3)"},
     "--version": {"metavar": "V", "help": "its 12 digits, as `list` shows them"},
 }
-_FILTERS, _ROWS = "--where --only --at-most --profiles", "--rows --delimiter --columns --profiles --overwrite"
+_ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles"
+_ROWS = "--rows --delimiter --columns --profiles --overwrite"
 _PLACE = "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file"
+# name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
-    "recommend": (
-        _recommend,
-        "write the best items of many requests to a file",
-        "--bundle --out",
-        f"--requests --all-users --k --repeats {_FILTERS}",
-        _RECOMMEND_HELP,
-    ),
+    "recommend": (_recommend, "write the best items of requests to a file", "--bundle --out", _ASK, _RECOMMEND_HELP),
     "similar": (_similar, "show the items nearest to an item", "--bundle --item", "--k", ""),
     "export": (_export, "write vectors to a folder of Parquet files", "--bundle --side --out", _ROWS, _EXPORT_HELP),
     "verify": (_verify, "check files, space and golden answers of a bundle", "--bundle", "", ""),
@@ -271,17 +249,12 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, 
     "rollback": (_rollback, "let the version be served that was current before", "", "--registry", ""),
     "list": (_list, "show the versions of a registry; `*` is the current one", "", "--registry", ""),
 }
-"""Name -> what it runs, its help in a line, options that it needs, options that it takes, and more help."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
-
-    def work() -> None:
-        given = _make_parser().parse_args(arguments)
-        given.run(given)
-
-    return run_command(work)
+    parser = _make_parser()
+    return run_command(lambda: (given := parser.parse_args(arguments)).run(given))
 
 
 def _make_parser() -> argparse.ArgumentParser:

@@ -28,7 +28,7 @@ from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
-from serve.state import RETENTION_DAYS, ImpressionLog, Impressions, StateStore
+from serve.state import ImpressionLog, Impressions, StateStore
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
@@ -51,16 +51,20 @@ class Service:
     """Everything that is served, without HTTP. Calls may come from many threads."""
 
     def __init__(
-        self, source: Source, state: Path, runs: Sequence[Path], retention_days: float = RETENTION_DAYS
+        self, source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float
     ) -> None:
-        """Load the version to serve and open the live state, made if need be.
-
-        Users are forgotten out of `runs`, folders with profiles or state.
+        """Load the version to serve and open the live state; it and the profiles lie in `home`, unless they are named.
 
         Raises:
             BundleError: no version can be loaded, or a file of the state is something else.
             OSError: the state cannot be written, or another service has it.
         """
+        folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
+        for name, folder in folders.items():
+            if folder.absolute().name != name:
+                raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
+        runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
+        state = folders[STATE]
         self._source, self._runs = source, runs
         self._reloading, self._changing = Lock(), Lock()
         snapshot, reason = source.start()
@@ -83,11 +87,8 @@ class Service:
     ) -> tuple[str, list[dict[str, Any]]]:
         """Rank items for the requests of one caller and log what is shown.
 
-        A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
-        came later. Returns the version that answers, and the answer to each request as JSON values.
-
-        Raises:
-            SchemaError: a request that cannot be read, or filters that do not fit; of several, it is named.
+        Returns the version that answers, and the answer to each request as JSON values. A request without a datetime is
+        asked at the beginning of this minute, or at the user's latest event if that came later.
         """
         current, now = self._current, int(time.time())  # taken once: no answer is of two versions
         recommender, requests = current.recommender, []
@@ -99,7 +100,9 @@ class Service:
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
         answers = [*recommender.recommend(requests, k, filter_viewed)]
-        self.impressions.add([_impressions(answer, request_id, now, current.version) for answer in answers])
+        head = (now, current.version, POLICY)
+        shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
+        self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
         pairs = zip(requests, answers, strict=True)
         return current.version, [_to_json(recommender, request, answer, explain) for request, answer in pairs]
 
@@ -117,12 +120,7 @@ class Service:
         return current.version, {"items": items, **reason}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
-        """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old.
-
-        Raises:
-            SchemaError: an event that cannot be read.
-            OSError: the disk is full or fails.
-        """
+        """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""
         now = int(time.time())
         observed = live_state.parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
@@ -164,8 +162,7 @@ class Service:
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        current, recommender = self._current, self._current.recommender
-        schema = recommender.bundle.schema
+        current, recommender, schema = self._current, self._current.recommender, self._schema
         return {
             "version": current.version,
             "space_id": recommender.bundle.manifest.space_id,
@@ -206,18 +203,6 @@ class Service:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
 
 
-def open_service(
-    source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float = RETENTION_DAYS
-) -> Service:
-    """Open a service whose profiles and state lie in `home`, unless they are named; see `Service`."""
-    folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
-    for name, folder in folders.items():
-        if folder.absolute().name != name:
-            raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
-    runs = {folder.absolute().parent: folder.parent for folder in folders.values()}
-    return Service(source, folders[STATE], tuple(runs.values()), retention_days)
-
-
 def find_unknown(schema: Schema, request: Request) -> list[str]:
     """Name the features of a user or a moment of which a request gives a value that training has not seen."""
     context, features = request.context or {}, request.features or {}
@@ -237,7 +222,8 @@ def _is_unknown(feature: Feature, value: Any) -> bool:
 
 def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
     """Return column -> value of some items of a catalogue, without ids and vectors."""
-    names = [field.name for field in table.schema if field.name not in ("item_id", REPEAT_RATE) and _is_shown(field)]
+    fields = (field for field in table.schema if field.name not in ("item_id", REPEAT_RATE))
+    names = [field.name for field in fields if not _is_vector(field.type)]
     shown = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
     return [{name: _plain(value) for name, value in one.items()} for one in shown]
 
@@ -263,10 +249,9 @@ def _directions(recommender: Recommender, rows: Ints) -> Floats:
     return directions
 
 
-def _is_shown(field: pa.Field) -> bool:
-    kind = field.type
+def _is_vector(kind: pa.DataType) -> bool:
     is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return not (pa.types.is_fixed_size_list(kind) or (is_list and pa.types.is_floating(kind.value_type)))
+    return bool(pa.types.is_fixed_size_list(kind) or (is_list and pa.types.is_floating(kind.value_type)))
 
 
 def _plain(value: Any) -> Any:
@@ -301,8 +286,3 @@ def _note_age(schema: Schema, now: int) -> list[str]:
     if not (schema.has_datetime and fades) or days < _OLD_DAYS:
         return []
     return [f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"]
-
-
-def _impressions(answer: Answer, request_id: str, now: int, version: str) -> Impressions:
-    items, scores = answer.item_id.tolist(), answer.score.tolist()
-    return Impressions(request_id, answer.user_id, now, version, POLICY, items, scores)

@@ -16,6 +16,7 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
 from fastapi.exceptions import HTTPException
+from prometheus_client import generate_latest
 from pydantic import Discriminator, Tag
 from starlette.responses import FileResponse
 
@@ -154,7 +155,7 @@ async def metrics(request: Request) -> Response:
     state.metrics.impressions_lost.set(state.service.impressions.n_lost)
     state.metrics.bundle.clear()
     state.metrics.bundle.labels(state.service.version).set(1)
-    return Response(state.metrics.render(), media_type=_PROMETHEUS)
+    return Response(generate_latest(state.metrics.registry), media_type=_PROMETHEUS)
 
 
 _REFUSED = schemas.errors(401, 403, 409)

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.exceptions import HTTPException
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -77,8 +77,8 @@ class Metrics:
     """Counts and times of one server for Prometheus; the values of labels are few and never a caller's."""
 
     def __init__(self) -> None:
-        self._registry = CollectorRegistry()
-        ours: Any = {"namespace": "bascule", "registry": self._registry}
+        self.registry = CollectorRegistry()
+        ours: Any = {"namespace": "bascule", "registry": self.registry}
         times = ours | {"buckets": _SECONDS}
         self.requests = Counter("requests", "Answers given, by route and status.", ("route", "status"), **ours)
         self.seconds = Histogram("request_seconds", "From the headers of a request to its answer.", ("route",), **times)
@@ -108,10 +108,6 @@ class Metrics:
         self.short.inc(sum(len(one["items"]) < k for one in answers))
         self.unknown_items.inc(sum(one["unknown_items"] for one in answers))
         self.unknown_values.inc(sum(len(one.get("unknown_values", ())) for one in answers))
-
-    def render(self) -> bytes:
-        """Return all metrics in Prometheus' text format."""
-        return generate_latest(self._registry)
 
 
 class RequestMiddleware:
@@ -146,7 +142,7 @@ class RequestMiddleware:
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
     """Refuse a body that is no JSON or too long, as soon as that is seen."""
-    n_bytes = 0
+    n_bytes, kind = 0, dict(scope["headers"]).get(b"content-type", b"")
 
     async def receive_some() -> Message:
         nonlocal n_bytes
@@ -154,13 +150,8 @@ def _bounded(scope: Scope, receive: Receive) -> Receive:
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")
-        if n_bytes and not _is_json(scope):
+        if n_bytes and kind.partition(b";")[0].strip().lower() != b"application/json":
             raise HTTPException(415, "the content-type is not application/json")
         return message
 
     return receive_some
-
-
-def _is_json(scope: Scope) -> bool:
-    kinds = [value for name, value in scope["headers"] if name == b"content-type"]
-    return bool(kinds) and kinds[0].split(b";")[0].strip().lower() == b"application/json"

@@ -213,12 +213,10 @@ def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 
 ERRORS = errors(400, 404, 405, 413, 415, 422, 503)
+_NEW: Any = {"history": [{"item_id": "12"}, {"item_id": "31"}], "k": 5}
 ASK_EXAMPLES: Any = {
     "known": {"summary": "A known user", "value": {"user_id": "7", "k": 5}},
-    "new": {
-        "summary": "Somebody new, with a history",
-        "value": {"history": [{"item_id": "12"}, {"item_id": "31"}], "k": 5},
-    },
+    "new": {"summary": "Somebody new, with a history", "value": _NEW},
     "many": {"summary": "Many at once", "value": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5}},
 }
 SIMILAR_EXAMPLES: Any = {"near": {"summary": "The nearest five", "value": {"item_id": "12", "k": 5}}}

@@ -10,7 +10,7 @@ from typing import Any
 from serve.http.app import make_app
 from serve.profiles import write_profiles
 from serve.schema import Schema
-from serve.service import Service, open_service
+from serve.service import Service
 from serve.versions import BundleSource
 from tests.linear_bundle import UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles
@@ -29,7 +29,7 @@ def publish_served(folder: Path, schema: Schema, seed: int = 3) -> Path:
 
 
 def open_bundle(bundle: Path, state: Path | None = None) -> Service:
-    return open_service(BundleSource(bundle), bundle.parent, None, state, EVER)
+    return Service(BundleSource(bundle), bundle.parent, None, state, EVER)
 
 
 @contextmanager

@@ -79,7 +79,6 @@ def test_a_body_of_another_form_is_refused_and_the_place_named(app, path, body, 
         ({"filters": {"where": "prise <= 77123"}}, "did you mean 'price'"),
         ({"filters": {"where": "price <= 'cheap77123'"}}, "price"),
         ({"filters": {"where": "(price < 77123"}}, ""),
-        ({"filters": {"where": "price < 77123e999"}}, ""),
         ({"filters": {"where": "`it's 77123` = 1"}}, "allowed: "),
         ({"filters": {"at_most": {"it's 77123": 1}}}, "allowed: "),
         ({"requests": [{}, {"filters": {"at_most": {"brandy": 1}}}]}, "requests[1]: filters"),
@@ -172,6 +171,7 @@ def test_mutated_bodies_are_answered_or_refused(app):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)
 def test_twenty_thousand_mutated_bodies_are_answered_or_refused(app):
     check_mutated(app, 20_000, seed=2)
 

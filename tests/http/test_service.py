@@ -11,7 +11,7 @@ import pytest
 
 from serve.recommender import Recommender
 from serve.requests import History, Request
-from serve.service import Service, find_reasons, open_service, show_items
+from serve.service import Service, find_reasons, show_items
 from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
@@ -59,7 +59,7 @@ def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(
 def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
     user, (first, second, *_) = a_user(schema), item_ids(schema)
     now, state = int(time.time()), bundle.parent / "state"
-    with closing(Service(BundleSource(bundle), state, [bundle.parent], retention_days=2)) as service:
+    with closing(Service(BundleSource(bundle), bundle.parent, None, None, 2)) as service:
         times = {first: now - 3 * DAY, second: now - DAY}
         events = [{"user_id": user, "item_id": item, "datetime": at} for item, at in times.items()]
         assert service.observe(events) == 1
@@ -85,7 +85,7 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
     profiles, state = bundle.parent / "profiles", other / "state"
     user, event = a_user(schema), {"user_id": a_user(schema), "item_id": item_ids(schema)[0]}
     source = RegistrySource(registry, profiles)
-    with closing(open_service(source, registry.path, profiles, state, EVER)) as service:
+    with closing(Service(source, registry.path, profiles, state, EVER)) as service:
         assert service.observe([event]) == 1
         erased = [receipt["erased"] for receipt in service.forget(user)]
         assert (sum(one["events"] for one in erased), sum(one["profiles"] for one in erased)) == (1, 1)
