@@ -36,6 +36,7 @@ def open_bundle(bundle: Path, state: Path | None = None) -> Service:
 def asking(bundle: Path, state: Path | None = None, token: str | None = None, max_waiting: int = 64) -> Iterator[Any]:
     """Give an application to ask."""
     app = make_app(open_bundle(bundle, state), token, max_waiting)
+    app.state.shared.answers._deadline = 60  # tests share processors
     with closing(app.state.shared):
         yield app
 
