@@ -166,9 +166,10 @@ def _forget(given: argparse.Namespace) -> None:
 
 def _publish(given: argparse.Namespace) -> None:
     from serve.bundle import PROFILES, STATE
-    from serve.versions import Registry, publish_version
+    from serve.versions import KEPT_VERSIONS, Registry, publish_version
 
-    published = publish_version(Registry(given.registry or _REGISTRY), given.bundle, given.keep, given.activate)
+    keep = KEPT_VERSIONS if given.keep is None else given.keep
+    published = publish_version(Registry(given.registry or _REGISTRY), given.bundle, keep, given.activate)
     print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
     if given.activate:
         print(f"current: {published.version}")
@@ -230,7 +231,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--user": {"nargs": "+", "metavar": "ID", "help": "as in the data"},
     "--exports": _FOLDER | {"nargs": "+", "default": [], "help": "folders that `serve export --side user` wrote"},
     "--activate": {"action": "store_true", "help": "let it be served from now on"},
-    "--keep": {"type": int, "default": 3, "metavar": "N", "help": "latest versions that stay (default: 3)"},
+    "--keep": {"type": int, "metavar": "N", "help": "latest versions that stay (default: 3)"},
     "--version": {"metavar": "V", "help": "its 12 digits, as `list` shows them"},
 }
 _ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles"

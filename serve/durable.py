@@ -87,11 +87,8 @@ def _sync(path: Path, flags: int) -> None:
 def place_folder(new: Path, target: Path) -> Path | None:
     """Put the folder `new` in the place of the folder `target`, both in one directory.
 
-    Where the file system can exchange two names, a reader finds the old or the new folder at every instant.
-    Elsewhere there is an instant between two renames with neither.
-
-    Returns:
-        Where the old folder is now, None if there was none.
+    Where the file system can exchange two names, a reader finds the old or the new folder at every instant. Elsewhere
+    there is an instant between two renames with neither. Return where the old folder is now, None if there was none.
     """
     if not target.exists():
         os.rename(new, target)
@@ -122,13 +119,9 @@ def exchange(left: Path, right: Path) -> bool:
 
 
 def open_database(path: Path, pragma: str, mark: int, tables: str = "") -> sqlite3.Connection:
-    """Open a SQLite file in write-ahead mode, made if need be: what is committed is on disk, what is deleted is erased.
+    """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
 
-    Args:
-        path: of the file.
-        pragma: `application_id` or `user_version`, which tells the file from other databases by `mark`.
-        mark: its value.
-        tables: statements that make what is not there yet.
+    `tables` makes what is not there yet; `pragma` has the value `mark`, which tells the file from other databases.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with name_fault(path):
@@ -184,11 +177,7 @@ def hash_id(salt: bytes, user_id: str | int) -> bytes:
 
 
 def read_erasure_list(run: Path) -> ErasureList:
-    """Read the erasure list of a run's folder; empty if there is no file.
-
-    Raises:
-        BundleError: the file is damaged or of another format.
-    """
+    """Read the erasure list of a run's folder; empty if there is no file."""
     path = run / FORGOTTEN
     try:
         content = json.loads(path.read_bytes())

@@ -41,8 +41,7 @@ from serve.tables import erase_from_export, read_plan
 from serve.versions import read_version
 
 _LOCK = ".forgotten.lock"
-_REJECTS = (REJECTS, f".beside-*/{REJECTS}")
-"""Lists of rejected records in a run, the second of a training that is not over."""
+_REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # lists of rejected records, the second of a training that is not over
 _VALUE = "value"
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
@@ -58,15 +57,8 @@ _NOT_REACHED = {
 def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()) -> dict[str, Any]:
     """Erase users from profiles, live events, what was shown to them, rejected records and the exports given.
 
-    It may be done while a server or a training works on the run; after an error it may be done again.
-
-    Args:
-        run: folder of the run.
-        user_ids: as text or integer: 7 and "7" are the same user. A list, also of a single one.
-        exports: folders that `serve export --side user` wrote.
-
-    Returns:
-        The receipt, as JSON values: who, by keyed hash, when, what was erased, and what is out of reach.
+    It may be done while a server or a training works on the run; after an error it may be done again. 7 and "7" are the
+    same user. Return the receipt as JSON values: who, by keyed hash, when, what was erased, and what is out of reach.
     """
     if not holds_run(run):
         raise SchemaError(f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it")
@@ -130,15 +122,12 @@ def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
 
 
 def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
-    """Return the erasure list of a run, joined by that of the run that it goes on from, which it takes over.
+    """Return the erasure list of a run, joined by that of the run of a previous bundle, which it takes over.
 
-    Args:
-        run: its folder.
-        previous: bundle that it goes on from; one that is reached by a link is of the run that the link leads to, too.
+    A bundle that is reached by a link is of the run that the link leads to, too.
     """
-    places = () if previous is None else (previous.absolute(), previous.resolve())
     others = ErasureList()
-    for place in places:
+    for place in () if previous is None else (previous.absolute(), previous.resolve()):
         others = _join(others, read_erasure_list(place.parent))
     if not len(others):
         return read_erasure_list(run)
@@ -164,8 +153,7 @@ def _write(run: Path, erased: ErasureList) -> None:
 def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
     """Rewrite the lists of rejected records that training left in a run; return how many rows and values went.
 
-    A rejected record is named by file and line, so most of them do not say whose they are. A row that names the user
-    goes; of the others the value goes, since it may be theirs, and file, line and reason stay.
+    A row that names a user goes; of the others the value goes, since most do not say whose it is.
     """
     naming = re.compile(rf"(?<!\w)({'|'.join(re.escape(str(user_id)) for user_id in user_ids)})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
@@ -175,8 +163,7 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
                 table = file.read()
             values = table.column(_VALUE).to_pylist()
         except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
-            advice = "and may name who is to be forgotten: remove it, then do this again"
-            raise BundleError(f"{path} is damaged, {advice} ({error})") from error
+            raise BundleError(f"{path} is damaged and may name them: remove it, then do this again") from error
         kept = [place for place, value in enumerate(values) if value is None or not naming.search(value)]
         erased["rejects"] += len(values) - len(kept)
         erased["rejected_values"] += sum(values[place] is not None for place in kept)

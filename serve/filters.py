@@ -25,13 +25,7 @@ from serve.catalogue import REPEAT_RATE
 from serve.columns import to_numpy
 from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import (
-    Floats,
-    ItemIds,
-    ItemIndex,
-    Pairs,
-    Query,
-)
+from serve.index import Floats, ItemIds, ItemIndex, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import Feature
 
@@ -40,8 +34,7 @@ Mask = NDArray[np.bool_]
 Value = str | bool | int | float
 Where = Callable[["Columns"], Mask]  # tells of columns of N items which of them meet an expression, (N,)
 
-WORDS = frozenset({"and", "or", "not", "in", "true", "false", "(", ")", "[", "]", ","})
-"""The words of the language, which messages may repeat."""
+WORDS = frozenset({"and", "or", "not", "in", "true", "false", "(", ")", "[", "]", ","})  # messages may repeat them
 _MAX_CHARACTERS = 10_000
 _MAX_DEPTH = 32  # nots and brackets within each other
 _MAX_MASKS = 32  # of expressions, kept between requests
@@ -68,8 +61,7 @@ _EXAMPLE = "\"price <= 20 and not brand in ['x', 'y']\""
 def parse_where(text: str) -> Where:
     """Read an expression; Python parses it, but nothing is ever evaluated as code."""
     if len(text) > _MAX_CHARACTERS:
-        allowed = f"allowed: {_MAX_CHARACTERS}; a long list of items goes in 'only'"
-        raise SchemaError(f"where has {len(text)} characters; {allowed}")
+        raise SchemaError(f"where has {len(text)} characters; allowed: {_MAX_CHARACTERS}")
     leaves: list[Value] = []
     python = " ".join(_translate(token, leaves) for token in _TOKEN.finditer(text)).strip()
     try:
@@ -150,8 +142,7 @@ class Column:
         wanted = [self._check(value) for value in values]
         if sign in _ORDER:
             if self.kind != "numbers":
-                allowed = "which have no order; allowed are = != in, not in"
-                raise SchemaError(f"where: column '{self.name}' holds {self.kind}, {allowed}")
+                raise SchemaError(f"where: column '{self.name}' holds {self.kind}, which have no order; use = or in")
             with np.errstate(over="ignore"):  # 1e300 beside float32 is infinite, and is larger than all
                 return self.have(_ORDER[sign](self.values, wanted[0]))
         found = self.have(self._are_among(wanted))
@@ -167,8 +158,7 @@ class Column:
     def codes_of(self, row: int) -> list[int]:
         """Return the values of an item as positions in `values`."""
         start, stop = self.offsets[self.cell[row]], self.offsets[self.cell[row] + 1]
-        codes: list[int] = self.codes[start:stop].tolist()
-        return codes
+        return list(self.codes[start:stop].tolist())
 
     def _check(self, value: Value) -> Any:
         """Return a value as the column has them; a whole number as an integer, which compares exactly."""
@@ -184,8 +174,7 @@ class Column:
         """Tell which distinct values are among those wanted, (V,)."""
         kind = self.values.dtype
         if kind == np.object_:
-            texts = set(wanted)
-            return np.array([text in texts for text in self.values], dtype=np.bool_)
+            return np.array([*map(set(wanted).__contains__, self.values)], dtype=np.bool_)
         if kind == np.int64:
             wanted = [number for number in wanted if isinstance(number, int) and -(2**63) <= number < 2**63]
         with np.errstate(over="ignore"):
@@ -298,8 +287,7 @@ class Admission:
         if filters is not None and filters.where is not None:
             barred |= ~self.columns.admit(filters.where)
         if filters is not None and filters.only is not None:
-            rows = self.item_ids.find(filters.only)
-            barred |= ~np.isin(np.arange(len(barred)), rows)
+            barred |= ~np.isin(np.arange(len(barred)), self.item_ids.find(filters.only))
         return barred if self.is_removed is None else barred | self.is_removed
 
     def limits(self, filters: Filters) -> list[tuple[Column, int]]:
@@ -313,7 +301,7 @@ def rank_filtered(
     """Rank T requests, those that share filters together; return scores and rows, (T, k) each."""
     scores, rows = np.full((len(query), k), -np.inf, np.float32), np.full((len(query), k), -1, np.int64)
     for one in dict.fromkeys(filters):
-        places = np.array([place for place, other in enumerate(filters) if other == one], dtype=np.int64)
+        places = np.flatnonzero([other == one for other in filters])
         part = query if len(places) == len(query) else query.take(places)
         barred, limits = admission.bar(one), [] if one is None else admission.limits(one)
         if not limits:
@@ -365,10 +353,7 @@ def _walk(
 def explain_short(
     admission: Admission, filters: Sequence[Filters | None], left_out: Mapping[str, Pairs], rows: Ints, k: int
 ) -> dict[int, str]:
-    """Return request -> why its list, a row of `rows` with -1 where there is no item, has fewer than k items.
-
-    `left_out` holds requests and rows of the items that are not listed, by the reason.
-    """
+    """Return request -> why its list has fewer than k items; `left_out`: reason -> requests and rows not listed."""
     reasons = {}
     for place, length in enumerate((rows >= 0).sum(axis=1).tolist()):
         if length < k:

@@ -58,8 +58,7 @@ class Profiles:
     """The profiles of U users; the events of user u are `offsets[u]:offsets[u + 1]` of `history`."""
 
     user_ids: NDArray[np.generic]  # (U,), int64, or object with texts
-    features: dict[str, NDArray[Any]]
-    """Feature name -> (U,) float64 with NaN, or object with texts and None; of a vector (U, W) float32 with NaN."""
+    features: dict[str, NDArray[Any]]  # (U,) float64, NaN if missing, or object, None; of a vector (U, W) float32
     history: History
     offsets: NDArray[np.int64]
 

@@ -46,13 +46,17 @@ from serve.requests import (
 )
 from serve.schema import Schema
 
-DISMISS, UNDISMISS = "dismiss", "undismiss"
-"""Events that hide their item from the user, and that take this back; neither is part of the history."""
+DISMISS, UNDISMISS = "dismiss", "undismiss"  # hide an item, and take this back; neither is part of the history
 RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
 _DAY = 86_400
 _CLOCK_TOLERANCE = _DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
 _MAX_RECALLED = 10_000  # events of a user, the latest
+_LOG = logging.getLogger("serve.http")
+_MAX_LISTS = 20_000  # in the queue: if the disk does not keep up, answers wait for it
+_MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
+_PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
+_HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _MARK = 0x42530001  # "BS" and the format
 _TABLES = """
@@ -145,11 +149,7 @@ class StateStore:
         return self.observe_many([Observation(user_id, item_id, event, time, weight)]) == 1
 
     def observe_many(self, observations: Iterable[Observation]) -> int:
-        """Keep events, all or none; they are on disk when this returns how many there are.
-
-        Those of forgotten users are not kept. An event that is there already, equal in user, item, type, time and
-        weight, is there once.
-        """
+        """Keep events, all or none, each once; return how many are on disk now: none of forgotten users."""
         given = list(observations)
         for one in given:
             _check(one)
@@ -159,7 +159,7 @@ class StateStore:
         return len(rows)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
-        """Keep what users were shown, all or none; nothing of forgotten users. Raises as `observe_many`."""
+        """Keep what users were shown, all or none; nothing of forgotten users."""
         given = list(answers)
         for one in given:
             check_seconds(one.datetime, "datetime")
@@ -235,7 +235,7 @@ class StateStore:
 
 
 def check_retention(days: float, name: str) -> None:
-    """Refuse a retention that would keep nothing, or everything for ever; names it as it was given."""
+    """Refuse a retention that would keep nothing, or everything for ever."""
     if not 0 < days < _MAX_RETENTION:
         raise ValueError(f"{name} is {days:g}; allowed: above 0, below {_MAX_RETENTION}")
 
@@ -304,9 +304,8 @@ def _parse(raw: Mapping[str, Any], where: str, schema: Schema, now: int) -> Obse
 def complete(request: Request, profiles: Profiles, state: StateStore) -> Request:
     """Return the request with the user's live events and dismissals in it.
 
-    If it brings no history of its own, its history becomes that of the profile and the live events, by time. Dismissed
-    items are excluded, whatever history it has. The profile of a forgotten user, which a process that loaded it earlier
-    may still hold, is not read.
+    A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
+    excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
     """
     user_id = request.user_id
     fitted = None if user_id is None else _fit(user_id, profiles.user_ids)
@@ -327,16 +326,15 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
         history = History(ids[:0]) if request.history is None else request.history
         return replace(request, history=history, features=request.features or {})
     kind = str if ids.dtype == np.object_ else int
-    dismissed = [one for one in (_fit(one, ids) for one in recalled.dismissed) if isinstance(one, kind)]
+    dismissed = [one for one in (_fit(each, ids) for each in recalled.dismissed) if isinstance(one, kind)]
     if dismissed:
         request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *dismissed))))
     fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
     kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
     if request.user_id is None or request.history is not None or not kept:
         return request
-    live = replace(
-        recalled.history.take(np.array(kept)), item_id=np.array([fitted[place] for place in kept], ids.dtype)
-    )
+    item_ids = np.array([fitted[place] for place in kept], ids.dtype)
+    live = replace(recalled.history.take(np.array(kept)), item_id=item_ids)
     profile = profiles.get(request.user_id)
     return replace(request, history=live if profile is None else _join(profile.history, live))
 
@@ -379,13 +377,6 @@ def _append(known: History, live: History) -> History:
     return History(**{name: np.concatenate([values, getattr(live, name)]) for name, values in columns.items()})
 
 
-_LOG = logging.getLogger("serve.http")
-_MAX_LISTS = 20_000  # in the queue: if the disk does not keep up, answers wait for it
-_MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
-_PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
-_HOUR = 3600.0
-
-
 class ImpressionLog:
     """A thread that writes what was shown behind the answers, and once an hour removes what is too old."""
 
@@ -401,8 +392,7 @@ class ImpressionLog:
     @property
     def notes(self) -> list[str]:
         """Say that nothing is logged any more, if that is so."""
-        failed = "what is shown is no longer logged: the log of the service has failed; start it again"
-        return [] if self._thread.is_alive() else [failed]
+        return [] if self._thread.is_alive() else ["what is shown is no longer logged; start the service again"]
 
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""

@@ -59,18 +59,15 @@ _QUOTED = re.compile(r'"[^"]*"')
 
 Row = tuple[str, Any]  # where a row stands in its file, and what it holds, by our names
 Side = Literal["user", "item"]
-Encoded = tuple[Sequence[Any] | np.ndarray, np.ndarray]
-"""Ids of some rows, None for an anonymous request, and their vectors."""
+Encoded = tuple[Sequence[Any] | np.ndarray, np.ndarray]  # ids of rows, None for an anonymous request, and vectors
 
 
 @dataclass(frozen=True)
 class RowLayout:
     """The layout of a file whose columns or delimiter are not as ours."""
 
-    delimiter: str | None = None
-    """Between the cells of a text file; None: the one that splits the first line most often."""
-    columns: Mapping[str, str] = field(default_factory=dict)
-    """Our name -> the column it is in. Columns of the file that are called as one of our names here are hidden."""
+    delimiter: str | None = None  # of a text file; None: the one that splits the first line most often
+    columns: Mapping[str, str] = field(default_factory=dict)  # our name -> the file's, which hides one called as ours
 
     def rename(self, fields: Any) -> Any:
         """Put fields of the file under our names."""
@@ -101,11 +98,7 @@ def read_layout(delimiter: str | None, columns: str | None) -> RowLayout:
 def read_requests(
     path: Path, schema: Schema, layout: RowLayout = AS_OURS, check: Callable[[Request], None] | None = None
 ) -> Iterator[Request]:
-    """Read and check the requests of a file one by one; `check` may refuse one that cannot be answered.
-
-    Raises:
-        SchemaError: a missing file, an unknown suffix, or a request that cannot be read; names file and place.
-    """
+    """Read and check the requests of a file one by one; `check` may refuse one that cannot be answered."""
     rows, is_flat = read_rows(path, layout), _kind_of(path) in _TEXTS  # a file that cannot be read is refused at once
 
     def parse() -> Iterator[Request]:
@@ -128,8 +121,8 @@ def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     for name, cell in cells.items():
         found = [(side, one) for side, some in sides for one in some if one.name == name and one.kind not in DERIVED]
         if len(found) != 1 and name not in ("user_id", "datetime"):
-            allowed = "allowed in CSV: user_id, datetime, single features of users and context; else give JSON Lines"
-            raise SchemaError(f"column {show(name)} cannot be read; {allowed}")
+            allowed = "user_id, datetime, single features of users and context; else give JSON Lines"
+            raise SchemaError(f"column {show(name)} cannot be read; allowed in CSV: {allowed}")
         if cell.strip():
             fields = raw.setdefault(found[0][0], {}) if found else raw
             is_number = bool(found) and found[0][1].is_numeric and _NUMBER.fullmatch(cell.strip())
@@ -148,8 +141,9 @@ def read_items(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Itera
         if not isinstance(raw, dict) or ITEM_ID not in raw:
             raise SchemaError(f"{path.name}, {place}: no '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN")
         if is_first and len(wanted) > 1 and len(wanted & raw.keys()) < 2:
-            allowed = ", ".join(sorted(wanted - {ITEM_ID}))
-            raise SchemaError(f"{path.name}, {place}: no column is a feature of items; allowed: {allowed}")
+            raise SchemaError(
+                f"{path.name}, {place}: no column is a feature of items; allowed: {sorted(wanted - {ITEM_ID})}"
+            )
         is_first = False
         yield f"{path.name}, {place}", {name: raw[name] for name in wanted & raw.keys()}
 
@@ -186,8 +180,7 @@ def read_rows(path: Path, layout: RowLayout = AS_OURS) -> Iterator[Row]:
     kind = _kind_of(path)
     if kind not in _READERS or (kind == ".parquet" and path.suffix.lower() == _GZIP):
         allowed = f"{', '.join(_READERS)} ({_GZIP} may follow all but .parquet)"
-        hint = "; write a JSON array as one object per line" if kind == ".json" else ""
-        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {allowed}{hint}")
+        raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {allowed}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
     if layout.delimiter is not None and kind not in _TEXTS:
@@ -243,10 +236,9 @@ def _read_parquet(path: Path, layout: RowLayout) -> Iterator[Row]:
 def _check_columns(path: Path, names: Sequence[str], layout: RowLayout) -> None:
     if not names or len(set(names)) < len(names):
         raise SchemaError(f"{path.name}: the columns are {show(names)}; expected distinct names")
-    for ours, theirs in layout.columns.items():
+    for theirs in layout.columns.values():
         if theirs not in names:
-            nearest = name_nearest(theirs, names)
-            raise SchemaError(f"{path.name}: no column '{theirs}', where {ours} should be; {nearest}")
+            raise SchemaError(f"{path.name}: no column '{theirs}'; {name_nearest(theirs, names)}")
 
 
 def _number_rows(batches: Iterable[pa.RecordBatch], layout: RowLayout) -> Iterator[Row]:
@@ -299,15 +291,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
 def export_items(
     recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, layout: RowLayout = AS_OURS
 ) -> list[str]:
-    """Export item vectors; return lines to say.
-
-    Args:
-        recommender: of the bundle.
-        rows: file of items with `item_id` and raw features; None: the catalogue.
-        folder: of the shards; those that are finished stay whatever comes after them.
-        overwrite: replace an export that is there.
-        layout: of the file of rows.
-    """
+    """Export the vectors of a file of items, None: of the catalogue, as shards in a folder; return lines to say."""
     schema, vectors = recommender.bundle.schema, recommender.bundle.vectors
     ids = recommender.bundle.items.column(ITEM_ID)
 
@@ -328,9 +312,9 @@ def export_items(
                 encode([one])
             raise
 
-    if rows is None:
-        return _export(recommender, "item", {"kind": "catalogue"}, _in_blocks(range(len(ids)), take), folder, overwrite)
-    identity, blocks = _identify(rows, layout), _in_blocks(read_items(rows, schema, layout), encode)
+    identity, blocks = {"kind": "catalogue"}, _in_blocks(range(len(ids)), take)
+    if rows is not None:
+        identity, blocks = _identify(rows, layout), _in_blocks(read_items(rows, schema, layout), encode)
     return _export(recommender, "item", identity, blocks, folder, overwrite)
 
 
@@ -365,8 +349,8 @@ def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
         raise SchemaError(f"{path}: no such file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    about = {"kind": "file", "suffix": "".join(path.suffixes[-2:]).lower(), "sha256": digest}
-    return about | {"delimiter": layout.delimiter, "columns": dict(layout.columns)}
+    suffix = "".join(path.suffixes[-2:]).lower()
+    return {"kind": "file", "suffix": suffix, "sha256": digest, **vars(layout)}
 
 
 def _fingerprint(profiles: Profiles) -> str:
@@ -469,11 +453,9 @@ def _open_folder(folder: Path, plan: Mapping[str, Any], overwrite: bool) -> Iter
 def read_plan(folder: Path) -> dict[str, Any]:
     """Read what the shards of a folder are made from."""
     try:
-        plan: dict[str, Any] = dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
+        return dict(json.loads((folder / PLAN).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError) as error:
-        advice = "give the --out of `serve export`, or choose another"
-        raise SchemaError(f"{folder} holds no export with a {PLAN}: {error}; {advice}") from error
-    return plan
+        raise SchemaError(f"{folder} holds no export with a {PLAN}: {error}; give the --out of `export`") from error
 
 
 def _to_json(content: Mapping[str, Any]) -> bytes:
@@ -481,10 +463,7 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
 
 
 def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
-    """Rewrite the shards that hold any of the users, given as texts; return how many rows went.
-
-    A shard is replaced in one step. Whoever is killed in between calls it again.
-    """
+    """Rewrite the shards that hold any of the users, given as texts, one by one; return how many rows went."""
     n_gone = 0
     with _lock(folder):
         for partial in folder.glob(f"{_SHARDS}.part"):

@@ -56,8 +56,8 @@ from serve.errors import BundleError, SchemaError, name_nearest
 from serve.profiles import settle_profiles
 from serve.recommender import Recommender, golden_answer
 
-LOADING_ERRORS = (ValueError, OSError, MemoryError)
-"""What loading a version raises; BundleError and SchemaError are ValueErrors."""
+KEPT_VERSIONS = 3  # the latest ones, by default
+LOADING_ERRORS = (ValueError, OSError, MemoryError)  # BundleError and SchemaError are ValueErrors
 _LOCK = ".lock"
 _STAGED = f".{BUNDLE}-"
 _ASIDE = f".{BUNDLE}-old-"
@@ -66,8 +66,7 @@ _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
 _MAX_PAST = 100
 _MAX_BYTES = 1 << 14
-_HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))
-"""View and metric that runs are compared by, with repeats and without them."""
+_HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # view and metric, with repeats and without them
 
 
 @dataclass(frozen=True)
@@ -97,14 +96,22 @@ class Stage:
             raise
         return stage
 
-    def seal(self, facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
+    def seal(self, facts: Facts, metrics: Mapping[str, Any], required: frozenset[str] = ANSWERING) -> Manifest:
         """Hash the files and write the manifest over them; again whenever a file was added."""
-        return _seal(self.path, ANSWERING, facts, metrics)
+        names = {entry.name for entry in self.path.iterdir()} - {MANIFEST}
+        for name in sorted(required - names):
+            raise BundleError(f"{name} is missing from the stage: write it before the manifest")
+        for name in sorted(names - PUBLISHED):
+            raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
+        files = {name: hash_file(self.path / name) for name in sorted(names)}
+        manifest = Manifest.create(facts, *read_space(self.path), files, metrics)
+        write_file(self.path / MANIFEST, manifest.to_bytes())
+        return manifest
 
     def prepare(self, facts: Facts, metrics: Mapping[str, Any]) -> Ready:
         """Bring a complete stage to disk, seal and verify it."""
         sync_files(self.path)
-        manifest = _seal(self.path, PUBLISHED, facts, metrics)
+        manifest = self.seal(facts, metrics, PUBLISHED)
         sync_folder(self.path)
         Bundle.load(self.path)
         return Ready(self, manifest.version)
@@ -169,19 +176,6 @@ def read_version(bundle: Path) -> str | None:
         return None
 
 
-def _seal(path: Path, required: frozenset[str], facts: Facts, metrics: Mapping[str, Any]) -> Manifest:
-    names = {entry.name for entry in path.iterdir()} - {MANIFEST}
-    for name in sorted(required - names):
-        raise BundleError(f"{name} is missing from the stage: write it before the manifest")
-    for name in sorted(names - PUBLISHED):
-        raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
-    space_id, dim = read_space(path)
-    files = {name: hash_file(path / name) for name in sorted(names)}
-    manifest = Manifest.create(facts, space_id, dim, files, metrics)
-    write_file(path / MANIFEST, manifest.to_bytes())
-    return manifest
-
-
 def _settle(directory: Path) -> None:
     """Give the bundle what belongs to it and remove stages; called under the lock."""
     target = directory / BUNDLE
@@ -194,12 +188,11 @@ def _settle(directory: Path) -> None:
         for path in sorted(folder.iterdir()):
             os.replace(path, directory / path.name)
         sync_folder(directory)
-    for pattern in (_STAGED, _BESIDE):
-        _remove_all(directory, pattern)
+    _remove_all(directory, _STAGED, _BESIDE)
 
 
-def _remove_all(directory: Path, prefix: str) -> None:
-    for path in directory.glob(f"{prefix}*"):
+def _remove_all(directory: Path, *prefixes: str) -> None:
+    for path in [path for prefix in prefixes for path in directory.glob(f"{prefix}*")]:
         shutil.rmtree(path, ignore_errors=True)  # what stays goes next time
 
 
@@ -227,8 +220,7 @@ class Registry:
         """Read which version is to be served."""
         text = self._read(CURRENT)
         if text is None:
-            hint = f"{CURRENT} is missing; choose one with `activate`"
-            raise BundleError(f"no version is current in {self.path}: {hint}")
+            raise BundleError(f"no version is current in {self.path}: {CURRENT} is missing; choose one with `activate`")
         return _check_version(text.removesuffix("\n"), CURRENT)
 
     def find_current(self) -> str | None:
@@ -245,8 +237,6 @@ class Registry:
 
     def set_current(self, version: str, past: Sequence[str]) -> None:
         """Let a version be served; the history comes first, so that after a kill it holds whatever is current."""
-        if (self.path / CURRENT).is_dir():  # no file can take its place
-            raise BundleError(f"{CURRENT} in {self.path} is a folder; expected a file: move the folder away")
         history = [version, *(name for name in past if name != version)][:_MAX_PAST]
         for name, lines in ((HISTORY, history), (CURRENT, [version])):
             write_file(self.path / name, "".join(f"{line}\n" for line in lines).encode())
@@ -285,26 +275,25 @@ class Registry:
 
 
 class Published(NamedTuple):
-    """A published version, whether the registry lacked it, and the versions that made room."""
+    """A published version."""
 
     version: str
-    is_new: bool
-    removed: Sequence[str]
+    is_new: bool  # whether the registry lacked it
+    removed: Sequence[str]  # versions that made room
 
 
 class RolledBack(NamedTuple):
-    """The version now, the one before (None: unreadable), and why others in between were skipped."""
+    """A version that is current again."""
 
     version: str
-    left: str | None
-    skipped: Sequence[str]
+    left: str | None  # the version before; None: unreadable
+    skipped: Sequence[str]  # why others in between could not be served
 
 
-def publish_version(registry: Registry, bundle: Path, keep: int, is_activated: bool = False) -> Published:
-    """Copy a bundle into the registry, made if need be; `is_activated`: let it be served from now on.
-
-    The `keep` latest versions stay, the current one and the one before it anyway.
-    """
+def publish_version(
+    registry: Registry, bundle: Path, keep: int = KEPT_VERSIONS, is_activated: bool = False
+) -> Published:
+    """Copy a bundle into the registry; the `keep` latest versions stay, the current and the one before it anyway."""
     if keep < 1:
         raise BundleError(f"keep is {keep}; allowed: 1 or more")
     if (bundle / MANIFEST).is_file() and bundle.resolve() in (registry.path / BUNDLE).resolve().parents:
@@ -413,32 +402,31 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
 
 def _verify(folder: Path, version: str) -> None:
     """Read a version as a service would, and let it answer its golden requests."""
-    recommender = Recommender(Bundle.load(folder))
-    _check_loaded(recommender, version)
+    recommender = _check_loaded(Recommender(Bundle.load(folder)), version)
     replay(recommender.bundle.golden, golden_answer(recommender))
+
+
+def _check_loaded(recommender: Recommender, version: str) -> Recommender:
+    found = recommender.bundle.manifest.version
+    if found != version:
+        raise BundleError(f"version {version} holds {MANIFEST} of {found}: remove its folder and publish it again")
+    return recommender
 
 
 def _find_fault(registry: Registry, version: str) -> str | None:
     """Return why a version cannot be served, None if it can."""
     try:
         _verify(registry.folder(version), version)
+        return None
     except ValueError as error:
         return str(error)
-    return None
 
 
 def _check_version(version: str, where: str) -> str:
     """Return a text that names a version; it becomes part of a path, so nothing else may."""
     if not _VERSION.fullmatch(version):
-        shown = repr(version[:40])
-        raise BundleError(f"{where} is {shown}; expected the 12 digits 0-9a-f of a version: `list` shows them")
+        raise BundleError(f"{where} is {version[:40]!r}; expected the 12 digits 0-9a-f of a version, see `list`")
     return version
-
-
-def _check_loaded(recommender: Recommender, version: str) -> None:
-    found = recommender.bundle.manifest.version
-    if found != version:
-        raise BundleError(f"version {version} holds {MANIFEST} of {found}: remove its folder and publish it again")
 
 
 def _published_at(folder: Path) -> float:
@@ -453,7 +441,6 @@ class Snapshot:
     """A version in memory. A request takes it once, so that its answer is of one version throughout."""
 
     recommender: Recommender
-    folder: Path
     loaded_at: float = field(default_factory=time.time)  # UTC seconds
 
     @property
@@ -472,7 +459,7 @@ class BundleSource:
         return self.load(), None
 
     def load(self) -> Snapshot:
-        return Snapshot(Recommender.load(self.folder, self.profiles), self.folder)
+        return Snapshot(Recommender.load(self.folder, self.profiles))
 
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.folder, self.profiles])
@@ -510,10 +497,7 @@ class RegistrySource:
         return _explain(error, [self.registry.path, self.profiles])
 
     def _load(self, version: str) -> Snapshot:
-        folder = self.registry.folder(version)
-        recommender = Recommender.load(folder, self.profiles)
-        _check_loaded(recommender, version)
-        return Snapshot(recommender, folder)
+        return Snapshot(_check_loaded(Recommender.load(self.registry.folder(version), self.profiles), version))
 
 
 Source = BundleSource | RegistrySource

@@ -266,7 +266,7 @@ def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cann
     shop.put_many({"milk": MILK, "cheese": MILK, "7000001": MILK})
     shop.remove("cheese")  # of which nobody misses anything
     shop.rebase(recommenders["films"])
-    note = "live items: 'milk' (str) is no id of the bundle: it is not listed (1 times)"
+    note = "live items: 'milk' (str) is no id of the bundle: not listed (1 times)"
     assert note in shop.notes
     assert shop.recommender.catalogue.n_listed == n_items + 1
     shop.close()

@@ -1,4 +1,4 @@
-"""What a user did just now counts in the next answer, as if it had stood in her profile."""
+"""What a user did just now counts in the next answer, as if it had stood in their profile."""
 
 import math
 from contextlib import closing

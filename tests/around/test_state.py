@@ -172,8 +172,8 @@ def test_the_questions_of_the_docs_are_answered(store, path):
     rates, events, somebody = questions
     assert query(path, rates) == [("v1", 1, 3, 2 / 3), ("v1", 2, 2, 1 / 2), ("v1", 3, 2, 0)]
     assert [row[1:4:2] for row in query(path, events)] == [("a", None), ("a", "buy"), ("b", "buy"), ("c", "buy")]
-    hers, shown = somebody.strip().split(";")[:2]
-    assert [row[:3] for row in query(path, hers)] == [
+    events_of_one, shown = somebody.strip().split(";")[:2]
+    assert [row[:3] for row in query(path, events_of_one)] == [
         (NOW + 1, "a", None),
         (NOW + 2, "a", "buy"),
         (NOW + 60, "b", "buy"),
@@ -228,7 +228,7 @@ def test_no_byte_of_a_forgotten_user_stays(store, path):
 
 
 def test_forgetting_ends_with_an_error_while_somebody_else_reads_on(path, monkeypatch):
-    """What she did still lies in the log then."""
+    """What they did still lies in the log then."""
     monkeypatch.setattr("serve.durable._PATIENCE", 0.05)
     with closing(StateStore(path)) as store, closing(sqlite3.connect(path)) as other:
         store.observe_many([*events_of(300), Observation(SENTINEL, "a", "view", NOW)])
