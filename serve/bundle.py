@@ -14,7 +14,7 @@ import mmap
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -43,15 +43,12 @@ USER_TOWER, ITEM_TOWER = "user_tower.onnx", "item_tower.onnx"
 INDEX, ITEMS = "items.faiss", "items.parquet"
 NEIGHBOURS, NEIGHBOUR_OFFSETS = "item_neighbours.npy", "item_neighbour_offsets.npy"
 
+# Files that answering needs: a stage with these can be evaluated.
 ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS})
-"""Files that answering needs: a stage with these can be evaluated."""
-PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}
-"""Files of a published bundle beside its manifest; any other is refused."""
-FORMAT = 4
-"""Formats up to 3 held the vectors twice: `item_vectors.npy` beside the index."""
+PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # files of a published bundle beside its manifest; any other is refused
+FORMAT = 4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside the index
 MAX_BYTES = 1 << 20  # of a manifest
-TOLERANCE = 2e-4
-"""How far a golden score may fall short on another machine, per unit of the k-th score where that is above 1."""
+TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
 _DAY, _MAX_EVENTS, _WORDS = 86_400, 20, 5  # of golden requests
@@ -62,17 +59,12 @@ class Facts:
     """Facts that only the run that made a bundle knows."""
 
     similarity: Similarity
-    popularity_dims: int
-    """Last columns of the item vectors that are popularity."""
-    index_recall: float
-    """Share of the exact best items that the index finds."""
+    popularity_dims: int  # last columns of the item vectors that are popularity
+    index_recall: float  # share of the exact best items that the index finds
     counts: Mapping[str, int]
-    libraries: Mapping[str, str]
-    """Name -> version."""
-    data_until: int
-    """UTC seconds just after the last training event."""
-    config: Mapping[str, Any]
-    """The run's configuration, without paths of the machine."""
+    libraries: Mapping[str, str]  # name -> version
+    data_until: int  # UTC seconds just after the last training event
+    config: Mapping[str, Any]  # the run's configuration, without paths of the machine
     neighbour_decay: float
 
 
@@ -87,14 +79,11 @@ class Manifest:
     """The content of `manifest.json`; its facts stand there beside the other keys."""
 
     facts: Facts
-    space_id: str
-    """Towers, index and schema of one bundle share it."""
+    space_id: str  # towers, index and schema of one bundle share it
     files: Mapping[str, FileEntry]
-    dim: int
-    """Columns of the item vectors, popularity included."""
+    dim: int  # columns of the item vectors, popularity included
     metrics: Mapping[str, Any]
-    sha256: str
-    """Hash of the canonical text without this key."""
+    sha256: str  # hash of the canonical text without this key
 
     @property
     def version(self) -> str:
@@ -105,13 +94,17 @@ class Manifest:
         cls, facts: Facts, space_id: str, dim: int, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
     ) -> Manifest:
         """Put a manifest together and hash it."""
-        unsigned = _to_json(cls(facts, space_id, files, dim, metrics, sha256=""))
-        del unsigned["sha256"]
-        return cls.from_bytes(_render(unsigned | {"sha256": hashlib.sha256(_render(unsigned)).hexdigest()}))
+        unsigned = cls(facts, space_id, files, dim, metrics, sha256="")
+        return replace(unsigned, sha256=_sign(unsigned._to_json()))
+
+    def _to_json(self) -> dict[str, Any]:
+        content = asdict(self)
+        facts: dict[str, Any] = content.pop("facts")
+        return facts | content | {"format": FORMAT}
 
     def to_bytes(self) -> bytes:
         """Write the canonical text."""
-        return _render(_to_json(self))
+        return _render(self._to_json())
 
     @classmethod
     def from_bytes(cls, text: bytes) -> Manifest:
@@ -122,29 +115,22 @@ class Manifest:
                 raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
             if raw.get("format") != FORMAT:
                 raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
-            unsigned = {name: value for name, value in raw.items() if name != "sha256"}
-            if _render(raw) != text or hashlib.sha256(_render(unsigned)).hexdigest() != raw.get("sha256"):
+            if _render(raw) != text or _sign(raw) != raw["sha256"]:
                 raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
-            return _from_json(raw)
+            del raw["format"]
+            facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts)})
+            files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
+            if not files.keys() <= PUBLISHED:
+                raise ValueError(f"it lists {min(files.keys() - PUBLISHED)!r}")
+            return cls(facts=facts, files=files, **raw)
         except BundleError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise BundleError(f"{MANIFEST} is no manifest of format {FORMAT}: {error}") from error
 
 
-def _to_json(manifest: Manifest) -> dict[str, Any]:
-    content = asdict(manifest)
-    facts: dict[str, Any] = content.pop("facts")
-    return facts | content | {"format": FORMAT}
-
-
-def _from_json(content: dict[str, Any]) -> Manifest:
-    del content["format"]
-    facts = Facts(**{field.name: content.pop(field.name) for field in fields(Facts)})
-    files = {name: FileEntry(**entry) for name, entry in content.pop("files").items()}
-    if not files.keys() <= PUBLISHED:
-        raise ValueError(f"it lists {min(files.keys() - PUBLISHED)!r}")
-    return Manifest(facts=facts, files=files, **content)
+def _sign(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(_render({name: value for name, value in content.items() if name != "sha256"})).hexdigest()
 
 
 def _render(content: Mapping[str, Any]) -> bytes:
@@ -202,8 +188,7 @@ def identify_folder(path: Path) -> tuple[int, int, int] | None:
 def hash_file(path: Path) -> FileEntry:
     """Hash a file for the manifest."""
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        return FileEntry(digest, os.fstat(file.fileno()).st_size)
+        return FileEntry(hashlib.file_digest(file, "sha256").hexdigest(), file.tell())
 
 
 def _map_file(folder: int, name: str) -> Content:
@@ -233,14 +218,10 @@ class Bundle:
     schema: Schema
     user_tower: Tower
     item_tower: Tower
-    index: ItemIndex
-    """Holds the one copy of the item vectors."""
-    neighbours: Neighbours
-    """Item-item weights; often none."""
-    items: pa.Table
-    """N rows: `item_id` and the columns to show and filter by."""
-    golden: bytes
-    """Empty in a stage that has none yet."""
+    index: ItemIndex  # holds the one copy of the item vectors
+    neighbours: Neighbours  # item-item weights; often none
+    items: pa.Table  # n rows: `item_id` and the columns to show and filter by
+    golden: bytes  # empty in a stage that has none yet
 
     @property
     def vectors(self) -> Floats:
@@ -249,11 +230,7 @@ class Bundle:
 
     @classmethod
     def load(cls, path: Path, n_threads: int = 1) -> Bundle:
-        """Load a published bundle; towers run in `n_threads`, products in `OPENBLAS_NUM_THREADS` of numpy.
-
-        Raises:
-            BundleError: a file is missing, altered or of another bundle; names it.
-        """
+        """Load a published bundle; towers run in `n_threads`, products in `OPENBLAS_NUM_THREADS` of numpy."""
         return read_steadily(path, lambda folder: _load(folder, PUBLISHED, n_threads))
 
     @classmethod
@@ -294,10 +271,8 @@ def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, 
     tower = Tower(name, contents[name].tobytes(), n_threads)
     if tower.space_id != manifest.space_id:
         raise BundleError(f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}")
-    widths = {None, manifest.dim}
-    if name == ITEM_TOWER:  # it may leave out the popularity columns, which depend on the time
-        widths.add(manifest.dim - manifest.facts.popularity_dims)
-    if tower.width not in widths:
+    left_out = manifest.facts.popularity_dims if name == ITEM_TOWER else 0  # they depend on the time
+    if tower.width not in (None, manifest.dim, manifest.dim - left_out):
         raise BundleError(f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}")
     return tower
 
@@ -316,7 +291,7 @@ def read_space(folder: Path) -> tuple[str, int]:
 
 
 def write_items(items: pa.Table, path: Path) -> None:
-    """Write the catalogue; row i is the item of vector i."""
+    """Write the catalogue, a row per vector."""
     with name_file(path):
         pq.write_table(items, path, compression="zstd")
 
@@ -337,17 +312,16 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
 
 # ---- golden requests: synthetic ones, with the answers that they had when the bundle was exported
 
+# (raw requests, k) -> item ids and falling scores of each request
 GoldenAnswer = Callable[[list[dict[str, Any]], int], list[tuple[Sequence[str | int], Sequence[float]]]]
-"""(raw requests, k) -> item ids and falling scores of each request."""
 
 
 def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer]) -> list[str]:
     """Load a bundle, replay its golden requests and return lines to print."""
     bundle = Bundle.load(path)
-    manifest = bundle.manifest
-    n_bytes = sum(entry.size for entry in manifest.files.values())
+    manifest, sizes = bundle.manifest, [entry.size for entry in bundle.manifest.files.values()]
     return [
-        f"files: {len(manifest.files)} with {n_bytes} bytes as {MANIFEST} says",
+        f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
         f"space_id: {manifest.space_id} in towers, index and schema",
         f"golden: {replay(bundle.golden, answer_with(bundle))} requests answered as when exported",
         f"version: {manifest.version}",
@@ -364,18 +338,13 @@ def write_golden(path: Path, requests: list[dict[str, Any]], answer: GoldenAnswe
 
 
 def replay(content: bytes, answer: GoldenAnswer) -> int:
-    """Answer the requests of `golden.json` again, compare, and return how many there were.
-
-    Each item must score as it did, within `TOLERANCE`, and have been as good as the k-th: items that are equally good
-    may change places.
-    """
+    """Answer golden requests again and count them: each item must score as it did and have been as good as the k-th."""
     entries = json.loads(content or b"[]")
     if not entries:
         raise BundleError(f"{GOLDEN} holds no request: export again")
     answers = answer([entry["request"] for entry in entries], entries[0]["k"])
     for number, (entry, (item_ids, scores)) in enumerate(zip(entries, answers, strict=True)):
-        difference = _find_difference(entry, list(item_ids), list(scores))
-        if difference:
+        if difference := _find_difference(entry, list(item_ids), list(scores)):
             raise BundleError(f"{GOLDEN}, request {number}: {difference}; it answers differently here")
     return len(entries)
 
@@ -416,12 +385,9 @@ def draw_requests(
 
 
 def _draw_event(schema: Schema, item_id: str | int, time: int, rng: np.random.Generator) -> dict[str, Any]:
-    given = {
-        "datetime": _to_iso(time) if schema.has_datetime else None,
-        "event": str(rng.choice(schema.event_types)) if schema.event_types else None,
-        "weight": float(rng.integers(1, 4)) if schema.has_weight else None,
-    }
-    return {"item_id": item_id} | {name: value for name, value in given.items() if value is not None}
+    event = {"item_id": item_id} | ({"datetime": _to_iso(time)} if schema.has_datetime else {})
+    event |= {"event": str(rng.choice(schema.event_types))} if schema.event_types else {}
+    return event | ({"weight": float(rng.integers(1, 4))} if schema.has_weight else {})
 
 
 def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[float] | None:

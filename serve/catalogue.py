@@ -14,20 +14,16 @@ from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, ItemIndex, Mask
 from serve.requests import Id
 from serve.schema import Schema
 
-IN_STOCK = "in_stock"
-"""Column that every catalogue has: true unless a bundle or a live item says otherwise."""
-REPEAT_RATE = "repeat_rate"
-"""Reserved column of `items.parquet` where repeats are allowed."""
+IN_STOCK = "in_stock"  # column that every catalogue has: true unless a bundle or a live item says otherwise
+REPEAT_RATE = "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
 
 
 @dataclass(frozen=True)
 class ItemFacts:
     """Facts of N items that the memory reads."""
 
-    repeat_rate: Floats
-    """(N,), how often a buyer of the item buys it again."""
-    categories: Ints
-    """(N, F), each within [0, `n_categories`)."""
+    repeat_rate: Floats  # (N,), how often a buyer of the item buys it again
+    categories: Ints  # (N, F), each within [0, `n_categories`)
     n_categories: int
 
 
@@ -48,12 +44,9 @@ class Catalogue:
     """N items by item row: the bundle's in its order, then live ones. An item keeps its row when it is removed."""
 
     item_ids: ItemIds
-    index: ItemIndex
-    """Their vectors, (N, W), and the search among those that are not removed."""
-    table: pa.Table
-    """N rows: `item_id` and the columns to show and filter by."""
-    facts: ItemFacts | None
-    """None if there is no memory."""
+    index: ItemIndex  # their vectors, (N, W), and the search among those that are not removed
+    table: pa.Table  # n rows: `item_id` and the columns to show and filter by
+    facts: ItemFacts | None  # None if there is no memory
 
     @classmethod
     def of_items(cls, items: pa.Table, index: ItemIndex, schema: Schema) -> Catalogue:
@@ -77,7 +70,7 @@ class Catalogue:
 
     @property
     def n_listed(self) -> int:
-        """How many items are not removed."""
+        """Count the items that are not removed."""
         return len(self) - (0 if self.is_removed is None else int(np.count_nonzero(self.is_removed)))
 
     def __len__(self) -> int:

@@ -22,8 +22,8 @@ Mask = NDArray[np.bool_]
 EPOCH = datetime(1970, 1, 1)
 SECOND = timedelta(seconds=1)
 HOUR, DAY = 3600, 86_400
+# Bounds of the times that are read: the years 1 to 9999.
 FIRST_SECOND, LAST_SECOND = ((datetime(*day) - EPOCH) // SECOND for day in ((1, 1, 2), (9999, 12, 30)))
-"""Bounds of the times that are read: the years 1 to 9999."""
 TICKS_PER_SECOND = {"seconds": 10**0, "milliseconds": 10**3, "microseconds": 10**6, "nanoseconds": 10**9}
 MIN_CLEAR, MAX_CLEAR = 10**8, 10**10
 """A number shows its unit if it means 1973-03-03 .. 2286-11-20 in one of them: the windows of two units do not meet.
@@ -34,23 +34,16 @@ _WEEKDAY_OF_EPOCH = 3
 _NUMBER = re.compile(r"[+-]?\d+(\.\d*)?([eE][+-]?\d+)?", re.ASCII)
 _ISO = re.compile(
     r"(\d{4}-\d\d-\d\d)(?:([T ]\d\d:\d\d(?::\d\d(?:[.,]\d+)?)?)(?: ?(Z|UTC|[+-]\d\d(?::?\d\d)?))?)?", re.ASCII
-)
-"""Groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read."""
+)  # groups: date, time, zone. Databases write ` UTC` and ` +00`, which `fromisoformat` does not read.
 _PLAIN_ISO = re.compile(r"\d{4}-\d\d-\d\d(?:[T ]\d\d:\d\d:\d\dZ?)?", re.ASCII)
 _TO_ZEROS = bytes.maketrans(b"123456789", b"000000000")
 
 
 def to_seconds(values: Sequence[Any] | np.ndarray, timezone: str | None) -> tuple[Ints, Mask]:
-    """Read a column of times as UTC seconds, rounded down.
+    """Read a column of times as UTC seconds (n,), rounded down, 0 where invalid, and is_valid (n,).
 
     A column holds either ISO dates and times (as texts, `date`, `datetime` or `datetime64`), naive ones in the given
     time zone, or epoch numbers (also as text) of one unit; the minority is invalid.
-
-    Returns:
-        seconds (n,), 0 where invalid, and is_valid (n,): False where unreadable or outside the years 1 to 9999.
-
-    Raises:
-        SchemaError: the unit of the numbers is ambiguous or mixed, or the time zone is unknown.
     """
     zone = find_zone(timezone)
     kind = values.dtype.kind if isinstance(values, np.ndarray) else "O"
@@ -130,9 +123,8 @@ def _read_cells(values: Sequence[Any] | np.ndarray, zone: tzinfo) -> tuple[Ints,
         return seconds, is_valid
     for is_naive in (True, False):
         some = {row: cell for row, cell in moments.items() if (cell.utcoffset() is None) == is_naive}
-        shown = [
-            (cell.replace(tzinfo=None) - (cell.utcoffset() or 0 * SECOND) - EPOCH) // SECOND for cell in some.values()
-        ]
+        epoch = EPOCH if is_naive else EPOCH.replace(tzinfo=UTC)
+        shown = [(cell - epoch) // SECOND for cell in some.values()]
         seconds[list(some)] = to_utc(np.array(shown, np.int64), zone if is_naive else UTC)
     is_valid[list(moments)] = True
     return seconds, is_valid

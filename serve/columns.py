@@ -23,8 +23,7 @@ from serve.schema import IdType
 Floats = NDArray[np.float32]
 
 HASHES = 2**32
-MAX_TEXT, MAX_WORD = 4096, 64
-"""Letters read of a text, and of a word for its n-grams: they bound the cost of a request."""
+MAX_TEXT, MAX_WORD = 4096, 64  # letters read of a text, and of a word for its n-grams: they bound the cost of a request
 
 _GRAM_SIZES = (4, 3, 5)  # letters
 _WORD = re.compile(r"[^\s!-/:-@\[-`{-\xbf\u2000-\u206f\u3000-\u303f]+")  # not \w, which cuts at vowel signs
@@ -33,10 +32,9 @@ _CACHED_WORDS = 65_536
 
 @dataclass(frozen=True, slots=True)
 class Vector:
-    """A vector as a cell of a table: small, and comparable like a text."""
+    """A float32 vector as a cell of a table: small, and comparable like a text."""
 
     packed: bytes
-    """float32."""
 
     @classmethod
     def pack(cls, entries: Floats) -> Vector:

@@ -25,10 +25,8 @@ from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature
 
 Ints = NDArray[np.int64]
 
-LIMIT = 10.0
-"""Standardised values are clipped to +- this many times the scale of their feature."""
-TIME = "the time of the request"
-"""Key of the UTC seconds that hours and weekdays are taken from; no feature has this name."""
+LIMIT = 10.0  # standardised values are clipped to +- this many times the scale of their feature
+TIME = "the time of the request"  # key of the seconds that hours and weekdays are taken from; no feature's name
 
 _HOURS = 24
 _FRACTIONS = (float, np.floating, Decimal)
@@ -39,10 +37,8 @@ _LISTS = (list, tuple, np.ndarray)
 class EncodedFeatures:
     """The features of n rows of one side."""
 
-    codes: Ints
-    """(n, C), each within [0, n_codes) of its feature."""
-    values: Floats
-    """(n, V), finite."""
+    codes: Ints  # (n, C), each within [0, n_codes) of its feature
+    values: Floats  # (n, V), finite
 
     def take(self, rows: Ints) -> EncodedFeatures:
         """Pick rows, in any order and as often as named."""
@@ -126,10 +122,11 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
             vector = None if is_missing else read_vector(value)
         except ValueError as error:
             raise SchemaError(f"feature '{feature.name}': {error}: '{str(value)[:40]}'") from error
-        if vector is not None and len(vector) != feature.width:
-            got = f"a vector of {len(vector)} numbers"
-            raise SchemaError(f"feature '{feature.name}': {got}; expected {feature.width}, as in the training data")
-        matrix[row] = np.nan if vector is None else vector
+        if vector is None:
+            continue
+        if len(vector) != feature.width:
+            raise SchemaError(f"feature '{feature.name}': a vector of {len(vector)} numbers; expected {feature.width}")
+        matrix[row] = vector
     return matrix
 
 
@@ -154,17 +151,9 @@ def _slices(widths: list[tuple[Feature, int]]) -> list[tuple[Feature, slice]]:
 def encode_features(
     features: Sequence[Feature], columns: Mapping[str, Any], n: int, timezone: str | None = None
 ) -> EncodedFeatures:
-    """Encode the features of one side.
+    """Encode the features of one side: feature column -> n raw values, all missing where it is absent.
 
-    Args:
-        features: the side's features, in their order.
-        columns: feature column -> n raw values (list, numpy array or data frame column). `datetime` holds UTC
-            seconds. A column that is absent is missing in every row.
-        n: the number of rows.
-        timezone: where hours and weekdays are taken.
-
-    Raises:
-        SchemaError: a column of another length, or a value that is not of its feature's kind.
+    `datetime` holds UTC seconds; hours and weekdays are taken in the time zone.
     """
     codes, values = [np.empty((n, 0), np.int64)], [np.empty((n, 0), np.float32)]
     for feature in features:
@@ -218,15 +207,15 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Int
 def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
     known: dict[str, list[int]] = {}
-    rows = []
+
+    def encode(cell: Any) -> list[int]:
+        found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
+        return ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
+
     for cell in cells:
-        codes = known.get(cell) if isinstance(cell, str) else None
-        if codes is None:
-            found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
-            codes = ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
-            if isinstance(cell, str):
-                known[cell] = codes
-        rows.append(codes)
+        if isinstance(cell, str) and cell not in known:
+            known[cell] = encode(cell)
+    rows = [known[cell] if isinstance(cell, str) else encode(cell) for cell in cells]
     return np.array(rows, dtype=np.int64).reshape(len(rows), feature.width)
 
 

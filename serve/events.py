@@ -42,10 +42,8 @@ class Events:
     """
 
     item_row: Ints
-    time: Ints
-    """UTC seconds; 0 where the data has no time."""
-    event: Ints
-    """Code of the event type; 1 = unknown or none."""
+    time: Ints  # UTC seconds; 0 where the data has no time
+    event: Ints  # code of the event type; 1 = unknown or none
     weight: Floats
     offsets: Ints
 
@@ -57,13 +55,13 @@ class Events:
         """Events per segment, (B,)."""
         return self.offsets[1:] - self.offsets[:-1]
 
-    def segments(self) -> Ints:
-        """Return the segment of each event, (E,)."""
-        return self._segments
-
     @cached_property
     def _segments(self) -> Ints:
         return np.repeat(np.arange(len(self)), self.counts)
+
+    def segments(self) -> Ints:
+        """Return the segment of each event, (E,)."""
+        return self._segments
 
     @cached_property
     def is_first_of_time(self) -> NDArray[np.bool_]:
@@ -110,10 +108,7 @@ class TowerInputs:
 
 
 def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
-    """Pad the last `history_length` events of each request to rectangles (B, L), L at least 1: arrays and item rows.
-
-    Groups count from 1: events of one group see each other.
-    """
+    """Pad the last `history_length` events of each request to rectangles (B, L), L at least 1: arrays and item rows."""
     recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
     is_event = np.arange(max(1, recent.counts.max(initial=0))) < recent.counts[:, None]  # (B, L)
 
@@ -133,10 +128,7 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
 
 
 def as_sets(events: Events) -> Events:
-    """Keep one event of each item, the heaviest, in an order that depends on the items alone, not on that of the ids.
-
-    An item that stands in many rows is still one preference. The last events are as good as any part of a set.
-    """
+    """Keep one event of each item, the heaviest, in an order that depends on the items alone."""
     segment = events.segments()
     order = np.lexsort((events.event, events.weight, events.item_row * _SCATTER % _SCATTERED, segment))
     segment, row = segment[order], events.item_row[order]
@@ -167,13 +159,7 @@ def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
 
 def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:
     """Name the request's own arrays."""
-    return {
-        "request_times": moment,
-        "user_codes": user.codes,
-        "user_values": user.values,
-        "context_codes": context.codes,
-        "context_values": context.values,
-    }
+    return dict(zip(REQUEST_INPUTS, (moment, user.codes, user.values, context.codes, context.values), strict=True))
 
 
 def last_moments(events: Events) -> Ints:
@@ -190,15 +176,11 @@ def last_moments(events: Events) -> Ints:
 class Owned:
     """The owned items of B users, flat, ordered by user and `item_row`; E rows in all."""
 
-    user: Ints
-    """Segment of each row, (E,)."""
+    user: Ints  # segment of each row, (E,)
     item_row: Ints
-    statistics: Floats
-    """(E, F), columns as in `statistic_names`."""
-    preference: Floats
-    """(E,): log(1 + 3 x decayed count)."""
-    user_statistics: Floats
-    """(B, G), columns as in `USER_STATISTICS`."""
+    statistics: Floats  # (E, F), columns as in `statistic_names`
+    preference: Floats  # (E,): log(1 + 3 x decayed count)
+    user_statistics: Floats  # (B, G), columns as in `USER_STATISTICS`
 
 
 def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> list[str]:
@@ -284,10 +266,6 @@ def owned_arrays(owned: Owned, categories: Ints, n_categories: int) -> Arrays:
     cell = owned.user[:, None] * n_categories + categories[owned.item_row]  # (E, F)
     weights = owned.preference.repeat(cell.shape[1])
     summed = np.bincount(cell.ravel(), weights, minlength=n_users * n_categories)
-    return {
-        "owned_users": owned.user,
-        "owned_statistics": owned.statistics,
-        "owned_preferences": owned.preference,
-        "user_statistics": owned.user_statistics,
-        "category_preferences": summed.reshape(n_users, n_categories).astype(np.float32),
-    }
+    preferences = summed.reshape(n_users, n_categories).astype(np.float32)
+    values = (owned.user, owned.statistics, owned.preference, owned.user_statistics, preferences)
+    return dict(zip(OWNED_INPUTS, values, strict=True))

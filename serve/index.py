@@ -1,11 +1,9 @@
 """Items by row: ids, vectors, item-item weights, and the exact search among them.
 
-    score(u, i) = u . v_i + sum over the items j of the history of w_j B_ji / sqrt(sum of w_j) + m_u(i)
+    score(u, i) = u . v_i + sum over the items j of the history of w_j weights_ji / sqrt(sum of w_j) + m_u(i)
 
-`items.faiss` holds the vectors. The products are BLAS's and the lists FAISS's heaps, since its flat search can neither
-add to a score nor leave out items of one request; loading copies the vectors once, since the file format puts them at
-an odd address, where BLAS takes eight times as long. An approximate index would be a class with the same `search`.
-Letters: B requests, N items, W columns of a vector, L history positions, C terms of a sum.
+The products are BLAS's and the lists FAISS's heaps, since its flat search can neither add to a score nor leave out
+items of one request. Letters: B requests, N items, W columns of a vector, L history positions, C terms of a sum.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ from numpy.typing import NDArray
 
 from serve.durable import write_file
 from serve.errors import SchemaError
+from serve.events import spans
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType
 
@@ -30,27 +29,22 @@ Ints = NDArray[np.int64]
 Floats = NDArray[np.float32]
 Mask = NDArray[np.bool_]
 Content = NDArray[np.uint8]
-Pairs = tuple[Ints, Ints]
-"""(requests, rows): pairs of a request and an item row, in any order."""
-Terms = tuple[Ints, Ints, Floats]
-"""(requests, rows, values): what is added to the score of an item for a request; pairs may be there several times."""
+Pairs = tuple[Ints, Ints]  # (requests, rows): pairs of a request and an item row, in any order
+Terms = tuple[Ints, Ints, Floats]  # (requests, rows, values): values added to scores; pairs may come several times
 
-UNKNOWN_ROW = -1
-"""Never an array index: numpy and ONNX would read it as the last row."""
+UNKNOWN_ROW = -1  # never an array index: numpy and ONNX would read it as the last row
 ENTRY = np.dtype([("neighbour", "<i4"), ("weight", "<f4")])
 _BLOCK_SCORES, _MIN_BLOCK = 2**19, 64  # 2 MiB of scores stay in the cache
 
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """B, the item-item weights of a catalogue of N items, row by row."""
+    """The item-item weights of a catalogue of N items, row by row."""
 
-    offsets: Ints
-    """(N + 1,): item j has the entries from offsets[j] to offsets[j + 1]."""
+    offsets: Ints  # (N + 1,): item j has the entries from offsets[j] to offsets[j + 1]
     rows: NDArray[np.integer]
     weights: Floats
-    decay: float = 0.0
-    """w_j is exp(-decay * events after j), so 1 in sets."""
+    decay: float = 0.0  # w_j is exp(-decay * events after j), so 1 in sets
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -79,9 +73,9 @@ class Neighbours:
         return files[0].getvalue(), files[1].getvalue()
 
     def of_histories(self, history_rows: Ints, lengths: Ints, remembered: Pairs | None = None) -> Terms | None:
-        """Return the terms that histories (B, L) of some lengths (B,) add to scores; None where no item adds anything.
+        """Return the terms that histories (B, L) of lengths (B,) add to scores, none to `remembered` items.
 
-        Items that came after the bundle have no weights. Items that the memory scores, `remembered`, get no terms.
+        Items that came after the bundle have no weights.
         """
         if not len(self.rows):
             return None
@@ -89,16 +83,15 @@ class Neighbours:
         decayed = np.exp(-self.decay * np.arange(history_rows.shape[1]))  # (L,) the last event first
         sums = np.concatenate([[1.0], decayed.cumsum()])[lengths]  # (B,)
         shares = decayed[np.maximum(later, 0)] / np.sqrt(sums)[:, None]  # (B, L)
-        requests, places = ((later >= 0) & (history_rows < len(self.offsets) - 1)).nonzero()  # (E,) known events
+        n_items = len(self.offsets) - 1
+        requests, places = ((later >= 0) & (history_rows < n_items)).nonzero()  # (E,) known events
         items = history_rows[requests, places]
-        counts = self.offsets[items + 1] - self.offsets[items]
-        ends = counts.cumsum()
-        entries = np.arange(counts.sum()) + np.repeat(self.offsets[items] - ends + counts, counts)  # (C,)
+        start, stop = self.offsets[items], self.offsets[items + 1]
+        counts, entries = stop - start, spans(start, stop)  # (E,), (C,)
         values = self.weights[entries] * np.repeat(shares[requests, places], counts).astype(np.float32)
         requests, rows = np.repeat(requests, counts), self.rows[entries].astype(np.int64)
         if remembered is None:
             return requests, rows, values
-        n_items = len(self.offsets) - 1
         is_new = ~np.isin(requests * n_items + rows, remembered[0] * n_items + remembered[1])
         return requests[is_new], rows[is_new], values[is_new]
 
@@ -107,19 +100,17 @@ class Neighbours:
 class Query:
     """A search for B requests."""
 
-    users: Floats
-    """(B, W)."""
+    users: Floats  # (B, W)
     left_out: Pairs | None = None
     added: Terms | None = None
-    only: Pairs | None = None
-    """If given, no other items are listed."""
+    only: Pairs | None = None  # if given, no other items are listed
 
     def __len__(self) -> int:
         return len(self.users)
 
     def take(self, requests: Ints) -> Query:
         """Return the query of some of the requests, in ascending order."""
-        place = np.full(len(self), -1, dtype=np.int64)
+        place = np.full(len(self), -1)
         place[requests] = np.arange(len(requests))
 
         def pick(part: Any) -> Any:
@@ -141,8 +132,7 @@ class ItemIndex:
         if not np.isfinite(vectors).all():
             raise ValueError("an item vector is not finite")
         self.vectors = vectors
-        self.is_hidden = is_hidden if is_hidden is not None and is_hidden.any() else None
-        """(N,) the items that are never listed, None if there are none; they count in `len`."""
+        self.is_hidden = is_hidden if is_hidden is not None and is_hidden.any() else None  # they count in `len`
         self._lengths: dict[int, Floats] = {}
 
     def __len__(self) -> int:
@@ -158,19 +148,15 @@ class ItemIndex:
             raise ValueError(f"no FAISS index: {error}") from error
         if type(stored) is not faiss.IndexFlatIP or not stored.ntotal:
             raise ValueError(f"{stored.ntotal} vectors in a {type(stored).__name__}; expected some in an IndexFlatIP")
+        # Copied, since the file puts vectors at an odd address, where BLAS takes eight times as long.
         vectors: Floats = faiss.rev_swig_ptr(stored.get_xb(), stored.ntotal * stored.d).copy()
         vectors.flags.writeable = False
         return cls(vectors.reshape(stored.ntotal, stored.d))
 
-    def changed(self, vectors: Floats, rows: Ints, is_hidden: Mask) -> ItemIndex:
-        """Return the index of a catalogue that has changed in `rows`; see `__init__`."""
-        return ItemIndex(vectors, is_hidden)
-
     def search(self, query: Query, k: int, barred: Mask | None = None) -> tuple[Floats, Ints]:
         """Find the k items with the largest score among those that are not barred (N,) and may be listed.
 
-        Returns:
-            scores (B, min(k, N)), falling, equal ones by row, and rows; -inf and -1 fill the end of short lists.
+        Returns scores (B, min(k, N)), falling, equal ones by row, and rows; -inf and -1 fill the end of short lists.
         """
         if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})")
@@ -204,7 +190,11 @@ class ItemIndex:
         """
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
-        part, lengths = self.vectors[:, :n_dims], self._lengths_of(n_dims)
+        part = self.vectors[:, :n_dims]
+        if n_dims not in self._lengths:
+            self._lengths[n_dims] = np.linalg.norm(part, axis=1)
+            self._lengths[n_dims][self._lengths[n_dims] == 0] = 1
+        lengths = self._lengths[n_dims]
         cosines: Floats = (part @ (part[row] / lengths[row]) / lengths)[None]  # (1, N)
         cosines[0, row] = -np.inf
         if self.is_hidden is not None:
@@ -214,14 +204,6 @@ class ItemIndex:
         scores, rows = best.lists()
         is_found = rows[0] >= 0
         return scores[0, is_found], rows[0, is_found]
-
-    def _lengths_of(self, n_dims: int) -> Floats:
-        """Return the lengths of the vectors' first columns, 1 in place of 0, (N,)."""
-        if n_dims not in self._lengths:
-            lengths: Floats = np.linalg.norm(self.vectors[:, :n_dims], axis=1)
-            lengths[lengths == 0] = 1
-            self._lengths[n_dims] = lengths
-        return self._lengths[n_dims]
 
 
 class _TopItems:

@@ -22,23 +22,18 @@ class Answer:
     item_id: NDArray[np.generic]
     score: NDArray[np.float32]
     rank: NDArray[np.int64]
-    unknown_items: int
-    """Items of the history that the bundle does not know."""
-    reason: str | None = None
-    """Why fewer than k items came; None where k came."""
+    unknown_items: int  # items of the history that the bundle does not know
+    reason: str | None = None  # why fewer than k items came; None where k came
 
 
 @dataclass(frozen=True)
 class Recommendations:
     """The answers of B requests, R items in all; request b has the entries `offsets[b]:offsets[b + 1]`."""
 
-    user_id: NDArray[np.object_]
-    """(B,), None where a request is anonymous."""
+    user_id: NDArray[np.object_]  # (B,), None where a request is anonymous
     user_id_type: IdType
-    item_row: NDArray[np.int64]
-    """(R,), positions in `item_ids`."""
-    item_ids: NDArray[np.generic]
-    """(N,), the catalogue: int64, or object with texts."""
+    item_row: NDArray[np.int64]  # (R,), positions in `item_ids`
+    item_ids: NDArray[np.generic]  # (N,), the catalogue: int64, or object with texts
     score: NDArray[np.float32]
     rank: NDArray[np.int64]
     offsets: NDArray[np.int64]
@@ -59,22 +54,16 @@ class Recommendations:
     ) -> Recommendations:
         """Build from padded lists: (B, K) item rows, best first, -1 where there is no item, and their scores."""
         requests, places = (rows >= 0).nonzero()
-        offsets = requests.searchsorted(np.arange(len(rows) + 1))
-        ids = np.empty(len(user_ids), dtype=np.object_)
-        ids[:] = user_ids
-        reason = np.full(len(rows), None, dtype=np.object_)
-        for request, text in (reasons or {}).items():
-            reason[request] = text
         return cls(
-            user_id=ids,
+            user_id=np.array(user_ids, dtype=np.object_),
             user_id_type=user_id_type,
             item_row=rows[requests, places],
             item_ids=item_ids,
             score=scores[requests, places].astype(np.float32, copy=False),
             rank=places + 1,
-            offsets=offsets,
+            offsets=requests.searchsorted(np.arange(len(rows) + 1)),
             unknown_items=unknown_items,
-            reason=reason,
+            reason=np.array([(reasons or {}).get(request) for request in range(len(rows))], dtype=np.object_),
         )
 
     @property

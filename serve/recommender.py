@@ -17,7 +17,7 @@ from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.events import Events, TowerInputs, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query
+from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
@@ -25,11 +25,9 @@ from serve.schema import FIRST_CODE, UNKNOWN, Schema
 from serve.tower import TowerPair
 
 RawRequest = Mapping[str, Any] | Request
-View = Literal["all", "novel", "owned"]
-"""Items that are ranked: all, those not in the history, or only these."""
+View = Literal["all", "novel", "owned"]  # items that are ranked: all, those not in the history, or only these
 
-NO_TIME = int(np.iinfo(np.int64).max)
-"""Time of an event that has none: later than every moment, so that it counts as happening at the moment."""
+NO_TIME = int(np.iinfo(np.int64).max)  # later than every moment: such an event counts as happening at the moment
 _TILE = 256  # requests or items that are worked on at once: memory does not grow with a batch
 
 
@@ -41,10 +39,8 @@ class Recommender:
         schema = bundle.schema
         self.bundle = bundle
         self.profiles = _no_profiles(schema) if profiles is None else profiles
-        for ids, kind in (
-            (self.profiles.user_ids, schema.user_id_type),
-            (self.profiles.history.item_id, schema.item_id_type),
-        ):
+        known, types = self.profiles, (schema.user_id_type, schema.item_id_type)
+        for ids, kind in zip((known.user_ids, known.history.item_id), types, strict=True):
             if (ids.dtype == np.object_) != (kind == "string"):
                 raise BundleError(f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data")
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema)
@@ -54,9 +50,7 @@ class Recommender:
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
         """Load a published bundle and profiles, by default those of the folder `profiles` beside it, if there is one.
 
-        Raises:
-            BundleError: bundle or profiles are missing, altered, or do not belong together; or the golden requests are
-                answered differently here than where the bundle was made.
+        A `BundleError` says that they are altered or do not belong together, or answer golden requests differently.
         """
         path, folder, known = Path(directory), profiles, profiles if isinstance(profiles, Profiles) else None
         beside = path.absolute().parent / PROFILES
@@ -88,7 +82,7 @@ class Recommender:
 
     @property
     def taste_dim(self) -> int:
-        """How many entries of an item vector `similar_items` compares."""
+        """Entries of an item vector that `similar_items` compares."""
         return self.towers.taste_dim
 
     def recommend(
@@ -97,15 +91,9 @@ class Recommender:
         """Rank the catalogue for each request.
 
         Args:
-            requests: as `serve.requests` describes them. What a request gives replaces that part of the
-                user's profile; a user without a profile has an empty one.
+            requests: as `serve.requests` describes them; what one gives replaces that part of the user's profile.
             k: length of a list; shorter only where fewer items are admissible, and then with the reason.
-            filter_viewed: leave out the items of the history; by default what the data says of repeats. Items
-                that a request excludes or that its filters keep out are always left out.
-
-        Raises:
-            SchemaError: a request that cannot be read, or filters that do not fit the columns of the items.
-            ValueError: k below 1, or a `filter_viewed` that is neither True, False nor None.
+            filter_viewed: leave out the items of the history; by default what the data says of repeats.
         """
         if filter_viewed not in (None, True, False):  # "no" is true to Python
             raise ValueError(f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says")
@@ -130,11 +118,7 @@ class Recommender:
         return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
-        """Place items that the bundle does not have by their features: feature column -> raw value of each.
-
-        Returns:
-            (n, W) vectors; where popularity is a part of them, so popular that they are as visible as an average item.
-        """
+        """Return vectors (n, W), of average popularity, of items that the bundle lacks: feature column -> raw value."""
         columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
         return self.encode_item_columns(columns, len(rows))
 
@@ -157,8 +141,8 @@ class Recommender:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
         checked, length = self._check(requests), min(k, len(self.catalogue.index))
-        scores, rows = np.empty((len(checked), length), np.float32), np.empty((len(checked), length), np.int64)
-        unknown = np.empty(len(checked), np.int64)
+        shape = len(checked), length
+        scores, rows, unknown = np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape[0], np.int64)
         reasons: dict[int, str] = {}
         for tile in _tiles(len(checked)):
             encoded, filters = self._encoder.encode(checked[tile]), [request.filters for request in checked[tile]]
@@ -167,8 +151,7 @@ class Recommender:
                 found = rank_filtered(self.catalogue.index, self.admission, filters, query, length)
             else:
                 found = self.catalogue.index.search(query, length)
-            scores[tile], rows[tile] = found
-            unknown[tile] = encoded.unknown_items
+            (scores[tile], rows[tile]), unknown[tile] = found, encoded.unknown_items
             if view != "owned" and (length < k or (rows[tile, -1] < 0).any()):
                 short = explain_short(self.admission, filters, encoded.left_out(view), rows[tile], k)
                 reasons |= {tile.start + place: reason for place, reason in short.items()}
@@ -189,8 +172,8 @@ class Recommender:
         remembered = encoded.owned if len(memory) else None
         added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths, remembered)
         if view != "novel" and len(memory):
-            remembered: Any = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
-            both = [remembered] if added is None else [added, remembered]
+            terms: Terms = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
+            both = [terms] if added is None else [added, terms]
             added = tuple(map(np.concatenate, zip(*both, strict=True)))  # type: ignore[assignment]
         requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
         return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
@@ -207,8 +190,7 @@ class EncodedRequests:
     tower: TowerInputs
     owned: Pairs
     excluded: Pairs
-    unknown_items: Ints
-    """(T,) distinct items of each history that are not known."""
+    unknown_items: Ints  # (T,) distinct items of each history that are not known
 
     def left_out(self, view: View) -> dict[str, Pairs]:
         """Return which items are left out of lists, by the reason."""
@@ -226,11 +208,7 @@ class RequestEncoder:
         self._nobody = Profile("", {}, History(item_ids.ids[:0]))
 
     def encode(self, requests: Sequence[Request]) -> EncodedRequests:
-        """Encode requests, at least one.
-
-        The moment of a request is its datetime, else its last event's time, else the end of the training
-        data. Events later than that count as happening at it.
-        """
+        """Encode requests, at least one; events later than its moment count as happening at it."""
         schema, ids = self._schema, [request.user_id for request in requests]
         profiles = [(None if one is None else self._profiles.get(one)) or self._nobody for one in ids]
         pairs = list(zip(requests, profiles, strict=True))
@@ -269,7 +247,10 @@ class RequestEncoder:
         )
 
     def _moments(self, requests: Sequence[Request], given: Events) -> Ints:
-        """Return the moment of each request, (T,); 0, the time of all events, where the data has no time."""
+        """Return the moment of each request, (T,): its datetime, else its last event's, else the end of training.
+
+        It is 0, the time of all events, where the data has no time.
+        """
         if not self._schema.has_datetime:
             return np.zeros(len(requests), dtype=np.int64)
         stops = np.where(given.counts > 0, given.offsets[1:], 0)
@@ -306,7 +287,7 @@ def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> 
 
 
 def golden_answer(recommender: Recommender) -> GoldenAnswer:
-    """Return a function that answers golden requests with `recommend`, in the form that `serve.bundle` compares."""
+    """Return a function that answers golden requests as `serve.bundle` compares them."""
     return lambda requests, k: [
         (one.item_id.tolist(), one.score.tolist()) for one in recommender.recommend(requests, k)
     ]
@@ -314,8 +295,7 @@ def golden_answer(recommender: Recommender) -> GoldenAnswer:
 
 def _no_profiles(schema: Schema) -> Profiles:
     nothing = {"string": np.empty(0, dtype=np.object_), "integer": np.empty(0, dtype=np.int64)}
-    history, offsets = History(nothing[schema.item_id_type]), np.zeros(1, dtype=np.int64)
-    return Profiles(nothing[schema.user_id_type], {}, history, offsets)
+    return Profiles(nothing[schema.user_id_type], {}, History(nothing[schema.item_id_type]), np.zeros(1, np.int64))
 
 
 def _tiles(n: int) -> Iterator[slice]:

@@ -27,10 +27,8 @@ from serve.schema import DERIVED, Feature, IdType, Schema
 
 Id = str | int
 
-MAX_SHOWN = 40
-"""Characters of a value in a message."""
-INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
-"""How an id that is a whole number is written: "007" is a text."""
+MAX_SHOWN = 40  # characters of a value in a message
+INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # how an id that is a whole number is written: "007" is a text
 
 _REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude", "filters")
 _SHORT = reprlib.Repr()
@@ -41,14 +39,10 @@ _SHORT.maxstring = _SHORT.maxother = MAX_SHOWN
 class History:
     """Events of a user or of several, oldest first, as columns of one length; None for what the data does not have."""
 
-    item_id: NDArray[np.generic]
-    """int64, or object with texts."""
-    datetime: NDArray[np.int64] | None = None
-    """UTC seconds."""
-    event: NDArray[np.object_] | None = None
-    """Texts, None where there is none."""
-    weight: NDArray[np.float64] | None = None
-    """NaN where there is none."""
+    item_id: NDArray[np.generic]  # int64, or object with texts
+    datetime: NDArray[np.int64] | None = None  # UTC seconds
+    event: NDArray[np.object_] | None = None  # texts, None where there is none
+    weight: NDArray[np.float64] | None = None  # NaN where there is none
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -66,11 +60,9 @@ class History:
 class Filters:
     """Which items may be listed. It is checked against the columns of the catalogue when it is applied."""
 
-    where: str | None = None
-    """An expression on item columns."""
+    where: str | None = None  # an expression on item columns
     only: tuple[Id, ...] | None = None
-    at_most: tuple[tuple[str, int], ...] = ()
-    """Column -> how many items of one list may share a value of it, ordered by column."""
+    at_most: tuple[tuple[str, int], ...] = ()  # by column: how many items of one list may share a value of it
 
 
 @dataclass(frozen=True)
@@ -78,12 +70,10 @@ class Request:
     """A checked request; a field that is None was not given."""
 
     user_id: Id | None = None
-    features: Mapping[str, Any] | None = None
-    """Feature name -> raw value, None where it is said to be missing."""
+    features: Mapping[str, Any] | None = None  # feature name -> raw value, None where it is said to be missing
     history: History | None = None
     context: Mapping[str, Any] | None = None
-    datetime: int | None = None
-    """UTC seconds."""
+    datetime: int | None = None  # UTC seconds
     exclude: tuple[Id, ...] = ()
     filters: Filters | None = None
 
@@ -94,8 +84,7 @@ _EVENT_FIELDS = frozenset(field.name for field in fields(History))
 def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
     """Check a request against the schema of a bundle; a `SchemaError` names the first fault."""
     given = _check_fields(raw, _REQUEST_FIELDS, "request")
-    user_id, time, exclude = given.get("user_id"), given.get("datetime"), given.get("exclude")
-    filters = given.get("filters")
+    user_id, time, exclude, filters = map(given.get, ("user_id", "datetime", "exclude", "filters"))
     return Request(
         user_id=None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id"),
         features=_parse_features(given.get("features"), "features", schema),
@@ -189,11 +178,8 @@ def _parse_history_times(values: list[Any], timezone: str | None) -> NDArray[np.
     if None in values:
         raise SchemaError("history: some events have a datetime and some have none; give all or none")
     times = np.array(parse_times(values, timezone, lambda index: f"history[{index}].datetime"))
-    is_earlier = times[1:] < times[:-1]
-    if is_earlier.any():
-        raise SchemaError(
-            f"history[{int(is_earlier.argmax()) + 1}] is earlier than the event before it; give the oldest first"
-        )
+    if len(earlier := np.flatnonzero(np.diff(times) < 0)):
+        raise SchemaError(f"history[{earlier[0] + 1}] is earlier than the event before it; give the oldest first")
     return times
 
 

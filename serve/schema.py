@@ -22,8 +22,7 @@ Repeats = Literal["exclude", "allow"]
 IdType = Literal["string", "integer"]
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
-DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")
-"""Kinds that are taken from the time of an event or request and never given."""
+DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")  # taken from the time of an event or request
 FORMAT = 1
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
@@ -34,18 +33,13 @@ class Feature:
 
     name: str
     kind: Kind
-    column: str
-    """`datetime` for the kinds taken from the time of the event."""
-    vocabulary: tuple[str, ...] = ()
-    """The value at index i has code i + 2. Empty for `numeric`, `text` and `vector`."""
+    column: str  # `datetime` for the kinds taken from the time of the event
+    vocabulary: tuple[str, ...] = ()  # the value at index i has code i + 2. Empty for `numeric`, `text` and `vector`.
     separator: str = "|"
-    width: int = 1
-    """The most values kept of a `multi_categorical` cell, the most n-grams of a `text`, the entries of a `vector`."""
+    width: int = 1  # most values of a `multi_categorical` cell, most n-grams of a `text`, entries of a `vector`
     mean: float = 0.0
-    scale: float = 1.0
-    """Never 0: standard deviation of a `numeric` column, root mean square length of a `vector`."""
-    buckets: int = 0
-    """Hashes of a `text`: a power of two."""
+    scale: float = 1.0  # never 0: standard deviation of a `numeric` column, root mean square length of a `vector`
+    buckets: int = 0  # hashes of a `text`: a power of two
 
     @property
     def is_numeric(self) -> bool:
@@ -62,11 +56,7 @@ class Feature:
 
     @cached_property
     def codes(self) -> dict[str, int]:
-        """Known value -> code.
-
-        Where all are true and false, in any letters, so are other ways to write them, as JSON, Parquet and CSV differ
-        in these; and 7 is 7.0 where all are fractions, as a missing value makes of integers in a CSV.
-        """
+        """Known value -> code, in any case where all are true and false; 7 is 7.0 where all are fractions."""
         codes = {value: FIRST_CODE + index for index, value in enumerate(self.vocabulary)}
         if all(map(_FRACTION.fullmatch, codes)):
             return {value.removesuffix(".0"): code for value, code in codes.items()} | codes
@@ -85,8 +75,7 @@ class Schema:
     context_features: tuple[Feature, ...]
     user_id_type: IdType
     item_id_type: IdType
-    event_types: tuple[str, ...]
-    """In code order; empty if the data has none."""
+    event_types: tuple[str, ...]  # in code order; empty if the data has none
     has_datetime: bool
     has_weight: bool
     weight_mean: float
@@ -94,16 +83,11 @@ class Schema:
     timezone: str | None
     ties: Ties
     repeats: Repeats
-    history_length: int
-    """The most events the attention blocks read."""
-    memory_length: int
-    """The most events per user that the memory reads."""
-    decay_days: tuple[float, ...]
-    """Time constants of the decayed counts of the memory, short to long."""
-    popularity_days: tuple[float, ...]
-    """Windows of recent popularity; empty: item vectors carry no popularity."""
-    data_until: int
-    """UTC seconds just after the last training event."""
+    history_length: int  # the most events the attention blocks read
+    memory_length: int  # the most events per user that the memory reads
+    decay_days: tuple[float, ...]  # time constants of the decayed counts of the memory, short to long
+    popularity_days: tuple[float, ...]  # windows of recent popularity; empty: item vectors carry no popularity
+    data_until: int  # UTC seconds just after the last training event
 
     @property
     def is_set(self) -> bool:

@@ -16,14 +16,12 @@ from serve.errors import BundleError
 from serve.events import HISTORY_INPUTS, OWNED_INPUTS, REQUEST_INPUTS, VECTOR_INPUTS, Arrays, TowerInputs
 from serve.schema import Schema
 
-SPACE_ID = "space_id"
-"""Key in a tower's metadata."""
+SPACE_ID = "space_id"  # key in a tower's metadata
 ITEM_INPUTS = ("item_codes", "item_values", "categories")
 
 _ORT_ERRORS = tuple(
     kind for kind in vars(ort_errors).values() if isinstance(kind, type) and issubclass(kind, Exception)
-)
-"""ONNX Runtime's own errors; they share no base but Exception."""
+)  # ONNX Runtime's own errors; they share no base but Exception
 
 
 def count_cores() -> int:
@@ -47,9 +45,7 @@ class Tower:
             raise BundleError(f"{name} is no ONNX graph that runs here: {error}") from error
         self.name = name
         self.inputs: dict[str, Any] = {entry.name: entry for entry in self._session.get_inputs()}
-        """Name -> type and shape."""
         self._outputs = self._session.get_outputs()
-        self._output_names = [output.name for output in self._outputs]
 
     @property
     def space_id(self) -> str | None:
@@ -66,10 +62,10 @@ class Tower:
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on an array for each of its inputs; no code or row is negative: -1 is the last one to it."""
         try:
-            values = self._session.run(self._output_names, dict(inputs))
+            values = self._session.run(None, dict(inputs))
         except _ORT_ERRORS as error:
             raise ValueError(f"{self.name} refuses its inputs: {error}") from error
-        outputs = dict(zip(self._output_names, values, strict=True))
+        outputs = {output.name: value for output, value in zip(self._outputs, values, strict=True)}
         for name, value in outputs.items():
             if not np.isfinite(value).all():
                 raise ValueError(f"{self.name}: output '{name}' is not finite; check the inputs' numbers")
@@ -84,8 +80,8 @@ class TowerPair:
         _check_inputs(user, (*HISTORY_INPUTS, *REQUEST_INPUTS, *OWNED_INPUTS, *VECTOR_INPUTS))
         _check_inputs(item, ITEM_INPUTS)
         self._user, self._item, self._schema = user, item, schema
+        # D + R, the first columns of the item vectors: histories hold them, and likeness is measured by them
         self.taste_dim: int = user.inputs["history_vectors"].shape[-1]
-        """D + R, the first columns of the item vectors: histories hold them, and likeness is measured by them."""
 
     def users(self, inputs: TowerInputs, vectors: Floats) -> tuple[Floats, Floats]:
         """Return user vectors (B, W) and the memory's score of each owned item (E,); inputs hold rows of `vectors`."""
