@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-import train
+from pipeline.config import parse
+from pipeline.stages import read
 from tests.linear_bundle import FILMS, N, publish_linear
 
 ROOT = Path(__file__).parent.parent
@@ -49,8 +50,8 @@ def test_the_configuration_to_begin_with_trains_on_tables_that_are_called_so(tmp
     items = [(f"s{item}", f"k{item % 3}", item / 2, f"thing {item}") for item in range(11)]
     pd.DataFrame(items, columns=["sku", "category", "price", "title"]).to_csv(tmp_path / "items.csv", index=False)
     monkeypatch.chdir(tmp_path)
-    config, _ = train.parse(["--config", "my.yaml"])
-    tables, _ = train.read(config, None, tmp_path)
+    config, _ = parse(["--config", "my.yaml"])
+    tables, _ = read(config, None, tmp_path)
     assert len(tables.interactions) == 120
     assert sorted(tables.items.columns) == ["category", "item_id", "price", "title"]
 
