@@ -13,7 +13,6 @@ import uvicorn
 from fastapi import FastAPI
 
 from serve.command_line import undisturbed
-from serve.http.app import AppState
 from serve.http.errors import LOGGER
 
 _CONNECTIONS, _IDLE_SECONDS, _DRAIN_SECONDS = 512, 60, 5
@@ -36,7 +35,7 @@ def bind(host: str, port: int) -> socket.socket:
 
 def serve(app: FastAPI, listener: socket.socket) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was asked and close the service."""
-    state: AppState = app.state.shared
+    state = app.state.shared
     config = uvicorn.Config(
         app,
         http="h11",  # under httptools a POST with the header `upgrade` is read as two requests
