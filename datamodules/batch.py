@@ -21,7 +21,7 @@ class WindowBatch(NamedTuple):
     """B windows of L consecutive events in which every event may be a target, predicted from those before it."""
 
     arrays: Tensors
-    """The history arrays of `serve.tower_inputs` and `user_codes`, `user_values`."""
+    """The history arrays of `serve.events` and `user_codes`, `user_values`."""
     history_rows: Tensor
     """(B, L) item rows, 0 where padded."""
     context_codes: Tensor
@@ -49,7 +49,7 @@ class RequestBatch(NamedTuple):
     """B requests, each with the items that followed."""
 
     arrays: Tensors
-    """Everything the user tower reads but vectors, named as in `serve.tower_inputs`."""
+    """Everything the user tower reads but vectors, named as in `serve.events`."""
     history_rows: Tensor
     """(B, L)."""
     owned_rows: Tensor

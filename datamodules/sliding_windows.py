@@ -79,7 +79,7 @@ class WindowExamples:
         )
 
     def history(self, places: Ints, is_event: np.ndarray) -> Arrays:
-        """Return what `serve.tower_inputs.history_arrays` does of events that are a rectangle already, (B, L) each.
+        """Return what `serve.events.history_arrays` does of events that are a rectangle already, (B, L) each.
 
         Each event is a group: where they are baskets, training is by cutoffs.
         """

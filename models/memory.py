@@ -25,7 +25,7 @@ PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a catego
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """The named arrays of `serve.tower_inputs` that only a tower with memory reads."""
+    """The named arrays of `serve.events` that only a tower with memory reads."""
 
     owned_vectors: Tensor  # (E, W) vectors of the owned items
     owned_users: Tensor  # (E,) request of each owned item

@@ -199,7 +199,7 @@ def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
 
 
 def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
-    """Sum the weights (N, N) of the items of each history as `serve.neighbours` does, (B, N)."""
+    """Sum the weights (N, N) of the items of each history as `serve.index` does, (B, N)."""
     rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
     later = lengths[:, None] - 1 - np.arange(rows.shape[1])  # (B, L) events after each, below 0 of padding
     counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)

@@ -1,8 +1,7 @@
 """A bundle: one immutable folder, verified by hash before anything in it is used, and its golden requests.
 
-`manifest.json` is JSON in one canonical form, signed by its own hash: no byte of it can change. Each file is opened
-once, without following links, and mapped; what is hashed is what is used. A published folder is replaced as a whole,
-never written into. It holds no time, duration, host or path: the same seed gives the same version.
+Each file is opened once, without following links, and mapped: what is hashed is what is used. The manifest holds no
+time, duration, host or path: the same seed gives the same version.
 """
 
 from __future__ import annotations

@@ -1,7 +1,4 @@
-"""Read times as UTC seconds and look at calendars: one normaliser for training and serving.
-
-Inside, a time is an int64 of UTC seconds. Naive times are read in the given time zone, by default as UTC.
-"""
+"""Read times as UTC seconds (int64), naive ones in a time zone, and look at calendars, in training and serving."""
 
 from __future__ import annotations
 

@@ -1,7 +1,4 @@
-"""Cells and columns that tables hold: texts as hashes, vectors, and Arrow columns of numpy arrays and back.
-
-Arrow columns are made from buffers and read from them, since Arrow's own ways import pandas where it is installed.
-"""
+"""Hashed texts, vectors, and Arrow columns of numpy arrays and back, without pandas, which Arrow's own ways import."""
 
 from __future__ import annotations
 

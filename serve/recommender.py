@@ -48,10 +48,7 @@ class Recommender:
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
-        """Load a published bundle and profiles, by default those of the folder `profiles` beside it, if there is one.
-
-        A `BundleError` says that they are altered or do not belong together, or answer golden requests differently.
-        """
+        """Load a published bundle and profiles, by default those in `profiles` beside it; replay golden requests."""
         path, folder, known = Path(directory), profiles, profiles if isinstance(profiles, Profiles) else None
         beside = path.absolute().parent / PROFILES
         if profiles is None and (beside / MANIFEST).exists():
@@ -118,7 +115,7 @@ class Recommender:
         return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
-        """Return vectors (n, W), of average popularity, of items that the bundle lacks: feature column -> raw value."""
+        """Return vectors (n, W) of items that the bundle lacks, as visible as an average one, by column -> value."""
         columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
         return self.encode_item_columns(columns, len(rows))
 
@@ -247,10 +244,7 @@ class RequestEncoder:
         )
 
     def _moments(self, requests: Sequence[Request], given: Events) -> Ints:
-        """Return the moment of each request, (T,): its datetime, else its last event's, else the end of training.
-
-        It is 0, the time of all events, where the data has no time.
-        """
+        """Return the moment of each request, (T,): its datetime, else its last event's, else the end of training."""
         if not self._schema.has_datetime:
             return np.zeros(len(requests), dtype=np.int64)
         stops = np.where(given.counts > 0, given.offsets[1:], 0)

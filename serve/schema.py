@@ -1,8 +1,6 @@
 """What a bundle knows about its data: features with their vocabularies and scales, fitted on training rows.
 
-A schema is frozen, JSON, and the same object in training and in serving. Codes: 0 = padding, 1 = unknown
-(unseen or missing), 2.. = the vocabulary in its order, or the buckets of hashed n-grams. Vocabularies only grow at the
-end: no code changes.
+Codes: 0 = padding, 1 = unknown or missing, 2.. = the vocabulary in its order, or the buckets of hashed n-grams.
 """
 
 from __future__ import annotations
