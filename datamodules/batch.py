@@ -20,20 +20,13 @@ Tensors = dict[str, Tensor]
 class WindowBatch(NamedTuple):
     """B windows of L consecutive events in which every event may be a target, predicted from those before it."""
 
-    arrays: Tensors
-    """The history arrays of `serve.events` and `user_codes`, `user_values`."""
-    history_rows: Tensor
-    """(B, L) item rows, 0 where padded."""
-    context_codes: Tensor
-    """(B, L, C) context of each event as a target."""
-    context_values: Tensor
-    """(B, L, V)."""
-    target_weights: Tensor
-    """(B, L) float32; 0 where the event is no target."""
-    sees_history: Tensor
-    """(B, L) bool; the others are predicted from the empty history."""
-    recency: Tensor
-    """(B, L) int64 seconds from the event before to the target; 0 where the target's time is dropped."""
+    arrays: Tensors  # the history arrays of `serve.events` and `user_codes`, `user_values`
+    history_rows: Tensor  # (B, L) item rows, 0 where padded
+    context_codes: Tensor  # (B, L, C) context of each event as a target
+    context_values: Tensor  # (B, L, V)
+    target_weights: Tensor  # (B, L) float32; 0 where the event is no target
+    sees_history: Tensor  # (B, L) bool; the others are predicted from the empty history
+    recency: Tensor  # (B, L) int64 seconds from the event before to the target; 0 where the target's time is dropped
 
     @property
     def is_target(self) -> Tensor:
@@ -48,29 +41,19 @@ class WindowBatch(NamedTuple):
 class RequestBatch(NamedTuple):
     """B requests, each with the items that followed."""
 
-    arrays: Tensors
-    """Everything the user tower reads but vectors, named as in `serve.events`."""
-    history_rows: Tensor
-    """(B, L)."""
-    owned_rows: Tensor
-    """(E,) distinct items of each request's past, ordered by request and row."""
-    owned_users: Tensor
-    """(E,) request of each."""
-    target_users: Tensor
-    """(M,) request of each target, ascending."""
-    target_rows: Tensor
-    """(M,) item row of each target."""
-    target_weights: Tensor
-    """(M,)."""
-    target_owned: Tensor
-    """(M,) position of the target among `owned_rows`, -1 if novel."""
-    popularity: Tensor
-    """(N, P) of the catalogue, as of a moment not after any request of the batch."""
+    arrays: Tensors  # everything the user tower reads but vectors, named as in `serve.events`
+    history_rows: Tensor  # (B, L)
+    owned_rows: Tensor  # (E,) distinct items of each request's past, ordered by request and row
+    owned_users: Tensor  # (E,) request of each
+    target_users: Tensor  # (M,) request of each target, ascending
+    target_rows: Tensor  # (M,) item row of each target
+    target_weights: Tensor  # (M,)
+    target_owned: Tensor  # (M,) position of the target among `owned_rows`, -1 if novel
+    popularity: Tensor  # (N, P) of the catalogue, as of a moment not after any request of the batch
 
     def mark_owned(self, n_items: int) -> Tensor:
         """Mark which of N items each user has, (B, N)."""
-        shape = (len(self.history_rows), n_items)
-        is_owned = torch.zeros(shape, dtype=torch.bool, device=self.owned_rows.device)  # (B, N)
+        is_owned = torch.zeros((len(self.history_rows), n_items), dtype=torch.bool, device=self.owned_rows.device)
         is_owned[self.owned_users, self.owned_rows] = True
         return is_owned
 
@@ -79,14 +62,10 @@ class RequestBatch(NamedTuple):
 class FeatureDropout:
     """Shares of training targets that are predicted without a part of what is known, as some requests come without."""
 
-    history: float = 0.05
-    """Without any history."""
-    user: float = 0.10
-    """Without demographics."""
-    context: float = 0.15
-    """Without request context."""
-    time: float = 0.15
-    """Without the time of the request: recency counts from the user's last event."""
+    history: float = 0.05  # without any history
+    user: float = 0.10  # without demographics
+    context: float = 0.15  # without request context
+    time: float = 0.15  # without the time of the request: recency counts from the user's last event
 
 
 def encode_missing(features: tuple[Feature, ...]) -> EncodedFeatures:
@@ -122,11 +101,7 @@ class EpochSampler(Sampler[Any]):
         self.plans = self.examples.plan(self.seed, epoch)
 
     def __iter__(self) -> Iterator[Any]:
-        """Look at the plans when the first is asked for.
-
-        Lightning makes the iterator of a resumed epoch before it says which epoch that is.
-        """
-        yield from self.plans
+        yield from self.plans  # read late: Lightning makes the iterator of a resumed epoch before it sets the epoch
 
     def __len__(self) -> int:
         return len(self.plans)

@@ -15,8 +15,7 @@ from serve.encode import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
 
-TARGET_WEIGHT = "weight as a target"
-"""Reserved column of the interactions: 0 for an event that is evidence alone. Absent: every event counts 1."""
+TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 _IDS = {"users": "user_id", "items": "item_id"}
 
 
@@ -24,22 +23,15 @@ _IDS = {"users": "user_id", "items": "item_id"}
 class CleaningReport:
     """How many rows were taken out, and what was kept though it looks odd."""
 
-    duplicate_events: int
-    """Rows equal to an earlier one in every column."""
-    negative_weights: int
-    """Events taken out because their weight is below 0: a return, not a purchase."""
-    zero_weights_kept: int
-    """Events kept with weight 0."""
+    duplicate_events: int  # rows equal to an earlier one in every column
+    negative_weights: int  # events taken out because their weight is below 0: a return, not a purchase
+    zero_weights_kept: int  # events kept with weight 0
     duplicate_users: int
     duplicate_items: int
 
 
 def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
-    """Remove duplicates and impossible events; cleaning twice changes nothing more.
-
-    Two events are the same if all columns are equal: user, item, time, event, position, weight and context.
-    So a basket line that is there again with another quantity is a second line.
-    """
+    """Remove events that equal another in every column, and those of negative weight; cleaning is idempotent."""
     events, users, items = tables.interactions, tables.users, tables.items
     weights = events["weight"] if "weight" in events else pd.Series(1.0, events.index)
     is_duplicate, is_negative = events.duplicated(), weights < 0
@@ -56,10 +48,7 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
 
 
 def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
-    """Return the row of each id, under it; one that the table does not have is of missing values.
-
-    Integers stay integers: as floats, which have room for a gap, those above 2**53 would be others.
-    """
+    """Return the row of each id, of missing values where the table has none; integers above 2**53 stay exact."""
     rows = table.set_index(id_name)
     if not pd.Index(ids).isin(rows.index).all():
         rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
@@ -96,11 +85,7 @@ def is_set(interactions: pd.DataFrame) -> bool:
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:
-    """Order users and items by id, and interactions by user, time and position: the same data gives the same model.
-
-    Events that this leaves tied keep the order of the table where they are `ordered`. Where they came at once, or
-    the data has neither time nor position, they are ordered by what they are.
-    """
+    """Order users and items by id, interactions by user, time and position; ties of baskets and sets by all columns."""
     events = tables.interactions
     keys = [name for name in ("user_id", "datetime", "position") if name in events]
     if ties == "simultaneous" or is_set(events):
@@ -118,13 +103,12 @@ def _rank(column: pd.Series[Any]) -> np.ndarray:
     """Return numbers that order as the values do; mixed values order as texts."""
     if pd.api.types.is_numeric_dtype(column.dtype):
         return column.to_numpy()
-    texts = column if isinstance(column.dtype, pd.StringDtype) else column.map(_write).astype("str")
-    codes, _ = pd.factorize(texts, sort=True)
-    return codes
 
+    def write(value: Any) -> str | None:
+        return repr(value) if isinstance(value, (tuple, list, np.ndarray)) else to_text(value)
 
-def _write(value: Any) -> str | None:
-    return repr(value) if isinstance(value, (tuple, list, np.ndarray)) else to_text(value)
+    texts = column if isinstance(column.dtype, pd.StringDtype) else column.map(write).astype("str")
+    return pd.factorize(texts, sort=True)[0]
 
 
 def weigh_targets(interactions: pd.DataFrame, config: DataConfig) -> pd.DataFrame:
@@ -157,15 +141,9 @@ def only_evidence(interactions: pd.DataFrame) -> pd.DataFrame:
 
 
 def _check_target_columns(interactions: pd.DataFrame, config: DataConfig, types: list[str]) -> None:
-    if config.targets.min_weight is not None and "weight" not in interactions:
-        raise SchemaError(
-            f"data.targets.min_weight is {config.targets.min_weight:g}, but the interactions have no weight: "
-            "set data.interactions.columns.weight"
-        )
-    if types and "event" not in interactions:
-        raise SchemaError(
-            f"event '{types[0]}' is declared, but the interactions have no event: set data.interactions.columns.event"
-        )
+    needed = {"weight": config.targets.min_weight is not None, "event": bool(types)}
+    for name in (name for name, is_needed in needed.items() if is_needed and name not in interactions):
+        raise SchemaError(f"data.targets or data.events reads '{name}', which is absent: set data.interactions.columns")
     known = set(interactions["event"].dropna().unique()) if types else set()
     for name in types:
         if name not in known:

@@ -10,14 +10,11 @@ from serve.clock import find_zone
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Kind, Repeats, Ties
 
-MAX_HISTORY = 10_000
-"""Events of a history. Memory grows with them, however short the histories of the data are: a million took 20 GB."""
-REPEAT_RATE = "repeat_rate"
-"""Column that the items of a bundle have of their own where repeats are allowed."""
-MAX_DELIMITER = 4
-"""Bytes of the text between two cells."""
+MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory, however short the histories of the data
+REPEAT_RATE = "repeat_rate"  # column that the items of a bundle have of their own where repeats are allowed
+MAX_DELIMITER = 4  # bytes of the text between two cells
+# key of the split -> the one kind that it belongs to
 _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
-"""Key of the split -> the one kind that it belongs to."""
 _PATHS = ("interactions", "users", "items", "validation", "test")
 
 
@@ -87,18 +84,12 @@ class FeaturesConfig:
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
-        declared: dict[str, Kind | FeatureConfig] = getattr(self, side)
-        return {name: _complete(name, value) for name, value in declared.items()}
-
-
-def _complete(name: str, value: Kind | FeatureConfig) -> FeatureConfig:
-    try:
-        feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
-    except SchemaError as error:
-        raise SchemaError(f"feature '{name}': {error}") from error
-    if feature.column is not None:
-        return feature
-    return replace(feature, column="datetime" if feature.kind in ("hour_of_day", "day_of_week") else name)
+        features = {}
+        for name, value in getattr(self, side).items():
+            feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
+            default = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name
+            features[name] = replace(feature, column=feature.column or default)
+        return features
 
 
 @dataclass(frozen=True)
@@ -124,7 +115,7 @@ class SplitConfig:
         _check_choices(self, "data.split")
         for name, kind in _SPLIT_KEYS.items():
             value = getattr(self, name)
-            if value is not None and value is not False and self.kind != kind:
+            if value not in (None, False) and self.kind != kind:
                 raise SchemaError(f"data.split.{name} is {value!r}; allowed: with kind {kind}, not {self.kind}")
         for kind, name in (("time", "at"), ("files", "test")):
             if self.kind == kind and getattr(self, name) is None:
@@ -186,10 +177,7 @@ class DataConfig:
         for name, weight in self.events.items():
             if not 0 < weight < float("inf"):
                 raise SchemaError(f"data.events: '{name}' is {weight}; allowed: a finite number above 0")
-        try:
-            find_zone(self.timezone)
-        except SchemaError as error:
-            raise SchemaError(f"data.timezone: {error}") from error
+        find_zone(self.timezone)
 
     def declared(self) -> dict[str, Any]:
         """Return what is declared about the data, without anything of this machine: no path."""
@@ -206,33 +194,24 @@ EVENT_ROLES: dict[str, Role] = {
     "position": "order",
     "event": "text",
     "weight": "number",
-}
-"""The columns of interactions that have a meaning of their own, in their order."""
+}  # the columns of interactions that have a meaning of their own, in their order
 
 
 @dataclass(frozen=True)
 class Column:
     """One column that is read."""
 
-    name: str
-    """Ours."""
-    source: str
-    """In the file."""
+    name: str  # ours
+    source: str  # in the file
     role: Role
-    reason: str
-    """Which key of the configuration asks for it, in words; empty: the table may lack it."""
-    may_be_empty: bool = True
-    """An empty cell is a missing value, not a fault of its row."""
+    reason: str  # which key of the configuration asks for it, in words; empty: the table may lack it
+    may_be_empty: bool = True  # an empty cell is a missing value, not a fault of its row
     low: float | None = None
     high: float | None = None
 
 
 def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
-    """Return the columns of `users`, `items`, or of interactions, which the files of a split hold too.
-
-    Raises:
-        SchemaError: a column is declared that cannot be read so.
-    """
+    """Return the columns of `users`, `items`, or of interactions, which the files of a split hold too."""
     side = {"users": "user", "items": "item"}.get(table, "context")
     layout = {"user": config.users, "item": config.items, "context": config.interactions}[side] or TableConfig()
     roles: Mapping[str, Role] = EVENT_ROLES if side == "context" else {f"{side}_id": "id"}
@@ -241,26 +220,19 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
             raise SchemaError(f"data.{table}.columns: '{name}' is no column of ours; {name_nearest(name, roles)}")
     readers = _list_readers(side, config, roles, layout.columns)
     needed = {"user_id", "item_id", *layout.columns, *readers, *(["datetime"] * (config.split.kind == "time"))}
-    columns = [
-        Column(
-            name,
-            layout.columns.get(name, name),
-            role,
-            f"which is read as data.{table}.columns.{name}" if name in needed else "",
-            name == "event",
-            *_limits(readers.get(name, [])),
-        )
-        for name, role in roles.items()
-    ]
-    columns += [
-        Column(name, name, _role(features), f"read by data.features.{side}", True, *_limits(features))
-        for name, features in readers.items()
-        if name not in roles
-    ]
+    columns = []
+    for name in dict.fromkeys((*roles, *readers)):
+        features, is_ours = readers.get(name, []), name in roles
+        reason = f"which is read as data.{table}.columns.{name}" if is_ours else f"read by data.features.{side}"
+        role, source = (roles[name], layout.columns.get(name, name)) if is_ours else (_role(features), name)
+        may_be_empty = name == "event" or not is_ours
+        low = max((one.min for one in features if one.min is not None), default=None)
+        high = min((one.max for one in features if one.max is not None), default=None)
+        columns.append(Column(name, source, role, reason * (name in needed), may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
     if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:
         raise SchemaError(
-            f"data.features.{side} has a column of data.audit_only, or '{REPEAT_RATE}', which is reserved"
+            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or a column of data.audit_only"
         )
     return (*columns, *(Column(name, name, "value", "named in data.audit_only") for name in audited))
 
@@ -285,16 +257,6 @@ def _list_readers(
 
 
 def _role(features: Sequence[FeatureConfig]) -> Role:
+    roles: dict[str, Role] = {"vector": "vector", "numeric": "number", "categorical": "category"}
     kinds = {feature.kind for feature in features}
-    if "vector" in kinds:
-        return "vector"
-    if "numeric" in kinds:
-        return "number"
-    return "category" if "categorical" in kinds else "value"
-
-
-def _limits(features: Sequence[FeatureConfig]) -> tuple[float | None, float | None]:
-    """Return the narrowest limits that are declared for a column."""
-    lows = [feature.min for feature in features if feature.min is not None]
-    highs = [feature.max for feature in features if feature.max is not None]
-    return max(lows, default=None), min(highs, default=None)
+    return next((role for kind, role in roles.items() if kind in kinds), "value")

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datamodules.batch import FeatureDropout, RequestBatch, encode_missing, hide_rows
-from datamodules.popularity import ItemTrends
-from datamodules.requests import RequestMaker, distinct_targets, scale_by_user
+from datamodules.requests import ItemTrends, RequestMaker, distinct_targets, scale_by_user
 from datamodules.sequences import Sequences
 from serve.encode import EncodedFeatures
 from serve.events import Events, Floats, Ints, last_moments, number_groups, spans
@@ -17,20 +16,13 @@ from serve.schema import Schema
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """B requests at a moment: all before `stops` is known, the targets follow.
-
-    Positions are into the flat arrays of the sequences.
-    """
+    """B requests at a moment: all before `stops` is known; positions are into the flat arrays of the sequences."""
 
     users: Ints
-    starts: Ints
-    """First known event of each request."""
-    stops: Ints
-    """One past the last known event."""
-    times: Ints
-    """Moment of each request, UTC seconds."""
-    trend: int
-    """Index of the moment whose popularity holds for the batch."""
+    starts: Ints  # first known event of each request
+    stops: Ints  # one past the last known event
+    times: Ints  # moment of each request, UTC seconds
+    trend: int  # index of the moment whose popularity holds for the batch
 
 
 @dataclass(frozen=True)
@@ -64,12 +56,12 @@ class NextGroupTimeline:
     """Cutoffs just before one of the user's own time groups, which is the target."""
 
     def __init__(self, events: Events, target_weight: Floats, trends: ItemTrends, schema: Schema) -> None:
-        groups = number_groups(events, schema)
-        is_start = np.ones(len(groups), dtype=bool)
-        is_start[1:] = groups[1:] != groups[:-1]
+        time_groups = number_groups(events, schema)
+        is_start = np.ones(len(time_groups), dtype=bool)
+        is_start[1:] = time_groups[1:] != time_groups[:-1]
         is_start[events.offsets[:-1][events.counts > 0]] = True
         starts = np.flatnonzero(is_start)
-        ends = np.append(starts[1:], len(groups))
+        ends = np.append(starts[1:], len(time_groups))
         is_cutoff = has_target(target_weight, starts, ends)
         self.starts, self.ends = starts[is_cutoff], ends[is_cutoff]
         self.users = events.segments()[self.starts]
@@ -87,8 +79,7 @@ class NextGroupTimeline:
 def has_target(weight: Floats, starts: Ints, ends: Ints) -> np.ndarray:
     """Say which spans of events hold a target: bool of the shape of `starts`."""
     before = np.concatenate([[0], np.cumsum(weight > 0)])
-    held: np.ndarray = before[ends] > before[starts]
-    return held
+    return np.asarray(before[ends] > before[starts])
 
 
 def positions_at(events: Events, moments: Ints) -> Ints:
@@ -98,26 +89,20 @@ def positions_at(events: Events, moments: Ints) -> Ints:
     span = times.max(initial=0) - first + 1
     keys = events.segments() * span + (events.time - first)
     wanted = np.arange(len(events))[:, None] * span + (moments - first)[None, :]
-    places: Ints = np.searchsorted(keys, wanted)
-    return places
+    return np.asarray(np.searchsorted(keys, wanted), np.int64)
+
+
+Timeline = HorizonTimeline | NextGroupTimeline
 
 
 class CutoffExamples:
-    """Draw one cut of each user's timeline anew each epoch; a batch shares the moment of its popularity."""
+    """Draw one cutoff of each user anew each epoch; a batch shares the moment of its popularity."""
 
     def __init__(
-        self,
-        sequences: Sequences,
-        maker: RequestMaker,
-        timeline: HorizonTimeline | NextGroupTimeline,
-        batch_size: int,
-        dropout: FeatureDropout,
+        self, sequences: Sequences, maker: RequestMaker, timeline: Timeline, batch_size: int, dropout: FeatureDropout
     ) -> None:
-        self.sequences = sequences
-        self.maker = maker
-        self.timeline = timeline
-        self.batch_size = batch_size
-        self.dropout = dropout
+        self.sequences, self.maker, self.timeline = sequences, maker, timeline
+        self.batch_size, self.dropout = batch_size, dropout
         self.missing_user = encode_missing(maker.schema.user_features)
         self.missing_context = encode_missing(maker.schema.context_features)
 
@@ -128,12 +113,12 @@ class CutoffExamples:
         starts = self.sequences.events.offsets[:-1][users]
         n_batches = max(-(-len(users) // self.batch_size), len(self.maker.trends.moments))
         moments, counts = np.unique(trend, return_counts=True)
-        groups: list[Ints] = []
+        batches: list[Ints] = []
         for moment, n_parts in zip(moments, share_batches(counts, n_batches), strict=True):
-            groups += np.array_split(rng.permutation(np.flatnonzero(trend == moment)), n_parts)
+            batches += np.array_split(rng.permutation(np.flatnonzero(trend == moment)), n_parts)
         plans = []
-        for number in rng.permutation(len(groups)):
-            rows = groups[number]
+        for number in rng.permutation(len(batches)):
+            rows = batches[number]
             cutoffs = Cutoffs(users[rows], starts[rows], stops[rows], times[rows], int(trend[rows[0]]))
             plans.append(CutoffPlan(cutoffs, ends[rows], (seed, epoch, int(number))))
         return plans
@@ -154,19 +139,14 @@ class CutoffExamples:
         return self.maker.make(past, times, cutoffs.trend, targets, user, self.context(cutoffs, rng))
 
     def context(self, cutoffs: Cutoffs, rng: np.random.Generator) -> EncodedFeatures:
-        """Return the request context of each cut: that of the first event that follows."""
+        """Return the request context of each cutoff: that of the first event that follows."""
         rows = np.minimum(cutoffs.stops, len(self.sequences.events.time) - 1)
         is_hidden = rng.random(len(rows)) < self.dropout.context
         return hide_rows(self.sequences.context.take(rows), is_hidden, self.missing_context)
 
 
 def share_batches(counts: Ints, n_batches: int) -> Ints:
-    """Share an epoch's batches among its moments by their numbers of cutoffs, at least one each.
-
-    Args:
-        counts: (moments,) cutoffs of each, at least 1.
-        n_batches: in all, not below the number of moments; fewer only where there are fewer cutoffs.
-    """
+    """Share an epoch's batches among its moments by their numbers of cutoffs, (moments,), at least one each."""
     parts = np.ones(len(counts), dtype=np.int64)
     for _ in range(min(n_batches, int(counts.sum())) - len(counts)):
         parts[np.argmax(counts / parts)] += 1

@@ -1,19 +1,21 @@
-"""The LightningDataModule: training examples by windows, cutoffs or parts of sets, and validation requests."""
+"""The LightningDataModule of training examples and validation requests, and the fingerprint of its data."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytorch_lightning as pl
+from torch import Tensor
 from torch.utils.data import DataLoader
 
 from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
 from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
-from datamodules.popularity import ItemTrends, measure_trends
-from datamodules.requests import RequestMaker, Targets, distinct_targets
+from datamodules.requests import ItemTrends, RequestMaker, Targets, distinct_targets, measure_trends
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
@@ -43,39 +45,24 @@ class InteractionsDataModule(pl.LightningDataModule):
         validation_at: int | None = None,
         dropout: FeatureDropout | None = None,
     ) -> None:
-        """Index the tables.
+        """Index the tables; batches have `batch_size` windows or users, and `validation` may be empty.
 
-        Args:
-            train: interactions to learn from.
-            validation: interactions to stop by; may be empty.
-            users: users table.
-            catalogue: items by row.
-            schema: fitted on `train`.
-            batch_size: windows or users of a batch.
-            seed: of order, cutoffs and what is dropped.
-            horizon: seconds after a cut whose items are its targets; default: the next time group.
-            validation_at: moment of the validation requests; default: each user's last training event.
-            dropout: shares of targets predicted without a part of what is known.
+        Targets of a cutoff lie within `horizon` seconds, by default in the next time group; validation requests are at
+        `validation_at`, by default at each user's last training event.
         """
         super().__init__()
-        self.catalogue = catalogue
-        self.schema = schema
-        self.batch_size = batch_size
-        self.seed = seed
-        self.horizon = horizon
-        self.validation_at = validation_at
-        self.dropout = dropout or FeatureDropout()
+        self.catalogue, self.schema, self.batch_size, self.seed = catalogue, schema, batch_size, seed
+        self.horizon, self.validation_at, self.dropout = horizon, validation_at, dropout or FeatureDropout()
         everyone = pd.concat([users, validation[["user_id"]]]).drop_duplicates("user_id")
         self.sequences = build_sequences(train, everyone, catalogue.item_ids, schema)
         self.trends = self._measure_trends()
         self.maker = RequestMaker(catalogue, self.trends, schema)
         self.examples = self._make_examples()
-        self.validation_batches, self.validation_users = self._make_validation(validation)
-        """The requests, and (R,) the id of the user of each."""
+        self.validation_batches, self.validation_users = self._make_validation(validation)  # requests, (R,) user ids
 
     @property
     def trains_on_windows(self) -> bool:
-        """Every position of a window is a target; else examples are cutoffs."""
+        """Return whether every position of a window is a target; else examples are cutoffs or sets."""
         return self.schema.ties == "ordered" and self.schema.repeats == "exclude"
 
     def train_dataloader(self) -> DataLoader[Any]:
@@ -108,12 +95,12 @@ class InteractionsDataModule(pl.LightningDataModule):
             return WindowExamples(self.sequences, self.schema, self.batch_size, self.dropout)
         if self.schema.is_set:
             return SetExamples(self.sequences, self.maker, self.batch_size, self.dropout)
-        timeline: HorizonTimeline | NextGroupTimeline
         events, weight = self.sequences.events, self.sequences.target_weight
-        if self.horizon is None:
-            timeline = NextGroupTimeline(events, weight, self.trends, self.schema)
-        else:
-            timeline = HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
+        timeline = (
+            NextGroupTimeline(events, weight, self.trends, self.schema)
+            if self.horizon is None
+            else HorizonTimeline(events, weight, self.trends.moments[:-1], self.horizon)
+        )
         return CutoffExamples(self.sequences, self.maker, timeline, self.batch_size, self.dropout)
 
     def count_targets(self) -> Ints:
@@ -124,8 +111,8 @@ class InteractionsDataModule(pl.LightningDataModule):
     def early_pairs(self) -> tuple[Ints, Ints]:
         """Return user and item row of the events that factors may be taken from.
 
-        With a horizon these are the events before the first cut: factors that had seen the targets of the cutoffs
-        teach the towers to trust them too much. Cutoffs at any of a user's times leave no such events: all are taken.
+        With a horizon these are the events before the first cutoff: from factors that had seen the targets, the towers
+        would learn to trust them too much.
         """
         events = self.sequences.events
         limit = events.time.max(initial=0) + 1 if self.horizon is None else self.trends.moments[0]
@@ -185,3 +172,38 @@ class InteractionsDataModule(pl.LightningDataModule):
 
 def _tiles(n: int, size: int) -> list[Ints]:
     return [np.arange(start, min(start + size, n)) for start in range(0, n, size)]
+
+
+def fingerprint(*parts: Any) -> str:
+    """Hash arrays, tensors and what is made of them (dataclasses, mappings, sequences), type and shape included."""
+    digest = hashlib.sha256()
+    for part in parts:
+        for piece in _pieces(part):
+            digest.update(len(piece).to_bytes(8, "little"))
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def fingerprint_rows(*frames: pd.DataFrame) -> str:
+    """Hash the names and the values of all columns."""
+    return fingerprint(*((str(name), frame[name].to_numpy()) for frame in frames for name in frame))
+
+
+def _pieces(value: Any) -> Iterator[bytes]:
+    """Yield the bytes of a value and of what it is made of."""
+    value = value.numpy() if isinstance(value, Tensor) else value
+    if isinstance(value, np.ndarray):
+        yield f"{value.dtype} {value.shape}".encode()
+        yield value.tobytes() if value.dtype.kind in "biuf" else repr(value.tolist()).encode()
+        return
+    yield type(value).__name__.encode()
+    if isinstance(value, Mapping):
+        value = [part for item in value.items() for part in item]
+    elif is_dataclass(value):
+        value = [getattr(value, field.name) for field in fields(value)]
+    if not isinstance(value, (list, tuple)):
+        yield repr(value).encode()
+        return
+    yield str(len(value)).encode()
+    for member in value:
+        yield from _pieces(member)

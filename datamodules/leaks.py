@@ -1,8 +1,4 @@
-"""Leaks: held-out events in training, columns that give the chosen item away, features computed from the test.
-
-Not found: a column that is known after the choice but hangs on nothing that the tables show, such as a session's
-length; features of users, vectors and texts that were made from the test.
-"""
+"""Leaks: held-out events in training, columns that give the chosen item away, item counts that include the test."""
 
 from __future__ import annotations
 
@@ -21,19 +17,12 @@ from datamodules.tables import Tables
 from serve.encode import join_text
 from serve.errors import SchemaError
 
-MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000
-"""Training rows that columns are judged on: so many tell a share to well under one percent."""
-MIN_DECISIVE, MIN_ITEMS = 100, 100
-"""Rows and tested items; with fewer nothing is said of a column."""
-N_RANGES = 16
-"""Ranges, equally full, that numbers are cut into."""
-LATE_USERS = 0.01
-"""So many tested users with later events in training are no slip of a clock any more."""
-GIVES_AWAY, FACT = 0.5, 0.9
-"""Measures of 0 (says nothing) to 1 (tells all) from which a column is named, and called a fact of the item. Honest
-columns of the data sets at hand stay below 0.1."""
-MISSING = -1
-"""Code of a missing cell."""
+MAX_ROWS, MAX_ROWS_PER_USER = 200_000, 2_000  # training rows on which columns are measured
+MIN_DECISIVE, MIN_ITEMS = 100, 100  # rows and tested items; with fewer nothing is said of a column
+N_RANGES = 16  # ranges, equally full, that numbers are put into
+LATE_USERS = 0.01  # so many tested users with later events in training are no slip of a clock any more
+GIVES_AWAY, FACT = 0.5, 0.9  # powers from which a column is named, and called a fact of the item
+MISSING = -1  # code of a missing cell
 Ints = NDArray[np.int64]
 Kind = Literal[
     "identifies the item", "fact of the item", "known after the choice", "made from the test", "test in training"
@@ -46,12 +35,9 @@ class Leak:
 
     kind: Kind
     table: str
-    column: str
-    """As in the table; several, joined by commas, where events are compared by them."""
-    power: float
-    """0 (says nothing) to 1 (tells all)."""
-    message: str
-    """One line for a person: the figures, and what to do."""
+    column: str  # as in the table; several, joined by commas, where events are compared by them
+    power: float  # 0 (says nothing) to 1 (tells all)
+    message: str  # one line for a person: the figures, and what to do
 
 
 def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, ...]:
@@ -63,11 +49,7 @@ def find_leaks(tables: Tables, split: Split, config: DataConfig) -> tuple[Leak, 
 
 
 def stop_on_leaks(leaks: Sequence[Leak]) -> None:
-    """Refuse data with leaks.
-
-    Raises:
-        SchemaError: there is a leak; all are named.
-    """
+    """Refuse data with leaks; all are named."""
     if leaks:
         found = "; ".join(f"({number}) {leak.message}" for number, leak in enumerate(leaks, 1))
         raise SchemaError(f"data.leaks is 'stop' and {len(leaks)} found: {found}. Mend the data, or set leaks to warn")
@@ -103,19 +85,15 @@ def _find_shared_events(split: Split) -> Iterator[Leak]:
         keys = _event_columns(before, split.kind)
         n = int(pd.MultiIndex.from_frame(held_out[keys]).isin(pd.MultiIndex.from_frame(before[keys])).sum())
         if n:
-            columns, share = ", ".join(keys), n / len(held_out)
-            message = (
-                f"{n:,} of {len(held_out):,} {name} events are in training too, by {columns}; take them out of one"
-            )
-            yield Leak("test in training", "interactions", columns, share, message)
+            columns = ", ".join(keys)
+            message = f"{n:,} of {len(held_out):,} {name} events are in training too, by {columns}; take them out"
+            yield Leak("test in training", "interactions", columns, n / len(held_out), message)
     if split.kind in ("files", "pairs") and "datetime" in split.refit and len(split.test):
         first = split.test.groupby("user_id")["datetime"].min()
         last = split.refit.groupby("user_id")["datetime"].max().reindex(first.index)
         share = float((last > first).mean())
         if share > LATE_USERS:
-            message = (
-                f"{share:.1%} of the test users have training events later than their first test event; hold these out"
-            )
+            message = f"{share:.1%} of the test users have training events after their first test event; hold these out"
             yield Leak("test in training", "interactions", "datetime", share, message)
 
 
@@ -134,9 +112,7 @@ class _Sample:
     rows: pd.DataFrame
     item: Ints
     is_learnt: NDArray[np.bool_]
-    neighbours: tuple[tuple[Ints, Ints], ...]
-    """Pairs of rows of different items that follow each other, by user and by time: they share what a request knows
-    before the choice (the person, the place, the moment)."""
+    neighbours: tuple[tuple[Ints, Ints], ...]  # rows of different items that follow each other, by user and by time
 
 
 def _draw_sample(rows: pd.DataFrame) -> _Sample:
@@ -182,7 +158,7 @@ def _find_context_leaks(sample: _Sample, config: DataConfig) -> Iterator[Leak]:
         else:
             kind, power, advice = "known after the choice", fact, "take it out if a request cannot know it"
         if power >= GIVES_AWAY:
-            message = f"interactions.{column}: {kind}: {power:.0%} of what chance leaves open is told; {advice}"
+            message = f"interactions.{column}: {kind}: predicted {power:.0%} of the way to certainty; {advice}"
             yield Leak(kind, "interactions", column, power, message)
 
 
@@ -199,11 +175,7 @@ def _guess_items(sample: _Sample, codes: Ints) -> float:
 
 
 def _measure_fact(sample: _Sample, codes: Ints) -> float:
-    """Return how much of a column is told by the item: 1 - errors / errors against the values of neighbouring rows.
-
-    Each item's most frequent value is its guess. A column of the user, of the visit or of the moment is the same in
-    the neighbour's row, and gets 0 however often the guess is right.
-    """
+    """Return how much of a column the item predicts: 1 - errors / errors against the values of neighbouring rows."""
     known = codes != MISSING
     learnt = sample.is_learnt & known
     guess = _most_frequent(sample.item[learnt], codes[learnt], int(sample.item.max()) + 1)[sample.item]
@@ -231,10 +203,7 @@ def _find_item_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterat
             continue
         old, new = (_correlate(numbers, counts.reindex(numbers.index)) for counts in (before, with_test))
         if _gain(new, old) >= GIVES_AWAY:
-            message = (
-                f"items.{column} counts the test: its rank correlation with the events is {new:.4f} with the test and "
-                f"{old:.4f} before it; count training events alone"
-            )
+            message = f"items.{column} counts the test: rank correlation {new:.4f} with its events, {old:.4f} without"
             yield Leak("made from the test", "items", column, _gain(new, old), message)
 
 

@@ -23,15 +23,11 @@ import pyarrow.parquet as pq
 from datamodules.config import Column, TableConfig
 from serve.errors import SchemaError, name_nearest
 
-MAX_VALUE = 200
-"""Characters of a value in the list of rejects."""
+MAX_VALUE = 200  # characters of a value in the list of rejects
 _KINDS = ".csv, .tsv, .jsonl, .ndjson (.gz may follow), .parquet"
-_STAND_IN = "\x1f"
-"""In the place of a delimiter of several bytes, which pyarrow does not read."""
-_REPLACED = "\ufffd"
-"""In the place of bytes that are not UTF-8."""
-_BLOCK = 2**24
-"""Bytes that pyarrow parses at once: no record may be longer."""
+_STAND_IN = "\x1f"  # in the place of a delimiter of several bytes, which pyarrow does not read
+_REPLACED = "\ufffd"  # in the place of bytes that are not UTF-8
+_BLOCK = 2**24  # bytes that pyarrow parses at once: no record may be longer
 
 
 @dataclass(frozen=True)
@@ -39,17 +35,12 @@ class Records:
     """The records of one file or data frame: rows of raw cells, and those that are no rows."""
 
     file: str
-    columns: tuple[Column, ...]
-    """Those of the asked ones that are there."""
-    frame: pd.DataFrame
-    """Named as ours; cells of a text file are texts still."""
-    lines: np.ndarray
-    """int64 (n,): line or record number of each row of the frame."""
+    columns: tuple[Column, ...]  # those of the asked ones that are there
+    frame: pd.DataFrame  # named as ours; cells of a text file are texts still
+    lines: np.ndarray  # int64 (n,): line or record number of each row of the frame
     rejects: pd.DataFrame
-    dropped: tuple[str, ...]
-    """Columns that nobody asked for."""
-    is_text: bool = False
-    """Every cell is text because the file is, so a column of canonical integers means integers."""
+    dropped: tuple[str, ...]  # columns that nobody asked for
+    is_text: bool = False  # every cell is text because the file is, so a column of canonical integers means integers
 
     @property
     def n_records(self) -> int:
@@ -57,12 +48,7 @@ class Records:
 
 
 def read_files(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[Records]:
-    """Read the files of a table, in the order of their names; `setting` says where the path is declared.
-
-    Raises:
-        SchemaError: the path names no file; a file is unreadable, of an unknown suffix, lacks a declared column, or its
-            records do not add up; there is no record at all.
-    """
+    """Read the files of a table, in the order of their names; `setting` says where the path is declared."""
     files = [_read_file(path, table, columns) for path in _find_files(setting, table.path)]
     if not any(file.n_records for file in files):
         raise SchemaError(f"{table.path} is empty: expected at least one record")
@@ -80,11 +66,7 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
 
 
 def make_rejects(
-    file: str,
-    lines: Collection[int] = (),
-    column: str | None = None,
-    values: Collection[Any] = (),
-    reason: str | list[str] = "",
+    file: str, lines: Collection[int] = (), column: str | None = None, values: Collection[Any] = (), reason: Any = ""
 ) -> pd.DataFrame:
     """Make the rejects of one file; `reason` is that of all, or a list."""
     texts = [None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)[:MAX_VALUE] for value in values]
@@ -96,14 +78,13 @@ def _find_columns(
     file: str, columns: tuple[Column, ...], available: Iterable[str]
 ) -> tuple[tuple[Column, ...], tuple[str, ...]]:
     """Return the asked columns that are there, and the names of those that nobody asked for."""
-    names = list(available)
+    names, asked = list(available), {column.source for column in columns}
     for column in columns:
         if names.count(column.source) > 1:
             raise SchemaError(f"{file}: {names.count(column.source)} columns are called '{column.source}'; rename one")
         if column.reason and column.source not in names:
             nearest = name_nearest(column.source, names)
             raise SchemaError(f"{file}: column '{column.source}' is absent, {column.reason}; {nearest}")
-    asked = {column.source for column in columns}
     found = tuple(column for column in columns if column.source in names)
     return found, tuple(name for name in names if name not in asked)
 
@@ -127,9 +108,7 @@ def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
     if is_typed and (table.names, table.delimiter, table.encoding) != (None, None, "utf-8"):
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if not is_typed and table.names is None and suffix not in (".csv", ".tsv"):
-        raise SchemaError(
-            f"{path}: unknown suffix '{suffix}'; allowed: {_KINDS}, and any other for a text with `names`"
-        )
+        raise SchemaError(f"{path}: unknown suffix '{suffix}'; allowed: {_KINDS}, any other with `names`")
     try:
         if suffix == ".parquet":
             return _read_parquet(path, columns)
@@ -143,7 +122,6 @@ def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
 
 
 def _read_parquet(path: Path, columns: tuple[Column, ...]) -> Records:
-    """Read one file; its records are numbered from 1."""
     found, dropped = _find_columns(str(path), columns, pq.read_schema(path).names)
     sources = [column.source for column in found]
     table = pq.ParquetFile(path).read(sources).select(sources).rename_columns([column.name for column in found])
@@ -153,10 +131,7 @@ def _read_parquet(path: Path, columns: tuple[Column, ...]) -> Records:
 
 
 def _read_json_lines(path: Path, data: bytes, columns: tuple[Column, ...]) -> Records:
-    """Read one object a line; an absent key is a missing value, and a blank line is no record.
-
-    The standard reader goes line by line, since it alone keeps "007", 7 and integers above 2**53 apart in one column.
-    """
+    """Read one object a line; only the standard reader keeps "007", 7 and integers above 2**53 apart in a column."""
     lines = {number: line for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()}
     records = {number: _read_object(line) for number, line in lines.items()}
     rows = {number: record for number, record in records.items() if isinstance(record, dict)}
@@ -214,10 +189,7 @@ def _read_csv(path: Path, data: bytes, table: TableConfig, columns: tuple[Column
 
 
 def _guess_delimiter(line: str) -> str:
-    """Return two colons where a line has them before any other delimiter, else the one that splits it most often.
-
-    The first cell, an id or a name, has none within it; the last one of a film, its genres, has many.
-    """
+    """Return two colons where a line has them before any other delimiter, else the one that splits it most often."""
     first = min((place for place in map(line.find, ",;\t|") if place >= 0), default=len(line))
     return "::" if "::" in line[:first] else max(",;\t|", key=line.count)
 
@@ -237,10 +209,7 @@ def _read_names(path: Path, text: str, table: TableConfig, between: str) -> tupl
 def _parse(
     path: Path, text: str, names: list[str], found: tuple[Column, ...], between: str
 ) -> tuple[pd.DataFrame, list[pa_csv.InvalidRow]]:
-    """Return all rows, a header's too, and the records that have not as many cells as names.
-
-    Columns are read by their place, since a file may use any name twice.
-    """
+    """Return all rows, a header's too, and the records with another number of cells than names, by place."""
     bad: list[pa_csv.InvalidRow] = []
 
     def skip(row: pa_csv.InvalidRow) -> str:
@@ -262,11 +231,7 @@ def _parse(
 
 
 def _find_lines(path: Path, text: str, between: str, n_records: int) -> np.ndarray:
-    """Return the line on which each record begins, (n_records,).
-
-    Where there are as many lines as records, each is one. Otherwise some are blank, or records go over several lines:
-    the standard reader finds where they begin, and that an open quote swallowed none.
-    """
+    """Return the line on which each record begins, (n_records,): by the standard reader where not every line is one."""
     is_plain = text.rstrip("\r\n").count("\n") + 1 == n_records
     lines = np.arange(1, n_records + 1) if is_plain else np.array(_scan_lines(path, text, between), np.int64)
     if len(lines) != n_records:
@@ -275,16 +240,14 @@ def _find_lines(path: Path, text: str, between: str, n_records: int) -> np.ndarr
 
 
 def _scan_lines(path: Path, text: str, between: str) -> list[int]:
+    """Return the line on which each record begins; refuse a quote that is not closed."""
     csv.field_size_limit(_BLOCK)
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=between, strict=True)
     lines: list[int] = []
     end = 0
     while (record := _next_record(reader)) is not None:
         if record is False and reader.line_num > end + 1:
-            raise SchemaError(
-                f"{path}: the quote opened on line {end + 1} is not closed; the last good line is {end}: close it, or "
-                "double the quotes inside a quoted cell"
-            )
+            raise SchemaError(f"{path}: the quote opened on line {end + 1} is not closed; the last good line is {end}")
         if record != []:
             lines.append(end + 1)
         end = reader.line_num

@@ -19,12 +19,9 @@ from datamodules.splits import Split, mark_owned
 from datamodules.tables import Rejects, Tables
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
-CROWD, MIN_USERS_OF_CROWD = 0.1, 100
-"""Share of the events from which on one user of so many, or more, seems to be several."""
-MANY_TIES, MANY_OWNED = 0.2, 0.1
-"""Shares of tied events, and of tested pairs that are owned before, that are worth a line."""
-HEAD_SHARES = (0.01, 0.1)
-"""Shares of the items, the most popular first, whose share of the events is reported."""
+CROWD, MIN_USERS_OF_CROWD = 0.1, 100  # share of the events with which one user of so many seems to be several
+MANY_TIES, MANY_OWNED = 0.2, 0.1  # shares of tied events, and of owned pairs in the test, that are worth a line
+HEAD_SHARES = (0.01, 0.1)  # shares of the items, the most popular first, whose share of the events is reported
 
 
 def report_data(
@@ -46,12 +43,8 @@ def report_data(
             "items_table": len(tables.items),
             **{name: len(part) for name, part in parts.items()},
         },
-        "split": {
-            "kind": split.kind,
-            "strict": config.split.strict,
-            "validation_at": _iso(split.validation_at),
-            "test_at": _iso(split.test_at),
-        },
+        "split": {"kind": split.kind, "strict": config.split.strict}
+        | {"validation_at": _iso(split.validation_at), "test_at": _iso(split.test_at)},
         "targets": targets if TARGET_WEIGHT in events else None,
         "ties": config.ties,
         "repeats": config.repeats,
@@ -86,32 +79,17 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
 def _find_hints(
     events: pd.DataFrame, per_user: np.ndarray, owned_before: float | None, config: DataConfig
 ) -> Iterator[str]:
-    """Say what looks odd and what to do about it.
-
-    Args:
-        events: the interactions.
-        per_user: events of each user, in falling order.
-        owned_before: share of the tested pairs that are owned before, None where there is no test.
-        config: what is declared.
-    """
+    """Say what looks odd; `per_user` are the events of each user, `owned_before` is the share of owned tested pairs."""
     if len(per_user) >= MIN_USERS_OF_CROWD and per_user[0] >= CROWD * per_user.sum():
-        yield (
-            f"one user of {len(per_user):,} has {per_user[0] / per_user.sum():.1%} of the events: take the rows out if "
-            "that is nobody, such as all guests together, or a robot"
-        )
+        share = f"{per_user[0] / per_user.sum():.1%} of the events"
+        yield f"one user of {len(per_user):,} has {share}: take the rows out if that is all guests together, or a robot"
     if config.ties == "ordered" and "datetime" in events and "position" not in events:
         moments = events[["user_id", "datetime", "item_id"]].drop_duplicates()
         tied = float(moments.duplicated(["user_id", "datetime"], keep=False).mean())
         if tied >= MANY_TIES:
-            yield (
-                f"{tied:.1%} of events are at the very time of another one of their user, and follow it as in the "
-                "table: data.ties: simultaneous if that order says nothing, as in a basket"
-            )
+            yield f"{tied:.1%} of events share the time of another of their user: data.ties: simultaneous for baskets"
     if config.repeats == "exclude" and owned_before is not None and owned_before >= MANY_OWNED:
-        yield (
-            f"{owned_before:.1%} of the tested pairs are owned before, by events of any kind, and count as misses: "
-            "only data.repeats: allow lists them"
-        )
+        yield f"{owned_before:.1%} of the tested pairs are owned before and count as misses: see data.repeats"
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:
@@ -126,7 +104,7 @@ def _iso(seconds: int | None) -> str | None:
 
 
 def _missing(cells: pd.Series[Any]) -> float | None:
-    """Return the share that features read as missing: nulls, and texts and lists with nothing in them."""
+    """Return the share that features read as missing: nulls, and empty texts and lists."""
     return _share(cells.isna() if is_numeric_dtype(cells.dtype) else pd.Series(code_cells(cells) == MISSING))
 
 
@@ -149,11 +127,7 @@ def _share(mask: pd.Series) -> float | None:
 
 
 def _long_tail(counts: np.ndarray) -> dict[str, float]:
-    """Return the share of events on the most popular items, and the Gini coefficient over items with events.
-
-    Args:
-        counts: events per item, in falling order.
-    """
+    """Return the share of events on the most popular items, and the Gini coefficient, of falling counts of items."""
     n, total = len(counts), counts.sum()
     tail = {f"top_{share:.0%}": float(counts[: max(round(share * n), 1)].sum() / total) for share in HEAD_SHARES}
     ranks = np.arange(n, 0, -1)

@@ -1,18 +1,73 @@
-"""Requests at a cut in users' timelines, as the user tower reads them: for training by cuts and for validation."""
+"""Requests at a cutoff in users' timelines, as the user tower reads them, and the item trends of that moment."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from datamodules.batch import RequestBatch
-from datamodules.popularity import ItemTrends
 from datamodules.sequences import Catalogue
 from serve.encode import EncodedFeatures
-from serve.events import Events, Floats, Ints, Owned, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.events import DAY, Events, Floats, Ints, Owned, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.schema import Schema
+
+PRIOR_BUYERS = 5.0
+LEAST_PACE = 0.5  # a window with a smaller share of the events of an even pace reaches further back
+
+
+@dataclass(frozen=True)
+class ItemTrends:
+    """Item-side facts as of G moments, from events strictly before each."""
+
+    moments: Ints  # (G,) UTC seconds, ascending
+    popularity: Floats  # (G, N, P)
+    repeat_rate: Floats  # (G, N)
+
+    def at(self, time: Ints) -> Ints:
+        """Return the index of the last moment at or before each time (the first moment where none is)."""
+        return np.maximum(np.searchsorted(self.moments, time, side="right") - 1, 0)
+
+
+def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
+    """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
+    # where the first event of each user with each item stands: they are oldest first
+    _, firsts = np.unique(events.segments() * n_items + events.item_row, return_index=True)
+    popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
+    rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
+    return ItemTrends(moments, np.stack(popularity), np.stack(rates))
+
+
+def popularity_at(events: Events, moment: int, days: Sequence[float], n_items: int) -> Floats:
+    """Return log(1 + events) of each item in each window before the moment, standardised over items, (N, P)."""
+    columns = []
+    is_before = events.time < moment
+    before = np.sort(events.time[is_before])
+    for length in days:
+        is_inside = is_before & (events.time >= _window_start(before, moment, length))
+        log = np.log1p(np.bincount(events.item_row[is_inside], minlength=n_items))
+        columns.append(((log - log.mean()) / max(log.std(), 1e-6)).astype(np.float32))
+    return np.stack(columns, axis=1) if columns else np.zeros((n_items, 0), np.float32)
+
+
+def _window_start(before: Ints, moment: int, length: float) -> float:
+    """Return when a window of `length` days before the moment begins, given the times of all events before it."""
+    start = moment - length * DAY
+    if not len(before):
+        return start
+    fewest = math.floor(LEAST_PACE * len(before) * min(length * DAY / (moment - before[0]), 1.0))
+    return min(start, before[-fewest]) if fewest else start
+
+
+def _repeat_rate_at(events: Events, firsts: Ints, moment: int, n_items: int) -> Floats:
+    """Return the log of events per buyer before the moment, shrunk to that of all items, (N,)."""
+    lines = np.bincount(events.item_row[events.time < moment], minlength=n_items)
+    buyers = np.bincount(events.item_row[firsts[events.time[firsts] < moment]], minlength=n_items)
+    overall = max(lines.sum(), 1) / max(buyers.sum(), 1)
+    return np.asarray(np.log((lines + PRIOR_BUYERS * overall) / (buyers + PRIOR_BUYERS)), np.float32)
 
 
 @dataclass(frozen=True)
@@ -24,20 +79,14 @@ class Targets:
     weights: Floats
 
     def reorder(self, order: Ints) -> Targets:
-        """Do as if the requests came in another order: which of them is the first one, the second and so on."""
+        """Return the targets of the requests in another order."""
         users = np.argsort(order)[self.users]
         ascending = np.argsort(users, kind="stable")
         return Targets(users[ascending], self.rows[ascending], self.weights[ascending])
 
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:
-    """Return the distinct items of each segment's targets.
-
-    Args:
-        events: E of them.
-        weight: (E,) of each event as a target; those of 0 are none. The weight of an item is their mean times
-            1 + log of their number.
-    """
+    """Return the distinct items of events with a `weight`, (E,): weighted by its mean times 1 + log of their number."""
     is_target = weight > 0
     stride = int(events.item_row.max(initial=0)) + 1
     keys = events.segments()[is_target] * stride + events.item_row[is_target]
@@ -56,54 +105,23 @@ class RequestMaker:
     """Make batches of requests."""
 
     def __init__(self, catalogue: Catalogue, trends: ItemTrends, schema: Schema) -> None:
-        self.catalogue = catalogue
-        self.trends = trends
-        self.schema = schema
+        self.catalogue, self.trends, self.schema = catalogue, trends, schema
 
     def make(
         self, past: Events, times: Ints, trend: int, targets: Targets, user: EncodedFeatures, context: EncodedFeatures
     ) -> RequestBatch:
-        """Make one batch.
-
-        Args:
-            past: what is known of each of B requests.
-            times: (B,) moment of each, UTC seconds.
-            trend: index of the moment whose popularity holds for the batch.
-            targets: what followed each.
-            user: demographics, one row per request.
-            context: request context, one row per request.
-        """
+        """Make one batch of B requests at `times`, (B,) UTC seconds, with the popularity of moment `trend`."""
         past = past.last(self.schema.memory_length)
         arrays, history_rows = history_arrays(past, self.schema)
-        owned = self.summarise(past, times, trend)
+        rates, n_types = self.trends.repeat_rate[trend], len(self.schema.event_types)
+        owned = summarise_owned(past, times, self.schema.decay_days, n_types, rates)
         arrays |= request_arrays(times, user, context)
         if self.schema.repeats == "allow":
             arrays |= owned_arrays(owned, self.catalogue.categories, self.catalogue.n_categories)
-        return RequestBatch(
-            {name: torch.from_numpy(array) for name, array in arrays.items()},
-            *map(
-                torch.from_numpy,
-                (
-                    history_rows,
-                    owned.item_row,
-                    owned.user,
-                    targets.users,
-                    targets.rows,
-                    targets.weights,
-                    find_owned(owned, targets),
-                    self.trends.popularity[trend],
-                ),
-            ),
-        )
-
-    def summarise(self, past: Events, times: Ints, trend: int) -> Owned:
-        return summarise_owned(
-            past,
-            times,
-            self.schema.decay_days,
-            len(self.schema.event_types),
-            self.trends.repeat_rate[trend],
-        )
+        tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+        followed = (targets.users, targets.rows, targets.weights, find_owned(owned, targets))
+        rest = (history_rows, owned.item_row, owned.user, *followed, self.trends.popularity[trend])
+        return RequestBatch(tensors, *map(torch.from_numpy, rest))
 
 
 def find_owned(owned: Owned, targets: Targets) -> Ints:

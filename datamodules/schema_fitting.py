@@ -23,36 +23,23 @@ MIN_HISTORY, LONGEST_HISTORY = 10, 100
 LONGEST_SET, LONGEST_RECENT = 500, 20
 DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
-DEFAULT_SPAN = 100.0
-"""Days taken for the span where the data has no times."""
-POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)
-"""Windows of recent popularity that did well on grocery data of 334 days, as shares of the span."""
-WIDEST_CELL, WIDEST_TEXT = 32, 64
-"""The most values kept of a `multi_categorical` cell, and n-grams of a `text`."""
+DEFAULT_SPAN = 100.0  # days taken for the span where the data has no times
+POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)  # windows of recent popularity, as shares of the span
+WIDEST_CELL, WIDEST_TEXT = 32, 64  # the most values kept of a `multi_categorical` cell, and n-grams of a `text`
 MIN_BUCKETS, MAX_BUCKETS = 2**8, 2**14
 HOURS, DAYS = 24, 7
 
 
 def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous: Schema | None = None) -> Schema:
-    """Fit everything that training and serving must agree on.
+    """Fit everything that training and serving must agree on, from training rows and their users and items.
 
-    Args:
-        tables: cleaned tables; of users and items, only those with training rows are looked at.
-        train: training rows of the interactions.
-        config: features, ties, repeats, timezone and history length.
-        previous: a schema fitted before, whose codes and scales stay: vocabularies and event types grow at their end
-            alone, a value that is gone keeps its code, and means, scales, buckets and vector widths are as before.
-
-    Raises:
-        SchemaError: baskets or repeats are declared and there is no time or order to tell them by; or a feature's
-            kind or the type of the ids is not the previous one.
+    Codes and scales of a previous schema stay: vocabularies and event types grow at their end alone, a value that is
+    gone keeps its code, and means, scales, buckets and vector widths are as before.
     """
     if config.ties == "simultaneous" and "datetime" not in train:
         raise SchemaError("data.ties is 'simultaneous' and the interactions have no datetime; allowed: ordered")
     if config.repeats == "allow" and is_set(train):
-        raise SchemaError(
-            "data.repeats is 'allow' and the interactions have neither datetime nor position; allowed: exclude"
-        )
+        raise SchemaError("data.repeats is 'allow' and the interactions have no datetime or position; allowed: exclude")
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train, previous)
@@ -111,10 +98,7 @@ def _fit_weight(train: pd.DataFrame, previous: Schema | None) -> tuple[float, fl
 
 
 def _fit_history_length(train: pd.DataFrame, repeats: Repeats) -> int:
-    """Return the length that nearly no history exceeds, within limits.
-
-    With repeats the memory holds the whole past, and the blocks are for the recent part of it.
-    """
+    """Return the length that nearly no history exceeds, within limits."""
     pairs = train[["user_id", "item_id"]].drop_duplicates() if is_set(train) else train
     longest = np.ceil(np.quantile(pairs["user_id"].value_counts().to_numpy(), 0.99))
     limit = LONGEST_RECENT if repeats == "allow" else LONGEST_SET if is_set(train) else LONGEST_HISTORY
@@ -127,14 +111,7 @@ def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
 
 
 def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None) -> Feature:
-    """Fit a feature, or let the one fitted before grow.
-
-    A grown feature keeps all that codes and numbers mean: its vocabulary, after which new values come; mean, scale,
-    buckets, the n-grams of a text and the width of a vector. Cells of several values may become wider.
-
-    Raises:
-        SchemaError: the kind is no longer the previous one, no row has a vector, or numbers have no deviation.
-    """
+    """Fit a feature, or let the previous one grow: new values follow its vocabulary, all else but widths stays."""
     blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator)
     if previous is None:
         return _fit(blank, cells)
@@ -182,17 +159,11 @@ def _order(counts: Counter[str]) -> tuple[str, ...]:
 
 def _fit(feature: Feature, cells: pd.Series) -> Feature:
     """Fit a feature by its kind."""
-    match feature.kind:
-        case "categorical":
-            return replace(feature, vocabulary=by_frequency(cells))
-        case "multi_categorical":
-            return _fit_several(feature, cells)
-        case "numeric":
-            return _fit_number(feature, cells)
-        case "text":
-            return _fit_text(feature, cells)
-        case "vector":
-            return _fit_vector(feature, cells)
+    fits = {"multi_categorical": _fit_several, "numeric": _fit_number, "text": _fit_text, "vector": _fit_vector}
+    if feature.kind in fits:
+        return fits[feature.kind](feature, cells)
+    if feature.kind == "categorical":
+        return replace(feature, vocabulary=by_frequency(cells))
     return replace(feature, vocabulary=tuple(map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))))
 
 

@@ -1,4 +1,4 @@
-"""Tables as arrays: the catalogue by item row, and every user's events, oldest first."""
+"""Tables as arrays: the catalogue by item row, every user's events, oldest first, and the profiles of users."""
 
 from __future__ import annotations
 
@@ -9,45 +9,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
 from serve.columns import vectors_to_arrow
-from serve.encode import (
-    EncodedFeatures,
-    category_rows,
-    count_categories,
-    encode_features,
-    to_vectors,
-    write_cell,
-)
+from serve.encode import EncodedFeatures, category_rows, count_categories, encode_features, to_vectors, write_cell
 from serve.events import Events, Floats, Ints
-from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
+from serve.profiles import Profiles, feature_values
+from serve.requests import History
+from serve.schema import FIRST_CODE, UNKNOWN, Feature, IdType, Schema
 
 
 @dataclass(frozen=True)
 class Catalogue:
     """N items that can be recommended."""
 
-    item_ids: np.ndarray
-    """(N,) ascending; the place of an id is its item_row."""
+    item_ids: np.ndarray  # (N,) ascending; the place of an id is its item_row
     features: EncodedFeatures
-    categories: Ints
-    """(N, F) rows of the single-valued features' codes among all categories."""
+    categories: Ints  # (N, F) rows of the single-valued features' codes among all categories
     n_categories: int
-    table: pd.DataFrame
-    """item_id and the declared columns as read, in row order."""
-    item_features: tuple[Feature, ...]
-    """How the columns are read."""
+    table: pd.DataFrame  # item_id and the declared columns as read, in row order
+    item_features: tuple[Feature, ...]  # how the columns are read
 
     def __len__(self) -> int:
         return len(self.item_ids)
 
     def to_arrow(self) -> pa.Table:
-        """Return the table as it is served.
-
-        Vectors become lists of fixed length, lists of values or texts one text, and mixed Python values texts, but
-        numbers stay numbers, integers with gaps and such among fractions included.
-        """
+        """Return the table as it is served: numbers stay numbers; lists, and values of several types, become texts."""
         readers = {feature.column: feature for feature in self.item_features}
         vectors = {name: feature for name, feature in readers.items() if feature.kind == "vector"}
         plain = self.table.drop(columns=list(vectors))
@@ -83,14 +71,10 @@ class Sequences:
     """U users' events, oldest first, with everything else that is known of users and events."""
 
     events: Events
-    context: EncodedFeatures
-    """One row per event."""
-    target_weight: Floats
-    """(E,) how much each event counts as a target; 0: evidence alone."""
-    user: EncodedFeatures
-    """One row per user."""
-    user_ids: np.ndarray
-    """(U,) in ascending order."""
+    context: EncodedFeatures  # one row per event
+    target_weight: Floats  # (E,) how much each event counts as a target; 0: evidence alone
+    user: EncodedFeatures  # one row per user
+    user_ids: np.ndarray  # (U,) in ascending order
 
 
 def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
@@ -102,16 +86,7 @@ def sort_interactions(interactions: pd.DataFrame) -> pd.DataFrame:
 
 
 def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: np.ndarray, schema: Schema) -> Sequences:
-    """Build the sequences of all users of the users table and of the interactions.
-
-    Interactions with items outside `item_ids` are left out: the towers have no vector for them.
-
-    Args:
-        interactions: cleaned rows; any order.
-        users: at most one row per user_id.
-        item_ids: (N,) the catalogue by item_row.
-        schema: fitted on training rows.
-    """
+    """Build the sequences of all users of both tables, without events on items outside `item_ids`, (N,)."""
     interactions = sort_interactions(interactions[interactions["item_id"].isin(item_ids)])
     user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), interactions["user_id"].to_numpy()]))
     segment = np.searchsorted(user_ids, interactions["user_id"].to_numpy())
@@ -148,4 +123,36 @@ def columns_of(frame: pd.DataFrame, features: tuple[Feature, ...]) -> dict[str, 
 
 
 def _column(frame: pd.DataFrame, name: str, default: float | None) -> np.ndarray:
+    """Return a column, full of the default where the table does not have it."""
     return frame[name].to_numpy() if name in frame else np.full(len(frame), default)
+
+
+def make_profiles(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
+    """Make the profiles of all users of both tables by ascending id; their events keep items outside the catalogue."""
+    ordered = sort_interactions(interactions)
+    user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), ordered["user_id"].to_numpy()]))
+    counts = ordered["user_id"].value_counts().reindex(user_ids, fill_value=0).to_numpy()
+    known = find_rows(users, "user_id", user_ids)
+    columns = {feature.column: _column(known, feature.column, None) for feature in schema.user_features}
+    return Profiles(
+        user_ids=_to_ids(user_ids, schema.user_id_type),
+        features=feature_values(schema.user_features, columns),
+        history=_make_history(ordered, schema),
+        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
+    )
+
+
+def _make_history(interactions: pd.DataFrame, schema: Schema) -> History:
+    columns: dict[str, NDArray[Any]] = {"item_id": _to_ids(interactions["item_id"], schema.item_id_type)}
+    if schema.has_datetime:
+        columns["datetime"] = interactions["datetime"].to_numpy(np.int64)
+    if schema.event_types and "event" in interactions:
+        events = interactions["event"]
+        columns["event"] = events.astype(object).where(events.notna(), None).to_numpy(np.object_)
+    if schema.has_weight:
+        columns["weight"] = interactions["weight"].to_numpy(np.float64)
+    return History(**columns)
+
+
+def _to_ids(ids: Any, id_type: IdType) -> NDArray[np.generic]:
+    return np.asarray(ids, dtype=np.object_ if id_type == "string" else np.int64)

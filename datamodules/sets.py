@@ -12,10 +12,8 @@ from datamodules.sequences import Sequences
 from serve.encode import EncodedFeatures
 from serve.events import Events, Ints, spans
 
-FOLDS = 5
-"""Parts that a user's items are drawn into; each is predicted from the others once an epoch."""
-THINNED = 0.5
-"""Share of examples that see only a random share of the other items: short histories are asked about too."""
+FOLDS = 5  # parts that a user's items are drawn into; each is predicted from the others once an epoch
+THINNED = 0.5  # share of examples that see only a random share of the other items: short histories are asked about too
 
 
 @dataclass(frozen=True)
@@ -24,23 +22,16 @@ class SetPlan:
 
     users: Ints
     folds: Ints
-    fold_of_event: Ints
-    """(E,) of this epoch; -1: never a target."""
+    fold_of_event: Ints  # (E,) of this epoch; -1: never a target
     seed: tuple[int, ...]
 
 
 class SetExamples:
-    """Draw every user's items into parts anew each epoch; each part is predicted from a part of the others.
-
-    All events on one item are in one part. Where requests have a context, a part is one item, asked for in the context
-    of one of its events.
-    """
+    """Draw every user's items into parts each epoch (or one by one, with a context); each is predicted from others."""
 
     def __init__(self, sequences: Sequences, maker: RequestMaker, batch_size: int, dropout: FeatureDropout) -> None:
-        self.sequences = sequences
-        self.maker = maker
-        self.batch_size = batch_size
-        self.dropout = dropout
+        self.sequences, self.maker = sequences, maker
+        self.batch_size, self.dropout = batch_size, dropout
         self.missing_user = encode_missing(maker.schema.user_features)
         self.missing_context = encode_missing(maker.schema.context_features)
         events = sequences.events
@@ -112,8 +103,7 @@ def number_units(events: Events) -> Ints:
     segment, row = events.segments(), events.item_row
     is_new = np.ones(len(row), dtype=bool)
     is_new[1:] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
-    numbers: Ints = np.cumsum(is_new) - 1
-    return numbers
+    return np.asarray(np.cumsum(is_new) - 1, np.int64)
 
 
 def _pick(events: Events, places: Ints, segment: Ints, is_picked: np.ndarray, n: int) -> Events:

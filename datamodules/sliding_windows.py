@@ -24,13 +24,11 @@ class WindowPlan:
 
 
 class WindowExamples:
-    """Cut long sequences at a random offset into windows of `history_length` events, anew each epoch."""
+    """Split long sequences at a random offset into windows of `history_length` events, anew each epoch."""
 
     def __init__(self, sequences: Sequences, schema: Schema, batch_size: int, dropout: FeatureDropout) -> None:
-        self.sequences = sequences
-        self.schema = schema
-        self.batch_size = batch_size
-        self.dropout = dropout
+        self.sequences, self.schema = sequences, schema
+        self.batch_size, self.dropout = batch_size, dropout
         self.weight = standardise_weight(sequences.events.weight, schema)  # (E,)
         is_first = mark_first_times(sequences.events)
         self.target_weight = np.where(is_first, sequences.target_weight, 0).astype(np.float32)  # (E,)
@@ -53,8 +51,9 @@ class WindowExamples:
 
     def __getitem__(self, plan: WindowPlan) -> WindowBatch:
         rng = np.random.default_rng(plan.seed)
-        places, is_event = lay_out(plan.starts, plan.stops)  # (B, L) both
-        shape = places.shape
+        columns = np.arange((plan.stops - plan.starts).max(initial=1))  # (L,)
+        places = np.minimum(plan.starts[:, None] + columns, plan.stops[:, None] - 1)  # (B, L), padded by the last event
+        is_event, shape = plan.starts[:, None] + columns < plan.stops[:, None], places.shape
         arrays = self.history(places, is_event) | {"history_lengths": plan.stops - plan.starts}
         history_rows = self.sequences.events.item_row[places] * is_event  # (B, L)
         target_weights = self.target_weight[places] * is_event  # (B, L)
@@ -79,10 +78,7 @@ class WindowExamples:
         )
 
     def history(self, places: Ints, is_event: np.ndarray) -> Arrays:
-        """Return what `serve.events.history_arrays` does of events that are a rectangle already, (B, L) each.
-
-        Each event is a group: where they are baskets, training is by cutoffs.
-        """
+        """Return what `serve.events.history_arrays` does, (B, L) each, with each event a group."""
         events, groups = self.sequences.events, np.arange(1, places.shape[1] + 1)  # (L,)
         return {
             "history_events": events.event[places] * is_event,
@@ -92,34 +88,12 @@ class WindowExamples:
         }
 
 
-def lay_out(starts: Ints, stops: Ints) -> tuple[Ints, np.ndarray]:
-    """Lay windows, none of them empty, below each other.
-
-    Returns:
-        The place of each event in the flat arrays, of padding that of the window's last event, and which are events,
-        (B, L) both.
-    """
-    columns = np.arange((stops - starts).max(initial=1))  # (L,)
-    places = starts[:, None] + columns  # (B, L)
-    is_event = places < stops[:, None]  # (B, L)
-    return np.minimum(places, stops[:, None] - 1), is_event
-
-
 def count_batches(counts: Ints, length: int, batch_size: int) -> int:
-    """Return how many batches every epoch has: those of the mean number of windows.
-
-    It must not vary with the cutoffs. Lightning counts the batches of the first epoch only: it would leave out
-    what a longer one has more, and not validate after a shorter one.
-
-    Args:
-        counts: (U,) events of each user.
-        length: of a window.
-        batch_size: windows of a batch, on average.
-    """
+    """Return the batches of every epoch, from the mean number of windows: Lightning counts the first epoch's only."""
     stride = max(length - 1, 1)
     has_events = counts > 0
     fewest = int(np.maximum(-(-(counts - 1) // stride), has_events).sum())
-    mean = has_events.sum() + np.maximum(counts[counts > length] - 2, 0).sum() / stride  # over the cutoffs
+    mean = has_events.sum() + np.maximum(counts[counts > length] - 2, 0).sum() / stride  # over the offsets
     return max(1, min(int(np.ceil(mean / batch_size)), fewest))
 
 
@@ -132,13 +106,9 @@ def mark_first_times(events: Events) -> np.ndarray:
 
 
 def cut_windows(offsets: Ints, length: int, rng: np.random.Generator) -> tuple[Ints, Ints, Ints]:
-    """Cut each sequence into windows of at most `length` events that overlap by one event.
+    """Split each sequence into windows of at most `length` events that overlap by one; return user, start and stop.
 
-    The first cut of a sequence that is longer is random, so that over epochs each target is seen at every depth.
-
-    Returns:
-        The user, start and stop of each window; together, the windows without the first event of all but each
-        user's first are a partition of the events.
+    The first window of a longer sequence ends at a random event: over epochs each target is seen at every depth.
     """
     stride = max(length - 1, 1)
     counts = np.diff(offsets)

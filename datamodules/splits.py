@@ -15,10 +15,8 @@ from serve.errors import SchemaError
 from serve.schema import Repeats
 
 _PAIR = ["user_id", "item_id"]
-VALIDATION_USERS = 2048
-"""The most users of whom an event is held out for early stopping, where not all of them are."""
-DEFAULT_SHARE = 0.2
-"""Of each user's items, held out by a split by pairs."""
+VALIDATION_USERS = 2048  # the most users of whom an event is held out for early stopping, where not all of them are
+DEFAULT_SHARE = 0.2  # of each user's items, held out by a split by pairs
 
 
 @dataclass(frozen=True)
@@ -29,8 +27,7 @@ class Split:
     validation: pd.DataFrame
     test: pd.DataFrame
     kind: str
-    validation_at: int | None = None
-    """UTC seconds at which the validation window begins; None where there is no common moment."""
+    validation_at: int | None = None  # UTC seconds at which validation begins; None without a common moment
     test_at: int | None = None
 
     @property
@@ -50,25 +47,17 @@ class Split:
 class _Groups:
     """Where each event stands in its user's timeline; one event, one basket or, in a set, one item is a group."""
 
-    user: np.ndarray
-    """int64 (n,): number of the user, in ascending order of ids."""
-    from_end: np.ndarray
-    """int64 (n,): later groups of the user that hold a target; 0 from the last one on."""
-    is_able: np.ndarray
-    """bool (n, 2): the user has events before their last, before their second-last group with a target."""
-    is_head: np.ndarray
-    """bool (n,): the first event of a group with a target."""
+    user: np.ndarray  # int64 (n,): number of the user, in ascending order of ids
+    from_end: np.ndarray  # int64 (n,): later groups of the user that hold a target; 0 from the last one on
+    is_able: np.ndarray  # bool (n, 2): there are events before the user's last, second-last group with a target
+    is_head: np.ndarray  # bool (n,): the first event of a group with a target
 
 
 def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
     """Split as `config.split` says.
 
-    Within a user, events are in the order of time, position and place in the table. Where there is neither
-    time nor position they are a set of items, and which one is the last is drawn by the seed. Where only some events
-    are targets, the parts begin at targets, and events after them go with them.
-
-    Raises:
-        SchemaError: a moment leaves nothing to train on or to test, or no user has an item held out.
+    Events of a user are in the order of time, position and place in the table; of a set, the last item is drawn by the
+    seed. Where only some events are targets, the parts begin at targets, and events after them go with them.
     """
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
@@ -86,11 +75,7 @@ def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int
 
 
 def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) -> np.ndarray:
-    """Mark what stops a training on all of these rows: of a sample of users the last target group, in a set a share.
-
-    One item a user says too little where blends are chosen by it: Frappe, of 957 users, lost 3 % so. Where only some
-    events of a set are targets, or users have two items at most, it is one: a share would hold few targets, or none.
-    """
+    """Mark what stops training on all rows: of sampled users the last target group, in a set a share of the items."""
     groups = _group(interactions, config, seed)
     if is_set(interactions) and TARGET_WEIGHT not in interactions:
         is_drawn = np.isin(groups.user, _draw_users(groups, 0, VALIDATION_USERS, seed))
@@ -101,10 +86,7 @@ def _draw_validation(interactions: pd.DataFrame, config: DataConfig, seed: int) 
 
 
 def _count_users(groups: _Groups, is_left: np.ndarray) -> int:
-    """Return of how many users a target group is held out: half of those that are left stay to be learned from.
-
-    A user who viewed much and bought once has no other; where most are so, all of them would be held out.
-    """
+    """Return of how many users a target group is held out: half of those that are left stay to be learned from."""
     return min(VALIDATION_USERS, int((groups.is_head & is_left).sum()) // 2)
 
 
@@ -148,14 +130,12 @@ def _number_pairs(interactions: pd.DataFrame) -> tuple[np.ndarray, int]:
 def _is_of_sample(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
     """Mark one target group, with what follows it, of drawn users who have earlier events left to train on."""
     is_drawn = np.isin(groups.user, _draw_users(groups, from_end, most_users, seed))
-    is_of_sample: np.ndarray = (groups.from_end == from_end) & is_drawn
-    return is_of_sample
+    return np.asarray((groups.from_end == from_end) & is_drawn)
 
 
 def _draw_users(groups: _Groups, from_end: int, most_users: int, seed: int) -> np.ndarray:
     able = np.unique(groups.user[groups.is_able[:, from_end]])
-    drawn: np.ndarray = np.random.default_rng(seed).permutation(able)[:most_users]
-    return drawn
+    return np.asarray(np.random.default_rng(seed).permutation(able)[:most_users])
 
 
 def _split_by_pair(interactions: pd.DataFrame, share: float, seed: int) -> Split:
@@ -177,8 +157,7 @@ def _draw_items(interactions: pd.DataFrame, is_left: np.ndarray, share: float, r
     size = np.bincount(owner)
     rank = np.arange(len(pairs)) - (np.cumsum(size) - size)[owner]  # pairs are ascending, so owners are
     n_drawn = np.minimum(np.floor(size * share + 0.5), size - 1)
-    is_drawn: np.ndarray = np.isin(pair, pairs[order][rank < n_drawn[owner]]) & is_left
-    return is_drawn
+    return np.asarray(np.isin(pair, pairs[order][rank < n_drawn[owner]]) & is_left)
 
 
 def _split_by_file(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
@@ -202,23 +181,15 @@ def _split_by_time(interactions: pd.DataFrame, at: str, timezone: str | None) ->
     if times.max() < test_at or validation_at <= times.min():
         first, last = (str(np.datetime64(int(time), "s")) for time in (times.min(), times.max()))
         raise SchemaError(
-            f"data.split.at is '{at}' and the events lie between {first} and {last} UTC: a test and a validation of "
-            f"{length / 86400:.1f} days each leave nothing to train on or to test; choose another moment"
+            f"data.split.at is '{at}', the events lie between {first} and {last} UTC: a test and a validation as long "
+            "leave nothing to train on or to test; choose another moment"
         )
     is_test = times >= test_at
     return _take_parts(interactions, (times >= validation_at) & ~is_test, is_test, "time", validation_at, test_at)
 
 
-def _take_parts(
-    interactions: pd.DataFrame,
-    is_validation: np.ndarray,
-    is_test: np.ndarray,
-    kind: str,
-    validation_at: int | None = None,
-    test_at: int | None = None,
-) -> Split:
-    train = interactions[~is_validation & ~is_test]
-    return Split(train, interactions[is_validation], interactions[is_test], kind, validation_at, test_at)
+def _take_parts(rows: pd.DataFrame, is_validation: np.ndarray, is_test: np.ndarray, kind: str, *moments: int) -> Split:
+    return Split(rows[~is_validation & ~is_test], rows[is_validation], rows[is_test], kind, *moments)
 
 
 def mark_owned(part: pd.DataFrame, known: pd.DataFrame) -> pd.Series:
@@ -234,17 +205,16 @@ def check_targets(split: Split, repeats: Repeats) -> None:
     for name, part in parts.items():
         if not counts[name] and (len(part) or name == "training"):
             raise SchemaError(
-                f"none of the {len(part):,} events of the {name} is a target (targets: {counts}); declare more kinds "
-                "of events or a lower min_weight in data.targets, or another data.split"
+                f"none of the {len(part):,} events of the {name} is a target (targets: {counts}); change data.targets "
+                "or data.split"
             )
     is_owned = mark_owned(only_targets(split.test), split.refit)
     if not len(is_owned):
         is_owned = mark_owned(only_targets(split.validation), split.train)
     if repeats == "exclude" and len(is_owned) and is_owned.all():
         raise SchemaError(
-            f"all {len(is_owned):,} held-out pairs of user and item are owned before, by events of any kind, and "
-            "data.repeats is 'exclude', under which no list holds those: every figure would be 0; set data.repeats to "
-            "allow, or leave out the events, such as views, that come before each target"
+            f"all {len(is_owned):,} held-out pairs of user and item are owned before, by events of any kind, which "
+            "data.repeats: exclude never lists; set data.repeats to allow, or leave out the events before each target"
         )
 
 

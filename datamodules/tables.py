@@ -21,21 +21,17 @@ from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
 
-PART = "part of the split"
-"""Reserved column of the interactions where the split is given by files: train, validation or test."""
-_PARTS = {"interactions": "train", "validation": "validation", "test": "test"}
-"""Table -> its part."""
+PART = "part of the split"  # reserved column of the interactions where files give the split
+_PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
 _IDS = {"users": "user_id", "items": "item_id"}
 _KINDS = {
     "not a number": "numbers such as 1234.5",
     "not a time": "times such as 2024-05-31, 2024-05-31 18:05:00, or epoch seconds or milliseconds",
     "not an id": "ids",
     "no list of numbers": "vectors",
-}
-"""Reason of a fault -> what the cells should be."""
+}  # reason of a fault -> what the cells should be
 _REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "string", "reason": "string"}
-MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01
-"""So many integer ids, and at most such a share of texts among them, make the texts look like slips."""
+MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01  # so many integer ids and so small a share of texts: the texts look like slips
 
 
 @dataclass(frozen=True)
@@ -43,12 +39,10 @@ class Tables:
     """Three tables under our names."""
 
     interactions: pd.DataFrame
-    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight (float64);
-    context feature columns; `PART` where the split is given by files. In file order, part by part."""
-    users: pd.DataFrame
-    """user_id, user feature columns, audit columns; without a users table the ids of the interactions."""
-    items: pd.DataFrame
-    """item_id, item feature columns; empty without an items table."""
+    """user_id, item_id; where there: datetime (int64 UTC seconds), position, event (text), weight (float64),
+    context feature columns, `PART`; in file order."""
+    users: pd.DataFrame  # user_id, features, audit columns; without a users table the ids of the interactions
+    items: pd.DataFrame  # item_id, item feature columns; empty without an items table
 
 
 @dataclass(frozen=True)
@@ -56,16 +50,12 @@ class Rejects:
     """The records of the files that did not become a row."""
 
     tables: dict[str, pd.DataFrame]
-    """Table -> file, line, column, value, reason; each bad record once, with its first fault. The line is that of a
-    CSV or JSON Lines file, else the number of the record from 1. Files of a split are tables of their own."""
-    records: dict[str, int]
-    """Table -> records in its files, the bad ones included."""
-    dropped: dict[str, tuple[str, ...]]
-    """Table -> columns of its files that are not declared and were not read."""
-    forgotten: dict[str, int] = field(default_factory=dict)
-    """Table -> records of users who are to be forgotten; they are in none of the others."""
-    hints: tuple[str, ...] = ()
-    """Lines that look odd, though they were read."""
+    """Table (or file of the split) -> file, line or record number from 1, column, value and reason of each bad record
+    with its first fault."""
+    records: dict[str, int]  # table -> records in its files, the bad ones included
+    dropped: dict[str, tuple[str, ...]]  # table -> columns of its files that are not declared and were not read
+    forgotten: dict[str, int] = field(default_factory=dict)  # table -> records of erased users, nowhere else counted
+    hints: tuple[str, ...] = ()  # lines that look odd, though they were read
 
     @property
     def frame(self) -> pd.DataFrame:
@@ -73,20 +63,12 @@ class Rejects:
         return pd.concat(self.tables.values(), ignore_index=True)
 
 
-def read_tables(config: DataConfig, tombstones: ErasureList = NOBODY) -> tuple[Tables, Rejects]:
-    """Read the files of a configuration, but for the records of users on the erasure list.
-
-    Raises:
-        SchemaError: a table as a whole does not fit: file missing, empty, unreadable or of unknown suffix,
-            declared column absent or of another kind, one id with two different rows.
-    """
+def read_tables(config: DataConfig, erased: ErasureList = NOBODY) -> tuple[Tables, Rejects]:
+    """Read the files of a configuration, but for the records of users on the erasure list."""
     declared = {"interactions": config.interactions, "users": config.users, "items": config.items}
-    raw = {
-        name: read_files(f"data.{name}.path", table, columns_of_table(name, config))
-        for name, table in declared.items()
-        if table is not None
-    }
-    return _type_tables(config, raw, tombstones)
+    given = {name: table for name, table in declared.items() if table is not None}
+    files = {name: read_files(f"data.{name}.path", one, columns_of_table(name, config)) for name, one in given.items()}
+    return _type_tables(config, files, erased)
 
 
 def tables_from_frames(
@@ -95,16 +77,13 @@ def tables_from_frames(
     users: pd.DataFrame | None = None,
     items: pd.DataFrame | None = None,
     *,
-    tombstones: ErasureList = NOBODY,
+    erased: ErasureList = NOBODY,
 ) -> tuple[Tables, Rejects]:
     """Do as `read_tables` with data frames in place of the files, but for those that a split names."""
     frames = {"interactions": interactions, "users": users, "items": items}
-    raw = {
-        name: [take_frame(name, frame, columns_of_table(name, config))]
-        for name, frame in frames.items()
-        if frame is not None
-    }
-    return _type_tables(config, raw, tombstones)
+    given = {name: frame for name, frame in frames.items() if frame is not None}
+    raw = {name: [take_frame(name, frame, columns_of_table(name, config))] for name, frame in given.items()}
+    return _type_tables(config, raw, erased)
 
 
 def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
@@ -113,8 +92,7 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
         if len(rejected) > max_rate * rejects.records[table]:
             raise SchemaError(
                 f"{table}: {len(rejected):,} of {rejects.records[table]:,} records are bad, more than "
-                f"data.max_reject_rate = {max_rate:g}; the first: {_describe(rejected)}; mend the files, raise the "
-                "rate, or declare a text that stands for missing values in `missing` of the table"
+                f"data.max_reject_rate = {max_rate:g}; the first: {_describe(rejected)}; mend them or raise the rate"
             )
 
 
@@ -135,25 +113,23 @@ def _describe(rejects: pd.DataFrame) -> str:
     return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
 
 
-def _type_tables(config: DataConfig, raw: dict[str, list[Records]], tombstones: ErasureList) -> tuple[Tables, Rejects]:
+def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: ErasureList) -> tuple[Tables, Rejects]:
     for name in _IDS:
         columns = columns_of_table(name, config)
         if name not in raw and len(columns) > 1:
             raise SchemaError(f"column '{columns[1].source}' is declared, {columns[1].reason}; set data.{name}")
     raw |= _read_split_files(config)
-    kept = {name: [_leave_out(file, tombstones) for file in files] for name, files in raw.items()}
+    kept = {name: [_leave_out(file, erased) for file in files] for name, files in raw.items()}
     for names in (_PARTS, ("users",), ("items",)):
         _check_same_columns([file for name in names for file in kept.get(name, ())])
     n_records = {name: sum(file.n_records for file in files) for name, files in kept.items()}
     forgotten = {name: sum(file.n_records for file in files) - n_records[name] for name, files in raw.items()}
     typed = {name: _type_table(name, files, config) for name, files in kept.items()}
+    dropped = {name: dict.fromkeys(column for file in files for column in file.dropped) for name, files in kept.items()}
     rejects = Rejects(
         {name: rejects for name, (_, rejects) in typed.items()},
         n_records,
-        {
-            name: tuple(dict.fromkeys(column for file in files for column in file.dropped))
-            for name, files in kept.items()
-        },
+        {name: tuple(columns) for name, columns in dropped.items()},
         {name: count for name, count in forgotten.items() if count},
         tuple(hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)),
     )
@@ -165,24 +141,17 @@ def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
     columns = columns_of_table("interactions", config)
     if config.split.kind == "files" and PART in {column.name for column in columns}:
         raise SchemaError(f"column '{PART}' is reserved where the split is given by files: rename yours")
-    paths = {"validation": config.split.validation, "test": config.split.test}
-    return {
-        name: read_files(f"data.split.{name}", replace(config.interactions, path=path), columns)
-        for name, path in paths.items()
-        if path is not None
-    }
+    layouts = {name: replace(config.interactions, path=getattr(config.split, name)) for name in ("validation", "test")}
+    return {name: read_files(f"data.split.{name}", one, columns) for name, one in layouts.items() if one.path}
 
 
-def _leave_out(raw: Records, tombstones: ErasureList) -> Records:
-    """Take the records of forgotten users out.
-
-    A record that could not be taken apart does not say whose it is: its text, which rejects would show, goes.
-    """
-    if not len(tombstones) or "user_id" not in raw.frame:
+def _leave_out(raw: Records, erased: ErasureList) -> Records:
+    """Take the records of erased users out, and the texts of torn records, which do not say whose they are."""
+    if not len(erased) or "user_id" not in raw.frame:
         return raw
     texts = [cell if isinstance(cell, str) else to_text(cell) for cell in raw.frame["user_id"]]
     codes, distinct = pd.factorize(pd.Series(texts, dtype=object))
-    is_forgotten = np.array([*map(tombstones.holds, distinct), False], dtype=bool)[codes]  # the last for a missing id
+    is_forgotten = np.array([*map(erased.holds, distinct), False], dtype=bool)[codes]  # the last for a missing id
     rejects = raw.rejects.assign(value=pd.Series(None, raw.rejects.index, dtype="str"))
     frame = raw.frame[~is_forgotten].reset_index(drop=True)
     return replace(raw, frame=frame, lines=raw.lines[~is_forgotten], rejects=rejects)
@@ -196,16 +165,15 @@ def _check_same_columns(files: Sequence[Records]) -> None:
         for column in having:
             if column not in file.columns:
                 raise SchemaError(f"{file.file}: column '{column.source}' is absent, which {having[column]} has")
-    paths = Counter(Path(file.file).resolve() for file in files)
-    for path, count in paths.items():
+    for path, count in Counter(Path(file.file).resolve() for file in files).items():
         if count > 1:
             raise SchemaError(f"{path} is a file of two parts of the split: give each part files of its own")
 
 
 def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Return the typed rows of all files, their ids of one type, and all rejects."""
-    marks = _layout_of(name, config).missing
-    frames, bad = zip(*(_type_file(file, config.timezone, marks) for file in files), strict=True)
+    layout = {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
+    frames, bad = zip(*(_type_file(file, config.timezone, layout.missing) for file in files), strict=True)
     columns = columns_of_table(name, config)
     frame, rejects = _join_frames(frames, columns), pd.concat(bad, ignore_index=True)
     for column in columns:
@@ -214,10 +182,6 @@ def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> tupl
     if name in _IDS:
         _check_one_row_each(name, frame, _IDS[name])
     return frame, rejects
-
-
-def _layout_of(name: str, config: DataConfig) -> TableConfig:
-    return {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
 
 
 def _type_file(raw: Records, timezone: str | None, marks: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
@@ -257,15 +221,11 @@ def _check_kind(column: Column, values: pd.Series, rejects: pd.DataFrame) -> Non
     for reason, kind in _KINDS.items():
         wrong = rejects[(rejects["column"] == column.source) & (rejects["reason"] == reason)]
         if len(wrong) > values.notna().sum():
-            raise SchemaError(
-                f"column '{column.source}' does not hold {kind}: {len(wrong):,} of its values are not, the first: "
-                f"{_describe(wrong)}; declare another column or kind, or mend the file"
-            )
+            count = f"{len(wrong):,} values are not"
+            raise SchemaError(f"column '{column.source}' does not hold {kind}: {count}, the first: {_describe(wrong)}")
     widths = sorted({vector.entries().size for vector in values.dropna()}) if column.role == "vector" else []
     if len(widths) > 1:
-        raise SchemaError(
-            f"column '{column.source}' has vectors of {widths[0]} and of {widths[-1]} numbers; allowed: one"
-        )
+        raise SchemaError(f"column '{column.source}' has vectors of {widths[0]} and of {widths[-1]} numbers")
 
 
 def _check_one_row_each(name: str, frame: pd.DataFrame, id_name: str) -> None:
@@ -282,19 +242,14 @@ def _check_one_row_each(name: str, frame: pd.DataFrame, id_name: str) -> None:
 
 
 def _find_hints(table: str, file: Records) -> Iterator[str]:
-    """Say where a few texts, such as a header or a line of totals, keep ids from being integers.
-
-    Places alone are named: hints are kept with the run, which holds no ids of users.
-    """
+    """Say on which line a text, such as a header, keeps ids from being integers; hints are kept, so they name no id."""
     for column in (column for column in file.columns if file.is_text and column.role == "id"):
         ids = file.frame[column.name].dropna().drop_duplicates()
         odd = ids[~ids.str.fullmatch(INTEGER)]
         if 0 < len(odd) <= max(1, MAX_ODD_IDS * len(ids)) and len(ids) - len(odd) >= MIN_INTEGER_IDS:
             line = int(file.lines[odd.index[0]])
-            yield (
-                f"{len(odd):,} of the ids of {table}.{column.name} are no integers, which makes all texts: see line "
-                f"{line} of {file.file}" + ", which looks like a header" * (line == 1)
-            )
+            place = f"line {line} of {file.file}" + ", which looks like a header" * (line == 1)
+            yield f"{len(odd):,} of the ids of {table}.{column.name} are no integers, so all are texts: see {place}"
 
 
 def _join_tables(config: DataConfig, frames: dict[str, pd.DataFrame]) -> Tables:

@@ -18,30 +18,20 @@ from serve.errors import SchemaError
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53
-INTEGER = r"0|-?[1-9][0-9]{0,18}"
-"""How an id that is a whole number is written: "007" is a text."""
+INTEGER = r"0|-?[1-9][0-9]{0,18}"  # how an id that is a whole number is written: "007" is a text
 
 
 class Cells(NamedTuple):
     """A typed column of n rows."""
 
     values: pd.Series
-    faults: dict[str, np.ndarray]
-    """Reason -> bool (n,): the rows at fault."""
+    faults: dict[str, np.ndarray]  # reason -> bool (n,): the rows at fault
 
 
 def read_cells(
     column: Column, cells: pd.Series, timezone: str | None, is_text: bool, marks: Collection[str] = ()
 ) -> Cells:
-    """Type one column by its role.
-
-    Args:
-        column: what is declared of it.
-        cells: raw values of n rows.
-        timezone: of naive times.
-        is_text: the column is text because its file is.
-        marks: texts that stand for a missing value.
-    """
+    """Type one column by its role; `is_text`: its file is a text; `marks` stand for a missing value."""
     plain = cells if column.role == "vector" else _to_plain(cells)
     is_mark = _is_one_of(plain, {mark.strip() for mark in marks})
     plain = plain.mask(is_mark, None) if is_mark.any() else plain
@@ -95,8 +85,7 @@ def _is_one_of(cells: pd.Series, texts: Collection[str]) -> np.ndarray:
 
 def _is_missing(cells: pd.Series, texts: Collection[str] = ("",)) -> np.ndarray:
     """Return which cells are null or blank, or another text that says so."""
-    missing: np.ndarray = cells.isna().to_numpy(bool) | _is_one_of(cells, texts)
-    return missing
+    return np.asarray(cells.isna().to_numpy(bool) | _is_one_of(cells, texts))
 
 
 def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
@@ -115,10 +104,7 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
 
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
-    """Return int64 if the ids are integers, None if they are texts.
-
-    Texts of a text file are integers if each is written the one way an int64 is, without leading zeros.
-    """
+    """Return int64 if the ids are integers, in a text file without leading zeros, and None if they are texts."""
     if isinstance(ids.dtype, pd.StringDtype) and not (is_text and len(ids) and ids.str.fullmatch(INTEGER).all()):
         return None
     if types.is_float_dtype(ids.dtype) and not (ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT):
@@ -179,8 +165,7 @@ def _read_values(column: Column, cells: pd.Series) -> Cells:
     if column.role == "category" and is_list.any():
         raise SchemaError(
             f"column '{column.source}', {column.reason} as categorical, holds lists such as "
-            f"{str(cells[is_list].iloc[0])[:40]}; allowed: one value in each cell; declare the kind multi_categorical "
-            "for several values, or vector for the numbers of an embedding"
+            f"{str(cells[is_list].iloc[0])[:40]}; allowed: one value in each cell; declare multi_categorical or vector"
         )
     wrong = np.array([isinstance(cell, (dict, set, bytes)) for cell in cells], bool)
     wrong |= is_list & (column.role == "text")

@@ -18,11 +18,9 @@ from rich.console import Console
 from rich.table import Table
 
 from datamodules.clean import check_joins, clean, is_set, order_tables, weigh_targets
-from datamodules.datamodule import InteractionsDataModule
-from datamodules.fingerprint import fingerprint, fingerprint_rows
-from datamodules.profiles import make_profiles
+from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
 from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue
+from datamodules.sequences import build_catalogue, make_profiles
 from datamodules.splits import Split
 from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
 from models.cold_items import fit_cold_items
@@ -84,7 +82,7 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     if frames is None:
         tables, rejects = read_tables(config.data, erased)
     elif isinstance(frames, (tuple, list)):
-        tables, rejects = tables_from_frames(config.data, *frames, tombstones=erased)
+        tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
     else:
         raise SchemaError(f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, users and items")
     keep_rejects(rejects, config, beside)

@@ -34,12 +34,7 @@ def make_tables(rows, users=(1, 2), items=("a", "b", "c")):
 
 def test_equal_rows_go_and_rows_that_differ_anywhere_stay():
     first = (1, "a", 10, "buy", 1.0, "tv")
-    others = [
-        (2, *first[1:]),
-        (1, "b", *first[2:]),
-        (1, "a", 11, *first[3:]),
-        (1, "a", 10, "view", 1.0, "tv"),
-    ]
+    others = [(2, *first[1:]), (1, "b", *first[2:]), (1, "a", 11, *first[3:]), (1, "a", 10, "view", 1.0, "tv")]
     others += [(1, "a", 10, "buy", 2.0, "tv"), (1, "a", 10, "buy", 1.0, None)]
     cleaned, report = clean(make_tables([first, *others, first, others[-1], first]))
     expected = make_tables([first, *others]).interactions
@@ -194,8 +189,8 @@ def test_without_a_declaration_every_event_is_a_target():
     ("config", "columns", "message"),
     [
         (DataConfig(targets=TargetsConfig(["by"])), ["event"], "event 'by' is declared.*did you mean 'buy'"),
-        (DataConfig(events={"buy": 2.0}), ["weight"], "event 'buy' is declared, but the interactions have no event"),
-        (DataConfig(targets=TargetsConfig(min_weight=4)), ["event"], "min_weight is 4, but the interactions have no"),
+        (DataConfig(events={"buy": 2.0}), ["weight"], "reads 'event', which is absent"),
+        (DataConfig(targets=TargetsConfig(min_weight=4)), ["event"], "reads 'weight', which is absent"),
         (DataConfig(targets=TargetsConfig(min_weight=9)), ["weight"], r"no event is a target"),
     ],
 )

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from datamodules.fingerprint import fingerprint
+from datamodules.datamodule import fingerprint
 from serve.encode import EncodedFeatures
 
 CODES = np.arange(15).reshape(3, 5)

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.profiles import make_profiles
-from datamodules.sequences import build_sequences
+from datamodules.sequences import build_sequences, make_profiles
 from serve.events import history_arrays
 from serve.index import ItemIds
 from serve.recommender import RequestEncoder

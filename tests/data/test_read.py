@@ -15,9 +15,7 @@ from serve.errors import SchemaError
 
 NAMES = ("user_id", "item_id", "datetime", "weight", "note", "price")
 NOTES = ("plain", None, "two\nlines", 'say "hi"', "a, b", '"', "ends in\n", "größe", "\n\n", "semi;colon", '","')
-FEATURES = FeaturesConfig(
-    context={"note": "text", "price": FeatureConfig("numeric", min=0, max=100)},
-)
+FEATURES = FeaturesConfig(context={"note": "text", "price": FeatureConfig("numeric", min=0, max=100)})
 
 
 def put(column: str, cell: bytes):

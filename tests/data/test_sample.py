@@ -11,15 +11,7 @@ from datamodules.splits import split_interactions
 from datamodules.tables import read_tables
 
 SAMPLE = Path(datamodules.__file__).parent / "sample"
-DEMOGRAPHICS = [
-    "age",
-    "income",
-    "home_ownership",
-    "marital_status",
-    "household_size",
-    "household_comp",
-    "kids_count",
-]
+DEMOGRAPHICS = ["age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count"]
 CONTENT = ["department", "category", "type", "brand", "size"]
 CONFIG = DataConfig(
     interactions=TableConfig(str(SAMPLE / "interactions.parquet")),

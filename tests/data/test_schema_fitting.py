@@ -149,14 +149,7 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
     assert (len(split.train), len(split.validation), len(split.test)) == (4, 1, 1)
     later = tables.interactions.copy()
     is_later = later["datetime"] > split.train["datetime"].max()
-    for name, value in {
-        "user_id": 9,
-        "item_id": "z",
-        "event": "new",
-        "weight": 77,
-        "device": 66,
-        "load": 55,
-    }.items():
+    for name, value in {"user_id": 9, "item_id": "z", "event": "new", "weight": 77, "device": 66, "load": 55}.items():
         later.loc[is_later, name] = value
     changed = Tables(later, tables.users, tables.items)
     train = later[~is_later]
@@ -166,7 +159,7 @@ def test_events_that_are_held_out_do_not_change_the_schema(tables):
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        (DataConfig(repeats="allow"), "repeats is 'allow' and the interactions have neither datetime nor position"),
+        (DataConfig(repeats="allow"), "repeats is 'allow' and the interactions have no datetime or position"),
         (DataConfig(ties="simultaneous"), "ties is 'simultaneous' and the interactions have no datetime.*: ordered"),
     ],
 )

@@ -62,12 +62,7 @@ def test_users_of_either_table_have_a_sequence(world):
 
 def test_rows_are_ordered_by_time_then_position_then_file():
     frame = pd.DataFrame(
-        {
-            "user_id": [2, 1, 1, 1, 1],
-            "datetime": [5, 9, 3, 3, 3],
-            "position": [0, 0, 7, 4, 4],
-            "item_id": list("abcde"),
-        }
+        {"user_id": [2, 1, 1, 1, 1], "datetime": [5, 9, 3, 3, 3], "position": [0, 0, 7, 4, 4], "item_id": list("abcde")}
     )
     assert "".join(sort_interactions(frame)["item_id"]) == "decba"
     assert "".join(sort_interactions(frame.drop(columns="position"))["item_id"]) == "cdeba"

@@ -246,7 +246,7 @@ def test_vectors_at_fault_are_rejected_and_other_widths_refused():
 
 def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
     add_to_erasure_list(tmp_path, ["gone", "7"])
-    tombstones = read_erasure_list(tmp_path)
+    erased = read_erasure_list(tmp_path)
     lines = ["user_id,item_id,weight", "u1,a,3", "gone,a,3", "gone,b,x", "u2,b,many", "gone,c", "u3,gone,2", "7,a,1"]
     (tmp_path / "e.csv").write_text("\n".join(lines))
     (tmp_path / "u.csv").write_text("user_id,town\nu1,x\ngone,secret town\nu2,y\n")
@@ -256,7 +256,7 @@ def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
         features=FeaturesConfig(user={"town": "categorical"}),
         max_reject_rate=1.0,
     )
-    tables, rejects = read_tables(config, tombstones)
+    tables, rejects = read_tables(config, erased)
     assert list(tables.interactions.itertuples(index=False, name=None)) == [("u1", "a", 3.0), ("u3", "gone", 2.0)]
     assert tables.users["user_id"].tolist() == ["u1", "u2"]
     assert rejects.frame["line"].tolist() == [5, 6]
@@ -268,7 +268,7 @@ def test_records_of_forgotten_users_are_neither_rows_nor_rejects(tmp_path):
 def test_an_id_of_any_type_is_found_among_the_forgotten(tmp_path, ids):
     add_to_erasure_list(tmp_path, [7])
     frame = pd.DataFrame({"user_id": ids, "item_id": [1, 2]})
-    tables, _ = tables_from_frames(DataConfig(), frame, tombstones=read_erasure_list(tmp_path))
+    tables, _ = tables_from_frames(DataConfig(), frame, erased=read_erasure_list(tmp_path))
     assert tables.interactions["item_id"].tolist() == [2]
     assert len(frame) == 2
 
