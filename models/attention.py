@@ -58,12 +58,7 @@ class LogTimeBasis(nn.Module):
         return (1.0 - distance).clamp(min=0.0)  # (..., K)
 
     def locate(self, seconds: Tensor) -> tuple[Tensor, Tensor]:
-        """Find seconds (...) among the knots, without K numbers for each.
-
-        Returns:
-            pieces: (...) int64, i between knot i and i + 1.
-            positions: (...) float, from i to i + 1.
-        """
+        """Find seconds (...) among the knots: piece i (int64) for a position (float) between i and i + 1."""
         positions = _log(seconds) / self.step  # (...)
         return positions.long().clamp(max=self.n_functions - 2), positions  # (...), (...)
 
@@ -73,10 +68,9 @@ def _log(seconds: Tensor) -> Tensor:
 
 
 class Relations(NamedTuple):
-    """How Q query tokens stand to all T tokens."""
+    """Hold how Q query tokens stand to all T tokens."""
 
-    pieces: Tensor
-    """(B, Q, T) int64: the piece of log time in which the gap between them lies; `NO_GAP` to the start token."""
+    pieces: Tensor  # (B, Q, T) int64: the piece of log time in which their gap lies; `NO_GAP` to the start token
     log_positions: Tensor  # (B, Q, T): the gap, counted in knots
     distance: Tensor  # (B, Q, T) int64: `MASKED`, or 1 + groups in between; (1, Q, T) if alike in all rows
 
@@ -102,16 +96,10 @@ class EventBlocks(nn.Module):
         self.norm = nn.LayerNorm(dim) if n_blocks else nn.Identity()
 
     def forward(self, tokens: Tensor, times: Tensor, groups: Tensor) -> Tensor:
-        """Encode tokens.
+        """Encode tokens (B, T, D), the start token first, at times (B, T) in seconds; without blocks, return them.
 
-        Args:
-            tokens: (B, T, D), the start token first.
-            times: (B, T) int64 seconds; the start token's is not read.
-            groups: (B, T) int64: 0 for the start token, rising by order, above all others where padded; (1, T) if
-                alike in all rows.
-
-        Returns:
-            (B, T, D); the tokens themselves if there is no block.
+        Groups (B, T), or (1, T) if alike in all rows, are 0 for the start token, rise by order, and are above all
+        others where padded.
         """
         if not len(self.blocks):
             return tokens  # (B, T, D)
@@ -121,11 +109,7 @@ class EventBlocks(nn.Module):
         return self.norm(tokens)  # type: ignore[no-any-return]  # (B, T, D)
 
     def encode_at(self, tokens: Tensor, times: Tensor, groups: Tensor, positions: Tensor) -> Tensor:
-        """Encode the token of each row that `forward` has at its position (B,), without the others' last block.
-
-        Returns:
-            (B, D).
-        """
+        """Encode the token at one position (B,) of each row, without the others in the last block: (B, D)."""
         positions = positions.unsqueeze(1)  # (B, 1)
         if len(self.blocks) > 1:
             relations = self.relate(times, groups, times, groups)
@@ -170,8 +154,7 @@ class EventBlock(nn.Module):
         mixed = self.attend(self.attention_norm(tokens), bias, positions)  # (B, Q, D)
         queries = tokens if positions is None else take_tokens(tokens, positions)  # (B, Q, D)
         queries = queries + self.dropout(mixed)  # (B, Q, D)
-        result: Tensor = queries + self.dropout(self.feed_forward(queries))  # (B, Q, D)
-        return result
+        return queries + self.dropout(self.feed_forward(queries))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def distance_logits(self, distance: Tensor) -> Tensor:
         """Look up the bias of each distance (B, Q, T), -inf where a token is masked: (B, H, Q, T)."""
@@ -196,8 +179,7 @@ class EventBlock(nn.Module):
         query = query / math.sqrt(query.shape[-1])  # before the product: of float16 it could be too large
         logits = query @ key.transpose(2, 3) + bias.to(query.dtype)  # (B, H, Q, T)
         mixed = logits.softmax(dim=-1) @ value  # (B, H, Q, D / H)
-        result: Tensor = self.project_out(self.join_heads(mixed))  # (B, Q, D)
-        return result
+        return self.project_out(self.join_heads(mixed))  # type: ignore[no-any-return]  # (B, Q, D)
 
     def split_heads(self, tokens: Tensor) -> Tensor:
         """Give each head its part of the tokens (B, T, D): (B, H, T, D / H)."""

@@ -1,6 +1,6 @@
-"""Cold items: where content places an item, how many events that is worth, and how visible a new item is.
+"""Place items by their content, and find how visible new ones should be.
 
-All is fitted after training to the finished vectors. `shrink_items` moves items with few events towards the place that
+All is fitted after training to the finished vectors. `Shrinkage` moves items with few events towards the place that
 their content gives them; `fit_cold_items` makes what places items that training never saw.
 
 Letters: N items of W = D + A + P entries (taste, affinity, popularity), n of them, C codes, V values, F categories,
@@ -86,10 +86,7 @@ class ColdItems(nn.Module):
 
 @torch.no_grad()
 def fit_places(towers: Towers, vectors: Tensor, rows: Tensor, generator: torch.Generator, most: int) -> ContentPlaces:
-    """Learn where content places items from the vectors (N, W) of the items `rows` (n,).
-
-    Of more than `most` different contents those of the most items are kept, ties broken by lot.
-    """
+    """Learn where the `most` frequent contents (ties by lot) place items from the vectors (N, W) of `rows` (n,)."""
     tower, taste = towers.item_tower, vectors[:, : towers.item_tower.dim]  # (N, D)
     content = _fit_content(towers, taste, rows, generator)
     if not len(rows):  # one content at the origin moves nothing
@@ -183,8 +180,9 @@ def fit_cold_items(
     if len(apart):
         stand_ins = apart[:MAX_STAND_INS]  # (s,)
         cold = ColdItems(tower, fit_places(towers, vectors, rest, generator, MAX_CONTENTS), torch.zeros_like(level))
-        if towers.user_tower.memory is not None and len(level):
-            length = _match_length(towers, vectors, stand_ins, cold)
+        if towers.user_tower.memory is not None and len(level):  # placed items as long on average as trained ones
+            placed = _place(towers, stand_ins, cold)[:, : tower.dim].norm(dim=1).mean().clamp(min=1e-9)  # scalar
+            length = min(float(vectors[stand_ins, : tower.dim].norm(dim=1).mean() / placed), MAX_LENGTH)
             cold = ColdItems(tower, cold.places, cold.popularity, length)
         contests = [Contest.hold(towers, vectors, stand_ins, cold, batch) for batch in requests]
         fair_share = len(stand_ins) / len(vectors)
@@ -197,16 +195,9 @@ def fit_cold_items(
     return ColdItems(tower, fit_places(towers, vectors, known, generator, MAX_CONTENTS), level, length).eval()
 
 
-def _match_length(towers: Towers, vectors: Tensor, stand_ins: Tensor, cold: ColdItems) -> float:
-    """Find the factor, up to `MAX_LENGTH`, that makes placed items (s,) as long on average as in `vectors` (N, W)."""
-    dim = towers.item_tower.dim
-    placed = _place(towers, stand_ins, cold)[:, :dim].norm(dim=1).mean()  # scalar
-    return min(float(vectors[stand_ins, :dim].norm(dim=1).mean() / placed.clamp(min=1e-9)), MAX_LENGTH)
-
-
 @dataclass(frozen=True)
 class Contest:
-    """New items against the best of the others in the lists of B users."""
+    """Compare new items with the best of the others in the lists of B users."""
 
     others: Tensor  # (B, k) best scores of items that are not new
     scores: Tensor  # (B, s) scores of the new items, -inf where the user owns one

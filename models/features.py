@@ -29,16 +29,15 @@ class FeatureEmbedding(nn.Module):
         super().__init__()
         slices = code_slices(features)
         offsets, column_offsets, columns = 0, [], []
-        for position, (feature, columns_of_feature) in enumerate(slices):
-            width = columns_of_feature.stop - columns_of_feature.start
-            column_offsets += [offsets] * width
-            columns += [position] * width
+        for position, (feature, span) in enumerate(slices):
+            column_offsets += [offsets] * (span.stop - span.start)
+            columns += [position] * (span.stop - span.start)
             offsets += feature.n_codes
         self.dim = dim
         self.has_features = len(features) > 0
         self.has_single_codes = len(columns) == len(slices)
         self.table = nn.Embedding(max(offsets, 1), dim)
-        stops = [columns_of_feature.stop for _, columns_of_feature in value_slices(features)]
+        stops = [span.stop for _, span in value_slices(features)]
         self.number_table = nn.Parameter(torch.empty(max(stops, default=0), dim))  # (V, D)
         self.register_buffer("missing_columns", torch.tensor(stops, dtype=torch.int64) - 1, persistent=False)
         self.register_buffer("code_offsets", torch.tensor(column_offsets, dtype=torch.int64), persistent=False)
@@ -92,16 +91,13 @@ class FeatureEmbedding(nn.Module):
 
         ONNX would loop over an `embedding_bag`, so that an exported graph holds the (B, C, D) that it avoids.
         """
-        rows = codes + self.code_offsets  # (B, C)
-        summed: Tensor
-        if not torch.compiler.is_exporting():
-            share = self._share(codes, dtype)  # (B, C)
-            summed = functional.embedding_bag(rows, self.table.weight, mode="sum", per_sample_weights=share)  # (B, D)
-        elif self.has_single_codes:  # a code has all of the share, or is padding, of zeros
-            summed = self.table(rows).sum(dim=1)  # (B, D)
-        else:
-            summed = (self.table(rows) * self._share(codes, dtype).unsqueeze(-1)).sum(dim=1)  # (B, D)
-        return summed
+        rows, weight = codes + self.code_offsets, self.table.weight  # (B, C), (codes, D)
+        if torch.compiler.is_exporting() and self.has_single_codes:  # a code has all, or is padding, of zeros
+            return functional.embedding(rows, weight).sum(dim=1)  # (B, D)
+        share = self._share(codes, dtype)  # (B, C)
+        if torch.compiler.is_exporting():
+            return (functional.embedding(rows, weight) * share.unsqueeze(-1)).sum(dim=1)  # (B, D)
+        return functional.embedding_bag(rows, weight, mode="sum", per_sample_weights=share)  # (B, D)
 
     def _share(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
         """Return the weight of each code (B, C) in the mean of its feature, (B, C)."""

@@ -1,4 +1,4 @@
-"""Item-item weights: EASE, next-item regression and GF-CF behind one interface.
+"""Estimate item-item weights: EASE, next-item regression and GF-CF behind one interface.
 
 Each estimator reads `Interactions` and returns a sparse matrix (N, N) with the top-k weights of each row: row j says
 how much an item j of a history adds to the score of every other item (`serve.index`).
@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import scipy.sparse as sp
@@ -34,12 +35,9 @@ MIN_EIGENVALUE = 1e-5  # of the normalised interaction matrix, whose largest is 
 class Interactions:
     """Events of users, ordered by user and in each user's order."""
 
-    user: Ints
-    """(E,) ascending."""
-    item: Ints
-    """(E,) item rows."""
-    is_target: NDArray[np.bool_]
-    """(E,) whether an event is predicted; the others only stand in histories."""
+    user: Ints  # (E,) ascending
+    item: Ints  # (E,) item rows
+    is_target: NDArray[np.bool_]  # (E,) whether an event is predicted; the others only stand in histories
     n_users: int
     n_items: int
 
@@ -59,10 +57,11 @@ class Interactions:
 def ease(interactions: Interactions, top_k: int, ridge: float, most: int | None = None) -> sp.csr_array:
     """Return the weights of EASE (Steck, "Embarrassingly Shallow Autoencoders for Sparse Data", WWW 2019).
 
-    With P = (X'X + ridge I)^-1 of the interaction matrix X of the `most` popular items, B_ij = -P_ij / P_jj.
+    With P = (X'X + ridge I)^-1 of the interaction matrix X of the `most` popular items, G_ij = -P_ij / P_jj.
     """
     items = interactions.popular_items(most or MAX_INVERTED)
-    precision = invert_precision(interactions.matrix()[:, items], ridge)  # (n, n)
+    matrix = interactions.matrix()[:, items]  # (U, n)
+    precision = invert_regularised((matrix.T @ matrix).toarray(), ridge)  # (n, n)
     precision /= -precision.diagonal()
     return keep_largest(precision, items, interactions.n_items, top_k)
 
@@ -71,7 +70,7 @@ def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float
     """Return the weights of next-item regression (Choi et al., "Session-aware Linear Item-Item Models", WWW 2021).
 
     With X (E, N) the histories before each event, in which one weighs exp(-decay * events after it), and Y (E, N) the
-    events themselves, B = (X'X + ridge I)^-1 X'Y.
+    events themselves, G = (X'X + ridge I)^-1 X'Y.
     """
     items = interactions.popular_items(MAX_INVERTED)
     place = np.full(interactions.n_items, -1, np.int64)
@@ -80,8 +79,8 @@ def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float
     together, following = _count_pairs(interactions, place[interactions.item], len(items), decay, reach)  # (n, n) both
     inverse = invert_regularised(together, ridge)  # (n, n)
     del together
-    is_sparse = following.nnz < MAX_SPARSE * len(items) ** 2
-    weights = np.ascontiguousarray(inverse @ (following if is_sparse else following.toarray()))  # (n, n)
+    factor: Any = following if following.nnz < MAX_SPARSE * len(items) ** 2 else following.toarray()  # (n, n)
+    weights = np.ascontiguousarray(inverse @ factor)  # (n, n)
     return keep_largest(weights, items, interactions.n_items, top_k)
 
 
@@ -104,26 +103,8 @@ def gf_cf(interactions: Interactions, top_k: int, n_factors: int, seed: int) -> 
         weights = rows[chunk] @ columns + (users_of[chunk] @ scaled).toarray()  # (c, N)
         weights[np.arange(len(weights)), everything[chunk]] = 0
         parts.append(_largest_of_rows(np.maximum(weights, 0), top_k))
-    return sp.vstack(parts, format="csr")
-
-
-def partial_correlations(matrix: sp.csr_array, ridge: float) -> tuple[Floats, Floats]:
-    """Return how items (U, n) go together when all others are held fixed, -P_ij / sqrt(P_ii P_jj) with P of `ease`.
-
-    Returns:
-        (n, n) with a diagonal of zeros, and (n,) how much each item varies then, 1 / sqrt(P_ii).
-    """
-    precision = invert_precision(matrix, ridge)  # (n, n)
-    spread = precision.diagonal() ** -0.5  # (n,)
-    precision *= -spread[:, None]
-    precision *= spread
-    np.fill_diagonal(precision, 0)
-    return precision, spread
-
-
-def invert_precision(matrix: sp.csr_array, ridge: float) -> Floats:
-    """Return (X'X + ridge I)^-1 of an interaction matrix X (U, n), (n, n)."""
-    return invert_regularised((matrix.T @ matrix).toarray(), ridge)
+    stacked: sp.csr_array = sp.vstack(parts, format="csr")  # (N, N)
+    return stacked
 
 
 def singular_vectors(matrix: sp.csr_array, n_factors: int, seed: int) -> Floats:
@@ -169,7 +150,9 @@ def _chunks(n_items: int) -> Iterator[slice]:
     return (slice(start, min(start + width, n_items)) for start in range(0, n_items, width))
 
 
-def _count_pairs(interactions: Interactions, place: Ints, n: int, decay: float, reach: int) -> tuple[Floats, Floats]:
+def _count_pairs(
+    interactions: Interactions, place: Ints, n: int, decay: float, reach: int
+) -> tuple[Floats, sp.csr_array]:
     """Return X'X and X'Y of `next_item` for the items at the places (E,) 0 to n - 1, (n, n) both.
 
     Two events stand together in the histories of all that come after both, as far as histories reach: what these add is
@@ -189,7 +172,7 @@ def _count_pairs(interactions: Interactions, place: Ints, n: int, decay: float, 
 
     inside = np.flatnonzero(place >= 0)  # (l,)
     together = sum_pairs(inside, inside, histories(0, inside))
-    following = sp.csr_array((n, n), dtype=np.float32)
+    following: Any = sp.csr_array((n, n), dtype=np.float32)
     for distance in range(1, reach + 1):
         later = np.flatnonzero(user[distance:] == user[:-distance]) + distance  # (l,)
         later = later[(place[later] >= 0) & (place[later - distance] >= 0)]

@@ -1,4 +1,4 @@
-"""The item tower: id embedding + content features -> the vector that histories, targets and the index share."""
+"""Map id embedding and content features to the item vector that histories, targets and the index share."""
 
 from __future__ import annotations
 
@@ -37,17 +37,10 @@ class ItemTower(nn.Module):
     def forward(
         self, item_rows: Tensor, content: Tensor, categories: Tensor, popularity: Tensor, has_content: Tensor
     ) -> Tensor:
-        """Make the vectors of catalogue items.
+        """Make vectors (N, W) from ids (N,), content (N, D), affinity rows (N, F) and popularity (N, P).
 
-        Args:
-            item_rows: (N,) rows of the id table.
-            content: (N, D) embedded features.
-            categories: (N, F) rows of the affinity table.
-            popularity: (N, P) standardised log popularity before the moment of the step.
-            has_content: (N,) bool; only these may lose their id part (in training, one draw per item and step).
-
-        Returns:
-            (N, W).
+        Popularity is the standardised logarithm before the moment of the step. In training, items that have content
+        (N,), and no others, may lose their id part, by one draw per item and step.
         """
         ids = self.id_table(item_rows)  # (N, D)
         if self.training and self.id_dropout > 0:

@@ -1,4 +1,4 @@
-"""The losses over the whole catalogue: softmax cross entropy that never holds all logits at once.
+"""Compute the softmax cross entropy over the whole catalogue without holding all logits at once.
 
 Only a chunk of rows of `logits = users @ items.T + sparse` exists at a time. A loss is a weighted sum of log-sum-exps,
 so that the forward pass knows the gradient of each but for one factor: it forms the gradients while it holds the

@@ -1,4 +1,4 @@
-"""The memory of owned items: a long-term profile, category affinity, popularity and a score per owned item.
+"""Remember owned items by a long-term profile, category affinity, popularity and a score per owned item.
 
 A product of rank D expresses "buys the same things again" badly, so that the score has a second, sparse part m_u(i)
 that is non-zero for owned items only: score(u, i) = u . v_i + m_u(i).
@@ -14,6 +14,7 @@ from torch.nn import functional
 
 from models.config import Recipe
 from serve.encode import category_features
+from serve.events import OWNED_INPUTS
 from serve.schema import Schema
 
 N_STATE_FEATURES = 8
@@ -25,7 +26,7 @@ PRIOR_EVENTS = 20.0  # weight of the overall share in a user's share of a catego
 
 @dataclass(frozen=True)
 class MemoryInputs:
-    """The named arrays of `serve.events` that only a tower with memory reads."""
+    """Hold the named arrays of `serve.events` that only a tower with memory reads."""
 
     owned_vectors: Tensor  # (E, W) vectors of the owned items
     owned_users: Tensor  # (E,) request of each owned item
@@ -37,7 +38,7 @@ class MemoryInputs:
 
 @dataclass(frozen=True)
 class MemorySample:
-    """Inputs of training users that the memory is standardised by."""
+    """Hold inputs of training users by which the memory is standardised."""
 
     statistics: Tensor  # (any, S) of owned items
     user_statistics: Tensor  # (U, G)
@@ -107,8 +108,7 @@ class Memory(nn.Module):
                 if isinstance(module, nn.Linear):
                     nn.init.xavier_uniform_(module.weight)
                     nn.init.zeros_(module.bias)
-            last = self.item_score[-1]
-            nn.init.zeros_(last.weight)  # type: ignore[arg-type]
+            nn.init.zeros_(self.item_score[-1].weight)  # type: ignore[arg-type]
             nn.init.constant_(self.skip.weight, 0.5)
             nn.init.constant_(self.skip.bias, 4.0)  # owned items begin above most others
             self.product_share.fill_(1.0)
@@ -163,11 +163,4 @@ def sum_by_user(values: Tensor, users: Tensor, n_users: int) -> Tensor:
 
 def memory_inputs(arrays: dict[str, Tensor], owned_vectors: Tensor) -> MemoryInputs:
     """Pick the memory's arrays by name."""
-    return MemoryInputs(
-        owned_vectors,
-        arrays["owned_users"],
-        arrays["owned_statistics"],
-        arrays["owned_preferences"],
-        arrays["user_statistics"],
-        arrays["category_preferences"],
-    )
+    return MemoryInputs(owned_vectors, *(arrays[name] for name in OWNED_INPUTS))

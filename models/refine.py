@@ -1,10 +1,10 @@
 """Refine trained towers: item-item weights added to their scores, items shrunk towards their content.
 
-    score(u, i) = u . v_i  +  sum over the items j of the history of w_j B[j, i],    B = sum of alpha_k B_k
+    score(u, i) = u . v_i + sum over the items j of the history of w_j G_ji / sqrt(sum of w_j), G = sum of alpha_k G_k
 
-The estimators B_k are those of `models.item_item`. `choose` finds the alphas, the decay of the w_j and the strength of
-the shrinkage on the validation, each given the others; `apply` does the same to any towers, so that what was chosen
-with one training is used after another on more data.
+The estimators G_k are those of `models.item_item`, and w_j = exp(-decay * events after j). The mean length of histories
+sets the decay. `choose` accepts or rejects shrinkage by four events on the validation, then tries values of each alpha
+in turn; `apply` refines any towers by what was chosen, for example after another training on more data.
 
 Letters: B requests, N items, W entries of a vector, E owned items.
 """
@@ -31,24 +31,23 @@ from models.towers import Towers
 from models.validation import rank_views
 from serve.index import Neighbours
 
+# Candidates: standard deviation of the added scores in those of the towers' scores.
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
-"""Standard deviations of what is added, in those of the towers' scores."""
-STRENGTH = 4.0  # events that content is worth, where items are shrunk; 2 to 8 ranked alike
+STRENGTH = 4.0  # events that content is worth where items are shrunk; 2 to 8 ranked alike
 ROUNDS = 2
 MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1  # of histories that have an order
 RIDGE_IN_ORDER, RIDGE_OF_SETS, RIDGE_BESIDE_MEMORY = 100.0, 100.0, 1000.0
 MAX_BESIDE_MEMORY = 4_000
-STANDARD_ERRORS = 2.0  # of a gain, above which the usual is left: the best of many gains something by chance
-MIN_GAIN = 0.01  # of NDCG: a smaller gain of shrinkage is often chance
+STANDARD_ERRORS = 2.0  # a candidate replaces the usual value only if its gain exceeds this many standard errors
+MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
+# Alphas from which the choice starts, near the best of the boards.
 USUAL_IN_ORDER = {"next_item": 0.05, "gf_cf": 0.05}
 USUAL_IN_SETS = {"ease": 0.4, "gf_cf": 0.2}
 USUAL_BESIDE_MEMORY = {"ease": 0.01}
-"""Alphas from which the choice starts, near the best of the boards."""
 MIN_SPREAD = 1e-9
-MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16
-"""Of GF-CF: the paper has 256. Of 1,682 films 64 and 128 ranked 4 % better than 256, and 32 as 256."""
+MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16  # of GF-CF; the paper has 256: too many where there are few items
 
 Estimator = Callable[[Interactions], sp.csr_array]
 Figures = dict[str, np.ndarray]  # NDCG@10 of each user by view, as `models.validation.rank_views` returns it
@@ -56,7 +55,7 @@ Figures = dict[str, np.ndarray]  # NDCG@10 of each user by view, as `models.vali
 
 @dataclass(frozen=True)
 class Refinement:
-    """What the validation chose, as plain numbers."""
+    """Hold what the validation chose, as plain numbers."""
 
     alphas: Mapping[str, float] = field(default_factory=dict)  # of each estimator
     decay: float = 0.0  # an event counts by exp(-decay * events after it)
@@ -92,13 +91,14 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> tupl
 
 @torch.no_grad()
 def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) -> Refinement:
-    """Choose the refinement: what is usual, unless the validation ranks clearly better by another.
+    """Choose the refinement: the usual values unless the validation ranks clearly better by others.
 
-    The towers, in evaluation mode and with nothing added, stay as they are; items have `top_k` weights.
+    Takes towers in evaluation mode to which nothing was added. The towers are unchanged afterwards.
     """
     estimators, decay = list_estimators(data, top_k, seed)
     is_repeated = data.schema.repeats == "allow"
     usual = USUAL_IN_ORDER if data.trains_on_windows else USUAL_BESIDE_MEMORY if is_repeated else USUAL_IN_SETS
+    # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     can_shrink = bool(data.schema.item_features) and not is_repeated
     shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if can_shrink else None
     start = Refinement({name: usual[name] for name in estimators}, decay, STRENGTH if shrinkage else 0.0)
@@ -122,7 +122,7 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
 
 
 def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
-    """Choose each alpha in turn, given the others."""
+    """Try the candidates of each alpha in turn, given the other alphas."""
     found, figures = start, validation.rank(added, start.decay, [start.alphas])[0]
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
@@ -154,7 +154,8 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
     added = build_weights(
         named, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), refinement.decay
     )
-    summed = sum(refinement.alphas[name] * weights for name, weights in added.items())
+    terms: list[Any] = [refinement.alphas[name] * weights for name, weights in added.items()]  # (N, N) each
+    summed = sum(terms)
     if isinstance(summed, sp.csr_array):
         summed.sort_indices()
         towers.neighbours = Neighbours(
@@ -164,10 +165,10 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
-    sequences = data.sequences
-    is_target = sequences.target_weight > 0
-    n_users, n_items = len(sequences.user_ids), len(data.catalogue)
-    return Interactions(sequences.events.segments(), sequences.events.item_row, is_target, n_users, n_items)
+    events, is_target = data.sequences.events, data.sequences.target_weight > 0
+    return Interactions(
+        events.segments(), events.item_row, is_target, len(data.sequences.user_ids), len(data.catalogue)
+    )
 
 
 def build_weights(
@@ -205,8 +206,8 @@ def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
     counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)
     counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SPREAD))
     requests, places = counts.nonzero()  # (E,) both
-    shape = (len(rows), weights.shape[0])
-    history = sp.csr_array((counts[requests, places].astype(np.float32), (requests, rows[requests, places])), shape)
+    entries = (counts[requests, places].astype(np.float32), (requests, rows[requests, places]))
+    history = sp.csr_array(entries, (len(rows), weights.shape[0]))
     return torch.from_numpy((history @ weights).toarray())  # (B, N)
 
 

@@ -1,4 +1,4 @@
-"""Sampled softmax: negatives shared by all targets of a step, and the losses of steps that see only these.
+"""Draw negatives shared by all targets of a step, and compute the losses of steps that see only these.
 
 Letters beside those of the package: R rows of users, K negatives, n items that a step needs, P places of the pool.
 Users are divided by the temperature before any correction.
@@ -22,7 +22,7 @@ CHUNK_CELLS = 1 << 19  # logits held at once
 
 @dataclass(frozen=True)
 class Negatives:
-    """Items that all targets of a step are compared with."""
+    """Hold items that all targets of a step are compared with."""
 
     rows: Tensor  # (K,) item rows; one may occur more than once
     log_expected: Tensor  # (K,) log of how often that item is expected among the K
@@ -30,7 +30,7 @@ class Negatives:
 
 @dataclass(frozen=True)
 class NegativeSampler:
-    """Draws negatives with replacement from a pool.
+    """Draw negatives with replacement from a pool.
 
     The pool holds each item once, unless most items are no target: then those that are fill about half of it. A table
     of items may list twenty times as many as have events, and the others are soon told from any target.
@@ -42,12 +42,7 @@ class NegativeSampler:
 
     @classmethod
     def make(cls, n_negatives: int, target_counts: Tensor) -> NegativeSampler | None:
-        """Make the sampler of K negatives, or none for 0: then the whole catalogue is looked at.
-
-        Args:
-            n_negatives: K.
-            target_counts: (N,) how often each item is a target of an epoch.
-        """
+        """Make the sampler of K negatives from how often each item (N,) is a target; 0: none, for the full softmax."""
         if not n_negatives:
             return None
         is_target = target_counts > 0  # (N,)
@@ -69,7 +64,7 @@ class NegativeSampler:
 
 @dataclass(frozen=True)
 class Masked:
-    """Items that are no negatives of a row: those of its window or request."""
+    """Hold items that are no negatives of a row: those of its window or request."""
 
     is_own: Tensor  # (B, K) bool: of each window or request
     of_row: Tensor  # (R,) window or request of each row
@@ -153,10 +148,7 @@ def find_positions(needed: Tensor, rows: Tensor) -> Tensor:
 
 
 class _WeightedLogSumExp(torch.autograd.Function):
-    """The weighted sum over targets of the log of the sum over each and the corrected negatives of its row.
-
-    As in `models.losses`, the forward pass knows the gradient but for one factor, and forms it while it has the chunk.
-    """
+    """Sum weight * log of the sum over a target and the negatives of its row; gradients as in `models.losses`."""
 
     @staticmethod
     def forward(

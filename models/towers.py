@@ -1,4 +1,4 @@
-"""The two towers side by side, with the encoded catalogue they share."""
+"""Hold the two towers side by side, with the encoded catalogue that they share."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from serve.index import Neighbours, add_terms
 
 
 class Towers(nn.Module):
-    """Item tower, user tower and the catalogue's encoded features (buffers that no checkpoint holds)."""
+    """Hold item tower, user tower and the catalogue's encoded features (buffers that no checkpoint holds)."""
 
     item_codes: Tensor
     item_values: Tensor
@@ -26,8 +26,7 @@ class Towers(nn.Module):
         super().__init__()
         self.item_tower = item_tower
         self.user_tower = user_tower
-        self.neighbours = Neighbours.none(len(catalogue))
-        """Item-item weights; `models.refine` sets them after training."""
+        self.neighbours = Neighbours.none(len(catalogue))  # `models.refine` sets them after training
         encoded = catalogue.features
         codes, values = torch.from_numpy(encoded.codes), torch.from_numpy(encoded.values)
         buffers = {

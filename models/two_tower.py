@@ -1,4 +1,4 @@
-"""The LightningModule: training and validation steps, optimiser and schedule."""
+"""Train and validate the towers with Lightning: steps, optimiser and schedule."""
 
 from __future__ import annotations
 
@@ -29,8 +29,7 @@ STARTED_TABLES = (
     "item_tower.affinity_table.weight",
     "user_tower.memory.affinity_table",
 )
-STARTED_TABLE_RATE = 0.2
-"""Share of the rate for tables that start from the data where there is a memory: at the full rate they over-fit."""
+STARTED_TABLE_RATE = 0.2  # share of the rate, with a memory, of tables that start from the data: more over-fits
 
 
 class TwoTower(pl.LightningModule):
@@ -62,12 +61,8 @@ class TwoTower(pl.LightningModule):
             self.sampler = self.sampler.to(self.device)
 
     def on_train_batch_start(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> None:
-        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it.
-
-        At the first batch, since Lightning skips the start of the epoch after which a run is resumed, and making the
-        iterator draws a number.
-        """
-        if batch_idx == 0:
+        """Seed dropout from (seed, epoch): a checkpoint stores no generator, so that a resumed run repeats it."""
+        if batch_idx == 0:  # Lightning skips the start of a resumed epoch, and making the iterator draws a number
             torch.manual_seed(self.seed * 1_000_003 + self.current_epoch)
 
     def training_step(self, batch: WindowBatch | RequestBatch, batch_idx: int) -> Tensor:

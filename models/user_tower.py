@@ -1,7 +1,4 @@
-"""The user tower: a history of item vectors, demographics and the request -> the user's vector.
-
-It reads item vectors, not ids: it holds no table of the catalogue, and serves users that training never saw.
-"""
+"""Map a history of item vectors, demographics and the request to the user's vector; no table of users or items."""
 
 from __future__ import annotations
 
@@ -31,10 +28,8 @@ class UserTower(nn.Module):
         super().__init__()
         dim, dropout, popularity_dim = recipe.dim, recipe.dropout, len(schema.popularity_days)
         self.dim = dim
-        self.is_ordered = schema.ties == "ordered"
-        """Each event is a group of its own."""
-        self.is_set = schema.is_set
-        """All events are one group of one time."""
+        self.is_ordered = schema.ties == "ordered"  # each event is a group of its own
+        self.is_set = schema.is_set  # all events are one group of one time
         self.similarity = recipe.similarity
         self.vector_scale = nn.Parameter(torch.tensor(1.0))
         self.project_vector = nn.Linear(dim, dim)
@@ -74,10 +69,7 @@ class UserTower(nn.Module):
             nn.init.zeros_(self.project_state.weight)  # start from the long-term profile alone
 
     def encode_events(self, history_vectors: Tensor, arrays: Tensors) -> Tensor:
-        """Encode the start token and every event (B, L, D), each from the events at or before it, (B, T, D).
-
-        Position 0 is the empty history, position i the state after event i.
-        """
+        """Encode the start token (state 0) and every event (B, L, D) from the events at or before it, (B, T, D)."""
         return self.blocks(*self.embed_events(history_vectors, arrays))  # type: ignore[no-any-return]  # (B, T, D)
 
     def embed_events(self, history_vectors: Tensor, arrays: Tensors) -> tuple[Tensor, Tensor, Tensor]:
@@ -112,9 +104,8 @@ class UserTower(nn.Module):
 
     def order_groups(self, arrays: Tensors) -> tuple[Tensor, Tensor]:
         """Return the time of the group before each event, in the first its own, and its group, (B, L) both."""
-        times, groups, lengths = (arrays[f"history_{name}"] for name in ("times", "groups", "lengths"))
-        positions = torch.arange(times.shape[1], device=times.device)  # (L,)
-        groups = torch.where(positions >= lengths.unsqueeze(1), PADDING_GROUP, groups)  # (B, L)
+        times = arrays["history_times"]  # (B, L)
+        _, groups = self.order_set(arrays)  # (B, L)
         is_earlier = groups.unsqueeze(1) < groups.unsqueeze(2)  # (B, L, L) event, earlier event
         first = times[:, :1].unsqueeze(2)  # (B, 1, 1)
         return torch.where(is_earlier, times.unsqueeze(1), first).amax(dim=2), groups  # (B, L), (B, L)
@@ -133,8 +124,7 @@ class UserTower(nn.Module):
         known = [embed(codes, values) for embed, codes, values in sides if embed.has_features]  # (B, D) each
         now = self.project_recency(self.time_basis(recency))  # (B, D)
         change: Tensor = self.head(torch.cat([states, sum(known, now)], dim=-1))  # (B, D)
-        fused: Tensor = sum(known, states + change)  # (B, D)
-        return fused
+        return sum(known, states + change)  # (B, D)
 
     def finish(self, fused: Tensor) -> Tensor:
         """Make the user's vector from the fused state (B, D): taste and, where items carry it, popularity (B, W)."""
@@ -147,8 +137,7 @@ class UserTower(nn.Module):
 
     def last_state(self, states: Tensor, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Pool the states (B, T, D) of each row's last group; the start token's if it has no event: (B, D)."""
-        weights = self.last_weights(history_groups, history_lengths)  # (B, T)
-        return (weights.unsqueeze(-1) * states).sum(dim=1)  # (B, D)
+        return (self.last_weights(history_groups, history_lengths).unsqueeze(-1) * states).sum(dim=1)  # (B, D)
 
     def last_weights(self, history_groups: Tensor, history_lengths: Tensor) -> Tensor:
         """Return the weight of each token in the state before the request, (B, T).
@@ -195,14 +184,11 @@ class UserTower(nn.Module):
             state = self.last_state(states, arrays["history_groups"], lengths)  # (B, D)
         last = torch.gather(times, 1, (lengths - 1).clamp(min=0).unsqueeze(1)).squeeze(1)  # (B,)
         recency = torch.where(lengths > 0, arrays["request_times"] - last, 0)  # (B,)
-        return self.fuse(
-            state,
-            arrays["user_codes"],
-            arrays["user_values"],
-            arrays["context_codes"],
-            arrays["context_values"],
-            recency,
-        )  # (B, D)
+        user, context = (
+            (arrays["user_codes"], arrays["user_values"]),
+            (arrays["context_codes"], arrays["context_values"]),
+        )
+        return self.fuse(state, *user, *context, recency)  # (B, D)
 
     def remember(self, fused: Tensor, inputs: MemoryInputs) -> tuple[Tensor, Tensor]:
         """Use the memory: complete user vectors (B, W) and the scores (E,) of owned items beyond the product."""

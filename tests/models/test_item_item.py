@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import item_item
-from models.item_item import FILTER_WEIGHT, Interactions, ease, gf_cf, next_item, partial_correlations
+from models.item_item import FILTER_WEIGHT, Interactions, ease, gf_cf, next_item
 
 N = 13
 RIDGE = 20.0
@@ -161,13 +161,3 @@ def test_next_to_nothing_is_no_fault(estimate, users):
         N,
     )
     assert np.isfinite(estimate(events).toarray()).all()
-
-
-def test_partial_correlations_are_those_of_the_regularised_gram_matrix():
-    matrix = lay_out(draw()).matrix()
-    precision = np.linalg.inv(matrix.toarray().T @ matrix.toarray() + RIDGE * np.eye(N))
-    expected = -precision / np.sqrt(np.outer(precision.diagonal(), precision.diagonal()))
-    np.fill_diagonal(expected, 0)
-    found, spread = partial_correlations(matrix, RIDGE)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
-    np.testing.assert_allclose(spread, precision.diagonal() ** -0.5, rtol=1e-5)
