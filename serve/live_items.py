@@ -20,17 +20,12 @@ import pyarrow as pa
 import pyarrow.json as pa_json
 from numpy.typing import NDArray
 
-from serve.catalogue import (
-    IN_STOCK,
-    REPEAT_RATE,
-    Catalogue,
-    ItemFacts,
-)
+from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
 from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import UNKNOWN_ROW, ItemIndex
+from serve.index import UNKNOWN_ROW
 from serve.recommender import Recommender
 from serve.requests import Id, is_writable, parse_id, parse_label, parse_number, parse_value, show, to_plain
 from serve.schema import Feature, IdType
@@ -39,13 +34,8 @@ Ints = NDArray[np.int64]
 Values = Mapping[str, Any]  # column -> value of one item, as JSON has it; None is missing
 FORMAT = 1
 _ITEM_ID = "item_id"
-_CREATE = """CREATE TABLE IF NOT EXISTS items (
-    place INTEGER PRIMARY KEY,
-    item_id TEXT NOT NULL UNIQUE,
-    columns TEXT NOT NULL,
-    is_added INTEGER NOT NULL,
-    is_removed INTEGER NOT NULL
-) STRICT;"""
+_CREATE = """CREATE TABLE IF NOT EXISTS items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
+    columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;"""
 _READ = "SELECT item_id, columns, is_added, is_removed FROM items ORDER BY place"
 _WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
 ON CONFLICT (item_id) DO UPDATE SET
@@ -58,8 +48,7 @@ class Change:
 
     item_id: Id
     columns: Values  # of a removed item as they were before: its vector stays in histories
-    is_added: bool
-    """Whether it was new to the bundle of that time: only such an item is listed by a bundle that does not have it."""
+    is_added: bool  # new to the bundle of that time: only such an item is listed by a bundle that does not have it
     is_removed: bool = False
 
 
@@ -96,16 +85,12 @@ class LiveItems:
             fitted, notes = placement.fit(changes)
             completed = recommender.with_catalogue(placement.apply(recommender.catalogue, fitted))
             if others:
-                fault = f"{show(others[0])} is no id of the bundle: it is not listed ({len(others)} times)"
-                notes.append(f"live items: {fault}")
+                notes.append(f"live items: {show(others[0])} is no id of the bundle: not listed ({len(others)} times)")
             self._changes = {one.item_id: one for one in changes}
             self._placement, self.recommender, self.notes = placement, completed, notes
 
     def put(self, item_id: Any, columns: Values) -> None:
-        """Add or change an item: a column that is not given stays as it is, None makes it missing.
-
-        An item that was removed starts anew: with the bundle's columns if the bundle has it.
-        """
+        """Add or change an item: a column that is not given stays, None makes it missing; a removed one starts anew."""
         self.put_many({self._parse_id(item_id): columns})
 
     def put_many(self, items: Mapping[Any, Values]) -> None:
@@ -141,10 +126,8 @@ class LiveItems:
         """Write changes, then let them be seen."""
         fitted, _ = self._placement.fit(changes.values())
         catalogue = self._placement.apply(self.recommender.catalogue, fitted)
-        rows = [
-            (str(one.item_id), json.dumps(one.columns, allow_nan=False), one.is_added, one.is_removed)
-            for one in changes.values()
-        ]
+        written = [(one, json.dumps(one.columns, allow_nan=False)) for one in changes.values()]
+        rows = [(str(one.item_id), columns, one.is_added, one.is_removed) for one, columns in written]
         with name_fault(self._path), self._database:
             self._database.execute("BEGIN IMMEDIATE")
             self._database.executemany(_WRITE, rows)
@@ -231,7 +214,7 @@ class _Placement:
         sources = _put_rows(np.arange(len(catalogue)), rows, len(catalogue) + np.arange(len(rows)))
         return Catalogue(
             catalogue.item_ids.extended(added) if added else catalogue.item_ids,
-            ItemIndex(vectors, is_removed),
+            catalogue.index.changed(vectors, rows[live], is_removed),
             written.take(to_arrow(sources)).combine_chunks(),
             facts,
         )
@@ -246,9 +229,8 @@ class _Placement:
 
     def _place_facts(self, facts: ItemFacts, rows: Ints, columns: Values) -> ItemFacts:
         """Return the facts of the catalogue with those of n items: the mean rate of repeats of their categories."""
-        features = self._schema.item_features
-        codes = encode_features(features, columns, len(rows), self._schema.timezone).codes
-        categories, known = category_rows(features, codes), self._rates
+        features, known = self._schema.item_features, self._rates
+        categories = category_rows(features, encode_features(features, columns, len(rows), self._schema.timezone).codes)
         rates = known[categories].mean(axis=1) if categories.size else np.full(len(rows), known.mean())
         repeat_rate = _put_rows(facts.repeat_rate, rows, rates)
         return ItemFacts(repeat_rate, _put_rows(facts.categories, rows, categories), facts.n_categories)
@@ -295,12 +277,8 @@ class _Placement:
         return {name: self._parse_value(name, value) for name, value in raw.items()}
 
     def _parse_value(self, name: str, value: Any) -> Any:
-        kind, feature, where, value = (
-            self._table.field(name).type,
-            self._readers.get(name),
-            f"column '{name}'",
-            to_plain(value),
-        )
+        kind, feature, where = self._table.field(name).type, self._readers.get(name), f"column '{name}'"
+        value = to_plain(value)
         if pa.types.is_string(kind) or pa.types.is_large_string(kind):
             return self._parse_text(name, feature, value)
         if pa.types.is_boolean(kind):
@@ -341,10 +319,9 @@ def _refuse(name: str, value: Any, expected: str) -> SchemaError:
 
 def _rate_categories(facts: ItemFacts) -> NDArray[np.float64]:
     """Return the mean rate of repeats of each category's items, that of all items for one without, (Q,)."""
-    n_features = facts.categories.shape[1]
-    flat = facts.categories.ravel()
-    sums = np.bincount(flat, facts.repeat_rate.repeat(n_features), max(1, facts.n_categories))
-    counts = np.bincount(flat, minlength=max(1, facts.n_categories))
+    flat, size = facts.categories.ravel(), max(1, facts.n_categories)
+    sums = np.bincount(flat, facts.repeat_rate.repeat(facts.categories.shape[1]), size)
+    counts = np.bincount(flat, minlength=size)
     return np.where(counts > 0, sums / np.maximum(counts, 1), facts.repeat_rate.mean())
 
 

@@ -258,8 +258,7 @@ def _read_part(folder: Path, entry: Mapping[str, Any]) -> Columns:
         raise BundleError(f"{folder}: file '{entry['file']}' was altered: its sha256 is not the manifest's")
     with pq.ParquetFile(pa.BufferReader(content)) as file:
         table = file.read()
-    return {name: _to_numpy(table.column(name)) for name in table.column_names}
-
-
-def _to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
-    return vectors_from_arrow(column) if pa.types.is_fixed_size_list(column.type) else to_numpy(column)
+    return {
+        field.name: (vectors_from_arrow if pa.types.is_fixed_size_list(field.type) else to_numpy)(column)
+        for field, column in zip(table.schema, table.columns, strict=True)
+    }

@@ -326,8 +326,7 @@ def export_users(
     identity: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
     requests: Iterator[Request] = (Request(user_id=one) for one in profiles.user_ids.tolist())
     if rows is not None:
-        identity |= _identify(rows, layout)
-        requests = read_requests(rows, recommender.bundle.schema, layout)
+        identity, requests = identity | _identify(rows, layout), read_requests(rows, recommender.bundle.schema, layout)
     elif not len(profiles):
         raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --rows")
 

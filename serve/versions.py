@@ -139,10 +139,7 @@ class Ready:
 
 
 def publish(ready: Ready, overwrite: bool = False) -> Bundle:
-    """Make the stage the bundle of its directory and verify it there; profiles and the files beside come along.
-
-    The bundle is read again from where it is now. If that fails, readers see what they saw before.
-    """
+    """Make the stage the bundle of its directory; if it cannot be read there, readers see what they saw before."""
     stage = ready.stage
     if stage.target.exists() and not overwrite:
         raise BundleError(f"{stage.target} exists: publish into another directory, or overwrite it")
