@@ -45,7 +45,7 @@ def test_targets_are_found_among_the_owned_items(owned, wanted):
     assert find_owned(Owned(users, rows, empty, empty, empty), targets).tolist() == expected
 
 
-def all_cuts(data) -> Cutoffs:
+def all_cutoffs(data) -> Cutoffs:
     offsets = data.sequences.events.offsets
     users = np.arange(len(offsets) - 1)
     stops = (offsets[:-1] + offsets[1:] + 1) // 2
@@ -59,14 +59,14 @@ NO_TARGETS = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, n
 def test_requests_hold_what_is_known_at_the_cut(memory_length):
     data = make_data(WORLD)
     schema = replace(WORLD.schema, memory_length=memory_length)
-    cuts = all_cuts(data)
+    cutoffs = all_cutoffs(data)
     maker = RequestMaker(WORLD.catalogue, data.trends, schema)
-    context = data.sequences.context.take(cuts.users)
+    context = data.sequences.context.take(cutoffs.users)
     events = data.sequences.events
-    known = events.between(cuts.starts, cuts.stops)
-    batch = maker.make(known, cuts.times, cuts.trend, NO_TARGETS, data.sequences.user, context)
+    known = events.between(cutoffs.starts, cutoffs.stops)
+    batch = maker.make(known, cutoffs.times, cutoffs.trend, NO_TARGETS, data.sequences.user, context)
     expected_pairs = []
-    for user, (start, stop) in enumerate(zip(cuts.starts, cuts.stops, strict=True)):
+    for user, (start, stop) in enumerate(zip(cutoffs.starts, cutoffs.stops, strict=True)):
         past = events.item_row[start:stop][-memory_length:].tolist()
         expected_pairs += [(user, row) for row in sorted(set(past))]
         recent = past[-schema.history_length :]
@@ -76,7 +76,7 @@ def test_requests_hold_what_is_known_at_the_cut(memory_length):
     found = list(zip(batch.owned_users.tolist(), batch.owned_rows.tolist(), strict=True))
     assert found == expected_pairs
     assert torch.equal(batch.popularity, torch.from_numpy(data.trends.popularity[3]))
-    past = events.between(cuts.starts, cuts.stops).last(memory_length)
+    past = events.between(cutoffs.starts, cutoffs.stops).last(memory_length)
     rates = data.trends.repeat_rate[3]
-    owned = summarise_owned(past, cuts.times, schema.decay_days, len(schema.event_types), rates)
+    owned = summarise_owned(past, cutoffs.times, schema.decay_days, len(schema.event_types), rates)
     assert np.array_equal(batch.arrays["owned_statistics"], owned.statistics)
