@@ -15,20 +15,14 @@ import pytest
 
 from serve import tables as export
 from serve.__main__ import main
+from serve.columns import to_arrow
 from serve.durable import read_erasure_list
 from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
 from serve.errors import BundleError
 from serve.profiles import Profiles, stage_profiles, write_profiles
-from serve.recommendations import to_arrow
 from serve.recommender import Recommender
 from serve.requests import Request
-from serve.state import (
-    Impressions,
-    Observation,
-    StateStore,
-    complete,
-    is_forgotten,
-)
+from serve.state import Impressions, Observation, StateStore, complete, is_forgotten
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users, make_profiles

@@ -56,14 +56,8 @@ def events_of(n, user_id="u"):
 
 
 def test_a_history_is_ordered_by_time_then_by_arrival(store):
-    events = [
-        ("b", "view", 5),
-        ("a", "buy", 3),
-        ("c", None, 5),
-        (2**53 + 1, None, 3),
-        ("é\0x", "view", 4),
-        ("b", "buy", 5),
-    ]
+    events = [("b", "view", 5), ("a", "buy", 3), ("c", None, 5), (2**53 + 1, None, 3), ("é\0x", "view", 4)]
+    events.append(("b", "buy", 5))
     for item_id, event, at in events:
         store.observe("u", item_id, event, at, None if item_id == "b" else np.float32(0.5))
     store.observe("v", "z", None, 1)
@@ -114,9 +108,8 @@ def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
     for event in events:
         store.observe(*event)
     store.observe("07", 99, "view", NOW)
-    expected = sorted(
-        (event for event in events if event[2] == "view"), key=lambda event: event[3]
-    )  # ties as they came
+    views = [event for event in events if event[2] == "view"]
+    expected = sorted(views, key=lambda event: event[3])  # ties as they came
     for user_id in forms:
         assert items_of(store, user_id) == [item_id for _, item_id, _, _ in expected]
         assert store.recall(user_id).dismissed == (4,)
@@ -173,17 +166,10 @@ def test_the_questions_of_the_docs_are_answered(store, path):
     assert query(path, rates) == [("v1", 1, 3, 2 / 3), ("v1", 2, 2, 1 / 2), ("v1", 3, 2, 0)]
     assert [row[1:4:2] for row in query(path, events)] == [("a", None), ("a", "buy"), ("b", "buy"), ("c", "buy")]
     events_of_one, shown = somebody.strip().split(";")[:2]
-    assert [row[:3] for row in query(path, events_of_one)] == [
-        (NOW + 1, "a", None),
-        (NOW + 2, "a", "buy"),
-        (NOW + 60, "b", "buy"),
-    ]
-    assert [row[:3] for row in query(path, shown)] == [
-        (NOW, 1, "a"),
-        (NOW, 2, "b"),
-        (NOW, 3, "c"),
-        (NOW + 50, 1, "b"),
-    ]
+    did = [(NOW + 1, "a", None), (NOW + 2, "a", "buy"), (NOW + 60, "b", "buy")]
+    assert [row[:3] for row in query(path, events_of_one)] == did
+    seen = [(NOW, 1, "a"), (NOW, 2, "b"), (NOW, 3, "c"), (NOW + 50, 1, "b")]
+    assert [row[:3] for row in query(path, shown)] == seen
 
 
 @pytest.mark.parametrize("n_repeated", [1, 2])  # what is sent again since nobody acknowledged it, one by one or at once
@@ -326,7 +312,7 @@ def kill_after(path, seed, n_lines):
     return int(whole[-1]) if whole else 0
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_no_acknowledged_event_is_lost(tmp_path, seed):
     path = tmp_path / "state" / "state.db"
     n_acknowledged = kill_after(path, seed, random.Random(seed).randrange(1, 240))
@@ -390,11 +376,7 @@ def test_what_waits_is_written_in_order_before_the_end():
 
 @pytest.mark.parametrize(
     "fault",
-    [
-        OSError(28, "no room"),
-        BundleError("/run/forgotten.json is damaged: u77123"),
-        sqlite3.InterfaceError("nobody foresaw this"),
-    ],
+    [OSError(28, "no room"), BundleError("forgotten.json is damaged: u77123"), sqlite3.InterfaceError("unforeseen")],
     ids=lambda fault: type(fault).__name__,
 )
 def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, caplog):

@@ -13,15 +13,7 @@ import pytest
 from serve.errors import SchemaError
 from serve.requests import Request
 from serve.schema import Feature, Schema
-from serve.tables import (
-    RowLayout,
-    read_filters,
-    read_items,
-    read_layout,
-    read_requests,
-    read_rows,
-    write_tables,
-)
+from serve.tables import RowLayout, read_filters, read_items, read_layout, read_requests, read_rows, write_tables
 from tests.linear_bundle import SHOP
 
 SCHEMA = Schema(
