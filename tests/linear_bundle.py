@@ -232,11 +232,7 @@ def write_linear(
 
 
 def publish_linear(
-    directory: Path,
-    schema: Schema,
-    seed: int,
-    vectors: np.ndarray | None = None,
-    neighbours: Neighbours | None = None,
+    directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None, neighbours: Neighbours | None = None
 ) -> Path:
     """Publish a bundle with golden answers and return its folder."""
     with Stage.open(directory) as stage:

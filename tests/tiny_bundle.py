@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,8 +10,9 @@ import pyarrow as pa
 
 from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_items
 from serve.index import Neighbours, Query, write_index
-from serve.schema import Feature, Schema
+from serve.schema import Feature
 from serve.versions import Stage, publish
+from tests.linear_bundle import SHOP
 from tests.tiny_onnx import FLOAT, INT64, node, onnx_model, value
 
 N, D, P, F = 11, 7, 2, 3  # items, dimensions, of them popularity, numbers that a tower reads
@@ -25,34 +27,14 @@ FACTS = Facts(
     config={"seed": 3},
     neighbour_decay=0.0,
 )
-METRICS = {"test": {"bascule": {"all": {"NDCG@10": 0.25, "NDCG@10_ci95": [0.2, 0.3]}}}}
-
-SCHEMA = Schema(
-    user_features=(
-        Feature("gender", "categorical", "gender", ("f", "m")),
-        Feature("income", "numeric", "income", mean=3.0, scale=2.0),
-    ),
+SCHEMA = replace(
+    SHOP,
+    user_features=(replace(SHOP.user_features[0], column="gender"), SHOP.user_features[1]),
     item_features=(Feature("genres", "multi_categorical", "genres", ("a", "b", "c"), width=2),),
-    context_features=(
-        Feature("device", "categorical", "device", ("phone", "web")),
-        Feature("hour", "hour_of_day", "datetime", tuple(map(str, range(24)))),
-    ),
-    user_id_type="string",
-    item_id_type="string",
-    event_types=("view", "buy"),
-    has_datetime=True,
-    has_weight=True,
-    weight_mean=1.0,
-    weight_scale=1.0,
-    timezone=None,
     ties="ordered",
-    repeats="allow",
-    history_length=5,
     memory_length=4000,
-    decay_days=(1.0, 3.0),
-    popularity_days=(9.0, 28.0),
-    data_until=1_500_000_000,
 )
+METRICS = {"test": {"bascule": {"all": {"NDCG@10": 0.25, "NDCG@10_ci95": [0.2, 0.3]}}}}
 
 
 def tiny_vectors(seed: int) -> np.ndarray:

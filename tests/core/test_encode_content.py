@@ -2,8 +2,6 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from serve.columns import Vector
 from serve.encode import code_slices, encode_features, encode_texts, join_text, to_vectors, value_slices
@@ -89,31 +87,3 @@ def test_rows_of_nan_in_a_matrix_are_missing():
 def test_what_is_no_vector_of_this_width_is_named(values, message):
     with pytest.raises(SchemaError, match=message):
         to_vectors(IMAGE, values)
-
-
-finite = st.floats(width=32, allow_nan=False, allow_infinity=False)
-rows = st.fixed_dictionaries(
-    {
-        "name": st.none() | st.text(max_size=12) | st.lists(st.none() | st.text(max_size=5), max_size=3),
-        "pixels": st.none() | st.lists(finite, min_size=3, max_size=3) | st.just([]) | st.just("1 2 3"),
-        "farbe": st.sampled_from(["red", None, "blue"]),
-        "price": st.none() | finite,
-    }
-)
-
-
-@given(table=st.lists(rows, max_size=7))
-@settings(max_examples=50, deadline=None)
-def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
-    names = ("name", "pixels", "farbe", "price")
-    batch = encode_features(SIDE, {name: [row[name] for row in table] for name in names}, len(table))
-    single = [encode_features(SIDE, {name: [row[name]] for name in names}, 1) for row in table]
-    assert batch.codes.tolist() == [row.codes[0].tolist() for row in single]
-    assert batch.values.tolist() == [row.values[0].tolist() for row in single]
-    for feature, columns in code_slices(SIDE):
-        codes = batch.codes[:, columns]
-        assert ((codes >= 0) & (codes < feature.n_codes)).all()
-        assert (codes[:, 0] > 0).all()
-    assert (np.abs(batch.values) <= 10).all()
-    for _, columns in value_slices(SIDE):
-        assert np.isin(batch.values[:, columns.stop - 1], [0, 1]).all()

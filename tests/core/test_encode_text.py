@@ -58,12 +58,6 @@ def test_buckets_are_those_of_the_tokens_in_their_order(texts, most, bits):
         assert row == list(dict.fromkeys(expected))[:most]
 
 
-def test_words_are_kept_before_pieces_and_pairs():
-    words = [f"word{number}" for number in range(11)]
-    (row,) = hash_texts([" ".join(words)], most=11)
-    assert row == [crc32(word.encode()) for word in words]
-
-
 def test_codes():
     codes = encode_texts(Feature("t", "text", "t", width=7, buckets=8), ["ab", None, "ab", "?"])
     row = list(dict.fromkeys(2 + crc32(token.encode()) % 8 for token in ("ab", "~<ab>", "~<ab", "~ab>")))

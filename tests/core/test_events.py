@@ -59,11 +59,6 @@ def test_the_order_of_the_file_has_no_influence_on_a_set(histories, seed):
         assert np.array_equal(found, expected)
 
 
-def test_kinds_of_event_on_one_item_of_equal_weight_are_told_apart_by_kind_alone():
-    for history in ([(5, 2, 1.0), (5, 3, 1.0)], [(5, 3, 1.0), (5, 2, 1.0)]):
-        assert histories_of(as_sets(make_events([history]))) == [[(5, 3, 1.0)]]
-
-
 @given(items=st.sets(st.integers(0, 10**6), max_size=12), seed=st.integers(0, 9))
 @settings(max_examples=50, deadline=None)
 def test_items_come_in_one_order_whoever_has_them(items, seed):

@@ -15,23 +15,13 @@ NUMBER_IDS = np.array([10, 11, -12, 2**62, 14, 15, 16])
 
 def make(user_ids=("u", None, "w"), item_ids=TEXT_IDS, user_id_type="string"):
     return Recommendations.from_lists(
-        user_ids,
-        ROWS,
-        SCORES,
-        item_ids=item_ids,
-        unknown_items=np.array([0, 2, 1]),
-        user_id_type=user_id_type,
+        user_ids, ROWS, SCORES, item_ids=item_ids, unknown_items=np.array([0, 2, 1]), user_id_type=user_id_type
     )
 
 
 def naive_rows(user_ids, item_ids):
     return [
-        {
-            "user_id": user_ids[b],
-            "item_id": item_ids[row],
-            "score": float(SCORES[b, place]),
-            "rank": place + 1,
-        }
+        {"user_id": user_ids[b], "item_id": item_ids[row], "score": float(SCORES[b, place]), "rank": place + 1}
         for b in range(3)
         for place, row in enumerate(ROWS[b])
         if row >= 0
@@ -54,11 +44,7 @@ def test_flat_arrays():
     assert answers.item_row.tolist() == [4, 0, 2, 6, 1, 5, 3]
     assert answers.item_id.tolist() == [TEXT_IDS[row] for row in (4, 0, 2, 6, 1, 5, 3)]
     assert answers.rank.tolist() == [1, 2, 3, 4, 5, 1, 2]
-    assert (answers.score.dtype, answers.rank.dtype, answers.offsets.dtype) == (
-        np.float32,
-        np.int64,
-        np.int64,
-    )
+    assert (answers.score.dtype, answers.rank.dtype, answers.offsets.dtype) == (np.float32, np.int64, np.int64)
 
 
 def test_answer_of_each_request():
@@ -70,16 +56,14 @@ def test_answer_of_each_request():
     assert answers.of(1).rank.tolist() == [1, 2]
 
 
-def test_table_of_texts():
-    table = make().to_table()
-    assert table.schema.types == [pa.string(), pa.string(), pa.float32(), pa.int64()]
-    assert table.to_pylist() == naive_rows(("u", None, "w"), TEXT_IDS.tolist())
-
-
-def test_table_of_integers():
-    table = make((7, None, 2**60), NUMBER_IDS, "integer").to_table()
-    assert table.schema.types == [pa.int64(), pa.int64(), pa.float32(), pa.int64()]
-    assert table.to_pylist() == naive_rows((7, None, 2**60), NUMBER_IDS.tolist())
+@pytest.mark.parametrize(
+    ("users", "ids", "id_type", "kind"),
+    [(("u", None, "w"), TEXT_IDS, "string", pa.string()), ((7, None, 2**60), NUMBER_IDS, "integer", pa.int64())],
+)
+def test_table(users, ids, id_type, kind):
+    table = make(users, ids, id_type).to_table()
+    assert table.schema.types == [kind, kind, pa.float32(), pa.int64()]
+    assert table.to_pylist() == naive_rows(users, ids.tolist())
 
 
 @pytest.mark.parametrize(("user_id_type", "kind"), [("string", pa.string()), ("integer", pa.int64())])
@@ -133,8 +117,3 @@ def test_texts_to_arrow_and_back(texts):
     array.validate(full=True)
     assert array.to_pylist() == texts
     assert to_numpy(pa.chunked_array([array, array[1:]])).tolist() == texts + texts[1:]
-
-
-def test_a_slice_of_a_column_is_read_from_its_start():
-    array = pa.array([1, 2, 3, 4, 5])
-    assert to_numpy(pa.chunked_array([array[2:4]])).tolist() == [3, 4]

@@ -9,41 +9,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import Request, parse_id, parse_ids, parse_request, show
-from serve.schema import Feature, Schema
+from serve.requests import Request, parse_id, parse_ids, parse_request
+from serve.schema import Feature
+from tests.linear_bundle import SHOP
+
+SCHEMA = replace(
+    SHOP,
+    user_features=(
+        Feature("age", "numeric", "birth_year"),
+        Feature("gender", "categorical", "sex", ("f", "m")),
+        Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2),
+    ),
+    item_id_type="integer",
+    event_types=("view",),
+)
 
 
-def make_schema(user_id_type="string", item_id_type="integer", timezone=None):
-    return Schema(
-        user_features=(
-            Feature("age", "numeric", "birth_year"),
-            Feature("gender", "categorical", "sex", ("f", "m")),
-            Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2),
-        ),
-        item_features=(),
-        context_features=(
-            Feature("hour", "hour_of_day", "datetime"),
-            Feature("device", "categorical", "device", ("tv",)),
-        ),
-        user_id_type=user_id_type,
-        item_id_type=item_id_type,
-        event_types=("view",),
-        has_datetime=True,
-        has_weight=True,
-        weight_mean=0.0,
-        weight_scale=1.0,
-        timezone=timezone,
-        ties="ordered",
-        repeats="exclude",
-        history_length=5,
-        memory_length=11,
-        decay_days=(1.0,),
-        popularity_days=(),
-        data_until=0,
-    )
-
-
-SCHEMA = make_schema()
 NOON = 1_704_110_400
 
 
@@ -100,7 +81,7 @@ def test_forms_of_a_time(time):
 
 
 def test_naive_times_are_read_in_the_time_zone_of_the_data():
-    assert parse_request({"datetime": date(2024, 1, 1)}, make_schema(timezone="Etc/GMT+5")).datetime == (
+    assert parse_request({"datetime": date(2024, 1, 1)}, replace(SCHEMA, timezone="Etc/GMT+5")).datetime == (
         NOON - 43_200 + 5 * 3600
     )
 
@@ -148,11 +129,6 @@ def test_what_is_no_id_is_refused(id_type, value, shown):
         parse_id(value, id_type, "item_id")
 
 
-def test_an_integer_too_long_to_print_is_refused():
-    with pytest.raises(SchemaError, match="user_id is an integer of more than 64 bits"):
-        parse_request({"user_id": 10**5000}, SCHEMA)
-
-
 def at(*times):
     return {"history": [{"item_id": 1, "datetime": time} for time in times]}
 
@@ -163,39 +139,29 @@ def at(*times):
         ([], r"request is \[\] \(list\); expected a mapping"),
         ({"histroy": []}, "unknown name 'histroy' .*did you mean 'history'"),
         ({7: 1}, r"unknown name 7 \(int\); allowed: context"),
-        ({"user_id": True}, "user_id is True"),
+        ({"user_id": 10**5000}, "user_id is an integer of more than 64 bits"),
         ({"features": [1]}, r"features is \[1\] \(list\)"),
         ({"features": {"gendre": "f"}}, "features: unknown name 'gendre' .*did you mean 'gender'"),
-        ({"features": {"birth_year": 3}}, "features: unknown name 'birth_year'"),
         ({"features": {"age": "3"}}, r"features\.age is '3' \(str\); expected a number"),
-        ({"features": {"age": True}}, r"features\.age is True \(bool\); expected a number"),
         ({"features": {"age": float("nan")}}, r"features\.age is nan .*finite"),
         ({"features": {"age": Decimal("Infinity")}}, r"features\.age is .*Infinity.*finite"),
         ({"features": {"age": 10**400}}, r"features\.age is an integer of more than 64 bits"),
         ({"features": {"gender": ["f"]}}, r"features\.gender is \['f'\] \(list\); expected a number"),
-        ({"features": {"gender": float("inf")}}, r"features\.gender is inf"),
         ({"features": {"likes": ["a", {}]}}, r"features\.likes\[1\] is \{\} \(dict\)"),
         ({"context": {"hour": 3}}, "context: unknown name 'hour'"),
-        ({"context": {"devise": 3}}, "context: unknown name 'devise' .*did you mean 'device'"),
         ({"history": "abc"}, r"history is 'abc' \(str\); expected a list"),
-        ({"history": {"item_id": 3}}, r"history is .*dict"),
         ({"history": [5]}, r"history\[0\] is 5 \(int\); expected a mapping"),
         ({"history": [{"item_id": 1}, {}]}, r"history\[1\]\.item_id is None"),
         ({"history": [{"item_id": 1, "wait": 3}]}, r"history\[0\]: unknown name 'wait' .*mean 'weight'"),
         ({"history": [{"item_id": 1, "weight": -0.5}]}, r"history\[0\]\.weight is -0\.5; expected 0 or more"),
-        ({"history": [{"item_id": 1, "weight": "2"}]}, r"history\[0\]\.weight is '2'"),
         ({"history": [{"item_id": 1, "event": []}]}, r"history\[0\]\.event is \[\]"),
         (at(NOON, NOON, NOON - 1), r"history\[2\] is earlier"),
         (at(NOON, None, NOON), "some events have a datetime"),
         (at(NOON, "soon"), r"history\[1\]\.datetime is 'soon'"),
         (at(NOON, NOON * 1000), r"history\[0\]\.datetime: .*mixed"),
-        ({"datetime": True}, "datetime is True"),
         ({"datetime": float("inf")}, "datetime is inf"),
-        ({"datetime": 2**63}, "datetime is an integer of more than 64 bits"),
         ({"datetime": "2024-13-01"}, "datetime is '2024-13-01'.*expected an ISO time"),
-        ({"datetime": {}}, r"datetime is \{\}"),
         ({"datetime": 17}, "datetime: .*'17' is ambiguous"),
-        ({"exclude": 5}, r"exclude is 5 \(int\); expected a list"),
         ({"exclude": [5, 7.5]}, r"exclude\[1\] is 7\.5"),
     ],
 )
@@ -211,13 +177,8 @@ LONG = {"text": "x" * 10**6, "list": ["y"] * 10**6, "name": {"z" * 10**6: 1}, "s
 @pytest.mark.parametrize("field", ["user_id", "features", "history", "datetime", "exclude"])
 def test_messages_do_not_echo_long_values(field, long):
     with pytest.raises(SchemaError) as error:
-        parse_request({field: LONG[long]}, make_schema("integer"))
+        parse_request({field: LONG[long]}, replace(SCHEMA, user_id_type="integer"))
     assert len(str(error.value).encode()) < 250
-
-
-def test_show_gives_value_and_type():
-    assert show("abc") == "'abc' (str)"
-    assert len(show("a" * 99)) == 40 + len(" (str)")
 
 
 scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -240,25 +201,6 @@ def test_any_json_is_a_request_or_a_schema_error(raw):
     assert isinstance(request, Request)
     assert request.user_id is None or isinstance(request.user_id, str)
     assert all(isinstance(item_id, int) for item_id in request.exclude)
-
-
-@given(
-    times=st.lists(st.integers(10**9, 2 * 10**9), min_size=1, max_size=7),
-    weight=st.floats(0, 1e300),
-)
-@settings(max_examples=50, deadline=None)
-def test_a_sound_history_comes_back(times, weight):
-    raw = [
-        {"item_id": row, "datetime": time, "weight": weight, "event": "view"} for row, time in enumerate(sorted(times))
-    ]
-    n = len(times)
-    history = parse_request({"history": raw}, SCHEMA).history
-    assert [values.tolist() for values in history.columns().values()] == [
-        [*range(n)],
-        sorted(times),
-        ["view"] * n,
-        [weight] * n,
-    ]
 
 
 ids = st.integers(-(2**64), 2**64) | st.text(max_size=3) | st.sampled_from([None, "7", "-07", "\ud800", True, 3.0])
