@@ -59,17 +59,10 @@ class Product:
 
 
 def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
-    """Run everything: tables -> towers -> bundle -> metrics.
+    """Run everything: tables -> towers -> bundle -> metrics; keep `text` as `config.yaml`.
 
-    Args:
-        config: of the run.
-        tables: instead of the files that `config.data` names; users and items may be None.
-        text: the configuration as YAML, to be kept as `config.yaml`.
-
-    Raises:
-        SchemaError: the tables do not fit what is declared, or the checkpoints are of another run.
-        BundleError: the export differs from the towers, or a file is damaged; nothing is published.
-        FloatingPointError: the training diverged; nothing is published.
+    `tables` stand for the files that `config.data` names; their users and items may be None. SchemaError, BundleError
+    and FloatingPointError (the training diverged) publish nothing.
     """
     if config.tune.trials is not None:
         raise SchemaError(f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`")
@@ -85,11 +78,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
 
 
 def search(config: Config, text: str) -> None:
-    """Search for a better recipe in place of a run; the test is set apart and not looked at.
-
-    Raises:
-        SchemaError: the tables do not fit what is declared, or there is nothing to search or to judge by.
-    """
+    """Search for a better recipe in place of a run; the test is set apart and not looked at."""
     from pipeline.tuning import tune  # optuna is optional
 
     with Stage.open(config.out) as stage:
@@ -115,7 +104,7 @@ def produce(work: Work, stage: Stage) -> Product:
     trained, seconds = train(work, split)
     facts, recommender = stage_bundle(work, trained, split, stage)
     begun = time.monotonic()
-    metrics, durations = measure(config, recommender, work, split)
+    metrics, durations = measure(recommender, work, split)
     seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
     training = {
         "epochs": trained.epochs,
@@ -130,11 +119,9 @@ def produce(work: Work, stage: Stage) -> Product:
     return Product(facts, recommender, metrics, report, only_targets(split.test))
 
 
-def measure(
-    config: Config, recommender: Recommender, work: Work, split: Split
-) -> tuple[dict[str, Any], dict[str, float]]:
+def measure(recommender: Recommender, work: Work, split: Split) -> tuple[dict[str, Any], dict[str, float]]:
     """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
-    test = only_targets(split.test)
+    config, test = work.config, only_targets(split.test)
     if not len(test):
         return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
     console.rule("evaluation of the bundle")

@@ -34,11 +34,7 @@ class RunCheckpoints(TorchCheckpointIO):
         self.origin = json.loads(json.dumps(origin))
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Replace the file; a kill leaves the old one or the new one.
-
-        Raises:
-            OSError: the disk is full or fails; the old file stays.
-        """
+        """Replace the file; a kill or a full disk leaves the old one or the new one."""
         content = io.BytesIO()
         torch.save({**checkpoint, ORIGIN: self.origin}, content)
         body = content.getvalue()
@@ -46,12 +42,7 @@ class RunCheckpoints(TorchCheckpointIO):
         write_file(Path(path), _head(body) + body)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """Read the file on the CPU.
-
-        Raises:
-            BundleError: the file is torn or altered.
-            SchemaError: the file is of another run; names the difference.
-        """
+        """Read the file on the CPU; a file of another run is refused by the first difference."""
         checkpoint = read_checkpoint(Path(path))
         for difference in compare(checkpoint.get(ORIGIN, {}), self.origin):
             raise SchemaError(
@@ -61,11 +52,7 @@ class RunCheckpoints(TorchCheckpointIO):
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """Read a checkpoint on the CPU; its hash is compared first.
-
-    Raises:
-        BundleError: the file is torn or altered.
-    """
+    """Read a checkpoint on the CPU; its hash is compared first."""
     content = path.read_bytes()
     if content[:HEAD_BYTES] != _head(content[HEAD_BYTES:]):
         raise BundleError(f"{path} is torn or altered: its hash differs; leave --ckpt_path out to start anew")

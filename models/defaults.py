@@ -153,11 +153,10 @@ def choose_recipe(config: ModelConfig, counts: DataCounts) -> tuple[Recipe, list
 
 def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, str]]:
     """Return the value of each key, with its reason."""
-    shape, events = counts.shape, f"{counts.n_events:,} events, {counts.shape}"
+    shape, events, epochs = counts.shape, f"{counts.n_events:,} events, {counts.shape}", _epochs(counts)
     dropout = family.dropout_of_many if counts.n_events >= MANY_EVENTS else family.dropout
     neighbours = family.neighbours if counts.n_items <= MAX_WITH_NEIGHBOURS else 0
     id_dropout = family.id_dropout if counts.has_content else 0.0
-    epochs = _epochs(counts)
     return {
         "dim": (family.dim, shape),
         "n_blocks": (family.n_blocks, shape),

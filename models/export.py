@@ -58,10 +58,7 @@ ITEM_AXES = dict.fromkeys(("item_codes", "item_values", "categories"), "N")
 def export_bundle(
     towers: Towers, cold_items: ColdItems, schema: Schema, items: pa.Table, popularity: Floats, stage: Stage, seed: int
 ) -> None:
-    """Write towers, index, item-item weights, items and schema into a stage, with the popularity (N, P) of the items.
-
-    Raises BundleError if an output of ONNX differs from torch on inputs drawn by the seed.
-    """
+    """Write towers, index, item-item weights, items and schema into a stage; refuse ONNX that differs from torch."""
     vectors = catalogue_vectors(towers, popularity)
     schema_bytes = schema.to_json().encode()
     write_file(stage.path / SCHEMA, schema_bytes)
@@ -128,13 +125,9 @@ def user_graph(tower: UserTower) -> Graph:
     return Graph(module, USER_AXES | MEMORY_AXES, ("user_vectors", "memory"))
 
 
-def run_item_tower(cold_items: ColdItems, arrays: Tensors) -> Tensor:
-    """Return the vectors (N, W) of cold items."""
-    return cold_items(*(arrays[name] for name in ITEM_AXES))  # type: ignore[no-any-return]  # (N, W)
-
-
 def item_graph(cold_items: ColdItems) -> Graph:
-    return Graph(Exported(cold_items, run_item_tower), ITEM_AXES, ("item_vectors",))
+    run = Exported(cold_items, lambda part, arrays: part(*(arrays[name] for name in ITEM_AXES)))  # (N, W)
+    return Graph(run, ITEM_AXES, ("item_vectors",))
 
 
 def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> None:
@@ -168,10 +161,7 @@ def export_graph(graph: Graph, example: Arrays, path: Path, space_id: str) -> No
 
 
 def check_parity(graph: Graph, path: Path, cases: dict[str, Arrays]) -> None:
-    """Refuse a file whose outputs differ from torch by more than `PARITY`, times their largest entry if above 1.
-
-    An entry is a sum of terms of that size, and so is its rounding.
-    """
+    """Refuse a file whose outputs differ from torch by more than `PARITY`, times their largest entry if above 1."""
     tower = Tower(path.name, path.read_bytes(), n_threads=1)
     for case, arrays in cases.items():
         got = tower.run({name: arrays[name] for name in tower.inputs})
@@ -242,10 +232,7 @@ class Cases:
 
 
 def draw_features(features: tuple[Feature, ...], n: int, rng: np.random.Generator) -> EncodedFeatures:
-    """Draw codes within each vocabulary, unknown among them, and numbers and vectors with some missing.
-
-    Of several codes a row has at least one; the rest is padding.
-    """
+    """Draw codes (one at least, then padding) with unknown ones, and numbers and vectors with some missing."""
     codes, values = [np.zeros((n, 0), dtype=np.int64)], [np.zeros((n, 0))]
     for feature, _ in code_slices(features):
         drawn = rng.integers(UNKNOWN, feature.n_codes, (n, feature.width))

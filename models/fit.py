@@ -134,17 +134,9 @@ def fit(
 ) -> tuple[int, dict[str, float]]:
     """Train, resuming from the last checkpoint, and leave the best weights in `model`; without validation, the last.
 
-    Args:
-        model: to train.
-        data: its batches.
-        folder: of the run; `checkpoints/<stage>` and `logs/<stage>` go below it.
-        stage: name of this training in the run.
-        max_epochs: to train at most; the schedule may be longer.
-        trainer_options: arguments of `pl.Trainer` that the user gave.
-        origin: what this training is made of, as JSON values; a checkpoint of anything else is refused.
-
-    Returns:
-        How many epochs the weights in `model` were trained for, and the summary of `Pace`.
+    Return the epochs of these weights and the summary of `Pace`. Files go to `checkpoints/<stage>` and `logs/<stage>`
+    below the run's folder; a checkpoint of another origin (JSON values) is refused. The schedule may be longer than
+    `max_epochs`.
     """
     checkpoints, pace, options = folder / CHECKPOINTS / stage, Pace(), dict(trainer_options)
     patience = model.recipe.patience if data.validation_batches else None
@@ -169,11 +161,7 @@ def fit(
 
 
 def load_best(model: TwoTower, folder: Path, stage: str) -> None:
-    """Load the best weights of a finished stage into a model that is to be trained.
-
-    Raises:
-        BundleError: the checkpoint is torn or altered.
-    """
+    """Load the best weights of a finished stage into a model that is to be trained."""
     _load_weights(model, folder / CHECKPOINTS / stage / f"{BEST}.ckpt")
     model.train()  # Lightning leaves the mode as it is
 

@@ -6,15 +6,12 @@ lifts.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import numpy as np
 import scipy.sparse as sp
 import torch
 from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 
-from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.config import Recipe
 from models.item_tower import ItemTower
@@ -33,7 +30,9 @@ def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Tow
     schema, catalogue = data.schema, data.catalogue
     item_tower = ItemTower(schema, recipe, len(catalogue))
     if schema.repeats == "allow":
-        sample = _sample_memory(data.final_requests())
+        arrays = [batch.arrays for batch in data.final_requests()]
+        names = ("owned_statistics", "user_statistics", "category_preferences")
+        sample = MemorySample(*(torch.cat([part[name] for part in arrays]) for name in names))
         memory = Memory(schema, recipe, item_tower.affinity_dim, sample)
         towers = Towers(item_tower, UserTower(schema, recipe, memory), catalogue)
         start_taste(towers, item_factors(read_matrix(data), recipe.dim, seed, REPEATED_USER_POWER))
@@ -55,17 +54,10 @@ def read_matrix(data: InteractionsDataModule) -> sp.csr_array:
     return matrix
 
 
-def _sample_memory(requests: Iterable[RequestBatch]) -> MemorySample:
-    arrays = [batch.arrays for batch in requests]
-    names = ("owned_statistics", "user_statistics", "category_preferences")
-    return MemorySample(*(torch.cat([part[name] for part in arrays]) for name in names))
-
-
 def item_factors(matrix: sp.csr_array, dim: int, seed: int, user_power: float = 0.0) -> Tensor:
-    """Factorise the binary interactions (U, N), scaled by (count + 1)^-.25 of items and ^user_power of users.
+    """Factorise the interactions (U, N), scaled by (count + 1)^-.25 of items and ^user_power of users: (N, dim).
 
-    Returns:
-        (N, dim) float32, of unit length on average.
+    Rows are of unit length on average.
     """
     item_scale = (matrix.sum(axis=0) + 1.0) ** -0.25  # (N,)
     user_scale = (matrix.sum(axis=1) + 1.0) ** user_power  # (U,)

@@ -108,10 +108,7 @@ def make_parser() -> ArgumentParser:
 
 
 def parse(argv: Sequence[str]) -> tuple[Config, str]:
-    """Parse the command line into a configuration and its YAML for `config.yaml`.
-
-    Raises SchemaError for an unknown key, a wrong value or a file that is no configuration.
-    """
+    """Parse the command line into a configuration and its YAML for `config.yaml`."""
     parser = make_parser()
     is_sample = not any(word.split("=")[0] == "--config" for word in argv)
     words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else list(argv)

@@ -43,16 +43,13 @@ class Work:
 
 def declare(config: Config) -> dict[str, Any]:
     """Return what identifies a run with a complete configuration, but for its data, as JSON values."""
-    trainer = {name: value for name, value in config.trainer.items() if name not in NOT_TRAINED}
-    return {
-        "data": config.data.declared(),
-        "model": asdict(config.model),
-        "trainer": {
-            name: value if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
-            for name, value in trainer.items()
-        },
-        "seed": config.seed,
+    trainer = {
+        name: value if value is None or isinstance(value, (bool, int, float, str)) else type(value).__name__
+        for name, value in config.trainer.items()
+        if name not in NOT_TRAINED
     }
+    model = asdict(config.model)
+    return {"data": config.data.declared(), "model": model, "trainer": trainer, "seed": config.seed}
 
 
 def declare_finished(config: Config, rows: str) -> dict[str, Any]:
@@ -61,11 +58,7 @@ def declare_finished(config: Config, rows: str) -> dict[str, Any]:
 
 
 def refuse_replacing(config: Config) -> None:
-    """Refuse to begin where something would be replaced without `overwrite`.
-
-    Raises:
-        SchemaError: `config.out` is no folder, or holds a bundle, or files of the names of a run's that no run left.
-    """
+    """Refuse to replace a bundle, or files named as a run's that no run left, without `overwrite`."""
     for place in (config.out, *config.out.parents):
         if place.exists() and not place.is_dir():
             raise SchemaError(f"--out is {config.out}, but {place} is a file; give a folder")
@@ -110,11 +103,7 @@ def note_published(folder: Path, run: Mapping[str, Any], version: str) -> None:
 
 
 def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
-    """Read the version and the run that `note_published` wrote; None and nothing where it did not.
-
-    Raises:
-        BundleError: the file is damaged.
-    """
+    """Read the version and the run that `note_published` wrote; None and nothing where it did not."""
     path = folder / PUBLISHED
     try:
         content = json.loads(path.read_bytes())

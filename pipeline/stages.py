@@ -22,7 +22,7 @@ from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerpr
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue, make_profiles
 from datamodules.splits import Split
-from datamodules.tables import Rejects, Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
+from datamodules.tables import Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
 from models.cold_items import fit_cold_items
 from models.config import Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
@@ -77,7 +77,7 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
 
 
 def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
-    """Read and clean the tables; the rejected rows are written beside the bundle."""
+    """Read and clean the tables; rejected rows go beside the bundle, or into the run's folder where they stop it."""
     erased = inherit_erasure_list(config.out, config.previous)
     if frames is None:
         tables, rejects = read_tables(config.data, erased)
@@ -85,7 +85,13 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
         tables, rejects = tables_from_frames(config.data, *frames, erased=erased)
     else:
         raise SchemaError(f"tables is a {type(frames).__name__}; allowed: a tuple of interactions, users and items")
-    keep_rejects(rejects, config, beside)
+    try:
+        check_reject_rates(rejects, config.data.max_reject_rate)
+    except SchemaError:
+        write_rejects(rejects, config.out / REJECTS)
+        raise
+    with name_file(beside / REJECTS):
+        write_rejects(rejects, beside / REJECTS)
     tables, cleaning = clean(tables)
     if not len(tables.interactions):
         raise SchemaError(
@@ -96,17 +102,6 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     tables = order_tables(tables, config.data.ties)
     tables = replace(tables, interactions=weigh_targets(tables.interactions, config.data))
     return tables, {"rejects": rejects, "cleaning": cleaning}
-
-
-def keep_rejects(rejects: Rejects, config: Config, beside: Path) -> None:
-    """Write the rejects beside the bundle, or into the run's folder at once where they stop the run."""
-    try:
-        check_reject_rates(rejects, config.data.max_reject_rate)
-    except SchemaError:
-        write_rejects(rejects, config.out / REJECTS)
-        raise
-    with name_file(beside / REJECTS):
-        write_rejects(rejects, beside / REJECTS)
 
 
 def print_choices(choices: Sequence[Choice]) -> None:
@@ -123,8 +118,7 @@ def print_choices(choices: Sequence[Choice]) -> None:
 def train(work: Work, split: Split) -> tuple[Trained, dict[str, float]]:
     """Fit with early stopping, choose the refinement, fit again on everything before the test, and refine.
 
-    Returns:
-        What was trained, and the seconds of each training on the clock and of the processor.
+    The seconds of each training are those on the clock and of the processor.
     """
     is_only = work.config.data.split.strict or not len(split.validation)
     console.rule("training")

@@ -85,8 +85,7 @@ def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
 def make_space(recipe: Recipe, left_open: Sequence[str], has_content: bool) -> Space:
     """Return a range about each value of the recipe that is left open.
 
-    `patience` is not searched: more of it never lowers the best figure. Nor is `neighbours`: trials are judged before
-    item-item weights are fitted.
+    Not of `patience`, which never lowers the best figure, nor of `neighbours`, fitted after a trial is judged.
     """
     step = recipe.dim if recipe.dim % (2 * recipe.n_heads) else recipe.dim // 2  # heads divide every size
     rate, half = recipe.learning_rate, max(recipe.max_epochs // 2, 1)
@@ -121,11 +120,7 @@ def tidy(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def open_study(path: Path, origin: Mapping[str, Any]) -> optuna.Study:
-    """Open the study of a journal, or begin it; trials that were killed are failed.
-
-    Raises:
-        SchemaError: the journal is damaged, or holds a study of something else.
-    """
+    """Open the study of a journal, or begin it; trials that were killed are failed."""
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path.with_name(f"{path.name}.lock").unlink(missing_ok=True)  # a kill leaves it; the run's stage is locked
     if path.exists():
@@ -190,11 +185,7 @@ class Watch(Callback):
         self.trial, self.n_validations, self.best = trial, 0, -1.0
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Note the recent validation.
-
-        Raises:
-            TrialPruned: the trial falls behind.
-        """
+        """Note the recent validation."""
         value = float(trainer.callback_metrics[MONITOR])
         self.n_validations, self.best = self.n_validations + 1, max(self.best, value)
         self.trial.report(value, self.n_validations)
@@ -214,11 +205,7 @@ def describe(trial: FrozenTrial) -> str:
 
 
 def finish(given: Config, work: Work, done: Sequence[FrozenTrial], text: str) -> None:
-    """Write what the search leaves, and print what came of it.
-
-    Raises:
-        SchemaError: no trial could be trained.
-    """
+    """Write what the search leaves, and print what came of it."""
     complete = [trial for trial in done if trial.state is TrialState.COMPLETE]
     if not complete:
         raise SchemaError(f"none of {len(done)} trials could be trained: {done[0].user_attrs.get(FAULT)}")

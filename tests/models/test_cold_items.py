@@ -93,15 +93,6 @@ def test_nothing_that_was_trained_changes_and_the_same_seed_places_alike(side):
     assert not torch.equal(first, place(fit(side, seed=5), towers))
 
 
-def test_popularity_of_new_items_stays_within_that_of_the_catalogue(side):
-    _, towers, popularity = side
-    cold = fit(side)
-    placed = place(cold, towers)
-    assert (cold.popularity >= popularity.amin(dim=0)).all()
-    assert (cold.popularity <= popularity.amax(dim=0)).all()
-    assert torch.equal(placed[:, placed.shape[1] - popularity.shape[1] :], cold.popularity.expand(N, -1))
-
-
 def test_where_nothing_was_taken_the_trained_content_stays(side):
     _, towers, popularity = side
     cold = fit(side, torch.zeros(N, dtype=torch.bool))
@@ -123,13 +114,6 @@ def test_items_with_one_content_are_placed_between_the_fit_and_the_mean_of_those
         mean = (weights[:, None] * vectors[rows]).sum(dim=0) / weights.sum()
         expected = (1 - cold_items.NEIGHBOUR_SHARE) * fitted[row] + cold_items.NEIGHBOUR_SHARE * mean
         torch.testing.assert_close(found[row], expected, rtol=1e-4, atol=1e-5)
-
-
-def test_of_very_many_contents_those_of_the_most_items_are_compared(side):
-    _, towers, popularity = side
-    vectors, rows = vectors_of(towers, popularity), known_rows()
-    assert len(fit_places(towers, vectors, rows, generator(), 3).keys) == 3
-    assert len(fit_places(towers, vectors, rows, generator(), MANY).keys) > 3
 
 
 @pytest.mark.parametrize("strength", [1.0, 7.0])
@@ -225,15 +209,3 @@ def test_an_owned_item_takes_no_slot(side, monkeypatch):
         is_owned = batch.mark_owned(N)[:, STAND_INS]
         assert torch.equal(contest.scores == -math.inf, is_owned)
         assert contest.count_slots(torch.full_like(contest.scores, -math.inf)) == 0
-
-
-def test_with_a_memory_new_items_are_about_as_long_as_those_that_stand_in_for_them():
-    world = make_world(BASKETS)
-    data = make_data(world)
-    towers = make_towers(world, data, "dot")
-    popularity = torch.from_numpy(data.trends.popularity[-1])
-    cold = fit((data, towers, popularity))
-    assert 1.0 < float(cold.length) <= MAX_LENGTH
-    torch.testing.assert_close(
-        place(cold, towers)[:, :D], cold.length * cold.places(towers.item_codes, towers.item_values)
-    )

@@ -15,7 +15,7 @@ from pytorch_lightning.callbacks import LambdaCallback
 from models.checkpoints import read_checkpoint
 from models.fit import fit
 from models.two_tower import NDCG, TwoTower
-from serve.errors import BundleError, SchemaError
+from serve.errors import SchemaError
 from tests.models.tiny_towers import make_module, make_towers, one_thread
 from tests.tiny_data import BASKETS, ORDERED, hold_out, make_data, make_world
 
@@ -116,13 +116,9 @@ def test_a_killed_training_goes_on_as_if_nothing_had_been(tmp_path, config, monk
     ("options", "message"),
     [
         ({"accelerator": "abacus"}, "trainer: .*invalid accelerator name: `accelerator='abacus'`"),
-        ({"devices": "many"}, "trainer: `devices` .* should be an int > 0"),
-        ({"max_time": "soon"}, "trainer: .*'soon'.* is not a valid duration"),
         ({"devices": 2}, r"trainer: 2 processes; allowed: one device of one node"),
         ({"precision": "64-true"}, r"trainer\.precision is '64-true'; allowed: 32-true, 16-mixed, bf16-mixed"),
         ({"limit_train_batches": 0}, r"ended before its first validation: see .*limit_train_batches"),
-        ({"max_steps": 1}, r"the training ended before its first validation: see .*max_steps"),
-        ({"check_val_every_n_epoch": 9}, r"ended before its first validation: see .*check_val_every_n_epoch"),
         ({"patience": None, "limit_train_batches": 0}, r"the training ended before an epoch did: see"),
     ],
 )
@@ -145,15 +141,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit_tiny(tmp_path)
     with pytest.raises(SchemaError, match=r"last\.ckpt is of another run: seed is 1 there and 2 here"):
         fit_tiny(tmp_path, origin={"seed": 2})
-
-
-@pytest.mark.parametrize("name", ["last.ckpt", "best.ckpt"])
-def test_a_torn_checkpoint_is_named(tmp_path, name):
-    fit_tiny(tmp_path)
-    path = tmp_path / "checkpoints" / "select" / name
-    path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(BundleError, match=f"{name} is torn or altered"):
-        fit_tiny(tmp_path)
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=["ordered", "baskets"])

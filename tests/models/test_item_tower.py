@@ -136,18 +136,6 @@ def test_a_dropped_id_learns_in_no_role(side):
     assert torch.equal(found, drawn[0])
 
 
-def test_an_item_without_id_is_placed_by_its_content(side):
-    world, data, _ = side
-    towers, popularity = make_towers(world, data), popularity_of(data)
-    tower = towers.item_tower
-    placed = tower.content.embed_catalogue(towers.item_codes, towers.item_values)
-    content = tower.complete(tower.normalise(placed), towers.categories, popularity)
-    assert (content - towers.item_vectors(popularity)).abs().max() > 0.01
-    with torch.no_grad():
-        tower.id_table.weight.zero_()
-    assert torch.equal(content, towers.item_vectors(popularity))
-
-
 def test_cosine_makes_the_taste_part_unit_and_leaves_the_rest(side):
     world, data, _ = side
     popularity = popularity_of(data)
@@ -157,33 +145,6 @@ def test_cosine_makes_the_taste_part_unit_and_leaves_the_rest(side):
     assert (unit[:, :D] - plain[:, :D] / plain[:, :D].norm(dim=1, keepdim=True)).abs().max() <= 1e-6
     assert torch.equal(unit[:, D:], plain[:, D:])
     assert (plain[:, :D].norm(dim=1) - 1).abs().max() > 0.01
-
-
-def test_features_are_summed_and_values_of_a_cell_averaged():
-    features = (
-        Feature("tags", "multi_categorical", "tags", ("a", "b", "c"), width=3),
-        Feature("price", "numeric", "price"),
-        Feature("brand", "categorical", "brand", ("x", "y")),
-    )
-    embed = FeatureEmbedding(features, D)
-    torch.nn.init.normal_(embed.table.weight)
-    codes, values = torch.tensor([[2, 4, 0, 3], [1, 0, 0, 2]]), torch.tensor([[0.7, 0.0], [0.0, 1.0]])
-    tags, brand = embed.table.weight[:5], embed.table.weight[5:]
-    first = (tags[2] + tags[4]) / 2 + brand[3] + 0.7 * embed.number_table[0]
-    second = tags[1] + brand[2] + embed.number_table[1]
-    assert (embed(codes, values) - torch.stack([first, second])).abs().max() <= 1e-6
-
-
-@pytest.mark.parametrize(
-    "features",
-    [(), (Feature("price", "numeric", "price"),), (Feature("brand", "categorical", "brand", ("x",)),)],
-)
-def test_a_side_may_have_features_of_one_kind_or_none(features):
-    n_codes, n_values = sum(not f.is_numeric for f in features), 2 * sum(f.is_numeric for f in features)
-    embed = FeatureEmbedding(features, D)
-    found = embed(torch.full((3, n_codes), 2), torch.ones(3, n_values))
-    assert found.shape == (3, D)
-    assert (found.abs().max() > 0) == (len(features) > 0)
 
 
 def test_what_is_unknown_says_nothing_before_training():

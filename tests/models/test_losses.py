@@ -121,13 +121,6 @@ def test_no_user_costs_nothing():
     assert (items.grad == 0).all()
 
 
-def test_targets_without_weight_cost_nothing():
-    users, items, _, sparse = make(6)
-    rows = torch.tensor([0, 1])
-    logits = target_logits(users, items, rows, rows)
-    assert softmax_loss(users, items, sparse, logits, rows, torch.zeros(2)) == 0
-
-
 def test_autocast_does_not_reach_the_loss():
     users, items, _, sparse = make(7)
     users, items = (part.detach().float().requires_grad_() for part in (users, items))
@@ -144,17 +137,6 @@ def test_autocast_does_not_reach_the_loss():
     for got, value in zip(found, expected, strict=True):
         assert got.dtype == torch.float32
         assert torch.equal(got, value)
-
-
-def test_bfloat16_vectors_are_summed_in_float32():
-    users, items, _, sparse = make(8)
-    short_users, short_items = (part.detach().bfloat16().requires_grad_() for part in (users, items))
-    found = weighted_log_sum_exp(short_users, short_items, sparse, torch.ones(B))
-    expected = dense_logits(short_users.double(), short_items.double(), sparse).logsumexp(dim=1).sum()
-    assert found.dtype == torch.float32
-    assert (found - expected).abs() <= 1e-5 * B
-    found.backward()
-    assert short_users.grad.dtype == torch.bfloat16
 
 
 def test_window_loss_is_the_mean_cross_entropy_of_the_targets():

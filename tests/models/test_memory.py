@@ -102,19 +102,6 @@ def test_statistics_equal_a_loop_over_users_and_items(counts, seed):
         assert dict(zip(USER_STATISTICS, line.tolist(), strict=True)) == pytest.approx(naive_user(mine, at), abs=1e-5)
 
 
-def test_preferences_are_summed_by_category():
-    rng = np.random.default_rng(1)
-    events = draw_events([6, 0, 9], SCHEMA, rng)
-    owned = summarise_owned(events, np.full(3, FIRST + 90 * DAY), DECAYS, len(TYPES), RATES)
-    categories = np.stack([rng.integers(0, 4, N), rng.integers(4, Q, N)], axis=1)
-    arrays = owned_arrays(owned, categories, Q)
-    expected = np.zeros((3, Q))
-    for user, row, preference in zip(owned.user, owned.item_row, owned.preference, strict=True):
-        for category in categories[row]:
-            expected[user, category] += preference
-    assert arrays["category_preferences"] == pytest.approx(expected, abs=1e-5)
-
-
 def make_inputs(seed: int = 2) -> tuple[MemoryInputs, Events, np.ndarray]:
     rng = np.random.default_rng(seed)
     events = draw_events([17, 0, 9, 13], SCHEMA, rng)
@@ -187,19 +174,6 @@ def test_memory_starts_as_a_rising_function_of_every_decayed_count():
         assert (memory.score_owned(state, vectors, raised) > before).all()
 
 
-@pytest.mark.parametrize(("similarity", "unit"), [("dot", 1.0), ("cosine", TEMPERATURE)])
-def test_memory_takes_back_its_share_of_the_product(similarity, unit):
-    inputs, _, _ = make_inputs()
-    memory = make_memory(inputs, similarity)
-    memory.product_share.fill_(0.25)
-    users = torch.randn(4, D + A + P, generator=torch.Generator().manual_seed(7)) * unit
-    product = (users[inputs.owned_users] * inputs.owned_vectors).sum(dim=1)
-    state = torch.zeros(4, D)
-    alone = memory.score_owned(state, torch.zeros_like(users), inputs)
-    found = memory.score_owned(state, users, inputs)
-    assert (found - (alone - 0.25 * product)).abs().max() <= 1e-5 * unit + 1e-6
-
-
 def test_a_start_says_the_same_in_logits_whatever_their_unit():
     inputs, _, _ = make_inputs()
     generator = torch.Generator().manual_seed(10)
@@ -268,3 +242,16 @@ def test_profile_and_vector_equal_a_loop():
         affinity = gates[1] * (memory.category_lift(inputs.category_preferences)[user] @ memory.affinity_table)
         expected = torch.cat([taste[user] + gates[0] * profile, affinity, gates[2:]])
         assert (found[user] - expected).abs().max() <= 1e-5
+
+
+@pytest.mark.parametrize(("similarity", "unit"), [("dot", 1.0), ("cosine", TEMPERATURE)])
+def test_memory_takes_back_its_share_of_the_product(similarity, unit):
+    inputs, _, _ = make_inputs()
+    memory = make_memory(inputs, similarity)
+    memory.product_share.fill_(0.25)
+    users = torch.randn(4, D + A + P, generator=torch.Generator().manual_seed(7)) * unit
+    product = (users[inputs.owned_users] * inputs.owned_vectors).sum(dim=1)
+    state = torch.zeros(4, D)
+    alone = memory.score_owned(state, torch.zeros_like(users), inputs)
+    found = memory.score_owned(state, users, inputs)
+    assert (found - (alone - 0.25 * product)).abs().max() <= 1e-5 * unit + 1e-6

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -137,14 +137,6 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     assert torch.equal(towers.item_tower.id_table.weight, before) == (not found.content_events)
 
 
-def test_without_item_item_weights_only_the_content_is_tried(side):
-    towers, data = side
-    found = choose(towers, data, 0, SEED)
-    assert not found.alphas
-    apply(replace(found, content_events=0.0), towers, data, 0, SEED)
-    assert not len(towers.neighbours.rows)
-
-
 def test_the_same_refinement_gives_the_same_bytes(side):
     towers, data = side
     named, decay = list_estimators(data, TOP_K, SEED)
@@ -153,13 +145,3 @@ def test_the_same_refinement_gives_the_same_bytes(side):
     for one in (first, second):
         apply(chosen, one, data, TOP_K, SEED)
     assert first.neighbours.to_bytes() == second.neighbours.to_bytes()
-
-
-def test_one_line_says_what_was_chosen():
-    found = Refinement({"ease": 0.2, "gf_cf": 0.0}, 0.0, 4.0, 0.12, 0.1)
-    line = found.describe()
-    assert "ease 0.2" in line
-    assert "gf_cf" not in line
-    assert "4 events" in line
-    assert "\n" not in line
-    assert "nothing" in Refinement(ndcg=0.1, ndcg_before=0.1).describe()

@@ -15,7 +15,6 @@ from models.sampled_softmax import (
     find_own,
     mark_owned,
     sampled_softmax_loss,
-    sampled_window_loss,
 )
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import ORDERED, batches, hold_out, make_data, make_world
@@ -215,17 +214,6 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
     assert_agree(module, found, naive)
 
 
-def test_a_target_without_weight_costs_nothing():
-    world = make_world(ORDERED)
-    batch = batches(make_data(world))[0]
-    nobody = batch._replace(target_weights=torch.zeros_like(batch.target_weights))
-    generator = torch.Generator().manual_seed(8)
-    users = torch.zeros(0, W)
-    items = torch.randn(len(world.catalogue), W, generator=generator)
-    drawn = Negatives(torch.arange(3), torch.zeros(3))
-    assert sampled_window_loss(users, items, nobody, drawn) == 0
-
-
 @pytest.mark.parametrize("n_drawn", [None, 5, 1])
 def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
     world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous")))
@@ -258,18 +246,3 @@ def test_owned_items_are_marked_but_for_those_that_nobody_looks_at():
     negatives = torch.tensor([0, 4, 9, 9])
     expected = [[False, True, False, False], [False] * 4, [True, False, True, True]]
     assert mark_owned(users, rows, 3, negatives, 10).tolist() == expected
-
-
-@pytest.mark.parametrize("rows", [None, torch.tensor([3, 8, 11])], ids=["all items", "a sample"])
-def test_windows_without_a_target_are_no_step(rows):
-    world = make_world(ORDERED)
-    data = make_data(world)
-    module = make_module(make_towers(world, data)).train()
-    module.sampler = None if rows is None else Fixed(rows)
-    batch = batches(data)[0]
-    loss = module.window_step(batch._replace(target_weights=torch.zeros_like(batch.target_weights)))
-    assert loss == 0
-    loss.backward()
-    grads = [parameter.grad for parameter in module.towers.parameters() if parameter.grad is not None]
-    assert grads
-    assert not any(grad.any() for grad in grads)

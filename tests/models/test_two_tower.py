@@ -36,11 +36,10 @@ def _alone():
         yield
 
 
-def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int, precision: str = "32-true") -> pl.Trainer:
+def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int) -> pl.Trainer:
     trainer = pl.Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
-        precision=precision,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
@@ -167,42 +166,24 @@ def tiny(request):
     return world, similarity
 
 
-def trained(tiny, precision: str = "32-true", seed: int = 0) -> tuple[TwoTower, pl.Trainer]:
+def trained(tiny, seed: int = 0) -> TwoTower:
     world, similarity = tiny
     world, validation = hold_out(world)
     data = make_data(world, validation=validation)
     model = make_module(make_towers(world, data, similarity).train(), seed=seed)
-    return model, fit(model, data, 2, precision)
+    fit(model, data, 2)
+    return model
 
 
 def test_the_same_seed_gives_the_same_weights(tiny):
     torch.manual_seed(1)
-    first, _ = trained(tiny)
+    first = trained(tiny)
     torch.manual_seed(2)
-    second, _ = trained(tiny)
-    third, _ = trained(tiny, seed=3)
+    second = trained(tiny)
+    third = trained(tiny, seed=3)
     for name, weight in first.state_dict().items():
         assert torch.equal(weight, second.state_dict()[name]), name
     assert any(not torch.equal(weight, third.state_dict()[name]) for name, weight in first.state_dict().items())
-
-
-def test_bfloat16_trains_and_validates(tiny):
-    model, trainer = trained(tiny, "bf16-mixed")
-    before = dict(make_module(make_towers(tiny[0], make_data(tiny[0]), tiny[1])).named_parameters())
-    assert all(torch.isfinite(weight).all() for weight in model.state_dict().values())
-    assert any(not torch.equal(weight, before[name]) for name, weight in model.named_parameters())
-    assert np.isfinite(float(trainer.callback_metrics["train_loss"]))
-    assert 0 <= float(trainer.callback_metrics["val_ndcg"]) <= 1
-
-
-def test_validation_measures_each_view(tiny):
-    _, trainer = trained(tiny)
-    metrics = {name: float(value) for name, value in trainer.callback_metrics.items() if name.startswith("val")}
-    if tiny[0].schema.repeats == "exclude":
-        assert set(metrics) == {"val_ndcg", "val_ndcg_novel"}
-        assert metrics["val_ndcg"] == metrics["val_ndcg_novel"]
-    else:
-        assert metrics["val_ndcg"] == pytest.approx((metrics["val_ndcg_all"] + metrics["val_ndcg_novel"]) / 2)
 
 
 def test_a_view_that_nobody_is_asked_in_is_left_out():

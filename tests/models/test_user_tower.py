@@ -79,14 +79,6 @@ def test_every_event_before_the_request_changes_its_vector(side):
         assert np.abs(side.of(change(events, position, other)) - before).max() > FAR
 
 
-def test_an_event_added_before_the_request_changes_its_vector(side):
-    events = draw_events([5], side.world.schema, np.random.default_rng(8))
-    for n_added in range(1, 5):
-        fewer = events.between(np.array([n_added]), np.array([5]))
-        more = events.between(np.array([n_added - 1]), np.array([5]))
-        assert np.abs(side.of(fewer) - side.of(more)).max() > FAR
-
-
 def test_a_basket_is_a_set(baskets):
     rng = np.random.default_rng(3)
     days = np.array([1, 4, 4, 9, 9])
@@ -153,10 +145,6 @@ def test_the_state_without_blocks_is_the_weighted_sum_of_the_last_tokens(config,
         events = groups[: arrays["history_lengths"][user]]
         last = [place + 1 for place, group in enumerate(events) if group == events[-1]] or [0]
         torch.testing.assert_close(found[user], tokens[user, last].sum(dim=0) / len(last) ** 0.4)
-
-
-def test_requests_of_nobody_with_any_history_are_finite(side):
-    assert np.isfinite(side.of(draw_events([0, 0, 0], side.world.schema, np.random.default_rng(5)))).all()
 
 
 def test_a_batch_answers_as_one_by_one(side):

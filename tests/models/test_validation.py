@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from datamodules import datamodule as interactions
-from models.validation import rank_views, request_ndcg
+from models.validation import request_ndcg
 from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, N, hold_out, make_data, make_world
 
@@ -35,33 +35,6 @@ def test_ndcg_of_requests_equals_a_loop():
     for view, values in expected.items():
         assert sum(values) > 0
         assert found[view].tolist() == pytest.approx(values)
-
-
-def test_whoever_takes_only_the_first_owned_item_again_is_not_asked_for_what_is_new():
-    world, held_out = hold_out(make_world(BASKETS))
-    (batch,) = make_data(world, validation=held_out).validation_batches
-    first = int(batch.owned_users[0])
-    scores = torch.randn(len(batch.history_rows), N, generator=torch.Generator().manual_seed(7))
-    bonus = torch.zeros(len(batch.owned_rows))
-    is_other = batch.target_users != first
-    others = {name: getattr(batch, name)[is_other] for name in ("target_users", "target_rows", "target_owned")}
-    again = {"target_users": [first], "target_rows": [int(batch.owned_rows[0])], "target_owned": [0]}
-    more = {name: torch.cat([rows, rows.new_tensor(again[name])]) for name, rows in others.items()}
-    alone = rank_views(scores.clone(), bonus, batch._replace(**others))
-    found = rank_views(scores, bonus, batch._replace(**more))
-    assert found["novel"].tolist() == alone["novel"].tolist()
-    assert len(found["all"]) == len(alone["all"]) + 1
-
-
-def test_lists_are_of_what_is_not_owned_alone_where_owned_items_are_not_recommended():
-    world, held_out = hold_out(make_world(ORDERED))
-    (batch,) = make_data(world, validation=held_out).validation_batches
-    scores = torch.randn(len(batch.history_rows), N, generator=torch.Generator().manual_seed(5))
-    found = rank_views(scores.clone(), None, batch)
-    assert found.keys() == {"novel"}
-    expected = rank_views(scores, torch.full((len(batch.owned_rows),), 9.0), batch)["novel"]
-    assert len(batch.owned_rows)
-    assert found["novel"].tolist() == expected.tolist()  # what owned items have beyond their scores moves no other
 
 
 @pytest.mark.parametrize("config", [BASKETS, ORDERED], ids=["baskets", "ordered"])

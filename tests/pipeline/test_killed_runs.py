@@ -24,8 +24,8 @@ def chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict:
 @pytest.mark.parametrize(
     ("protocol", "n_kills"),
     [
-        ("ordered", 3),
-        ("baskets", 2),
+        ("ordered", 2),
+        pytest.param("baskets", 2, marks=pytest.mark.slow),
         pytest.param("search", 3, marks=pytest.mark.slow),
         pytest.param("ordered", 20, marks=pytest.mark.slow),
     ],

@@ -36,12 +36,6 @@ def test_a_folder_that_holds_somebodys_file_and_no_run_is_refused(tmp_path, name
     refuse_replacing(config_of(tmp_path, overwrite=True))
 
 
-@pytest.mark.parametrize("name", ["src", "rejects.parquet", "forgotten.json", "tuning"])
-def test_other_files_are_no_hindrance(tmp_path, name):
-    (tmp_path / name).write_text("mine")
-    refuse_replacing(config_of(tmp_path))
-
-
 @pytest.mark.parametrize("trace", ["checkpoints/select", "checkpoints/final", None])
 def test_what_an_earlier_run_left_is_replaced(tmp_path, trace):
     (tmp_path / "config.yaml").write_text("of a run")
@@ -63,13 +57,6 @@ def test_checkpoints_and_logs_of_somebody_else_stay(tmp_path):
     assert all(path.exists() for path in mine)
     assert not any(path.parent.exists() for path in of_run)
     assert not (tmp_path / "checkpoints" / "published.json").exists()
-
-
-@pytest.mark.parametrize("out", ["file", "file/run"])
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path, out):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(SchemaError, match=r"--out is .*file.*, but .*file is a file; give a folder"):
-        refuse_replacing(config_of(tmp_path / out))
 
 
 @pytest.mark.parametrize(("there", "stays"), [("of this run", False), ("of the one before", True)])

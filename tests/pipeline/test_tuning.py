@@ -33,12 +33,6 @@ def test_every_drawn_value_is_a_model_and_the_default_lies_within(recipe):
     assert all((one.dim or 1) % recipe.n_heads == 0 for one in drawn)
 
 
-def test_only_open_keys_that_mean_something_are_searched():
-    assert set(make_space(RECIPE, ["dim", "dropout"], has_content=True)) == {"dim", "dropout"}
-    without = make_space(replace(RECIPE, negatives=0, id_dropout=0.0), KEYS, has_content=False)
-    assert not {"negatives", "id_dropout"} & without.keys()
-
-
 def test_a_study_goes_on_after_a_kill_that_tore_its_last_line(tmp_path):
     path, space = tmp_path / "study.jsonl", make_space(RECIPE, ["dim", "dropout"], True)
     default, origin = {"dim": 96, "dropout": 0.5}, {"seed": 1}
@@ -77,3 +71,9 @@ def test_a_search_leaves_a_configuration_to_train_with(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert printed.count("of 3: validation NDCG@10") == 3
     assert "train it: python train.py --config" in printed
+
+
+def test_only_open_keys_that_mean_something_are_searched():
+    assert set(make_space(RECIPE, ["dim", "dropout"], has_content=True)) == {"dim", "dropout"}
+    without = make_space(replace(RECIPE, negatives=0, id_dropout=0.0), KEYS, has_content=False)
+    assert not {"negatives", "id_dropout"} & without.keys()
