@@ -29,19 +29,16 @@ from serve.schema import Repeats
 Real = TypeVar("Real", np.float32, np.float64)
 as_binary: Strength = np.ones_like
 as_counts: Strength = np.asarray
-Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]
-"""Events and values of a parameter -> one scorer per value, made one after the other."""
+Fit = Callable[[Events, Sequence[float]], Iterator[ScoreRows]]  # values of a parameter -> scorers, one by one
 Criterion = Callable[[ScoreRows], float]
-Fitted = tuple[str, dict[str, Any], ScoreRows | None]
-"""Name of a baseline, its entry in `metrics.json`, and its scorer, None if it was skipped."""
+Fitted = tuple[str, dict[str, Any], ScoreRows | None]  # name, entry in `metrics.json`, scorer unless it was skipped
 Log = Callable[[str], None]
 
 _MEMINFO = Path("/proc/meminfo")
 _CGROUP = Path("/sys/fs/cgroup")
 DAY = 86_400
 SHRINK = 10.0  # added to the product of norms: a cosine over few users counts less
-NEAR_NOTHING = -1.0
-"""Added to the popularity of items that are near to nothing the user has: below every sum of cosines."""
+NEAR_NOTHING = -1.0  # added to the popularity of items near to nothing the user has: below every sum of cosines
 SMALL = 4096  # rows of a matrix below which one core inverts it: OpenBLAS's threads spin while they wait for each other
 
 
@@ -139,15 +136,12 @@ def fit_ease(events: Events, regularisations: Sequence[float], strength: Strengt
 
     With X (U, N) the strengths of users' items, P = (X'X + lambda I)^-1 and B = I - P / diag(P), scores are X B.
     """
-    fit = _fit_dual_ease if events.n_users < events.n_items else _fit_primal_ease
-    return fit(events, regularisations, strength)
-
-
-def _fit_primal_ease(events: Events, regularisations: Sequence[float], strength: Strength) -> Iterator[ScoreRows]:
+    if events.n_users < events.n_items:
+        yield from _fit_dual_ease(events, regularisations, strength)
+        return
     matrix = events.matrix(strength).astype(np.float32)
     gram = (matrix.T @ matrix).toarray()  # (N, N)
     popularity = events.popularity(as_counts)
-
     for regularisation in regularisations:
         weights = invert_regularised(gram, regularisation).T  # symmetric; users read it by rows
         weights /= -weights.diagonal()
@@ -186,7 +180,6 @@ def _score_dual(
 
 
 def _fill_strangers(own: sparse.csr_array, scores: Scores, popularity: Scores) -> Scores:
-    """Give users without any item the popular ones."""
     is_stranger = np.diff(own.indptr) == 0
     return np.where(is_stranger[:, None], popularity, scores)
 

@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from evaluation.metrics import MIN_USERS_TO_COMPARE
+from evaluation.metrics import sign
 from serve.bundle import BUNDLE, METRICS
 
 Views = Mapping[str, Mapping[str, Any]]
@@ -65,18 +65,12 @@ def build_table(
         figures, difference = test[model][view], paired.get(model, {}).get(view, {})
         low, high = figures[f"{metric}_ci95"]
         ends = f"{low:.3f}, {high:.3f}".replace("0.", ".")  # 80 columns are few
-        cells = [f"{figures[metric]:.4f} ({ends})", _compare(difference, metric)]
+        cells = [f"{figures[metric]:.4f} ({ends})", ""]
+        if metric in difference:
+            low, high = difference[f"{metric}_ci95"]
+            ends = f"{low:+.3f}, {high:+.3f}".replace("0.", ".")
+            colour = {1: "green", 0: "default", -1: "red"}[sign(difference, metric)]
+            cells[1] = f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"
         style = "bold" if model == champion else None
         table.add_row(model, *cells, *(f"{figures[name]:.4f}" for name in names[1:]), style=style)
     return table
-
-
-def _compare(difference: Mapping[str, Any], metric: str) -> str:
-    """Format a difference: green where its interval is above 0, red where it is below, if it is of enough users."""
-    if metric not in difference:
-        return ""
-    low, high = difference[f"{metric}_ci95"]
-    colour = "green" if low > 0 else "red" if high < 0 else "default"
-    colour = "default" if difference["users"] < MIN_USERS_TO_COMPARE else colour
-    ends = f"{low:+.3f}, {high:+.3f}".replace("0.", ".")
-    return f"[{colour}]{difference[metric]:+.4f}[/] ({ends})"

@@ -6,7 +6,7 @@ Letters: B requests, N items, K places of a list, U users that have a target in 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,8 +26,7 @@ from serve.schema import DERIVED, Repeats, Schema
 
 MODEL = "bascule"
 WITHOUT_CONTEXT = f"{MODEL} without context"
-LIST_LENGTH, DEPTH = max(metrics.CUTOFFS), 10
-"""Places of a list that are measured, and those whose effect on the catalogue is."""
+LIST_LENGTH, DEPTH = max(metrics.CUTOFFS), 10  # places that are measured, and whose effect on the catalogue is
 VIEWS = {
     "all": "nothing is excluded; all targets",
     "repeat": "the same ranking among the items a user has; targets are those they have",
@@ -108,17 +107,11 @@ class Examination:
 
     def slice(self, examined: Examined, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        per_user = np.bincount(self.past.user_row, minlength=self.past.n_users)
-        measured = {}
-        for view, targets in self.views.items():
-            labels = metrics.label_targets(targets, per_user[self.user], self.past.count_items(), groups)
-            measured[view] = metrics.measure_slices(examined.lists[view], targets, labels)
-        return measured
-
-    def describe_lists(self, examined: Examined) -> dict[str, float]:
-        """Describe the lists of the first view, whose targets are all there are."""
-        lists = examined.lists[next(iter(self.views))]
-        return metrics.describe_lists(lists, self.held_out.targets, self.past.count_items(), DEPTH)
+        history = np.bincount(self.past.user_row, minlength=self.past.n_users)[self.user]
+        label = partial(
+            metrics.label_targets, history_length=history, event_count=self.past.count_items(), groups=groups
+        )
+        return {view: metrics.measure_slices(examined.lists[view], one, label(one)) for view, one in self.views.items()}
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -127,8 +120,11 @@ def headline_metric(repeats: Repeats) -> str:
 
 
 def compare(examined: Examined, other: Examined) -> dict[str, Summary]:
-    """Return view -> the first model's metrics minus the other's, with intervals."""
-    return {view: metrics.summarise_difference(values, other.values[view]) for view, values in examined.values.items()}
+    """Return view -> the first model's metrics minus the other's, user by user, with intervals."""
+    return {
+        view: metrics.summarise({name: values[name] - other.values[view][name] for name in values})
+        for view, values in examined.values.items()
+    }
 
 
 def make_criterion(held_out: HeldOut, past: Events, repeats: Repeats) -> Criterion:
@@ -153,14 +149,8 @@ def evaluate(
     """Measure a recommender, whose profiles hold all interactions but the test, and baselines: `metrics.json`.
 
     Where test interactions have a time or context of their own, `with_context` is of a request per user and time,
-    without times per user and item, answered with its context and without.
-
-    Args:
-        recommender: of the bundle.
-        parts: of the data.
-        seed: draws the validation users where there are more than are needed.
-        baselines: names of those to be fitted; None: all of the protocol.
-        log: prints a line before and after each model.
+    without times per user and item, answered with its context and without. The seed draws validation users where there
+    are more than are needed; of `baselines`, None means all of the protocol.
     """
     schema = recommender.bundle.schema
     chosen = choose_baselines(schema.repeats, baselines)
@@ -184,16 +174,20 @@ def evaluate(
     if len(parts.validation):
         sample = holdout.group_requests(holdout.sample_users(parts.validation, seed), ids)
         criterion = make_criterion(sample, train, schema.repeats)
-    models, records = {MODEL: examined}, {}
+    models, records, first = {MODEL: examined}, {}, next(iter(examination.views))  # whose targets are all there are
     for name, record, score in fit_baselines(chosen, train, late, criterion, log):
         records[name] = record
         if score is not None:
             models[name] = examination.score(score)
+    n_events = examination.past.count_items()
     return {
         "test": {name: examination.describe(model) for name, model in models.items()},
         "paired": {name: compare(examined, model) for name, model in models.items() if name != MODEL},
         "slices": examination.slice(examined, groups),
-        "beyond_accuracy": {name: examination.describe_lists(model) for name, model in models.items()},
+        "beyond_accuracy": {
+            name: metrics.describe_lists(model.lists[first], examination.held_out.targets, n_events, DEPTH)
+            for name, model in models.items()
+        },
         "baselines": records,
         **in_context,
         "protocol": protocol,
@@ -201,7 +195,6 @@ def evaluate(
 
 
 def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
-    """Return every group column as a label per user row, missing for users that the table does not have."""
     labels = {}
     for column in parts.group_columns:
         if column not in parts.users:
@@ -213,20 +206,16 @@ def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
 
 
 def _ask(recommender: Recommender, examination: Examination, requests: Requests, log: Log) -> Examined:
+    """Ask for the lists of each view, of everything, of owned items, or of the others, and measure them."""
     start = time.perf_counter()
-    examined = examination.examine(recommend_views(recommender, requests, examination.views))
-    log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
-    return examined
-
-
-def recommend_views(recommender: Recommender, requests: Requests, views: Iterable[str]) -> Lists:
-    """Ask a recommender for the lists of each view: of everything, of owned items, of the others."""
     ask: dict[str, Callable[[Requests, int], Recommendations]] = {
         "all": partial(recommender.recommend, filter_viewed=False),
         "repeat": recommender.rank_owned,
         "novel": partial(recommender.recommend, filter_viewed=True),
     }
-    return {view: as_lists(ask[view](requests, LIST_LENGTH), LIST_LENGTH) for view in views}
+    lists = {view: as_lists(ask[view](requests, LIST_LENGTH), LIST_LENGTH) for view in examination.views}
+    log(f"{MODEL}: {len(requests):,} requests, {time.perf_counter() - start:.1f} s")
+    return examination.examine(lists)
 
 
 def as_lists(recommendations: Recommendations, k: int) -> Ints:

@@ -53,8 +53,8 @@ def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
 
 def read_users(path: Path, schema: Schema) -> pd.DataFrame:
     """Read `user_id` and the columns of the user features."""
-    needed = [feature.column for feature in schema.user_features if feature.kind not in DERIVED]
-    frame = _read_frame(path, ["user_id", *needed])
+    columns = [feature.column for feature in schema.user_features if feature.kind not in DERIVED]
+    frame = _read_frame(path, ["user_id", *columns])
     ids = _read_ids(frame["user_id"], schema.user_id_type, f"{path.name}: user_id")
     users = pd.DataFrame({"user_id": ids} | _read_features(frame, schema.user_features, path))
     for twin in users["user_id"][users["user_id"].duplicated()].tolist():
@@ -119,7 +119,6 @@ def _read_features(frame: pd.DataFrame, features: Iterable[Feature], path: Path)
 
 
 def _stated(features: Iterable[Feature], rows: pd.DataFrame) -> list[Feature]:
-    """Return the features that are not derived from a time and that the rows have."""
     return [feature for feature in features if feature.kind not in DERIVED and feature.column in rows]
 
 
@@ -168,8 +167,7 @@ def split_validation(
 
 def sample_users(interactions: pd.DataFrame, seed: int) -> pd.DataFrame:
     """Keep at most `MAX_VALIDATION_USERS` users, drawn by the seed: enough to choose among five values."""
-    users = np.sort(interactions["user_id"].unique())
-    drawn = np.random.default_rng(seed).permutation(users)[:MAX_VALIDATION_USERS]
+    drawn = np.random.default_rng(seed).permutation(np.sort(interactions["user_id"].unique()))[:MAX_VALIDATION_USERS]
     return interactions[interactions["user_id"].isin(drawn)]
 
 
@@ -190,10 +188,8 @@ class Events:
 
     def join(self, other: Events) -> Events:
         """Put the events of two parts of one data set together."""
-        user_row = np.concatenate([self.user_row, other.user_row])
-        item_row = np.concatenate([self.item_row, other.item_row])
-        times = [one.time for one in (self, other) if one.time is not None]
-        time = np.concatenate(times) if len(times) == 2 else None
+        user_row, item_row = np.hstack([(one.user_row, one.item_row) for one in (self, other)])
+        time = None if self.time is None or other.time is None else np.concatenate([self.time, other.time])
         return Events(user_row, item_row, time, self.n_users, self.n_items)
 
     def since_last(self) -> Ints:
@@ -240,9 +236,11 @@ class Ids:
 
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
-        item_row = _rows_of(self.items, interactions["item_id"])
+        user_row, item_row = (
+            _rows_of(self.users, interactions["user_id"]),
+            _rows_of(self.items, interactions["item_id"]),
+        )
         time = interactions["datetime"].to_numpy(np.int64) if "datetime" in interactions else None
-        user_row = _rows_of(self.users, interactions["user_id"])
         return Events(user_row, item_row, time, len(self.users), len(self.items)).keep(item_row >= 0)
 
 
@@ -297,19 +295,15 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         for request, seconds in zip(requests, rows["datetime"].tolist(), strict=True):
             request["datetime"] = to_moment(seconds)
     for feature in _stated(schema.context_features, rows):
-        for request, value in zip(requests, _raw_values(feature, rows[feature.column]), strict=True):
+        column = rows[feature.column]
+        values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
+        if feature.kind == "categorical":
+            values = [to_text(value) for value in column]
+        elif feature.kind == "multi_categorical":
+            values = [split_cell(cell, feature.separator) or None for cell in column]
+        for request, value in zip(requests, values, strict=True):
             request.setdefault("context", {})[feature.name] = value
     return requests
-
-
-def _raw_values(feature: Feature, column: Column) -> list[Any]:
-    """Return the values as a request states them: numbers, texts or lists of texts, None where missing."""
-    if feature.kind == "categorical":
-        return [to_text(value) for value in column]
-    if feature.kind == "multi_categorical":
-        return [split_cell(cell, feature.separator) or None for cell in column]
-    values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-    return values
 
 
 def to_moment(seconds: int) -> datetime:

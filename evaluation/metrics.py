@@ -29,8 +29,7 @@ RESAMPLES = 1000
 SEED = 20260101
 BLOCK_BYTES = 2**26
 MIN_USERS_TO_COMPARE = 20  # users below which the interval of a difference says nothing: that of one user is a point
-SLICES = ("history", "item_events", "popularity")
-"""Slices that every evaluation has; all others are columns of the users table."""
+SLICES = ("history", "item_events", "popularity")  # of every evaluation; all others are columns of the users table
 COLD_EVENTS, HEAD_SHARE = 5, 0.8
 NUMBERS, NUMBER = ("integer", "floating", "mixed-integer-float"), r"-?(0|[1-9]\d{0,14})(\.\d+)?"
 """Types of columns, and texts, that are numbers: 01234 is a code."""
@@ -137,16 +136,15 @@ def describe_lists(lists: Ints, targets: Targets, event_count: Ints, k: int) -> 
     """
     shown = lists[:, :k]
     shown = shown[shown >= 0]
+    n_shown = max(len(shown), 1)
     n_items, exposure = len(event_count), np.sort(np.bincount(shown, minlength=len(event_count)))
     share = (event_count + 1) / (event_count.sum() + len(event_count))
     popularity = np.append(event_count, 0) + 1.0  # the last one answers -1
     return {
         f"coverage@{k}": len(np.unique(shown)) / n_items,
         f"novelty@{k}": float(-np.log2(share[shown]).mean()) if len(shown) else 0.0,
-        f"popularity_lift@{k}": float(
-            popularity[shown].sum() / max(len(shown), 1) / popularity[targets.items.item_row].mean()
-        ),
-        f"gini@{k}": float((2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure / (n_items * max(len(shown), 1))),
+        f"popularity_lift@{k}": float(popularity[shown].sum() / n_shown / popularity[targets.items.item_row].mean()),
+        f"gini@{k}": float((2 * np.arange(1, n_items + 1) - n_items - 1) @ exposure / (n_items * n_shown)),
     }
 
 
@@ -162,9 +160,10 @@ def summarise(values: Mapping[str, Floats]) -> Summary:
     return summary
 
 
-def summarise_difference(values: Mapping[str, Floats], others: Mapping[str, Floats]) -> Summary:
-    """Summarise values minus others, paired user by user: both in the same order of the same users."""
-    return summarise({name: values[name] - others[name] for name in values})
+def sign(difference: Mapping[str, Any], metric: str) -> int:
+    """Return 1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
+    low, high = difference[f"{metric}_ci95"]
+    return 0 if difference["users"] < MIN_USERS_TO_COMPARE else int(low > 0) - int(high < 0)
 
 
 def resample_means(values: Floats) -> Floats:
@@ -245,17 +244,13 @@ def label_column(column: pd.Series[Any]) -> Labels:
 def _label_quartiles(numbers: Floats) -> Labels:
     is_finite = np.isfinite(numbers)
     edges = np.unique(np.quantile(numbers[is_finite], [0, 0.25, 0.5, 0.75, 1]))
-    names = np.array([f"{low} to {high}" for low, high in pairwise(_write_apart(edges))], object)
+    written = [f"{edge:.6g}" for edge in edges]
+    if len(set(written)) < len(written) or np.abs(edges).max() >= 1e6:
+        written = [f"{edge:.17g}" for edge in edges]  # in which no two look alike
+    names = np.array([f"{low} to {high}" for low, high in pairwise(written)], object)
     labels: Labels = names[np.searchsorted(edges[1:-1], numbers, side="right").clip(max=len(names) - 1)]
     labels[~is_finite] = None
     return labels
-
-
-def _write_apart(numbers: Floats) -> list[str]:
-    """Write distinct numbers in 6 digits, or in the 17 in which no two look alike."""
-    short = [f"{number:.6g}" for number in numbers]
-    are_apart = len(set(short)) == len(short) and np.abs(numbers).max() < 1e6
-    return short if are_apart else [f"{number:.17g}" for number in numbers]
 
 
 def _to_offsets(counts: Ints) -> Ints:

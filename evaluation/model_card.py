@@ -16,7 +16,7 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
 
 from evaluation.evaluate import MODEL, headline_metric
-from evaluation.metrics import MIN_USERS_TO_COMPARE, MISSING, OTHER, SLICES
+from evaluation.metrics import MISSING, OTHER, SLICES, sign
 from serve.bundle import Facts
 from serve.clock import find_zone
 from serve.schema import Schema
@@ -68,12 +68,6 @@ def environment() -> Environment:
 def _write_day(moment: str, schema: Schema) -> str:
     day = datetime.fromisoformat(moment).astimezone(find_zone(schema.timezone))
     return f"{day.day} {calendar.month_name[day.month]} {day.year}"
-
-
-def sign(difference: Content, metric: str) -> int:
-    """Return 1 or -1 where the interval of a difference is on one side of 0 and is of enough users, else 0."""
-    low, high = difference[f"{metric}_ci95"]
-    return 0 if difference["users"] < MIN_USERS_TO_COMPARE else int(low > 0) - int(high < 0)
 
 
 def read_views(metrics: Content) -> list[dict[str, Any]]:
@@ -138,11 +132,8 @@ def _flatten(value: Any, label: str, is_share: bool) -> Iterator[tuple[str, str]
     """Yield the label and text of every value in nested dictionaries and lists; missing ones are left out."""
     if isinstance(value, Mapping):
         for name, part in value.items():
-            yield from _flatten(
-                part,
-                f"{label}: {name}" if label else name[:1].upper() + name[1:].replace("_", " "),
-                is_share and name != "gini",
-            )
+            title = f"{label}: {name}" if label else name[:1].upper() + name[1:].replace("_", " ")
+            yield from _flatten(part, title, is_share and name != "gini")
     elif isinstance(value, list):
         yield from ((label, str(one)) for one in value)
     elif isinstance(value, float):

@@ -18,8 +18,7 @@ from serve.schema import Repeats
 Scores = npt.NDArray[np.float32]
 ScoreRows = Callable[[Ints], Scores]  # rows (b,) of users or requests -> scores of the whole catalogue, (b, N)
 
-TILE_CELLS, CACHED_CELLS = 2**22, 2**17
-"""Cells of one matrix of scores, 16 MiB, and of those that are ranked at once in the cache."""
+TILE_CELLS, CACHED_CELLS = 2**22, 2**17  # of one matrix of scores, 16 MiB, and of those ranked at once in the cache
 BLOCKS = 8  # blocks of a row per place of the list
 LOWEST = np.finfo(np.float32).min
 NOTHING = np.iinfo(np.int64).max  # sorts behind every score
@@ -110,16 +109,10 @@ def rank_views(score: ScoreRows, owned: ItemSets, n_items: int, k: int, views: I
     n_requests = len(owned.offsets) - 1
     lists = {view: np.full((n_requests, k), -1, np.int64) for view in views}
     for requests in tiles(n_requests, n_items):
-        scores = score(requests)  # (b, N)
+        scores, own = score(requests), owned.take(requests)  # (b, N)
+        is_owned = np.zeros(scores.shape, np.bool_)
+        is_owned[own.request, own.item_row] = True
         for view, filled in lists.items():
-            filled[requests] = top_k(_restrict(view, scores, owned.take(requests)), k)
+            kept = scores if view == "all" else np.where(is_owned == (view == "repeat"), scores, np.float32(-np.inf))
+            filled[requests] = top_k(kept, k)
     return lists
-
-
-def _restrict(view: str, scores: Scores, owned: ItemSets) -> Scores:
-    """Return the scores of the view's items, -inf elsewhere."""
-    if view == "all":
-        return scores
-    is_owned = np.zeros(scores.shape, np.bool_)
-    is_owned[owned.request, owned.item_row] = True
-    return np.where(is_owned == (view == "repeat"), scores, -np.inf).astype(np.float32)

@@ -23,8 +23,8 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
-from evaluation.metrics import Ints, ItemSets
-from evaluation.model_card import Content, environment, render, sign
+from evaluation.metrics import Ints, ItemSets, sign
+from evaluation.model_card import Content, environment, render
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.command_line import make_parser, run_command
 from serve.durable import write_file
@@ -39,15 +39,10 @@ Requests = list[dict[str, Any]]
 TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
-COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")
-"""The style sheet knows them by their place."""
+COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")  # the style sheet knows them by their place
 NAMES = environment().get_template("words.jinja").module.models  # type: ignore[attr-defined]
 _STYLE: dict[Any, Any] = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "bascule",
-    "font.size": 9,
-    "axes.grid": True,
-    "grid.alpha": 0.3,
+    **{"svg.fonttype": "none", "svg.hashsalt": "bascule", "font.size": 9, "axes.grid": True, "grid.alpha": 0.3},
     **dict.fromkeys(("axes.spines.top", "axes.spines.right", "legend.frameon"), False),
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK),
 }
@@ -58,7 +53,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = make_parser("python -m evaluation.report", "Write the report of a finished run again.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
-
     return run_command(lambda: rewrite_report(**vars(parser.parse_args(argv))))
 
 
@@ -188,7 +182,6 @@ def ask(
 
 
 def _rank(recommender: Recommender, requests: Requests, filter_viewed: bool) -> Ints:
-    """Return the first `DEPTH` places of each list, (B, DEPTH)."""
     return as_lists(recommender.recommend(requests, DEPTH, filter_viewed=filter_viewed), DEPTH)
 
 
@@ -239,7 +232,6 @@ def describe_examples(
 
 
 def _describe_events(history: History, names: Any, timezone: str | None) -> list[tuple[str, str]]:
-    """Return date and description of the last events, the newest first."""
     events = pd.DataFrame({"name": names, "date": "", "event": history.event, "weight": history.weight})
     if history.datetime is not None:
         times = pd.to_datetime(pd.Series(history.datetime), unit="s", utc=True)

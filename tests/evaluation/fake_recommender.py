@@ -1,7 +1,5 @@
 """A recommender that ranks by a matrix of scores: what it must answer is plain to see."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from types import SimpleNamespace
 

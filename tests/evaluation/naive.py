@@ -1,7 +1,5 @@
 """Item sets as plain lists, and metrics counted place by place."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import io
 import re
 import shlex
@@ -8,7 +6,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from evaluation.console import build_table, print_metrics, print_summary
+from evaluation.console import print_metrics, print_summary
 
 
 def figures(value: float, users: int = 1234) -> dict:
@@ -22,10 +20,6 @@ TEST = {
 }
 
 
-def differ(low, high, users=1234) -> dict:
-    return {"popularity-recent": {"all": {"users": users, "NDCG@20": -0.04, "NDCG@20_ci95": [low, high]}}}
-
-
 def show(metrics, width=80) -> str:
     console = Console(file=io.StringIO(), width=width)
     print_metrics(console, metrics, "NDCG@20", ("HR@10",))
@@ -33,7 +27,8 @@ def show(metrics, width=80) -> str:
 
 
 def test_models_stand_in_order_with_intervals_and_differences_in_80_columns():
-    text = show({"test": TEST, "paired": differ(-0.06, -0.02)})
+    paired = {"popularity-recent": {"all": {"users": 1234, "NDCG@20": -0.04, "NDCG@20_ci95": [-0.06, -0.02]}}}
+    text = show({"test": TEST, "paired": paired})
     cells = [re.findall(r"[^ ]+ \(.*?\)|[^ ]+", line) for line in text.splitlines() if "(" in line]
     assert cells[:2] == [
         ["popularity-recent", "0.3500 (.340, .370)", "-0.0400 (-.060, -.020)", "0.7000"],
@@ -42,15 +37,6 @@ def test_models_stand_in_order_with_intervals_and_differences_in_80_columns():
     assert text.index("view 'all', 1,234 users") < text.index("bascule minus it") < text.index("view 'novel'")
     assert len(re.findall(r"(?m)^popularity ", text)) == 1  # no figure of it in `all`
     assert "'all', 1 user, " in show({"test": {"bascule": {"all": figures(0.5, users=1)}}, "paired": {}})
-
-
-@pytest.mark.parametrize(
-    ("users", "low", "high", "colour"),
-    [(20, 0.125, 0.25, "green"), (20, -0.25, -0.125, "red"), (20, 0.0, 0.25, "default"), (19, 0.1, 0.2, "default")],
-)
-def test_a_difference_has_a_colour_where_its_interval_is_on_one_side(users, low, high, colour):
-    table = build_table("all", TEST, differ(low, high, users), ("NDCG@20",), "title")
-    assert next(cell for cell in table.columns[2].cells if cell).startswith(f"[{colour}]-0.0400[/] (")
 
 
 def test_figures_with_context_have_tables_of_their_own():

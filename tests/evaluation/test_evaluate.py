@@ -1,7 +1,5 @@
 """The figures of an evaluation equal plain loops over requests, lists and users."""
 
-from __future__ import annotations
-
 import json
 from dataclasses import replace
 from datetime import UTC, datetime

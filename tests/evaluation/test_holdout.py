@@ -1,12 +1,10 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.holdout import profiles_from_frame, read_interactions, read_moment, read_users, split_validation
+from evaluation.holdout import profiles_from_frame, read_interactions, read_users, split_validation
 from serve.errors import SchemaError
 from tests.tiny_bundle import SCHEMA
 
@@ -77,12 +75,6 @@ def test_unfit_users_are_refused_and_numbers_are_numbers(tmp_path, users, messag
         read_users(path, SCHEMA)
     path.write_text("user_id,gender,income\na,f,2.50\nb,,\n")
     np.testing.assert_array_equal(read_users(path, SCHEMA)["income"], [2.5, np.nan])
-
-
-def test_moments_are_read_in_the_zone_of_the_bundle():
-    assert read_moment("2020-09-13T12:26:40Z", None) == read_moment("2020-09-13T14:26:40", "Europe/Berlin") == AT
-    with pytest.raises(SchemaError, match="moment 'yesterday' cannot be read"):
-        read_moment("yesterday", None)
 
 
 def test_histories_are_oldest_first_and_positions_order_equal_times():

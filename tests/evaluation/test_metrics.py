@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -17,8 +15,6 @@ from evaluation.metrics import (
     measure_requests,
     measure_users,
     resample_means,
-    summarise,
-    summarise_difference,
 )
 from tests.evaluation.naive import as_sets, measure_naively
 
@@ -80,21 +76,3 @@ def test_bootstrap_samples_are_means_of_drawn_rows(monkeypatch):
         assert got[row] == pytest.approx(values[rng.integers(13, size=13)].mean(axis=0))
     monkeypatch.setattr(evaluation.metrics, "BLOCK_BYTES", 8 * 13 * 7)
     assert resample_means(values) == pytest.approx(got)
-
-
-def test_an_interval_is_about_two_standard_errors():
-    values = np.random.default_rng(2).random(2000)
-    got = summarise({"NDCG@10": values})
-    error = values.std() / len(values) ** 0.5
-    assert (got["users"], got["NDCG@10"]) == (2000, pytest.approx(values.mean()))
-    low, high = got["NDCG@10_ci95"]
-    assert [low, high] == pytest.approx([values.mean() - 1.96 * error, values.mean() + 1.96 * error], abs=0.2 * error)
-    assert summarise({"HR@10": np.zeros(0)}) == {"users": 0}
-
-
-def test_pairing_removes_what_users_share():
-    users = np.random.default_rng(3).random(500)
-    ours = users + 0.01 + 1e-4 * np.random.default_rng(4).random(500)
-    got = summarise_difference({"HR@10": ours}, {"HR@10": users})
-    assert got["HR@10"] == pytest.approx(np.mean(ours - users))
-    assert 0.01 < got["HR@10_ci95"][0] <= got["HR@10_ci95"][1] < 0.0101

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import math
 
 import numpy as np
@@ -29,17 +27,10 @@ def rank_naively(scores: list[float], k: int) -> list[int]:
     return best + [-1] * (k - len(best))
 
 
-@settings(max_examples=100, deadline=None)
-@given(st.lists(st.lists(SCORES, min_size=7, max_size=7), min_size=1, max_size=3), st.integers(1, 11))
-def test_lists_are_exact_with_ties_in_order_of_rows(scores, k):
-    matrix = np.array(scores, np.float32)
-    assert top_k(matrix, k).tolist() == [rank_naively(row, k) for row in matrix.tolist()]
-
-
 @settings(max_examples=60, deadline=None)
 @given(st.data())
-def test_long_rows_are_ranked_exactly(data):
-    n_items, k = data.draw(st.integers(60, 700)), data.draw(st.integers(1, 12))
+def test_rows_are_ranked_exactly_with_ties_in_their_order(data):
+    n_items, k = data.draw(st.integers(1, 700)), data.draw(st.integers(1, 12))
     rng = np.random.default_rng(data.draw(st.integers(0, 2**32 - 1)))
     few = data.draw(st.lists(SCORES, min_size=1, max_size=6))  # many items share a score, at the cut too
     scores = rng.choice(np.array(few, np.float32), (3, n_items))

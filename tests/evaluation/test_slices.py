@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -67,8 +65,6 @@ def test_many_numbers_are_labelled_by_quartile():
     got = label_column(ages).tolist()
     assert got == ["10 to 14"] * 4 + ["14 to 18"] * 4 + ["18 to 22"] * 4 + ["22 to 26"] * 5 + [None]
     assert label_column(ages.astype("Int64")).tolist() == got
-    uneven = label_column(pd.Series([0] * 31 + list(range(1, 14)))).tolist()
-    assert (uneven[:31], set(uneven)) == (["0 to 2.25"] * 31, {"0 to 2.25", "2.25 to 13"})
     infinite = pd.Series([*range(20), np.inf, -np.inf, np.nan])
     assert label_column(infinite).tolist() == [*label_column(infinite[:20]), None, None, None]
 
@@ -78,14 +74,3 @@ def test_a_value_is_one_label_whatever_the_space_around_it():
     assert labels[:4].tolist() == ["f", "f", "m", "m"]
     assert pd.isna(labels[4:]).all()
     assert label_column(pd.Series([1, 1.0, "1", " 1"], dtype=object)).tolist() == ["1"] * 4
-
-
-@pytest.mark.parametrize(
-    "numbers",
-    [np.arange(20240100, 20240200), np.arange(-3, 97), 1 + np.arange(100) * 1e-12, np.arange(100) / 4],
-    ids=["dates", "negative", "late digits", "fractions"],
-)
-def test_quartiles_of_near_numbers_are_groups_of_their_own(numbers):
-    labels = label_column(pd.Series(numbers))
-    assert [int((labels == label).sum()) for label in dict.fromkeys(labels)] == [25] * 4
-    assert not any("e+" in label for label in labels)

@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np
@@ -11,8 +9,6 @@ from evaluation.holdout import Events
 from serve.errors import SchemaError
 
 U, N = 13, 7
-REPEATING = ["popularity", "popularity-recent", "personal", "personal-decayed", "itemknn", "ease"]
-EXCLUDING = ["popularity", "popularity-recent", "itemknn", "ease"]
 
 
 def make(n_events: int) -> Events:
@@ -31,17 +27,6 @@ def fit(chosen, criterion=lambda score: 0.0, log=lambda line: None):
 def find(name: str, repeats="allow"):
     (baseline,) = choose_baselines(repeats, [name])
     return baseline
-
-
-@pytest.mark.parametrize(("repeats", "names"), [("allow", REPEATING), ("exclude", EXCLUDING)])
-def test_every_baseline_scores_the_catalogue_and_tries_at_most_five_values(repeats, names):
-    declared = choose_baselines(repeats, None)
-    assert [baseline.name for baseline in declared] == names
-    assert all(len(set(baseline.values)) == len(baseline.values) <= 5 for baseline in declared)
-    for _, _, score in fit(declared):
-        scores = score(np.array([3, 0, 12, 5]))
-        assert (scores.shape, scores.dtype) == ((4, N), np.float32)
-        assert np.isfinite(scores).all()
 
 
 def test_baselines_are_chosen_by_name_and_unknown_ones_refused():
@@ -68,14 +53,6 @@ def test_the_best_value_is_fitted_again_on_everything(name):
     assert (score(users) == expected(users)).all()
     for answer, tried in zip(answers, baseline.fit(TRAIN, baseline.values), strict=True):
         assert (answer == tried(users)).all()
-
-
-@pytest.mark.parametrize(
-    ("name", "criterion", "parameter"), [("personal", lambda score: 1 / 0, {}), ("itemknn", None, {"neighbours": 20})]
-)
-def test_nothing_is_tried_without_a_parameter_or_without_validation(name, criterion, parameter):
-    ((_, record, _),) = fit([find(name)], criterion)
-    assert (record["parameter"], record["validation"]) == (parameter, {})
 
 
 @pytest.mark.parametrize(("name", "n_bytes"), [("itemknn", 36 * N * 400), ("ease", 20 * N * N)])

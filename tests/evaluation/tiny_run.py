@@ -1,7 +1,5 @@
 """What a finished run leaves, on a linear bundle: figures of a real evaluation, a data report, logs, hostile titles."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,16 +22,8 @@ LOGS = {
     "final": "epoch,step,train_loss\n1,3,5.0\n2,7,4.0\n",
 }
 DATA: dict[str, Any] = {
-    "counts": {
-        "interactions": 1907,
-        "users": U,
-        "items": N,
-        "users_table": 67,
-        "items_table": 29,
-        "train": 1709,
-        "validation": 83,
-        "test": 115,
-    },
+    "counts": {"interactions": 1907, "users": U, "items": N, "users_table": 67, "items_table": 29}
+    | {"train": 1709, "validation": 83, "test": 115},
     "split": {"kind": "time", "validation_at": "2017-07-04T02:40:00Z", "test_at": "2017-07-14T02:40:00Z"},
     "ties": "simultaneous",
     "repeats": "allow",
@@ -91,10 +81,8 @@ def hostile_items(recommender: Recommender) -> pa.Table:
 def make_tiny_run(folder: Path, schema: Schema) -> TinyRun:
     """Publish a bundle in the folder, evaluate it as a run does and write the logs."""
     path = publish_linear(folder, schema, seed=4)
-    train, validation = (
-        draw_events(schema, 1709, UNTIL - 90 * DAY, UNTIL - 20 * DAY, 1),
-        draw_events(schema, 83, UNTIL - 20 * DAY, UNTIL, 2),
-    )
+    train = draw_events(schema, 1709, UNTIL - 90 * DAY, UNTIL - 20 * DAY, 1)
+    validation = draw_events(schema, 83, UNTIL - 20 * DAY, UNTIL, 2)
     holdout = draw_events(schema, 115, UNTIL, UNTIL + 20 * DAY, 3)
     users = pd.DataFrame({"user_id": user_ids(schema)})
     users["sex"] = [("f", "m", None)[row % 3] if row % 20 else "few" for row in range(U)]
@@ -109,11 +97,6 @@ def make_tiny_run(folder: Path, schema: Schema) -> TinyRun:
         (folder / "logs" / stage).mkdir(parents=True)
         (folder / "logs" / stage / "metrics.csv").write_text(text)
     data = DATA if at is not None else DATA | {"split": QUIET_SPLIT, "repeats": "exclude", "leaks": []}
-    content = {
-        "version": recommender.bundle.manifest.version,
-        **metrics,
-        "data": data,
-        "timing": {"total": 3725.0},
-        "training": {"epochs": 2},
-    }
+    content = {"version": recommender.bundle.manifest.version, **metrics, "data": data}
+    content |= {"timing": {"total": 3725.0}, "training": {"epochs": 2}}
     return TinyRun(folder, content, recommender, holdout)
