@@ -124,8 +124,7 @@ def to_numpy(column: pa.ChunkedArray) -> NDArray[Any]:
     encoded = values.dictionary_encode(null_encoding="encode")
     texts = np.empty(len(encoded.dictionary), dtype=np.object_)
     texts[:] = encoded.dictionary.to_pylist()
-    taken: NDArray[Any] = texts[_numbers(encoded.indices)]
-    return taken
+    return np.asarray(texts[_numbers(encoded.indices)])
 
 
 def _numbers(values: pa.Array) -> NDArray[Any]:

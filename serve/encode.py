@@ -111,7 +111,7 @@ def _to_number(feature: Feature, value: Any) -> float:
 def to_vectors(feature: Feature, values: Any) -> Floats:
     """Read a vector column, cells as of `read_vector` or a matrix, as float32 (n, W), NaN where missing."""
     if isinstance(values, np.ndarray) and values.ndim == 2:
-        given: Floats = values.astype(np.float32)
+        given = values.astype(np.float32)
         if given.shape[1] != feature.width or not np.isfinite(given[~is_missing_row(given)]).all():
             raise SchemaError(f"feature '{feature.name}': vectors of another width than {feature.width}, or not finite")
         return given
@@ -122,11 +122,9 @@ def to_vectors(feature: Feature, values: Any) -> Floats:
             vector = None if is_missing else read_vector(value)
         except ValueError as error:
             raise SchemaError(f"feature '{feature.name}': {error}: '{str(value)[:40]}'") from error
-        if vector is None:
-            continue
-        if len(vector) != feature.width:
+        if vector is not None and len(vector) != feature.width:
             raise SchemaError(f"feature '{feature.name}': a vector of {len(vector)} numbers; expected {feature.width}")
-        matrix[row] = vector
+        matrix[row] = np.nan if vector is None else vector
     return matrix
 
 
@@ -206,15 +204,13 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Int
 
 def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
-    known: dict[str, list[int]] = {}
 
     def encode(cell: Any) -> list[int]:
         found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
         return ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
 
-    for cell in cells:
-        if isinstance(cell, str) and cell not in known:
-            known[cell] = encode(cell)
+    texts = {cell for cell in cells if isinstance(cell, str)}
+    known = {cell: encode(cell) for cell in texts}
     rows = [known[cell] if isinstance(cell, str) else encode(cell) for cell in cells]
     return np.array(rows, dtype=np.int64).reshape(len(rows), feature.width)
 
@@ -240,8 +236,7 @@ def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> I
     codes = np.full((len(place), feature.width), PADDING, dtype=np.int64)
     for row, buckets in zip(codes, hash_texts(place, feature.width, feature.buckets), strict=True):
         row[: len(buckets) or 1] = [bucket + FIRST_CODE for bucket in buckets] or UNKNOWN
-    taken: Ints = codes[[place[text] for text in texts]]
-    return taken
+    return codes[np.array([place[text] for text in texts], dtype=np.int64)]
 
 
 _ENCODERS: dict[str, Callable[[Feature, Any, str | None], Ints]] = {

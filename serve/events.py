@@ -91,8 +91,7 @@ def spans(start: Ints, stop: Ints) -> Ints:
     """Return the places `start[b]:stop[b]` of all b one after the other."""
     counts = stop - start
     ends = np.cumsum(counts)
-    places: Ints = np.repeat(start - ends + counts, counts) + np.arange(counts.sum())
-    return places
+    return np.asarray(np.repeat(start - ends + counts, counts) + np.arange(counts.sum()), np.int64)
 
 
 # ---- histories and requests
@@ -144,8 +143,7 @@ def number_groups(events: Events, schema: Schema) -> Ints:
     if schema.ties == "ordered":
         return np.arange(1, len(segment) + 1) - events.offsets[segment]
     running = events.is_first_of_time.cumsum()
-    numbers: Ints = running - running[events.offsets[segment]] + 1
-    return numbers
+    return np.asarray(running - running[events.offsets[segment]] + 1, np.int64)
 
 
 def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
@@ -153,8 +151,7 @@ def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
     if not schema.has_weight:
         return np.zeros(len(weight), dtype=np.float32)
     standard = (np.log1p(np.maximum(weight, 0)) - schema.weight_mean) / schema.weight_scale
-    clipped: Floats = np.clip(standard, -10, 10).astype(np.float32)
-    return clipped
+    return np.asarray(np.clip(standard, -10, 10), np.float32)
 
 
 def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:
@@ -162,11 +159,10 @@ def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures
     return dict(zip(REQUEST_INPUTS, (moment, user.codes, user.values, context.codes, context.values), strict=True))
 
 
-def last_moments(events: Events) -> Ints:
-    """Return the time of each segment's last event, 0 for an empty one, (B,)."""
-    last = np.maximum(events.offsets[1:] - 1, 0)
-    times = np.append(events.time, 0)
-    return np.where(events.counts > 0, times[last], 0)
+def last_moments(events: Events, empty: int = 0) -> Ints:
+    """Return the time of each segment's last event, `empty` for one without events, (B,)."""
+    last = np.where(events.counts > 0, events.offsets[1:], 0) - 1
+    return np.asarray(np.append(events.time, empty)[last], np.int64)
 
 
 # ---- owned items: counts, recencies and rhythm of each, the inputs of the memory

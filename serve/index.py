@@ -160,8 +160,6 @@ class ItemIndex:
         """
         if query.users.ndim != 2 or query.users.shape[1] != self.vectors.shape[1]:
             raise ValueError(f"user vectors are {query.users.shape}; expected (B, {self.vectors.shape[1]})")
-        if k < 1:
-            raise ValueError(f"k is {k}; allowed: 1 or more")
         if self.is_hidden is not None:
             barred = self.is_hidden if barred is None else barred | self.is_hidden
         best = _TopItems(len(query), min(k, len(self)))
@@ -188,12 +186,10 @@ class ItemIndex:
 
         An item whose columns are all 0 has cosine 0 to every other.
         """
-        if k < 1:
-            raise ValueError(f"k is {k}; allowed: 1 or more")
         part = self.vectors[:, :n_dims]
         if n_dims not in self._lengths:
-            self._lengths[n_dims] = np.linalg.norm(part, axis=1)
-            self._lengths[n_dims][self._lengths[n_dims] == 0] = 1
+            found = np.linalg.norm(part, axis=1)
+            self._lengths[n_dims] = np.where(found == 0, 1, found)
         lengths = self._lengths[n_dims]
         cosines: Floats = (part @ (part[row] / lengths[row]) / lengths)[None]  # (1, N)
         cosines[0, row] = -np.inf
@@ -210,6 +206,8 @@ class _TopItems:
     """The k largest scores of each of n rows, by FAISS's heaps."""
 
     def __init__(self, n: int, k: int) -> None:
+        if k < 1:
+            raise ValueError(f"k is {k}; allowed: 1 or more")
         self._scores, self._rows = np.empty((n, k), np.float32), np.empty((n, k), np.int64)
         self._heaps = faiss.float_minheap_array_t()
         self._heaps.nh, self._heaps.k = n, k

@@ -25,7 +25,7 @@ from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database, take_lock
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import UNKNOWN_ROW
+from serve.index import UNKNOWN_ROW, ItemIndex
 from serve.recommender import Recommender
 from serve.requests import Id, is_writable, parse_id, parse_label, parse_number, parse_value, show, to_plain
 from serve.schema import Feature, IdType
@@ -214,7 +214,7 @@ class _Placement:
         sources = _put_rows(np.arange(len(catalogue)), rows, len(catalogue) + np.arange(len(rows)))
         return Catalogue(
             catalogue.item_ids.extended(added) if added else catalogue.item_ids,
-            catalogue.index.changed(vectors, rows[live], is_removed),
+            ItemIndex(vectors, is_removed),
             written.take(to_arrow(sources)).combine_chunks(),
             facts,
         )

@@ -15,7 +15,15 @@ from serve.bundle import PROFILES, Bundle, GoldenAnswer, identify_folder, replay
 from serve.catalogue import Catalogue, ItemFacts
 from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
-from serve.events import Events, TowerInputs, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.events import (
+    Events,
+    TowerInputs,
+    history_arrays,
+    last_moments,
+    owned_arrays,
+    request_arrays,
+    summarise_owned,
+)
 from serve.filters import Admission, Columns, explain_short, rank_filtered
 from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms
 from serve.profiles import MANIFEST, Profile, Profiles
@@ -44,22 +52,21 @@ class Recommender:
             if (ids.dtype == np.object_) != (kind == "string"):
                 raise BundleError(f"profiles: ids are {ids.dtype}; the bundle has {kind}: give those of its data")
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema)
+        self.taste_dim = self.towers.taste_dim  # entries of an item vector that `similar_items` compares
         self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
         """Load a published bundle and profiles, by default those in `profiles` beside it; replay golden requests."""
-        path, folder, known = Path(directory), profiles, profiles if isinstance(profiles, Profiles) else None
-        beside = path.absolute().parent / PROFILES
-        if profiles is None and (beside / MANIFEST).exists():
-            folder = beside
+        path, known = Path(directory), profiles
+        if known is None and (path.absolute().parent / PROFILES / MANIFEST).exists():
+            known = path.absolute().parent / PROFILES
         while True:
             found, bundle = identify_folder(path), Bundle.load(path)
-            if isinstance(folder, (str, Path)):
-                known = Profiles.load(Path(folder), bundle.manifest.version)
+            read = Profiles.load(Path(known), bundle.manifest.version) if isinstance(known, (str, Path)) else known
             if identify_folder(path) == found:  # else another bundle took its place meanwhile
                 break
-        recommender = cls(bundle, known)
+        recommender = cls(bundle, read)
         replay(bundle.golden, golden_answer(recommender))
         return recommender
 
@@ -77,20 +84,13 @@ class Recommender:
         columns = Columns(catalogue.table, features) if columns is None else columns.changed(catalogue.table)
         self.admission = Admission(columns, catalogue.item_ids, catalogue.is_removed)
 
-    @property
-    def taste_dim(self) -> int:
-        """Entries of an item vector that `similar_items` compares."""
-        return self.towers.taste_dim
-
     def recommend(
         self, requests: Iterable[RawRequest], k: int = 10, filter_viewed: bool | None = None
     ) -> Recommendations:
-        """Rank the catalogue for each request.
+        """Rank the catalogue for each request; what one gives replaces that part of the user's profile.
 
-        Args:
-            requests: as `serve.requests` describes them; what one gives replaces that part of the user's profile.
-            k: length of a list; shorter only where fewer items are admissible, and then with the reason.
-            filter_viewed: leave out the items of the history; by default what the data says of repeats.
+        Lists have k items, fewer only where fewer are admissible, and then the reason. `filter_viewed` leaves out the
+        items of the history; by default what the data says of repeats.
         """
         if filter_viewed not in (None, True, False):  # "no" is true to Python
             raise ValueError(f"filter_viewed is {filter_viewed!r}; allowed: True, False, or None: as the data says")
@@ -247,8 +247,7 @@ class RequestEncoder:
         """Return the moment of each request, (T,): its datetime, else its last event's, else the end of training."""
         if not self._schema.has_datetime:
             return np.zeros(len(requests), dtype=np.int64)
-        stops = np.where(given.counts > 0, given.offsets[1:], 0)
-        last = np.append(given.time, NO_TIME)[stops - 1]
+        last = last_moments(given, NO_TIME)
         last = np.where(last == NO_TIME, self._schema.data_until, last)
         times = zip(requests, last.tolist(), strict=True)
         return np.array([time if one.datetime is None else one.datetime for one, time in times], dtype=np.int64)

@@ -261,8 +261,7 @@ def parse_times(values: list[Any], timezone: str | None, name_of: Callable[[int]
     if not is_valid.all():
         index = int(np.argmin(is_valid))
         raise SchemaError(f"{name_of(index)} is {show(values[index])}; expected an ISO time, or seconds since 1970")
-    times: list[int] = seconds.tolist()
-    return times
+    return list(seconds.tolist())
 
 
 def check_id(value: Id, where: str) -> None:
