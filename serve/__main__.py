@@ -254,11 +254,6 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
-    parser = _make_parser()
-    return run_command(lambda: (given := parser.parse_args(arguments)).run(given))
-
-
-def _make_parser() -> argparse.ArgumentParser:
     parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
@@ -270,7 +265,7 @@ def _make_parser() -> argparse.ArgumentParser:
             command.add_argument(option, required=True, **_OPTIONS[option])
         for option in taken.split():
             command.add_argument(option, **_OPTIONS[option])
-    return parser
+    return run_command(lambda: (given := parser.parse_args(arguments)).run(given))
 
 
 if __name__ == "__main__":

@@ -13,11 +13,9 @@ from typing import Any, NoReturn
 
 from serve.errors import SchemaError, say
 
-FAULT = 2
-"""Exit status after a fault of the options, the configuration or the data."""
+FAULT = 2  # exit status after a fault of the options, the configuration or the data
 _STOPPING = (signal.SIGTERM, signal.SIGINT)
-ENDED = frozenset(128 + number for number in _STOPPING)
-"""Exit statuses of a process that was told to stop."""
+ENDED = frozenset(128 + number for number in _STOPPING)  # exit statuses of a process that was told to stop
 
 
 class _Parser(argparse.ArgumentParser):

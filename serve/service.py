@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from threading import Lock
 from typing import Any
@@ -38,27 +38,13 @@ MAX_COMPARED = 500  # latest events of a history that explain an item
 _WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
-@dataclass(frozen=True)
-class Current:
-    """A version in memory with all live items: a request takes it once, so that its answer is of one version."""
-
-    recommender: Recommender
-    version: str
-    loaded_at: float
-
-
 class Service:
     """Everything that is served, without HTTP. Calls may come from many threads."""
 
     def __init__(
         self, source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float
     ) -> None:
-        """Load the version to serve and open the live state; it and the profiles lie in `home`, unless they are named.
-
-        Raises:
-            BundleError: no version can be loaded, or a file of the state is something else.
-            OSError: the state cannot be written, or another service has it.
-        """
+        """Load the version to serve and open the live state; it and the profiles lie in `home` unless named."""
         folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
         for name, folder in folders.items():
             if folder.absolute().name != name:
@@ -71,7 +57,7 @@ class Service:
         with ExitStack() as undone:  # the lock of the items, among others
             self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
-            self._current = Current(self._items.recommender, snapshot.version, snapshot.loaded_at)
+            self._current = replace(snapshot, recommender=self._items.recommender)  # with all live items
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
@@ -149,7 +135,7 @@ class Service:
                 snapshot = self._source.load()
                 with self._changing:
                     self._items.rebase(snapshot.recommender)
-                    self._current = Current(self._items.recommender, snapshot.version, snapshot.loaded_at)
+                    self._current = replace(snapshot, recommender=self._items.recommender)
             except LOADING_ERRORS as error:
                 reason = self._source.explain(error)
             self.last_reload = self._note_reload(reason)
@@ -187,7 +173,6 @@ class Service:
         return self._current.recommender.bundle.schema
 
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
-        """Check a request, give it a moment, and put the user's live events into it."""
         request = parse_request(raw, recommender.bundle.schema)
         recalled = live_state.recall(request, self._state)
         if request.datetime is None:
@@ -213,7 +198,6 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
 
 
 def _is_unknown(feature: Feature, value: Any) -> bool:
-    """Tell whether a value, or one of its parts, is missing in the vocabulary of a feature that has one."""
     if value is None or feature.kind not in _WORDED:
         return False
     texts = split_cell(value, feature.separator) if feature.kind == "multi_categorical" else [to_text(value)]
@@ -222,8 +206,12 @@ def _is_unknown(feature: Feature, value: Any) -> bool:
 
 def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
     """Return column -> value of some items of a catalogue, without ids and vectors."""
-    fields = (field for field in table.schema if field.name not in ("item_id", REPEAT_RATE))
-    names = [field.name for field in fields if not _is_vector(field.type)]
+    names = []
+    for field in table.schema:
+        is_list = pa.types.is_list(field.type) or pa.types.is_large_list(field.type)
+        is_vector = pa.types.is_fixed_size_list(field.type) or (is_list and pa.types.is_floating(field.type.value_type))
+        if field.name not in ("item_id", REPEAT_RATE) and not is_vector:
+            names.append(field.name)
     shown = table.select(names).take(to_arrow(np.asarray(rows, dtype=np.int64))).to_pylist()
     return [{name: _plain(value) for name, value in one.items()} for one in shown]
 
@@ -249,11 +237,6 @@ def _directions(recommender: Recommender, rows: Ints) -> Floats:
     return directions
 
 
-def _is_vector(kind: pa.DataType) -> bool:
-    is_list = pa.types.is_list(kind) or pa.types.is_large_list(kind)
-    return bool(pa.types.is_fixed_size_list(kind) or (is_list and pa.types.is_floating(kind.value_type)))
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -275,13 +258,11 @@ def _to_json(recommender: Recommender, request: Request, answer: Answer, explain
 
 
 def _moment(times: NDArray[np.int64] | None, now: int) -> int:
-    """Return the beginning of the minute, or the latest event up to now if that came later."""
     past = np.empty(0, np.int64) if times is None else times[times <= now]
     return max(now - now % MINUTE, int(past[-1])) if len(past) else now - now % MINUTE
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:
-    """Say that the data is old, if it is: popularity and memory have faded until now."""
     days, fades = (now - schema.data_until) // _DAY, schema.repeats == "allow" or bool(schema.popularity_days)
     if not (schema.has_datetime and fades) or days < _OLD_DAYS:
         return []

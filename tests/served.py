@@ -1,7 +1,5 @@
 """A service to ask in a test: in this process without a socket, or another process with one."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import os

@@ -9,7 +9,6 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
@@ -29,6 +28,7 @@ from serve.service import Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
+_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schema": {"type": "string"}}}}}
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
@@ -92,13 +92,15 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
 async def recommend(request: Request, body: AskedBody) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
     is_short = "requests" not in given and not (given.get("filters") or {}).get("at_most")
-    return await _answer(state, partial(_recommend, state, request, given), is_short)
+    return await _answer(state, lambda: _recommend(state, request, given), is_short)
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
 async def similar(request: Request, body: SimilarBody) -> Response:
-    state = _state(request)
-    return await _answer(state, partial(_similar, state, request, body), is_short=True)
+    state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
+    return await _answer(
+        state, lambda: _write(request, *state.service.similar(body["item_id"], k, explain)), is_short=True
+    )
 
 
 @router.post("/v1/events", response_model=schemas.Told, summary="Keep events of users: they count in the next answer")
@@ -145,9 +147,6 @@ async def status(request: Request) -> dict[str, Any]:
     return _state(request).service.describe()
 
 
-_TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schema": {"type": "string"}}}}}
-
-
 @operating.get("/metrics", response_class=Response, responses=_TEXT, summary="Counts and times for Prometheus")
 async def metrics(request: Request) -> Response:
     state = _state(request)
@@ -158,10 +157,9 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(state.metrics.registry), media_type=_PROMETHEUS)
 
 
-_REFUSED = schemas.errors(401, 403, 409)
-
-
-@reloading.post("/v1/reload", response_model=schemas.Loaded, responses=_REFUSED, summary="Take up what is current")
+@reloading.post(
+    "/v1/reload", response_model=schemas.Loaded, responses=schemas.REFUSED, summary="Take up what is current"
+)
 async def reload(request: Request) -> dict[str, Any]:
     state = _state(request)
     if request.client is None or not ip_address(request.client.host).is_loopback:
@@ -186,7 +184,6 @@ async def _answer(state: AppState, call: Callable[[], Response], is_short: bool)
 
 
 def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
-    """Answer the body of a request for recommendations, and count its lists."""
     begun, k, repeats = time.perf_counter(), int(body.get("k", _DEFAULT_K)), body.get("repeats")
     raw = body.get("requests") or [{name: value for name, value in body.items() if name not in _OF_ALL}]
     if len(raw) * k > schemas.MAX_LISTED:
@@ -199,13 +196,7 @@ def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> Re
     return content
 
 
-def _similar(state: AppState, request: Request, body: AskSimilar) -> Response:
-    k, explain = body.get("k", _DEFAULT_K), body.get("explain", False)
-    return _write(request, *state.service.similar(body["item_id"], k, explain))
-
-
 def _write(request: Request, version: str, content: dict[str, Any]) -> Response:
-    """Write an answer as JSON."""
     latency = round((time.perf_counter() - request.state.started) * 1000, 3)
     head = {"request_id": request.state.request_id, "version": version, "latency_ms": latency}
     return Response(_ENCODER.encode(head | content), media_type="application/json")

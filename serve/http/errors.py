@@ -63,7 +63,6 @@ def _name_field(place: tuple[Any, ...]) -> str:
 
 
 async def _answer_schema_error(request: Request, error: Exception) -> Response:
-    """Answer a request that does not fit the bundle."""
     names = request.app.state.shared.service.names() | FIELDS | WORDS
     return answer_error(request, 422, hide_values(str(error), names))
 

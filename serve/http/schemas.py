@@ -27,9 +27,7 @@ Length = Annotated[
     int, Field(ge=1, le=MAX_ITEMS, description=f"Items of a list at most; of all lists of a body {MAX_LISTED}.")
 ]
 Repeats = Literal["allow", "exclude"] | None
-Explain = Annotated[
-    bool, Field(description="Give the columns of each item, and the item of the history nearest to it.")
-]
+Explain = Annotated[bool, Field(description="Give each item's columns, and the item of the history nearest to it.")]
 _strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -128,9 +126,12 @@ FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozen
 """Names that an error may repeat: ours, not a caller's."""
 
 
-class Head(TypedDict):
+class Loaded(TypedDict):
     request_id: str
     version: str
+
+
+class Head(Loaded):
     latency_ms: float
 
 
@@ -160,9 +161,7 @@ class ListsAnswer(Head):
     answers: list[List_]
 
 
-class Near(TypedDict):
-    item_id: str | int
-    cosine: float
+class Near(Because):
     columns: NotRequired[dict[str, Any]]
 
 
@@ -202,17 +201,9 @@ class Forgotten(Head):
     receipts: list[dict[str, Any]]
 
 
-class Loaded(TypedDict):
-    request_id: str
-    version: str
-
-
-def errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe the errors of a route."""
-    return {status: {"model": FaultAnswer} for status in statuses}
-
-
-ERRORS = errors(400, 404, 405, 413, 415, 422, 503)
+_Faults = dict[int | str, dict[str, Any]]
+ERRORS: _Faults = {status: {"model": FaultAnswer} for status in (400, 404, 405, 413, 415, 422, 503)}
+REFUSED: _Faults = {status: {"model": FaultAnswer} for status in (401, 403, 409)}
 _NEW: Any = {"history": [{"item_id": "12"}, {"item_id": "31"}], "k": 5}
 ASK_EXAMPLES: Any = {
     "known": {"summary": "A known user", "value": {"user_id": "7", "k": 5}},

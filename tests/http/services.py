@@ -1,7 +1,5 @@
 """Services on linear bundles, for tests that ask them in their own process."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
