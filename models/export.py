@@ -34,10 +34,20 @@ from serve.bundle import (
 from serve.durable import write_file
 from serve.encode import EncodedFeatures, code_slices, count_categories, value_slices
 from serve.errors import BundleError
-from serve.events import DAY, Events, Floats, Ints, history_arrays, owned_arrays, request_arrays, summarise_owned
+from serve.events import (
+    DAY,
+    Arrays,
+    Events,
+    Floats,
+    Ints,
+    history_arrays,
+    owned_arrays,
+    request_arrays,
+    summarise_owned,
+)
 from serve.index import write_index
 from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
-from serve.tower import SPACE_ID, Arrays, Tower
+from serve.tower import SPACE_ID, Tower
 from serve.versions import Stage
 
 PARITY = 1e-5  # largest difference of a vector's entry between torch and ONNX on the exporting machine
