@@ -194,7 +194,7 @@ def plot(shown: Sequence[tuple[str, str, float, str, float]], path: Path) -> Non
     labels = [f"{board}\n{metric.replace('exclude ', '')}" for board, metric, *_ in shown]
     axes.set_yticks(range(len(shown)), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlabel("Bascule (blue) and its best baseline (grey); the whole catalogue is ranked")
+    axes.set_xlabel("Bascule (blue) and the best other model (grey); the whole catalogue is ranked")
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=150)
 
