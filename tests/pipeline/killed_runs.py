@@ -88,7 +88,7 @@ def start(run: Callable[[Path, str], int], out: Path, protocol: str) -> tuple[in
     except SystemExit as end:
         code = end.code
     finally:
-        os._exit(code)
+        os._exit(code or 0)  # Lightning ends on SIGTERM with no code
 
 
 def finish(child: int, events: int) -> tuple[int, int]:
