@@ -22,7 +22,7 @@ from models.user_tower import UserTower
 CONTENT_STEPS = 60
 REPEATED_USER_POWER = -0.25
 """Of a user's items in the scale of their row: who buys much of everything would decide what goes with what."""
-MIN_SINGULAR = 1e-6  # share of the largest singular value below which a direction is left out
+MIN_SINGULAR = 1e-3  # share of the largest singular value below which a direction is left out
 FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in training
 
 
@@ -119,5 +119,5 @@ def _right_vectors(matrix: sp.csr_array | np.ndarray, dim: int, seed: int) -> np
     _, values, right = svds(matrix, k=rank, random_state=seed)
     right[values <= MIN_SINGULAR * values.max()] = 0  # directions of rounding errors, which no seed decides
     signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
-    vectors[:, :rank] = (right * signs[:, None])[::-1].T
+    vectors[:, :rank] = (right * signs[:, None])[::-1].T.round(5)  # the last digits depend on where memory lies
     return vectors
