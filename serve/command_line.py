@@ -1,4 +1,4 @@
-"""What all commands share: their parsers, exit statuses, signals and the lines that they write to a terminal."""
+"""Parse options, handle signals, set exit statuses and write terminal lines for all commands."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a bundle knows about its data: features with their vocabularies and scales, fitted on training rows.
+"""Describe the data of a bundle: features with their vocabularies and scales, fitted on training rows.
 
 Codes: 0 = padding, 1 = unknown or missing, 2.. = the vocabulary in its order, or the buckets of hashed n-grams.
 """
