@@ -29,7 +29,7 @@ from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
 from serve.state import ImpressionLog, Impressions, StateStore
-from serve.versions import LOADING_ERRORS, Source
+from serve.versions import LOADING_ERRORS, Snapshot, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
@@ -57,7 +57,7 @@ class Service:
         with ExitStack() as undone:  # the lock of the items, among others
             self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
             undone.callback(self._items.close)
-            self._current = replace(snapshot, recommender=self._items.recommender)  # with all live items
+            self.current = replace(snapshot, recommender=self._items.recommender)  # with all live items
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
@@ -66,18 +66,27 @@ class Service:
     @property
     def version(self) -> str:
         """The version of the bundle that answers."""
-        return self._current.version
+        return self.current.version
 
     def recommend(
         self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str, explain: bool
     ) -> tuple[str, list[dict[str, Any]]]:
         """Rank items for the requests of one caller and log what is shown.
 
-        Returns the version that answers, and the answer to each request as JSON values. A request without a datetime is
-        asked at the beginning of this minute, or at the user's latest event if that came later.
+        Returns the version that answers, and the answer to each request as JSON values.
         """
-        current, now = self._current, int(time.time())  # taken once: no answer is of two versions
-        recommender, requests = current.recommender, []
+        current = self.current  # taken once: no answer is of two versions
+        requests = self.read(raw, current)
+        answers = [*current.recommender.recommend(requests, k, filter_viewed)]
+        return current.version, self.show(current, requests, answers, request_id, explain)
+
+    def read(self, raw: Sequence[Mapping[str, Any]], current: Snapshot) -> list[Request]:
+        """Read the requests of one caller and complete them by what is known of their users.
+
+        A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
+        came later.
+        """
+        recommender, requests, now = current.recommender, [], int(time.time())
         for place, one in enumerate(raw):
             try:
                 requests.append(self._read(one, recommender, now))
@@ -85,16 +94,21 @@ class Service:
                     recommender.admission.check(requests[-1].filters)
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
-        answers = [*recommender.recommend(requests, k, filter_viewed)]
-        head = (now, current.version, POLICY)
+        return requests
+
+    def show(
+        self, current: Snapshot, requests: Sequence[Request], answers: Sequence[Answer], request_id: str, explain: bool
+    ) -> list[dict[str, Any]]:
+        """Log the answers to one caller as shown, and return them as JSON values."""
+        head = (int(time.time()), current.version, POLICY)
         shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
         self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
         pairs = zip(requests, answers, strict=True)
-        return current.version, [_to_json(recommender, request, answer, explain) for request, answer in pairs]
+        return [_to_json(current.recommender, request, answer, explain) for request, answer in pairs]
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
-        current, recommender = self._current, self._current.recommender
+        current, recommender = self.current, self.current.recommender
         known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = recommender.similar_items(known, k)
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
@@ -135,7 +149,7 @@ class Service:
                 snapshot = self._source.load()
                 with self._changing:
                     self._items.rebase(snapshot.recommender)
-                    self._current = replace(snapshot, recommender=self._items.recommender)
+                    self.current = replace(snapshot, recommender=self._items.recommender)
             except LOADING_ERRORS as error:
                 reason = self._source.explain(error)
             self.last_reload = self._note_reload(reason)
@@ -144,11 +158,11 @@ class Service:
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
         features = (feature.name for side in ("user", "item", "context") for feature in self._schema.features(side))
-        return frozenset((*features, *self._current.recommender.catalogue.table.column_names))
+        return frozenset((*features, *self.current.recommender.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        current, recommender, schema = self._current, self._current.recommender, self._schema
+        current, recommender, schema = self.current, self.current.recommender, self._schema
         return {
             "version": current.version,
             "space_id": recommender.bundle.manifest.space_id,
@@ -170,7 +184,7 @@ class Service:
 
     @property
     def _schema(self) -> Schema:
-        return self._current.recommender.bundle.schema
+        return self.current.recommender.bundle.schema
 
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
         request = parse_request(raw, recommender.bundle.schema)
@@ -182,7 +196,7 @@ class Service:
 
     def _show_items(self) -> None:
         with self._changing:
-            self._current = replace(self._current, recommender=self._items.recommender)
+            self.current = replace(self.current, recommender=self._items.recommender)
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}

@@ -9,6 +9,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
@@ -22,7 +23,7 @@ from starlette.responses import FileResponse
 from serve.errors import SchemaError
 from serve.http import schemas
 from serve.http.errors import HANDLERS, LOGGER
-from serve.http.middleware import Metrics, RequestMiddleware, Worker
+from serve.http.middleware import Gathering, Metrics, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.service import Service
 
@@ -60,6 +61,7 @@ class AppState:
     service: Service
     metrics: Metrics
     answers: Worker
+    gathering: Gathering
     token: str | None
 
     def close(self) -> None:
@@ -79,7 +81,7 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         redirect_slashes=False,
         exception_handlers=HANDLERS,
     )
-    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), token)
+    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), Gathering(), token)
     app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
     for each in (router, operating, *([] if token is None else [reloading])):
         app.include_router(each)
@@ -91,16 +93,16 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
 async def recommend(request: Request, body: AskedBody) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
-    is_short = "requests" not in given and not (given.get("filters") or {}).get("at_most")
-    return await _answer(state, lambda: _recommend(state, request, given), is_short)
+    filters = given.get("filters") or {}
+    if "requests" in given or filters.get("at_most"):  # these take long: not in the event loop
+        return await state.answers.run(lambda: _recommend(state, request, given))
+    return _recommend(state, request, given) if filters else await _recommend_together(state, request, given)
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
 async def similar(request: Request, body: SimilarBody) -> Response:
     state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
-    return await _answer(
-        state, lambda: _write(request, *state.service.similar(body["item_id"], k, explain)), is_short=True
-    )
+    return _write(request, *state.service.similar(body["item_id"], k, explain))
 
 
 @router.post("/v1/events", response_model=schemas.Told, summary="Keep events of users: they count in the next answer")
@@ -176,24 +178,39 @@ async def reload(request: Request) -> dict[str, Any]:
     return {"request_id": request.state.request_id, "version": state.service.version}
 
 
-async def _answer(state: AppState, call: Callable[[], Response], is_short: bool) -> Response:
-    """Answer at once if nobody waits, which spares two changes of threads; else in turn, in the thread."""
-    if is_short and not state.answers.n_waiting:
-        return call()
-    return await state.answers.run(call)
-
-
 def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
-    begun, k, repeats = time.perf_counter(), int(body.get("k", _DEFAULT_K)), body.get("repeats")
-    raw = body.get("requests") or [{name: value for name, value in body.items() if name not in _OF_ALL}]
+    begun, k = time.perf_counter(), int(body.get("k", _DEFAULT_K))
+    raw = body.get("requests") or [_only_request(body)]
     if len(raw) * k > schemas.MAX_LISTED:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
-    filter_viewed, explain = None if repeats is None else repeats == "exclude", body.get("explain", False)
-    version, answers = state.service.recommend(raw, k, filter_viewed, request.state.request_id, explain)
+    explain, request_id = body.get("explain", False), request.state.request_id
+    version, answers = state.service.recommend(raw, k, _filter_viewed(body), request_id, explain)
     content = _write(request, version, {"answers": answers})
     state.metrics.count_lists(answers, k, time.perf_counter() - begun)
     return content
+
+
+async def _recommend_together(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
+    """Answer one request together with those of others that came at the same time."""
+    begun, current, service = time.perf_counter(), state.service.current, state.service
+    k, filter_viewed = int(body.get("k", _DEFAULT_K)), _filter_viewed(body)
+    (asked,) = service.read([_only_request(body)], current)
+    rank = partial(current.recommender.recommend, k=k, filter_viewed=filter_viewed)
+    answer = await state.gathering.answer((current, k, filter_viewed), asked, rank)
+    answers = service.show(current, [asked], [answer], request.state.request_id, body.get("explain", False))
+    content = _write(request, current.version, {"answers": answers})
+    state.metrics.count_lists(answers, k, time.perf_counter() - begun)
+    return content
+
+
+def _only_request(body: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in body.items() if name not in _OF_ALL}
+
+
+def _filter_viewed(body: Mapping[str, Any]) -> bool | None:
+    repeats = body.get("repeats")
+    return None if repeats is None else repeats == "exclude"
 
 
 def _write(request: Request, version: str, content: dict[str, Any]) -> Response:

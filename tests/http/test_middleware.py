@@ -14,9 +14,10 @@ import threading
 from contextlib import ExitStack, closing
 
 import numpy as np
+import pandas as pd
 import pytest
 
-from serve.http.middleware import OverloadError, Worker
+from serve.http.middleware import Gathering, OverloadError, Worker
 from serve.recommender import Recommender
 from tests.http.services import NOW, TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
@@ -80,20 +81,58 @@ def test_a_call_that_waited_too_long_or_for_nobody_is_not_begun(gate):
 def test_an_overloaded_service_says_when_to_come_back_and_stays_ready(bundle, gate):
     async def main(app):
         tasks = await fill(app.state.shared.answers, gate, 2)
-        refused = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
-        alike = await exchange(app, "POST", "/v1/similar", [b'{"item_id": "i100"}'], JSON)
+        refused = await exchange(app, "POST", "/v1/recommend", [b'{"requests": [{}]}'], JSON)
+        short = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
         counts = (await exchange(app, "GET", "/metrics", [b""], {})).content.decode()
         ready = await exchange(app, "GET", "/ready", [b""], {})
         gate.set()
         await asyncio.gather(*tasks)
-        answered = await exchange(app, "POST", "/v1/recommend", [b"{}"], JSON)
-        assert [one.status for one in (refused, alike, ready, answered)] == [503, 503, 200, 200]
+        answered = await exchange(app, "POST", "/v1/recommend", [b'{"requests": [{}]}'], JSON)
+        assert [one.status for one in (refused, short, ready, answered)] == [503, 200, 200, 200]
         assert (refused.headers["retry-after"], refused.json["error"]["code"]) == ("1", "unavailable")
         assert "bascule_waiting 2.0" in counts
-        assert "bascule_shed_total 2.0" in counts
+        assert "bascule_shed_total 1.0" in counts
 
     with asking(bundle, max_waiting=2) as app:
         asyncio.run(main(app))
+
+
+def test_requests_that_come_at_once_are_answered_in_one_call_each_as_if_alone(bundle):
+    bodies = [b'{"user_id": "u%d", "k": %d}' % (n % 7, 3 + n % 2) for n in range(40)] + [
+        b'{"user_id": "u1", "context": {"no": 1}}'
+    ]
+
+    async def main(app):
+        recommend, sizes = Recommender.recommend, []
+
+        def count(self, requests, k=10, filter_viewed=None):
+            sizes.append(len(requests))
+            return recommend(self, requests, k, filter_viewed)
+
+        alone = [await exchange(app, "POST", "/v1/recommend", [body], JSON) for body in bodies]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(Recommender, "recommend", count)
+            at_once = await asyncio.gather(*(exchange(app, "POST", "/v1/recommend", [one], JSON) for one in bodies))
+        assert [one.status for one in at_once] == [one.status for one in alone] == [200] * 40 + [422]
+        for got, expected in zip(at_once[:-1], alone[:-1], strict=True):
+            got, expected = (pd.DataFrame(one.json["answers"][0]["items"]) for one in (got, expected))
+            pd.testing.assert_frame_equal(got, expected, rtol=1e-6)
+        assert sum(sizes) == 40
+        assert max(sizes) > 1
+
+    with asking(bundle) as app:
+        asyncio.run(main(app))
+
+
+def test_a_call_that_fails_fails_for_all_who_waited_for_it():
+    async def main():
+        gathering = Gathering()
+        asked = [gathering.answer("key", n, lambda ones: [1 // n for n in ones]) for n in (2, 0)]
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        assert [type(one) for one in found] == [ZeroDivisionError] * 2
+        assert await gathering.answer("key", 1, list) == 1
+
+    asyncio.run(main())
 
 
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
