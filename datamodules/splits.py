@@ -56,8 +56,8 @@ class _Groups:
 def split_interactions(interactions: pd.DataFrame, config: DataConfig, seed: int) -> Split:
     """Split as `config.split` says.
 
-    Events of a user are in the order of time, position and place in the table; of a set, the last item is drawn by the
-    seed. Where only some events are targets, the parts begin at targets, and events after them go with them.
+    Events of a user are in the order of time, position and place in the table; of a set, the last target is drawn by
+    the seed. Where only some events are targets, the parts begin at targets, and events after them go with them.
     """
     if config.split.kind == "time":
         return _split_by_time(interactions, str(config.split.at), config.timezone)
@@ -94,10 +94,12 @@ def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups
     """Find the groups of each user's timeline and which of them hold targets."""
     user, _ = pd.factorize(interactions["user_id"], sort=True)
     keys = [interactions[name].to_numpy() for name in ("datetime", "position") if name in interactions]
+    weight = interactions[TARGET_WEIGHT].to_numpy() if TARGET_WEIGHT in interactions else np.ones(len(user))
     unordered = is_set(interactions)
-    if unordered:  # a rank of each pair that does not depend on its place in the table
+    if unordered:  # targets last; else a rank of each pair that does not depend on its place in the table
         pairs, index = np.unique(_number_pairs(interactions)[0], return_inverse=True)
-        keys = [np.random.default_rng(seed).permutation(len(pairs))[index]]
+        is_target = np.bincount(index, weight > 0) > 0  # (pairs,)
+        keys = [np.lexsort((np.random.default_rng(seed).permutation(len(pairs)), is_target)).argsort()[index]]
     order = np.lexsort([*keys[::-1], user])
     user_sorted = user[order]
     same = interactions["item_id"].to_numpy() if unordered else keys[0]
@@ -106,7 +108,6 @@ def _group(interactions: pd.DataFrame, config: DataConfig, seed: int) -> _Groups
         is_start[1:] = (user_sorted[1:] != user_sorted[:-1]) | (same[order][1:] != same[order][:-1])
     group = np.cumsum(is_start) - 1
     first_event = np.searchsorted(user_sorted, np.arange(user_sorted[-1] + 1))
-    weight = interactions[TARGET_WEIGHT].to_numpy() if TARGET_WEIGHT in interactions else np.ones(len(order))
     is_target = np.isin(np.arange(group[-1] + 1), group[weight[order] > 0])  # (groups,)
     up_to = np.cumsum(is_target)  # targets up to and with each group
     last_of_user = np.append(group[first_event[1:]] - 1, group[-1])

@@ -19,6 +19,7 @@ MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the 
 MANY_EVENTS = 250_000  # events from which on less dropout is needed where they have an order
 MAX_WITH_NEIGHBOURS = 100_000
 """Items above which item-item weights, fitted on the most popular items, would say too little."""
+MAX_WEIGHTS, MAX_NEIGHBOURS = 2**23, 1024  # of sets: item-item weights of all items, and of one item
 MANY_ITEMS, MANY_ITEMS_OF_LONG, MANY_ITEMS_OF_REQUESTS = 5_000, 3_000, 20_000
 """Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
 NEGATIVES, NEGATIVES_OF_REQUESTS = 1024, 4096
@@ -155,7 +156,7 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
     """Return the value of each key, with its reason."""
     shape, events, epochs = counts.shape, f"{counts.n_events:,} events, {counts.shape}", _epochs(counts)
     dropout = family.dropout_of_many if counts.n_events >= MANY_EVENTS else family.dropout
-    neighbours = family.neighbours if counts.n_items <= MAX_WITH_NEIGHBOURS else 0
+    neighbours = _neighbours(counts, family)
     id_dropout = family.id_dropout if counts.has_content else 0.0
     return {
         "dim": (family.dim, shape),
@@ -170,6 +171,15 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
         "max_epochs": (epochs, f"{counts.n_examples:,} examples, {events}"),
         "patience": (max(epochs // 3, 3) if counts.is_repeated else family.patience, shape),
     }
+
+
+def _neighbours(counts: DataCounts, family: Family) -> int:
+    if counts.n_items > MAX_WITH_NEIGHBOURS:
+        return 0
+    if not counts.is_set:
+        return family.neighbours
+    fitting = 2 ** int(math.log2(MAX_WEIGHTS / max(counts.n_items, 1)))
+    return min(max(family.neighbours, fitting), MAX_NEIGHBOURS)
 
 
 def _negatives(counts: DataCounts) -> int:

@@ -48,6 +48,16 @@ class Interactions:
         matrix.data[:] = 1
         return matrix
 
+    def only_targets(self) -> Interactions:
+        """Leave out the events that only stand in histories."""
+        kept = self.is_target
+        return Interactions(self.user[kept], self.item[kept], kept[kept], self.n_users, self.n_items)
+
+    def mean_users(self) -> float:
+        """Return the mean number of users of the items that have any."""
+        n_users = self.matrix().sum(axis=0)  # (N,)
+        return float(n_users.sum() / max(np.count_nonzero(n_users), 1))
+
     def popular_items(self, most: int) -> Ints:
         """Return the rows of at most so many items, those of the most users first, (n,); at least one."""
         n_users = self.matrix().sum(axis=0)  # (N,)
@@ -64,6 +74,11 @@ def ease(interactions: Interactions, top_k: int, ridge: float, most: int | None 
     precision = invert_regularised((matrix.T @ matrix).toarray(), ridge)  # (n, n)
     precision /= -precision.diagonal()
     return keep_largest(precision, items, interactions.n_items, top_k)
+
+
+def ease_of_targets(interactions: Interactions, top_k: int, ridge: float) -> sp.csr_array:
+    """Return the weights of EASE from targets alone: what users viewed or rated low is no sign of what they like."""
+    return ease(interactions.only_targets(), top_k, ridge)
 
 
 def next_item(interactions: Interactions, top_k: int, ridge: float, decay: float) -> sp.csr_array:

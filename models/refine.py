@@ -1,10 +1,12 @@
 """Refine trained towers: item-item weights added to their scores, items shrunk towards their content.
 
-    score(u, i) = u . v_i + sum over the items j of the history of w_j G_ji / sqrt(sum of w_j), G = sum of alpha_k G_k
+    score(u, i) = u . v_i + sum over the items j of the history of w_j G_ji / sqrt(sum of w_j) + t_i
+    G = sum of alpha_k G_k
 
-The estimators G_k are those of `models.item_item`, and w_j = exp(-decay * events after j). The mean length of histories
-sets the decay. `choose` accepts or rejects shrinkage by four events on the validation, then tries values of each alpha
-in turn; `apply` refines any towers by what was chosen, for example after another training on more data.
+The estimators G_k are those of `models.item_item`, w_j = exp(-decay * events after j), and t says what has been popular
+lately. `choose` accepts or rejects shrinkage by four events on the validation, then tries values of each alpha in turn,
+in the plan that the kind of data suggests and, where events have an order, in that of sets: the order may say nothing.
+`apply` refines any towers by what was chosen, for example after another training on more data.
 
 Letters: B requests, N items, W entries of a vector, E owned items.
 """
@@ -26,29 +28,40 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
-from models.item_item import Interactions, ease, gf_cf, next_item
+from models.item_item import Interactions, ease, ease_of_targets, gf_cf, next_item
 from models.towers import Towers
 from models.validation import rank_views
 from serve.index import Neighbours
 
 # Candidates: standard deviation of the added scores in those of the towers' scores.
-ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8)
+ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4)
 STRENGTH = 4.0  # events that content is worth where items are shrunk; 2 to 8 ranked alike
 ROUNDS = 2
 MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
-SHORT_DECAY, LONG_DECAY = 1 / 3, 0.1  # of histories that have an order
-RIDGE_IN_ORDER, RIDGE_OF_SETS, RIDGE_BESIDE_MEMORY = 100.0, 100.0, 1000.0
+RIDGE_IN_ORDER, RIDGE_BESIDE_MEMORY, RIDGE_PER_USER = 100.0, 1000.0, 10.0  # the last of the mean users of an item
 MAX_BESIDE_MEMORY = 4_000
-STANDARD_ERRORS = 2.0  # a candidate replaces the usual value only if its gain exceeds this many standard errors
+PLAN_ERRORS = 2.0  # by which another plan than the usual one must be better
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
-# Alphas from which the choice starts, near the best of the boards.
-USUAL_IN_ORDER = {"next_item": 0.05, "gf_cf": 0.05}
-USUAL_IN_SETS = {"ease": 0.4, "gf_cf": 0.2}
-USUAL_BESIDE_MEMORY = {"ease": 0.01}
 MIN_SPREAD = 1e-9
+TREND_SHARE, MAX_TRENDING = 0.02, 512  # events fade in this share of the time span, a week of a year; items kept
 MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16  # of GF-CF; the paper has 256: too many where there are few items
 
+
+@dataclass(frozen=True)
+class Plan:
+    """Alphas from which a choice starts, near the best of the boards."""
+
+    alphas: Mapping[str, float]
+    errors: float = 0.0  # another alpha replaces one only if its gain exceeds this many standard errors
+    decay: float = 0.0  # an event of a history counts by exp(-decay * events after it)
+
+
+IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4})
+IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)  # sets in which requests have one
+IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
+IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
+BESIDE_MEMORY = Plan({"ease": 0.01}, 2.0)
 Estimator = Callable[[Interactions], sp.csr_array]
 Figures = dict[str, np.ndarray]  # NDCG@10 of each user by view, as `models.validation.rank_views` returns it
 
@@ -73,20 +86,46 @@ class Refinement:
         return f"refined by {', '.join(parts) or 'nothing'}: {figures}"
 
 
-def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> tuple[dict[str, Estimator], float]:
-    """Return the estimators that suit the data by name, and the decay of events in a history."""
-    if not top_k:
-        return {}, 0.0
+def list_plans(data: InteractionsDataModule) -> list[Plan]:
+    """Return the plans that suit the data, the usual one first."""
     if data.schema.repeats == "allow":
-        return {"ease": partial(ease, top_k=top_k, ridge=RIDGE_BESIDE_MEMORY, most=MAX_BESIDE_MEMORY)}, 0.0
-    n_factors = min(MAX_FACTORS, max(1, len(data.catalogue) // ITEMS_PER_FACTOR))
-    filtered: Estimator = partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed)
+        return [BESIDE_MEMORY]
     if not data.trains_on_windows:
-        return {"ease": partial(ease, top_k=top_k, ridge=RIDGE_OF_SETS), "gf_cf": filtered}, 0.0
+        return [IN_CONTEXT if data.schema.context_features else IN_SETS]
     counts = data.sequences.events.counts  # (U,), 0 of users without events
-    decay = LONG_DECAY if counts.sum() > LONG_HISTORY * np.count_nonzero(counts) else SHORT_DECAY
-    regression = partial(next_item, top_k=top_k, ridge=RIDGE_IN_ORDER, decay=decay)
-    return {"next_item": regression, "gf_cf": filtered}, decay
+    is_long = counts.sum() > LONG_HISTORY * np.count_nonzero(counts)
+    return [IN_LONG_ORDER if is_long else IN_SHORT_ORDER, IN_SETS]  # the second: the order may say nothing
+
+
+def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict[str, Estimator]:
+    """Return the estimators that the plans may name."""
+    if not top_k:
+        return {}
+    if data.schema.repeats == "allow":
+        return {"ease": partial(ease, top_k=top_k, ridge=RIDGE_BESIDE_MEMORY, most=MAX_BESIDE_MEMORY)}
+    n_factors = min(MAX_FACTORS, max(1, len(data.catalogue) // ITEMS_PER_FACTOR))
+    ridge = RIDGE_PER_USER * read_interactions(data).mean_users()
+    found: dict[str, Estimator] = {
+        "ease": partial(ease, top_k=top_k, ridge=ridge),
+        "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
+    }
+    if not (data.sequences.target_weight > 0).all():
+        found["ease_of_targets"] = partial(ease_of_targets, top_k=top_k, ridge=ridge)
+    if data.trains_on_windows and data.schema.has_datetime:
+        found["trend"] = lambda _: find_trend(data)
+    if data.trains_on_windows:
+        decay = list_plans(data)[0].decay
+        found["next_item"] = partial(next_item, top_k=top_k, ridge=RIDGE_IN_ORDER, decay=decay)
+    return found
+
+
+def find_trend(data: InteractionsDataModule) -> sp.csr_array:
+    """Return by how much the items that have been popular lately stand out, the same for everybody, (1, N)."""
+    events, n_items = data.sequences.events, len(data.catalogue)
+    age = (events.time.max() - events.time) / max(TREND_SHARE * np.ptp(events.time), 1.0)  # (E,)
+    recent = np.log1p(np.bincount(events.item_row, np.exp(-age), n_items))  # (N,)
+    least = np.sort(recent)[-min(MAX_TRENDING, n_items)]
+    return sp.csr_array(np.maximum(recent - least, 0).astype(np.float32)[None])
 
 
 @torch.no_grad()
@@ -95,49 +134,60 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
 
     Takes towers in evaluation mode to which nothing was added. The towers are unchanged afterwards.
     """
-    estimators, decay = list_estimators(data, top_k, seed)
-    is_repeated = data.schema.repeats == "allow"
-    usual = USUAL_IN_ORDER if data.trains_on_windows else USUAL_BESIDE_MEMORY if is_repeated else USUAL_IN_SETS
+    estimators, plans = list_estimators(data, top_k, seed), list_plans(data)
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
-    can_shrink = bool(data.schema.item_features) and not is_repeated
+    can_shrink = bool(data.schema.item_features) and data.schema.repeats == "exclude"
     shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if can_shrink else None
-    start = Refinement({name: usual[name] for name in estimators}, decay, STRENGTH if shrinkage else 0.0)
     batches = data.validation_batches[:: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
-        return start
+        return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
     validation = Validation(towers, batches)
-    start = replace(start, content_events=0.0, ndcg_before=validation.ndcg)
+    before, strength = validation.ndcg, 0.0
     if shrinkage is not None:
         shrinkage.apply(STRENGTH)
         shrunk = Validation(towers, batches)
         if shrunk.ndcg >= (1 + MIN_GAIN) * validation.ndcg:
-            validation, start = shrunk, replace(start, content_events=STRENGTH)
+            validation, strength = shrunk, STRENGTH
         else:
             shrinkage.apply(0.0)
-    added = build_weights(estimators, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), decay)
-    chosen = _choose_alphas(validation, added, start)
+    weigh = partial(build_weights, interactions=read_interactions(data), towers=towers)
+    found, figures = Refinement(), validation.figures
+    for plan in plans:
+        start = _start(plan, estimators, strength)
+        named = {name: estimators[name] for name in start.alphas}
+        added = weigh(named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay)
+        chosen, ranked = _choose_alphas(validation, added, start, plan.errors)
+        if plan is plans[0] or is_better(ranked, figures, PLAN_ERRORS):
+            found, figures = chosen, ranked
     if shrinkage is not None:
         shrinkage.apply(0.0)
-    return chosen
+    return replace(found, ndcg=mean_of_views(figures), ndcg_before=before)
 
 
-def _choose_alphas(validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement) -> Refinement:
-    """Try the candidates of each alpha in turn, given the other alphas."""
+def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> Refinement:
+    alphas = {name: alpha for name, alpha in plan.alphas.items() if name in estimators}
+    return Refinement(alphas, plan.decay, strength)
+
+
+def _choose_alphas(
+    validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement, errors: float
+) -> tuple[Refinement, Figures]:
+    """Try the candidates of each alpha in turn, given the other alphas; return the best with its figures."""
     found, figures = start, validation.rank(added, start.decay, [start.alphas])[0]
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
         ranked = validation.rank(added, found.decay, trials)
         best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
-        if is_better(ranked[best], figures):
+        if is_better(ranked[best], figures, errors):
             found, figures = replace(found, alphas=trials[best]), ranked[best]
-    return replace(found, ndcg=mean_of_views(figures))
+    return found, figures
 
 
-def is_better(figures: Figures, before: Figures) -> bool:
-    """Tell whether the mean over users and views is higher by more than `STANDARD_ERRORS` of the difference."""
+def is_better(figures: Figures, before: Figures, errors: float) -> bool:
+    """Tell whether the mean over users and views is higher by more than so many standard errors of the difference."""
     gains = [figures[view] - before[view] for view in figures]  # (users,) each
     error = fmean(float(gain.std(ddof=1)) / len(gain) ** 0.5 if len(gain) > 1 else math.inf for gain in gains)
-    return mean_of_views(figures) - mean_of_views(before) > STANDARD_ERRORS * error
+    return mean_of_views(figures) - mean_of_views(before) > errors * error
 
 
 def mean_of_views(figures: Figures) -> float:
@@ -149,18 +199,17 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
     """Refine trained towers, in evaluation mode, to which nothing was added yet."""
     if refinement.content_events:
         Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(refinement.content_events)
-    estimators, _ = list_estimators(data, top_k, seed)
+    estimators = list_estimators(data, top_k, seed)
     named = {name: estimators[name] for name, alpha in refinement.alphas.items() if alpha}
     added = build_weights(
         named, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), refinement.decay
     )
-    terms: list[Any] = [refinement.alphas[name] * weights for name, weights in added.items()]  # (N, N) each
-    summed = sum(terms)
-    if isinstance(summed, sp.csr_array):
-        summed.sort_indices()
-        towers.neighbours = Neighbours(
-            summed.indptr.astype(np.int64), summed.indices, summed.data.astype(np.float32), refinement.decay
-        )
+    terms = [refinement.alphas[name] * weights for name, weights in added.items()]  # (N, N) each, (1, N) a trend
+    of_items = sum((one for one in terms if one.shape[0] > 1), sp.csr_array((towers.n_items,) * 2, dtype=np.float32))
+    of_items.sort_indices()
+    entries = [of_items, *(one for one in terms if one.shape[0] == 1)]
+    rows, weights = (np.concatenate([getattr(one, part) for one in entries]) for part in ("indices", "data"))
+    towers.neighbours = Neighbours(of_items.indptr.astype(np.int64), rows, weights.astype(np.float32), refinement.decay)
 
 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
@@ -200,7 +249,9 @@ def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
 
 
 def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
-    """Sum the weights (N, N) of the items of each history as `serve.index` does, (B, N)."""
+    """Sum the weights (N, N) of the items of each history as `serve.index` does, or take those (1, N) of all, (B, N)."""
+    if weights.shape[0] == 1:
+        return torch.from_numpy(weights.toarray()).expand(len(batch.history_rows), -1)  # (B, N)
     rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
     later = lengths[:, None] - 1 - np.arange(rows.shape[1])  # (B, L) events after each, below 0 of padding
     counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)
@@ -219,7 +270,8 @@ class Validation:
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
-        self.ndcg = mean_of_views(self.rank({}, 0.0, [{}])[0])
+        self.figures = self.rank({}, 0.0, [{}])[0]
+        self.ndcg = mean_of_views(self.figures)
 
     def rank(
         self, added: Mapping[str, sp.csr_array], decay: float, trials: Sequence[Mapping[str, float]]

@@ -11,7 +11,7 @@ from datamodules.sequences import Catalogue
 from models.item_tower import ItemTower
 from models.memory import memory_inputs
 from models.user_tower import UserTower
-from serve.index import Neighbours, add_terms
+from serve.index import Neighbours, add_terms, join_terms
 
 
 class Towers(nn.Module):
@@ -93,7 +93,7 @@ class Towers(nn.Module):
         rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
         scores = users @ items.T  # (B, N)
         owned = (batch.owned_users.numpy(), batch.owned_rows.numpy()) if self.user_tower.memory is not None else None
-        terms = self.neighbours.of_histories(rows, lengths, owned)
+        terms = join_terms([self.neighbours.of_histories(rows, lengths, owned), self.neighbours.of_all(len(rows))])
         if terms is not None:
             add_terms(scores.numpy(), terms)
         return scores  # (B, N)

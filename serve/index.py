@@ -39,9 +39,9 @@ _BLOCK_SCORES, _MIN_BLOCK = 2**19, 64  # 2 MiB of scores stay in the cache
 
 @dataclass(frozen=True, eq=False)
 class Neighbours:
-    """The item-item weights of a catalogue of N items, row by row."""
+    """The item-item weights of a catalogue of N items, row by row, and what some items have for everybody."""
 
-    offsets: Ints  # (N + 1,): item j has the entries from offsets[j] to offsets[j + 1]
+    offsets: Ints  # (N + 1,): item j has the entries from offsets[j] to offsets[j + 1]; those after them are for all
     rows: NDArray[np.integer]
     weights: Floats
     decay: float = 0.0  # w_j is exp(-decay * events after j), so 1 in sets
@@ -55,7 +55,7 @@ class Neighbours:
     def from_bytes(cls, offsets: Content, entries: Content, n_items: int, decay: float) -> Neighbours:
         """Read the arrays that `to_bytes` wrote; a `ValueError` says that they are not of these items."""
         starts, pairs = (np.load(io.BytesIO(content.data), allow_pickle=False) for content in (offsets, entries))
-        is_sound = starts.shape == (n_items + 1,) and pairs.dtype == ENTRY and starts[-1] == len(pairs)
+        is_sound = starts.shape == (n_items + 1,) and pairs.dtype == ENTRY and starts[-1] <= len(pairs)
         if not is_sound or (np.diff(starts) < 0).any():
             raise ValueError(f"{len(starts)} offsets do not divide {len(pairs)} entries among {n_items} items")
         rows, weights = pairs["neighbour"], pairs["weight"]
@@ -94,6 +94,19 @@ class Neighbours:
             return requests, rows, values
         is_new = ~np.isin(requests * n_items + rows, remembered[0] * n_items + remembered[1])
         return requests[is_new], rows[is_new], values[is_new]
+
+    def of_all(self, n_requests: int) -> Terms | None:
+        """Return the terms that are added to the scores of every request."""
+        rows, weights = self.rows[self.offsets[-1] :].astype(np.int64), self.weights[self.offsets[-1] :]
+        if not len(rows):
+            return None
+        return np.repeat(np.arange(n_requests), len(rows)), np.tile(rows, n_requests), np.tile(weights, n_requests)
+
+
+def join_terms(parts: Sequence[Terms | None]) -> Terms | None:
+    """Put terms together; None stands for none."""
+    given = [part for part in parts if part is not None]
+    return tuple(map(np.concatenate, zip(*given, strict=True))) if given else None  # type: ignore[return-value]
 
 
 @dataclass(frozen=True, eq=False)

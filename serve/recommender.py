@@ -25,7 +25,7 @@ from serve.events import (
     summarise_owned,
 )
 from serve.filters import Admission, Columns, explain_short, rank_filtered
-from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms
+from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, Pairs, Query, Terms, join_terms
 from serve.profiles import MANIFEST, Profile, Profiles
 from serve.recommendations import Recommendations
 from serve.requests import History, Request, fit_request, parse_request
@@ -167,11 +167,12 @@ class Recommender:
         users, memory = self.towers.users(encoded.tower, self.catalogue.index.vectors)
         lengths = encoded.tower.arrays["history_lengths"]
         remembered = encoded.owned if len(memory) else None
-        added = self.bundle.neighbours.of_histories(encoded.tower.history_rows, lengths, remembered)
+        neighbours = self.bundle.neighbours
+        of_history = neighbours.of_histories(encoded.tower.history_rows, lengths, remembered)
+        of_memory: Terms | None = None
         if view != "novel" and len(memory):
-            terms: Terms = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
-            both = [terms] if added is None else [added, terms]
-            added = tuple(map(np.concatenate, zip(*both, strict=True)))  # type: ignore[assignment]
+            of_memory = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
+        added = join_terms([of_history, neighbours.of_all(len(users)), of_memory])
         requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
         return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
 

@@ -69,6 +69,12 @@ def test_ease_is_a_ridge_regression_of_each_item_on_the_others(top_k):
     assert_alike(ease(lay_out(users), top_k, RIDGE), keep(solve_ease(users, list(range(N))), top_k))
 
 
+def test_ease_of_targets_does_not_look_at_what_was_only_seen():
+    users, targets = draw(), range(3, N)
+    bought = [[item for item in items if item in targets] for items in users]
+    assert_alike(ease_of_targets(lay_out(users, targets), N, RIDGE), solve_ease(bought, list(targets)))
+
+
 def test_of_a_large_catalogue_the_items_of_the_most_users_are_inverted(monkeypatch):
     monkeypatch.setattr(item_item, "MAX_INVERTED", 8)
     users = draw()

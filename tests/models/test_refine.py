@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from models.refine import (
     build_weights,
     choose,
     list_estimators,
+    list_plans,
     mean_of_views,
 )
 from serve.index import Neighbours
@@ -113,13 +114,42 @@ def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_n
         for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
             wanted[batch.history_rows[user, : batch.arrays["history_lengths"][user]], item] = 1
     planted = {"known": lambda _: sp.csr_array(wanted), "noise": lambda _: draw_weights(1)}
-    for usual in (refine.USUAL_IN_ORDER, refine.USUAL_IN_SETS, refine.USUAL_BESIDE_MEMORY):
-        monkeypatch.setitem(usual, "known", 0.05)
-        monkeypatch.setitem(usual, "noise", 0.05)
-    monkeypatch.setattr(refine, "list_estimators", lambda *_: (planted, 0.0))
+    plan = replace(list_plans(data)[0], alphas={"known": 0.05, "noise": 0.05})
+    monkeypatch.setattr(refine, "list_plans", lambda _: [plan])
+    monkeypatch.setattr(refine, "list_estimators", lambda *_: planted)
     found = choose(towers, data, TOP_K, SEED)
     assert found.alphas["known"] >= 0.2 >= found.alphas["noise"]
     assert found.ndcg > 1.2 * found.ndcg_before
+
+
+def test_items_that_go_together_in_no_order_are_found_where_events_have_one(monkeypatch):
+    world, held_out = hold_out(make_world(ORDERED))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    wanted = np.zeros((N, N), np.float32)
+    for batch in data.validation_batches:
+        for user, item in zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True):
+            wanted[batch.history_rows[user, 0], item] = 1  # of the oldest event, which a decay forgets
+    planted = {name: lambda _: draw_weights(1) for name in ("next_item", "gf_cf")}
+    monkeypatch.setattr(refine, "list_estimators", lambda *_: planted | {"ease": lambda _: sp.csr_array(wanted)})
+    monkeypatch.setattr(refine, "PLAN_ERRORS", 0.0)  # there are few users
+    found = choose(towers, data, TOP_K, SEED)
+    assert (found.decay, found.alphas.keys()) == (0.0, {"ease", "gf_cf"})
+
+
+def test_a_trend_counts_for_everybody_as_it_does_when_it_is_served():
+    world, held_out = hold_out(make_world(ORDERED))
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot")
+    events, trend = data.sequences.events, refine.find_trend(data).toarray()[0]
+    weight = np.exp(-(events.time.max() - events.time) / (refine.TREND_SHARE * (events.time.max() - events.time.min())))
+    recent = [np.log1p(weight[events.item_row == row].sum()) for row in range(N)]
+    np.testing.assert_allclose(trend, np.array(recent) - min(recent), rtol=1e-5)
+    apply(Refinement({"trend": 0.7}), towers, data, TOP_K, SEED)
+    for batch in data.drawn_requests(9):
+        served = towers.score_items(torch.zeros(len(batch.history_rows), 4), torch.zeros(N, 4), batch)
+        expected = towers.neighbours.weights.sum() * trend / trend.sum()
+        np.testing.assert_allclose(served.numpy(), np.tile(expected, (len(served), 1)), rtol=1e-4, atol=1e-7)
 
 
 def test_without_a_validation_the_usual_values_are_taken(side):
@@ -127,8 +157,8 @@ def test_without_a_validation_the_usual_values_are_taken(side):
     data.validation_batches = []
     found = choose(towers, data, TOP_K, SEED)
     assert found.ndcg is None
-    assert all(found.alphas.values())
-    assert set(found.alphas) == set(list_estimators(data, TOP_K, SEED)[0])
+    assert all(alpha for name, alpha in found.alphas.items() if name != "trend")
+    assert set(found.alphas) == list_plans(data)[0].alphas.keys() & list_estimators(data, TOP_K, SEED).keys()
     assert found.content_events == (0.0 if data.schema.repeats == "allow" else STRENGTH)
     before = towers.item_tower.id_table.weight.clone()
     apply(found, towers, data, TOP_K, SEED)
@@ -139,8 +169,7 @@ def test_without_a_validation_the_usual_values_are_taken(side):
 
 def test_the_same_refinement_gives_the_same_bytes(side):
     towers, data = side
-    named, decay = list_estimators(data, TOP_K, SEED)
-    chosen = Refinement(dict.fromkeys(named, 0.3), decay, 0.0)
+    chosen = Refinement(dict.fromkeys(list_estimators(data, TOP_K, SEED), 0.3), 0.4, 0.0)
     first, second = copy.deepcopy(towers), copy.deepcopy(towers)
     for one in (first, second):
         apply(chosen, one, data, TOP_K, SEED)
