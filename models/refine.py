@@ -249,7 +249,7 @@ def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
 
 
 def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
-    """Sum the weights (N, N) of the items of each history as `serve.index` does, or take those (1, N) of all, (B, N)."""
+    """Sum the weights (N, N) of the items of each history as `serve.index` does, or take the trend (1, N): (B, N)."""
     if weights.shape[0] == 1:
         return torch.from_numpy(weights.toarray()).expand(len(batch.history_rows), -1)  # (B, N)
     rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)

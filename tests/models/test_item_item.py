@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from models import item_item
-from models.item_item import FILTER_WEIGHT, Interactions, ease, gf_cf, next_item
+from models.item_item import FILTER_WEIGHT, Interactions, ease, ease_of_targets, gf_cf, next_item
 
 N = 13
 RIDGE = 20.0
