@@ -17,7 +17,7 @@ from pytorch_lightning.utilities.exceptions import MisconfigurationException  # 
 from datamodules.clean import only_evidence, only_targets
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.report import print_report, report_data
-from datamodules.splits import Split, check_files, check_targets, split_interactions
+from datamodules.splits import check_files, check_targets
 from evaluation.console import print_summary
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render_card
@@ -84,14 +84,12 @@ def search(config: Config, text: str) -> None:
     with Stage.open(config.out) as stage:
         work = prepare(config, None, stage.beside)
         print_choices(work.choices)
-        split = split_interactions(work.tables.interactions, config.data, config.seed)
-        tune(config, work, split, text, lambda tried, split: fit_first(tried, split).epochs)
+        tune(config, work, text, lambda tried: fit_first(tried).epochs)
 
 
 def produce(work: Work, stage: Stage) -> Product:
-    """Split, check for leaks, train, export into the stage and evaluate."""
-    started, config, tables = time.monotonic(), work.config, work.tables
-    split = split_interactions(tables.interactions, config.data, config.seed)
+    """Check the split, look for leaks, train, export into the stage and evaluate."""
+    started, config, tables, split = time.monotonic(), work.config, work.tables, work.split
     check_targets(split, config.data.repeats)
     check_files(split, config.data.split, tables.items)
     leaks = find_leaks(tables, split, config.data)
@@ -101,10 +99,10 @@ def produce(work: Work, stage: Stage) -> Product:
     print_choices(work.choices)
     if config.data.leaks == "stop":
         stop_on_leaks(leaks)
-    trained, seconds = train(work, split)
-    facts, recommender = stage_bundle(work, trained, split, stage)
+    trained, seconds = train(work)
+    facts, recommender = stage_bundle(work, trained, stage)
     begun = time.monotonic()
-    metrics, durations = measure(recommender, work, split)
+    metrics, durations = measure(recommender, work)
     seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
     training = {
         "epochs": trained.epochs,
@@ -119,9 +117,9 @@ def produce(work: Work, stage: Stage) -> Product:
     return Product(facts, recommender, metrics, report, only_targets(split.test))
 
 
-def measure(recommender: Recommender, work: Work, split: Split) -> tuple[dict[str, Any], dict[str, float]]:
+def measure(recommender: Recommender, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
     """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
-    config, test = work.config, only_targets(split.test)
+    config, split, test = work.config, work.split, only_targets(work.split.test)
     if not len(test):
         return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
     console.rule("evaluation of the bundle")

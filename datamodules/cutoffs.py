@@ -1,4 +1,7 @@
-"""Training by cutoffs: where baskets come at once or items repeat, an example is (user, moment) -> what follows."""
+"""Training by cutoffs: where baskets come at once or items repeat, an example is (user, moment) -> what follows.
+
+Letters: U users, G moments as of which popularity was measured (`ItemTrends`), B requests.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ from serve.schema import Schema
 
 @dataclass(frozen=True)
 class Cutoffs:
-    """B requests at a moment: all before `stops` is known; positions are into the flat arrays of the sequences."""
+    """B requests at a moment: all before `stops` is known; positions are into the arrays of all users' events."""
 
     users: Ints
     starts: Ints  # first known event of each request
@@ -133,8 +136,8 @@ class CutoffExamples:
         last = last_moments(events.between(cutoffs.starts, cutoffs.stops))
         is_timeless = (rng.random(n) < self.dropout.time) & (cutoffs.stops > starts)
         times = np.where(is_timeless, last, cutoffs.times)
-        is_nameless = rng.random(n) < self.dropout.user
-        user = hide_rows(self.sequences.user.take(cutoffs.users), is_nameless, self.missing_user)
+        is_without_features = rng.random(n) < self.dropout.user
+        user = hide_rows(self.sequences.user.take(cutoffs.users), is_without_features, self.missing_user)
         past = events.between(starts, cutoffs.stops)
         return self.maker.make(past, times, cutoffs.trend, targets, user, self.context(cutoffs, rng))
 

@@ -44,7 +44,10 @@ SMALL = 4096  # rows of a matrix below which one core inverts it: OpenBLAS's thr
 
 @dataclass(frozen=True)
 class Baseline:
-    """A baseline before it is fitted, the candidates for its parameter, and the memory of a cell of its matrix."""
+    """A baseline before it is fitted, the candidates for its parameter, and the memory of a cell of its matrix.
+
+    The report's words for it are in `evaluation/templates/words.jinja`.
+    """
 
     name: str
     fit: Fit

@@ -105,7 +105,10 @@ def ndcg(hits: Bools, n_targets: Ints, k: int) -> Floats:
 
 
 def measure_requests(hits: Bools, n_targets: Ints, cutoffs: tuple[int, ...] = CUTOFFS) -> dict[str, Floats]:
-    """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target."""
+    """Return hit rate, recall, NDCG, MRR and MAP at each cutoff per request, (B,); each needs a target.
+
+    The report's words for a metric are in `evaluation/templates/words.jinja`.
+    """
     values: dict[str, Floats] = {}
     for k in cutoffs:
         seen = hits[:, :k]

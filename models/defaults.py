@@ -16,7 +16,7 @@ from serve.schema import Similarity
 
 LONG_HISTORY = 40  # mean events of a user above which two blocks and less dropout pay
 MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the mean: a robot says nothing of the others
-MANY_EVENTS = 250_000  # events from which on less dropout is needed where they have an order
+MANY_EVENTS = 200_000  # events from which on less dropout is needed where they have an order
 MAX_WITH_NEIGHBOURS = 100_000
 """Items above which item-item weights, fitted on the most popular items, would say too little."""
 MAX_WEIGHTS, MAX_NEIGHBOURS = 2**23, 1024  # of sets: item-item weights of all items, and of one item
@@ -24,11 +24,11 @@ MANY_ITEMS, MANY_ITEMS_OF_LONG, MANY_ITEMS_OF_REQUESTS = 5_000, 3_000, 20_000
 """Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
 NEGATIVES, NEGATIVES_OF_REQUESTS = 1024, 4096
 SHARE_OF_LONG, MAX_OF_LONG = 0.3, 8192  # long histories sample this share of the catalogue, up to a limit
-TARGETS_SHOWN, TARGETS_SHOWN_OF_LONG = 2_800_000, 24_000_000
+TARGETS_SHOWN, TARGETS_SHOWN_OF_LONG = 2_400_000, 24_000_000
 """Targets that a training shows over all epochs; two blocks need more."""
 CUTOFFS_SHOWN, EPOCHS_OF_REPEATS = 16_000, 8
 """User timelines that a training with repeats shows over all epochs, and its fewest epochs."""
-EPOCHS_OF_SETS, MIN_EPOCHS, MAX_EPOCHS = 4, 10, 24
+EPOCHS_OF_SETS, MIN_EPOCHS, MAX_EPOCHS = 4, 12, 24
 MIN_STEPS, MIN_STEPS_OF_REPEATS, MIN_BATCH = 16, 8, 16
 """Batches of an epoch: little data makes small batches rather than few."""
 WARMUP_SHARE = 0.25  # largest share of all steps in which the rate may rise

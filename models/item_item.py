@@ -1,7 +1,8 @@
 """Estimate item-item weights: EASE, next-item regression and GF-CF behind one interface.
 
 Each estimator reads `Interactions` and returns a sparse matrix (N, N) with the top-k weights of each row: row j says
-how much an item j of a history adds to the score of every other item (`serve.index`).
+how much an item j of a history adds to the score of every other item (`serve.index`). `models.refine` mixes them: a
+new estimator needs an entry in its `list_estimators` and an alpha in a `Plan`.
 
 Letters: U users, N items, E events, n items whose weights are computed, c rows of a chunk.
 """

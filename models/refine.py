@@ -8,7 +8,8 @@ lately. `choose` accepts or rejects shrinkage by four events on the validation, 
 in the plan that the kind of data suggests and, where events have an order, in that of sets: the order may say nothing.
 `apply` refines any towers by what was chosen, for example after another training on more data.
 
-Letters: B requests, N items, W entries of a vector, E owned items.
+Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E owned items, whose scores
+have a `bonus` where the towers have a memory (`models.memory`).
 """
 
 from __future__ import annotations
@@ -41,7 +42,7 @@ MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users wh
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE_IN_ORDER, RIDGE_BESIDE_MEMORY, RIDGE_PER_USER = 100.0, 1000.0, 10.0  # the last of the mean users of an item
 MAX_BESIDE_MEMORY = 4_000
-PLAN_ERRORS = 2.0  # by which another plan than the usual one must be better
+PLAN_ERRORS = 2.0  # standard errors by which another plan than the usual one must be better
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
 MIN_SPREAD = 1e-9
 TREND_SHARE, MAX_TRENDING = 0.02, 512  # events fade in this share of the time span, a week of a year; items kept
@@ -50,10 +51,10 @@ MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16  # of GF-CF; the paper has 256: too many
 
 @dataclass(frozen=True)
 class Plan:
-    """Alphas from which a choice starts, near the best of the boards."""
+    """Alphas from which a choice starts, near the best of docs/boards.md."""
 
     alphas: Mapping[str, float]
-    errors: float = 0.0  # another alpha replaces one only if its gain exceeds this many standard errors
+    standard_errors: float = 0.0  # another alpha replaces one only if its gain exceeds this many standard errors
     decay: float = 0.0  # an event of a history counts by exp(-decay * events after it)
 
 
@@ -156,7 +157,7 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
         start = _start(plan, estimators, strength)
         named = {name: estimators[name] for name in start.alphas}
         added = weigh(named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay)
-        chosen, ranked = _choose_alphas(validation, added, start, plan.errors)
+        chosen, ranked = _choose_alphas(validation, added, start, plan.standard_errors)
         if plan is plans[0] or is_better(ranked, figures, PLAN_ERRORS):
             found, figures = chosen, ranked
     if shrinkage is not None:

@@ -13,6 +13,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from datamodules.splits import Split
 from datamodules.tables import Tables
 from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
@@ -31,11 +32,12 @@ PUBLISHED = f"{CHECKPOINTS}/published.json"
 
 @dataclass(frozen=True)
 class Work:
-    """Clean tables, and a complete configuration."""
+    """Clean tables and their split, and a complete configuration."""
 
     config: Config
     recipe: Recipe
     tables: Tables
+    split: Split
     report: dict[str, Any]  # rejects and cleaning of the tables
     choices: list[Choice]
     rows: str  # fingerprint of the tables

@@ -21,7 +21,7 @@ from datamodules.clean import check_joins, clean, is_set, order_tables, weigh_ta
 from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue, make_profiles
-from datamodules.splits import Split
+from datamodules.splits import split_interactions
 from datamodules.tables import Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
 from models.cold_items import fit_cold_items
 from models.config import Recipe
@@ -68,12 +68,14 @@ class Trained:
 
 
 def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
-    """Read and clean the tables, write the rejects beside the bundle, and complete the configuration."""
+    """Read, clean and split the tables, write the rejects beside the bundle, and complete the configuration."""
     tables, report = read(config, frames, beside)
-    recipe, choices = choose_recipe(config.model, count_data(tables, config.data))
-    config = replace(config, model=recipe.to_config())
     rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
-    return Work(config, recipe, tables, report, choices, rows)
+    split = split_interactions(tables.interactions, config.data, config.seed)
+    learned = split.train if config.data.split.strict else split.refit
+    recipe, choices = choose_recipe(config.model, count_data(replace(tables, interactions=learned), config.data))
+    config = replace(config, model=recipe.to_config())
+    return Work(config, recipe, tables, split, report, choices, rows)
 
 
 def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
@@ -115,28 +117,29 @@ def print_choices(choices: Sequence[Choice]) -> None:
     console.print(table)
 
 
-def train(work: Work, split: Split) -> tuple[Trained, dict[str, float]]:
+def train(work: Work) -> tuple[Trained, dict[str, float]]:
     """Fit with early stopping, choose the refinement, fit again on everything before the test, and refine.
 
     The seconds of each training are those on the clock and of the processor.
     """
-    is_only = work.config.data.split.strict or not len(split.validation)
+    is_only = work.config.data.split.strict or not len(work.split.validation)
     console.rule("training")
     begun = time.monotonic(), time.process_time()
-    first = fit_first(work, split)
+    first = fit_first(work)
     refinement = choose(first.towers, first.data, work.recipe.neighbours, work.config.seed)
     console.print(refinement.describe(), soft_wrap=True, highlight=False)
     if is_only:
         return refine(work, first, refinement), _since("training", begun)
     seconds = _since("training", begun)
+    everything = "all but the test" if len(work.split.test) else "everything"
     begun = time.monotonic(), time.process_time()
-    if continues(work, split):
+    if continues(work):
         n_more = max(1, min(first.epochs, round(CONTINUED_SHARE * work.recipe.max_epochs)))
-        console.rule(f"continuing with all but the test, {n_more} more epochs")
-        last = replace(continue_fit(work, split, n_more), epochs=first.epochs, continued=n_more)
+        console.rule(f"continuing with {everything}, {n_more} more epochs")
+        last = replace(continue_fit(work, n_more), epochs=first.epochs, continued=n_more)
     else:
-        console.rule(f"training again on all but the test, {first.epochs} epochs")
-        last = fit_last(work, split, first.epochs)
+        console.rule(f"training again on {everything}, {first.epochs} epochs")
+        last = fit_last(work, first.epochs)
     trained = refine(work, replace(last, pace=first.pace), refinement)
     return trained, seconds | _since("training_again", begun)
 
@@ -152,31 +155,31 @@ def refine(work: Work, trained: Trained, refinement: Refinement) -> Trained:
     return replace(trained, refinement=refinement)
 
 
-def continues(work: Work, split: Split) -> bool:
+def continues(work: Work) -> bool:
     """Return whether the last training continues the one that validation stopped.
 
     Those of sets and with repeats start from factors of all their data, and are soon done.
     """
-    data, n_rows = work.config.data, len(split.refit)
-    is_little = 0 < n_rows - len(split.train) <= MAX_ADDED * n_rows
-    is_ordered = data.ties == "ordered" and data.repeats == "exclude" and not is_set(split.refit)
+    data, n_rows = work.config.data, len(work.split.refit)
+    is_little = 0 < n_rows - len(work.split.train) <= MAX_ADDED * n_rows
+    is_ordered = data.ties == "ordered" and data.repeats == "exclude" and not is_set(work.split.refit)
     return n_rows >= MANY_EVENTS and is_little and is_ordered and not data.split.strict
 
 
-def fit_first(work: Work, split: Split) -> Trained:
+def fit_first(work: Work) -> Trained:
     """Fit on the training rows, and stop by the validation rows if there are any."""
-    known = split.refit if continues(work, split) else split.train  # a continued training needs the items of both
-    data = make_data(work, split, known, (split.train, split.validation), split.validation_at)
+    known = work.split.refit if continues(work) else work.split.train  # a continued training needs the items of both
+    data = make_data(work, known, (work.split.train, work.split.validation), work.split.validation_at)
     return fit_stage(work, data, "select", work.recipe.max_epochs)
 
 
-def fit_last(work: Work, split: Split, epochs: int, continued: str | None = None) -> Trained:
+def fit_last(work: Work, epochs: int, continued: str | None = None) -> Trained:
     """Fit on everything before the test for some epochs of the schedule, from the best weights of a stage if named."""
-    data = make_data(work, split, split.refit, (split.refit, split.validation.iloc[:0]), split.test_at)
+    data = make_data(work, work.split.refit, (work.split.refit, work.split.validation.iloc[:0]), work.split.test_at)
     return fit_stage(work, data, "final", epochs, continued)
 
 
-def continue_fit(work: Work, split: Split, epochs: int) -> Trained:
+def continue_fit(work: Work, epochs: int) -> Trained:
     """Continue from the best weights of the first training, gently, with everything before the test."""
     gentle = replace(
         work.recipe,
@@ -185,11 +188,11 @@ def continue_fit(work: Work, split: Split, epochs: int) -> Trained:
         max_epochs=epochs,
     )
     work = replace(work, recipe=gentle, config=replace(work.config, model=gentle.to_config()))
-    return fit_last(work, split, epochs, continued="select")
+    return fit_last(work, epochs, continued="select")
 
 
 def make_data(
-    work: Work, split: Split, known: pd.DataFrame, rows: tuple[pd.DataFrame, pd.DataFrame], at: int | None
+    work: Work, known: pd.DataFrame, rows: tuple[pd.DataFrame, pd.DataFrame], at: int | None
 ) -> InteractionsDataModule:
     """Fit the schema and build the catalogue from known interactions, and index the rows to train on and to stop by."""
     tables, config = work.tables, work.config
@@ -197,7 +200,7 @@ def make_data(
     schema = fit_schema(tables, known, config.data, previous)
     catalogue = build_catalogue(tables.items, known, schema)
     size, seed = work.recipe.batch_size, config.seed
-    return InteractionsDataModule(*rows, tables.users, catalogue, schema, size, seed, split.horizon, at)
+    return InteractionsDataModule(*rows, tables.users, catalogue, schema, size, seed, work.split.horizon, at)
 
 
 def fit_stage(
@@ -221,7 +224,7 @@ def make_model(recipe: Recipe, data: InteractionsDataModule, seed: int) -> TwoTo
     return TwoTower(build_towers(data, recipe, seed), recipe, sampler, seed)
 
 
-def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage) -> tuple[Facts, Recommender]:
+def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Facts, Recommender]:
     """Write the bundle's files out of sight and open them as serving does."""
     console.rule("export")
     config, towers, data = work.config, trained.towers.eval(), trained.data
@@ -243,7 +246,7 @@ def stage_bundle(work: Work, trained: Trained, split: Split, stage: BundleStage)
     )
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
-    profiles = make_profiles(split.refit, work.tables.users, schema)
+    profiles = make_profiles(work.split.refit, work.tables.users, schema)
     recommender = Recommender(bundle, profiles)
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)

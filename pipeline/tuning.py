@@ -31,7 +31,7 @@ from pytorch_lightning.callbacks import Callback
 from rich.console import Console
 
 from datamodules.clean import only_targets
-from datamodules.splits import Split, check_files, check_targets
+from datamodules.splits import check_files, check_targets
 from models.checkpoints import compare
 from models.config import Recipe
 from models.defaults import choose_recipe, count_data
@@ -48,15 +48,16 @@ DONE = (TrialState.COMPLETE, TrialState.PRUNED)  # states of a trial that counts
 DIGITS = 3  # digits of a rate or a share that is tried
 DROPOUT_RANGE, MAX_DROPOUT, MAX_ID_DROPOUT, RATE_FACTOR = 0.2, 0.8, 0.5, 4
 Space = dict[str, BaseDistribution]
-Fit = Callable[[Work, Split], int]
+Fit = Callable[[Work], int]
 console = Console(log_path=False)
 
 
-def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
+def tune(given: Config, work: Work, text: str, fit: Fit) -> None:
     """Try recipes until `tune.trials` of them count, then write down the best; the test is not looked at.
 
     The keys of `model` that are given are not searched; the data's choice is the first trial. `fit` trains one.
     """
+    split = work.split
     left_open = [name for name, value in asdict(given.model).items() if value is None]
     space, total = make_space(work.recipe, left_open, bool(given.data.features.item)), given.tune.trials or 0
     if not space:
@@ -65,8 +66,8 @@ def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
         raise SchemaError("tune.trials: data.split leaves no validation event to judge a trial by; give another kind")
     check_targets(split, given.data.repeats)
     check_files(split, given.data.split, work.tables.items)
-    split = replace(split, test=split.validation.iloc[:0])
-    work = replace(work, tables=replace(work.tables, interactions=split.refit))
+    tables = replace(work.tables, interactions=split.refit)
+    work = replace(work, tables=tables, split=replace(split, test=split.validation.iloc[:0]))
     folder = given.out / FOLDER
     if given.overwrite:
         shutil.rmtree(folder, ignore_errors=True)
@@ -76,7 +77,7 @@ def tune(given: Config, work: Work, split: Split, text: str, fit: Fit) -> None:
     console.rule(f"search by validation: {', '.join(space)}")
     study = open_study(folder / JOURNAL, json.loads(json.dumps(origin)))
     while len(list_done(study)) < total:
-        attempt(study, work, space, lambda tried: fit(tried, split))
+        attempt(study, work, space, fit)
         done = list_done(study)
         console.print(f"{len(done)} of {total}: {describe(done[-1])}", soft_wrap=True, highlight=False, markup=False)
     finish(given, work, list_done(study), text)

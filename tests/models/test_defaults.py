@@ -37,7 +37,7 @@ CONTEXT = replace(SET, has_context=True)
 REPEATED = replace(SHORT, n_examples=2_000, is_repeated=True, is_ordered=False)
 BASKETS = replace(SHORT, is_ordered=False)
 CHOSEN = {
-    "short": (SHORT, Recipe(96, 1, 0.5, 0.1, "cosine", 64, 1024, 2e-3, 128, 16, 8, 1, 200)),
+    "short": (SHORT, Recipe(96, 1, 0.5, 0.1, "cosine", 64, 1024, 2e-3, 128, 14, 8, 1, 200)),
     "long": (LONG, Recipe(96, 2, 0.3, 0.0, "cosine", 64, 0, 2e-3, 64, 24, 8, 2, 50)),
     "set": (SET, Recipe(128, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10)),
     "context": (CONTEXT, Recipe(48, 0, 0.5, 0.0, "dot", 1024, 0, 1e-3, 128, 4, 3, 1, 10)),

@@ -13,7 +13,6 @@ import torch
 
 import train
 from datamodules.config import DataConfig, TargetsConfig
-from datamodules.splits import split_interactions
 from pipeline import stages
 from pipeline.config import TuneConfig
 from serve import Recommender
@@ -48,8 +47,7 @@ def fit(data: DataConfig, frames, folder, **options) -> stages.Trained:
     """Train as a run does, without export and evaluation."""
     folder.mkdir(parents=True, exist_ok=True)
     work = stages.prepare(config_of(folder, data, **options), frames, folder)
-    split = split_interactions(work.tables.interactions, work.config.data, work.config.seed)
-    return stages.train(work, split)[0]
+    return stages.train(work)[0]
 
 
 def test_a_run_leaves_what_it_promises(finished):
@@ -242,7 +240,9 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
 
     monkeypatch.setattr(train, "produce", fail)
     monkeypatch.setattr(train, "parse", lambda argv: (config_of(tmp_path / "run", ORDERED), "seed: 0"))
-    monkeypatch.setattr(train, "prepare", lambda config, tables, beside: stages.Work(config, None, None, {}, [], ""))
+    monkeypatch.setattr(
+        train, "prepare", lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], "")
+    )
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert text in line
