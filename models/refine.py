@@ -157,7 +157,10 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
         start = _start(plan, estimators, strength)
         named = {name: estimators[name] for name in start.alphas}
         added = weigh(named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay)
-        chosen, ranked = _choose_alphas(validation, added, start, plan.standard_errors)
+        usual = validation.rank(added, plan.decay, [start.alphas])[0]
+        if plan is not plans[0] and mean_of_views(usual) < mean_of_views(figures):
+            continue  # a search takes long
+        chosen, ranked = _choose_alphas(validation, added, start, usual, plan.standard_errors)
         if plan is plans[0] or is_better(ranked, figures, PLAN_ERRORS):
             found, figures = chosen, ranked
     if shrinkage is not None:
@@ -171,10 +174,9 @@ def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> 
 
 
 def _choose_alphas(
-    validation: Validation, added: Mapping[str, sp.csr_array], start: Refinement, errors: float
+    validation: Validation, added: Mapping[str, sp.csr_array], found: Refinement, figures: Figures, errors: float
 ) -> tuple[Refinement, Figures]:
     """Try the candidates of each alpha in turn, given the other alphas; return the best with its figures."""
-    found, figures = start, validation.rank(added, start.decay, [start.alphas])[0]
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
         ranked = validation.rank(added, found.decay, trials)

@@ -34,7 +34,6 @@ PROJECT = Path(datamodules.__file__).parents[1]
 sys.path.insert(0, str(PROJECT))  # train.py is a script beside the packages
 
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig
-from models.config import ModelConfig
 from serve import Recommender
 from train import Config, run
 
@@ -79,7 +78,6 @@ config = Config(
         repeats="allow",
         history_length=20,
     ),
-    model=ModelConfig(dim=32, max_epochs=4, batch_size=128, learning_rate=5e-4),
     trainer={"enable_progress_bar": False},
     out=Path("runs/walkthrough"),
     overwrite=True,
