@@ -177,8 +177,12 @@ def _choose_alphas(
     validation: Validation, added: Mapping[str, sp.csr_array], found: Refinement, figures: Figures, errors: float
 ) -> tuple[Refinement, Figures]:
     """Try the candidates of each alpha in turn, given the other alphas; return the best with its figures."""
+    tried_with: dict[str, Mapping[str, float]] = {}  # the other alphas of the last search for each
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
+        if tried_with.get(name) == trials[0]:  # nothing else has changed since
+            continue
+        tried_with[name] = trials[0]
         ranked = validation.rank(added, found.decay, trials)
         best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
         if is_better(ranked[best], figures, errors):
