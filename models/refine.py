@@ -104,8 +104,9 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict
         return {}
     if data.schema.repeats == "allow":
         return {"ease": partial(ease, top_k=top_k, ridge=RIDGE_BESIDE_MEMORY, most=MAX_BESIDE_MEMORY)}
-    n_factors = min(MAX_FACTORS, max(1, len(data.catalogue) // ITEMS_PER_FACTOR))
-    ridge = RIDGE_PER_USER * read_interactions(data).mean_users()
+    interactions = read_interactions(data)
+    n_factors = min(MAX_FACTORS, max(1, len(np.unique(interactions.item)) // ITEMS_PER_FACTOR))
+    ridge = RIDGE_PER_USER * interactions.mean_users()
     found: dict[str, Estimator] = {
         "ease": partial(ease, top_k=top_k, ridge=ridge),
         "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
