@@ -166,7 +166,7 @@ def plant_ratings(rng: Rng) -> Planted:
     rows = []
     for user in range(300):
         taste = int(rng.integers(N_TASTES))
-        items = rng.choice(N_ITEMS, int(rng.poisson(40).clip(10, 120)), replace=False, p=np.mean(chances, axis=0))
+        items = rng.choice(N_ITEMS, int(np.clip(rng.poisson(40), 10, 120)), replace=False, p=np.mean(chances, axis=0))
         likes = np.where(taste_of[items] == taste, 4.2, 2.8)
         ratings = (likes + rng.normal(0, 0.8, len(items))).round().clip(1, 5)
         rows += [(user, int(item), rating) for item, rating in zip(items, ratings, strict=True)]
