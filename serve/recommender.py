@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, replace
@@ -45,7 +46,8 @@ class Recommender:
     def __init__(self, bundle: Bundle, profiles: Profiles | None = None) -> None:
         """Put a bundle and the profiles of its users together; without these, requests bring their own histories."""
         schema = bundle.schema
-        self.bundle = bundle
+        self.bundle, self.version = bundle, bundle.manifest.version
+        self.loaded_at = time.time()  # UTC seconds
         self.profiles = _no_profiles(schema) if profiles is None else profiles
         known, types = self.profiles, (schema.user_id_type, schema.item_id_type)
         for ids, kind in zip((known.user_ids, known.history.item_id), types, strict=True):

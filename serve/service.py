@@ -29,7 +29,7 @@ from serve.recommender import Recommender
 from serve.requests import Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
 from serve.state import ImpressionLog, Impressions, StateStore
-from serve.versions import LOADING_ERRORS, Snapshot, Source
+from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
@@ -52,63 +52,60 @@ class Service:
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
         state = folders[STATE]
         self._source, self._runs = source, runs
-        self._reloading, self._changing = Lock(), Lock()
-        snapshot, reason = source.start()
+        self._reloading = Lock()
+        recommender, reason = source.start()
         with ExitStack() as undone:  # the lock of the items, among others
-            self._items = LiveItems(state / ITEMS_FILE, snapshot.recommender)
+            self._items = LiveItems(state / ITEMS_FILE, recommender)
             undone.callback(self._items.close)
-            self.current = replace(snapshot, recommender=self._items.recommender)  # with all live items
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
 
     @property
+    def current(self) -> Recommender:
+        """What answers now, with all live items. A request takes it once: no answer is of two versions."""
+        return self._items.recommender
+
+    @property
     def version(self) -> str:
         """The version of the bundle that answers."""
         return self.current.version
 
-    def recommend(
-        self, raw: Sequence[Mapping[str, Any]], k: int, filter_viewed: bool | None, request_id: str, explain: bool
-    ) -> tuple[str, list[dict[str, Any]]]:
-        """Rank items for the requests of one caller and log what is shown.
-
-        Returns the version that answers, and the answer to each request as JSON values.
-        """
-        current = self.current  # taken once: no answer is of two versions
-        requests = self.read(raw, current)
-        answers = [*current.recommender.recommend(requests, k, filter_viewed)]
-        return current.version, self.show(current, requests, answers, request_id, explain)
-
-    def read(self, raw: Sequence[Mapping[str, Any]], current: Snapshot) -> list[Request]:
+    def read(self, raw: Sequence[Mapping[str, Any]], current: Recommender) -> list[Request]:
         """Read the requests of one caller and complete them by what is known of their users.
 
         A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
         came later.
         """
-        recommender, requests, now = current.recommender, [], int(time.time())
+        requests, now = [], int(time.time())
         for place, one in enumerate(raw):
             try:
-                requests.append(self._read(one, recommender, now))
+                requests.append(self._read(one, current, now))
                 if len(raw) > 1:
-                    recommender.admission.check(requests[-1].filters)
+                    current.admission.check(requests[-1].filters)
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
         return requests
 
     def show(
-        self, current: Snapshot, requests: Sequence[Request], answers: Sequence[Answer], request_id: str, explain: bool
+        self,
+        current: Recommender,
+        requests: Sequence[Request],
+        answers: Sequence[Answer],
+        request_id: str,
+        explain: bool,
     ) -> list[dict[str, Any]]:
         """Log the answers to one caller as shown, and return them as JSON values."""
         head = (int(time.time()), current.version, POLICY)
         shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
         self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
         pairs = zip(requests, answers, strict=True)
-        return [_to_json(current.recommender, request, answer, explain) for request, answer in pairs]
+        return [_to_json(current, request, answer, explain) for request, answer in pairs]
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
-        current, recommender = self.current, self.current.recommender
+        recommender = self.current
         known = parse_id(item_id, recommender.bundle.schema.item_id_type, "item_id")
         ids, cosines = recommender.similar_items(known, k)
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
@@ -117,7 +114,7 @@ class Service:
             columns = show_items(recommender.catalogue.table, recommender.item_rows(ids.tolist()))
             items = [item | {"columns": one} for item, one in zip(items, columns, strict=True)]
         reason = {} if len(ids) == k else {"reason": f"the catalogue has {len(ids)} other items"}
-        return current.version, {"items": items, **reason}
+        return recommender.version, {"items": items, **reason}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""
@@ -128,13 +125,10 @@ class Service:
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
         """Add or change an item; see `LiveItems.put`."""
         self._items.put(item_id, columns)
-        self._show_items()
 
     def remove_item(self, item_id: Id) -> bool:
         """Remove an item, also from versions to come; return whether it was there."""
-        was_there = self._items.remove(item_id)
-        self._show_items()
-        return was_there
+        return self._items.remove(item_id)
 
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
         """Erase a user; return a receipt for each folder that has profiles or state."""
@@ -146,10 +140,7 @@ class Service:
         with self._reloading:
             reason = None
             try:
-                snapshot = self._source.load()
-                with self._changing:
-                    self._items.rebase(snapshot.recommender)
-                    self.current = replace(snapshot, recommender=self._items.recommender)
+                self._items.rebase(self._source.load())
             except LOADING_ERRORS as error:
                 reason = self._source.explain(error)
             self.last_reload = self._note_reload(reason)
@@ -158,20 +149,20 @@ class Service:
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
         features = (feature.name for side in ("user", "item", "context") for feature in self._schema.features(side))
-        return frozenset((*features, *self.current.recommender.catalogue.table.column_names))
+        return frozenset((*features, *self.current.catalogue.table.column_names))
 
     def describe(self) -> dict[str, Any]:
         """Return what answers, and how the last reload ended."""
-        current, recommender, schema = self.current, self.current.recommender, self._schema
+        current, schema = self.current, self._schema
         return {
             "version": current.version,
-            "space_id": recommender.bundle.manifest.space_id,
+            "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
             "data_until": schema.data_until if schema.has_datetime else None,
-            "items": recommender.catalogue.n_listed,
-            "users": len(recommender.profiles),
+            "items": current.catalogue.n_listed,
+            "users": len(current.profiles),
             "repeats": schema.repeats,
-            "columns": recommender.admission.columns.names,
+            "columns": current.admission.columns.names,
             "notes": [*self._items.notes, *_note_age(schema, int(time.time())), *self.impressions.notes],
             "last_reload": self.last_reload,
         }
@@ -184,7 +175,7 @@ class Service:
 
     @property
     def _schema(self) -> Schema:
-        return self.current.recommender.bundle.schema
+        return self.current.bundle.schema
 
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
         request = parse_request(raw, recommender.bundle.schema)
@@ -193,10 +184,6 @@ class Service:
             history = recalled.history if request.history is None else request.history
             request = replace(request, datetime=_moment(history.datetime, now))
         return live_state.complete_with(request, recommender.profiles, recalled)
-
-    def _show_items(self) -> None:
-        with self._changing:
-            self.current = replace(self.current, recommender=self._items.recommender)
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}

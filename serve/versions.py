@@ -24,11 +24,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -404,9 +403,10 @@ def _verify(folder: Path, version: str) -> None:
 
 
 def _check_loaded(recommender: Recommender, version: str) -> Recommender:
-    found = recommender.bundle.manifest.version
-    if found != version:
-        raise BundleError(f"version {version} holds {MANIFEST} of {found}: remove its folder and publish it again")
+    if recommender.version != version:
+        raise BundleError(
+            f"version {version} holds {MANIFEST} of {recommender.version}: remove its folder and publish it again"
+        )
     return recommender
 
 
@@ -433,18 +433,6 @@ def _published_at(folder: Path) -> float:
     return 0.0
 
 
-@dataclass(frozen=True, eq=False)
-class Snapshot:
-    """A version in memory. A request takes it once, so that its answer is of one version throughout."""
-
-    recommender: Recommender
-    loaded_at: float = field(default_factory=time.time)  # UTC seconds
-
-    @property
-    def version(self) -> str:
-        return self.recommender.bundle.manifest.version
-
-
 @dataclass(frozen=True)
 class BundleSource:
     """A bundle's folder, which a training may replace."""
@@ -452,11 +440,11 @@ class BundleSource:
     folder: Path
     profiles: Path | None = None  # default: the folder `profiles` beside the bundle, if there is one
 
-    def start(self) -> tuple[Snapshot, None]:
+    def start(self) -> tuple[Recommender, None]:
         return self.load(), None
 
-    def load(self) -> Snapshot:
-        return Snapshot(Recommender.load(self.folder, self.profiles))
+    def load(self) -> Recommender:
+        return Recommender.load(self.folder, self.profiles)
 
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.folder, self.profiles])
@@ -469,7 +457,7 @@ class RegistrySource:
     registry: Registry
     profiles: Path | None = None  # default: the folder `profiles` of the registry, if there is one
 
-    def start(self) -> tuple[Snapshot, str | None]:
+    def start(self) -> tuple[Recommender, str | None]:
         with suppress(OSError), self.registry.writing(wait=False):  # clear what a killed publisher left
             pass
         try:
@@ -481,7 +469,7 @@ class RegistrySource:
                 return self._load(version), f"{reason}; {version} answers, which was current before"
         raise BundleError(f"{reason}; nor can an earlier version be loaded")
 
-    def load(self) -> Snapshot:
+    def load(self) -> Recommender:
         while True:
             version = self.registry.current()
             try:
@@ -493,8 +481,8 @@ class RegistrySource:
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.registry.path, self.profiles])
 
-    def _load(self, version: str) -> Snapshot:
-        return Snapshot(_check_loaded(Recommender.load(self.registry.folder(version), self.profiles), version))
+    def _load(self, version: str) -> Recommender:
+        return _check_loaded(Recommender.load(self.registry.folder(version), self.profiles), version)
 
 
 Source = BundleSource | RegistrySource

@@ -95,8 +95,8 @@ async def recommend(request: Request, body: AskedBody) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
     filters = given.get("filters") or {}
     if "requests" in given or filters.get("at_most"):  # these take long: not in the event loop
-        return await state.answers.run(lambda: _recommend(state, request, given))
-    return _recommend(state, request, given) if filters else await _recommend_together(state, request, given)
+        return await state.answers.run(lambda: _recommend(request, given))
+    return _recommend(request, given) if filters else await _recommend_together(request, given)
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
@@ -178,29 +178,32 @@ async def reload(request: Request) -> dict[str, Any]:
     return {"request_id": request.state.request_id, "version": state.service.version}
 
 
-def _recommend(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
-    begun, k = time.perf_counter(), int(body.get("k", _DEFAULT_K))
-    raw = body.get("requests") or [_only_request(body)]
+def _recommend(request: Request, body: Mapping[str, Any]) -> Response:
+    begun, service, k = time.perf_counter(), _state(request).service, int(body.get("k", _DEFAULT_K))
+    raw, current = body.get("requests") or [_only_request(body)], service.current
     if len(raw) * k > schemas.MAX_LISTED:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
-    explain, request_id = body.get("explain", False), request.state.request_id
-    version, answers = state.service.recommend(raw, k, _filter_viewed(body), request_id, explain)
-    content = _write(request, version, {"answers": answers})
-    state.metrics.count_lists(answers, k, time.perf_counter() - begun)
-    return content
+    asked = service.read(raw, current)
+    found = [*current.recommend(asked, k, _filter_viewed(body))]
+    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
+    return _write_lists(request, current.version, answers, k, begun)
 
 
-async def _recommend_together(state: AppState, request: Request, body: Mapping[str, Any]) -> Response:
+async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Response:
     """Answer one request together with those of others that came at the same time."""
-    begun, current, service = time.perf_counter(), state.service.current, state.service
-    k, filter_viewed = int(body.get("k", _DEFAULT_K)), _filter_viewed(body)
-    (asked,) = service.read([_only_request(body)], current)
-    rank = partial(current.recommender.recommend, k=k, filter_viewed=filter_viewed)
-    answer = await state.gathering.answer((current, k, filter_viewed), asked, rank)
-    answers = service.show(current, [asked], [answer], request.state.request_id, body.get("explain", False))
-    content = _write(request, current.version, {"answers": answers})
-    state.metrics.count_lists(answers, k, time.perf_counter() - begun)
+    begun, state, k = time.perf_counter(), _state(request), int(body.get("k", _DEFAULT_K))
+    service, current, filter_viewed = state.service, state.service.current, _filter_viewed(body)
+    asked = service.read([_only_request(body)], current)
+    rank = partial(current.recommend, k=k, filter_viewed=filter_viewed)
+    found = [await state.gathering.answer((current, k, filter_viewed), asked[0], rank)]
+    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
+    return _write_lists(request, current.version, answers, k, begun)
+
+
+def _write_lists(request: Request, version: str, answers: list[dict[str, Any]], k: int, begun: float) -> Response:
+    content = _write(request, version, {"answers": answers})
+    _state(request).metrics.count_lists(answers, k, time.perf_counter() - begun)
     return content
 
 

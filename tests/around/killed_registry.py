@@ -38,9 +38,9 @@ def attempt(registry: Registry, bundle: Path, stop_at: int, how: str) -> None:
 
 def describe(registry: Registry) -> dict:
     """Say what a service would load, and what lies in the registry."""
-    snapshot, reason = RegistrySource(registry).start()
+    recommender, reason = RegistrySource(registry).start()
     left = sorted(path.name for path in registry.path.iterdir() if path.name.startswith("."))
-    return {"version": snapshot.version, "reason": reason, "versions": registry.versions(), "left": left}
+    return {"version": recommender.version, "reason": reason, "versions": registry.versions(), "left": left}
 
 
 def main(folder: Path, how: str) -> None:

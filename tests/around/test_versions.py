@@ -176,8 +176,8 @@ def test_a_version_is_on_disk_before_it_counts(registry, published, monkeypatch,
         assert disk.too_early == disk.unnamed == []
 
 
-def ask(snapshot) -> list[list[str]]:
-    return [answer.item_id.tolist() for answer in snapshot.recommender.recommend(requests_of(SHOP), 5)]
+def ask(recommender) -> list[list[str]]:
+    return [answer.item_id.tolist() for answer in recommender.recommend(requests_of(SHOP), 5)]
 
 
 def damage_current(registry: Registry, version: str, how: str) -> None:
@@ -206,8 +206,8 @@ def damage_current(registry: Registry, version: str, how: str) -> None:
 @pytest.mark.parametrize("how", ["link", "missing", "folder", "pipe", "nothing there", "link to version", "another"])
 def test_a_first_start_without_a_valid_current_version_takes_the_one_before_and_says_so(served, versions, how):
     damage_current(served, versions[2], how)
-    snapshot, reason = RegistrySource(served).start()
-    assert snapshot.version == versions[1]
+    recommender, reason = RegistrySource(served).start()
+    assert recommender.version == versions[1]
     assert reason.endswith(f"; {versions[1]} answers, which was current before")
 
 

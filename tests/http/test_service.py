@@ -36,7 +36,8 @@ def films(tmp_path_factory):
 
 
 def ask(service, *requests):
-    _, answers = service.recommend(requests, 5, None, "r", False)
+    asked, current = service.read(requests, service.current), service.current
+    answers = service.show(current, asked, [*current.recommend(asked, 5, None)], "r", explain=False)
     return [[item["item_id"] for item in answer["items"]] for answer in answers]
 
 
