@@ -47,7 +47,7 @@ ITEM_ID = "item_id"
 PLAN = "_plan.json"
 SUCCESS = "_SUCCESS"
 ROWS_PER_SHARD = 65_536
-_ROWS_AT_ONCE = 4096  # a divisor of a shard
+_ROWS_AT_ONCE = 4096  # of a Parquet file
 _LOCK = ".lock"
 _SHARDS = "part-*.parquet"
 _OURS = re.compile(rf"({PLAN}|{SUCCESS}|part-\d{{5,}}\.parquet)(\.part)?|{re.escape(_LOCK)}")
@@ -295,10 +295,6 @@ def export_items(
     schema, vectors = recommender.bundle.schema, recommender.bundle.vectors
     ids = recommender.bundle.items.column(ITEM_ID)
 
-    def take(some: list[int]) -> Encoded:
-        part = slice(some[0], some[-1] + 1)
-        return ids.slice(part.start, len(some)).to_pylist(), vectors[part]
-
     def encode(some: list[Row]) -> Encoded:
         places = [place for place, _ in some]
         parsed = parse_ids([raw[ITEM_ID] for _, raw in some], schema.item_id_type, lambda i: f"{places[i]}: {ITEM_ID}")
@@ -312,10 +308,14 @@ def export_items(
                 encode([one])
             raise
 
-    identity, blocks = {"kind": "catalogue"}, _in_blocks(range(len(ids)), take)
     if rows is not None:
-        identity, blocks = _identify(rows, layout), _in_blocks(read_items(rows, schema, layout), encode)
-    return _export(recommender, "item", identity, blocks, folder, overwrite)
+        source = _identify(rows, layout)
+        return _export(recommender, "item", source, read_items(rows, schema, layout), encode, folder, overwrite)
+
+    def take(some: list[int]) -> Encoded:
+        return ids.slice(some[0], len(some)).to_pylist(), vectors[some]
+
+    return _export(recommender, "item", {"kind": "catalogue"}, range(len(ids)), take, folder, overwrite)
 
 
 def export_users(
@@ -323,29 +323,20 @@ def export_users(
 ) -> list[str]:
     """Export user vectors, as `export_items` does; `rows` is a file of requests, None: all users with a profile."""
     profiles = recommender.profiles
-    identity: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
+    source: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
     requests: Iterator[Request] = (Request(user_id=one) for one in profiles.user_ids.tolist())
     if rows is not None:
-        identity, requests = identity | _identify(rows, layout), read_requests(rows, recommender.bundle.schema, layout)
+        source, requests = source | _identify(rows, layout), read_requests(rows, recommender.bundle.schema, layout)
     elif not len(profiles):
         raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --rows")
 
     def encode(some: list[Request]) -> Encoded:
         return [request.user_id for request in some], recommender.encode_users(some)
 
-    return _export(recommender, "user", identity, _in_blocks(requests, encode), folder, overwrite)
-
-
-def _in_blocks(rows: Iterable[Any], encode: Callable[[list[Any]], Encoded]) -> Iterator[Callable[[], Encoded]]:
-    """Yield what encodes some rows, which is called only if their shard is not there yet."""
-    remaining = iter(rows)
-    while some := list(islice(remaining, _ROWS_AT_ONCE)):
-        yield lambda some=some: encode(some)  # type: ignore[misc]
+    return _export(recommender, "user", source, requests, encode, folder, overwrite)
 
 
 def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
-    if not path.is_file():
-        raise SchemaError(f"{path}: no such file")
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     suffix = "".join(path.suffixes[-2:]).lower()
@@ -366,29 +357,26 @@ def _fingerprint(profiles: Profiles) -> str:
 def _export(
     recommender: Recommender,
     side: Side,
-    identity: Mapping[str, Any],
-    blocks: Iterator[Callable[[], Encoded]],
+    source: Mapping[str, Any],
+    rows: Iterable[Any],
+    encode: Callable[[list[Any]], Encoded],
     folder: Path,
     overwrite: bool,
 ) -> list[str]:
+    """Write rows shard by shard; those of a shard that is there already are read, but not encoded."""
     manifest, schema = recommender.bundle.manifest, recommender.bundle.schema
     id_type = schema.user_id_type if side == "user" else schema.item_id_type
-    plan = {"version": manifest.version, "side": side, "source": dict(identity), "rows_per_shard": ROWS_PER_SHARD}
+    plan = {"version": manifest.version, "side": side, "source": source, "rows_per_shard": ROWS_PER_SHARD}
     with _open_folder(folder, plan, overwrite):
-        n_rows = n_shards = 0
-        first = next(blocks, None)
-        while first is not None or not n_shards:
+        n_rows, n_shards, remaining = 0, 0, iter(rows)
+        while (some := list(islice(remaining, ROWS_PER_SHARD))) or not n_shards:
             path = folder / f"part-{n_shards:05d}.parquet"
-            here = () if first is None else (first, *islice(blocks, ROWS_PER_SHARD // _ROWS_AT_ONCE - 1))
             if not path.exists():
-                encoded = [encode() for encode in here]
-                ids = [one for ids, _ in encoded for one in ids]
-                vectors = np.concatenate([np.empty((0, manifest.dim), np.float32), *(some for _, some in encoded)])
+                ids, vectors = encode(some)
                 lists = pa.FixedSizeListArray.from_arrays(to_arrow(vectors.ravel()), manifest.dim)
                 names = [f"{side}_id", "vector"]
                 _write_shard(path, pa.Table.from_arrays([ids_to_arrow(ids, id_type), lists], names=names))
             n_rows, n_shards = n_rows + _count_rows(path), n_shards + 1
-            first = next(blocks, None)
         _finish(folder, n_shards, n_rows)
     return [f"{n_rows} {side} vectors: {folder}"]
 
