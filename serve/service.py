@@ -13,9 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
-import serve.state as live_state
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
@@ -26,9 +24,9 @@ from serve.events import Floats, Ints
 from serve.live_items import LiveItems
 from serve.recommendations import Answer
 from serve.recommender import Recommender
-from serve.requests import Id, Request, parse_id, parse_request
+from serve.requests import History, Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
-from serve.state import ImpressionLog, Impressions, StateStore
+from serve.state import ImpressionLog, Impressions, StateStore, complete, parse_observations
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
@@ -119,7 +117,7 @@ class Service:
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""
         now = int(time.time())
-        observed = live_state.parse_observations(events, self._schema, now)
+        observed = parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
     def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
@@ -178,12 +176,8 @@ class Service:
         return self.current.bundle.schema
 
     def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
-        request = parse_request(raw, recommender.bundle.schema)
-        recalled = live_state.recall(request, self._state)
-        if request.datetime is None:
-            history = recalled.history if request.history is None else request.history
-            request = replace(request, datetime=_moment(history.datetime, now))
-        return live_state.complete_with(request, recommender.profiles, recalled)
+        request = complete(parse_request(raw, recommender.bundle.schema), recommender.profiles, self._state)
+        return request if request.datetime is not None else replace(request, datetime=_moment(request.history, now))
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
@@ -258,9 +252,9 @@ def _to_json(recommender: Recommender, request: Request, answer: Answer, explain
     return content if answer.reason is None else content | {"reason": answer.reason}
 
 
-def _moment(times: NDArray[np.int64] | None, now: int) -> int:
-    past = np.empty(0, np.int64) if times is None else times[times <= now]
-    return max(now - now % MINUTE, int(past[-1])) if len(past) else now - now % MINUTE
+def _moment(history: History | None, now: int) -> int:
+    times = () if history is None or history.datetime is None else history.datetime[history.datetime <= now]
+    return max(now - now % MINUTE, int(times[-1])) if len(times) else now - now % MINUTE
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:

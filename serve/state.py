@@ -160,17 +160,12 @@ class StateStore:
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
         """Keep what users were shown, all or none; nothing of forgotten users."""
-        given = list(answers)
-        for one in given:
-            check_seconds(one.datetime, "datetime")
-            if one.user_id is not None:
-                check_id(one.user_id, "user_id")
         with self._writing() as connection:
-            for one in given:
+            for one in answers:
                 if one.user_id is None or not self._is_forgotten(one.user_id):
-                    head = (one.request_id, to_plain(one.user_id), to_plain(one.datetime))
-                    number = connection.execute(_INSERT_ANSWER, (*head, one.bundle_version, one.policy)).lastrowid
-                    pairs = enumerate(zip(map(to_plain, one.item_ids), map(float, one.scores), strict=True), start=1)
+                    head = (one.request_id, one.user_id, one.datetime, one.bundle_version, one.policy)
+                    number = connection.execute(_INSERT_ANSWER, head).lastrowid
+                    pairs = enumerate(zip(one.item_ids, one.scores, strict=True), start=1)
                     rows = [(number, position, *pair) for position, pair in pairs]
                     connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
 
@@ -307,21 +302,13 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
     excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
     """
-    user_id = request.user_id
-    fitted = None if user_id is None else _fit(user_id, profiles.user_ids)
-    if type(fitted) is not type(user_id):
-        request = replace(request, user_id=fitted)
-    return complete_with(request, profiles, recall(request, state))
-
-
-def recall(request: Request, state: StateStore) -> Recalled:
-    """Return what the store has of the user of a request; nothing of an anonymous one."""
-    return Recalled() if request.user_id is None else state.recall(request.user_id)
-
-
-def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> Request:
-    """Do as `complete` with what was recalled for the request."""
+    if request.user_id is None:
+        return request
     ids = profiles.history.item_id
+    user_id = _fit(request.user_id, profiles.user_ids)
+    if user_id != request.user_id:
+        request = replace(request, user_id=user_id)
+    recalled = state.recall(user_id)
     if recalled.is_forgotten:
         history = History(ids[:0]) if request.history is None else request.history
         return replace(request, history=history, features=request.features or {})
@@ -331,7 +318,7 @@ def complete_with(request: Request, profiles: Profiles, recalled: Recalled) -> R
         request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *dismissed))))
     fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
     kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
-    if request.user_id is None or request.history is not None or not kept:
+    if request.history is not None or not kept:
         return request
     item_ids = np.array([fitted[place] for place in kept], ids.dtype)
     live = replace(recalled.history.take(np.array(kept)), item_id=item_ids)
