@@ -160,12 +160,17 @@ class StateStore:
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
         """Keep what users were shown, all or none; nothing of forgotten users."""
+        given = list(answers)
+        for one in given:
+            check_seconds(one.datetime, "datetime")
+            if one.user_id is not None:
+                check_id(one.user_id, "user_id")
         with self._writing() as connection:
-            for one in answers:
+            for one in given:
                 if one.user_id is None or not self._is_forgotten(one.user_id):
-                    head = (one.request_id, one.user_id, one.datetime, one.bundle_version, one.policy)
-                    number = connection.execute(_INSERT_ANSWER, head).lastrowid
-                    pairs = enumerate(zip(one.item_ids, one.scores, strict=True), start=1)
+                    head = (one.request_id, to_plain(one.user_id), to_plain(one.datetime))
+                    number = connection.execute(_INSERT_ANSWER, (*head, one.bundle_version, one.policy)).lastrowid
+                    pairs = enumerate(zip(map(to_plain, one.item_ids), map(float, one.scores), strict=True), start=1)
                     rows = [(number, position, *pair) for position, pair in pairs]
                     connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
 
