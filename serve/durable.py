@@ -65,20 +65,15 @@ def take_lock(path: Path, wait: bool = True) -> BinaryIO:
 
 def sync_files(folder: Path) -> None:
     """Wait until the content of every file of a folder, and the folder itself, is on disk."""
-    for path in sorted(folder.iterdir()):
-        _sync(path, os.O_RDONLY)
-    sync_folder(folder)
+    for path in (*sorted(folder.iterdir()), folder):
+        sync_folder(path)
 
 
 def sync_folder(folder: Path) -> None:
-    """Wait until the names in a folder are on disk."""
-    _sync(folder, os.O_RDONLY | os.O_DIRECTORY)
-
-
-def _sync(path: Path, flags: int) -> None:
-    descriptor = os.open(path, flags)
+    """Wait until the names in a folder, or the content of a file, are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with name_file(path):
+        with name_file(folder):
             os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
 from serve.durable import sync_folder, take_lock, write_file
-from serve.encode import join_text, split_cell, to_numbers, to_text, to_vectors
+from serve.encode import to_numbers, to_vectors, write_cell
 from serve.errors import BundleError
 from serve.requests import History, Id
 from serve.schema import DERIVED, Feature
@@ -116,12 +116,8 @@ def _feature_values(feature: Feature, values: Any) -> NDArray[Any]:
         return to_numbers(feature, values)
     if feature.kind == "vector":
         return to_vectors(feature, values)
-    if feature.kind == "text":
-        values = list(map(join_text, values))
-    if feature.kind == "multi_categorical":
-        values = [feature.separator.join(split_cell(cell, feature.separator)) for cell in values]
     texts = np.empty(len(values), dtype=np.object_)
-    texts[:] = [to_text(value) for value in values]
+    texts[:] = [write_cell(feature, value) for value in values]
     return texts
 
 

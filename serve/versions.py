@@ -30,7 +30,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from serve.bundle import (
     ANSWERING,
@@ -70,30 +70,34 @@ _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # view and metric, with
 
 @dataclass(frozen=True)
 class Stage:
-    """A bundle in the making. Used with `with`, it is abandoned at the end unless it was published."""
+    """A bundle in the making."""
 
     path: Path  # folder of its files
     beside: Path  # folder of the files that come into the directory with the bundle
     target: Path  # where the bundle will be
-    lock: BinaryIO
 
     @classmethod
-    def open(cls, directory: Path) -> Stage:
-        """Begin a stage in a run's directory; complete or clear what a killed run left there."""
+    @contextmanager
+    def open(cls, directory: Path) -> Iterator[Stage]:
+        """Begin a stage in a run's directory, after what a killed run left there is completed or cleared.
+
+        The directory is locked to the end of the `with`; there the stage goes, unless it was published.
+        """
         directory.mkdir(parents=True, exist_ok=True)
         try:
             lock, name = take_lock(directory / _LOCK, wait=False), uuid.uuid4().hex
         except BlockingIOError as error:
             raise BundleError(f"another run writes into {directory}: wait for it, or choose another") from error
-        stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE, lock)
-        try:
+        with lock:
             _settle(directory)
+            stage = cls(directory / f"{_STAGED}{name}", directory / f"{_BESIDE}{name}", directory / BUNDLE)
             stage.path.mkdir()
             stage.beside.mkdir()
-        except (BundleError, OSError):
-            lock.close()
-            raise
-        return stage
+            try:
+                yield stage
+            finally:
+                with suppress(OSError):  # what stays goes when the next stage is opened
+                    _settle(directory)
 
     def seal(self, facts: Facts, metrics: Mapping[str, Any], required: frozenset[str] = ANSWERING) -> Manifest:
         """Hash the files and write the manifest over them; again whenever a file was added."""
@@ -114,19 +118,6 @@ class Stage:
         sync_folder(self.path)
         Bundle.load(self.path)
         return Ready(self, manifest.version)
-
-    def abandon(self) -> None:
-        """Remove what was not published, and give up the lock of the directory."""
-        if self.lock.closed:
-            return
-        with self.lock, suppress(OSError):  # what stays goes when the next stage is opened
-            _settle(self.target.parent)
-
-    def __enter__(self) -> Stage:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.abandon()
 
 
 @dataclass(frozen=True)
@@ -160,7 +151,6 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         sync_folder(directory)
         raise
     _settle(directory)
-    stage.lock.close()
     return bundle
 
 

@@ -63,23 +63,22 @@ def fail() -> None:
 def attempt(folder: Path, new: Path, stop_at: int, how: str) -> None:
     """Publish over the bundle, in this process; it ends with its code."""
     steps = Steps(stop_at, {"kill": kill, "fail": fail}[how], how == "fail")
-    with Stage.open(folder) as stage:
-        shutil.copytree(new, stage.path, dirs_exist_ok=True)
-        calls = [
-            (os, "fsync"),
-            (os, "rename"),
-            (os, "replace"),
-            (durable, "exchange"),
-            (staging, "write_file"),
-        ]
-        calls += [(shutil, "rmtree")] if how == "kill" else []
-        for module, name in calls:
-            steps.wrap(module, name)
-        try:
+    try:
+        with Stage.open(folder) as stage:
+            shutil.copytree(new, stage.path, dirs_exist_ok=True)
+            calls = [
+                (os, "fsync"),
+                (os, "rename"),
+                (os, "replace"),
+                (durable, "exchange"),
+                (staging, "write_file"),
+            ]
+            calls += [(shutil, "rmtree")] if how == "kill" else []
+            for module, name in calls:
+                steps.wrap(module, name)
             publish(stage.prepare(FACTS, METRICS), overwrite=True)
-        except OSError as error:
-            stage.abandon()
-            os._exit(FAILED if error.errno == errno.ENOSPC else 1)
+    except OSError as error:
+        os._exit(FAILED if error.errno == errno.ENOSPC else 1)
     os._exit(FINISHED)
 
 
@@ -104,7 +103,8 @@ def main(folder: Path, how: str, way: str) -> None:
             attempt(run, new.path, stop_at, how)
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         at_once = find_version(run / "bundle")
-        Stage.open(run).abandon()
+        with Stage.open(run):
+            pass
         left = sorted(path.name for path in run.iterdir())
         found.append({"code": code, "at_once": at_once, "later": find_version(run / "bundle"), "left": left})
         if code not in (FAILED, KILLED):

@@ -52,6 +52,11 @@ def publish_with_profiles(directory: Path, seed: int) -> Path:
         return publish(ready, overwrite=True).path
 
 
+def open_and_leave(directory: Path) -> None:
+    with Stage.open(directory):
+        pass
+
+
 def test_a_bundle_is_replaced_only_when_asked(tmp_path):
     old = publish_tiny(tmp_path, 1).manifest.version
     with pytest.raises(BundleError, match="bundle exists"):
@@ -64,15 +69,15 @@ def test_a_bundle_is_replaced_only_when_asked(tmp_path):
 
 def test_one_stage_at_a_time(tmp_path):
     with Stage.open(tmp_path), pytest.raises(BundleError, match=rf"another run writes into {tmp_path}"):
-        Stage.open(tmp_path)
-    Stage.open(tmp_path).abandon()
+        open_and_leave(tmp_path)
+    open_and_leave(tmp_path)
 
 
 def test_the_next_stage_clears_what_a_killed_run_left(tmp_path):
     (tmp_path / ".bundle-dead").mkdir()
     (tmp_path / ".bundle-dead" / "items.faiss").touch()
     (tmp_path / "metrics.json").touch()
-    Stage.open(tmp_path).abandon()
+    open_and_leave(tmp_path)
     assert names(tmp_path) == [".lock", "metrics.json"]
 
 
