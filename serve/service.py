@@ -53,8 +53,8 @@ class Service:
         self._reloading = Lock()
         recommender, reason = source.start()
         with ExitStack() as undone:  # the lock of the items, among others
-            self._items = LiveItems(state / ITEMS_FILE, recommender)
-            undone.callback(self._items.close)
+            self.items = LiveItems(state / ITEMS_FILE, recommender)
+            undone.callback(self.items.close)
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
@@ -63,7 +63,7 @@ class Service:
     @property
     def current(self) -> Recommender:
         """What answers now, with all live items. A request takes it once: no answer is of two versions."""
-        return self._items.recommender
+        return self.items.recommender
 
     @property
     def version(self) -> str:
@@ -114,14 +114,6 @@ class Service:
         observed = parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
-    def put_item(self, item_id: Id, columns: Mapping[str, Any]) -> None:
-        """Add or change an item; see `LiveItems.put`."""
-        self._items.put(item_id, columns)
-
-    def remove_item(self, item_id: Id) -> bool:
-        """Remove an item, also from versions to come; return whether it was there."""
-        return self._items.remove(item_id)
-
     def forget(self, user_id: Id) -> list[dict[str, Any]]:
         """Erase a user; return a receipt for each folder that has profiles or state."""
         known = parse_id(user_id, self._schema.user_id_type, "user_id")
@@ -132,7 +124,7 @@ class Service:
         with self._reloading:
             reason = None
             try:
-                self._items.rebase(self._source.load())
+                self.items.rebase(self._source.load())
             except LOADING_ERRORS as error:
                 reason = self._source.explain(error)
             self.last_reload = self._note_reload(reason)
@@ -155,7 +147,7 @@ class Service:
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self._items.notes, *_note_age(schema, int(time.time()))],
+            "notes": [*self.items.notes, *_note_age(schema, int(time.time()))],
             "last_reload": self.last_reload,
         }
 
@@ -163,7 +155,7 @@ class Service:
         """Write what waits and close the files."""
         self.impressions.close()
         self._state.close()
-        self._items.close()
+        self.items.close()
 
     @property
     def _schema(self) -> Schema:

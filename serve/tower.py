@@ -46,18 +46,10 @@ class Tower:
         self.name = name
         self.inputs: dict[str, Any] = {entry.name: entry for entry in self._session.get_inputs()}
         self._outputs = self._session.get_outputs()
-
-    @property
-    def space_id(self) -> str | None:
-        """The space the tower was exported for, None if it does not say."""
-        space_id: str | None = self._session.get_modelmeta().custom_metadata_map.get(SPACE_ID)
-        return space_id
-
-    @property
-    def width(self) -> int | None:
-        """Columns of the first output, None if the graph leaves them open."""
+        # the space that the graph was exported for, None if it does not say
+        self.space_id: str | None = self._session.get_modelmeta().custom_metadata_map.get(SPACE_ID)
         last = self._outputs[0].shape[-1]
-        return last if isinstance(last, int) else None
+        self.width = last if isinstance(last, int) else None  # columns of the first output, None if left open
 
     def run(self, inputs: Mapping[str, np.ndarray]) -> Arrays:
         """Run the graph on an array for each of its inputs; no code or row is negative: -1 is the last one to it."""

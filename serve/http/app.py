@@ -123,14 +123,14 @@ async def forget(request: Request, body: ErasedBody) -> Response:
 @router.put("/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item")
 async def put(request: Request, item_id: ItemPath, body: PutBody) -> Response:
     state = _state(request)
-    await asyncio.to_thread(state.service.put_item, item_id, body["columns"])
+    await asyncio.to_thread(state.service.items.put, item_id, body["columns"])
     return _write(request, state.service.version, {})
 
 
 @router.delete("/v1/items/{item_id:path}", response_model=schemas.Removed, summary="Remove an item from all versions")
 async def remove(request: Request, item_id: ItemPath) -> Response:
     state = _state(request)
-    was_there = await asyncio.to_thread(state.service.remove_item, item_id)
+    was_there = await asyncio.to_thread(state.service.items.remove, item_id)
     return _write(request, state.service.version, {"was_there": was_there})
 
 
