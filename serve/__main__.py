@@ -141,7 +141,6 @@ def _http(given: argparse.Namespace) -> None:
     from serve.http.app import make_app
     from serve.http.server import bind, serve
     from serve.service import Service
-    from serve.state import check_retention
     from serve.versions import BundleSource, Registry, RegistrySource, Source
 
     if (given.bundle is None) is (given.registry is None):
@@ -149,7 +148,6 @@ def _http(given: argparse.Namespace) -> None:
     token = os.environ.get(_TOKEN) if given.reload_token_file is None else given.reload_token_file.read_text().strip()
     if token is not None and len(token) < _MIN_TOKEN:
         raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
-    check_retention(given.retention_days, "--retention-days")
     with bind(given.host, given.port) as listener:
         source: Source = BundleSource(given.bundle, given.profiles)
         home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent

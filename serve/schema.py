@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError
 
 Kind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "hour_of_day", "day_of_week"]
 Similarity = Literal["dot", "cosine"]
@@ -109,22 +109,15 @@ class Schema:
             raise SchemaError(f"schema.json is no JSON: {error}") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise SchemaError(f"schema.json is not of format {FORMAT}: export the bundle again")
-        check_names(raw, {field.name for field in fields(cls)}, "schema.json")
         lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
-        sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
-        return cls(**{**raw, **lists, **sides})
-
-
-def check_names(raw: dict[str, Any], allowed: set[str], where: str) -> None:
-    """Refuse unknown and missing keys of a mapping read from JSON."""
-    for name in sorted(raw.keys() ^ allowed):
-        if name in allowed:
-            raise SchemaError(f"{where}: key '{name}' is missing")
-        raise SchemaError(f"{where}: unknown key '{name}'; {name_nearest(name, allowed)}")
+        try:
+            sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
+            return cls(**{**raw, **lists, **sides})
+        except (TypeError, KeyError) as error:
+            raise SchemaError(f"schema.json is of another program: {error}; export the bundle again") from error
 
 
 def _read_feature(raw: dict[str, Any]) -> Feature:
-    check_names(raw, {field.name for field in fields(Feature)}, "schema.json, feature")
     if raw["kind"] not in get_args(Kind):
         raise SchemaError(f"feature '{raw['name']}': unknown kind '{raw['kind']}'")
     return Feature(**{**raw, "vocabulary": tuple(raw["vocabulary"])})

@@ -239,8 +239,11 @@ def _to_json(recommender: Recommender, request: Request, answer: Answer, explain
 
 
 def _moment(history: History | None, now: int) -> int:
-    times = () if history is None or history.datetime is None else history.datetime[history.datetime <= now]
-    return max(now - now % MINUTE, int(times[-1])) if len(times) else now - now % MINUTE
+    minute = now - now % MINUTE
+    if history is None or history.datetime is None:
+        return minute
+    past = history.datetime[history.datetime <= now]
+    return max([minute, *past[-1:].tolist()])
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:

@@ -135,7 +135,8 @@ class StateStore:
 
     def __init__(self, path: Path, runs: Sequence[Path] | None = None, retention_days: float = RETENTION_DAYS) -> None:
         """Open `DIR/state/state.db`, made if need be; forgotten users of `runs`, by default DIR, are heeded."""
-        check_retention(retention_days, "retention_days")
+        if not 0 < retention_days < _MAX_RETENTION:
+            raise ValueError(f"retention_days is {retention_days:g}; allowed: above 0, below {_MAX_RETENTION}")
         self.path = path
         self.retention_days = retention_days
         self._lock = threading.Lock()
@@ -234,12 +235,6 @@ class StateStore:
         return any(is_forgotten(run, user_id) for run in self._runs)
 
 
-def check_retention(days: float, name: str) -> None:
-    """Refuse a retention that would keep nothing, or everything for ever."""
-    if not 0 < days < _MAX_RETENTION:
-        raise ValueError(f"{name} is {days:g}; allowed: above 0, below {_MAX_RETENTION}")
-
-
 def _delete(connection: sqlite3.Connection, condition: str, *values: Any) -> dict[str, int]:
     """Delete the rows that meet a condition; return how many of each table."""
     return {name: connection.execute(one.format(condition), values).rowcount for name, one in _DELETE.items()}
@@ -327,7 +322,7 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
         return request
     item_ids = np.array([fitted[place] for place in kept], ids.dtype)
     live = replace(recalled.history.take(np.array(kept)), item_id=item_ids)
-    profile = profiles.get(request.user_id)
+    profile = profiles.get(user_id)
     return replace(request, history=live if profile is None else _join(profile.history, live))
 
 

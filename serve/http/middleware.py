@@ -15,7 +15,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-T, R = TypeVar("T"), TypeVar("R")
+T = TypeVar("T")
+R = TypeVar("R")
 MAX_BODY = 1_000_000  # bytes
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
 _POLICY = (

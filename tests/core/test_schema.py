@@ -35,9 +35,9 @@ def change(**changes):
         ("{", "no JSON"),
         ("[]", "not of format 1"),
         (change(format=2), "not of format 1"),
-        (change(time_zone="UTC"), "unknown key 'time_zone'; did you mean 'timezone'"),
-        (change(item_features=[{"name": "x"}]), "key 'buckets' is missing"),
-        (change().replace('"ties": ', '"tie": '), "unknown key 'tie'|key 'ties' is missing"),
+        (change(time_zone="UTC"), "unexpected keyword argument 'time_zone'"),
+        (change(item_features=[{"name": "x"}]), "another program: 'kind'"),
+        (change().replace('"ties": ', '"tie": '), "unexpected keyword argument 'tie'"),
         (change().replace('"numeric"', '"numerical"'), "unknown kind 'numerical'"),
     ],
 )
