@@ -110,10 +110,11 @@ def _similar(given: argparse.Namespace) -> None:
 
     recommender = Recommender(Bundle.load(given.bundle))
     ids, cosines = recommender.similar_items(given.item, given.k)
-    shown = show_items(recommender.bundle.items, recommender.item_rows([given.item, *ids.tolist()]))
+    rows = recommender.catalogue.item_ids.require([given.item, *ids.tolist()])
+    shown = show_items(recommender.bundle.items, rows)
     heads = [["", given.item], *([f"{cosine:.3f}", item_id] for cosine, item_id in zip(cosines, ids, strict=True))]
-    rows = ([*head, *item.values()] for head, item in zip(heads, shown, strict=True))
-    cells = [["" if one is None else " ".join(str(one).split())[:_MAX_SHOWN] for one in row] for row in rows]
+    lines = ([*head, *item.values()] for head, item in zip(heads, shown, strict=True))
+    cells = [["" if one is None else " ".join(str(one).split())[:_MAX_SHOWN] for one in line] for line in lines]
     print("\n".join(align([["cosine", "item_id", *shown[0]], *cells])))
 
 

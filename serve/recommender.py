@@ -106,7 +106,7 @@ class Recommender:
 
     def similar_items(self, item_id: str | int, k: int = 10) -> tuple[NDArray[np.generic], Floats]:
         """Return ids and falling cosines of the items nearest to an item; removed ones may be asked for, not listed."""
-        (row,) = self.item_rows([item_id])
+        (row,) = self.catalogue.item_ids.require([item_id])
         scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
         return self.catalogue.item_ids.ids[rows], scores
 
@@ -131,10 +131,6 @@ class Recommender:
         encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
         tiles = (encoded.take(np.arange(n_items)[tile]) for tile in _tiles(n_items))
         return np.concatenate([self.bundle.vectors[:0], *map(self.towers.items, tiles)])
-
-    def item_rows(self, ids: Sequence[Any]) -> Ints:
-        """Return the row of each item; a `SchemaError` names one that the catalogue does not have."""
-        return self.catalogue.item_ids.require(ids)
 
     def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:
         if k < 1:

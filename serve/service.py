@@ -79,9 +79,11 @@ class Service:
         requests, now = [], int(time.time())
         for place, one in enumerate(raw):
             try:
-                requests.append(self._read(one, current, now))
+                request = complete(parse_request(one, current.bundle.schema), current.profiles, self._state)
                 if len(raw) > 1:
-                    current.admission.check(requests[-1].filters)
+                    current.admission.check(request.filters)
+                moment = _moment(request.history, now) if request.datetime is None else request.datetime
+                requests.append(replace(request, datetime=moment))
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
         return requests
@@ -103,7 +105,7 @@ class Service:
         pairs = zip(ids.tolist(), cosines.tolist(), strict=True)
         items: list[dict[str, Any]] = [{"item_id": near, "cosine": round(cosine, DECIMALS)} for near, cosine in pairs]
         if explain:
-            columns = show_items(recommender.catalogue.table, recommender.item_rows(ids.tolist()))
+            columns = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.require(ids.tolist()))
             items = [item | {"columns": one} for item, one in zip(items, columns, strict=True)]
         reason = {} if len(ids) == k else {"reason": f"the catalogue has {len(ids)} other items"}
         return recommender.version, {"items": items, **reason}
@@ -160,10 +162,6 @@ class Service:
     @property
     def _schema(self) -> Schema:
         return self.current.bundle.schema
-
-    def _read(self, raw: Mapping[str, Any], recommender: Recommender, now: int) -> Request:
-        request = complete(parse_request(raw, recommender.bundle.schema), recommender.profiles, self._state)
-        return request if request.datetime is not None else replace(request, datetime=_moment(request.history, now))
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
@@ -228,7 +226,7 @@ def _to_json(recommender: Recommender, request: Request, answer: Answer, explain
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
     if explain:
-        rows = recommender.item_rows(answer.item_id.tolist())
+        rows = recommender.catalogue.item_ids.require(answer.item_id.tolist())
         reasons = find_reasons(recommender, request, rows)
         shown = zip(items, show_items(recommender.catalogue.table, rows), reasons, strict=True)
         items = [item | {"columns": values, "because": reason} for item, values, reason in shown]

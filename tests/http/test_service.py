@@ -92,7 +92,7 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
 def test_of_a_long_history_the_latest_events_explain_an_item(films):
     vectors = vectors_of(3)[:, :D].astype(float)
     cosines = (vectors @ vectors.T) / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
-    rows = films.item_rows([IDS[5], IDS[2]])
+    rows = films.catalogue.item_ids.require([IDS[5], IDS[2]])
     for history, compared in (([5, *[2] * 500], [2]), ([5, *[2] * 499], [2, 5])):
         request = Request(history=History(np.array([IDS[row] for row in history])))
         for row, reason in zip((5, 2), find_reasons(films, request, rows), strict=True):
@@ -101,7 +101,7 @@ def test_of_a_long_history_the_latest_events_explain_an_item(films):
 
 
 def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
-    rows = films.item_rows([IDS[-1]])
+    rows = films.catalogue.item_ids.require([IDS[-1]])
     for history, expected in (([999_999], None), ([999_999, IDS[2], 999_998], IDS[2]), ([], None)):
         (reason,) = find_reasons(films, Request(history=History(np.array(history, np.int64))), rows)
         assert (reason and reason["item_id"]) == expected

@@ -130,7 +130,7 @@ def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
     answers = recommender.recommend([{"user_id": user} for user in users], k=7)
     scores = recommender.encode_users([{"user_id": user} for user in users]) @ recommender.bundle.vectors.T
     for row, user in enumerate(users):
-        owned = recommender.item_rows(recommender.profiles.get(user).history.item_id.tolist())
+        owned = recommender.catalogue.item_ids.require(recommender.profiles.get(user).history.item_id.tolist())
         add_neighbours(scores[row], recommender.bundle.neighbours, owned)
         scores[row, owned] = -np.inf
         best = np.sort(scores[row])[::-1][:7]
