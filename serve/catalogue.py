@@ -55,10 +55,6 @@ class Catalogue:
         return cls(ItemIds(to_numpy(items.column("item_id"))), index, _open_columns(items, schema), facts)
 
     @property
-    def vectors(self) -> Floats:
-        return self.index.vectors
-
-    @property
     def is_removed(self) -> Mask | None:
         """(N,) the items that are never listed; None if there are none."""
         return self.index.is_hidden

@@ -204,7 +204,7 @@ class _Placement:
         live = np.flatnonzero(rows >= len(self._original))
         items = [changes[place].columns for place in live]
         columns = {name: [item.get(name) for item in items] for name in self._content}
-        vectors, facts = catalogue.vectors, catalogue.facts
+        vectors, facts = catalogue.index.vectors, catalogue.facts
         if len(live):  # those that are not new may have other content
             vectors = _put_rows(vectors, rows[live], self._recommender.encode_item_columns(columns, len(live)))
             facts = None if facts is None else self._place_facts(facts, rows[live], columns)

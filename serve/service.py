@@ -211,7 +211,7 @@ def find_reasons(recommender: Recommender, request: Request, rows: Ints) -> list
 
 
 def _directions(recommender: Recommender, rows: Ints) -> Floats:
-    vectors = recommender.catalogue.vectors[rows, : recommender.taste_dim]
+    vectors = recommender.catalogue.index.vectors[rows, : recommender.taste_dim]
     directions: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
     return directions
 
@@ -241,7 +241,7 @@ def _moment(history: History | None, now: int) -> int:
     if history is None or history.datetime is None:
         return minute
     past = history.datetime[history.datetime <= now]
-    return max([minute, *past[-1:].tolist()])
+    return max(minute, int(past[-1])) if len(past) else minute
 
 
 def _note_age(schema: Schema, now: int) -> list[str]:

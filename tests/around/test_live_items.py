@@ -131,7 +131,7 @@ def test_a_new_item_is_in_the_next_answer_and_in_histories(shop):
     assert lists(shop, "milk")
     expected = {"item_id": "milk", **MILK, "in_stock": True, "repeat_rate": pytest.approx(naive_rate(MILK), abs=1e-6)}
     assert row_of(shop, "milk") == expected
-    vector = shop.recommender.catalogue.vectors[N]
+    vector = shop.recommender.catalogue.index.vectors[N]
     np.testing.assert_allclose(vector, naive_item(SEED, MILK), rtol=1e-4, atol=1e-4)
     answer = shop.recommender.recommend([{"history": [{"item_id": "milk"}]}], N + 1, filter_viewed=True).of(0)
     assert answer.unknown_items == 0
@@ -186,7 +186,7 @@ def test_a_new_bundle_gets_the_same_changes(shop, bundles):
     shop.rebase(Recommender(renamed))
     catalogue = shop.recommender.catalogue
     assert catalogue.item_ids.ids.tolist()[N:] == ["cheese"]  # the first item was only changed, never added
-    np.testing.assert_array_equal(catalogue.vectors[0], bundles["shop"].vectors[0])
+    np.testing.assert_array_equal(catalogue.index.vectors[0], bundles["shop"].vectors[0])
     assert row_of(shop, "milk")["title"] == "Milk"
     listed = shop.recommender.recommend([{}], N + 5).item_id
     assert {"milk", "cheese"} <= set(listed)

@@ -243,7 +243,7 @@ def test_nothing_that_it_hands_out_changes_it(recommenders, world):
     recommender, profiles = recommenders[world], recommenders[world].profiles
     answers, profile = recommender.recommend(requests_of(WORLDS[world]), 3), profiles.get(profiles.user_ids[0])
     features = [value for value in profile.features.values() if isinstance(value, np.ndarray)]
-    shared = [answers.item_ids, recommender.catalogue.vectors, profiles.offsets, *features]
+    shared = [answers.item_ids, recommender.catalogue.index.vectors, profiles.offsets, *features]
     shared += [profiles.user_ids, *profiles.features.values(), *profile.history.columns().values()]
     shared.append(recommender.catalogue.item_ids.extended([]).ids)
     for array in shared:
