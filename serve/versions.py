@@ -2,7 +2,7 @@
 
 A kill leaves the old bundle or the new one.
 
-stage = Stage.open(DIR); write files into stage.path; stage.seal(...); evaluate; publish(stage.prepare(...))
+with Stage.open(DIR) as stage: write files into stage.path; stage.seal(...); evaluate; publish(stage.prepare(...))
 
 DIR/.lock              held from the opening of a stage to its end: one stage at a time
 DIR/.bundle-<uuid>/    the stage
