@@ -89,13 +89,19 @@ class Service:
         return requests
 
     def show(
-        self, current: Recommender, asked: Sequence[tuple[Request, Answer]], request_id: str, explain: bool
+        self,
+        current: Recommender,
+        requests: Sequence[Request],
+        answers: Sequence[Answer],
+        request_id: str,
+        explain: bool,
     ) -> list[dict[str, Any]]:
-        """Log the answers to requests of one caller as shown, and return them as JSON values."""
+        """Log the answers to one caller as shown, and return them as JSON values."""
         head = (int(time.time()), current.version, POLICY)
-        shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for _, one in asked)
+        shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
         self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
-        return [_to_json(current, request, answer, explain) for request, answer in asked]
+        pairs = zip(requests, answers, strict=True)
+        return [_to_json(current, request, answer, explain) for request, answer in pairs]
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
@@ -149,7 +155,7 @@ class Service:
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self.items.notes, *_note_age(schema, int(time.time()))],
+            "notes": [*self.items.notes, *_note_age(schema, int(time.time())), *self.impressions.notes],
             "last_reload": self.last_reload,
         }
 

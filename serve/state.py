@@ -28,7 +28,7 @@ import numpy as np
 
 from serve.durable import is_forgotten, name_fault, open_database, sync_folder
 from serve.encode import to_text
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles
 from serve.requests import (
     INTEGER,
@@ -376,11 +376,19 @@ class ImpressionLog:
         self._thread = threading.Thread(target=self._work, name="bascule-impressions", daemon=True)
         self._thread.start()
 
+    @property
+    def notes(self) -> list[str]:
+        """Say that nothing is logged any more, if that is so."""
+        return [] if self._thread.is_alive() else ["what is shown is no longer logged; start the service again"]
+
     def add(self, impressions: Sequence[Impressions]) -> None:
         """Let impressions be written soon."""
-        while len(self._waiting) >= _MAX_LISTS:
+        while len(self._waiting) >= _MAX_LISTS and self._thread.is_alive():
             time.sleep(_PAUSE)
-        self._waiting.extend(impressions)
+        if self._thread.is_alive():
+            self._waiting.extend(impressions)
+        else:
+            self.n_lost += len(impressions)
 
     def close(self) -> None:
         """Write what waits, then end."""
@@ -394,7 +402,7 @@ class ImpressionLog:
                 self._expire_at = time.monotonic() + _HOUR
                 try:
                     self._store.expire(int(time.time()))
-                except Exception as error:  # none ends the thread
+                except (OSError, BundleError, sqlite3.Error) as error:
                     _LOG.error("nothing was removed for its age: %s", type(error).__name__)
         self._write()
 
@@ -403,7 +411,7 @@ class ImpressionLog:
             taken = [self._waiting.popleft() for _ in range(min(_MAX_AT_ONCE, len(self._waiting)))]
             try:
                 self._store.log_impressions(taken)
-            except Exception as error:  # none ends the thread
+            except (OSError, BundleError, sqlite3.Error) as error:
                 is_busy = isinstance(error, OSError) and error.errno == errno.EBUSY
                 if is_busy and len(self._waiting) < _MAX_LISTS // 2 and not self._is_closing.is_set():
                     self._waiting.extendleft(reversed(taken))  # a file that is written anew is free again in a while

@@ -185,8 +185,8 @@ def _recommend(request: Request, body: Mapping[str, Any]) -> Response:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
     asked = service.read(raw, current)
-    found = list(zip(asked, current.recommend(asked, k, _filter_viewed(body)), strict=True))
-    answers = service.show(current, found, request.state.request_id, body.get("explain", False))
+    found = [*current.recommend(asked, k, _filter_viewed(body))]
+    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
     return _write_lists(request, current.version, answers, k, begun)
 
 
@@ -194,10 +194,10 @@ async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Resp
     """Answer one request together with those of others that came at the same time."""
     begun, state, k = time.perf_counter(), _state(request), int(body.get("k", _DEFAULT_K))
     service, current, filter_viewed = state.service, state.service.current, _filter_viewed(body)
-    (asked,) = service.read([_only_request(body)], current)
+    asked = service.read([_only_request(body)], current)
     rank = partial(current.recommend, k=k, filter_viewed=filter_viewed)
-    found = await state.gathering.answer((current, k, filter_viewed), asked, rank)
-    answers = service.show(current, [(asked, found)], request.state.request_id, body.get("explain", False))
+    found = [await state.gathering.answer((current, k, filter_viewed), asked[0], rank)]
+    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
     return _write_lists(request, current.version, answers, k, begun)
 
 

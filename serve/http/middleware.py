@@ -79,24 +79,25 @@ class Gathering:
     """Requests that came at the same time and can be answered in one call: sixteen cost little more than four."""
 
     def __init__(self) -> None:
-        self._waiting: list[tuple[Hashable, Any, asyncio.Future[Any]]] = []
+        self._open: dict[Hashable, tuple[list[Any], asyncio.Task[list[Any]]]] = {}  # by what they have in common
 
     async def answer(self, key: Hashable, one: T, call: Callable[[list[T]], Iterable[R]]) -> R:
-        """Return what `call` gives for one request, called with the others of the same key that are there."""
-        future: asyncio.Future[R] = asyncio.get_running_loop().create_future()
-        self._waiting.append((key, one, future))
-        await asyncio.sleep(0)  # those that came at the same time join in
-        if not future.done():
-            taken = [entry for entry in self._waiting if entry[0] == key][:MAX_GATHERED]
-            self._waiting = [entry for entry in self._waiting if entry not in taken]
-            try:
-                for (_, _, asked), found in zip(taken, call([one for _, one, _ in taken]), strict=True):
-                    asked.set_result(found)
-            except BaseException as error:
-                for _, _, asked in taken:
-                    if not asked.done():
-                        asked.set_exception(error)
-        return await future
+        """Return what `call` gives for one request, called with the others of the same key that come now."""
+        if key not in self._open:
+            asked: list[T] = []
+            self._open[key] = asked, asyncio.ensure_future(self._call(key, asked, call))
+        together, task = self._open[key]
+        place = len(together)
+        together.append(one)
+        if len(together) == MAX_GATHERED:
+            del self._open[key]
+        return (await asyncio.shield(task))[place]  # type: ignore[no-any-return]
+
+    async def _call(self, key: Hashable, asked: list[T], call: Callable[[list[T]], Iterable[R]]) -> list[R]:
+        """Begin after all that came at the same time have joined."""
+        if key in self._open and self._open[key][0] is asked:
+            del self._open[key]
+        return list(call(asked))
 
 
 class Metrics:

@@ -37,7 +37,7 @@ def films(tmp_path_factory):
 
 def ask(service, *requests):
     asked, current = service.read(requests, service.current), service.current
-    answers = service.show(current, [*zip(asked, current.recommend(asked, 5, None), strict=True)], "r", explain=False)
+    answers = service.show(current, asked, [*current.recommend(asked, 5, None)], "r", explain=False)
     return [[item["item_id"] for item in answer["items"]] for answer in answers]
 
 
