@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from serve.bundle import Bundle
 from serve.profiles import write_profiles
-from serve.versions import Registry, publish_version
-from tests.linear_bundle import SHOP, publish_linear
+from serve.recommender import Recommender
+from serve.state import StateStore
+from tests.linear_bundle import SEED, SHOP, WORLDS, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 from tests.tiny_bundle import publish_tiny
 
@@ -45,11 +47,23 @@ def versions(published: dict[int, Path]) -> dict[int, str]:
     return {seed: Bundle.load(path).manifest.version for seed, path in published.items()}
 
 
+@pytest.fixture(scope="session")
+def bundle_paths(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Linear bundles of the two worlds with the profiles of their users, never altered."""
+    paths = {name: publish_linear(tmp_path_factory.mktemp(name), schema, SEED) for name, schema in WORLDS.items()}
+    for name, path in paths.items():
+        write_profiles(path.parent / "profiles", make_profiles(WORLDS[name], known_users(WORLDS[name])))
+    return paths
+
+
+@pytest.fixture(scope="session")
+def recommenders(bundle_paths: dict[str, Path]) -> dict[str, Recommender]:
+    """Recommenders of the two worlds."""
+    return {name: Recommender.load(path) for name, path in bundle_paths.items()}
+
+
 @pytest.fixture
-def registry(published: dict[int, Path], tmp_path: Path) -> Registry:
-    """A registry of the linear bundles of seeds 1 and 2, the second one current, with profiles."""
-    registry = Registry(tmp_path / "registry")
-    for seed in (1, 2):
-        publish_version(registry, published[seed], keep=3, is_activated=True)
-    write_profiles(registry.path / "profiles", make_profiles(SHOP, known_users(SHOP)))
-    return registry
+def store(tmp_path: Path) -> Iterator[StateStore]:
+    """An empty store of live events, in the folder `state`."""
+    with closing(StateStore(tmp_path / "state" / "state.db")) as opened:
+        yield opened

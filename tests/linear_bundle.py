@@ -68,6 +68,8 @@ FILMS = replace(
     repeats="exclude",
     popularity_days=(),
 )
+WORLDS = {"shop": SHOP, "films": FILMS}
+SEED = 3
 
 
 def item_ids(schema: Schema) -> list:
@@ -201,18 +203,15 @@ def item_tower(space_id: str, seed: int) -> bytes:
     return onnx_model(nodes, inputs, outputs, weights, {"space_id": space_id})
 
 
-def write_linear(
-    stage: Stage, schema: Schema, seed: int, vectors: np.ndarray | None = None, neighbours: Neighbours | None = None
-) -> Facts:
+def write_linear(stage: Stage, schema: Schema, seed: int) -> Facts:
     """Write all files of a bundle with golden answers into a stage."""
-    vectors = vectors_of(seed) if vectors is None else vectors
+    vectors, neighbours = vectors_of(seed), Neighbours.none(N)
     text = schema.to_json().encode()
     space_id = compute_space_id(vectors, text)
     items = {"item_id": item_ids(schema), "title": [f"Title {row}" for row in range(N)]}
     items |= {name: [item_values(row)[name] for row in range(N)] for name in ("department", "price", "brand")}
     if schema.repeats == "allow":
         items["repeat_rate"] = REPEAT_RATES
-    neighbours = neighbours or Neighbours.none(N)
     libraries = {"numpy": np.__version__}
     facts = Facts("dot", P, 1.0, {"items": N}, libraries, UNTIL, {"seed": seed}, neighbours.decay)
     (stage.path / "schema.json").write_bytes(text)
@@ -231,10 +230,8 @@ def write_linear(
     return facts
 
 
-def publish_linear(
-    directory: Path, schema: Schema, seed: int, vectors: np.ndarray | None = None, neighbours: Neighbours | None = None
-) -> Path:
+def publish_linear(directory: Path, schema: Schema, seed: int) -> Path:
     """Publish a bundle with golden answers and return its folder."""
     with Stage.open(directory) as stage:
-        facts = write_linear(stage, schema, seed, vectors, neighbours)
+        facts = write_linear(stage, schema, seed)
         return publish(stage.prepare(facts, {})).path

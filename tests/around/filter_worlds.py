@@ -10,11 +10,9 @@ from hypothesis import strategies as st
 from serve.bundle import Bundle
 from serve.recommender import Recommender
 from serve.schema import Feature
-from tests.linear_bundle import FILMS, SHOP, N, item_ids, item_values, publish_linear
+from tests.linear_bundle import SEED, WORLDS, N, item_ids, item_values, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
-SEED = 3
-WORLDS = {"shop": SHOP, "films": FILMS}
 GENRES = ("drama", "comedy", "sci-fi")
 
 

@@ -21,7 +21,7 @@ from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
 from serve.errors import BundleError
 from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommender import Recommender
-from serve.requests import Request
+from serve.requests import History, Request
 from serve.state import Impressions, Observation, StateStore, complete, is_forgotten
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
@@ -162,6 +162,8 @@ def test_no_answer_knows_her_afterwards(folder):
         forget_users(run, [SENTINEL])
         assert not store.observe(SENTINEL, IDS[3], "buy", UNTIL)
         second = before.recommend([complete(Request(SENTINEL), before.profiles, store)], 5).of(0)
+        given = Request(SENTINEL, {"gender": "f"}, History(np.array([IDS[2]], dtype=object)))
+        assert complete(given, before.profiles, store) == given
     assert first.item_id.tolist() != nobody.item_id.tolist()
     assert second.item_id.tolist() == nobody.item_id.tolist()
     reloaded = Recommender.load(run / "bundle").recommend([Request(SENTINEL)], 5).of(0)

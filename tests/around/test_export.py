@@ -16,22 +16,11 @@ from serve.__main__ import main
 from serve.bundle import Bundle
 from serve.durable import take_lock, write_file
 from serve.errors import SchemaError
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
-from tests.linear_bundle import FILMS, SHOP, N, W, item_ids, item_values, publish_linear
-from tests.linear_profiles import known_users, make_profiles, requests_of
+from tests.linear_bundle import WORLDS, N, W, item_ids, item_values
+from tests.linear_profiles import known_users, requests_of
 
 ROOT = Path(__file__).parents[2]
-WORLDS = {"shop": SHOP, "films": FILMS}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("export")
-    for name, schema in WORLDS.items():
-        path = publish_linear(folder / name, schema, seed=3)
-        write_profiles(path.parent / "profiles", make_profiles(schema, known_users(schema)))
-    return {name: folder / name / "bundle" for name in WORLDS}
 
 
 @pytest.fixture(autouse=True)
@@ -74,51 +63,51 @@ def shop_rows(n):
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_the_catalogue_is_exported_in_its_order(bundles, tmp_path, world, capsys):
-    assert run(bundles[world], "item", tmp_path / "out") == 0
+def test_the_catalogue_is_exported_in_its_order(bundle_paths, tmp_path, world, capsys):
+    assert run(bundle_paths[world], "item", tmp_path / "out") == 0
     assert f"{N} item vectors" in capsys.readouterr().out
     ids, vectors = read(tmp_path / "out", "item")
     assert ids == item_ids(WORLDS[world])
-    np.testing.assert_array_equal(vectors, Bundle.load(bundles[world]).vectors)
+    np.testing.assert_array_equal(vectors, Bundle.load(bundle_paths[world]).vectors)
     names = [f"part-0000{shard}.parquet" for shard in range(4)]
     assert sorted(contents(tmp_path / "out")) == ["_SUCCESS", "_plan.json", *names]
     assert [pq.read_metadata(tmp_path / "out" / name).num_rows for name in names] == [6, 6, 6, 5]
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_users_with_profiles_are_as_served_one_by_one(bundles, tmp_path, world):
-    assert run(bundles[world], "user", tmp_path / "out") == 0
+def test_users_with_profiles_are_as_served_one_by_one(bundle_paths, tmp_path, world):
+    assert run(bundle_paths[world], "user", tmp_path / "out") == 0
     ids, vectors = read(tmp_path / "out", "user")
     assert ids == list(known_users(WORLDS[world]))
-    served = Recommender.load(bundles[world])
+    served = Recommender.load(bundle_paths[world])
     single = [served.encode_users([{"user_id": user_id}])[0] for user_id in ids]
     np.testing.assert_allclose(vectors, single, atol=1e-6)
 
 
 @pytest.mark.parametrize("world", WORLDS)
-def test_requests_of_a_file_are_as_served(bundles, tmp_path, world):
+def test_requests_of_a_file_are_as_served(bundle_paths, tmp_path, world):
     requests = requests_of(WORLDS[world])
     rows = write_rows(tmp_path / "r.jsonl", requests)
-    assert run(bundles[world], "user", tmp_path / "out", "--rows", rows) == 0
+    assert run(bundle_paths[world], "user", tmp_path / "out", "--rows", rows) == 0
     ids, vectors = read(tmp_path / "out", "user")
     assert ids == [request.get("user_id") for request in requests]
-    np.testing.assert_allclose(vectors, Recommender.load(bundles[world]).encode_users(requests), atol=1e-6)
+    np.testing.assert_allclose(vectors, Recommender.load(bundle_paths[world]).encode_users(requests), atol=1e-6)
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
-def test_items_of_a_file_are_placed_by_their_features(bundles, tmp_path, suffix):
+def test_items_of_a_file_are_placed_by_their_features(bundle_paths, tmp_path, suffix):
     rows = shop_rows(17)
     path = write_rows(tmp_path / f"items.{suffix}", rows)
-    assert run(bundles["shop"], "item", tmp_path / "out", "--rows", path) == 0
+    assert run(bundle_paths["shop"], "item", tmp_path / "out", "--rows", path) == 0
     ids, vectors = read(tmp_path / "out", "item")
     assert ids == [row["item_id"] for row in rows]
-    served = Recommender.load(bundles["shop"])
+    served = Recommender.load(bundle_paths["shop"])
     single = [served.encode_items([item_values(row)])[0] for row in range(17)]
     np.testing.assert_allclose(vectors, single, atol=1e-6)
 
 
-def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundles, tmp_path, monkeypatch):
-    recommender = Recommender.load(bundles["shop"])
+def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundle_paths, tmp_path, monkeypatch):
+    recommender = Recommender.load(bundle_paths["shop"])
     path = write_rows(tmp_path / "items.parquet", shop_rows(17))
     export.export_items(recommender, path, tmp_path / "whole", False)
     whole, out = contents(tmp_path / "whole"), tmp_path / "out"
@@ -157,10 +146,10 @@ sys.exit(main(sys.argv[1:]))
 
 
 @pytest.mark.parametrize(("sent", "status"), [(signal.SIGKILL, -9), (signal.SIGTERM, 143)])
-def test_a_killed_export_goes_on_where_it_stopped(bundles, tmp_path, sent, status):
-    run(bundles["shop"], "item", tmp_path / "whole")
+def test_a_killed_export_goes_on_where_it_stopped(bundle_paths, tmp_path, sent, status):
+    run(bundle_paths["shop"], "item", tmp_path / "whole")
     out = tmp_path / "out"
-    words = ["export", "--bundle", bundles["shop"], "--side", "item", "--out", out]
+    words = ["export", "--bundle", bundle_paths["shop"], "--side", "item", "--out", out]
     process = subprocess.Popen([sys.executable, "-c", SLOW, *map(str, words)], cwd=ROOT, stderr=subprocess.DEVNULL)
     while not (out / "part-00000.parquet").exists():
         assert process.poll() is None
@@ -169,22 +158,22 @@ def test_a_killed_export_goes_on_where_it_stopped(bundles, tmp_path, sent, statu
     assert process.wait() == status
     assert "_SUCCESS" not in contents(out)
     first = (out / "part-00000.parquet").stat().st_mtime_ns
-    assert run(bundles["shop"], "item", out) == 0
+    assert run(bundle_paths["shop"], "item", out) == 0
     assert contents(out) == contents(tmp_path / "whole")
     assert (out / "part-00000.parquet").stat().st_mtime_ns == first
 
 
-def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
+def test_a_folder_belongs_to_one_plan(bundle_paths, tmp_path, capsys):
     out, path = tmp_path / "out", write_rows(tmp_path / "items.jsonl", shop_rows(9))
-    recommender = Recommender.load(bundles["shop"])
+    recommender = Recommender.load(bundle_paths["shop"])
     export.export_items(recommender, None, out, False)
-    assert run(bundles["shop"], "item", out) == 2
+    assert run(bundle_paths["shop"], "item", out) == 2
     assert "holds a finished export" in capsys.readouterr().err
     (out / "_SUCCESS").unlink()
     others = {
-        "space_id": (bundles["films"], "item"),
-        "side": (bundles["shop"], "user"),
-        "source": (bundles["shop"], "item", "--rows", path),
+        "space_id": (bundle_paths["films"], "item"),
+        "side": (bundle_paths["shop"], "user"),
+        "source": (bundle_paths["shop"], "item", "--rows", path),
     }
     for bundle, side, *more in others.values():
         assert run(bundle, side, out, *more) == 2
@@ -192,14 +181,14 @@ def test_a_folder_belongs_to_one_plan(bundles, tmp_path, capsys):
         assert "part of another export" in message
         assert len(message.splitlines()) == 1
     assert len(contents(out)) == 5
-    assert run(bundles["shop"], "item", out, "--rows", path, "--overwrite") == 0
+    assert run(bundle_paths["shop"], "item", out, "--rows", path, "--overwrite") == 0
     assert read(out, "item")[0] == [f"new{row}" for row in range(9)]
 
 
-def test_two_exports_do_not_write_into_one_folder(bundles, tmp_path):
+def test_two_exports_do_not_write_into_one_folder(bundle_paths, tmp_path):
     (tmp_path / "out").mkdir()
     with (
         take_lock(tmp_path / "out" / ".lock"),
         pytest.raises(SchemaError, match="another export writes into"),
     ):
-        export.export_items(Recommender.load(bundles["shop"]), None, tmp_path / "out", False)
+        export.export_items(Recommender.load(bundle_paths["shop"]), None, tmp_path / "out", False)

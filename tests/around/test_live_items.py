@@ -19,25 +19,11 @@ from serve.bundle import Bundle
 from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from tests.linear_bundle import FILMS, REPEAT_RATES, SHOP, N, item_ids, item_values, publish_linear
-from tests.linear_profiles import known_users, make_profiles, requests_of
+from tests.linear_bundle import REPEAT_RATES, SEED, SHOP, WORLDS, N, item_ids, item_values
+from tests.linear_profiles import known_users, requests_of
 from tests.linear_reference import naive_item, naive_list, naive_rate, naive_scores
 
-SEED = 3
-WORLDS = {"shop": SHOP, "films": FILMS}
 MILK = {"department": "dairy", "price": 1.5, "brand": "y", "title": "Milk"}
-
-
-@pytest.fixture(scope="module")
-def bundles(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("linear")
-    return {name: Bundle.load(publish_linear(folder / name, schema, SEED)) for name, schema in WORLDS.items()}
-
-
-@pytest.fixture(scope="module")
-def recommenders(bundles):
-    profiles = {name: make_profiles(schema, known_users(schema)) for name, schema in WORLDS.items()}
-    return {name: Recommender(bundles[name], profiles[name]) for name in WORLDS}
 
 
 @pytest.fixture
@@ -175,18 +161,19 @@ def rename_item(bundle: Bundle, old: str, new: str) -> Bundle:
     return replace(bundle, items=bundle.items.set_column(0, "item_id", pa.array(ids)))
 
 
-def test_a_new_bundle_gets_the_same_changes(shop, bundles):
+def test_a_new_bundle_gets_the_same_changes(shop, recommenders):
     first, second, third = item_ids(SHOP)[:3]
     shop.put("milk", MILK)
     shop.put("cheese", MILK | {"price": 3})
     shop.put(first, {"price": 99})
     shop.remove(second)
     shop.remove("someday")
-    renamed = rename_item(rename_item(bundles["shop"], first, "milk"), third, "someday")
+    bundle = recommenders["shop"].bundle
+    renamed = rename_item(rename_item(bundle, first, "milk"), third, "someday")
     shop.rebase(Recommender(renamed))
     catalogue = shop.recommender.catalogue
     assert catalogue.item_ids.ids.tolist()[N:] == ["cheese"]  # the first item was only changed, never added
-    np.testing.assert_array_equal(catalogue.index.vectors[0], bundles["shop"].vectors[0])
+    np.testing.assert_array_equal(catalogue.index.vectors[0], bundle.vectors[0])
     assert row_of(shop, "milk")["title"] == "Milk"
     listed = shop.recommender.recommend([{}], N + 5).item_id
     assert {"milk", "cheese"} <= set(listed)

@@ -7,36 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from serve.bundle import Bundle
-from serve.erasure import add_to_erasure_list
 from serve.profiles import Profiles
-from serve.recommender import Recommender
 from serve.requests import History, Request, parse_request
 from serve.state import Observation, StateStore, complete
-from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_bundle import DAY, SEED, SHOP, UNTIL, WORLDS, N, item_ids
+from tests.linear_profiles import known_users
 from tests.linear_reference import naive_list, naive_scores
 
-SEED = 3
-WORLDS = {"shop": SHOP, "films": FILMS}
 EMPTY = {"history": []}
-
-
-@pytest.fixture(scope="module")
-def recommenders(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("live")
-    return {
-        name: Recommender(
-            Bundle.load(publish_linear(folder / name, schema, SEED)), make_profiles(schema, known_users(schema))
-        )
-        for name, schema in WORLDS.items()
-    }
-
-
-@pytest.fixture
-def store(tmp_path):
-    with closing(StateStore(tmp_path / "state" / "state.db")) as opened:
-        yield opened
 
 
 def draw_events(schema, seed):
@@ -94,24 +72,6 @@ def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store,
             expected = naive_list(scores, rows, 6)
             assert [row_of[item_id] for item_id in answer.item_id] == expected
             np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
-
-
-def test_what_she_dismissed_is_not_listed_whatever_history_she_gives(recommenders, store):
-    recommender, (user_id, *_) = recommenders["shop"], known_users(SHOP)
-    history = History(np.array([item_ids(SHOP)[1]], dtype=object))
-    for request in (
-        Request(user_id),
-        Request(user_id, history=history),
-        Request(user_id, exclude=(item_ids(SHOP)[2],)),
-    ):
-        best = recommender.recommend([complete(request, recommender.profiles, store)], 1).of(0).item_id[0]
-        store.observe(user_id, best, "dismiss", UNTIL)
-        completed = complete(request, recommender.profiles, store)
-        listed = recommender.recommend([completed], N, filter_viewed=False).of(0).item_id.tolist()
-        assert not set(listed) & set(store.recall(user_id).dismissed)
-        assert len(set(completed.exclude)) == len(completed.exclude)
-        assert set(completed.exclude) == {*request.exclude, *store.recall(user_id).dismissed}
-        assert completed.history == request.history  # a dismissal is no event of the history
 
 
 def test_a_request_that_the_store_knows_nothing_of_stays_the_same_object(recommenders, store):
@@ -203,16 +163,3 @@ def test_live_events_that_the_end_of_a_profile_without_times_has_count_once(stor
         )  # NaN is nan there
         assert completed.item_id.tolist() == [*items, *(item_id for item_id, _, _ in live[n_same:])]
         assert completed.datetime is None
-
-
-def test_a_forgotten_user_is_nobody_though_her_profile_is_still_in_memory(recommenders, store, tmp_path):
-    recommender = recommenders["shop"]
-    store.observe("u1", item_ids(SHOP)[3], "buy", UNTIL)
-    add_to_erasure_list(tmp_path, ["u1"])
-    completed = complete(Request("u1"), recommender.profiles, store)
-    answers = recommender.recommend([completed, Request(), Request("u1")], N)
-    np.testing.assert_array_equal(answers.of(0).item_id, answers.of(1).item_id)
-    np.testing.assert_allclose(answers.of(0).score, answers.of(1).score)
-    assert answers.of(0).item_id.tolist() != answers.of(2).item_id.tolist()
-    given = Request("u1", {"gender": "f"}, History(np.array([item_ids(SHOP)[2]], dtype=object)))
-    assert complete(given, recommender.profiles, store) == given

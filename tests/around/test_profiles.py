@@ -31,7 +31,6 @@ COLUMNS = {
     "sex": [" f", None, 7.0, "m", ""],
     "likes": ["a|b", ["c", "a"], None, [], "x"],
 }
-COUNTS = [3, 0, 1, 5, 2]
 N_EVENTS = 11
 
 
@@ -114,18 +113,13 @@ def test_profiles_are_on_disk_before_they_are_named(tmp_path, monkeypatch):
     assert disk.holds(tmp_path)
 
 
-def test_staged_profiles_are_read_for_their_bundle_alone(tmp_path):
-    write_profiles(tmp_path, make())
-    stage_profiles(tmp_path, make(NEW), "version-2")
-    for version in (None, "version-1"):
-        assert_same(Profiles.load(tmp_path, version), make())
-    assert_same(Profiles.load(tmp_path, "version-2"), make(NEW))
-
-
 @pytest.mark.parametrize(("version", "kept"), [("version-2", NEW), ("version-1", None), (None, None)])
 def test_staged_profiles_stay_with_their_bundle(tmp_path, version, kept):
     write_profiles(tmp_path, make())
     stage_profiles(tmp_path, make(NEW), "version-2")
+    for other in (None, "version-1"):
+        assert_same(Profiles.load(tmp_path, other), make())
+    assert_same(Profiles.load(tmp_path, "version-2"), make(NEW))
     settle_profiles(tmp_path, version)
     settle_profiles(tmp_path, version)
     assert_same(Profiles.load(tmp_path, "version-2"), make(kept) if kept else make())
@@ -152,7 +146,7 @@ for number, folder in enumerate(sys.argv[1:]):
         os.fsync, os.replace = count_steps(os.fsync, left), count_steps(os.replace, left)
         Path.unlink = count_steps(Path.unlink, left)
         erase_users(Path(folder), ["007"])
-        os._exit(0)
+        os._exit(7 if "pandas" in sys.modules else 0)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
 """
 
@@ -172,15 +166,3 @@ def test_killed_at_any_step_it_is_the_old_or_the_new_profiles(tmp_path):
     for folder in folders:  # what a killed one has left goes with the next write
         erase_users(folder, ["007"])
         assert len(list(folder.iterdir())) == 4
-
-
-def test_loading_imports_no_pandas(tmp_path):
-    write_profiles(tmp_path, make())
-    code = (
-        "import sys; from pathlib import Path; from serve.profiles import Profiles, erase_users\n"
-        f"folder = Path({str(tmp_path)!r})\n"
-        "assert len(Profiles.load(folder).get('007').history) == 5\n"
-        "assert erase_users(folder, ['u1']) == 1\n"
-        "assert not {'pandas', 'torch', 'pytorch_lightning'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -32,12 +32,6 @@ def path(tmp_path):
     return tmp_path / "state" / "state.db"
 
 
-@pytest.fixture
-def store(path):
-    with closing(StateStore(path)) as opened:
-        yield opened
-
-
 def query(path, text):
     with closing(sqlite3.connect(path)) as connection:
         return connection.execute(text).fetchall()
@@ -113,15 +107,6 @@ def test_a_user_is_the_same_as_text_and_as_integer(store, forms):
     for user_id in forms:
         assert items_of(store, user_id) == [item_id for _, item_id, _, _ in expected]
         assert store.recall(user_id).dismissed == (4,)
-
-
-def test_events_are_kept_all_or_none(store):
-    broken = [*events_of(4), Observation("u", None, "view", NOW)]
-    with pytest.raises(SchemaError, match="item_id is None"):
-        store.observe_many(broken)
-    assert len(store.recall("u").history) == 0
-    assert store.observe_many(events_of(4)) == 4  # the transaction before is over
-    assert store.observe_many([]) == 0
 
 
 def test_impressions_have_positions_and_what_followed(store, path):

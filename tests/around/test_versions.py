@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from serve.errors import BundleError
-from serve.profiles import write_profiles
 from serve.versions import (
     Registry,
     RegistrySource,
@@ -28,22 +27,12 @@ from serve.versions import (
 )
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, write_linear
-from tests.linear_profiles import known_users, make_profiles, requests_of
 
 
 @pytest.fixture
 def registry(tmp_path) -> Registry:
     """No folder yet."""
     return Registry(tmp_path / "runs" / "registry")
-
-
-@pytest.fixture
-def served(registry, published) -> Registry:
-    """A registry with two versions, of which the second is current, and profiles beside them."""
-    for seed in (1, 2):
-        publish_version(registry, published[seed], keep=3, is_activated=True)
-    write_profiles(registry.path / "profiles", make_profiles(SHOP, known_users(SHOP)))
-    return registry
 
 
 def names(folder: Path) -> set[str]:
@@ -176,10 +165,6 @@ def test_a_version_is_on_disk_before_it_counts(registry, published, monkeypatch,
         assert disk.too_early == disk.unnamed == []
 
 
-def ask(recommender) -> list[list[str]]:
-    return [answer.item_id.tolist() for answer in recommender.recommend(requests_of(SHOP), 5)]
-
-
 def damage_current(registry: Registry, version: str, how: str) -> None:
     pointer, folder = registry.path / "CURRENT", registry.path / version
     if how in ("link", "missing", "folder", "pipe"):  # what was current cannot be told but by the history
@@ -204,9 +189,13 @@ def damage_current(registry: Registry, version: str, how: str) -> None:
 
 @pytest.mark.timeout(60)
 @pytest.mark.parametrize("how", ["link", "missing", "folder", "pipe", "nothing there", "link to version", "another"])
-def test_a_first_start_without_a_valid_current_version_takes_the_one_before_and_says_so(served, versions, how):
-    damage_current(served, versions[2], how)
-    recommender, reason = RegistrySource(served).start()
+def test_a_first_start_without_a_valid_current_version_takes_the_one_before_and_says_so(
+    registry, published, versions, how
+):
+    for seed in (1, 2):
+        publish_version(registry, published[seed], keep=3, is_activated=True)
+    damage_current(registry, versions[2], how)
+    recommender, reason = RegistrySource(registry).start()
     assert recommender.version == versions[1]
     assert reason.endswith(f"; {versions[1]} answers, which was current before")
 

@@ -37,18 +37,9 @@ def test_an_answer_is_found_from_the_end_too():
             answers.of(index)
 
 
-def test_flat_arrays():
-    answers = make()
-    assert len(answers) == 3
-    assert answers.offsets.tolist() == [0, 5, 7, 7]
-    assert answers.item_row.tolist() == [4, 0, 2, 6, 1, 5, 3]
-    assert answers.item_id.tolist() == [TEXT_IDS[row] for row in (4, 0, 2, 6, 1, 5, 3)]
-    assert answers.rank.tolist() == [1, 2, 3, 4, 5, 1, 2]
-    assert (answers.score.dtype, answers.rank.dtype, answers.offsets.dtype) == (np.float32, np.int64, np.int64)
-
-
 def test_answer_of_each_request():
     answers = make()
+    assert answers.offsets.tolist() == [0, 5, 7, 7]
     assert [answer.user_id for answer in answers] == ["u", None, "w"]
     assert [answer.unknown_items for answer in answers] == [0, 2, 1]
     assert [answer.item_id.tolist() for answer in answers][1:] == [["f", ""], []]
@@ -71,19 +62,6 @@ def test_the_type_of_users_does_not_depend_on_who_asks(user_id_type, kind):
     table = make((None, None, None), user_id_type=user_id_type).to_table()
     assert table.schema.field("user_id").type == kind
     assert table.column("user_id").null_count == 7
-
-
-def test_no_requests():
-    none = Recommendations.from_lists(
-        [],
-        np.zeros((0, 5), dtype=np.int64),
-        np.zeros((0, 5), dtype=np.float32),
-        item_ids=TEXT_IDS,
-        unknown_items=np.zeros(0, dtype=np.int64),
-        user_id_type="string",
-    )
-    assert (len(none), list(none), none.offsets.tolist()) == (0, [], [0])
-    assert none.to_table().num_rows == 0
 
 
 @pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, np.int32])
