@@ -41,13 +41,10 @@ def test_a_bundle_holds_what_was_staged(tiny_bundle):
     assert bundle.manifest.dim == D
 
 
-def test_verify_says_what_was_checked(tiny_bundle):
-    lines = verify(tiny_bundle(1), answer_with)
-    assert [line.split(":")[0] for line in lines] == ["files", "space_id", "golden", "version"]
-    assert "4 requests" in lines[2]
-
-
 def test_verify_refuses_a_bundle_that_answers_differently(tiny_bundle):
+    lines = verify(tiny_bundle(2), answer_with)
+    assert [line.split(":")[0] for line in lines] == ["files", "space_id", "golden", "version"]
+
     def answer_worse(bundle):
         answer = answer_with(bundle)
         return lambda requests, k: [(ids[1:] + ids[:1], scores) for ids, scores in answer(requests, 2 * k)]
@@ -57,28 +54,20 @@ def test_verify_refuses_a_bundle_that_answers_differently(tiny_bundle):
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_flipped_byte_is_refused_naming_the_file(tiny_bundle, name):
+def test_a_flipped_byte_another_length_or_no_file_is_refused_naming_it(tiny_bundle, name):
     path = tiny_bundle(1)
     content = (path / name).read_bytes()
     places = {0, len(content) // 2, len(content) - 1, *np.random.default_rng(7).integers(len(content), size=20)}
-    for place in places:
-        altered = bytearray(content)
-        altered[place] ^= 0x10
+    flipped = [content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :] for place in places]
+    for altered in (*flipped, b"", content[:1], content[: len(content) // 2], content[:-1], content + b"\0"):
         (path / name).write_bytes(altered)
         with pytest.raises(BundleError, match=re.escape(name)):
             Bundle.load(path)
     (path / name).write_bytes(content)
     Bundle.load(path)
-
-
-@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_another_length_is_refused_naming_the_file(tiny_bundle, name):
-    path = tiny_bundle(1)
-    content = (path / name).read_bytes()
-    for altered in (b"", content[:1], content[: len(content) // 2], content[:-1], content + b"\0"):
-        (path / name).write_bytes(altered)
-        with pytest.raises(BundleError, match=re.escape(name)):
-            Bundle.load(path)
+    (path / name).unlink()
+    with pytest.raises(BundleError, match=rf"{re.escape(name)} is missing"):
+        Bundle.load(path)
 
 
 @pytest.mark.parametrize("name", [*FILES, "manifest.json"])
@@ -89,14 +78,6 @@ def test_a_file_of_another_bundle_is_refused_naming_it(tiny_bundle, name):
         return
     shutil.copy(other / name, path / name)
     with pytest.raises(BundleError, match=re.escape(name)):
-        Bundle.load(path)
-
-
-@pytest.mark.parametrize("name", [*FILES, "manifest.json"])
-def test_a_missing_file_is_refused_naming_it(tiny_bundle, name):
-    path = tiny_bundle(1)
-    (path / name).unlink()
-    with pytest.raises(BundleError, match=rf"{re.escape(name)} is missing"):
         Bundle.load(path)
 
 
@@ -127,17 +108,21 @@ def test_what_is_no_file_is_refused(tiny_bundle, make):
         Bundle.load(path)
 
 
-def test_the_folder_of_a_run_is_refused_naming_the_bundle_in_it(tmp_path):
-    (tmp_path / "bundle").mkdir()
-    with pytest.raises(BundleError, match=rf"manifest\.json is missing; did you mean {tmp_path}/bundle\?"):
-        Bundle.load(tmp_path)
-
-
 @pytest.mark.parametrize("make", [Path.mkdir, Path.touch, lambda path: None], ids=["empty", "file", "nothing"])
 def test_what_is_no_bundle_is_refused_naming_the_path(tmp_path, make):
     make(tmp_path / "nowhere")
     with pytest.raises(BundleError, match=r"no bundle at .*nowhere"):
         Bundle.load(tmp_path / "nowhere")
+
+
+def test_a_folder_with_a_bundle_and_a_file_on_the_way_to_one_are_told_from_a_bundle(tmp_path):
+    (tmp_path / "bundle").mkdir()
+    with pytest.raises(BundleError, match=rf"manifest\.json is missing; did you mean {tmp_path}/bundle\?"):
+        Bundle.load(tmp_path)
+    (tmp_path / "notes.txt").touch()
+    assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
+    with pytest.raises(BundleError, match=r"no bundle at .*notes\.txt/bundle: Not a directory"):
+        read_steadily(tmp_path / "notes.txt" / "bundle", Bundle.load)
 
 
 def test_the_same_content_gives_the_same_version_wherever_it_is_made(tmp_path):
@@ -151,13 +136,6 @@ def test_the_space_of_the_manifest_is_that_of_the_files(tiny_bundle):
     expected = hashlib.sha256(tiny_vectors(1).tobytes() + (path / "schema.json").read_bytes()).hexdigest()[:16]
     bundle = Bundle.load(path)
     assert bundle.manifest.space_id == bundle.user_tower.space_id == bundle.item_tower.space_id == expected
-
-
-def test_a_file_on_the_way_to_a_bundle_is_told_as_no_bundle(tmp_path):
-    (tmp_path / "notes.txt").touch()
-    assert identify_folder(tmp_path / "notes.txt" / "bundle") is None
-    with pytest.raises(BundleError, match=r"no bundle at .*notes\.txt/bundle: Not a directory"):
-        read_steadily(tmp_path / "notes.txt" / "bundle", Bundle.load)
 
 
 def test_every_flipped_byte_of_a_manifest_is_refused(tiny_bundle):

@@ -50,7 +50,7 @@ ENCODINGS = {
         st.sampled_from(["", "Z", " Z", "UTC", " UTC", "+00:00", " +00", "+0000", "+05:30", "-05", "-99:99"])
     ),
     place=st.integers(0, 30),
-    digit=st.sampled_from("09:.+Z "),
+    digit=st.sampled_from("09:.+Zx٢ "),
 )
 def test_texts_that_are_read_at_once_are_read_as_one_by_one(moments, form, zones, place, digit):
     separator, *fraction = form
@@ -121,28 +121,6 @@ def test_an_unreadable_cell_is_invalid_and_its_neighbours_are_not(cell):
     assert seconds.tolist() == [1512086400, 0, 1512172801]
 
 
-@given(
-    moments=st.lists(st.integers(0, 4_000_000_000), min_size=1, max_size=7),
-    form=st.sampled_from(
-        ["%Y-%m-%d", "%Y-%m-%d %H:%M:%S", "%Y-%m-%dT%H:%M:%S", "%Y-%m-%dT%H:%M:%SZ", "%Y-%m-%d %H:%M:%S UTC"]
-    ),
-    odd=st.sampled_from(
-        [None, "2024-13-01T00:00:00Z", "2024-01-01T00:00:0xZ", "2024-01-01", "٢024-01-01T00:00:00Z", 7]
-    ),
-)
-@settings(max_examples=60, deadline=None)
-def test_cells_of_one_form_are_read_as_each_alone(moments, form, odd):
-    cells = [datetime.fromtimestamp(moment, UTC).strftime(form) for moment in moments]
-    cells += [] if odd is None else [odd]
-    seconds, is_valid = to_seconds(cells, "Europe/Berlin")
-    for place, cell in enumerate(cells):
-        if type(cell) is str:  # a number alone has no unit
-            alone, is_alone_valid = to_seconds([cell], "Europe/Berlin")
-            assert (seconds[place], is_valid[place]) == (alone[0], is_alone_valid[0])
-        else:
-            assert not is_valid[place]
-
-
 def test_missing_numbers_and_moments_are_invalid():
     assert to_seconds(np.array([np.nan, 1.5e9, np.inf]), None)[1].tolist() == [False, True, False]
     assert to_seconds(np.array(["NaT", "2017-12-01"], "datetime64[ms]"), None)[1].tolist() == [False, True]
@@ -179,12 +157,6 @@ def test_no_cells_give_no_times():
 
 def test_a_small_number_takes_the_unit_of_its_column():
     assert to_seconds([86_400_000, 1_512_086_400_000, -1], None)[0].tolist() == [86_400, 1_512_086_400, -1]
-
-
-@pytest.mark.parametrize("values", [[20171201], ["17501", "17502"], np.array([1, 2, 3]), [5 * 10**10], [0]])
-def test_a_number_that_fits_no_unit_is_an_error(values):
-    with pytest.raises(SchemaError, match=f"time '{values[0]}' is ambiguous.*ISO"):
-        to_seconds(values, None)
 
 
 @pytest.mark.parametrize("name", ["America/New_Yrok", "../etc/passwd", "", "America"])

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from serve.columns import Vector
-from serve.encode import code_slices, encode_features, encode_texts, join_text, to_vectors, value_slices
+from serve.encode import code_slices, encode_features, encode_texts, to_vectors, value_slices
 from serve.errors import SchemaError
 from serve.schema import Feature
 
@@ -22,30 +22,10 @@ def test_slices_give_each_feature_its_width():
     assert (TITLE.n_codes, IMAGE.n_codes) == (66, 2)
 
 
-@pytest.mark.parametrize(
-    ("cell", "text"),
-    [
-        (" The Lord ", "The Lord"),
-        (["one", None, " two "], "one\ntwo"),
-        (("one", 1984.0), "one\n1984"),
-        (np.array(["one"], dtype=object), "one"),
-        (1984, "1984"),
-        (None, None),
-        (NAN, None),
-        ([], None),
-        (["", None], None),
-        (" ", None),
-    ],
-)
-def test_join_text(cell, text):
-    assert join_text(cell) == text
-    assert join_text(join_text(cell)) == text
-
-
 def test_texts_are_coded_and_blank_ones_unknown():
-    cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b"]
+    cells = ["a b", None, " ", "!", ["A", "b"], NAN, "a b", ["A", None, " b "], ("A", 7.0), [], ["", None]]
     codes = encode_features((TITLE,), {"name": cells}, len(cells)).codes
-    expected = encode_texts(TITLE, ["a b", None, None, None, "a\nb", None, "a b"])
+    expected = encode_texts(TITLE, ["a b", None, None, None, "a\nb", None, "a b", "a\nb", "a\n7", None, None])
     assert codes.tolist() == expected.tolist()
     assert codes[1].tolist() == [1, 0, 0, 0, 0]
     assert set(codes[0]) != set(codes[4])  # no pair of words across the values of a list

@@ -1,6 +1,6 @@
 import re
 from dataclasses import replace
-from datetime import UTC, date, datetime
+from datetime import date
 from decimal import Decimal
 
 import numpy as np
@@ -60,24 +60,6 @@ def test_everything_given():
         datetime=NOON,
         exclude=(5, 7),
     )
-
-
-@pytest.mark.parametrize(
-    "time",
-    [
-        NOON,
-        float(NOON),
-        str(NOON),
-        NOON * 10**9,
-        "2024-01-01 12:00",
-        "2024-01-01T13:00:00+01:00",
-        datetime(2024, 1, 1, 12),
-        datetime(2024, 1, 1, 12, tzinfo=UTC),
-        np.datetime64("2024-01-01T12", "us"),
-    ],
-)
-def test_forms_of_a_time(time):
-    assert parse_request({"datetime": time}, SCHEMA).datetime == NOON
 
 
 def test_naive_times_are_read_in_the_time_zone_of_the_data():
