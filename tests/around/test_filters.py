@@ -329,26 +329,14 @@ def test_the_reason_counts_down_from_the_catalogue(recommenders):
         "only 3 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded, 1 of them is owned"
     )
     assert reasons[False] == "only 4 items are admissible: where 'price <= 2' leaves 6 of 23, 2 of them are excluded"
+    assert recommenders["shop"].recommend([{"exclude": ids}], 1, filter_viewed=False).of(0).reason == (
+        f"no item is admissible: the catalogue has {N}, {N} of them are excluded"
+    )
+    limited = {"at_most": {"brand": 1}, "only": ids[:8], "where": "fresh"}
+    assert recommenders["shop"].recommend([{"filters": limited}], 3).of(0).reason == (
+        "only 2 items are admissible: where 'fresh' and 'only' leave 3 of 23, at most 1 per brand"
+    )
     both = request | {"exclude": cheap[:3]}  # what is excluded and owned counts once
     assert recommenders["shop"].recommend([both], 7).of(0).reason == (
         "only 3 items are admissible: where 'price <= 2' leaves 6 of 23, 3 of them are excluded"
     )
-
-
-def test_other_reasons(recommenders):
-    ids = item_ids(SHOP)
-
-    def reason_of(request, k):
-        return recommenders["shop"].recommend([request], k, filter_viewed=False).of(0).reason
-
-    assert reason_of({}, N) is None
-    assert reason_of({}, N + 1) == f"only {N} items are admissible: the catalogue has {N}"
-    assert reason_of({"exclude": ids}, 1) == f"no item is admissible: the catalogue has {N}, {N} of them are excluded"
-    limited = {"filters": {"at_most": {"brand": 1}, "only": ids[:8], "where": "fresh"}}
-    assert reason_of(limited, 3) == (
-        "only 2 items are admissible: where 'fresh' and 'only' leave 3 of 23, at most 1 per brand"
-    )
-    assert reason_of({"filters": {"only": []}}, 1) == f"no item is admissible: 'only' leaves 0 of {N}"
-    long = "price <= 2 or " * 20 + "price < 0"
-    assert f"where '{long[:80]}...' leaves" in reason_of({"filters": {"where": long}}, N)
-    assert recommenders["shop"].rank_owned([{}], 3).of(0).reason is None

@@ -268,15 +268,12 @@ def test_events_are_read_as_the_bundle_types_them():
     [
         ({"user_id": None}, "events[1].user_id is None (NoneType)"),
         ({"item_id": ""}, "events[1].item_id is '' (str)"),
-        ({"item_id": True}, "events[1].item_id is True (bool)"),
         ({"event": ["view"]}, "events[1].event is ['view'] (list)"),
         ({"datetime": "yesterday"}, "events[1].datetime is 'yesterday' (str)"),
         ({"datetime": NOW + 86_401}, f"events[1].datetime is {NOW + 86_401} (int)"),
         ({"weight": -1}, "events[1].weight is -1.0"),
-        ({"weight": float("nan")}, "events[1].weight is nan (float)"),
         ({"request_id": "a b"}, "events[1].request_id is 'a b' (str)"),
         ({"request_id": "x" * 65}, "events[1].request_id is 'xxx"),
-        ({"request_id": 7}, "events[1].request_id is 7 (int)"),
     ],
 )
 def test_faults_name_the_event_and_the_value(change, message):
@@ -329,8 +326,6 @@ class Store:
         self.faults = list(faults)
         self.gate = threading.Event()
         self.written = []
-        self.n_expired = 0
-        self.fault_of_expiry = None
 
     def log_impressions(self, answers):
         assert self.gate.wait(20)
@@ -338,19 +333,13 @@ class Store:
             raise self.faults.pop()
         self.written += answers
 
-    def expire(self, _):
-        self.n_expired += 1
-        if self.fault_of_expiry is not None:
-            raise self.fault_of_expiry
-
-
-def list_of(number, n_items=2):
-    return Impressions(f"r{number}", "u", 5, "v", "greedy", list(range(n_items)), [0.5] * n_items)
+    def expire(self, now):
+        """Find nothing that is old."""
 
 
 def test_what_waits_is_written_in_order_before_the_end():
     store = Store()
-    log, batches = ImpressionLog(store), [[list_of(number)] * 3 for number in range(300)]
+    log, batches = ImpressionLog(store), [[answer_of("u", f"r{number}")] * 3 for number in range(300)]
     for batch in batches:
         log.add(batch)
     store.gate.set()
@@ -367,13 +356,13 @@ def test_what_waits_is_written_in_order_before_the_end():
 def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, caplog):
     store = Store(fault)
     log = ImpressionLog(store)
-    log.add([list_of(1), list_of(2)])
+    log.add([answer_of("u", "r1"), answer_of("u", "r2")])
     store.gate.set()
     while not log.n_lost:
         pass
-    log.add([list_of(3)])
+    log.add([answer_of("u", "r3")])
     log.close()
     assert log.n_lost == 2
-    assert store.written == [list_of(3)]
+    assert store.written == [answer_of("u", "r3")]
     assert "77123" not in caplog.text
     assert "2 impressions could not be written" in caplog.text

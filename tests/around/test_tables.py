@@ -3,6 +3,7 @@
 import csv
 import gzip
 import json
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 
@@ -12,38 +13,26 @@ import pytest
 
 from serve.errors import SchemaError
 from serve.requests import Request
-from serve.schema import Feature, Schema
+from serve.schema import Feature
 from serve.tables import RowLayout, read_filters, read_items, read_layout, read_requests, read_rows, write_tables
 from tests.linear_bundle import SHOP
 
-SCHEMA = Schema(
+SCHEMA = replace(
+    SHOP,
     user_features=(
         Feature("age", "numeric", "birth_year"),
         Feature("gender", "categorical", "gender", ("f", "m")),
         Feature("likes", "multi_categorical", "likes", ("a", "b"), width=2),
         Feature("place", "categorical", "place", ("n",)),
     ),
-    item_features=(),
     context_features=(
         Feature("hour", "hour_of_day", "datetime"),
         Feature("device", "categorical", "device", ("tv",)),
         Feature("place", "categorical", "store", ("s",)),
     ),
-    user_id_type="string",
     item_id_type="integer",
     event_types=("view",),
-    has_datetime=True,
-    has_weight=True,
-    weight_mean=0.0,
-    weight_scale=1.0,
     timezone="Europe/Berlin",
-    ties="ordered",
-    repeats="exclude",
-    history_length=5,
-    memory_length=11,
-    decay_days=(1.0,),
-    popularity_days=(),
-    data_until=0,
 )
 NOON = 1_704_110_400
 RAW = [

@@ -59,18 +59,6 @@ def test_lists_are_those_of_a_sort_of_all_scores(seed, n_requests, k, block_scor
         np.testing.assert_allclose(line[listed], found[request][: len(listed)], rtol=1e-5, atol=1e-5)
 
 
-def test_a_batch_of_many_tiles_is_its_requests_one_by_one():
-    rng = np.random.default_rng(0)
-    index, users = ItemIndex(rng.standard_normal((N, W), np.float32)), rng.standard_normal((600, W), np.float32)
-    left_out, values = draw_pairs(rng, 600, 3000), rng.standard_normal(3000).astype(np.float32)
-    query = Query(users, left_out, (*draw_pairs(rng, 600, 3000), values))
-    scores, rows = index.search(query, 6)
-    for request in range(0, 600, 7):
-        one_scores, one_rows = index.search(query.take(np.array([request])), 6)
-        np.testing.assert_allclose(one_scores[0], scores[request], rtol=1e-5, atol=1e-6)
-        assert one_rows[0].tolist() == rows[request].tolist()
-
-
 def test_equal_scores_are_ordered_by_row():
     vectors = np.ones((9, 2), np.float32)
     _, rows = ItemIndex(vectors).search(Query(np.ones((1, 2), np.float32)), 9)

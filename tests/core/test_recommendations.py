@@ -64,13 +64,6 @@ def test_the_type_of_users_does_not_depend_on_who_asks(user_id_type, kind):
     assert table.column("user_id").null_count == 7
 
 
-@pytest.mark.parametrize("kind", [np.int64, np.float32, np.float64, np.int32])
-def test_numbers_to_arrow_and_back(kind):
-    values = np.array([3, -1, 0, 5, 7], dtype=kind)[::-1]
-    assert to_arrow(values).to_pylist() == values.tolist()
-    np.testing.assert_array_equal(to_numpy(pa.chunked_array([to_arrow(values)])), values)
-
-
 @pytest.mark.parametrize(
     "values", [[3, -1, 0, 5, 7, 2], [0.5, 1.5, -2.0, 3.0, 4.0, 9.0], ["a", None, "é", "a", "", "b"]]
 )

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from serve.errors import SchemaError
-from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
+from serve.schema import Feature, Schema
 from tests.linear_bundle import SHOP
 
 GENRES = Feature("genres", "multi_categorical", "genre_list", ("drama", "é", "war"), separator=";", width=2)
@@ -16,13 +16,6 @@ def test_round_trip_gives_an_equal_schema_and_equal_bytes():
     text = SCHEMA.to_json()
     assert Schema.from_json(text) == SCHEMA
     assert Schema.from_json(text).to_json() == text
-
-
-def test_codes_start_after_padding_and_unknown():
-    assert GENRES.codes == {"drama": 2, "é": 3, "war": 4}
-    assert GENRES.n_codes == 5
-    assert PRICE.n_codes == 2
-    assert len({PADDING, UNKNOWN, FIRST_CODE}) == 3
 
 
 def change(**changes):

@@ -11,7 +11,6 @@ from datamodules.clean import (
     CleaningReport,
     check_joins,
     clean,
-    measure_unlisted,
     only_evidence,
     only_targets,
     order_tables,
@@ -123,11 +122,6 @@ GIVEN = ("interactions", "users", "items")
 
 def make(users=VISITORS, items=BOOKS) -> Tables:
     return tables_from_frames(DataConfig(), VISITS, users, items)[0]
-
-
-def test_the_share_is_of_distinct_ids_that_have_events():
-    assert measure_unlisted(make(), GIVEN) == {"users": 1 / 3, "items": 2 / 3}
-    assert measure_unlisted(make(), ("interactions", "items")) == {"items": 2 / 3}
 
 
 @pytest.mark.parametrize(

@@ -32,13 +32,6 @@ def load(name: str) -> DataConfig:
     return parser.instantiate(parser.parse_object({"data": block})).data
 
 
-@pytest.mark.parametrize("name", [str(path.relative_to(CONFIGS).with_suffix("")) for path in CONFIGS.rglob("*.yaml")])
-def test_every_shipped_config_can_be_parsed(name):
-    config = load(name)
-    for table in ("interactions", "users", "items"):
-        assert columns_of_table(table, config)
-
-
 def test_the_movielens_config_reads_its_files_as_they_are(tmp_path):
     """No header line, tabs or bars, films in Latin-1."""
     flags = "0|1|1" + "|0" * 16

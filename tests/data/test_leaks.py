@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from datamodules.clean import clean, weigh_targets
-from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig, TargetsConfig
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TargetsConfig
 from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.splits import Split, split_interactions
 from datamodules.tables import Tables, read_tables
 from serve.errors import SchemaError
+from tests.data.test_config import load
 
 N_USERS, N_ITEMS, N_EVENTS, N_DAYS = 151, 107, 31, 60
 DAY = 86_400
@@ -159,13 +162,8 @@ def test_few_rows_say_nothing_and_stopping_names_all_leaks_in_one_line():
 
 @pytest.mark.slow
 def test_the_bundled_sample_raises_no_alarm():
-    sides = {"user": ["age", "income", "kids_count"], "item": ["department", "category", "brand"]}
+    config = load("grocery")
     context = {"store": "categorical", "hour": FeatureConfig("hour_of_day", "datetime")}
-    features = FeaturesConfig(
-        **{side: dict.fromkeys(names, "categorical") for side, names in sides.items()}, context=context
-    )
-    paths = {name: TableConfig(f"datamodules/sample/{name}.parquet") for name in ("interactions", "users", "items")}
-    split = SplitConfig("time", "2017-12-01")
-    config = DataConfig(**paths, features=features, split=split, ties="simultaneous", repeats="allow")
+    config = replace(config, features=replace(config.features, context=context))
     tables, _ = clean(read_tables(config)[0])
     assert find_leaks(tables, split_interactions(tables.interactions, config, 0), config) == ()

@@ -1,32 +1,14 @@
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-import datamodules
 from datamodules.clean import clean
-from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.splits import split_interactions
 from datamodules.tables import read_tables
+from tests.data.test_config import load
 
-SAMPLE = Path(datamodules.__file__).parent / "sample"
-DEMOGRAPHICS = ["age", "income", "home_ownership", "marital_status", "household_size", "household_comp", "kids_count"]
-CONTENT = ["department", "category", "type", "brand", "size"]
-CONFIG = DataConfig(
-    interactions=TableConfig(str(SAMPLE / "interactions.parquet")),
-    users=TableConfig(str(SAMPLE / "users.parquet")),
-    items=TableConfig(str(SAMPLE / "items.parquet")),
-    features=FeaturesConfig(
-        user=dict.fromkeys(DEMOGRAPHICS, "categorical"),
-        item=dict.fromkeys(CONTENT, "categorical"),
-        context={"hour": "hour_of_day", "weekday": "day_of_week", "store": "categorical"},
-    ),
-    split=SplitConfig("time", "2017-12-01T00:00:00Z"),
-    ties="simultaneous",
-    repeats="allow",
-    timezone="America/New_York",
-)
+CONFIG = load("grocery")
+DEMOGRAPHICS, CONTENT = CONFIG.features.user, CONFIG.features.item
 
 
 @pytest.fixture(scope="module")
@@ -38,8 +20,8 @@ def test_all_records_of_the_sample_are_read(sample):
     tables, rejects = sample
     assert rejects.frame.empty
     assert rejects.records == {"interactions": 1_238_823, "users": 2_469, "items": 12_523}
-    assert set(rejects.dropped.values()) == {()}
-    assert list(tables.interactions) == ["user_id", "item_id", "datetime", "weight", "store"]
+    assert rejects.dropped == {"interactions": ("store",), "users": (), "items": ()}
+    assert list(tables.interactions) == ["user_id", "item_id", "datetime", "weight"]
     assert list(tables.users) == ["user_id", *DEMOGRAPHICS]
     assert list(tables.items) == ["item_id", *CONTENT]
     assert tables.interactions.dtypes[["user_id", "item_id", "datetime"]].eq("int64").all()

@@ -5,24 +5,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from datamodules.sets import FOLDS, SetExamples
+from datamodules.sets import FOLDS
 from tests.tiny_data import (
-    BASKETS,
     DEVICE,
     EVERYTHING_SHOWN,
     NO_CONTEXT,
     make_data,
     make_set_world,
-    make_world,
     pairs_of,
 )
-
-
-def test_a_set_is_told_from_its_columns():
-    data = make_data(make_set_world())
-    assert data.schema.is_set
-    assert isinstance(data.examples, SetExamples)
-    assert not make_world(BASKETS).schema.is_set
 
 
 @pytest.mark.parametrize("features", [NO_CONTEXT, DEVICE], ids=["alone", "in context"])

@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from datamodules.clean import clean
-from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import check_reject_rates, read_tables, tables_from_frames, write_rejects
@@ -159,10 +159,6 @@ def test_values_of_features_are_read_alike_from_every_type(values, kind, expecte
 
 
 def test_bad_cells_of_features_reject_their_row_with_a_reason():
-    limited = FeatureConfig("numeric", min=0, max=10)
-    tables, rejects = read_items(pd.Series([-1, 0, 10, 11]), limited)
-    assert tables.items["x"].tolist() == [0, 10]
-    assert rejects.frame["reason"].tolist() == ["below the minimum 0", "above the maximum 10"]
     _, rejects = read_items(pd.Series(["x", {"a": 1}, "y", b"z"], dtype=object), "text")
     assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[2, "not a value"], [4, "not a value"]]
     with pytest.raises(SchemaError, match=r"holds lists such as \('a',\).*multi_categorical"):
