@@ -24,7 +24,7 @@ from models.cold_items import (
 )
 from models.towers import Towers
 from serve.index import Neighbours
-from tests.models.tiny_towers import make_towers, one_thread
+from tests.models.tiny_towers import make_towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, make_data, make_world
 
 ALL = torch.ones(N, dtype=torch.bool)
@@ -32,12 +32,6 @@ OUTSIDE = N - 2  # items from here on have no content
 N_EVENTS = torch.arange(N) % 5  # items 0, 5, ... have none
 SEED, MANY = 3, 100
 STAND_INS = [0, 1, 2, 3]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(params=[(ORDERED, "cosine"), (BASKETS, "dot")], ids=["ordered", "baskets"])

@@ -29,16 +29,10 @@ from serve.bundle import INDEX, ITEM_TOWER, ITEMS, NEIGHBOUR_OFFSETS, NEIGHBOURS
 from serve.errors import BundleError
 from serve.schema import Schema
 from serve.versions import Stage
-from tests.models.tiny_towers import make_towers, one_thread
+from tests.models.tiny_towers import make_towers
 from tests.tiny_data import BASKETS, ORDERED, L, N, World, make_data, make_set_world, make_world
 
 PARITY = 1e-5
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 @dataclass(frozen=True)

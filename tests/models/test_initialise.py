@@ -11,14 +11,8 @@ from datamodules.config import FeaturesConfig
 from models.config import TEMPERATURE
 from models.initialise import FIRST_SCORE, build_towers, item_factors, read_matrix, start_taste
 from models.towers import Towers
-from tests.models.tiny_towers import RECIPE, make_towers, one_thread
+from tests.models.tiny_towers import RECIPE, make_towers
 from tests.tiny_data import BASKETS, D, N, U, make_data, make_set_world, make_world, pairs_of
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module")

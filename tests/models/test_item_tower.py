@@ -9,16 +9,10 @@ from datamodules.batch import WindowBatch
 from models.features import FeatureEmbedding
 from models.losses import no_sparse, repeat_loss, softmax_loss, target_logits, window_loss
 from serve.schema import PADDING, UNKNOWN, Feature
-from tests.models.tiny_towers import make_module, make_towers, one_thread
+from tests.models.tiny_towers import make_module, make_towers
 from tests.tiny_data import BASKETS, ORDERED, D, N, batches, make_data, make_world
 
 WITHOUT_CONTENT = [N - 2, N - 1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module", params=[ORDERED, BASKETS], ids=["ordered", "baskets"])

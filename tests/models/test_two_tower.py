@@ -16,7 +16,7 @@ from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
 from models.initialise import build_towers
 from models.two_tower import STARTED_TABLES, TwoTower, warm_cosine
-from tests.models.tiny_towers import RECIPE, make_module, make_towers, one_thread
+from tests.models.tiny_towers import RECIPE, make_module, make_towers
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, hold_out, make_data, make_world
 
 pytestmark = [
@@ -28,12 +28,6 @@ N = GROUPS * ITEMS_OF_GROUP
 CHAINS = DataConfig(history_length=8)
 SHOPPERS = DataConfig(ties="simultaneous", repeats="allow", history_length=20)
 STRANGERS = DataConfig(features=FeaturesConfig(user={"town": "categorical"}), history_length=8)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 def fit(model: TwoTower, data: pl.LightningDataModule, max_epochs: int) -> pl.Trainer:

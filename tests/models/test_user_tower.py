@@ -5,16 +5,10 @@ import pytest
 import torch
 
 from serve.events import Events, history_arrays, request_arrays
-from tests.models.tiny_towers import Side, one_thread
+from tests.models.tiny_towers import Side
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, N, batches, draw_events
 
 CLOSE, FAR = 1e-6, 1e-4
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _alone():
-    with one_thread():
-        yield
 
 
 @pytest.fixture(scope="module", params=[(ORDERED, "dot"), (BASKETS, "cosine")], ids=["ordered", "baskets"])
