@@ -13,14 +13,6 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
-def chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict:
-    words = ["-m", "tests.pipeline.killed_runs", str(folder / "runs"), protocol, str(n_kills), str(seed)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([sys.executable, *words], capture_output=True, text=True, cwd=ROOT, env=environment)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
-
-
 @pytest.mark.parametrize(
     ("protocol", "n_kills"),
     [
@@ -31,7 +23,11 @@ def chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict:
     ],
 )
 def test_a_run_killed_in_a_chain_ends_with_the_same_bytes(tmp_path, protocol, n_kills):
-    report = chain(tmp_path, protocol, n_kills, seed=7)
+    command = [sys.executable, "-m", "tests.pipeline.killed_runs", str(tmp_path / "runs"), protocol, str(n_kills), "7"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=environment)
+    assert done.returncode == 0, done.stderr
+    report = json.loads(done.stdout)
     assert report["code"] == report["last"] == 0
     assert report["codes"].count(-9) >= n_kills - 1  # one may have come to its end before
     assert report["stopped"] in (143, 0)
