@@ -29,6 +29,7 @@ from serve.bundle import (
     SCHEMA,
     USER_TOWER,
     compute_space_id,
+    write_index,
     write_items,
 )
 from serve.durable import write_file
@@ -45,7 +46,6 @@ from serve.events import (
     request_arrays,
     summarise_owned,
 )
-from serve.index import write_index
 from serve.schema import FIRST_CODE, PADDING, UNKNOWN, Feature, Schema
 from serve.tower import SPACE_ID, Tower
 from serve.versions import Stage

@@ -363,6 +363,13 @@ def _find_difference(entry: dict[str, Any], item_ids: list[str | int], scores: l
     return ""
 
 
+def write_index(path: Path, vectors: Floats) -> None:
+    """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
+    index = faiss.IndexFlatIP(vectors.shape[1])
+    index.add(vectors)
+    write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
+
+
 def draw_requests(
     schema: Schema, item_ids: Sequence[str | int], n_requests: int, rng: np.random.Generator
 ) -> list[dict[str, Any]]:

@@ -12,14 +12,12 @@ import io
 from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import faiss
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.durable import write_file
 from serve.errors import SchemaError
 from serve.events import spans
 from serve.requests import Id, parse_id, show
@@ -260,13 +258,6 @@ def _split(part: tuple[Any, ...] | None, block: int, n_items: int) -> Iterator[t
     for number in range(len(bounds) - 1):
         here = order[bounds[number] : bounds[number + 1]]
         yield requests[here], rows[here] - number * block, *(value[here] for value in values)
-
-
-def write_index(path: Path, vectors: Floats) -> None:
-    """Write vectors (N, W) as FAISS's `IndexFlatIP`."""
-    index = faiss.IndexFlatIP(vectors.shape[1])
-    index.add(vectors)
-    write_file(path, faiss.serialize_index(index).data)  # the writer of FAISS names no error of the disk
 
 
 class ItemIds:

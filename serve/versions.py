@@ -63,7 +63,7 @@ _ASIDE = f".{BUNDLE}-old-"
 _BESIDE = ".beside-"
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
-_MAX_PAST = 100
+_MAX_PAST = 100  # lines of the history, not versions on disk
 _MAX_BYTES = 1 << 14
 _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # view and metric, with repeats and without them
 

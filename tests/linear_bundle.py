@@ -12,9 +12,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_items
+from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_index, write_items
 from serve.events import statistic_names
-from serve.index import Neighbours, write_index
+from serve.index import Neighbours
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
 from serve.versions import Stage, publish

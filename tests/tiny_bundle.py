@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_items
-from serve.index import Neighbours, Query, write_index
+from serve.bundle import Bundle, Facts, GoldenAnswer, compute_space_id, write_golden, write_index, write_items
+from serve.index import Neighbours, Query
 from serve.schema import Feature
 from serve.versions import Stage, publish
 from tests.linear_bundle import SHOP

@@ -30,7 +30,7 @@ _HEADERS = [
     (b"referrer-policy", b"no-referrer"),
     (b"cache-control", b"no-store"),
 ]
-_ROUTES = {
+_ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
     **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status")},
     **{f"/{name}": name for name in ("health", "ready", "metrics")},
     "/v1/users/forget": "forget",
@@ -124,7 +124,7 @@ class Metrics:
 
     def count(self, path: str, status: int, seconds: float) -> None:
         """Count one answer of HTTP."""
-        route = _ROUTES.get(path) or ("items" if path.startswith("/v1/items/") else "other")
+        route = _ROUTE_LABELS.get(path) or ("items" if path.startswith("/v1/items/") else "other")
         self.requests.labels(route, str(status)).inc()
         self.seconds.labels(route).observe(seconds)
 

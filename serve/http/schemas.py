@@ -1,6 +1,7 @@
 """The bodies and answers of the interface: strict types, no unknown names, every length bounded.
 
-Typed dictionaries rather than models: what is checked here is the raw request that `serve.requests` reads.
+Typed dictionaries rather than models: what is checked here is the raw request that `serve.requests` reads, and
+the raw event that `serve.state` reads: a new field of an event also goes into its `Observation` and tables.
 """
 
 from __future__ import annotations

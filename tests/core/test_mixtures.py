@@ -7,9 +7,8 @@ import re
 import pyarrow as pa
 import pytest
 
-from serve.bundle import Bundle, write_items
+from serve.bundle import Bundle, write_index, write_items
 from serve.errors import BundleError
-from serve.index import write_index
 from serve.versions import Stage
 from tests.tiny_bundle import (
     FACTS,
