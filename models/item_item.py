@@ -54,11 +54,6 @@ class Interactions:
         kept = self.is_target
         return Interactions(self.user[kept], self.item[kept], kept[kept], self.n_users, self.n_items)
 
-    def mean_users(self) -> float:
-        """Return the mean number of users of the items that have any."""
-        n_users = self.matrix().sum(axis=0)  # (N,)
-        return float(n_users.sum() / max(np.count_nonzero(n_users), 1))
-
     def popular_items(self, most: int) -> Ints:
         """Return the rows of at most so many items, those of the most users first, (n,); at least one."""
         n_users = self.matrix().sum(axis=0)  # (N,)
