@@ -19,7 +19,7 @@ MAX_OF_MEDIAN = 100  # histories count up to this multiple of the median in the 
 MANY_EVENTS = 200_000  # events from which on less dropout is needed where they have an order
 MAX_WITH_NEIGHBOURS = 100_000
 """Items above which item-item weights, fitted on the most popular items, would say too little."""
-MAX_WEIGHTS, MAX_NEIGHBOURS = 2**23, 1024  # of sets: item-item weights of all items, and of one item
+MAX_WEIGHTS, MAX_NEIGHBOURS = 2**23, 1024  # item-item weights of all items, and of one, in sets and small catalogues
 MANY_ITEMS, MANY_ITEMS_OF_LONG, MANY_ITEMS_OF_REQUESTS = 5_000, 3_000, 20_000
 """Items above which negatives are sampled: ordered events, many of them in long histories, sets and baskets."""
 NEGATIVES, NEGATIVES_OF_REQUESTS = 1024, 4096
@@ -176,10 +176,10 @@ def _default_values(counts: DataCounts, family: Family) -> dict[str, tuple[Any, 
 def _neighbours(counts: DataCounts, family: Family) -> int:
     if counts.n_items > MAX_WITH_NEIGHBOURS:
         return 0
-    if not counts.is_set:
+    if not counts.is_set and (counts.n_items > MAX_NEIGHBOURS or not family.neighbours):
         return family.neighbours
     fitting = 2 ** int(math.log2(MAX_WEIGHTS / max(counts.n_items, 1)))
-    return min(max(family.neighbours, fitting), MAX_NEIGHBOURS)
+    return int(min(max(family.neighbours, fitting), MAX_NEIGHBOURS))
 
 
 def _negatives(counts: DataCounts) -> int:
