@@ -41,7 +41,6 @@ ROUNDS = 2
 MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE, RIDGE_BESIDE_MEMORY = 100.0, 1000.0
-RIDGES, MAX_TRIED = (30.0, 100.0, 300.0, 1000.0), 5_000  # of EASE in sets, if the items that anybody took are no more
 MAX_BESIDE_MEMORY = 4_000
 PLAN_ERRORS = 1.0  # standard errors by which another plan than the usual one must be better
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
@@ -75,7 +74,6 @@ class Refinement:
     alphas: Mapping[str, float] = field(default_factory=dict)  # of each estimator
     decay: float = 0.0  # an event counts by exp(-decay * events after it)
     content_events: float = 0.0  # that content is worth; 0: items stay where they were trained
-    ridge: float = RIDGE  # of EASE
     ndcg: float | None = None  # NDCG@10 of the validation; None: nothing could be validated, the values are the usual
     ndcg_before: float | None = None  # of the towers alone
 
@@ -100,8 +98,8 @@ def list_plans(data: InteractionsDataModule) -> list[Plan]:
     return [IN_LONG_ORDER if is_long else IN_SHORT_ORDER, IN_SETS]  # the second: the order may say nothing
 
 
-def list_estimators(data: InteractionsDataModule, top_k: int, seed: int, ridge: float = RIDGE) -> dict[str, Estimator]:
-    """Return the estimators that the plans may name, those of EASE with a ridge."""
+def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict[str, Estimator]:
+    """Return the estimators that the plans may name."""
     if not top_k:
         return {}
     if data.schema.repeats == "allow":
@@ -109,11 +107,11 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int, ridge: 
     interactions = read_interactions(data)
     n_factors = min(MAX_FACTORS, max(1, len(np.unique(interactions.item)) // ITEMS_PER_FACTOR))
     found: dict[str, Estimator] = {
-        "ease": partial(ease, top_k=top_k, ridge=ridge),
+        "ease": partial(ease, top_k=top_k, ridge=RIDGE),
         "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
     }
     if not (data.sequences.target_weight > 0).all():
-        found["ease_of_targets"] = partial(ease_of_targets, top_k=top_k, ridge=ridge)
+        found["ease_of_targets"] = partial(ease_of_targets, top_k=top_k, ridge=RIDGE)
     if data.trains_on_windows and data.schema.has_datetime:
         found["trend"] = lambda _: find_trend(data)
     if data.trains_on_windows:
@@ -157,11 +155,8 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
     found, figures = Refinement(), validation.figures
     for plan in plans:
         start = _start(plan, estimators, strength)
-        if plan is IN_SETS and "ease" in estimators and np.count_nonzero(data.count_targets()) <= MAX_TRIED:
-            start = replace(start, ridge=_choose_ridge(validation, data, top_k))
-        fitted = list_estimators(data, top_k, seed, start.ridge)
-        requests = list(data.drawn_requests(MAX_DRAWN))
-        added = weigh({name: fitted[name] for name in start.alphas}, requests=requests, decay=plan.decay)
+        named = {name: estimators[name] for name in start.alphas}
+        added = weigh(named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay)
         usual = validation.rank(added, plan.decay, [start.alphas])[0]
         if plan is not plans[0] and mean_of_views(usual) < mean_of_views(figures):
             continue  # a search takes long
@@ -176,15 +171,6 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
 def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> Refinement:
     alphas = {name: alpha for name, alpha in plan.alphas.items() if name in estimators}
     return Refinement(alphas, plan.decay, strength)
-
-
-def _choose_ridge(validation: Validation, data: InteractionsDataModule, top_k: int) -> float:
-    """Return the ridge with which EASE alone ranks the validation best."""
-    interactions = read_interactions(data)
-    tried = {f"{ridge:g}": ease(interactions, top_k, ridge) for ridge in RIDGES}
-    scale = 1 / MIN_SPREAD  # beside which the towers count for nothing
-    ranked = [validation.rank({name: weights}, 0.0, [{name: scale}])[0] for name, weights in tried.items()]
-    return RIDGES[max(range(len(RIDGES)), key=lambda place: mean_of_views(ranked[place]))]
 
 
 def _choose_alphas(
@@ -220,7 +206,7 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
     """Refine trained towers, in evaluation mode, to which nothing was added yet."""
     if refinement.content_events:
         Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(refinement.content_events)
-    estimators = list_estimators(data, top_k, seed, refinement.ridge)
+    estimators = list_estimators(data, top_k, seed)
     named = {name: estimators[name] for name, alpha in refinement.alphas.items() if alpha}
     added = build_weights(
         named, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), refinement.decay
