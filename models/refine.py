@@ -15,6 +15,7 @@ have a `bonus` where the towers have a memory (`models.memory`).
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -58,7 +59,7 @@ class Plan:
     decay: float = 0.0  # an event of a history counts by exp(-decay * events after it)
 
 
-IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4})
+IN_SETS = Plan({"ease": 0.8, "ease_of_targets": 0.4, "gf_cf": 0.4}, 0.5)
 IN_CONTEXT = Plan({"ease": 0.4, "ease_of_targets": 0.2, "gf_cf": 0.2}, 2.0)  # sets in which requests have one
 IN_SHORT_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 1 / 3)
 IN_LONG_ORDER = Plan({"next_item": 0.05, "gf_cf": 0.05, "trend": 0.0}, 1.0, 0.1)
@@ -176,7 +177,7 @@ def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> 
 def _choose_alphas(
     validation: Validation, added: Mapping[str, sp.csr_array], found: Refinement, figures: Figures, errors: float
 ) -> tuple[Refinement, Figures]:
-    """Try the candidates of each alpha in turn, given the other alphas; return the best with its figures."""
+    """Move each alpha in turn to the nearest candidate that none beats clearly; return these alphas and their figures."""
     tried_with: dict[str, Mapping[str, float]] = {}  # the other alphas of the last search for each
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
@@ -186,7 +187,10 @@ def _choose_alphas(
         ranked = validation.rank(added, found.decay, trials)
         best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
         if is_better(ranked[best], figures, errors):
-            found, figures = replace(found, alphas=trials[best]), ranked[best]
+            now = bisect_left(ALPHAS, found.alphas[name])
+            near = sorted(range(len(trials)), key=lambda place: abs(place - now))
+            chosen = next(place for place in near if not is_better(ranked[best], ranked[place], errors))
+            found, figures = replace(found, alphas=trials[chosen]), ranked[chosen]
     return found, figures
 
 
