@@ -177,7 +177,7 @@ def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> 
 def _choose_alphas(
     validation: Validation, added: Mapping[str, sp.csr_array], found: Refinement, figures: Figures, errors: float
 ) -> tuple[Refinement, Figures]:
-    """Move each alpha in turn to the nearest candidate that none beats clearly; return these alphas and their figures."""
+    """Move each alpha in turn to the nearest candidate that none beats clearly; return them with their figures."""
     tried_with: dict[str, Mapping[str, float]] = {}  # the other alphas of the last search for each
     for name in [*added] * ROUNDS:
         trials = [dict(found.alphas) | {name: alpha} for alpha in ALPHAS]
