@@ -55,7 +55,7 @@ class Plan:
     """Alphas from which a choice starts, near the best of docs/boards.md."""
 
     alphas: Mapping[str, float]
-    standard_errors: float = 0.0  # another alpha replaces one only if its gain exceeds this many standard errors
+    standard_errors: float  # another alpha replaces one only if its gain exceeds this many standard errors
     decay: float = 0.0  # an event of a history counts by exp(-decay * events after it)
 
 

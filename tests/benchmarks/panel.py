@@ -12,7 +12,7 @@ import argparse
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,7 @@ class Planted:
     data: DataConfig
     users: pd.DataFrame | None = None
     items: pd.DataFrame | None = None
-    held_out: pd.DataFrame | None = field(default=None)
+    held_out: pd.DataFrame | None = None
 
 
 def main() -> None:

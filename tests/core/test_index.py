@@ -139,6 +139,19 @@ def test_histories_add_by_the_formula():
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+def test_entries_after_the_last_item_are_added_for_everybody_and_to_no_history():
+    drawn = draw_neighbours(np.random.default_rng(6))
+    rows, weights = np.append(drawn.rows, [2, 0]), np.append(drawn.weights, [0.5, 0.25]).astype(np.float32)
+    both = Neighbours(drawn.offsets, rows, weights, drawn.decay)
+    scores, history = np.zeros((3, N), np.float32), np.arange(6).reshape(3, 2) % N
+    add_terms(scores, both.of_all(3))
+    np.testing.assert_array_equal(scores, np.tile([0.25, 0, 0.5] + [0] * (N - 3), (3, 1)))
+    for one, other in zip(*(each.of_histories(history, np.full(3, 2)) for each in (both, drawn)), strict=True):
+        np.testing.assert_array_equal(one, other)
+    contents = (np.frombuffer(content, np.uint8) for content in both.to_bytes())
+    np.testing.assert_array_equal(Neighbours.from_bytes(*contents, N, 0.4).of_all(1)[2], [0.5, 0.25])
+
+
 def test_neighbours_come_back_from_their_files():
     neighbours = draw_neighbours(np.random.default_rng(7))
     offsets, entries = (np.frombuffer(content, np.uint8) for content in neighbours.to_bytes())
