@@ -5,7 +5,7 @@ LIGHT := .venv-light
 LOWEST := .venv-lowest
 LIGHT_TESTS := tests/core tests/around
 
-.PHONY: demo test lint test-light test-lowest test-slow wheel clean
+.PHONY: demo test lint test-light test-lowest test-slow test-service wheel clean
 
 demo: .venv/.train          ## train, export, evaluate and publish on the bundled sample, into runs/demo
 	$(BIN)/python train.py --out runs/demo --overwrite
@@ -33,6 +33,9 @@ wheel: .venv/.dev           ## the built distribution holds our packages and not
 
 test-slow: .venv/.dev       ## the suites that need minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+
+test-service: .venv/.dev    ## what a review of the service asks, against running services
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service tests/service
 
 clean:
 	rm -rf .venv $(LIGHT) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
