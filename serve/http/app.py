@@ -23,7 +23,8 @@ from starlette.responses import FileResponse
 from serve.errors import SchemaError
 from serve.http import schemas
 from serve.http.errors import HANDLERS, LOGGER
-from serve.http.middleware import Gathering, Metrics, RequestMiddleware, Worker
+from serve.http.metrics import Metrics
+from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.service import Service
 
