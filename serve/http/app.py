@@ -46,13 +46,11 @@ def _by(name: str) -> Discriminator:
 
 Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
 Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
-AskedBody = Annotated[Ask, Body(openapi_examples=schemas.ASK_EXAMPLES)]
-SimilarBody = Annotated[AskSimilar, Body(openapi_examples=schemas.SIMILAR_EXAMPLES)]
-ToldBody = Annotated[Tell, Body(openapi_examples=schemas.EVENT_EXAMPLES)]
-ErasedBody = Annotated[ForgetBody, Body(openapi_examples=schemas.FORGET_EXAMPLES)]
-PutBody = Annotated[ItemBody, Body(openapi_examples=schemas.ITEM_EXAMPLES)]
+AskedBody, SimilarBody, ToldBody = Annotated[Ask, Body()], Annotated[AskSimilar, Body()], Annotated[Tell, Body()]
+ErasedBody, PutBody = Annotated[ForgetBody, Body()], Annotated[ItemBody, Body()]
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
-router, operating, reloading = APIRouter(responses=schemas.ERRORS), APIRouter(), APIRouter()
+_errors = schemas.describe_errors
+router, operating, reloading = (APIRouter(responses=_errors(*of)) for of in (schemas.ASKING, (), (409,)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,7 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         docs_url=None,  # its page would be loaded from a network
         redoc_url=None,
         redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
     app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), Gathering(), token)
@@ -88,6 +87,8 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         app.include_router(each)
     for path, name in _PAGES.items():
         app.add_route(path, _page(name), methods=["GET"])
+    write = partial(schemas.describe, app.openapi, lambda: service.current.catalogue.item_ids.ids)
+    app.openapi = write  # type: ignore[method-assign]
     return app
 
 
@@ -106,30 +107,34 @@ async def similar(request: Request, body: SimilarBody) -> Response:
     return _write(request, *state.service.similar(body["item_id"], k, explain))
 
 
-@router.post("/v1/events", response_model=schemas.Told, summary="Keep events of users: they count in the next answer")
-async def tell(request: Request, body: ToldBody) -> Response:
+@router.post(
+    "/v1/events", response_model=schemas.EventsAnswer, summary="Keep events of users: they count in the next answer"
+)
+async def add_events(request: Request, body: ToldBody) -> Response:
     state, given = _state(request), cast(dict[str, Any], body)
     n_kept = await asyncio.to_thread(state.service.observe, given.get("events", [given]))
     state.metrics.events.inc(n_kept)
     return _write(request, state.service.version, {"kept": n_kept})
 
 
-@router.post("/v1/users/forget", response_model=schemas.Forgotten, summary="Erase a user, with a receipt")
-async def forget(request: Request, body: ErasedBody) -> Response:
+@router.post("/v1/users/forget", response_model=schemas.ForgetAnswer, summary="Erase a user, with a receipt")
+async def forget_user(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
     receipts = await asyncio.to_thread(state.service.forget, body["user_id"])
     return _write(request, state.service.version, {"receipts": receipts})
 
 
-@router.put("/v1/items/{item_id:path}", response_model=schemas.Head, summary="Add or change an item")
-async def put(request: Request, item_id: ItemPath, body: PutBody) -> Response:
+@router.put("/v1/items/{item_id:path}", response_model=schemas.PutAnswer, summary="Add or change an item")
+async def put_item(request: Request, item_id: ItemPath, body: PutBody) -> Response:
     state = _state(request)
     await asyncio.to_thread(state.service.items.put, item_id, body["columns"])
     return _write(request, state.service.version, {})
 
 
-@router.delete("/v1/items/{item_id:path}", response_model=schemas.Removed, summary="Remove an item from all versions")
-async def remove(request: Request, item_id: ItemPath) -> Response:
+@router.delete(
+    "/v1/items/{item_id:path}", response_model=schemas.DeleteAnswer, summary="Remove an item from all versions"
+)
+async def delete_item(request: Request, item_id: ItemPath) -> Response:
     state = _state(request)
     was_there = await asyncio.to_thread(state.service.items.remove, item_id)
     return _write(request, state.service.version, {"was_there": was_there})
@@ -145,8 +150,10 @@ async def ready() -> dict[str, str]:
     return {"status": "ready"}
 
 
-@operating.get("/v1/status", summary="What answers, and what became of the last reload")
-async def status(request: Request) -> dict[str, Any]:
+@operating.get(
+    "/v1/status", response_model=schemas.StatusAnswer, summary="What answers, and what became of the last reload"
+)
+async def status(request: Request) -> Any:
     return _state(request).service.describe()
 
 
@@ -160,9 +167,7 @@ async def metrics(request: Request) -> Response:
     return Response(generate_latest(state.metrics.registry), media_type=_PROMETHEUS)
 
 
-@reloading.post(
-    "/v1/reload", response_model=schemas.Loaded, responses=schemas.REFUSED, summary="Take up what is current"
-)
+@reloading.post("/v1/reload", response_model=schemas.ReloadAnswer, summary="Take up what is current")
 async def reload(request: Request) -> dict[str, Any]:
     state = _state(request)
     if request.client is None or not ip_address(request.client.host).is_loopback:

@@ -6,8 +6,11 @@ the raw event that `serve.state` reads: a new field of an event also goes into i
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal, NotRequired
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
@@ -127,53 +130,57 @@ FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozen
 """Names that an error may repeat: ours, not a caller's."""
 
 
-class Loaded(TypedDict):
+class ReloadAnswer(TypedDict):
+    """`version` names the bundle that answers."""
+
     request_id: str
     version: str
 
 
-class Head(Loaded):
+class PutAnswer(ReloadAnswer):
     latency_ms: float
 
 
-class Because(TypedDict):
+class Neighbour(TypedDict):
     item_id: str | int
     cosine: float
 
 
-class Listed(TypedDict):
+class ListedItem(TypedDict):
+    """`because` is the item of the history that is nearest to this one."""
+
     item_id: str | int
     score: float
     rank: int
     columns: NotRequired[dict[str, Any]]
-    because: NotRequired[Because | None]
+    because: NotRequired[Neighbour | None]
 
 
-class List_(TypedDict):
+class ItemList(TypedDict):
     """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle."""
 
-    items: list[Listed]
+    items: list[ListedItem]
     unknown_items: int
     unknown_values: NotRequired[list[str]]
     reason: NotRequired[str]
 
 
-class ListsAnswer(Head):
-    answers: list[List_]
+class ListsAnswer(PutAnswer):
+    answers: list[ItemList]
 
 
-class Near(Because):
+class SimilarItem(Neighbour):
     columns: NotRequired[dict[str, Any]]
 
 
-class SimilarAnswer(Head):
+class SimilarAnswer(PutAnswer):
     """The nearest first; `reason` says why there are fewer than k items."""
 
-    items: list[Near]
+    items: list[SimilarItem]
     reason: NotRequired[str]
 
 
-class Said(TypedDict):
+class Fault(TypedDict):
     """A fault: its code, a sentence and the field; no value that was sent is in it."""
 
     code: str
@@ -182,40 +189,100 @@ class Said(TypedDict):
 
 
 class FaultAnswer(TypedDict):
-    error: Said
+    error: Fault
     request_id: str
 
 
-class Told(Head):
+class EventsAnswer(PutAnswer):
     """The number of events that were kept: not those of forgotten users, nor those that are too old."""
 
     kept: int
 
 
-class Removed(Head):
+class DeleteAnswer(PutAnswer):
     was_there: bool
 
 
-class Forgotten(Head):
+class ForgetAnswer(PutAnswer):
     """A receipt for each folder that has profiles or state: what was erased, and what is out of reach."""
 
     receipts: list[dict[str, Any]]
 
 
-_Faults = dict[int | str, dict[str, Any]]
-ERRORS: _Faults = {status: {"model": FaultAnswer} for status in (400, 404, 405, 413, 415, 422, 503)}
-REFUSED: _Faults = {status: {"model": FaultAnswer} for status in (401, 403, 409)}
-_NEW: Any = {"history": [{"item_id": "12"}, {"item_id": "31"}], "k": 5}
-ASK_EXAMPLES: Any = {
-    "known": {"summary": "A known user", "value": {"user_id": "7", "k": 5}},
-    "new": {"summary": "Somebody new, with a history", "value": _NEW},
-    "many": {"summary": "Many at once", "value": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5}},
+@with_config(extra="allow")
+class StatusAnswer(TypedDict):
+    """The version that answers, the columns that filters may name, and how the last reload ended."""
+
+    version: str
+    space_id: str
+    loaded_at: float
+    data_until: int | None
+    items: int
+    users: int
+    repeats: Literal["exclude", "allow"]
+    columns: list[str]
+    notes: list[str]
+    last_reload: dict[str, Any] | None
+
+
+# ---- the document of the interface
+
+_KEYED = (401, 403, 429, 500, 503)
+ASKING = (400, 404, 405, 413, 415, 422)
+_FAULTS = {
+    400: "The body is no JSON.",
+    401: "The key is missing or unknown.",
+    403: "The role of the key does not admit this call, or the host is not one of this service.",
+    404: "There is no such path.",
+    405: "The path has other methods.",
+    409: "What is current cannot be loaded: the version before answers on.",
+    413: "The body is too long.",
+    415: "The content-type is not application/json.",
+    422: "A value does not fit; `field` says where it stands.",
+    429: "The key has asked too often; come back after the seconds of `retry-after`.",
+    500: "The service failed; its log says where.",
+    503: "Too many requests wait, or the disk fails; come back after the seconds of `retry-after`.",
 }
-SIMILAR_EXAMPLES: Any = {"near": {"summary": "The nearest five", "value": {"item_id": "12", "k": 5}}}
-EVENT_EXAMPLES: Any = {
-    "one": {"summary": "A user took an item", "value": {"user_id": "7", "item_id": "12"}},
-    "dismiss": {"summary": "Never again", "value": {"user_id": "7", "item_id": "31", "event": "dismiss"}},
-    "many": {"summary": "Many at once", "value": {"events": [{"user_id": "7", "item_id": "12", "weight": 2}]}},
-}
-ITEM_EXAMPLES: Any = {"stock": {"summary": "Out of stock", "value": {"columns": {"in_stock": False}}}}
-FORGET_EXAMPLES: Any = {"one": {"summary": "Erase a user", "value": {"user_id": "7"}}}
+_ROLES = {"/v1/events": "write", "/v1/users/forget": "admin", "/v1/items/{item_id}": "admin", "/v1/reload": "admin"}
+_OPEN = ("/health", "/ready")  # for probes, which have no key
+_KEY = {"type": "http", "scheme": "bearer", "description": "A key with one of the roles ask, write and admin."}
+
+
+def describe_errors(*more: int) -> dict[int | str, dict[str, Any]]:
+    """Describe the error answers of a route: those that every route may give, and more."""
+    return {status: {"model": FaultAnswer, "description": _FAULTS[status]} for status in sorted((*_KEYED, *more))}
+
+
+def describe(write: Callable[[], dict[str, Any]], list_ids: Callable[[], NDArray[np.generic]]) -> dict[str, Any]:
+    """Complete the document of the routes, which `write` gives: the roles of keys, and examples with ids of items."""
+    document, ids = write(), list_ids()
+    document["components"]["securitySchemes"] = {"key": _KEY}
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            operation["security"] = [] if path in _OPEN else [{"key": [_ROLES.get(path, "ask")]}]
+            if found := _write_examples(*ids[[0, -1]].tolist()).get((method, path)):
+                (content,) = operation["requestBody"]["content"].values()
+                content["examples"] = {name: {"summary": name, "value": value} for name, value in found.items()}
+            if method == "put":
+                operation["parameters"][0]["example"] = str(ids[0])
+    return document
+
+
+def _write_examples(first: str | int, last: str | int) -> dict[tuple[str, str], dict[str, Any]]:
+    """Return bodies by method and path, each with a summary, of a catalogue with these two items."""
+    event = {"user_id": "7", "item_id": first}
+    return {
+        ("post", "/v1/recommend"): {
+            "A known user": {"user_id": "7", "k": 5},
+            "Somebody new, with a history": {"history": [{"item_id": first}, {"item_id": last}], "k": 5},
+            "Many at once": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5},
+        },
+        ("post", "/v1/similar"): {"The nearest five": {"item_id": first, "k": 5}},
+        ("post", "/v1/events"): {
+            "A user took an item": event,
+            "Never again": event | {"item_id": last, "event": "dismiss"},
+            "Many at once": {"events": [event | {"weight": 2}]},
+        },
+        ("put", "/v1/items/{item_id}"): {"Out of stock": {"columns": {"in_stock": False}}},
+        ("post", "/v1/users/forget"): {"Erase a user": {"user_id": "7"}},
+    }

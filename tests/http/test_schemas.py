@@ -14,7 +14,7 @@ from schemathesis.generation import GenerationMode
 
 from serve.http import schemas
 from tests.http.services import TOKEN, asking, publish_served
-from tests.linear_bundle import SHOP
+from tests.linear_bundle import SHOP, WORLDS
 from tests.served import JSON, ROOT, ask, exchange
 
 SENTINEL = "Zq7sentinelZq7"
@@ -218,6 +218,36 @@ def write_body(case):
         return case.body if isinstance(case.body, bytes) else json.dumps(case.body).encode()
     except TypeError:
         return b""  # none was drawn
+
+
+@pytest.mark.parametrize("world", WORLDS)
+def test_every_example_of_the_document_is_answered(tmp_path, world):
+    with asking(publish_served(tmp_path, WORLDS[world])) as app:
+        n_answered = 0
+        for path, operations in ask(app, "GET", "/openapi.json").json["paths"].items():
+            for method, operation in operations.items():
+                for name, example in list_examples(operation):
+                    named = "".join(one["example"] for one in operation.get("parameters", []))
+                    reply = ask(app, method.upper(), path.replace("{item_id}", named), example)
+                    assert reply.status == 200, (path, name, reply)
+                    n_answered += 1
+        assert n_answered == 9
+
+
+def list_examples(operation):
+    for content in operation.get("requestBody", {"content": {}})["content"].values():
+        yield from ((name, example["value"]) for name, example in content["examples"].items())
+
+
+def test_the_document_says_who_may_call_what_and_how_each_call_may_fail(document):
+    assert document["components"]["securitySchemes"]["key"]["scheme"] == "bearer"
+    operations = {one["operationId"]: one for calls in document["paths"].values() for one in calls.values()}
+    roles = {name: one["security"][0]["key"][0] for name, one in operations.items() if one["security"]}
+    assert {roles[name] for name in ("forget_user", "put_item", "delete_item", "reload")} == {"admin"}
+    assert (roles["add_events"], roles["recommend"], roles["similar"]) == ("write", "ask", "ask")
+    for name in roles:
+        assert {"200", "401", "403", "429", "503"} <= set(operations[name]["responses"])
+        assert operations[name]["summary"]
 
 
 @pytest.mark.parametrize(
