@@ -9,6 +9,7 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,8 @@ example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
 _HTTP_HELP = """
 SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. BASCULE_RELOAD_TOKEN or a file of a token
-admits POST /v1/reload. Answers go to whoever can reach the address: put a proxy that authenticates before it.
+admits POST /v1/reload. Without --keys answers go to whoever can reach the address. A key and the line of its hash:
+  key=$(openssl rand -hex 32); echo "shop ask $(printf %s "$key" | sha256sum | cut -d' ' -f1)" >> keys; echo "$key"
 
 example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
@@ -139,6 +141,7 @@ def _verify(given: argparse.Namespace) -> None:
 
 def _http(given: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
+    from serve.http.access import Access, KeyFile
     from serve.http.app import make_app
     from serve.http.server import bind, serve
     from serve.service import Service
@@ -149,12 +152,22 @@ def _http(given: argparse.Namespace) -> None:
     token = os.environ.get(_TOKEN) if given.reload_token_file is None else given.reload_token_file.read_text().strip()
     if token is not None and len(token) < _MIN_TOKEN:
         raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
-    with bind(given.host, given.port) as listener:
+    if given.admin_port == given.port != 0:
+        raise SchemaError(f"--admin-port is {given.port}, as --port; expected another one")
+    keys = None if given.keys is None else KeyFile(given.keys)
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(bind(given.host, given.port))]
+        if given.admin_port is not None:
+            listeners.append(stack.enter_context(bind(given.host, given.admin_port)))
+        ports = [listener.getsockname()[1] for listener in listeners]
+        hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
+        access = Access(keys, token, hosts, ports[1] if len(ports) > 1 else None, given.read_only)
         source: Source = BundleSource(given.bundle, given.profiles)
         home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
         if given.registry is not None:
             source, home = RegistrySource(Registry(given.registry), given.profiles), given.registry
-        serve(make_app(Service(source, home, given.profiles, given.state, given.retention_days), token), listener)
+        service = Service(source, home, given.profiles, given.state, given.retention_days)
+        serve(make_app(service, access), listeners)
 
 
 def _forget(given: argparse.Namespace) -> None:
@@ -226,6 +239,11 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--port": {"type": int, "default": 8080, "metavar": "N", "help": "default: 8080; 0: a free one"},
     "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
     "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
+    "--keys": _FILE
+    | {"help": "lines of NAME ask|write|admin SHA256 [PER_SECOND [BURST]]: a request needs one of the keys"},
+    "--allowed-host": {"action": "append", "default": [], "metavar": "NAME", "help": "to answer to, beside loopback"},
+    "--admin-port": {"type": int, "metavar": "N", "help": "where alone items, forget, reload, metrics and status are"},
+    "--read-only": {"action": "store_true", "help": "take no events, items or erasures"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "as in the data"},
     "--exports": _FOLDER | {"nargs": "+", "default": [], "help": "folders that `serve export --side user` wrote"},
@@ -235,7 +253,10 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles"
 _ROWS = "--rows --delimiter --columns --profiles --overwrite"
-_PLACE = "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file"
+_PLACE = (
+    "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
+)
+_PLACE += " --admin-port --read-only"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
     "recommend": (_recommend, "write the best items of requests to a file", "--bundle --out", _ASK, _RECOMMEND_HELP),

@@ -105,7 +105,7 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
 
 def write_request(method: str, path: str, body: Any = None, headers: Mapping[str, str] | None = None) -> bytes:
     content = body if isinstance(body, bytes) else b"" if body is None else json.dumps(body).encode()
-    lines = {"host": "test", "content-length": str(len(content))} | dict(JSON if headers is None else headers)
+    lines = {"host": "localhost", "content-length": str(len(content))} | dict(JSON if headers is None else headers)
     head = "".join(f"{name}: {value}\r\n" for name, value in lines.items())
     return f"{method} {path} HTTP/1.1\r\n{head}\r\n".encode() + content
 

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import hmac
 import json
 import logging
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from ipaddress import ip_address
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
 
@@ -22,6 +20,7 @@ from starlette.responses import FileResponse
 
 from serve.errors import SchemaError
 from serve.http import schemas
+from serve.http.access import Access, AccessMiddleware
 from serve.http.errors import HANDLERS, LOGGER
 from serve.http.metrics import Metrics
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
@@ -34,6 +33,7 @@ _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schem
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
+_EVERYBODY = Access()
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
 _PAGES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -50,7 +50,9 @@ AskedBody, SimilarBody, ToldBody = Annotated[Ask, Body()], Annotated[AskSimilar,
 ErasedBody, PutBody = Annotated[ForgetBody, Body()], Annotated[ItemBody, Body()]
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
 _errors = schemas.describe_errors
-router, operating, reloading = (APIRouter(responses=_errors(*of)) for of in (schemas.ASKING, (), (409,)))
+router, changing, operating, reloading = (
+    APIRouter(responses=_errors(*of)) for of in (schemas.ASKING, schemas.ASKING, (), (409,))
+)
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ class AppState:
     metrics: Metrics
     answers: Worker
     gathering: Gathering
-    token: str | None
+    access: Access
 
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""
@@ -69,8 +71,8 @@ class AppState:
         self.service.close()
 
 
-def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX_WAITING) -> FastAPI:
-    """Make the application; without a token it has no route to reload, and `max_waiting` bounds what waits."""
+def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _MAX_WAITING) -> FastAPI:
+    """Make the application, with the routes that its access admits; `max_waiting` bounds what waits."""
     app = FastAPI(
         title="Bascule",
         description=_ABOUT,
@@ -81,9 +83,11 @@ def make_app(service: Service, token: str | None = None, max_waiting: int = _MAX
         generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
-    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), Gathering(), token)
+    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), Gathering(), access)
+    app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
-    for each in (router, operating, *([] if token is None else [reloading])):
+    may_reload = access.keys is not None or access.token is not None
+    for each in (router, operating, *([] if access.read_only else [changing]), *([reloading] if may_reload else [])):
         app.include_router(each)
     for path, name in _PAGES.items():
         app.add_route(path, _page(name), methods=["GET"])
@@ -107,7 +111,7 @@ async def similar(request: Request, body: SimilarBody) -> Response:
     return _write(request, *state.service.similar(body["item_id"], k, explain))
 
 
-@router.post(
+@changing.post(
     "/v1/events", response_model=schemas.EventsAnswer, summary="Keep events of users: they count in the next answer"
 )
 async def add_events(request: Request, body: ToldBody) -> Response:
@@ -117,21 +121,21 @@ async def add_events(request: Request, body: ToldBody) -> Response:
     return _write(request, state.service.version, {"kept": n_kept})
 
 
-@router.post("/v1/users/forget", response_model=schemas.ForgetAnswer, summary="Erase a user, with a receipt")
+@changing.post("/v1/users/forget", response_model=schemas.ForgetAnswer, summary="Erase a user, with a receipt")
 async def forget_user(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
     receipts = await asyncio.to_thread(state.service.forget, body["user_id"])
     return _write(request, state.service.version, {"receipts": receipts})
 
 
-@router.put("/v1/items/{item_id:path}", response_model=schemas.PutAnswer, summary="Add or change an item")
+@changing.put("/v1/items/{item_id:path}", response_model=schemas.PutAnswer, summary="Add or change an item")
 async def put_item(request: Request, item_id: ItemPath, body: PutBody) -> Response:
     state = _state(request)
     await asyncio.to_thread(state.service.items.put, item_id, body["columns"])
     return _write(request, state.service.version, {})
 
 
-@router.delete(
+@changing.delete(
     "/v1/items/{item_id:path}", response_model=schemas.DeleteAnswer, summary="Remove an item from all versions"
 )
 async def delete_item(request: Request, item_id: ItemPath) -> Response:
@@ -170,11 +174,6 @@ async def metrics(request: Request) -> Response:
 @reloading.post("/v1/reload", response_model=schemas.ReloadAnswer, summary="Take up what is current")
 async def reload(request: Request) -> dict[str, Any]:
     state = _state(request)
-    if request.client is None or not ip_address(request.client.host).is_loopback:
-        raise HTTPException(403, "only a process on the same machine may ask for a reload")
-    given = request.headers.get("authorization", "")
-    if not hmac.compare_digest(given.encode(), f"Bearer {state.token}".encode()):
-        raise HTTPException(401, "the token is missing or wrong", {"www-authenticate": "Bearer"})
     reason = await asyncio.to_thread(state.service.reload)
     state.metrics.reloads.labels("loaded" if reason is None else "refused").inc()
     if reason is not None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 R = TypeVar("R")
 MAX_BODY = 1_000_000  # bytes
+_BODY_SECONDS = 10  # in which a body must have arrived
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
@@ -124,12 +125,18 @@ class RequestMiddleware:
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:
-    """Refuse a body that is no JSON or too long, as soon as that is seen."""
+    """Refuse a body that is no JSON, too long or too slow, as soon as that is seen."""
     n_bytes, kind = 0, dict(scope["headers"]).get(b"content-type", b"")
+    until = asyncio.get_running_loop().time() + _BODY_SECONDS
 
     async def receive_some() -> Message:
         nonlocal n_bytes
-        message = await receive()
+        try:
+            async with asyncio.timeout_at(until):
+                message = await receive()
+        except TimeoutError:
+            late = f"the body did not arrive within {_BODY_SECONDS} seconds"
+            raise HTTPException(408, late, {"connection": "close"}) from None
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")

@@ -7,6 +7,7 @@ the raw event that `serve.state` reads: a new field of an event also goes into i
 from __future__ import annotations
 
 from collections.abc import Callable
+from enum import IntEnum
 from typing import Annotated, Any, Literal, NotRequired
 
 import numpy as np
@@ -227,24 +228,37 @@ class StatusAnswer(TypedDict):
 
 # ---- the document of the interface
 
-_KEYED = (401, 403, 429, 500, 503)
-ASKING = (400, 404, 405, 413, 415, 422)
+_KEYED = (400, 401, 403, 404, 421, 429, 500, 503)
+ASKING = (405, 408, 413, 415, 422)
 _FAULTS = {
-    400: "The body is no JSON.",
+    400: "The body is no JSON, or its length is given twice.",
     401: "The key is missing or unknown.",
-    403: "The role of the key does not admit this call, or the host is not one of this service.",
-    404: "There is no such path.",
+    403: "The role of the key does not admit this call, or the service only reads.",
+    404: "There is no such path, or not at this port.",
     405: "The path has other methods.",
+    408: "The body arrived too slowly.",
     409: "What is current cannot be loaded: the version before answers on.",
     413: "The body is too long.",
     415: "The content-type is not application/json.",
     422: "A value does not fit; `field` says where it stands.",
+    421: "The host is not one of this service.",
     429: "The key has asked too often; come back after the seconds of `retry-after`.",
     500: "The service failed; its log says where.",
     503: "Too many requests wait, or the disk fails; come back after the seconds of `retry-after`.",
 }
-_ROLES = {"/v1/events": "write", "/v1/users/forget": "admin", "/v1/items/{item_id}": "admin", "/v1/reload": "admin"}
-_OPEN = ("/health", "/ready")  # for probes, which have no key
+
+
+class Role(IntEnum):
+    """The role of a key, and the one that a path needs; each includes those before it."""
+
+    OPEN, ASK, WRITE, ADMIN = range(4)
+
+
+ROLES = {  # every other path is for admins
+    **dict.fromkeys(("/", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN),
+    **dict.fromkeys(("/v1/recommend", "/v1/similar", "/openapi.json"), Role.ASK),
+    "/v1/events": Role.WRITE,
+}
 _KEY = {"type": "http", "scheme": "bearer", "description": "A key with one of the roles ask, write and admin."}
 
 
@@ -259,7 +273,8 @@ def describe(write: Callable[[], dict[str, Any]], list_ids: Callable[[], NDArray
     document["components"]["securitySchemes"] = {"key": _KEY}
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            operation["security"] = [] if path in _OPEN else [{"key": [_ROLES.get(path, "ask")]}]
+            role = ROLES.get(path, Role.ADMIN)
+            operation["security"] = [{"key": [role.name.lower()]}] if role else []
             if found := _write_examples(*ids[[0, -1]].tolist()).get((method, path)):
                 (content,) = operation["requestBody"]["content"].values()
                 content["examples"] = {name: {"summary": name, "value": value} for name, value in found.items()}

@@ -1,16 +1,22 @@
-"""The server: uvicorn, its address, its logs and its end."""
+"""The server: uvicorn, its addresses, its connections, its logs and its end."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import socket
 import sys
 import traceback
+from collections import Counter
+from collections.abc import Sequence
+from ipaddress import ip_address
 from typing import Any
 
+import h11
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.command_line import undisturbed
 from serve.http.errors import LOGGER
@@ -33,33 +39,76 @@ def bind(host: str, port: int) -> socket.socket:
     return listener
 
 
-def serve(app: FastAPI, listener: socket.socket) -> None:
+class Connection(H11Protocol):
+    """A connection that gives way: above the bound, of the client that holds most the one that waits longest ends."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Make room for a connection."""
+        super().connection_made(transport)
+        self.idle_since = self.loop.time()
+        self.address = self.client[0] if self.client else ""
+        if len(self.connections) > _CONNECTIONS:
+            self._make_room()
+
+    def _make_room(self) -> None:
+        ours = [one for one in self.connections if isinstance(one, Connection)]
+        held = Counter(one.address for one in ours)
+        idle = [one for one in ours if one.is_idle and one is not self]
+        for one in sorted(idle, key=lambda one: (-held[one.address], one.idle_since))[:1]:
+            self.connections.discard(one)
+            one.transport.abort()
+
+    @property
+    def is_idle(self) -> bool:
+        """Tell whether it waits for its client: for a request, or the rest of one."""
+        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
+
+    def on_response_complete(self) -> None:
+        """Note when it began to wait again."""
+        self.idle_since = self.loop.time()
+        super().on_response_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP, but not behind an answer that was given before that was seen."""
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            super().send_400_response(msg)
+        else:
+            self.transport.close()
+
+    def _should_upgrade(self) -> bool:
+        return False  # the body of a request that asks for it is read like any other
+
+
+def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was asked and close the service."""
     state = app.state.shared
     config = uvicorn.Config(
         app,
-        http="h11",  # under httptools a POST with the header `upgrade` is read as two requests
+        http=Connection,  # over h11: under httptools a POST with the header `upgrade` is read as two requests
         ws="none",
         lifespan="off",
         log_config=None,
         access_log=False,  # paths hold ids
         proxy_headers=False,
         server_header=False,
-        limit_concurrency=_CONNECTIONS,
+        limit_concurrency=_CONNECTIONS + 64,  # more come only where none can give way
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
     )
     set_up_logs()
-    listener.listen(config.backlog)
-    host, port = listener.getsockname()[:2]
+    for listener in listeners:
+        listener.listen(config.backlog)
+    host, port = listeners[0].getsockname()[:2]
     _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
+    if state.access.keys is None and not all(ip_address(one.getsockname()[0]).is_loopback for one in listeners):
+        _LOG.warning("without --keys, whoever reaches this address may ask, send events and erase users")
     if state.service.last_reload is not None:
         _LOG.warning("%s", state.service.last_reload["reason"])
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
     try:
         with undisturbed():  # uvicorn raises the signal again after it has drained
-            uvicorn.Server(config).run([listener])
+            uvicorn.Server(config).run([*listeners])
     finally:
         state.close()
 

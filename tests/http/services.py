@@ -5,6 +5,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from serve.http.access import Access
 from serve.http.app import make_app
 from serve.profiles import write_profiles
 from serve.schema import Schema
@@ -31,9 +32,11 @@ def open_bundle(bundle: Path, state: Path | None = None) -> Service:
 
 
 @contextmanager
-def asking(bundle: Path, state: Path | None = None, token: str | None = None, max_waiting: int = 64) -> Iterator[Any]:
+def asking(
+    bundle: Path, state: Path | None = None, token: str | None = None, max_waiting: int = 64, **access: Any
+) -> Iterator[Any]:
     """Give an application to ask."""
-    app = make_app(open_bundle(bundle, state), token, max_waiting)
+    app = make_app(open_bundle(bundle, state), Access(token=token, **access), max_waiting)
     app.state.shared.answers._deadline = 60  # tests share processors
     with closing(app.state.shared):
         yield app
