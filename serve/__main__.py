@@ -143,6 +143,7 @@ def _http(given: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
     from serve.http.access import Access, KeyFile
     from serve.http.app import make_app
+    from serve.http.logs import set_up_logs
     from serve.http.server import bind, serve
     from serve.service import Service
     from serve.versions import BundleSource, Registry, RegistrySource, Source
@@ -155,6 +156,7 @@ def _http(given: argparse.Namespace) -> None:
     if given.admin_port == given.port != 0:
         raise SchemaError(f"--admin-port is {given.port}, as --port; expected another one")
     keys = None if given.keys is None else KeyFile(given.keys)
+    set_up_logs(given.log_format)
     with ExitStack() as stack:
         listeners = [stack.enter_context(bind(given.host, given.port))]
         if given.admin_port is not None:
@@ -244,6 +246,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--allowed-host": {"action": "append", "default": [], "metavar": "NAME", "help": "to answer to, beside loopback"},
     "--admin-port": {"type": int, "metavar": "N", "help": "where alone items, forget, reload, metrics and status are"},
     "--read-only": {"action": "store_true", "help": "take no events, items or erasures"},
+    "--log-format": {"choices": ("text", "json"), "default": "text", "help": "of lines on stderr (default: text)"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "as in the data"},
     "--exports": _FOLDER | {"nargs": "+", "default": [], "help": "folders that `serve export --side user` wrote"},
@@ -256,7 +259,7 @@ _ROWS = "--rows --delimiter --columns --profiles --overwrite"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )
-_PLACE += " --admin-port --read-only"
+_PLACE += " --admin-port --read-only --log-format"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
     "recommend": (_recommend, "write the best items of requests to a file", "--bundle --out", _ASK, _RECOMMEND_HELP),

@@ -113,6 +113,11 @@ class LiveItems:
                 self._apply({item_id: replace(before, is_removed=True)})
             return is_there
 
+    @property
+    def n_changed(self) -> int:
+        """The number of items that were added, changed or removed."""
+        return len(self._changes)
+
     def close(self) -> None:
         """Close the file; the recommender goes on answering."""
         with self._writing:

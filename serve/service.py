@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
@@ -17,9 +18,10 @@ import pyarrow as pa
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
+from serve.durable import is_forgotten
 from serve.encode import split_cell, to_text
 from serve.erasure import forget_known, holds_run
-from serve.errors import SchemaError
+from serve.errors import BundleError, SchemaError
 from serve.events import Floats, Ints
 from serve.live_items import LiveItems
 from serve.recommendations import Answer
@@ -33,6 +35,13 @@ POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
 MAX_COMPARED = 500  # latest events of a history that explain an item
+OUT_OF_SERVICE = "erasure"
+FAULTS = {
+    "disk": "events and what was shown cannot be kept: the disk is full or fails",
+    "impressions": "what is shown is no longer logged; start the service again",
+    "reload": "the last version was refused, an earlier one answers; the status says why",
+    OUT_OF_SERVICE: "the list of forgotten users cannot be read: who is named in a request is not answered",
+}
 _WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
@@ -48,7 +57,7 @@ class Service:
             if folder.absolute().name != name:
                 raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
-        state = folders[STATE]
+        self._folder = state = folders[STATE]
         self._source, self._runs = source, runs
         self._reloading = Lock()
         recommender, reason = source.start()
@@ -159,6 +168,31 @@ class Service:
             "last_reload": self.last_reload,
         }
 
+    def find_faults(self) -> dict[str, str]:
+        """Name what fails at present, of `FAULTS`; answers go on without it, but with the last one only to nobody."""
+        is_refused = self.last_reload is not None and not self.last_reload["is_loaded"]
+        try:
+            is_damaged = any(is_forgotten(run, "") for run in self._runs)  # reads the list, if it was changed
+        except (BundleError, OSError):
+            is_damaged = True
+        failing = (self._state.fault is not None, not self.impressions.is_alive, is_refused, is_damaged)
+        return {name: text for (name, text), fails in zip(FAULTS.items(), failing, strict=True) if fails}
+
+    def measure(self) -> dict[str, Any]:
+        """Return the figures of the metrics that are the same for all workers."""
+        reload = self.last_reload or {"time": self.current.loaded_at, "is_loaded": True}
+        return {
+            "version": self.version,
+            "items": self.current.catalogue.n_listed,
+            "live_items": self.items.n_changed,
+            "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
+            "state_free_bytes": shutil.disk_usage(
+                next(filter(Path.is_dir, (self._folder, *self._folder.parents)))
+            ).free,
+            "last_reload_timestamp_seconds": reload["time"],
+            "last_reload_success": reload["is_loaded"],
+        }
+
     def close(self) -> None:
         """Write what waits and close the files."""
         self.impressions.close()
@@ -171,6 +205,13 @@ class Service:
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
+
+
+def _measure(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # SQLite removes its logs when it likes
+        return 0
 
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:

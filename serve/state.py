@@ -139,6 +139,7 @@ class StateStore:
             raise ValueError(f"retention_days is {retention_days:g}; allowed: above 0, below {_MAX_RETENTION}")
         self.path = path
         self.retention_days = retention_days
+        self.fault: Exception | None = None  # why the last write failed
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
@@ -220,9 +221,14 @@ class StateStore:
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         """Yield the writer inside a transaction: on disk at the end, or undone by an error."""
-        with self._lock, name_fault(self.path), self._writer:
-            self._writer.execute("BEGIN IMMEDIATE")
-            yield self._writer
+        try:
+            with self._lock, name_fault(self.path), self._writer:
+                self._writer.execute("BEGIN IMMEDIATE")
+                yield self._writer
+        except (OSError, BundleError) as error:
+            self.fault = error
+            raise
+        self.fault = None
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
@@ -375,6 +381,14 @@ class ImpressionLog:
         self.n_lost = 0  # impressions that could not be written
         self._thread = threading.Thread(target=self._work, name="bascule-impressions", daemon=True)
         self._thread.start()
+
+    @property
+    def n_waiting(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def is_alive(self) -> bool:
+        return self._thread.is_alive()
 
     @property
     def notes(self) -> list[str]:

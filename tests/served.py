@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -98,7 +99,7 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
         try:
             line = process.stderr.readline()
             assert "http://" in line, line + process.stderr.read()
-            yield Server(process, int(line.rsplit(":", 1)[1]))
+            yield Server(process, int(re.search(r":(\d+)\D*$", line)[1]))
         finally:
             process.kill()
 

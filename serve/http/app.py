@@ -14,7 +14,6 @@ from typing import Annotated, Any, cast
 
 from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
 from fastapi.exceptions import HTTPException
-from prometheus_client import generate_latest
 from pydantic import Discriminator, Tag
 from starlette.responses import FileResponse
 
@@ -25,11 +24,12 @@ from serve.http.errors import HANDLERS, LOGGER
 from serve.http.metrics import Metrics
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
-from serve.service import Service
+from serve.service import FAULTS, OUT_OF_SERVICE, Service
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schema": {"type": "string"}}}}}
+_NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "As 200, and users cannot be answered."}}
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
@@ -65,6 +65,11 @@ class AppState:
     gathering: Gathering
     access: Access
 
+    async def refresh(self) -> None:
+        """Take over what others count into the metrics; the server does so every second."""
+        shown, faults = self.service.impressions, self.service.find_faults()
+        self.metrics.refresh(self.answers.n_waiting, shown.n_waiting, shown.n_lost, faults)
+
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""
         self.answers.close()
@@ -83,7 +88,8 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
-    app.state.shared = AppState(service, Metrics(), Worker(max_waiting, _DEADLINE), Gathering(), access)
+    metrics = Metrics(service.measure, FAULTS)
+    app.state.shared = AppState(service, metrics, Worker(max_waiting, _DEADLINE), Gathering(), access)
     app.add_middleware(AccessMiddleware, access=access)
     app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
     may_reload = access.keys is not None or access.token is not None
@@ -125,6 +131,7 @@ async def add_events(request: Request, body: ToldBody) -> Response:
 async def forget_user(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
     receipts = await asyncio.to_thread(state.service.forget, body["user_id"])
+    request.state.users = [user for receipt in receipts for user in receipt["forgotten"]]  # of the audit log
     return _write(request, state.service.version, {"receipts": receipts})
 
 
@@ -149,9 +156,13 @@ async def health() -> dict[str, str]:
     return {"status": "ok"}
 
 
-@operating.get("/ready", summary="Requests may be sent")
-async def ready() -> dict[str, str]:
-    return {"status": "ready"}
+@operating.get(
+    "/ready", summary="Requests may be sent; faults that do not prevent answers are named", responses=_NOT_READY
+)
+async def ready(request: Request, response: Response) -> dict[str, Any]:
+    faults = _state(request).service.find_faults()
+    response.status_code = 503 if OUT_OF_SERVICE in faults else 200
+    return {"status": "degraded", "faults": faults} if faults else {"status": "ready"}
 
 
 @operating.get(
@@ -164,11 +175,8 @@ async def status(request: Request) -> Any:
 @operating.get("/metrics", response_class=Response, responses=_TEXT, summary="Counts and times for Prometheus")
 async def metrics(request: Request) -> Response:
     state = _state(request)
-    state.metrics.waiting.set(state.answers.n_waiting)
-    state.metrics.impressions_lost.set(state.service.impressions.n_lost)
-    state.metrics.bundle.clear()
-    state.metrics.bundle.labels(state.service.version).set(1)
-    return Response(generate_latest(state.metrics.registry), media_type=_PROMETHEUS)
+    await state.refresh()
+    return Response(state.metrics.write(), media_type=_PROMETHEUS)
 
 
 @reloading.post("/v1/reload", response_model=schemas.ReloadAnswer, summary="Take up what is current")

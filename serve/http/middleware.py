@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import time
 from collections.abc import Callable, Hashable, Iterable
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastapi.exceptions import HTTPException
 
+from serve.http.logs import ACCESS, AUDITED, REQUEST_ID, log_request
 from serve.http.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -107,6 +109,7 @@ class RequestMiddleware:
             return
         started, request_id, status = time.perf_counter(), secrets.token_hex(8), 500
         scope.setdefault("state", {}).update(request_id=request_id, started=started)
+        REQUEST_ID.set(request_id)
         if scope["method"] == "HEAD":  # of probes: as GET, and the server sends no body
             scope = {**scope, "method": "GET"}
 
@@ -121,7 +124,10 @@ class RequestMiddleware:
             try:
                 await self._app(scope, _bounded(scope, receive), send_on)
             finally:
-                self._metrics.count(scope["path"], status, time.perf_counter() - started)
+                seconds = time.perf_counter() - started
+                route = self._metrics.count(scope["path"], status, seconds)
+                if route in AUDITED or ACCESS.isEnabledFor(logging.INFO):
+                    log_request(route, scope, status, seconds)
 
 
 def _bounded(scope: Scope, receive: Receive) -> Receive:

@@ -1,4 +1,4 @@
-"""The server: uvicorn, its addresses, its connections, its logs and its end."""
+"""The server: uvicorn, its addresses, its connections and its end."""
 
 from __future__ import annotations
 
@@ -7,11 +7,9 @@ import gc
 import logging
 import socket
 import sys
-import traceback
 from collections import Counter
 from collections.abc import Sequence
 from ipaddress import ip_address
-from typing import Any
 
 import h11
 import uvicorn
@@ -94,8 +92,9 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
         limit_concurrency=_CONNECTIONS + 64,  # more come only where none can give way
         timeout_keep_alive=_IDLE_SECONDS,
         timeout_graceful_shutdown=_DRAIN_SECONDS,
+        callback_notify=state.refresh,
+        timeout_notify=1,  # second
     )
-    set_up_logs()
     for listener in listeners:
         listener.listen(config.backlog)
     host, port = listeners[0].getsockname()[:2]
@@ -111,23 +110,3 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
             uvicorn.Server(config).run([*listeners])
     finally:
         state.close()
-
-
-class QuietFormatter(logging.Formatter):
-    """Write where an error came from, without its message, which may hold an id or a feature."""
-
-    def formatException(self, ei: Any) -> str:
-        """Return the frames and the type."""
-        kind, _, place = ei
-        return "".join(traceback.format_tb(place)) + (kind.__name__ if kind else "")
-
-
-def set_up_logs() -> None:
-    """Write the server's logs to stderr, without paths, bodies or persons."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(QuietFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    for name, level in (("uvicorn", logging.WARNING), (LOGGER, logging.INFO)):
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.addHandler(handler)
-        logger.propagate = False

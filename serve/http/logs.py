@@ -1,0 +1,79 @@
+"""Logs on stderr, as text or JSON: each line knows its request, none holds a path, a value that was sent or a person.
+
+serve.http    what the service says of itself; the place of an error, but not its message
+serve.access  a line per answer, in JSON alone: route, status, seconds, name of the key
+serve.audit   a line per change that a caller asked for: forget, items, reload; users by the hashes of the receipt
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import traceback
+from contextvars import ContextVar
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from starlette.types import Scope
+
+AUDITED = frozenset({"forget", "items", "reload"})  # routes
+ACCESS, AUDIT = logging.getLogger("serve.access"), logging.getLogger("serve.audit")
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+_TEXT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
+_OUTCOMES = {2: "done", 4: "refused", 5: "failed"}  # by the first digit of the status
+
+
+class TextFormatter(logging.Formatter):
+    """Write a line of text, and below it where an error came from."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        """Return the line with the facts of the record behind it."""
+        record.message = record.message.rstrip()
+        return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in _facts(record).items())])
+
+    def formatException(self, ei: Any) -> str:
+        """Return the frames and the type, without the message, which may hold an id or a feature."""
+        kind, _, place = ei
+        return "".join(traceback.format_tb(place)) + (kind.__name__ if kind else "")
+
+
+class JsonFormatter(TextFormatter):
+    """Write an object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return the record as JSON."""
+        time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
+        head = {"time": time, "level": record.levelname, "logger": record.name}
+        line = head | {"message": record.getMessage().rstrip()} | _facts(record)
+        return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
+
+
+def _facts(record: logging.LogRecord) -> dict[str, Any]:
+    request_id = REQUEST_ID.get()
+    return getattr(record, "facts", {}) | ({"request_id": request_id} if request_id else {})
+
+
+def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
+    """Write the line of an answer, and of what it changed."""
+    key, users = (scope["state"].get(name) for name in ("key", "users"))
+    ACCESS.info(
+        "answered", extra={"facts": {"route": route, "status": status, "seconds": round(seconds, 6), "key": key}}
+    )
+    if route in AUDITED:
+        facts = {"key": key, "status": status} | ({} if users is None else {"users": users})
+        outcome = _OUTCOMES.get(status // 100, "refused")
+        AUDIT.info("%s %s %s", scope["method"], route, outcome, extra={"facts": facts})
+
+
+def set_up_logs(form: str) -> None:
+    """Write the server's logs to stderr as `text` or `json`."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
+    access = logging.INFO if form == "json" else logging.WARNING
+    levels = {"uvicorn": logging.WARNING, "serve.http": logging.INFO, ACCESS.name: access, AUDIT.name: logging.INFO}
+    for name, level in levels.items():
+        logger = logging.getLogger(name)
+        logger.setLevel(level)
+        logger.addHandler(handler)
+        logger.propagate = False

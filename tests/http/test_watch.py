@@ -1,0 +1,258 @@
+"""What an operator sees: logs that know their request, an audit log, readiness that names faults, metrics, alerts."""
+
+import json
+import os
+import re
+import resource
+import sqlite3
+import subprocess
+import sys
+import time
+from contextlib import closing, contextmanager
+from shutil import which
+
+import pytest
+import yaml
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.http.services import NOW, TOKEN, asking, listed, publish_served
+from tests.linear_bundle import SHOP, UNTIL, item_ids
+from tests.served import JSON, ROOT, ask, serving
+
+AUTHORISED = JSON | {"authorization": f"Bearer {TOKEN}"}
+PERSON = "Qx9person9xQ"
+EVENT = {"user_id": PERSON, "item_id": item_ids(SHOP)[0]}
+FAILING = """
+import serve.service
+
+def similar(self, item_id, *_):
+    raise KeyError(item_id)
+
+serve.service.Service.similar = similar
+"""
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return publish_served(tmp_path / "run", SHOP)
+
+
+def read_metrics(ask_it):
+    families = text_string_to_metric_families(ask_it("GET", "/metrics").content.decode())
+    return {one.name: one for one in families}
+
+
+def value_of(metrics, name, **labels):
+    return sum(
+        one.value
+        for one in metrics[name].samples
+        if one.name in (name, f"{name}_total") and labels.items() <= one.labels.items()
+    )
+
+
+def run_failing(bundle, tmp_path, *arguments):
+    """Serve with a fault in `similar`, meet it, forget somebody, be refused a reload; return the answers and lines."""
+    (tmp_path / "sitecustomize.py").write_text(FAILING)
+    variables = {"PYTHONPATH": f"{tmp_path}:{ROOT}", "BASCULE_RELOAD_TOKEN": TOKEN}
+    with serving("--bundle", bundle, *arguments, variables=variables) as server:
+        replies = {
+            "similar": server.ask("POST", "/v1/similar", {"item_id": PERSON}),
+            "forget": server.ask("POST", "/v1/users/forget", {"user_id": PERSON}),
+            "PUT items": server.ask("PUT", f"/v1/items/{PERSON}", {"columns": {"brand": "x"}}),
+            "DELETE items": server.ask("DELETE", f"/v1/items/{PERSON}"),
+            "reload": server.ask("POST", "/v1/reload"),
+        }
+        assert server.end() == 0
+        lines = server.process.stderr.read()
+    assert [one.status for one in replies.values()] == [500, 200, 200, 200, 401]
+    assert PERSON not in lines
+    return replies, lines.splitlines()
+
+
+def test_a_failure_is_in_the_log_with_its_request_and_place_and_changes_are_audited(bundle, tmp_path):
+    replies, lines = run_failing(bundle, tmp_path)
+    failed = next(place for place, line in enumerate(lines) if replies["similar"].json["request_id"] in line)
+    assert any("in similar" in line for line in lines[failed:])
+    audited = [line for line in lines if " serve.audit: " in line]
+    for (route, reply), line in zip([*replies.items()][1:], audited, strict=True):
+        assert route in line
+        assert f"request_id={reply.json['request_id']}" in line
+    assert replies["forget"].json["receipts"][0]["forgotten"][0] in audited[0]
+    assert not any("serve.access" in line for line in lines)
+
+
+def test_json_logs_are_an_object_a_line_with_a_line_for_each_answer(bundle, tmp_path):
+    replies, lines = run_failing(bundle, tmp_path, "--log-format", "json")
+    logged = [json.loads(line) for line in lines]
+    assert all({"time", "level", "logger", "message"} <= one.keys() for one in logged)
+    by_logger = {name: [one for one in logged if one["logger"] == name] for name in ("serve.access", "serve.audit")}
+    statuses = {(one["request_id"], one["status"]) for one in by_logger["serve.access"]}
+    assert statuses == {(reply.json["request_id"], reply.status) for reply in replies.values()}
+    assert {one["route"] for one in by_logger["serve.access"]} == {"similar", "forget", "items", "reload"}
+    (failed,) = [one for one in logged if "error" in one]
+    assert (failed["request_id"], "in similar" in failed["error"]) == (replies["similar"].json["request_id"], True)
+    forgotten, *_, refused = by_logger["serve.audit"]
+    assert forgotten["users"] == replies["forget"].json["receipts"][0]["forgotten"]
+    assert (refused["status"], refused["message"].split()[-1]) == (401, "refused")
+
+
+@contextmanager
+def full_disk(server):
+    """Let no file of the service grow: each write to the disk fails."""
+    limits = resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE)
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, (0, limits[1]))
+    yield
+    resource.prlimit(server.process.pid, resource.RLIMIT_FSIZE, limits)
+
+
+def wait_for(condition):
+    until = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.05)
+
+
+def test_a_full_disk_degrades_a_service_that_answers_on_until_there_is_room(bundle):
+    def ready():
+        return server.ask("GET", "/ready")
+
+    with serving("--bundle", bundle) as server:
+        assert ready().json == {"status": "ready"}
+        with full_disk(server):
+            assert server.ask("POST", "/v1/events", EVENT).status == 503
+            assert server.ask("POST", "/v1/recommend", {"user_id": PERSON}).status == 200
+            assert (ready().status, ready().json["status"], [*ready().json["faults"]]) == (200, "degraded", ["disk"])
+            wait_for(lambda: value_of(read_metrics(server.ask), "bascule_impressions_lost") == 1)
+            assert value_of(read_metrics(server.ask), "bascule_degraded", fault="disk") == 1
+        assert server.ask("POST", "/v1/events", EVENT).json["kept"] == 1
+        assert ready().json == {"status": "ready"}
+        assert value_of(read_metrics(server.ask), "bascule_degraded") == 0
+        assert server.end() == 0
+
+
+def test_a_small_disk_that_is_full_is_named_and_loses_nothing_that_was_acknowledged(bundle, tmp_path):
+    state = tmp_path / "disk" / "state"
+    state.mkdir(parents=True)
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(state)]
+    if os.getuid() or subprocess.run(mount, check=False, capture_output=True).returncode:
+        pytest.skip("needs the right to mount a small disk")
+    try:
+        kept, status = 0, 200
+        with asking(bundle, state) as app:
+            while status == 200:
+                events = [{**EVENT, "datetime": UNTIL + n} for n in range(kept, kept + 200)]
+                status = ask(app, "POST", "/v1/events", {"events": events}).status
+                kept += 200 * (status == 200)
+            assert (kept > 0, status) == (True, 503)
+            assert [*ask(app, "GET", "/ready").json["faults"]] == ["disk"]
+            assert listed(app)
+            metrics = read_metrics(lambda *given: ask(app, *given))
+            assert value_of(metrics, "bascule_state_free_bytes") < 1 << 20
+        with closing(sqlite3.connect(state / "state.db")) as database:
+            assert database.execute("SELECT count(*) FROM events").fetchone() == (kept,)
+    finally:
+        subprocess.run(["umount", str(state)], check=True)
+
+
+def test_a_refused_version_degrades_until_another_one_is_loaded(bundle):
+    with asking(bundle, token=TOKEN) as app:
+        tower = (bundle / "user_tower.onnx").read_bytes()
+        for content, status, ready in ((b"no tower", 409, "degraded"), (tower, 200, "ready")):
+            (bundle / "user_tower.onnx").write_bytes(content)
+            assert ask(app, "POST", "/v1/reload", headers=AUTHORISED).status == status
+            reply = ask(app, "GET", "/ready")
+            assert (reply.status, reply.json["status"]) == (200, ready)
+            metrics = read_metrics(lambda *given: ask(app, *given))
+            assert value_of(metrics, "bascule_last_reload_success") == (ready == "ready")
+            assert 0 <= time.time() - value_of(metrics, "bascule_last_reload_timestamp_seconds") < 60
+
+
+def test_a_list_of_forgotten_users_that_cannot_be_read_takes_the_service_out_of_rotation(bundle):
+    with asking(bundle) as app:
+        forgotten = bundle.parent / "forgotten.json"
+        forgotten.write_text("{", encoding="utf-8")
+        reply = ask(app, "GET", "/ready")
+        assert (reply.status, [*reply.json["faults"]]) == (503, ["erasure"])
+        assert str(bundle.parent) not in reply.content.decode()
+        forgotten.unlink()
+        assert ask(app, "GET", "/ready").status == 200
+
+
+def test_metrics_have_the_process_sizes_items_and_long_times(bundle):
+    with asking(bundle) as app:
+        ask(app, "PUT", "/v1/items/i107", {"columns": {"in_stock": False}})
+        listed(app)
+        metrics = read_metrics(lambda *given: ask(app, *given))
+        files = sum(path.stat().st_size for path in (bundle.parent / "state").iterdir())
+    assert value_of(metrics, "process_resident_memory_bytes") > 1e7
+    assert value_of(metrics, "process_start_time_seconds") <= time.time()
+    assert 0 < value_of(metrics, "bascule_state_bytes") <= files
+    assert (value_of(metrics, "bascule_items"), value_of(metrics, "bascule_live_items")) == (23, 1)
+    assert (metrics["bascule_impressions_lost"].type, metrics["bascule_impressions_waiting"].type) == (
+        "counter",
+        "gauge",
+    )
+    bounds = {float(one.labels["le"]) for one in metrics["bascule_request_seconds"].samples if "le" in one.labels}
+    assert 60 in bounds
+
+
+WORKER = """
+import sys
+from pathlib import Path
+from tests.http.services import open_bundle
+from serve.http.metrics import Metrics
+from serve.service import FAULTS
+service = open_bundle(Path(sys.argv[1]))
+metrics = Metrics(service.measure, FAULTS)
+metrics.count("/v1/recommend", 200, 0.2)
+metrics.refresh(2, 0, 0, [])
+print("counted", flush=True)
+sys.stdin.read()
+sys.stdout.write(metrics.write().decode())
+service.close()
+"""
+
+
+def test_workers_count_together_and_each_shows_the_sum(bundle, tmp_path):
+    """A worker that is killed leaves its counts, and takes its queue along."""
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(shared), "PYTHONPATH": str(ROOT)}
+    states = [publish_served(tmp_path / name, SHOP) for name in "abc"]  # of their own: what is shared is the counts
+    workers = []
+    for path in states:
+        command = [sys.executable, "-c", WORKER, str(path)]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
+        assert workers[-1].stdout.readline() == "counted\n"
+    workers[2].kill()
+    workers[2].communicate()
+    for path in shared.glob(f"gauge_live*_{workers[2].pid}.db"):
+        path.unlink()  # as prometheus_client.multiprocess.mark_process_dead does
+    text, other = (worker.communicate("")[0] for worker in workers[:2])
+    metrics = {one.name: one for one in text_string_to_metric_families(text)}
+    assert value_of(metrics, "bascule_requests", route="recommend") == 3
+    assert value_of(metrics, "bascule_waiting") == 4
+    pids = {one.labels["pid"] for one in metrics["process_cpu_seconds"].samples}
+    assert pids == {str(worker.pid) for worker in workers[:2]}
+    assert 'bascule_requests_total{route="recommend",status="200"} 3.0' in other
+
+
+def read_expressions():
+    rules = yaml.safe_load((ROOT / "deploy" / "alerts.yml").read_text(encoding="utf-8"))
+    dashboard = json.loads((ROOT / "deploy" / "grafana.json").read_text(encoding="utf-8"))
+    yield from (rule["expr"] for group in rules["groups"] for rule in group["rules"])
+    yield from (target["expr"] for panel in dashboard["panels"] for target in panel["targets"])
+
+
+def test_alerts_and_the_dashboard_name_metrics_that_there_are(bundle):
+    with asking(bundle, token=TOKEN) as app:
+        listed(app, **NOW)
+        ask(app, "POST", "/v1/reload", headers=AUTHORISED)
+        metrics = read_metrics(lambda *given: ask(app, *given))
+    there = {sample.name for family in metrics.values() for sample in family.samples}
+    named = {name for one in read_expressions() for name in re.findall(r"\b(?:bascule|process)_\w+", one)}
+    assert len(named) > 20
+    assert named <= there
+    if which("promtool") is not None:
+        subprocess.run(["promtool", "check", "rules", str(ROOT / "deploy" / "alerts.yml")], check=True)
