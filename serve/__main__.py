@@ -158,12 +158,11 @@ def _http(given: argparse.Namespace) -> None:
     keys = None if given.keys is None else KeyFile(given.keys)
     set_up_logs(given.log_format)
     with ExitStack() as stack:
-        listeners = [stack.enter_context(bind(given.host, given.port))]
-        if given.admin_port is not None:
-            listeners.append(stack.enter_context(bind(given.host, given.admin_port)))
-        ports = [listener.getsockname()[1] for listener in listeners]
+        ports = [port for port in (given.port, given.admin_port) if port is not None]
+        listeners = [stack.enter_context(bind(given.host, port)) for port in ports]
+        admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
         hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
-        access = Access(keys, token, hosts, ports[1] if len(ports) > 1 else None, given.read_only)
+        access = Access(keys, token, hosts, admin_port, given.read_only)
         source: Source = BundleSource(given.bundle, given.profiles)
         home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
         if given.registry is not None:
@@ -241,8 +240,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--port": {"type": int, "default": 8080, "metavar": "N", "help": "default: 8080; 0: a free one"},
     "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
     "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
-    "--keys": _FILE
-    | {"help": "lines of NAME ask|write|admin SHA256 [PER_SECOND [BURST]]: a request needs one of the keys"},
+    "--keys": _FILE | {"help": "of lines NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"},
     "--allowed-host": {"action": "append", "default": [], "metavar": "NAME", "help": "to answer to, beside loopback"},
     "--admin-port": {"type": int, "metavar": "N", "help": "where alone items, forget, reload, metrics and status are"},
     "--read-only": {"action": "store_true", "help": "take no events, items or erasures"},

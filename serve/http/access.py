@@ -47,49 +47,39 @@ class Key:
     def take(self, now: float) -> float:
         """Count a request, or return the seconds until it may come again (the generic cell rate algorithm)."""
         due = max(self.due, now)
-        wait = due - now - (self.burst - 1) / self.per_second
-        if wait > 0:
-            return wait
-        self.due = due + 1 / self.per_second
-        return 0.0
+        wait = max(due - now - (self.burst - 1) / self.per_second, 0.0)
+        self.due = due if wait else due + 1 / self.per_second
+        return wait
 
 
 class KeyFile:
     """The keys of a file, which is read again when it has changed; of a damaged one the keys before it stay."""
 
     def __init__(self, path: Path) -> None:
-        self._path, self._look_at = path, 0.0
-        self._stamp, self._keys = _stamp(path), read_keys(path)
+        self._path, self._stamp, self._look_at = path, (0, 0, 0), 0.0
+        self._keys: tuple[Key, ...] = ()
+        self._read()
 
     def find(self, digest: bytes, now: float) -> Key | None:
         """Return the key of a digest, after all keys were compared."""
         if now >= self._look_at:
             self._look_at = now + _RECHECK_SECONDS
-            self._refresh()
+            try:
+                self._read()
+            except (OSError, ValueError) as error:
+                _LOG.error("the keys stay as they were: %s", say(error))
         found = None
         for key in self._keys:
             if hmac.compare_digest(key.digest, digest):
                 found = key
         return found
 
-    def _refresh(self) -> None:
-        if (stamp := _stamp(self._path)) == self._stamp:
-            return
-        self._stamp = stamp
-        try:
+    def _read(self) -> None:
+        now = self._path.stat()
+        if (stamp := (now.st_mtime_ns, now.st_size, now.st_ino)) != self._stamp:
+            self._stamp = stamp
             self._keys = read_keys(self._path)
             _LOG.info("%d keys are taken from now on", len(self._keys))
-        except (OSError, ValueError) as error:
-            _LOG.error("the keys stay as they were: %s", say(error))
-
-
-def _stamp(path: Path) -> tuple[int, ...]:
-    """Return what changes with a file; nothing where there is none."""
-    try:
-        found = path.stat()
-    except OSError:
-        return ()
-    return found.st_mtime_ns, found.st_size, found.st_ino
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
@@ -153,11 +143,11 @@ class Access:
         is_here = client is not None and ip_address(client[0]).is_loopback
         if is_here and hmac.compare_digest(given, f"Bearer {self.token}".encode()):
             return True
-        if self.keys is not None:
-            return False
-        if is_here:
+        if self.keys is None and not is_here:
+            raise HTTPException(403, "only a process on the same machine may ask for a reload")
+        if self.keys is None:
             raise HTTPException(401, "the token is missing or wrong", _BEARER)
-        raise HTTPException(403, "only a process on the same machine may ask for a reload")
+        return False
 
 
 def _find_key(keys: KeyFile, given: bytes) -> Key:

@@ -136,4 +136,4 @@ async function start() {
   });
 }
 
-start();
+start().catch((error) => { byId("about").textContent = error.message; });

@@ -49,17 +49,13 @@ class Connection(H11Protocol):
             self._make_room()
 
     def _make_room(self) -> None:
+        """End one of those that wait for their client: for a request, or the rest of one."""
         ours = [one for one in self.connections if isinstance(one, Connection)]
         held = Counter(one.address for one in ours)
-        idle = [one for one in ours if one.is_idle and one is not self]
+        idle = [one for one in ours if one.cycle is None or one.cycle.response_complete or one.cycle.more_body]
         for one in sorted(idle, key=lambda one: (-held[one.address], one.idle_since))[:1]:
             self.connections.discard(one)
             one.transport.abort()
-
-    @property
-    def is_idle(self) -> bool:
-        """Tell whether it waits for its client: for a request, or the rest of one."""
-        return self.cycle is None or self.cycle.response_complete or self.cycle.more_body
 
     def on_response_complete(self) -> None:
         """Note when it began to wait again."""
@@ -99,7 +95,7 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
         listener.listen(config.backlog)
     host, port = listeners[0].getsockname()[:2]
     _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
-    if state.access.keys is None and not all(ip_address(one.getsockname()[0]).is_loopback for one in listeners):
+    if state.access.keys is None and not ip_address(host).is_loopback:
         _LOG.warning("without --keys, whoever reaches this address may ask, send events and erase users")
     if state.service.last_reload is not None:
         _LOG.warning("%s", state.service.last_reload["reason"])
