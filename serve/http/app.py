@@ -46,8 +46,11 @@ def _by(name: str) -> Discriminator:
 
 Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
 Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
-AskedBody, SimilarBody, ToldBody = Annotated[Ask, Body()], Annotated[AskSimilar, Body()], Annotated[Tell, Body()]
-ErasedBody, PutBody = Annotated[ForgetBody, Body()], Annotated[ItemBody, Body()]
+AskedBody = Annotated[Ask, Body()]
+SimilarBody = Annotated[AskSimilar, Body()]
+ToldBody = Annotated[Tell, Body()]
+ErasedBody = Annotated[ForgetBody, Body()]
+PutBody = Annotated[ItemBody, Body()]
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
 _errors = schemas.describe_errors
 router, changing, operating, reloading = (
