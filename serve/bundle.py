@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
 from serve.index import Content, Floats, ItemIndex, Neighbours
-from serve.schema import DERIVED, Feature, IdType, Schema, Similarity
+from serve.schema import DERIVED, Feature, IdType, Schema, Similarity, check_record
 from serve.tower import Tower
 
 T = TypeVar("T")
@@ -50,7 +50,7 @@ MAX_BYTES = 1 << 20  # of a manifest
 TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
-_DAY, _MAX_EVENTS, _WORDS = 86_400, 20, 5  # of golden requests
+_DAY, _MAX_EVENTS, _WORDS, _MAX_GOLDEN = 86_400, 20, 5, 1000  # of golden requests
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,10 @@ class Manifest:
             files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
             if not files.keys() <= PUBLISHED:
                 raise ValueError(f"it lists {min(files.keys() - PUBLISHED)!r}")
-            return cls(facts=facts, files=files, **raw)
+            manifest = cls(facts=facts, files=files, **raw)
+            check_record(facts)
+            check_record(manifest)
+            return manifest
         except BundleError:
             raise
         except (ValueError, KeyError, TypeError, RecursionError) as error:
@@ -245,7 +248,10 @@ def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
     if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
         raise BundleError(f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says")
-    weights, decay = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), manifest.facts.neighbour_decay
+    width, facts = index.vectors.shape[1], manifest.facts
+    if (manifest.dim, facts.data_until) != (width, schema.data_until) or facts.popularity_dims > width:
+        raise BundleError(f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}")
+    weights, decay = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), facts.neighbour_decay
     return Bundle(
         path=path,
         manifest=manifest,
@@ -270,8 +276,7 @@ def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, 
     tower = Tower(name, contents[name].tobytes(), n_threads)
     if tower.space_id != manifest.space_id:
         raise BundleError(f"{name} is of space {tower.space_id}; {MANIFEST} says {manifest.space_id}")
-    left_out = manifest.facts.popularity_dims if name == ITEM_TOWER else 0  # they depend on the time
-    if tower.width not in (None, manifest.dim, manifest.dim - left_out):
+    if tower.width not in (None, manifest.dim):
         raise BundleError(f"{name} gives vectors of width {tower.width}; {MANIFEST} says {manifest.dim}")
     return tower
 
@@ -299,8 +304,11 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
     """Read the catalogue from the bytes of its file: a row per vector, each with an id of its own."""
     try:
         items = pq.ParquetFile(pa.py_buffer(content)).read(use_threads=False)  # read_table would import pandas
+        items.validate(full=True)  # texts may be no UTF-8
     except (pa.ArrowException, OSError) as error:
         raise BundleError(f"{ITEMS} is no Parquet file: {error}") from error
+    if len(set(items.column_names)) < items.num_columns:
+        raise BundleError(f"{ITEMS} has two columns of one name: export again")
     if items.num_rows != n_items or "item_id" not in items.column_names:
         raise BundleError(f"{ITEMS} has {items.num_rows} rows; expected {n_items} with an 'item_id', one per vector")
     ids = items.column("item_id")
@@ -336,25 +344,49 @@ def write_golden(path: Path, requests: list[dict[str, Any]], answer: GoldenAnswe
     write_file(path, (json.dumps(entries, indent=1, allow_nan=False) + "\n").encode())
 
 
+@dataclass(frozen=True)
+class Golden:
+    """A request of `golden.json` with its reference, a list of up to 2 k items."""
+
+    request: Mapping[str, Any]
+    k: int
+    item_ids: tuple[str | int, ...]
+    scores: tuple[float, ...]
+
+
 def replay(content: bytes, answer: GoldenAnswer) -> int:
     """Answer golden requests again and count them: each item must score as it did and have been as good as the k-th."""
-    entries = json.loads(content or b"[]")
-    if not entries:
-        raise BundleError(f"{GOLDEN} holds no request: export again")
-    answers = answer([entry["request"] for entry in entries], entries[0]["k"])
+    try:
+        entries = [_read_golden(raw) for raw in json.loads(content or b"[]")]
+        if not 0 < len(entries) <= _MAX_GOLDEN:
+            raise ValueError(f"it holds {len(entries)} requests; allowed: 1 to {_MAX_GOLDEN}")
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        raise BundleError(f"{GOLDEN} cannot be read: {error}; export again") from error
+    try:
+        answers = answer([dict(one.request) for one in entries], entries[0].k)
+    except ValueError as error:
+        raise BundleError(f"{GOLDEN} cannot be answered: {error}; export again") from error
     for number, (entry, (item_ids, scores)) in enumerate(zip(entries, answers, strict=True)):
         if difference := _find_difference(entry, list(item_ids), list(scores)):
             raise BundleError(f"{GOLDEN}, request {number}: {difference}; it answers differently here")
     return len(entries)
 
 
-def _find_difference(entry: dict[str, Any], item_ids: list[str | int], scores: list[float]) -> str:
+def _read_golden(raw: Mapping[str, Any]) -> Golden:
+    golden = Golden(**{**raw, "item_ids": tuple(raw["item_ids"]), "scores": tuple(raw["scores"])})
+    check_record(golden)
+    return golden
+
+
+def _find_difference(entry: Golden, item_ids: list[str | int], scores: list[float]) -> str:
     """Say how a list differs from its reference, "" if it does not."""
-    reference = dict(zip(entry["item_ids"], entry["scores"], strict=True))
-    length = min(entry["k"], len(reference))
+    if len(set(entry.item_ids)) != len(entry.scores):
+        return f"{len(entry.scores)} scores for {len(set(entry.item_ids))} different items"
+    reference = dict(zip(entry.item_ids, entry.scores, strict=True))
+    length = min(entry.k, len(reference))
     if len(item_ids) != length or len(set(item_ids)) != length:
         return f"{len(set(item_ids))} different items of {len(item_ids)}; expected {length}"
-    kth = entry["scores"][length - 1] if length else 0.0
+    kth = entry.scores[length - 1] if length else 0.0
     tolerance = TOLERANCE * max(1.0, abs(kth))
     for item_id, score in zip(item_ids, scores, strict=True):
         expected = reference.get(item_id, -math.inf)

@@ -35,8 +35,10 @@ def read_item_facts(items: pa.Table, schema: Schema) -> ItemFacts:
             raise BundleError(f"the catalogue has no column '{name}', which the memory reads: export the bundle again")
     columns = {feature.column: items.column(feature.column).to_pylist() for feature in features}
     codes = encode_features(features, columns, len(items)).codes
-    rates = to_numpy(items.column(REPEAT_RATE)).astype(np.float32)
-    return ItemFacts(rates, category_rows(features, codes), count_categories(features))
+    rates = to_numpy(items.column(REPEAT_RATE))
+    if rates.dtype.kind != "f" or not np.isfinite(rates).all():
+        raise BundleError(f"the catalogue's column '{REPEAT_RATE}' has a value that is no number: export again")
+    return ItemFacts(rates.astype(np.float32), category_rows(features, codes), count_categories(features))
 
 
 @dataclass(frozen=True, eq=False)

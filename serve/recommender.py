@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.bundle import PROFILES, Bundle, GoldenAnswer, identify_folder, replay
+from serve.bundle import ITEM_TOWER, PROFILES, Bundle, GoldenAnswer, identify_folder, replay
 from serve.catalogue import Catalogue, ItemFacts
 from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
@@ -56,6 +56,11 @@ class Recommender:
         self.towers = TowerPair(bundle.user_tower, bundle.item_tower, schema)
         self.taste_dim = self.towers.taste_dim  # entries of an item vector that `similar_items` compares
         self._set_catalogue(Catalogue.of_items(bundle.items, bundle.index, schema), None)
+        last = {one.column: one.vocabulary[-1] for one in schema.item_features if one.vocabulary}
+        try:
+            self.encode_items([{}, last])
+        except ValueError as error:
+            raise BundleError(f"{ITEM_TOWER} gives an item no vector of the index: {error}") from error
 
     @classmethod
     def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:

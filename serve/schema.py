@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Any, Literal, get_args
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from serve.clock import FIRST_SECOND, LAST_SECOND, find_zone
 from serve.errors import SchemaError
 
 Kind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "hour_of_day", "day_of_week"]
@@ -22,6 +26,9 @@ IdType = Literal["string", "integer"]
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")  # taken from the time of an event or request
 FORMAT = 1
+_MAX_SIZE = 1 << 16  # of a width, a length or a number of buckets: four times the largest that training gives
+_MAX_WEIGHT = 700  # of a mean logarithm: above it the weight itself is infinite
+_WIDE: tuple[Kind, ...] = ("multi_categorical", "text", "vector")
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
 
@@ -105,19 +112,84 @@ class Schema:
         """Read the text of `to_json`; a `SchemaError` says what is wrong with another one."""
         try:
             raw = json.loads(text)
-        except json.JSONDecodeError as error:
+        except (ValueError, RecursionError) as error:
             raise SchemaError(f"schema.json is no JSON: {error}") from error
         if not isinstance(raw, dict) or raw.pop("format", None) != FORMAT:
             raise SchemaError(f"schema.json is not of format {FORMAT}: export the bundle again")
         lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
         try:
             sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
-            return cls(**{**raw, **lists, **sides})
+            schema = cls(**{**raw, **lists, **sides})
         except (TypeError, KeyError) as error:
             raise SchemaError(f"schema.json is of another program: {error}; export the bundle again") from error
+        check_record(schema)
+        find_zone(schema.timezone)
+        return schema
 
 
 def _read_feature(raw: dict[str, Any]) -> Feature:
-    if raw["kind"] not in get_args(Kind):
-        raise SchemaError(f"feature '{raw['name']}': unknown kind '{raw['kind']}'")
-    return Feature(**{**raw, "vocabulary": tuple(raw["vocabulary"])})
+    feature = Feature(**{**raw, "vocabulary": tuple(raw["vocabulary"])})
+    check_record(feature)
+    if (feature.width > 1 and feature.kind not in _WIDE) or (feature.kind == "text") is not (feature.buckets > 0):
+        raise SchemaError(f"feature '{feature.name}': a {feature.kind} has other widths and buckets: export again")
+    return feature
+
+
+# ---- records that were read from JSON: a bundle may come from somebody who could hash it again
+
+
+def _is_distinct(values: tuple[str, ...]) -> bool:
+    return len(set(values)) == len(values)
+
+
+def _is_size(number: int) -> bool:
+    return 1 <= number <= _MAX_SIZE
+
+
+def _are_positive(*numbers: float) -> bool:
+    return all(number > 0 for number in numbers)
+
+
+def _have_names(features: tuple[Feature, ...]) -> bool:
+    return _is_distinct(tuple(feature.name for feature in features))
+
+
+_RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, beside their types
+    **dict.fromkeys(("name", "column", "separator"), bool),
+    **dict.fromkeys(("vocabulary", "event_types"), _is_distinct),
+    **dict.fromkeys(("user_features", "item_features", "context_features"), _have_names),
+    **dict.fromkeys(("width", "history_length", "memory_length", "dim", "k"), _is_size),
+    **dict.fromkeys(("scale", "weight_scale"), _are_positive),
+    **dict.fromkeys(("decay_days", "popularity_days"), lambda days: _are_positive(*days)),
+    **dict.fromkeys(("popularity_dims", "neighbour_decay"), lambda number: number >= 0),
+    "buckets": lambda number: 0 <= number <= _MAX_SIZE and number & (number - 1) == 0,
+    "index_recall": lambda share: 0 <= share <= 1,
+    "weight_mean": lambda mean: 0 <= mean <= _MAX_WEIGHT,
+    "data_until": lambda seconds: FIRST_SECOND <= seconds <= LAST_SECOND,
+}
+
+
+def check_record(record: Any) -> None:
+    """Refuse a dataclass read from JSON if a field has a value of another type, or an impossible one."""
+    for name, kind in get_type_hints(type(record)).items():
+        value = getattr(record, name)
+        if not (_is_of(value, kind) and _RULES.get(name, lambda _: True)(value)):
+            raise SchemaError(f"'{name}' is {reprlib.repr(value)}, which cannot be: export the bundle again")
+
+
+def _is_of(value: Any, kind: Any) -> bool:
+    """Tell whether a value read from JSON is of an annotated type; numbers are finite and of 64 bits."""
+    origin, parts = get_origin(kind), get_args(kind)
+    if origin is Literal:
+        return value in parts
+    if origin is UnionType:
+        return any(_is_of(value, part) for part in parts)
+    if kind == tuple[str, ...]:  # vocabularies are long
+        return type(value) is tuple and set(map(type, value)) <= {str}
+    if origin is tuple:
+        return type(value) is tuple and all(_is_of(one, parts[0]) for one in value)
+    if origin is Mapping:
+        return type(value) is dict and all(_is_of(one, parts[1]) for one in value.values())
+    if kind in (int, float):
+        return type(value) in (int, kind) and -(2**63) <= value < 2**63
+    return kind is Any or type(value) is kind

@@ -51,7 +51,7 @@ from serve.bundle import (
     replay,
 )
 from serve.durable import place_folder, sync_files, sync_folder, take_lock, write_file
-from serve.errors import BundleError, SchemaError, name_nearest
+from serve.errors import BundleError, SchemaError, name_nearest, say
 from serve.profiles import settle_profiles
 from serve.recommender import Recommender, golden_answer
 
@@ -333,10 +333,10 @@ def _describe(folder: Path) -> str:
     """Return until when a version's data goes, and its headline figure."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
-    except (BundleError, OSError) as error:
-        return f"damaged: {error}"
-    views, until = manifest.metrics.get("test", {}).get("bascule", {}), manifest.facts.data_until
-    found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
+        views, until = manifest.metrics.get("test", {}).get("bascule", {}), manifest.facts.data_until
+        found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
+    except (ValueError, AttributeError, TypeError, OSError) as error:
+        return f"damaged: {say(error)}"
     return f"{_day(until) if until else 'no times':16}  {found[0] if found else 'not tested'}"
 
 
