@@ -23,9 +23,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from serve.clock import find_zone
 from serve.durable import name_file, write_file
 from serve.errors import BundleError, SchemaError
 from serve.index import Content, Floats, ItemIndex, Neighbours
+from serve.requests import check_seconds
 from serve.schema import DERIVED, Feature, IdType, Schema, Similarity, check_record
 from serve.tower import Tower
 
@@ -124,6 +126,7 @@ class Manifest:
             manifest = cls(facts=facts, files=files, **raw)
             check_record(facts)
             check_record(manifest)
+            check_seconds(facts.data_until, "data_until")
             return manifest
         except BundleError:
             raise
@@ -244,7 +247,7 @@ class Bundle:
 def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
     faiss.omp_set_num_threads(n_threads)
     manifest, contents = read_folder(path, required)
-    schema = _read(SCHEMA, lambda: Schema.from_json(contents[SCHEMA].tobytes().decode()))
+    schema = _read(SCHEMA, lambda: _read_schema(contents[SCHEMA]))
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
     if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
         raise BundleError(f"{INDEX} and {SCHEMA} are not of space {manifest.space_id} as {MANIFEST} says")
@@ -270,6 +273,13 @@ def _read(name: str, read: Callable[[], T]) -> T:
         return read()
     except (SchemaError, ValueError) as error:
         raise BundleError(f"{name} cannot be read: {error}") from error
+
+
+def _read_schema(content: Content) -> Schema:
+    schema = Schema.from_json(content.tobytes().decode())
+    check_seconds(schema.data_until, "data_until")
+    find_zone(schema.timezone)
+    return schema
 
 
 def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:

@@ -14,7 +14,6 @@ from functools import cached_property
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from serve.clock import FIRST_SECOND, LAST_SECOND, find_zone
 from serve.errors import SchemaError
 
 Kind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "hour_of_day", "day_of_week"]
@@ -123,7 +122,6 @@ class Schema:
         except (TypeError, KeyError) as error:
             raise SchemaError(f"schema.json is of another program: {error}; export the bundle again") from error
         check_record(schema)
-        find_zone(schema.timezone)
         return schema
 
 
@@ -165,7 +163,6 @@ _RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, besi
     "buckets": lambda number: 0 <= number <= _MAX_SIZE and number & (number - 1) == 0,
     "index_recall": lambda share: 0 <= share <= 1,
     "weight_mean": lambda mean: 0 <= mean <= _MAX_WEIGHT,
-    "data_until": lambda seconds: FIRST_SECOND <= seconds <= LAST_SECOND,
 }
 
 

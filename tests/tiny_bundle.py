@@ -61,7 +61,7 @@ def tiny_user_tower(space_id: str, seed: int, width: int = D) -> bytes:
     )
 
 
-def tiny_item_tower(space_id: str, seed: int, width: int = D - P) -> bytes:
+def tiny_item_tower(space_id: str, seed: int, width: int = D) -> bytes:
     """item_vectors = numbers @ weights."""
     weights = np.random.default_rng(seed).standard_normal((F, width))
     return onnx_model(

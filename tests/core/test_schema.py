@@ -29,9 +29,9 @@ def change(**changes):
         ("[]", "not of format 1"),
         (change(format=2), "not of format 1"),
         (change(time_zone="UTC"), "unexpected keyword argument 'time_zone'"),
-        (change(item_features=[{"name": "x"}]), "another program: 'kind'"),
+        (change(item_features=[{"name": "x"}]), "another program: 'vocabulary'"),
         (change().replace('"ties": ', '"tie": '), "unexpected keyword argument 'tie'"),
-        (change().replace('"numeric"', '"numerical"'), "unknown kind 'numerical'"),
+        (change().replace('"numeric"', '"numerical"'), "'kind' is 'numerical'"),
     ],
 )
 def test_what_is_no_schema_is_refused(text, message):
