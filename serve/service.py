@@ -175,7 +175,7 @@ class Service:
             is_damaged = any(is_forgotten(run, "") for run in self._runs)  # reads the list, if it was changed
         except (BundleError, OSError):
             is_damaged = True
-        failing = (self._state.fault is not None, not self.impressions.is_alive, is_refused, is_damaged)
+        failing = (self._state.fault is not None, bool(self.impressions.notes), is_refused, is_damaged)
         return {name: text for (name, text), fails in zip(FAULTS.items(), failing, strict=True) if fails}
 
     def measure(self) -> dict[str, Any]:

@@ -387,10 +387,6 @@ class ImpressionLog:
         return len(self._waiting)
 
     @property
-    def is_alive(self) -> bool:
-        return self._thread.is_alive()
-
-    @property
     def notes(self) -> list[str]:
         """Say that nothing is logged any more, if that is so."""
         return [] if self._thread.is_alive() else ["what is shown is no longer logged; start the service again"]

@@ -29,7 +29,7 @@ class TextFormatter(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         """Return the line with the facts of the record behind it."""
-        record.message = record.message.rstrip()
+        record.message = _first_line(record)
         return " ".join([super().formatMessage(record), *(f"{name}={value}" for name, value in _facts(record).items())])
 
     def formatException(self, ei: Any) -> str:
@@ -45,8 +45,13 @@ class JsonFormatter(TextFormatter):
         """Return the record as JSON."""
         time = datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds")
         head = {"time": time, "level": record.levelname, "logger": record.name}
-        line = head | {"message": record.getMessage().rstrip()} | _facts(record)
+        line = head | {"message": _first_line(record)} | _facts(record)
         return json.dumps(line | ({"error": self.formatException(record.exc_info)} if record.exc_info else {}))
+
+
+def _first_line(record: logging.LogRecord) -> str:
+    """Return what libraries put first: below it they repeat exceptions, and so the values in them."""
+    return record.getMessage().partition("\n")[0]
 
 
 def _facts(record: logging.LogRecord) -> dict[str, Any]:
@@ -71,9 +76,6 @@ def set_up_logs(form: str) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter() if form == "json" else TextFormatter(_TEXT))
     access = logging.INFO if form == "json" else logging.WARNING
-    levels = {"uvicorn": logging.WARNING, "serve.http": logging.INFO, ACCESS.name: access, AUDIT.name: logging.INFO}
-    for name, level in levels.items():
-        logger = logging.getLogger(name)
-        logger.setLevel(level)
-        logger.addHandler(handler)
-        logger.propagate = False
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    for name, level in (("serve.http", logging.INFO), (ACCESS.name, access), (AUDIT.name, logging.INFO)):
+        logging.getLogger(name).setLevel(level)
