@@ -47,6 +47,14 @@ admits POST /v1/reload. Without --keys answers go to whoever can reach the addre
 
 example:
   python -m serve http --registry runs/registry --profiles runs/demo/profiles --state runs/demo/state"""
+_SIGN_HELP = """
+The signature, Ed25519, lies in the bundle as manifest.sig and does not change its version. Keys, and who trusts them
+(several public keys in one file while an old one is replaced by a new one):
+  openssl genpkey -algorithm ed25519 -out signing.pem && openssl pkey -in signing.pem -pubout >> trusted.pem
+
+example:
+  python -m serve sign --bundle runs/demo/bundle --key signing.pem
+  python -m serve http --bundle runs/demo/bundle --trusted-keys trusted.pem"""
 _FORGET_HELP = "DIR/forgotten.json keeps a keyed hash of each, so that later events and trainings leave them out."
 
 
@@ -60,7 +68,7 @@ def _recommend(given: argparse.Namespace) -> None:
     for source in (given.requests, given.only):
         if source is not None and given.out.exists() and source.exists() and given.out.samefile(source):
             raise SchemaError(f"--out {given.out} is a file that is read, and the answers would replace it")
-    recommender = Recommender.load(given.bundle, given.profiles)
+    recommender = Recommender.load(given.bundle, given.profiles, given.trusted_keys)
     schema, admission = recommender.bundle.schema, recommender.admission
     if given.requests is not None:
         requests = read_requests(given.requests, schema, check=lambda request: admission.check(request.filters))
@@ -110,7 +118,7 @@ def _similar(given: argparse.Namespace) -> None:
     from serve.recommender import Recommender
     from serve.service import show_items
 
-    recommender = Recommender(Bundle.load(given.bundle))
+    recommender = Recommender(Bundle.load(given.bundle, trusted=given.trusted_keys))
     ids, cosines = recommender.similar_items(given.item, given.k)
     rows = recommender.catalogue.item_ids.require([given.item, *ids.tolist()])
     shown = show_items(recommender.bundle.items, rows)
@@ -127,7 +135,7 @@ def _export(given: argparse.Namespace) -> None:
     layout = read_layout(given.delimiter, given.columns)
     if given.rows is None and layout != AS_OURS:
         raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
-    recommender = Recommender.load(given.bundle, given.profiles)
+    recommender = Recommender.load(given.bundle, given.profiles, given.trusted_keys)
     export = export_users if given.side == "user" else export_items
     print("\n".join(export(recommender, given.rows, given.out, given.overwrite, layout)))
 
@@ -136,7 +144,13 @@ def _verify(given: argparse.Namespace) -> None:
     from serve.bundle import verify
     from serve.recommender import Recommender, golden_answer
 
-    print("\n".join(verify(given.bundle, lambda bundle: golden_answer(Recommender(bundle)))))
+    print("\n".join(verify(given.bundle, lambda bundle: golden_answer(Recommender(bundle)), given.trusted_keys)))
+
+
+def _sign(given: argparse.Namespace) -> None:
+    from serve.bundle import sign
+
+    print(f"signed by the key {sign(given.bundle, given.key)}")
 
 
 def _http(given: argparse.Namespace) -> None:
@@ -163,10 +177,10 @@ def _http(given: argparse.Namespace) -> None:
         admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
         hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
         access = Access(keys, token, hosts, admin_port, given.read_only)
-        source: Source = BundleSource(given.bundle, given.profiles)
+        source: Source = BundleSource(given.bundle, given.profiles, given.trusted_keys)
         home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
         if given.registry is not None:
-            source, home = RegistrySource(Registry(given.registry), given.profiles), given.registry
+            source, home = RegistrySource(Registry(given.registry, given.trusted_keys), given.profiles), given.registry
         service = Service(source, home, given.profiles, given.state, given.retention_days)
         serve(make_app(service, access), listeners)
 
@@ -182,7 +196,8 @@ def _publish(given: argparse.Namespace) -> None:
     from serve.versions import KEPT_VERSIONS, Registry, publish_version
 
     keep = KEPT_VERSIONS if given.keep is None else given.keep
-    published = publish_version(Registry(given.registry or _REGISTRY), given.bundle, keep, given.activate)
+    registry = Registry(given.registry or _REGISTRY, given.trusted_keys)
+    published = publish_version(registry, given.bundle, keep, given.activate)
     print(f"version {published.version} {'published' if published.is_new else 'was published already'}")
     if given.activate:
         print(f"current: {published.version}")
@@ -197,14 +212,14 @@ def _publish(given: argparse.Namespace) -> None:
 def _activate(given: argparse.Namespace) -> None:
     from serve.versions import Registry, activate
 
-    activate(Registry(given.registry or _REGISTRY), given.version)
+    activate(Registry(given.registry or _REGISTRY, given.trusted_keys), given.version)
     print(f"current: {given.version}")
 
 
 def _rollback(given: argparse.Namespace) -> None:
     from serve.versions import Registry, rollback
 
-    done = rollback(Registry(given.registry or _REGISTRY))
+    done = rollback(Registry(given.registry or _REGISTRY, given.trusted_keys))
     print(f"current: {done.version}, in place of {done.left or 'none that could be read'}")
     for fault in done.skipped:
         print(f"left out: {fault}", file=sys.stderr)
@@ -245,6 +260,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--admin-port": {"type": int, "metavar": "N", "help": "where alone items, forget, reload, metrics and status are"},
     "--read-only": {"action": "store_true", "help": "take no events, items or erasures"},
     "--log-format": {"choices": ("text", "json"), "default": "text", "help": "of lines on stderr (default: text)"},
+    "--trusted-keys": _FILE | {"help": "of public keys in PEM: a bundle that none of them signed is refused"},
+    "--key": _FILE | {"help": "of the private key in PEM"},
     "--run": _FOLDER | {"dest": "run_folder", "help": "folder of the run"},
     "--user": {"nargs": "+", "metavar": "ID", "help": "as in the data"},
     "--exports": _FOLDER | {"nargs": "+", "default": [], "help": "folders that `serve export --side user` wrote"},
@@ -252,23 +269,25 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--keep": {"type": int, "metavar": "N", "help": "latest versions that stay (default: 3)"},
     "--version": {"metavar": "V", "help": "its 12 digits, as `list` shows them"},
 }
-_ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles"
-_ROWS = "--rows --delimiter --columns --profiles --overwrite"
+_ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles --trusted-keys"
+_ROWS = "--rows --delimiter --columns --profiles --overwrite --trusted-keys"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )
-_PLACE += " --admin-port --read-only --log-format"
+_PLACE += " --trusted-keys --admin-port --read-only --log-format"
+_AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
     "recommend": (_recommend, "write the best items of requests to a file", "--bundle --out", _ASK, _RECOMMEND_HELP),
-    "similar": (_similar, "show the items nearest to an item", "--bundle --item", "--k", ""),
+    "similar": (_similar, "show the items nearest to an item", "--bundle --item", "--k --trusted-keys", ""),
     "export": (_export, "write vectors to a folder of Parquet files", "--bundle --side --out", _ROWS, _EXPORT_HELP),
-    "verify": (_verify, "check files, space and golden answers of a bundle", "--bundle", "", ""),
+    "verify": (_verify, "check files, space and golden answers of a bundle", "--bundle", "--trusted-keys", ""),
+    "sign": (_sign, "sign a bundle, so that others know who made it", "--bundle --key", "", _SIGN_HELP),
     "http": (_http, "serve a bundle or a registry over HTTP, with a page to try it at /", "", _PLACE, _HTTP_HELP),
     "forget": (_forget, "erase users from a run, and print a receipt", "--run --user", "--exports", _FORGET_HELP),
-    "publish": (_publish, "copy a bundle into a registry", "--bundle", "--registry --activate --keep", ""),
-    "activate": (_activate, "let a version be served, after it was verified", "--version", "--registry", ""),
-    "rollback": (_rollback, "let the version be served that was current before", "", "--registry", ""),
+    "publish": (_publish, "copy a bundle into a registry", "--bundle", f"{_AMONG} --activate --keep", ""),
+    "activate": (_activate, "let a version be served, after it was verified", "--version", _AMONG, ""),
+    "rollback": (_rollback, "let the version be served that was current before", "", _AMONG, ""),
     "list": (_list, "show the versions of a registry; `*` is the current one", "", "--registry", ""),
 }
 

@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import re
 import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.clock import find_zone
-from serve.durable import name_file, write_file
+from serve.durable import name_file, sync_folder, write_file
 from serve.errors import BundleError, SchemaError
 from serve.index import Content, Floats, ItemIndex, Neighbours
 from serve.requests import check_seconds
@@ -40,6 +41,7 @@ METRICS, REPORT, CONFIG = "metrics.json", "report.html", "config.yaml"
 REJECTS, CURVES = "rejects.parquet", "metrics.csv"
 CURRENT, HISTORY = "CURRENT", "HISTORY"
 MANIFEST, SCHEMA, GOLDEN, MODEL_CARD = "manifest.json", "schema.json", "golden.json", "MODEL_CARD.md"
+SIGNATURE = "manifest.sig"  # it may lie beside the manifest, which does not list it
 USER_TOWER, ITEM_TOWER = "user_tower.onnx", "item_tower.onnx"
 INDEX, ITEMS = "items.faiss", "items.parquet"
 NEIGHBOURS, NEIGHBOUR_OFFSETS = "item_neighbours.npy", "item_neighbour_offsets.npy"
@@ -51,6 +53,8 @@ FORMAT = 4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside 
 MAX_BYTES = 1 << 20  # of a manifest
 TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
 
+_SIGNATURE = re.compile(rb"ed25519 ([0-9a-f]{16}) ([0-9a-f]{128})\n")  # the key's id and the signature
+_PUBLIC_KEY = re.compile(r"-----BEGIN PUBLIC KEY-----.+?-----END PUBLIC KEY-----", re.DOTALL)
 _ID_TYPES = {"integer": (pa.int64(),), "string": (pa.string(), pa.large_string())}
 _DAY, _MAX_EVENTS, _WORDS, _MAX_GOLDEN = 86_400, 20, 5, 1000  # of golden requests
 
@@ -95,8 +99,8 @@ class Manifest:
         cls, facts: Facts, space_id: str, dim: int, files: Mapping[str, FileEntry], metrics: Mapping[str, Any]
     ) -> Manifest:
         """Put a manifest together and hash it."""
-        unsigned = cls(facts, space_id, files, dim, metrics, sha256="")
-        return replace(unsigned, sha256=_sign(unsigned._to_json()))
+        bare = cls(facts, space_id, files, dim, metrics, sha256="")
+        return replace(bare, sha256=_hash(bare._to_json()))
 
     def _to_json(self) -> dict[str, Any]:
         content = asdict(self)
@@ -116,7 +120,7 @@ class Manifest:
                 raise BundleError(f"{MANIFEST} is not that of a bundle: it names no files")
             if raw.get("format") != FORMAT:
                 raise BundleError(f"{MANIFEST}: format is {raw.get('format')!r}; expected {FORMAT}: train again")
-            if _render(raw) != text or _sign(raw) != raw["sha256"]:
+            if _render(raw) != text or _hash(raw) != raw["sha256"]:
                 raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
             del raw["format"]
             facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts)})
@@ -134,7 +138,7 @@ class Manifest:
             raise BundleError(f"{MANIFEST} is no manifest of format {FORMAT}: {error}") from error
 
 
-def _sign(content: Mapping[str, Any]) -> str:
+def _hash(content: Mapping[str, Any]) -> str:
     return hashlib.sha256(_render({name: value for name, value in content.items() if name != "sha256"})).hexdigest()
 
 
@@ -145,8 +149,13 @@ def _render(content: Mapping[str, Any]) -> bytes:
 # ---- the folder
 
 
-def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str, Content]]:
-    """Map and verify all files of a bundle, those that are `required` among them; a `BundleError` names a wrong one."""
+def read_folder(
+    path: Path, required: Iterable[str], trusted: Path | None = None
+) -> tuple[Manifest, dict[str, Content]]:
+    """Map and verify all files of a bundle, those that are `required` among them; a `BundleError` names a wrong one.
+
+    With a file of `trusted` public keys, one of them must have signed the manifest. A signature is given as it is.
+    """
     try:
         folder = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
         names = set(os.listdir(folder))
@@ -157,17 +166,20 @@ def read_folder(path: Path, required: Iterable[str]) -> tuple[Manifest, dict[str
             nearer = f"; did you mean {path / BUNDLE}?" if BUNDLE in names else ""
             raise BundleError(f"no bundle at {path}: {MANIFEST} is missing{nearer}")
         manifest = Manifest.from_bytes(_map_file(folder, MANIFEST)[: MAX_BYTES + 1].tobytes())
-        for name in sorted(names - manifest.files.keys() - {MANIFEST}):
+        for name in sorted(names - manifest.files.keys() - {MANIFEST, SIGNATURE}):
             raise BundleError(f"{name!r} is in the bundle but not in {MANIFEST}: remove it or export again")
         for name in sorted((manifest.files.keys() | set(required)) - names):
             raise BundleError(f"{name} is missing from the bundle: copy it again")
         contents = {name: _map_file(folder, name) for name in sorted(manifest.files)}
+        signature = {SIGNATURE: _map_file(folder, SIGNATURE)} if SIGNATURE in names else {}
     finally:
         os.close(folder)
+    if trusted is not None:
+        _check_signature(manifest, b"".join(one[:MAX_BYTES].tobytes() for one in signature.values()), trusted)
     for name, content in contents.items():
         if FileEntry(hashlib.sha256(content.data).hexdigest(), content.size) != manifest.files[name]:
             raise BundleError(f"{name}: other content than {MANIFEST} says; altered, or of another bundle")
-    return manifest, contents
+    return manifest, contents | signature
 
 
 def read_steadily(path: Path, read: Callable[[Path], T]) -> T:
@@ -211,6 +223,69 @@ def _map_file(folder: int, name: str) -> Content:
         os.close(descriptor)
 
 
+# ---- signatures: Ed25519 over the text of the manifest, which holds the hashes of all other files
+
+
+def sign(path: Path, key_file: Path) -> str:
+    """Sign the bundle in a folder with a private key in PEM, in place of a signature before; return the key's id."""
+    manifest, _ = read_folder(path, PUBLISHED)
+    key = _read_key(key_file.read_bytes(), str(key_file), is_private=True)
+    key_id, signature = _identify(key.public_key()), key.sign(manifest.to_bytes()).hex()
+    place_signature(path, f"ed25519 {key_id} {signature}\n".encode())
+    return key_id
+
+
+def place_signature(path: Path, content: bytes) -> None:
+    """Put a signature into the folder of a bundle in one step: who reads it finds no other file there."""
+    aside = path.absolute().with_name(f".{path.absolute().name}-{SIGNATURE}")
+    write_file(aside, content)
+    os.replace(aside, path / SIGNATURE)
+    sync_folder(path)
+
+
+def _check_signature(manifest: Manifest, signature: bytes, trusted: Path) -> None:
+    keys = [_read_key(pem.encode(), str(trusted)) for pem in _PUBLIC_KEY.findall(trusted.read_text("ascii", "replace"))]
+    if not keys:
+        raise BundleError(f"{trusted} holds no public key; expected one or more in PEM")
+    found = _SIGNATURE.fullmatch(signature)
+    if found is None:
+        raise BundleError(f"{SIGNATURE} is missing or damaged: sign the bundle with `python -m serve sign`")
+    key_id = found[1].decode()
+    by_id = {_identify(key): key for key in keys}
+    if key_id not in by_id:
+        raise BundleError(f"{SIGNATURE} is of the key {key_id}; {trusted} has {', '.join(by_id)}")
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        by_id[key_id].verify(bytes.fromhex(found[2].decode()), manifest.to_bytes())
+    except InvalidSignature as error:
+        raise BundleError(f"{SIGNATURE} is not of this {MANIFEST}: it was changed after it was signed") from error
+
+
+def _read_key(pem: bytes, where: str, is_private: bool = False) -> Any:
+    """Read an Ed25519 key in PEM."""
+    try:
+        from cryptography.exceptions import UnsupportedAlgorithm
+        from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+        from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
+    except ModuleNotFoundError as error:
+        raise BundleError("signatures need the extra [sign]: pip install cryptography") from error
+    try:
+        key = load_pem_private_key(pem, None) if is_private else load_pem_public_key(pem)
+    except (ValueError, TypeError, UnsupportedAlgorithm) as error:
+        raise BundleError(f"{where} is no key in PEM that can be read: {error}") from error
+    if not isinstance(key, (Ed25519PrivateKey, Ed25519PublicKey)):
+        raise BundleError(
+            f"{where} is of another kind; expected Ed25519, as `openssl genpkey -algorithm ed25519` gives"
+        )
+    return key
+
+
+def _identify(key: Any) -> str:
+    """Name a public key by the beginning of its hash."""
+    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+
+
 # ---- the bundle in memory
 
 
@@ -234,9 +309,12 @@ class Bundle:
         return self.index.vectors
 
     @classmethod
-    def load(cls, path: Path, n_threads: int = 1) -> Bundle:
-        """Load a published bundle; towers run in `n_threads`, products in `OPENBLAS_NUM_THREADS` of numpy."""
-        return read_steadily(path, lambda folder: _load(folder, PUBLISHED, n_threads))
+    def load(cls, path: Path, n_threads: int = 1, trusted: Path | None = None) -> Bundle:
+        """Load a published bundle; towers run in `n_threads`, products in `OPENBLAS_NUM_THREADS` of numpy.
+
+        With a file of `trusted` public keys, a bundle that none of them signed is refused.
+        """
+        return read_steadily(path, lambda folder: _load(folder, PUBLISHED, n_threads, trusted))
 
     @classmethod
     def load_staged(cls, path: Path, n_threads: int = 1) -> Bundle:
@@ -244,9 +322,9 @@ class Bundle:
         return read_steadily(path, lambda folder: _load(folder, ANSWERING, n_threads))
 
 
-def _load(path: Path, required: Iterable[str], n_threads: int) -> Bundle:
+def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | None = None) -> Bundle:
     faiss.omp_set_num_threads(n_threads)
-    manifest, contents = read_folder(path, required)
+    manifest, contents = read_folder(path, required, trusted)
     schema = _read(SCHEMA, lambda: _read_schema(contents[SCHEMA]))
     index = _read(INDEX, lambda: ItemIndex.from_bytes(contents[INDEX]))
     if compute_space_id(index.vectors, contents[SCHEMA].tobytes()) != manifest.space_id:
@@ -333,15 +411,16 @@ def read_items(content: Content, n_items: int, id_type: IdType) -> pa.Table:
 GoldenAnswer = Callable[[list[dict[str, Any]], int], list[tuple[Sequence[str | int], Sequence[float]]]]
 
 
-def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer]) -> list[str]:
+def verify(path: Path, answer_with: Callable[[Bundle], GoldenAnswer], trusted: Path | None = None) -> list[str]:
     """Load a bundle, replay its golden requests and return lines to print."""
-    bundle = Bundle.load(path)
+    bundle = Bundle.load(path, trusted=trusted)
     manifest, sizes = bundle.manifest, [entry.size for entry in bundle.manifest.files.values()]
     return [
         f"files: {len(sizes)} with {sum(sizes)} bytes as {MANIFEST} says",
         f"space_id: {manifest.space_id} in towers, index and schema",
         f"golden: {replay(bundle.golden, answer_with(bundle))} requests answered as when exported",
         f"version: {manifest.version}",
+        *([] if trusted is None else [f"signature: by a key of {trusted}"]),
     ]
 
 

@@ -63,13 +63,13 @@ class Recommender:
             raise BundleError(f"{ITEM_TOWER} gives an item no vector of the index: {error}") from error
 
     @classmethod
-    def load(cls, directory: Path, profiles: Path | Profiles | None = None) -> Recommender:
+    def load(cls, directory: Path, profiles: Path | Profiles | None = None, trusted: Path | None = None) -> Recommender:
         """Load a published bundle and profiles, by default those in `profiles` beside it; replay golden requests."""
         path, known = Path(directory), profiles
         if known is None and (path.absolute().parent / PROFILES / MANIFEST).exists():
             known = path.absolute().parent / PROFILES
         while True:
-            found, bundle = identify_folder(path), Bundle.load(path)
+            found, bundle = identify_folder(path), Bundle.load(path, trusted=trusted)
             read = Profiles.load(Path(known), bundle.manifest.version) if isinstance(known, (str, Path)) else known
             if identify_folder(path) == found:  # else another bundle took its place meanwhile
                 break

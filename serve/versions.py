@@ -41,10 +41,12 @@ from serve.bundle import (
     PROFILES,
     PUBLISHED,
     SCHEMA,
+    SIGNATURE,
     Bundle,
     Facts,
     Manifest,
     hash_file,
+    place_signature,
     read_folder,
     read_space,
     read_steadily,
@@ -187,6 +189,7 @@ class Registry:
     """A folder of versions. Profiles and state in it are of no version, and never copied."""
 
     path: Path
+    trusted: Path | None = None  # public keys: a version that none of them signed is not read
 
     def folder(self, version: str) -> Path:
         """Return the folder of a version."""
@@ -350,6 +353,8 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     target = registry.path / manifest.version
     is_there = os.path.lexists(target)
     if is_there and _find_fault(registry, manifest.version) is None:
+        if SIGNATURE in contents:
+            place_signature(target, contents[SIGNATURE].tobytes())
         return manifest.version, False
     stage = registry.path / f"{_COPIED}{uuid.uuid4().hex}"
     stage.mkdir()
@@ -357,7 +362,7 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
         write_file(stage / name, content.data)
     write_file(stage / MANIFEST, manifest.to_bytes())
     sync_folder(stage)
-    _verify(stage, manifest.version)
+    _verify(stage, manifest.version, registry.trusted)
     if is_there:
         registry.remove(registry.folder(manifest.version))
     os.rename(stage, target)
@@ -367,7 +372,7 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
 
 
 def _activate(registry: Registry, version: str) -> None:
-    _verify(registry.folder(version), version)
+    _verify(registry.folder(version), version, registry.trusted)
     current = registry.find_current()
     if current != version:
         registry.set_current(version, [*([] if current is None else [current]), *registry.past()])
@@ -386,9 +391,9 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     return removed
 
 
-def _verify(folder: Path, version: str) -> None:
+def _verify(folder: Path, version: str, trusted: Path | None) -> None:
     """Read a version as a service would, and let it answer its golden requests."""
-    recommender = _check_loaded(Recommender(Bundle.load(folder)), version)
+    recommender = _check_loaded(Recommender(Bundle.load(folder, trusted=trusted)), version)
     replay(recommender.bundle.golden, golden_answer(recommender))
 
 
@@ -403,7 +408,7 @@ def _check_loaded(recommender: Recommender, version: str) -> Recommender:
 def _find_fault(registry: Registry, version: str) -> str | None:
     """Return why a version cannot be served, None if it can."""
     try:
-        _verify(registry.folder(version), version)
+        _verify(registry.folder(version), version, registry.trusted)
         return None
     except ValueError as error:
         return str(error)
@@ -429,12 +434,13 @@ class BundleSource:
 
     folder: Path
     profiles: Path | None = None  # default: the folder `profiles` beside the bundle, if there is one
+    trusted: Path | None = None  # public keys: a bundle that none of them signed is refused
 
     def start(self) -> tuple[Recommender, None]:
         return self.load(), None
 
     def load(self) -> Recommender:
-        return Recommender.load(self.folder, self.profiles)
+        return Recommender.load(self.folder, self.profiles, self.trusted)
 
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.folder, self.profiles])
@@ -472,7 +478,8 @@ class RegistrySource:
         return _explain(error, [self.registry.path, self.profiles])
 
     def _load(self, version: str) -> Recommender:
-        return _check_loaded(Recommender.load(self.registry.folder(version), self.profiles), version)
+        folder, trusted = self.registry.folder(version), self.registry.trusted
+        return _check_loaded(Recommender.load(folder, self.profiles, trusted), version)
 
 
 Source = BundleSource | RegistrySource

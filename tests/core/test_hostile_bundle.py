@@ -38,7 +38,7 @@ def hash_again(bundle, **changes):
     for name in TOWERS:
         content = (bundle / name).read_bytes()
         (bundle / name).write_bytes(content.replace(manifest["space_id"].encode(), space.encode()))
-    paths = [path for path in bundle.iterdir() if path.name != "manifest.json"]
+    paths = [path for path in bundle.iterdir() if path.stem != "manifest"]
     contents = {path.name: path.read_bytes() for path in paths}
     files = {name: {"sha256": hashlib.sha256(one).hexdigest(), "size": len(one)} for name, one in contents.items()}
     manifest |= {"files": files, "space_id": space} | changes
