@@ -210,7 +210,7 @@ class Service:
 def _measure(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # SQLite removes its logs when it likes
+    except OSError:  # SQLite removes its logs when it likes
         return 0
 
 
