@@ -9,7 +9,6 @@ import shlex
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import ExitStack
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,6 +17,8 @@ from serve.command_line import align, make_parser, run_command
 from serve.errors import SchemaError
 
 if TYPE_CHECKING:  # what a command needs is imported when it runs, so that help is quick
+    from socket import socket
+
     import pyarrow as pa
 
     from serve.recommender import Recommender
@@ -42,7 +43,8 @@ example:
   python -m serve export --bundle runs/grocery/bundle --side item --rows new.tsv --columns item_id=sku --out new"""
 _HTTP_HELP = """
 SIGTERM or Ctrl-C ends it: what was asked is answered, and the status is 0. BASCULE_RELOAD_TOKEN or a file of a token
-admits POST /v1/reload. Without --keys answers go to whoever can reach the address. A key and the line of its hash:
+admits POST /v1/reload. With --workers a parent keeps N processes answering; SIGHUP to it renews them without a pause.
+Without --keys answers go to whoever can reach the address. A key and the line of its hash:
   key=$(openssl rand -hex 32); echo "shop ask $(printf %s "$key" | sha256sum | cut -d' ' -f1)" >> keys; echo "$key"
 
 example:
@@ -155,12 +157,8 @@ def _sign(given: argparse.Namespace) -> None:
 
 def _http(given: argparse.Namespace) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
-    from serve.http.access import Access, KeyFile
-    from serve.http.app import make_app
     from serve.http.logs import set_up_logs
-    from serve.http.server import bind, serve
-    from serve.service import Service
-    from serve.versions import BundleSource, Registry, RegistrySource, Source
+    from serve.http.workers import bind, is_worker, supervise
 
     if (given.bundle is None) is (given.registry is None):
         raise SchemaError("give either --bundle or --registry")
@@ -169,20 +167,34 @@ def _http(given: argparse.Namespace) -> None:
         raise SchemaError(f"the reload token has {len(token)} characters; allowed: {_MIN_TOKEN} or more")
     if given.admin_port == given.port != 0:
         raise SchemaError(f"--admin-port is {given.port}, as --port; expected another one")
-    keys = None if given.keys is None else KeyFile(given.keys)
+    if given.workers is not None and given.workers < 1:
+        raise SchemaError(f"--workers is {given.workers}; allowed: 1 or more")
     set_up_logs(given.log_format)
-    with ExitStack() as stack:
-        ports = [port for port in (given.port, given.admin_port) if port is not None]
-        listeners = [stack.enter_context(bind(given.host, port)) for port in ports]
-        admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
-        hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
-        access = Access(keys, token, hosts, admin_port, given.read_only)
-        source: Source = BundleSource(given.bundle, given.profiles, given.trusted_keys)
-        home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
-        if given.registry is not None:
-            source, home = RegistrySource(Registry(given.registry, given.trusted_keys), given.profiles), given.registry
-        service = Service(source, home, given.profiles, given.state, given.retention_days)
-        serve(make_app(service, access), listeners)
+    ports = [port for port in (given.port, given.admin_port) if port is not None]
+    with bind(given.host, *ports) as listeners:
+        if given.workers is not None and not is_worker():
+            raise SystemExit(supervise(given.workers, listeners))
+        _serve(given, token, listeners)
+
+
+def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[socket]) -> None:
+    """Serve in this process."""
+    from serve.http.access import Access, KeyFile
+    from serve.http.app import make_app
+    from serve.http.server import serve
+    from serve.service import Service
+    from serve.versions import BundleSource, Registry, RegistrySource, Source
+
+    keys = None if given.keys is None else KeyFile(given.keys)
+    admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
+    hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
+    access = Access(keys, token, hosts, admin_port, given.read_only)
+    source: Source = BundleSource(given.bundle, given.profiles, given.trusted_keys)
+    home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
+    if given.registry is not None:
+        source, home = RegistrySource(Registry(given.registry, given.trusted_keys), given.profiles), given.registry
+    service = Service(source, home, given.profiles, given.state, given.retention_days)
+    serve(make_app(service, access), listeners)
 
 
 def _forget(given: argparse.Namespace) -> None:
@@ -253,6 +265,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--state": _FOLDER | {"help": "called 'state'; default: beside the bundle, or in the registry"},
     "--host": {"default": "127.0.0.1", "metavar": "ADDRESS", "help": "to listen at (default: 127.0.0.1)"},
     "--port": {"type": int, "default": 8080, "metavar": "N", "help": "default: 8080; 0: a free one"},
+    "--workers": {"type": int, "metavar": "N", "help": "processes that answer (default: this one, which none renews)"},
     "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
     "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
     "--keys": _FILE | {"help": "of lines NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"},
@@ -274,7 +287,7 @@ _ROWS = "--rows --delimiter --columns --profiles --overwrite --trusted-keys"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )
-_PLACE += " --trusted-keys --admin-port --read-only --log-format"
+_PLACE += " --workers --trusted-keys --admin-port --read-only --log-format"
 _AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {

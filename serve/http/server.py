@@ -18,23 +18,13 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from serve.command_line import undisturbed
 from serve.http.errors import LOGGER
+from serve.http.workers import is_orphan, say_ready
 
 _CONNECTIONS, _IDLE_SECONDS, _DRAIN_SECONDS = 512, 60, 5
+_LEAVE_SECONDS = 1.0  # in which a client learns by an answer that the connection ends with it
+_CLOSE = (b"connection", b"close")
 _SWITCH_INTERVAL = 0.0005  # seconds; at Python's 5 ms the event loop waits for the thread that computes
 _LOG = logging.getLogger(LOGGER)
-
-
-def bind(host: str, port: int) -> socket.socket:
-    """Take the address before anything is loaded; raise ValueError if it cannot be had."""
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)  # of 0 asyncio would not set TCP_NODELAY
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((host, port))
-    except (OSError, OverflowError) as error:
-        listener.close()
-        raise ValueError(f"cannot listen at {host}:{port}: {getattr(error, 'strerror', error)}") from error
-    return listener
 
 
 class Connection(H11Protocol):
@@ -73,6 +63,32 @@ class Connection(H11Protocol):
         return False  # the body of a request that asks for it is read like any other
 
 
+class Server(uvicorn.Server):
+    """A server whose connections end with an answer that says so: none is closed under a request that is on its way."""
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to answer."""
+        await super().startup(sockets)
+        say_ready()
+
+    async def on_tick(self, counter: int) -> bool:
+        """Look ten times a second whether to end."""
+        self.should_exit = self.should_exit or is_orphan()
+        return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Let clients leave for a moment, take no more of them, and end as uvicorn does."""
+        loop = asyncio.get_running_loop()
+        until = loop.time() + _LEAVE_SECONDS
+        self.server_state.default_headers = [*self.server_state.default_headers, _CLOSE]
+        while self.server_state.connections and loop.time() < until:
+            await asyncio.sleep(0.02)
+        for listener in sockets or []:
+            loop.remove_reader(listener)
+        await asyncio.sleep(0.02)  # whoever was accepted becomes a connection
+        await super().shutdown(sockets)
+
+
 def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     """Serve until SIGTERM or Ctrl-C, then answer what was asked and close the service."""
     state = app.state.shared
@@ -103,6 +119,6 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
     try:
         with undisturbed():  # uvicorn raises the signal again after it has drained
-            uvicorn.Server(config).run([*listeners])
+            Server(config).run([*listeners])
     finally:
         state.close()
