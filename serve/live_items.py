@@ -1,15 +1,17 @@
 """Items added, changed and removed while a recommender serves: on disk when a call returns, in the next answer.
 
 An item of the bundle keeps the vector that it got in training; changes to it are changes to its columns. Any other is
-placed by its content. A removed item is never listed until it is put again; in histories it counts as before.
-Letters: N items of the catalogue, n changed ones.
+placed by its content. A removed item is never listed until it is put again; in histories it counts as before. Several
+processes may write into one file: each first applies what the others wrote. Letters: N items of the catalogue, n
+changed ones.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from threading import Lock
@@ -22,7 +24,7 @@ from numpy.typing import NDArray
 
 from serve.catalogue import IN_STOCK, REPEAT_RATE, Catalogue, ItemFacts
 from serve.columns import Vector, ids_to_arrow, to_arrow
-from serve.durable import name_fault, open_database, take_lock
+from serve.durable import name_fault, open_database
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
 from serve.index import UNKNOWN_ROW, ItemIndex
@@ -36,10 +38,11 @@ FORMAT = 1
 _ITEM_ID = "item_id"
 _CREATE = """CREATE TABLE IF NOT EXISTS items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
     columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;"""
-_READ = "SELECT item_id, columns, is_added, is_removed FROM items ORDER BY place"
-_WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
-ON CONFLICT (item_id) DO UPDATE SET
-    columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
+_READ = "SELECT item_id, columns, is_added, is_removed, place FROM items WHERE place > ? ORDER BY place"
+# whoever writes an item gives it a place behind all others
+_WRITE = "INSERT OR REPLACE INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)"
+_CREATE_LOADS = "CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT"
+_LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
 
 
 @dataclass(frozen=True)
@@ -64,30 +67,31 @@ class LiveItems:
         self.notes: list[str]  # what the bundle cannot read of the changes, a line for each kind
         self._path = path
         self._writing = Lock()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._database = open_database(path, "user_version", FORMAT, _CREATE)
         try:
-            self._lock = take_lock(path.with_name(f"{path.name}.lock"), wait=False)
-        except BlockingIOError as error:
-            message = "another process changes the items of this file: stop it first, or give another folder of state"
-            raise BlockingIOError(error.errno, message, str(path)) from error
-        try:
-            self._database = open_database(path, "user_version", FORMAT, _CREATE)
+            with name_fault(path):
+                self._database.execute(_CREATE_LOADS)
             self.rebase(recommender)
         except (ValueError, OSError):
-            self._lock.close()
+            self._database.close()
             raise
 
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle; items whose ids are of another type are kept, and noted."""
         with self._writing:
-            changes, others = self._read(recommender.bundle.schema.item_id_type)
+            changes, others, place = self._read(recommender.bundle.schema.item_id_type, 0)
             placement = _Placement(recommender)
             fitted, notes = placement.fit(changes)
             completed = recommender.with_catalogue(placement.apply(recommender.catalogue, fitted))
             if others:
                 notes.append(f"live items: {show(others[0])} is no id of the bundle: not listed ({len(others)} times)")
-            self._changes = {one.item_id: one for one in changes}
+            self._changes, self._place = {one.item_id: one for one in changes}, place
             self._placement, self.recommender, self.notes = placement, completed, notes
+
+    def follow(self) -> None:
+        """Apply what other processes changed."""
+        with self._writing:
+            self._catch_up()
 
     def put(self, item_id: Any, columns: Values) -> None:
         """Add or change an item: a column that is not given stays, None makes it missing; a removed one starts anew."""
@@ -95,23 +99,31 @@ class LiveItems:
 
     def put_many(self, items: Mapping[Any, Values]) -> None:
         """Do as `put` with several items: all or none, and far quicker than one by one."""
-        with self._writing:
-            changes: dict[Id, Change] = {}
+        with self._changing() as changes:
             for raw_id, raw in items.items():
                 item_id = self._parse_id(raw_id)
                 before = changes.get(item_id) or self._changes.get(item_id)
                 changes[item_id] = self._placement.change(item_id, raw, before)
-            self._apply(changes)
 
     def remove(self, item_id: Any) -> bool:
         """Remove an item, also from the catalogues of bundles to come; return whether it was there."""
-        with self._writing:
+        with self._changing() as changes:
             item_id = self._parse_id(item_id)
             is_there = self.recommender.catalogue.lists(item_id)
             before = self._changes.get(item_id, Change(item_id, {}, is_added=False))
             if not before.is_removed:
-                self._apply({item_id: replace(before, is_removed=True)})
-            return is_there
+                changes[item_id] = replace(before, is_removed=True)
+        return is_there
+
+    def note_load(self, version: str) -> int:
+        """Tell other processes that a version was loaded; return the number of this note."""
+        with self._writing, name_fault(self._path):
+            return self._database.execute("INSERT INTO loads (version) VALUES (?)", (version,)).lastrowid or 0
+
+    def last_load(self) -> tuple[int, str]:
+        """Return number and version of the last load of any process; 0 and "" if there was none."""
+        with self._writing, name_fault(self._path):
+            return self._database.execute(_LAST_LOAD).fetchone() or (0, "")
 
     @property
     def n_changed(self) -> int:
@@ -122,36 +134,57 @@ class LiveItems:
         """Close the file; the recommender goes on answering."""
         with self._writing:
             self._database.close()
-            self._lock.close()
 
     def _parse_id(self, raw: Any) -> Id:
         return parse_id(raw, self.recommender.bundle.schema.item_id_type, _ITEM_ID)
 
-    def _apply(self, changes: Mapping[Id, Change]) -> None:
-        """Write changes, then let them be seen."""
-        fitted, _ = self._placement.fit(changes.values())
-        catalogue = self._placement.apply(self.recommender.catalogue, fitted)
-        written = [(one, json.dumps(one.columns, allow_nan=False)) for one in changes.values()]
-        rows = [(str(one.item_id), columns, one.is_added, one.is_removed) for one, columns in written]
-        with name_fault(self._path), self._database:
-            self._database.execute("BEGIN IMMEDIATE")
-            self._database.executemany(_WRITE, rows)
-        self._changes.update(changes)
-        self.recommender = self.recommender.with_catalogue(catalogue)
+    @contextmanager
+    def _changing(self) -> Iterator[dict[Id, Change]]:
+        """Take changes, after those of other processes were applied; write them, then let them be seen."""
+        changes: dict[Id, Change] = {}
+        with self._writing:
+            with name_fault(self._path), self._database:
+                self._database.execute("BEGIN IMMEDIATE")
+                self._catch_up()
+                yield changes
+                catalogue = self._apply(changes)
+                written = [(one, json.dumps(one.columns, allow_nan=False)) for one in changes.values()]
+                rows = [(str(one.item_id), columns, one.is_added, one.is_removed) for one, columns in written]
+                self._database.executemany(_WRITE, rows)
+                (place,) = self._database.execute("SELECT ifnull(max(place), 0) FROM items").fetchone()
+            self._show(changes, catalogue, place)
 
-    def _read(self, id_type: IdType) -> tuple[list[Change], list[str]]:
-        """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
+    def _catch_up(self) -> None:
+        read, _, place = self._read(self.recommender.bundle.schema.item_id_type, self._place)
+        changes = {one.item_id: one for one in read}
+        self._show(changes, self._apply(changes), place)
+
+    def _apply(self, changes: Mapping[Id, Change]) -> Catalogue:
+        fitted, _ = self._placement.fit(changes.values())
+        return self._placement.apply(self.recommender.catalogue, fitted)
+
+    def _show(self, changes: Mapping[Id, Change], catalogue: Catalogue, place: int) -> None:
+        self._changes.update(changes)
+        self._place = place
+        if catalogue is not self.recommender.catalogue:
+            self.recommender = self.recommender.with_catalogue(catalogue)
+
+    def _read(self, id_type: IdType, after: int) -> tuple[list[Change], list[str], int]:
+        """Return changes behind a place, the other ids of items that are not removed, and the last place.
+
+        Changes are those of items with ids of the type.
+        """
         with name_fault(self._path):
-            rows = self._database.execute(_READ).fetchall()
+            rows = self._database.execute(_READ, (after,)).fetchall()
         changes, others = [], []
-        for text, columns, is_added, is_removed in rows:
+        for text, columns, is_added, is_removed, _ in rows:
             try:
                 item_id = parse_id(text, id_type, _ITEM_ID)
             except SchemaError:
                 others += [] if is_removed else [text]
             else:
                 changes.append(Change(item_id, json.loads(columns), bool(is_added), bool(is_removed)))
-        return changes, others
+        return changes, others, rows[-1][-1] if rows else after
 
 
 class _Placement:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ctypes
+import logging
 import math
 import shutil
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -34,6 +36,7 @@ from serve.versions import LOADING_ERRORS, Source
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
+_FOLLOW_SECONDS = 0.3  # between two looks at what other processes did
 MAX_COMPARED = 500  # latest events of a history that explain an item
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
@@ -42,6 +45,7 @@ FAULTS = {
     "reload": "the last version was refused, an earlier one answers; the status says why",
     OUT_OF_SERVICE: "the list of forgotten users cannot be read: who is named in a request is not answered",
 }
+_LOG = logging.getLogger("serve.http")
 _WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
@@ -59,15 +63,21 @@ class Service:
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
         self._folder = state = folders[STATE]
         self._source, self._runs = source, runs
-        self._reloading = Lock()
+        self._reloading = threading.Lock()
         recommender, reason = source.start()
-        with ExitStack() as undone:  # the lock of the items, among others
+        with ExitStack() as undone:
             self.items = LiveItems(state / ITEMS_FILE, recommender)
             undone.callback(self.items.close)
             self._state = StateStore(state / STATE_FILE, runs, retention_days)
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
+        self._load, version = self.items.last_load()
+        if reason is None and version != self.version:
+            self._load = self.items.note_load(self.version)
+        self._is_closing = threading.Event()
+        self._following = threading.Thread(target=self._follow, name="bascule-follow", daemon=True)
+        self._following.start()
 
     @property
     def current(self) -> Recommender:
@@ -137,15 +147,42 @@ class Service:
         return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
 
     def reload(self) -> str | None:
-        """Load what the source has now; if that fails, return the reason: the present version answers on."""
+        """Load what the source has now, and let other processes do so; return why not: the version answers on."""
         with self._reloading:
-            reason = None
-            try:
-                self.items.rebase(self._source.load())
-            except LOADING_ERRORS as error:
-                reason = self._source.explain(error)
-            self.last_reload = self._note_reload(reason)
+            reason = self._take_up()
+            if reason is None:
+                self._load = self.items.note_load(self.version)
             return reason
+
+    def _take_up(self) -> str | None:
+        reason = None
+        try:
+            self.items.rebase(self._source.load())
+        except LOADING_ERRORS as error:
+            reason = self._source.explain(error)
+        self.last_reload = self._note_reload(reason)
+        _return_memory()
+        return reason
+
+    def _follow(self) -> None:
+        """Take up items that other processes change, and versions that they load."""
+        while not self._is_closing.wait(_FOLLOW_SECONDS):
+            try:
+                self.items.follow()
+                with self._reloading:
+                    load, version = self.items.last_load()
+                    if load > self._load:
+                        self._follow_load(load, version)
+            except OSError as error:
+                _LOG.error("other processes cannot be followed: %s", error.strerror)
+
+    def _follow_load(self, load: int, version: str) -> None:
+        before, reason = self.version, self._take_up()
+        self._load = load
+        if reason is not None:
+            _LOG.error("version %s answers on, but %s in other processes: %s", before, version, reason)
+        elif self.version not in (before, version):  # the source has a later one: the others follow in their turn
+            self._load = self.items.note_load(self.version)
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""
@@ -195,6 +232,8 @@ class Service:
 
     def close(self) -> None:
         """Write what waits and close the files."""
+        self._is_closing.set()
+        self._following.join()
         self.impressions.close()
         self._state.close()
         self.items.close()
@@ -205,6 +244,13 @@ class Service:
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
+
+
+def _return_memory() -> None:
+    """Return what a former version took to the system, where the C library can."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _measure(path: Path) -> int:

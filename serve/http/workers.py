@@ -23,6 +23,7 @@ from serve.command_line import FAULT
 
 _WORKER = "BASCULE_WORKER"  # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
+_MEMORY = "/dev/shm"  # noqa: S108  # only to the parent's user
 _MIN_PAUSE, _MAX_PAUSE = 0.5, 30.0  # seconds between two attempts to start a worker
 _PATIENCE = 30.0  # seconds in which a worker that was told to end must do so
 _LOG = logging.getLogger("serve.http")
@@ -77,7 +78,8 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
 
     The first one answers before the others are started.
     """
-    with TemporaryDirectory(prefix="bascule-") as shared:
+    # in memory where that can be: it is mapped, and a write that finds the disk full would end a worker
+    with TemporaryDirectory(prefix="bascule-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as shared:
         return asyncio.run(_Parent(n_workers, listeners, Path(shared)).run())
 
 
@@ -128,7 +130,9 @@ class _Parent:
 
     async def _renew(self) -> None:
         """Put a new worker in the place of each."""
-        for place, old in enumerate([*self._workers]):
+        for place in range(len(self._workers)):
+            async with self._starting:  # one that starts now may be of the code of before
+                old = self._workers[place]
             if not await self._replace(place, old):
                 _LOG.error("no new worker could be started: the present ones go on")
                 return

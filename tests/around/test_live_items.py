@@ -242,12 +242,6 @@ def test_no_change_is_lost_where_many_come_at_once(shop, path, recommenders):
         assert set(again.recommender.recommend([{}], N + 20).item_id) == expected
 
 
-@pytest.mark.usefixtures("shop")
-def test_a_file_has_one_writer(path, recommenders):
-    with pytest.raises(BlockingIOError, match=r"another process changes .*items\.db"):
-        LiveItems(path, recommenders["shop"])
-
-
 def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):
     n_items = recommenders["films"].catalogue.n_listed
     shop.put_many({"milk": MILK, "cheese": MILK, "7000001": MILK})
