@@ -169,10 +169,10 @@ def _http(given: argparse.Namespace) -> None:
         raise SchemaError(f"--admin-port is {given.port}, as --port; expected another one")
     if given.workers is not None and given.workers < 1:
         raise SchemaError(f"--workers is {given.workers}; allowed: 1 or more")
-    set_up_logs(given.log_format)
     ports = [port for port in (given.port, given.admin_port) if port is not None]
     with bind(given.host, *ports) as listeners:
         if given.workers is not None and not is_worker():
+            set_up_logs(given.log_format)
             raise SystemExit(supervise(given.workers, listeners))
         _serve(given, token, listeners)
 
@@ -181,11 +181,13 @@ def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[soc
     """Serve in this process."""
     from serve.http.access import Access, KeyFile
     from serve.http.app import make_app
+    from serve.http.logs import set_up_logs
     from serve.http.server import serve
     from serve.service import Service
     from serve.versions import BundleSource, Registry, RegistrySource, Source
 
     keys = None if given.keys is None else KeyFile(given.keys)
+    set_up_logs(given.log_format)
     admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
     hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
     access = Access(keys, token, hosts, admin_port, given.read_only)
