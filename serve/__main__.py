@@ -186,11 +186,10 @@ def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[soc
     from serve.service import Service
     from serve.versions import BundleSource, Registry, RegistrySource, Source
 
-    keys = None if given.keys is None else KeyFile(given.keys)
     set_up_logs(given.log_format)
     admin_port = None if given.admin_port is None else listeners[1].getsockname()[1]
     hosts = frozenset(name.lower() for name in (given.host, *given.allowed_host))
-    access = Access(keys, token, hosts, admin_port, given.read_only)
+    access = Access(given.keys and KeyFile(given.keys), token, hosts, admin_port, given.read_only)
     source: Source = BundleSource(given.bundle, given.profiles, given.trusted_keys)
     home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
     if given.registry is not None:

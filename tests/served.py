@@ -98,6 +98,8 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
             line = process.stderr.readline()
+            if "http://" not in line:
+                process.kill()  # one that lives would be waited for
             assert "http://" in line, line + process.stderr.read()
             yield Server(process, int(re.search(r":(\d+)\D*$", line)[1]))
         finally:

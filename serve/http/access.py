@@ -68,24 +68,22 @@ class KeyFile:
                 self._read()
             except (OSError, ValueError) as error:
                 _LOG.error("the keys stay as they were: %s", say(error))
-        found = None
-        for key in self._keys:
-            if hmac.compare_digest(key.digest, digest):
-                found = key
-        return found
+        found = [key for key in self._keys if hmac.compare_digest(key.digest, digest)]
+        return found[-1] if found else None
 
     def _read(self) -> None:
         now = self._path.stat()
         if (stamp := (now.st_mtime_ns, now.st_size, now.st_ino)) != self._stamp:
-            self._stamp = stamp
+            self._stamp, before = stamp, self._keys
             self._keys = read_keys(self._path)
-            _LOG.info("%d keys are taken from now on", len(self._keys))
+            if before:
+                _LOG.info("%d keys are admitted from now on", len(self._keys))
 
 
 def read_keys(path: Path) -> tuple[Key, ...]:
     """Read the keys of a file, one a line; `#` begins a comment."""
-    lines = enumerate(path.read_text(encoding="utf-8-sig").splitlines(), 1)
-    keys = tuple(_read_key(f"{path}, line {number}", line) for number, line in lines if line.partition("#")[0].strip())
+    lines = [line.partition("#")[0].strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    keys = tuple(_read_key(f"{path}, line {number}", line) for number, line in enumerate(lines, 1) if line)
     if not keys:
         raise SchemaError(f"{path} holds no keys; expected lines of {_FORM}")
     return keys
@@ -93,7 +91,7 @@ def read_keys(path: Path) -> tuple[Key, ...]:
 
 def _read_key(where: str, line: str) -> Key:
     """Read a line; an error does not repeat it, for it may hold a key in place of its hash."""
-    found = _LINE.fullmatch(line.partition("#")[0].strip())
+    found = _LINE.fullmatch(line)
     if found is None or bytes.fromhex(found[3]) == _OF_NOTHING or float(found[4] or 1) == 0:
         raise SchemaError(f"{where} is no line of a key; expected {_FORM}, and the hash of a key that is not empty")
     per_second = float(found[4] or math.inf)
@@ -129,8 +127,7 @@ class Access:
             key = _find_key(self.keys, given)
             scope["state"]["key"] = key.name
             if key.role < role:
-                lacks = f"the key has the role {key.role.name.lower()}; needed: {role.name.lower()}"
-                raise HTTPException(403, lacks)
+                raise HTTPException(403, f"the key's role is {key.role.name.lower()}; needed: {role.name.lower()}")
 
     def _check_host(self, given: bytes, here: str) -> None:
         """Refuse a name that somebody else gave to this machine, such as a web page (DNS rebinding)."""
@@ -175,7 +172,6 @@ class AccessMiddleware:
             if scope["type"] == "http":
                 self._access.admit(scope)
         except HTTPException as error:
-            answer = await HANDLERS[HTTPException](Request(scope), error)
-            await answer(scope, receive, send)
+            await (await HANDLERS[HTTPException](Request(scope), error))(scope, receive, send)
         else:
             await self._app(scope, receive, send)

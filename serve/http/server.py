@@ -43,9 +43,10 @@ class Connection(H11Protocol):
         ours = [one for one in self.connections if isinstance(one, Connection)]
         held = Counter(one.address for one in ours)
         idle = [one for one in ours if one.cycle is None or one.cycle.response_complete or one.cycle.more_body]
-        for one in sorted(idle, key=lambda one: (-held[one.address], one.idle_since))[:1]:
-            self.connections.discard(one)
-            one.transport.abort()
+        last = min(idle, key=lambda one: (-held[one.address], one.idle_since))
+        self.connections.discard(last)
+        last.transport.abort()
+        self.config.app.state.shared.metrics.dropped.inc()  # type: ignore[union-attr]
 
     def on_response_complete(self) -> None:
         """Note when it began to wait again."""

@@ -1,6 +1,7 @@
 """Slow clients and framing, at a service that stands alone and at one behind Debian's nginx with deploy/nginx.conf."""
 
 import os
+import re
 import resource
 import shutil
 import socket
@@ -167,6 +168,8 @@ def test_slow_clients_give_way_to_good_ones_of_the_same_address(bundle, begin):
     with serving("--bundle", bundle) as server, ExitStack() as stack:
         be_slow(stack, server.connect, begin)
         assert [server.ask(*ASKED).status for _ in range(N_GOOD)] == [200] * N_GOOD
+        counted = re.search(r"bascule_dropped_connections_total (\d+)", server.ask("GET", "/metrics").content.decode())
+        assert int(counted[1]) >= N_SLOW - 512
 
 
 def test_slow_bodies_stay_at_the_proxy_and_take_nothing_from_other_addresses(bundle):
