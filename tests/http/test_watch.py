@@ -4,9 +4,9 @@ import json
 import os
 import re
 import resource
+import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from contextlib import closing, contextmanager
 from shutil import which
@@ -196,46 +196,25 @@ def test_metrics_have_the_process_sizes_items_and_long_times(bundle):
     assert 60 in bounds
 
 
-WORKER = """
-import sys
-from pathlib import Path
-from tests.http.services import open_bundle
-from serve.http.metrics import Metrics
-from serve.service import FAULTS
-service = open_bundle(Path(sys.argv[1]))
-metrics = Metrics(service.measure, FAULTS)
-metrics.count("/v1/recommend", 200, 0.2)
-metrics.refresh(2, 0, 0, [])
-print("counted", flush=True)
-sys.stdin.read()
-sys.stdout.write(metrics.write().decode())
-service.close()
-"""
+def test_any_worker_shows_the_counts_of_all_that_live_or_lived(bundle):
+    def list_workers():
+        samples = read_metrics(server.ask)["process_start_time_seconds"].samples
+        return {int(one.labels["pid"]) for one in samples}
 
+    def count():
+        return value_of(read_metrics(server.ask), "bascule_requests", route="recommend")
 
-def test_workers_count_together_and_each_shows_the_sum(bundle, tmp_path):
-    """A worker that is killed leaves its counts, and takes its queue along."""
-    shared = tmp_path / "shared"
-    shared.mkdir()
-    environment = os.environ | {"PROMETHEUS_MULTIPROC_DIR": str(shared), "PYTHONPATH": str(ROOT)}
-    states = [publish_served(tmp_path / name, SHOP) for name in "abc"]  # of their own: what is shared is the counts
-    workers = []
-    for path in states:
-        command = [sys.executable, "-c", WORKER, str(path)]
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        workers.append(subprocess.Popen(command, cwd=ROOT, env=environment, **pipes))
-        assert workers[-1].stdout.readline() == "counted\n"
-    workers[2].kill()
-    workers[2].communicate()
-    for path in shared.glob(f"gauge_live*_{workers[2].pid}.db"):
-        path.unlink()  # as prometheus_client.multiprocess.mark_process_dead does
-    text, other = (worker.communicate("")[0] for worker in workers[:2])
-    metrics = {one.name: one for one in text_string_to_metric_families(text)}
-    assert value_of(metrics, "bascule_requests", route="recommend") == 3
-    assert value_of(metrics, "bascule_waiting") == 4
-    pids = {one.labels["pid"] for one in metrics["process_cpu_seconds"].samples}
-    assert pids == {str(worker.pid) for worker in workers[:2]}
-    assert 'bascule_requests_total{route="recommend",status="200"} 3.0' in other
+    with serving("--bundle", bundle, "--workers", "2") as server:
+        wait_for(lambda: len(list_workers()) == 2)
+        for _ in range(20):
+            server.ask("POST", "/v1/recommend", {})
+        wait_for(lambda: count() == 20)  # an answer is counted after it was sent
+        assert {count() for _ in range(10)} == {20}
+        killed = list_workers().pop()
+        os.kill(killed, signal.SIGKILL)
+        wait_for(lambda: len(list_workers() - {killed}) == 2)
+        assert {count() for _ in range(10)} == {20}
+        assert server.end() == 0
 
 
 def read_expressions():
