@@ -8,9 +8,10 @@ import math
 import shutil
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import History, Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
-from serve.state import ImpressionLog, Impressions, StateStore, complete, parse_observations
+from serve.state import ImpressionLog, Impressions, StateStore, fill_in, know_user, parse_observations
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
@@ -89,38 +90,30 @@ class Service:
         """The version of the bundle that answers."""
         return self.current.version
 
-    def read(self, raw: Sequence[Mapping[str, Any]], current: Recommender) -> list[Request]:
-        """Read the requests of one caller and complete them by what is known of their users.
+    def read(self, raw: Sequence[Mapping[str, Any]], current: Recommender) -> Iterator[Request]:
+        """Read the requests of one caller and complete them by what is known of their users, each looked up once.
 
         A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
         came later.
         """
-        requests, now = [], int(time.time())
+        now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, state=self._state))
         for place, one in enumerate(raw):
             try:
-                request = complete(parse_request(one, current.bundle.schema), current.profiles, self._state)
+                request = parse_request(one, current.bundle.schema)
+                if request.user_id is not None:
+                    request = fill_in(request, know(request.user_id))
                 if len(raw) > 1:
                     current.admission.check(request.filters)
                 moment = _moment(request.history, now) if request.datetime is None else request.datetime
-                requests.append(replace(request, datetime=moment))
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
-        return requests
+            yield replace(request, datetime=moment)
 
-    def show(
-        self,
-        current: Recommender,
-        requests: Sequence[Request],
-        answers: Sequence[Answer],
-        request_id: str,
-        explain: bool,
-    ) -> list[dict[str, Any]]:
-        """Log the answers to one caller as shown, and return them as JSON values."""
+    def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str) -> None:
+        """Log the answers to one caller as shown."""
         head = (int(time.time()), current.version, POLICY)
         shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
         self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
-        pairs = zip(requests, answers, strict=True)
-        return [_to_json(current, request, answer, explain) for request, answer in pairs]
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
@@ -315,7 +308,8 @@ def _plain(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, list)) else str(value)
 
 
-def _to_json(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
+def show_answer(recommender: Recommender, request: Request, answer: Answer, explain: bool) -> dict[str, Any]:
+    """Return an answer as JSON values."""
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
     if explain:

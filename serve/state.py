@@ -51,7 +51,7 @@ RETENTION_DAYS = 365.0
 _MAX_RETENTION = 36_500
 _DAY = 86_400
 _CLOCK_TOLERANCE = _DAY  # seconds that a caller's clock, or its time zone, may be ahead of ours
-_MAX_RECALLED = 10_000  # events of a user, the latest
+_MAX_RECALLED, _MAX_LIVE = 10_000, 1000  # latest events of a user: of dismissals, and of those in the history
 _LOG = logging.getLogger("serve.http")
 _MAX_LISTS = 20_000  # in the queue: if the disk does not keep up, answers wait for it
 _MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
@@ -181,7 +181,7 @@ class StateStore:
         if self._is_forgotten(user_id):
             return Recalled(is_forgotten=True)
         rows = self._read(_RECALL, *_forms(user_id), _MAX_RECALLED)[::-1]
-        taken = [row for row in rows if row[2] not in _UNDONE_BY]
+        taken = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
         item_ids, times, events, weights, _ = zip(*taken, strict=True) if taken else ((), (), (), (), ())
         texts, numbers = np.array(events, dtype=np.object_), np.array(weights, dtype=np.float64)  # None becomes NaN
         history = History(np.array(item_ids, dtype=np.object_), np.array(times, dtype=np.int64), texts, numbers)
@@ -308,28 +308,34 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
     excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
     """
-    if request.user_id is None:
-        return request
+    return request if request.user_id is None else fill_in(request, know_user(request.user_id, profiles, state))
+
+
+def know_user(user_id: Id, profiles: Profiles, state: StateStore) -> Request:
+    """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
     ids = profiles.history.item_id
-    user_id = _fit(request.user_id, profiles.user_ids)
-    if user_id != request.user_id:
-        request = replace(request, user_id=user_id)
-    recalled = state.recall(user_id)
+    user_id = _fit(user_id, profiles.user_ids)
+    known, recalled = Request(user_id), state.recall(user_id)
     if recalled.is_forgotten:
-        history = History(ids[:0]) if request.history is None else request.history
-        return replace(request, history=history, features=request.features or {})
+        return replace(known, history=History(ids[:0]), features={})
     kind = str if ids.dtype == np.object_ else int
-    dismissed = [one for one in (_fit(each, ids) for each in recalled.dismissed) if isinstance(one, kind)]
-    if dismissed:
-        request = replace(request, exclude=tuple(dict.fromkeys((*request.exclude, *dismissed))))
+    dismissed = tuple(one for one in (_fit(each, ids) for each in recalled.dismissed) if isinstance(one, kind))
     fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
     kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
-    if request.history is not None or not kept:
-        return request
+    if not kept:
+        return replace(known, exclude=dismissed)
     item_ids = np.array([fitted[place] for place in kept], ids.dtype)
-    live = replace(recalled.history.take(np.array(kept)), item_id=item_ids)
-    profile = profiles.get(user_id)
-    return replace(request, history=live if profile is None else _join(profile.history, live))
+    live, profile = replace(recalled.history.take(np.array(kept)), item_id=item_ids), profiles.get(user_id)
+    return replace(known, exclude=dismissed, history=live if profile is None else _join(profile.history, live))
+
+
+def fill_in(request: Request, known: Request) -> Request:
+    """Return a request with what `know_user` knows of its user, where it does not say that itself."""
+    given: dict[str, Any] = {"user_id": known.user_id}
+    given |= {name: getattr(known, name) for name in ("history", "features") if getattr(request, name) is None}
+    if known.exclude:
+        given["exclude"] = tuple(dict.fromkeys((*request.exclude, *known.exclude)))
+    return replace(request, **given) if any(given[name] != getattr(request, name) for name in given) else request
 
 
 def _fit(one: Id, ids: np.ndarray) -> Id:

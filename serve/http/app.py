@@ -6,9 +6,10 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
+from itertools import islice
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
 
@@ -24,7 +25,8 @@ from serve.http.errors import HANDLERS, LOGGER
 from serve.http.metrics import Metrics
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
-from serve.service import FAULTS, OUT_OF_SERVICE, Service
+from serve.recommendations import Answer
+from serve.service import FAULTS, OUT_OF_SERVICE, Service, show_answer
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -32,7 +34,11 @@ _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schem
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "As 200, and users cannot be answered."}}
 _DEFAULT_K = 10
 _OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
+_LONG = frozenset({"requests", "filters", "explain"})  # names in a body that takes long
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
+_STEP = 4  # requests of a body that are answered in one go: of fewer, products would be rounded otherwise
+_MAX_BRIEF = 200_000  # items among which a single request is answered in the event loop
+_MAX_COMPARED = 4_000_000_000  # characters of different filters times items: about 2 seconds
 _EVERYBODY = Access()
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
@@ -85,6 +91,7 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         title="Bascule",
         description=_ABOUT,
         version="1",
+        openapi_url=None,  # it would be written anew each time
         docs_url=None,  # its page would be loaded from a network
         redoc_url=None,
         redirect_slashes=False,
@@ -92,9 +99,10 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         exception_handlers=HANDLERS,
     )
     metrics = Metrics(service.measure, FAULTS)
-    app.state.shared = AppState(service, metrics, Worker(max_waiting, _DEADLINE), Gathering(), access)
+    worker = Worker(max_waiting, _DEADLINE)
+    app.state.shared = AppState(service, metrics, worker, Gathering(worker), access)
     app.add_middleware(AccessMiddleware, access=access)
-    app.add_middleware(RequestMiddleware, metrics=app.state.shared.metrics)
+    app.add_middleware(RequestMiddleware, metrics=metrics, worker=worker)
     may_reload = access.keys is not None or access.token is not None
     for each in (router, operating, *([] if access.read_only else [changing]), *([reloading] if may_reload else [])):
         app.include_router(each)
@@ -102,22 +110,23 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         app.add_route(path, _page(name), methods=["GET"])
     write = partial(schemas.describe, app.openapi, lambda: service.current.catalogue.item_ids.ids)
     app.openapi = write  # type: ignore[method-assign]
+    document = cache(lambda: _ENCODER.encode(app.openapi()))
+    app.add_route("/openapi.json", lambda _: Response(document(), media_type="application/json"), methods=["GET"])
     return app
 
 
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
 async def recommend(request: Request, body: AskedBody) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
-    filters = given.get("filters") or {}
-    if "requests" in given or filters.get("at_most"):  # these take long: not in the event loop
-        return await state.answers.run(lambda: _recommend(request, given))
-    return _recommend(request, given) if filters else await _recommend_together(request, given)
+    if given.keys() & _LONG:  # these take long: not in the event loop
+        return await state.answers.run_steps(_recommend(request, given), request.is_disconnected)
+    return await _recommend_together(request, given)
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
 async def similar(request: Request, body: SimilarBody) -> Response:
     state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
-    return _write(request, *state.service.similar(body["item_id"], k, explain))
+    return await state.answers.run(lambda: _write(request, *state.service.similar(body["item_id"], k, explain)))
 
 
 @changing.post(
@@ -194,32 +203,63 @@ async def reload(request: Request) -> dict[str, Any]:
     return {"request_id": request.state.request_id, "version": state.service.version}
 
 
-def _recommend(request: Request, body: Mapping[str, Any]) -> Response:
+def _recommend(request: Request, body: Mapping[str, Any]) -> Generator[None, None, Response]:
+    """Answer the requests of a body by one version, in steps between which others may be answered."""
     begun, service, k = time.perf_counter(), _state(request).service, int(body.get("k", _DEFAULT_K))
     raw, current = body.get("requests") or [_only_request(body)], service.current
+    _check_cost(raw, k, len(current.catalogue))
+    reading, starts = service.read(raw, current), range(0, max(1, len(raw) - _STEP + 1), _STEP)
+    found: list[Answer] = []
+    shown: list[dict[str, Any]] = []
+    lists: list[str] = []
+    for start in starts:
+        asked = []
+        for one in islice(reading, len(raw) if start == starts[-1] else _STEP):
+            asked.append(one)
+            yield
+        answers = [*current.recommend(asked, k, _filter_viewed(body))]
+        yield
+        here = [show_answer(current, *pair, body.get("explain", False)) for pair in zip(asked, answers, strict=True)]
+        found += answers
+        shown += here
+        lists.append(_ENCODER.encode(here)[1:-1])
+        yield
+    service.log_shown(current, found, request.state.request_id)
+    return _write_lists(request, current.version, shown, lists, k, begun)
+
+
+def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
+    """Refuse a body that would take more than a few seconds."""
     if len(raw) * k > schemas.MAX_LISTED:
         few = "ask for shorter lists, or in several bodies"
         raise SchemaError(f"requests: k times their number is above {schemas.MAX_LISTED:,}; {few}")
-    asked = service.read(raw, current)
-    found = [*current.recommend(asked, k, _filter_viewed(body))]
-    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
-    return _write_lists(request, current.version, answers, k, begun)
+    n_letters = sum(map(len, {(one.get("filters") or {}).get("where") or "" for one in raw}))
+    allowed = max(schemas.MAX_TEXT, _MAX_COMPARED // n_items)
+    if n_letters > allowed:
+        few = f"allowed with {n_items:,} items: {allowed:,}; use fewer, or ask in several bodies"
+        raise SchemaError(f"requests: their different filters have {n_letters:,} characters; {few}")
 
 
 async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Response:
     """Answer one request together with those of others that came at the same time."""
     begun, state, k = time.perf_counter(), _state(request), int(body.get("k", _DEFAULT_K))
     service, current, filter_viewed = state.service, state.service.current, _filter_viewed(body)
-    asked = service.read([_only_request(body)], current)
+    (asked,) = service.read([_only_request(body)], current)
     rank = partial(current.recommend, k=k, filter_viewed=filter_viewed)
-    found = [await state.gathering.answer((current, k, filter_viewed), asked[0], rank)]
-    answers = service.show(current, asked, found, request.state.request_id, body.get("explain", False))
-    return _write_lists(request, current.version, answers, k, begun)
+    is_brief = len(current.catalogue) <= _MAX_BRIEF
+    answer = await state.gathering.answer((current, k, filter_viewed), asked, rank, is_brief)
+    shown = [show_answer(current, asked, answer, False)]
+    service.log_shown(current, [answer], request.state.request_id)
+    return _write_lists(request, current.version, shown, [_ENCODER.encode(shown[0])], k, begun)
 
 
-def _write_lists(request: Request, version: str, answers: list[dict[str, Any]], k: int, begun: float) -> Response:
-    content = _write(request, version, {"answers": answers})
-    _state(request).metrics.count_lists(answers, k, time.perf_counter() - begun)
+def _write_lists(
+    request: Request, version: str, shown: Sequence[Mapping[str, Any]], lists: Sequence[str], k: int, begun: float
+) -> Response:
+    """Write lists that are JSON already behind the head of the answer."""
+    head = _write_json(request, version, {"answers": []})
+    content = Response(f"{head[:-2]}{','.join(lists)}]}}", media_type="application/json")
+    _state(request).metrics.count_lists(shown, k, time.perf_counter() - begun)
     return content
 
 
@@ -233,9 +273,13 @@ def _filter_viewed(body: Mapping[str, Any]) -> bool | None:
 
 
 def _write(request: Request, version: str, content: dict[str, Any]) -> Response:
+    return Response(_write_json(request, version, content), media_type="application/json")
+
+
+def _write_json(request: Request, version: str, content: dict[str, Any]) -> str:
     latency = round((time.perf_counter() - request.state.started) * 1000, 3)
     head = {"request_id": request.state.request_id, "version": version, "latency_ms": latency}
-    return Response(_ENCODER.encode(head | content), media_type="application/json")
+    return _ENCODER.encode(head | content)
 
 
 def _state(request: Request) -> AppState:

@@ -17,7 +17,6 @@ from starlette.responses import Response
 
 from serve.errors import BundleError, SchemaError
 from serve.filters import WORDS
-from serve.http.middleware import OverloadError
 from serve.http.schemas import FIELDS
 
 LOGGER = "serve.http"
@@ -31,6 +30,10 @@ _HIDDEN = "…"
 _MAX_KINDS = 8  # of a value that may have several types
 
 
+class OverloadError(Exception):
+    """More requests wait than can be answered in time."""
+
+
 def answer_error(
     request: Request, status: int, message: str, field: str = "", headers: Mapping[str, str] | None = None
 ) -> Response:
@@ -39,6 +42,10 @@ def answer_error(
     error = {"code": code, "message": message[:MAX_MESSAGE]} | ({"field": field} if field else {})
     body = json.dumps({"error": error, "request_id": request.state.request_id})
     return Response(body, status, headers=headers, media_type="application/json")
+
+
+def answer_overload(request: Request) -> Response:
+    return answer_error(request, 503, "too many requests wait; come back later", headers=RETRY_AFTER)
 
 
 async def _answer_http(request: Request, error: Any) -> Response:
@@ -80,7 +87,7 @@ async def _answer_fault(request: Request, error: Exception) -> Response:
     """Answer a fault of the service: too much to do, a disk that fails, a damaged file, an error of ours."""
     if isinstance(error, OverloadError):
         request.app.state.shared.metrics.shed.inc()
-        return answer_error(request, 503, "too many requests wait; come back later", headers=RETRY_AFTER)
+        return answer_overload(request)
     if isinstance(error, OSError):
         _LOG.error("the disk failed: %s", error.strerror)
         is_busy = error.errno == errno.EBUSY

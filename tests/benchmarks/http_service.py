@@ -1,10 +1,12 @@
-"""The service over loopback: its answers as a ratio to an echo of the same framework, and the tail at a fixed rate.
+"""The service over loopback: its answers as a ratio to an echo of the same framework, its tail, and what it sheds.
 
     OMP_NUM_THREADS=1 python tests/benchmarks/http_service.py [--items 100000] [--rate 300] [--seconds 20]
 
 Service and echo are processes of their own; the echo reads the same bodies as JSON and gives them back. The ratio: one
-connection to each asks in turn, each request with a datetime of its own. The tail: an open loop, so that a request
-that had to wait counts from when it was due.
+connection to each asks in turn, each request with a datetime of its own; then again beside a client that asks for 256
+lists of 125 items in a loop. The tail: an open loop, so that a request that had to wait counts from when it was due.
+Overload: as many requests a second as 32 connections in a closed loop have answered, times `--load`, in an open loop;
+goodput is the answers in a second as a share of those of the closed loop.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,7 +33,8 @@ sys.path.insert(0, str(ROOT))
 from serve import Recommender  # noqa: E402
 from tests.benchmarks.in_process import K, draw_requests, make_bundle  # noqa: E402
 
-N_CONNECTIONS, WARM_UP, FIRST_MOMENT = 32, 100, 1_700_000_000
+N_CONNECTIONS, N_OPEN, WARM_UP, FIRST_MOMENT = 32, 400, 100, 1_700_000_000
+HEAVY = {"requests": [{"user_id": user} for user in range(256)], "k": 125}
 ECHO = """
 import sys, uvicorn
 from fastapi import FastAPI
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, default=300, help="requests a second of the open loop")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--calls", type=int, default=1000, help="of each kind for the ratio")
+    parser.add_argument("--load", type=float, default=3, help="of the overload, as a multiple of what is answered")
     parser.add_argument("--bundle", type=Path, help="a bundle to serve in place of a random one")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -58,10 +63,15 @@ def main() -> None:
         service = ["-m", "serve", "http", "--bundle", str(bundle), "--state", f"{folder}/state", "--port"]
         with running(service) as port, running(["-c", ECHO]) as echo:
             for name, requests in draw_requests(Recommender.load(bundle)).items():
-                print(f"{name:8s} {compare((echo, port), draw_bodies(requests, args.calls + WARM_UP, 0))}")
+                one_by_one = draw_bodies(requests, args.calls + WARM_UP, 0)
+                print(f"{name:8s} one connection: {compare((echo, port), one_by_one)}")
+                with looping(port, json.dumps(HEAVY).encode()) as seconds:
+                    print(f"{name:8s} beside 256 x 125: {compare((echo, port), one_by_one)}")
+                print(f"{name:8s} 256 x 125 took {1e3 * np.median(seconds):.0f} ms, {len(seconds)} times")
                 bodies = draw_bodies(requests, int(args.rate * args.seconds), 10**6)
                 for side, where in (("echo", echo), ("recommend", port)):
-                    print(f"{name:8s} {side}, {asyncio.run(hold_rate(where, bodies, args.rate))}")
+                    print(f"{name:8s} {side}, {asyncio.run(hold_rate(where, bodies, args.rate, N_CONNECTIONS))[1]}")
+                print(f"{name:8s} {overload(port, requests, args.load, args.seconds)}")
 
 
 @contextmanager
@@ -116,13 +126,48 @@ def compare(ports: tuple[int, int], bodies: list[bytes]) -> str:
             seconds[call, side] = time.perf_counter() - started
     echo, ours = np.percentile(seconds[WARM_UP:] * 1e3, [50, 99], axis=0).T
     shown = f"echo p50 {echo[0]:.2f} ms, p99 {echo[1]:.2f}; recommend p50 {ours[0]:.2f}, p99 {ours[1]:.2f}"
-    return f"one connection: {shown}; p50 x {ours[0] / echo[0]:.2f}"
+    return f"{shown}; p50 x {ours[0] / echo[0]:.2f}"
 
 
-async def hold_rate(port: int, bodies: list[bytes], rate: float) -> str:
-    """Send at a fixed rate, whatever comes back when, and describe the times since each request was due."""
+@contextmanager
+def looping(port: int, body: bytes) -> Iterator[list[float]]:
+    """Ask one thing again and again on a connection of its own; give the seconds of each answer."""
+    seconds: list[float] = []
+    is_over = threading.Event()
+
+    def loop() -> None:
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            while not is_over.is_set():
+                started = time.perf_counter()
+                ask(connection, body)
+                seconds.append(time.perf_counter() - started)
+
+    thread = threading.Thread(target=loop)
+    thread.start()
+    try:
+        yield seconds
+    finally:
+        is_over.set()
+        thread.join()
+
+
+def overload(port: int, requests: list[dict[str, Any]], load: float, seconds: float) -> str:
+    """Ask for more than can be answered, and describe what is."""
+    n_calls = 100 * N_CONNECTIONS
+    capacity = n_calls / asyncio.run(hold_rate(port, draw_bodies(requests, n_calls, 10**7), 1e9, N_CONNECTIONS))[0]
+    rate = load * capacity
+    bodies = draw_bodies(requests, int(rate * seconds), 10**8)
+    took, shown, n_answered = asyncio.run(hold_rate(port, bodies, rate, N_OPEN))
+    return f"{capacity:.0f} a second at most; goodput {n_answered / took / capacity:.2f} at {shown}"
+
+
+async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: int) -> tuple[float, str, int]:
+    """Send at a fixed rate, whatever comes back when, and describe the times since each request was due.
+
+    Return the seconds that all took, the description, and the number of answers.
+    """
     streams: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
-    for _ in range(N_CONNECTIONS):
+    for _ in range(n_connections):
         streams.put_nowait(await asyncio.open_connection("127.0.0.1", port))
     loop = asyncio.get_running_loop()
     started = loop.time() + 0.1
@@ -138,10 +183,12 @@ async def hold_rate(port: int, bodies: list[bytes], rate: float) -> str:
         return loop.time() - due, int(head[9:12])
 
     answers = await asyncio.gather(*(send(number, body) for number, body in enumerate(bodies)))
-    times = np.percentile([1e3 * took for took, _ in answers], [50, 95, 99, 100])
-    n_failed = sum(status != 200 for _, status in answers)
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in zip(("p50", "p95", "p99", "max"), times, strict=True))
-    return f"{rate:.0f} a second for {len(bodies) / rate:.0f} s: {shown} ms; {n_failed} of {len(bodies)} not answered"
+    seconds, answered = loop.time() - started, [1e3 * took for took, status in answers if status == 200]
+    times = zip(("p50", "p95", "p99", "max"), np.percentile(answered, [50, 95, 99, 100]), strict=True)
+    shown = ", ".join(f"{name} {value:.2f}" for name, value in times)
+    n_failed = len(answers) - len(answered)
+    shown = f"{rate:.0f} a second for {seconds:.0f} s: {shown} ms; {n_failed} of {len(bodies)} not answered"
+    return seconds, shown, len(answered)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from serve.http.middleware import Gathering, OverloadError, Worker
+from serve.http.errors import OverloadError
+from serve.http.middleware import Gathering, Worker
 from serve.recommender import Recommender
 from tests.http.services import NOW, TOKEN, asking, publish_served
 from tests.linear_bundle import SHOP, item_ids, publish_linear
@@ -70,9 +71,9 @@ def test_a_call_that_waited_too_long_or_for_nobody_is_not_begun(gate):
             await asyncio.sleep(0.2)
             gone.cancel()
             gate.set()
-            with pytest.raises(OverloadError):
-                await late
-            await asyncio.gather(*first)
+            for one in (late, *first):
+                with pytest.raises(OverloadError):
+                    await one
 
     asyncio.run(main())
     assert begun == []
@@ -124,13 +125,15 @@ def test_requests_that_come_at_once_are_answered_in_one_call_each_as_if_alone(bu
         asyncio.run(main(app))
 
 
-def test_a_call_that_fails_fails_for_all_who_waited_for_it():
+@pytest.mark.parametrize("is_brief", [True, False])
+def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
     async def main():
-        gathering = Gathering()
-        asked = [gathering.answer("key", n, lambda ones: [1 // n for n in ones]) for n in (2, 0)]
-        found = await asyncio.gather(*asked, return_exceptions=True)
-        assert [type(one) for one in found] == [ZeroDivisionError] * 2
-        assert await gathering.answer("key", 1, list) == 1
+        with closing(Worker(max_waiting=3, deadline=30)) as worker:
+            gathering = Gathering(worker)
+            asked = [gathering.answer("key", n, lambda ones: [1 // n for n in ones], is_brief) for n in (2, 0)]
+            found = await asyncio.gather(*asked, return_exceptions=True)
+            assert [type(one) for one in found] == [ZeroDivisionError] * 2
+            assert await gathering.answer("key", 1, list, is_brief) == 1
 
     asyncio.run(main())
 

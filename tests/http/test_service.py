@@ -36,9 +36,8 @@ def films(tmp_path_factory):
 
 
 def ask(service, *requests):
-    asked, current = service.read(requests, service.current), service.current
-    answers = service.show(current, asked, [*current.recommend(asked, 5, None)], "r", explain=False)
-    return [[item["item_id"] for item in answer["items"]] for answer in answers]
+    current = service.current
+    return [one.item_id.tolist() for one in current.recommend([*service.read(requests, current)], 5, None)]
 
 
 def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(bundle, schema, monkeypatch):

@@ -1,0 +1,266 @@
+"""Turns: what takes long stops for those who take little, at its deadline, and when nobody waits for it."""
+
+import asyncio
+import json
+import threading
+import time
+from contextlib import closing
+from functools import partial
+
+import pytest
+
+from serve.http import app as application
+from serve.http import middleware
+from serve.http.errors import OverloadError
+from serve.http.middleware import Worker
+from serve.recommender import Recommender
+from serve.service import Service
+from serve.state import StateStore
+from tests.http.services import NOW, asking, publish_served
+from tests.linear_bundle import SHOP, UNTIL, item_ids
+from tests.served import JSON, ask, exchange
+
+N_STEPS = 40
+USERS = [f"u{number}" for number in range(7)]
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    return publish_served(tmp_path_factory.mktemp("turns"), SHOP)
+
+
+@pytest.fixture
+def each_step_a_turn(monkeypatch):
+    monkeypatch.setattr(middleware, "_TURN_SECONDS", 0)
+
+
+@pytest.fixture
+def worker():
+    with closing(Worker(max_waiting=9, deadline=30)) as worker:
+        yield worker
+
+
+@pytest.fixture
+def app(bundle, tmp_path):
+    with asking(bundle, tmp_path / "state") as app:
+        yield app
+
+
+async def post(app, body, path="/v1/recommend"):
+    return await exchange(app, "POST", path, [json.dumps(body).encode()], JSON)
+
+
+async def stays():
+    return False
+
+
+def note_steps(taken, name, gate=None):
+    """Take steps, each of which is noted; the third waits for the gate."""
+    for number in range(N_STEPS):
+        if gate is not None and number == 2:
+            gate.wait(20)
+        taken.append(name)
+        yield
+    return name
+
+
+def test_at_its_deadline_a_call_is_told_so_though_the_thread_computes_on():
+    gate = threading.Event()
+
+    async def main():
+        with closing(Worker(max_waiting=3, deadline=0.05)) as worker:
+            started = time.monotonic()
+            with pytest.raises(OverloadError):
+                await worker.run(lambda: gate.wait(20))
+            took = time.monotonic() - started
+            gate.set()
+            return took
+
+    assert asyncio.run(main()) < 10
+
+
+def test_between_the_turns_of_a_long_call_go_those_that_came_later_and_take_less(worker, each_step_a_turn):
+    taken, gate = [], threading.Event()
+
+    async def main():
+        first = asyncio.ensure_future(worker.run_steps(note_steps(taken, "first", gate), stays))
+        while len(taken) < 2:
+            await asyncio.sleep(0.001)
+        second = asyncio.ensure_future(worker.run_steps(note_steps(taken, "second"), stays))
+        short = asyncio.ensure_future(worker.run(partial(taken.append, "short")))
+        await asyncio.sleep(0.01)
+        gate.set()
+        await short
+        assert await asyncio.gather(first, second) == ["first", "second"]
+
+    asyncio.run(main())
+    assert taken.index("short") < 10
+    assert taken.index("second") < 10  # its beginning, for it might be short
+    assert taken[-10:] == ["second"] * 10  # what came first ends first
+
+
+@pytest.mark.parametrize(("deadline", "n_turns_present"), [(30, 3), (0.05, N_STEPS)])
+def test_a_call_is_left_where_it_stands_when_its_caller_is_gone_or_its_time_over(
+    deadline, n_turns_present, each_step_a_turn
+):
+    taken, asked = [], []
+
+    async def is_gone():
+        asked.append(0)
+        await asyncio.sleep(deadline / 3 if deadline < 1 else 0)
+        return len(asked) > n_turns_present
+
+    async def main():
+        with closing(Worker(max_waiting=3, deadline=deadline)) as worker:
+            with pytest.raises(OverloadError):
+                await worker.run_steps(note_steps(taken, "long", None), is_gone)
+            return await worker.run(lambda: 7), worker.n_waiting
+
+    assert asyncio.run(main()) == (7, 0)
+    assert (len(taken) == n_turns_present) if deadline > 1 else 0 < len(taken) < N_STEPS
+
+
+@pytest.mark.parametrize("n", [1, 3, 4, 5, 7, 9, 30])
+def test_a_body_in_turns_is_answered_to_the_last_digit_as_in_one_call(app, bundle, n, each_step_a_turn):
+    requests = [{"user_id": USERS[place % 7], "datetime": UNTIL + place} for place in range(n)]
+    answers = ask(app, "POST", "/v1/recommend", {"requests": requests, "k": 9}).json["answers"]
+    expected = [*Recommender.load(bundle).recommend(requests, 9)]
+    for given, wanted in zip(answers, expected, strict=True):
+        pairs = [(item["item_id"], item["score"]) for item in given["items"]]
+        scores = [round(score, 6) for score in wanted.score.tolist()]
+        assert pairs == [*zip(wanted.item_id.tolist(), scores, strict=True)]
+
+
+def test_a_single_request_is_answered_before_a_body_that_came_first_and_the_body_by_one_version(
+    app, each_step_a_turn, monkeypatch
+):
+    answering, answered, recommend = [], [], Recommender.recommend
+
+    def note(self, requests, k=10, filter_viewed=None):
+        if k == 7:
+            answering.append(self)
+            app.state.shared.service.items.put(item_ids(SHOP)[0], {"price": float(len(answering))})
+        return recommend(self, requests, k, filter_viewed)
+
+    async def answer(name, body):
+        reply = await post(app, body)
+        assert reply.status == 200, reply
+        answered.append(name)
+
+    async def main():
+        body = asyncio.ensure_future(answer("body", {"requests": [NOW] * 256, "k": 7}))
+        while not answering:
+            await asyncio.sleep(0.001)
+        await asyncio.gather(answer("single", NOW), answer("filtered", NOW | {"filters": {"where": "price > 1"}}))
+        await body
+
+    monkeypatch.setattr(Recommender, "recommend", note)
+    asyncio.run(main())
+    assert (len(answered), answered[-1]) == (3, "body")
+    assert len(answering) > 3
+    assert len(set(map(id, answering))) == 1
+
+
+def test_a_body_is_refused_for_its_different_filters_and_nothing_of_it_is_logged(app, monkeypatch):
+    monkeypatch.setattr(application, "_MAX_COMPARED", 0)
+    long = [f"price > {number} or brand = '{'x' * 3000}'" for number in range(2)]
+    same, different = ([{"filters": {"where": one}} for one in pair] for pair in ([long[0]] * 2, long))
+    shown = []
+    monkeypatch.setattr(app.state.shared.service.impressions, "add", shown.extend)
+    assert ask(app, "POST", "/v1/recommend", {"requests": different}).status == 422
+    assert ask(app, "POST", "/v1/recommend", {"requests": [{}] * 9 + [{"context": {"no": 1}}]}).status == 422
+    assert shown == []
+    assert ask(app, "POST", "/v1/recommend", {"requests": same}).status == 200
+    assert len(shown) == 2
+
+
+def test_a_user_is_looked_up_once_for_a_body(app, monkeypatch):
+    recalled, recall = [], StateStore.recall
+    monkeypatch.setattr(StateStore, "recall", lambda self, user: [recalled.append(user), recall(self, user)][1])
+    ids = ["u1", "u2", "u1", None, "u1", "u2"]
+    assert ask(app, "POST", "/v1/recommend", {"requests": [{"user_id": user} for user in ids]}).status == 200
+    assert recalled == ["u1", "u2"]
+
+
+def test_of_very_many_live_events_the_latest_count_and_every_dismissal(tmp_path):
+    with closing(StateStore(tmp_path / "state" / "state.db")) as store:
+        store.observe("u1", "unwanted", "dismiss", UNTIL - 1)
+        for number in range(1500):
+            store.observe("u1", f"i{number}", "view", UNTIL + number)
+        recalled = store.recall("u1")
+    assert recalled.history.item_id.tolist() == [f"i{number}" for number in range(500, 1500)]
+    assert recalled.dismissed == ("unwanted",)
+
+
+def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app):
+    worker, asking_item = app.state.shared.answers, {"item_id": item_ids(SHOP)[0]}
+
+    def statuses():
+        asked = [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", asking_item)]
+        asked += [("GET", path, None) for path in ("/openapi.json", "/metrics", "/health", "/ready", "/v1/status")]
+        return [ask(app, *one).status for one in asked]
+
+    assert statuses() == [200] * 7
+    assert worker.n_admitted == 0
+    worker.n_admitted = 64
+    assert statuses() == [503] * 4 + [200] * 3
+    assert worker.n_admitted == 64
+    worker.n_admitted = 63
+    assert statuses() == [200] * 7
+
+
+def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
+    async def main():
+        seen = []
+        scope = {"type": "http", "method": "POST", "path": "/v1/recommend", "query_string": b"", "client": None}
+        scope |= {"headers": [(b"content-type", b"application/json")], "server": ("127.0.0.1", 80), "state": {}}
+        parts = [b"{", b"}"]
+
+        async def receive():
+            seen.append(app.state.shared.answers.n_admitted)
+            return {"type": "http.request", "body": parts.pop(0), "more_body": bool(parts)}
+
+        async def send(_):
+            seen.append(app.state.shared.answers.n_admitted)
+
+        await app(scope, receive, send)
+        return seen
+
+    assert asyncio.run(main()) == [0] * 4
+
+
+def test_similar_items_are_searched_outside_the_event_loop_and_the_document_is_written_once(app, monkeypatch):
+    threads, written = [], []
+    similar = Service.similar
+    monkeypatch.setattr(
+        Service, "similar", lambda *given: [threads.append(threading.current_thread()), similar(*given)][1]
+    )
+    assert ask(app, "POST", "/v1/similar", {"item_id": item_ids(SHOP)[0]}).status == 200
+    assert threads[0] is not threading.main_thread()
+    openapi = app.openapi
+    monkeypatch.setattr(app, "openapi", lambda: [written.append(0), openapi()][1])
+    assert ask(app, "GET", "/openapi.json").content == ask(app, "GET", "/openapi.json").content
+    assert len(written) == 1
+
+
+def test_among_very_many_items_single_requests_are_answered_outside_the_event_loop(app, monkeypatch):
+    monkeypatch.setattr(application, "_MAX_BRIEF", 0)
+    recommend, calls = Recommender.recommend, []
+
+    def note(self, requests, k=10, filter_viewed=None):
+        calls.append((len(requests), threading.current_thread() is threading.main_thread()))
+        return recommend(self, requests, k, filter_viewed)
+
+    async def main():
+        bodies = [NOW | {"user_id": USERS[number % 7]} for number in range(20)]
+        alone = [await post(app, body) for body in bodies]
+        at_once = await asyncio.gather(*(post(app, body) for body in bodies))
+        for one, other in zip(alone, at_once, strict=True):
+            assert [item["item_id"] for item in one.json["answers"][0]["items"]] == [
+                item["item_id"] for item in other.json["answers"][0]["items"]
+            ]
+
+    monkeypatch.setattr(Recommender, "recommend", note)
+    asyncio.run(main())
+    assert not any(is_in_loop for _, is_in_loop in calls)
+    assert (sum(n for n, _ in calls), len(calls) < 40) == (40, True)
