@@ -56,9 +56,7 @@ class Metrics:
         self.waiting = Gauge("waiting", "Calls of the thread that answers.", **queue)
         self.impressions_waiting = Gauge("impressions_waiting", "Impressions that are yet to be written.", **queue)
         self.shed = Counter("shed", "Requests told to come back.", **ours)
-        self.dropped = Counter(
-            "dropped_connections", "Connections ended to make room, where clients were slow.", **ours
-        )
+        self.dropped = Counter("dropped_connections", "Slow connections ended to make room.", **ours)
         self.asked = Counter("recommendations", "Lists asked for.", **ours)
         self.short = Counter("short_lists", "Lists with fewer items than asked for.", **ours)
         self.unknown_items = Counter("unknown_history_items", "Items of histories that no bundle knows.", **ours)

@@ -31,7 +31,6 @@ class Connection(H11Protocol):
     """A connection that gives way: above the bound, of the client that holds most the one that waits longest ends."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Make room for a connection."""
         super().connection_made(transport)
         self.idle_since = self.loop.time()
         self.address = self.client[0] if self.client else ""
@@ -49,16 +48,16 @@ class Connection(H11Protocol):
         self.config.app.state.shared.metrics.dropped.inc()  # type: ignore[union-attr]
 
     def on_response_complete(self) -> None:
-        """Note when it began to wait again."""
         self.idle_since = self.loop.time()
         super().on_response_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, but not behind an answer that was given before that was seen."""
+        """Answer what is no HTTP, unless an answer was given before that was seen; none follows."""
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             super().send_400_response(msg)
-        else:
-            self.transport.close()
+        self.transport.close()
+        if self.cycle is not None:
+            self.cycle.disconnected = True
 
     def _should_upgrade(self) -> bool:
         return False  # the body of a request that asks for it is read like any other
