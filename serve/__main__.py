@@ -55,8 +55,7 @@ The signature, Ed25519, lies in the bundle as manifest.sig and does not change i
   openssl genpkey -algorithm ed25519 -out signing.pem && openssl pkey -in signing.pem -pubout >> trusted.pem
 
 example:
-  python -m serve sign --bundle runs/demo/bundle --key signing.pem
-  python -m serve http --bundle runs/demo/bundle --trusted-keys trusted.pem"""
+  python -m serve sign --bundle runs/demo/bundle --key signing.pem"""
 _FORGET_HELP = "DIR/forgotten.json keeps a keyed hash of each, so that later events and trainings leave them out."
 
 

@@ -59,7 +59,7 @@ class Recommender:
         last = {one.column: one.vocabulary[-1] for one in schema.item_features if one.vocabulary}
         try:
             self.encode_items([{}, last])
-        except ValueError as error:
+        except (ValueError, KeyError) as error:
             raise BundleError(f"{ITEM_TOWER} gives an item no vector of the index: {error}") from error
 
     @classmethod

@@ -11,7 +11,6 @@ import reprlib
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from serve.errors import SchemaError
@@ -136,29 +135,16 @@ def _read_feature(raw: dict[str, Any]) -> Feature:
 # ---- records that were read from JSON: a bundle may come from somebody who could hash it again
 
 
-def _is_distinct(values: tuple[str, ...]) -> bool:
-    return len(set(values)) == len(values)
-
-
-def _is_size(number: int) -> bool:
-    return 1 <= number <= _MAX_SIZE
-
-
-def _are_positive(*numbers: float) -> bool:
-    return all(number > 0 for number in numbers)
-
-
-def _have_names(features: tuple[Feature, ...]) -> bool:
-    return _is_distinct(tuple(feature.name for feature in features))
-
-
 _RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, beside their types
     **dict.fromkeys(("name", "column", "separator"), bool),
-    **dict.fromkeys(("vocabulary", "event_types"), _is_distinct),
-    **dict.fromkeys(("user_features", "item_features", "context_features"), _have_names),
-    **dict.fromkeys(("width", "history_length", "memory_length", "dim", "k"), _is_size),
-    **dict.fromkeys(("scale", "weight_scale"), _are_positive),
-    **dict.fromkeys(("decay_days", "popularity_days"), lambda days: _are_positive(*days)),
+    **dict.fromkeys(("vocabulary", "event_types"), lambda texts: len(set(texts)) == len(texts)),
+    **dict.fromkeys(
+        ("user_features", "item_features", "context_features"),
+        lambda some: len({one.name for one in some}) == len(some),
+    ),
+    **dict.fromkeys(("width", "history_length", "memory_length", "dim"), lambda size: 1 <= size <= _MAX_SIZE),
+    **dict.fromkeys(("scale", "weight_scale"), lambda number: number > 0),
+    **dict.fromkeys(("decay_days", "popularity_days"), lambda days: all(day > 0 for day in days)),
     **dict.fromkeys(("popularity_dims", "neighbour_decay"), lambda number: number >= 0),
     "buckets": lambda number: 0 <= number <= _MAX_SIZE and number & (number - 1) == 0,
     "index_recall": lambda share: 0 <= share <= 1,
@@ -179,8 +165,6 @@ def _is_of(value: Any, kind: Any) -> bool:
     origin, parts = get_origin(kind), get_args(kind)
     if origin is Literal:
         return value in parts
-    if origin is UnionType:
-        return any(_is_of(value, part) for part in parts)
     if kind == tuple[str, ...]:  # vocabularies are long
         return type(value) is tuple and set(map(type, value)) <= {str}
     if origin is tuple:
@@ -189,4 +173,4 @@ def _is_of(value: Any, kind: Any) -> bool:
         return type(value) is dict and all(_is_of(one, parts[1]) for one in value.values())
     if kind in (int, float):
         return type(value) in (int, kind) and -(2**63) <= value < 2**63
-    return kind is Any or type(value) is kind
+    return kind is Any or type(value) in (parts or (kind,))  # parts are those of a union

@@ -46,7 +46,6 @@ from serve.bundle import (
     Facts,
     Manifest,
     hash_file,
-    place_signature,
     read_folder,
     read_space,
     read_steadily,
@@ -352,9 +351,7 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     manifest, contents = read_steadily(bundle, lambda path: read_folder(path, PUBLISHED))
     target = registry.path / manifest.version
     is_there = os.path.lexists(target)
-    if is_there and _find_fault(registry, manifest.version) is None:
-        if SIGNATURE in contents:
-            place_signature(target, contents[SIGNATURE].tobytes())
+    if is_there and SIGNATURE not in contents and _find_fault(registry, manifest.version) is None:
         return manifest.version, False
     stage = registry.path / f"{_COPIED}{uuid.uuid4().hex}"
     stage.mkdir()
@@ -363,9 +360,9 @@ def _copy(registry: Registry, bundle: Path) -> tuple[str, bool]:
     write_file(stage / MANIFEST, manifest.to_bytes())
     sync_folder(stage)
     _verify(stage, manifest.version, registry.trusted)
-    if is_there:
-        registry.remove(registry.folder(manifest.version))
-    os.rename(stage, target)
+    old = place_folder(stage, registry.folder(manifest.version) if is_there else target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
     sync_folder(registry.path)
     read_folder(target, PUBLISHED)
     return manifest.version, True

@@ -132,8 +132,6 @@ FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozen
 
 
 class ReloadAnswer(TypedDict):
-    """`version` names the bundle that answers."""
-
     request_id: str
     version: str
 
@@ -148,8 +146,6 @@ class Neighbour(TypedDict):
 
 
 class ListedItem(TypedDict):
-    """`because` is the item of the history that is nearest to this one."""
-
     item_id: str | int
     score: float
     rank: int
@@ -208,22 +204,6 @@ class ForgetAnswer(PutAnswer):
     """A receipt for each folder that has profiles or state: what was erased, and what is out of reach."""
 
     receipts: list[dict[str, Any]]
-
-
-@with_config(extra="allow")
-class StatusAnswer(TypedDict):
-    """The version that answers, the columns that filters may name, and how the last reload ended."""
-
-    version: str
-    space_id: str
-    loaded_at: float
-    data_until: int | None
-    items: int
-    users: int
-    repeats: Literal["exclude", "allow"]
-    columns: list[str]
-    notes: list[str]
-    last_reload: dict[str, Any] | None
 
 
 # ---- the document of the interface
