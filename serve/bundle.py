@@ -411,19 +411,15 @@ def write_golden(path: Path, requests: list[dict[str, Any]], answer: GoldenAnswe
 def replay(content: bytes, answer: GoldenAnswer) -> int:
     """Answer golden requests again and count them: each item must score as it did and have been as good as the k-th."""
     try:
-        return _replay(json.loads(content or b"[]"), answer)
-    except BundleError:
-        raise
+        entries = json.loads(content or b"[]")
+        if not 0 < len(entries) <= _MAX_GOLDEN:
+            raise ValueError(f"it holds no request, or more than {_MAX_GOLDEN}")
+        answers = zip(entries, answer([one["request"] for one in entries], entries[0]["k"]), strict=True)
+        differences = [_find_difference(entry, list(item_ids), list(scores)) for entry, (item_ids, scores) in answers]
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise BundleError(f"{GOLDEN} cannot be answered: {error}; export again") from error
-
-
-def _replay(entries: list[dict[str, Any]], answer: GoldenAnswer) -> int:
-    if not 0 < len(entries) <= _MAX_GOLDEN:
-        raise BundleError(f"{GOLDEN} holds no request, or more than {_MAX_GOLDEN}: export again")
-    answers = answer([entry["request"] for entry in entries], entries[0]["k"])
-    for number, (entry, (item_ids, scores)) in enumerate(zip(entries, answers, strict=True)):
-        if difference := _find_difference(entry, list(item_ids), list(scores)):
+    for number, difference in enumerate(differences):
+        if difference:
             raise BundleError(f"{GOLDEN}, request {number}: {difference}; it answers differently here")
     return len(entries)
 

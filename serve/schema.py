@@ -25,7 +25,7 @@ PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")  # taken from the time of an event or request
 FORMAT = 1
 _MAX_SIZE = 1 << 16  # of a width, a length or a number of buckets: four times the largest that training gives
-_MAX_WEIGHT = 700  # of a mean logarithm: above it the weight itself is infinite
+_SIDES = ("user_features", "item_features", "context_features")
 _WIDE: tuple[Kind, ...] = ("multi_categorical", "text", "vector")
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
@@ -116,7 +116,7 @@ class Schema:
             raise SchemaError(f"schema.json is not of format {FORMAT}: export the bundle again")
         lists = {name: tuple(value) for name, value in raw.items() if isinstance(value, list)}
         try:
-            sides = {name: tuple(map(_read_feature, raw[name])) for name in raw if name.endswith("_features")}
+            sides = {name: tuple(map(_read_feature, raw[name])) for name in _SIDES}
             schema = cls(**{**raw, **lists, **sides})
         except (TypeError, KeyError) as error:
             raise SchemaError(f"schema.json is of another program: {error}; export the bundle again") from error
@@ -138,17 +138,13 @@ def _read_feature(raw: dict[str, Any]) -> Feature:
 _RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, beside their types
     **dict.fromkeys(("name", "column", "separator"), bool),
     **dict.fromkeys(("vocabulary", "event_types"), lambda texts: len(set(texts)) == len(texts)),
-    **dict.fromkeys(
-        ("user_features", "item_features", "context_features"),
-        lambda some: len({one.name for one in some}) == len(some),
-    ),
+    **dict.fromkeys(_SIDES, lambda features: len({one.name for one in features}) == len(features)),
     **dict.fromkeys(("width", "history_length", "memory_length", "dim"), lambda size: 1 <= size <= _MAX_SIZE),
     **dict.fromkeys(("scale", "weight_scale"), lambda number: number > 0),
     **dict.fromkeys(("decay_days", "popularity_days"), lambda days: all(day > 0 for day in days)),
     **dict.fromkeys(("popularity_dims", "neighbour_decay"), lambda number: number >= 0),
     "buckets": lambda number: 0 <= number <= _MAX_SIZE and number & (number - 1) == 0,
-    "index_recall": lambda share: 0 <= share <= 1,
-    "weight_mean": lambda mean: 0 <= mean <= _MAX_WEIGHT,
+    "weight_mean": lambda logarithm: 0 <= logarithm <= 700,  # above it the weight is infinite
 }
 
 
