@@ -1,6 +1,10 @@
-# The service without training: numpy, onnxruntime, faiss, pyarrow and the extra [http].
+# The service without training: numpy, onnxruntime, faiss, pyarrow and the extras [http] and [sign].
 #   docker build -t bascule .
-#   docker run --user "$(id -u)" -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
+#   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user "$(id -u)" \
+#       -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
+# It writes into /run/bascule alone, where the state and the list of forgotten users lie; with --workers also into /tmp.
+# The Python packages in it, with versions and licences, in CycloneDX:
+#   docker run --rm --entrypoint cat bascule /opt/bascule/sbom.json
 FROM python:3.11-slim AS build
 WORKDIR /src
 COPY pyproject.toml README.md LICENSE ./
@@ -9,18 +13,26 @@ COPY evaluation evaluation
 COPY models models
 COPY serve serve
 COPY pipeline pipeline
-RUN python -m venv /opt/bascule && /opt/bascule/bin/pip install --no-cache-dir ".[http]"
+RUN python -m venv /opt/bascule \
+    && /opt/bascule/bin/python -m pip install --no-cache-dir ".[http,sign]" \
+    && /opt/bascule/bin/python -m pip uninstall --yes setuptools pip
+RUN python -m venv /opt/sbom \
+    && /opt/sbom/bin/python -m pip install --no-cache-dir "cyclonedx-bom>=7" \
+    && /opt/sbom/bin/python -m cyclonedx_py environment --output-reproducible -o /opt/bascule/sbom.json /opt/bascule
 
 FROM python:3.11-slim
-RUN useradd --create-home --uid 10001 bascule
+RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin bascule \
+    && python -m pip uninstall --yes wheel setuptools pip \
+    && rm -r /usr/local/lib/python3.11/ensurepip
 COPY --from=build /opt/bascule /opt/bascule
-USER bascule
-WORKDIR /home/bascule
-ENV PATH=/opt/bascule/bin:$PATH OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1
+USER 10001
+WORKDIR /run/bascule
+ENV PATH=/opt/bascule/bin:$PATH OMP_NUM_THREADS=1 PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 EXPOSE 8080
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
-    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/ready', timeout=2)"]
-# the folder must be writable for whoever runs it, user 10001 by default: the state lies in it
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
+# whoever runs it, user 10001 by default, must be able to write into this folder: the state lies in it
+VOLUME /run/bascule
 ENTRYPOINT ["python", "-m", "serve", "http", "--host", "0.0.0.0"]
 CMD ["--bundle", "/run/bascule/bundle"]

@@ -1,0 +1,94 @@
+"""The image: its command needs no root and no file system to write into but the run; its packages are listed."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+
+import pytest
+
+from tests.http.services import publish_served
+from tests.linear_bundle import SHOP
+from tests.served import ROOT, Server
+
+DOCKERFILE = (ROOT / "Dockerfile").read_text()
+USER = 10_001
+MAY_REACH = "-all,+dac_read_search"  # the interpreter may lie in a home; nothing can be written with it
+# what `docker run --read-only --user --cap-drop ALL --security-opt no-new-privileges -v RUN:/run/bascule` does
+CONTAINER = f"""
+mount -t tmpfs tmpfs /run
+mkdir /run/bascule
+mount --bind "$RUN" /run/bascule
+mount -o remount,ro /run
+mount -o remount,bind,ro /
+mount -t tmpfs -o ro tmpfs /tmp
+exec setpriv --reuid={USER} --regid={USER} --clear-groups --no-new-privs \
+    --inh-caps={MAY_REACH} --ambient-caps={MAY_REACH} --bounding-set={MAY_REACH} "$@"
+"""
+can_isolate = (
+    os.geteuid() == 0 and shutil.which("setpriv") and subprocess.run(["unshare", "-m", "true"]).returncode == 0
+)
+
+
+def read_command(instruction):
+    return json.loads(re.findall(rf"^{instruction} (\[.*\])$", DOCKERFILE, re.MULTILINE)[-1])
+
+
+def contain(run, *command):
+    """Return the command line that runs a command as in a container of the image, with a run as its volume."""
+    return ["env", f"RUN={run}", "unshare", "--mount", "sh", "-ec", CONTAINER, "sh", *command]
+
+
+@pytest.mark.skipif(not can_isolate, reason="needs root, and a mount namespace")
+def test_the_command_of_the_image_serves_without_root_from_a_file_system_that_cannot_be_written(tmp_path):
+    run = tmp_path / "run"
+    publish_served(run, SHOP)
+    subprocess.run(["chown", "-R", str(USER), run], check=True)
+    python, *command = [*read_command("ENTRYPOINT"), *read_command("CMD"), "--port", "0"]
+    assert python == "python"
+    for place in (ROOT, "/tmp", "/run", "/etc"):
+        assert subprocess.run(contain(run, "touch", f"{place}/written"), capture_output=True).returncode != 0
+    variables = os.environ | {"PYTHONPATH": str(ROOT), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    line = [*contain(run, sys.executable), *command]
+    with subprocess.Popen(line, stderr=subprocess.PIPE, text=True, env=variables, cwd=ROOT) as process:
+        try:
+            port = next(found[1] for line in process.stderr if (found := re.search(r"http://[^:]+:(\d+)", line)))
+            server = Server(process, int(port))
+            assert os.stat(f"/proc/{process.pid}").st_uid == USER
+            assert server.ask("POST", "/v1/events", {"user_id": "u1", "item_id": "i107"}).json["kept"] == 1
+            assert server.ask("POST", "/v1/users/forget", {"user_id": "u1"}).status == 200
+            assert server.ask("GET", "/health").status == 200
+            assert server.end() == 0
+        finally:
+            process.kill()
+    assert (run / "state" / "state.db").exists()
+
+
+def test_the_image_has_no_tools_to_build_with_and_no_root():
+    last = DOCKERFILE.rsplit("\nFROM ", 1)[1]
+    assert re.findall(r"^USER (\d+)", last, re.MULTILINE) == [str(USER)]
+    assert "pip uninstall" in last
+    assert "pip install" not in last
+    assert "apt-get" not in DOCKERFILE
+    assert "VOLUME /run/bascule" in last
+
+
+def test_the_list_of_packages_names_those_that_the_image_installs_and_their_licences(tmp_path):
+    (command,) = re.findall(r"python -m (cyclonedx_py .*) -o \S+ \S+$", DOCKERFILE, re.MULTILINE)
+    out = tmp_path / "sbom.json"
+    options = ["--no-validate", "-o", out, sys.executable]  # the validation takes 20 s
+    subprocess.run([sys.executable, "-m", *command.split(), *options], check=True, capture_output=True)
+    listed = {normalise(one["name"]): one for one in json.loads(out.read_bytes())["components"]}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    for needed in (*project["dependencies"], *extras["http"], *extras["sign"]):
+        one = listed[normalise(re.match(r"[\w-]+", needed)[0])]
+        assert one["version"]
+        assert one["licenses"]
+
+
+def normalise(name):
+    return re.sub(r"[-_.]+", "-", name).lower()
