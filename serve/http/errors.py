@@ -50,7 +50,9 @@ def answer_overload(request: Request) -> Response:
 
 async def _answer_http(request: Request, error: Any) -> Response:
     hint = "; the paths are in /openapi.json" if error.status_code == 404 else ""
-    return answer_error(request, error.status_code, f"{error.detail}{hint}", headers=error.headers)
+    has_two = error.status_code == 405 and request.url.path.startswith("/v1/items/")  # the router names but one of them
+    headers = {"allow": "DELETE, PUT"} if has_two else error.headers
+    return answer_error(request, error.status_code, f"{error.detail}{hint}", headers=headers)
 
 
 async def _answer_invalid(request: Request, error: Any) -> Response:

@@ -21,7 +21,7 @@ MAX_TEXT, MAX_NAMES = 4096, 64  # characters of a text, features or columns
 
 Text = Annotated[str, StringConstraints(max_length=MAX_TEXT)]
 Name = Annotated[str, StringConstraints(min_length=1, max_length=256)]
-ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)] | int
+ItemId = Annotated[str, StringConstraints(min_length=1, max_length=256)] | Annotated[int, Field(ge=-(2**63), lt=2**64)]
 Number = int | float
 Value = Text | int | float | bool | None
 # the first fault of a list ends its check: a body of faults alone would take a minute to list
