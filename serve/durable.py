@@ -5,16 +5,19 @@ from __future__ import annotations
 import ctypes
 import errno
 import fcntl
+import hashlib
 import hmac
 import json
 import os
+import secrets
 import sqlite3
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import MappingProxyType
 from typing import BinaryIO
 
 from serve.errors import BundleError
@@ -25,13 +28,21 @@ _HERE = -100  # AT_FDCWD: paths are relative to the working directory
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _PATIENCE = 10.0  # seconds to wait for another process
 _PRIMARY = 0xFF  # of an extended error code of SQLite
+PRIVATE, _PUBLIC = 0o600, 0o666  # modes of files, of which the umask may take more away
 
 
-def write_file(path: Path, content: bytes | memoryview) -> None:
+def make_private(folder: Path) -> None:
+    """Make a folder, where there is none, that only its owner may enter."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> None:
     """Write a file and wait until it is on disk; an existing one is replaced in one step."""
     partial = path.with_name(f"{path.name}.part")
+    partial.unlink(missing_ok=True)  # of a kill, perhaps with another mode
     try:
-        with name_file(path), partial.open("wb") as file:
+        with name_file(path), open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
@@ -52,9 +63,9 @@ def name_file(path: Path) -> Iterator[None]:
         raise OSError(error.errno or errno.EIO, reason, str(path)) from error
 
 
-def take_lock(path: Path, wait: bool = True) -> BinaryIO:
+def take_lock(path: Path, wait: bool = True, mode: int = _PUBLIC) -> BinaryIO:
     """Return an exclusive lock: a file, made if need be, that holds it until it is closed or the process dies."""
-    lock = path.open("ab")
+    lock = os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT, mode), "wb")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -113,29 +124,45 @@ def exchange(left: Path, right: Path) -> bool:
     raise OSError(code, os.strerror(code), str(left))
 
 
-def open_database(path: Path, pragma: str, mark: int, tables: str = "") -> sqlite3.Connection:
+def open_database(
+    path: Path, pragma: str, mark: int, tables: str = "", upgrades: Mapping[int, str] = MappingProxyType({})
+) -> sqlite3.Connection:
     """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
 
-    `tables` makes what is not there yet; `pragma` has the value `mark`, which tells the file from other databases.
+    `pragma` has the value `mark`, which tells the file from other databases. `tables` makes those of a new file;
+    `upgrades` has for earlier marks what makes a file of that mark one of ours, in one step.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_private(path.parent)
+    os.close(os.open(path, os.O_CREAT, PRIVATE))  # before SQLite would: its log and index get the same mode
     with name_fault(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
             (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
             (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if found != mark and (found or n_tables):
+            if found not in (mark, *upgrades) and (found or n_tables):
                 raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
-            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON"):
+            for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "temp_store = MEMORY"):
                 connection.execute(f"PRAGMA {setting}")
-            if tables:
-                connection.executescript(f"BEGIN IMMEDIATE; {tables} PRAGMA {pragma} = {mark}; COMMIT;")
+            connection.create_function("user_key", 2, user_key, deterministic=True)
+            connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
+            if tables and found != mark:
+                _make_tables(connection, pragma, mark, {0: tables, **upgrades})
         except (sqlite3.Error, BundleError) as error:
             connection.close()
             if getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_NOTADB:
                 raise BundleError(f"{path} is no database: move it away to begin a new one") from error
             raise
     return connection
+
+
+def _make_tables(connection: sqlite3.Connection, pragma: str, mark: int, scripts: Mapping[int, str]) -> None:
+    connection.execute("BEGIN IMMEDIATE")
+    (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()  # another process may have come first
+    for statement in scripts.get(found, "").split(";"):
+        connection.execute(statement)
+    connection.execute(f"PRAGMA {pragma} = {mark}")
+    connection.execute("COMMIT")
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # of an upgrade it is long
 
 
 @contextmanager
@@ -171,6 +198,11 @@ def hash_id(salt: bytes, user_id: str | int) -> bytes:
     return hmac.digest(salt, str(user_id).encode(errors="surrogatepass"), "sha256")
 
 
+def user_key(salt: bytes, user_id: str) -> bytes:
+    """Return the key by which a database finds a user: without the salt nobody can make it."""
+    return hashlib.blake2b(user_id.encode(), key=salt, digest_size=16).digest()
+
+
 def read_erasure_list(run: Path) -> ErasureList:
     """Read the erasure list of a run's folder; empty if there is no file."""
     path = run / FORGOTTEN
@@ -187,13 +219,18 @@ def read_erasure_list(run: Path) -> ErasureList:
         raise BundleError(f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten") from error
 
 
-def is_forgotten(run: Path, user_id: str | int) -> bool:
-    """Tell whether a user was forgotten; the list of a run is read again when another process has changed it."""
+def current_erasure_list(run: Path) -> ErasureList:
+    """Return the erasure list of a run, read again only when another process has changed it."""
     try:
         status = os.stat(run / FORGOTTEN)
     except FileNotFoundError:
-        return False
-    return _read_changed(run, status.st_ino, status.st_mtime_ns).holds(user_id)
+        return NOBODY
+    return _read_changed(run, status.st_ino, status.st_mtime_ns)
+
+
+def is_forgotten(run: Path, user_id: str | int) -> bool:
+    """Tell whether a user is on the present erasure list of a run; 7 and "7" are the same user."""
+    return current_erasure_list(run).holds(user_id)
 
 
 @lru_cache(maxsize=16)

@@ -1,12 +1,17 @@
 """The state of a service: events of users, what they were shown, and who was forgotten, in `DIR/state/state.db`.
 
-events     what users did, dismissals included
-answers    one row per answer: request, user, time, version of the bundle, policy
+events     a view: what users did, dismissals included
+answers    a view: one row per answer: request, user, time, version of the bundle, policy
 shown      the items of each answer: position from 1, and score
 feedback   a view: every item that was shown, with the events of the user on it that followed; an event that names its
            request follows that answer, whatever the clock of its sender says, another one every earlier answer
 
-An id is kept as it came; 7 and "7" are the same user and the same item.
+An id of an item is kept as it came, that of a user as it came first; 7 and "7" are the same.
+
+SQLite zeroes what is deleted, but where it splits or merges pages it leaves copies of rows that moved. So the rows of a
+user bear a random number alone. `users` says whose it is, and none of its rows ever moves: they are appended, and
+overwritten in their place by as many bytes when the user is forgotten. Copies that stay of other rows bear a number,
+and copies of `user_keys` lead to a place in `users`, that nobody can link any more.
 """
 
 from __future__ import annotations
@@ -17,16 +22,16 @@ import re
 import sqlite3
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from serve.durable import is_forgotten, name_fault, open_database, sync_folder
+from serve.durable import current_erasure_list, is_forgotten, name_fault, open_database, sync_folder, user_key
 from serve.encode import to_text
 from serve.errors import BundleError, SchemaError
 from serve.profiles import Profiles
@@ -58,42 +63,80 @@ _MAX_AT_ONCE = 1000  # lists of one transaction: events wait for its end
 _PAUSE = 0.1  # seconds between looks at the queue: one transaction holds many lists
 _HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
-_MARK = 0x42530001  # "BS" and the format
+_SLICE, _MAX_SLICE = 0.01, 1000  # seconds of deleting in one transaction, and events or answers at most
+_LOG_TIMEOUT, _LOG_PATIENCE = 20, 10.0  # milliseconds, with writers waiting, and seconds in all, to empty the log
+_MARK, _EARLIER = 0x42530002, 0x42530001  # "BS" and the format
 _TABLES = """
-CREATE TABLE IF NOT EXISTS events (number INTEGER PRIMARY KEY, user_id NOT NULL, item_id NOT NULL, event TEXT,
+CREATE TABLE salt (value BLOB NOT NULL);
+INSERT INTO salt VALUES (randomblob(32));
+CREATE TABLE users (place INTEGER PRIMARY KEY, id NOT NULL, is_integer INTEGER NOT NULL, number INTEGER NOT NULL);
+CREATE TABLE user_keys (key BLOB PRIMARY KEY, place INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE event_rows (number INTEGER PRIMARY KEY, user INTEGER NOT NULL, item_id NOT NULL, event TEXT,
     datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
-CREATE INDEX IF NOT EXISTS events_of_user ON events (user_id, datetime);
-CREATE INDEX IF NOT EXISTS events_in_time ON events (datetime);
-CREATE TABLE IF NOT EXISTS answers (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user_id,
+CREATE TABLE answer_rows (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user INTEGER,
     datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL);
-CREATE INDEX IF NOT EXISTS answers_of_user ON answers (user_id);
-CREATE INDEX IF NOT EXISTS answers_in_time ON answers (datetime);
 CREATE TABLE IF NOT EXISTS shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
     PRIMARY KEY (answer, position)) WITHOUT ROWID;
-CREATE VIEW IF NOT EXISTS feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
+"""
+_INDEXES = """
+CREATE INDEX free_places ON users (length(id)) WHERE typeof(id) = 'blob';
+CREATE INDEX event_rows_of_user ON event_rows (user, datetime);
+CREATE INDEX event_rows_in_time ON event_rows (datetime);
+CREATE INDEX answer_rows_of_user ON answer_rows (user);
+CREATE INDEX answer_rows_in_time ON answer_rows (datetime);
+CREATE VIEW named AS SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
+CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
+    FROM event_rows e JOIN named u ON u.user = e.user;
+CREATE VIEW answers AS SELECT a.number, a.request_id, u.user_id, a.datetime, a.bundle_version, a.policy
+    FROM answer_rows a LEFT JOIN named u ON u.user = a.user;
+CREATE VIEW feedback AS SELECT a.request_id, u.user_id, a.datetime, a.bundle_version, a.policy,
     s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime
-    FROM answers a JOIN shown s ON s.answer = a.number LEFT JOIN events e ON e.user_id = a.user_id
-    AND e.item_id = s.item_id
+    FROM answer_rows a JOIN shown s ON s.answer = a.number LEFT JOIN named u ON u.user = a.user
+    LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
     AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
 """
+_UPGRADE = """
+INSERT INTO users (id, is_integer, number) SELECT CAST(user_id AS TEXT), min(typeof(user_id) = 'integer'), new_number()
+    FROM (SELECT user_id FROM events UNION SELECT user_id FROM answers WHERE user_id IS NOT NULL) GROUP BY 1;
+INSERT INTO user_keys SELECT user_key(value, id), place FROM users, salt ORDER BY 1;
+INSERT INTO event_rows SELECT e.number, u.number, e.item_id, e.event, e.datetime, e.weight, e.request_id
+    FROM events e JOIN users u ON u.id = CAST(e.user_id AS TEXT);
+INSERT INTO answer_rows SELECT a.number, a.request_id, u.number, a.datetime, a.bundle_version, a.policy
+    FROM answers a LEFT JOIN users u ON u.id = CAST(a.user_id AS TEXT);
+DROP VIEW feedback;
+DROP TABLE events;
+DROP TABLE answers;
+"""
+_FIND_USER = (  # without a number: of someone who is forgotten but for what the log may hold
+    "SELECT u.place, iif(u.id = ?, u.number, NULL) FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ?"
+)
+_ADD_USER = (  # over a row that is free and as long, else a new one
+    "INSERT INTO users VALUES ((SELECT place FROM users WHERE typeof(id) = 'blob' "
+    "AND length(id) = length(CAST(:id AS BLOB)) LIMIT 1), :id, :is_integer, new_number()) ON CONFLICT DO UPDATE "
+    "SET id = :id, is_integer = :is_integer, number = excluded.number RETURNING place, number"
+)
+_ERASE_USER = (
+    "UPDATE users SET id = zeroblob(length(CAST(id AS BLOB))), is_integer = 0, number = new_number() WHERE place = ? "
+)
+_IS_UNUSED = (
+    "AND NOT EXISTS (SELECT 1 FROM event_rows WHERE user = users.number) "
+    "AND NOT EXISTS (SELECT 1 FROM answer_rows WHERE user = users.number)"
+)
+_FIND_UNUSED = f"SELECT place, id FROM users WHERE typeof(id) = 'text' {_IS_UNUSED}"  # noqa: S608
+_DELETE_KEY = "DELETE FROM user_keys WHERE key = ? AND place = ?"
 _INSERT_EVENT = (  # an event that is sent again, since its acknowledgement was lost, counts once, unless it was undone
-    "INSERT INTO events (user_id, item_id, event, datetime, weight, request_id) "
-    "SELECT :user_id, :item_id, :event, :datetime, :weight, :request_id WHERE NOT EXISTS (SELECT 1 FROM events "
-    "WHERE user_id = :user_id AND datetime = :datetime AND item_id = :item_id AND event IS :event "
-    "AND weight IS :weight AND number > (SELECT ifnull(max(number), 0) FROM events WHERE user_id = :user_id "
+    "INSERT INTO event_rows (user, item_id, event, datetime, weight, request_id) "
+    "SELECT :user, :item_id, :event, :datetime, :weight, :request_id WHERE NOT EXISTS (SELECT 1 FROM event_rows "
+    "WHERE user = :user AND datetime = :datetime AND item_id = :item_id AND event IS :event "
+    "AND weight IS :weight AND number > (SELECT ifnull(max(number), 0) FROM event_rows WHERE user = :user "
     "AND datetime = :datetime AND item_id = :item_id AND event = :undone_by))"
 )
 _UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
-_INSERT_ANSWER = "INSERT INTO answers (request_id, user_id, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
+_INSERT_ANSWER = "INSERT INTO answer_rows (request_id, user, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
 _RECALL = (
-    "SELECT item_id, datetime, event, weight, number FROM events WHERE user_id IN (?, ?) "
-    "ORDER BY datetime DESC, number DESC LIMIT ?"
+    "SELECT item_id, datetime, event, weight, number FROM event_rows WHERE user = (SELECT u.number FROM user_keys k "
+    "JOIN users u ON u.place = k.place WHERE k.key = ? AND u.id = ?) ORDER BY datetime DESC, number DESC LIMIT ?"
 )
-_DELETE = {
-    "shown": "DELETE FROM shown WHERE answer IN (SELECT number FROM answers WHERE {})",
-    "events": "DELETE FROM events WHERE {}",
-    "answers": "DELETE FROM answers WHERE {}",
-}
 
 
 @dataclass(frozen=True)
@@ -143,7 +186,10 @@ class StateStore:
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
-        self._writer = open_database(path, "application_id", _MARK, _TABLES)
+        self._writer = open_database(
+            path, "application_id", _MARK, _TABLES + _INDEXES, {_EARLIER: f"{_TABLES}{_UPGRADE}{_INDEXES}"}
+        )
+        (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
     def observe(self, user_id: Id, item_id: Id, event: str | None, time: int, weight: float | None = None) -> bool:
@@ -155,10 +201,11 @@ class StateStore:
         given = list(observations)
         for one in given:
             _check(one)
-        with self._writing() as connection:  # whoever is forgotten from here on is erased after it
-            rows = [_to_row(one) for one in given if not self._is_forgotten(one.user_id)]
-            connection.executemany(_INSERT_EVENT, rows)
-        return len(rows)
+        with self._writing() as connection:
+            numbers = self._number_users(connection, (one.user_id for one in given))
+            kept = [(one, numbers[str(one.user_id)]) for one in given if str(one.user_id) in numbers]
+            connection.executemany(_INSERT_EVENT, [_to_row(one) | {"user": number} for one, number in kept])
+        return len(kept)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
         """Keep what users were shown, all or none; nothing of forgotten users."""
@@ -168,9 +215,10 @@ class StateStore:
             if one.user_id is not None:
                 check_id(one.user_id, "user_id")
         with self._writing() as connection:
+            numbers = self._number_users(connection, (one.user_id for one in given if one.user_id is not None))
             for one in given:
-                if one.user_id is None or not self._is_forgotten(one.user_id):
-                    head = (one.request_id, to_plain(one.user_id), to_plain(one.datetime))
+                if one.user_id is None or str(one.user_id) in numbers:
+                    head = (one.request_id, numbers.get(str(one.user_id)), to_plain(one.datetime))
                     number = connection.execute(_INSERT_ANSWER, (*head, one.bundle_version, one.policy)).lastrowid
                     pairs = enumerate(zip(map(to_plain, one.item_ids), map(float, one.scores), strict=True), start=1)
                     rows = [(number, position, *pair) for position, pair in pairs]
@@ -178,9 +226,9 @@ class StateStore:
 
     def recall(self, user_id: Id) -> Recalled:
         """Return what there is of a user, of very many events the latest; ids of items as they were stored."""
-        if self._is_forgotten(user_id):
+        if any(is_forgotten(run, user_id) for run in self._runs):
             return Recalled(is_forgotten=True)
-        rows = self._read(_RECALL, *_forms(user_id), _MAX_RECALLED)[::-1]
+        rows = self._read(_RECALL, user_key(self._salt, str(user_id)), str(user_id), _MAX_RECALLED)[::-1]
         taken = [row for row in rows if row[2] not in _UNDONE_BY][-_MAX_LIVE:]
         item_ids, times, events, weights, _ = zip(*taken, strict=True) if taken else ((), (), (), (), ())
         texts, numbers = np.array(events, dtype=np.object_), np.array(weights, dtype=np.float64)  # None becomes NaN
@@ -193,30 +241,89 @@ class StateStore:
 
     def expire(self, now: int) -> int:
         """Remove what is older than the retention window; return how many events and answers that were."""
+        return sum(self.expire_slices(now))
+
+    def expire_slices(self, now: int) -> Iterator[int]:
+        """Do as `expire` a slice at a time, so that no event waits for long; yield the rows of each."""
         check_seconds(int(now), "now")  # by milliseconds everything would be old
-        with self._writing() as connection:
-            n_gone = _delete(connection, "datetime < ?", now - self.retention_days * _DAY)
-        with self._lock, name_fault(self.path):
-            self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        return n_gone["events"] + n_gone["answers"]
+        is_any = False
+        for gone in self._delete_slices("datetime < ?", now - self.retention_days * _DAY):
+            is_any |= gone.total() > 0
+            yield gone["event_rows"] + gone["answer_rows"]
+        unused = self._read(_FIND_UNUSED) if is_any else []
+        for start in range(0, len(unused), _MAX_SLICE):
+            with self._writing() as connection:
+                for place, text in unused[start : start + _MAX_SLICE]:
+                    if connection.execute(f"{_ERASE_USER} AND id = ? {_IS_UNUSED}", (place, text)).rowcount:
+                        connection.execute(_DELETE_KEY, (user_key(self._salt, text), place))
+            yield 0
+        self._empty_log()
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
-        """Erase users, so that no byte of them stays in the file or its log; return how many rows there were."""
+        """Erase users, so that nothing in the file or its log leads to them; return how many rows there were.
+
+        Others read and write meanwhile. After an error it may be done again.
+        """
         for user_id in user_ids:
             check_id(user_id, "user_id")
-        with self._writing() as connection:
-            n_gone = [_delete(connection, "user_id IN (?, ?)", *_forms(user_id)) for user_id in user_ids]
-        with self._lock, name_fault(self.path):  # `secure_delete` leaves copies of rows that moved between pages
-            self._writer.execute("VACUUM")
-            is_busy, *_ = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
-        if is_busy:
-            raise OSError(errno.EBUSY, "another process keeps its log from being emptied: try again", str(self.path))
-        return {"events": sum(one["events"] for one in n_gone), "impressions": sum(one["shown"] for one in n_gone)}
+        keys = {str(user_id): user_key(self._salt, str(user_id)) for user_id in user_ids}
+        found = [(key, *row) for text, key in keys.items() for row in self._read(_FIND_USER, text, key)]
+        n_gone: Counter[str] = Counter()
+        for *_, number in found:
+            for gone in self._delete_slices("user = ?", number):
+                n_gone.update(gone)
+        if found:
+            with self._writing() as connection:
+                connection.executemany(f"{_ERASE_USER} AND number = ?", [one[1:] for one in found])
+            if not self._empty_log():
+                reason = "another process keeps its log from being emptied: try again"
+                raise OSError(errno.EBUSY, reason, str(self.path))
+            with self._writing() as connection:  # not before: who is forgotten again has their log emptied
+                connection.executemany(_DELETE_KEY, [one[:2] for one in found])
+        return {"events": n_gone["event_rows"], "impressions": n_gone["shown"]}
 
     def close(self) -> None:
         self._writer.close()
         while self._readers:
             self._readers.pop().close()
+
+    def _number_users(self, connection: sqlite3.Connection, user_ids: Iterable[Id]) -> dict[str, int]:
+        """Return id as a text -> number of the users that are not forgotten; whoever is new gets one."""
+        erased = [current_erasure_list(run) for run in self._runs]  # whoever comes on it from here on is erased later
+        kept = {str(one): one for one in user_ids if not any(each.holds(one) for each in erased)}
+        return {text: self._number_user(connection, text, isinstance(one, str)) for text, one in kept.items()}
+
+    def _number_user(self, connection: sqlite3.Connection, text: str, is_text: bool) -> int:
+        key = user_key(self._salt, text)
+        for _, number in connection.execute(_FIND_USER, (text, key)):
+            if number is not None:
+                return int(number)
+        ((place, number),) = connection.execute(_ADD_USER, {"id": text, "is_integer": not is_text}).fetchall()
+        connection.execute("REPLACE INTO user_keys VALUES (?, ?)", (key, place))
+        return int(number)
+
+    def _delete_slices(self, condition: str, value: float | None) -> Iterator[Counter[str]]:
+        """Delete events and answers that meet a condition; others write between; yield how many went each time."""
+        is_done = False
+        while not is_done:
+            begun = time.monotonic()
+            with self._writing() as connection:
+                gone, is_done = _delete_some(connection, condition, value)
+            took = time.monotonic() - begun
+            self._read("PRAGMA wal_checkpoint(PASSIVE)")  # while others write, so that their commits need not do it
+            time.sleep(0 if is_done else took)
+            yield gone
+
+    def _empty_log(self) -> bool:
+        """Empty the write-ahead log; return False if a reader of another process has kept it for too long."""
+        is_busy, end = True, time.monotonic() + _LOG_PATIENCE
+        with name_fault(self.path), closing(open_database(self.path, "application_id", _MARK)) as connection:
+            connection.execute(f"PRAGMA busy_timeout = {_LOG_TIMEOUT}")
+            while is_busy and time.monotonic() < end:
+                connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others write
+                is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+                time.sleep(_PAUSE * is_busy)
+        return not is_busy
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -226,7 +333,7 @@ class StateStore:
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
         except (OSError, BundleError) as error:
-            self.fault = error
+            self.fault = self.fault if getattr(error, "errno", None) == errno.EBUSY else error
             raise
         self.fault = None
 
@@ -237,13 +344,20 @@ class StateStore:
         self._readers.append(reader)
         return rows
 
-    def _is_forgotten(self, user_id: Id) -> bool:
-        return any(is_forgotten(run, user_id) for run in self._runs)
 
-
-def _delete(connection: sqlite3.Connection, condition: str, *values: Any) -> dict[str, int]:
-    """Delete the rows that meet a condition; return how many of each table."""
-    return {name: connection.execute(one.format(condition), values).rowcount for name, one in _DELETE.items()}
+def _delete_some(connection: sqlite3.Connection, condition: str, value: float | None) -> tuple[Counter[str], bool]:
+    """Delete rows that meet a condition for a moment; return how many of each table, and whether these were all."""
+    n_gone: Counter[str] = Counter()
+    end = time.monotonic() + _SLICE
+    for table in ("event_rows", "answer_rows"):
+        query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"  # noqa: S608
+        for number in connection.execute(query, (value,)).fetchall():
+            if table == "answer_rows":
+                n_gone["shown"] += connection.execute("DELETE FROM shown WHERE answer = ?", number).rowcount
+            n_gone[table] += connection.execute(f"DELETE FROM {table} WHERE number = ?", number).rowcount  # noqa: S608
+            if time.monotonic() > end:
+                return n_gone, False
+    return n_gone, max(n_gone["event_rows"], n_gone["answer_rows"]) < _MAX_SLICE
 
 
 def _forms(user_id: Id) -> tuple[Id, Id]:
@@ -384,6 +498,7 @@ class ImpressionLog:
         self._waiting: deque[Impressions] = deque()
         self._is_closing = threading.Event()
         self._expire_at = 0.0
+        self._expiring: Iterator[int] = iter(())
         self.n_lost = 0  # impressions that could not be written
         self._thread = threading.Thread(target=self._work, name="bascule-impressions", daemon=True)
         self._thread.start()
@@ -414,13 +529,18 @@ class ImpressionLog:
     def _work(self) -> None:
         while not self._is_closing.wait(_PAUSE):
             self._write()
-            if time.monotonic() >= self._expire_at:
-                self._expire_at = time.monotonic() + _HOUR
-                try:
-                    self._store.expire(int(time.time()))
-                except (OSError, BundleError, sqlite3.Error) as error:
-                    _LOG.error("nothing was removed for its age: %s", type(error).__name__)
+            self._expire()
         self._write()
+
+    def _expire(self) -> None:
+        """Remove a slice of what is too old; begin anew once an hour."""
+        if time.monotonic() >= self._expire_at:
+            self._expire_at = time.monotonic() + _HOUR
+            self._expiring = self._store.expire_slices(int(time.time()))
+        try:
+            next(self._expiring, None)
+        except (OSError, BundleError, sqlite3.Error) as error:
+            _LOG.error("not all was removed for its age: %s", type(error).__name__)
 
     def _write(self) -> None:
         while self._waiting:
