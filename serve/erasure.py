@@ -11,13 +11,16 @@ import json
 import re
 import secrets
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from serve.bundle import BUNDLE, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
@@ -25,6 +28,7 @@ from serve.columns import to_arrow
 from serve.durable import (
     ERASURE_FORMAT,
     FORGOTTEN,
+    PRIVATE,
     ErasureList,
     hash_id,
     read_erasure_list,
@@ -37,12 +41,13 @@ from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.state import StateStore
-from serve.tables import erase_from_export, read_plan
+from serve.tables import PLAN, erase_from_export, read_plan, write_tables
 from serve.versions import read_version
 
 _LOCK = ".forgotten.lock"
 _REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # lists of rejected records, the second of a training that is not over
 _VALUE = "value"
+_OUTPUT = ["user_id", "item_id", "score", "rank"]  # columns of recommendations
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
@@ -86,6 +91,7 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
             erased |= store.forget(*user_ids)
     erased |= erase_from_rejects(run, user_ids)
     texts = set(map(str, user_ids))
+    erased["outputs"] = erase_from_outputs(run, texts)
     erased["exports"] = {str(folder): erase_from_export(folder, texts) for folder in dict.fromkeys(exports)}
     return {
         "forgotten": hashes,
@@ -96,6 +102,34 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
         "tombstones": f"{FORGOTTEN} holds the hashes: trainings into this folder, or with --previous of it, leave out "
         "the rows of these users; keep the file",
     }
+
+
+class Erasures:
+    """Erases users for a service in a thread of its own; who comes while others are erased is erased with the next."""
+
+    def __init__(self, runs: Sequence[Path]) -> None:
+        """Erase from these folders, as far as they have profiles or state."""
+        self._runs, self._thread, self._lock = runs, ThreadPoolExecutor(1, "bascule-erasures"), Lock()
+        self._waiting: list[Id] = []
+        self._next: Future[list[dict[str, Any]]]
+
+    def add(self, user_id: Id) -> Future[list[dict[str, Any]]]:
+        """Let a user be erased; the result is a receipt for each folder, without its path, of all erased then."""
+        with self._lock:
+            if not self._waiting:
+                self._next = self._thread.submit(self._erase)
+            self._waiting.append(user_id)
+            return self._next
+
+    def close(self) -> None:
+        """Finish what was asked."""
+        self._thread.shutdown()
+
+    def _erase(self) -> list[dict[str, Any]]:
+        with self._lock:
+            user_ids, self._waiting = self._waiting, []
+        receipts = [forget_known(run, list(dict.fromkeys(user_ids))) for run in self._runs if holds_run(run)]
+        return [{name: value for name, value in one.items() if name != "run"} for one in receipts]
 
 
 def erase_forgotten(run: Path, profiles: Profiles) -> None:
@@ -113,7 +147,7 @@ def holds_run(folder: Path) -> bool:
 
 def add_to_erasure_list(run: Path, user_ids: Iterable[Id]) -> list[str]:
     """Add users to the erasure list of a run, on disk when this returns; return their hashes in hexadecimal."""
-    with take_lock(run / _LOCK):
+    with take_lock(run / _LOCK, mode=PRIVATE):
         there = read_erasure_list(run)
         salt = there.sets[0][0] if there.sets else secrets.token_bytes(32)
         hashes = [hash_id(salt, user_id) for user_id in user_ids]
@@ -131,7 +165,7 @@ def inherit_erasure_list(run: Path, previous: Path | None) -> ErasureList:
         others = _join(others, read_erasure_list(place.parent))
     if not len(others):
         return read_erasure_list(run)
-    with take_lock(run / _LOCK):
+    with take_lock(run / _LOCK, mode=PRIVATE):
         joined = _join(read_erasure_list(run), others)
         _write(run, joined)
     return joined
@@ -146,7 +180,8 @@ def _join(one: ErasureList, other: ErasureList) -> ErasureList:
 
 def _write(run: Path, erased: ErasureList) -> None:
     users = [{"salt": salt.hex(), "hashes": sorted(one.hex() for one in hashes)} for salt, hashes in erased.sets]
-    write_file(run / FORGOTTEN, (json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1) + "\n").encode())
+    content = json.dumps({"format": ERASURE_FORMAT, "users": users}, indent=1) + "\n"
+    write_file(run / FORGOTTEN, content.encode(), PRIVATE)
     sync_folder(run)
 
 
@@ -164,6 +199,8 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
             values = table.column(_VALUE).to_pylist()
         except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
             raise BundleError(f"{path} is damaged and may name them: remove it, then do this again") from error
+        if not any(values):
+            continue  # whoever was forgotten before has had them erased
         kept = [place for place, value in enumerate(values) if value is None or not naming.search(value)]
         erased["rejects"] += len(values) - len(kept)
         erased["rejected_values"] += sum(values[place] is not None for place in kept)
@@ -174,6 +211,37 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
         write_file(path, memoryview(sink.getvalue()))
         sync_folder(path.parent)
     return erased
+
+
+def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
+    """Take users out of recommendations and exports in a run's folder; return the rows that went, by file or folder."""
+    gone = {}
+    for path in sorted((*run.glob("*.csv"), *run.glob("*.parquet"))):
+        table = _read_output(path)
+        ids = table.column(_OUTPUT[0]).to_pylist() if table.column_names == _OUTPUT else []
+        kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
+        gone[path.name] = len(ids) - len(kept)
+        if gone[path.name]:
+            write_tables([table.take(to_arrow(np.array(kept, dtype=np.int64)))], table.schema, path)
+            sync_folder(run)
+    for plan in sorted(run.glob(f"*/{PLAN}")):
+        if read_plan(plan.parent).get("side") == "user":
+            gone[plan.parent.name] = erase_from_export(plan.parent, user_ids)
+    return {name: n_rows for name, n_rows in gone.items() if n_rows}
+
+
+def _read_output(path: Path) -> pa.Table:
+    kinds = dict.fromkeys(_OUTPUT[:2], pa.string())
+    as_written = pa_csv.ConvertOptions(
+        column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
+    )
+    try:
+        if path.suffix == ".csv":
+            return pa_csv.read_csv(path, convert_options=as_written)
+        with pq.ParquetFile(path) as file:
+            return file.read()
+    except (pa.ArrowException, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} cannot be read and may name users: move it away, then do this again") from error
 
 
 def _describe_weights(run: Path) -> str:

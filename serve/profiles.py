@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from serve.columns import to_arrow, to_numpy, vectors_from_arrow, vectors_to_arrow
-from serve.durable import sync_folder, take_lock, write_file
+from serve.durable import PRIVATE, make_private, sync_folder, take_lock, write_file
 from serve.encode import to_numbers, to_vectors, write_cell
 from serve.errors import BundleError
 from serve.requests import History, Id
@@ -152,19 +152,20 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
     with _writing(folder):
         manifest = _read_manifest(folder)
         for entries in _all_entries(manifest):
-            profiles = _read_parts(folder, entries)
-            ids = [user_id for user_id in profiles.positions if str(user_id) in texts]
-            entries |= _write_parts(folder, profiles.without(ids))
+            ids = [one for one in _read_part(folder, entries["users"])["user_id"].tolist() if str(one) in texts]
+            if ids:
+                entries |= _write_parts(folder, _read_parts(folder, entries).without(ids))
             erased.update(map(str, ids))
-        _write_manifest(folder, manifest)
+        if erased:
+            _write_manifest(folder, manifest)
     return len(erased)
 
 
 @contextmanager
 def _writing(folder: Path) -> Iterator[None]:
     """Let one writer at a time into the folder; at the end, remove the files that the manifest does not name."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with take_lock(folder / _LOCK):
+    make_private(folder)
+    with take_lock(folder / _LOCK, mode=PRIVATE):
         try:
             yield
         finally:
@@ -183,7 +184,7 @@ def _write_manifest(folder: Path, manifest: Entries) -> None:
         return
     sync_folder(folder)  # the files must be there before they are named
     text = json.dumps({**manifest, "format": FORMAT}, indent=1, sort_keys=True) + "\n"
-    write_file(folder / MANIFEST, text.encode())
+    write_file(folder / MANIFEST, text.encode(), PRIVATE)
     sync_folder(folder)
 
 
@@ -235,7 +236,7 @@ def _write_part(folder: Path, part: str, columns: Columns) -> dict[str, Any]:
     content = sink.getvalue().to_pybytes()
     digest = hashlib.sha256(content).hexdigest()
     name = f"{part}-{digest[:16]}.parquet"
-    write_file(folder / name, content)
+    write_file(folder / name, content, PRIVATE)
     return {"file": name, "rows": len(arrays[0]), "sha256": digest}
 
 

@@ -9,6 +9,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
@@ -23,7 +24,7 @@ from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
 from serve.durable import is_forgotten
 from serve.encode import split_cell, to_text
-from serve.erasure import forget_known, holds_run
+from serve.erasure import Erasures
 from serve.errors import BundleError, SchemaError
 from serve.events import Floats, Ints
 from serve.live_items import LiveItems
@@ -63,7 +64,7 @@ class Service:
                 raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
         self._folder = state = folders[STATE]
-        self._source, self._runs = source, runs
+        self._source, self._runs, self._erasures = source, runs, Erasures(runs)
         self._reloading = threading.Lock()
         recommender, reason = source.start()
         with ExitStack() as undone:
@@ -134,10 +135,9 @@ class Service:
         observed = parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
-    def forget(self, user_id: Id) -> list[dict[str, Any]]:
-        """Erase a user; return a receipt for each folder that has profiles or state."""
-        known = parse_id(user_id, self._schema.user_id_type, "user_id")
-        return [forget_known(run, [known]) for run in self._runs if holds_run(run)]
+    def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
+        """Let a user be erased; the result is a receipt for each folder that has profiles or state."""
+        return self._erasures.add(parse_id(user_id, self._schema.user_id_type, "user_id"))
 
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so; return why not: the version answers on."""
@@ -227,6 +227,7 @@ class Service:
         """Write what waits and close the files."""
         self._is_closing.set()
         self._following.join()
+        self._erasures.close()
         self.impressions.close()
         self._state.close()
         self.items.close()

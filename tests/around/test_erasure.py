@@ -1,8 +1,10 @@
 """A user who is forgotten stands in no file, table or answer of a run; the receipt says what is out of reach."""
 
 import json
+import os
 import re
 import shutil
+import threading
 import time
 from contextlib import closing
 from datetime import datetime
@@ -17,8 +19,9 @@ from serve import tables as export
 from serve.__main__ import main
 from serve.columns import to_arrow
 from serve.durable import read_erasure_list
-from serve.erasure import add_to_erasure_list, erase_forgotten, forget_users
+from serve.erasure import Erasures, add_to_erasure_list, erase_forgotten, forget_known, forget_users
 from serve.errors import BundleError
+from serve.live_items import LiveItems
 from serve.profiles import Profiles, stage_profiles, write_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
@@ -75,6 +78,11 @@ def template(tmp_path_factory):
         assert main([str(word) for word in words]) == 0
         words[4:] = ["item", "--out", folder / "items"]
         assert main([str(word) for word in words]) == 0
+        words[4:] = ["user", "--out", run / "vectors"]
+        assert main([str(word) for word in words]) == 0
+    for name in ("recommendations.csv", "recommendations.parquet"):
+        words = ["recommend", "--bundle", run / "bundle", "--all-users", "--k", 3, "--out", run / name]
+        assert main([str(word) for word in words]) == 0
     return folder
 
 
@@ -107,8 +115,11 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
     assert set(before) == {
         "run/.beside-1/rejects.parquet",
         "run/profiles/users.parquet",
+        "run/recommendations.csv",
+        "run/recommendations.parquet",
         "run/rejects.parquet",
         "run/state/state.db",
+        "run/vectors/part-00000.parquet",
         "users/part-00000.parquet",
     }
     receipt = forget_users(folder / "run", [SENTINEL], [folder / "users"])
@@ -122,6 +133,7 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
         "impressions": 4,
         "rejects": 2,
         "rejected_values": 4,
+        "outputs": {"recommendations.csv": 3, "recommendations.parquet": 3, "vectors": 1},
         "exports": {str(folder / "users"): 1},
     }
     assert {"weights", "source tables", "report", "copies", "memory"} <= receipt["not_reached"].keys()
@@ -132,6 +144,7 @@ def test_the_sentinel_is_in_no_file_afterwards(folder):
 def test_the_others_stay_as_they_were(folder):
     run, others = folder / "run", list(known_users(SHOP))
     old, vectors = Profiles.load(run / "profiles"), read_export(folder / "users")
+    listed = (run / "recommendations.csv").read_text().splitlines()
     forget_users(run, [SENTINEL], [folder / "users"])
     new = Profiles.load(run / "profiles")
     assert new.user_ids.tolist() == others
@@ -143,6 +156,12 @@ def test_the_others_stay_as_they_were(folder):
     left = pq.read_table(run / "rejects.parquet").to_pylist()
     assert [tuple(row.values()) for row in left] == [(*row[:3], None, row[4]) for row in REJECTED[1:]]
     del vectors[SENTINEL]
+    assert read_export(run / "vectors") == vectors
+    assert pq.read_table(run / "recommendations.parquet").column("user_id").to_pylist() == [
+        u for u in others for _ in "abc"
+    ]
+    lines = (run / "recommendations.csv").read_text().splitlines()
+    assert lines == [line for line in listed if SENTINEL not in line]
     assert read_export(folder / "users") == vectors
     success = json.loads((folder / "users" / "_SUCCESS").read_text())
     assert success == {"rows": len(others), "shards": 2}
@@ -151,6 +170,67 @@ def test_the_others_stay_as_they_were(folder):
 def read_export(folder):
     table = pq.read_table(folder)
     return dict(zip(table.column("user_id").to_pylist(), table.column("vector").to_pylist(), strict=True))
+
+
+def test_of_somebody_who_is_not_there_only_the_erasure_list_is_written(folder):
+    run = folder / "run"
+    shutil.rmtree(run / "vectors")
+    forget_users(run, [SENTINEL])  # empties the list of rejects
+    before = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    forget_users(run, ["nobody", "7"])
+    after = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in run.rglob("*") if path.is_file()}
+    assert {path.name for path in after if after[path] != before.get(path)} == {"forgotten.json"}
+    assert set(after) == set(before)
+
+
+def test_a_table_in_the_folder_that_cannot_be_read_stops_forgetting(folder):
+    (folder / "run" / "mine.csv").write_bytes(b'user_id,item_id\n"u1,2\n3\n')
+    with pytest.raises(BundleError, match=r"mine\.csv cannot be read"):
+        forget_users(folder / "run", [SENTINEL])
+
+
+def test_those_who_come_while_others_are_erased_are_erased_together(folder, monkeypatch):
+    run, gate, asked = folder / "run", threading.Event(), []
+
+    def forget(run, user_ids, *more):
+        assert gate.wait(20)
+        asked.append(user_ids)
+        return forget_known(run, user_ids, *more)
+
+    monkeypatch.setattr("serve.erasure.forget_known", forget)
+    with closing(Erasures([run])) as erasures:
+        first = erasures.add("nobody")
+        while not first.running():
+            pass
+        time.sleep(0.01)
+        others = [erasures.add(user) for user in (SENTINEL, "u1", SENTINEL)]
+        gate.set()
+        (receipt,) = others[0].result(20)
+        assert others[2].result(20) == [receipt]
+        assert asked == [["nobody"], [SENTINEL, "u1"]]
+        assert (receipt["erased"]["profiles"], receipt["erased"]["events"]) == (2, 19)
+        assert str(run) not in json.dumps(receipt)
+    assert find(run, SENTINEL) == []
+
+
+def test_what_holds_persons_is_for_its_owner_alone_whatever_the_umask(tmp_path):
+    before = os.umask(0)
+    try:
+        run = publish_linear(tmp_path / "run", SHOP, seed=3).parent
+        write_profiles(run / "profiles", make_profiles(SHOP, users_of(SHOP, SENTINEL)))
+        live = LiveItems(run / "state" / "items.db", Recommender.load(run / "bundle"))
+        with closing(live), closing(StateStore(run / "state" / "state.db")) as store:
+            store.observe("u1", IDS[3], "buy", UNTIL)
+            store.recall("u1")
+            forget_users(run, [SENTINEL])
+            private = [run / "profiles", run / "state", run / "forgotten.json"]
+            private += [path for folder in private[:2] for path in folder.iterdir()]
+            assert {"state.db", "state.db-wal", "state.db-shm", "items.db", "manifest.json"} <= {
+                p.name for p in private
+            }
+            assert {path.name: path.stat().st_mode & 0o077 for path in private if path.stat().st_mode & 0o077} == {}
+    finally:
+        os.umask(before)
 
 
 def test_no_answer_knows_her_afterwards(folder):

@@ -139,7 +139,7 @@ def test_a_call_that_fails_fails_for_all_who_waited_for_it(is_brief):
 
 
 def test_events_are_kept_and_items_changed_while_a_user_is_forgotten(bundle, gate, monkeypatch):
-    monkeypatch.setattr("serve.service.forget_known", lambda *_: {"forgotten": []} if gate.wait(20) else None)
+    monkeypatch.setattr("serve.erasure.forget_known", lambda *_: {"forgotten": []} if gate.wait(20) else None)
 
     async def main(app):
         forgetting = asyncio.ensure_future(exchange(app, "POST", "/v1/users/forget", [b'{"user_id": "u2"}'], JSON))

@@ -81,7 +81,7 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
     source = RegistrySource(registry, profiles)
     with closing(Service(source, registry.path, profiles, state, EVER)) as service:
         assert service.observe([event]) == 1
-        erased = [receipt["erased"] for receipt in service.forget(user)]
+        erased = [receipt["erased"] for receipt in service.forget(user).result()]
         assert (sum(one["events"] for one in erased), sum(one["profiles"] for one in erased)) == (1, 1)
         assert service.observe([event]) == 0
         theirs, anyones = ask(service, {**NOW, "user_id": user}, NOW)
