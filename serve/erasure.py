@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from serve.bundle import BUNDLE, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
@@ -41,13 +40,12 @@ from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.state import StateStore
-from serve.tables import PLAN, erase_from_export, read_plan, write_tables
+from serve.tables import PLAN, erase_from_export, erase_from_table, read_plan
 from serve.versions import read_version
 
 _LOCK = ".forgotten.lock"
 _REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # lists of rejected records, the second of a training that is not over
 _VALUE = "value"
-_OUTPUT = ["user_id", "item_id", "score", "rank"]  # columns of recommendations
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
@@ -215,33 +213,24 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
 
 def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     """Take users out of recommendations and exports in a run's folder; return the rows that went, by file or folder."""
-    gone = {}
-    for path in sorted((*run.glob("*.csv"), *run.glob("*.parquet"))):
-        table = _read_output(path)
-        ids = table.column(_OUTPUT[0]).to_pylist() if table.column_names == _OUTPUT else []
-        kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
-        gone[path.name] = len(ids) - len(kept)
-        if gone[path.name]:
-            write_tables([table.take(to_arrow(np.array(kept, dtype=np.int64)))], table.schema, path)
-            sync_folder(run)
-    for plan in sorted(run.glob(f"*/{PLAN}")):
+    gone = {path.name: _erase_from_text(path, user_ids) for path in run.glob("*.csv")}
+    gone |= {path.name: erase_from_table(path, user_ids) for path in run.glob("*.parquet")}
+    for plan in run.glob(f"*/{PLAN}"):
         if read_plan(plan.parent).get("side") == "user":
             gone[plan.parent.name] = erase_from_export(plan.parent, user_ids)
-    return {name: n_rows for name, n_rows in gone.items() if n_rows}
+    return {name: n_rows for name, n_rows in sorted(gone.items()) if n_rows}
 
 
-def _read_output(path: Path) -> pa.Table:
-    kinds = dict.fromkeys(_OUTPUT[:2], pa.string())
-    as_written = pa_csv.ConvertOptions(
-        column_types=kinds, null_values=[""], strings_can_be_null=True, quoted_strings_can_be_null=False
-    )
-    try:
-        if path.suffix == ".csv":
-            return pa_csv.read_csv(path, convert_options=as_written)
-        with pq.ParquetFile(path) as file:
-            return file.read()
-    except (pa.ArrowException, UnicodeDecodeError) as error:
-        raise BundleError(f"{path} cannot be read and may name users: move it away, then do this again") from error
+def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
+    """Take lines that begin with an id out of a CSV file, as `write_tables` writes them: texts in quotes."""
+    quoted = (text.replace('"', '""') for text in user_ids)
+    starts = tuple(f"{start},".encode() for text in quoted for start in (text, f'"{text}"'))
+    head, *lines = path.read_bytes().split(b"\n")
+    kept = [line for line in lines if not line.startswith(starts)] if head.startswith(b"user_id,") else lines
+    if len(kept) < len(lines):
+        write_file(path, b"\n".join((head, *kept)))
+        sync_folder(path.parent)
+    return len(lines) - len(kept)
 
 
 def _describe_weights(run: Path) -> str:

@@ -382,11 +382,11 @@ def _export(
 
 
 def _write_shard(path: Path, table: pa.Table) -> None:
-    """Write a shard: ids, then vectors, which do not compress."""
-    ids, vectors = table.column_names
+    """Write a shard: ids, and vectors, which do not compress."""
+    others = [name for name in table.column_names if name != "vector"]
+    compression = {name: "zstd" if name in others else "none" for name in table.column_names}
     sink = pa.BufferOutputStream()
-    options = {"use_dictionary": [ids], "write_statistics": [ids], "compression": {ids: "zstd", vectors: "none"}}
-    pq.write_table(table, sink, **options)
+    pq.write_table(table, sink, use_dictionary=others, write_statistics=others, compression=compression)
     write_file(path, memoryview(sink.getvalue()))
 
 
@@ -449,21 +449,27 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
     return (json.dumps(content, indent=1, sort_keys=True) + "\n").encode()
 
 
+def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
+    """Rewrite a Parquet file without the rows of users, given as texts, if it has any; return how many went."""
+    with _open_shard(path) as file:
+        if "user_id" not in file.schema_arrow.names:
+            return 0
+        table = file.read()
+    ids = table.column("user_id").to_pylist()
+    kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
+    if len(kept) < len(ids):
+        _write_shard(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
+        sync_folder(path.parent)
+    return len(ids) - len(kept)
+
+
 def erase_from_export(folder: Path, user_ids: Collection[str]) -> int:
     """Rewrite the shards that hold any of the users, given as texts, one by one; return how many rows went."""
-    n_gone = 0
     with _lock(folder):
         for partial in folder.glob(f"{_SHARDS}.part"):
             partial.unlink()  # of a kill
         paths = sorted(folder.glob(_SHARDS))
-        for path in paths:
-            with _open_shard(path) as file:
-                table = file.read()
-            ids = table.column("user_id").to_pylist()
-            kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
-            if len(kept) < len(ids):
-                _write_shard(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
-            n_gone += len(ids) - len(kept)
+        n_gone = sum(erase_from_table(path, user_ids) for path in paths)
         if (folder / SUCCESS).exists():  # also where nothing went: a kill may have come before this
             _finish(folder, len(paths), sum(map(_count_rows, paths)))
         sync_folder(folder)

@@ -184,8 +184,8 @@ def test_of_somebody_who_is_not_there_only_the_erasure_list_is_written(folder):
 
 
 def test_a_table_in_the_folder_that_cannot_be_read_stops_forgetting(folder):
-    (folder / "run" / "mine.csv").write_bytes(b'user_id,item_id\n"u1,2\n3\n')
-    with pytest.raises(BundleError, match=r"mine\.csv cannot be read"):
+    (folder / "run" / "mine.parquet").write_bytes(b"PAR1")
+    with pytest.raises(BundleError, match=r"mine\.parquet is damaged"):
         forget_users(folder / "run", [SENTINEL])
 
 
