@@ -220,7 +220,7 @@ def read_erasure_list(run: Path) -> ErasureList:
 
 
 def current_erasure_list(run: Path) -> ErasureList:
-    """Return the erasure list of a run, read again only when another process has changed it."""
+    """Return the erasure list of a run; it is read again when another process has changed it."""
     try:
         status = os.stat(run / FORGOTTEN)
     except FileNotFoundError:
@@ -229,7 +229,7 @@ def current_erasure_list(run: Path) -> ErasureList:
 
 
 def is_forgotten(run: Path, user_id: str | int) -> bool:
-    """Tell whether a user is on the present erasure list of a run; 7 and "7" are the same user."""
+    """Tell whether a user is on the present erasure list of a run."""
     return current_erasure_list(run).holds(user_id)
 
 

@@ -8,10 +8,9 @@ feedback   a view: every item that was shown, with the events of the user on it 
 
 An id of an item is kept as it came, that of a user as it came first; 7 and "7" are the same.
 
-SQLite zeroes what is deleted, but where it splits or merges pages it leaves copies of rows that moved. So the rows of a
-user bear a random number alone. `users` says whose it is, and none of its rows ever moves: they are appended, and
-overwritten in their place by as many bytes when the user is forgotten. Copies that stay of other rows bear a number,
-and copies of `user_keys` lead to a place in `users`, that nobody can link any more.
+SQLite zeroes what is deleted, but leaves copies of rows that moved to other pages. So all rows bear a random number in
+place of the user. `users` says whose it is, and its rows never move: they are appended, and overwritten in their place
+by as many bytes. What stays of other rows then bears a number that nobody can link.
 """
 
 from __future__ import annotations
@@ -115,9 +114,8 @@ _ADD_USER = (  # over a row that is free and as long, else a new one
     "AND length(id) = length(CAST(:id AS BLOB)) LIMIT 1), :id, :is_integer, new_number()) ON CONFLICT DO UPDATE "
     "SET id = :id, is_integer = :is_integer, number = excluded.number RETURNING place, number"
 )
-_ERASE_USER = (
-    "UPDATE users SET id = zeroblob(length(CAST(id AS BLOB))), is_integer = 0, number = new_number() WHERE place = ? "
-)
+_ERASE_USER = """UPDATE users SET id = zeroblob(length(CAST(id AS BLOB))), is_integer = 0, number = new_number()
+    WHERE place = ? """
 _IS_UNUSED = (
     "AND NOT EXISTS (SELECT 1 FROM event_rows WHERE user = users.number) "
     "AND NOT EXISTS (SELECT 1 FROM answer_rows WHERE user = users.number)"
@@ -246,11 +244,9 @@ class StateStore:
     def expire_slices(self, now: int) -> Iterator[int]:
         """Do as `expire` a slice at a time, so that no event waits for long; yield the rows of each."""
         check_seconds(int(now), "now")  # by milliseconds everything would be old
-        is_any = False
         for gone in self._delete_slices("datetime < ?", now - self.retention_days * _DAY):
-            is_any |= gone.total() > 0
             yield gone["event_rows"] + gone["answer_rows"]
-        unused = self._read(_FIND_UNUSED) if is_any else []
+        unused = self._read(_FIND_UNUSED)
         for start in range(0, len(unused), _MAX_SLICE):
             with self._writing() as connection:
                 for place, text in unused[start : start + _MAX_SLICE]:
@@ -360,13 +356,6 @@ def _delete_some(connection: sqlite3.Connection, condition: str, value: float | 
     return n_gone, max(n_gone["event_rows"], n_gone["answer_rows"]) < _MAX_SLICE
 
 
-def _forms(user_id: Id) -> tuple[Id, Id]:
-    """Return an id as a text and, if it is written as one, as an integer: bundles differ in the type of their ids."""
-    text = str(user_id)
-    is_whole = INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63
-    return text, int(text) if is_whole else text
-
-
 def _check(one: Observation) -> None:
     """Refuse an event that nobody could read again; a weight of NaN is none."""
     check_id(one.user_id, "user_id")
@@ -454,8 +443,9 @@ def fill_in(request: Request, known: Request) -> Request:
 
 def _fit(one: Id, ids: np.ndarray) -> Id:
     """Return an id in the type of others if it can be one: a text for 7, an integer for "7"."""
-    text, number = _forms(one)
-    return text if ids.dtype == np.object_ else number
+    text = str(one)
+    is_whole = INTEGER.fullmatch(text) and -(2**63) <= int(text) < 2**63
+    return int(text) if is_whole and ids.dtype != np.object_ else text
 
 
 def _join(known: History, live: History) -> History:
@@ -548,9 +538,5 @@ class ImpressionLog:
             try:
                 self._store.log_impressions(taken)
             except (OSError, BundleError, sqlite3.Error) as error:
-                is_busy = isinstance(error, OSError) and error.errno == errno.EBUSY
-                if is_busy and len(self._waiting) < _MAX_LISTS // 2 and not self._is_closing.is_set():
-                    self._waiting.extendleft(reversed(taken))  # a file that is written anew is free again in a while
-                    return
                 self.n_lost += len(taken)
                 _LOG.error("%d impressions could not be written: %s", len(taken), type(error).__name__)
