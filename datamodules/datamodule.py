@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,11 @@ from torch.utils.data import DataLoader
 
 from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
 from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
-from datamodules.requests import ItemTrends, RequestMaker, Targets, distinct_targets, measure_trends
+from datamodules.requests import ItemTrends, RequestMaker, Targets, distinct_targets, first_targets, measure_trends
 from datamodules.sequences import Catalogue, build_sequences
 from datamodules.sets import SetExamples
 from datamodules.sliding_windows import WindowExamples
-from serve.encode import encode_features
+from serve.encode import EncodedFeatures, encode_features
 from serve.events import Ints, as_sets, last_moments
 from serve.schema import Schema
 
@@ -133,29 +133,40 @@ class InteractionsDataModule(pl.LightningDataModule):
 
     def _requests_of(self, users: Ints) -> Iterator[RequestBatch]:
         nothing = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
+        context = encode_features(self.schema.context_features, {}, len(users))
         for rows in _tiles(len(users), REQUESTS_PER_BATCH):
-            yield self._final_batch(users, nothing, rows)
+            yield self._final_batch(users, nothing, rows, context)
 
     def _make_validation(self, validation: pd.DataFrame) -> tuple[list[RequestBatch], np.ndarray]:
-        """Make requests, those of like histories in one batch, in a drawn order; and return the ids of their users."""
+        """Make requests, those of like histories in one batch, in a drawn order; and return the ids of their users.
+
+        In a context each target is asked about by a request of its own.
+        """
         known = validation[["user_id"]].drop_duplicates()
         held_out = build_sequences(validation, known, self.catalogue.item_ids, self.schema)
         targets = distinct_targets(held_out.events, held_out.target_weight)
-        users = np.searchsorted(self.sequences.user_ids, held_out.user_ids)
+        user_ids, context = held_out.user_ids, encode_features(self.schema.context_features, {}, len(held_out.user_ids))
+        if self.schema.context_features and self.schema.repeats == "exclude":
+            user_ids, context = (
+                user_ids[targets.users],
+                held_out.context.take(first_targets(held_out.events, held_out.target_weight)),
+            )
+            targets = replace(targets, users=np.arange(len(user_ids)))
+        users = np.searchsorted(self.sequences.user_ids, user_ids)
         lengths = np.diff(self.sequences.events.offsets)[users].clip(max=self.schema.history_length)
         by_length, tiles = np.argsort(lengths, kind="stable"), _tiles(len(users), REQUESTS_PER_BATCH)
         chosen = [by_length[tiles[place]] for place in np.random.default_rng(self.seed).permutation(len(tiles))]
         order = np.concatenate([by_length[:0], *chosen])
-        users, targets = users[order], targets.reorder(order)
+        users, targets, context = users[order], targets.reorder(order), context.take(order)
         stops = np.cumsum([len(part) for part in chosen], dtype=np.int64)
         batches = [
-            self._final_batch(users, targets, np.arange(stop - len(part), stop))
+            self._final_batch(users, targets, np.arange(stop - len(part), stop), context)
             for part, stop in zip(chosen, stops, strict=True)
         ]
-        return batches, held_out.user_ids[order]
+        return batches, user_ids[order]
 
-    def _final_batch(self, users: Ints, targets: Targets, rows: Ints) -> RequestBatch:
-        """Make the requests of some users with all their training events, without request context."""
+    def _final_batch(self, users: Ints, targets: Targets, rows: Ints, context: EncodedFeatures) -> RequestBatch:
+        """Make the requests of some users, with the context of each and all their training events."""
         offsets = self.sequences.events.offsets
         chosen = users[rows]
         starts, stops = offsets[:-1][chosen], offsets[1:][chosen]
@@ -165,9 +176,8 @@ class InteractionsDataModule(pl.LightningDataModule):
             times = np.full(len(rows), self.validation_at, dtype=np.int64)
         is_mine = (targets.users >= rows[0]) & (targets.users <= rows[-1])
         mine = Targets(targets.users[is_mine] - rows[0], targets.rows[is_mine], targets.weights[is_mine])
-        context = encode_features(self.schema.context_features, {}, len(rows))
         last = len(self.trends.moments) - 1
-        return self.maker.make(past, times, last, mine, self.sequences.user.take(chosen), context)
+        return self.maker.make(past, times, last, mine, self.sequences.user.take(chosen), context.take(rows))
 
 
 def _tiles(n: int, size: int) -> list[Ints]:

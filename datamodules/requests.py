@@ -11,7 +11,7 @@ import torch
 
 from datamodules.batch import RequestBatch
 from datamodules.sequences import Catalogue
-from serve.encode import EncodedFeatures
+from serve.encode import EncodedFeatures, context_keys
 from serve.events import DAY, Events, Floats, Ints, Owned, history_arrays, owned_arrays, request_arrays, summarise_owned
 from serve.schema import Schema
 
@@ -87,12 +87,20 @@ class Targets:
 
 def distinct_targets(events: Events, weight: Floats) -> Targets:
     """Return the distinct items of events with a `weight`, (E,): weighted by its mean times 1 + log of their number."""
-    is_target = weight > 0
-    stride = int(events.item_row.max(initial=0)) + 1
-    keys = events.segments()[is_target] * stride + events.item_row[is_target]
-    pairs, index, counts = np.unique(keys, return_inverse=True, return_counts=True)
+    is_target, stride = weight > 0, int(events.item_row.max(initial=0)) + 1
+    pairs, index, counts = np.unique(_pairs(events)[is_target], return_inverse=True, return_counts=True)
     means = np.bincount(index, weight[is_target], minlength=len(pairs)) / counts
     return Targets(pairs // stride, pairs % stride, (means * (1 + np.log(counts))).astype(np.float32))
+
+
+def first_targets(events: Events, weight: Floats) -> Ints:
+    """Return the place of the first event of each of `distinct_targets`, (M,)."""
+    places = np.flatnonzero(weight > 0)
+    return places[np.unique(_pairs(events)[places], return_index=True)[1]]
+
+
+def _pairs(events: Events) -> Ints:
+    return events.segments() * (int(events.item_row.max(initial=0)) + 1) + events.item_row
 
 
 def scale_by_user(targets: Targets, n_users: int) -> Targets:
@@ -112,7 +120,8 @@ class RequestMaker:
     ) -> RequestBatch:
         """Make one batch of B requests at `times`, (B,) UTC seconds, with the popularity of moment `trend`."""
         past = past.last(self.schema.memory_length)
-        arrays, history_rows = history_arrays(past, self.schema)
+        keys = context_keys(self.schema.context_features, context.codes)
+        arrays, history_rows = history_arrays(past, self.schema, keys)
         rates, n_types = self.trends.repeat_rate[trend], len(self.schema.event_types)
         owned = summarise_owned(past, times, self.schema.decay_days, n_types, rates)
         arrays |= request_arrays(times, user, context)

@@ -13,7 +13,15 @@ from numpy.typing import NDArray
 
 from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
 from serve.columns import vectors_to_arrow
-from serve.encode import EncodedFeatures, category_rows, count_categories, encode_features, to_vectors, write_cell
+from serve.encode import (
+    EncodedFeatures,
+    category_rows,
+    context_keys,
+    count_categories,
+    encode_features,
+    to_vectors,
+    write_cell,
+)
 from serve.events import Events, Floats, Ints
 from serve.profiles import Profiles, feature_values
 from serve.requests import History
@@ -90,18 +98,19 @@ def build_sequences(interactions: pd.DataFrame, users: pd.DataFrame, item_ids: n
     interactions = sort_interactions(interactions[interactions["item_id"].isin(item_ids)])
     user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), interactions["user_id"].to_numpy()]))
     segment = np.searchsorted(user_ids, interactions["user_id"].to_numpy())
-    n = len(interactions)
+    context = encode_contexts(interactions, schema)
     events = Events(
         item_row=pd.Index(item_ids).get_indexer(pd.Index(interactions["item_id"])).astype(np.int64),
         time=_column(interactions, "datetime", 0).astype(np.int64),
         event=encode_event_types(_column(interactions, "event", None), schema),
         weight=_column(interactions, "weight", 1.0).astype(np.float32),
         offsets=np.concatenate([[0], np.cumsum(np.bincount(segment, minlength=len(user_ids)))]).astype(np.int64),
+        context=context_keys(schema.context_features, context.codes),
     )
     known = find_rows(users, "user_id", user_ids)
     return Sequences(
         events,
-        encode_features(schema.context_features, columns_of(interactions, schema.context_features), n, schema.timezone),
+        context,
         _column(interactions, TARGET_WEIGHT, 1.0).astype(np.float32),
         encode_features(schema.user_features, columns_of(known, schema.user_features), len(user_ids), schema.timezone),
         user_ids,
@@ -151,7 +160,15 @@ def _make_history(interactions: pd.DataFrame, schema: Schema) -> History:
         columns["event"] = events.astype(object).where(events.notna(), None).to_numpy(np.object_)
     if schema.has_weight:
         columns["weight"] = interactions["weight"].to_numpy(np.float64)
+    if schema.context_features:
+        columns["context"] = context_keys(schema.context_features, encode_contexts(interactions, schema).codes)
     return History(**columns)
+
+
+def encode_contexts(interactions: pd.DataFrame, schema: Schema) -> EncodedFeatures:
+    """Encode the context of each event, (E, C) codes and (E, V) values."""
+    columns = columns_of(interactions, schema.context_features)
+    return encode_features(schema.context_features, columns, len(interactions), schema.timezone)
 
 
 def _to_ids(ids: Any, id_type: IdType) -> NDArray[np.generic]:

@@ -20,7 +20,7 @@ from scipy import sparse
 from evaluation.metrics import Bools, Floats, Ints, ItemSets, Targets
 from evaluation.ranking import Scores
 from serve.clock import to_seconds
-from serve.encode import split_cell, to_numbers, to_text
+from serve.encode import context_keys, encode_features, split_cell, to_numbers, to_text
 from serve.errors import SchemaError, name_nearest, say
 from serve.profiles import Profiles, feature_values
 from serve.requests import History, parse_id
@@ -132,10 +132,15 @@ def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema:
     features = [feature for feature in schema.user_features if feature.column in known]
     kinds: dict[str, Any] = {"datetime": np.int64, "event": object, "weight": np.float64}
     kinds["item_id"] = np.int64 if pd.api.types.is_integer_dtype(events["item_id"]) else object
+    columns = {name: events[name].to_numpy(kind) for name, kind in kinds.items() if name in events}
+    if schema.context_features:
+        given = {one.column: events[one.column] for one in schema.context_features if one.column in events}
+        context = encode_features(schema.context_features, given, len(events), schema.timezone)
+        columns["context"] = context_keys(schema.context_features, context.codes)
     return Profiles(
         user_ids=user_ids,
         features=feature_values(features, {feature.column: known[feature.column] for feature in features}),
-        history=History(**{name: events[name].to_numpy(kind) for name, kind in kinds.items() if name in events}),
+        history=History(**columns),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )
 

@@ -3,10 +3,11 @@
     score(u, i) = u . v_i + sum over the items j of the history of w_j G_ji / sqrt(sum of w_j) + t_i
     G = sum of alpha_k G_k
 
-The estimators G_k are those of `models.item_item`, w_j = exp(-decay * events after j), and t says what has been popular
-lately. `choose` accepts or rejects shrinkage by four events on the validation, then tries values of each alpha in turn,
-in the plan that the kind of data suggests and, where events have an order, in that of sets: the order may say nothing.
-`apply` refines any towers by what was chosen, for example after another training on more data.
+The estimators G_k are those of `models.item_item`, t says what has been popular lately, and w_j = exp(-decay * events
+after j), more where j happened in the context of the request. `choose` accepts or rejects shrinkage by four events on
+the validation, then how much a like context counts, then tries values of each alpha in turn, in the plan that the kind
+of data suggests and, where events have an order, in that of sets: the order may say nothing. `apply` refines any towers
+by what was chosen, for example after another training on more data.
 
 Letters: U users, B requests, N items, W entries of a vector, L positions of a history, E owned items, whose scores
 have a `bonus` where the towers have a memory (`models.memory`).
@@ -39,6 +40,7 @@ from serve.index import Neighbours
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 25.6)
 STRENGTH = 4.0  # events that content is worth where items are shrunk; 2 to 8 ranked alike
 ROUNDS = 2
+CONTEXT_GAINS = (1.0, 3.0, 10.0)  # an event in the context of the request counts 1 + so many times
 MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE, RIDGE_BESIDE_MEMORY = 100.0, 1000.0
@@ -74,6 +76,7 @@ class Refinement:
 
     alphas: Mapping[str, float] = field(default_factory=dict)  # of each estimator
     decay: float = 0.0  # an event counts by exp(-decay * events after it)
+    context_gain: float = 0.0  # and 1 + context_gain times that in the context of the request
     content_events: float = 0.0  # that content is worth; 0: items stay where they were trained
     ndcg: float | None = None  # NDCG@10 of the validation; None: nothing could be validated, the values are the usual
     ndcg_before: float | None = None  # of the towers alone
@@ -81,6 +84,7 @@ class Refinement:
     def describe(self) -> str:
         """Say in one line what was chosen."""
         parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
+        parts += [f"events in the same context {1 + self.context_gain:g} times"] if self.context_gain else []
         parts += [f"content worth {self.content_events:g} events"] if self.content_events else []
         figures = (
             f"validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after" if self.ndcg else "the usual"
@@ -158,7 +162,9 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
         start = _start(plan, estimators, strength)
         named = {name: estimators[name] for name in start.alphas}
         added = weigh(named, requests=list(data.drawn_requests(MAX_DRAWN)), decay=plan.decay)
-        usual = validation.rank(added, plan.decay, [start.alphas])[0]
+        usual = validation.rank(added, start, [start.alphas])[0]
+        if data.schema.context_features:
+            start, usual = _choose_gain(validation, added, start, usual)
         if plan is not plans[0] and mean_of_views(usual) < mean_of_views(figures):
             continue  # a search takes long
         chosen, ranked = _choose_alphas(validation, added, start, usual, plan.standard_errors)
@@ -171,7 +177,19 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
 
 def _start(plan: Plan, estimators: Mapping[str, Estimator], strength: float) -> Refinement:
     alphas = {name: alpha for name, alpha in plan.alphas.items() if name in estimators}
-    return Refinement(alphas, plan.decay, strength)
+    return Refinement(alphas, plan.decay, content_events=strength)
+
+
+def _choose_gain(
+    validation: Validation, added: Mapping[str, sp.csr_array], found: Refinement, figures: Figures
+) -> tuple[Refinement, Figures]:
+    """Choose how much more events in the context of the request count, if that ranks clearly better."""
+    for gain in CONTEXT_GAINS:
+        tried = replace(found, context_gain=gain)
+        ranked = validation.rank(added, tried, [found.alphas])[0]
+        if is_better(ranked, figures, PLAN_ERRORS):
+            found, figures = tried, ranked
+    return found, figures
 
 
 def _choose_alphas(
@@ -184,7 +202,7 @@ def _choose_alphas(
         if tried_with.get(name) == trials[0]:  # nothing else has changed since
             continue
         tried_with[name] = trials[0]
-        ranked = validation.rank(added, found.decay, trials)
+        ranked = validation.rank(added, found, trials)
         best = max(range(len(trials)), key=lambda place: mean_of_views(ranked[place]))
         if is_better(ranked[best], figures, errors):
             now = bisect_left(ALPHAS, found.alphas[name])
@@ -220,7 +238,8 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
     of_items.sort_indices()
     entries = [of_items, *(one for one in terms if one.shape[0] == 1)]
     rows, weights = (np.concatenate([getattr(one, part) for one in entries]) for part in ("indices", "data"))
-    towers.neighbours = Neighbours(of_items.indptr.astype(np.int64), rows, weights.astype(np.float32), refinement.decay)
+    of_events = refinement.decay, refinement.context_gain
+    towers.neighbours = Neighbours(of_items.indptr.astype(np.int64), rows, weights.astype(np.float32), *of_events)
 
 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
@@ -259,13 +278,14 @@ def _spread(scores: Sequence[Tensor], is_compared: Sequence[Any]) -> float:
     return math.sqrt(fmean(variances or [0.0]))
 
 
-def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float) -> Tensor:
+def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float, context_gain: float = 0.0) -> Tensor:
     """Sum the weights (N, N) of the items of each history as `serve.index` does, or take the trend (1, N): (B, N)."""
     if weights.shape[0] == 1:
         return torch.from_numpy(weights.toarray()).expand(len(batch.history_rows), -1)  # (B, N)
     rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
     later = lengths[:, None] - 1 - np.arange(rows.shape[1])  # (B, L) events after each, below 0 of padding
     counts = np.where(later >= 0, np.exp(-decay * np.maximum(later, 0)), 0.0)  # (B, L)
+    counts *= 1 + context_gain * batch.arrays["history_matches"].numpy()
     counts /= np.sqrt(np.maximum(counts.sum(axis=1, keepdims=True), MIN_SPREAD))
     requests, places = counts.nonzero()  # (E,) both
     entries = (counts[requests, places].astype(np.float32), (requests, rows[requests, places]))
@@ -281,17 +301,18 @@ class Validation:
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
-        self.figures = self.rank({}, 0.0, [{}])[0]
+        self.figures = self.rank({}, Refinement(), [{}])[0]
         self.ndcg = mean_of_views(self.figures)
 
     def rank(
-        self, added: Mapping[str, sp.csr_array], decay: float, trials: Sequence[Mapping[str, float]]
+        self, added: Mapping[str, sp.csr_array], found: Refinement, trials: Sequence[Mapping[str, float]]
     ) -> list[Figures]:
-        """Rank the validation by the scores of the towers with weights added, each times its alpha."""
+        """Rank the validation by the scores of the towers with weights added, each times its alpha in a trial."""
         views: list[list[dict[str, np.ndarray]]] = [[] for _ in trials]
         for batch, (users, bonus) in zip(self.batches, self.users, strict=True):
             scores = users @ self.items.T  # (B, N)
-            sums = {name: add_up(batch, weights, decay) for name, weights in added.items()}  # (B, N) each
+            counted = found.decay, found.context_gain
+            sums = {name: add_up(batch, weights, *counted) for name, weights in added.items()}  # (B, N) each
             if self.has_memory:  # items that the memory scores get nothing
                 is_owned = batch.mark_owned(scores.shape[1])  # (B, N)
                 sums = {name: some.masked_fill(is_owned, 0.0) for name, some in sums.items()}  # (B, N) each

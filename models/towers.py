@@ -93,7 +93,9 @@ class Towers(nn.Module):
         rows, lengths = batch.history_rows.numpy(), batch.arrays["history_lengths"].numpy()  # (B, L), (B,)
         scores = users @ items.T  # (B, N)
         owned = (batch.owned_users.numpy(), batch.owned_rows.numpy()) if self.user_tower.memory is not None else None
-        terms = join_terms([self.neighbours.of_histories(rows, lengths, owned), self.neighbours.of_all(len(rows))])
+        matches = batch.arrays["history_matches"].numpy()  # (B, L)
+        of_history = self.neighbours.of_histories(rows, lengths, owned, matches)
+        terms = join_terms([of_history, self.neighbours.of_all(len(rows))])
         if terms is not None:
             add_terms(scores.numpy(), terms)
         return scores  # (B, N)

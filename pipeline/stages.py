@@ -243,6 +243,7 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
         data_until=schema.data_until,
         config={"data": config.data.declared(), "model": asdict(config.model), "seed": config.seed},
         neighbour_decay=towers.neighbours.decay,
+        neighbour_context_gain=towers.neighbours.context_gain,
     )
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())

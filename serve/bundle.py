@@ -71,6 +71,7 @@ class Facts:
     data_until: int  # UTC seconds just after the last training event
     config: Mapping[str, Any]  # the run's configuration, without paths of the machine
     neighbour_decay: float
+    neighbour_context_gain: float = 0.0  # earlier bundles have none
 
 
 @dataclass(frozen=True)
@@ -123,7 +124,7 @@ class Manifest:
             if _render(raw) != text or _hash(raw) != raw["sha256"]:
                 raise BundleError(f"{MANIFEST} was altered after it was written: its hash differs; export again")
             del raw["format"]
-            facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts)})
+            facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts) if field.name in raw})
             files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
             if not files.keys() <= PUBLISHED:
                 raise ValueError(f"it lists {min(files.keys() - PUBLISHED)!r}")
@@ -315,7 +316,8 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
     width, facts = index.vectors.shape[1], manifest.facts
     if (manifest.dim, facts.data_until) != (width, schema.data_until) or facts.popularity_dims > width:
         raise BundleError(f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}")
-    weights, decay = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), facts.neighbour_decay
+    weights = contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]
+    of_events = facts.neighbour_decay, facts.neighbour_context_gain
     return Bundle(
         path=path,
         manifest=manifest,
@@ -323,7 +325,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
         user_tower=_read_tower(USER_TOWER, contents, manifest, n_threads),
         item_tower=_read_tower(ITEM_TOWER, contents, manifest, n_threads),
         index=index,
-        neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), decay)),
+        neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)),
         items=read_items(contents[ITEMS], len(index), schema.item_id_type),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
     )

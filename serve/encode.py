@@ -29,6 +29,7 @@ LIMIT = 10.0  # standardised values are clipped to +- this many times the scale 
 TIME = "the time of the request"  # key of the seconds that hours and weekdays are taken from; no feature's name
 
 _HOURS = 24
+_KEY_FACTOR = 6364136223846793005  # odd, so that no key is lost (Knuth, TAOCP 2, 3.3.4)
 _FRACTIONS = (float, np.floating, Decimal)
 _LISTS = (list, tuple, np.ndarray)
 
@@ -224,6 +225,15 @@ def _encode_values(feature: Feature, values: Any) -> Floats:
         standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
     standard[is_missing] = 0.0
     return np.column_stack([standard, is_missing]).astype(np.float32)
+
+
+def context_keys(features: Sequence[Feature], codes: Ints) -> Ints:
+    """Return a key (n,) of all single values of contexts (n, C): equal for equal contexts, 0 where nothing is known."""
+    keys = np.zeros(len(codes), dtype=np.int64)
+    for feature, columns in code_slices(features):
+        if feature.vocabulary and feature.width == 1:
+            keys = keys * _KEY_FACTOR + feature.keys[codes[:, columns.start]]  # modulo 2 ** 64
+    return keys
 
 
 # ---- hashed text: words, pairs of neighbouring words, then n-grams of letters (Bojanowski et al. 2017)

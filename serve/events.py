@@ -8,7 +8,7 @@ Letters: B requests, L history positions, E owned items of all requests, C codes
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -46,6 +46,7 @@ class Events:
     event: Ints  # code of the event type; 1 = unknown or none
     weight: Floats
     offsets: Ints
+    context: np.ndarray | None = None  # keys of what they happened in, 0 where unknown; None: nothing is known
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
@@ -77,7 +78,8 @@ class Events:
 
     def pick(self, places: Ints, offsets: Ints) -> Events:
         """Take events by their place in the flat arrays, as the segments that `offsets` says."""
-        return Events(self.item_row[places], self.time[places], self.event[places], self.weight[places], offsets)
+        columns = (self.item_row[places], self.time[places], self.event[places], self.weight[places])
+        return Events(*columns, offsets, None if self.context is None else self.context[places])
 
     def last(self, length: int) -> Events:
         """Keep the last `length` events of each segment."""
@@ -106,8 +108,13 @@ class TowerInputs:
     owned_rows: Ints
 
 
-def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
-    """Pad the last `history_length` events of each request to rectangles (B, L), L at least 1: arrays and item rows."""
+def history_arrays(events: Events, schema: Schema, keys: Ints | None = None) -> tuple[Arrays, Ints]:
+    """Pad the last `history_length` events of each request to rectangles (B, L), L at least 1: arrays and item rows.
+
+    With the keys of the requests' contexts, (B,), there is also `history_matches`: 1 where an event had the same.
+    """
+    is_same = np.zeros(len(events.item_row)) if keys is None else _match_contexts(events, keys)
+    events = replace(events, context=is_same)
     recent = (as_sets(events) if schema.is_set else events).last(schema.history_length)
     is_event = np.arange(max(1, recent.counts.max(initial=0))) < recent.counts[:, None]  # (B, L)
 
@@ -123,18 +130,33 @@ def history_arrays(events: Events, schema: Schema) -> tuple[Arrays, Ints]:
         "history_groups": pad(number_groups(recent, schema)),
         "history_lengths": recent.counts,
     }
+    if keys is not None:
+        arrays["history_matches"] = pad(np.asarray(recent.context))
     return arrays, pad(recent.item_row)
 
 
+def _match_contexts(events: Events, keys: Ints) -> Floats:
+    of_request = keys[events.segments()]
+    is_same = False if events.context is None else (events.context == of_request) & (of_request != 0)
+    return np.broadcast_to(is_same, of_request.shape).astype(np.float32)
+
+
 def as_sets(events: Events) -> Events:
-    """Keep one event of each item, the heaviest, in an order that depends on the items alone."""
+    """Keep one event of each item, the heaviest, in an order that depends on the items alone.
+
+    The greatest context of its events goes with it, so that one that matches a request is enough.
+    """
     segment = events.segments()
     order = np.lexsort((events.event, events.weight, events.item_row * _SCATTER % _SCATTERED, segment))
     segment, row = segment[order], events.item_row[order]
     is_last = np.ones(len(order), dtype=bool)
     is_last[:-1] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
     counts = np.bincount(segment[is_last], minlength=len(events))
-    return events.pick(order[is_last], np.concatenate([[0], np.cumsum(counts)]))
+    kept = events.pick(order[is_last], np.concatenate([[0], np.cumsum(counts)]))
+    if events.context is None or not len(order):
+        return kept
+    starts = np.concatenate([[0], np.flatnonzero(is_last)[:-1] + 1])
+    return replace(kept, context=np.maximum.reduceat(events.context[order], starts))
 
 
 def number_groups(events: Events, schema: Schema) -> Ints:

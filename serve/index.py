@@ -44,6 +44,7 @@ class Neighbours:
     rows: NDArray[np.integer]
     weights: Floats
     decay: float = 0.0  # w_j is exp(-decay * events after j), so 1 in sets
+    context_gain: float = 0.0  # and 1 + context_gain times that where j happened in the context of the request
 
     @classmethod
     def none(cls, n_items: int) -> Neighbours:
@@ -51,7 +52,9 @@ class Neighbours:
         return cls(np.zeros(n_items + 1, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
 
     @classmethod
-    def from_bytes(cls, offsets: Content, entries: Content, n_items: int, decay: float) -> Neighbours:
+    def from_bytes(
+        cls, offsets: Content, entries: Content, n_items: int, decay: float, context_gain: float = 0.0
+    ) -> Neighbours:
         """Read the arrays that `to_bytes` wrote; a `ValueError` says that they are not of these items."""
         starts, pairs = _read_array(offsets, np.dtype("<i8")), _read_array(entries, ENTRY)
         is_sound = len(starts) == n_items + 1 and starts[0] == 0 and starts[-1] <= len(pairs)
@@ -60,7 +63,7 @@ class Neighbours:
         rows, weights = pairs["neighbour"], pairs["weight"]
         if len(rows) and not (rows.min() >= 0 and rows.max() < n_items and (np.abs(weights) < _MAX_WEIGHT).all()):
             raise ValueError(f"a row is outside 0 to {n_items - 1}, or a weight is not finite")
-        return cls(starts, rows, weights, decay)
+        return cls(starts, rows, weights, decay, context_gain)
 
     def to_bytes(self) -> tuple[bytes, bytes]:
         """Write offsets and entries in the format of `np.save`."""
@@ -71,17 +74,22 @@ class Neighbours:
         np.save(files[1], entries)
         return files[0].getvalue(), files[1].getvalue()
 
-    def of_histories(self, history_rows: Ints, lengths: Ints, remembered: Pairs | None = None) -> Terms | None:
+    def of_histories(
+        self, history_rows: Ints, lengths: Ints, remembered: Pairs | None = None, matches: Any = 0.0
+    ) -> Terms | None:
         """Return the terms that histories (B, L) of lengths (B,) add to scores, none to `remembered` items.
 
-        Items that came after the bundle have no weights.
+        `matches` (B, L) is 1 where an event happened in the context of the request. Items that came after the bundle
+        have no weights.
         """
         if not len(self.rows):
             return None
         later = lengths[:, None] - 1 - np.arange(history_rows.shape[1])  # (B, L) events after each; below 0: padding
         decayed = np.exp(-self.decay * np.arange(history_rows.shape[1]))  # (L,) the last event first
-        sums = np.concatenate([[1.0], decayed.cumsum()])[lengths]  # (B,)
-        shares = decayed[np.maximum(later, 0)] / np.sqrt(sums)[:, None]  # (B, L)
+        counts = np.where(later >= 0, decayed[np.maximum(later, 0)], 0.0)  # (B, L)
+        counts *= 1 + self.context_gain * matches
+        sums = np.cumsum(counts[:, ::-1], axis=1)[:, -1]  # (B,) one by one, the last event first: padding adds nothing
+        shares = counts / np.sqrt(np.where(lengths, sums, 1.0))[:, None]  # (B, L)
         n_items = len(self.offsets) - 1
         requests, places = ((later >= 0) & (history_rows < n_items)).nonzero()  # (E,) known events
         items = history_rows[requests, places]

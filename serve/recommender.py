@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from serve.bundle import ITEM_TOWER, PROFILES, Bundle, GoldenAnswer, identify_folder, replay
 from serve.catalogue import Catalogue, ItemFacts
-from serve.encode import TIME, encode_features, encode_rows, keyed_by_name
+from serve.encode import TIME, context_keys, encode_features, encode_rows, keyed_by_name
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.events import (
     Events,
@@ -168,13 +168,13 @@ class Recommender:
     def _make_query(self, encoded: EncodedRequests, view: View) -> Query:
         """Run the user tower and put together what is added to its products."""
         users, memory = self.towers.users(encoded.tower, self.catalogue.index.vectors)
-        lengths = encoded.tower.arrays["history_lengths"]
+        arrays, neighbours = encoded.tower.arrays, self.bundle.neighbours
         remembered = encoded.owned if len(memory) else None
-        neighbours = self.bundle.neighbours
-        of_history = neighbours.of_histories(encoded.tower.history_rows, lengths, remembered)
+        lengths, matches = arrays["history_lengths"], arrays["history_matches"]
+        of_history = neighbours.of_histories(encoded.tower.history_rows, lengths, remembered, matches)
         of_memory: Terms | None = None
         if view != "novel" and len(memory):
-            of_memory = (encoded.tower.arrays["owned_users"], encoded.tower.owned_rows, memory)
+            of_memory = (arrays["owned_users"], encoded.tower.owned_rows, memory)
         added = join_terms([of_history, neighbours.of_all(len(users)), of_memory])
         requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
         return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
@@ -218,10 +218,12 @@ class RequestEncoder:
         given = self._read_histories(histories)
         moment = self._moments(requests, given)
         events, unknown_items = self._keep_known(given, moment, histories)
-        arrays, history_rows = history_arrays(events, schema)
         users = encode_rows(self._user_features, features, schema.timezone)
         contexts = [{**(one.context or {}), TIME: one.datetime} for one in requests]
-        arrays |= request_arrays(moment, users, encode_rows(self._context_features, contexts, schema.timezone))
+        context = encode_rows(self._context_features, contexts, schema.timezone)
+        keys = context_keys(self._context_features, context.codes)
+        arrays, history_rows = history_arrays(events, schema, keys)
+        arrays |= request_arrays(moment, users, context)
         owned_rows = history_rows[:0, 0]
         if self._facts is not None:
             recent, n_types = events.last(schema.memory_length), len(schema.event_types)
@@ -245,6 +247,7 @@ class RequestEncoder:
             np.array([self._event_codes.get(name, UNKNOWN) for name in event], dtype=np.int64),
             weight.astype(np.float32),
             np.cumsum([0, *map(len, histories)], dtype=np.int64),
+            _join(histories, "context", 0, np.int64),
         )
 
     def _moments(self, requests: Sequence[Request], given: Events) -> Ints:

@@ -1,6 +1,6 @@
 """Requests and the one place where they and their values are checked: here, and not again after it.
 
-    {user_id?, features?: {name: value}, history?: [{item_id, datetime?, event?, weight?}] (oldest first),
+    {user_id?, features?: {name: value}, history?: [{item_id, datetime?, event?, weight?, context?}] (oldest first),
      context?: {name: value}, datetime?, exclude?: [item_id],
      filters?: {where?: text, only?: [item_id], at_most?: {column: n}}}
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from serve.clock import FIRST_SECOND, LAST_SECOND, to_seconds
 from serve.columns import Vector
-from serve.encode import to_text, to_vectors
+from serve.encode import TIME, context_keys, encode_rows, keyed_by_name, to_text, to_vectors
 from serve.errors import SchemaError, name_nearest
 from serve.schema import DERIVED, Feature, IdType, Schema
 
@@ -43,6 +43,7 @@ class History:
     datetime: NDArray[np.int64] | None = None  # UTC seconds
     event: NDArray[np.object_] | None = None  # texts, None where there is none
     weight: NDArray[np.float64] | None = None  # NaN where there is none
+    context: NDArray[np.int64] | None = None  # keys as of `serve.encode.context_keys`, 0 where there is none
 
     def __len__(self) -> int:
         return len(self.item_id)
@@ -166,12 +167,22 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
         events = [to_text(parse_label(value, f"history[{i}].event")) for i, value in enumerate(events)]
     if weights is not None:
         weights = [parse_weight(value, f"history[{i}].weight") for i, value in enumerate(weights)]
+    seconds = None if times is None else _parse_history_times(times, schema.timezone)
     return History(
         np.array(ids, dtype=np.int64 if schema.item_id_type == "integer" else np.object_),
-        None if times is None else _parse_history_times(times, schema.timezone),
+        seconds,
         None if events is None else np.array(events, dtype=np.object_),
         None if weights is None else np.array(weights, dtype=np.float64),  # None becomes NaN
+        _key_contexts(entries, seconds, schema) if schema.context_features else None,
     )
+
+
+def _key_contexts(entries: Sequence[Any], seconds: NDArray[np.int64] | None, schema: Schema) -> NDArray[np.int64]:
+    times = [None] * len(entries) if seconds is None else seconds.tolist()
+    given = [_parse_features(one.get("context"), "context", schema) or {} for one in entries]
+    rows = [{**one, TIME: time} for one, time in zip(given, times, strict=True)]
+    features = keyed_by_name(schema.context_features)
+    return context_keys(features, encode_rows(features, rows, schema.timezone).codes)
 
 
 def _parse_history_times(values: list[Any], timezone: str | None) -> NDArray[np.int64]:

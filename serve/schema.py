@@ -12,6 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+from zlib import crc32
+
+import numpy as np
+from numpy.typing import NDArray
 
 from serve.errors import SchemaError
 
@@ -56,6 +60,12 @@ class Feature:
     def n_codes(self) -> int:
         """Rows an embedding table needs: padding, unknown, then the vocabulary or the buckets."""
         return FIRST_CODE + len(self.vocabulary) + self.buckets
+
+    @cached_property
+    def keys(self) -> NDArray[np.int64]:
+        """Code -> a hash of the value that no other schema changes, 0 for padding and unknown; (n_codes,)."""
+        hashes = [crc32(f"{self.name}={value}".encode()) for value in self.vocabulary]
+        return np.array([0] * FIRST_CODE + hashes + [0] * self.buckets, dtype=np.int64)
 
     @cached_property
     def codes(self) -> dict[str, int]:
@@ -142,7 +152,7 @@ _RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, besi
     **dict.fromkeys(("width", "history_length", "memory_length", "dim"), lambda size: 1 <= size <= _MAX_SIZE),
     **dict.fromkeys(("scale", "weight_scale"), lambda number: number > 0),
     **dict.fromkeys(("decay_days", "popularity_days"), lambda days: all(day > 0 for day in days)),
-    **dict.fromkeys(("popularity_dims", "neighbour_decay"), lambda number: number >= 0),
+    **dict.fromkeys(("popularity_dims", "neighbour_decay", "neighbour_context_gain"), lambda number: number >= 0),
     "buckets": lambda number: 0 <= number <= _MAX_SIZE and number & (number - 1) == 0,
     "weight_mean": lambda logarithm: 0 <= logarithm <= 700,  # above it the weight is infinite
 }

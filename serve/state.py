@@ -467,17 +467,21 @@ def _join(known: History, live: History) -> History:
 
 def _count_known(known: History, live: History) -> int:
     """Return how many of the first live events are the profile's last ones, in their order: the longest such run."""
-    ours = [*zip(*(values.tolist()[-len(live) :] for values in known.columns().values()), strict=True)]
-    theirs = [*zip(*(getattr(live, name).tolist() for name in known.columns()), strict=True)]
+    names = known.columns().keys() & live.columns().keys()
+    ours = [*zip(*(getattr(known, name).tolist()[-len(live) :] for name in names), strict=True)]
+    theirs = [*zip(*(getattr(live, name).tolist() for name in names), strict=True)]
     ours, theirs = ([tuple(None if one != one else one for one in row) for row in rows] for rows in (ours, theirs))
     return next((n for n in range(len(ours), 0, -1) if ours[-n:] == theirs[:n]), 0)
 
 
 def _append(known: History, live: History) -> History:
-    """Put live events behind a profile's; None and NaN fill a column that the profile lacks."""
+    """Put live events behind a profile's; None and NaN fill a column that the profile lacks.
+
+    Live events have no context: they match none.
+    """
     blank = {"event": np.full(len(known), None, dtype=np.object_), "weight": np.full(len(known), np.nan)}
-    columns = blank | known.columns()
-    return History(**{name: np.concatenate([values, getattr(live, name)]) for name, values in columns.items()})
+    columns, later = blank | known.columns(), {"context": np.zeros(len(live), np.int64)} | live.columns()
+    return History(**{name: np.concatenate([values, later[name]]) for name, values in columns.items()})
 
 
 class ImpressionLog:

@@ -42,6 +42,7 @@ class PastEvent(TypedDict, total=False):
     datetime: Text | Number | None
     event: Text | None
     weight: Number | None
+    context: Annotated[Values | None, Field(description="As of a request: of the event.")]
 
 
 @_strict

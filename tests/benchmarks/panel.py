@@ -77,15 +77,21 @@ def compare(name: str, table: Planted, seed: int) -> str:
             metrics = train.run(config, (table.events, users, items)).metrics
         else:
             metrics = run_files(config, table, Path(folder))
-    figures = {model: views[view][metric] for model, views in metrics["test"].items()}
-    best = max(metrics["paired"], key=lambda model: figures[model])
-    lead = metrics["paired"][best][view]
-    low, high = lead[f"{metric}_ci95"]
-    verdict = "behind" if high < 0 else "ahead" if low > 0 else "level"
-    return (
-        f"| {name} | {seed} | {len(table.events):,} | {figures['bascule']:.4f} | {best} {figures[best]:.4f} "
-        f"| {lead[metric]:+.4f} ({low:+.4f}, {high:+.4f}) | {verdict} |"
-    )
+    parts = [(name, metrics["test"], metrics["paired"])]
+    if "with_context" in metrics and data.features.context:
+        parts.append((f"{name}, asked in it", metrics["with_context"], metrics["paired_with_context"]))
+    rows = []
+    for label, test, paired in parts:
+        figures = {model: views[view][metric] for model, views in test.items()}
+        best = max(paired, key=lambda model: figures[model])
+        lead = paired[best][view]
+        low, high = lead[f"{metric}_ci95"]
+        verdict = "behind" if high < 0 else "ahead" if low > 0 else "level"
+        rows.append(
+            f"| {label} | {seed} | {len(table.events):,} | {figures['bascule']:.4f} | {best} {figures[best]:.4f} "
+            f"| {lead[metric]:+.4f} ({low:+.4f}, {high:+.4f}) | {verdict} |"
+        )
+    return "\n".join(rows)
 
 
 def run_files(config: Any, table: Planted, folder: Path) -> dict[str, Any]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encode import code_slices, encode_features, to_text, value_slices
+from serve.encode import code_slices, context_keys, encode_features, to_text, value_slices
 from serve.errors import SchemaError
 from serve.schema import Feature
 
@@ -183,3 +183,16 @@ def test_a_batch_is_its_rows_one_by_one_and_within_bounds(table):
     assert (np.abs(batch.values) <= 10).all()
     for _, columns in value_slices(ALL_KINDS):
         assert np.isin(batch.values[:, columns.stop - 1], [0, 1]).all()
+
+
+def test_equal_contexts_have_equal_keys_in_every_schema_and_others_have_others():
+    cells = {"place": ["shop", "web", "web", "shop", None, "mars"], "day": ["mon", "mon", "sun", None, None, "moon"]}
+
+    def keys(places, days):
+        features = (Feature("place", "categorical", "place", places), Feature("day", "categorical", "day", days))
+        return context_keys(features, encode_features(features, cells, 6).codes)
+
+    found = keys(("shop", "web"), ("mon", "sun"))
+    assert found.tolist() == keys(("web", "app", "shop"), ("sun", "tue", "mon")).tolist()
+    assert len(set(found[:4].tolist())) == 4
+    assert found[4:].tolist() == [0, 0]  # nothing is known

@@ -68,6 +68,19 @@ def test_items_come_in_one_order_whoever_has_them(items, seed):
     assert first == second
 
 
+def test_an_event_in_the_context_of_the_request_is_marked_and_in_a_set_any_of_its_item():
+    events = replace(
+        make_events([[(7, 1, 1.0), (7, 2, 3.0), (2, 1, 1.0)], [(7, 1, 1.0)]]), context=np.array([5, 6, 0, 5])
+    )
+    ordered = replace(SET, ties="ordered")
+    assert history_arrays(events, ordered, np.array([5, 0]))[0]["history_matches"].tolist() == [[1, 0, 0], [0, 0, 0]]
+    arrays, rows = history_arrays(events, SET, np.array([5, 5]))
+    marked = dict(zip(rows[0].tolist(), arrays["history_matches"][0].tolist(), strict=False))
+    assert (marked[7], marked[2]) == (1, 0)
+    assert arrays["history_events"][0, rows[0].tolist().index(7)] == 2  # of the heaviest event still
+    assert arrays["history_matches"][1, 0] == 1
+
+
 def test_a_history_reads_distinct_items_though_one_stands_in_many_rows():
     many = [(7, 1, 1.0)] * 20 + [(2, 1, 1.0), (4, 1, 1.0)]
     arrays, rows = history_arrays(make_events([many]), SET)

@@ -117,22 +117,26 @@ def test_another_index_or_an_empty_one_is_refused(make):
             ItemIndex.from_bytes(content)
 
 
-def draw_neighbours(rng, decay=0.4):
+def draw_neighbours(rng, decay=0.4, gain=0.0):
     counts = rng.integers(0, 5, size=N)
     rows = np.concatenate([rng.choice(N, n, replace=False) for n in counts]).astype(np.int32)
-    return Neighbours(np.cumsum([0, *counts]), rows, rng.standard_normal(len(rows)).astype(np.float32), decay)
+    return Neighbours(np.cumsum([0, *counts]), rows, rng.standard_normal(len(rows)).astype(np.float32), decay, gain)
 
 
-def test_histories_add_by_the_formula():
+@pytest.mark.parametrize("gain", [0.0, 3.0])
+def test_histories_add_by_the_formula(gain):
     rng = np.random.default_rng(5)
-    neighbours, lengths = draw_neighbours(rng), np.array([4, 0, 1, 3])
+    neighbours, lengths = draw_neighbours(rng, gain=gain), np.array([4, 0, 1, 3])
+    matches = rng.integers(0, 2, (4, 4)).astype(np.float32)  # whether an event has the context of the request
     history = rng.integers(N, size=(4, 4))
     history[3, 1] = N + 2  # an item that came after the bundle
     scores = np.zeros((4, N + 3), np.float32)
-    add_terms(scores, neighbours.of_histories(history, lengths))
+    add_terms(scores, neighbours.of_histories(history, lengths, matches=matches))
     expected = np.zeros_like(scores, dtype=np.float64)
     for request, length in enumerate(lengths):
-        weights = [np.exp(-0.4 * (length - 1 - place)) for place in range(length)]
+        weights = [
+            np.exp(-0.4 * (length - 1 - place)) * (1 + gain * matches[request, place]) for place in range(length)
+        ]
         for weight, item in zip(weights, history[request], strict=False):
             for entry in range(*neighbours.offsets[item : item + 2]) if item < N else ():
                 expected[request, neighbours.rows[entry]] += weight * neighbours.weights[entry] / sum(weights) ** 0.5

@@ -39,7 +39,7 @@ def test_everything_given():
         "user_id": "u7",
         "features": {"age": 3, "gender": None, "likes": ["a", 5, None]},
         "history": [
-            {"item_id": 11, "datetime": "2024-01-01", "event": " view ", "weight": 2},
+            {"item_id": 11, "datetime": "2024-01-01", "event": " view ", "weight": 2, "context": {"device": True}},
             {"item_id": "12", "datetime": "2024-01-01T12:00:00Z"},
         ],
         "context": {"device": True},
@@ -47,12 +47,15 @@ def test_everything_given():
         "exclude": [5, "5", 7],
     }
     request = parse_request(raw, SCHEMA)
-    assert {name: values.tolist() for name, values in request.history.columns().items() if name != "weight"} == {
+    assert {
+        name: values.tolist() for name, values in request.history.columns().items() if name not in ("weight", "context")
+    } == {
         "item_id": [11, 12],
         "datetime": [NOON - 43_200, NOON],
         "event": ["view", None],
     }
     np.testing.assert_array_equal(request.history.weight, [2.0, np.nan])
+    assert len(set(request.history.context.tolist())) == 2
     assert replace(request, history=None) == Request(
         user_id="u7",
         features={"age": 3.0, "gender": None, "likes": ["a", 5, None]},

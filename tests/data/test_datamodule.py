@@ -30,18 +30,22 @@ def test_a_validation_request_is_all_of_a_users_training_events(world):
     (batch,) = data.validation_batches
     train = world.tables.interactions
     row_of = {item_id: row for row, item_id in enumerate(world.catalogue.item_ids.tolist())}
-    assert sorted(data.validation_users) == sorted(validation["user_id"].unique())
+    is_in_context = world.schema.repeats == "exclude"  # a request for each target, in its context
+    asked = validation.drop_duplicates(["user_id", "item_id"] if is_in_context else ["user_id"])
+    assert sorted(data.validation_users) == sorted(asked["user_id"])
     assert len(batch.history_rows) == len(data.validation_users)
+    wanted = list(zip(batch.target_users.tolist(), batch.target_rows.tolist(), strict=True))
+    rows = [(user, row_of[item]) for user, item in validation[["user_id", "item_id"]].drop_duplicates().to_numpy()]
+    assert sorted((data.validation_users[b], row) for b, row in wanted) == sorted(rows)
     for b, user_id in enumerate(data.validation_users):
         mine = train[train["user_id"] == user_id].sort_values("datetime", kind="stable")
         recent = [row_of[item_id] for item_id in mine["item_id"]][-world.schema.history_length :]
         length = int(batch.arrays["history_lengths"][b])
         assert batch.history_rows[b, :length].tolist() == recent
         assert batch.owned_rows[batch.owned_users == b].tolist() == sorted({row_of[i] for i in mine["item_id"]})
-        wanted = sorted({row_of[i] for i in validation[validation["user_id"] == user_id]["item_id"]})
-        assert batch.target_rows[batch.target_users == b].tolist() == wanted
         assert batch.arrays["request_times"][b] == mine["datetime"].max() if length else True
-    assert (batch.arrays["context_codes"] == 1).all()  # nothing is known of the request
+    is_known = (batch.arrays["context_codes"] != 1).any()
+    assert bool(is_known) == is_in_context
 
 
 def test_validation_is_asked_at_its_moment():

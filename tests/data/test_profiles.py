@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.sequences import build_sequences, make_profiles
+from serve.encode import context_keys
 from serve.events import history_arrays
 from serve.index import ItemIds
 from serve.recommender import RequestEncoder
@@ -69,16 +70,20 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
             "position": draw([1, 2, 3]),
             "event": draw(["view", "buy", None], "str"),
             "weight": draw([0.0, 1.0, 2.5]),
+            "device": draw(["phone", "web", None], "str"),
         }
     )
     users = pd.DataFrame({"user_id": ["s", "p"] if is_text else [13, 5], "sex": ["m", "z"], "income": [1.0, None]})
     features = (*schema.user_features, Feature("sexes", "multi_categorical", "sex", ("f", "m"), width=2))
-    schema = replace(schema, user_features=features)
+    device = Feature("device", "categorical", "device", ("web", "phone"))
+    schema = replace(schema, user_features=features, context_features=(device,))
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
     trained = build_sequences(events, users, known_ids, schema)
     encoder = RequestEncoder(schema, ItemIds(known_ids), None, make_profiles(events, users, schema))
-    served = encoder.encode([Request(user_id) for user_id in trained.user_ids.tolist()]).tower
-    arrays, rows = history_arrays(trained.events, schema)
+    asked = [Request(user_id, context={"device": "phone"}) for user_id in trained.user_ids.tolist()]
+    served = encoder.encode(asked).tower
+    key = context_keys((device,), np.array([[device.codes["phone"]]]))
+    arrays, rows = history_arrays(trained.events, schema, key.repeat(len(asked)))
     arrays |= {"user_codes": trained.user.codes, "user_values": trained.user.values}
     for name, array in arrays.items():
         np.testing.assert_array_equal(served.arrays[name], array)

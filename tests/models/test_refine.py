@@ -54,15 +54,15 @@ def draw_weights(seed: int = 0) -> sp.csr_array:
     return sp.random_array((N, N), density=0.3, format="csr", dtype=np.float32, rng=np.random.default_rng(seed))
 
 
-@pytest.mark.parametrize("decay", [0.0, 0.4])
-def test_histories_add_what_serving_adds(side, decay):
+@pytest.mark.parametrize(("decay", "gain"), [(0.0, 0.0), (0.4, 0.0), (0.4, 3.0)])
+def test_histories_add_what_serving_adds(side, decay, gain):
     towers, data = side
     weights = draw_weights()
-    for batch in data.drawn_requests(9):
-        found = add_up(batch, weights, decay)
+    for batch in (*data.drawn_requests(9), *data.validation_batches):
+        found = add_up(batch, weights, decay, gain)
         if towers.user_tower.memory is not None:  # items that the memory scores get nothing
             found = found.masked_fill(batch.mark_owned(N), 0.0)
-        towers.neighbours = Neighbours(weights.indptr.astype(np.int64), weights.indices, weights.data, decay)
+        towers.neighbours = Neighbours(weights.indptr.astype(np.int64), weights.indices, weights.data, decay, gain)
         users = torch.zeros(len(found), 4)
         served = towers.score_items(users, torch.zeros(N, 4), batch)
         torch.testing.assert_close(found, served, rtol=1e-5, atol=1e-6)
@@ -103,7 +103,7 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = refine.Validation(towers, data.validation_batches).rank({"all": matrix}, found.decay, [{"all": 1.0}])
+        ranked = refine.Validation(towers, data.validation_batches).rank({"all": matrix}, found, [{"all": 1.0}])
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
 
@@ -120,6 +120,29 @@ def test_an_estimator_that_knows_the_validation_is_trusted_and_one_of_noise_is_n
     found = choose(towers, data, TOP_K, SEED)
     assert found.alphas["known"] >= 0.2 >= found.alphas["noise"]
     assert found.ndcg > 1.2 * found.ndcg_before
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better(tells):
+    world, held_out = hold_out(WORLDS["set"]())
+    data = make_data(world, validation=held_out)
+    towers = make_towers(world, data, "dot", n_blocks=0)
+    weights = draw_weights()
+    rng = np.random.default_rng(3)
+    for place, batch in enumerate(data.validation_batches):  # targets are what some of the events suggest
+        matches = torch.from_numpy(rng.integers(0, 2, batch.history_rows.shape)).float()
+        batch.arrays["history_matches"] = matches
+        scores = add_up(batch, weights, 0.0, 10.0 if tells else 0.0).masked_fill(batch.mark_owned(N), -torch.inf)
+        data.validation_batches[place] = batch._replace(
+            target_users=torch.arange(len(scores)),
+            target_rows=scores.argmax(dim=1),
+            target_weights=torch.ones(len(scores)),
+            target_owned=torch.full((len(scores),), -1),
+        )
+    validation = refine.Validation(towers, data.validation_batches)
+    usual = validation.rank({"all": 1e4 * weights}, Refinement(), [{"all": 1.0}])[0]
+    found, _ = refine._choose_gain(validation, {"all": 1e4 * weights}, Refinement({"all": 1.0}), usual)
+    assert (found.context_gain > 0) == tells
 
 
 def test_items_that_go_together_in_no_order_are_found_where_events_have_one(monkeypatch):

@@ -216,7 +216,8 @@ def test_a_step_tells_each_target_from_what_its_user_does_not_have():
 
 @pytest.mark.parametrize("n_drawn", [None, 5, 1])
 def test_a_request_tells_each_target_from_what_its_user_has_not(n_drawn):
-    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous")))
+    without_context = replace(ORDERED.features, context={})  # one request per user then
+    world, validation = hold_out(make_world(replace(ORDERED, ties="simultaneous", features=without_context)))
     data = make_data(world, validation=validation)
     module = make_module(make_towers(world, data))
     drawn = torch.arange(len(world.catalogue)) if n_drawn is None else torch.tensor([3, 8, 11, 19, 20])[:n_drawn]

@@ -84,7 +84,7 @@ class Side:
     def arrays(self, events: Events, seed: int = 1) -> tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]:
         schema, catalogue, rng = self.world.schema, self.world.catalogue, np.random.default_rng(seed)
         moment = np.full(len(events), MOMENT)
-        arrays, rows = history_arrays(events, schema)
+        arrays, rows = history_arrays(events, schema, np.ones(len(events), np.int64))
         user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
         arrays |= request_arrays(moment, user, context)
         rates = np.linspace(-1, 1, N).astype(np.float32)
