@@ -38,10 +38,18 @@ FORMAT = 1
 _ITEM_ID = "item_id"
 _CREATE = """CREATE TABLE IF NOT EXISTS items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
     columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;"""
-_READ = "SELECT item_id, columns, is_added, is_removed, place FROM items WHERE place > ? ORDER BY place"
-# whoever writes an item gives it a place behind all others
-_WRITE = "INSERT OR REPLACE INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)"
-_CREATE_LOADS = "CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT"
+_READ = "SELECT item_id, columns, is_added, is_removed FROM items"
+_IF_NEW = "WHERE place IN (SELECT place FROM changed WHERE number > ?)"
+_WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
+ON CONFLICT (item_id) DO UPDATE SET
+    columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
+# what other processes are to follow: items by their place, the last one changed at the end, and versions
+_CREATE_NEWS = (
+    "CREATE TABLE IF NOT EXISTS changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT",
+    "CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT",
+)
+_NOTE_CHANGE = "INSERT OR REPLACE INTO changed (place) SELECT place FROM items WHERE item_id = ?"
+_LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM changed"
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
 
 
@@ -70,7 +78,8 @@ class LiveItems:
         self._database = open_database(path, "user_version", FORMAT, _CREATE)
         try:
             with name_fault(path):
-                self._database.execute(_CREATE_LOADS)
+                for create in _CREATE_NEWS:
+                    self._database.execute(create)
             self.rebase(recommender)
         except (ValueError, OSError):
             self._database.close()
@@ -79,13 +88,14 @@ class LiveItems:
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle; items whose ids are of another type are kept, and noted."""
         with self._writing:
-            changes, others, place = self._read(recommender.bundle.schema.item_id_type, 0)
+            seen = self._last_change()
+            changes, others = self._read(recommender.bundle.schema.item_id_type)
             placement = _Placement(recommender)
             fitted, notes = placement.fit(changes)
             completed = recommender.with_catalogue(placement.apply(recommender.catalogue, fitted))
             if others:
                 notes.append(f"live items: {show(others[0])} is no id of the bundle: not listed ({len(others)} times)")
-            self._changes, self._place = {one.item_id: one for one in changes}, place
+            self._changes, self._seen = {one.item_id: one for one in changes}, seen
             self._placement, self.recommender, self.notes = placement, completed, notes
 
     def follow(self) -> None:
@@ -151,40 +161,44 @@ class LiveItems:
                 written = [(one, json.dumps(one.columns, allow_nan=False)) for one in changes.values()]
                 rows = [(str(one.item_id), columns, one.is_added, one.is_removed) for one, columns in written]
                 self._database.executemany(_WRITE, rows)
-                (place,) = self._database.execute("SELECT ifnull(max(place), 0) FROM items").fetchone()
-            self._show(changes, catalogue, place)
+                self._database.executemany(_NOTE_CHANGE, [row[:1] for row in rows])
+                seen = self._last_change()
+            self._show(changes, catalogue, seen)
 
     def _catch_up(self) -> None:
-        read, _, place = self._read(self.recommender.bundle.schema.item_id_type, self._place)
-        changes = {one.item_id: one for one in read}
-        self._show(changes, self._apply(changes), place)
+        seen = self._last_change()
+        if seen > self._seen:
+            read, _ = self._read(self.recommender.bundle.schema.item_id_type, _IF_NEW, self._seen)
+            changes = {one.item_id: one for one in read}
+            self._show(changes, self._apply(changes), seen)
 
     def _apply(self, changes: Mapping[Id, Change]) -> Catalogue:
         fitted, _ = self._placement.fit(changes.values())
         return self._placement.apply(self.recommender.catalogue, fitted)
 
-    def _show(self, changes: Mapping[Id, Change], catalogue: Catalogue, place: int) -> None:
+    def _show(self, changes: Mapping[Id, Change], catalogue: Catalogue, seen: int) -> None:
         self._changes.update(changes)
-        self._place = place
-        if catalogue is not self.recommender.catalogue:
+        self._seen = seen
+        if changes:
             self.recommender = self.recommender.with_catalogue(catalogue)
 
-    def _read(self, id_type: IdType, after: int) -> tuple[list[Change], list[str], int]:
-        """Return changes behind a place, the other ids of items that are not removed, and the last place.
-
-        Changes are those of items with ids of the type.
-        """
+    def _last_change(self) -> int:
         with name_fault(self._path):
-            rows = self._database.execute(_READ, (after,)).fetchall()
+            return int(self._database.execute(_LAST_CHANGE).fetchone()[0])
+
+    def _read(self, id_type: IdType, condition: str = "", *values: int) -> tuple[list[Change], list[str]]:
+        """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
+        with name_fault(self._path):
+            rows = self._database.execute(f"{_READ} {condition} ORDER BY place", values).fetchall()
         changes, others = [], []
-        for text, columns, is_added, is_removed, _ in rows:
+        for text, columns, is_added, is_removed in rows:
             try:
                 item_id = parse_id(text, id_type, _ITEM_ID)
             except SchemaError:
                 others += [] if is_removed else [text]
             else:
                 changes.append(Change(item_id, json.loads(columns), bool(is_added), bool(is_removed)))
-        return changes, others, rows[-1][-1] if rows else after
+        return changes, others
 
 
 class _Placement:

@@ -76,7 +76,7 @@ class Service:
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
         self._load, version = self.items.last_load()
         if reason is None and version != self.version:
-            self._load = self.items.note_load(self.version)
+            self._note_load()
         self._is_closing = threading.Event()
         self._following = threading.Thread(target=self._follow, name="bascule-follow", daemon=True)
         self._following.start()
@@ -144,7 +144,7 @@ class Service:
         with self._reloading:
             reason = self._take_up()
             if reason is None:
-                self._load = self.items.note_load(self.version)
+                self._note_load()
             return reason
 
     def _take_up(self) -> str | None:
@@ -175,7 +175,13 @@ class Service:
         if reason is not None:
             _LOG.error("version %s answers on, but %s in other processes: %s", before, version, reason)
         elif self.version not in (before, version):  # the source has a later one: the others follow in their turn
+            self._note_load()
+
+    def _note_load(self) -> None:
+        try:
             self._load = self.items.note_load(self.version)
+        except OSError as error:
+            _LOG.error("other processes do not follow to version %s: %s", self.version, error.strerror)
 
     def names(self) -> frozenset[str]:
         """Return the names of features and columns, which are no secret."""

@@ -90,11 +90,12 @@ def test_any_sequence_of_changes_is_answered_as_by_brute_force(
     recommenders, tmp_path_factory, world, steps, histories, k
 ):
     schema, recommender = WORLDS[world], recommenders[world]
-    live = LiveItems(tmp_path_factory.mktemp("live") / "items.db", recommender)
+    file = tmp_path_factory.mktemp("live") / "items.db"
+    lives = [LiveItems(file, recommender) for _ in range(2)]  # as in two processes
     shelf = [*item_ids(schema)[:4], *(new_id(schema, number) for number in range(4))]
     added, removed = {}, set()
-    for place, action, values in steps:
-        item_id = shelf[place]
+    for number, (place, action, values) in enumerate(steps):
+        item_id, live = shelf[place], lives[number % 2]
         if action == "put":
             live.put(item_id, values)
             if place >= 4:
@@ -104,10 +105,13 @@ def test_any_sequence_of_changes_is_answered_as_by_brute_force(
             assert live.remove(item_id) == (item_id in {*item_ids(schema), *added} - removed)
             removed.add(item_id)
         else:
-            live = reopen(live, recommender)
+            lives[number % 2] = reopen(live, recommender)
     present = {*item_ids(schema), *added}
     histories = [[shelf[place] for place in history if shelf[place] in present] for history in histories]
-    check_answers(live, schema, added, removed, histories, k)
+    for live in lives:
+        live.follow()
+        check_answers(live, schema, added, removed, histories, k)
+        live.close()
     live.close()
 
 
@@ -240,6 +244,19 @@ def test_no_change_is_lost_where_many_come_at_once(shop, path, recommenders):
     shop.close()
     with closing(LiveItems(path, recommenders["shop"])) as again:
         assert set(again.recommender.recommend([{}], N + 20).item_id) == expected
+
+
+def test_processes_list_items_that_score_the_same_in_one_order(shop, path, recommenders):
+    with closing(LiveItems(path, recommenders["shop"])) as other:
+        for number in (2, 1, 3):
+            shop.put(f"same-{number}", MILK)
+        other.put("same-2", {"title": "Milk again"})
+        shop.put("same-4", MILK)
+        other.follow()
+        with closing(LiveItems(path, recommenders["shop"])) as later:
+            orders = [one.recommender.catalogue.item_ids.ids[N:].tolist() for one in (shop, other, later)]
+    assert orders == [["same-2", "same-1", "same-3", "same-4"]] * 3
+    assert row_of(shop, "same-2")["title"] == row_of(other, "same-2")["title"] == "Milk again"
 
 
 def test_a_bundle_with_ids_of_another_type_serves_without_the_items_that_it_cannot_name(shop, path, recommenders):
