@@ -1,6 +1,7 @@
 """The service without HTTP: moments, live state, forgetting in several folders, explanations."""
 
 import math
+import shutil
 import time
 from contextlib import closing
 from datetime import date
@@ -13,9 +14,9 @@ from serve.recommender import Recommender
 from serve.requests import History, Request
 from serve.service import Service, find_reasons, show_items
 from serve.state import StateStore
-from serve.versions import BundleSource, Registry, RegistrySource, publish_version
+from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
-from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, vectors_of
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, publish_linear, vectors_of
 
 IDS = item_ids(FILMS)
 
@@ -86,6 +87,37 @@ def test_a_user_is_forgotten_out_of_all_folders_with_profiles_or_state(tmp_path,
         assert service.observe([event]) == 0
         theirs, anyones = ask(service, {**NOW, "user_id": user}, NOW)
         assert theirs == anyones
+
+
+def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
+    registry, state = Registry(tmp_path / "registry"), tmp_path / "state"
+    other = publish_linear(tmp_path / "other", schema, seed=8)
+    versions = [publish_version(registry, one, is_activated=True).version for one in (bundle, other)]
+    source, item = RegistrySource(registry), item_ids(schema)[0]
+
+    def start():
+        return closing(Service(source, registry.path, None, state, EVER))
+
+    def agree(version, is_listed, *services):
+        until = time.monotonic() + 10
+        while any((one.version, one.current.catalogue.lists(item)) != (version, is_listed) for one in services):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+
+    with start() as first, start() as second:
+        assert first.items.remove(item)
+        agree(versions[1], False, first, second)
+        activate(registry, versions[0])
+        assert second.reload() is None
+        agree(versions[0], False, first, second)
+        second.items.put(item, {"price": 2.0})
+        activate(registry, versions[1])
+        with start() as third:  # of the version that is current now: the others must not stay behind
+            agree(versions[1], True, first, second, third)
+        shutil.rmtree(registry.path / versions[0])
+        registry.set_current(versions[0], versions)
+        assert first.reload() is not None
+        agree(versions[1], True, first, second)
 
 
 def test_of_a_long_history_the_latest_events_explain_an_item(films):

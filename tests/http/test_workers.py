@@ -1,0 +1,65 @@
+"""The parent of workers: it starts them, ends with them, and passes on why the first cannot start."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from serve import __main__ as cli
+from tests.http.services import publish_served
+from tests.linear_bundle import SHOP
+from tests.served import ROOT, serving
+
+
+@pytest.fixture
+def bundle(tmp_path):
+    return publish_served(tmp_path, SHOP)
+
+
+def workers_of(server):
+    return [*map(int, Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split())]
+
+
+def test_of_a_bundle_that_cannot_be_served_the_first_worker_says_why(bundle, capsys):
+    (bundle / "items.faiss").write_bytes(b"other")
+    command = [sys.executable, "-m", "serve", "http", "--bundle", bundle, "--port", "0", "--workers", "3"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, len(done.stderr.splitlines())) == (2, "", 1)
+    assert "items.faiss" in done.stderr
+    assert cli.main(["http", "--bundle", str(bundle), "--workers", "0"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_workers_end_with_a_parent_that_was_killed(bundle):
+    with serving("--bundle", bundle, "--workers", "1") as server:
+        (worker,) = workers_of(server)
+        server.process.kill()
+        server.process.wait(20)
+        until = time.monotonic() + 20
+        while Path(f"/proc/{worker}").exists():
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        with pytest.raises(ConnectionRefusedError):
+            server.connect()
+
+
+def test_a_bundle_that_cannot_be_served_renews_nobody(bundle):
+    with serving("--bundle", bundle, "--workers", "1") as server:
+        before = workers_of(server)
+        (bundle / "items.faiss").rename(bundle / "gone.faiss")
+        server.process.send_signal(signal.SIGHUP)
+        while "go on" not in (line := server.process.stderr.readline()):
+            assert line
+        assert before[0] in workers_of(server)
+        assert server.ask("POST", "/v1/recommend", {}).status == 200
+        (bundle / "gone.faiss").rename(bundle / "items.faiss")
+        os.kill(before[0], signal.SIGKILL)
+        while "at http" not in (line := server.process.stderr.readline()):
+            assert line
+        assert before[0] not in workers_of(server)
+        assert server.ask("POST", "/v1/recommend", {}).status == 200
+        assert server.end() == 0
