@@ -6,7 +6,7 @@ import os
 import signal
 import time
 from collections import Counter
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from itertools import count
 from pathlib import Path
 from threading import Event, Thread
@@ -112,6 +112,24 @@ def check_lists(clients, expected):
             assert items == expected[reply["version"]]
 
 
+def tell(who, turn=0):
+    """Make events of a user, each of a time of its own."""
+    event = {"user_id": f"u{who}", "item_id": IDS[0]}
+    return (lambda number: ("/v1/events", event | {"datetime": first_of(turn) + number}),)
+
+
+def first_of(turn):
+    return 1_500_000_000 + 100_000 * turn
+
+
+def check_kept(home, clients, turn=0):
+    """Require that each event that was acknowledged is on disk."""
+    with closing(StateStore(home / "state" / "state.db", retention_days=EVER)) as store:
+        for who, client in enumerate(clients):
+            kept = set(store.recall(f"u{who}").history.datetime.tolist())
+            assert {first_of(turn) + number for number, _ in client.replies[-900:]} <= kept
+
+
 @pytest.fixture
 def run(tmp_path):
     """A registry with two versions of one world, and a folder of state."""
@@ -139,15 +157,8 @@ def test_renewed_workers_miss_no_request_and_take_up_what_is_new(run, n_workers,
 
 def test_of_killed_workers_others_take_the_place_and_nothing_acknowledged_is_lost(run):
     *_, options = run
-    makes = [
-        lambda number, who=who: (
-            "/v1/events",
-            {"user_id": f"u{who}", "item_id": IDS[0], "datetime": 1_500_000_000 + number},
-        )
-        for who in range(4)
-    ]
     with serving(*options, "--workers", "2") as server:
-        with asked(server.port, *((make,) for make in makes)) as clients:
+        with asked(server.port, *(tell(who) for who in range(4))) as clients:
             for _ in range(4):
                 wait_for(lambda: len(workers_of(server)) == 2)
                 n_replies = [len(client.replies) for client in clients]
@@ -157,11 +168,16 @@ def test_of_killed_workers_others_take_the_place_and_nothing_acknowledged_is_los
                 wait_for(lambda: all(len(one.replies) > n + 20 for one, n in zip(clients, n_replies, strict=True)))  # noqa: B023
         assert server.end() == 0
     assert max(len(client.broken) for client in clients) <= 4  # its own connection to each that was killed
-    store = StateStore(run[0].path / "state" / "state.db", retention_days=EVER)
-    for who, client in enumerate(clients):
-        kept = set(store.recall(f"u{who}").history.datetime.tolist())
-        assert {1_500_000_000 + number for number, _ in client.replies} <= kept
-    store.close()
+    check_kept(run[0].path, clients)
+
+
+def test_of_a_killed_service_nothing_acknowledged_is_lost(run):
+    *_, options = run
+    for turn in range(5):
+        with serving(*options) as server, asked(server.port, *(tell(who, turn) for who in range(2))) as clients:
+            wait_for(lambda: all(len(client.replies) > 20 for client in clients))
+            server.end(signal.SIGKILL)
+        check_kept(run[0].path, clients, turn)
 
 
 def test_items_and_reloads_of_one_worker_reach_the_others_within_a_second(run):
