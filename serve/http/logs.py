@@ -12,6 +12,7 @@ import logging
 import traceback
 from contextvars import ContextVar
 from datetime import UTC, datetime
+from http import HTTPMethod
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -68,7 +69,8 @@ def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
     if route in AUDITED:
         facts = {"key": key, "status": status} | ({} if users is None else {"users": users})
         outcome = _OUTCOMES.get(status // 100, "refused")
-        AUDIT.info("%s %s %s", scope["method"], route, outcome, extra={"facts": facts})
+        method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"  # a caller may make one up
+        AUDIT.info("%s %s %s", method, route, outcome, extra={"facts": facts})
 
 
 def set_up_logs(form: str) -> None:
