@@ -18,7 +18,8 @@ RUN python -m venv /opt/bascule \
     && /opt/bascule/bin/python -m pip uninstall --yes setuptools pip
 RUN python -m venv /opt/sbom \
     && /opt/sbom/bin/python -m pip install --no-cache-dir "cyclonedx-bom>=7" \
-    && /opt/sbom/bin/python -m cyclonedx_py environment --output-reproducible -o /opt/bascule/sbom.json /opt/bascule
+    && /opt/sbom/bin/python -m cyclonedx_py environment --gather-license-texts --output-reproducible \
+        -o /opt/bascule/sbom.json /opt/bascule
 
 FROM python:3.11-slim
 RUN useradd --uid 10001 --no-create-home --shell /usr/sbin/nologin bascule \
