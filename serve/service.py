@@ -216,7 +216,6 @@ class Service:
 
     def measure(self) -> dict[str, Any]:
         """Return the figures of the metrics that are the same for all workers."""
-        reload = self.last_reload or {"time": self.current.loaded_at, "is_loaded": True}
         return {
             "version": self.version,
             "items": self.current.catalogue.n_listed,
@@ -225,8 +224,6 @@ class Service:
             "state_free_bytes": shutil.disk_usage(
                 next(filter(Path.is_dir, (self._folder, *self._folder.parents)))
             ).free,
-            "last_reload_timestamp_seconds": reload["time"],
-            "last_reload_success": reload["is_loaded"],
         }
 
     def close(self) -> None:

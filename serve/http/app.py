@@ -77,7 +77,8 @@ class AppState:
     async def refresh(self) -> None:
         """Take over what others count into the metrics; the server does so every second."""
         shown, faults = self.service.impressions, self.service.find_faults()
-        self.metrics.refresh(self.answers.n_waiting, shown.n_waiting, shown.n_lost, faults)
+        reload = self.service.last_reload or {"time": self.service.current.loaded_at, "is_loaded": True}
+        self.metrics.refresh(self.answers.n_waiting, shown.n_waiting, shown.n_lost, reload, faults)
 
     def close(self) -> None:
         """Finish what waits, and let go of threads and files."""

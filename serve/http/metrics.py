@@ -34,8 +34,6 @@ _MEASURED = {
     "live_items": "Items that were added, changed or removed live.",
     "state_bytes": "Size of the files of the state.",
     "state_free_bytes": "Bytes that are free on the disk of the state.",
-    "last_reload_timestamp_seconds": "Time of the last reload, or of the start.",
-    "last_reload_success": "1 if it was loaded, 0 if it was refused.",
 }
 
 
@@ -64,8 +62,11 @@ class Metrics:
         self.reloads = Counter("reloads", "Reloads, by outcome.", ("outcome",), **ours)
         self.events = Counter("events", "Events taken in.", **ours)
         self.impressions_lost = Counter("impressions_lost", "Impressions that could not be written.", **ours)
-        highest = ours | {"multiprocess_mode": "livemax"}
+        highest, lowest = (ours | {"multiprocess_mode": mode} for mode in ("livemax", "livemin"))
         self.degraded = Gauge("degraded", "1 for each fault that /ready names now.", ("fault",), **highest)
+        self.reloaded_at = Gauge("last_reload_timestamp_seconds", "Time of the last reload, or the start.", **highest)
+        self.is_loaded = Gauge("last_reload_success", "1 if it was loaded, 0 if it was refused.", **lowest)
+        self.is_loaded.set(1)  # of a worker that is about to start, too
         self.registry.register(_ServiceCollector(measure))
         if shared:
             MultiProcessCollector(self.registry, shared)  # type: ignore[no-untyped-call]
@@ -73,12 +74,16 @@ class Metrics:
         else:
             ProcessCollector(registry=self.registry)
 
-    def refresh(self, n_waiting: int, n_impressions: int, n_lost: int, faults: Collection[str]) -> None:
+    def refresh(
+        self, n_waiting: int, n_impressions: int, n_lost: int, reload: Mapping[str, Any], faults: Collection[str]
+    ) -> None:
         """Take over what the service counts itself; each worker does so every second, for whoever is asked."""
         self.waiting.set(n_waiting)
         self.impressions_waiting.set(n_impressions)
         self.impressions_lost.inc(n_lost - self._n_lost)
         self._n_lost = n_lost
+        self.reloaded_at.set(reload["time"])
+        self.is_loaded.set(reload["is_loaded"])
         for fault in self._faults:
             self.degraded.labels(fault).set(fault in faults)
 
