@@ -326,12 +326,14 @@ class StateStore:
         """Yield the writer inside a transaction: on disk at the end, or undone by an error."""
         try:
             with self._lock, name_fault(self.path), self._writer:
+                n_changes = self._writer.total_changes
                 self._writer.execute("BEGIN IMMEDIATE")
                 yield self._writer
         except (OSError, BundleError) as error:
             self.fault = self.fault if getattr(error, "errno", None) == errno.EBUSY else error
             raise
-        self.fault = None
+        if self._writer.total_changes > n_changes:  # where nothing was to be written, the disk may still be full
+            self.fault = None
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
