@@ -13,7 +13,7 @@ import secrets
 import sqlite3
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -133,7 +133,8 @@ def open_database(
     `upgrades` has for earlier marks what makes a file of that mark one of ours, in one step.
     """
     make_private(path.parent)
-    os.close(os.open(path, os.O_CREAT, PRIVATE))  # before SQLite would: its log and index get the same mode
+    with suppress(FileExistsError):  # before SQLite would: its log and index get the same mode
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL, PRIVATE))  # else closing it would end the locks of this process
     with name_fault(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
