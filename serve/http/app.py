@@ -247,6 +247,7 @@ async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Resp
     rank = partial(current.recommend, k=k, filter_viewed=filter_viewed)
     is_brief = len(current.catalogue) <= _MAX_BRIEF
     answer = await state.gathering.answer((current, k, filter_viewed), asked, rank, is_brief)
+    state.answers.adapt(time.perf_counter() - request.state.started)
     shown = [show_answer(current, asked, answer, False)]
     service.log_shown(current, [answer], request.state.request_id)
     return _write_lists(request, current.version, shown, [_ENCODER.encode(shown[0])], k, begun)

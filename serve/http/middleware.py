@@ -31,6 +31,7 @@ _FIRST, _SHORT, _LONG = range(3)  # who has the next turn: single requests, shor
 _TURN_SECONDS, _SHORT_TURNS = 0.002, 4  # of computing in one go; a call that takes more turns is long
 _LONGEST = 5  # deadlines that a long call may take
 _COURTESY = 20  # milliseconds that a turn waits at most while single requests are answered
+_TOO_LONG, _MIN_SINGLE = 0.1, 48  # seconds of a single request, and how many may wait even then
 _ASKING = frozenset({"/v1/recommend", "/v1/similar", "/openapi.json", "/metrics"})  # refused when too many wait
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
 _POLICY = (
@@ -56,6 +57,7 @@ class Worker:
         self._places: list[tuple[int, int, asyncio.Future[None]]] = []  # a heap of those who wait for the turn
         self._numbers, self._is_taken = count(), False
         self.n_waiting, self.n_admitted = 0, 0
+        self._max_single = self._most_single = 2.0 * max_waiting
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run a call of one turn in the thread, or raise OverloadError."""
@@ -104,7 +106,14 @@ class Worker:
 
     @property
     def is_full(self) -> bool:
-        return self.n_single >= self._max_waiting
+        return self.n_single >= self._max_single
+
+    def adapt(self, seconds: float) -> None:
+        """Let fewer single requests wait after one that took long, and by and by more after others."""
+        if seconds > _TOO_LONG:
+            self._max_single = max(_MIN_SINGLE, self._max_single * 0.97)
+        else:
+            self._max_single = min(self._most_single, self._max_single + 0.5)
 
     async def _let_singles_pass(self) -> None:
         """Wait until no single request is answered, but not for long: two threads of Python hinder each other."""

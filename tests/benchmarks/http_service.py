@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -64,13 +64,14 @@ def main() -> None:
         with running(service) as port, running(["-c", ECHO]) as echo:
             for name, requests in draw_requests(Recommender.load(bundle)).items():
                 one_by_one = draw_bodies(requests, args.calls + WARM_UP, 0)
-                print(f"{name:8s} one connection: {compare((echo, port), one_by_one)}")
+                print(f"{name:8s} one connection: {describe_ratio(compare((echo, port), one_by_one))}")
                 with looping(port, json.dumps(HEAVY).encode()) as seconds:
-                    print(f"{name:8s} beside 256 x 125: {compare((echo, port), one_by_one)}")
+                    print(f"{name:8s} beside 256 x 125: {describe_ratio(compare((echo, port), one_by_one))}")
                 print(f"{name:8s} 256 x 125 took {1e3 * np.median(seconds):.0f} ms, {len(seconds)} times")
                 bodies = draw_bodies(requests, int(args.rate * args.seconds), 10**6)
                 for side, where in (("echo", echo), ("recommend", port)):
-                    print(f"{name:8s} {side}, {asyncio.run(hold_rate(where, bodies, args.rate, N_CONNECTIONS))[1]}")
+                    answered = asyncio.run(hold_rate(where, bodies, args.rate, N_CONNECTIONS))[1]
+                    print(f"{name:8s} {side}, {describe_times(args.rate, len(bodies), answered)}")
                 print(f"{name:8s} {overload(port, requests, args.load, args.seconds)}")
 
 
@@ -115,16 +116,21 @@ def ask(connection: socket.socket, body: bytes, path: str = "/v1/recommend", met
     return rest
 
 
-def compare(ports: tuple[int, int], bodies: list[bytes]) -> str:
-    """Ask the echo and the service in turn and describe both; the first calls warm up."""
-    connections = [socket.create_connection(("127.0.0.1", port)) for port in ports]
+def compare(ports: tuple[int, int], bodies: list[bytes]) -> np.ndarray:
+    """Ask the echo and the service in turn; return the milliseconds of both, (calls, 2), after a warm-up."""
     seconds = np.empty((len(bodies), 2))
-    for call, body in enumerate(bodies):
-        for side, connection in enumerate(connections):
-            started = time.perf_counter()
-            ask(connection, body)
-            seconds[call, side] = time.perf_counter() - started
-    echo, ours = np.percentile(seconds[WARM_UP:] * 1e3, [50, 99], axis=0).T
+    with ExitStack() as opened:
+        connections = [opened.enter_context(socket.create_connection(("127.0.0.1", port))) for port in ports]
+        for call, body in enumerate(bodies):
+            for side, connection in enumerate(connections):
+                started = time.perf_counter()
+                ask(connection, body)
+                seconds[call, side] = time.perf_counter() - started
+    return seconds[WARM_UP:] * 1e3
+
+
+def describe_ratio(times: np.ndarray) -> str:
+    echo, ours = np.percentile(times, [50, 99], axis=0).T
     shown = f"echo p50 {echo[0]:.2f} ms, p99 {echo[1]:.2f}; recommend p50 {ours[0]:.2f}, p99 {ours[1]:.2f}"
     return f"{shown}; p50 x {ours[0] / echo[0]:.2f}"
 
@@ -157,14 +163,16 @@ def overload(port: int, requests: list[dict[str, Any]], load: float, seconds: fl
     capacity = n_calls / asyncio.run(hold_rate(port, draw_bodies(requests, n_calls, 10**7), 1e9, N_CONNECTIONS))[0]
     rate = load * capacity
     bodies = draw_bodies(requests, int(rate * seconds), 10**8)
-    took, shown, n_answered = asyncio.run(hold_rate(port, bodies, rate, N_OPEN))
-    return f"{capacity:.0f} a second at most; goodput {n_answered / took / capacity:.2f} at {shown}"
+    took, answered = asyncio.run(hold_rate(port, bodies, rate, N_OPEN))
+    shown = describe_times(rate, len(bodies), answered)
+    return f"{capacity:.0f} a second at most; goodput {len(answered) / took / capacity:.2f} at {shown}"
 
 
-async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: int) -> tuple[float, str, int]:
-    """Send at a fixed rate, whatever comes back when, and describe the times since each request was due.
+async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: int) -> tuple[float, np.ndarray]:
+    """Send at a fixed rate, whatever comes back when.
 
-    Return the seconds that all took, the description, and the number of answers.
+    Return the seconds that all took, and the milliseconds of the answers since each was due, and since it was sent,
+    (answers, 2).
     """
     streams: asyncio.Queue[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = asyncio.Queue()
     for _ in range(n_connections):
@@ -172,23 +180,33 @@ async def hold_rate(port: int, bodies: list[bytes], rate: float, n_connections: 
     loop = asyncio.get_running_loop()
     started = loop.time() + 0.1
 
-    async def send(number: int, body: bytes) -> tuple[float, int]:
+    async def send(number: int, body: bytes) -> tuple[float, float, bool]:
         due = started + number / rate
         await asyncio.sleep(max(0.0, due - loop.time()))
         reader, writer = stream = await streams.get()
+        sent = loop.time()
         writer.write(write_request(body))
         head = await reader.readuntil(b"\r\n\r\n")
         await reader.readexactly(int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0]))
         streams.put_nowait(stream)
-        return loop.time() - due, int(head[9:12])
+        return loop.time() - due, loop.time() - sent, head[9:12] == b"200"
 
     answers = await asyncio.gather(*(send(number, body) for number, body in enumerate(bodies)))
-    seconds, answered = loop.time() - started, [1e3 * took for took, status in answers if status == 200]
-    times = zip(("p50", "p95", "p99", "max"), np.percentile(answered, [50, 95, 99, 100]), strict=True)
-    shown = ", ".join(f"{name} {value:.2f}" for name, value in times)
-    n_failed = len(answers) - len(answered)
-    shown = f"{rate:.0f} a second for {seconds:.0f} s: {shown} ms; {n_failed} of {len(bodies)} not answered"
-    return seconds, shown, len(answered)
+    seconds = loop.time() - started
+    while not streams.empty():
+        writer = streams.get_nowait()[1]
+        writer.close()
+        await writer.wait_closed()
+    return seconds, 1e3 * np.array([times for *times, is_answered in answers if is_answered])
+
+
+def describe_times(rate: float, n_asked: int, answered: np.ndarray) -> str:
+    times = np.percentile(answered, [50, 95, 99, 100], axis=0)
+    shown = ", ".join(
+        f"{name} {value:.2f}" for name, value in zip(("p50", "p95", "p99", "max"), times[:, 0], strict=True)
+    )
+    shown += f", p99 since it was sent {times[2, 1]:.2f}"
+    return f"{rate:.0f} a second: {shown} ms; {n_asked - len(answered)} of {n_asked} not answered"
 
 
 if __name__ == "__main__":

@@ -192,7 +192,8 @@ def test_of_very_many_live_events_the_latest_count_and_every_dismissal(tmp_path)
     assert recalled.dismissed == ("unwanted",)
 
 
-def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app):
+def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app, monkeypatch):
+    monkeypatch.setattr(middleware, "_TOO_LONG", 60)
     worker, asking_item = app.state.shared.answers, {"item_id": item_ids(SHOP)[0]}
 
     def statuses():
@@ -202,11 +203,27 @@ def test_who_asks_too_much_is_refused_before_it_costs_and_probes_are_not(app):
 
     assert statuses() == [200] * 7
     assert worker.n_admitted == 0
-    worker.n_admitted = 64
+    worker.n_admitted = 128
     assert statuses() == [503] * 4 + [200] * 3
-    assert worker.n_admitted == 64
-    worker.n_admitted = 63
+    assert worker.n_admitted == 128
+    worker.n_admitted = 127
     assert statuses() == [200] * 7
+
+
+def test_where_answers_take_long_fewer_requests_wait_and_by_and_by_more_again(worker):
+    def find_most():
+        worker.n_admitted = 0
+        while not worker.is_full:
+            worker.n_admitted += 1
+        return worker.n_admitted
+
+    worker._most_single = worker._max_single = 200
+    sizes = [find_most()]
+    for seconds in (9, 0.001):
+        for _ in range(500):
+            worker.adapt(seconds)
+        sizes.append(find_most())
+    assert sizes == [200, 48, 200]
 
 
 def test_who_sends_or_reads_slowly_takes_nobodys_place(app):
