@@ -44,10 +44,9 @@ _WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?
 ON CONFLICT (item_id) DO UPDATE SET
     columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
 # what other processes are to follow: items by their place, the last one changed at the end, and versions
-_CREATE_NEWS = (
-    "CREATE TABLE IF NOT EXISTS changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT",
-    "CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT",
-)
+_CREATE_NEWS = """
+CREATE TABLE IF NOT EXISTS changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT;
+CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT;"""
 _NOTE_CHANGE = "INSERT OR REPLACE INTO changed (place) SELECT place FROM items WHERE item_id = ?"
 _LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM changed"
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
@@ -78,8 +77,7 @@ class LiveItems:
         self._database = open_database(path, "user_version", FORMAT, _CREATE)
         try:
             with name_fault(path):
-                for create in _CREATE_NEWS:
-                    self._database.execute(create)
+                self._database.executescript(_CREATE_NEWS)
             self.rebase(recommender)
         except (ValueError, OSError):
             self._database.close()
@@ -87,7 +85,7 @@ class LiveItems:
 
     def rebase(self, recommender: Recommender) -> None:
         """Apply the same changes to another bundle; items whose ids are of another type are kept, and noted."""
-        with self._writing:
+        with self._writing, name_fault(self._path):
             seen = self._last_change()
             changes, others = self._read(recommender.bundle.schema.item_id_type)
             placement = _Placement(recommender)
@@ -98,10 +96,11 @@ class LiveItems:
             self._changes, self._seen = {one.item_id: one for one in changes}, seen
             self._placement, self.recommender, self.notes = placement, completed, notes
 
-    def follow(self) -> None:
-        """Apply what other processes changed."""
-        with self._writing:
+    def follow(self) -> tuple[int, str]:
+        """Apply what other processes changed; return number and version of the last load of any, 0 and "" if none."""
+        with self._writing, name_fault(self._path):
             self._catch_up()
+            return self._database.execute(_LAST_LOAD).fetchone() or (0, "")
 
     def put(self, item_id: Any, columns: Values) -> None:
         """Add or change an item: a column that is not given stays, None makes it missing; a removed one starts anew."""
@@ -129,11 +128,6 @@ class LiveItems:
         """Tell other processes that a version was loaded; return the number of this note."""
         with self._writing, name_fault(self._path):
             return self._database.execute("INSERT INTO loads (version) VALUES (?)", (version,)).lastrowid or 0
-
-    def last_load(self) -> tuple[int, str]:
-        """Return number and version of the last load of any process; 0 and "" if there was none."""
-        with self._writing, name_fault(self._path):
-            return self._database.execute(_LAST_LOAD).fetchone() or (0, "")
 
     @property
     def n_changed(self) -> int:
@@ -183,13 +177,11 @@ class LiveItems:
             self.recommender = self.recommender.with_catalogue(catalogue)
 
     def _last_change(self) -> int:
-        with name_fault(self._path):
-            return int(self._database.execute(_LAST_CHANGE).fetchone()[0])
+        return int(self._database.execute(_LAST_CHANGE).fetchone()[0])
 
     def _read(self, id_type: IdType, condition: str = "", *values: int) -> tuple[list[Change], list[str]]:
         """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
-        with name_fault(self._path):
-            rows = self._database.execute(f"{_READ} {condition} ORDER BY place", values).fetchall()
+        rows = self._database.execute(f"{_READ} {condition} ORDER BY place", values).fetchall()
         changes, others = [], []
         for text, columns, is_added, is_removed in rows:
             try:

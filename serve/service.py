@@ -74,7 +74,7 @@ class Service:
             self.impressions = ImpressionLog(self._state)
             undone.pop_all()
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
-        self._load, version = self.items.last_load()
+        self._load, version = self.items.follow()  # the last load of any process of this state
         if reason is None and version != self.version:
             self._note_load()
         self._is_closing = threading.Event()
@@ -142,40 +142,34 @@ class Service:
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so; return why not: the version answers on."""
         with self._reloading:
-            reason = self._take_up()
-            if reason is None:
-                self._note_load()
-            return reason
+            return self._take_up("")
 
-    def _take_up(self) -> str | None:
-        reason = None
+    def _take_up(self, told: str) -> str | None:
+        """Load what the source has now; tell other processes, unless it is the version that they told of."""
+        before, reason = self.version if told else "", None
         try:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
             reason = self._source.explain(error)
         self.last_reload = self._note_reload(reason)
-        _return_memory()
+        if reason is None and self.version not in (before, told):
+            self._note_load()
+        if (trim := getattr(ctypes.CDLL(None), "malloc_trim", None)) is not None:
+            trim(0)  # return what the former version took to the system
         return reason
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
-                self.items.follow()
+                load, version = self.items.follow()
                 with self._reloading:
-                    load, version = self.items.last_load()
                     if load > self._load:
-                        self._follow_load(load, version)
-            except OSError as error:
-                _LOG.error("other processes cannot be followed: %s", error.strerror)
-
-    def _follow_load(self, load: int, version: str) -> None:
-        before, reason = self.version, self._take_up()
-        self._load = load
-        if reason is not None:
-            _LOG.error("version %s answers on, but %s in other processes: %s", before, version, reason)
-        elif self.version not in (before, version):  # the source has a later one: the others follow in their turn
-            self._note_load()
+                        self._load = load
+                        if (reason := self._take_up(version)) is not None:
+                            _LOG.error("version %s is loaded elsewhere, but not here: %s", version, reason)
+            except LOADING_ERRORS as error:
+                _LOG.error("other processes cannot be followed: %s", self._source.explain(error))
 
     def _note_load(self) -> None:
         try:
@@ -241,13 +235,6 @@ class Service:
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
-
-
-def _return_memory() -> None:
-    """Return what a former version took to the system, where the C library can."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
 
 
 def _measure(path: Path) -> int:

@@ -66,11 +66,6 @@ class Connection(H11Protocol):
 class Server(uvicorn.Server):
     """A server whose connections end with an answer that says so: none is closed under a request that is on its way."""
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Begin to answer."""
-        await super().startup(sockets)
-        say_ready()
-
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether to end."""
         self.should_exit = self.should_exit or is_orphan()
@@ -118,6 +113,7 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
     try:
+        say_ready()
         with undisturbed():  # uvicorn raises the signal again after it has drained
             Server(config).run([*listeners])
     finally:

@@ -24,8 +24,8 @@ from serve.command_line import FAULT
 _WORKER = "BASCULE_WORKER"  # of a worker: the pid of its parent, and descriptors of a pipe to it and of the sockets
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
 _MEMORY = "/dev/shm"  # noqa: S108  # only to the parent's user
-_MIN_PAUSE, _MAX_PAUSE = 0.5, 30.0  # seconds between two attempts to start a worker
-_PATIENCE = 30.0  # seconds in which a worker that was told to end must do so
+_INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
+_PAUSE = 5.0  # seconds between two attempts to start a worker
 _LOG = logging.getLogger("serve.http")
 
 
@@ -34,7 +34,7 @@ def bind(host: str, *ports: int) -> Iterator[list[socket.socket]]:
     """Take ports before anything is loaded, in a worker from its parent; raise ValueError if one cannot be had."""
     with ExitStack() as stack:
         if is_worker():
-            taken = (socket.socket(fileno=descriptor) for descriptor in _inherited()[2:])
+            taken = (socket.socket(fileno=descriptor) for descriptor in _INHERITED[2:])
         else:
             taken = (_bind(host, port) for port in ports)
         yield [stack.enter_context(one) for one in taken]
@@ -54,30 +54,22 @@ def _bind(host: str, port: int) -> socket.socket:
 
 def is_worker() -> bool:
     """Tell whether a parent started this process."""
-    return _WORKER in os.environ
+    return bool(_INHERITED)
 
 
 def is_orphan() -> bool:
-    """Tell whether the parent of this worker has ended."""
-    return is_worker() and os.getppid() != _inherited()[0]
+    """Tell whether this is a worker whose parent has ended."""
+    return is_worker() and os.getppid() != _INHERITED[0]
 
 
 def say_ready() -> None:
-    """Tell the parent, if there is one, that this worker answers from now on."""
+    """Tell the parent of a worker that it answers from now on."""
     if is_worker():
-        with os.fdopen(_inherited()[1], "wb") as pipe:
-            pipe.write(b"1")
-
-
-def _inherited() -> list[int]:
-    return [int(part) for part in os.environ[_WORKER].split(",")]
+        os.write(_INHERITED[1], b"1")
 
 
 def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
-    """Keep workers running until SIGTERM or Ctrl-C; return the exit status: that of a fault if the first cannot start.
-
-    The first one answers before the others are started.
-    """
+    """Keep workers running until SIGTERM or Ctrl-C; return the exit status: of a fault if the first cannot start."""
     # in memory where that can be: it is mapped, and a write that finds the disk full would end a worker
     with TemporaryDirectory(prefix="bascule-", dir=_MEMORY if os.access(_MEMORY, os.W_OK) else None) as shared:
         return asyncio.run(_Parent(n_workers, listeners, Path(shared)).run())
@@ -85,24 +77,21 @@ def supervise(n_workers: int, listeners: Sequence[socket.socket]) -> int:
 
 class _Parent:
     def __init__(self, n_workers: int, listeners: Sequence[socket.socket], shared: Path) -> None:
-        self._sockets = [listener.fileno() for listener in listeners]
-        self._shared = shared
+        self._sockets, self._shared = [listener.fileno() for listener in listeners], shared
         self._workers: list[Process | None] = [None] * n_workers
         self._living: dict[Process, asyncio.Task[None]] = {}  # those that start or end, too, and what waits for the end
         self._starting = asyncio.Lock()  # one at a time: each needs a processor and memory
-        self._renewing: asyncio.Task[None] | None = None
 
     async def run(self) -> int:
-        loop, told = asyncio.get_running_loop(), asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, told.set)
-        loop.add_signal_handler(signal.SIGHUP, self._begin_renewal)
-        tasks = [asyncio.ensure_future(one) for one in (self._keep_all(), told.wait())]
+        ending, renewal = asyncio.Event(), asyncio.Event()
+        for number, event in ((signal.SIGTERM, ending), (signal.SIGINT, ending), (signal.SIGHUP, renewal)):
+            asyncio.get_running_loop().add_signal_handler(number, event.set)
+        tasks = [asyncio.ensure_future(one) for one in (ending.wait(), self._keep_all(), self._renew_at(renewal))]
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-        for task in (*tasks, *filter(None, [self._renewing])):
+        for task in tasks:
             task.cancel()
         await asyncio.gather(*map(self._end, [*self._living]))
-        return 0 if told.is_set() else FAULT
+        return 0 if ending.is_set() else FAULT
 
     async def _keep_all(self) -> None:
         """Keep the number of workers; return if the first does not start, which said why."""
@@ -111,43 +100,33 @@ class _Parent:
 
     async def _keep(self, place: int) -> None:
         """Put new workers in the place of those that end by themselves."""
-        pause = _MIN_PAUSE
         while True:
             worker = self._workers[place]
-            if worker is not None:
-                await worker.wait()
-                if worker is self._workers[place]:
-                    _LOG.error("worker %d ended with status %d", worker.pid, worker.returncode)
-            if await self._replace(place, worker):
-                pause = _MIN_PAUSE
-            else:
-                await asyncio.sleep(pause)
-                pause = min(2 * pause, _MAX_PAUSE)
+            if worker is not None and await worker.wait():
+                _LOG.error("worker %d ended with status %d", worker.pid, worker.returncode)
+            if not await self._replace(place, worker):
+                await asyncio.sleep(_PAUSE)
 
-    def _begin_renewal(self) -> None:
-        if self._renewing is None or self._renewing.done():
-            self._renewing = asyncio.ensure_future(self._renew())
-
-    async def _renew(self) -> None:
-        """Put a new worker in the place of each."""
-        for place in range(len(self._workers)):
-            async with self._starting:  # one that starts now may be of the code of before
-                old = self._workers[place]
-            if not await self._replace(place, old):
-                _LOG.error("no new worker could be started: the present ones go on")
-                return
-            if old is not None:
-                await self._end(old)
-        _LOG.info("all workers are new")
+    async def _renew_at(self, renewal: asyncio.Event) -> None:
+        """Put a new worker in the place of each whenever that is asked for, as long as new ones start."""
+        while await renewal.wait():
+            renewal.clear()
+            for place in range(len(self._workers)):
+                async with self._starting:  # one that starts now may be of the code of before
+                    old = self._workers[place]
+                if not await self._replace(place, old):
+                    _LOG.error("no new worker could be started: the present ones go on")
+                    break
+                if old is not None:
+                    await self._end(old)
 
     async def _replace(self, place: int, old: Process | None) -> bool:
         """Put a new worker that answers in the place of another, if it still has it; return False if none starts."""
         async with self._starting:
             if self._workers[place] is old:
                 new = await self._start()
-                if new is None:
-                    return False
-                self._workers[place] = new
+                self._workers[place] = new or old
+                return new is not None
             return True
 
     async def _start(self) -> Process | None:
@@ -155,23 +134,19 @@ class _Parent:
         reader, writer = os.pipe()
         descriptors = (writer, *self._sockets)
         variables = {_WORKER: ",".join(map(str, (os.getpid(), *descriptors))), _SHARED: str(self._shared)}
+        command = (sys.executable, *sys.orig_argv[1:])  # in a group of its own: what a terminal sends is for the parent
         try:
             worker = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *sys.orig_argv[1:],
-                env=os.environ | variables,
-                pass_fds=descriptors,
-                process_group=0,  # what a terminal sends is for the parent
+                *command, env=os.environ | variables, pass_fds=descriptors, process_group=0
             )
         finally:
             os.close(writer)
         self._living[worker] = asyncio.ensure_future(self._clear(worker))
-        loop, pipe = asyncio.get_running_loop(), asyncio.StreamReader()
-        await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(pipe), os.fdopen(reader, "rb"))
-        return worker if await pipe.read(1) else None
+        with os.fdopen(reader, "rb", 0) as pipe:
+            return worker if await asyncio.to_thread(pipe.read, 1) else None
 
     async def _clear(self, worker: Process) -> None:
-        """Forget a worker at its end, and what it showed of its present."""
+        """Forget a worker at its end, and what it counted of its present."""
         await worker.wait()
         del self._living[worker]
         for path in self._shared.glob(f"gauge_live*_{worker.pid}.db"):
@@ -181,7 +156,4 @@ class _Parent:
         """Let a worker answer what it was asked, and end."""
         if worker.returncode is None:
             worker.terminate()
-        try:
-            await asyncio.wait_for(worker.wait(), _PATIENCE)
-        except TimeoutError:
-            worker.kill()
+        await worker.wait()
