@@ -227,8 +227,8 @@ def _map_file(folder: int, name: str) -> Content:
 def sign(path: Path, key_file: Path) -> str:
     """Sign the bundle in a folder with a private key in PEM, in place of a signature before; return the key's id."""
     manifest, _ = read_folder(path, PUBLISHED)
-    key = _read_key(key_file.read_bytes(), key_file, is_private=True)
-    key_id, signature = _identify(key.public_key()), key.sign(manifest.to_bytes()).hex()
+    key_id, key = _read_key(key_file.read_bytes(), key_file, is_private=True)
+    signature = key.sign(manifest.to_bytes()).hex()
     aside = path.absolute().with_name(f".{path.absolute().name}-{SIGNATURE}")  # a reader finds no other file in it
     write_file(aside, f"ed25519 {key_id} {signature}\n".encode())
     os.replace(aside, path / SIGNATURE)
@@ -237,8 +237,7 @@ def sign(path: Path, key_file: Path) -> str:
 
 
 def _check_signature(manifest: Manifest, signature: bytes, trusted: Path) -> None:
-    pems = _PUBLIC_KEY.findall(trusted.read_bytes())
-    keys = {_identify(key): key for key in (_read_key(pem, trusted) for pem in pems)}
+    keys = dict(_read_key(pem, trusted) for pem in _PUBLIC_KEY.findall(trusted.read_bytes()))
     found = _SIGNATURE.fullmatch(signature)
     if found is None or found[1].decode() not in keys:
         by = "missing or damaged" if found is None else f"of the key {found[1].decode()}"
@@ -251,8 +250,8 @@ def _check_signature(manifest: Manifest, signature: bytes, trusted: Path) -> Non
         raise BundleError(f"{SIGNATURE} is not of this {MANIFEST}: it was changed after it was signed") from error
 
 
-def _read_key(pem: bytes, where: Path, is_private: bool = False) -> Any:
-    """Read an Ed25519 key."""
+def _read_key(pem: bytes, where: Path, is_private: bool = False) -> tuple[str, Any]:
+    """Read an Ed25519 key; return its id, the beginning of the hash of the public one, and the key."""
     try:
         from cryptography.exceptions import UnsupportedAlgorithm
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -265,11 +264,8 @@ def _read_key(pem: bytes, where: Path, is_private: bool = False) -> Any:
             raise TypeError("it is of another kind")
     except (ValueError, TypeError, UnsupportedAlgorithm) as error:
         raise BundleError(f"{where} is no key as `openssl genpkey -algorithm ed25519` gives it: {error}") from error
-    return key
-
-
-def _identify(key: Any) -> str:
-    return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:16]
+    public = key.public_key() if isinstance(key, Ed25519PrivateKey) else key
+    return hashlib.sha256(public.public_bytes_raw()).hexdigest()[:16], key
 
 
 # ---- the bundle in memory

@@ -142,9 +142,6 @@ def _read_feature(raw: dict[str, Any]) -> Feature:
     return feature
 
 
-# ---- records that were read from JSON: a bundle may come from somebody who could hash it again
-
-
 _RULES: dict[str, Callable[[Any], bool]] = {  # of fields with these names, beside their types
     **dict.fromkeys(("name", "column", "separator"), bool),
     **dict.fromkeys(("vocabulary", "event_types"), lambda texts: len(set(texts)) == len(texts)),

@@ -12,6 +12,7 @@ from serve.errors import BundleError
 from serve.versions import BundleSource, Registry, RegistrySource
 from tests.core.test_hostile_bundle import hash_again
 from tests.linear_bundle import SHOP, publish_linear
+from tests.served import ROOT
 
 pytest.importorskip("cryptography")
 pytestmark = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl makes the keys, as documented")
@@ -85,8 +86,7 @@ def test_a_bundle_that_was_changed_or_that_others_signed_is_refused(bundle, keys
     sign(bundle, keys / "old" / "signing.pem")
     change(bundle, keys)
     trust = ("--trusted-keys", keys / "both.pem")
-    for command in (["verify"], ["http", "--port", 0]):
-        assert "manifest.sig" in refuse(capsys, *command, "--bundle", bundle, *trust)
+    assert "manifest.sig" in refuse(capsys, "verify", "--bundle", bundle, *trust)
     out = tmp_path / "out.csv"
     assert "manifest.sig" in refuse(capsys, "recommend", "--bundle", bundle, "--all-users", "--out", out, *trust)
     registry = Registry(tmp_path / "registry")
@@ -114,6 +114,13 @@ def test_keys_that_cannot_be_read_are_named(bundle, keys, tmp_path, content, cap
     sign(bundle, keys / "old" / "signing.pem")
     assert str(path) in refuse(capsys, "verify", "--bundle", bundle, "--trusted-keys", path)
     assert str(path) in refuse(capsys, "sign", "--bundle", bundle, "--key", path)
+
+
+def test_an_unsigned_bundle_is_not_served_where_keys_are_trusted(bundle, keys):
+    command = [sys.executable, "-m", "serve", "http", "--bundle", bundle, "--port", "0"]
+    command += ["--trusted-keys", keys / "both.pem"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
+    assert (done.returncode, len(done.stderr.splitlines())) == (2, 1)
 
 
 def test_without_the_extra_only_signatures_are_refused(bundle, keys):
