@@ -16,7 +16,7 @@ from serve.columns import hash_texts, read_vector
 from serve.encode import join_text, split_cell, to_text
 from serve.errors import SchemaError
 from serve.events import DAY
-from serve.schema import Feature, IdType, Repeats, Schema
+from serve.schema import MIN_USERS, Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
 MIN_HISTORY, LONGEST_HISTORY = 10, 100
@@ -48,7 +48,7 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
     span = float(max(seconds.max() - seconds.min(), 1)) / DAY
     # elsewhere every event of a window is a target, and popularity would be of the future too
     popularity = _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and has_datetime else ()
-    found = by_frequency(train["event"]) if "event" in train else ()
+    found = by_frequency(train["event"], train["user_id"]) if "event" in train else ()
     return Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
@@ -73,8 +73,9 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:
     before = {} if previous is None else {feature.name: feature for feature in previous.features(side)}
+    users = None if side == "item" else rows["user_id"]
     return tuple(
-        fit_feature(name, declared, rows[str(declared.column)], before.get(name))
+        fit_feature(name, declared, rows[str(declared.column)], before.get(name), users)
         for name, declared in config.features.of(side).items()
     )
 
@@ -110,11 +111,13 @@ def _scale_days(shares: Iterable[float], span: float) -> tuple[float, ...]:
     return tuple(float(f"{share * span:.3g}") for share in shares)
 
 
-def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None) -> Feature:
+def fit_feature(
+    name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None, users: pd.Series | None
+) -> Feature:
     """Fit a feature, or let the previous one grow: new values follow its vocabulary, all else but widths stays."""
     blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator)
     if previous is None:
-        return _fit(blank, cells)
+        return _fit(blank, cells, users)
     if previous.kind != declared.kind:
         raise SchemaError(
             f"feature '{name}' is {declared.kind}; the previous schema has it as {previous.kind}: give it another name"
@@ -122,7 +125,7 @@ def fit_feature(name: str, declared: FeatureConfig, cells: pd.Series, previous: 
     kept = replace(previous, column=blank.column, separator=blank.separator)
     if declared.kind not in ("categorical", "multi_categorical"):
         return kept
-    fitted = _fit(blank, cells)
+    fitted = _fit(blank, cells, users)
     vocabulary = append_new(previous.vocabulary, fitted.vocabulary)
     return replace(kept, vocabulary=vocabulary, width=max(previous.width, fitted.width))
 
@@ -132,8 +135,10 @@ def append_new(previous: tuple[str, ...], values: Iterable[str]) -> tuple[str, .
     return tuple(dict.fromkeys((*previous, *values)))
 
 
-def by_frequency(cells: pd.Series) -> tuple[str, ...]:
-    """Return the distinct texts of a column, the most frequent first."""
+def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
+    """Return the distinct texts of a column, most frequent first; given the user of each cell, those of `MIN_USERS`."""
+    if users is not None:
+        cells = cells.where(users.groupby(cells).transform("nunique") >= MIN_USERS)
     counts: Counter[str] = Counter()
     for value, count in cells.value_counts().items():
         text = to_text(value)
@@ -157,20 +162,24 @@ def _order(counts: Counter[str]) -> tuple[str, ...]:
     return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
 
 
-def _fit(feature: Feature, cells: pd.Series) -> Feature:
+def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Fit a feature by its kind."""
-    fits = {"multi_categorical": _fit_several, "numeric": _fit_number, "text": _fit_text, "vector": _fit_vector}
+    fits = {"numeric": _fit_number, "text": _fit_text, "vector": _fit_vector}
     if feature.kind in fits:
         return fits[feature.kind](feature, cells)
+    if feature.kind == "multi_categorical":
+        return _fit_several(feature, cells, users)
     if feature.kind == "categorical":
-        return replace(feature, vocabulary=by_frequency(cells))
+        return replace(feature, vocabulary=by_frequency(cells, users))
     return replace(feature, vocabulary=tuple(map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))))
 
 
-def _fit_several(feature: Feature, cells: pd.Series) -> Feature:
-    values = [split_cell(cell, feature.separator) for cell in cells]
+def _fit_several(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
+    values = cells.map(lambda cell: split_cell(cell, feature.separator))
     width = min(max(map(len, values), default=1), WIDEST_CELL)
-    vocabulary = _order(Counter(value for cell in values for value in cell))
+    vocabulary = by_frequency(
+        values.explode(), None if users is None else users.repeat([max(len(cell), 1) for cell in values])
+    )
     return replace(feature, vocabulary=vocabulary, width=max(width, 1))
 
 

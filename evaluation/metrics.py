@@ -17,6 +17,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from serve.encode import to_text
+from serve.schema import MIN_USERS
 
 Ints = npt.NDArray[np.int64]
 Bools = npt.NDArray[np.bool_]
@@ -186,16 +187,19 @@ def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) 
     """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,).
 
     None and NaN become the value `missing`, rare values `other`, and labels of these texts `missing (value)`, `other
-    (value)`. Of equally frequent values the first in order stay.
+    (value)`. Of equally frequent values the first in order stay. Those of fewer than `MIN_USERS` users are rare, too.
     """
+    user = pd.Series(targets.user[targets.items.request])
     slices: dict[str, dict[str, Summary]] = {}
     for name, column in labels.items():
         code, distinct = pd.factorize(column)  # missing is -1
         names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
         values = pd.Series(np.array([*names, MISSING], object)[code])
         frequent = values.value_counts().sort_index().sort_values(ascending=False, kind="stable").index[:MAX_VALUES]
-        values = values.where(values.isin(frequent), OTHER)
-        masks = {value: (values == value).to_numpy() for value in sorted(set(values))}
+        n_users = user.groupby(values).transform("nunique")
+        values = values.where(values.isin(frequent) & (n_users >= MIN_USERS), OTHER)
+        n_left = user.groupby(values).nunique()  # `other` may have too few
+        masks = {value: (values == value).to_numpy() for value in sorted(n_left.index[n_left >= MIN_USERS])}
         slices[name] = {value: summarise(measure_users(lists, targets.keep(mask))) for value, mask in masks.items()}
     return slices
 

@@ -40,7 +40,6 @@ def make_private(folder: Path) -> None:
 def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> None:
     """Write a file and wait until it is on disk; an existing one is replaced in one step."""
     partial = path.with_name(f"{path.name}.part")
-    partial.unlink(missing_ok=True)  # of a kill, perhaps with another mode
     try:
         with name_file(path), open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
             file.write(content)
@@ -129,8 +128,8 @@ def open_database(
 ) -> sqlite3.Connection:
     """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
 
-    `pragma` has the value `mark`, which tells the file from other databases. `tables` makes those of a new file;
-    `upgrades` has for earlier marks what makes a file of that mark one of ours, in one step.
+    `pragma` has the value `mark`, which tells the file from other databases. `tables` is run in a new file, `upgrades`
+    in one of an earlier mark.
     """
     make_private(path.parent)
     with suppress(FileExistsError):  # before SQLite would: its log and index get the same mode
@@ -147,23 +146,17 @@ def open_database(
             connection.create_function("user_key", 2, user_key, deterministic=True)
             connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
             if tables and found != mark:
-                _make_tables(connection, pragma, mark, {0: tables, **upgrades})
+                connection.execute("BEGIN IMMEDIATE")
+                (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()  # another process may have come first
+                made = {0: tables, **upgrades}.get(found, "").split(";")
+                for each in (*made, f"PRAGMA {pragma} = {mark}", "COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                    connection.execute(each)
         except (sqlite3.Error, BundleError) as error:
             connection.close()
             if getattr(error, "sqlite_errorcode", 0) & _PRIMARY == sqlite3.SQLITE_NOTADB:
                 raise BundleError(f"{path} is no database: move it away to begin a new one") from error
             raise
     return connection
-
-
-def _make_tables(connection: sqlite3.Connection, pragma: str, mark: int, scripts: Mapping[int, str]) -> None:
-    connection.execute("BEGIN IMMEDIATE")
-    (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()  # another process may have come first
-    for statement in scripts.get(found, "").split(";"):
-        connection.execute(statement)
-    connection.execute(f"PRAGMA {pragma} = {mark}")
-    connection.execute("COMMIT")
-    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # of an upgrade it is long
 
 
 @contextmanager

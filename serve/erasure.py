@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from serve.bundle import BUNDLE, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
 from serve.columns import to_arrow
@@ -35,12 +34,12 @@ from serve.durable import (
     take_lock,
     write_file,
 )
-from serve.errors import BundleError, SchemaError
+from serve.errors import SchemaError
 from serve.profiles import MANIFEST, Profiles, erase_users
 from serve.requests import Id, parse_id, show
 from serve.schema import IdType, Schema
 from serve.state import StateStore
-from serve.tables import PLAN, erase_from_export, erase_from_table, read_plan
+from serve.tables import PLAN, erase_from_export, erase_from_table, open_table, read_plan, write_table
 from serve.versions import read_version
 
 _LOCK = ".forgotten.lock"
@@ -103,13 +102,11 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
 
 
 class Erasures:
-    """Erases users for a service in a thread of its own; who comes while others are erased is erased with the next."""
+    """Erases users from folders in a thread of its own; those who come while others are erased are erased together."""
 
     def __init__(self, runs: Sequence[Path]) -> None:
-        """Erase from these folders, as far as they have profiles or state."""
         self._runs, self._thread, self._lock = runs, ThreadPoolExecutor(1, "bascule-erasures"), Lock()
         self._waiting: list[Id] = []
-        self._next: Future[list[dict[str, Any]]]
 
     def add(self, user_id: Id) -> Future[list[dict[str, Any]]]:
         """Let a user be erased; the result is a receipt for each folder, without its path, of all erased then."""
@@ -120,7 +117,6 @@ class Erasures:
             return self._next
 
     def close(self) -> None:
-        """Finish what was asked."""
         self._thread.shutdown()
 
     def _erase(self) -> list[dict[str, Any]]:
@@ -191,12 +187,9 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
     naming = re.compile(rf"(?<!\w)({'|'.join(re.escape(str(user_id)) for user_id in user_ids)})(?!\w)")
     erased = {"rejects": 0, "rejected_values": 0}
     for path in sorted(path for pattern in _REJECTS for path in run.glob(pattern)):
-        try:
-            with pq.ParquetFile(pa.BufferReader(path.read_bytes())) as file:
-                table = file.read()
+        with open_table(path) as file:
+            table = file.read()
             values = table.column(_VALUE).to_pylist()
-        except (pa.ArrowException, KeyError, UnicodeDecodeError, OSError) as error:
-            raise BundleError(f"{path} is damaged and may name them: remove it, then do this again") from error
         if not any(values):
             continue  # whoever was forgotten before has had them erased
         kept = [place for place, value in enumerate(values) if value is None or not naming.search(value)]
@@ -204,9 +197,7 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
         erased["rejected_values"] += sum(values[place] is not None for place in kept)
         table = table.take(to_arrow(np.array(kept, dtype=np.int64)))
         blank = pa.nulls(len(kept), table.schema.field(_VALUE).type)
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.set_column(table.column_names.index(_VALUE), _VALUE, blank), sink, compression="zstd")
-        write_file(path, memoryview(sink.getvalue()))
+        write_table(path, table.set_column(table.column_names.index(_VALUE), _VALUE, blank))
         sync_folder(path.parent)
     return erased
 
@@ -215,9 +206,8 @@ def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     """Take users out of recommendations and exports in a run's folder; return the rows that went, by file or folder."""
     gone = {path.name: _erase_from_text(path, user_ids) for path in run.glob("*.csv")}
     gone |= {path.name: erase_from_table(path, user_ids) for path in run.glob("*.parquet")}
-    for plan in run.glob(f"*/{PLAN}"):
-        if read_plan(plan.parent).get("side") == "user":
-            gone[plan.parent.name] = erase_from_export(plan.parent, user_ids)
+    exports = (plan.parent for plan in run.glob(f"*/{PLAN}") if read_plan(plan.parent).get("side") == "user")
+    gone |= {folder.name: erase_from_export(folder, user_ids) for folder in exports}
     return {name: n_rows for name, n_rows in sorted(gone.items()) if n_rows}
 
 

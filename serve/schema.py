@@ -28,6 +28,7 @@ IdType = Literal["string", "integer"]
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")  # taken from the time of an event or request
 FORMAT = 1
+MIN_USERS = 5  # of a value or slice that is kept: one of fewer may tell who they are, and stays when they are erased
 _MAX_SIZE = 1 << 16  # of a width, a length or a number of buckets: four times the largest that training gives
 _SIDES = ("user_features", "item_features", "context_features")
 _WIDE: tuple[Kind, ...] = ("multi_categorical", "text", "vector")

@@ -14,7 +14,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -32,13 +32,13 @@ from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import History, Id, Request, parse_id, parse_request
 from serve.schema import Feature, Schema
-from serve.state import ImpressionLog, Impressions, StateStore, fill_in, know_user, parse_observations
+from serve.state import ImpressionLog, Impressions, Recalled, StateStore, fill_in, know_user, parse_observations
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
-_FOLLOW_SECONDS = 0.3  # between two looks at what other processes did
+_FOLLOW_SECONDS, _RETRY_SECONDS = 0.3, 5.0  # between looks at what other processes did, and at a state that failed
 MAX_COMPARED = 500  # latest events of a history that explain an item
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
@@ -63,20 +63,16 @@ class Service:
             if folder.absolute().name != name:
                 raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
-        self._folder = state = folders[STATE]
+        self._folder, self._retention_days = folders[STATE], retention_days
         self._source, self._runs, self._erasures = source, runs, Erasures(runs)
         self._reloading = threading.Lock()
         recommender, reason = source.start()
-        with ExitStack() as undone:
-            self.items = LiveItems(state / ITEMS_FILE, recommender)
-            undone.callback(self.items.close)
-            self._state = StateStore(state / STATE_FILE, runs, retention_days)
-            self.impressions = ImpressionLog(self._state)
-            undone.pop_all()
+        self._open(recommender)
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
         self._load, version = self.items.follow()  # the last load of any process of this state
         if reason is None and version != self.version:
             self._note_load()
+        self.impressions = ImpressionLog(self._state)
         self._is_closing = threading.Event()
         self._following = threading.Thread(target=self._follow, name="bascule-follow", daemon=True)
         self._following.start()
@@ -144,6 +140,19 @@ class Service:
         with self._reloading:
             return self._take_up("")
 
+    def _open(self, recommender: Recommender) -> None:
+        """Open live items and state, or go on without."""
+        try:
+            with ExitStack() as undone:
+                items = LiveItems(self._folder / ITEMS_FILE, recommender)
+                undone.callback(items.close)
+                self._state: StateStore = StateStore(self._folder / STATE_FILE, self._runs, self._retention_days)
+                undone.pop_all()
+            self.items: LiveItems = items
+        except OSError as error:
+            _LOG.error("live items and state cannot be opened: %s", error)
+            self.items = self._state = MissingState(recommender, self._runs, error)  # type: ignore[assignment]
+
     def _take_up(self, told: str) -> str | None:
         """Load what the source has now; tell other processes, unless it is the version that they told of."""
         before, reason = self.version if told else "", None
@@ -160,6 +169,10 @@ class Service:
 
     def _follow(self) -> None:
         """Take up items that other processes change, and versions that they load."""
+        while isinstance(self._state, MissingState) and not self._is_closing.wait(_RETRY_SECONDS):
+            with self._reloading:
+                self._open(self.current)
+            self.impressions.store = self._state
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
                 load, version = self.items.follow()
@@ -235,6 +248,30 @@ class Service:
 
     def _note_reload(self, reason: str | None) -> dict[str, Any]:
         return {"is_loaded": reason is None, "version": self.version, "reason": reason, "time": time.time()}
+
+
+class MissingState:
+    """Stands for live items and state that cannot be opened: it holds nothing, and refuses what is to be kept."""
+
+    def __init__(self, recommender: Recommender, runs: Sequence[Path], fault: OSError) -> None:
+        self.recommender, self._runs, self.fault, self.n_changed = recommender, runs, fault, 0
+        self.notes = ["live items and state cannot be opened: what is sent is not kept"]
+
+    def recall(self, user_id: Id) -> Recalled:
+        return Recalled(is_forgotten=any(is_forgotten(run, user_id) for run in self._runs))
+
+    def follow(self) -> tuple[int, str]:
+        return 0, ""
+
+    def rebase(self, recommender: Recommender) -> None:
+        self.recommender = recommender
+
+    def refuse(self, *_: Any) -> NoReturn:
+        raise OSError(self.fault.errno, self.fault.strerror, self.fault.filename)
+
+    def close(self) -> None: ...
+
+    put = put_many = remove = note_load = is_recent = observe_many = log_impressions = expire_slices = refuse
 
 
 def _measure(path: Path) -> int:

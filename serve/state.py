@@ -83,6 +83,9 @@ CREATE INDEX event_rows_of_user ON event_rows (user, datetime);
 CREATE INDEX event_rows_in_time ON event_rows (datetime);
 CREATE INDEX answer_rows_of_user ON answer_rows (user);
 CREATE INDEX answer_rows_in_time ON answer_rows (datetime);
+CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'text'
+    AND NOT EXISTS (SELECT 1 FROM event_rows e WHERE e.user = u.number)
+    AND NOT EXISTS (SELECT 1 FROM answer_rows a WHERE a.user = u.number);
 CREATE VIEW named AS SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
 CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
     FROM event_rows e JOIN named u ON u.user = e.user;
@@ -116,11 +119,7 @@ _ADD_USER = (  # over a row that is free and as long, else a new one
 )
 _ERASE_USER = """UPDATE users SET id = zeroblob(length(CAST(id AS BLOB))), is_integer = 0, number = new_number()
     WHERE place = ? """
-_IS_UNUSED = (
-    "AND NOT EXISTS (SELECT 1 FROM event_rows WHERE user = users.number) "
-    "AND NOT EXISTS (SELECT 1 FROM answer_rows WHERE user = users.number)"
-)
-_FIND_UNUSED = f"SELECT place, id FROM users WHERE typeof(id) = 'text' {_IS_UNUSED}"  # noqa: S608
+_IS_UNUSED = "AND EXISTS (SELECT 1 FROM unused_users u WHERE u.place = users.place AND u.id = ?)"
 _DELETE_KEY = "DELETE FROM user_keys WHERE key = ? AND place = ?"
 _INSERT_EVENT = (  # an event that is sent again, since its acknowledgement was lost, counts once, unless it was undone
     "INSERT INTO event_rows (user, item_id, event, datetime, weight, request_id) "
@@ -246,11 +245,11 @@ class StateStore:
         check_seconds(int(now), "now")  # by milliseconds everything would be old
         for gone in self._delete_slices("datetime < ?", now - self.retention_days * _DAY):
             yield gone["event_rows"] + gone["answer_rows"]
-        unused = self._read(_FIND_UNUSED)
+        unused = self._read("SELECT place, id FROM unused_users")
         for start in range(0, len(unused), _MAX_SLICE):
             with self._writing() as connection:
                 for place, text in unused[start : start + _MAX_SLICE]:
-                    if connection.execute(f"{_ERASE_USER} AND id = ? {_IS_UNUSED}", (place, text)).rowcount:
+                    if connection.execute(f"{_ERASE_USER} {_IS_UNUSED}", (place, text)).rowcount:
                         connection.execute(_DELETE_KEY, (user_key(self._salt, text), place))
             yield 0
         self._empty_log()
@@ -271,9 +270,7 @@ class StateStore:
         if found:
             with self._writing() as connection:
                 connection.executemany(f"{_ERASE_USER} AND number = ?", [one[1:] for one in found])
-            if not self._empty_log():
-                reason = "another process keeps its log from being emptied: try again"
-                raise OSError(errno.EBUSY, reason, str(self.path))
+            self._empty_log()
             with self._writing() as connection:  # not before: who is forgotten again has their log emptied
                 connection.executemany(_DELETE_KEY, [one[:2] for one in found])
         return {"events": n_gone["event_rows"], "impressions": n_gone["shown"]}
@@ -310,8 +307,8 @@ class StateStore:
             time.sleep(0 if is_done else took)
             yield gone
 
-    def _empty_log(self) -> bool:
-        """Empty the write-ahead log; return False if a reader of another process has kept it for too long."""
+    def _empty_log(self) -> None:
+        """Empty the write-ahead log, between the queries of others."""
         is_busy, end = True, time.monotonic() + _LOG_PATIENCE
         with name_fault(self.path), closing(open_database(self.path, "application_id", _MARK)) as connection:
             connection.execute(f"PRAGMA busy_timeout = {_LOG_TIMEOUT}")
@@ -319,7 +316,8 @@ class StateStore:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others write
                 is_busy = connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
                 time.sleep(_PAUSE * is_busy)
-        return not is_busy
+        if is_busy:
+            raise OSError(errno.EBUSY, "another process keeps its log from being emptied: try again", str(self.path))
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
@@ -345,8 +343,7 @@ class StateStore:
 
 def _delete_some(connection: sqlite3.Connection, condition: str, value: float | None) -> tuple[Counter[str], bool]:
     """Delete rows that meet a condition for a moment; return how many of each table, and whether these were all."""
-    n_gone: Counter[str] = Counter()
-    end = time.monotonic() + _SLICE
+    n_gone, end = Counter[str](), time.monotonic() + _SLICE
     for table in ("event_rows", "answer_rows"):
         query = f"SELECT number FROM {table} WHERE {condition} LIMIT {_MAX_SLICE}"  # noqa: S608
         for number in connection.execute(query, (value,)).fetchall():
@@ -490,7 +487,7 @@ class ImpressionLog:
     """A thread that writes what was shown behind the answers, and once an hour removes what is too old."""
 
     def __init__(self, store: StateStore) -> None:
-        self._store = store
+        self.store = store
         self._waiting: deque[Impressions] = deque()
         self._is_closing = threading.Event()
         self._expire_at = 0.0
@@ -530,10 +527,10 @@ class ImpressionLog:
 
     def _expire(self) -> None:
         """Remove a slice of what is too old; begin anew once an hour."""
-        if time.monotonic() >= self._expire_at:
-            self._expire_at = time.monotonic() + _HOUR
-            self._expiring = self._store.expire_slices(int(time.time()))
         try:
+            if time.monotonic() >= self._expire_at:
+                self._expire_at = time.monotonic() + _HOUR
+                self._expiring = self.store.expire_slices(int(time.time()))
             next(self._expiring, None)
         except (OSError, BundleError, sqlite3.Error) as error:
             _LOG.error("not all was removed for its age: %s", type(error).__name__)
@@ -542,7 +539,7 @@ class ImpressionLog:
         while self._waiting:
             taken = [self._waiting.popleft() for _ in range(min(_MAX_AT_ONCE, len(self._waiting)))]
             try:
-                self._store.log_impressions(taken)
+                self.store.log_impressions(taken)
             except (OSError, BundleError, sqlite3.Error) as error:
                 self.n_lost += len(taken)
                 _LOG.error("%d impressions could not be written: %s", len(taken), type(error).__name__)

@@ -375,14 +375,14 @@ def _export(
                 ids, vectors = encode(some)
                 lists = pa.FixedSizeListArray.from_arrays(to_arrow(vectors.ravel()), manifest.dim)
                 names = [f"{side}_id", "vector"]
-                _write_shard(path, pa.Table.from_arrays([ids_to_arrow(ids, id_type), lists], names=names))
+                write_table(path, pa.Table.from_arrays([ids_to_arrow(ids, id_type), lists], names=names))
             n_rows, n_shards = n_rows + _count_rows(path), n_shards + 1
         _finish(folder, n_shards, n_rows)
     return [f"{n_rows} {side} vectors: {folder}"]
 
 
-def _write_shard(path: Path, table: pa.Table) -> None:
-    """Write a shard: ids, and vectors, which do not compress."""
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a Parquet file; vectors do not compress."""
     others = [name for name in table.column_names if name != "vector"]
     compression = {name: "zstd" if name in others else "none" for name in table.column_names}
     sink = pa.BufferOutputStream()
@@ -397,16 +397,17 @@ def _finish(folder: Path, n_shards: int, n_rows: int) -> None:
 
 
 @contextmanager
-def _open_shard(path: Path) -> Iterator[pq.ParquetFile]:
+def open_table(path: Path) -> Iterator[pq.ParquetFile]:
+    """Open a Parquet file of ours, and name it where it is none."""
     try:
         with pq.ParquetFile(path) as file:
             yield file
-    except (pa.ArrowException, OSError) as error:
-        raise BundleError(f"{path} is damaged: {error}; remove it, and export anew") from error
+    except (pa.ArrowException, OSError, KeyError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path} is damaged: {error}; remove it, then do this again") from error
 
 
 def _count_rows(path: Path) -> int:
-    with _open_shard(path) as file:
+    with open_table(path) as file:
         return int(file.metadata.num_rows)
 
 
@@ -451,14 +452,14 @@ def _to_json(content: Mapping[str, Any]) -> bytes:
 
 def erase_from_table(path: Path, user_ids: Collection[str]) -> int:
     """Rewrite a Parquet file without the rows of users, given as texts, if it has any; return how many went."""
-    with _open_shard(path) as file:
+    with open_table(path) as file:
         if "user_id" not in file.schema_arrow.names:
             return 0
         table = file.read()
     ids = table.column("user_id").to_pylist()
     kept = [place for place, user_id in enumerate(ids) if str(user_id) not in user_ids]
     if len(kept) < len(ids):
-        _write_shard(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
+        write_table(path, table.take(to_arrow(np.array(kept, dtype=np.int64))))
         sync_folder(path.parent)
     return len(ids) - len(kept)
 

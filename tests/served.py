@@ -97,10 +97,12 @@ def serving(*arguments: str | Path, variables: Mapping[str, str] | None = None) 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)} | dict(variables or {})
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         try:
-            line = process.stderr.readline()
+            line = said = process.stderr.readline()
+            while "http://" not in line and " ERROR " in line:
+                line = process.stderr.readline()
             if "http://" not in line:
                 process.kill()  # one that lives would be waited for
-            assert "http://" in line, line + process.stderr.read()
+            assert "http://" in line, said + line + process.stderr.read()
             yield Server(process, int(re.search(r":(\d+)\D*$", line)[1]))
         finally:
             process.kill()

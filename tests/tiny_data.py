@@ -42,6 +42,7 @@ class World:
 def user_table(rng: np.random.Generator) -> pd.DataFrame:
     income = np.where(rng.random(U) < 0.3, np.nan, rng.normal(5, 2, U))
     gender = rng.choice(np.array(["f", "m", None], dtype=object), U)
+    gender[-4:] = ["f", "m", "f", "m"]  # fewer users would have no code
     return pd.DataFrame({"user_id": np.arange(U) + 100, "gender": gender, "income": income})
 
 

@@ -68,7 +68,8 @@ def tables():
 
 
 @pytest.fixture
-def schema(tables):
+def schema(tables, monkeypatch):
+    monkeypatch.setattr("datamodules.schema_fitting.MIN_USERS", 1)
     return fit_schema(tables, tables.interactions.head(6), CONFIG)
 
 
@@ -87,6 +88,35 @@ def test_vocabularies_are_of_training_rows_by_frequency_then_value(schema):
     assert feature(schema, "day").vocabulary == tuple(str(day) for day in range(7))
     assert feature(schema, "hour").column == "datetime"
     assert schema.event_types == ("view", "buy")
+
+
+def test_values_of_users_moments_and_events_that_few_users_have_get_no_code():
+    features = FeaturesConfig(
+        user={"town": "categorical", "likes": FeatureConfig("multi_categorical", separator=",")},
+        item={"colour": "categorical"},
+        context={"device": "categorical", "seen": FeatureConfig("multi_categorical", separator=",")},
+    )
+    numbers = np.arange(12)
+    five, four = numbers < 5, numbers >= 8
+    interactions = pd.DataFrame({"user_id": np.repeat(numbers, 3), "item_id": 1, "datetime": np.arange(36) * DAY})
+    interactions["device"] = np.repeat(np.where(five, "5", np.where(four, "4", None)), 3)
+    interactions["seen"] = np.repeat(np.where(five, "a, five,a", np.where(four, "four,a", None)), 3)
+    interactions["event"] = np.repeat(np.where(five, "five", np.where(four, "four", None)), 3)
+    users = pd.DataFrame({"user_id": numbers, "town": np.where(five, "five", np.where(four, "four", " "))})
+    users["likes"] = np.where(five, "a,five", np.where(four, "four", None))
+    items = pd.DataFrame({"item_id": [1], "colour": ["rare"]})
+    schema = fit_schema(Tables(interactions, users, items), interactions, DataConfig(features=features))
+    found = {
+        one.name: one.vocabulary for one in (*schema.user_features, *schema.item_features, *schema.context_features)
+    }
+    assert found == {
+        "town": ("five",),
+        "likes": ("a", "five"),
+        "colour": ("rare",),
+        "device": ("5",),
+        "seen": ("a", "five"),
+    }
+    assert schema.event_types == ("five",)
 
 
 def test_scales_are_of_known_training_values(schema):

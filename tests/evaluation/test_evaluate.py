@@ -27,6 +27,11 @@ KEEP = {
 MODELS = ["bascule", "popularity", "popularity-recent", "personal", "personal-decayed", "itemknn", "ease"]
 
 
+@pytest.fixture(autouse=True)
+def every_slice(monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.MIN_USERS", 1)
+
+
 def make_rows(n, first, last, seed) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     columns = {

@@ -16,6 +16,11 @@ from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
 USERS, AT, DAY = ["007", "8", "NA"], 1_600_000_000, 86_400
 
 
+@pytest.fixture(autouse=True)
+def every_slice(monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.MIN_USERS", 1)
+
+
 def make_rows(n, first, last, seed) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
     times = pd.to_datetime(rng.integers(first, last, n), unit="s").strftime("%Y-%m-%d %H:%M:%S")

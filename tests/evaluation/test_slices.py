@@ -10,6 +10,11 @@ TARGETS = Targets(as_sets([[3, 10], [5, -1], [9, 1]]), np.array([1, 3, 1]))
 EVENTS = np.array([50, 30, 4, 6, 1, 2, 0, 0, 3, 5, 20])
 
 
+@pytest.fixture(autouse=True)
+def every_slice(monkeypatch):
+    monkeypatch.setattr("evaluation.metrics.MIN_USERS", 1)
+
+
 def measure_one_each(labels) -> dict:
     """Measure labels of as many users, each with one request and one target."""
     requests = np.arange(len(labels))
@@ -53,6 +58,16 @@ def test_rare_values_are_one_slice_and_of_equally_frequent_ones_the_first_stay()
     got = measure_one_each(np.array([*names[20:], *names[:20], *names[:20]], object))
     assert {value: got[value]["users"] for value in got} == dict.fromkeys(names[:20], 2) | {"other": 3}
     assert sorted(measure_one_each(np.array(names[::-1], object))) == ["other", *names[:20]]
+
+
+def test_values_that_few_users_have_are_no_slices(monkeypatch):
+    monkeypatch.undo()
+    labels = np.array([*"aaaaa", *"bbbb", *"ccc", *[None] * 4, *"d"], object)
+    assert {value: one["users"] for value, one in measure_one_each(labels).items()} == {"a": 5, "other": 12}
+    assert {value: one["users"] for value, one in measure_one_each(labels[:9]).items()} == {"a": 5}
+    requests = as_sets([[0]] * 9)  # of two users, whatever they asked
+    targets = Targets(requests, np.array([1] * 5 + [2] * 4))
+    assert measure_slices(np.full((9, 5), 7), targets, {"city": labels[:9]}) == {"city": {}}
 
 
 def test_values_named_like_ours_are_told_from_them_and_whole_numbers_have_no_fraction():

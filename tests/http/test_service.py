@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from serve import service as service_module
+from serve.erasure import add_to_erasure_list
 from serve.recommender import Recommender
 from serve.requests import History, Request
 from serve.service import Service, find_reasons, show_items
@@ -17,6 +19,7 @@ from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, publish_linear, vectors_of
+from tests.linear_profiles import known_users
 
 IDS = item_ids(FILMS)
 
@@ -118,6 +121,42 @@ def test_services_of_one_state_follow_each_other(tmp_path, bundle, schema):
         registry.set_current(versions[0], versions)
         assert first.reload() is not None
         agree(versions[1], True, first, second)
+
+
+@pytest.mark.parametrize("part", ["LiveItems", "StateStore"])
+def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(bundle, schema, monkeypatch, part):
+    is_full, opened = [True], getattr(service_module, part)
+
+    def open_part(*given):
+        if is_full:
+            raise OSError(28, "No space left on device", "state")
+        return opened(*given)
+
+    monkeypatch.setattr(f"serve.service.{part}", open_part)
+    monkeypatch.setattr("serve.service._RETRY_SECONDS", 0.01)
+    (gone, user, *_), (item, *_) = known_users(schema), item_ids(schema)
+    event = {"user_id": user, "item_id": item, "event": "dismiss"}
+    add_to_erasure_list(bundle.parent, [gone])
+    with closing(open_bundle(bundle)) as service:
+        known, forgotten, nobody = ask(service, *({**NOW, "user_id": one} for one in (user, gone)), NOW)
+        assert (len(known), forgotten == nobody) == (5, True)
+        assert "disk" in service.find_faults()
+        assert service.describe()["notes"]
+        for keep in (
+            lambda: service.observe([event]),
+            lambda: service.items.put(item, {}),
+            lambda: service.items.remove(item),
+        ):
+            with pytest.raises(OSError, match="No space left"):
+                keep()
+        assert service.reload() is None
+        is_full.clear()
+        while "disk" in service.find_faults():
+            time.sleep(0.01)
+        assert service.observe([event]) == 1
+        assert service.items.remove(item)
+    with closing(StateStore(bundle.parent / "state" / "state.db")) as store:
+        assert store.recall(user).dismissed == (item,)
 
 
 def test_of_a_long_history_the_latest_events_explain_an_item(films):
