@@ -148,10 +148,9 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
 
 
 def test_a_user_who_is_asked_about_often_counts_once():
-    world, held_out = hold_out(make_world(ORDERED))
-    held_out.iloc[:2, held_out.columns.get_loc("user_id")] = held_out["user_id"].iloc[2]  # who is asked about thrice
+    world, held_out = hold_out(WORLDS["set"]())
     data = make_data(world, validation=held_out)
-    towers, users = make_towers(world, data, "dot"), refine._split_users(data)
+    towers, users = make_towers(world, data, "dot", n_blocks=0), refine._split_users(data)
     (found,) = refine.Validation(towers, data.validation_batches, users).rank({}, Refinement(), [{}])
     items = towers.item_vectors(data.validation_batches[0].popularity)
     figures: dict[int, list[float]] = {}
