@@ -31,7 +31,7 @@ from torch import Tensor
 from datamodules.batch import RequestBatch
 from datamodules.datamodule import InteractionsDataModule
 from models.cold_items import Shrinkage
-from models.item_item import Interactions, Ints, ease, ease_of_targets, gf_cf, next_item
+from models.item_item import Interactions, ease, ease_of_targets, gf_cf, next_item
 from models.towers import Towers
 from models.validation import rank_views
 from serve.index import Neighbours
@@ -144,15 +144,14 @@ def choose(towers: Towers, data: InteractionsDataModule, top_k: int, seed: int) 
     # Not with a memory: it was trained on the vectors of owned items, which shrinkage would move.
     can_shrink = bool(data.schema.item_features) and data.schema.repeats == "exclude"
     shrinkage = Shrinkage(towers, torch.from_numpy(data.count_targets()), seed) if can_shrink else None
-    step = math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1
-    batches, users = data.validation_batches[::step], _split_users(data)[::step]
+    batches = data.validation_batches[:: math.ceil(len(data.validation_batches) / MAX_BATCHES) or 1]
     if not any((batch.target_owned < 0).any() for batch in batches):
         return _start(plans[0], estimators, STRENGTH if shrinkage else 0.0)
-    validation = Validation(towers, batches, users)
+    validation = Validation(towers, batches)
     before, strength = validation.ndcg, 0.0
     if shrinkage is not None:
         shrinkage.apply(STRENGTH)
-        shrunk = Validation(towers, batches, users)
+        shrunk = Validation(towers, batches)
         if shrunk.ndcg >= (1 + MIN_GAIN) * validation.ndcg:
             validation, strength = shrunk, STRENGTH
         else:
@@ -294,17 +293,11 @@ def add_up(batch: RequestBatch, weights: sp.csr_array, decay: float, context_gai
     return torch.from_numpy((history @ weights).toarray())  # (B, N)
 
 
-def _split_users(data: InteractionsDataModule) -> list[Ints]:
-    """Number the users of the validation, and return those of each batch, (B,)."""
-    stops = np.cumsum([len(batch.history_rows) for batch in data.validation_batches])
-    return np.split(np.unique(data.validation_users, return_inverse=True)[1], stops[:-1])
-
-
 class Validation:
-    """Validation requests of users, (B,) of each batch, and the vectors that trained towers make for them."""
+    """Validation requests and the vectors that trained towers make for them."""
 
-    def __init__(self, towers: Towers, batches: Sequence[RequestBatch], users: Sequence[Ints]) -> None:
-        self.batches, self.users_of = batches, users
+    def __init__(self, towers: Towers, batches: Sequence[RequestBatch]) -> None:
+        self.batches = batches
         self.has_memory = towers.user_tower.memory is not None
         self.items = towers.item_vectors(batches[0].popularity)  # (N, W)
         self.users = [towers.request_vectors(batch, self.items) for batch in batches]  # (B, W) and (E,) each
@@ -328,15 +321,4 @@ class Validation:
                 for name, alpha in alphas.items():
                     changed.add_(sums[name], alpha=alpha)
                 ranked.append(rank_views(changed, bonus if self.has_memory else None, batch))
-        return [
-            {view: self._mean_by_user(view, [part[view] for part in ranked]) for view in ranked[0]} for ranked in views
-        ]
-
-    def _mean_by_user(self, view: str, figures: Sequence[np.ndarray]) -> np.ndarray:
-        """Return the mean of each user over the requests that have a target in a view."""
-        pairs = zip(self.batches, self.users_of, strict=True)
-        asked = [
-            users[np.unique(batch.target_users[(batch.target_owned < 0) | (view == "all")])] for batch, users in pairs
-        ]
-        _, place, counts = np.unique(np.concatenate(asked), return_inverse=True, return_counts=True)
-        return np.bincount(place, np.concatenate(figures)) / counts
+        return [{view: np.concatenate([part[view] for part in ranked]) for view in ranked[0]} for ranked in views]

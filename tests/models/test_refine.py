@@ -103,9 +103,7 @@ def test_applied_towers_rank_the_validation_as_was_said(side):
     with torch.no_grad():
         neighbours = towers.neighbours
         matrix = sp.csr_array((neighbours.weights, neighbours.rows, neighbours.offsets), (N, N))
-        ranked = refine.Validation(towers, data.validation_batches, refine._split_users(data)).rank(
-            {"all": matrix}, found, [{"all": 1.0}]
-        )
+        ranked = refine.Validation(towers, data.validation_batches).rank({"all": matrix}, found, [{"all": 1.0}])
     assert mean_of_views(ranked[0]) == pytest.approx(found.ndcg, abs=1e-6)
 
 
@@ -141,28 +139,10 @@ def test_events_in_the_context_of_the_request_count_more_where_that_ranks_better
             target_weights=torch.ones(len(scores)),
             target_owned=torch.full((len(scores),), -1),
         )
-    validation = refine.Validation(towers, data.validation_batches, refine._split_users(data))
+    validation = refine.Validation(towers, data.validation_batches)
     usual = validation.rank({"all": 1e4 * weights}, Refinement(), [{"all": 1.0}])[0]
     found, _ = refine._choose_gain(validation, {"all": 1e4 * weights}, Refinement({"all": 1.0}), usual)
     assert (found.context_gain > 0) == tells
-
-
-def test_a_user_who_is_asked_about_often_counts_once():
-    world, held_out = hold_out(WORLDS["set"]())
-    data = make_data(world, validation=held_out)
-    towers, users = make_towers(world, data, "dot", n_blocks=0), refine._split_users(data)
-    (found,) = refine.Validation(towers, data.validation_batches, users).rank({}, Refinement(), [{}])
-    items = towers.item_vectors(data.validation_batches[0].popularity)
-    figures: dict[int, list[float]] = {}
-    for batch, numbers in zip(data.validation_batches, users, strict=True):
-        vectors, _ = towers.request_vectors(batch, items)
-        scores = (vectors @ items.T).masked_fill(batch.mark_owned(N), -torch.inf)
-        for request, target, owned in zip(batch.target_users, batch.target_rows, batch.target_owned, strict=True):
-            place = int((scores[request] > scores[request, target]).sum())
-            if owned < 0:
-                figures.setdefault(numbers[request], []).append(1 / np.log2(place + 2) if place < 10 else 0.0)
-    assert max(map(len, figures.values())) > 1
-    np.testing.assert_allclose(found["novel"], [np.mean(figures[user]) for user in sorted(figures)], atol=1e-6)
 
 
 def test_items_that_go_together_in_no_order_are_found_where_events_have_one(monkeypatch):
