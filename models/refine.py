@@ -40,7 +40,7 @@ from serve.index import Neighbours
 ALPHAS = (0.0, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 25.6)
 STRENGTH = 4.0  # events that content is worth where items are shrunk; 2 to 8 ranked alike
 ROUNDS = 2
-CONTEXT_GAINS = (1.0, 3.0, 10.0)  # an event in the context of the request counts 1 + so many times
+CONTEXT_GAINS = (1.0, 3.0)  # an event in the context of the request counts 1 + so many times
 MAX_BATCHES, MAX_DRAWN = 16, 512  # validation batches that are ranked; users whose scores show how much these vary
 LONG_HISTORY = 40  # mean events of a user, above which events long ago count
 RIDGE, RIDGE_BESIDE_MEMORY = 100.0, 1000.0
