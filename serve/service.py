@@ -38,7 +38,7 @@ from serve.versions import LOADING_ERRORS, Source
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
-_FOLLOW_SECONDS, _RETRY_SECONDS = 0.3, 5.0  # between looks at what other processes did, and at a state that failed
+_FOLLOW_SECONDS, _RETRY_SECONDS = 0.1, 5.0  # between looks at what other processes did, and at a state that failed
 MAX_COMPARED = 500  # latest events of a history that explain an item
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
