@@ -4,6 +4,7 @@ import http.client
 import json
 import os
 import signal
+import sqlite3
 import time
 from collections import Counter
 from contextlib import closing, contextmanager
@@ -123,7 +124,12 @@ def first_of(turn):
 
 
 def check_kept(home, clients, turn=0):
-    """Require that each event that was acknowledged is on disk."""
+    """Require that each event that was acknowledged is on disk, in a file that is sound."""
+    with closing(sqlite3.connect(home / "state" / "state.db")) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+        within = (first_of(turn), first_of(turn + 1) - 1)
+        (n_kept,) = database.execute("SELECT count(*) FROM events WHERE datetime BETWEEN ? AND ?", within).fetchone()
+    assert n_kept >= sum(len(client.replies) for client in clients)
     with closing(StateStore(home / "state" / "state.db", retention_days=EVER)) as store:
         for who, client in enumerate(clients):
             kept = set(store.recall(f"u{who}").history.datetime.tolist())
