@@ -494,8 +494,8 @@ def test_what_cannot_be_written_is_counted_and_later_ones_are_written(fault, cap
 
 def test_a_process_that_comes_and_goes_leaves_the_log_to_the_others(store):
     """To close a file ends the locks of a process on it: the last one to go would take the log along."""
-    ask = "import sys; from pathlib import Path; from serve.state import StateStore; store = StateStore(Path(sys.argv[1]))"
-    ask += "; print(len(store.recall('u').history)); store.close()"
+    ask = "import sys; from pathlib import Path; from serve.state import StateStore; "
+    ask += "store = StateStore(Path(sys.argv[1])); print(len(store.recall('u').history)); store.close()"
     for n in range(3):
         store.observe("u", f"i{n}", "view", NOW + n)
         assert len(store.recall("u").history) == n + 1
