@@ -119,6 +119,8 @@ class _Parent:
                     break
                 if old is not None:
                     await self._end(old)
+            else:
+                _LOG.info("all workers are new")
 
     async def _replace(self, place: int, old: Process | None) -> bool:
         """Put a new worker that answers in the place of another, if it still has it; return False if none starts."""
