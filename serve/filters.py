@@ -13,7 +13,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import chain
 from typing import Any
 
@@ -150,10 +150,12 @@ class Column:
 
     def have(self, is_wanted: Mask) -> Mask:
         """Tell which items have a value that is wanted, given as (V,), (N,)."""
-        n_cells = len(self.offsets) - 1
-        owner = np.repeat(np.arange(n_cells), np.diff(self.offsets))
-        found: Mask = np.bincount(owner[is_wanted[self.codes]], minlength=n_cells)[self.cell] > 0
-        return found
+        is_found: Mask = np.bincount(self._owner[is_wanted[self.codes]], minlength=len(self.offsets) - 1) > 0
+        return is_found[self.cell]
+
+    @cached_property
+    def _owner(self) -> Ints:
+        return np.repeat(np.arange(len(self.offsets) - 1), np.diff(self.offsets))  # the cell of each code
 
     def codes_of(self, row: int) -> list[int]:
         """Return the values of an item as positions in `values`."""

@@ -38,7 +38,7 @@ _LONG = frozenset({"requests", "filters", "explain"})  # names in a body that ta
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
 _STEP = 4  # requests of a body that are answered in one go: of fewer, products would be rounded otherwise
 _MAX_BRIEF = 200_000  # items among which a single request is answered in the event loop
-_MAX_COMPARED = 4_000_000_000  # characters of different filters times items: about 2 seconds
+_MAX_COMPARED = 2_000_000_000  # characters of different filters times items: about a second
 _EVERYBODY = Access()
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)

@@ -30,7 +30,7 @@ _BODY_SECONDS = 10  # in which a body must have arrived
 _FIRST, _SHORT, _LONG = range(3)  # who has the next turn: single requests, short calls, long ones
 _TURN_SECONDS, _SHORT_TURNS = 0.002, 4  # of computing in one go; a call that takes more turns is long
 _LONGEST = 5  # deadlines that a long call may take
-_COURTESY = 20  # milliseconds that a turn waits at most while single requests are answered
+_COURTESY = 10  # milliseconds that a turn waits at most while single requests are answered
 _TOO_LONG, _MIN_SINGLE = 0.1, 48  # seconds of a single request, and how many may wait even then
 _ASKING = frozenset({"/v1/recommend", "/v1/similar", "/openapi.json", "/metrics"})  # refused when too many wait
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
@@ -76,7 +76,8 @@ class Worker:
         try:
             async with asyncio.timeout(self._deadline) as limit:
                 while True:
-                    await self._let_singles_pass()
+                    if n_turns:
+                        await self._let_singles_pass()
                     async with self._turn(_SHORT if n_turns < _SHORT_TURNS else _LONG, number):
                         if await is_gone():
                             raise OverloadError
