@@ -63,11 +63,10 @@ def _facts(record: logging.LogRecord) -> dict[str, Any]:
 def log_request(route: str, scope: Scope, status: int, seconds: float) -> None:
     """Write the line of an answer, and of what it changed."""
     key, users = (scope["state"].get(name) for name in ("key", "users"))
-    ACCESS.info(
-        "answered", extra={"facts": {"route": route, "status": status, "seconds": round(seconds, 6), "key": key}}
-    )
+    facts = {"key": key, "status": status}
+    ACCESS.info("answered", extra={"facts": facts | {"route": route, "seconds": round(seconds, 6)}})
     if route in AUDITED:
-        facts = {"key": key, "status": status} | ({} if users is None else {"users": users})
+        facts |= {} if users is None else {"users": users}
         outcome = _OUTCOMES.get(status // 100, "refused")
         method = scope["method"] if scope["method"] in HTTPMethod.__members__ else "other"  # a caller may make one up
         AUDIT.info("%s %s %s", method, route, outcome, extra={"facts": facts})

@@ -7,15 +7,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any
 
-from prometheus_client import (
-    CollectorRegistry,
-    Counter,
-    Gauge,
-    Histogram,
-    ProcessCollector,
-    disable_created_metrics,
-    generate_latest,
-)
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.metrics import disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
@@ -74,14 +67,12 @@ class Metrics:
         else:
             ProcessCollector(registry=self.registry)
 
-    def refresh(
-        self, n_waiting: int, n_impressions: int, n_lost: int, reload: Mapping[str, Any], faults: Collection[str]
-    ) -> None:
+    def refresh(self, waiting: int, shown: int, lost: int, reload: Mapping[str, Any], faults: Collection[str]) -> None:
         """Take over what the service counts itself; each worker does so every second, for whoever is asked."""
-        self.waiting.set(n_waiting)
-        self.impressions_waiting.set(n_impressions)
-        self.impressions_lost.inc(n_lost - self._n_lost)
-        self._n_lost = n_lost
+        self.waiting.set(waiting)
+        self.impressions_waiting.set(shown)
+        self.impressions_lost.inc(lost - self._n_lost)
+        self._n_lost = lost
         self.reloaded_at.set(reload["time"])
         self.is_loaded.set(reload["is_loaded"])
         for fault in self._faults:
