@@ -49,7 +49,7 @@ PLAN_ERRORS = 1.0  # standard errors by which another plan than the usual one mu
 MIN_GAIN = 0.01  # share of NDCG: a smaller gain of shrinkage is often chance
 MIN_SPREAD = 1e-9
 TREND_SHARE, MAX_TRENDING = 0.02, 512  # events fade in this share of the time span, a week of a year; items kept
-MAX_FACTORS, ITEMS_PER_FACTOR = 256, 16  # of GF-CF; the paper has 256: too many where there are few items
+MIN_FACTORS, MAX_FACTORS, ITEMS_PER_FACTOR = 8, 256, 32  # of GF-CF; the paper has 256: too many for few items
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def list_estimators(data: InteractionsDataModule, top_k: int, seed: int) -> dict
     if data.schema.repeats == "allow":
         return {"ease": partial(ease, top_k=top_k, ridge=RIDGE_BESIDE_MEMORY, most=MAX_BESIDE_MEMORY)}
     interactions = read_interactions(data)
-    n_factors = min(MAX_FACTORS, max(1, len(np.unique(interactions.item)) // ITEMS_PER_FACTOR))
+    n_factors = min(MAX_FACTORS, max(MIN_FACTORS, len(np.unique(interactions.item)) // ITEMS_PER_FACTOR))
     found: dict[str, Estimator] = {
         "ease": partial(ease, top_k=top_k, ridge=RIDGE),
         "gf_cf": partial(gf_cf, top_k=top_k, n_factors=n_factors, seed=seed),
