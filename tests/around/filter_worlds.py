@@ -8,6 +8,7 @@ import pyarrow as pa
 from hypothesis import strategies as st
 
 from serve.bundle import Bundle
+from serve.catalogue import Catalogue
 from serve.recommender import Recommender
 from serve.schema import Feature
 from tests.linear_bundle import SEED, WORLDS, N, item_ids, item_values, publish_linear
@@ -43,7 +44,10 @@ def make_recommender(folder, world: str) -> Recommender:
         table = table.append_column(name, pa.array([more_values(row)[name] for row in range(N)]))
     features = (*WORLDS[world].item_features, Feature("genres", "multi_categorical", "genres", GENRES))
     wider = replace(bundle, items=table, schema=replace(bundle.schema, item_features=features))
-    return Recommender(wider, make_profiles(WORLDS[world], known_users(WORLDS[world])))
+    recommender = Recommender(bundle, make_profiles(WORLDS[world], known_users(WORLDS[world])))
+    recommender.bundle = wider  # with a feature that the item tower does not read
+    recommender._set_catalogue(Catalogue.of_items(table, bundle.index, wider.schema), None)
+    return recommender
 
 
 def quote(value) -> str:
