@@ -89,11 +89,12 @@ CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'te
 CREATE VIEW named AS SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
 CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
     FROM event_rows e JOIN named u ON u.user = e.user;
-CREATE VIEW answers AS SELECT a.number, a.request_id, u.user_id, a.datetime, a.bundle_version, a.policy
-    FROM answer_rows a LEFT JOIN named u ON u.user = a.user;
-CREATE VIEW feedback AS SELECT a.request_id, u.user_id, a.datetime, a.bundle_version, a.policy,
+CREATE VIEW named_answers AS SELECT a.*, u.user_id FROM named u JOIN answer_rows a ON a.user = u.user
+    UNION ALL SELECT a.*, NULL FROM answer_rows a WHERE a.user IS NULL;
+CREATE VIEW answers AS SELECT number, request_id, user_id, datetime, bundle_version, policy FROM named_answers;
+CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
     s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime
-    FROM answer_rows a JOIN shown s ON s.answer = a.number LEFT JOIN named u ON u.user = a.user
+    FROM named_answers a CROSS JOIN shown s ON s.answer = a.number -- in this order: a user has few answers
     LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
     AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
 """
