@@ -106,11 +106,13 @@ def test_an_unseen_user_with_the_same_past_gets_the_same_vector(finished):
 
 
 def add_neighbours(scores: np.ndarray, neighbours: Neighbours, history_rows: np.ndarray) -> None:
-    """Add what the items of a history add to the scores (N,), one by one."""
+    """Add what the items of a history add to the scores (N,), one by one, and what is added for everybody."""
     counts = np.exp(-neighbours.decay * np.arange(len(history_rows))[::-1])
     for count, row in zip(counts, history_rows, strict=True):
         part = slice(neighbours.offsets[row], neighbours.offsets[row + 1])
         scores[neighbours.rows[part]] += count / counts.sum() ** 0.5 * neighbours.weights[part]
+    of_all = slice(neighbours.offsets[-1], None)
+    scores[neighbours.rows[of_all]] += neighbours.weights[of_all]
 
 
 def test_lists_are_the_best_of_the_products_and_the_item_item_weights(runs):
