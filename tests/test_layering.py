@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("datamodules", "evaluation", "models", "pipeline", "serve")
+PACKAGES = ("bascule", "datamodules", "evaluation", "models", "pipeline", "serve")
 MAY_IMPORT = {
     "serve": {"serve"},
     "datamodules": {"datamodules", "serve"},
     "evaluation": {"evaluation", "serve"},
     "models": {"models", "serve", "datamodules", "evaluation"},
     "pipeline": {"pipeline", "models", "evaluation", "datamodules", "serve"},
+    "bascule": {"bascule", "train", "pipeline", "models", "evaluation", "datamodules", "serve"},
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 90, 17_400, 25, 14, 60
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 100, 19_000, 25, 14, 60
 
 
 def name_module(path):
