@@ -26,9 +26,9 @@ from evaluation.holdout import Ids, group_requests, plain_requests, read_interac
 from evaluation.metrics import Ints, ItemSets, sign
 from evaluation.model_card import Content, environment, render
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
+from serve.catalogue import name_items
 from serve.command_line import make_parser, run_command
 from serve.durable import write_file
-from serve.encode import to_text
 from serve.errors import SchemaError, say
 from serve.recommender import Recommender
 from serve.requests import History
@@ -36,7 +36,6 @@ from serve.requests import History
 MAX_REQUESTS = 2048  # requests that lists are made for, drawn by the seed where there are more
 N_EXAMPLES, MAX_EVENTS = 10, 8  # examples, and events of each, that are shown
 Requests = list[dict[str, Any]]
-TITLES = ("title", "name", "product_name", "description")
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
 COLOURS = (INK, OURS, THEIRS, "#b86e00", "#00795c")  # the style sheet knows them by their place
@@ -215,7 +214,7 @@ def describe_examples(
     views = {"All items": False, "New items only": True} if schema.repeats == "allow" else {"Recommended": True}
     asked = [requests[row] for row in chosen]
     lists = {title: _rank(recommender, asked, is_filtered) for title, is_filtered in views.items()}
-    names = np.array([*name_items(recommender), "an item outside the catalogue"], object)  # the last one answers -1
+    names = np.array([*name_all(recommender), "an item outside the catalogue"], object)  # the last one answers -1
     examples = []
     for place, row in enumerate(chosen):
         history = histories[row]
@@ -244,20 +243,12 @@ def _describe_events(history: History, names: Any, timezone: str | None) -> list
     return described
 
 
-def name_items(recommender: Recommender) -> list[str]:
-    """Return readable names of all items: a text, else three categories, with the id if several have it; or the id."""
-    items, features = recommender.bundle.items, recommender.bundle.schema.item_features
-    by_kind = {kind: [feature.column for feature in features if feature.kind == kind] for kind in ("text", "vector")}
-    titles = [name for name in items.column_names if name.lower() in TITLES and name not in by_kind["vector"]]
-    columns = [*by_kind["text"], *titles][:1] or [one.column for one in features if one.kind == "categorical"][-3:]
-    cells = [map(to_text, items.column(name).to_pylist()) for name in columns if name in items.column_names]
-    rows = zip(*cells, strict=True) if cells else [()] * items.num_rows
-    names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in rows]
+def name_all(recommender: Recommender) -> list[str]:
+    """Return readable names of all items, with the id if several have the same."""
+    items = recommender.bundle.items
+    names = name_items(items, recommender.bundle.schema.item_features)
     counts, ids = Counter(names), map(str, _item_ids(recommender))
-    return [
-        f"item {item_id}" if not name else name if counts[name] == 1 else f"{name} ({item_id})"
-        for name, item_id in zip(names, ids, strict=True)
-    ]
+    return [name if counts[name] == 1 else f"{name} ({item_id})" for name, item_id in zip(names, ids, strict=True)]
 
 
 if __name__ == "__main__":

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from serve.columns import to_arrow, to_numpy
-from serve.encode import category_features, category_rows, count_categories, encode_features
+from serve.encode import category_features, category_rows, count_categories, encode_features, to_text
 from serve.errors import BundleError
 from serve.index import UNKNOWN_ROW, Floats, Ints, ItemIds, ItemIndex, Mask
 from serve.requests import Id
-from serve.schema import Schema
+from serve.schema import Feature, Schema
 
 IN_STOCK = "in_stock"  # column that every catalogue has: true unless a bundle or a live item says otherwise
 REPEAT_RATE = "repeat_rate"  # reserved column of `items.parquet` where repeats are allowed
+_TITLES = ("title", "name", "product_name", "description")
 
 
 @dataclass(frozen=True)
@@ -90,3 +92,21 @@ def _widen(field: pa.Field, is_numeric: bool) -> pa.DataType:
     if pa.types.is_integer(field.type) and not pa.types.is_uint64(field.type):
         return pa.float64() if is_numeric else pa.int64()
     return field.type
+
+
+def name_columns(items: pa.Table, features: Sequence[Feature]) -> list[str]:
+    """Choose the columns that name an item to people: a title, else a text, else the last three categories."""
+    of_kind = {kind: [one.column for one in features if one.kind == kind] for kind in ("text", "categorical", "vector")}
+    by_name = {name.lower(): name for name in items.column_names if name not in of_kind["vector"]}
+    titles = [by_name[title] for title in _TITLES if title in by_name]
+    chosen = [*titles, *of_kind["text"]][:1] or of_kind["categorical"][-3:]
+    return [name for name in chosen if name in items.column_names]
+
+
+def name_items(items: pa.Table, features: Sequence[Feature]) -> list[str]:
+    """Return names for people of the items of a table, which need not be distinct; an item without one has its id."""
+    columns = [map(to_text, items.column(name).to_pylist()) for name in name_columns(items, features)]
+    cells = zip(*columns, strict=True) if columns else [()] * len(items)
+    names = [" ".join(" · ".join(dict.fromkeys(filter(None, row))).split()) for row in cells]
+    ids = items.column("item_id").to_pylist()
+    return [name or f"item {item_id}" for name, item_id in zip(names, ids, strict=True)]

@@ -10,7 +10,7 @@ import pytest
 
 from evaluation.metrics import sign
 from evaluation.model_card import environment, read_views, render_card
-from evaluation.report import main, name_items, write_report
+from evaluation.report import main, name_all, write_report
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
@@ -206,12 +206,12 @@ def test_nobody_is_called_better_by_a_few_users_or_without_proof(users, low, ver
 
 def test_items_go_by_their_text_their_categories_or_their_id(films):
     bundle, profiles = films.recommender.bundle, films.recommender.profiles
-    assert name_items(films.recommender)[3].startswith(HOSTILE)
+    assert name_all(films.recommender)[3].startswith(HOSTILE)
     bare = replace(bundle, items=bundle.items.select(["item_id"]))
     ids = bundle.items.column("item_id").to_pylist()
-    assert name_items(Recommender(bare, profiles)) == [f"item {item_id}" for item_id in ids]
+    assert name_all(Recommender(bare, profiles)) == [f"item {item_id}" for item_id in ids]
     same = bundle.items.set_column(bundle.items.column_names.index("title"), "title", [["same"] * len(ids)])
-    named = name_items(Recommender(replace(bundle, items=same), profiles))
+    named = name_all(Recommender(replace(bundle, items=same), profiles))
     assert named == [f"same ({item_id})" for item_id in ids]
 
 
