@@ -10,12 +10,11 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig
-from datamodules.tables import Tables
+from datamodules.tables import TARGET_WEIGHT, Tables, is_set
 from serve.encode import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
 
-TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 _IDS = {"users": "user_id", "items": "item_id"}
 
 
@@ -47,14 +46,6 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
     return cleaned, report
 
 
-def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
-    """Return the row of each id, of missing values where the table has none; integers above 2**53 stay exact."""
-    rows = table.set_index(id_name)
-    if not pd.Index(ids).isin(rows.index).all():
-        rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
-    return rows.reindex(ids)
-
-
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
     """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
     return {name: float((~_find_listed(tables, name)).mean()) for name in _IDS if name in given}
@@ -77,11 +68,6 @@ def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
     """Mark the distinct ids of the interactions that have a row in a table."""
     ids = tables.interactions[_IDS[name]].drop_duplicates()
     return ids.isin(getattr(tables, name)[_IDS[name]])
-
-
-def is_set(interactions: pd.DataFrame) -> bool:
-    """Return whether a user's events have no order: there is neither a time nor a position."""
-    return "datetime" not in interactions and "position" not in interactions
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:

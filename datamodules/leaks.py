@@ -10,10 +10,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from datamodules.clean import is_set
 from datamodules.config import DataConfig
 from datamodules.splits import Split
-from datamodules.tables import Tables
+from datamodules.tables import Tables, is_set
 from serve.encode import join_text
 from serve.errors import SchemaError
 

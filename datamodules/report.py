@@ -12,11 +12,11 @@ from pandas.api.types import is_numeric_dtype
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.clean import TARGET_WEIGHT, CleaningReport, measure_unlisted, only_targets
+from datamodules.clean import CleaningReport, measure_unlisted, only_targets
 from datamodules.config import DataConfig
 from datamodules.leaks import MISSING, Leak, code_cells
 from datamodules.splits import Split, mark_owned
-from datamodules.tables import Rejects, Tables
+from datamodules.tables import TARGET_WEIGHT, Rejects, Tables
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 CROWD, MIN_USERS_OF_CROWD = 0.1, 100  # share of the events with which one user of so many seems to be several

@@ -9,9 +9,8 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 
-from datamodules.clean import is_set
 from datamodules.config import DataConfig, FeatureConfig
-from datamodules.tables import Tables
+from datamodules.tables import Tables, is_set
 from serve.columns import hash_texts, read_vector
 from serve.encode import join_text, split_cell, to_text
 from serve.errors import SchemaError

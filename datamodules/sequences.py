@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from datamodules.clean import TARGET_WEIGHT, find_rows, is_set
+from datamodules.tables import TARGET_WEIGHT, is_set
 from serve.columns import vectors_to_arrow
 from serve.encode import (
     EncodedFeatures,
@@ -173,3 +173,11 @@ def encode_contexts(interactions: pd.DataFrame, schema: Schema) -> EncodedFeatur
 
 def _to_ids(ids: Any, id_type: IdType) -> NDArray[np.generic]:
     return np.asarray(ids, dtype=np.object_ if id_type == "string" else np.int64)
+
+
+def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:
+    """Return the row of each id, of missing values where the table has none; integers above 2**53 stay exact."""
+    rows = table.set_index(id_name)
+    if not pd.Index(ids).isin(rows.index).all():
+        rows = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object))
+    return rows.reindex(ids)

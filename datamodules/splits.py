@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from datamodules.clean import TARGET_WEIGHT, is_set, only_targets
+from datamodules.clean import only_targets
 from datamodules.config import DataConfig, SplitConfig
-from datamodules.tables import PART
+from datamodules.tables import PART, TARGET_WEIGHT, is_set
 from serve.clock import to_seconds
 from serve.errors import SchemaError
 from serve.schema import Repeats

@@ -22,6 +22,7 @@ from serve.encode import to_text
 from serve.errors import SchemaError
 
 PART = "part of the split"  # reserved column of the interactions where files give the split
+TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
 _IDS = {"users": "user_id", "items": "item_id"}
 _KINDS = {
@@ -61,6 +62,11 @@ class Rejects:
     def frame(self) -> pd.DataFrame:
         """The rejects of all tables."""
         return pd.concat(self.tables.values(), ignore_index=True)
+
+
+def is_set(interactions: pd.DataFrame) -> bool:
+    """Return whether a user's events have no order: there is neither a time nor a position."""
+    return "datetime" not in interactions and "position" not in interactions
 
 
 def read_tables(config: DataConfig, erased: ErasureList = NOBODY) -> tuple[Tables, Rejects]:

@@ -7,20 +7,16 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
-from rich.console import Console
-
-from evaluation.console import print_metrics
-from evaluation.evaluate import Parts, evaluate, headline_metric
-from evaluation.holdout import PAIR, profiles_from_frame, read_interactions, read_moment, read_users, split_validation
-from serve.bundle import Bundle
 from serve.command_line import make_parser, run_command
-from serve.durable import write_file
 from serve.errors import SchemaError
-from serve.recommender import Recommender
-from serve.schema import Schema
+
+if TYPE_CHECKING:  # pandas and scipy take a second: they are imported when options and paths are right
+    import pandas as pd
+
+    from serve.bundle import Bundle
+    from serve.schema import Schema
 
 _DESCRIPTION = """Evaluate any bundle on any holdout.
 
@@ -28,9 +24,9 @@ example:
   python -m evaluation --bundle runs/grocery/bundle --holdout test.parquet --train train.parquet --json figures.json"""
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation") -> int:
     """Run the command and return its exit status."""
-    parser = make_parser("python -m evaluation", _DESCRIPTION)
+    parser = make_parser(program, _DESCRIPTION)
     add = parser.add_argument
     add("--bundle", type=Path, required=True, help="folder of the bundle")
     add("--holdout", type=Path, required=True, help="interactions to predict, CSV (also .csv.gz) or Parquet")
@@ -48,8 +44,27 @@ def run(arguments: argparse.Namespace) -> None:
     figures: Path | None = arguments.json
     if figures is not None and (figures.is_dir() or not figures.parent.is_dir()):
         raise SchemaError(f"--json {figures} is a folder or in none; give a file in a folder that exists")
+    for path in (arguments.holdout, arguments.train, arguments.users):
+        if path is not None and not path.exists():
+            raise SchemaError(f"{path} does not exist; the working directory is {Path.cwd()}")
+    from serve.bundle import Bundle
+
     bundle = Bundle.load(arguments.bundle)
-    schema = bundle.schema
+    judge(arguments, bundle)
+
+
+def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
+    """Read the tables and evaluate the bundle; what this imports takes seconds, so that it comes after the checks."""
+    import pandas as pd
+    from rich.console import Console
+
+    from evaluation.console import print_metrics
+    from evaluation.evaluate import Parts, evaluate, headline_metric
+    from evaluation.holdout import profiles_from_frame, read_interactions, read_moment, read_users, split_validation
+    from serve.durable import write_file
+    from serve.recommender import Recommender
+
+    schema, figures = bundle.schema, arguments.json
     holdout = read_interactions(arguments.holdout, schema)
     history = read_interactions(arguments.train, schema)
     users = history[["user_id"]][:0] if arguments.users is None else read_users(arguments.users, schema)
@@ -72,6 +87,10 @@ def run(arguments: argparse.Namespace) -> None:
 
 def check_reachable(holdout: pd.DataFrame, history: pd.DataFrame, catalogue: pd.Series[Any], schema: Schema) -> None:
     """Refuse a holdout of which no list can hold anything: every figure would be 0."""
+    import pandas as pd
+
+    from evaluation.holdout import PAIR
+
     known = holdout[holdout["item_id"].isin(catalogue)]
     if known.empty and len(holdout):
         got, listed = holdout["item_id"].tolist()[0], catalogue.tolist()[0]
@@ -90,6 +109,10 @@ def check_reachable(holdout: pd.DataFrame, history: pd.DataFrame, catalogue: pd.
 
 def find_doubts(holdout: pd.DataFrame, history: pd.DataFrame, schema: Schema, at: int | None) -> Iterator[str]:
     """Yield notes on a holdout that does not fit the histories, or whose events, given times, are known from them."""
+    import pandas as pd
+
+    from evaluation.holdout import PAIR
+
     is_read = {"datetime": schema.has_datetime, "event": bool(schema.event_types), "weight": schema.has_weight}
     lacking = [name for name in is_read if is_read[name] and name not in history]
     if lacking:

@@ -11,9 +11,10 @@ import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from functools import cache
+from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, select_autoescape
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
 
 from evaluation.evaluate import MODEL, headline_metric
 from evaluation.metrics import MISSING, OTHER, SLICES, sign
@@ -46,7 +47,7 @@ def render(template: str, content: Content, data: Content, schema: Schema, **mor
 def environment() -> Environment:
     """Return the templates of this package with their filters."""
     templates = Environment(
-        loader=PackageLoader("evaluation", "templates"),
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
         autoescape=select_autoescape(["html"]),
         undefined=StrictUndefined,
         trim_blocks=True,

@@ -6,10 +6,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any
 
-from datamodules.clean import is_set
 from datamodules.config import DataConfig
 from datamodules.sets import FOLDS
-from datamodules.tables import Tables
+from datamodules.tables import Tables, is_set
 from models.config import ModelConfig, Recipe
 from serve.errors import SchemaError
 from serve.schema import Similarity

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import argparse
+import glob
+import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import pytorch_lightning as pl
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from datamodules.config import DataConfig
-from evaluation.baselines import choose_baselines
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
-DEFAULT_CONFIG = Path(__file__).parents[1] / "configs" / "grocery.yaml"
-DESCRIPTION = """Train, export, evaluate and publish a two-tower recommender.
+HOME = Path(__file__).parents[1]
+DEFAULT_CONFIG, TEMPLATE = HOME / "configs" / "grocery.yaml", HOME / "configs" / "template.yaml"
+SAMPLE = HOME / "datamodules" / "sample"
+DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 
 python train.py                                    the bundled grocery sample, into runs/grocery
-python train.py --config configs/template.yaml     your own tables
+python train.py --config my.yaml                   your own tables; copy {TEMPLATE}
 python train.py --config F --tune.trials 30        search for better values of `model`, by validation alone
-python train.py --help                             every option
+python train.py --help                             every option; with --trainer behind it, Lightning's too
 """
 SET_BY_RUN = {"plugins", "strategy", "fast_dev_run", "enable_checkpointing", "max_epochs"}
 """Arguments of the Trainer that the run sets, or that take away what it needs."""
@@ -78,16 +81,20 @@ class Config:
             raise SchemaError(f"seed is {self.seed}; allowed: 0 to {MAX_SEED}")
         for name in sorted(SET_BY_RUN & self.trainer.keys()):
             raise SchemaError(f"trainer.{name} is set by the run; the length of a training is model.max_epochs")
-        try:
-            choose_baselines(self.data.repeats, self.evaluation.baselines)
-        except SchemaError as error:
-            raise SchemaError(f"evaluation.baselines: {error}") from error
+        if self.evaluation.baselines is not None:
+            from evaluation.baselines import choose_baselines  # of pandas and scipy: help needs neither
+
+            try:
+                choose_baselines(self.data.repeats, self.evaluation.baselines)
+            except SchemaError as error:
+                raise SchemaError(f"evaluation.baselines: {error}") from error
 
 
-def make_parser() -> ArgumentParser:
+def make_parser(program: str = "train.py") -> ArgumentParser:
+    """Make the parser of a run, but for `trainer`, which `add_trainer` or `mention_trainer` adds."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # `--help` explains each key
     parser = ArgumentParser(
-        prog="train.py",
+        prog=program,
         description=DESCRIPTION,
         formatter_class=_HelpFormatter,
         exit_on_error=False,
@@ -103,15 +110,43 @@ def make_parser() -> ArgumentParser:
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
     parser.add_argument("--evaluation", type=EvaluationConfig, default=EvaluationConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
-    parser.add_class_arguments(pl.Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False)
     return parser
 
 
-def parse(argv: Sequence[str]) -> tuple[Config, str]:
+def add_trainer(parser: ArgumentParser) -> None:
+    """Let every argument of Lightning's Trainer be given; this imports torch, which takes seconds."""
+    from pytorch_lightning import Trainer
+
+    parser.add_class_arguments(Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False)
+
+
+def mention_trainer(parser: ArgumentParser) -> None:
+    """Stand in for `add_trainer` where no argument of the Trainer is given."""
+    about = "--trainer.NAME VALUE: any argument of Lightning's Trainer; `--help --trainer` lists them"
+    parser.add_argument("--trainer", type=dict | None, default={}, metavar="CONFIG", help=about)
+
+
+def gives_trainer(words: Sequence[str]) -> bool:
+    """Return whether a command line, or YAML that it names, has arguments of the Trainer."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.split(".")[0] == "--trainer":
+            return True
+        if name == "--config":
+            value = value or after
+            with suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8") if os.path.exists(value) else value)
+                if isinstance(content, dict) and content.get("trainer"):
+                    return True
+    return False
+
+
+def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
     """Parse the command line into a configuration and its YAML for `config.yaml`."""
-    parser = make_parser()
+    parser = make_parser(program)
     is_sample = not any(word.split("=")[0] == "--config" for word in argv)
-    words = [f"--config={DEFAULT_CONFIG}", *argv] if is_sample else list(argv)
+    words = [*(sample_words() if is_sample else ()), *argv]
+    (add_trainer if gives_trainer(words) else mention_trainer)(parser)
     try:
         given = parser.parse_args(words)
         made = parser.instantiate(given)
@@ -121,12 +156,13 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
     if given.ckpt_path is not None and made.tune.trials is not None:
         raise SchemaError("--ckpt_path belongs to a run; a search resumes by itself: leave it out")
-    defaults = parser.get_defaults().trainer
+    defaults = parser.get_defaults().trainer or {}
     named = [str(path) for path in given.config if path is not None]  # None: YAML in place of a file
+    check_paths(made.data, given.previous)
     config = Config(
         data=made.data,
         model=made.model,
-        trainer={name: value for name, value in given.trainer.items() if value != defaults[name]},
+        trainer={name: value for name, value in (given.trainer or {}).items() if value != defaults[name]},
         out=Path(given.out or f"runs/{Path(named[-1]).stem if named else 'run'}"),
         seed=made.seed,
         resume=given.ckpt_path == "last",
@@ -136,6 +172,21 @@ def parse(argv: Sequence[str]) -> tuple[Config, str]:
         evaluation=made.evaluation,
     )
     return config, parser.dump(given)
+
+
+def sample_words() -> list[str]:
+    """Return the words that stand for the bundled sample, which is found from any working directory."""
+    tables = ("interactions", "users", "items")
+    return [f"--config={DEFAULT_CONFIG}", *(f"--data.{name}.path={SAMPLE / name}.parquet" for name in tables)]
+
+
+def check_paths(data: DataConfig, previous: str | None) -> None:
+    """Name a path that leads nowhere before anything slow is imported; patterns and addresses are read later."""
+    paths = {f"data.{name}.path": getattr(table, "path", None) for name, table in vars(data).items()}
+    paths |= {"data.split.validation": data.split.validation, "data.split.test": data.split.test}
+    for setting, path in {**paths, "--previous": previous}.items():
+        if path and not os.path.exists(path) and not glob.has_magic(path) and "://" not in path:
+            raise SchemaError(f"{path} matches no file; {setting} is relative to {Path.cwd()}")
 
 
 def complete_text(text: str, config: Config) -> str:
@@ -148,6 +199,7 @@ def complete_text(text: str, config: Config) -> str:
 def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
     """Return the YAML of a configuration with other values of `model`, without what is left at its default."""
     parser = make_parser()
+    add_trainer(parser)
     content = yaml.safe_load(parser.dump(parser.parse_string(text), skip_default=True)) or {}
     kept = {name: value for name, value in content.items() if name not in NOT_OF_TUNED}
     return str(yaml.safe_dump({**kept, "out": str(out), "model": {**kept.get("model", {}), **model}}, sort_keys=False))

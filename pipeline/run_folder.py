@@ -77,6 +77,11 @@ def refuse_replacing(config: Config) -> None:
         )
     if (config.out / BUNDLE).exists() and not (config.resume and _is_done(config.out, version)):
         raise SchemaError(f"{config.out} holds a finished run: choose another --out, or add --overwrite")
+    if version is None and not config.resume and any((config.out / CHECKPOINTS).glob("*/*.ckpt")):
+        raise SchemaError(
+            f"{config.out} holds an interrupted run: --ckpt_path last (in Python: resume=True) continues "
+            "it, --overwrite begins anew"
+        )
 
 
 def is_finished(config: Config, rows: str) -> bool:

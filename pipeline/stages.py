@@ -17,12 +17,12 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from datamodules.clean import check_joins, clean, is_set, order_tables, weigh_targets
+from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue, make_profiles
 from datamodules.splits import split_interactions
-from datamodules.tables import Tables, check_reject_rates, read_tables, tables_from_frames, write_rejects
+from datamodules.tables import Tables, check_reject_rates, is_set, read_tables, tables_from_frames, write_rejects
 from models.cold_items import fit_cold_items
 from models.config import Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
@@ -104,6 +104,13 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     tables = order_tables(tables, config.data.ties)
     tables = replace(tables, interactions=weigh_targets(tables.interactions, config.data))
     return tables, {"rejects": rejects, "cleaning": cleaning}
+
+
+def print_previous(previous: Path | None) -> None:
+    """Say what an earlier bundle is used for, and what not."""
+    if previous is not None:
+        kept = "known values of features keep its codes, new ones come after them; towers are trained anew"
+        console.print(f"previous: {previous}: {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
 def print_choices(choices: Sequence[Choice]) -> None:

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 import torch
 
-from datamodules.clean import TARGET_WEIGHT
+from datamodules.tables import TARGET_WEIGHT
 from tests.tiny_data import BASKETS, DAY, ORDERED, World, make_data, make_world
 
 HORIZON = 2 * DAY

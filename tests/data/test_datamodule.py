@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from datamodules.clean import TARGET_WEIGHT
 from datamodules.datamodule import InteractionsDataModule
+from datamodules.tables import TARGET_WEIGHT
 from tests.tiny_data import BASKETS, DAY, FIRST, ORDERED, World, batches, hold_out, make_data, make_world
 
 

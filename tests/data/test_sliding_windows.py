@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datamodules.batch import FeatureDropout
-from datamodules.clean import TARGET_WEIGHT
 from datamodules.sliding_windows import WindowExamples, count_batches, cut_windows
+from datamodules.tables import TARGET_WEIGHT
 from serve.events import history_arrays
 from tests.tiny_data import EVERYTHING_SHOWN, ORDERED, batches, make_data, make_world
 

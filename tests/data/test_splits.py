@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import datamodules.splits
-from datamodules.clean import TARGET_WEIGHT, only_targets, weigh_targets
+from datamodules.clean import only_targets, weigh_targets
 from datamodules.config import DataConfig, SplitConfig, TargetsConfig
 from datamodules.splits import Split, check_files, check_targets, split_interactions
-from datamodules.tables import PART
+from datamodules.tables import PART, TARGET_WEIGHT
 from serve.errors import SchemaError
 
 LEAVE = DataConfig()

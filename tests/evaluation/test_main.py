@@ -7,8 +7,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-import evaluation.__main__
 from evaluation.__main__ import check_reachable, find_doubts, main
+from serve import recommender
 from serve.errors import SchemaError
 from tests.evaluation.fake_recommender import FakeRecommender
 from tests.tiny_bundle import SCHEMA, item_ids, publish_tiny
@@ -46,7 +46,7 @@ def built(monkeypatch):
         owned = {user: set(profiles.get(user).history.item_id) for user in profiles.user_ids}
         return FakeRecommender(item_ids(), USERS, owned)
 
-    monkeypatch.setattr(evaluation.__main__, "Recommender", build)
+    monkeypatch.setattr(recommender, "Recommender", build)
     return made
 
 
@@ -86,7 +86,7 @@ def test_users_are_sliced_by_their_features_and_baselines_are_those_named(words,
     ("option", "value", "message"),
     [
         ("--at", "yesterday", "moment 'yesterday' cannot be read"),
-        ("--train", "train.xlsx", "cannot read '.xlsx'; allowed: .csv, .csv.gz, .parquet"),
+        ("--train", "pyproject.toml", "cannot read '.toml'; allowed: .csv, .csv.gz, .parquet"),
         ("--bundle", "nowhere", "nowhere"),
         ("--json", "{}", "is a folder or in none; give a file"),
     ],

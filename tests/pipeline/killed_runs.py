@@ -26,7 +26,7 @@ import yaml
 import train
 from models.config import ModelConfig
 from models.two_tower import TwoTower
-from pipeline import stages
+from pipeline import run, stages
 from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, config_of, make_tables
 
 LONGEST_WAIT = 0.01  # seconds after an event
@@ -44,7 +44,7 @@ def leave_weights(work: Any, trained: Any, *_: Any) -> None:
 def run_training(out: Path, protocol: str) -> int:
     # the last training goes on from the first where events have an order, for several epochs
     stages.MAX_ADDED, stages.MANY_EVENTS, stages.CONTINUED_SHARE = 1.0, 0, 0.4
-    train.stage_bundle = leave_weights  # type: ignore[assignment]
+    run.stage_bundle = leave_weights  # type: ignore[assignment]
     train.run(config_of(out, DATA[protocol], model=MODEL, resume=True), make_tables(DATA[protocol]))
     return 0
 

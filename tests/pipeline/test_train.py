@@ -13,7 +13,7 @@ import torch
 
 import train
 from datamodules.config import DataConfig, TargetsConfig
-from pipeline import stages
+from pipeline import run, stages
 from pipeline.config import TuneConfig
 from serve import Recommender
 from serve.bundle import Bundle, verify
@@ -207,7 +207,7 @@ def test_a_finished_run_is_not_written_over_nor_repeated(runs, tmp_path, capsys,
         make_run(folder, ORDERED)
     with pytest.raises(SchemaError, match="seed is 0 there and 5 here"):
         make_run(folder, ORDERED, resume=True, seed=5)
-    monkeypatch.setattr(train, "produce", None)
+    monkeypatch.setattr(run, "produce", None)
     again = make_run(folder, ORDERED, resume=True)
     assert again.bundle == runs["ordered"].bundle
     assert "nothing is left to do" in " ".join(capsys.readouterr().out.split())
@@ -241,10 +241,10 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
     def fail(*_):
         raise error
 
-    monkeypatch.setattr(train, "produce", fail)
-    monkeypatch.setattr(train, "parse", lambda argv: (config_of(tmp_path / "run", ORDERED), "seed: 0"))
+    monkeypatch.setattr(run, "produce", fail)
+    monkeypatch.setattr(train, "parse", lambda argv, program: (config_of(tmp_path / "run", ORDERED), "seed: 0"))
     monkeypatch.setattr(
-        train, "prepare", lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], "")
+        run, "prepare", lambda config, tables, beside: stages.Work(config, None, None, None, {}, [], "")
     )
     assert train.main([]) == 2
     (line,) = capsys.readouterr().err.splitlines()
@@ -254,8 +254,8 @@ def test_what_ends_a_run_is_one_line_and_status_2(tmp_path, monkeypatch, capsys,
 
 def test_two_runs_do_not_write_into_one_folder(tmp_path, monkeypatch, capsys):
     config, codes = config_of(tmp_path, ORDERED), []
-    monkeypatch.setattr(train, "parse", lambda argv: (config, "seed: 0"))
-    monkeypatch.setattr(train, "prepare", lambda *_: codes.append(train.main([])) or os._exit)
+    monkeypatch.setattr(train, "parse", lambda argv, program: (config, "seed: 0"))
+    monkeypatch.setattr(run, "prepare", lambda *_: codes.append(train.main([])) or os._exit)
     with pytest.raises((TypeError, AttributeError)):
         train.run(config)
     assert codes == [2]

@@ -1,0 +1,150 @@
+"""One run, read from top to bottom: prepare, train, export, evaluate, publish."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from datamodules.clean import only_evidence, only_targets
+from datamodules.leaks import find_leaks, stop_on_leaks
+from datamodules.report import print_report, report_data
+from datamodules.splits import check_files, check_targets
+from evaluation.console import print_summary
+from evaluation.evaluate import Parts, evaluate, headline_metric
+from evaluation.model_card import render_card
+from evaluation.report import write_report
+from pipeline.config import Config, complete_text
+from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
+from pipeline.stages import Frames, console, fit_first, prepare, print_choices, print_previous, stage_bundle, train
+from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Facts
+from serve.command_line import undisturbed
+from serve.durable import write_file
+from serve.erasure import erase_forgotten
+from serve.errors import SchemaError
+from serve.profiles import stage_profiles
+from serve.recommender import Recommender
+from serve.versions import Stage, publish
+
+
+@dataclass(frozen=True)
+class Run:
+    """The outcome of a run."""
+
+    bundle: Path
+    metrics: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Product:
+    """A bundle in its stage, evaluated."""
+
+    facts: Facts
+    recommender: Recommender
+    metrics: dict[str, Any]
+    report: dict[str, Any]  # what `metrics.json` holds beside the metrics
+    test: pd.DataFrame
+
+
+def run(config: Config, tables: Frames | None = None, text: str | None = None) -> Run:
+    """Run everything: tables -> towers -> bundle -> metrics; keep `text` as `config.yaml`.
+
+    `tables` stand for the files that `config.data` names; their users and items may be None. SchemaError, BundleError
+    and FloatingPointError (the training diverged) publish nothing.
+    """
+    if config.tune.trials is not None:
+        raise SchemaError(f"tune.trials is {config.tune.trials} and this is a run; leave it out, or call `search`")
+    refuse_replacing(config)
+    with Stage.open(config.out) as stage:
+        work = prepare(config, tables, stage.beside)
+        if is_finished(work.config, work.rows):
+            console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
+            return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
+        if text is not None:
+            write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
+        return release(work, stage, produce(work, stage))
+
+
+def search(config: Config, text: str) -> None:
+    """Search for a better recipe in place of a run; the test is set apart and not looked at."""
+    from pipeline.tuning import tune  # optuna is optional
+
+    with Stage.open(config.out) as stage:
+        work = prepare(config, None, stage.beside)
+        print_choices(work.choices)
+        tune(config, work, text, lambda tried: fit_first(tried).epochs)
+
+
+def produce(work: Work, stage: Stage) -> Product:
+    """Check the split, look for leaks, train, export into the stage and evaluate."""
+    started, config, tables, split = time.monotonic(), work.config, work.tables, work.split
+    check_targets(split, config.data.repeats)
+    check_files(split, config.data.split, tables.items)
+    leaks = find_leaks(tables, split, config.data)
+    rejects, cleaning = work.report["rejects"], work.report["cleaning"]
+    data = report_data(tables, rejects, cleaning, split, config.data, leaks)
+    print_report(data, console)
+    print_choices(work.choices)
+    print_previous(config.previous)
+    if config.data.leaks == "stop":
+        stop_on_leaks(leaks)
+    trained, seconds = train(work)
+    facts, recommender = stage_bundle(work, trained, stage)
+    begun = time.monotonic()
+    metrics, durations = measure(recommender, work)
+    seconds |= durations | {"evaluation": time.monotonic() - begun, "total": time.monotonic() - started}
+    training = {
+        "epochs": trained.epochs,
+        "continued_epochs": trained.continued,
+        "temperature": trained.temperature,
+        "chosen": {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices},
+        "refinement": None if trained.refinement is None else asdict(trained.refinement),
+    }
+    timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
+    write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.data.schema, facts).encode())
+    report = {"data": data, "timing": timing, "training": training}
+    return Product(facts, recommender, metrics, report, only_targets(split.test))
+
+
+def measure(recommender: Recommender, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
+    """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
+    config, split, test = work.config, work.split, only_targets(work.split.test)
+    if not len(test):
+        return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
+    console.rule("evaluation of the bundle")
+    user_features = config.data.features.of("user").values()
+    groups = [str(feature.column) for feature in user_features if feature.kind in ("categorical", "numeric")]
+    parts = Parts(
+        test=test,
+        train=split.train,
+        validation=only_targets(split.validation),
+        users=work.tables.users,
+        group_columns=[*groups, *config.data.audit_only],
+        at=split.test_at,
+        evidence=only_evidence(split.validation),
+    )
+    metrics = evaluate(recommender, parts, config.seed, config.evaluation.baselines, console.log)
+    durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
+    return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
+
+
+def release(work: Work, stage: Stage, product: Product) -> Run:
+    """Publish the bundle together with its profiles, its metrics and what else lies beside it in the stage."""
+    config, metrics, profiles = work.config, product.metrics, product.recommender.profiles
+    published = {name: value for name, value in metrics.items() if name != "slices"}  # groups may be a few people
+    ready = stage.prepare(product.facts, published)
+    content = {"version": ready.version, **metrics, **product.report}
+    write_file(stage.beside / METRICS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    write_report(stage.beside, config.out, content, product.recommender, product.test)
+    stage_profiles(config.out / PROFILES, profiles, ready.version)
+    erase_forgotten(config.out, profiles)
+    note_published(config.out, declare_finished(config, work.rows), ready.version)
+    with undisturbed():  # a signal ends the run before this, with nothing published, or after it, finished
+        bundle = publish(ready, config.overwrite)
+        item_id = bundle.items.column("item_id")[0].as_py()
+        print_summary(console, config.out, metrics, headline_metric(config.data.repeats), item_id)
+    return Run(bundle.path, metrics)
