@@ -213,6 +213,16 @@ class ItemIndex:
             best.add(scores, start)
         return best.lists()
 
+    def score(self, query: Query, rows: Ints) -> NDArray[np.float64]:
+        """Return the scores of some items, (B, K), by distinct rows in ascending order: exact, to be subtracted."""
+        scores = query.users.astype(np.float64) @ self.vectors[rows].T  # (B, K)
+        if query.added is not None and len(rows):
+            requests, of_terms, values = query.added
+            columns = rows.searchsorted(of_terms).clip(max=len(rows) - 1)
+            is_here = rows[columns] == of_terms
+            np.add.at(scores, (requests[is_here], columns[is_here]), values[is_here])
+        return scores
+
     def similar(self, row: int, k: int, n_dims: int) -> tuple[Floats, Ints]:
         """Return falling cosines over the first `n_dims` columns, and rows, of the items nearest to an item.
 

@@ -115,9 +115,17 @@ class Recommender:
         scores, rows = self.catalogue.index.similar(int(row), k, self.taste_dim)
         return self.catalogue.item_ids.ids[rows], scores
 
+    def score(self, requests: Iterable[RawRequest], item_ids: Sequence[str | int]) -> NDArray[np.float64]:
+        """Return the scores of items, (B, K), whether they would be listed or not; memory counts as among repeats."""
+        rows, place = np.unique(self.catalogue.item_ids.require(item_ids), return_inverse=True)
+        checked, score = self.check(requests), self.catalogue.index.score
+        encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
+        scores = [score(self._make_query(one, "all"), rows) for one in encoded]
+        return np.concatenate([np.empty((0, len(rows))), *scores])[:, place]
+
     def encode_users(self, requests: Iterable[RawRequest]) -> Floats:
         """Return the user vector of each request, (B, W)."""
-        vectors, checked = self.catalogue.index.vectors, self._check(requests)
+        vectors, checked = self.catalogue.index.vectors, self.check(requests)
         encoded = (self._encoder.encode(checked[tile]) for tile in _tiles(len(checked)))
         return np.concatenate([vectors[:0], *(self.towers.users(one.tower, vectors)[0] for one in encoded)])
 
@@ -140,7 +148,7 @@ class Recommender:
     def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:
         if k < 1:
             raise ValueError(f"k is {k}; allowed: 1 or more")
-        checked, length = self._check(requests), min(k, len(self.catalogue.index))
+        checked, length = self.check(requests), min(k, len(self.catalogue.index))
         shape = len(checked), length
         scores, rows, unknown = np.empty(shape, np.float32), np.empty(shape, np.int64), np.empty(shape[0], np.int64)
         reasons: dict[int, str] = {}
@@ -179,7 +187,8 @@ class Recommender:
         requests, rows = map(np.concatenate, zip(*encoded.left_out(view).values(), strict=True))
         return Query(users, (requests, rows), added, encoded.owned if view == "owned" else None)
 
-    def _check(self, requests: Iterable[RawRequest]) -> list[Request]:
+    def check(self, requests: Iterable[RawRequest]) -> list[Request]:
+        """Read requests as the schema has them."""
         schema = self.bundle.schema
         return [(fit_request if isinstance(raw, Request) else parse_request)(raw, schema) for raw in requests]  # type: ignore[arg-type]
 

@@ -22,11 +22,12 @@ import pyarrow as pa
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
+from serve.discovery.reasons import explain as explain_items
 from serve.durable import is_forgotten
 from serve.encode import split_cell, to_text
 from serve.erasure import Erasures
 from serve.errors import BundleError, SchemaError
-from serve.events import Floats, Ints
+from serve.events import Ints
 from serve.live_items import LiveItems
 from serve.recommendations import Answer
 from serve.recommender import Recommender
@@ -39,7 +40,6 @@ POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
 MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
 _FOLLOW_SECONDS, _RETRY_SECONDS = 0.1, 5.0  # between looks at what other processes did, and at a state that failed
-MAX_COMPARED = 500  # latest events of a history that explain an item
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
     "disk": "events and what was shown cannot be kept: the disk is full or fails",
@@ -106,9 +106,9 @@ class Service:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
             yield replace(request, datetime=moment)
 
-    def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str) -> None:
+    def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str, policy: str = POLICY) -> None:
         """Log the answers to one caller as shown."""
-        head = (int(time.time()), current.version, POLICY)
+        head = (int(time.time()), current.version, policy)
         shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
         self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
 
@@ -309,27 +309,6 @@ def show_items(table: pa.Table, rows: Ints) -> list[dict[str, Any]]:
     return [{name: _plain(value) for name, value in one.items()} for one in shown]
 
 
-def find_reasons(recommender: Recommender, request: Request, rows: Ints) -> list[dict[str, Any] | None]:
-    """Name for each item the item of the history that is nearest to it, itself included; None without a history."""
-    catalogue, history = recommender.catalogue, request.history
-    if history is None and request.user_id is not None and (profile := recommender.profiles.get(request.user_id)):
-        history = profile.history
-    found = catalogue.item_ids.find([] if history is None else history.item_id[-MAX_COMPARED:].tolist())
-    known = np.unique(found[found >= 0])
-    if not len(known) or not len(rows):
-        return [None] * len(rows)
-    cosines = _directions(recommender, rows) @ _directions(recommender, known).T  # (K, H)
-    ids = catalogue.item_ids.ids[known[cosines.argmax(axis=1)]].tolist()
-    best = cosines.max(axis=1).tolist()
-    return [{"item_id": item_id, "cosine": round(cosine, 3)} for item_id, cosine in zip(ids, best, strict=True)]
-
-
-def _directions(recommender: Recommender, rows: Ints) -> Floats:
-    vectors = recommender.catalogue.index.vectors[rows, : recommender.taste_dim]
-    directions: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
-    return directions
-
-
 def _plain(value: Any) -> Any:
     if isinstance(value, float) and not math.isfinite(value):
         return None
@@ -341,14 +320,20 @@ def show_answer(recommender: Recommender, request: Request, answer: Answer, expl
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
     if explain:
-        rows = recommender.catalogue.item_ids.require(answer.item_id.tolist())
-        reasons = find_reasons(recommender, request, rows)
-        shown = zip(items, show_items(recommender.catalogue.table, rows), reasons, strict=True)
-        items = [item | {"columns": values, "because": reason} for item, values, reason in shown]
+        more = _explain(recommender, request, answer.item_id.tolist())
+        items = [item | added for item, added in zip(items, more, strict=True)]
     content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
     if unknown := find_unknown(recommender.bundle.schema, request):
         content["unknown_values"] = unknown
     return content if answer.reason is None else content | {"reason": answer.reason}
+
+
+def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id]) -> list[dict[str, Any]]:
+    """Return the columns of listed items, and the reasons for them."""
+    (reasons,) = explain_items(recommender, [request], [item_ids])
+    columns = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.require(item_ids))
+    pairs = zip(columns, reasons, strict=True)
+    return [{"columns": values, "reasons": [one.to_json() for one in found]} for values, found in pairs]
 
 
 def _moment(history: History | None, now: int) -> int:

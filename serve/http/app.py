@@ -7,7 +7,7 @@ import json
 import logging
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, partial
 from itertools import islice
 from pathlib import Path as FilePath
@@ -18,6 +18,8 @@ from fastapi.exceptions import HTTPException
 from pydantic import Discriminator, Tag
 from starlette.responses import FileResponse
 
+from serve.discovery import dials
+from serve.discovery.dials import Dials
 from serve.errors import SchemaError
 from serve.http import schemas
 from serve.http.access import Access, AccessMiddleware
@@ -33,8 +35,9 @@ _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
 _TEXT: dict[int | str, dict[str, Any]] = {200: {"content": {_PROMETHEUS: {"schema": {"type": "string"}}}}}
 _NOT_READY: dict[int | str, dict[str, Any]] = {503: {"description": "As 200, and users cannot be answered."}}
 _DEFAULT_K = 10
-_OF_ALL = frozenset({"k", "repeats", "explain"})  # names in a body that are about all of its requests
-_LONG = frozenset({"requests", "filters", "explain"})  # names in a body that takes long
+_DIALS = tuple(field.name for field in fields(Dials))
+_OF_ALL = frozenset({"k", "repeats", "explain", *_DIALS})  # names in a body that are about all of its requests
+_LONG = frozenset({"requests", "filters", "explain", *_DIALS})  # names in a body that takes long
 _MAX_WAITING, _DEADLINE = 64, 1.0  # of requests for answers
 _STEP = 4  # requests of a body that are answered in one go: of fewer, products would be rounded otherwise
 _MAX_BRIEF = 200_000  # items among which a single request is answered in the event loop
@@ -207,6 +210,7 @@ def _recommend(request: Request, body: Mapping[str, Any]) -> Generator[None, Non
     begun, service, k = time.perf_counter(), _state(request).service, int(body.get("k", _DEFAULT_K))
     raw, current = body.get("requests") or [_only_request(body)], service.current
     _check_cost(raw, k, len(current.catalogue))
+    turned = Dials(**{name: body[name] for name in _DIALS if name in body})
     reading, starts = service.read(raw, current), range(0, max(1, len(raw) - _STEP + 1), _STEP)
     found: list[Answer] = []
     shown: list[dict[str, Any]] = []
@@ -216,14 +220,14 @@ def _recommend(request: Request, body: Mapping[str, Any]) -> Generator[None, Non
         for one in islice(reading, len(raw) if start == starts[-1] else _STEP):
             asked.append(one)
             yield
-        answers = [*current.recommend(asked, k, _filter_viewed(body))]
+        answers = [*dials.recommend(current, asked, k, body.get("repeats"), turned)]
         yield
         here = [show_answer(current, *pair, body.get("explain", False)) for pair in zip(asked, answers, strict=True)]
         found += answers
         shown += here
         lists.append(_ENCODER.encode(here)[1:-1])
         yield
-    service.log_shown(current, found, request.state.request_id)
+    service.log_shown(current, found, request.state.request_id, turned.policy)
     return _write_lists(request, current.version, shown, lists, k, begun)
 
 

@@ -53,8 +53,7 @@ function fill(table, names, rows) {
 const shown = (value) => Array.isArray(value) ? value.join(", ") : value === null ? "" : String(value);
 
 function because(item) {
-  if (!item.because) return "";
-  return item.because.item_id === item.item_id ? "owned" : `${item.because.item_id} (${item.because.cosine})`;
+  return item.reasons.map((reason) => reason.text).join("; ");
 }
 
 const columnsOf = (items) => items.length ? Object.keys(items[0].columns) : [];
@@ -112,7 +111,7 @@ async function ask() {
     const items = answer.answers[0].items;
     const names = columnsOf(items);
     byId("said").textContent = describe(answer, body);
-    fill(byId("items"), ["", "item", "score", ...names, "most like, of the history", ""], items.map((item) => [
+    fill(byId("items"), ["", "item", "score", ...names, "because", ""], items.map((item) => [
       cell(String(item.rank), "number"),
       cell(button(shown(item.item_id), () => showNear(item.item_id))),
       cell(item.score.toFixed(3), "number"),

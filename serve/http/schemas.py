@@ -32,7 +32,11 @@ Length = Annotated[
     int, Field(ge=1, le=MAX_ITEMS, description=f"Items of a list at most; of all lists of a body {MAX_LISTED}.")
 ]
 Repeats = Literal["allow", "exclude"] | None
-Explain = Annotated[bool, Field(description="Give each item's columns, and the item of the history nearest to it.")]
+Explain = Annotated[bool, Field(description="Give each item's columns and the reasons for it, and the user's segment.")]
+Dial = Annotated[float, Field(ge=0, le=1)]
+Diversity = Annotated[Dial, Field(description="How unlike each other the items of a list are; 0: by score alone.")]
+Novelty = Annotated[Dial, Field(description="How unlike the user's own past the items of a list are.")]
+NewShare = Annotated[Dial, Field(description="The least share of new items among the first places, however many.")]
 _strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -80,6 +84,9 @@ class AskOne(RequestBody, total=False):
     k: Length
     repeats: Repeats
     explain: Explain
+    diversity: Diversity
+    novelty: Novelty
+    new_share: NewShare
 
 
 @_strict
@@ -89,6 +96,9 @@ class AskMany(TypedDict):
     requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MAX_REQUESTS, fail_fast=True)]
     k: NotRequired[Length]
     repeats: NotRequired[Repeats]
+    diversity: NotRequired[Diversity]
+    novelty: NotRequired[Novelty]
+    new_share: NotRequired[NewShare]
 
 
 @_strict
@@ -146,12 +156,26 @@ class Neighbour(TypedDict):
     cosine: float
 
 
+class ReasonOfItem(TypedDict):
+    """`effect` is the fall of the score when this alone is left out; `item_id` and days are those of a past event."""
+
+    kind: Literal["history", "memory", "features", "context", "popular"]
+    effect: float
+    text: str
+    item_id: NotRequired[str | int]
+    event: NotRequired[str]
+    days_ago: NotRequired[int]
+    every_days: NotRequired[float]
+    name: NotRequired[str]
+    value: NotRequired[str]
+
+
 class ListedItem(TypedDict):
     item_id: str | int
     score: float
     rank: int
     columns: NotRequired[dict[str, Any]]
-    because: NotRequired[Neighbour | None]
+    reasons: NotRequired[list[ReasonOfItem]]
 
 
 class ItemList(TypedDict):

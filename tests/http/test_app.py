@@ -3,10 +3,13 @@
 import re
 import shutil
 import sqlite3
+from contextlib import closing
 
 import numpy as np
 import pytest
 
+from serve.discovery.dials import Dials, recommend
+from serve.discovery.reasons import explain
 from serve.recommender import Recommender
 from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
 from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
@@ -99,16 +102,38 @@ def test_similar_items_are_those_of_the_recommender(app, recommender):
     assert all(item["columns"]["title"].startswith("Title ") for item in items)
 
 
-def test_an_explained_item_has_its_columns_and_the_nearest_of_the_history(app, schema):
+def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, recommender):
     ids = item_ids(schema)
-    body = {"history": [{"item_id": ids[3]}, {"item_id": ids[8]}], **NOW, "k": 6, "repeats": "allow", "explain": True}
+    asked = {"history": [{"item_id": ids[3]}, {"item_id": ids[8]}], "features": {"gender": "f"}, **NOW}
+    body = asked | {"k": 6, "repeats": "allow", "explain": True}
     items = ask(app, "POST", "/v1/recommend", body).json["answers"][0]["items"]
-    for item in items:
-        assert item["because"]["item_id"] in (ids[3], ids[8])
+    (expected,) = explain(recommender, [asked], [[item["item_id"] for item in items]])
+    for item, reasons in zip(items, expected, strict=True):
         assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
-    owned = [item for item in items if item["item_id"] in (ids[3], ids[8])]
-    assert all(item["because"] == {"item_id": item["item_id"], "cosine": 1.0} for item in owned)
+        assert item["reasons"] == [one.to_json() for one in reasons]
     assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {"item_id", "score", "rank"}
+
+
+@pytest.mark.parametrize("body", [{}, {"requests": [{}, {}], "k": 9}, {"filters": {"at_most": {"department": 2}}}])
+def test_the_dials_order_a_list_and_its_order_is_logged_as_shown(changing, own, schema, body):
+    turned = {"diversity": 0.9, "novelty": 0.5}
+    asked = [{"user_id": a_user(schema), **NOW, **one} for one in body.get("requests", [body])]
+    sent = {"requests": asked, "k": body["k"]} if "requests" in body else asked[0]
+    replies = [ask(changing, "POST", "/v1/recommend", sent | dials).json for dials in (turned, {"diversity": 0})]
+    lists = recommend(Recommender.load(own), asked, body.get("k", 10), None, Dials(**turned))
+    for given, expected in zip(replies[0]["answers"], lists, strict=True):
+        check_list(given, expected)
+    assert replies[0]["answers"] != replies[1]["answers"]
+    assert replies[1]["answers"] == ask(changing, "POST", "/v1/recommend", sent).json["answers"]
+    changing.state.shared.service.impressions.close()
+    with closing(sqlite3.connect(own.parent / "state" / "state.db")) as database:
+        query = (
+            "SELECT policy, item_id FROM answer_rows a JOIN shown s ON s.answer = a.number ORDER BY answer, position"
+        )
+        shown = database.execute(query).fetchall()
+    logged = [item for policy, item in shown if policy == "greedy diversity=0.9 novelty=0.5"]
+    assert logged == [item["item_id"] for answer in replies[0]["answers"] for item in answer["items"]]
+    assert {policy for policy, _ in shown} == {"greedy", "greedy diversity=0.9 novelty=0.5"}
 
 
 def test_values_that_training_has_not_seen_are_named_by_their_feature(app):

@@ -13,12 +13,11 @@ import pytest
 from serve import service as service_module
 from serve.erasure import add_to_erasure_list
 from serve.recommender import Recommender
-from serve.requests import History, Request
-from serve.service import Service, find_reasons, show_items
+from serve.service import Service, show_items
 from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
-from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, D, item_ids, publish_linear, vectors_of
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
 from tests.linear_profiles import known_users
 
 IDS = item_ids(FILMS)
@@ -157,24 +156,6 @@ def test_answers_go_on_without_a_state_that_cannot_be_opened_until_it_can(bundle
         assert service.items.remove(item)
     with closing(StateStore(bundle.parent / "state" / "state.db")) as store:
         assert store.recall(user).dismissed == (item,)
-
-
-def test_of_a_long_history_the_latest_events_explain_an_item(films):
-    vectors = vectors_of(3)[:, :D].astype(float)
-    cosines = (vectors @ vectors.T) / np.outer(*[np.linalg.norm(vectors, axis=1)] * 2)
-    rows = films.catalogue.item_ids.require([IDS[5], IDS[2]])
-    for history, compared in (([5, *[2] * 500], [2]), ([5, *[2] * 499], [2, 5])):
-        request = Request(history=History(np.array([IDS[row] for row in history])))
-        for row, reason in zip((5, 2), find_reasons(films, request, rows), strict=True):
-            nearest = max(compared, key=cosines[row].__getitem__)
-            assert reason == {"item_id": IDS[nearest], "cosine": pytest.approx(cosines[row, nearest], abs=1e-3)}
-
-
-def test_an_item_of_a_history_that_is_not_known_explains_nothing(films):
-    rows = films.catalogue.item_ids.require([IDS[-1]])
-    for history, expected in (([999_999], None), ([999_999, IDS[2], 999_998], IDS[2]), ([], None)):
-        (reason,) = find_reasons(films, Request(history=History(np.array(history, np.int64))), rows)
-        assert (reason and reason["item_id"]) == expected
 
 
 def test_columns_are_shown_as_json_can_write_them_and_vectors_are_not(films):

@@ -1,0 +1,205 @@
+"""Reasons for listed items by occlusion: how far a score falls when one thing alone is left out of the request.
+
+One thing is an item of the history with all of its events, a feature of the user or a field of the context. The user,
+the moment and all else stay. The reduced requests run as one batch, with item-item weights and memory.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+
+from serve.catalogue import name_columns, name_items
+from serve.clock import DAY
+from serve.columns import Vector, to_arrow
+from serve.encode import to_text
+from serve.index import UNKNOWN_ROW
+from serve.recommender import RawRequest, Recommender
+from serve.requests import History, Id, Request
+from serve.schema import Feature
+
+MAX_VARIED = 50  # items of a history that are left out in turn: those of the list, then the latest
+MAX_SAID = 5  # reasons for an item
+MIN_SHARE = 0.02  # of the largest effect of a request: what has less does not carry a score
+MAX_NAME = 80  # characters of a name in a sentence
+_VERBS = (  # what an event is called, then the past and the present; the first that fits
+    (re.compile("purchase|buy|bought|order|transaction|sale|checkout"), "bought {}", "buy {}"),
+    (re.compile("cart|basket"), "put {} in the cart", "put {} in the cart"),
+    (re.compile("view|visit|detail|impression"), "viewed {}", "view {}"),
+    (re.compile("click|open"), "opened {}", "open {}"),
+    (re.compile("play|listen|stream"), "played {}", "play {}"),
+    (re.compile("watch"), "watched {}", "watch {}"),
+    (re.compile("rat(e|ing)|review"), "rated {}", "rate {}"),
+    (re.compile("like|fav|wish|save"), "liked {}", "like {}"),
+    (re.compile(""), "took {}", "take {}"),
+)
+
+Kind = Literal["history", "memory", "features", "context", "popular"]
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason for an item of a list; what does not apply is None."""
+
+    kind: Kind  # `memory`: the user has had the item itself before
+    effect: float  # fall of the score when this alone is left out of the request
+    text: str
+    item_id: Id | None = None  # of the history
+    event: str | None = None
+    days_ago: int | None = None  # of the last event
+    every_days: float | None = None  # mean of the days between events
+    name: str | None = None  # of the item, the feature or the field
+    value: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what applies as JSON values."""
+        return {name: value for name, value in vars(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A thing to leave out, the request without it, and what is said of it."""
+
+    without: Request
+    said: Reason  # as if its effect were 0
+    of_itself: Reason | None = None  # of an item that is listed itself
+
+
+def explain(
+    recommender: Recommender, requests: Iterable[RawRequest], items: Sequence[Sequence[Id]]
+) -> list[list[list[Reason]]]:
+    """Return the reasons for items, given by request: per request and item those that carry its score most first.
+
+    A request without a datetime is explained at its moment.
+    """
+    asked = recommender.check(requests)
+    return [_explain(recommender, one, ids) for one, ids in zip(asked, items, strict=True)]
+
+
+def complete_request(recommender: Recommender, request: Request) -> Request:
+    """Return a request with the history and features of its profile, and its moment."""
+    schema = recommender.bundle.schema
+    profile = None if request.user_id is None else recommender.profiles.get(request.user_id)
+    history, features, moment = request.history, request.features, request.datetime
+    if profile is not None:
+        history = profile.history if history is None else history
+        features = profile.features if features is None else features
+    if moment is None and schema.has_datetime:
+        times = None if history is None else history.datetime
+        moment = schema.data_until if times is None or not len(times) else int(times[-1])
+    return replace(request, history=history, features=features, datetime=moment)
+
+
+def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id]) -> list[list[Reason]]:
+    if not len(item_ids):
+        return []
+    asked = complete_request(recommender, request)
+    asked = replace(
+        asked, user_id=None, history=asked.history or _no_history(recommender), features=asked.features or {}
+    )
+    parts = [
+        *_leave_out_items(recommender, asked, set(item_ids)),
+        *_leave_out_values(asked, "features", recommender.bundle.schema.user_features),
+        *_leave_out_values(asked, "context", recommender.bundle.schema.context_features),
+    ]
+    scores = recommender.score([asked, *(part.without for part in parts)], item_ids)  # (1 + parts, K)
+    effects = scores[0] - scores[1:]
+    least = MIN_SHARE * float(np.abs(effects).max(initial=0.0))
+    return [_say(parts, effects[:, place].tolist(), item_id, least) for place, item_id in enumerate(item_ids)]
+
+
+def _say(parts: Sequence[_Part], effects: Sequence[float], item_id: Id, least: float) -> list[Reason]:
+    """Return the strongest reasons that raise a score."""
+    carrying = sorted(
+        ((effect, place) for place, effect in enumerate(effects) if effect > least),
+        key=lambda pair: (-pair[0], pair[1]),
+    )
+    said = []
+    for effect, place in carrying[:MAX_SAID]:
+        part = parts[place]
+        is_itself = part.of_itself is not None and part.said.item_id == item_id
+        said.append(replace(part.of_itself if is_itself and part.of_itself else part.said, effect=effect))
+    return said or [Reason("popular", 0.0, "popular now")]
+
+
+# ---- what is left out
+
+
+def _leave_out_items(recommender: Recommender, asked: Request, listed: set[Id]) -> Iterator[_Part]:
+    history = asked.history or _no_history(recommender)
+    catalogue, latest = recommender.catalogue, [*dict.fromkeys(history.item_id[::-1].tolist())]
+    rows = dict(zip(latest, catalogue.item_ids.find(latest).tolist(), strict=True))
+    known = [item_id for item_id in latest if rows[item_id] != UNKNOWN_ROW]
+    varied = sorted(known, key=lambda item_id: item_id not in listed)[:MAX_VARIED]
+    features = recommender.bundle.schema.item_features
+    table = catalogue.table.select(["item_id", *name_columns(catalogue.table, features)])
+    names = name_items(table.take(to_arrow(np.array([rows[one] for one in varied], np.int64))), features)
+    has_memory = catalogue.facts is not None
+    for item_id, name in zip(varied, names, strict=True):
+        is_its = history.item_id == item_id
+        said = _describe(history.take(is_its), item_id, name[:MAX_NAME], asked.datetime)
+        itself = _describe_habit(said) if has_memory and item_id in listed else None
+        yield _Part(replace(asked, history=history.take(~is_its)), said, itself)
+
+
+def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Reason:
+    event = None if events.event is None else events.event[-1]
+    times = np.empty(0, np.int64) if events.datetime is None else events.datetime
+    days_ago = None if moment is None or not len(times) else max(0, (moment - int(times[-1])) // DAY)
+    n_days = len(np.unique(times // DAY))
+    every = round(int(times[-1] - times[0]) / DAY / (n_days - 1), 1) if n_days > 1 else None
+    text = f"because you {_verb(event)[0].format(name)}{_ago(days_ago)}"
+    return Reason("history", 0.0, text, item_id, event, days_ago, every, name)
+
+
+def _describe_habit(said: Reason) -> Reason:
+    """Say of an item of the history that it is listed itself."""
+    past, present = (verb.format("this") for verb in _verb(said.event))
+    text = f"you {past}{_ago(said.days_ago)}"
+    if said.every_days is not None:
+        days = round(said.every_days)
+        often = f"about every {days} days" if days > 1 else "nearly every day"
+        text = f"you {present} {often}, last{_ago(said.days_ago)}"
+    return replace(said, kind="memory", text=text)
+
+
+def _verb(event: str | None) -> tuple[str, str]:
+    return next((past, present) for called, past, present in _VERBS if called.search((event or "").lower()))
+
+
+def _ago(days: int | None) -> str:
+    if days is None:
+        return ""
+    return {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
+
+
+def _leave_out_values(
+    asked: Request, kind: Literal["features", "context"], known: Sequence[Feature]
+) -> Iterator[_Part]:
+    given: Mapping[str, Any] = getattr(asked, kind) or {}
+    for feature in known:
+        if (value := given.get(feature.name)) is None:
+            continue
+        others = {name: other for name, other in given.items() if name != feature.name}
+        shown = _show(value)
+        label = f"{'your ' if kind == 'features' else ''}{feature.name.replace('_', ' ')}"
+        text = f"because of {label}" + ("" if shown is None else f": {shown}")
+        without = replace(asked, features=others) if kind == "features" else replace(asked, context=others)
+        yield _Part(without, Reason(kind, 0.0, text, name=feature.name, value=shown))
+
+
+def _show(value: Any) -> str | None:
+    """Write a value for people; a vector says nothing to them."""
+    if isinstance(value, (Vector, np.ndarray)):
+        return None
+    if isinstance(value, (list, tuple)):
+        return ", ".join(filter(None, map(to_text, value)))[:MAX_NAME]
+    return f"{value:g}" if isinstance(value, float) else (to_text(value) or "")[:MAX_NAME]
+
+
+def _no_history(recommender: Recommender) -> History:
+    return History(recommender.catalogue.item_ids.ids[:0])

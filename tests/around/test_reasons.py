@@ -1,0 +1,133 @@
+"""The fall of a score without one part of a request is what the plain recommender says of the reduced request."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from serve.discovery.reasons import MAX_SAID, MIN_SHARE, explain
+from serve.index import Neighbours
+from serve.recommender import Recommender
+from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_profiles import draw_history, known_users, make_profiles
+
+
+@pytest.fixture(scope="module", params=[SHOP, FILMS], ids=["shop", "films"])
+def schema(request):
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def recommender(schema, tmp_path_factory):
+    """Give a recommender with item-item weights, of which some are for all."""
+    recommender, rng = (
+        Recommender.load(publish_linear(tmp_path_factory.mktemp("why"), schema, 3)),
+        np.random.default_rng(1),
+    )
+    offsets = np.concatenate([[0], rng.integers(0, 6, N).cumsum()])
+    weights = rng.standard_normal(offsets[-1] + 2).astype(np.float32)
+    neighbours = Neighbours(offsets, rng.integers(0, N, len(weights)), weights, 0.1, 0.5)
+    bundle = replace(recommender.bundle, neighbours=neighbours)
+    return Recommender(bundle, make_profiles(schema, known_users(schema)))
+
+
+def draw_requests(schema, n):
+    rng = np.random.default_rng(9)
+    for number in range(n):
+        given = {"gender": ["f", "m", "x"][number % 3], "income": float(rng.normal())}
+        context = {"device": ["phone", "web"][number % 2]}
+        yield {
+            "history": draw_history(schema, int(rng.integers(0, 12)), rng),
+            "features": dict(list(given.items())[: number % 3]),
+            "context": context if number % 5 else {},
+            "datetime": UNTIL + int(rng.integers(0, 3 * DAY)),
+        }
+
+
+def score(recommender, request, items):
+    """Ask the plain recommender for lists of these items alone."""
+    (answer,) = recommender.recommend([request | {"filters": {"only": items}}], len(items), filter_viewed=False)
+    found = dict(zip(answer.item_id.tolist(), answer.score.tolist(), strict=True))
+    return np.array([found[item] for item in items])
+
+
+def reduce(request, known):
+    """Return (kind, what) -> the request without it, written by hand."""
+    reduced = {}
+    for item in {event["item_id"] for event in request["history"]} & known:
+        kept = [event for event in request["history"] if event["item_id"] != item]
+        reduced["history", item] = request | {"history": kept}
+    for field in ("features", "context"):
+        for name in request[field]:
+            reduced[field, name] = request | {field: {key: one for key, one in request[field].items() if key != name}}
+    return reduced
+
+
+def test_each_effect_is_that_of_the_reduced_request_and_the_strongest_are_said(recommender, schema):
+    for request in draw_requests(schema, 200):
+        items = next(iter(recommender.recommend([request], 4))).item_id.tolist()
+        full, reduced = score(recommender, request, items), reduce(request, set(item_ids(schema)))
+        falls = {part: full - score(recommender, without, items) for part, without in reduced.items()}
+        least = MIN_SHARE * max((abs(fall).max() for fall in falls.values()), default=0)
+        (found,) = explain(recommender, [request], [items])
+        for place, (item, reasons) in enumerate(zip(items, found, strict=True)):
+            scale = max(1.0, abs(full[place]))
+            expected = sorted((fall[place] for fall in falls.values() if fall[place] > least), reverse=True)[:MAX_SAID]
+            said = [one for one in reasons if one.kind != "popular"]
+            np.testing.assert_allclose([one.effect for one in said], expected, atol=1e-6 * scale)
+            assert (len(said) == 0) == (reasons[0].kind == "popular")
+            for one in said:
+                part = ("history", one.item_id) if one.kind in ("history", "memory") else (one.kind, one.name)
+                assert one.effect == pytest.approx(falls[part][place], abs=1e-6 * scale)
+                assert (one.kind == "memory") == (one.item_id == item and schema.repeats == "allow")
+
+
+def test_a_known_user_is_explained_by_their_profile_as_by_the_same_in_the_request(recommender, schema):
+    bundle = recommender.bundle  # its profiles know of no event in what context it happened
+    bundle = replace(bundle, neighbours=replace(bundle.neighbours, context_gain=0.0))
+    recommender = Recommender(bundle, recommender.profiles)
+    for user, known in known_users(schema).items():
+        moment = known["history"][-1]["datetime"] if known["history"] else UNTIL
+        items = item_ids(schema)[:7]
+        asked = [{"user_id": user}, known | {"datetime": moment}]
+        by_profile, by_request = explain(recommender, asked, [items, items])
+        for found, expected in zip(by_profile, by_request, strict=True):
+            assert [replace(one, effect=0.0) for one in found] == [replace(one, effect=0.0) for one in expected]
+            np.testing.assert_allclose([one.effect for one in found], [one.effect for one in expected], rtol=1e-6)
+
+
+def test_nothing_personal_makes_an_item_popular_and_no_item_needs_no_reason(recommender, schema):
+    ((first, second),) = explain(recommender, [{}], [item_ids(schema)[:2]])
+    assert [one.kind for one in (*first, *second)] == ["popular", "popular"]
+    assert explain(recommender, [{}, {}], [[], []]) == [[], []]
+
+
+def test_a_reason_says_what_happened_when_and_how_often(tmp_path):
+    recommender = Recommender.load(publish_linear(tmp_path, SHOP, 3))
+    first, second, *_ = ids = item_ids(SHOP)
+    days = ((9, first, "view"), (8, first, "buy"), (4, first, "buy"), (4, second, "view"), (0, second, "hum"))
+    history = [{"item_id": item, "event": event, "datetime": UNTIL - day * DAY} for day, item, event in days]
+    asked = {"history": history, "datetime": UNTIL + DAY, "features": {"income": 400.5}}
+    (lists,) = explain(recommender, [asked], [ids])
+    said = {(place, one.name): one for place, reasons in enumerate(lists) for one in reasons}
+    texts = {one.text for one in said.values()}
+    assert {"because you bought Title 0 5 days ago", "because you took Title 1 yesterday"} <= texts
+    assert "because of your income: 400.5" in texts
+    bought = next(one for one in said.values() if one.item_id == first)
+    assert (bought.event, bought.days_ago, bought.every_days) == ("buy", 5, 2.5)
+    of_itself = [one for (place, _), one in said.items() if one.item_id == ids[place]]
+    assert [one.kind for one in of_itself] == ["memory"] * len(of_itself) != []
+    assert {one.text for one in of_itself} <= {
+        "you buy this about every 2 days, last 5 days ago",
+        "you take this about every 4 days, last yesterday",
+    }
+
+
+def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(recommender, schema, monkeypatch):
+    monkeypatch.setattr("serve.discovery.reasons.MAX_VARIED", 3)
+    ids = item_ids(schema)
+    history = [{"item_id": item, "datetime": UNTIL - 9} for item in (*ids[:9], ids[8])]
+    (lists,) = explain(recommender, [{"history": history}], [ids[2:9:6]])
+    (more,) = explain(recommender, [{"history": history}], [ids[12:]])
+    assert {one.item_id for reasons in lists for one in reasons} <= {ids[2], ids[8], ids[7], None}
+    assert {one.item_id for reasons in more for one in reasons} - {None} == {ids[8], ids[7], ids[6]}
