@@ -23,7 +23,7 @@ from matplotlib.ticker import MaxNLocator
 
 from evaluation.evaluate import DEPTH, MODEL, WITHOUT_CONTEXT, as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests, read_interactions, read_moment
-from evaluation.metrics import Ints, ItemSets, sign
+from evaluation.metrics import Ints, ItemSets
 from evaluation.model_card import Content, environment, render
 from serve.bundle import BUNDLE, CONFIG, CURVES, LOGS, METRICS, REPORT
 from serve.catalogue import name_items
@@ -34,7 +34,7 @@ from serve.recommender import Recommender
 from serve.requests import History
 
 MAX_REQUESTS = 2048  # requests that lists are made for, drawn by the seed where there are more
-N_EXAMPLES, MAX_EVENTS = 10, 8  # examples, and events of each, that are shown
+N_EXAMPLES, MAX_EVENTS = 10, 8  # examples, and events of each
 Requests = list[dict[str, Any]]
 STAGES = {"select": "first training, which validation stops", "final": "last training, on all but the test"}
 INK, OURS, THEIRS = "#17212b", "#0b62a8", "#7d8894"
@@ -96,6 +96,7 @@ def write_report(
         exposure=measure_exposure(recommender, requests) if requests else None,
         curves=read_curves(run),
         draw_intervals=draw_intervals,
+        find_limits=find_limits,
         draw_curves=draw_curves,
     )
     write_file(folder / REPORT, page.encode())
@@ -116,22 +117,28 @@ def draw(plot: Callable[[Axes], None], label: str, height: float = 2.6) -> Marku
     return Markup('<svg class="chart" role="img" aria-label="{}" ').format(label) + Markup(svg)  # noqa: S704
 
 
-def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, is_difference: bool = False) -> Markup:
-    """Draw a dot and its 95 % interval per row, in our colour if it is ours or clearly better."""
+def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, limits: Sequence[float] = ()) -> Markup:
+    """Draw a dot and its 95 % interval per row, ours in our colour; charts of the same limits have the same axis."""
+    height = 0.7 + 0.22 * len(summaries)
 
     def plot(axes: Axes) -> None:
         rows, names = range(len(summaries), 0, -1), [NAMES.get(name, name) for name in summaries]
         for row, (name, summary) in zip(rows, summaries.items(), strict=True):
-            is_ours = sign(summary, metric) > 0 if is_difference else name == MODEL
-            colour = OURS if is_ours else THEIRS
+            colour = OURS if name == MODEL or limits else THEIRS
             axes.plot(summary[f"{metric}_ci95"], [row, row], color=colour, linewidth=1.8)
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
         axes.set_yticks(list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
-        axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6))
-        if is_difference:
-            axes.axvline(0, color=INK, linewidth=0.8, linestyle="--")
+        axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6), xlim=limits or None)
+        axes.figure.set_layout_engine("none")  # whatever the length of the names, the axis is at one place
+        axes.set_position((0.36, 0.5 / height, 0.61, 1 - 0.6 / height))
 
-    return draw(plot, label, 0.7 + 0.26 * len(summaries))
+    return draw(plot, label, height)
+
+
+def find_limits(slices: Sequence[Content]) -> tuple[float, float]:
+    """Return the ends of an axis that holds the intervals of all groups."""
+    ends = [end for one in slices for group in one["charted"].values() for end in group[f"{one['metric']}_ci95"]]
+    return max(0.0, min(ends) - 0.02), max(ends) + 0.02
 
 
 def read_curves(run: Path) -> dict[str, dict[str, pd.Series[float]]]:
@@ -239,7 +246,7 @@ def _describe_events(history: History, names: Any, timezone: str | None) -> list
     for name, date, event, weight in events.tail(MAX_EVENTS)[::-1].itertuples(index=False):
         details = event if isinstance(event, str) else ""
         details += f" x {weight:g}" if weight is not None and np.isfinite(weight) and weight != 1 else ""
-        described.append((date, f"{name} [{details}]" if details else name))
+        described.append((date, f"{name} [{details.strip()}]" if details else name))
     return described
 
 
