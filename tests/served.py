@@ -48,7 +48,9 @@ async def exchange(
     """Send a body in parts and return the whole reply."""
     reply, remaining = Reply(0), list(parts)
     sent = [(name.encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http", "query_string": b""}
+    scope = {"type": "http", "asgi": {"version": "3.0"}, "http_version": "1.1", "scheme": "http"}
+    path, _, query = path.partition("?")
+    scope |= {"query_string": query.encode()}
     scope |= {"method": method, "path": path, "raw_path": path.encode(), "headers": sent, "state": {}}
     scope |= {"client": None if host is None else (host, 5), "server": ("127.0.0.1", 80)}
 

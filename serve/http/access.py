@@ -125,7 +125,7 @@ class Access:
             return
         if self.keys is not None and role is not Role.OPEN:
             key = _find_key(self.keys, given)
-            scope["state"]["key"] = key.name
+            scope["state"].update(key=key.name, role=key.role)
             if key.role < role:
                 raise HTTPException(403, f"the key's role is {key.role.name.lower()}; needed: {role.name.lower()}")
 

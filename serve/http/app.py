@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path as FilePath
 from typing import Annotated, Any, cast
 
-from fastapi import APIRouter, Body, FastAPI, Path, Request, Response
+from fastapi import APIRouter, Body, FastAPI, Path, Query, Request, Response
 from fastapi.exceptions import HTTPException
 from pydantic import Discriminator, Tag
 from starlette.responses import FileResponse
@@ -21,14 +21,14 @@ from starlette.responses import FileResponse
 from serve.discovery import dials
 from serve.discovery.dials import Dials
 from serve.errors import SchemaError
-from serve.http import schemas
+from serve.http import page, schemas
 from serve.http.access import Access, AccessMiddleware
 from serve.http.errors import HANDLERS, LOGGER
 from serve.http.metrics import Metrics
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.recommendations import Answer
-from serve.service import FAULTS, OUT_OF_SERVICE, Service, show_answer
+from serve.service import FAULTS, OUT_OF_SERVICE, Service, show_answer, show_items
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
 _PROMETHEUS = "text/plain; version=0.0.4; charset=utf-8"
@@ -45,7 +45,7 @@ _MAX_COMPARED = 2_000_000_000  # characters of different filters times items: ab
 _EVERYBODY = Access()
 _LOG = logging.getLogger(LOGGER)
 _ENCODER = json.JSONEncoder(separators=(",", ":"), allow_nan=False)
-_PAGES = {"/": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
+_PAGES = {"/": "page.html", "/docs": "page.html", "/page.css": "page.css", "/page.js": "page.js"}
 
 
 def _by(name: str) -> Discriminator:
@@ -60,6 +60,8 @@ SimilarBody = Annotated[AskSimilar, Body()]
 ToldBody = Annotated[Tell, Body()]
 ErasedBody = Annotated[ForgetBody, Body()]
 PutBody = Annotated[ItemBody, Body()]
+SearchText = Annotated[str, Query(min_length=1, max_length=256, description="Words, or parts of some.")]
+SearchLength = Annotated[int, Query(ge=1, le=100)]
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
 _errors = schemas.describe_errors
 router, changing, operating, reloading = (
@@ -131,6 +133,35 @@ async def recommend(request: Request, body: AskedBody) -> Response:
 async def similar(request: Request, body: SimilarBody) -> Response:
     state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
     return await state.answers.run(lambda: _write(request, *state.service.similar(body["item_id"], k, explain)))
+
+
+@router.get("/v1/items", response_model=schemas.FoundAnswer, summary="Items by a part of their name")
+async def items(request: Request, search: SearchText, k: SearchLength = _DEFAULT_K) -> Response:
+    state, current = _state(request), _state(request).service.current
+
+    def answer() -> Response:
+        ids = page.search_items(current, search, k)
+        columns = show_items(current.catalogue.table, current.catalogue.item_ids.require(ids))
+        found = [{"item_id": item_id, "columns": one} for item_id, one in zip(ids, columns, strict=True)]
+        return _write(request, current.version, {"items": found})
+
+    return await state.answers.run(answer)
+
+
+@router.get("/v1/page", response_model=schemas.PageAnswer, summary="What the page at / offers")
+async def form(request: Request) -> Response:
+    state, role = _state(request), getattr(request.state, "role", schemas.Role.ADMIN)
+    service, current = state.service, state.service.current
+    may_change = role >= schemas.Role.WRITE and not state.access.read_only
+
+    def answer() -> Response:
+        users = page.choose_users(current) if role is schemas.Role.ADMIN else []  # people, who are not for all to see
+        users = [one for one in users if not service.recall(one["user_id"]).is_forgotten]
+        return _write(
+            request, current.version, page.describe_form(current) | {"users": users, "may_change": may_change}
+        )
+
+    return await state.answers.run(answer)
 
 
 @changing.post(

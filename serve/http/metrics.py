@@ -14,11 +14,11 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 _ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
-    **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status")},
+    **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status", "items", "page")},
     **{f"/{name}": name for name in ("health", "ready", "metrics")},
     "/v1/users/forget": "forget",
     "/openapi.json": "openapi",
-    **dict.fromkeys(("/", "/page.css", "/page.js"), "page"),
+    **dict.fromkeys(("/", "/docs", "/page.css", "/page.js"), "page"),
 }
 _SECONDS = (0.001, 0.002, 0.003, 0.005, 0.0075, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0)
 _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # names the folder in which the workers of one service count together

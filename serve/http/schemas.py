@@ -138,7 +138,7 @@ class ForgetBody(TypedDict):
 
 
 _BODIES = (PastEvent, FilterBody, AskOne, AskMany, AskSimilar, EventBody, EventsBody, ItemBody)
-FIELDS = frozenset().union(*(body.__annotations__ for body in _BODIES)) | frozenset(RequestBody.__annotations__)
+FIELDS = frozenset({"search"}).union(RequestBody.__annotations__, *(body.__annotations__ for body in _BODIES))
 """Names that an error may repeat: ours, not a caller's."""
 
 
@@ -202,6 +202,34 @@ class SimilarAnswer(PutAnswer):
     reason: NotRequired[str]
 
 
+class FoundItem(TypedDict):
+    item_id: str | int
+    columns: dict[str, Any]
+
+
+class FoundAnswer(PutAnswer):
+    """Listed items, what is popular first."""
+
+    items: list[FoundItem]
+
+
+class PageAnswer(PutAnswer):
+    """What the form offers: `names` are the columns that name an item, `users` some known ones, to those who may."""
+
+    names: list[str]
+    features: list[dict[str, Any]]
+    context: list[dict[str, Any]]
+    dials: dict[str, float]
+    events: list[str]
+    repeats: str
+    timezone: str | None
+    data_until: int | None
+    items: int
+    known_users: int
+    users: list[dict[str, Any]]
+    may_change: bool
+
+
 class Fault(TypedDict):
     """A fault: its code, a sentence and the field; no value that was sent is in it."""
 
@@ -260,8 +288,8 @@ class Role(IntEnum):
 
 
 ROLES = {  # every other path is for admins
-    **dict.fromkeys(("/", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN),
-    **dict.fromkeys(("/v1/recommend", "/v1/similar", "/openapi.json"), Role.ASK),
+    **dict.fromkeys(("/", "/docs", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN),
+    **dict.fromkeys(("/v1/recommend", "/v1/similar", "/v1/page", "/v1/items", "/openapi.json"), Role.ASK),
     "/v1/events": Role.WRITE,
 }
 _KEY = {"type": "http", "scheme": "bearer", "description": "A key with one of the roles ask, write and admin."}

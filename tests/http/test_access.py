@@ -27,9 +27,10 @@ CHANGES = [
     ("DELETE", "/v1/items/none", None),
 ]
 OPERATING = [("GET", "/v1/status", None), ("GET", "/metrics", None), ("POST", "/v1/reload", None)]
+SEEN = [("GET", path, None) for path in ("/v1/page", "/openapi.json")]
 CALLS = {  # the lowest role that may make a call -> calls
-    "": [("GET", path, None) for path in ("/health", "/ready", "/", "/page.js", "/page.css")],
-    "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), ("GET", "/openapi.json", None)],
+    "": [("GET", path, None) for path in ("/health", "/ready", "/", "/docs", "/page.js", "/page.css")],
+    "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), *SEEN],
     "write": CHANGES[:1],
     "admin": [*CHANGES[1:], *OPERATING, ("GET", "/none", None)],
 }

@@ -1,0 +1,93 @@
+"""What the page at `/` asks for beside lists: its form, users to try, and items by a part of their name."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from serve.catalogue import Catalogue, name_columns, name_items
+from serve.columns import to_arrow
+from serve.encode import to_text
+from serve.index import UNKNOWN_ROW
+from serve.recommender import Recommender
+from serve.requests import Filters, Id, Request
+from serve.schema import DERIVED, Feature
+
+_MAX_VALUES = 200  # of a vocabulary, as it is offered
+_MAX_MATCHES = 1000  # items that are put in order
+_GROUPS, _TRIED = 5, 20  # of users, by the length of their history, and how many of each are looked at
+_MAX_RECENT, _MAX_EVENTS = 4, 100  # distinct items that a user took last, and events among which they are looked for
+
+
+def describe_form(current: Recommender) -> dict[str, Any]:
+    """Return what the form of the page offers to everybody."""
+    schema = current.bundle.schema
+    return {
+        "names": name_columns(current.catalogue.table, schema.item_features),
+        "features": [_describe_feature(one) for one in schema.user_features if one.kind not in DERIVED],
+        "context": [_describe_feature(one) for one in schema.context_features],
+        "dials": dict.fromkeys(("diversity", "novelty", "new_share"), 0.0),
+        "events": list(schema.event_types),
+        "repeats": schema.repeats,
+        "timezone": schema.timezone,
+        "data_until": schema.data_until if schema.has_datetime else None,
+        "items": current.catalogue.n_listed,
+        "known_users": len(current.profiles),
+    }
+
+
+def _describe_feature(feature: Feature) -> dict[str, Any]:
+    return {"name": feature.name, "kind": feature.kind, "values": list(feature.vocabulary[:_MAX_VALUES])}
+
+
+@lru_cache(maxsize=1)
+def choose_users(current: Recommender) -> list[dict[str, Any]]:
+    """Choose known users from short to long histories, of each group the one of whom most is known."""
+    user_ids, counts = current.profiles.user_ids, np.diff(current.profiles.offsets)
+    groups = np.array_split(np.argsort(counts, kind="stable"), _GROUPS)
+    tried = [user_ids[group[len(group) // 2 :][:_TRIED]].tolist() for group in groups if len(group)]
+    return [max((_describe_user(current, one) for one in some), key=lambda one: len(one["features"])) for some in tried]
+
+
+def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
+    """Return the words and numbers that are known of a user, and what they took last."""
+    profile = current.profiles.get(user_id)
+    if profile is None:
+        raise KeyError(user_id)
+    latest = dict.fromkeys(profile.history.item_id[: -_MAX_EVENTS - 1 : -1].tolist())
+    rows = current.catalogue.item_ids.find([*latest])
+    taken = current.catalogue.table.take(to_arrow(rows[rows != UNKNOWN_ROW][:_MAX_RECENT]))
+    words = {name: to_text(value) for name, value in profile.features.items() if not isinstance(value, np.ndarray)}
+    return {
+        "user_id": user_id,
+        "events": len(profile.history),
+        "features": {name: text for name, text in words.items() if text is not None},
+        "recent": name_items(taken, current.bundle.schema.item_features),
+    }
+
+
+def search_items(current: Recommender, text: str, k: int) -> list[Id]:
+    """Return the ids of up to k listed items of which the texts hold all words: what is popular first."""
+    ids, words = current.catalogue.item_ids, text.casefold().split()
+    texts = _read_texts(current.catalogue)
+    rows = [row for row, one in enumerate(texts) if all(word in one for word in words)][:_MAX_MATCHES]
+    schema = current.bundle.schema
+    asked = Request(filters=Filters(only=tuple(ids.ids[rows].tolist())))
+    asked = replace(asked, datetime=schema.data_until if schema.has_datetime else None)
+    (found,) = current.recommend([asked], k, filter_viewed=False)
+    return found.item_id.tolist()  # type: ignore[no-any-return]
+
+
+@lru_cache(maxsize=1)
+def _read_texts(catalogue: Catalogue) -> list[str]:
+    """Return what is searched of each item: its id and all that is text, in small letters."""
+    table = catalogue.table
+    names = [
+        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
+    ]
+    columns = (table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
+    return [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
