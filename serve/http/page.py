@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from serve.catalogue import Catalogue, name_columns, name_items
 from serve.columns import to_arrow
+from serve.discovery.dials import RECOMMENDED
 from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
 from serve.recommender import Recommender
@@ -30,7 +31,7 @@ def describe_form(current: Recommender) -> dict[str, Any]:
         "names": name_columns(current.catalogue.table, schema.item_features),
         "features": [_describe_feature(one) for one in schema.user_features if one.kind not in DERIVED],
         "context": [_describe_feature(one) for one in schema.context_features],
-        "dials": dict.fromkeys(("diversity", "novelty", "new_share"), 0.0),
+        "dials": asdict(RECOMMENDED),
         "events": list(schema.event_types),
         "repeats": schema.repeats,
         "timezone": schema.timezone,
