@@ -193,14 +193,18 @@ def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[soc
     home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
     if given.registry is not None:
         source, home = RegistrySource(Registry(given.registry, given.trusted_keys), given.profiles), given.registry
-    service = Service(source, home, given.profiles, given.state, given.retention_days)
+    service = Service(source, home, given.profiles, given.state, given.retention_days, given.clock)
     serve(make_app(service, access), listeners)
 
 
 def _forget(given: argparse.Namespace) -> None:
     from serve.erasure import forget_users
 
-    print(json.dumps(forget_users(given.run_folder, given.user, given.exports), indent=1))
+    receipt = forget_users(given.run_folder, given.user, given.exports)
+    print(json.dumps(receipt, indent=1))
+    pairs = zip(given.user, receipt["forgotten"], strict=True)
+    if unknown := [user for user, hashed in pairs if hashed in receipt["unknown"]]:
+        print(f"note: there was no profile and no live state of {', '.join(unknown)}", file=sys.stderr)
 
 
 def _publish(given: argparse.Namespace) -> None:
@@ -267,6 +271,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--port": {"type": int, "default": 8080, "metavar": "N", "help": "default: 8080; 0: a free one"},
     "--workers": {"type": int, "metavar": "N", "help": "processes that answer (default: this one, which none renews)"},
     "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
+    "--clock": {"choices": ("data", "now"), "default": "data", "help": "data that ended long ago is asked at its end"},
     "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
     "--keys": _FILE | {"help": "of lines NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"},
     "--allowed-host": {"action": "append", "default": [], "metavar": "NAME", "help": "to answer to, beside loopback"},
@@ -287,7 +292,7 @@ _ROWS = "--rows --delimiter --columns --profiles --overwrite --trusted-keys"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )
-_PLACE += " --workers --trusted-keys --admin-port --read-only --log-format"
+_PLACE += " --clock --workers --trusted-keys --admin-port --read-only --log-format"
 _AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {

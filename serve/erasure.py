@@ -60,7 +60,8 @@ def forget_users(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
     """Erase users from profiles, live events, what was shown to them, rejected records and the exports given.
 
     It may be done while a server or a training works on the run; after an error it may be done again. 7 and "7" are the
-    same user. Return the receipt as JSON values: who, by keyed hash, when, what was erased, and what is out of reach.
+    same user. Return the receipt as JSON values: who, by keyed hash, who of them had neither profile nor live state,
+    when, what was erased, and what is out of reach.
     """
     if not holds_run(run):
         raise SchemaError(f"{run} is no folder of a run: expected '{BUNDLE}', '{PROFILES}' or '{STATE}' in it")
@@ -81,10 +82,13 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
             raise SchemaError(f"{folder} is an export of side {side!r}, which names no user; allowed: user")
     hashes = add_to_erasure_list(run, user_ids)
     erased: dict[str, Any] = {"profiles": 0, "events": 0, "impressions": 0}
+    known: set[str] = set()
     if (run / PROFILES / MANIFEST).exists():
-        erased["profiles"] = erase_users(run / PROFILES, user_ids)
+        known = erase_users(run / PROFILES, user_ids)
+        erased["profiles"] = len(known)
     if (run / STATE / STATE_FILE).exists():
         with closing(StateStore(run / STATE / STATE_FILE)) as store:
+            known |= store.list_known(user_ids)
             erased |= store.forget(*user_ids)
     erased |= erase_from_rejects(run, user_ids)
     texts = set(map(str, user_ids))
@@ -92,6 +96,7 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
     erased["exports"] = {str(folder): erase_from_export(folder, texts) for folder in dict.fromkeys(exports)}
     return {
         "forgotten": hashes,
+        "unknown": [one for one, user in zip(hashes, user_ids, strict=True) if str(user) not in known],
         "run": str(run),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "erased": erased,

@@ -145,8 +145,8 @@ def settle_profiles(folder: Path, version: str | None) -> None:
             _write_manifest(folder, manifest | (staged if staged.pop("version") == version else {}))
 
 
-def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
-    """Erase users from the files of a folder, staged ones too, and return how many of them there were."""
+def erase_users(folder: Path, user_ids: Iterable[Id]) -> set[str]:
+    """Erase users from the files of a folder, staged ones too, and return those that there were, as texts."""
     texts = set(map(str, user_ids))
     erased: set[str] = set()
     with _writing(folder):
@@ -158,7 +158,7 @@ def erase_users(folder: Path, user_ids: Iterable[Id]) -> int:
             erased.update(map(str, ids))
         if erased:
             _write_manifest(folder, manifest)
-    return len(erased)
+    return erased
 
 
 @contextmanager

@@ -14,12 +14,13 @@ import reprlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from decimal import Decimal
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.clock import FIRST_SECOND, LAST_SECOND, to_seconds
+from serve.clock import DAY, FIRST_SECOND, LAST_SECOND, to_seconds
 from serve.columns import Vector
 from serve.encode import TIME, context_keys, encode_rows, keyed_by_name, to_text, to_vectors
 from serve.errors import SchemaError, name_nearest
@@ -28,6 +29,8 @@ from serve.schema import DERIVED, Feature, IdType, Schema
 Id = str | int
 
 MAX_SHOWN = 40  # characters of a value in a message
+MINUTE = 60  # within which a request is answered alike
+MAX_PAUSE = 30 * DAY  # in which nobody's events arrive: after a longer one popularity and memory would have faded
 INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")  # how an id that is a whole number is written: "007" is a text
 
 _REQUEST_FIELDS = ("user_id", "features", "history", "context", "datetime", "exclude", "filters")
@@ -77,6 +80,7 @@ class Request:
     datetime: int | None = None  # UTC seconds
     exclude: tuple[Id, ...] = ()
     filters: Filters | None = None
+    user_known: bool | None = None  # whether there is anything about the user; None where nobody looked
 
 
 _EVENT_FIELDS = frozenset(field.name for field in fields(History))
@@ -107,6 +111,25 @@ def fit_request(request: Request, schema: Schema) -> Request:
     user_id = None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id")
     exclude = parse_distinct_ids(request.exclude, schema.item_id_type, "exclude")
     return replace(request, user_id=user_id, exclude=exclude, filters=filters)
+
+
+def ask_now(request: Request, data_until: int | None, now: int) -> Request:
+    """Return a request that is asked now: at the beginning of this minute, or at the latest event if that came later.
+
+    If the end of the data is given, the first pause of more than `MAX_PAUSE` after it is left out: data that ended long
+    ago is asked at its end, and later events follow it, as far from one another and from now as they are.
+    """
+    moment, history = now - now % MINUTE, request.history
+    times = np.empty(0, np.int64) if history is None or history.datetime is None else history.datetime
+    past = times[times <= now]
+    moment = max([moment, *past[-1:].tolist()])
+    if data_until is None or moment - data_until <= MAX_PAUSE:
+        return replace(request, datetime=moment)
+    known = [data_until, *past[past > data_until].tolist(), moment]
+    last, first = next((pair for pair in pairwise(known) if pair[1] - pair[0] > MAX_PAUSE), (0, 0))
+    if history is not None and len(times):
+        history = replace(history, datetime=np.where(times < first, times, times - (first - last)))
+    return replace(request, history=history, datetime=moment - (first - last))
 
 
 def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:

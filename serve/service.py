@@ -11,10 +11,9 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
-from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -31,14 +30,14 @@ from serve.events import Ints
 from serve.live_items import LiveItems
 from serve.recommendations import Answer
 from serve.recommender import Recommender
-from serve.requests import History, Id, Request, parse_id, parse_request
+from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
 from serve.schema import Feature, Schema
 from serve.state import ImpressionLog, Impressions, Recalled, StateStore, fill_in, know_user, parse_observations
 from serve.versions import LOADING_ERRORS, Source
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
-MINUTE, _DAY, _OLD_DAYS = 60, 86_400, 30
+_DAY = 86_400
 _FOLLOW_SECONDS, _RETRY_SECONDS = 0.1, 5.0  # between looks at what other processes did, and at a state that failed
 OUT_OF_SERVICE = "erasure"
 FAULTS = {
@@ -47,6 +46,7 @@ FAULTS = {
     "reload": "the last version was refused, an earlier one answers; the status says why",
     OUT_OF_SERVICE: "the list of forgotten users cannot be read: who is named in a request is not answered",
 }
+Clock = Literal["data", "now"]  # when a request without datetime is asked: data that ended long ago, at its end
 _LOG = logging.getLogger("serve.http")
 _WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
@@ -55,7 +55,13 @@ class Service:
     """Everything that is served, without HTTP. Calls may come from many threads."""
 
     def __init__(
-        self, source: Source, home: Path, profiles: Path | None, state: Path | None, retention_days: float
+        self,
+        source: Source,
+        home: Path,
+        profiles: Path | None,
+        state: Path | None,
+        retention_days: float,
+        clock: Clock = "data",
     ) -> None:
         """Load the version to serve and open the live state; it and the profiles lie in `home` unless named."""
         folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
@@ -63,7 +69,7 @@ class Service:
             if folder.absolute().name != name:
                 raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
-        self._folder, self._retention_days = folders[STATE], retention_days
+        self._folder, self._retention_days, self._clock = folders[STATE], retention_days, clock
         self._source, self._runs, self._erasures = source, runs, Erasures(runs)
         self._reloading = threading.Lock()
         recommender, reason = source.start()
@@ -90,10 +96,10 @@ class Service:
     def read(self, raw: Sequence[Mapping[str, Any]], current: Recommender) -> Iterator[Request]:
         """Read the requests of one caller and complete them by what is known of their users, each looked up once.
 
-        A request without a datetime is asked at the beginning of this minute, or at the user's latest event if that
-        came later.
+        A request without a datetime is asked now, as `ask_now` says: by the clock of the data, unless it is to be ours.
         """
         now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, state=self._state))
+        end = self._end(current.bundle.schema)
         for place, one in enumerate(raw):
             try:
                 request = parse_request(one, current.bundle.schema)
@@ -101,10 +107,17 @@ class Service:
                     request = fill_in(request, know(request.user_id))
                 if len(raw) > 1:
                     current.admission.check(request.filters)
-                moment = _moment(request.history, now) if request.datetime is None else request.datetime
             except SchemaError as error:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
-            yield replace(request, datetime=moment)
+            yield ask_now(request, end, now) if request.datetime is None else request
+
+    def clock(self, schema: Schema) -> Clock:
+        """Tell by which clock requests without a datetime are asked: that of the data only if it ended long ago."""
+        end = self._end(schema)
+        return "now" if end is None or time.time() - end <= MAX_PAUSE else "data"
+
+    def _end(self, schema: Schema) -> int | None:
+        return schema.data_until if self._clock == "data" and schema.has_datetime else None
 
     def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str, policy: str = POLICY) -> None:
         """Log the answers to one caller as shown."""
@@ -138,6 +151,10 @@ class Service:
     def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
         """Let a user be erased; the result is a receipt for each folder that has profiles or state."""
         return self._erasures.add(parse_id(user_id, self._schema.user_id_type, "user_id"))
+
+    def knows(self, user_id: Id) -> bool:
+        """Tell whether there is anything about a user, who is not forgotten."""
+        return bool(know_user(user_id, self.current.profiles, self._state).user_known)
 
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so; return why not: the version answers on."""
@@ -207,13 +224,27 @@ class Service:
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
             "data_until": schema.data_until if schema.has_datetime else None,
+            "clock": self.clock(schema),
+            "moment": ask_now(Request(), self._end(schema), int(time.time())).datetime,
             "items": current.catalogue.n_listed,
             "users": len(current.profiles),
             "repeats": schema.repeats,
             "columns": current.admission.columns.names,
-            "notes": [*self.items.notes, *_note_age(schema, int(time.time())), *self.impressions.notes],
+            "notes": [*self.items.notes, *self.note_age(), *self.impressions.notes],
             "last_reload": self.last_reload,
         }
+
+    def note_age(self) -> list[str]:
+        """Say that the data ended long ago, and when requests are asked then."""
+        schema = self._schema
+        days = int(time.time() - schema.data_until) // _DAY
+        if not schema.has_datetime or days * _DAY <= MAX_PAUSE:
+            return []
+        if self.clock(schema) == "data":
+            return [f"the data ended {days} days ago: a request without datetime is asked at its end (--clock data)"]
+        fades = schema.repeats == "allow" or bool(schema.popularity_days)
+        faded = f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"
+        return [faded] if fades else []
 
     def find_faults(self) -> dict[str, str]:
         """Name what fails at present, of `FAULTS`; answers go on without it, but with the last one only to nobody."""
@@ -326,7 +357,9 @@ def show_answer(recommender: Recommender, request: Request, answer: Answer, expl
     if explain:
         more = _explain(recommender, request, answer.item_id.tolist())
         items = [item | added for item, added in zip(items, more, strict=True)]
-    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items}
+    content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items, "moment": request.datetime}
+    if request.user_known is not None:
+        content["user_known"] = request.user_known
     if unknown := find_unknown(recommender.bundle.schema, request):
         content["unknown_values"] = unknown
     return content if answer.reason is None else content | {"reason": answer.reason}
@@ -338,18 +371,3 @@ def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id])
     columns = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.require(item_ids))
     pairs = zip(columns, reasons, strict=True)
     return [{"columns": values, "reasons": [one.to_json() for one in found]} for values, found in pairs]
-
-
-def _moment(history: History | None, now: int) -> int:
-    minute = now - now % MINUTE
-    if history is None or history.datetime is None:
-        return minute
-    past = history.datetime[history.datetime <= now]
-    return max(minute, int(past[-1])) if len(past) else minute
-
-
-def _note_age(schema: Schema, now: int) -> list[str]:
-    days, fades = (now - schema.data_until) // _DAY, schema.repeats == "allow" or bool(schema.popularity_days)
-    if not (schema.has_datetime and fades) or days < _OLD_DAYS:
-        return []
-    return [f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"]

@@ -255,6 +255,13 @@ class StateStore:
             yield 0
         self._empty_log()
 
+    def list_known(self, user_ids: Iterable[Id]) -> set[str]:
+        """Return, as texts, the users of whom there are events or answers."""
+        keys = {text: user_key(self._salt, text) for text in map(str, user_ids)}
+        return {
+            text for text, key in keys.items() for _, number in self._read(_FIND_USER, text, key) if number is not None
+        }
+
     def forget(self, *user_ids: Id) -> dict[str, int]:
         """Erase users, so that nothing in the file or its log leads to them; return how many rows there were.
 
@@ -418,23 +425,24 @@ def know_user(user_id: Id, profiles: Profiles, state: StateStore) -> Request:
     """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
     ids = profiles.history.item_id
     user_id = _fit(user_id, profiles.user_ids)
-    known, recalled = Request(user_id), state.recall(user_id)
+    recalled = state.recall(user_id)
     if recalled.is_forgotten:
-        return replace(known, history=History(ids[:0]), features={})
+        return Request(user_id, history=History(ids[:0]), features={}, user_known=False)
     kind = str if ids.dtype == np.object_ else int
     dismissed = tuple(one for one in (_fit(each, ids) for each in recalled.dismissed) if isinstance(one, kind))
     fitted = [_fit(one, ids) for one in recalled.history.item_id.tolist()]
     kept = [place for place, one in enumerate(fitted) if isinstance(one, kind)]
+    known = Request(user_id, exclude=dismissed, user_known=bool(user_id in profiles.positions or fitted or dismissed))
     if not kept:
-        return replace(known, exclude=dismissed)
+        return known
     item_ids = np.array([fitted[place] for place in kept], ids.dtype)
     live, profile = replace(recalled.history.take(np.array(kept)), item_id=item_ids), profiles.get(user_id)
-    return replace(known, exclude=dismissed, history=live if profile is None else _join(profile.history, live))
+    return replace(known, history=live if profile is None else _join(profile.history, live))
 
 
 def fill_in(request: Request, known: Request) -> Request:
     """Return a request with what `know_user` knows of its user, where it does not say that itself."""
-    given: dict[str, Any] = {"user_id": known.user_id}
+    given: dict[str, Any] = {"user_id": known.user_id, "user_known": known.user_known}
     given |= {name: getattr(known, name) for name in ("history", "features") if getattr(request, name) is None}
     if known.exclude:
         given["exclude"] = tuple(dict.fromkeys((*request.exclude, *known.exclude)))

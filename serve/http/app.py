@@ -28,6 +28,7 @@ from serve.http.metrics import Metrics
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.recommendations import Answer
+from serve.recommender import Recommender
 from serve.service import FAULTS, OUT_OF_SERVICE, Service, show_answer, show_items
 
 _ABOUT = "What would this user want, here and now. Every answer says which version of the bundle gave it."
@@ -101,6 +102,7 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         docs_url=None,  # its page would be loaded from a network
         redoc_url=None,
         redirect_slashes=False,
+        strict_content_type=False,  # the middleware looks at it
         generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
@@ -177,9 +179,10 @@ async def add_events(request: Request, body: ToldBody) -> Response:
 @changing.post("/v1/users/forget", response_model=schemas.ForgetAnswer, summary="Erase a user, with a receipt")
 async def forget_user(request: Request, body: ErasedBody) -> Response:
     state = _state(request)
+    user_known = state.service.knows(body["user_id"])
     receipts = await asyncio.shield(asyncio.wrap_future(state.service.forget(body["user_id"])))
     request.state.users = [user for receipt in receipts for user in receipt["forgotten"]]  # of the audit log
-    return _write(request, state.service.version, {"receipts": receipts})
+    return _write(request, state.service.version, {"receipts": receipts, "user_known": user_known})
 
 
 @changing.put("/v1/items/{item_id:path}", response_model=schemas.PutAnswer, summary="Add or change an item")
@@ -259,7 +262,7 @@ def _recommend(request: Request, body: Mapping[str, Any]) -> Generator[None, Non
         lists.append(_ENCODER.encode(here)[1:-1])
         yield
     service.log_shown(current, found, request.state.request_id, turned.policy)
-    return _write_lists(request, current.version, shown, lists, k, begun)
+    return _write_lists(request, current, shown, lists, k, begun)
 
 
 def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:
@@ -285,14 +288,20 @@ async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Resp
     state.answers.adapt(time.perf_counter() - request.state.started)
     shown = [show_answer(current, asked, answer, False)]
     service.log_shown(current, [answer], request.state.request_id)
-    return _write_lists(request, current.version, shown, [_ENCODER.encode(shown[0])], k, begun)
+    return _write_lists(request, current, shown, [_ENCODER.encode(shown[0])], k, begun)
 
 
 def _write_lists(
-    request: Request, version: str, shown: Sequence[Mapping[str, Any]], lists: Sequence[str], k: int, begun: float
+    request: Request,
+    current: Recommender,
+    shown: Sequence[Mapping[str, Any]],
+    lists: Sequence[str],
+    k: int,
+    begun: float,
 ) -> Response:
     """Write lists that are JSON already behind the head of the answer."""
-    head = _write_json(request, version, {"answers": []})
+    clock = _state(request).service.clock(current.bundle.schema)
+    head = _write_json(request, current.version, {"clock": clock, "answers": []})
     content = Response(f"{head[:-2]}{','.join(lists)}]}}", media_type="application/json")
     _state(request).metrics.count_lists(shown, k, time.perf_counter() - begun)
     return content

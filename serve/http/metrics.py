@@ -52,6 +52,7 @@ class Metrics:
         self.short = Counter("short_lists", "Lists with fewer items than asked for.", **ours)
         self.unknown_items = Counter("unknown_history_items", "Items of histories that no bundle knows.", **ours)
         self.unknown_values = Counter("unknown_values", "Features and context with values new to the bundle.", **ours)
+        self.unknown_users = Counter("unknown_users", "Lists for a user about whom there is nothing.", **ours)
         self.reloads = Counter("reloads", "Reloads, by outcome.", ("outcome",), **ours)
         self.events = Counter("events", "Events taken in.", **ours)
         self.impressions_lost = Counter("impressions_lost", "Impressions that could not be written.", **ours)
@@ -94,6 +95,7 @@ class Metrics:
         self.compute.observe(seconds)
         self.asked.inc(len(answers))
         self.short.inc(sum(len(one["items"]) < k for one in answers))
+        self.unknown_users.inc(sum(one.get("user_known") is False for one in answers))
         self.unknown_items.inc(sum(one["unknown_items"] for one in answers))
         self.unknown_values.inc(sum(len(one.get("unknown_values", ())) for one in answers))
 

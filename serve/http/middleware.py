@@ -34,6 +34,7 @@ _COURTESY = 10  # milliseconds that a turn waits at most while single requests a
 _TOO_LONG, _MIN_SINGLE = 0.1, 48  # seconds of a single request, and how many may wait even then
 _ASKING = frozenset({"/v1/recommend", "/v1/similar", "/openapi.json", "/metrics"})  # refused when too many wait
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
+_JSON = b"application/json"
 _POLICY = (
     b"default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
     b"base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
@@ -253,7 +254,8 @@ class RequestMiddleware:
 
 def _bounded(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
     """Refuse a body that is no JSON, too long or too slow, as soon as that is seen; count who waits after its end."""
-    n_bytes, kind = 0, dict(scope["headers"]).get(b"content-type", b"")
+    headers = dict(scope["headers"])  # without a content-type it is JSON, unless a page of whatever site sends it
+    n_bytes, kind = 0, headers.get(b"content-type", b"" if b"origin" in headers else _JSON)
     until = asyncio.get_running_loop().time() + _BODY_SECONDS
 
     async def receive_some() -> Message:
@@ -266,7 +268,7 @@ def _bounded(scope: Scope, receive: Receive, worker: Worker | None) -> Receive:
         n_bytes += len(message.get("body", b""))
         if n_bytes > MAX_BODY:
             raise HTTPException(413, f"the body is too long; allowed: {MAX_BODY} bytes")
-        if n_bytes and kind.partition(b";")[0].strip().lower() != b"application/json":
+        if n_bytes and kind.partition(b";")[0].strip().lower() != _JSON:
             raise HTTPException(415, "the content-type is not application/json")
         if worker and message["type"] == "http.request" and not message.get("more_body"):
             scope["state"]["is_admitted"] = True

@@ -73,7 +73,10 @@ class RequestBody(TypedDict, total=False):
     context: Values | None
     datetime: Annotated[
         Text | Number | None,
-        Field(description="By default the beginning of this minute, or the latest event if that came later."),
+        Field(
+            description="By default the beginning of this minute, the latest event if that came later, or the end "
+            "of data that ended long ago, with what happened since then after it."
+        ),
     ]
     exclude: Annotated[Ids | None, Field(description="Items that are not to be listed.")]
     filters: FilterBody | None
@@ -179,15 +182,23 @@ class ListedItem(TypedDict):
 
 
 class ItemList(TypedDict):
-    """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle."""
+    """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle.
+
+    `moment` is when it was asked, in UTC seconds; `user_known` is false of a `user_id` about whom there is nothing.
+    """
 
     items: list[ListedItem]
     unknown_items: int
+    moment: int
+    user_known: NotRequired[bool]
     unknown_values: NotRequired[list[str]]
     reason: NotRequired[str]
 
 
 class ListsAnswer(PutAnswer):
+    """`clock` is `data` where requests without a datetime are asked at the end of data that ended long ago."""
+
+    clock: Literal["data", "now"]
     answers: list[ItemList]
 
 
@@ -257,6 +268,7 @@ class ForgetAnswer(PutAnswer):
     """A receipt for each folder that has profiles or state: what was erased, and what is out of reach."""
 
     receipts: list[dict[str, Any]]
+    user_known: bool
 
 
 # ---- the document of the interface

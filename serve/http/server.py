@@ -106,6 +106,8 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
         listener.listen(config.backlog)
     host, port = listeners[0].getsockname()[:2]
     _LOG.info("version %s at http://%s:%d", state.service.version, f"[{host}]" if ":" in host else host, port)
+    for note in state.service.note_age():
+        _LOG.warning("%s", note)
     if state.access.keys is None and not ip_address(host).is_loopback:
         _LOG.warning("without --keys, whoever reaches this address may ask, send events and erase users")
     if state.service.last_reload is not None:

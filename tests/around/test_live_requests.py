@@ -74,16 +74,16 @@ def test_answers_are_those_of_a_profile_that_has_the_events(recommenders, store,
             np.testing.assert_allclose(answer.score, [scores[row] for row in expected], rtol=1e-4, atol=1e-4)
 
 
-def test_a_request_that_the_store_knows_nothing_of_stays_the_same_object(recommenders, store):
+def test_a_request_learns_whether_its_user_is_known_and_nothing_else_where_the_store_has_nothing(recommenders, store):
     profiles, (user_id, *_) = recommenders["shop"].profiles, known_users(SHOP)
     store.observe("another", "a", "view", UNTIL)
-    for request in (
-        Request(),
-        Request(user_id),
-        Request("nobody"),
-        Request("another", history=History(np.array(["b"], dtype=object))),
-    ):
-        assert complete(request, profiles, store) is request
+    store.observe("grump", "a", "dismiss", UNTIL)
+    own = Request("another", history=History(np.array(["b"], dtype=object)))
+    strange = replace(own, user_id="nobody")
+    known = {Request(): None, Request(user_id): True, Request("nobody"): False, own: True, strange: False}
+    for request, is_known in known.items():
+        assert complete(request, profiles, store) == replace(request, user_known=is_known)
+    assert complete(Request("grump"), profiles, store).user_known
 
 
 def test_events_that_a_later_training_put_into_the_profile_count_once(recommenders, store):

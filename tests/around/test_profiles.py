@@ -79,13 +79,13 @@ def test_round_trip(tmp_path, user_ids, item_ids):
 def test_erased_users_are_in_no_file(tmp_path):
     write_profiles(tmp_path, make(("u0", "u1", "é", "secret", "a b")))
     before = {path.name for path in tmp_path.iterdir()}
-    assert erase_users(tmp_path, ["secret", "unknown"]) == 1
+    assert erase_users(tmp_path, ["secret", "unknown"]) == {"secret"}
     after = {path.name for path in tmp_path.iterdir()}
     assert len(after) == len(before) == 4
     assert len(after & before) == 2  # the manifest and the lock
     assert Profiles.load(tmp_path).user_ids.tolist() == ["u0", "u1", "é", "a b"]
-    assert erase_users(tmp_path, ["secret"]) == 0
-    assert erase_users(tmp_path, ["u0", "u1", "é", "a b"]) == 4
+    assert erase_users(tmp_path, ["secret"]) == set()
+    assert erase_users(tmp_path, ["u0", "u1", "é", "a b"]) == {"u0", "u1", "é", "a b"}
     assert len(Profiles.load(tmp_path)) == 0
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import Request, parse_id, parse_ids, parse_request
+from serve.requests import History, Request, ask_now, parse_id, parse_ids, parse_request
 from serve.schema import Feature
 from tests.linear_bundle import SHOP
 
@@ -204,3 +204,25 @@ def test_many_ids_are_checked_as_each_alone(values, id_type):
             parse_ids(values, id_type, lambda index: f"id {index}")
     else:
         assert parse_ids(values, id_type, lambda index: f"id {index}") == expected
+
+
+def place_naively(times, until):
+    """Walk over times; from the first that comes long after the one before it and the end of the data, go back."""
+    skipped, before, placed = 0, until, []
+    for time in times:
+        if not skipped and time - before > 30 * 86_400:
+            skipped = time - before
+        before = max(before, time)
+        placed.append(time - skipped)
+    return placed
+
+
+@given(st.lists(st.integers(0, 70), max_size=6), st.integers(0, 70), st.integers(-40, 40))
+def test_now_is_without_the_first_long_pause_after_the_data(gaps, last, start):
+    times = NOON + 86_400 * (start + np.cumsum([0, *gaps]))
+    now = int(times[-1]) + last * 86_400
+    request = Request(history=History(np.arange(len(times)), times))
+    asked = ask_now(request, NOON, now + 59)
+    assert [*asked.history.datetime, asked.datetime] == place_naively([*times.tolist(), now], NOON)
+    assert ask_now(request, None, now + 59) == replace(request, datetime=now)
+    assert ask_now(Request(), NOON, now).datetime == place_naively([now], NOON)[0]

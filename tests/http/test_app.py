@@ -74,6 +74,18 @@ def test_one_request_is_answered_as_by_the_recommender(app, schema, recommender,
     assert 0 < reply.json["latency_ms"] < 60_000
 
 
+def test_an_answer_says_of_whom_nothing_is_known_and_a_counter_how_often(own, schema):
+    strange = 77 if schema.user_id_type == "integer" else "typo"
+    history = [{"item_id": item_ids(schema)[0]}]
+    with asking(own) as app:
+        asked = [{"user_id": a_user(schema)}, {"user_id": strange}, {"user_id": strange, "history": history}, {}]
+        answers = ask(app, "POST", "/v1/recommend", {"requests": asked}).json["answers"]
+        assert [one.get("user_known") for one in answers] == [True, False, False, None]
+        ask(app, "POST", "/v1/events", {"user_id": strange, "item_id": item_ids(schema)[0]})
+        assert ask(app, "POST", "/v1/recommend", {"user_id": strange}).json["answers"][0]["user_known"]
+        assert "bascule_unknown_users_total 2.0" in ask(app, "GET", "/metrics").content.decode()
+
+
 def test_many_requests_are_answered_in_their_order_filtered_and_a_short_list_says_why(app, schema, recommender):
     filters = {"where": "department = 'dairy' and price > 1", "at_most": {"brand": 2}}
     requests = [{"user_id": user, "datetime": UNTIL} for user in known_users(schema)]
@@ -231,8 +243,12 @@ def test_a_forgotten_user_is_nobody_and_stays_so(own, schema):
         nobody = listed(app)
         ask(app, "POST", "/v1/events", event)
         assert listed(app, user_id=user) != nobody
-        (receipt,) = ask(app, "POST", "/v1/users/forget", {"user_id": user}).json["receipts"]
+        reply = ask(app, "POST", "/v1/users/forget", {"user_id": user}).json
+        (receipt,) = reply["receipts"]
         assert (receipt["erased"]["profiles"], receipt["erased"]["events"]) == (1, 1)
+        assert (reply["user_known"], receipt["unknown"]) == (True, [])
+        again = ask(app, "POST", "/v1/users/forget", {"user_id": user}).json
+        assert (again["user_known"], again["receipts"][0]["unknown"]) == (False, receipt["forgotten"])
         assert listed(app, user_id=user) == nobody
         assert ask(app, "POST", "/v1/events", event).json["kept"] == 0
     with asking(own) as app:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from contextlib import closing
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -18,6 +19,7 @@ from serve import __main__ as cli
 from serve.command_line import ENDED, ending_on_signals
 from serve.profiles import write_profiles
 from serve.recommender import Recommender
+from serve.state import StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
 from tests.linear_profiles import make_profiles
 from tests.served import ROOT
@@ -176,10 +178,16 @@ def test_versions_are_published_activated_listed_and_rolled_back(bundle, tmp_pat
         assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_a_forgotten_user_leaves_a_receipt(bundle, tmp_path, capsys):
+def test_a_forgotten_user_leaves_a_receipt_which_tells_a_mistyped_one_from_them(bundle, tmp_path, capsys):
     own = shutil.copytree(bundle.parent, tmp_path / "run")
-    assert run("forget", "--run", own, "--user", "u7") == 0
-    assert json.loads(capsys.readouterr().out)["erased"]["profiles"] == 1
+    with closing(StateStore(own / "state" / "state.db")) as store:
+        store.observe("newcomer", IDS[0], None, 1)
+    assert run("forget", "--run", own, "--user", "u7", "u7typo", "newcomer") == 0
+    shown = capsys.readouterr()
+    receipt = json.loads(shown.out)
+    assert receipt["erased"]["profiles"] == receipt["erased"]["events"] == 1
+    assert receipt["unknown"] == receipt["forgotten"][1:2]
+    assert ("u7typo" in shown.err, "newcomer" in shown.err) == (True, False)
     assert "u7" not in Recommender.load(own / "bundle").profiles.user_ids.tolist()
 
 

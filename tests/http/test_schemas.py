@@ -121,9 +121,15 @@ def test_a_body_that_is_no_json_or_cannot_be_held_is_refused(app, body):
     refuse(ask(app, "POST", "/v1/recommend", body), 400, 422)
 
 
-def test_another_content_type_is_refused(app):
-    for headers in ({}, *({"content-type": kind} for kind in ("text/plain", "application/x-www-form-urlencoded", ""))):
+def test_another_content_type_is_refused_and_none_from_a_page_of_whatever_site(app):
+    kinds = ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data", "")
+    for headers in (
+        {"origin": "https://elsewhere.example"},
+        {"origin": "null"},
+        *({"content-type": one} for one in kinds),
+    ):
         refuse(ask(app, "POST", "/v1/recommend", b"{}", headers), 415)
+    assert ask(app, "POST", "/v1/recommend", b"{}", {}).status == 200
     assert ask(app, "POST", "/v1/recommend", b"{}", {"content-type": "Application/JSON; charset=utf-8"}).status == 200
 
 

@@ -59,6 +59,35 @@ def test_a_request_without_datetime_is_asked_in_this_minute_or_at_a_later_event(
     assert [request.datetime for request in asked[-3:]] == [now, now + 30, now + 7]  # what lies ahead does not count
 
 
+def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(bundle, schema, monkeypatch):
+    item, other, *_ = item_ids(schema)
+    now, user = UNTIL + 3000 * DAY + 20, a_user(schema)
+    with closing(open_bundle(bundle)) as service, closing(open_bundle(bundle)) as worker:
+        monkeypatch.setattr("serve.service.time.time", lambda: now)
+        (before,) = service.read([{"user_id": user}], service.current)
+        for seconds, what in ((0, item), (2 * DAY, other)):
+            now += seconds
+            service.observe([{"user_id": user, "item_id": what}])
+        now += DAY
+        (after,) = service.read([{"user_id": user}], service.current)
+        profile = service.current.profiles.get(user).history
+        assert before.datetime == UNTIL
+        assert 0 <= UNTIL + 3 * DAY - after.datetime < 60
+        assert after.history.item_id.tolist() == [*profile.item_id.tolist(), item, other]
+        assert after.history.datetime.tolist() == [*profile.datetime.tolist(), UNTIL, UNTIL + 2 * DAY]
+        expected = [service.current.recommend([after], 5).of(0).item_id.tolist()]
+        assert ask(service, {"user_id": user}) == ask(worker, {"user_id": user}) == expected
+        status = service.describe()
+        assert (status["clock"], status["moment"], len(status["notes"])) == ("data", UNTIL, 1)
+    with closing(open_bundle(bundle)) as again:
+        assert ask(again, {"user_id": user}) == expected
+    with closing(StateStore(bundle.parent / "state" / "state.db")) as store:
+        assert store.recall(user).history.datetime.tolist() == [now - 3 * DAY, now - DAY]
+    with closing(Service(BundleSource(bundle), bundle.parent, None, None, EVER, "now")) as ours:
+        (today,) = ours.read([{"user_id": user}], ours.current)
+        assert (today.datetime, ours.describe()["clock"]) == (now - now % 60, "now")
+
+
 def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
     user, (first, second, *_) = a_user(schema), item_ids(schema)
     now, state = int(time.time()), bundle.parent / "state"
