@@ -20,7 +20,7 @@ Tensors = dict[str, Tensor]
 class WindowBatch(NamedTuple):
     """B windows of L consecutive events in which every event may be a target, predicted from those before it."""
 
-    arrays: Tensors  # the history arrays of `serve.events` and `user_codes`, `user_values`
+    arrays: Tensors  # the history arrays of `serve.events`, `user_codes`, `user_values`: (B, V), with ages (B, L, V)
     history_rows: Tensor  # (B, L) item rows, 0 where padded
     context_codes: Tensor  # (B, L, C) context of each event as a target
     context_values: Tensor  # (B, L, V)

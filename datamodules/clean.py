@@ -61,6 +61,8 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
         raise SchemaError(
             f"none of the {name} with events has a row in the {name} table: {id_name} is {asked!r} in the interactions "
             f"and {known!r} in the {name}; name the right column as {id_name} in data.{name}.columns"
+            + ", or write whole numbers without .0"
+            * any(str(one).endswith(".0") for one in (known, asked))
         )
 
 

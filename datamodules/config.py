@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from serve.clock import find_zone
+from serve.clock import find_zone, to_seconds
 from serve.errors import SchemaError, name_nearest
-from serve.schema import Kind, Repeats, Ties
+from serve.schema import DERIVED, Kind, Repeats, Ties
 
 MAX_HISTORY = 10_000  # events of a history; a million took 20 GB of memory, however short the histories of the data
 REPEAT_RATE = "repeat_rate"  # column that the items of a bundle have of their own where repeats are allowed
 MAX_DELIMITER = 4  # bytes of the text between two cells
+_SEPARATORS = {"multi_categorical": "|", "hierarchical": ">"}  # by default
+GROUPS = "[. \xa0\u202f]"  # between thousands where the decimal sign is a comma
+COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]?\d+)?"
+_A_DAY = datetime(2003, 11, 22, tzinfo=UTC)
 # key of the split -> the one kind that it belongs to
 _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
 _PATHS = ("interactions", "users", "items", "validation", "test")
@@ -32,7 +37,7 @@ class TableConfig:
 
     path: str | None = None
     """CSV, TSV, JSON Lines or Parquet, by suffix, also compressed, as `events.csv.gz`; * and ? name several files, **
-    those of all folders below. Relative to the working directory."""
+    those of all folders below. Relative to the working directory. With a `query`: a database that DuckDB attaches."""
     columns: dict[str, str] = field(default_factory=dict)
     """Our name -> name in the file, for `user_id`, `item_id`, `datetime`, `position`, `event`, `weight`."""
     names: list[str] | None = None
@@ -43,12 +48,37 @@ class TableConfig:
     """Of a text file."""
     missing: list[str] = field(default_factory=list)
     """Texts that stand for a missing value in any column, such as NA. Default: the empty cell alone does."""
+    decimal: Literal[".", ","] = "."
+    """Between whole and fraction of a number that is written as text. With a comma, 1.234,5 is 1234.5."""
+    time_formats: list[str] = field(default_factory=list)
+    """How times and dates are written, in signs of strptime such as %d.%m.%Y %H:%M. Default, and beside them: ISO."""
+    min_datetime: str | None = None
+    """An event before this ISO date or time is rejected. Default: one that lies years from nearly all others is."""
+    max_datetime: str | None = None
+    """An event after it is rejected. Default: as for `min_datetime`."""
+    query: str | None = None
+    """SQL for DuckDB, whose last statement gives the table; tables of the database at `path` go by their names."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "table")
+        for one in self.time_formats:
+            _check_time_format(one)
         text = self.delimiter
         if text is not None and (not 0 < len(text.encode()) <= MAX_DELIMITER or set(text) & set('"\r\n')):
             raise SchemaError(f"delimiter is {text!r}; allowed: 1 to {MAX_DELIMITER} bytes, no quote and no line end")
+
+
+def _check_time_format(form: str) -> None:
+    """Refuse a format that leaves a part of the date open, or whose meaning depends on the machine."""
+    try:
+        is_whole = "%Z" not in form and datetime.strptime(_A_DAY.strftime(form), form).date() == _A_DAY.date()
+    except ValueError:
+        is_whole = False
+    if not is_whole:
+        raise SchemaError(
+            f"time_formats has {form!r}; allowed: signs of strptime that give a whole date, such as "
+            "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
+        )
 
 
 @dataclass(frozen=True)
@@ -58,19 +88,23 @@ class FeatureConfig:
     kind: Kind
     column: str | None = None
     """Column of the table; default: the name of the feature."""
-    separator: str = "|"
-    """Between the values of a `multi_categorical` cell."""
-    min: float | None = None
-    """A `numeric` value below it is impossible: its row is rejected. Default: no limit."""
-    max: float | None = None
-    """A `numeric` value above it is impossible: its row is rejected. Default: no limit."""
+    separator: str | None = None
+    """Between the values of a `multi_categorical` cell, by default |, or the levels of a `hierarchical` one, >."""
+    min: float | str | None = None
+    """A `numeric` value, or a `date`, below it is impossible, and a bad cell. Default: no limit."""
+    max: float | str | None = None
+    """A `numeric` value, or a `date`, above it is impossible, and a bad cell. Default: no limit."""
 
     def __post_init__(self) -> None:
         _check_choices(self, "feature")
-        if self.kind != "numeric" and (self.min, self.max) != (None, None):
-            raise SchemaError(f"a feature of kind {self.kind} has min or max; allowed: with kind numeric alone")
-        if not self.separator:
-            raise SchemaError("separator is empty; allowed: one character or more")
+        types: dict[str, tuple[type, ...]] = {"numeric": (int, float), "date": (str,)}
+        if not all(isinstance(limit, (*types.get(self.kind, ()), type(None))) for limit in (self.min, self.max)):
+            raise SchemaError(
+                f"a feature of kind {self.kind} has min {self.min!r} and max {self.max!r}; allowed: numbers with kind "
+                'numeric, dates in quotes such as "2024-05-31" with kind date'
+            )
+        if self.separator is not None and not self.separator.strip():
+            raise SchemaError(f"separator is {self.separator!r}; allowed: one character or more, and no blank alone")
 
 
 @dataclass(frozen=True)
@@ -87,8 +121,9 @@ class FeaturesConfig:
         features = {}
         for name, value in getattr(self, side).items():
             feature = value if isinstance(value, FeatureConfig) else FeatureConfig(kind=value)
-            default = "datetime" if feature.kind in ("hour_of_day", "day_of_week") else name
-            features[name] = replace(feature, column=feature.column or default)
+            default = "datetime" if feature.kind in DERIVED else name
+            separator = feature.separator or _SEPARATORS.get(feature.kind)
+            features[name] = replace(feature, column=feature.column or default, separator=separator)
         return features
 
 
@@ -186,7 +221,7 @@ class DataConfig:
         return declared
 
 
-Role = Literal["id", "time", "order", "number", "text", "vector", "category", "value"]
+Role = Literal["id", "time", "date", "order", "number", "text", "vector", "category", "value"]
 EVENT_ROLES: dict[str, Role] = {
     "user_id": "id",
     "item_id": "id",
@@ -206,7 +241,7 @@ class Column:
     role: Role
     reason: str  # which key of the configuration asks for it, in words; empty: the table may lack it
     may_be_empty: bool = True  # an empty cell is a missing value, not a fault of its row
-    low: float | None = None
+    low: float | None = None  # of times and dates in UTC seconds
     high: float | None = None
 
 
@@ -226,8 +261,11 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         reason = f"which is read as data.{table}.columns.{name}" if is_ours else f"read by data.features.{side}"
         role, source = (roles[name], layout.columns.get(name, name)) if is_ours else (_role(features), name)
         may_be_empty = name == "event" or not is_ours
-        low = max((one.min for one in features if one.min is not None), default=None)
-        high = min((one.max for one in features if one.max is not None), default=None)
+        lows, highs = [one.min for one in features], [one.max for one in features]
+        if role == "time":
+            lows, highs = [layout.min_datetime], [layout.max_datetime]
+        low = max((_read_limit(one, config.timezone) for one in lows if one is not None), default=None)
+        high = min((_read_limit(one, config.timezone) for one in highs if one is not None), default=None)
         columns.append(Column(name, source, role, reason * (name in needed), may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
     if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:
@@ -247,16 +285,32 @@ def _list_readers(
         readers.setdefault(column, []).append(feature)
         if side != "item" and column in ("user_id", mapped.get("user_id")):
             raise SchemaError(f"{key} reads '{column}', and ids of users are no feature: nothing is learned for others")
-        if kind in ("hour_of_day", "day_of_week") and (side, column) != ("context", "datetime"):
+        if kind == "date" and side == "context":
+            raise SchemaError(f"{key} is a date; allowed: of users and items, whose age it gives")
+        if kind in DERIVED and (side, column) != ("context", "datetime"):
             raise SchemaError(f"{key} is {kind} of '{column}'; allowed: a feature of the context of 'datetime'")
-        if column in roles and (kind == "vector" or (kind == "numeric" and roles[column] in ("id", "text"))):
+        if column in roles and (kind in ("vector", "date") or (kind == "numeric" and roles[column] in ("id", "text"))):
             raise SchemaError(f"{key} reads '{column}' as {kind}; allowed: categorical, or another column")
-        if "vector" in (kinds := {one.kind for one in readers[column]}) and len(kinds) > 1:
-            raise SchemaError(f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as vector alone")
+        kinds = sorted({one.kind for one in readers[column]})
+        for alone in ("vector", "date"):
+            if alone in kinds and len(kinds) > 1:
+                raise SchemaError(
+                    f"{key}: column '{column}' is read as {' and '.join(kinds)}; allowed: as {alone} alone"
+                )
     return readers
 
 
+def _read_limit(limit: float | str, timezone: str | None) -> float:
+    """Return a limit as a number, that of a time in UTC seconds."""
+    if not isinstance(limit, str):
+        return limit
+    (seconds,), (is_valid,) = to_seconds([limit], timezone)
+    if not is_valid:
+        raise SchemaError(f"the limit '{limit}' is no ISO date or time; allowed: one such as 2024-05-31")
+    return float(seconds)
+
+
 def _role(features: Sequence[FeatureConfig]) -> Role:
-    roles: dict[str, Role] = {"vector": "vector", "numeric": "number", "categorical": "category"}
+    roles: dict[str, Role] = {"vector": "vector", "date": "date", "numeric": "number", "categorical": "category"}
     kinds = {feature.kind for feature in features}
     return next((role for kind, role in roles.items() if kind in kinds), "value")

@@ -1,4 +1,4 @@
-"""Read the declared columns of a table's files: CSV, JSON Lines and Parquet, each record a row or a reject."""
+"""Read the declared columns of a table: CSV, JSON Lines, Parquet or a query; each record is a row or a reject."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import glob
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -25,8 +26,11 @@ from serve.errors import SchemaError, name_nearest
 
 MAX_VALUE = 200  # characters of a value in the list of rejects
 _KINDS = ".csv, .tsv, .jsonl, .ndjson (.gz may follow), .parquet"
+_SCHEMES = {"postgres": "POSTGRES", "postgresql": "POSTGRES", "mysql": "MYSQL"}  # scheme of a path -> type of ATTACH
+_DATABASE = 'query: "SELECT * FROM your_table" beside the path'
+_REMOTE = "query: \"INSTALL httpfs; LOAD httpfs; SELECT * FROM '{}...'\" in place of the path"
 _STAND_IN = "\x1f"  # in the place of a delimiter of several bytes, which pyarrow does not read
-_REPLACED = "\ufffd"  # in the place of bytes that are not UTF-8
+REPLACED = "\ufffd"  # in the place of bytes that are not UTF-8
 _BLOCK = 2**24  # bytes that pyarrow parses at once: no record may be longer
 
 
@@ -41,6 +45,7 @@ class Records:
     rejects: pd.DataFrame
     dropped: tuple[str, ...]  # columns that nobody asked for
     is_text: bool = False  # every cell is text because the file is, so a column of canonical integers means integers
+    is_broken: bool = False  # some bytes are not UTF-8; `REPLACED` stands for them
 
     @property
     def n_records(self) -> int:
@@ -49,6 +54,8 @@ class Records:
 
 def read_files(setting: str, table: TableConfig, columns: tuple[Column, ...]) -> list[Records]:
     """Read the files of a table, in the order of their names; `setting` says where the path is declared."""
+    if table.query is not None:
+        return [_read_query(setting, table.query, table, columns)]
     files = [_read_file(path, table, columns) for path in _find_files(setting, table.path)]
     if not any(file.n_records for file in files):
         raise SchemaError(f"{table.path} is empty: expected at least one record")
@@ -66,9 +73,9 @@ def take_frame(name: str, frame: pd.DataFrame, columns: tuple[Column, ...]) -> R
 
 
 def make_rejects(
-    file: str, lines: Collection[int] = (), column: str | None = None, values: Collection[Any] = (), reason: Any = ""
+    file: Any, lines: Collection[int] = (), column: str | None = None, values: Collection[Any] = (), reason: Any = ""
 ) -> pd.DataFrame:
-    """Make the rejects of one file; `reason` is that of all, or a list."""
+    """Make rejects; `file` and `reason` are those of all, or a list."""
     texts = [None if pd.api.types.is_scalar(value) and pd.isna(value) else str(value)[:MAX_VALUE] for value in values]
     columns = {"file": file, "line": np.array(lines, np.int64), "column": column, "value": texts, "reason": reason}
     return pd.DataFrame(columns).astype({"file": "str", "column": "str", "value": "str", "reason": "str"})
@@ -89,7 +96,36 @@ def _find_columns(
     return found, tuple(name for name in names if name not in asked)
 
 
+def _read_query(setting: str, query: str, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+    """Run a query in DuckDB, which reads what the query names and installs nothing that it does not ask for."""
+    import duckdb  # takes a while, and few ask for it
+
+    setting = setting.removesuffix(".path")
+    if (table.names, table.delimiter, table.encoding) != (None, None, "utf-8"):
+        raise SchemaError(f"{setting} has a query beside names, delimiter or encoding; take them out")
+    name = f"{setting}.query"
+    try:
+        with duckdb.connect(config={"autoinstall_known_extensions": "false"}) as database:
+            if table.path is not None:
+                kind = _SCHEMES.get(table.path.partition(":")[0])
+                path, options = table.path.replace("'", "''"), f"TYPE {kind}, READ_ONLY" if kind else "READ_ONLY"
+                database.execute(f"ATTACH '{path}' AS source ({options}); USE source")
+            selected = database.sql(query)
+            rows = pa.table({}) if selected is None else selected.to_arrow_table()
+    except (duckdb.Error, RuntimeError) as error:
+        reason = " ".join(re.sub(r"(?<=//)\S*@|password=\S+", "...@", str(error)).split())[:MAX_VALUE]
+        advice = "; nothing is installed unasked: INSTALL it in DuckDB once" * ("extension" in reason.lower())
+        raise SchemaError(f"{name} fails: {reason}; allowed: SQL of DuckDB that ends in a SELECT{advice}") from error
+    if not len(rows):
+        raise SchemaError(f"{name} gives no row: expected a SELECT at its end, of at least one record")
+    found, dropped = _find_columns(name, columns, rows.column_names)
+    return _take_arrow(name, rows, found, dropped)
+
+
 def _find_files(setting: str, pattern: str | None) -> list[Path]:
+    if scheme := re.match(r"([a-z][a-z0-9+]+)://", pattern or ""):
+        remedy = _DATABASE if scheme[1] in _SCHEMES else _REMOTE.format(scheme[0])
+        raise SchemaError(f"{setting} is at {scheme[0]}; allowed: {_KINDS} of this machine, or, by DuckDB, {remedy}")
     path = Path(pattern or "")
     if pattern is None or path.is_dir():
         given = "not set" if pattern is None else f"the folder {path}"
@@ -98,7 +134,9 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
         return [path]
     files = [file for file in map(Path, sorted({*glob.glob(pattern, recursive=True)})) if file.is_file()]
     if not files:
-        raise SchemaError(f"{path} matches no file; {setting} is relative to {Path.cwd()}")
+        beside = [one.name for one in path.parent.glob("*") if one.is_file()] if path.parent.is_dir() else []
+        nearest = f"; in its folder, {name_nearest(path.name, beside)}" if beside else ""
+        raise SchemaError(f"{path} matches no file; {setting} is relative to {Path.cwd()}{nearest}")
     return files
 
 
@@ -108,11 +146,13 @@ def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
     if is_typed and (table.names, table.delimiter, table.encoding) != (None, None, "utf-8"):
         raise SchemaError(f"{path}: names, delimiter and encoding are those of a text file; take them out for {suffix}")
     if not is_typed and table.names is None and suffix not in (".csv", ".tsv"):
-        raise SchemaError(f"{path}: unknown suffix '{suffix}'; allowed: {_KINDS}, any other with `names`")
+        raise SchemaError(f"{path}: unknown suffix '{suffix}'; allowed: {_KINDS}, any other of a text with `names`")
     try:
         if suffix == ".parquet":
             return _read_parquet(path, columns)
         data = path.read_bytes()
+        if data.startswith(b"PK\x03\x04"):
+            raise SchemaError(f"{path} is a zip archive: unpack it, save a spreadsheet as .csv, or compress by gzip")
         data = (gzip.decompress(data) if data.startswith(b"\x1f\x8b") else data).removeprefix(codecs.BOM_UTF8)
         if is_typed:
             return _read_json_lines(path, data, columns)
@@ -124,10 +164,15 @@ def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> R
 def _read_parquet(path: Path, columns: tuple[Column, ...]) -> Records:
     found, dropped = _find_columns(str(path), columns, pq.read_schema(path).names)
     sources = [column.source for column in found]
-    table = pq.ParquetFile(path).read(sources).select(sources).rename_columns([column.name for column in found])
+    return _take_arrow(str(path), pq.ParquetFile(path).read(sources), found, dropped)
+
+
+def _take_arrow(name: str, table: pa.Table, found: tuple[Column, ...], dropped: tuple[str, ...]) -> Records:
+    """Take the found columns of a typed table; rows are numbered from 1."""
+    table = table.select([column.source for column in found]).rename_columns([column.name for column in found])
     # a column of integers with a gap would become floats, and an id above 2**53 another one
     frame = table.replace_schema_metadata(None).to_pandas(integer_object_nulls=True)
-    return Records(str(path), found, frame, np.arange(1, len(frame) + 1), make_rejects(str(path)), dropped)
+    return Records(name, found, frame, np.arange(1, len(frame) + 1), make_rejects(name), dropped)
 
 
 def _read_json_lines(path: Path, data: bytes, columns: tuple[Column, ...]) -> Records:
@@ -168,6 +213,7 @@ def _read_csv(path: Path, data: bytes, table: TableConfig, columns: tuple[Column
     if between != delimiter:
         text = text.replace(between, " ").replace(delimiter, between)
     names, has_header = _read_names(path, text, table, between)
+    _check_header(path, names, [column.source for column in columns if column.reason], delimiter, first)
     found, dropped = _find_columns(str(path), columns, names)
     frame, bad = _parse(path, text, names, found, between)
     places = np.array([row.number for row in bad], np.int64) - 1
@@ -175,17 +221,11 @@ def _read_csv(path: Path, data: bytes, table: TableConfig, columns: tuple[Column
     lines, is_good = np.delete(all_lines, places), np.arange(len(frame)) >= has_header
     reasons = [f"too {'few' if row.actual_columns < row.expected_columns else 'many'} columns" for row in bad]
     texts = [row.text.replace(between, delimiter).strip() for row in bad]
-    rejects = [make_rejects(str(path), all_lines[places], None, texts, reasons)]
-    for column in found:
-        cells = frame[column.name]
-        if between != delimiter:  # within quotes it was no delimiter
-            frame[column.name] = cells.str.replace(between, delimiter, regex=False)
-        if is_broken:
-            is_new = cells.str.contains(_REPLACED, regex=False).fillna(False).to_numpy(bool) & is_good
-            rejects.append(make_rejects(str(path), lines[is_new], column.source, cells[is_new], "not UTF-8"))
-            is_good &= ~is_new
+    rejects = make_rejects(str(path), all_lines[places], None, texts, reasons)
+    for column in found if between != delimiter else ():  # within quotes it was no delimiter
+        frame[column.name] = frame[column.name].str.replace(between, delimiter, regex=False)
     rows = frame[is_good].reset_index(drop=True)
-    return Records(str(path), found, rows, lines[is_good], pd.concat(rejects), dropped, is_text=True)
+    return Records(str(path), found, rows, lines[is_good], rejects, dropped, is_text=True, is_broken=is_broken)
 
 
 def _guess_delimiter(line: str) -> str:
@@ -199,11 +239,24 @@ def _read_names(path: Path, text: str, table: TableConfig, between: str) -> tupl
     cells = [cell.strip() for cell in next(csv.reader(io.StringIO(text, newline=""), delimiter=between), [])]
     if not any(cells):
         raise SchemaError(f"{path} is empty, or its first line is: expected at least one record")
-    if table.names is None and _REPLACED in "".join(cells):
+    if table.names is None and REPLACED in "".join(cells):
         raise SchemaError(f"{path}: the header is not UTF-8; save the file as UTF-8, or declare its encoding")
     if table.names is not None and len(cells) != len(table.names):
         raise SchemaError(f"{path}: {len(table.names)} names are declared, but line 1 has {len(cells)} cells")
     return table.names or cells, table.names is None
+
+
+def _check_header(path: Path, names: list[str], asked: list[str], delimiter: str, first: str) -> None:
+    """Refuse a first line that is cut in the wrong places, or that is no header."""
+    other = _guess_delimiter(first)
+    if len(names) == 1 < len(asked) and other in first and other != delimiter:
+        raise SchemaError(f"{path}, line 1: no {delimiter!r} stands between cells; declare delimiter: {other!r}")
+    if not {*names} & {*asked}:
+        columns, seen = ", ".join(asked), ", ".join(names)[:MAX_VALUE]
+        raise SchemaError(
+            f"{path}, line 1: columns {columns} are absent; got {seen}; if that is a header, declare columns: "
+            f"{{{asked[0]}: {names[0]}}}, else declare names: [{columns}, ...], all in the order of the file"
+        )
 
 
 def _parse(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,8 +15,9 @@ from rich.table import Table
 from datamodules.clean import CleaningReport, measure_unlisted, only_targets
 from datamodules.config import DataConfig
 from datamodules.leaks import MISSING, Leak, code_cells
+from datamodules.rejects import Rejects
 from datamodules.splits import Split, mark_owned
-from datamodules.tables import TARGET_WEIGHT, Rejects, Tables
+from datamodules.tables import TARGET_WEIGHT, Tables
 
 QUANTILES = (0.0, 0.25, 0.5, 0.75, 0.95, 1.0)
 CROWD, MIN_USERS_OF_CROWD = 0.1, 100  # share of the events with which one user of so many seems to be several
@@ -53,7 +54,8 @@ def report_data(
         "unlisted": measure_unlisted(tables, rejects.records),
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
-        "rejected": {str(reason): int(count) for reason, count in rejects.frame["reason"].value_counts().items()},
+        "rejected": _count_reasons(rejects.tables),
+        "bad_cells": _count_reasons(rejects.cells),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
@@ -90,6 +92,11 @@ def _find_hints(
             yield f"{tied:.1%} of events share the time of another of their user: data.ties: simultaneous for baskets"
     if config.repeats == "exclude" and owned_before is not None and owned_before >= MANY_OWNED:
         yield f"{owned_before:.1%} of the tested pairs are owned before and count as misses: see data.repeats"
+
+
+def _count_reasons(rejects: Mapping[str, pd.DataFrame]) -> dict[str, int]:
+    reasons = pd.concat([pd.Series(dtype="str"), *(frame["reason"] for frame in rejects.values())])
+    return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:

@@ -124,7 +124,7 @@ class RequestMaker:
         arrays, history_rows = history_arrays(past, self.schema, keys)
         rates, n_types = self.trends.repeat_rate[trend], len(self.schema.event_types)
         owned = summarise_owned(past, times, self.schema.decay_days, n_types, rates)
-        arrays |= request_arrays(times, user, context)
+        arrays |= request_arrays(times, user, context, self.schema)
         if self.schema.repeats == "allow":
             arrays |= owned_arrays(owned, self.catalogue.categories, self.catalogue.n_categories)
         tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}

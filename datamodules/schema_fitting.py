@@ -12,10 +12,10 @@ import pandas as pd
 from datamodules.config import DataConfig, FeatureConfig
 from datamodules.tables import Tables, is_set
 from serve.columns import hash_texts, read_vector
-from serve.encode import join_text, split_cell, to_text
+from serve.encode import join_text, split_cell, to_days, to_text
 from serve.errors import SchemaError
 from serve.events import DAY
-from serve.schema import MIN_USERS, Feature, IdType, Repeats, Schema
+from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature, IdType, Repeats, Schema
 
 MEMORY_LENGTH = 4000
 MIN_HISTORY, LONGEST_HISTORY = 10, 100
@@ -24,7 +24,10 @@ DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 """Time constants of decayed counts, as shares of the time that the training data spans."""
 DEFAULT_SPAN = 100.0  # days taken for the span where the data has no times
 POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)  # windows of recent popularity, as shares of the span
-WIDEST_CELL, WIDEST_TEXT = 32, 64  # the most values kept of a `multi_categorical` cell, and n-grams of a `text`
+WIDEST_CELL, WIDEST_TEXT = 32, 64  # the most values kept of a cell with several, and n-grams of a `text`
+MAX_VOCABULARY = (
+    200_000  # values of a feature: one of more tells single rows apart, and its table would fill the memory
+)
 MIN_BUCKETS, MAX_BUCKETS = 2**8, 2**14
 HOURS, DAYS = 24, 7
 
@@ -39,6 +42,7 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         raise SchemaError("data.ties is 'simultaneous' and the interactions have no datetime; allowed: ordered")
     if config.repeats == "allow" and is_set(train):
         raise SchemaError("data.repeats is 'allow' and the interactions have no datetime or position; allowed: exclude")
+    until = int(train["datetime"].max()) + 1 if "datetime" in train else 0
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train, previous)
@@ -48,7 +52,7 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
     # elsewhere every event of a window is a target, and popularity would be of the future too
     popularity = _scale_days(POPULARITY_SHARES, span) if config.repeats == "allow" and has_datetime else ()
     found = by_frequency(train["event"], train["user_id"]) if "event" in train else ()
-    return Schema(
+    schema = Schema(
         user_features=_fit_features(config, "user", users, previous),
         item_features=_fit_features(config, "item", items, previous),
         context_features=_fit_features(config, "context", train, previous),
@@ -66,8 +70,36 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         memory_length=MEMORY_LENGTH,
         decay_days=_scale_days(DECAY_SHARES, span),
         popularity_days=(1.0,) if unordered else popularity,
-        data_until=int(train["datetime"].max()) + 1 if has_datetime else 0,
+        data_until=until,
     )
+    return replace(
+        schema,
+        user_features=_fit_ages(schema, "user", users, train, previous),
+        item_features=_fit_ages(schema, "item", items, None, previous),
+    )
+
+
+def _fit_ages(
+    schema: Schema, side: str, rows: pd.DataFrame, train: pd.DataFrame | None, previous: Schema | None
+) -> tuple[Feature, ...]:
+    """Fit the ages that dates give: those of users at each event, those of items at the end of the data."""
+    before = {} if previous is None else {feature.name: previous.data_until for feature in previous.features(side)}
+    fitted, days = [], np.zeros(len(rows))
+    if train is not None and any(feature.kind == "date" for feature in schema.features(side)):
+        if not schema.has_datetime:
+            raise SchemaError("a date of users is declared and the interactions have no datetime; allowed: of items")
+        rows = train[["user_id"]].merge(rows, on="user_id", how="left")
+        days = (train["datetime"].to_numpy() - schema.data_until) / DAY
+    for feature in schema.features(side):
+        if feature.kind == "date" and feature.name in before:  # the same age is the same number
+            ended = before[feature.name]
+            feature = replace(feature, mean=feature.mean + (ended - schema.data_until) / DAY)
+        elif feature.kind == "date":
+            ages = days - to_days(feature, rows[feature.column].to_numpy(), schema.timezone)
+            mean, scale = mean_and_scale(ages)
+            feature = replace(feature, mean=mean, scale=scale)
+        fitted.append(feature)
+    return tuple(fitted)
 
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:
@@ -114,7 +146,7 @@ def fit_feature(
     name: str, declared: FeatureConfig, cells: pd.Series, previous: Feature | None, users: pd.Series | None
 ) -> Feature:
     """Fit a feature, or let the previous one grow: new values follow its vocabulary, all else but widths stays."""
-    blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator)
+    blank = Feature(name, declared.kind, str(declared.column), separator=declared.separator or Feature.separator)
     if previous is None:
         return _fit(blank, cells, users)
     if previous.kind != declared.kind:
@@ -122,7 +154,7 @@ def fit_feature(
             f"feature '{name}' is {declared.kind}; the previous schema has it as {previous.kind}: give it another name"
         )
     kept = replace(previous, column=blank.column, separator=blank.separator)
-    if declared.kind not in ("categorical", "multi_categorical"):
+    if declared.kind not in WORDED:
         return kept
     fitted = _fit(blank, cells, users)
     vocabulary = append_new(previous.vocabulary, fitted.vocabulary)
@@ -163,18 +195,30 @@ def _order(counts: Counter[str]) -> tuple[str, ...]:
 
 def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Fit a feature by its kind."""
+    fitted = _fit_kind(feature, cells, users)
+    if len(fitted.vocabulary) > MAX_VOCABULARY:
+        raise SchemaError(
+            f"feature '{feature.name}': column '{feature.column}' has {len(fitted.vocabulary):,} values; allowed: "
+            f"{MAX_VOCABULARY:,} of a {feature.kind}; declare it as text, or as numeric or date if it is one"
+        )
+    return fitted
+
+
+def _fit_kind(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     fits = {"numeric": _fit_number, "text": _fit_text, "vector": _fit_vector}
     if feature.kind in fits:
         return fits[feature.kind](feature, cells)
-    if feature.kind == "multi_categorical":
+    if feature.kind in SEVERAL:
         return _fit_several(feature, cells, users)
+    if feature.kind == "date":
+        return feature  # `_fit_ages` goes on
     if feature.kind == "categorical":
         return replace(feature, vocabulary=by_frequency(cells, users))
     return replace(feature, vocabulary=tuple(map(str, range(HOURS if feature.kind == "hour_of_day" else DAYS))))
 
 
 def _fit_several(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
-    values = cells.map(lambda cell: split_cell(cell, feature.separator))
+    values = cells.map(lambda cell: split_cell(feature, cell))
     width = min(max(map(len, values), default=1), WIDEST_CELL)
     vocabulary = by_frequency(
         values.explode(), None if users is None else users.repeat([max(len(cell), 1) for cell in values])

@@ -9,7 +9,8 @@ import torch
 
 from datamodules.batch import FeatureDropout, WindowBatch, encode_missing, hide_rows
 from datamodules.sequences import Sequences
-from serve.events import Arrays, Events, Ints, standardise_weight
+from serve.encode import age_values
+from serve.events import DAY, Arrays, Events, Ints, standardise_weight
 from serve.schema import Schema
 
 
@@ -67,6 +68,11 @@ class WindowExamples:
         times, recency = arrays["history_times"], np.zeros(shape, dtype=np.int64)
         np.multiply(times[:, 1:] - times[:, :-1], (is_event & has_time)[:, 1:], out=recency[:, 1:])
         arrays |= {"user_codes": user.codes, "user_values": user.values}
+        if any(feature.kind == "date" for feature in self.schema.user_features):  # of another age at each target
+            moments = np.column_stack([times[:, :1], times[:, :-1] + recency[:, 1:]])  # (B, L)
+            each = np.repeat(user.values[:, None], moments.shape[1], axis=1)  # (B, L, V)
+            days = (moments - self.schema.data_until) / DAY
+            arrays["user_values"] = age_values(self.schema.user_features, each, days)
         return WindowBatch(
             {name: torch.from_numpy(array) for name, array in arrays.items()},
             torch.from_numpy(history_rows),

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
 
-from datamodules.config import Column, DataConfig, TableConfig, columns_of_table
-from datamodules.read import Records, make_rejects, read_files, take_frame
+from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
+from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
+from datamodules.rejects import KINDS, Rejects, advise, describe, setting_of
 from datamodules.values import INTEGER, read_cells, unify_ids
+from serve.clock import DAY
 from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
@@ -25,13 +23,11 @@ PART = "part of the split"  # reserved column of the interactions where files gi
 TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
 _IDS = {"users": "user_id", "items": "item_id"}
-_KINDS = {
-    "not a number": "numbers such as 1234.5",
-    "not a time": "times such as 2024-05-31, 2024-05-31 18:05:00, or epoch seconds or milliseconds",
-    "not an id": "ids",
-    "no list of numbers": "vectors",
-}  # reason of a fault -> what the cells should be
-_REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "string", "reason": "string"}
+_OUTLYING = "years from nearly all other times"
+OUTLYING_TIMES, OUTLYING_YEARS, MIN_TIMES = 5, 3, 20
+"""Of so many times or more, one is outlying if it lies as many times the length of the middle nine tenths, and as many
+years, from these; or, on 1 January 1970, as many years: there a missing time was 0."""
+MIN_WIDTH_SHARE = 0.9  # of vectors of one width: the others are slips
 MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01  # so many integer ids and so small a share of texts: the texts look like slips
 
 
@@ -44,24 +40,6 @@ class Tables:
     context feature columns, `PART`; in file order."""
     users: pd.DataFrame  # user_id, features, audit columns; without a users table the ids of the interactions
     items: pd.DataFrame  # item_id, item feature columns; empty without an items table
-
-
-@dataclass(frozen=True)
-class Rejects:
-    """The records of the files that did not become a row."""
-
-    tables: dict[str, pd.DataFrame]
-    """Table (or file of the split) -> file, line or record number from 1, column, value and reason of each bad record
-    with its first fault."""
-    records: dict[str, int]  # table -> records in its files, the bad ones included
-    dropped: dict[str, tuple[str, ...]]  # table -> columns of its files that are not declared and were not read
-    forgotten: dict[str, int] = field(default_factory=dict)  # table -> records of erased users, nowhere else counted
-    hints: tuple[str, ...] = ()  # lines that look odd, though they were read
-
-    @property
-    def frame(self) -> pd.DataFrame:
-        """The rejects of all tables."""
-        return pd.concat(self.tables.values(), ignore_index=True)
 
 
 def is_set(interactions: pd.DataFrame) -> bool:
@@ -92,33 +70,6 @@ def tables_from_frames(
     return _type_tables(config, raw, erased)
 
 
-def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
-    """Refuse a table of which a larger share is rejected, once the rejects are written and can be looked at."""
-    for table, rejected in rejects.tables.items():
-        if len(rejected) > max_rate * rejects.records[table]:
-            raise SchemaError(
-                f"{table}: {len(rejected):,} of {rejects.records[table]:,} records are bad, more than "
-                f"data.max_reject_rate = {max_rate:g}; the first: {_describe(rejected)}; mend them or raise the rate"
-            )
-
-
-def write_rejects(rejects: Rejects, path: Path) -> None:
-    """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
-    table = pa.Table.from_pandas(rejects.frame, pa.schema(list(_REJECTS.items())), preserve_index=False)
-    staged = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        pq.write_table(table.replace_schema_metadata(None), staged, compression="zstd")
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
-
-
-def _describe(rejects: pd.DataFrame) -> str:
-    """Describe the first of some rejects."""
-    file, line, column, value, reason = rejects.astype(object).where(rejects.notna(), None).iloc[0]
-    return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
-
-
 def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: ErasureList) -> tuple[Tables, Rejects]:
     for name in _IDS:
         columns = columns_of_table(name, config)
@@ -131,15 +82,23 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
     n_records = {name: sum(file.n_records for file in files) for name, files in kept.items()}
     forgotten = {name: sum(file.n_records for file in files) - n_records[name] for name, files in raw.items()}
     typed = {name: _type_table(name, files, config) for name, files in kept.items()}
+    problems = [problem for name, one in typed.items() for problem in _find_problems(name, one, config)]
+    if problems:
+        raise SchemaError("; ".join(problems))
+    for name in _IDS:
+        if name in typed:
+            _check_one_row_each(name, typed[name], _IDS[name])
+    hints = [hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)]
     dropped = {name: dict.fromkeys(column for file in files for column in file.dropped) for name, files in kept.items()}
     rejects = Rejects(
-        {name: rejects for name, (_, rejects) in typed.items()},
+        {name: one.rejects for name, one in typed.items()},
+        {name: one.cells for name, one in typed.items() if name in _IDS},
         n_records,
         {name: tuple(columns) for name, columns in dropped.items()},
         {name: count for name, count in forgotten.items() if count},
-        tuple(hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)),
+        (*hints, *(hint for name, one in typed.items() for hint in _describe_losses(name, one))),
     )
-    return _join_tables(config, {name: frame for name, (frame, _) in typed.items()}), rejects
+    return _join_tables(config, {name: one.frame for name, one in typed.items()}), rejects
 
 
 def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
@@ -147,8 +106,9 @@ def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
     columns = columns_of_table("interactions", config)
     if config.split.kind == "files" and PART in {column.name for column in columns}:
         raise SchemaError(f"column '{PART}' is reserved where the split is given by files: rename yours")
-    layouts = {name: replace(config.interactions, path=getattr(config.split, name)) for name in ("validation", "test")}
-    return {name: read_files(f"data.split.{name}", one, columns) for name, one in layouts.items() if one.path}
+    paths = {name: getattr(config.split, name) for name in ("validation", "test")}
+    layouts = {name: replace(config.interactions, path=path, query=None) for name, path in paths.items() if path}
+    return {name: read_files(f"data.split.{name}", one, columns) for name, one in layouts.items()}
 
 
 def _leave_out(raw: Records, erased: ErasureList) -> Records:
@@ -176,39 +136,97 @@ def _check_same_columns(files: Sequence[Records]) -> None:
             raise SchemaError(f"{path} is a file of two parts of the split: give each part files of its own")
 
 
-def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame]:
+@dataclass(frozen=True)
+class _Typed:
+    """Typed rows, where each stood, and what was left out."""
+
+    frame: pd.DataFrame
+    places: pd.DataFrame  # file and line of each row
+    rejects: pd.DataFrame
+    cells: pd.DataFrame
+    faults: pd.DataFrame  # of all cells, also those after the first of a record
+    n_right: Counter[str]  # column -> cells with a good value
+
+    def set_aside(self, column: Column, is_fault: np.ndarray, reason: str, keeps_rows: bool) -> _Typed:
+        """Leave out the rows at fault, or their cells of the column alone."""
+        if not is_fault.any():
+            return self
+        bad = self.places[is_fault]
+        cells = self.frame.loc[is_fault, column.name]
+        values = [str(one.entries()) if column.role == "vector" else f"{np.datetime64(one, 's')}Z" for one in cells]
+        more = make_rejects(bad["file"], bad["line"], column.source, values, reason)
+        if keeps_rows:
+            blank = self.frame.assign(**{column.name: self.frame[column.name].mask(is_fault)})
+            return replace(self, frame=blank, cells=pd.concat([self.cells, more], ignore_index=True))
+        frame, places = (one[~is_fault].reset_index(drop=True) for one in (self.frame, self.places))
+        return replace(self, frame=frame, places=places, rejects=pd.concat([self.rejects, more], ignore_index=True))
+
+
+def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typed:
     """Return the typed rows of all files, their ids of one type, and all rejects."""
     layout = {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
-    frames, bad = zip(*(_type_file(file, config.timezone, layout.missing) for file in files), strict=True)
+    parts = [_type_file(file, config.timezone, layout, name in _IDS) for file in files]
     columns = columns_of_table(name, config)
-    frame, rejects = _join_frames(frames, columns), pd.concat(bad, ignore_index=True)
-    for column in columns:
-        if column.name in frame:
-            _check_kind(column, frame[column.name], rejects)
-    if name in _IDS:
-        _check_one_row_each(name, frame, _IDS[name])
-    return frame, rejects
+    frame = _join_frames([part.frame for part in parts], columns)
+    lists = ([getattr(part, field) for part in parts] for field in ("places", "rejects", "cells", "faults"))
+    n_right = sum((part.n_right for part in parts), Counter[str]())
+    places, rejects, cells, faults = (pd.concat(some, ignore_index=True) for some in lists)
+    typed = _Typed(frame, places, rejects, cells, faults, n_right)
+    for column in (column for column in columns if column.name in frame):
+        if column.role == "time":
+            is_fault = _find_outlying(typed.frame[column.name].to_numpy(), column)
+            typed = typed.set_aside(column, is_fault, _OUTLYING, keeps_rows=False)
+        elif column.role == "vector":
+            widths = typed.frame[column.name].map(lambda one: one.entries().size, na_action="ignore")
+            counts = widths.value_counts()
+            if len(counts) > 1 and counts.iloc[0] >= MIN_WIDTH_SHARE * counts.sum():
+                is_fault = (widths.notna() & widths.ne(counts.index[0])).to_numpy()
+                reason = f"a vector of other than {counts.index[0]:.0f} numbers"
+                typed = typed.set_aside(column, is_fault, reason, name in _IDS)
+    return typed
 
 
-def _type_file(raw: Records, timezone: str | None, marks: list[str]) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Return the good rows and all rejects of a file, each bad record with its first fault."""
+def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_rows: bool) -> _Typed:
+    """Return the rows and all rejects of a file; a row is lost by a bad id, and by any bad cell unless it is kept."""
     typed: dict[str, pd.Series] = {}
-    rejects = [raw.rejects]
+    others = [make_rejects(raw.file)]
+    lost: dict[bool, list[pd.DataFrame]] = {True: [*others], False: [raw.rejects]}  # cells, records
     is_bad = np.zeros(len(raw.frame), bool)
+    n_right: Counter[str] = Counter()
     for column in raw.columns:
+        given, is_blank, is_cell = raw.frame[column.name], is_bad.copy(), keeps_rows and column.role != "id"
+        is_torn = np.zeros(len(given), bool)
+        if raw.is_broken:
+            is_torn = given.str.contains(REPLACED, regex=False).fillna(False).to_numpy(bool)
         try:
-            cells = read_cells(column, raw.frame[column.name], timezone, raw.is_text, marks)
+            cells = read_cells(column, given.mask(is_torn, None), timezone, raw.is_text, layout)
         except SchemaError as error:
             raise SchemaError(f"{raw.file}: {error}") from error
-        typed[column.name] = cells.values
-        for reason, is_fault in cells.faults.items():
-            is_new = is_fault & ~is_bad
-            if is_new.any():
-                values = raw.frame.loc[is_new, column.name]
-                rejects.append(make_rejects(raw.file, raw.lines[is_new], column.source, values, reason))
-            is_bad |= is_new
+        faults = {"not UTF-8": is_torn, **cells.faults}
+        for reason, is_fault in faults.items():
+            found = make_rejects(raw.file, raw.lines[is_fault], column.source, given[is_fault], reason)
+            others.append(found)
+            lost[is_cell].append(found[~is_blank[is_fault]])
+            is_blank |= is_fault
+        n_right[column.name] = int((cells.values.notna() & ~np.logical_or.reduce([*faults.values()])).sum())
+        typed[column.name] = cells.values.mask(is_blank & ~is_bad) if is_cell else cells.values
+        is_bad = is_bad if is_cell else is_blank
     frame = pd.DataFrame(typed)[~is_bad].reset_index(drop=True)
-    return frame, pd.concat(rejects).sort_values("line", ignore_index=True)
+    places = pd.DataFrame({"file": raw.file, "line": raw.lines[~is_bad]}).astype({"file": "str"})
+    bad_cells, bad = (pd.concat(lost[one]).sort_values("line", kind="stable") for one in (True, False))
+    return _Typed(frame, places, bad, bad_cells, pd.concat(others), n_right)
+
+
+def _find_outlying(seconds: np.ndarray, column: Column) -> np.ndarray:
+    """Mark times that lie years from nearly all others, (n,), unless a limit says which are right."""
+    if len(seconds) < MIN_TIMES:
+        return np.zeros(len(seconds), bool)
+    ordered, tail, year = np.sort(seconds), len(seconds) // 20, 365 * DAY
+    low, high = ordered[tail], ordered[-1 - tail]
+    gap = max(OUTLYING_TIMES * (high - low), OUTLYING_YEARS * year)
+    is_zero = (np.abs(seconds) < DAY) & (low > OUTLYING_YEARS * year)
+    is_early = ((seconds < low - gap) | is_zero) & (column.low is None)
+    return np.asarray(is_early | ((seconds > high + gap) & (column.high is None)))
 
 
 def _join_frames(frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]) -> pd.DataFrame:
@@ -222,28 +240,62 @@ def _join_frames(frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]) ->
     return joined
 
 
-def _check_kind(column: Column, values: pd.Series, rejects: pd.DataFrame) -> None:
-    """Refuse a column with more wrong than right cells, or with vectors of different widths: no slips of some rows."""
-    for reason, kind in _KINDS.items():
-        wrong = rejects[(rejects["column"] == column.source) & (rejects["reason"] == reason)]
-        if len(wrong) > values.notna().sum():
-            count = f"{len(wrong):,} values are not"
-            raise SchemaError(f"column '{column.source}' does not hold {kind}: {count}, the first: {_describe(wrong)}")
-    widths = sorted({vector.entries().size for vector in values.dropna()}) if column.role == "vector" else []
-    if len(widths) > 1:
-        raise SchemaError(f"column '{column.source}' has vectors of {widths[0]} and of {widths[-1]} numbers")
+def _find_problems(name: str, typed: _Typed, config: DataConfig) -> Iterator[str]:
+    """Say which columns hold something else than is declared: more wrong than right cells, or many that are alike."""
+    for column in (column for column in columns_of_table(name, config) if column.name in typed.frame):
+        n_right, of_column = typed.n_right[column.name], typed.faults[typed.faults["column"] == column.source]
+        for reason, kind in KINDS.items():
+            wrong = of_column[of_column["reason"] == reason]
+            advice, most = advise(name, wrong), config.max_reject_rate * (len(wrong) + n_right)
+            is_readable = bool(advice) and "missing:" not in advice  # else they may be slips
+            if len(wrong) > (min(n_right, most) if is_readable else n_right):
+                count = f"{len(wrong):,} values are not"
+                first = f"column '{column.source}' does not hold {kind}: {count}, the first: {describe(wrong)}"
+                other = "another kind, such as text, in data.features"
+                if column.name in EVENT_ROLES:
+                    other = f"another column in data.{setting_of(name)}.columns"
+                yield first + (advice or f"; declare {other}")
+        if column.role == "vector":
+            widths = typed.frame[column.name].map(lambda one: one.entries().size, na_action="ignore")
+            least, most = widths.min(), widths.max()
+            if least < most:
+                file, line = typed.places.loc[widths.ne(widths.mode()[0]) & widths.notna()].iloc[0]
+                yield (
+                    f"column '{column.source}' has vectors of {least:.0f} and of {most:.0f} numbers, as in {file}, "
+                    f"line {line}; give all one length"
+                )
 
 
-def _check_one_row_each(name: str, frame: pd.DataFrame, id_name: str) -> None:
+def _describe_losses(name: str, typed: _Typed) -> Iterator[str]:
+    """Say how many cells and times were set aside, and where the first stood; hints are kept, so they tell no cell."""
+    for (column, reason), bad in typed.cells.groupby(["column", "reason"], sort=False):
+        place = f"line {bad['line'].iloc[0]} of {bad['file'].iloc[0]}"
+        advice = advise(name, bad) if (name, reason) == ("items", "not a number") else ""
+        yield f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: see {place}{advice}"
+    odd = typed.rejects[typed.rejects["reason"] == _OUTLYING]
+    if len(odd):
+        first, last = (str(np.datetime64(one, "s")) for one in typed.frame["datetime"].agg(["min", "max"]))
+        seen = ", ".join(sorted({one[:10] for one in odd["value"]})[:4])
+        yield (
+            f"{len(odd):,} events are years from all others ({first[:10]} to {last[:10]}), such as of {seen}: see "
+            f"line {odd['line'].iloc[0]} of {odd['file'].iloc[0]}; they are rejected, unless min_datetime and "
+            f"max_datetime of data.{setting_of(name)} are declared and admit them"
+        )
+
+
+def _check_one_row_each(name: str, typed: _Typed, id_name: str) -> None:
     """Refuse two different rows of one id; equal ones are for cleaning."""
+    frame = typed.frame
     distinct = frame[frame[id_name].duplicated(keep=False)].drop_duplicates()
     conflicting = distinct.loc[distinct[id_name].duplicated(), id_name]
     if len(conflicting):
         both = distinct[distinct[id_name].eq(conflicting.iloc[0])].head(2)
         columns = [f"'{column}'" for column in both if not both[column].duplicated().any()]
+        (file, line), (other_file, other) = typed.places.loc[both.index].itertuples(index=False)
         raise SchemaError(
             f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in {', '.join(columns)} "
-            f"({conflicting.nunique()} such ids); keep one row each"
+            f"({conflicting.nunique()} such ids), in {file}, line {line}, and {other_file}, line {other}; keep one row "
+            "each"
         )
 
 

@@ -1,7 +1,8 @@
-"""Cells of a column as typed values: ids, times, numbers, vectors, texts, and which cells are faults."""
+"""Cells of a column as typed values: ids, times, dates, numbers, vectors, texts; and which are faults."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection
 from decimal import Decimal
 from typing import NamedTuple
@@ -10,8 +11,8 @@ import numpy as np
 import pandas as pd
 from pandas.api import types
 
-from datamodules.config import Column
-from serve.clock import to_seconds
+from datamodules.config import COMMA_NUMBER, GROUPS, Column, TableConfig
+from serve.clock import DAY, find_zone, to_local, to_seconds
 from serve.columns import Vector, read_vector
 from serve.encode import to_text
 from serve.errors import SchemaError
@@ -28,21 +29,19 @@ class Cells(NamedTuple):
     faults: dict[str, np.ndarray]  # reason -> bool (n,): the rows at fault
 
 
-def read_cells(
-    column: Column, cells: pd.Series, timezone: str | None, is_text: bool, marks: Collection[str] = ()
-) -> Cells:
-    """Type one column by its role; `is_text`: its file is a text; `marks` stand for a missing value."""
+def read_cells(column: Column, cells: pd.Series, timezone: str | None, is_text: bool, layout: TableConfig) -> Cells:
+    """Type one column by its role; `is_text`: its file is a text; `layout`: how the table writes values."""
     plain = cells if column.role == "vector" else _to_plain(cells)
-    is_mark = _is_one_of(plain, {mark.strip() for mark in marks})
+    is_mark = _is_one_of(plain, {mark.strip() for mark in layout.missing})
     plain = plain.mask(is_mark, None) if is_mark.any() else plain
     if column.role == "vector":
-        return _read_vectors(plain)
+        return _read_vectors(plain, layout.decimal)
     if column.role == "id":
         return _read_ids(column, plain, is_text)
-    if column.role == "time":
-        return _read_times(column, plain, timezone)
+    if column.role in ("time", "date"):
+        return _read_times(column, plain, timezone, layout.time_formats)
     if column.role in ("number", "order"):
-        return _read_numbers(column, plain)
+        return _read_numbers(column, plain if layout.decimal == "." else _point_decimals(plain))
     return _read_values(column, plain)
 
 
@@ -120,18 +119,64 @@ def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | N
         return None
 
 
-def _read_times(column: Column, cells: pd.Series, timezone: str | None) -> Cells:
-    """Return int64 UTC seconds."""
+def _read_times(column: Column, cells: pd.Series, timezone: str | None, formats: list[str]) -> Cells:
+    """Return int64 UTC seconds, or of dates ISO texts on the clocks of the zone, None where missing."""
+    missing = _is_missing(cells)
+    seconds, is_valid = _read_moments(column, _rewrite_times(cells, formats) if formats else cells, timezone)
+    faults = {"not a time": ~is_valid & ~missing}
+    for limit, name, is_beyond in ((column.low, "before", np.less), (column.high, "after", np.greater)):
+        if limit is not None:
+            faults[f"{name} the limit {np.datetime64(int(limit), 's')}Z"] = is_valid & is_beyond(seconds, limit)
+    if column.role == "time":
+        return Cells(pd.Series(seconds, cells.index), {"missing": missing, **faults})
+    local = to_local(seconds, find_zone(timezone))
+    moments = local.astype("datetime64[s]")
+    texts = np.where(local % DAY == 0, moments.astype("datetime64[D]").astype(str), moments.astype(str))
+    return Cells(pd.Series(texts.astype(object), cells.index).where(is_valid, None).astype("str"), faults)
+
+
+def _rewrite_times(cells: pd.Series, formats: list[str]) -> pd.Series:
+    """Write the times that one of the formats fits, the first that does, in the form of ISO."""
+    if types.is_integer_dtype(cells.dtype):  # 20240531
+        cells = cells.astype("str")
+    texts = pd.Series([cell.strip() if isinstance(cell, str) else None for cell in cells], dtype=object)
+    written, is_left = cells.astype(object).to_numpy(copy=True), texts.notna().to_numpy(copy=True)
+    for form in formats:
+        has_zone = "%z" in form
+        read = pd.to_datetime(texts[is_left], format=form, errors="coerce", utc=has_zone).dropna()
+        moments = (read.dt.tz_localize(None) if has_zone else read).to_numpy().astype("datetime64[s]")
+        written[read.index] = [f"{moment}Z" if has_zone else moment for moment in moments.astype(str).tolist()]
+        is_left[read.index] = False
+    return pd.Series(written, cells.index, dtype=object)
+
+
+def _read_moments(column: Column, cells: pd.Series, timezone: str | None) -> tuple[np.ndarray, np.ndarray]:
+    """Read ISO times and epoch numbers: UTC seconds (n,), and which were read."""
     if isinstance(cells.dtype, pd.DatetimeTZDtype):
         cells, timezone = cells.dt.tz_convert("UTC").dt.tz_localize(None), None
     is_plain = types.is_datetime64_dtype(cells.dtype) or types.is_numeric_dtype(cells.dtype)
     moments = cells if is_plain else cells.astype(object).where(cells.notna(), None)
     try:
-        seconds, is_valid = to_seconds(moments.to_numpy(), timezone)
+        return to_seconds(moments.to_numpy(), timezone)
     except SchemaError as error:
-        raise SchemaError(f"column '{column.source}': {error}") from error
-    missing = _is_missing(cells)
-    return Cells(pd.Series(seconds, cells.index), {"missing": missing, "not a time": ~is_valid & ~missing})
+        is_compact = cells.astype("str").str.fullmatch(r"(19|20)\d\d[01]\d[0-3]\d").mean() > 0.5
+        advice = '; for dates such as 20240531 declare time_formats: ["%Y%m%d"]' if is_compact else ""
+        raise SchemaError(f"column '{column.source}': {error}{advice}") from error
+
+
+def _point_decimals(cells: pd.Series) -> pd.Series:
+    """Write texts of numbers with a decimal comma as programs do; what is none becomes no number at all."""
+    if not (isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
+        return cells
+
+    def rewrite(cell: object) -> object:
+        if not isinstance(cell, str) or not cell.strip():
+            return cell
+        text = cell.strip()
+        return re.sub(GROUPS, "", text).replace(",", ".") if re.fullmatch(COMMA_NUMBER, text) else "?"
+
+    written = {cell: rewrite(cell) for cell in cells.dropna().unique()}
+    return cells.map(written, na_action="ignore")
 
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:
@@ -188,12 +233,14 @@ def _to_texts(cells: pd.Series) -> pd.Series:
     return cells.map({value: to_text(value) for value in cells.unique()}).astype("str")
 
 
-def _read_vectors(cells: pd.Series) -> Cells:
-    """Return a `Vector` or None for each cell."""
+def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
+    """Return a `Vector` or None for each cell; with a decimal comma, blanks or semicolons stand between numbers."""
     faults: dict[str, np.ndarray] = {}
     vectors: list[Vector | None] = [None] * len(cells)
     places = np.flatnonzero(~_is_missing(cells))
     for row, cell in zip(places, cells.iloc[places], strict=True):
+        if decimal == "," and isinstance(cell, str) and "." not in cell:  # as Python writes lists: 0.1, 0.2
+            cell = cell.replace(",", ".").replace(";", " ")
         try:
             entries = read_vector(cell)
         except ValueError as error:

@@ -20,7 +20,7 @@ from scipy import sparse
 from evaluation.metrics import Bools, Floats, Ints, ItemSets, Targets
 from evaluation.ranking import Scores
 from serve.clock import to_seconds
-from serve.encode import context_keys, encode_features, split_cell, to_numbers, to_text
+from serve.encode import context_keys, encode_features, split_cell, to_numbers, to_text, write_cell
 from serve.errors import SchemaError, name_nearest, say
 from serve.profiles import Profiles, feature_values
 from serve.requests import History, parse_id
@@ -305,7 +305,9 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
         if feature.kind == "categorical":
             values = [to_text(value) for value in column]
         elif feature.kind == "multi_categorical":
-            values = [split_cell(cell, feature.separator) or None for cell in column]
+            values = [split_cell(feature, cell) or None for cell in column]
+        elif feature.kind == "hierarchical":
+            values = [write_cell(feature, cell) for cell in column]
         for request, value in zip(requests, values, strict=True):
             request.setdefault("context", {})[feature.name] = value
     return requests

@@ -211,7 +211,7 @@ class Cases:
         arrays, rows = history_arrays(events, schema)
         arrays["history_vectors"] = self.vectors[rows][..., : self.dim]
         user, context = (draw_features(schema.features(side), len(events), self.rng) for side in ("user", "context"))
-        arrays |= request_arrays(moment, user, context)
+        arrays |= request_arrays(moment, user, context, schema)
         if schema.repeats == "allow":
             rates = self.rng.normal(size=len(self.vectors)).astype(np.float32)
             owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)

@@ -72,7 +72,7 @@ class Towers(nn.Module):
         fused = tower.fuse(
             states.flatten(0, 1).index_select(0, before),
             arrays["user_codes"][windows],
-            arrays["user_values"][windows],
+            values[targets] if (values := arrays["user_values"]).dim() == 3 else values[windows],
             batch.context_codes[targets],
             batch.context_values[targets],
             torch.where(sees_history, batch.recency[targets], 0),

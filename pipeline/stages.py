@@ -19,10 +19,11 @@ from rich.table import Table
 
 from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
+from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue, make_profiles
 from datamodules.splits import split_interactions
-from datamodules.tables import Tables, check_reject_rates, is_set, read_tables, tables_from_frames, write_rejects
+from datamodules.tables import Tables, is_set, read_tables, tables_from_frames
 from models.cold_items import fit_cold_items
 from models.config import Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
@@ -97,8 +98,8 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     tables, cleaning = clean(tables)
     if not len(tables.interactions):
         raise SchemaError(
-            f"no interaction is left: {len(rejects.frame):,} records are rejected, {cleaning.negative_weights:,} have "
-            "a weight below 0"
+            f"no interaction is left: {sum(map(len, rejects.tables.values())):,} records are rejected, "
+            f"{cleaning.negative_weights:,} have a weight below 0; is another column data.interactions.columns.weight?"
         )
     check_joins(tables, rejects.records)
     tables = order_tables(tables, config.data.ties)

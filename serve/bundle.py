@@ -473,6 +473,8 @@ def _draw_event(schema: Schema, item_id: str | int, time: int, rng: np.random.Ge
 def _draw_value(feature: Feature, rng: np.random.Generator) -> str | float | list[float] | None:
     if feature.is_numeric:
         return float(feature.mean + feature.scale * rng.standard_normal())
+    if feature.kind == "date":  # the mean is that of the age less the end of the data
+        return _to_iso(int(_DAY * (-feature.mean + feature.scale * rng.standard_normal())))
     if feature.kind == "vector":
         return [float(f"{entry:.4g}") for entry in feature.scale * rng.standard_normal(feature.width)]
     if feature.kind == "text":

@@ -2,8 +2,8 @@
 
 A side (user, item or context) becomes two matrices, whose layout `code_slices` and `value_slices` give:
 
-    codes   int64   (n, C)  one column per categorical and calendar kind, `width` per multi_categorical and text
-    values  float32 (n, V)  per numeric and vector the standardised numbers, then 1.0 where they are missing
+    codes   int64   (n, C)  one column per categorical and calendar kind, `width` per kind with several values and text
+    values  float32 (n, V)  per numeric, date and vector the standardised numbers, then 1.0 where they are missing
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.clock import day_of_week, hour_of_day
+from serve.clock import DAY, day_of_week, hour_of_day, to_seconds
 from serve.columns import Floats, Vector, hash_texts, is_missing_row, read_vector
 from serve.errors import SchemaError
-from serve.schema import DERIVED, FIRST_CODE, PADDING, UNKNOWN, Feature
+from serve.schema import DERIVED, FIRST_CODE, PADDING, SEVERAL, UNKNOWN, Feature
 
 Ints = NDArray[np.int64]
 
@@ -64,12 +64,18 @@ def to_text(value: Any) -> str | None:
     return str(value).strip() or None
 
 
-def split_cell(cell: Any, separator: str) -> list[str]:
-    """Return the distinct values of a `multi_categorical` cell: a text with separators, or a list of such texts."""
+def split_cell(feature: Feature, cell: Any) -> list[str]:
+    """Return the distinct values of a cell, a text with separators or a list of such texts.
+
+    Of a `hierarchical` one, whose parts are the levels of one path, they are the paths to each level.
+    """
     parts = cell if isinstance(cell, _LISTS) else (cell,)
     texts = (to_text(part) for part in parts)
-    pieces = chain.from_iterable(text.split(separator) for text in texts if text is not None)
-    return list(dict.fromkeys(piece.strip() for piece in pieces if piece.strip()))
+    pieces = chain.from_iterable(text.split(feature.separator) for text in texts if text is not None)
+    values = [piece.strip() for piece in pieces if piece.strip()]
+    if feature.kind == "hierarchical":
+        values = list(accumulate(values, f"{{}} {feature.separator.strip()} {{}}".format))
+    return list(dict.fromkeys(values))
 
 
 def join_text(cell: Any) -> str | None:
@@ -81,9 +87,10 @@ def join_text(cell: Any) -> str | None:
 
 def write_cell(feature: Feature | None, cell: Any) -> str | None:
     """Write the cell of a column that a feature reads, or none does, as a text that is read as the cell was."""
-    if feature is not None and feature.kind == "multi_categorical":
-        return to_text(feature.separator.join(split_cell(cell, feature.separator)))
-    return join_text(cell)
+    if feature is None or feature.kind not in SEVERAL:
+        return join_text(cell)
+    values = split_cell(feature, cell)
+    return to_text(feature.separator.join(values) if feature.kind == "multi_categorical" else "".join(values[-1:]))
 
 
 # ---- columns of numbers and vectors
@@ -107,6 +114,18 @@ def _to_number(feature: Feature, value: Any) -> float:
         return float(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise SchemaError(f"feature '{feature.name}': '{str(value)[:40]}' is no number") from error
+
+
+def to_days(feature: Feature, values: Any, timezone: str | None) -> NDArray[np.float64]:
+    """Read a column of dates as days since 1970, (n,), NaN where missing; naive ones in the time zone."""
+    texts = list(map(to_text, values))
+    given = {text: place for place, text in enumerate(dict.fromkeys(text for text in texts if text is not None))}
+    seconds, is_valid = to_seconds(list(given), timezone)
+    if not is_valid.all():
+        got = list(given)[int(np.argmin(is_valid))][:40]
+        raise SchemaError(f"feature '{feature.name}': '{got}' is no date; give one such as 2024-05-31")
+    days = np.append(seconds / DAY, np.nan)
+    return np.asarray(days[[-1 if text is None else given[text] for text in texts]], np.float64)
 
 
 def to_vectors(feature: Feature, values: Any) -> Floats:
@@ -138,7 +157,7 @@ def code_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
 
 
 def value_slices(features: Iterable[Feature]) -> list[tuple[Feature, slice]]:
-    """Return each numeric and vector feature with its columns of `EncodedFeatures.values`; the last is the flag."""
+    """Return each feature that has values with its columns of `EncodedFeatures.values`; the last is the flag."""
     return _slices([(feature, feature.width + 1) for feature in features if feature.has_values])
 
 
@@ -164,7 +183,7 @@ def encode_features(
         elif not isinstance(column, (list, tuple)):  # as an array ["a", True] would become two texts
             column = np.asarray(column)
         if feature.has_values:
-            values.append(_encode_values(feature, column))
+            values.append(_encode_values(feature, column, timezone))
         else:
             codes.append(_ENCODERS.get(feature.kind, _encode_calendar)(feature, column, timezone))
     return EncodedFeatures(np.concatenate(codes, axis=1), np.concatenate(values, axis=1))
@@ -204,10 +223,10 @@ def _encode_calendar(feature: Feature, values: Any, timezone: str | None) -> Int
 
 
 def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
-    """Return (n, width) codes of `multi_categorical` cells, each once a row, PADDING at the end."""
+    """Return (n, width) codes of cells with several values, each once a row, PADDING at the end."""
 
     def encode(cell: Any) -> list[int]:
-        found = (feature.codes.get(text, UNKNOWN) for text in split_cell(cell, feature.separator))
+        found = (feature.codes.get(text, UNKNOWN) for text in split_cell(feature, cell))
         return ((list(dict.fromkeys(found)) or [UNKNOWN]) + [PADDING] * feature.width)[: feature.width]
 
     texts = {cell for cell in cells if isinstance(cell, str)}
@@ -216,15 +235,30 @@ def _encode_cells(feature: Feature, cells: Any, timezone: str | None) -> Ints:
     return np.array(rows, dtype=np.int64).reshape(len(rows), feature.width)
 
 
-def _encode_values(feature: Feature, values: Any) -> Floats:
-    """Return (n, width + 1) standardised numbers and missing flag."""
-    entries = to_numbers(feature, values)[:, None] if feature.is_numeric else to_vectors(feature, values)
+def _encode_values(feature: Feature, values: Any, timezone: str | None) -> Floats:
+    """Return (n, width + 1) standardised numbers, vectors, or ages at the end of the data, and missing flag."""
+    if feature.kind == "date":
+        entries: NDArray[Any] = -to_days(feature, values, timezone)[:, None]  # the end is part of the mean
+    else:
+        entries = to_numbers(feature, values)[:, None] if feature.is_numeric else to_vectors(feature, values)
     is_missing = np.isnan(entries).all(axis=1)
     mean, scale = (entries.dtype.type(number) for number in (feature.mean, feature.scale))
     with np.errstate(over="ignore"):  # the ends of the range overflow to what is clipped anyway
         standard = np.clip((entries - mean) / scale, -LIMIT, LIMIT)
     standard[is_missing] = 0.0
     return np.column_stack([standard, is_missing]).astype(np.float32)
+
+
+def age_values(features: Sequence[Feature], values: Floats, days: NDArray[np.float64]) -> Floats:
+    """Turn the ages among values (..., V), which are at the end of the data, into those so many days later, (...)."""
+    aged = values
+    for feature, columns in value_slices(features):
+        if feature.kind == "date":
+            aged = values.copy() if aged is values else aged
+            ages = values[..., columns.start] + (days / feature.scale).astype(np.float32)
+            is_missing = values[..., columns.stop - 1] == 1
+            aged[..., columns.start] = np.where(is_missing, np.float32(0), np.clip(ages, -LIMIT, LIMIT))
+    return aged
 
 
 def context_keys(features: Sequence[Feature], codes: Ints) -> Ints:
@@ -251,7 +285,7 @@ def encode_texts(feature: Feature, cells: Any, timezone: str | None = None) -> I
 
 _ENCODERS: dict[str, Callable[[Feature, Any, str | None], Ints]] = {
     "categorical": _look_up,
-    "multi_categorical": _encode_cells,
+    **dict.fromkeys(SEVERAL, _encode_cells),
     "text": encode_texts,
 }
 

@@ -15,7 +15,7 @@ from itertools import pairwise
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.encode import EncodedFeatures
+from serve.encode import EncodedFeatures, age_values
 from serve.schema import FIRST_CODE, Schema
 
 Ints = NDArray[np.int64]
@@ -176,9 +176,10 @@ def standardise_weight(weight: np.ndarray, schema: Schema) -> Floats:
     return np.asarray(np.clip(standard, -10, 10), np.float32)
 
 
-def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures) -> Arrays:
-    """Name the request's own arrays."""
-    return dict(zip(REQUEST_INPUTS, (moment, user.codes, user.values, context.codes, context.values), strict=True))
+def request_arrays(moment: Ints, user: EncodedFeatures, context: EncodedFeatures, schema: Schema) -> Arrays:
+    """Name the request's own arrays; dates of users become ages at its moment."""
+    aged = age_values(schema.user_features, user.values, (moment - schema.data_until) / DAY)
+    return dict(zip(REQUEST_INPUTS, (moment, user.codes, aged, context.codes, context.values), strict=True))
 
 
 def last_moments(events: Events, empty: int = 0) -> Ints:

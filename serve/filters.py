@@ -27,7 +27,7 @@ from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
 from serve.index import Floats, ItemIds, ItemIndex, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
-from serve.schema import Feature
+from serve.schema import SEVERAL, Feature
 
 Ints = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -192,7 +192,7 @@ class Columns:
         self._items = items
         self._features = features
         self._of_bundle = of_bundle
-        self._separators = {one.column: one.separator for one in features if one.kind == "multi_categorical"}
+        self._several = {one.column: one for one in features if one.kind in SEVERAL}
         self._columns: dict[str, Column] = {}
         self._masks: dict[str, Mask] = {}
 
@@ -230,13 +230,13 @@ class Columns:
     def _read_texts(self, name: str) -> Column:
         encoded = self._items.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
         cell = to_numpy(pa.chunked_array([encoded.indices])).astype(np.int64)
-        cells, separator = encoded.dictionary.to_pylist(), self._separators.get(name)
-        if separator is not None:
-            texts = [split_cell(one, separator) for one in cells]
+        cells, several = encoded.dictionary.to_pylist(), self._several.get(name)
+        if several is not None:
+            texts = [split_cell(several, one) for one in cells]
         else:
             texts = [[text] if (text := to_text(one)) is not None else [] for one in cells]
         distinct = list(dict.fromkeys(chain.from_iterable(texts)))
-        if separator is None and self._is_flag(name, distinct):
+        if several is None and self._is_flag(name, distinct):
             texts = [[text.lower() for text in of_cell] for of_cell in texts]
             values, kind, code_of = np.array([False, True]), "true or false", {"false": 0, "true": 1}
         else:

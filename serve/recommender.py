@@ -232,7 +232,7 @@ class RequestEncoder:
         context = encode_rows(self._context_features, contexts, schema.timezone)
         keys = context_keys(self._context_features, context.codes)
         arrays, history_rows = history_arrays(events, schema, keys)
-        arrays |= request_arrays(moment, users, context)
+        arrays |= request_arrays(moment, users, context, schema)
         owned_rows = history_rows[:0, 0]
         if self._facts is not None:
             recent, n_types = events.last(schema.memory_length), len(schema.event_types)

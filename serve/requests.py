@@ -24,7 +24,7 @@ from serve.clock import DAY, FIRST_SECOND, LAST_SECOND, to_seconds
 from serve.columns import Vector
 from serve.encode import TIME, context_keys, encode_rows, keyed_by_name, to_text, to_vectors
 from serve.errors import SchemaError, name_nearest
-from serve.schema import DERIVED, Feature, IdType, Schema
+from serve.schema import DERIVED, SEVERAL, Feature, IdType, Schema
 
 Id = str | int
 
@@ -262,7 +262,10 @@ def parse_value(value: Any, feature: Feature, where: str) -> Any:
     if feature.kind == "vector":
         (vector,) = to_vectors(feature, [value])
         return None if np.isnan(vector).all() else Vector.pack(vector)
-    if feature.kind in ("multi_categorical", "text") and isinstance(value, (list, tuple, np.ndarray)):
+    if feature.kind == "date":  # a number as a text: its unit would be that of its column
+        (seconds,) = parse_times([value], None, lambda _: where)
+        return value if isinstance(value, str) and "-" in value else f"{np.datetime64(seconds, 's')}Z"
+    if feature.kind in (*SEVERAL, "text") and isinstance(value, (list, tuple, np.ndarray)):
         return [parse_label(part, f"{where}[{index}]") for index, part in enumerate(value)]
     return parse_label(value, where)
 

@@ -19,7 +19,17 @@ from numpy.typing import NDArray
 
 from serve.errors import SchemaError
 
-Kind = Literal["categorical", "multi_categorical", "numeric", "text", "vector", "hour_of_day", "day_of_week"]
+Kind = Literal[
+    "categorical",
+    "multi_categorical",
+    "hierarchical",
+    "numeric",
+    "date",
+    "text",
+    "vector",
+    "hour_of_day",
+    "day_of_week",
+]
 Similarity = Literal["dot", "cosine"]
 Ties = Literal["ordered", "simultaneous"]
 Repeats = Literal["exclude", "allow"]
@@ -27,11 +37,13 @@ IdType = Literal["string", "integer"]
 
 PADDING, UNKNOWN, FIRST_CODE = 0, 1, 2
 DERIVED: tuple[Kind, ...] = ("hour_of_day", "day_of_week")  # taken from the time of an event or request
+SEVERAL: tuple[Kind, ...] = ("multi_categorical", "hierarchical")  # with several values in a cell
+WORDED: tuple[Kind, ...] = ("categorical", *SEVERAL)  # with a vocabulary of the values that training has seen
 FORMAT = 1
 MIN_USERS = 5  # of a value or slice that is kept: one of fewer may tell who they are, and stays when they are erased
 _MAX_SIZE = 1 << 16  # of a width, a length or a number of buckets: four times the largest that training gives
 _SIDES = ("user_features", "item_features", "context_features")
-_WIDE: tuple[Kind, ...] = ("multi_categorical", "text", "vector")
+_WIDE: tuple[Kind, ...] = (*SEVERAL, "text", "vector")
 _FRACTION = re.compile(r"-?(0|[1-9]\d*)\.\d+", re.ASCII)
 
 
@@ -42,11 +54,11 @@ class Feature:
     name: str
     kind: Kind
     column: str  # `datetime` for the kinds taken from the time of the event
-    vocabulary: tuple[str, ...] = ()  # the value at index i has code i + 2. Empty for `numeric`, `text` and `vector`.
+    vocabulary: tuple[str, ...] = ()  # the value at index i has code i + 2. Empty for kinds of values and `text`.
     separator: str = "|"
-    width: int = 1  # most values of a `multi_categorical` cell, most n-grams of a `text`, entries of a `vector`
-    mean: float = 0.0
-    scale: float = 1.0  # never 0: standard deviation of a `numeric` column, root mean square length of a `vector`
+    width: int = 1  # most values of a cell of a kind with several, most n-grams of a `text`, entries of a `vector`
+    mean: float = 0.0  # of a `numeric` column; of a `date`: mean age in days, less `data_until` in days since 1970
+    scale: float = 1.0  # never 0: standard deviation of numbers or ages, root mean square length of a `vector`
     buckets: int = 0  # hashes of a `text`: a power of two
 
     @property
@@ -55,7 +67,7 @@ class Feature:
 
     @property
     def has_values(self) -> bool:
-        return self.kind in ("numeric", "vector")
+        return self.kind in ("numeric", "date", "vector")
 
     @property
     def n_codes(self) -> int:

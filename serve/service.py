@@ -31,7 +31,7 @@ from serve.live_items import LiveItems
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
-from serve.schema import Feature, Schema
+from serve.schema import SEVERAL, WORDED, Feature, Schema
 from serve.state import ImpressionLog, Impressions, Recalled, StateStore, fill_in, know_user, parse_observations
 from serve.versions import LOADING_ERRORS, Source
 
@@ -48,7 +48,6 @@ FAULTS = {
 }
 Clock = Literal["data", "now"]  # when a request without datetime is asked: data that ended long ago, at its end
 _LOG = logging.getLogger("serve.http")
-_WORDED = ("categorical", "multi_categorical")  # kinds of features that have a vocabulary
 
 
 class Service:
@@ -326,9 +325,9 @@ def find_unknown(schema: Schema, request: Request) -> list[str]:
 
 
 def _is_unknown(feature: Feature, value: Any) -> bool:
-    if value is None or feature.kind not in _WORDED:
+    if value is None or feature.kind not in WORDED:
         return False
-    texts = split_cell(value, feature.separator) if feature.kind == "multi_categorical" else [to_text(value)]
+    texts = split_cell(feature, value) if feature.kind in SEVERAL else [to_text(value)]
     return any(text and text not in feature.codes for text in texts)
 
 

@@ -22,8 +22,14 @@ DAY = 86_400
 FIRST = 1_400_000_000
 EVERYTHING_SHOWN = FeatureDropout(history=0.0, user=0.0, context=0.0, time=0.0)
 FEATURES = FeaturesConfig(
-    user={"gender": "categorical", "income": "numeric"},
-    item={"category": "categorical", "tags": FeatureConfig("multi_categorical"), "price": "numeric"},
+    user={"gender": "categorical", "income": "numeric", "joined": "date"},
+    item={
+        "category": "categorical",
+        "tags": FeatureConfig("multi_categorical"),
+        "shelf": FeatureConfig("hierarchical", separator=">"),
+        "price": "numeric",
+        "released": "date",
+    },
     context={"device": "categorical", "hour": "hour_of_day"},
 )
 ORDERED = DataConfig(features=FEATURES, history_length=L)
@@ -43,14 +49,17 @@ def user_table(rng: np.random.Generator) -> pd.DataFrame:
     income = np.where(rng.random(U) < 0.3, np.nan, rng.normal(5, 2, U))
     gender = rng.choice(np.array(["f", "m", None], dtype=object), U)
     gender[-4:] = ["f", "m", "f", "m"]  # fewer users would have no code
-    return pd.DataFrame({"user_id": np.arange(U) + 100, "gender": gender, "income": income})
+    joined = [None if user % 4 == 0 else f"201{user % 4}-0{user % 9 + 1}-1{user % 10}" for user in range(U)]
+    return pd.DataFrame({"user_id": np.arange(U) + 100, "gender": gender, "income": income, "joined": joined})
 
 
 def item_table(rng: np.random.Generator) -> pd.DataFrame:
     n = N - 2
     price = np.where(rng.random(n) < 0.2, np.nan, rng.normal(3, 1, n))
     category, tags = rng.choice(["a", "b", "c", "d"], n), rng.choice(["x", "x|y", "y|z|x", "z"], n)
-    return pd.DataFrame({"item_id": np.arange(n) + 500, "category": category, "tags": tags, "price": price})
+    items = pd.DataFrame({"item_id": np.arange(n) + 500, "category": category, "tags": tags, "price": price})
+    items["shelf"] = [None if row % 5 == 0 else f"s{row % 2} > s{row % 3}" for row in range(n)]
+    return items.assign(released=[None if row % 6 == 0 else f"2013-0{row % 9 + 1}-01T10:00:00" for row in range(n)])
 
 
 def event_table(rng: np.random.Generator, ties: Ties, repeats: Repeats) -> pd.DataFrame:
@@ -127,8 +136,8 @@ def draw_events(counts: list[int], schema: Schema, rng: np.random.Generator) -> 
     )
 
 
-NO_CONTEXT = replace(FEATURES, context={})
-DEVICE = replace(FEATURES, context={"device": "categorical"})
+NO_CONTEXT = replace(FEATURES, user={"gender": "categorical", "income": "numeric"}, context={})  # no date has a time
+DEVICE = replace(NO_CONTEXT, context={"device": "categorical"})
 
 
 def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> World:

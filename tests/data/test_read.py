@@ -186,7 +186,9 @@ def test_columns_are_renamed_and_the_others_named(tmp_path):
 def test_another_encoding_is_declared(tmp_path):
     text = "user_id,item_id\n1,Misérables\n".encode("latin-1")
     assert read(tmp_path, text, encoding="latin-1")[0].interactions["item_id"].tolist() == ["Misérables"]
-    assert list_rejects(read(tmp_path, text)[1]) == [(2, "item_id", "not UTF-8")]
+    assert list_rejects(read(tmp_path, text + b"1,b\n")[1]) == [(2, "item_id", "not UTF-8")]
+    with pytest.raises(SchemaError, match=r"line 2, column 'item_id'.*encoding: latin-1"):
+        read(tmp_path, text)
 
 
 def test_json_lines_keep_types_and_name_what_is_no_row(tmp_path):

@@ -3,7 +3,8 @@ from __future__ import annotations
 import pytest
 
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
-from datamodules.tables import PART, check_reject_rates, read_tables
+from datamodules.rejects import check_reject_rates
+from datamodules.tables import PART, read_tables
 from serve.errors import SchemaError
 
 COLUMNS = {"user_id": "u", "item_id": "i"}

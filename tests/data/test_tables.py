@@ -11,9 +11,10 @@ import pytest
 
 from datamodules.clean import clean
 from datamodules.config import DataConfig, FeaturesConfig, SplitConfig, TableConfig
+from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
-from datamodules.tables import check_reject_rates, read_tables, tables_from_frames, write_rejects
+from datamodules.tables import read_tables, tables_from_frames
 from serve.durable import read_erasure_list
 from serve.erasure import add_to_erasure_list
 from serve.errors import SchemaError
@@ -158,9 +159,11 @@ def test_values_of_features_are_read_alike_from_every_type(values, kind, expecte
     assert cells.astype(object).where(cells.notna(), None).tolist() == expected
 
 
-def test_bad_cells_of_features_reject_their_row_with_a_reason():
-    _, rejects = read_items(pd.Series(["x", {"a": 1}, "y", b"z"], dtype=object), "text")
-    assert rejects.frame[["line", "reason"]].to_numpy().tolist() == [[2, "not a value"], [4, "not a value"]]
+def test_a_bad_cell_of_an_item_costs_the_cell_and_is_listed_with_a_reason():
+    tables, rejects = read_items(pd.Series(["x", {"a": 1}, "y", b"z"], dtype=object), "text")
+    listed = rejects.frame[["line", "reason", "costs"]].to_numpy().tolist()
+    assert listed == [[2, "not a value", "cell"], [4, "not a value", "cell"]]
+    assert tables.items["x"].isna().tolist() == [False, True, False, True]
     with pytest.raises(SchemaError, match=r"holds lists such as \('a',\).*multi_categorical"):
         read_items(pd.Series([["a"], "b", "c", "d"], dtype=object), "categorical")
 
@@ -232,10 +235,14 @@ def test_files_of_every_kind_hold_vectors_that_are_served_as_they_were_read(tmp_
     assert build_catalogue(tables.items, tables.interactions, schema).to_arrow()["image"].to_pylist() == VECTORS
 
 
-def test_vectors_at_fault_are_rejected_and_other_widths_refused():
+def test_vectors_at_fault_and_a_few_of_another_width_are_missing_and_mixed_widths_refused():
     tables, rejects = read_items(pd.Series([[1.0, 2.0], ["x", 1], [np.inf, 1.0], [3, 4]], dtype=object), "vector")
-    assert tables.items["item_id"].tolist() == [3, 6]
+    assert tables.items["x"].isna().tolist() == [False, True, True, False]
     assert rejects.frame["reason"].tolist() == ["no list of numbers", "an entry is not finite"]
+    many = [[1.0, 2.0]] * 18 + [[1.0, 2.0, 3.0], None]
+    items = pd.DataFrame({"item_id": range(20), "x": pd.Series(many, dtype=object)})
+    tables, rejects = tables_from_frames(DataConfig(features=FeaturesConfig(item={"x": "vector"})), EVENTS, items=items)
+    assert (tables.items["x"].isna().sum(), rejects.frame["line"].tolist()) == (2, [19])
     with pytest.raises(SchemaError, match="vectors of 2 and of 3 numbers"):
         read_items(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), "vector")
 
@@ -274,7 +281,7 @@ def test_rejects_are_written_whole_or_not_at_all(tmp_path, monkeypatch):
     target = tmp_path / "rejects.parquet"
     write_rejects(rejects, target)
     written = pq.read_table(target)
-    assert written.column_names == ["file", "line", "column", "value", "reason"]
+    assert written.column_names == ["file", "line", "column", "value", "reason", "costs"]
     assert (written["line"].to_pylist(), written["value"].to_pylist()) == ([2, 3, 4], ["x", "1,2", None])
     before = target.read_bytes()
 

@@ -175,7 +175,7 @@ def test_one_window_pass_equals_a_request_per_position(ordered):
             events = sequences.events.between(plan.starts[[b]], stop)
             arrays, rows = history_arrays(events, ordered.world.schema)
             user, context = sequences.user.take(plan.users[[b]]), sequences.context.take(stop)
-            arrays |= request_arrays(sequences.events.time[stop], user, context)
+            arrays |= request_arrays(sequences.events.time[stop], user, context, ordered.world.schema)
             assert np.abs(ordered.vectors(arrays, rows, rows) - found[b, i]).max() <= 1e-5
             n_checked += 1
     pairs = ordered.world.tables.interactions[["user_id", "item_id"]].drop_duplicates()

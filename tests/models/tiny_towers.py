@@ -86,7 +86,7 @@ class Side:
         moment = np.full(len(events), MOMENT)
         arrays, rows = history_arrays(events, schema, np.ones(len(events), np.int64))
         user, context = (draw_features(schema.features(side), len(events), rng) for side in ("user", "context"))
-        arrays |= request_arrays(moment, user, context)
+        arrays |= request_arrays(moment, user, context, schema)
         rates = np.linspace(-1, 1, N).astype(np.float32)
         owned = summarise_owned(events, moment, schema.decay_days, len(schema.event_types), rates)
         arrays |= owned_arrays(owned, catalogue.categories, catalogue.n_categories)

@@ -1,0 +1,140 @@
+"""Records and cells that became no value: listed with their place and reason, and what to declare so that they do."""
+
+from __future__ import annotations
+
+import os
+import re
+import uuid
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datamodules.config import COMMA_NUMBER
+from serve.errors import SchemaError
+
+KINDS = {
+    "not a number": "numbers such as 1234.5",
+    "not a time": "times such as 2024-05-31, 2024-05-31 18:05:00, or epoch seconds or milliseconds",
+    "not an id": "ids",
+    "no list of numbers": "vectors",
+    "not UTF-8": "UTF-8",
+}  # reason of a fault -> what the cells should be
+_REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "string", "reason": "string"}
+_REJECTS["costs"] = "string"  # "record": it became no row; "cell": its row is kept, in which the cell is missing
+_THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
+_WRITTEN_DATE = re.compile(
+    r"(?:(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d\d)|(\d{4})([./])\d\d\6\d\d)"
+    r"(?:([T ]+)\d{1,2}:\d\d(:\d\d)?(\.\d+)?( ?[AaPp][Mm])?( ?(?:[+-]\d\d:?\d\d|Z))?)?"
+)  # groups: two numbers and a year, or a year first; then the parts of a time
+
+
+@dataclass(frozen=True)
+class Rejects:
+    """The records of the files that did not become a row."""
+
+    tables: dict[str, pd.DataFrame]
+    """Table (or file of the split) -> file, line or record number from 1, column, value and reason of each bad record
+    with its first fault."""
+    cells: dict[str, pd.DataFrame]  # the same of bad cells of users and items, whose rows are kept without them
+    records: dict[str, int]  # table -> records in its files, the bad ones included
+    dropped: dict[str, tuple[str, ...]]  # table -> columns of its files that are not declared and were not read
+    forgotten: dict[str, int] = field(default_factory=dict)  # table -> records of erased users, nowhere else counted
+    hints: tuple[str, ...] = ()  # lines that look odd, though they were read
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rejects and the bad cells of all tables, and which of the two they are."""
+        costs = {"record": self.tables, "cell": self.cells}
+        parts = [frame.assign(costs=cost) for cost, some in costs.items() for frame in some.values()]
+        return pd.concat(parts, ignore_index=True)
+
+
+def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
+    """Refuse a table of which a larger share is rejected, once the rejects are written and can be looked at."""
+    for table, rejected in rejects.tables.items():
+        if len(rejected) > max_rate * rejects.records[table]:
+            raise SchemaError(
+                f"{table}: {len(rejected):,} of {rejects.records[table]:,} records are bad, more than "
+                f"data.max_reject_rate = {max_rate:g}; the first: {describe(rejected)}; "
+                f"mend them or raise the rate{advise(table, rejected)}"
+            )
+
+
+def write_rejects(rejects: Rejects, path: Path) -> None:
+    """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
+    table = pa.Table.from_pandas(rejects.frame, pa.schema(list(_REJECTS.items())), preserve_index=False)
+    staged = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
+    try:
+        pq.write_table(table.replace_schema_metadata(None), staged, compression="zstd")
+        os.replace(staged, path)
+    finally:
+        staged.unlink(missing_ok=True)
+
+
+def describe(rejects: pd.DataFrame) -> str:
+    """Describe the first of some rejects."""
+    rejects = rejects[["file", "line", "column", "value", "reason"]]
+    file, line, column, value, reason = rejects.astype(object).where(rejects.notna(), None).iloc[0]
+    return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
+
+
+def setting_of(name: str) -> str:
+    return name if name in ("users", "items") else "interactions"
+
+
+def advise(name: str, rejects: pd.DataFrame) -> str:
+    """Say what to declare so that bad cells of one kind, the first one's, are read."""
+    if not len(rejects):
+        return ""
+    alike = rejects[rejects["reason"].eq(rejects["reason"].iloc[0]) & rejects["column"].eq(rejects["column"].iloc[0])]
+    advice = _name_key(str(rejects["reason"].iloc[0]), alike["value"].dropna().tolist())
+    return f"; declare {advice} in data.{setting_of(name)}" if advice else ""
+
+
+def _name_key(reason: str, texts: Collection[str]) -> str:
+    """Say which declaration reads some bad cells, as a key and its value; empty where none is known."""
+    texts = [text.strip() for text in texts]
+    if reason == "not a time":
+        return " or ".join(f"time_formats: {forms}".replace("'", '"') for forms in _guess_formats(texts))
+    if reason == "not UTF-8":
+        return "encoding: latin-1"
+    if reason != "not a number" or not texts:
+        return ""
+    commas = [text for text in texts if "," in text and re.fullmatch(COMMA_NUMBER, text)]
+    if commas and all(map(_THOUSANDS.fullmatch, commas)):
+        return 'decimal: "," or numbers without commas for thousands'
+    if commas:
+        return 'decimal: ","'
+    if all(re.fullmatch(r"[+-]?\d+\.\d+", text) for text in texts):
+        return 'decimal: "."'
+    return f'missing: ["{texts[0]}"]' if len(set(texts)) == 1 else ""
+
+
+def _guess_formats(texts: Collection[str]) -> Iterator[list[str]]:
+    """Yield the formats in which all texts of dates seem to be written: one list, or two if it may be either."""
+    found = [match for match in map(_WRITTEN_DATE.fullmatch, texts) if match]
+    if not found:
+        return
+    first, second = (max((int(match[group]) for match in found if match[1]), default=0) for group in (1, 3))
+    orders = [("%m", "%d")] if second > 12 and first <= 12 else [("%d", "%m")]
+    if max(first, second) <= 12 and any(match[2] in ("/", "-") for match in found if match[1]):
+        orders.append(("%m", "%d"))
+    for order in orders:
+        yield sorted({_write_format(match, order) for match in found}, key=len)
+
+
+def _write_format(match: re.Match[str], order: tuple[str, str]) -> str:
+    sign = match[2] or match[6]
+    year = "%Y" if match[5] or len(match[4]) == 4 else "%y"
+    day = sign.join([year, "%m", "%d"] if match[5] else [*order, year])
+    if not match[7]:
+        return day
+    hour = "%I" if match[10] else "%H"
+    seconds, parts = ":%S" * bool(match[8]), ".%f" * bool(match[9])
+    half = (match[10] or "").replace((match[10] or "").strip(), "%p") if match[10] else ""
+    zone = " %z" * bool(match[11] and match[11][0] == " ") or "%z" * bool(match[11])
+    return f"{day}{match[7]}{hour}:%M{seconds}{parts}{half}{zone}"
