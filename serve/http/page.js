@@ -69,11 +69,13 @@ function attempt(act) {
 const isShown = (value) => value !== null && value !== "" && typeof value !== "boolean";
 const asText = (value) => Array.isArray(value) ? value.join(", ") : String(value);
 const inWords = (name) => name.replaceAll("_", " ");
+const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
+const inShort = (name, value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : `${inWords(name)} ${asNumber(value)}`;
 const nameOf = (item) => form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`;
 
 function kindOf(item) {
   const rest = Object.entries(item.columns).filter(([name, value]) => !form.names.includes(name) && isShown(value));
-  return rest.map(([name, value]) => typeof value === "number" ? `${inWords(name)} ${value}` : asText(value)).join(" · ");
+  return rest.map(([name, value]) => inShort(name, value)).join(" · ");
 }
 
 function dayOf(seconds) {
@@ -86,19 +88,19 @@ const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number 
 // ---- the form
 
 function drawPeople() {
-  const choices = [...form.users, NOBODY];
-  byId("people").replaceChildren(...choices.map((one) => {
-    const isNobody = one === NOBODY;
-    const facts = isNobody ? "say what they took, and who they are" : [count(one.events, "event"), ...Object.values(one.features).slice(0, 3)].join(" · ");
-    const radio = make("input", { type: "radio", name: "who", checked: one === who, onchange: () => choose(one) });
-    return make("label", { className: "person" }, radio, isNobody ? "Somebody new" : `User ${one.user_id}`, make("small", {}, facts));
+  byId("people").replaceChildren(...[...form.users, NOBODY].map((one) => {
+    const facts = one === NOBODY
+      ? "say what they took, and who they are"
+      : [count(one.events, "event"), ...Object.entries(one.features).slice(0, 3).map(([name, value]) => inShort(name, value))].join(" · ");
+    const radio = make("input", { type: "radio", name: "who", person: one, onchange: () => choose(one) });
+    return make("label", { className: "person" }, radio, one === NOBODY ? "Somebody new" : `User ${one.user_id}`, make("small", {}, facts));
   }));
 }
 
 function choose(person) {
-  [who, taken, dismissed, last] = [person, [], [], null];
+  [who, taken, dismissed, last, near] = [person, [], [], null, null];
+  for (const radio of byId("people").querySelectorAll("input")) radio.checked = radio.person === person;
   byId("user").value = person === NOBODY || form.users.includes(person) ? "" : person.user_id;
-  drawPeople();
   drawTaken();
   drawFeatures();
   return ask();
@@ -397,8 +399,7 @@ const start = attempt(async () => {
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
   const id = byId("user").value.trim();
-  if (id) choose(form.users.find((one) => String(one.user_id) === id) ?? { ...NOBODY, user_id: id });
-  else ask();
+  if (id && id !== String(who.user_id)) choose(form.users.find((one) => String(one.user_id) === id) ?? { ...NOBODY, user_id: id });
 });
 byId("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
