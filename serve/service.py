@@ -143,10 +143,6 @@ class Service:
         observed = parse_observations(events, self._schema, now)
         return self._state.observe_many([one for one in observed if self._state.is_recent(one.datetime, now)])
 
-    def recall(self, user_id: Id) -> Recalled:
-        """Return the live events of a user, and whether they are forgotten."""
-        return self._state.recall(user_id)
-
     def forget(self, user_id: Id) -> Future[list[dict[str, Any]]]:
         """Let a user be erased; the result is a receipt for each folder that has profiles or state."""
         return self._erasures.add(parse_id(user_id, self._schema.user_id_type, "user_id"))

@@ -158,7 +158,7 @@ async def form(request: Request) -> Response:
 
     def answer() -> Response:
         users = page.choose_users(current) if role is schemas.Role.ADMIN else []  # people, who are not for all to see
-        users = [one for one in users if not service.recall(one["user_id"]).is_forgotten]
+        users = [one for one in users if service.knows(one["user_id"])]
         return _write(
             request, current.version, page.describe_form(current) | {"users": users, "may_change": may_change}
         )

@@ -147,7 +147,7 @@ function field(feature, side, known) {
 
 function drawFeatures() {
   const shown = (features) => features.filter((one) => one.kind !== "vector");
-  const about = [...shown(form.features).map((one) => field(one, "features", who.features[one.name])), ...shown(form.context).map((one) => field(one, "context"))];
+  const about = [...shown(form.features).map((one) => field(one, "features", who.features[one.name])), ...shown(form.context).filter((one) => who === NOBODY || form.clock === "now" || !(one.kind in CHOICES)).map((one) => field(one, "context"))];
   byId("features").replaceChildren(...about);
   byId("details").hidden = about.length === 0;
 }
@@ -387,6 +387,7 @@ const start = attempt(async () => {
   if (location.pathname === "/docs") return drawDocs();
   form = await call("/v1/page");
   byId("try").hidden = false;
+  drawPeople();
   setDials(form.dials);
   const ended = form.data_until ? `, data until ${dayOf(form.data_until)}` : "";
   byId("about").textContent = `What would this person want next? ${count(form.items, "item")}, ${count(form.known_users, "known user")}${ended}.`;

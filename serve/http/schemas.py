@@ -230,6 +230,7 @@ class PageAnswer(PutAnswer):
     names: list[str]
     features: list[dict[str, Any]]
     context: list[dict[str, Any]]
+    clock: Literal["data", "now"]
     dials: dict[str, float]
     events: list[str]
     repeats: str

@@ -171,6 +171,7 @@ def test_similar_items_stand_beside_their_item_until_they_are_closed(page):
 
 def test_everything_can_be_done_by_keys_and_the_focus_stays_where_it_was(page):
     pick(page, "User u2")
+    page.get_by_role("radio", name="User u2").focus()
     page.keyboard.press("ArrowDown")
     until(page, lambda: "u2" not in page.locator("#list-title").inner_text())
     page.keyboard.press("ArrowUp")
