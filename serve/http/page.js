@@ -12,7 +12,6 @@ let who = NOBODY;
 let taken = []; // items that were added here, oldest first
 let dismissed = []; // of somebody whom the service does not know
 let last = null; // the list that is shown, with what was asked
-let near = null; // id of the item whose similar ones are shown
 let asked = 0; // requests so far: only the answer to the last one is drawn
 
 function make(tag, properties, ...children) {
@@ -43,14 +42,9 @@ async function call(path, body) {
   };
   const reply = await fetch(path, given).catch(() => { throw new Error("The service does not answer. Does it still run?"); });
   const answer = readJson(await reply.text());
-  if (reply.status === 401) showKeyForm();
+  if (reply.status === 401) byId("key-form").hidden = false;
   if (!reply.ok) throw new Error(answer.error.message);
   return answer;
-}
-
-function showKeyForm() {
-  byId("key-form").hidden = false;
-  byId("key").select();
 }
 
 function attempt(act) {
@@ -71,6 +65,7 @@ const asText = (value) => Array.isArray(value) ? value.join(", ") : String(value
 const inWords = (name) => name.replaceAll("_", " ");
 const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
 const inShort = (name, value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : `${inWords(name)} ${asNumber(value)}`;
+const idOf = (item) => String(item.item_id);
 const nameOf = (item) => form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`;
 
 function kindOf(item) {
@@ -98,8 +93,11 @@ function drawPeople() {
 }
 
 function choose(person) {
-  [who, taken, dismissed, last, near] = [person, [], [], null, null];
-  for (const radio of byId("people").querySelectorAll("input")) radio.checked = radio.person === person;
+  [who, taken, dismissed, last] = [person, [], [], null];
+  for (const radio of byId("people").querySelectorAll("input")) {
+    radio.checked = radio.person === person;
+    if (radio.checked) byId("people").scrollLeft = radio.closest("label").offsetLeft - byId("people").offsetLeft;
+  }
   byId("user").value = person === NOBODY || form.users.includes(person) ? "" : person.user_id;
   drawTaken();
   drawFeatures();
@@ -130,36 +128,39 @@ async function search() {
   if (text && !answer.items.length) byId("found").replaceChildren(make("li", {}, "No item has these words."));
 }
 
-const CHOICES = { hour_of_day: 24, day_of_week: 7 };
 const DAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"];
+const CLOCK = { hour_of_day: [...Array(24).keys()].map((hour) => `${hour}:00`), day_of_week: DAYS };
 
 function field(feature, side, known) {
-  const values = feature.kind === "hour_of_day" || feature.kind === "day_of_week" ? [...Array(CHOICES[feature.kind]).keys()] : feature.values;
-  const label = values.length ? (value) => feature.kind === "hour_of_day" ? `${value}:00` : feature.kind === "day_of_week" ? DAYS[value] : value : null;
-  const empty = feature.kind in CHOICES ? "as it is" : known === undefined ? "not said" : `as known: ${known}`;
-  const input = label === null
-    ? make("input", { type: feature.kind === "numeric" ? "number" : "text", step: "any", placeholder: empty })
-    : make("select", {}, make("option", { value: "" }, empty), ...values.map((value) => make("option", { value }, label(value))));
+  const isTime = feature.kind in CLOCK;
+  const labels = CLOCK[feature.kind] ?? feature.values;
+  const empty = isTime ? "as it is" : known === undefined ? "not said" : `as known: ${known}`;
+  const options = labels.map((label, index) => make("option", { value: isTime ? index : label }, label));
+  const input = labels.length
+    ? make("select", {}, make("option", { value: "" }, empty), ...options)
+    : make("input", { type: feature.kind === "numeric" ? "number" : "text", step: "any", placeholder: empty });
   Object.assign(input.dataset, { side, name: feature.name, kind: feature.kind });
   input.addEventListener("change", ask);
   return make("label", {}, inWords(feature.name), input);
 }
 
 function drawFeatures() {
-  const shown = (features) => features.filter((one) => one.kind !== "vector");
-  const about = [...shown(form.features).map((one) => field(one, "features", who.features[one.name])), ...shown(form.context).filter((one) => who === NOBODY || form.clock === "now" || !(one.kind in CHOICES)).map((one) => field(one, "context"))];
-  byId("features").replaceChildren(...about);
-  byId("details").hidden = about.length === 0;
+  const isFree = who === NOBODY || form.clock === "now"; // else what they take now would come after the moment
+  const about = form.features.filter((one) => one.kind !== "vector").map((one) => field(one, "features", who.features[one.name]));
+  const moment = form.context.filter((one) => one.kind !== "vector" && (isFree || !(one.kind in CLOCK)));
+  byId("features").replaceChildren(...about, ...moment.map((one) => field(one, "context")));
+  byId("details").hidden = !byId("features").hasChildNodes();
 }
 
 function nextMoment(from, hour, day) {
-  // Step to the next hour that the clock of the data's zone shows so.
-  const parts = new Intl.DateTimeFormat("en-US", { timeZone: form.timezone || "UTC", hour: "numeric", hourCycle: "h23", weekday: "long" });
-  for (let at = Math.ceil(from / 900) * 900, step = 0; step < 4 * 24 * 8; step += 1, at += 900) {
-    const here = Object.fromEntries(parts.formatToParts(at * 1000).map((part) => [part.type, part.value]));
-    if ((hour === "" || Number(here.hour) === Number(hour)) && (day === "" || DAYS[day] === here.weekday)) return at;
-  }
-  return from;
+  // Step to the next quarter of an hour that the clocks of the data's zone show so.
+  const shown = { timeZone: form.timezone || "UTC", hour: "numeric", hourCycle: "h23", weekday: "long" };
+  const clock = new Intl.DateTimeFormat("en-US", shown);
+  const steps = [...Array(4 * 24 * 8).keys()].map((step) => (Math.ceil(from / 900) + step) * 900);
+  return steps.find((at) => {
+    const here = Object.fromEntries(clock.formatToParts(at * 1000).map((part) => [part.type, part.value]));
+    return (hour === "" || Number(here.hour) === Number(hour)) && (day === "" || DAYS[day] === here.weekday);
+  });
 }
 
 function readForm() {
@@ -172,7 +173,8 @@ function readForm() {
     else if (input.value !== "") (body[side] ??= {})[name] = kind === "numeric" ? Number(input.value) : input.value;
   }
   if (body.features && who.user_id !== null) body.features = { ...who.features, ...body.features };
-  if (wanted.hour_of_day !== "" || wanted.day_of_week !== "") body.datetime = nextMoment(form.moment, wanted.hour_of_day, wanted.day_of_week);
+  const { hour_of_day: hour, day_of_week: day } = wanted;
+  if (hour !== "" || day !== "") body.datetime = nextMoment(form.moment, hour, day);
   if (byId("only-new").checked) body.repeats = "exclude";
   if (byId("where").value.trim()) body.filters = { where: byId("where").value.trim() };
   if (who.user_id !== null) return { ...body, user_id: who.user_id };
@@ -186,7 +188,7 @@ async function ask() {
   byId("list").setAttribute(BUSY, "true");
   try {
     const body = readForm();
-    const about = ["k", "datetime", "context"].filter((name) => name in body).map((name) => [name, body[name]]);
+    const about = ["k", "explain", "datetime", "context"].filter((name) => name in body).map((name) => [name, body[name]]);
     const [answer, popular] = await Promise.all([call("/v1/recommend", body), call("/v1/recommend", Object.fromEntries(about))]);
     if (number !== asked) return;
     byId("error").textContent = "";
@@ -200,22 +202,27 @@ async function ask() {
 
 function draw(answer, popular) {
   const [list] = answer.answers;
-  const before = last === null ? null : new Map(last.items.map((item) => [String(item.item_id), item]));
-  const places = new Map(popular.map((item, index) => [String(item.item_id), index + 1]));
+  const here = new Set(list.items.map(idOf));
+  const rankOf = new Map(last === null ? [] : last.items.map((item) => [idOf(item), item.rank]));
+  const placeOf = new Map(popular.map((item) => [idOf(item), item.rank]));
+  for (const item of list.items) { // places that it rose; NaN if it was not there
+    item.rise = last === null ? 0 : (rankOf.get(idOf(item)) ?? NaN) - item.rank;
+    item.popular = placeOf.get(idOf(item));
+  }
   const strongest = Math.max(...list.items.flatMap((item) => (item.reasons ?? []).map((one) => one.effect)), 1e-9);
-  const held = document.activeElement?.closest("#list") ? document.activeElement.dataset.held : undefined;
-  byId("list").replaceChildren(...list.items.map((item) => drawItem(item, before, places, strongest)));
+  const held = document.activeElement.dataset.held;
+  byId("list").replaceChildren(...list.items.map((item) => drawItem(item, strongest)));
+  if (held) ([...byId("list").querySelectorAll("button")].find((one) => one.dataset.held === held) ?? byId("list-title")).focus();
   byId("list-title").textContent = who.user_id === null ? "What somebody new would want" : `What user ${who.user_id} would want`;
   byId("notes").replaceChildren(...describePerson(list).map((text) => make("span", {}, text)));
-  const here = new Set(list.items.map((item) => String(item.item_id)));
-  const gone = before === null ? [] : last.items.filter((item) => !here.has(String(item.item_id)));
-  byId("gone").textContent = gone.length ? `No longer here: ${gone.map(nameOf).join("; ")}.` : "";
-  byId("said").textContent = describeChange(list, before, places);
-  const clock = answer.clock === "data" ? ", the end of the data" : "";
-  byId("facts").textContent = `Asked for ${list.moment ? dayOf(list.moment) + clock : "now"}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}.`;
+  const nameMissing = (items) => items.filter((item) => !here.has(idOf(item))).map(nameOf).join("; ");
+  byId("gone").textContent = last && nameMissing(last.items) ? `No longer here: ${nameMissing(last.items)}.` : "";
+  byId("others").textContent = nameMissing(popular) ? `Popular, but not for them: ${nameMissing(popular)}.` : "";
+  byId("said").textContent = describeChange(list.items, popular.length);
+  const moment = list.moment ? dayOf(list.moment) + (answer.clock === "data" ? ", the end of the data" : "") : "now";
+  byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}.`;
   last = { ...list, request_id: answer.request_id };
   form.moment = list.moment ?? form.moment;
-  if (held !== undefined) ([...byId("list").querySelectorAll("button")].find((one) => one.dataset.held === held) ?? byId("list-title")).focus();
 }
 
 function describePerson(list) {
@@ -229,41 +236,33 @@ function describePerson(list) {
   return words;
 }
 
-function describeChange(list, before, places) {
-  const own = list.items.filter((item) => !places.has(String(item.item_id))).length;
-  const differs = `${own} of ${list.items.length} are not among the ${places.size} most popular.`;
-  if (before === null) return differs;
-  const fresh = list.items.filter((item) => !before.has(String(item.item_id))).length;
-  const moved = list.items.filter((item) => before.has(String(item.item_id)) && before.get(String(item.item_id)).rank !== item.rank).length;
+function describeChange(items, n_popular) {
+  const own = items.filter((item) => !item.popular).length;
+  const differs = `${own} of ${items.length} are not among the ${n_popular} most popular.`;
+  const fresh = items.filter((item) => Number.isNaN(item.rise)).length;
+  const moved = items.filter((item) => item.rise).length;
+  if (last === null) return differs;
   return fresh || moved ? `${fresh} new, ${moved} moved. ${differs}` : `Nothing changed. ${differs}`;
 }
 
-function drawPlace(item, before) {
-  const earlier = before?.get(String(item.item_id));
-  const rise = earlier ? earlier.rank - item.rank : 0;
-  const mark = before === null || (earlier && !rise) ? "" : !earlier
-    ? make("span", {}, "new")
-    : make("span", { className: rise > 0 ? "up" : "down" }, make("span", { className: "hidden" }, rise > 0 ? "up " : "down "), `${rise > 0 ? "▲" : "▼"} ${Math.abs(rise)}`);
-  return [before !== null && !earlier ? "fresh" : rise ? "moved" : "", make("div", { className: "place" }, String(item.rank), mark)];
+function drawPlace({ rank, rise }) {
+  const mark = make("span", { className: rise > 0 ? "up" : "down" }, Number.isNaN(rise) ? "new" : "");
+  if (rise) mark.append(make("span", { className: "hidden" }, rise > 0 ? "up " : "down "), `${rise > 0 ? "▲" : "▼"} ${Math.abs(rise)}`);
+  return make("div", { className: "place" }, String(rank), rise === 0 ? "" : mark);
 }
 
-function drawItem(item, before, places, strongest) {
-  const [state, place] = drawPlace(item, before);
+function drawItem(item, strongest) {
   const name = nameOf(item);
-  const popular = places.get(String(item.item_id));
-  const ids = [`id ${item.item_id}`, popular ? `also popular: place ${popular}` : ""].filter(Boolean).join(" · ");
+  const ids = `id ${item.item_id}${item.popular ? ` · also popular: place ${item.popular}` : ""}`;
   const acts = make("div", { className: "acts" });
+  const words = make("div", {}, make("span", { className: "name" }, name), make("span", { className: "kind" }, kindOf(item)), make("small", {}, ids), acts);
+  const state = Number.isNaN(item.rise) ? "fresh" : item.rise ? "moved" : "";
+  const row = make("li", { className: state }, drawPlace(item), words, drawReasons(item, strongest));
   if (form.may_change || who.user_id === null) {
     acts.append(button("Took it", `They took ${name}`, () => take(item)), button("Not this", `Dismiss ${name}`, () => dismiss(item)));
   }
-  const row = make("li", { className: state }, place, make("div", {}, make("span", { className: "name" }, name), make("span", { className: "kind" }, kindOf(item)), make("small", {}, ids), acts), drawReasons(item, strongest));
-  const similar = button("Similar", `Similar to ${name}`, attempt(async () => {
-    const isOpen = near === item.item_id;
-    hideSimilar();
-    if (!isOpen) await showSimilar(item, row, similar);
-  }));
+  const similar = button("Similar", `Similar to ${name}`, attempt(() => showSimilar(item, row, similar)));
   similar.setAttribute("aria-expanded", "false");
-  if (near === item.item_id) attempt(showSimilar)(item, row, similar);
   acts.append(similar);
   [...acts.children].forEach((one, index) => { one.dataset.held = `${item.item_id} ${index}`; });
   return row;
@@ -285,26 +284,20 @@ function bar(share) {
 function drawReasons(item, strongest) {
   const reasons = (item.reasons ?? []).slice(0, 3);
   return make("ul", { className: "reasons" }, ...reasons.map((one) => {
-    return make("li", {}, one.text, one.effect ? bar(one.effect / strongest) : "", one.kind === "memory" && one.every_days ? drawRhythm(one.days_ago, one.every_days) : "");
+    const rhythm = one.kind === "memory" && one.every_days ? drawRhythm(one.days_ago, one.every_days) : "";
+    return make("li", {}, one.text, one.effect ? bar(one.effect / strongest) : "", rhythm);
   }));
 }
 
 async function showSimilar(item, row, similar) {
+  const isOpen = row.classList.toggle("open");
+  similar.setAttribute("aria-expanded", String(isOpen));
+  if (!isOpen) return row.lastChild.remove();
+  const rows = make("ol", {});
+  row.append(make("div", { className: "near" }, make("h3", {}, "Similar items"), rows));
   const answer = await call("/v1/similar", { item_id: item.item_id, k: 5, explain: true });
-  near = item.item_id;
-  const rows = answer.items.map((one) => make("li", {}, nameOf(one), make("small", {}, `${kindOf(one)} · ${Math.round(one.cosine * 100)} % alike`)));
-  row.append(make("div", { className: "near" }, make("h3", {}, "Similar items"), make("ol", {}, ...rows)));
-  row.classList.add("open");
-  similar.setAttribute("aria-expanded", "true");
-}
-
-function hideSimilar() {
-  near = null;
-  for (const row of byId("list").querySelectorAll(".open")) {
-    row.classList.remove("open");
-    row.querySelector(".near").remove();
-    row.querySelector("[aria-expanded=true]").setAttribute("aria-expanded", "false");
-  }
+  const words = (one) => `${Math.round(one.cosine * 100)} % alike · ${kindOf(one)}`;
+  rows.append(...answer.items.map((one) => make("li", {}, nameOf(one), make("small", {}, words(one)))));
 }
 
 async function tell(item, event) {
@@ -328,51 +321,53 @@ const dismiss = attempt(async (item) => {
 
 // ---- the interface
 
+const resolve = (schema, all) => schema.$ref ? all[schema.$ref.split("/").pop()] : schema;
+
 function typeOf(schema, all) {
-  const found = schema.$ref ? all[schema.$ref.split("/").pop()] : schema;
-  if (found.anyOf || found.oneOf) return (found.anyOf ?? found.oneOf).map((one) => typeOf(one, all)).filter((name) => name !== "null").join(" or ");
+  const found = resolve(schema, all);
+  const ways = found.anyOf ?? found.oneOf;
+  if (ways) return ways.map((one) => typeOf(one, all)).filter((name) => name !== "null").join(" or ");
   if (found.enum) return found.enum.join(" | ");
   return found.type === "array" ? `list of ${typeOf(found.items ?? {}, all)}` : schema.$ref ? found.title : found.type ?? "any";
 }
 
+const rowsOf = (fields) => make("dl", {}, ...fields.flatMap(([name, isNeeded, words]) => [
+  make("dt", {}, isNeeded ? `${name} *` : name),
+  make("dd", {}, words),
+]));
+
 function listFields(schema, all) {
-  const found = schema.$ref ? all[schema.$ref.split("/").pop()] : schema;
-  if (found.oneOf || found.anyOf) return (found.oneOf ?? found.anyOf).flatMap((one) => [make("p", {}, make("b", {}, one.$ref.split("/").pop())), ...listFields(one, all)]);
-  return [make("dl", {}, ...Object.entries(found.properties ?? {}).flatMap(([name, one]) => [
-    make("dt", {}, name + (found.required?.includes(name) ? " *" : "")),
-    make("dd", {}, [typeOf(one, all), one.description].filter(Boolean).join(". ")),
-  ]))];
+  const found = resolve(schema, all);
+  if (found.oneOf) return found.oneOf.flatMap((one) => [make("p", {}, make("b", {}, resolve(one, all).title)), ...listFields(one, all)]);
+  return [rowsOf(Object.entries(found.properties ?? {}).map(([name, one]) => {
+    return [name, found.required?.includes(name), [typeOf(one, all), one.description].filter(Boolean).join(". ")];
+  }))];
 }
 
 function drawOperation(path, method, operation, all) {
-  const article = make("article", {}, make("h3", {}, `${method.toUpperCase()} ${path}`), make("p", {}, operation.summary ?? ""));
-  const [needs] = operation.security ?? [];
-  if (needs) article.append(make("p", {}, make("small", {}, `Where keys are set: one of the role ${needs.key[0]}, or above it.`)));
-  const parameters = operation.parameters ?? [];
-  if (parameters.length) article.append(make("dl", {}, ...parameters.flatMap((one) => [make("dt", {}, one.name + (one.required ? " *" : "")), make("dd", {}, `in the ${one.in}`)])));
   const content = operation.requestBody?.content["application/json"];
-  if (content) article.append(...listFields(content.schema, all));
-  for (const [name, example] of Object.entries(content?.examples ?? {})) article.append(make("small", {}, name), make("pre", {}, JSON.stringify(example.value)));
-  return article;
+  const [needs] = operation.security ?? [];
+  const asked = operation.parameters ?? [];
+  return make("article", {},
+    make("h3", {}, `${method.toUpperCase()} ${path}`),
+    make("p", {}, operation.summary ?? ""),
+    make("p", {}, make("small", {}, needs ? `Where keys are set: one of the role ${needs.key[0]}, or above it.` : "Open to all.")),
+    asked.length ? rowsOf(asked.map((one) => [one.name, one.required, `in the ${one.in}`])) : "",
+    ...content ? listFields(content.schema, all) : [],
+    ...Object.entries(content?.examples ?? {}).flatMap(([name, one]) => [make("small", {}, name), make("pre", {}, JSON.stringify(one.value))]));
 }
 
 async function drawDocs() {
-  const document = await call("/openapi.json");
-  const operations = Object.entries(document.paths).flatMap(([path, methods]) => Object.entries(methods).map(([method, one]) => drawOperation(path, method, one, document.components.schemas)));
-  const link = make("a", { href: "/openapi.json" }, "/openapi.json");
-  byId("docs").replaceChildren(make("h2", {}, "Interface"), make("p", {}, `${document.info.description} A star marks what must be given. For programs: `, link, "."), ...operations);
+  const { paths, info, components } = await call("/openapi.json");
+  const operations = Object.entries(paths).flatMap(([path, methods]) => {
+    return Object.entries(methods).map(([method, one]) => drawOperation(path, method, one, components.schemas));
+  });
+  const about = make("p", {}, `${info.description} A star marks what must be given. For programs: `, make("a", { href: "/openapi.json" }, "/openapi.json"));
+  byId("docs").replaceChildren(make("h2", {}, "Interface"), about, ...operations);
   byId("docs").hidden = false;
 }
 
 // ---- the beginning
-
-function later(act) {
-  let timer;
-  return () => {
-    clearTimeout(timer);
-    timer = setTimeout(act, 150);
-  };
-}
 
 function showDials() {
   for (const name of DIALS) byId(`${name}-value`).textContent = Number(byId(name).value).toFixed(2);
@@ -394,7 +389,7 @@ const start = attempt(async () => {
   byId("event").replaceChildren(...form.events.map((name) => make("option", {}, name)));
   byId("event-row").hidden = form.events.length < 2;
   byId("repeats-row").hidden = form.repeats !== "allow";
-  await choose(form.users[0] ?? NOBODY);
+  await choose(form.users[Math.floor(form.users.length / 2)] ?? NOBODY);
 });
 
 byId("ask").addEventListener("submit", (event) => {
@@ -409,12 +404,16 @@ byId("key-form").addEventListener("submit", (event) => {
   byId("key-form").hidden = true;
   start();
 });
-const askLater = later(() => ask());
-for (const name of DIALS) byId(name).addEventListener("input", () => { showDials(); askLater(); });
+let timer;
+function later(act) {
+  clearTimeout(timer);
+  timer = setTimeout(act, 150);
+}
+for (const name of DIALS) byId(name).addEventListener("input", () => { showDials(); later(ask); });
 for (const name of ["only-new", "k", "where"]) byId(name).addEventListener("change", () => ask());
 byId("recommended").addEventListener("click", () => { setDials(form.dials); ask(); });
 byId("plain").addEventListener("click", () => { setDials({ diversity: 0, novelty: 0 }); ask(); });
-byId("search").addEventListener("input", later(attempt(search)));
+byId("search").addEventListener("input", () => later(attempt(search)));
 byId("search").addEventListener("keydown", (event) => {
   if (event.key === "Enter") event.preventDefault();
 });
