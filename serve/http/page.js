@@ -228,7 +228,7 @@ function draw(answer, popular) {
 function describePerson(list) {
   const words = [];
   if (list.user_known === false) words.push("The service does not know this user (never seen, or forgotten): this is what a newcomer gets.");
-  if (list.segment) words.push(`Like ${list.segment.size.toLocaleString("en")} others: ${list.segment.text}.`);
+  if (list.segment) words.push(`In a group of ${count(list.segment.size, "user")}: ${list.segment.text}.`);
   if (list.unknown_items) words.push(`${count(list.unknown_items, "item")} of the history are not known here.`);
   if (list.unknown_values) words.push(`Never seen in training: ${list.unknown_values.join(", ")}.`);
   if (list.reason) words.push(`Fewer than asked for: ${list.reason}.`);
