@@ -1,0 +1,153 @@
+"""A two-tower recommender: `fit` it on your tables, ask it, `save` it as one folder, `load` it where you serve.
+
+    >>> import bascule
+    >>> recommender = bascule.fit(events, epochs=2, quiet=True)
+    >>> recommender.recommend([[3, 7]], k=5).to_pandas()["rank"].tolist()
+    [1, 2, 3, 4, 5]
+
+What takes long to import is imported when it is needed: a recommender that was loaded never imports torch.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from bascule.recommender import Answers as Answers
+    from bascule.recommender import Recommender as Recommender
+    from serve.errors import BundleError as BundleError
+    from serve.errors import SchemaError as SchemaError
+    from serve.requests import Request as Request
+else:
+
+    def __getattr__(name: str) -> Any:
+        from importlib import import_module
+
+        module = {"Answers": "bascule.recommender", "Recommender": "bascule.recommender"}.get(name, "serve")
+        if name not in __all__:
+            raise AttributeError(f"module 'bascule' has no attribute '{name}'")
+        return getattr(import_module(module), name)
+
+
+__all__ = ["Answers", "BundleError", "Recommender", "Request", "SchemaError", "fit", "load"]
+
+_SECTIONS = {
+    "data": ("repeats", "ties", "split", "targets", "events", "timezone", "history_length", "max_reject_rate"),
+    "model": ("max_epochs", "dim", "batch_size", "learning_rate"),
+    "evaluation": ("baselines",),
+}  # of a configuration, and the options that stand there
+_KEYS = {"epochs": "max_epochs", "weights": "events"}  # option -> its key, where that is another
+
+
+class Options(TypedDict, total=False):
+    """Options of `fit`; what is left out is chosen from the data."""
+
+    columns: Mapping[str, str]  # our name -> yours: {"user_id": "customer", "item_id": "sku"}
+    seed: int
+    epochs: int  # at most; validation stops earlier
+    dim: int  # entries of a vector
+    batch_size: int
+    learning_rate: float
+    repeats: Literal["exclude", "allow"]  # may an item be recommended that the user already has?
+    ties: Literal["ordered", "simultaneous"]  # events of a user at one time: in their order, or one basket
+    split: str | Mapping[str, Any]  # "leave_one_out", "none", {"kind": "time", "at": "2025-03-01"}, ...
+    targets: Mapping[str, Any]  # {"events": ["purchase"]} or {"min_weight": 4}
+    weights: Mapping[str, float]  # of events as targets: {"view": 1, "purchase": 5}
+    timezone: str
+    history_length: int
+    max_reject_rate: float
+    baselines: Sequence[str]  # to compare with; []: none, which is quicker
+    previous: str | Path  # an earlier bundle, whose codes of values are kept
+    overwrite: bool  # replace a run in `out`
+
+
+def fit(
+    events: pd.DataFrame | str | Path,
+    users: pd.DataFrame | str | Path | None = None,
+    items: pd.DataFrame | str | Path | None = None,
+    features: Mapping[str, Mapping[str, Any]] | None = None,
+    *,
+    out: str | Path | None = None,
+    quiet: bool = False,
+    **options: Unpack[Options],
+) -> Recommender:
+    """Train on tables and return the recommender, measured on what was held out.
+
+    >>> kinds = {"item": {"category": "categorical"}}
+    >>> recommender = bascule.fit(events, items=items, features=kinds, epochs=2, baselines=["popularity"], quiet=True)
+    >>> sorted(recommender.metrics["test"])
+    ['bascule', 'popularity']
+
+    Args:
+        events: user_id, item_id and what there is of datetime, position, event and weight: a DataFrame, or the path of
+            CSV, JSON Lines or Parquet files.
+        users: user_id and features, likewise.
+        items: item_id and features, likewise.
+        features: {"user": {name: kind}, "item": ..., "context": ...} as in `configs/template.yaml`.
+        out: folder of the run; by default one that goes when the recommender does, unless it is saved.
+        quiet: print nothing.
+        options: see `Options`. A wrong one is a SchemaError of one line, as what is wrong with the tables.
+    """
+    from bascule.recommender import Recommender
+
+    given = {"interactions": events, "users": users, "items": items}
+    given = {name: table for name, table in given.items() if table is not None}
+    paths = {name: str(table) for name, table in given.items() if isinstance(table, (str, Path))}
+    kept = TemporaryDirectory(prefix="bascule-") if out is None else None
+    content = _configure(given, paths, features or {}, dict(options)) | {"out": kept.name if kept else str(out)}
+    from dataclasses import replace
+
+    from pipeline.config import parse
+
+    config, text = parse(["--config", json.dumps(content, default=str)])
+    from pipeline.run import run
+    from pipeline.stages import console
+
+    console.quiet, before = quiet, console.quiet
+    try:
+        config = replace(config, trainer={"enable_progress_bar": not quiet})
+        run(config, *((None, text) if paths else ((events, users, items), None)))  # type: ignore[arg-type]
+    finally:
+        console.quiet = before
+    return Recommender.load(config.out, kept=kept)
+
+
+def load(directory: str | Path, trusted: str | Path | None = None) -> Recommender:
+    """Load the folder of a run, one that `save` wrote, or a bundle alone; `trusted` is a file of public keys.
+
+    >>> bascule.load("runs/shop")
+    <Recommender of 23 items and 5 users, repeats allowed>
+    """
+    from bascule.recommender import Recommender
+
+    return Recommender.load(Path(directory), None if trusted is None else Path(trusted))
+
+
+def _configure(
+    given: Mapping[str, Any], paths: Mapping[str, str], features: Mapping[str, Any], options: dict[str, Any]
+) -> dict[str, Any]:
+    """Return the content that a configuration file of these tables and options has."""
+    from serve.errors import SchemaError, name_nearest
+
+    if paths and len(paths) < len(given):
+        raise SchemaError(f"fit: {', '.join(paths)} by path, the others not; give all as paths or all as DataFrames")
+    columns = dict(options.pop("columns", {}))
+    of_table = {"interactions": columns.keys(), "users": {"user_id"}, "items": {"item_id"}}
+    data: dict[str, Any] = {"features": features}
+    for name in given:
+        data[name] = {"columns": {ours: columns[ours] for ours in of_table[name] & columns.keys()}}
+        data[name] |= {"path": paths[name]} if name in paths else {}
+    content: dict[str, Any] = {"data": data, "model": {}, "evaluation": {}}
+    for name, value in options.items():
+        if name not in Options.__annotations__:
+            raise SchemaError(f"fit: unknown option '{name}'; {name_nearest(name, Options.__annotations__)}")
+        key = _KEYS.get(name, name)
+        section = next((content[one] for one, keys in _SECTIONS.items() if key in keys), content)
+        section[key] = {"kind": value} if name == "split" and isinstance(value, str) else value
+    return content
