@@ -1,4 +1,4 @@
-# The service without training: numpy, onnxruntime, faiss, pyarrow and the extras [http] and [sign].
+# The service without training: what requirements/serve.txt and requirements/http.txt list, no torch and no pandas.
 #   docker build -t bascule .
 #   docker run --read-only --tmpfs /tmp --cap-drop ALL --security-opt no-new-privileges --user "$(id -u)" \
 #       -p 127.0.0.1:8080:8080 -v "$PWD/runs/demo:/run/bascule" bascule
@@ -7,14 +7,18 @@
 #   docker run --rm --entrypoint cat bascule /opt/bascule/sbom.json
 FROM python:3.11-slim AS build
 WORKDIR /src
-COPY pyproject.toml README.md LICENSE ./
+COPY pyproject.toml setup.py train.py README.md LICENSE ./
+COPY requirements requirements
+COPY configs configs
+COPY bascule bascule
 COPY datamodules datamodules
 COPY evaluation evaluation
 COPY models models
 COPY serve serve
 COPY pipeline pipeline
 RUN python -m venv /opt/bascule \
-    && /opt/bascule/bin/python -m pip install --no-cache-dir ".[http,sign]" \
+    && /opt/bascule/bin/python -m pip install --no-cache-dir -r requirements/serve.txt -r requirements/http.txt \
+    && /opt/bascule/bin/python -m pip install --no-cache-dir --no-deps . \
     && /opt/bascule/bin/python -m pip uninstall --yes setuptools pip
 RUN python -m venv /opt/sbom \
     && /opt/sbom/bin/python -m pip install --no-cache-dir "cyclonedx-bom>=7" \
@@ -35,5 +39,5 @@ HEALTHCHECK --interval=10s --timeout=3s --start-period=30s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8080/health', timeout=2)"]
 # whoever runs it, user 10001 by default, must be able to write into this folder: the state lies in it
 VOLUME /run/bascule
-ENTRYPOINT ["python", "-m", "serve", "http", "--host", "0.0.0.0"]
+ENTRYPOINT ["python", "-m", "bascule", "serve", "--host", "0.0.0.0"]
 CMD ["--bundle", "/run/bascule/bundle"]

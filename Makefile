@@ -16,7 +16,7 @@ test: .venv/.dev            ## the quick suite
 lint: .venv/.dev            ## style, form and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy datamodules evaluation models pipeline serve train.py
+	$(BIN)/mypy bascule datamodules evaluation models pipeline serve train.py
 
 test-light: $(LIGHT)/.base  ## the serving tests where only the base dependencies are installed
 	OMP_NUM_THREADS=1 $(LIGHT)/bin/python -m pytest -q -n 2 --dist loadfile $(LIGHT_TESTS)
@@ -27,8 +27,10 @@ test-lowest:                ## the quick suite with the lowest versions that pyp
 	$(LOWEST)/bin/python -m pip install -q --disable-pip-version-check -c build/lowest.txt -e ".[dev]"
 	OMP_NUM_THREADS=1 $(LOWEST)/bin/python -m pytest -q -n 2 --dist loadfile
 
-wheel: .venv/.dev           ## the built distribution holds our packages and nothing else
-	rm -rf build/wheel && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+wheel: .venv/.dev           ## the built distribution, and what it does alone in a fresh environment and an empty folder
+	rm -rf build/wheel build/alone && $(BIN)/python -m pip wheel -q --no-deps -w build/wheel .
+	$(PYTHON) -m venv build/alone
+	build/alone/bin/python -m pip install -q --disable-pip-version-check build/wheel/*.whl mypy pandas-stubs
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
 
 test-slow: .venv/.dev       ## the suites that need minutes
@@ -40,17 +42,19 @@ test-service: .venv/.dev    ## what a review of the service asks, against runnin
 clean:
 	rm -rf .venv $(LIGHT) $(LOWEST) build .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
-.venv/.train: pyproject.toml
+.venv/.train: pyproject.toml requirements/*.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[train,http]"
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
 	touch $@
 
-.venv/.dev: pyproject.toml
+.venv/.dev: pyproject.toml requirements/*.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e ".[dev]"
 	touch $@ .venv/.train
 
-$(LIGHT)/.base: pyproject.toml Makefile
+$(LIGHT)/.base: pyproject.toml requirements/serve.txt Makefile
 	$(PYTHON) -m venv $(LIGHT)
-	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -e . pytest pytest-timeout pytest-xdist hypothesis
+	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check -r requirements/serve.txt \
+	    pytest pytest-timeout pytest-xdist hypothesis
+	$(LIGHT)/bin/python -m pip install -q --disable-pip-version-check --no-deps -e .
 	touch $@

@@ -11,9 +11,12 @@ What takes long to import is imported when it is needed: a recommender that was 
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any, Literal, TypedDict, Unpack
 
 if TYPE_CHECKING:
@@ -27,12 +30,15 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name: str) -> Any:
-        from importlib import import_module
-
-        module = {"Answers": "bascule.recommender", "Recommender": "bascule.recommender"}.get(name, "serve")
-        if name not in __all__:
+        if name in ("BundleError", "SchemaError"):
+            from serve import errors as module
+        elif name == "Request":
+            from serve import requests as module
+        elif name in __all__:
+            from bascule import recommender as module
+        else:
             raise AttributeError(f"module 'bascule' has no attribute '{name}'")
-        return getattr(import_module(module), name)
+        return getattr(module, name)
 
 
 __all__ = ["Answers", "BundleError", "Recommender", "Request", "SchemaError", "fit", "load"]
@@ -99,23 +105,18 @@ def fit(
     given = {"interactions": events, "users": users, "items": items}
     given = {name: table for name, table in given.items() if table is not None}
     paths = {name: str(table) for name, table in given.items() if isinstance(table, (str, Path))}
-    kept = TemporaryDirectory(prefix="bascule-") if out is None else None
-    content = _configure(given, paths, features or {}, dict(options)) | {"out": kept.name if kept else str(out)}
-    from dataclasses import replace
-
-    from pipeline.config import parse
-
-    config, text = parse(["--config", json.dumps(content, default=str)])
-    from pipeline.run import run
-    from pipeline.stages import console
-
-    console.quiet, before = quiet, console.quiet
+    content = _configure(given, paths, features or {}, dict(options))
+    folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
     try:
-        config = replace(config, trainer={"enable_progress_bar": not quiet})
-        run(config, *((None, text) if paths else ((events, users, items), None)))  # type: ignore[arg-type]
-    finally:
-        console.quiet = before
-    return Recommender.load(config.out, kept=kept)
+        _train(content | {"out": str(folder)}, None if paths else (events, users, items), quiet)
+        recommender = Recommender.load(folder)
+    except BaseException:
+        if out is None:
+            shutil.rmtree(folder)
+        raise
+    if out is None:
+        weakref.finalize(recommender, shutil.rmtree, folder, ignore_errors=True)
+    return recommender
 
 
 def load(directory: str | Path, trusted: str | Path | None = None) -> Recommender:
@@ -127,6 +128,21 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     from bascule.recommender import Recommender
 
     return Recommender.load(Path(directory), None if trusted is None else Path(trusted))
+
+
+def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
+    """Run with the content of a configuration file."""
+    from pipeline.config import parse
+
+    config, text = parse(["--config", json.dumps(content, default=str)])  # before torch is imported
+    from pipeline.run import run
+    from pipeline.stages import console
+
+    console.quiet, before = quiet, console.quiet
+    try:
+        run(replace(config, trainer={"enable_progress_bar": not quiet}), frames, None if frames else text)
+    finally:
+        console.quiet = before
 
 
 def _configure(

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
-from serve.discovery.dials import Dials
-from serve.discovery.dials import recommend as recommend_by_dials
-from serve.discovery.reasons import explain
 
 from serve.bundle import BUNDLE, MANIFEST, METRICS, PROFILES, REPORT
 from serve.catalogue import name_items
 from serve.columns import to_arrow
 from serve.command_line import align
+from serve.discovery.dials import Dials
+from serve.discovery.dials import recommend as recommend_by_dials
+from serve.discovery.reasons import explain
 from serve.durable import FORGOTTEN
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.filters import rank_filtered
@@ -92,17 +92,14 @@ class Recommender:
 
     served: Served
     path: Path  # folder of the bundle
-    kept: TemporaryDirectory[str] | None = field(default=None)  # goes with this object
 
     @classmethod
-    def load(
-        cls, folder: Path, trusted: Path | None = None, kept: TemporaryDirectory[str] | None = None
-    ) -> Recommender:
+    def load(cls, folder: Path, trusted: Path | None = None) -> Recommender:
         """Load as `bascule.load` does."""
         bundle = next((path for path in (folder / BUNDLE, folder) if (path / MANIFEST).exists()), None)
         if bundle is None:
             raise BundleError(f"{folder} holds no bundle; give the folder of a run or of a bundle")
-        return cls(Served.load(bundle, trusted=trusted), bundle, kept)
+        return cls(Served.load(bundle, trusted=trusted), bundle)
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -158,7 +155,7 @@ class Recommender:
         }
         known = self.served.profiles.positions
         unknown = [one.user_id for one in requests if one.user_id is not None and one.user_id not in known]
-        notes = [f"{len(unknown)} users are unknown; the first is {show(unknown[0])}"] if unknown else []
+        notes = [f"unknown users: {len(unknown)}, the first {show(unknown[0])}"] if unknown else []
         short = [reason for reason in lists.reason.tolist() if reason is not None]
         notes += [f"{len(short)} lists are shorter than {k}, since {short[0]}"] if short else []
         return self._tabulate(columns, len(lists), notes)
@@ -207,20 +204,20 @@ class Recommender:
         else:
             asked = [known[self.served.catalogue.item_ids.require(_listed(items))].tolist()] * len(requests)
         explained = zip(asked, explain(self.served, requests, asked), strict=True)
-        rows = [
+        rows: list[tuple[Any, ...]] = [
             (place, item_id, one.kind, one.effect, one.text)
             for place, (ids, reasons) in enumerate(explained)
             for item_id, some in zip(ids, reasons, strict=True)
             for one in some
         ]
-        kinds = {
+        kinds: dict[str, Any] = {
             "request": np.int64,
             "item_id": known.dtype,
             "kind": np.object_,
             "effect": np.float64,
             "text": np.object_,
         }
-        columns = {name: np.array([row[i] for row in rows], kind) for i, (name, kind) in enumerate(kinds.items())}
+        columns = {name: np.array([row[i] for row in rows], dtype=kind) for i, (name, kind) in enumerate(kinds.items())}
         return self._tabulate(columns, len(requests))
 
     def score(self, user: One, items: Id | Sequence[Id]) -> NDArray[np.float64]:
@@ -229,7 +226,7 @@ class Recommender:
         >>> recommender.score("u1", ["i107", "i114"]).shape
         (2,)
         """
-        (scores,) = self.served.score(self._read(user), _listed(items))
+        scores: NDArray[np.float64] = self.served.score(self._read(user), _listed(items))[0]
         return scores
 
     def encode_users(self, users_or_requests: Asked) -> Floats:
@@ -284,7 +281,7 @@ class Recommender:
         given = {} if filters is None else {"filters": filters}
         return self.served.check([one if isinstance(one, Request) else {**given, **one} for one in raw])
 
-    def _nest(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+    def _nest(self, row: Mapping[str, Any]) -> Mapping[str, Any] | Request:
         """Put the cells of a DataFrame's row into the fields of a request; a missing one is not given."""
         schema, nested = self.served.bundle.schema, dict[str, Any]()
         sides = {one.name: "features" for one in schema.user_features}
@@ -317,9 +314,8 @@ class Recommender:
             distinct, place = np.unique(self.served.catalogue.item_ids.find(columns["item_id"]), return_inverse=True)
             items = self.served.catalogue.table.take(to_arrow(distinct))
             names = np.array(name_items(items, self.served.bundle.schema.item_features), dtype=np.object_)[place]
-            columns = (
-                {key: columns[key] for key in columns if key not in ("item_id", "score")} | {"name": names} | columns
-            )
+            first: dict[str, Any] = {key: columns.pop(key) for key in ("request", "user_id", "rank") if key in columns}
+            columns = {**first, "name": names, **columns}
         arrays = {name: to_arrow(one) if isinstance(one, np.ndarray) else one for name, one in columns.items()}
         return Answers(pa.table(arrays), n_requests, tuple(notes))
 
@@ -335,11 +331,11 @@ def _read_one(one: Any) -> Mapping[str, Any] | Request:
     """Return a request; a list is a history, and what is no mapping a user id. Item ids alone are a history, too."""
     if isinstance(one, Request):
         return one
-    if not isinstance(one, Mapping):
-        one = {"history" if isinstance(one, (list, tuple, np.ndarray)) else "user_id": one}
-    if not isinstance(history := one.get("history"), (list, tuple, np.ndarray)):
-        return one
-    return {**one, "history": [event if isinstance(event, Mapping) else {"item_id": event} for event in history]}
+    is_list = isinstance(one, (list, tuple, np.ndarray))
+    given: Mapping[str, Any] = one if isinstance(one, Mapping) else {"history" if is_list else "user_id": one}
+    if not isinstance(history := given.get("history"), (list, tuple, np.ndarray)):
+        return given
+    return {**given, "history": [event if isinstance(event, Mapping) else {"item_id": event} for event in history]}
 
 
 def _columns(scores: Floats, rows: Ints, name: str, ids: NDArray[np.generic]) -> dict[str, Any]:

@@ -47,9 +47,9 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.report") -> int:
     """Run the command and return its exit status."""
-    parser = make_parser("python -m evaluation.report", "Write the report of a finished run again.")
+    parser = make_parser(program, "Write the report of a finished run again.")
     parser.add_argument("--run", type=Path, required=True, help="folder of a finished run")
     parser.add_argument("--holdout", type=Path, help="the test interactions, to mark what was right in the examples")
     return run_command(lambda: rewrite_report(**vars(parser.parse_args(argv))))

@@ -8,9 +8,10 @@ import os
 import shlex
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from serve.command_line import align, make_parser, run_command
@@ -295,7 +296,7 @@ _PLACE = (
 _PLACE += " --clock --workers --trusted-keys --admin-port --read-only --log-format"
 _AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
-_COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
+COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {
     "recommend": (_recommend, "write the best items of requests to a file", "--bundle --out", _ASK, _RECOMMEND_HELP),
     "similar": (_similar, "show the items nearest to an item", "--bundle --item", "--k --trusted-keys", ""),
     "export": (_export, "write vectors to a folder of Parquet files", "--bundle --side --out", _ROWS, _EXPORT_HELP),
@@ -310,12 +311,22 @@ _COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, 
 }
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143."""
-    parser = make_parser(_PROGRAM, "Answer requests from a bundle.")
+def main(
+    arguments: Sequence[str] | None = None,
+    program: str = _PROGRAM,
+    known: Mapping[str, Any] = COMMANDS,
+    others: Mapping[str, str] = MappingProxyType({}),
+) -> int:
+    """Run one command; a fault is one line on stderr and exit status 2, SIGTERM is exit status 143.
+
+    `others` are commands that the program runs itself: the help lists them.
+    """
+    parser = make_parser(program, "Train, judge and serve." if others else "Answer requests from a bundle.")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     raw = argparse.RawDescriptionHelpFormatter
-    for name, (run, text, needed, taken, more) in _COMMANDS.items():
+    for name, text in others.items():
+        commands.add_parser(name, help=text, add_help=False)
+    for name, (run, text, needed, taken, more) in known.items():
         about = f"{text}\n{more}"
         command = commands.add_parser(name, help=text, description=about, formatter_class=raw, allow_abbrev=False)
         command.set_defaults(run=run)

@@ -257,7 +257,7 @@ def _read_key(pem: bytes, where: Path, is_private: bool = False) -> tuple[str, A
         from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
         from cryptography.hazmat.primitives.serialization import load_pem_private_key, load_pem_public_key
     except ModuleNotFoundError as error:
-        raise BundleError("signatures need the extra [sign]: pip install cryptography") from error
+        raise BundleError("signatures need cryptography: pip install cryptography") from error
     try:
         key = load_pem_private_key(pem, None) if is_private else load_pem_public_key(pem)
         if not isinstance(key, (Ed25519PrivateKey, Ed25519PublicKey)):

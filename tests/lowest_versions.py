@@ -5,13 +5,14 @@ import tomllib
 from itertools import chain
 from pathlib import Path
 
+ROOT = Path(__file__).parents[1]
 _NEEDED = re.compile(r"(?P<name>[\w.-]+)(\[.*\])?>=(?P<version>[\d.]+)")
 
 if __name__ == "__main__":
-    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    extras = (project["optional-dependencies"][extra] for extra in ("http", "train", "tune"))
-    for requirement in chain(project["dependencies"], *extras):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    files = (path.read_text(encoding="utf-8").splitlines() for path in sorted((ROOT / "requirements").glob("*.txt")))
+    for requirement in chain(*files, project["optional-dependencies"]["tune"]):
         found = _NEEDED.match(requirement)
-        if found:  # but for our own extras
+        if found:  # but for comments
             version = found["version"] if "." in found["version"] else f"{found['version']}.0"
             print(f"{found['name']}=={version}.*")

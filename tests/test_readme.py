@@ -25,9 +25,9 @@ def find_code(text):
 
 
 def test_the_quickstart_runs_and_recommends_the_taste_of_the_history(tmp_path):
-    code = find_code("from train import")
-    assert code.count("\n") <= 15
-    code += "\nassert len(answers) == 1\nprint('ITEMS', *answers.of(0).item_id)\n"
+    code = find_code("bascule.fit")
+    assert code.count("\n") <= 12
+    code += "\nassert len(answers) == 1\nprint('ITEMS', *(row['item_id'] for row in answers[0]))\n"
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -1,0 +1,31 @@
+"""`bascule COMMAND`: `python train.py`, `python -m evaluation` and `python -m serve COMMAND` under one name."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from serve import errors
+
+_OTHERS = {
+    "train": ("train", "train, export, evaluate and publish; with --tune.trials, search"),
+    "evaluate": ("evaluation.__main__", "evaluate a bundle on a holdout"),
+    "report": ("evaluation.report", "write the report of a finished run again"),
+}  # command -> module whose `main` it is, imported when it is asked for, and help in a line
+_HOME = errors.__name__.removesuffix("serve.errors")  # what their names begin with: `bascule.` in the wheel
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    words = sys.argv[1:] if arguments is None else list(arguments)
+    if words and words[0] in _OTHERS:
+        module, _ = _OTHERS[words[0]]
+        return int(import_module(f"{_HOME}{module}").main(words[1:], f"bascule {words[0]}"))
+    served = import_module(f"{_HOME}serve.__main__")
+    commands = {"serve" if name == "http" else name: command for name, command in served.COMMANDS.items()}
+    return int(served.main(words, "bascule", commands, {name: text for name, (_, text) in _OTHERS.items()}))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

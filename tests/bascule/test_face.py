@@ -1,0 +1,204 @@
+"""The face of the package: what is asked in any form is what serving answers, under names and in tables."""
+
+from __future__ import annotations
+
+import doctest
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import bascule
+import bascule.recommender
+from serve.errors import BundleError, SchemaError
+from serve.requests import Request
+from tests.linear_bundle import N
+from tests.models.tiny_towers import one_thread
+from tests.pipeline.small_runs import ORDERED, make_tables
+from tests.served import ROOT
+
+
+@pytest.fixture
+def shop(bundle_paths, tmp_path, monkeypatch):
+    """Give a recommender of a shop whose run lies in the working directory, as `runs/shop`."""
+    shutil.copytree(bundle_paths["shop"].parent, tmp_path / "runs" / "shop")
+    monkeypatch.chdir(tmp_path)
+    return bascule.load("runs/shop")
+
+
+def run_examples(module, **names):
+    finder, runner = doctest.DocTestFinder(), doctest.DocTestRunner(optionflags=doctest.ELLIPSIS)
+    for test in finder.find(module, extraglobs={"bascule": bascule, **names}):
+        runner.run(test)
+    assert runner.summarize().failed == 0
+    assert runner.tries > 3
+
+
+def test_the_examples_of_a_recommender_give_what_they_say(shop):
+    run_examples(bascule.recommender, recommender=shop)
+
+
+@pytest.mark.slow
+def test_the_examples_of_the_package_give_what_they_say(shop):
+    rng = np.random.default_rng(0)
+    events = pd.DataFrame({"user_id": np.arange(300) % 30, "item_id": rng.integers(12, size=300)})
+    items = pd.DataFrame({"item_id": np.arange(12), "category": [f"c{item % 3}" for item in range(12)]})
+    with one_thread():
+        run_examples(bascule, events=events, items=items)
+
+
+def rows_of(answers):
+    return [[(row["item_id"], round(row["score"], 3)) for row in one] for one in answers]
+
+
+def test_users_requests_frames_and_histories_are_asked_alike(shop):
+    lists = shop.served.recommend([{"user_id": "u0"}, {"user_id": "u1"}], k=4)
+    expected = [
+        [(item_id, round(score, 3)) for item_id, score in zip(one.item_id.tolist(), one.score.tolist(), strict=True)]
+        for one in lists
+    ]
+    frame = pd.DataFrame({"user_id": ["u0", "u1"], "device": [None, np.nan]})
+    for asked in (
+        ["u0", "u1"],
+        [{"user_id": "u0"}, Request("u1")],
+        np.array(["u0", "u1"], dtype=object),
+        frame["user_id"],
+        frame,
+    ):
+        assert rows_of(shop.recommend(asked, k=4)) == expected
+    assert rows_of(shop.recommend("u1", k=4)) == expected[1:]
+    history = [{"item_id": "i107"}, {"item_id": "i114"}]
+    assert rows_of(shop.recommend([["i107", "i114"]], 3)) == rows_of(shop.recommend({"history": history}, 3))
+    assert rows_of(shop.recommend({"history": ["i107", "i114"]}, 3)) == rows_of(shop.recommend({"history": history}, 3))
+
+
+def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
+    frame = pd.DataFrame({"user_id": ["u1"], "gender": ["m"], "device": ["web"], "datetime": [1_500_000_000]})
+    asked = {"user_id": "u1", "features": {"gender": "m"}, "context": {"device": "web"}, "datetime": 1_500_000_000}
+    assert rows_of(shop.recommend(frame)) == rows_of(shop.recommend(asked))
+    with pytest.raises(SchemaError, match="device"):
+        shop.recommend(frame.rename(columns={"device": "devise"}))
+
+
+def test_a_table_has_a_row_per_item_with_its_name_and_says_who_is_unknown(shop):
+    answers = shop.recommend(["u0", "nobody", ["i107"]], k=3)
+    frame = answers.to_pandas()
+    assert frame["request"].tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert frame["rank"].tolist() == [1, 2, 3] * 3
+    assert frame["name"].notna().all()
+    assert [row["item_id"] for row in answers[-1]] == frame["item_id"].tolist()[6:]
+    (note,) = answers.notes
+    assert "nobody" in note
+    assert "nobody" in repr(answers)
+    assert len(repr(shop.recommend(["u0"] * 50)).splitlines()) < 15
+
+
+def test_similar_items_have_the_cosines_of_the_tower_and_obey_filters(shop):
+    vectors = shop.encode_items(shop.served.catalogue.item_ids.ids.tolist())[:, : shop.served.taste_dim]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    ids = shop.served.catalogue.item_ids.ids.tolist()
+    found = shop.similar_items([ids[4], ids[9]], k=N).to_pandas()
+    for place, row in enumerate((4, 9)):
+        cosines = dict(zip(ids, unit @ unit[row], strict=True))
+        mine = found[found["request"] == place]
+        assert set(mine["item_id"]) == {*ids} - {ids[row]}
+        np.testing.assert_allclose(mine["cosine"], [cosines[item] for item in mine["item_id"]], atol=1e-6)
+        assert mine["cosine"].is_monotonic_decreasing
+    dairy = shop.similar_items(ids[4], k=N, filters={"where": "department = 'dairy'"}).to_pandas()["item_id"]
+    assert dairy.tolist() == [item for item in found["item_id"][: N - 1] if item in set(dairy)]
+    assert 0 < len(dairy) < N - 1
+    described = {"department": "dairy", "price": 1.0, "brand": "x"}
+    (vector,) = shop.served.encode_items([described])
+    assert np.array_equal(shop.encode_items([ids[0], described])[1], vector)
+    assert len(shop.similar_items(described, k=2)[0]) == 2
+
+
+def test_similar_users_are_those_with_the_nearest_vectors_but_not_oneself(shop):
+    users = shop.served.profiles.user_ids.tolist()
+    vectors = shop.encode_users(users)[:, : shop.served.taste_dim]
+    unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    expected = sorted((user for user in users if user != "u1"), key=lambda user: -unit[users.index(user)] @ unit[1])
+    assert [row["user_id"] for row in shop.similar_users("u1", k=99)[0]] == expected
+    assert len(shop.similar_users([["i107"]], k=99)[0]) == len(users)
+    alone = bascule.Recommender(bascule.recommender.Served(shop.served.bundle), shop.path)
+    with pytest.raises(SchemaError):
+        alone.similar_users("u1")
+
+
+def test_scores_and_reasons_are_those_of_the_list(shop):
+    listed = shop.recommend("u1", k=5, repeats="allow")[0]
+    scores = shop.score("u1", [row["item_id"] for row in listed])
+    np.testing.assert_allclose(scores, [row["score"] for row in listed], rtol=1e-5)
+    reasons = shop.explain("u1", [row["item_id"] for row in listed]).to_pandas()
+    assert set(reasons["item_id"]) == {row["item_id"] for row in listed}
+    assert (reasons.groupby("item_id", sort=False)["effect"].diff().dropna() <= 0).all()
+    assert set(shop.explain(["u0", "u1"], k=2).to_pandas().groupby("request")["item_id"].nunique()) == {2}
+
+
+def test_dials_change_a_list_and_at_0_leave_it(shop):
+    plain = rows_of(shop.recommend("u1", k=8))
+    assert rows_of(shop.recommend("u1", 8, 0.0, 0.0, 0.0)) == plain
+    assert rows_of(shop.recommend("u1", k=8, diversity=1.0)) != plain
+
+
+def test_what_is_saved_answers_the_same_and_replaces_nothing(shop, tmp_path):
+    saved = bascule.load(shop.save(tmp_path / "kept" / "shop"))
+    assert rows_of(saved.recommend(["u0", "u1"])) == rows_of(shop.recommend(["u0", "u1"]))
+    assert len(saved.served.profiles) == len(shop.served.profiles)
+    with pytest.raises(SchemaError):
+        shop.save(tmp_path / "kept" / "shop")
+    alone = bascule.load(shutil.copytree(shop.path, tmp_path / "alone" / "bundle"))
+    assert len(alone.served.profiles) == 0
+    assert not (alone.save(tmp_path / "kept" / "alone") / "profiles").exists()
+    with pytest.raises(BundleError):
+        bascule.load(tmp_path / "kept")
+
+
+def test_a_fit_leaves_a_run_where_it_is_asked_to_and_prints_nothing_when_quiet(tmp_path, capsys):
+    events, _, items = make_tables(ORDERED)
+    events = events.rename(columns={"user_id": "customer", "item_id": "sku"})
+    items = items.rename(columns={"item_id": "sku"})
+    kinds = {"item": {"category": "categorical"}, "context": {"hour": "hour_of_day"}}
+    options = {"columns": {"user_id": "customer", "item_id": "sku"}, "epochs": 1, "dim": 8, "baselines": []}
+    with one_thread():
+        made = bascule.fit(events, None, items, kinds, out=tmp_path / "run", quiet=True, **options)
+    assert capsys.readouterr().out == ""
+    assert made.served.bundle.schema.item_features[0].name == "category"
+    assert made.metrics["data"]
+    assert rows_of(bascule.load(tmp_path / "run").recommend("u001")) == rows_of(made.recommend("u001"))
+    with pytest.raises(SchemaError, match="overwrite"):
+        bascule.fit(events, None, items, kinds, out=tmp_path / "run", quiet=True, **options)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"epoch": 3},
+        {"repeats": "maybe"},
+        {"split": "half"},
+        {"items": "items.csv"},
+        {"events": "nowhere.csv"},
+        {"features": {"item": {"category": "kategorical"}}},
+        {"columns": {"user": "user_id"}},
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_line_and_leaves_no_folder(tmp_path, monkeypatch, arguments):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    events, _, _ = make_tables(ORDERED)
+    with pytest.raises(SchemaError) as error:
+        bascule.fit(**{"events": events, "quiet": True, **arguments})
+    assert len(str(error.value).splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_of_training_is_imported_before_it_is_needed(bundle_paths):
+    code = (
+        "import sys, bascule\nassert not {'numpy', 'pyarrow'} & set(sys.modules)\n"
+        f"bascule.load({str(bundle_paths['shop'].parent)!r}).recommend('u1')\n"
+        "assert not {'torch', 'pytorch_lightning', 'jsonargparse'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
