@@ -1,7 +1,4 @@
-"""Build the wheel: all of ours lies inside the package `bascule`, so that a `models` or `serve` of yours is no other's.
-
-The checkout and an editable install keep the folders, and their names, as they are.
-"""
+"""Build the wheel: all of ours lies inside `bascule`. The checkout and editable installs keep their folders."""
 
 import re
 import shutil
@@ -12,18 +9,16 @@ from setuptools.command.build_py import build_py
 
 OURS = ("datamodules", "evaluation", "models", "pipeline", "serve", "train")
 IMPORT = re.compile(rf"^(\s*from )({'|'.join(OURS)})(?=[. ])", re.MULTILINE)
-COMMANDS = (
-    ("python -m serve http", "bascule serve"),
-    ("python -m serve", "bascule"),
-    ("python -m evaluation.report", "bascule report"),
-    ("python -m evaluation", "bascule evaluate"),
-    ("python train.py", "bascule train"),
-)  # as the checkout says it, and as it is said where the wheel is installed
+COMMANDS = {
+    "python -m serve http": "bascule serve",
+    "python -m serve": "bascule",
+    "python -m evaluation.report": "bascule report",
+    "python -m evaluation": "bascule evaluate",
+    "python train.py": "bascule train",
+}  # as the checkout says it, and as it is said where the wheel is installed
 
 
 class BuildInside(build_py):
-    """Move what was copied into `bascule`, and let its imports and examples say so."""
-
     def run(self) -> None:
         if self.editable_mode:
             return super().run()
@@ -32,12 +27,10 @@ class BuildInside(build_py):
         super().run()
         for path in [path for name in OURS for path in root.glob(f"{name}*")]:
             path.rename(home / path.name)
-        (home / "configs").mkdir()
-        for name in ("grocery.yaml", "template.yaml"):
-            shutil.copy(f"configs/{name}", home / "configs")
+        shutil.copytree("configs", home / "configs", ignore=shutil.ignore_patterns("[!gt]*"))  # grocery, template
         for path in home.rglob("*.py"):
             text = IMPORT.sub(r"\1bascule.\2", path.read_text(encoding="utf-8"))
-            for ours, theirs in COMMANDS:
+            for ours, theirs in COMMANDS.items():
                 text = text.replace(ours, theirs)
             path.write_text(text, encoding="utf-8")
 

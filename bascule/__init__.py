@@ -90,26 +90,19 @@ def fit(
     >>> sorted(recommender.metrics["test"])
     ['bascule', 'popularity']
 
-    Args:
-        events: user_id, item_id and what there is of datetime, position, event and weight: a DataFrame, or the path of
-            CSV, JSON Lines or Parquet files.
-        users: user_id and features, likewise.
-        items: item_id and features, likewise.
-        features: {"user": {name: kind}, "item": ..., "context": ...} as in `configs/template.yaml`.
-        out: folder of the run; by default one that goes when the recommender does, unless it is saved.
-        quiet: print nothing.
-        options: see `Options`. A wrong one is a SchemaError of one line, as what is wrong with the tables.
+    Tables are DataFrames, or paths of CSV, JSON Lines or Parquet files, with user_id, item_id, and of events what there
+    is of datetime, position, event and weight. `features` are those of a configuration, {"user": {name: kind}, "item":
+    ..., "context": ...}. Without `out` the folder of the run goes when the recommender does, unless it is saved. A
+    mistake is a SchemaError of one line.
     """
-    from bascule.recommender import Recommender
-
     given = {"interactions": events, "users": users, "items": items}
-    given = {name: table for name, table in given.items() if table is not None}
-    paths = {name: str(table) for name, table in given.items() if isinstance(table, (str, Path))}
-    content = _configure(given, paths, features or {}, dict(options))
+    content = _configure({name: table for name, table in given.items() if table is not None}, features or {}, options)
     folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
     try:
-        _train(content | {"out": str(folder)}, None if paths else (events, users, items), quiet)
-        recommender = Recommender.load(folder)
+        _train(
+            content | {"out": str(folder)}, None if isinstance(events, (str, Path)) else (events, users, items), quiet
+        )
+        recommender = load(folder)
     except BaseException:
         if out is None:
             shutil.rmtree(folder)
@@ -126,8 +119,15 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
     <Recommender of 23 items and 5 users, repeats allowed>
     """
     from bascule.recommender import Recommender
+    from serve.bundle import BUNDLE, MANIFEST
+    from serve.errors import BundleError
+    from serve.recommender import Recommender as Served
 
-    return Recommender.load(Path(directory), None if trusted is None else Path(trusted))
+    for path in (Path(directory, BUNDLE), Path(directory)):
+        if (path / MANIFEST).exists():
+            served = Served.load(path, trusted=None if trusted is None else Path(trusted))
+            return Recommender(served, path.absolute())
+    raise BundleError(f"{directory} holds no bundle; give the folder of a run or of a bundle")
 
 
 def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
@@ -145,15 +145,14 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
         console.quiet = before
 
 
-def _configure(
-    given: Mapping[str, Any], paths: Mapping[str, str], features: Mapping[str, Any], options: dict[str, Any]
-) -> dict[str, Any]:
+def _configure(given: Mapping[str, Any], features: Mapping[str, Any], options: Mapping[str, Any]) -> dict[str, Any]:
     """Return the content that a configuration file of these tables and options has."""
     from serve.errors import SchemaError, name_nearest
 
+    paths = {name: str(table) for name, table in given.items() if isinstance(table, (str, Path))}
     if paths and len(paths) < len(given):
         raise SchemaError(f"fit: {', '.join(paths)} by path, the others not; give all as paths or all as DataFrames")
-    columns = dict(options.pop("columns", {}))
+    columns = options.get("columns", {})
     of_table = {"interactions": columns.keys(), "users": {"user_id"}, "items": {"item_id"}}
     data: dict[str, Any] = {"features": features}
     for name in given:
@@ -165,5 +164,6 @@ def _configure(
             raise SchemaError(f"fit: unknown option '{name}'; {name_nearest(name, Options.__annotations__)}")
         key = _KEYS.get(name, name)
         section = next((content[one] for one, keys in _SECTIONS.items() if key in keys), content)
-        section[key] = {"kind": value} if name == "split" and isinstance(value, str) else value
+        if name != "columns":
+            section[key] = {"kind": value} if name == "split" and isinstance(value, str) else value
     return content

@@ -104,7 +104,7 @@ def read_requests(
     def parse() -> Iterator[Request]:
         for place, raw in rows:
             try:
-                request = parse_request(_nest(raw, schema) if is_flat else raw, schema)
+                request = parse_request(nest_cells(raw, schema) if is_flat else raw, schema)
                 if check is not None:
                     check(request)
             except SchemaError as error:
@@ -114,7 +114,7 @@ def read_requests(
     return parse()
 
 
-def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
+def nest_cells(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     """Put the cells of a CSV row into the fields of a request."""
     raw: dict[str, Any] = {}
     sides = (("features", schema.user_features), ("context", schema.context_features))
@@ -122,7 +122,7 @@ def _nest(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
         found = [(side, one) for side, some in sides for one in some if one.name == name and one.kind not in DERIVED]
         if len(found) != 1 and name not in ("user_id", "datetime"):
             allowed = "user_id, datetime, single features of users and context; else give JSON Lines"
-            raise SchemaError(f"column {show(name)} cannot be read; allowed in CSV: {allowed}")
+            raise SchemaError(f"column {show(name)} cannot be read; allowed in a table: {allowed}")
         if cell.strip():
             fields = raw.setdefault(found[0][0], {}) if found else raw
             is_number = bool(found) and found[0][1].is_numeric and _NUMBER.fullmatch(cell.strip())

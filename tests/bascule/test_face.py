@@ -79,7 +79,7 @@ def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
     frame = pd.DataFrame({"user_id": ["u1"], "gender": ["m"], "device": ["web"], "datetime": [1_500_000_000]})
     asked = {"user_id": "u1", "features": {"gender": "m"}, "context": {"device": "web"}, "datetime": 1_500_000_000}
     assert rows_of(shop.recommend(frame)) == rows_of(shop.recommend(asked))
-    with pytest.raises(SchemaError, match="device"):
+    with pytest.raises(SchemaError, match="devise"):
         shop.recommend(frame.rename(columns={"device": "devise"}))
 
 
