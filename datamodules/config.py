@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
+import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -107,14 +109,36 @@ class FeatureConfig:
             raise SchemaError(f"separator is {self.separator!r}; allowed: one character or more, and no blank alone")
 
 
+def _read_feature(key: str, given: Any) -> Any:
+    """Return a kind as it is and keys as a `FeatureConfig`; jsonargparse would not name the feature at fault."""
+    if isinstance(given, FeatureConfig):
+        return given
+    keys = given if isinstance(given, Mapping) else {"kind": given}
+    for name in {"kind": None, **keys}:
+        if name not in {one.name for one in fields(FeatureConfig)} or "kind" not in keys:
+            raise SchemaError(f"{key} has {', '.join(keys)}; allowed: kind, and column, separator, min, max")
+    try:
+        feature = FeatureConfig(**keys)
+    except SchemaError as error:
+        raise SchemaError(f"{key}: {error}") from error
+    return feature if isinstance(given, Mapping) else given
+
+
 @dataclass(frozen=True)
 class FeaturesConfig:
-    """The features of the three sides: name -> kind, or name -> {kind, column, ...}."""
+    """The features of the three sides: name -> kind, or name -> {kind, column, separator, min, max}."""
 
-    user: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
-    item: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
-    context: dict[str, Kind | FeatureConfig] = field(default_factory=dict)
+    user: dict[str, Any] = field(default_factory=dict)
+    item: dict[str, Any] = field(default_factory=dict)
+    context: dict[str, Any] = field(default_factory=dict)
     """Columns of the interactions that are known when a request comes. Never a fact of the chosen item."""
+
+    def __post_init__(self) -> None:
+        for side in ("user", "item", "context"):
+            read = {
+                name: _read_feature(f"data.features.{side}.{name}", one) for name, one in getattr(self, side).items()
+            }
+            object.__setattr__(self, side, read)
 
     def of(self, side: str) -> dict[str, FeatureConfig]:
         """Return the features of `user`, `item` or `context`, each with its column filled in."""
@@ -219,6 +243,14 @@ class DataConfig:
         declared = {name: value for name, value in asdict(self).items() if name not in _PATHS}
         declared["split"] = {name: value for name, value in declared["split"].items() if name not in _PATHS}
         return declared
+
+
+def say_missing(path: str, setting: str) -> str:
+    """Say that a path leads nowhere, and which file beside it may be meant."""
+    folder, name = os.path.split(path)
+    near = difflib.get_close_matches(name, os.listdir(folder or ".") if os.path.isdir(folder or ".") else [], n=1)
+    meant = f"; did you mean '{os.path.join(folder, near[0])}'?" if near else ""
+    return f"{path} matches no file; {setting} is relative to {os.getcwd()}{meant}"
 
 
 Role = Literal["id", "time", "date", "order", "number", "text", "vector", "category", "value"]

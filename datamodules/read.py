@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
-from datamodules.config import Column, TableConfig
+from datamodules.config import Column, TableConfig, say_missing
 from serve.errors import SchemaError, name_nearest
 
 MAX_VALUE = 200  # characters of a value in the list of rejects
@@ -134,9 +134,7 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
         return [path]
     files = [file for file in map(Path, sorted({*glob.glob(pattern, recursive=True)})) if file.is_file()]
     if not files:
-        beside = [one.name for one in path.parent.glob("*") if one.is_file()] if path.parent.is_dir() else []
-        nearest = f"; in its folder, {name_nearest(path.name, beside)}" if beside else ""
-        raise SchemaError(f"{path} matches no file; {setting} is relative to {Path.cwd()}{nearest}")
+        raise SchemaError(say_missing(str(path), setting))
     return files
 
 

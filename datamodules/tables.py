@@ -24,9 +24,9 @@ TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is 
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
 _IDS = {"users": "user_id", "items": "item_id"}
 _OUTLYING = "years from nearly all other times"
-OUTLYING_TIMES, OUTLYING_YEARS, MIN_TIMES = 5, 3, 20
-"""Of so many times or more, one is outlying if it lies as many times the length of the middle nine tenths, and as many
-years, from these; or, on 1 January 1970, as many years: there a missing time was 0."""
+MIN_TIMES, MIN_VOID = 20, 3 * 365 * DAY
+"""Of so many times or more, those of the outer twentieths are outlying that a void parts from the rest: as long as the
+middle nine tenths, and so many seconds or more."""
 MIN_WIDTH_SHARE = 0.9  # of vectors of one width: the others are slips
 MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01  # so many integer ids and so small a share of texts: the texts look like slips
 
@@ -218,15 +218,18 @@ def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_ro
 
 
 def _find_outlying(seconds: np.ndarray, column: Column) -> np.ndarray:
-    """Mark times that lie years from nearly all others, (n,), unless a limit says which are right."""
+    """Mark times that a void of years parts from nearly all others, (n,), unless a limit says which are right."""
+    is_outlying, tail = np.zeros(len(seconds), bool), len(seconds) // 20
     if len(seconds) < MIN_TIMES:
-        return np.zeros(len(seconds), bool)
-    ordered, tail, year = np.sort(seconds), len(seconds) // 20, 365 * DAY
-    low, high = ordered[tail], ordered[-1 - tail]
-    gap = max(OUTLYING_TIMES * (high - low), OUTLYING_YEARS * year)
-    is_zero = (np.abs(seconds) < DAY) & (low > OUTLYING_YEARS * year)
-    is_early = ((seconds < low - gap) | is_zero) & (column.low is None)
-    return np.asarray(is_early | ((seconds > high + gap) & (column.high is None)))
+        return is_outlying
+    ordered = np.sort(seconds)
+    void = np.diff(ordered) >= max(ordered[-1 - tail] - ordered[tail], MIN_VOID)
+    early, late = np.flatnonzero(void[:tail]), np.flatnonzero(void[-tail:])
+    if len(early) and column.low is None:
+        is_outlying |= seconds <= ordered[early[-1]]
+    if len(late) and column.high is None:
+        is_outlying |= seconds > ordered[len(ordered) - 1 - tail + late[0]]
+    return is_outlying
 
 
 def _join_frames(frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]) -> pd.DataFrame:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from datamodules.config import DataConfig
+from datamodules.config import DataConfig, say_missing
 from models.config import ModelConfig
 from serve.errors import SchemaError
 
@@ -186,7 +186,7 @@ def check_paths(data: DataConfig, previous: str | None) -> None:
     paths |= {"data.split.validation": data.split.validation, "data.split.test": data.split.test}
     for setting, path in {**paths, "--previous": previous}.items():
         if path and not os.path.exists(path) and not glob.has_magic(path) and "://" not in path:
-            raise SchemaError(f"{path} matches no file; {setting} is relative to {Path.cwd()}")
+            raise SchemaError(say_missing(path, setting))
 
 
 def complete_text(text: str, config: Config) -> str:

@@ -1,3 +1,4 @@
+from dataclasses import replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from zoneinfo import ZoneInfo
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serve.encode import code_slices, context_keys, encode_features, to_text, value_slices
+from serve.encode import age_values, code_slices, context_keys, encode_features, to_text, value_slices, write_cell
 from serve.errors import SchemaError
 from serve.schema import Feature
 
@@ -196,3 +197,29 @@ def test_equal_contexts_have_equal_keys_in_every_schema_and_others_have_others()
     assert found.tolist() == keys(("web", "app", "shop"), ("sun", "tue", "mon")).tolist()
     assert len(set(found[:4].tolist())) == 4
     assert found[4:].tolist() == [0, 0]  # nothing is known
+
+
+def test_a_hierarchy_is_the_paths_to_its_levels_however_it_is_written():
+    shelf = Feature("shelf", "hierarchical", "shelf", ("a", "a > b", "a > b > c", "b"), separator=">", width=3)
+    cells = ["a > b > c", "a>b", ["a", "b", "c"], "a > x > c", "b", " > ", None]
+    expected = [[2, 3, 4], [2, 3, 0], [2, 3, 4], [2, 1, 0], [5, 0, 0], [1, 0, 0], [1, 0, 0]]
+    assert encode_features((shelf,), {"shelf": cells}, 7).codes.tolist() == expected
+    written = [write_cell(shelf, cell) for cell in cells]
+    assert written == ["a > b > c", "a > b", "a > b > c", "a > x > c", "b", None, None]
+    assert encode_features((shelf,), {"shelf": written}, 7).codes.tolist() == expected
+
+
+def test_a_date_is_an_age_in_days_that_moves_with_the_moment():
+    joined, income = Feature("joined", "date", "joined", mean=-19_000.0, scale=100.0), replace(PRICE, column="income")
+    dates = ["2022-01-01", "2022-01-01T12:00:00+02:00", None, datetime(2022, 3, 1, tzinfo=UTC), "1000-01-01", ""]
+    rows = encode_features((income, joined), {"joined": dates, "income": [14.0] * 6}, 6, "Europe/Berlin").values
+    days = np.array([18_993 - 1 / 24, 18_993 + 10 / 24, np.nan, 19_052, np.nan, np.nan])  # since 1970
+    for later in (0.0, 365.25, -20.5):
+        expected = (-days + 19_000 + later) / 100
+        found = age_values((income, joined), rows, np.full(6, later))
+        assert found[[0, 1, 3], 2] == pytest.approx(expected[[0, 1, 3]], abs=1e-5)
+        assert found[:, 3].tolist() == [0, 0, 1, 0, 0, 1]
+        assert found[[2, 5], 2].tolist() == [0, 0]
+        assert (found[:, :2] == [1.0, 0.0]).all()
+    with pytest.raises(SchemaError, match="'joined': 'soon' is no date"):
+        encode_features((joined,), {"joined": ["soon"]}, 1)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from serve.errors import SchemaError
-from serve.requests import History, Request, ask_now, parse_id, parse_ids, parse_request
+from serve.requests import History, Request, ask_now, parse_id, parse_ids, parse_request, parse_value
 from serve.schema import Feature
 from tests.linear_bundle import SHOP
 
@@ -226,3 +226,13 @@ def test_now_is_without_the_first_long_pause_after_the_data(gaps, last, start):
     assert [*asked.history.datetime, asked.datetime] == place_naively([*times.tolist(), now], NOON)
     assert ask_now(request, None, now + 59) == replace(request, datetime=now)
     assert ask_now(Request(), NOON, now).datetime == place_naively([now], NOON)[0]
+
+
+def test_a_date_is_kept_as_an_iso_text_whatever_it_is_given_as():
+    joined = Feature("joined", "date", "joined")
+    for value, kept in [("2024-05-31", "2024-05-31"), (1_717_113_600, "2024-05-31T00:00:00Z"), (None, None)]:
+        assert parse_value(value, joined, "features.joined") == kept
+    assert parse_value(1_717_113_600_000, joined, "x") == parse_value("1717113600", joined, "x")
+    for wrong in ("soon", "31.05.2024", True, [1]):
+        with pytest.raises(SchemaError, match="joined is"):
+            parse_value(wrong, joined, "features.joined")

@@ -262,3 +262,25 @@ def test_a_type_of_ids_that_changed_is_refused():
         fit_tables(events, ["a"] * 3, ["b"] * 3, replace(before, user_id_type="string"))
     with pytest.raises(SchemaError, match="item_id is string; the previous schema has integer ids"):
         fit_tables(events, ["a"] * 3, ["b"] * 3, replace(before, item_id_type="integer"))
+
+
+def test_ages_are_fitted_at_the_events_of_users_and_for_items_at_the_end_of_the_data():
+    events = pd.DataFrame(
+        {"user_id": [1, 1, 2, 3], "item_id": [1, 2, 2, 2], "datetime": np.array([10, 40, 20, 30]) * DAY}
+    )
+    users = pd.DataFrame({"user_id": [1, 2, 3], "joined": ["1970-01-06", "1970-01-01", None]})
+    items = pd.DataFrame({"item_id": [1, 2], "released": ["1970-01-02", "1970-01-04"]})
+    config = DataConfig(features=FeaturesConfig(user={"joined": "date"}, item={"released": "date"}))
+    tables = Tables(events, users, items)
+    schema = fit_schema(tables, events, config)
+    end = schema.data_until / DAY
+    joined, released = schema.user_features[0], schema.item_features[0]
+    ages = [10 - 5, 40 - 5, 20 - 0]  # in days at each event of a user whose date is known
+    assert joined.mean + end == pytest.approx(statistics.mean(ages))
+    assert joined.scale == pytest.approx(statistics.pstdev(ages))
+    assert released.mean + end == pytest.approx(end - 2)
+    later = events.assign(datetime=events["datetime"] + 5 * DAY)
+    again = fit_schema(tables, later, config, schema)
+    assert again.user_features[0].mean + again.data_until / DAY == pytest.approx(statistics.mean(ages))
+    with pytest.raises(SchemaError, match="no datetime"):
+        fit_schema(tables, events.drop(columns="datetime").assign(position=0), config)

@@ -1,0 +1,162 @@
+"""How people write numbers and dates, what a bad cell costs, dates out of place, and tables from queries."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import duckdb
+import numpy as np
+import pandas as pd
+import pytest
+
+from datamodules.config import DataConfig, FeatureConfig, FeaturesConfig, TableConfig
+from datamodules.read import make_rejects
+from datamodules.rejects import advise
+from datamodules.tables import read_tables, tables_from_frames
+from serve.errors import SchemaError
+
+EVENTS = pd.DataFrame({"user_id": [1, 1, 2, 3], "item_id": [3, 4, 5, 6]})
+
+
+def read_items(cells, kind, **layout) -> tuple[list, list]:
+    """Read cells as a feature of four items; return its values, and reasons and costs of what was lost."""
+    items = pd.DataFrame({"item_id": [3, 4, 5, 6], "x": pd.Series(cells, dtype=object)})
+    config = DataConfig(items=TableConfig(**layout), features=FeaturesConfig(item={"x": kind}), max_reject_rate=1)
+    tables, rejects = tables_from_frames(config, EVENTS, items=items)
+    values = tables.items["x"].astype(object)
+    return values.where(values.notna(), None).tolist(), rejects.frame[["reason", "costs"]].to_numpy().tolist()
+
+
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        (["12,5", "-1.234,75", "1 000 000", ",5"], [12.5, -1234.75, 1e6, None]),
+        (["1,5e3", " 7 ", "12.50", ""], [1500.0, 7.0, None, None]),
+        ([1.5, 2, "3,0", None], [1.5, 2.0, 3.0, None]),
+    ],
+)
+def test_a_decimal_comma_is_read_and_a_point_is_no_decimal_then(cells, expected):
+    values, lost = read_items(cells, "numeric", decimal=",")
+    assert values == expected
+    n_lost = sum(value is None and bool(cell) for value, cell in zip(expected, cells, strict=True))
+    assert lost == [["not a number", "cell"]] * n_lost
+
+
+def test_vectors_with_decimal_commas_are_read_beside_those_that_python_wrote():
+    values, _ = read_items(["0,5 -1,25", "[0.5, -1.25]", "0,5;-1,25", None], "vector", decimal=",")
+    assert [None if value is None else value.entries().tolist() for value in values] == [[0.5, -1.25]] * 3 + [None]
+
+
+@pytest.mark.parametrize(
+    ("cells", "formats", "expected"),
+    [
+        (["31.05.2024", "1.6.24", "2024-06-02", ""], ["%d.%m.%Y", "%d.%m.%y"],
+         ["2024-05-31", "2024-06-01", "2024-06-02", None]),
+        (["05/31/2024 6:05 PM", "12/01/2024 12:00 AM"] * 2, ["%m/%d/%Y %I:%M %p"],
+         ["2024-05-31T18:05:00", "2024-12-01"] * 2),
+        (["31.05.2024 12:00+02:00", "31.05.2024 12:00"] * 2, ["%d.%m.%Y %H:%M", "%d.%m.%Y %H:%M%z"],
+         ["2024-05-31T10:00:00", "2024-05-31T12:00:00"] * 2),
+        ([20240531, 20240601, 20240602, 20240603], ["%Y%m%d"], ["2024-05-31", *(f"2024-06-0{n}" for n in (1, 2, 3))]),
+        (["31.05.2024", "31.02.2024", "soon", "01.06.2024"], ["%d.%m.%Y"], ["2024-05-31", None, None, "2024-06-01"]),
+    ],
+)  # fmt: skip
+def test_dates_are_read_in_declared_formats_and_kept_as_iso(cells, formats, expected):
+    values, lost = read_items(cells, "date", time_formats=formats)
+    assert values == expected
+    assert lost == [["not a time", "cell"]] * sum(
+        value is None and bool(cell) for value, cell in zip(expected, cells, strict=True)
+    )
+
+
+def test_dates_beyond_their_limits_and_numbers_beyond_theirs_cost_the_cell():
+    kind = FeatureConfig("date", min="2000-01-01", max="2024-12-31")
+    values, lost = read_items(["1999-12-31", "2000-01-01", "2025-01-01", "2024-12-31"], kind)
+    assert values == [None, "2000-01-01", None, "2024-12-31"]
+    assert [cost for _, cost in lost] == ["cell", "cell"]
+    values, lost = read_items(["1", "-1", "3", "9"], FeatureConfig("numeric", min=0, max=8))
+    assert (values, len(lost)) == ([1.0, None, 3.0, None], 2)
+
+
+@pytest.mark.parametrize(
+    ("reason", "texts", "expected"),
+    [
+        ("not a time", ["31.12.2024", "1.1.2024"], 'time_formats: ["%d.%m.%Y"]'),
+        ("not a time", ["12/31/2024 10:00:01"], 'time_formats: ["%m/%d/%Y %H:%M:%S"]'),
+        ("not a time", ["1/2/2024"], 'time_formats: ["%d/%m/%Y"] or time_formats: ["%m/%d/%Y"]'),
+        ("not a time", ["2024/05/31", "2024/05/31 10:00 +0200"],
+         'time_formats: ["%Y/%m/%d", "%Y/%m/%d %H:%M %z"]'),
+        ("not a number", ["1,5", "2"], 'decimal: ","'),
+        ("not a number", ["free", "free"], 'missing: ["free"]'),
+        ("not a number", ["1,000", "12,500"], 'decimal: "," or numbers without commas for thousands'),
+        ("not a number", ["red", "blue"], ""),
+        ("not UTF-8", ["caf\ufffd"], "encoding: latin-1"),
+    ],
+)  # fmt: skip
+def test_what_reads_the_bad_cells_is_found_from_how_they_are_written(reason, texts, expected):
+    rejects = make_rejects("a.csv", range(len(texts)), "x", texts, reason)
+    assert advise("items", rejects) == (f"; declare {expected} in data.items" if expected else "")
+
+
+def test_times_years_from_all_others_are_rejected_unless_a_limit_admits_them():
+    times = [f"2024-05-{day:02d}" for day in range(1, 30)] + ["1970-01-01", "2199-01-01"]
+    events = pd.DataFrame({"user_id": 1, "item_id": range(31), "datetime": times})
+
+    def read(**layout) -> tuple[int, int]:
+        tables, rejects = tables_from_frames(DataConfig(TableConfig(**layout), max_reject_rate=1), events)
+        assert len(tables.interactions) + len(rejects.tables["interactions"]) == 31
+        assert len(rejects.hints) == rejects.frame["reason"].str.startswith("years").any()
+        return len(tables.interactions), len(rejects.frame)
+
+    assert read() == (29, 2)
+    assert read(min_datetime="1970-01-01") == (30, 1)
+    assert read(min_datetime="1970-01-01", max_datetime="2200-01-01") == (31, 0)
+    assert read(min_datetime="2024-05-11", max_datetime="2024-05-20") == (10, 21)
+
+
+def test_long_tails_are_not_outliers():
+    rng = np.random.default_rng(0)
+    seconds = 1_700_000_000 - (rng.pareto(1.5, 5000) * 40 * 86_400).clip(max=3000 * 86_400)
+    events = pd.DataFrame({"user_id": 1, "item_id": range(5000), "datetime": seconds.astype(np.int64)})
+    _, rejects = tables_from_frames(DataConfig(), events)
+    assert rejects.frame.empty
+
+
+def query(path=None, text="SELECT user_id, item_id, paid AS weight FROM sales") -> DataConfig:
+    return DataConfig(TableConfig(None if path is None else str(path), query=text))
+
+
+def test_a_query_reads_a_database_and_files_and_changes_nothing(tmp_path):
+    path = tmp_path / "shop.duckdb"
+    with duckdb.connect(str(path)) as database:
+        database.execute(
+            "CREATE TABLE sales AS SELECT 7::BIGINT AS user_id, 'a' AS item_id, 2.50::DECIMAL(9, 2) AS paid"
+        )
+    before = path.read_bytes()
+    tables, rejects = read_tables(query(path))
+    assert tables.interactions.to_numpy().tolist() == [[7, "a", 2.5]]
+    assert (rejects.records, path.read_bytes()) == ({"interactions": 1}, before)
+    EVENTS.to_csv(tmp_path / "e.csv", index=False)
+    script = f"CREATE TEMP TABLE e AS FROM '{tmp_path}/e.csv'; SELECT * FROM e ORDER BY item_id DESC"
+    assert read_tables(query(None, script))[0].interactions["item_id"].tolist() == [6, 5, 4, 3]
+
+
+@pytest.mark.parametrize("text", ["SELECT 1 AS", "CREATE TEMP TABLE t AS SELECT 1", "SELECT 1 AS user_id WHERE false"])
+def test_a_query_without_rows_or_sense_is_refused(text):
+    with pytest.raises(SchemaError, match=r"data\.interactions\.query") as error:
+        read_tables(query(None, text))
+    assert "\n" not in str(error.value)
+
+
+def test_a_database_of_sqlite_is_read_where_the_extension_is_there_and_else_named(tmp_path):
+    path = tmp_path / "shop.sqlite"
+    with sqlite3.connect(path) as database:
+        database.execute("CREATE TABLE sales (user_id INTEGER, item_id TEXT, paid REAL)")
+        database.execute("INSERT INTO sales VALUES (7, 'a', 2.5)")
+    database.close()
+    try:
+        duckdb.connect(config={"autoinstall_known_extensions": "false"}).execute("LOAD sqlite")
+    except duckdb.Error:
+        with pytest.raises(SchemaError, match=r"data\.interactions\.query.*INSTALL"):
+            read_tables(query(path))
+        pytest.skip("DuckDB has no extension sqlite here, and tests download none")
+    assert read_tables(query(path))[0].interactions.to_numpy().tolist() == [[7, "a", 2.5]]
