@@ -36,8 +36,10 @@ from models.towers import Towers
 from models.two_tower import TwoTower
 from pipeline.config import Config
 from pipeline.run_folder import Work, declare
-from serve.bundle import GOLDEN, REJECTS, Bundle, Facts, draw_requests, write_golden
-from serve.durable import name_file
+from serve.bundle import GOLDEN, REJECTS, SEGMENTS, Bundle, Facts, draw_requests, write_golden
+from serve.catalogue import name_items
+from serve.discovery.segments import MAX_USERS, find_segments, find_traits
+from serve.durable import name_file, write_file
 from serve.erasure import inherit_erasure_list
 from serve.errors import SchemaError
 from serve.recommender import Recommender, golden_answer
@@ -259,4 +261,24 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
     recommender = Recommender(bundle, profiles)
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
-    return facts, recommender
+    return facts, write_segments(recommender, stage, config.seed)
+
+
+def write_segments(recommender: Recommender, stage: BundleStage, seed: int) -> Recommender:
+    """Write the segments of the users if they are stable, and return a recommender that knows them.
+
+    A user is taken as of their last event.
+    """
+    profiles, catalogue, schema = recommender.profiles, recommender.catalogue, recommender.bundle.schema
+    if len(profiles) > MAX_USERS:
+        others = np.random.default_rng(seed).permutation(len(profiles))[MAX_USERS:]
+        profiles = profiles.without(profiles.user_ids[others].tolist())
+    names, table = name_items(catalogue.table, schema.item_features), catalogue.table
+    columns = {one.column: table.column(one.column).to_pylist() for one in schema.item_features if one.vocabulary}
+    traits = find_traits(profiles, catalogue.item_ids.find(profiles.history.item_id), names, columns, schema)
+    vectors = recommender.encode_users([{"user_id": user_id} for user_id in profiles.user_ids.tolist()])
+    segments = find_segments(vectors, traits, seed)
+    if segments is None:
+        return recommender
+    write_file(stage.path / SEGMENTS, segments.to_bytes())
+    return Recommender(replace(recommender.bundle, segments=segments), recommender.profiles)

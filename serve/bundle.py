@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from serve.clock import find_zone
+from serve.discovery.segments import Segments
 from serve.durable import name_file, sync_folder, write_file
 from serve.errors import BundleError, SchemaError
 from serve.index import Content, Floats, ItemIndex, Neighbours
@@ -45,10 +46,12 @@ SIGNATURE = "manifest.sig"  # it may lie beside the manifest, which does not lis
 USER_TOWER, ITEM_TOWER = "user_tower.onnx", "item_tower.onnx"
 INDEX, ITEMS = "items.faiss", "items.parquet"
 NEIGHBOURS, NEIGHBOUR_OFFSETS = "item_neighbours.npy", "item_neighbour_offsets.npy"
+SEGMENTS = "segments.json"
 
 # Files that answering needs: a stage with these can be evaluated.
 ANSWERING = frozenset({SCHEMA, USER_TOWER, ITEM_TOWER, NEIGHBOURS, NEIGHBOUR_OFFSETS, INDEX, ITEMS})
-PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # files of a published bundle beside its manifest; any other is refused
+PUBLISHED = ANSWERING | {GOLDEN, MODEL_CARD}  # files of a published bundle beside its manifest
+ALLOWED = PUBLISHED | {SEGMENTS}  # any other is refused
 FORMAT = 4  # formats up to 3 held the vectors twice: `item_vectors.npy` beside the index
 MAX_BYTES = 1 << 20  # of a manifest
 TOLERANCE = 2e-4  # of a golden score on another machine, per unit of the k-th score where that is above 1
@@ -126,8 +129,8 @@ class Manifest:
             del raw["format"]
             facts = Facts(**{field.name: raw.pop(field.name) for field in fields(Facts) if field.name in raw})
             files = {name: FileEntry(**entry) for name, entry in raw.pop("files").items()}
-            if not files.keys() <= PUBLISHED:
-                raise ValueError(f"it lists {min(files.keys() - PUBLISHED)!r}")
+            if not files.keys() <= ALLOWED:
+                raise ValueError(f"it lists {min(files.keys() - ALLOWED)!r}")
             manifest = cls(facts=facts, files=files, **raw)
             check_record(facts)
             check_record(manifest)
@@ -284,6 +287,7 @@ class Bundle:
     neighbours: Neighbours  # item-item weights; often none
     items: pa.Table  # n rows: `item_id` and the columns to show and filter by
     golden: bytes  # empty in a stage that has none yet
+    segments: Segments | None = None  # of users; None where there are too few
 
     @property
     def vectors(self) -> Floats:
@@ -324,6 +328,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
         neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)),
         items=read_items(contents[ITEMS], len(index), schema.item_id_type),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
+        segments=_read_segments(contents, width),
     )
 
 
@@ -332,6 +337,12 @@ def _read(name: str, read: Callable[[], T]) -> T:
         return read()
     except (SchemaError, ValueError) as error:
         raise BundleError(f"{name} cannot be read: {error}") from error
+
+
+def _read_segments(contents: Mapping[str, Content], width: int) -> Segments | None:
+    if SEGMENTS not in contents:
+        return None
+    return _read(SEGMENTS, lambda: Segments.from_bytes(contents[SEGMENTS].tobytes(), width))
 
 
 def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:

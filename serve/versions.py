@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from serve.bundle import (
+    ALLOWED,
     ANSWERING,
     BUNDLE,
     CURRENT,
@@ -105,8 +106,8 @@ class Stage:
         names = {entry.name for entry in self.path.iterdir()} - {MANIFEST}
         for name in sorted(required - names):
             raise BundleError(f"{name} is missing from the stage: write it before the manifest")
-        for name in sorted(names - PUBLISHED):
-            raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(PUBLISHED))}")
+        for name in sorted(names - ALLOWED):
+            raise BundleError(f"{name!r} is no file of a bundle; allowed: {', '.join(sorted(ALLOWED))}")
         files = {name: hash_file(self.path / name) for name in sorted(names)}
         manifest = Manifest.create(facts, *read_space(self.path), files, metrics)
         write_file(self.path / MANIFEST, manifest.to_bytes())
