@@ -22,6 +22,7 @@ from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
 from serve.discovery.reasons import explain as explain_items
+from serve.discovery.reasons import find_segment
 from serve.durable import is_forgotten
 from serve.encode import split_cell, to_text
 from serve.erasure import Erasures
@@ -355,6 +356,8 @@ def show_answer(recommender: Recommender, request: Request, answer: Answer, expl
     content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items, "moment": request.datetime}
     if request.user_known is not None:
         content["user_known"] = request.user_known
+    if explain and (segment := find_segment(recommender, request)):
+        content["segment"] = {"id": segment.id, "size": segment.size, "text": segment.text}
     if unknown := find_unknown(recommender.bundle.schema, request):
         content["unknown_values"] = unknown
     return content if answer.reason is None else content | {"reason": answer.reason}

@@ -16,6 +16,7 @@ import numpy as np
 from serve.catalogue import name_columns, name_items
 from serve.clock import DAY
 from serve.columns import Vector, to_arrow
+from serve.discovery.segments import Segment
 from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
 from serve.recommender import RawRequest, Recommender
@@ -92,6 +93,15 @@ def complete_request(recommender: Recommender, request: Request) -> Request:
         times = None if history is None else history.datetime
         moment = schema.data_until if times is None or not len(times) else int(times[-1])
     return replace(request, history=history, features=features, datetime=moment)
+
+
+def find_segment(recommender: Recommender, request: Request) -> Segment | None:
+    """Return the segment of a request's user as of their last event, which no clock changes; None: there are none."""
+    segments = recommender.bundle.segments
+    if segments is None:
+        return None
+    vectors = recommender.encode_users([replace(request, datetime=None, context=None)])
+    return segments.segments[int(segments.of(vectors)[0])]
 
 
 def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id]) -> list[list[Reason]]:

@@ -32,7 +32,7 @@ STABLE = 0.75  # adjusted Rand index of what two halves of the users give; the m
 N_SPLITS = 5  # into halves, by which it is measured
 N_MARKS, MIN_LIFT, MIN_SHARE = 3, 1.2, 0.005  # values of a trait that are named, and what each has at least
 FORMAT = 1
-_ITERATIONS, _RESTARTS, _DECIMALS = 25, 3, 6
+_ITERATIONS, _RESTARTS, _MORE_RESTARTS, _DECIMALS = 25, 3, 20, 6  # more for the clusters that are kept
 _QUARTERS = (0.25, 0.5, 0.75)  # of numeric features
 
 
@@ -114,7 +114,7 @@ def find_segments(vectors: Floats, traits: Sequence[Trait], seed: int) -> Segmen
     directions = _direct(vectors, centre)
     stability = {k: _measure_stability(directions, k, seed) for k in _numbers(len(vectors))}
     for k in sorted((k for k, index in stability.items() if index >= STABLE), reverse=True):
-        centroids = _cluster(directions, k, seed).round(_DECIMALS)
+        centroids = _cluster(directions, k, seed, _MORE_RESTARTS).round(_DECIMALS)
         labels = _nearest(directions, centroids)
         sizes = np.bincount(labels, minlength=k)
         if sizes.min() >= MIN_PEOPLE:
@@ -140,13 +140,13 @@ def _direct(vectors: Floats, centre: NDArray[Any]) -> Floats:
     return directions
 
 
-def _cluster(directions: Floats, k: int, seed: int) -> Floats:
+def _cluster(directions: Floats, k: int, seed: int, restarts: int) -> Floats:
     """Return the centroids (K, W) of k-means."""
     kmeans = faiss.Kmeans(
         directions.shape[1],
         k,
         niter=_ITERATIONS,
-        nredo=_RESTARTS,
+        nredo=restarts,
         seed=seed,
         min_points_per_centroid=1,
         max_points_per_centroid=MAX_USERS,
@@ -166,7 +166,7 @@ def _measure_stability(directions: Floats, k: int, seed: int) -> float:
     for split in range(N_SPLITS):
         order, half = np.random.default_rng((seed, split)).permutation(len(directions)), len(directions) // 2
         halves = (directions[order[:half]], directions[order[half:]])
-        labels = [_nearest(directions, _cluster(part, k, seed + place)) for place, part in enumerate(halves)]
+        labels = [_nearest(directions, _cluster(part, k, seed + place, _RESTARTS)) for place, part in enumerate(halves)]
         found.append(adjusted_rand(*labels))
     return float(np.mean(found))
 

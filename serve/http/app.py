@@ -150,6 +150,13 @@ async def items(request: Request, search: SearchText, k: SearchLength = _DEFAULT
     return await state.answers.run(answer)
 
 
+@router.get("/v1/segments", response_model=schemas.SegmentsAnswer, summary="Kinds of users, and what marks them")
+async def segments(request: Request) -> Response:
+    current = _state(request).service.current
+    known = current.bundle.segments
+    return _write(request, current.version, {"segments": [] if known is None else known.describe()})
+
+
 @router.get("/v1/page", response_model=schemas.PageAnswer, summary="What the page at / offers")
 async def form(request: Request) -> Response:
     state, role = _state(request), getattr(request.state, "role", schemas.Role.ADMIN)

@@ -181,6 +181,12 @@ class ListedItem(TypedDict):
     reasons: NotRequired[list[ReasonOfItem]]
 
 
+class ShortSegment(TypedDict):
+    id: int
+    size: int
+    text: str
+
+
 class ItemList(TypedDict):
     """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle.
 
@@ -192,6 +198,7 @@ class ItemList(TypedDict):
     moment: int
     user_known: NotRequired[bool]
     unknown_values: NotRequired[list[str]]
+    segment: NotRequired[ShortSegment]
     reason: NotRequired[str]
 
 
@@ -200,6 +207,28 @@ class ListsAnswer(PutAnswer):
 
     clock: Literal["data", "now"]
     answers: list[ItemList]
+
+
+class Mark(TypedDict):
+    """A value that the people of a segment have more than all: `lift` is its share among them over that among all."""
+
+    kind: Literal["category", "item", "user"]
+    trait: str
+    value: str
+    people: int
+    share: float
+    lift: float
+
+
+class LongSegment(ShortSegment):
+    share: float
+    marks: list[Mark]
+
+
+class SegmentsAnswer(PutAnswer):
+    """The largest first; none where there were too few users, or no stable ones."""
+
+    segments: list[LongSegment]
 
 
 class SimilarItem(Neighbour):
@@ -302,7 +331,9 @@ class Role(IntEnum):
 
 ROLES = {  # every other path is for admins
     **dict.fromkeys(("/", "/docs", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN),
-    **dict.fromkeys(("/v1/recommend", "/v1/similar", "/v1/page", "/v1/items", "/openapi.json"), Role.ASK),
+    **dict.fromkeys(
+        ("/v1/recommend", "/v1/similar", "/v1/segments", "/v1/page", "/v1/items", "/openapi.json"), Role.ASK
+    ),
     "/v1/events": Role.WRITE,
 }
 _KEY = {"type": "http", "scheme": "bearer", "description": "A key with one of the roles ask, write and admin."}

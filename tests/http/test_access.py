@@ -27,7 +27,7 @@ CHANGES = [
     ("DELETE", "/v1/items/none", None),
 ]
 OPERATING = [("GET", "/v1/status", None), ("GET", "/metrics", None), ("POST", "/v1/reload", None)]
-SEEN = [("GET", path, None) for path in ("/v1/page", "/openapi.json")]
+SEEN = [("GET", path, None) for path in ("/v1/page", "/v1/segments", "/openapi.json")]
 CALLS = {  # the lowest role that may make a call -> calls
     "": [("GET", path, None) for path in ("/health", "/ready", "/", "/docs", "/page.js", "/page.css")],
     "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), *SEEN],

@@ -10,9 +10,11 @@ import pytest
 
 from serve.discovery.dials import Dials, recommend
 from serve.discovery.reasons import explain
+from serve.discovery.segments import Mark, Segment, Segments
 from serve.recommender import Recommender
+from serve.versions import Stage, publish
 from tests.http.services import NOW, TOKEN, a_user, asking, listed, publish_served
-from tests.linear_bundle import FILMS, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_bundle import FILMS, SHOP, UNTIL, N, W, item_ids, publish_linear, write_linear
 from tests.linear_profiles import known_users
 from tests.served import JSON, ROOT, ask
 
@@ -124,6 +126,33 @@ def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, r
         assert item["columns"]["title"] == f"Title {ids.index(item['item_id'])}"
         assert item["reasons"] == [one.to_json() for one in reasons]
     assert set(ask(app, "POST", "/v1/recommend", {}).json["answers"][0]["items"][9]) == {"item_id", "score", "rank"}
+
+
+def test_an_explained_list_tells_the_segment_of_its_user_where_there_are_segments(own, schema, tmp_path):
+    assert "segment" not in (plain := ask_one(own, {"user_id": a_user(schema), "explain": True}))
+    with Stage.open(tmp_path / "told") as stage:
+        facts = write_linear(stage, schema, 3)
+        marks = (Mark("user", "gender", "f", 40, 0.8, 1.6),)
+        kinds = (Segment(1, 50, 0.5, "often f", marks), Segment(2, 50, 0.5, "much like all others", ()))
+        centroids = np.random.default_rng(0).standard_normal((2, W)).tolist()
+        segments = Segments(100, {"2": 0.9}, (0.0,) * W, tuple(map(tuple, centroids)), kinds)
+        (stage.path / "segments.json").write_bytes(segments.to_bytes())
+        bundle = publish(stage.prepare(facts, {})).path
+    shutil.copytree(own.parent / "profiles", bundle.parent / "profiles")
+    expected = kinds[int(segments.of(Recommender.load(bundle).encode_users([{"user_id": a_user(schema)}]))[0])]
+    told = ask_one(bundle, {"user_id": a_user(schema), "explain": True, **NOW})
+    assert told["segment"] == {"id": expected.id, "size": 50, "text": expected.text}
+    assert "segment" not in ask_one(bundle, {"user_id": a_user(schema)})
+    with asking(bundle) as app:
+        assert ask(app, "GET", "/v1/segments").json["segments"] == segments.describe()
+    with asking(own) as app:
+        assert ask(app, "GET", "/v1/segments").json["segments"] == []
+    assert len(plain["items"]) == len(told["items"])
+
+
+def ask_one(bundle, body):
+    with asking(bundle) as app:
+        return ask(app, "POST", "/v1/recommend", body).json["answers"][0]
 
 
 @pytest.mark.parametrize("body", [{}, {"requests": [{}, {}], "k": 9}, {"filters": {"at_most": {"department": 2}}}])

@@ -1,0 +1,38 @@
+"""The stage of a run holds the segments of its users, as of their last events."""
+
+from types import SimpleNamespace
+
+import numpy as np
+
+from pipeline.stages import write_segments
+from serve.bundle import SEGMENTS
+from serve.discovery.reasons import find_segment
+from serve.recommender import Recommender
+from serve.requests import Request
+from tests.linear_bundle import SHOP, UNTIL, publish_linear
+from tests.linear_profiles import known_users, make_profiles
+
+
+def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp_path):
+    known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
+    plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
+    recommender = write_segments(plain, SimpleNamespace(path=tmp_path), 0)
+    segments = recommender.bundle.segments
+    assert (tmp_path / SEGMENTS).read_bytes() == segments.to_bytes()
+    assert sum(one.size for one in segments.segments) == segments.users == 300
+    told = {user: find_segment(recommender, Request(user)).id for user in known}
+    for name in known_users(SHOP):
+        assert len({told[f"{name}-{copy}"] for copy in range(60)}) == 1
+    later = Request("u1-0", datetime=UNTIL + 10**7, context={"device": "web"})
+    assert find_segment(recommender, later).id == told["u1-0"]
+    assert find_segment(plain, later) is None
+
+
+def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
+    monkeypatch.setattr("pipeline.stages.MAX_USERS", 200)
+    known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
+    plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
+    first, again = (write_segments(plain, SimpleNamespace(path=tmp_path), 0).bundle.segments for _ in range(2))
+    assert first == again
+    assert first.users == 200
+    assert np.isclose(sum(one.share for one in first.segments), 1, atol=1e-3)
