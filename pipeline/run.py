@@ -107,6 +107,8 @@ def produce(work: Work, stage: Stage) -> Product:
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.data.schema, facts).encode())
     report = {"data": data, "timing": timing, "training": training}
+    if (segments := recommender.bundle.segments) is not None:
+        report["segments"] = {"stability": segments.stability, "found": segments.describe()}
     return Product(facts, recommender, metrics, report, only_targets(split.test))
 
 

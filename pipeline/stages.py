@@ -14,6 +14,7 @@ import pandas as pd
 import pyarrow as pa
 import pytorch_lightning as pl
 import torch
+from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
 
@@ -38,10 +39,13 @@ from pipeline.config import Config
 from pipeline.run_folder import Work, declare
 from serve.bundle import GOLDEN, REJECTS, SEGMENTS, Bundle, Facts, draw_requests, write_golden
 from serve.catalogue import name_items
+from serve.clock import DAY
+from serve.discovery.dials import IS_NEW, NEW_DAYS
 from serve.discovery.segments import MAX_USERS, find_segments, find_traits
 from serve.durable import name_file, write_file
 from serve.erasure import inherit_erasure_list
 from serve.errors import SchemaError
+from serve.events import Events
 from serve.recommender import Recommender, golden_answer
 from serve.tower import count_cores
 from serve.versions import Stage as BundleStage
@@ -241,6 +245,10 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
     schema, items, popularity = data.schema, data.catalogue.to_arrow(), data.trends.popularity[-1]
     if schema.repeats == "allow":
         items = items.append_column("repeat_rate", pa.array(data.trends.repeat_rate[-1]))
+    if schema.has_datetime and IS_NEW not in items.column_names:
+        items = items.append_column(
+            IS_NEW, pa.array(find_new_items(data.sequences.events, len(items), schema.data_until))
+        )
     is_taken, requests = torch.from_numpy(data.count_targets() > 0), data.drawn_requests(MAX_COLD_USERS)
     cold_items = fit_cold_items(towers, torch.from_numpy(popularity), is_taken, requests, config.seed)
     export_bundle(towers, cold_items, schema, items, popularity, stage, config.seed)
@@ -262,6 +270,13 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)
     return facts, write_segments(recommender, stage, config.seed)
+
+
+def find_new_items(events: Events, n_items: int, until: int) -> NDArray[np.bool_]:
+    """Tell which items, (N,), were first seen in the last days of the data."""
+    first = np.full(n_items, until)
+    np.minimum.at(first, events.item_row, events.time)
+    return np.asarray((first < until) & (first >= until - NEW_DAYS * DAY))
 
 
 def write_segments(recommender: Recommender, stage: BundleStage, seed: int) -> Recommender:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from serve.columns import to_numpy
@@ -26,7 +27,7 @@ Numbers = NDArray[np.float64]
 
 POOL, POOL_FACTOR, MAX_POOL = 100, 10, 1000  # items of a pool: so many, or so many times k up to a bound; never below k
 MAX_PAST = 500  # latest events of a history that an item is compared with
-IS_NEW = "is_new"  # column of the items that were first seen in the last days of the data
+IS_NEW, NEW_DAYS = "is_new", 28  # column of items that were first seen in the last days of the data, and how many
 FULL = 1.0  # standard deviations of the score that one of likeness weighs at a dial of 1
 _ROUNDING = 1e-9  # of a share times places
 
@@ -53,7 +54,7 @@ class Dials:
         return " ".join(("greedy", *turned))
 
 
-RECOMMENDED = Dials(diversity=0.3)
+RECOMMENDED = Dials(diversity=0.2)  # about 1 % of NDCG@10 (docs/discovery.md)
 
 
 def recommend(
@@ -94,8 +95,8 @@ def find_new(recommender: Recommender) -> Mask:
     """Tell which items are new, (N,): first seen in the last days of the data, or put live since."""
     table = recommender.catalogue.table
     is_new = np.arange(len(table)) >= len(recommender.bundle.items)
-    if IS_NEW in table.column_names:
-        is_new |= to_numpy(table.column(IS_NEW).cast("float64").fill_null(0.0)) > 0
+    if IS_NEW in table.column_names and pa.types.is_boolean(table.schema.field(IS_NEW).type):
+        is_new |= to_numpy(table.column(IS_NEW).fill_null(False).cast(pa.uint8())) > 0
     return is_new
 
 

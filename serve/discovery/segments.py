@@ -73,7 +73,7 @@ class Segments:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the segments as JSON values, the largest first."""
-        return [asdict(one) for one in self.segments]
+        return [asdict(one) | {"marks": [asdict(mark) for mark in one.marks]} for one in self.segments]
 
     @cached_property
     def _centroids(self) -> Floats:
@@ -152,8 +152,7 @@ def _cluster(directions: Floats, k: int, seed: int, restarts: int) -> Floats:
         max_points_per_centroid=MAX_USERS,
     )
     kmeans.train(directions)
-    centroids: Floats = kmeans.centroids
-    return centroids
+    return np.asarray(kmeans.centroids, np.float32)
 
 
 def _nearest(directions: Floats, centroids: Floats) -> Ints:
@@ -251,7 +250,14 @@ def _trait(
 ) -> Trait:
     """Put equal pairs of a user and a value together."""
     pairs, place = np.unique(users * len(values) + codes, return_inverse=True)
-    return Trait(kind, name, values, pairs // len(values), pairs % len(values), np.bincount(place, weights, len(pairs)))
+    return Trait(
+        kind,
+        name,
+        values,
+        pairs // len(values),
+        pairs % len(values),
+        np.bincount(place, weights, len(pairs)).astype(np.float64),
+    )
 
 
 def _describe(labels: Ints, traits: Sequence[Trait], k: int) -> Iterator[Segment]:

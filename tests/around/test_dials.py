@@ -125,6 +125,11 @@ def test_items_put_live_are_new(recommender, tmp_path):
     live.close()
 
 
+def test_a_column_of_that_name_which_holds_no_flags_is_the_callers_own(recommender):
+    items = recommender.bundle.items.drop_columns(["is_new"]).append_column("is_new", [["yes"] * N])
+    assert not find_new(Recommender(replace(recommender.bundle, items=items))).any()
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "0.5", True, None])
 @pytest.mark.parametrize("name", ["diversity", "novelty", "new_share"])
 def test_a_dial_is_a_number_from_0_to_1(name, value):

@@ -1,12 +1,13 @@
-"""The stage of a run holds the segments of its users, as of their last events."""
+"""The stage of a run holds the segments of its users, as of their last events, and says which items are new."""
 
 from types import SimpleNamespace
 
 import numpy as np
 
-from pipeline.stages import write_segments
+from pipeline.stages import find_new_items, write_segments
 from serve.bundle import SEGMENTS
 from serve.discovery.reasons import find_segment
+from serve.events import Events
 from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import SHOP, UNTIL, publish_linear
@@ -36,3 +37,9 @@ def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
     assert first == again
     assert first.users == 200
     assert np.isclose(sum(one.share for one in first.segments), 1, atol=1e-3)
+
+
+def test_items_first_seen_in_the_last_days_are_new():
+    until, rows, days = 10**9, np.array([0, 0, 1, 2, 2, 3]), np.array([90, 1, 28, 29, 2, 0.5])
+    events = Events(rows, (until - days * 86_400).astype(np.int64), rows, np.ones(6, np.float32), np.array([0, 6]))
+    assert find_new_items(events, 5, until).tolist() == [False, True, False, True, False]
