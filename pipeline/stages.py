@@ -285,14 +285,12 @@ def write_segments(recommender: Recommender, stage: BundleStage, seed: int) -> R
     A user is taken as of their last event.
     """
     profiles, catalogue, schema = recommender.profiles, recommender.catalogue, recommender.bundle.schema
-    if len(profiles) > MAX_USERS:
-        others = np.random.default_rng(seed).permutation(len(profiles))[MAX_USERS:]
-        profiles = profiles.without(profiles.user_ids[others].tolist())
-    names, table = name_items(catalogue.table, schema.item_features), catalogue.table
+    others = np.random.default_rng(seed).permutation(len(profiles))[MAX_USERS:]
+    profiles, table = profiles.without(profiles.user_ids[others].tolist()), catalogue.table
     columns = {one.column: table.column(one.column).to_pylist() for one in schema.item_features if one.vocabulary}
-    traits = find_traits(profiles, catalogue.item_ids.find(profiles.history.item_id), names, columns, schema)
+    rows, names = catalogue.item_ids.find(profiles.history.item_id), name_items(table, schema.item_features)
     vectors = recommender.encode_users([{"user_id": user_id} for user_id in profiles.user_ids.tolist()])
-    segments = find_segments(vectors, traits, seed)
+    segments = find_segments(vectors, [*find_traits(profiles, rows, names, columns, schema)], seed)
     if segments is None:
         return recommender
     write_file(stage.path / SEGMENTS, segments.to_bytes())

@@ -1,14 +1,14 @@
 """Dials of a list: how unlike each other its items are, how unlike the user's own past, how many of them are new.
 
 Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998) over a pool of the best items. Scores and likenesses
-are standardised within the pool of each request, so that a dial means the same for every model and user. Letters: P
-items of a pool, H of a user's past, D entries of a direction.
+count in standard deviations of the pool, so that a dial means the same for every model and user. Letters: P items of
+a pool, H of a user's past, D entries of a direction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -19,22 +19,21 @@ from serve.columns import to_numpy
 from serve.discovery.reasons import complete_request
 from serve.errors import SchemaError
 from serve.index import Floats, Ints, Mask
-from serve.recommendations import Answer, Recommendations
+from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
-from serve.requests import Filters, Request, show
+from serve.requests import Filters, Id, Request, show
 
 Numbers = NDArray[np.float64]
 
 POOL, POOL_FACTOR, MAX_POOL = 100, 10, 1000  # items of a pool: so many, or so many times k up to a bound; never below k
 MAX_PAST = 500  # latest events of a history that an item is compared with
 IS_NEW, NEW_DAYS = "is_new", 28  # column of items that were first seen in the last days of the data, and how many
-FULL = 1.0  # standard deviations of the score that one of likeness weighs at a dial of 1
 _ROUNDING = 1e-9  # of a share times places
 
 
 @dataclass(frozen=True)
 class Dials:
-    """0 leaves a list as it is."""
+    """0 leaves a list as it is; at 1 likeness weighs as much as the score."""
 
     diversity: float = 0.0  # weight of an item's likeness to those above it
     novelty: float = 0.0  # weight of an item's likeness to the user's own past
@@ -42,16 +41,14 @@ class Dials:
 
     def __post_init__(self) -> None:
         """Refuse what is no number from 0 to 1."""
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for name, value in vars(self).items():
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise SchemaError(f"{field.name} is {show(value)}; expected a number from 0 to 1")
+                raise SchemaError(f"{name} is {show(value)}; expected a number from 0 to 1")
 
     @property
     def policy(self) -> str:
         """Say how the order of a list comes about, for the log of what was shown."""
-        turned = [f"{name}={value:g}" for name, value in vars(self).items() if value]
-        return " ".join(("greedy", *turned))
+        return " ".join(("greedy", *(f"{name}={value:g}" for name, value in vars(self).items() if value)))
 
 
 RECOMMENDED = Dials(diversity=0.2)  # about 1 % of NDCG@10 (docs/discovery.md)
@@ -64,22 +61,26 @@ def recommend(
     repeats: Literal["allow", "exclude"] | None = None,
     dials: Dials = RECOMMENDED,
 ) -> Recommendations:
-    """Do as `Recommender.recommend` with lists that the dials order; scores stay those of the model.
+    """Do as `Recommender.recommend` with lists in the order of the dials; scores stay those of the model.
 
-    An item of a list is admitted by the filters, and `at_most` holds, as for any part of a pool for which it holds.
+    Filters hold, `at_most` too, as for every part of a pool for which it holds: there new items come from the pool.
     """
     filter_viewed, asked = None if repeats is None else repeats == "exclude", recommender.check(requests)
     if dials == Dials():
         return recommender.recommend(asked, k, filter_viewed)
-    size = max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k)))
-    pools = recommender.recommend(asked, size, filter_viewed)
-    listed = np.full((len(asked), k), -1, np.int64)
-    scores = np.full((len(asked), k), -np.inf, np.float32)
-    fresh = _recommend_new(recommender, asked, k, filter_viewed, dials)
-    for place, (request, pool) in enumerate(zip(asked, pools, strict=True)):
-        candidates = _Candidates.of(recommender, request, pool, None if fresh is None else fresh.of(place), dials)
-        chosen = candidates.choose(k, dials)
-        listed[place, : len(chosen)], scores[place, : len(chosen)] = candidates.rows[chosen], candidates.scores[chosen]
+    pools = fresh = recommender.recommend(asked, max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k))), filter_viewed)
+    is_new = find_new(recommender) if dials.new_share else np.zeros(len(recommender.catalogue), np.bool_)
+    if is_new.any():
+        ids = recommender.catalogue.item_ids.ids[is_new].tolist()
+        fresh = recommender.recommend([_only(one, ids) for one in asked], k, filter_viewed)
+    listed, scores = np.full((len(asked), k), -1, np.int64), np.zeros((len(asked), k), np.float32)
+    for place, request in enumerate(asked):
+        (rows, values), (more, more_values) = (_list(found, place) for found in (pools, fresh))
+        n_pool, is_more = len(rows), ~np.isin(more, rows)
+        rows, values = np.append(rows, more[is_more]), np.append(values, more_values[is_more])
+        worth, likeness = _weigh(recommender, request, rows, values, n_pool, dials)
+        chosen = _choose(worth, likeness, values, is_new[rows], n_pool, (min(k, n_pool), dials.new_share))
+        listed[place, : len(chosen)], scores[place, : len(chosen)] = rows[chosen], values[chosen]
     return Recommendations.from_lists(
         [one.user_id for one in asked],
         listed,
@@ -100,76 +101,50 @@ def find_new(recommender: Recommender) -> Mask:
     return is_new
 
 
-def _recommend_new(
-    recommender: Recommender, requests: list[Request], k: int, filter_viewed: bool | None, dials: Dials
-) -> Recommendations | None:
-    """Rank the new items alone, for requests whose filters do not bound how many may share a value."""
-    is_new = find_new(recommender) if dials.new_share else np.zeros(1, np.bool_)
-    if not is_new.any():
-        return None
-    ids = recommender.catalogue.item_ids.ids[is_new].tolist()
-    return recommender.recommend([_only(one, ids) for one in requests], k, filter_viewed)
-
-
-def _only(request: Request, ids: list[str | int]) -> Request:
+def _only(request: Request, ids: list[Id]) -> Request:
     filters = request.filters or Filters()
-    allowed = set(ids if filters.only is None else filters.only)
-    kept = tuple(one for one in ids if one in allowed)
-    return replace(request, filters=replace(filters, only=() if filters.at_most else kept))
+    kept = ids if filters.only is None else set(ids).intersection(filters.only)
+    return replace(request, filters=replace(filters, only=() if filters.at_most else tuple(kept)))
 
 
-@dataclass(frozen=True, eq=False)
-class _Candidates:
-    """The pool of one request, best first, and behind it new items that only their share of the places can list."""
+def _list(found: Recommendations, place: int) -> tuple[Ints, Floats]:
+    entries = slice(found.offsets[place], found.offsets[place + 1])
+    return found.item_row[entries], found.score[entries]
 
-    rows: Ints  # (P,)
-    scores: Floats  # (P,)
-    n_pool: int
-    is_new: Mask  # (P,)
-    directions: Floats  # (P, D), of length 1 or 0
-    past: Floats  # (H, D)
 
-    @classmethod
-    def of(
-        cls, recommender: Recommender, request: Request, pool: Answer, fresh: Answer | None, dials: Dials
-    ) -> _Candidates:
-        catalogue = recommender.catalogue
-        rows, scores, n_pool = catalogue.item_ids.find(pool.item_id), pool.score, len(pool.item_id)
-        is_new = find_new(recommender)[rows] if dials.new_share else np.zeros(n_pool, np.bool_)
-        if fresh is not None:
-            more = catalogue.item_ids.find(fresh.item_id)
-            is_more = ~np.isin(more, rows)
-            rows, scores = np.append(rows, more[is_more]), np.append(scores, fresh.score[is_more])
-            is_new = np.append(is_new, np.ones(is_more.sum(), np.bool_))
-        past = np.empty(0, np.int64)
-        if dials.novelty and (history := complete_request(recommender, request).history) is not None:
-            past = catalogue.item_ids.find(history.item_id[-MAX_PAST:])
-        return cls(
-            rows, scores, n_pool, is_new, _directions(recommender, rows), _directions(recommender, past[past >= 0])
+def _weigh(
+    recommender: Recommender, request: Request, rows: Ints, scores: Floats, n_pool: int, dials: Dials
+) -> tuple[Numbers, Numbers]:
+    """Return the worth of items but for those above them, (P,), and what likeness to another costs, (P, P)."""
+    directions, pool = _directions(recommender, rows), slice(n_pool)
+    worth = _standardise(scores, scores[pool])
+    if dials.novelty and (history := complete_request(recommender, request).history):
+        past = recommender.catalogue.item_ids.find(history.item_id[-MAX_PAST:])
+        if len(past := past[past >= 0]):
+            familiar = (directions @ _directions(recommender, past).T).max(axis=1)
+            worth -= dials.novelty * _standardise(familiar, familiar[pool])
+    likeness = directions @ directions.T
+    pairs = likeness[pool, pool][~np.eye(n_pool, dtype=np.bool_)]
+    return worth, dials.diversity * _standardise(likeness, pairs)
+
+
+def _choose(
+    worth: Numbers, likeness: Numbers, scores: Floats, is_new: Mask, n_pool: int, places: tuple[int, float]
+) -> list[int]:
+    """Return the items to list, in order; those behind the pool come only where the share of new ones wants them."""
+    chosen: list[int] = []
+    nearest, is_left = np.full(len(worth), -np.inf), np.ones(len(worth), np.bool_)
+    for place in range(1, places[0] + 1):
+        is_due = is_left & is_new & (is_new[chosen].sum() < int(place * places[1] + _ROUNDING))
+        value = worth - nearest if chosen else worth
+        is_open = is_left & (np.arange(len(worth)) < n_pool)
+        best = int(
+            np.where(is_due, scores, -np.inf).argmax() if is_due.any() else np.where(is_open, value, -np.inf).argmax()
         )
-
-    def choose(self, k: int, dials: Dials) -> list[int]:
-        """Return the places of the items to list, in order."""
-        if not self.n_pool:
-            return []
-        worth = _standardise(self.scores, self.scores[: self.n_pool])
-        if dials.novelty and len(self.past):
-            familiar = (self.directions @ self.past.T).max(axis=1)
-            worth -= FULL * dials.novelty * _standardise(familiar, familiar[: self.n_pool])
-        centre, scale = _pair_moments(self.directions[: self.n_pool])
-        nearest, is_left = np.full(len(self.rows), -np.inf), np.ones(len(self.rows), np.bool_)
-        chosen: list[int] = []
-        for place in range(1, 1 + min(k, self.n_pool)):
-            is_due = is_left & self.is_new & (self.is_new[chosen].sum() < int(place * dials.new_share + _ROUNDING))
-            if is_due.any():
-                best = int(np.where(is_due, self.scores, -np.inf).argmax())
-            else:
-                value = worth - FULL * dials.diversity * nearest if chosen else worth
-                best = int(np.where(is_left, value, -np.inf)[: self.n_pool].argmax())
-            chosen.append(best)
-            is_left[best] = False
-            nearest = np.maximum(nearest, (self.directions @ self.directions[best] - centre) / scale)
-        return chosen
+        chosen.append(best)
+        is_left[best] = False
+        nearest = np.maximum(nearest, likeness[best])
+    return chosen
 
 
 def _directions(recommender: Recommender, rows: Ints) -> Floats:
@@ -180,17 +155,5 @@ def _directions(recommender: Recommender, rows: Ints) -> Floats:
 
 def _standardise(values: Floats, pool: Floats) -> Numbers:
     """Measure values in standard deviations of a pool from its mean."""
-    of_pool = pool.astype(np.float64)
-    scale = of_pool.std()
-    standard: Numbers = (values - of_pool.mean()) / (scale if scale > 1e-9 else 1.0)
-    return standard
-
-
-def _pair_moments(directions: Floats) -> tuple[float, float]:
-    """Return mean and standard deviation of the cosines of all pairs of different directions, without the pairs."""
-    exact, n_pairs = directions.astype(np.float64), max(1, len(directions) * (len(directions) - 1))
-    lengths = (exact**2).sum(axis=1)
-    mean = (exact.sum(axis=0) ** 2).sum() - lengths.sum()
-    square = ((exact.T @ exact) ** 2).sum() - (lengths**2).sum()
-    mean, variance = mean / n_pairs, square / n_pairs - (mean / n_pairs) ** 2
-    return float(mean), float(np.sqrt(variance)) if variance > 1e-12 else 1.0
+    mean, scale = (pool.mean(dtype=np.float64), pool.std(dtype=np.float64)) if len(pool) else (0.0, 0.0)
+    return np.asarray((values - mean) / (scale if scale > 1e-9 else 1.0), np.float64)

@@ -28,15 +28,13 @@ MAX_SAID = 5  # reasons for an item
 MIN_SHARE = 0.02  # of the largest effect of a request: what has less does not carry a score
 MAX_NAME = 80  # characters of a name in a sentence
 _VERBS = (  # what an event is called, then the past and the present; the first that fits
-    (re.compile("purchase|buy|bought|order|transaction|sale|checkout"), "bought {}", "buy {}"),
-    (re.compile("cart|basket"), "put {} in the cart", "put {} in the cart"),
-    (re.compile("view|visit|detail|impression"), "viewed {}", "view {}"),
-    (re.compile("click|open"), "opened {}", "open {}"),
-    (re.compile("play|listen|stream"), "played {}", "play {}"),
-    (re.compile("watch"), "watched {}", "watch {}"),
-    (re.compile("rat(e|ing)|review"), "rated {}", "rate {}"),
-    (re.compile("like|fav|wish|save"), "liked {}", "like {}"),
-    (re.compile(""), "took {}", "take {}"),
+    ("purchase|buy|bought|order|transaction|sale|checkout", "bought {}", "buy {}"),
+    ("cart|basket", "put {} in the cart", "put {} in the cart"),
+    ("view|visit|detail|click|open", "viewed {}", "view {}"),
+    ("play|listen|watch|stream", "played {}", "play {}"),
+    ("rat(e|ing)|review", "rated {}", "rate {}"),
+    ("like|fav|wish|save", "liked {}", "like {}"),
+    ("", "took {}", "take {}"),
 )
 
 Kind = Literal["history", "memory", "features", "context", "popular"]
@@ -61,15 +59,6 @@ class Reason:
         return {name: value for name, value in vars(self).items() if value is not None}
 
 
-@dataclass(frozen=True)
-class _Part:
-    """A thing to leave out, the request without it, and what is said of it."""
-
-    without: Request
-    said: Reason  # as if its effect were 0
-    of_itself: Reason | None = None  # of an item that is listed itself
-
-
 def explain(
     recommender: Recommender, requests: Iterable[RawRequest], items: Sequence[Sequence[Id]]
 ) -> list[list[list[Reason]]]:
@@ -82,17 +71,16 @@ def explain(
 
 
 def complete_request(recommender: Recommender, request: Request) -> Request:
-    """Return a request with the history and features of its profile, and its moment."""
+    """Return a request that names no user but has their history and features, and its moment."""
     schema = recommender.bundle.schema
     profile = None if request.user_id is None else recommender.profiles.get(request.user_id)
-    history, features, moment = request.history, request.features, request.datetime
-    if profile is not None:
-        history = profile.history if history is None else history
-        features = profile.features if features is None else features
+    history = profile.history if profile is not None and request.history is None else request.history
+    features = profile.features if profile is not None and request.features is None else request.features
+    moment = request.datetime
     if moment is None and schema.has_datetime:
-        times = None if history is None else history.datetime
-        moment = schema.data_until if times is None or not len(times) else int(times[-1])
-    return replace(request, history=history, features=features, datetime=moment)
+        times = [] if history is None or history.datetime is None else history.datetime[-1:].tolist()
+        moment = times[0] if times else schema.data_until
+    return replace(request, user_id=None, history=history, features=features, datetime=moment)
 
 
 def find_segment(recommender: Recommender, request: Request) -> Segment | None:
@@ -105,55 +93,41 @@ def find_segment(recommender: Recommender, request: Request) -> Segment | None:
 
 
 def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id]) -> list[list[Reason]]:
-    if not len(item_ids):
-        return []
-    asked = complete_request(recommender, request)
-    asked = replace(
-        asked, user_id=None, history=asked.history or _no_history(recommender), features=asked.features or {}
-    )
+    schema, asked = recommender.bundle.schema, complete_request(recommender, request)
     parts = [
         *_leave_out_items(recommender, asked, set(item_ids)),
-        *_leave_out_values(asked, "features", recommender.bundle.schema.user_features),
-        *_leave_out_values(asked, "context", recommender.bundle.schema.context_features),
+        *_leave_out_values(asked, "features", schema.user_features),
+        *_leave_out_values(asked, "context", schema.context_features),
     ]
-    scores = recommender.score([asked, *(part.without for part in parts)], item_ids)  # (1 + parts, K)
+    scores = recommender.score([asked, *(without for without, _ in parts)], item_ids)  # (1 + parts, K)
     effects = scores[0] - scores[1:]
-    least = MIN_SHARE * float(np.abs(effects).max(initial=0.0))
-    return [_say(parts, effects[:, place].tolist(), item_id, least) for place, item_id in enumerate(item_ids)]
+    least, has_memory = MIN_SHARE * np.abs(effects).max(initial=0.0), recommender.catalogue.facts is not None
+    explained = []
+    for item_id, falls in zip(item_ids, effects.T.tolist(), strict=True):
+        carrying = [replace(said, effect=fall) for (_, said), fall in zip(parts, falls, strict=True) if fall > least]
+        strongest = sorted(carrying, key=lambda reason: -reason.effect)[:MAX_SAID]
+        said = [_say_habit(one) if has_memory and one.item_id == item_id else one for one in strongest]
+        explained.append(said or [Reason("popular", 0.0, "popular now")])
+    return explained
 
 
-def _say(parts: Sequence[_Part], effects: Sequence[float], item_id: Id, least: float) -> list[Reason]:
-    """Return the strongest reasons that raise a score."""
-    carrying = sorted(
-        ((effect, place) for place, effect in enumerate(effects) if effect > least),
-        key=lambda pair: (-pair[0], pair[1]),
-    )
-    said = []
-    for effect, place in carrying[:MAX_SAID]:
-        part = parts[place]
-        is_itself = part.of_itself is not None and part.said.item_id == item_id
-        said.append(replace(part.of_itself if is_itself and part.of_itself else part.said, effect=effect))
-    return said or [Reason("popular", 0.0, "popular now")]
+# ---- what is left out: reduced requests, and what is said of each, as if its effect were 0
 
 
-# ---- what is left out
-
-
-def _leave_out_items(recommender: Recommender, asked: Request, listed: set[Id]) -> Iterator[_Part]:
-    history = asked.history or _no_history(recommender)
-    catalogue, latest = recommender.catalogue, [*dict.fromkeys(history.item_id[::-1].tolist())]
+def _leave_out_items(recommender: Recommender, asked: Request, listed: set[Id]) -> Iterator[tuple[Request, Reason]]:
+    if not (history := asked.history):
+        return
+    catalogue, features = recommender.catalogue, recommender.bundle.schema.item_features
+    latest = [*dict.fromkeys(history.item_id[::-1].tolist())]
     rows = dict(zip(latest, catalogue.item_ids.find(latest).tolist(), strict=True))
     known = [item_id for item_id in latest if rows[item_id] != UNKNOWN_ROW]
     varied = sorted(known, key=lambda item_id: item_id not in listed)[:MAX_VARIED]
-    features = recommender.bundle.schema.item_features
     table = catalogue.table.select(["item_id", *name_columns(catalogue.table, features)])
     names = name_items(table.take(to_arrow(np.array([rows[one] for one in varied], np.int64))), features)
-    has_memory = catalogue.facts is not None
     for item_id, name in zip(varied, names, strict=True):
         is_its = history.item_id == item_id
         said = _describe(history.take(is_its), item_id, name[:MAX_NAME], asked.datetime)
-        itself = _describe_habit(said) if has_memory and item_id in listed else None
-        yield _Part(replace(asked, history=history.take(~is_its)), said, itself)
+        yield replace(asked, history=history.take(~is_its)), said
 
 
 def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Reason:
@@ -166,7 +140,7 @@ def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Re
     return Reason("history", 0.0, text, item_id, event, days_ago, every, name)
 
 
-def _describe_habit(said: Reason) -> Reason:
+def _say_habit(said: Reason) -> Reason:
     """Say of an item of the history that it is listed itself."""
     past, present = (verb.format("this") for verb in _verb(said.event))
     text = f"you {past}{_ago(said.days_ago)}"
@@ -178,38 +152,32 @@ def _describe_habit(said: Reason) -> Reason:
 
 
 def _verb(event: str | None) -> tuple[str, str]:
-    return next((past, present) for called, past, present in _VERBS if called.search((event or "").lower()))
+    return next((past, present) for called, past, present in _VERBS if re.search(called, (event or "").lower()))
 
 
 def _ago(days: int | None) -> str:
-    if days is None:
-        return ""
-    return {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
+    return "" if days is None else {0: " today", 1: " yesterday"}.get(days, f" {days} days ago")
 
 
 def _leave_out_values(
     asked: Request, kind: Literal["features", "context"], known: Sequence[Feature]
-) -> Iterator[_Part]:
+) -> Iterator[tuple[Request, Reason]]:
     given: Mapping[str, Any] = getattr(asked, kind) or {}
     for feature in known:
-        if (value := given.get(feature.name)) is None:
-            continue
-        others = {name: other for name, other in given.items() if name != feature.name}
-        shown = _show(value)
-        label = f"{'your ' if kind == 'features' else ''}{feature.name.replace('_', ' ')}"
-        text = f"because of {label}" + ("" if shown is None else f": {shown}")
-        without = replace(asked, features=others) if kind == "features" else replace(asked, context=others)
-        yield _Part(without, Reason(kind, 0.0, text, name=feature.name, value=shown))
+        if (value := given.get(feature.name)) is not None:
+            others, shown = {name: one for name, one in given.items() if name != feature.name}, _show(value)
+            label = f"{'your ' if kind == 'features' else ''}{feature.name.replace('_', ' ')}"
+            text = f"because of {label}{'' if shown is None else f': {shown}'}"
+            without = replace(asked, features=others) if kind == "features" else replace(asked, context=others)
+            yield without, Reason(kind, 0.0, text, name=feature.name, value=shown)
 
 
 def _show(value: Any) -> str | None:
     """Write a value for people; a vector says nothing to them."""
     if isinstance(value, (Vector, np.ndarray)):
         return None
-    if isinstance(value, (list, tuple)):
-        return ", ".join(filter(None, map(to_text, value)))[:MAX_NAME]
-    return f"{value:g}" if isinstance(value, float) else (to_text(value) or "")[:MAX_NAME]
-
-
-def _no_history(recommender: Recommender) -> History:
-    return History(recommender.catalogue.item_ids.ids[:0])
+    texts = [
+        f"{one:g}" if isinstance(one, float) else to_text(one)
+        for one in (value if isinstance(value, list) else [value])
+    ]
+    return ", ".join(filter(None, texts))[:MAX_NAME]

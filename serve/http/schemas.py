@@ -34,9 +34,6 @@ Length = Annotated[
 Repeats = Literal["allow", "exclude"] | None
 Explain = Annotated[bool, Field(description="Give each item's columns and the reasons for it, and the user's segment.")]
 Dial = Annotated[float, Field(ge=0, le=1)]
-Diversity = Annotated[Dial, Field(description="How unlike each other the items of a list are; 0: by score alone.")]
-Novelty = Annotated[Dial, Field(description="How unlike the user's own past the items of a list are.")]
-NewShare = Annotated[Dial, Field(description="The least share of new items among the first places, however many.")]
 _strict = with_config(strict=True, extra="forbid", allow_inf_nan=False)
 
 
@@ -83,25 +80,28 @@ class RequestBody(TypedDict, total=False):
 
 
 @_strict
-class AskOne(RequestBody, total=False):
-    k: Length
-    repeats: Repeats
-    explain: Explain
-    diversity: Diversity
-    novelty: Novelty
-    new_share: NewShare
+class DialsBody(TypedDict, total=False):
+    """The order of a list; 0, the default, leaves it as it is."""
+
+    diversity: Annotated[Dial, Field(description="Weight of an item's likeness to those above it.")]
+    novelty: Annotated[Dial, Field(description="Weight of an item's likeness to the user's own past.")]
+    new_share: Annotated[Dial, Field(description="The least share of new items among the first places.")]
 
 
 @_strict
-class AskMany(TypedDict):
+class AskOne(RequestBody, DialsBody, total=False):
+    k: Length
+    repeats: Repeats
+    explain: Explain
+
+
+@_strict
+class AskMany(DialsBody):
     """Many requests with one length of lists."""
 
     requests: Annotated[list[RequestBody], Field(min_length=1, max_length=MAX_REQUESTS, fail_fast=True)]
     k: NotRequired[Length]
     repeats: NotRequired[Repeats]
-    diversity: NotRequired[Diversity]
-    novelty: NotRequired[Novelty]
-    new_share: NotRequired[NewShare]
 
 
 @_strict
@@ -209,20 +209,11 @@ class ListsAnswer(PutAnswer):
     answers: list[ItemList]
 
 
-class Mark(TypedDict):
-    """A value that the people of a segment have more than all: `lift` is its share among them over that among all."""
-
-    kind: Literal["category", "item", "user"]
-    trait: str
-    value: str
-    people: int
-    share: float
-    lift: float
-
-
 class LongSegment(ShortSegment):
+    """`marks` are values that its people have more than all: `lift` is their share of it over that of all."""
+
     share: float
-    marks: list[Mark]
+    marks: list[dict[str, Any]]
 
 
 class SegmentsAnswer(PutAnswer):

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from serve.discovery.dials import FULL, Dials, find_new, recommend
+from serve.discovery.dials import Dials, find_new, recommend
 from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
@@ -52,10 +52,10 @@ def choose(scores, past, k, dials):
             worth[row] = (scores[row] - middle) / spread
             if past:
                 of_past = (familiar[row] - np.mean([*familiar.values()])) / np.std([*familiar.values()])
-                worth[row] -= FULL * dials.novelty * of_past
+                worth[row] -= dials.novelty * of_past
             if chosen:
                 nearest = max(likeness[row, one] for one in chosen)
-                worth[row] -= FULL * dials.diversity * (nearest - mean) / std
+                worth[row] -= dials.diversity * (nearest - mean) / std
         due = math.floor((len(chosen) + 1) * dials.new_share + 1e-9) > len(NEW & set(chosen))
         if due and (left := NEW & set(worth)):
             chosen.append(max(left, key=scores.get))

@@ -46,7 +46,7 @@ def make_people(n_rare):
 def traits_of(n_rare=MIN_PEOPLE):
     profiles, rows, schema = make_people(n_rare)
     columns = {name: [item_values(row)[name] for row in range(N)] for name in ("department", "brand")}
-    return find_traits(profiles, rows, [f"Title {row}" for row in range(N)], columns, schema)
+    return [*find_traits(profiles, rows, [f"Title {row}" for row in range(N)], columns, schema)]
 
 
 @pytest.fixture(scope="module")
