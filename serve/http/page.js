@@ -42,16 +42,19 @@ async function call(path, body) {
   };
   const reply = await fetch(path, given).catch(() => { throw new Error("The service does not answer. Does it still run?"); });
   const answer = readJson(await reply.text());
-  if (reply.status === 401) byId("key-form").hidden = false;
+  if (reply.status === 401) {
+    byId("key-form").hidden = false;
+    throw new Error(key === null ? "" : "The service does not know this key.");
+  }
   if (!reply.ok) throw new Error(answer.error.message);
   return answer;
 }
 
 function attempt(act) {
   return async (...given) => {
+    byId("error").textContent = "";
     try {
       await act(...given);
-      byId("error").textContent = "";
     } catch (error) {
       byId("error").textContent = error.message;
     }
@@ -73,11 +76,8 @@ function kindOf(item) {
   return rest.map(([name, value]) => inShort(name, value)).join(" · ");
 }
 
-function dayOf(seconds) {
-  const zone = { timeZone: form.timezone || "UTC" };
-  return new Date(seconds * 1000).toLocaleString("en-GB", { dateStyle: "medium", timeStyle: "short", ...zone });
-}
-
+const SHOWN = { dateStyle: "medium", timeStyle: "short" };
+const dayOf = (seconds) => new Date(seconds * 1000).toLocaleString("en-GB", { ...SHOWN, timeZone: form.timezone || "UTC" });
 const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
 // ---- the form
@@ -139,9 +139,10 @@ function field(feature, side, known) {
   const input = labels.length
     ? make("select", {}, make("option", { value: "" }, empty), ...options)
     : make("input", { type: feature.kind === "numeric" ? "number" : "text", step: "any", placeholder: empty });
+  input.id = `${side} ${feature.name}`;
   Object.assign(input.dataset, { side, name: feature.name, kind: feature.kind });
   input.addEventListener("change", ask);
-  return make("label", {}, inWords(feature.name), input);
+  return make("div", {}, make("label", { htmlFor: input.id }, inWords(feature.name)), input);
 }
 
 function drawFeatures() {
