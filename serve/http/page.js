@@ -50,21 +50,15 @@ async function call(path, body) {
   return answer;
 }
 
-function attempt(act) {
-  return async (...given) => {
-    byId("error").textContent = "";
-    try {
-      await act(...given);
-    } catch (error) {
-      byId("error").textContent = error.message;
-    }
-  };
-}
+const attempt = (act) => async (...given) => {
+  byId("error").textContent = "";
+  await act(...given).catch((error) => { byId("error").textContent = error.message; });
+};
 
 // ---- words
 
 const isShown = (value) => value !== null && value !== "" && typeof value !== "boolean";
-const asText = (value) => Array.isArray(value) ? value.join(", ") : String(value);
+const asText = (value) => (Array.isArray(value) ? value.join(", ") : String(value)).replace(/^(.{80}).+$/s, "$1…");
 const inWords = (name) => name.replaceAll("_", " ");
 const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
 const inShort = (name, value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : `${inWords(name)} ${asNumber(value)}`;
@@ -73,7 +67,7 @@ const nameOf = (item) => form.names.map((name) => item.columns[name]).filter(isS
 
 function kindOf(item) {
   const rest = Object.entries(item.columns).filter(([name, value]) => !form.names.includes(name) && isShown(value));
-  return rest.map(([name, value]) => inShort(name, value)).join(" · ");
+  return rest.slice(0, 5).map(([name, value]) => inShort(name, value)).join(" · ");
 }
 
 const SHOWN = { dateStyle: "medium", timeStyle: "short" };
@@ -349,12 +343,14 @@ function drawOperation(path, method, operation, all) {
   const content = operation.requestBody?.content["application/json"];
   const [needs] = operation.security ?? [];
   const asked = operation.parameters ?? [];
+  const answer = operation.responses[200].content?.["application/json"]?.schema;
   return make("article", {},
     make("h3", {}, `${method.toUpperCase()} ${path}`),
     make("p", {}, operation.summary ?? ""),
     make("p", {}, make("small", {}, needs ? `Where keys are set: one of the role ${needs.key[0]}, or above it.` : "Open to all.")),
     asked.length ? rowsOf(asked.map((one) => [one.name, one.required, `in the ${one.in}`])) : "",
     ...content ? listFields(content.schema, all) : [],
+    answer?.$ref ? make("p", {}, `Answers with ${resolve(answer, all).title}.`) : "",
     ...Object.entries(content?.examples ?? {}).flatMap(([name, one]) => [make("small", {}, name), make("pre", {}, JSON.stringify(one.value))]));
 }
 
@@ -363,8 +359,10 @@ async function drawDocs() {
   const operations = Object.entries(paths).flatMap(([path, methods]) => {
     return Object.entries(methods).map(([method, one]) => drawOperation(path, method, one, components.schemas));
   });
+  const types = Object.values(components.schemas).filter((one) => one.properties);
+  const shapes = types.map((one) => make("article", {}, make("h3", {}, one.title), ...listFields(one, components.schemas)));
   const about = make("p", {}, `${info.description} A star marks what must be given. For programs: `, make("a", { href: "/openapi.json" }, "/openapi.json"));
-  byId("docs").replaceChildren(make("h2", {}, "Interface"), about, ...operations);
+  byId("docs").replaceChildren(make("h2", {}, "Interface"), about, ...operations, make("h2", {}, "Types"), ...shapes);
   byId("docs").hidden = false;
 }
 
