@@ -157,7 +157,7 @@ async def segments(request: Request) -> Response:
     return _write(request, current.version, {"segments": [] if known is None else known.describe()})
 
 
-@router.get("/v1/page", response_model=schemas.PageAnswer, summary="What the page at / offers")
+@router.get("/v1/page", response_model=dict[str, Any], summary="What the page at / offers")
 async def form(request: Request) -> Response:
     state, role = _state(request), getattr(request.state, "role", schemas.Role.ADMIN)
     service, current = state.service, state.service.current
@@ -166,9 +166,8 @@ async def form(request: Request) -> Response:
     def answer() -> Response:
         users = page.choose_users(current) if role is schemas.Role.ADMIN else []  # people, who are not for all to see
         users = [one for one in users if service.knows(one["user_id"])]
-        return _write(
-            request, current.version, page.describe_form(current) | {"users": users, "may_change": may_change}
-        )
+        here = {"users": users, "may_change": may_change, "clock": service.clock(current.bundle.schema)}
+        return _write(request, current.version, page.describe_form(current) | here)
 
     return await state.answers.run(answer)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from functools import lru_cache
+from dataclasses import asdict
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 import pyarrow as pa
@@ -13,15 +13,17 @@ from serve.catalogue import Catalogue, name_columns, name_items
 from serve.columns import to_arrow
 from serve.discovery.dials import RECOMMENDED
 from serve.encode import to_text
-from serve.index import UNKNOWN_ROW
+from serve.index import UNKNOWN_ROW, Ints
 from serve.recommender import Recommender
 from serve.requests import Filters, Id, Request
 from serve.schema import DERIVED, Feature
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are put in order
-_GROUPS, _TRIED = 5, 20  # of users, by the length of their history, and how many of each are looked at
+_MAX_USERS, _TRIED, _SAMPLE = 5, 20, 200  # users to try, of so many each; of so many the segments are looked up
 _MAX_RECENT, _MAX_EVENTS = 4, 100  # distinct items that a user took last, and events among which they are looked for
+_USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
+_TEXTS: WeakKeyDictionary[Catalogue, list[str]] = WeakKeyDictionary()
 
 
 def describe_form(current: Recommender) -> dict[str, Any]:
@@ -45,13 +47,24 @@ def _describe_feature(feature: Feature) -> dict[str, Any]:
     return {"name": feature.name, "kind": feature.kind, "values": list(feature.vocabulary[:_MAX_VALUES])}
 
 
-@lru_cache(maxsize=1)
 def choose_users(current: Recommender) -> list[dict[str, Any]]:
-    """Choose known users from short to long histories, of each group the one of whom most is known."""
-    user_ids, counts = current.profiles.user_ids, np.diff(current.profiles.offsets)
-    groups = np.array_split(np.argsort(counts, kind="stable"), _GROUPS)
-    tried = [user_ids[group[len(group) // 2 :][:_TRIED]].tolist() for group in groups if len(group)]
-    return [max((_describe_user(current, one) for one in some), key=lambda one: len(one["features"])) for some in tried]
+    """Choose a known user of each segment, or else of short to long histories: one each of whom much is known."""
+    if current not in _USERS:
+        tried = [current.profiles.user_ids[group[:_TRIED]].tolist() for group in _group_users(current) if len(group)]
+        found = ([_describe_user(current, one) for one in some] for some in tried[:_MAX_USERS])
+        _USERS[current] = [max(some, key=lambda one: len(one["features"])) for some in found]
+    return _USERS[current]
+
+
+def _group_users(current: Recommender) -> list[Ints]:
+    """Return positions of profiles by segment, or else by the number of events, of each group the middle first."""
+    profiles, segments = current.profiles, current.bundle.segments
+    order = np.argsort(np.diff(profiles.offsets), kind="stable")
+    if segments is None or not len(order):
+        return [group[len(group) // 2 :] for group in np.array_split(order, _MAX_USERS)]
+    drawn = order[np.linspace(0.5 * len(order), len(order) - 1, _SAMPLE).astype(int)]
+    labels = segments.of(current.encode_users([{"user_id": one} for one in profiles.user_ids[drawn].tolist()]))
+    return [np.unique(drawn[labels == place]) for place in range(len(segments.segments))]
 
 
 def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
@@ -76,19 +89,16 @@ def search_items(current: Recommender, text: str, k: int) -> list[Id]:
     ids, words = current.catalogue.item_ids, text.casefold().split()
     texts = _read_texts(current.catalogue)
     rows = [row for row, one in enumerate(texts) if all(word in one for word in words)][:_MAX_MATCHES]
-    schema = current.bundle.schema
-    asked = Request(filters=Filters(only=tuple(ids.ids[rows].tolist())))
-    asked = replace(asked, datetime=schema.data_until if schema.has_datetime else None)
+    asked = Request(filters=Filters(only=tuple(ids.ids[rows].tolist())), datetime=current.bundle.schema.data_until)
     (found,) = current.recommend([asked], k, filter_viewed=False)
     return found.item_id.tolist()  # type: ignore[no-any-return]
 
 
-@lru_cache(maxsize=1)
 def _read_texts(catalogue: Catalogue) -> list[str]:
     """Return what is searched of each item: its id and all that is text, in small letters."""
-    table = catalogue.table
-    names = [
-        field.name for field in table.schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)
-    ]
-    columns = (table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
-    return [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
+    if catalogue not in _TEXTS:
+        table = catalogue.table
+        names = [one.name for one in table.schema if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)]
+        columns = (table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
+        _TEXTS[catalogue] = [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
+    return _TEXTS[catalogue]

@@ -233,33 +233,10 @@ class SimilarAnswer(PutAnswer):
     reason: NotRequired[str]
 
 
-class FoundItem(TypedDict):
-    item_id: str | int
-    columns: dict[str, Any]
-
-
 class FoundAnswer(PutAnswer):
-    """Listed items, what is popular first."""
+    """Listed items with their ids and columns, what is popular first."""
 
-    items: list[FoundItem]
-
-
-class PageAnswer(PutAnswer):
-    """What the form offers: `names` are the columns that name an item, `users` some known ones, to those who may."""
-
-    names: list[str]
-    features: list[dict[str, Any]]
-    context: list[dict[str, Any]]
-    clock: Literal["data", "now"]
-    dials: dict[str, float]
-    events: list[str]
-    repeats: str
-    timezone: str | None
-    data_until: int | None
-    items: int
-    known_users: int
-    users: list[dict[str, Any]]
-    may_change: bool
+    items: list[dict[str, Any]]
 
 
 class Fault(TypedDict):
