@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from serve.recommendations import Recommendations as Recommendations
     from serve.recommender import Recommender as Recommender
     from serve.requests import Request as Request
+    from serve.requests import ask_now as ask_now
     from serve.state import StateStore as StateStore
     from serve.state import complete as complete
 
@@ -23,7 +24,7 @@ _MODULES = {
     "live_items": ("LiveItems",),
     "recommendations": ("Recommendations",),
     "recommender": ("Recommender",),
-    "requests": ("Request",),
+    "requests": ("Request", "ask_now"),
     "state": ("StateStore", "complete"),
 }
 
