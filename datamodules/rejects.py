@@ -16,20 +16,29 @@ import pyarrow.parquet as pq
 from datamodules.config import COMMA_NUMBER
 from serve.errors import SchemaError
 
+OTHER_LENGTH = "of another length than most"
 KINDS = {
     "not a number": "numbers such as 1234.5",
     "not a time": "times such as 2024-05-31, 2024-05-31 18:05:00, or epoch seconds or milliseconds",
     "not an id": "ids",
     "no list of numbers": "vectors",
     "not UTF-8": "UTF-8",
+    OTHER_LENGTH: "vectors of one length",
 }  # reason of a fault -> what the cells should be
 _REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "string", "reason": "string"}
 _REJECTS["costs"] = "string"  # "record": it became no row; "cell": its row is kept, in which the cell is missing
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 _WRITTEN_DATE = re.compile(
     r"(?:(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d\d)|(\d{4})([./])\d\d\6\d\d)"
-    r"(?:([T ]+)\d{1,2}:\d\d(:\d\d)?(\.\d+)?( ?[AaPp][Mm])?( ?(?:[+-]\d\d:?\d\d|Z))?)?"
-)  # groups: two numbers and a year, or a year first; then the parts of a time
+    r"((?:[T ]+\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp][Mm])?(?: ?(?:[+-]\d\d:?\d\d|Z))?)?)"
+)  # groups: two numbers and a year, or a year first; then the time
+_TIME_SIGNS = {
+    r"[+-]\d\d:?\d\d$|Z$": "%z",
+    r"\.\d+": ".%f",
+    "[AaPp][Mm]": "%p",
+    r"\b\d{1,2}:\d\d": "%H:%M",
+    r":\d\d": ":%S",
+}  # parts of a written time, in the order in which they are taken out
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,13 @@ def write_rejects(rejects: Rejects, path: Path) -> None:
 
 def describe(rejects: pd.DataFrame) -> str:
     """Describe the first of some rejects."""
-    rejects = rejects[["file", "line", "column", "value", "reason"]]
     file, line, column, value, reason = rejects.astype(object).where(rejects.notna(), None).iloc[0]
     return f"{file}, line {line}, column {column!r}, value {value!r}: {reason}"
+
+
+def place_of(rejects: pd.DataFrame) -> str:
+    """Say where the first of some rejects stands."""
+    return f"line {rejects['line'].iloc[0]} of {rejects['file'].iloc[0]}"
 
 
 def setting_of(name: str) -> str:
@@ -90,8 +103,8 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     """Say what to declare so that bad cells of one kind, the first one's, are read."""
     if not len(rejects):
         return ""
-    alike = rejects[rejects["reason"].eq(rejects["reason"].iloc[0]) & rejects["column"].eq(rejects["column"].iloc[0])]
-    advice = _name_key(str(rejects["reason"].iloc[0]), alike["value"].dropna().tolist())
+    is_alike = rejects[["column", "reason"]].eq(rejects[["column", "reason"]].iloc[0]).all(axis=1)
+    advice = _name_key(str(rejects["reason"].iloc[0]), rejects["value"][is_alike].dropna().tolist())
     return f"; declare {advice} in data.{setting_of(name)}" if advice else ""
 
 
@@ -128,13 +141,8 @@ def _guess_formats(texts: Collection[str]) -> Iterator[list[str]]:
 
 
 def _write_format(match: re.Match[str], order: tuple[str, str]) -> str:
-    sign = match[2] or match[6]
-    year = "%Y" if match[5] or len(match[4]) == 4 else "%y"
-    day = sign.join([year, "%m", "%d"] if match[5] else [*order, year])
-    if not match[7]:
-        return day
-    hour = "%I" if match[10] else "%H"
-    seconds, parts = ":%S" * bool(match[8]), ".%f" * bool(match[9])
-    half = (match[10] or "").replace((match[10] or "").strip(), "%p") if match[10] else ""
-    zone = " %z" * bool(match[11] and match[11][0] == " ") or "%z" * bool(match[11])
-    return f"{day}{match[7]}{hour}:%M{seconds}{parts}{half}{zone}"
+    year, time = "%Y" if match[5] or len(match[4]) == 4 else "%y", match[7]
+    for pattern, sign in _TIME_SIGNS.items():
+        time = re.sub(pattern, sign, time)
+    days = [year, "%m", "%d"] if match[5] else [*order, year]
+    return (match[2] or match[6]).join(days) + (time.replace("%H", "%I") if "%p" in time else time)

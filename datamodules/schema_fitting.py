@@ -25,9 +25,7 @@ DECAY_SHARES = (0.03, 0.09, 0.27, 0.9)
 DEFAULT_SPAN = 100.0  # days taken for the span where the data has no times
 POPULARITY_SHARES = (9 / 334, 28 / 334, 112 / 334)  # windows of recent popularity, as shares of the span
 WIDEST_CELL, WIDEST_TEXT = 32, 64  # the most values kept of a cell with several, and n-grams of a `text`
-MAX_VOCABULARY = (
-    200_000  # values of a feature: one of more tells single rows apart, and its table would fill the memory
-)
+MAX_VOCABULARY = 200_000  # values of a feature: with more it tells single rows apart, and its table fills the memory
 MIN_BUCKETS, MAX_BUCKETS = 2**8, 2**14
 HOURS, DAYS = 24, 7
 
@@ -43,6 +41,8 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
     if config.repeats == "allow" and is_set(train):
         raise SchemaError("data.repeats is 'allow' and the interactions have no datetime or position; allowed: exclude")
     until = int(train["datetime"].max()) + 1 if "datetime" in train else 0
+    if "datetime" not in train and any(one.kind == "date" for one in config.features.of("user").values()):
+        raise SchemaError("a date of users is declared and the interactions have no datetime; allowed: of items")
     users = tables.users[tables.users["user_id"].isin(train["user_id"])]
     items = tables.items[tables.items["item_id"].isin(train["item_id"])]
     weight_mean, weight_scale = _fit_weight(train, previous)
@@ -72,34 +72,29 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         popularity_days=(1.0,) if unordered else popularity,
         data_until=until,
     )
+    days = (seconds - until) / DAY
+    aged = _fit_ages(schema, "user", users, train["user_id"], days, previous)
     return replace(
-        schema,
-        user_features=_fit_ages(schema, "user", users, train, previous),
-        item_features=_fit_ages(schema, "item", items, None, previous),
+        schema, user_features=aged, item_features=_fit_ages(schema, "item", items, items["item_id"], 0.0, previous)
     )
 
 
 def _fit_ages(
-    schema: Schema, side: str, rows: pd.DataFrame, train: pd.DataFrame | None, previous: Schema | None
+    schema: Schema, side: str, rows: pd.DataFrame, ids: pd.Series, days: pd.Series | float, previous: Schema | None
 ) -> tuple[Feature, ...]:
-    """Fit the ages that dates give: those of users at each event, those of items at the end of the data."""
-    before = {} if previous is None else {feature.name: previous.data_until for feature in previous.features(side)}
-    fitted, days = [], np.zeros(len(rows))
-    if train is not None and any(feature.kind == "date" for feature in schema.features(side)):
-        if not schema.has_datetime:
-            raise SchemaError("a date of users is declared and the interactions have no datetime; allowed: of items")
-        rows = train[["user_id"]].merge(rows, on="user_id", how="left")
-        days = (train["datetime"].to_numpy() - schema.data_until) / DAY
-    for feature in schema.features(side):
-        if feature.kind == "date" and feature.name in before:  # the same age is the same number
-            ended = before[feature.name]
-            feature = replace(feature, mean=feature.mean + (ended - schema.data_until) / DAY)
-        elif feature.kind == "date":
-            ages = days - to_days(feature, rows[feature.column].to_numpy(), schema.timezone)
-            mean, scale = mean_and_scale(ages)
-            feature = replace(feature, mean=mean, scale=scale)
-        fitted.append(feature)
-    return tuple(fitted)
+    """Fit the ages that the dates of a side have for ids at moments, so many days after the end of the data."""
+    before = () if previous is None else tuple(feature.name for feature in previous.features(side))
+
+    def fit(feature: Feature) -> Feature:
+        if feature.kind != "date":
+            return feature
+        if previous is not None and feature.name in before:  # the same age stays the same number
+            return replace(feature, mean=feature.mean + (previous.data_until - schema.data_until) / DAY)
+        dates = pd.Series(to_days(feature, rows[feature.column].to_numpy(), schema.timezone), rows[f"{side}_id"])
+        mean, scale = mean_and_scale((days - ids.map(dates)).to_numpy())
+        return replace(feature, mean=mean, scale=scale)
+
+    return tuple(map(fit, schema.features(side)))
 
 
 def _fit_features(config: DataConfig, side: str, rows: pd.DataFrame, previous: Schema | None) -> tuple[Feature, ...]:

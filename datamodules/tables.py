@@ -6,13 +6,14 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
-from datamodules.rejects import KINDS, Rejects, advise, describe, setting_of
+from datamodules.rejects import KINDS, OTHER_LENGTH, Rejects, advise, describe, place_of, setting_of
 from datamodules.values import INTEGER, read_cells, unify_ids
 from serve.clock import DAY
 from serve.durable import NOBODY, ErasureList
@@ -27,7 +28,7 @@ _OUTLYING = "years from nearly all other times"
 MIN_TIMES, MIN_VOID = 20, 3 * 365 * DAY
 """Of so many times or more, those of the outer twentieths are outlying that a void parts from the rest: as long as the
 middle nine tenths, and so many seconds or more."""
-MIN_WIDTH_SHARE = 0.9  # of vectors of one width: the others are slips
+MAX_WIDTHS = 0.1  # vectors of other lengths for each of the usual one, up to which they are slips
 MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01  # so many integer ids and so small a share of texts: the texts look like slips
 
 
@@ -149,23 +150,24 @@ class _Typed:
 
     def set_aside(self, column: Column, is_fault: np.ndarray, reason: str, keeps_rows: bool) -> _Typed:
         """Leave out the rows at fault, or their cells of the column alone."""
-        if not is_fault.any():
-            return self
-        bad = self.places[is_fault]
-        cells = self.frame.loc[is_fault, column.name]
+        bad, cells = self.places[is_fault], self.frame.loc[is_fault, column.name]
         values = [str(one.entries()) if column.role == "vector" else f"{np.datetime64(one, 's')}Z" for one in cells]
         more = make_rejects(bad["file"], bad["line"], column.source, values, reason)
+        faults = pd.concat([self.faults, more], ignore_index=True)
         if keeps_rows:
             blank = self.frame.assign(**{column.name: self.frame[column.name].mask(is_fault)})
-            return replace(self, frame=blank, cells=pd.concat([self.cells, more], ignore_index=True))
+            return replace(self, frame=blank, cells=pd.concat([self.cells, more], ignore_index=True), faults=faults)
         frame, places = (one[~is_fault].reset_index(drop=True) for one in (self.frame, self.places))
-        return replace(self, frame=frame, places=places, rejects=pd.concat([self.rejects, more], ignore_index=True))
+        return _Typed(
+            frame, places, pd.concat([self.rejects, more], ignore_index=True), self.cells, faults, self.n_right
+        )
 
 
 def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typed:
     """Return the typed rows of all files, their ids of one type, and all rejects."""
     layout = {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
-    parts = [_type_file(file, config.timezone, layout, name in _IDS) for file in files]
+    paths = pd.CategoricalDtype([file.file for file in files])
+    parts = [_type_file(file, config.timezone, layout, name in _IDS, paths) for file in files]
     columns = columns_of_table(name, config)
     frame = _join_frames([part.frame for part in parts], columns)
     lists = ([getattr(part, field) for part in parts] for field in ("places", "rejects", "cells", "faults"))
@@ -173,48 +175,43 @@ def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typ
     places, rejects, cells, faults = (pd.concat(some, ignore_index=True) for some in lists)
     typed = _Typed(frame, places, rejects, cells, faults, n_right)
     for column in (column for column in columns if column.name in frame):
-        if column.role == "time":
-            is_fault = _find_outlying(typed.frame[column.name].to_numpy(), column)
+        values = typed.frame[column.name]
+        if column.role == "time" and (is_fault := _find_outlying(values.to_numpy(), column)).any():
             typed = typed.set_aside(column, is_fault, _OUTLYING, keeps_rows=False)
         elif column.role == "vector":
-            widths = typed.frame[column.name].map(lambda one: one.entries().size, na_action="ignore")
-            counts = widths.value_counts()
-            if len(counts) > 1 and counts.iloc[0] >= MIN_WIDTH_SHARE * counts.sum():
-                is_fault = (widths.notna() & widths.ne(counts.index[0])).to_numpy()
-                reason = f"a vector of other than {counts.index[0]:.0f} numbers"
-                typed = typed.set_aside(column, is_fault, reason, name in _IDS)
+            widths = values.map(lambda one: one.entries().size, na_action="ignore")
+            is_fault = (widths.notna() & widths.ne(widths.mode().max())).to_numpy(bool)
+            typed = typed.set_aside(column, is_fault, OTHER_LENGTH, name in _IDS)
     return typed
 
 
-def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_rows: bool) -> _Typed:
+def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_rows: bool, paths: Any) -> _Typed:
     """Return the rows and all rejects of a file; a row is lost by a bad id, and by any bad cell unless it is kept."""
     typed: dict[str, pd.Series] = {}
-    others = [make_rejects(raw.file)]
-    lost: dict[bool, list[pd.DataFrame]] = {True: [*others], False: [raw.rejects]}  # cells, records
-    is_bad = np.zeros(len(raw.frame), bool)
-    n_right: Counter[str] = Counter()
+    faults, cells, records = [make_rejects(raw.file)], [make_rejects(raw.file)], [raw.rejects]
+    is_bad, n_right = np.zeros(len(raw.frame), bool), Counter[str]()
     for column in raw.columns:
         given, is_blank, is_cell = raw.frame[column.name], is_bad.copy(), keeps_rows and column.role != "id"
         is_torn = np.zeros(len(given), bool)
         if raw.is_broken:
             is_torn = given.str.contains(REPLACED, regex=False).fillna(False).to_numpy(bool)
         try:
-            cells = read_cells(column, given.mask(is_torn, None), timezone, raw.is_text, layout)
+            read = read_cells(column, given.mask(is_torn, None), timezone, raw.is_text, layout)
         except SchemaError as error:
             raise SchemaError(f"{raw.file}: {error}") from error
-        faults = {"not UTF-8": is_torn, **cells.faults}
-        for reason, is_fault in faults.items():
-            found = make_rejects(raw.file, raw.lines[is_fault], column.source, given[is_fault], reason)
-            others.append(found)
-            lost[is_cell].append(found[~is_blank[is_fault]])
+        for reason, is_fault in {"not UTF-8": is_torn, **read.faults}.items():
+            faults.append(make_rejects(raw.file, raw.lines[is_fault], column.source, given[is_fault], reason))
+            (cells if is_cell else records).append(faults[-1][~is_blank[is_fault]])
             is_blank |= is_fault
-        n_right[column.name] = int((cells.values.notna() & ~np.logical_or.reduce([*faults.values()])).sum())
-        typed[column.name] = cells.values.mask(is_blank & ~is_bad) if is_cell else cells.values
+        typed[column.name] = read.values.mask(is_blank & ~is_bad) if is_cell else read.values
+        n_right[column.name] = int(
+            (read.values.notna() & ~np.logical_or.reduce([is_torn, *read.faults.values()])).sum()
+        )
         is_bad = is_bad if is_cell else is_blank
     frame = pd.DataFrame(typed)[~is_bad].reset_index(drop=True)
-    places = pd.DataFrame({"file": raw.file, "line": raw.lines[~is_bad]}).astype({"file": "str"})
-    bad_cells, bad = (pd.concat(lost[one]).sort_values("line", kind="stable") for one in (True, False))
-    return _Typed(frame, places, bad, bad_cells, pd.concat(others), n_right)
+    places = pd.DataFrame({"file": pd.Series(raw.file, frame.index, dtype=paths), "line": raw.lines[~is_bad]})
+    bad_cells, bad = (pd.concat(some).sort_values("line", kind="stable") for some in (cells, records))
+    return _Typed(frame, places, bad, bad_cells, pd.concat(faults), n_right)
 
 
 def _find_outlying(seconds: np.ndarray, column: Column) -> np.ndarray:
@@ -247,42 +244,32 @@ def _find_problems(name: str, typed: _Typed, config: DataConfig) -> Iterator[str
     """Say which columns hold something else than is declared: more wrong than right cells, or many that are alike."""
     for column in (column for column in columns_of_table(name, config) if column.name in typed.frame):
         n_right, of_column = typed.n_right[column.name], typed.faults[typed.faults["column"] == column.source]
+        other = (
+            f"columns.{column.name}" if column.name in EVENT_ROLES else "features or give another kind, such as text"
+        )
         for reason, kind in KINDS.items():
             wrong = of_column[of_column["reason"] == reason]
             advice, most = advise(name, wrong), config.max_reject_rate * (len(wrong) + n_right)
-            is_readable = bool(advice) and "missing:" not in advice  # else they may be slips
-            if len(wrong) > (min(n_right, most) if is_readable else n_right):
+            if not advice or "missing:" in advice:  # they may be slips
+                most = MAX_WIDTHS * n_right if reason == OTHER_LENGTH else n_right
+            if len(wrong) > min(most, n_right):
                 count = f"{len(wrong):,} values are not"
                 first = f"column '{column.source}' does not hold {kind}: {count}, the first: {describe(wrong)}"
-                other = "another kind, such as text, in data.features"
-                if column.name in EVENT_ROLES:
-                    other = f"another column in data.{setting_of(name)}.columns"
-                yield first + (advice or f"; declare {other}")
-        if column.role == "vector":
-            widths = typed.frame[column.name].map(lambda one: one.entries().size, na_action="ignore")
-            least, most = widths.min(), widths.max()
-            if least < most:
-                file, line = typed.places.loc[widths.ne(widths.mode()[0]) & widths.notna()].iloc[0]
-                yield (
-                    f"column '{column.source}' has vectors of {least:.0f} and of {most:.0f} numbers, as in {file}, "
-                    f"line {line}; give all one length"
-                )
+                yield first + (advice or f"; mend it, or name another column in data.{setting_of(name)}.{other}")
 
 
 def _describe_losses(name: str, typed: _Typed) -> Iterator[str]:
     """Say how many cells and times were set aside, and where the first stood; hints are kept, so they tell no cell."""
     for (column, reason), bad in typed.cells.groupby(["column", "reason"], sort=False):
-        place = f"line {bad['line'].iloc[0]} of {bad['file'].iloc[0]}"
         advice = advise(name, bad) if (name, reason) == ("items", "not a number") else ""
-        yield f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: see {place}{advice}"
+        yield f"{len(bad):,} cells of {name}.{column} are {reason} and count as missing: see {place_of(bad)}{advice}"
     odd = typed.rejects[typed.rejects["reason"] == _OUTLYING]
     if len(odd):
         first, last = (str(np.datetime64(one, "s")) for one in typed.frame["datetime"].agg(["min", "max"]))
         seen = ", ".join(sorted({one[:10] for one in odd["value"]})[:4])
         yield (
             f"{len(odd):,} events are years from all others ({first[:10]} to {last[:10]}), such as of {seen}: see "
-            f"line {odd['line'].iloc[0]} of {odd['file'].iloc[0]}; they are rejected, unless min_datetime and "
-            f"max_datetime of data.{setting_of(name)} are declared and admit them"
+            f"{place_of(odd)}; they are rejected, unless data.{setting_of(name)} has min_datetime or max_datetime"
         )
 
 
@@ -297,8 +284,7 @@ def _check_one_row_each(name: str, typed: _Typed, id_name: str) -> None:
         (file, line), (other_file, other) = typed.places.loc[both.index].itertuples(index=False)
         raise SchemaError(
             f"{name}: {id_name} {conflicting.tolist()[0]!r} has rows that differ in {', '.join(columns)} "
-            f"({conflicting.nunique()} such ids), in {file}, line {line}, and {other_file}, line {other}; keep one row "
-            "each"
+            f"({conflicting.nunique()} such ids): {file}, line {line}; {other_file}, line {other}; keep one row each"
         )
 
 

@@ -19,17 +19,8 @@ from numpy.typing import NDArray
 
 from serve.errors import SchemaError
 
-Kind = Literal[
-    "categorical",
-    "multi_categorical",
-    "hierarchical",
-    "numeric",
-    "date",
-    "text",
-    "vector",
-    "hour_of_day",
-    "day_of_week",
-]
+_Coded = Literal["categorical", "multi_categorical", "hierarchical", "text", "hour_of_day", "day_of_week"]
+Kind = Literal[_Coded, "numeric", "date", "vector"]
 Similarity = Literal["dot", "cosine"]
 Ties = Literal["ordered", "simultaneous"]
 Repeats = Literal["exclude", "allow"]

@@ -243,7 +243,7 @@ def test_vectors_at_fault_and_a_few_of_another_width_are_missing_and_mixed_width
     items = pd.DataFrame({"item_id": range(20), "x": pd.Series(many, dtype=object)})
     tables, rejects = tables_from_frames(DataConfig(features=FeaturesConfig(item={"x": "vector"})), EVENTS, items=items)
     assert (tables.items["x"].isna().sum(), rejects.frame["line"].tolist()) == (2, [19])
-    with pytest.raises(SchemaError, match="vectors of 2 and of 3 numbers"):
+    with pytest.raises(SchemaError, match="one length"):
         read_items(pd.Series([[1.0, 2.0], [1.0, 2.0, 3.0]]), "vector")
 
 

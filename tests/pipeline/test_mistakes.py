@@ -91,7 +91,7 @@ MISTAKES: list[tuple[str, dict, dict, tuple[str, ...]]] = [
     ("a text where a vector is due", {}, {"features": {"item": {"brand": "vector"}}},
      ("items.csv", "line 2", "'brand'", "'b1'", "another kind")),
     ("vectors of two lengths", items(*ITEMS[1:3], *(row.replace(" 0.5", "") for row in ITEMS[3:])), {},
-     ("items.csv", "line 2", "'image'", "of 2 and of 3 numbers", "one length")),
+     ("items.csv", "line 2", "'image'", "one length", "another kind")),
     ("lists where one value is due", {"items.jsonl": '{"item_id": 1, "brand": ["a"]}\n{"item_id": 2, "brand": ["b"]}'},
      {"items": {"path": "items.jsonl"}, "features": {"item": {"brand": "categorical"}}},
      ("items.jsonl", "'brand'", "multi_categorical")),
