@@ -66,7 +66,7 @@ def recommend(
     Filters hold, `at_most` too, as for every part of a pool for which it holds: there new items come from the pool.
     """
     filter_viewed, asked = None if repeats is None else repeats == "exclude", recommender.check(requests)
-    if dials == Dials():
+    if dials == Dials() or k < 1:  # which is refused
         return recommender.recommend(asked, k, filter_viewed)
     pools = fresh = recommender.recommend(asked, max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k))), filter_viewed)
     is_new = find_new(recommender) if dials.new_share else np.zeros(len(recommender.catalogue), np.bool_)

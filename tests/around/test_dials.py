@@ -130,6 +130,11 @@ def test_a_column_of_that_name_which_holds_no_flags_is_the_callers_own(recommend
     assert not find_new(Recommender(replace(recommender.bundle, items=items))).any()
 
 
+def test_a_list_has_at_least_one_place(recommender):
+    with pytest.raises(ValueError, match="k is 0"):
+        recommend(recommender, [{}], 0, None, Dials(0.5))
+
+
 @pytest.mark.parametrize("value", [-0.1, 1.01, float("nan"), "0.5", True, None])
 @pytest.mark.parametrize("name", ["diversity", "novelty", "new_share"])
 def test_a_dial_is_a_number_from_0_to_1(name, value):

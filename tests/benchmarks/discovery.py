@@ -3,8 +3,9 @@
     python tests/benchmarks/discovery.py --runs NAME=DIR ... [--json FILE] [--plot FILE] [--reasons N]
 
 DIR is the folder of a finished run whose data is where its `config.yaml` says. Lists are asked as the run's own
-evaluation asks: each user of the test once, by the profile before it. Intervals: 1,000 bootstrap samples of users,
-paired with the list without dials; coverage: of the lists of half of the users, drawn 200 times.
+evaluation asks: each user of the test once, by the profile before it; of more than 1,000 as many are drawn. Intervals:
+1,000 bootstrap samples of users, paired with the list without dials; coverage: of the lists of half of the users, drawn
+200 times.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ import numpy as np
 from datamodules.clean import only_targets
 from evaluation.evaluate import as_lists
 from evaluation.holdout import Ids, group_requests, plain_requests
-from evaluation.metrics import find_head, measure_users, summarise
+from evaluation.metrics import Targets, find_head, measure_users, summarise
 from pipeline.config import parse
 from pipeline.stages import prepare
 from serve.discovery.dials import Dials, recommend
 from serve.discovery.reasons import explain
 from serve.recommender import Recommender
 
-K = 10
+K, MAX_USERS = 10, 1000
 VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHARES = (0.1, 0.2, 0.3)
 GAINS = {"diversity": "diversity within the list", "novelty": "distance from the user's own past", "tail": "tail share"}
@@ -64,7 +65,9 @@ class World:
         past, test = work.split.refit, only_targets(work.split.test)
         ids = Ids.number(self.recommender.bundle.items.column("item_id").to_pylist(), (past, test))
         held_out = group_requests(test, ids)
-        self.targets, self.requests = held_out.targets, plain_requests(held_out.rows, work.split.test_at)
+        drawn = np.sort(np.random.default_rng(0).permutation(len(held_out.rows))[:MAX_USERS])
+        self.targets = Targets(held_out.targets.items.take(drawn), held_out.targets.user[drawn])
+        self.requests = plain_requests(held_out.rows.iloc[drawn], work.split.test_at)
         events = ids.events(past)
         self.is_tail = ~find_head(events.count_items())
         self.owned = events.owned().take(self.targets.user)
@@ -143,6 +146,38 @@ def time_reasons(world: World, n_users: int) -> dict[str, float]:
     return {name: round(1000 * float(np.median(found)), 2) for name, found in seconds.items()}
 
 
+def check_reasons(world: World, n_users: int) -> str:
+    """Compare effects with those of requests reduced by hand, each asked alone."""
+    recommender, worst, n_effects = world.recommender, 0.0, 0
+    known = [request for request in world.requests if recommender.profiles.get(request["user_id"])]
+    for request in known[:n_users]:
+        profile = recommender.profiles.get(request["user_id"])
+        columns = profile.history.columns().items()
+        events = [
+            dict(zip(dict(columns), row, strict=True)) for row in zip(*(v.tolist() for _, v in columns), strict=True)
+        ]
+        history = [
+            {name: one[name] for name in ("item_id", "datetime", "event", "weight") if name in one} for one in events
+        ]
+        asked = {
+            "history": history,
+            "features": profile.features,
+            "datetime": request.get("datetime", events[-1]["datetime"]),
+        }
+        items = next(iter(recommender.recommend([asked], K))).item_id.tolist()
+        full = recommender.score([asked], items)[0]
+        for place, reasons in enumerate(explain(recommender, [asked], [items])[0]):
+            for one in (one for one in reasons if one.kind != "popular"):
+                kept = [event for event in history if event["item_id"] != one.item_id]
+                others = {name: value for name, value in asked["features"].items() if name != one.name}
+                reduced = asked | ({"history": kept} if one.item_id is not None else {"features": others})
+                worst = max(worst, abs(full[place] - recommender.score([reduced], items)[0][place] - one.effect))
+                n_effects += 1
+    return (
+        f"{n_effects} effects for {n_users} users differ by {worst:.1e} at most from those of requests reduced by hand"
+    )
+
+
 def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """Draw for each run what each dial buys against what it costs."""
     matplotlib.use("Agg")
@@ -186,12 +221,12 @@ def main() -> None:
     parser.add_argument("--runs", nargs="+", required=True, metavar="NAME=DIR")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--reasons", type=int, metavar="N", help="time lists and reasons of so many users alone")
+    parser.add_argument("--reasons", type=int, metavar="N", help="time lists and reasons of N users, and check them")
     args = parser.parse_args()
     worlds = [World(name, Path(folder)) for name, folder in (word.split("=", 1) for word in args.runs)]
     if args.reasons:
         for world in worlds:
-            print(world.name, time_reasons(world, args.reasons))
+            print(world.name, time_reasons(world, args.reasons), check_reasons(world, args.reasons), sep="\n")
         return
     found = {world.name: examine(world) for world in worlds}
     if args.json:
