@@ -169,7 +169,7 @@ async def form(request: Request) -> Response:
         here = {"users": users, "may_change": may_change, "clock": service.clock(current.bundle.schema)}
         return _write(request, current.version, page.describe_form(current) | here)
 
-    return await state.answers.run(answer)
+    return await asyncio.to_thread(answer)  # the first time it takes long
 
 
 @changing.post(

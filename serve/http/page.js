@@ -4,6 +4,7 @@
 const byId = (id) => document.getElementById(id);
 const NOBODY = { user_id: null, recent: [], features: {} };
 const BUSY = "aria-busy";
+const BARS = "Blue bars: what a reason adds to the score. Green bars: how far the time from one time to the next has run.";
 const DIALS = ["diversity", "novelty"];
 
 let key = null; // of the service, in this variable only
@@ -215,7 +216,7 @@ function draw(answer, popular) {
   byId("others").textContent = nameMissing(popular) ? `Popular, but not for them: ${nameMissing(popular)}.` : "";
   byId("said").textContent = describeChange(list.items, popular.length);
   const moment = list.moment ? dayOf(list.moment) + (answer.clock === "data" ? ", the end of the data" : "") : "now";
-  byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}.`;
+  byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}. ${BARS}`;
   last = { ...list, request_id: answer.request_id };
   form.moment = list.moment ?? form.moment;
 }
@@ -223,7 +224,7 @@ function draw(answer, popular) {
 function describePerson(list) {
   const words = [];
   if (list.user_known === false) words.push("The service does not know this user (never seen, or forgotten): this is what a newcomer gets.");
-  if (list.segment) words.push(`In a group of ${count(list.segment.size, "user")}: ${list.segment.text}.`);
+  if (list.segment) words.push(`In a group of ${count(list.segment.size, "similar user")}. Compared with all users: ${list.segment.text}.`);
   if (list.unknown_items) words.push(`${count(list.unknown_items, "item")} of the history are not known here.`);
   if (list.unknown_values) words.push(`Never seen in training: ${list.unknown_values.join(", ")}.`);
   if (list.reason) words.push(`Fewer than asked for: ${list.reason}.`);

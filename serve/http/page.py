@@ -20,7 +20,7 @@ from serve.schema import DERIVED, Feature
 
 _MAX_VALUES = 200  # of a vocabulary, as it is offered
 _MAX_MATCHES = 1000  # items that are put in order
-_MAX_USERS, _TRIED, _SAMPLE = 5, 20, 200  # users to try, of so many each; of so many the segments are looked up
+_MAX_USERS, _TRIED, _SAMPLE = 5, 20, 100  # users to try, of so many each; of so many the segments are looked up
 _MAX_RECENT, _MAX_EVENTS = 4, 100  # distinct items that a user took last, and events among which they are looked for
 _USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
 _TEXTS: WeakKeyDictionary[Catalogue, list[str]] = WeakKeyDictionary()
