@@ -78,6 +78,12 @@ class Profiles:
         """User id -> position."""
         return {user_id: position for position, user_id in enumerate(self.user_ids.tolist())}
 
+    @cached_property
+    def until(self) -> int:
+        """UTC seconds just after the last event, 0 where events have no times."""
+        times = self.history.datetime
+        return 0 if times is None or not len(times) else int(times.max()) + 1
+
     def __len__(self) -> int:
         return len(self.user_ids)
 

@@ -99,7 +99,7 @@ class Service:
         A request without a datetime is asked now, as `ask_now` says: by the clock of the data, unless it is to be ours.
         """
         now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, state=self._state))
-        end = self._end(current.bundle.schema)
+        end = self._end(current)
         for place, one in enumerate(raw):
             try:
                 request = parse_request(one, current.bundle.schema)
@@ -111,13 +111,16 @@ class Service:
                 raise SchemaError(f"requests[{place}]: {error}" if len(raw) > 1 else str(error)) from error
             yield ask_now(request, end, now) if request.datetime is None else request
 
-    def clock(self, schema: Schema) -> Clock:
+    def clock(self, current: Recommender) -> Clock:
         """Tell by which clock requests without a datetime are asked: that of the data only if it ended long ago."""
-        end = self._end(schema)
+        end = self._end(current)
         return "now" if end is None or time.time() - end <= MAX_PAUSE else "data"
 
-    def _end(self, schema: Schema) -> int | None:
-        return schema.data_until if self._clock == "data" and schema.has_datetime else None
+    def _end(self, current: Recommender) -> int | None:
+        """Return the end of the data, which profiles may have later than the bundle; None where our clock is asked."""
+        schema = current.bundle.schema
+        is_ours = self._clock == "now" or not schema.has_datetime
+        return None if is_ours else max(schema.data_until, current.profiles.until)
 
     def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str, policy: str = POLICY) -> None:
         """Log the answers to one caller as shown."""
@@ -220,8 +223,8 @@ class Service:
             "space_id": current.bundle.manifest.space_id,
             "loaded_at": current.loaded_at,
             "data_until": schema.data_until if schema.has_datetime else None,
-            "clock": self.clock(schema),
-            "moment": ask_now(Request(), self._end(schema), int(time.time())).datetime,
+            "clock": self.clock(current),
+            "moment": ask_now(Request(), self._end(current), int(time.time())).datetime,
             "items": current.catalogue.n_listed,
             "users": len(current.profiles),
             "repeats": schema.repeats,
@@ -232,11 +235,11 @@ class Service:
 
     def note_age(self) -> list[str]:
         """Say that the data ended long ago, and when requests are asked then."""
-        schema = self._schema
-        days = int(time.time() - schema.data_until) // _DAY
+        current, schema = self.current, self._schema
+        days = int(time.time() - max(schema.data_until, current.profiles.until)) // _DAY
         if not schema.has_datetime or days * _DAY <= MAX_PAUSE:
             return []
-        if self.clock(schema) == "data":
+        if self.clock(current) == "data":
             return [f"the data ended {days} days ago: a request without datetime is asked at its end (--clock data)"]
         fades = schema.repeats == "allow" or bool(schema.popularity_days)
         faded = f"the data ended {days} days ago: popularity and memory have faded for a request without datetime"

@@ -166,7 +166,7 @@ async def form(request: Request) -> Response:
     def answer() -> Response:
         users = page.choose_users(current) if role is schemas.Role.ADMIN else []  # people, who are not for all to see
         users = [one for one in users if service.knows(one["user_id"])]
-        here = {"users": users, "may_change": may_change, "clock": service.clock(current.bundle.schema)}
+        here = {"users": users, "may_change": may_change, "clock": service.clock(current)}
         return _write(request, current.version, page.describe_form(current) | here)
 
     return await asyncio.to_thread(answer)  # the first time it takes long
@@ -306,7 +306,7 @@ def _write_lists(
     begun: float,
 ) -> Response:
     """Write lists that are JSON already behind the head of the answer."""
-    clock = _state(request).service.clock(current.bundle.schema)
+    clock = _state(request).service.clock(current)
     head = _write_json(request, current.version, {"clock": clock, "answers": []})
     content = Response(f"{head[:-2]}{','.join(lists)}]}}", media_type="application/json")
     _state(request).metrics.count_lists(shown, k, time.perf_counter() - begun)

@@ -12,13 +12,14 @@ import pytest
 
 from serve import service as service_module
 from serve.erasure import add_to_erasure_list
+from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.service import Service, show_items
 from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
-from tests.linear_profiles import known_users
+from tests.linear_profiles import known_users, make_profiles
 
 IDS = item_ids(FILMS)
 
@@ -86,6 +87,16 @@ def test_data_that_ended_long_ago_is_asked_at_its_end_and_live_events_follow_it(
     with closing(Service(BundleSource(bundle), bundle.parent, None, None, EVER, "now")) as ours:
         (today,) = ours.read([{"user_id": user}], ours.current)
         assert (today.datetime, ours.describe()["clock"]) == (now - now % 60, "now")
+
+
+def test_the_data_ends_with_profiles_that_are_newer_than_the_bundle(bundle, schema):
+    known = known_users(schema)
+    last = known[a_user(schema)]["history"][-1]
+    last["datetime"] = UNTIL + 400 * DAY
+    write_profiles(bundle.parent / "profiles", make_profiles(schema, known))
+    with closing(open_bundle(bundle)) as service:
+        (asked,) = service.read([{}], service.current)
+        assert asked.datetime == service.describe()["moment"] == UNTIL + 400 * DAY + 1
 
 
 def test_an_event_older_than_the_retention_is_not_kept(bundle, schema):
