@@ -179,6 +179,7 @@ def _http(given: argparse.Namespace) -> None:
 
 def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[socket]) -> None:
     """Serve in this process."""
+    from serve.discovery.experiment import Experiment
     from serve.http.access import Access, KeyFile
     from serve.http.app import make_app
     from serve.http.logs import set_up_logs
@@ -194,7 +195,8 @@ def _serve(given: argparse.Namespace, token: str | None, listeners: Sequence[soc
     home = given.bundle and (given.bundle if given.bundle.name else given.bundle.absolute()).parent
     if given.registry is not None:
         source, home = RegistrySource(Registry(given.registry, given.trusted_keys), given.profiles), given.registry
-    service = Service(source, home, given.profiles, given.state, given.retention_days, given.clock)
+    experiment = given.experiment and Experiment.read(given.experiment)
+    service = Service(source, home, given.profiles, given.state, given.retention_days, given.clock, experiment)
     serve(make_app(service, access), listeners)
 
 
@@ -273,6 +275,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--workers": {"type": int, "metavar": "N", "help": "processes that answer (default: this one, which none renews)"},
     "--retention-days": {"type": float, "default": 365, "metavar": "DAYS", "help": "of events and impressions (365)"},
     "--clock": {"choices": ("data", "now"), "default": "data", "help": "data that ended long ago is asked at its end"},
+    "--experiment": _FILE | {"help": "of arms with shares of the users, policies and versions, in JSON"},
     "--reload-token-file": _FILE | {"help": "whose text, of 16 characters or more, admits a reload from this machine"},
     "--keys": _FILE | {"help": "of lines NAME ask|write|admin SHA256 [REQUESTS_PER_SECOND [BURST]]"},
     "--allowed-host": {"action": "append", "default": [], "metavar": "NAME", "help": "to answer to, beside loopback"},
@@ -293,7 +296,7 @@ _ROWS = "--rows --delimiter --columns --profiles --overwrite --trusted-keys"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )
-_PLACE += " --clock --workers --trusted-keys --admin-port --read-only --log-format"
+_PLACE += " --clock --experiment --workers --trusted-keys --admin-port --read-only --log-format"
 _AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {

@@ -36,7 +36,7 @@ from serve.tower import Tower
 T = TypeVar("T")
 
 # Files of a run and of its bundle: their names are part of the contract.
-BUNDLE, PROFILES, STATE, LOGS = "bundle", "profiles", "state", "logs"
+BUNDLE, PROFILES, STATE, LOGS, FEEDBACK = "bundle", "profiles", "state", "logs", "feedback"
 STATE_FILE, ITEMS_FILE = "state.db", "items.db"
 METRICS, REPORT, CONFIG = "metrics.json", "report.html", "config.yaml"
 REJECTS, CURVES = "rejects.parquet", "metrics.csv"

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from serve.bundle import BUNDLE, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
+from serve.bundle import BUNDLE, FEEDBACK, PROFILES, REJECTS, SCHEMA, STATE, STATE_FILE
 from serve.columns import to_arrow
 from serve.durable import (
     ERASURE_FORMAT,
@@ -210,7 +210,8 @@ def erase_from_rejects(run: Path, user_ids: Collection[Id]) -> dict[str, int]:
 def erase_from_outputs(run: Path, user_ids: Collection[str]) -> dict[str, int]:
     """Take users out of recommendations and exports in a run's folder; return the rows that went, by file or folder."""
     gone = {path.name: _erase_from_text(path, user_ids) for path in run.glob("*.csv")}
-    gone |= {path.name: erase_from_table(path, user_ids) for path in run.glob("*.parquet")}
+    tables = [*run.glob("*.parquet"), *run.glob(f"{FEEDBACK}/*.parquet")]
+    gone |= {str(path.relative_to(run)): erase_from_table(path, user_ids) for path in tables}
     exports = (plan.parent for plan in run.glob(f"*/{PLAN}") if read_plan(plan.parent).get("side") == "user")
     gone |= {folder.name: erase_from_export(folder, user_ids) for folder in exports}
     return {name: n_rows for name, n_rows in sorted(gone.items()) if n_rows}

@@ -24,6 +24,7 @@ class Answer:
     rank: NDArray[np.int64]
     unknown_items: int  # items of the history that the bundle does not know
     reason: str | None = None  # why fewer than k items came; None where k came
+    propensity: NDArray[np.float64] | None = None  # of each item at its rank; None where nothing was drawn
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ import pyarrow as pa
 from serve.bundle import ITEMS_FILE, PROFILES, STATE, STATE_FILE
 from serve.catalogue import REPEAT_RATE
 from serve.columns import to_arrow
+from serve.discovery.experiment import Arms, Experiment, Policy
 from serve.discovery.reasons import explain as explain_items
 from serve.discovery.reasons import find_segment
 from serve.durable import is_forgotten
@@ -62,8 +63,9 @@ class Service:
         state: Path | None,
         retention_days: float,
         clock: Clock = "data",
+        experiment: Experiment | None = None,
     ) -> None:
-        """Load the version to serve and open the live state; it and the profiles lie in `home` unless named."""
+        """Load the versions to serve and open the live state; it and the profiles lie in `home` unless named."""
         folders = {PROFILES: profiles or home / PROFILES, STATE: state or home / STATE}
         for name, folder in folders.items():
             if folder.absolute().name != name:
@@ -74,6 +76,8 @@ class Service:
         self._reloading = threading.Lock()
         recommender, reason = source.start()
         self._open(recommender)
+        items = self._folder / ITEMS_FILE
+        self.arms = None if experiment is None else Arms(experiment, items, source.load_version)
         self.last_reload: dict[str, Any] | None = None if reason is None else self._note_reload(reason)
         self._load, version = self.items.follow()  # the last load of any process of this state
         if reason is None and version != self.version:
@@ -122,11 +126,24 @@ class Service:
         is_ours = self._clock == "now" or not schema.has_datetime
         return None if is_ours else max(schema.data_until, current.profiles.until)
 
-    def log_shown(self, current: Recommender, answers: Iterable[Answer], request_id: str, policy: str = POLICY) -> None:
+    def log_shown(
+        self,
+        current: Recommender,
+        answers: Iterable[Answer],
+        request_id: str,
+        policy: str = POLICY,
+        arm: str | None = None,
+    ) -> None:
         """Log the answers to one caller as shown."""
         head = (int(time.time()), current.version, policy)
-        shown = ((one.user_id, one.item_id.tolist(), one.score.tolist()) for one in answers)
-        self.impressions.add([Impressions(request_id, user, *head, ids, scores) for user, ids, scores in shown])
+        self.impressions.add([_to_impressions(request_id, one, *head, arm) for one in answers])
+
+    def explores(self, user_id: Id | None, policy: Policy) -> bool:
+        """Tell whether a list of a user may be drawn: not if they had as many today as the policy allows."""
+        since, prefix = int(time.time()) // _DAY * _DAY, "explore"
+        return policy.kind == prefix and (
+            user_id is None or self._state.count_answers(user_id, since, prefix) < policy.lists_per_day
+        )
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
@@ -196,6 +213,8 @@ class Service:
         while not self._is_closing.wait(_FOLLOW_SECONDS):
             try:
                 load, version = self.items.follow()
+                if self.arms is not None:
+                    self.arms.follow()
                 with self._reloading:
                     if load > self._load:
                         self._load = load
@@ -275,6 +294,8 @@ class Service:
         self.impressions.close()
         self._state.close()
         self.items.close()
+        if self.arms is not None:
+            self.arms.close()
 
     @property
     def _schema(self) -> Schema:
@@ -303,9 +324,20 @@ class MissingState:
     def refuse(self, *_: Any) -> NoReturn:
         raise OSError(self.fault.errno, self.fault.strerror, self.fault.filename)
 
+    def count_answers(self, *_: Any) -> int:
+        return 0
+
     def close(self) -> None: ...
 
     put = put_many = remove = note_load = is_recent = observe_many = log_impressions = expire_slices = refuse
+
+
+def _to_impressions(
+    request_id: str, answer: Answer, time: int, version: str, policy: str, arm: str | None
+) -> Impressions:
+    ids, drawn = answer.item_id.tolist(), answer.propensity
+    propensities = [1.0] * len(ids) if drawn is None else drawn.tolist()
+    return Impressions(request_id, answer.user_id, time, version, policy, ids, answer.score.tolist(), propensities, arm)
 
 
 def _measure(path: Path) -> int:

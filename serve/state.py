@@ -1,8 +1,8 @@
 """The state of a service: events of users, what they were shown, and who was forgotten, in `DIR/state/state.db`.
 
 events     a view: what users did, dismissals included
-answers    a view: one row per answer: request, user, time, version of the bundle, policy
-shown      the items of each answer: position from 1, and score
+answers    a view: one row per answer: request, user, time, version of the bundle, policy, arm of an experiment
+shown      the items of each answer: position from 1, score, and the probability with which it was shown there
 feedback   a view: every item that was shown, with the events of the user on it that followed; an event that names its
            request follows that answer, whatever the clock of its sender says, another one every earlier answer
 
@@ -26,7 +26,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -64,7 +64,7 @@ _HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SLICE, _MAX_SLICE = 0.01, 1000  # seconds of deleting in one transaction, and events or answers at most
 _LOG_TIMEOUT, _LOG_PATIENCE = 20, 10.0  # milliseconds, with writers waiting, and seconds in all, to empty the log
-_MARK, _EARLIER = 0x42530002, 0x42530001  # "BS" and the format
+_MARK, _FIRST, _SECOND = 0x42530003, 0x42530001, 0x42530002  # "BS" and the format
 _TABLES = """
 CREATE TABLE salt (value BLOB NOT NULL);
 INSERT INTO salt VALUES (randomblob(32));
@@ -73,9 +73,9 @@ CREATE TABLE user_keys (key BLOB PRIMARY KEY, place INTEGER NOT NULL) WITHOUT RO
 CREATE TABLE event_rows (number INTEGER PRIMARY KEY, user INTEGER NOT NULL, item_id NOT NULL, event TEXT,
     datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
 CREATE TABLE answer_rows (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user INTEGER,
-    datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL);
+    datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL, arm TEXT);
 CREATE TABLE IF NOT EXISTS shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
-    PRIMARY KEY (answer, position)) WITHOUT ROWID;
+    propensity REAL, PRIMARY KEY (answer, position)) WITHOUT ROWID;
 """
 _INDEXES = """
 CREATE INDEX free_places ON users (length(id)) WHERE typeof(id) = 'blob';
@@ -89,11 +89,13 @@ CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'te
 CREATE VIEW named AS SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
 CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
     FROM event_rows e JOIN named u ON u.user = e.user;
+"""
+_VIEWS = """
 CREATE VIEW named_answers AS SELECT a.*, u.user_id FROM named u JOIN answer_rows a ON a.user = u.user
     UNION ALL SELECT a.*, NULL FROM answer_rows a WHERE a.user IS NULL;
-CREATE VIEW answers AS SELECT number, request_id, user_id, datetime, bundle_version, policy FROM named_answers;
+CREATE VIEW answers AS SELECT number, request_id, user_id, datetime, bundle_version, policy, arm FROM named_answers;
 CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
-    s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime
+    s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime, a.arm, s.propensity
     FROM named_answers a CROSS JOIN shown s ON s.answer = a.number -- in this order: a user has few answers
     LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
     AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
@@ -104,12 +106,21 @@ INSERT INTO users (id, is_integer, number) SELECT CAST(user_id AS TEXT), min(typ
 INSERT INTO user_keys SELECT user_key(value, id), place FROM users, salt ORDER BY 1;
 INSERT INTO event_rows SELECT e.number, u.number, e.item_id, e.event, e.datetime, e.weight, e.request_id
     FROM events e JOIN users u ON u.id = CAST(e.user_id AS TEXT);
-INSERT INTO answer_rows SELECT a.number, a.request_id, u.number, a.datetime, a.bundle_version, a.policy
+INSERT INTO answer_rows SELECT a.number, a.request_id, u.number, a.datetime, a.bundle_version, a.policy, NULL
     FROM answers a LEFT JOIN users u ON u.id = CAST(a.user_id AS TEXT);
 DROP VIEW feedback;
 DROP TABLE events;
 DROP TABLE answers;
+ALTER TABLE shown ADD COLUMN propensity REAL;
 """
+_WIDEN = """
+ALTER TABLE answer_rows ADD COLUMN arm TEXT;
+ALTER TABLE shown ADD COLUMN propensity REAL;
+DROP VIEW feedback;
+DROP VIEW answers;
+DROP VIEW named_answers;
+"""
+_UPGRADES = {_FIRST: f"{_TABLES}{_UPGRADE}{_INDEXES}{_VIEWS}", _SECOND: f"{_WIDEN}{_VIEWS}"}
 _FIND_USER = (  # without a number: of someone who is forgotten but for what the log may hold
     "SELECT u.place, iif(u.id = ?, u.number, NULL) FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ?"
 )
@@ -130,11 +141,15 @@ _INSERT_EVENT = (  # an event that is sent again, since its acknowledgement was 
     "AND datetime = :datetime AND item_id = :item_id AND event = :undone_by))"
 )
 _UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
-_INSERT_ANSWER = "INSERT INTO answer_rows (request_id, user, datetime, bundle_version, policy) VALUES (?, ?, ?, ?, ?)"
-_RECALL = (
-    "SELECT item_id, datetime, event, weight, number FROM event_rows WHERE user = (SELECT u.number FROM user_keys k "
-    "JOIN users u ON u.place = k.place WHERE k.key = ? AND u.id = ?) ORDER BY datetime DESC, number DESC LIMIT ?"
+_INSERT_ANSWER = (
+    "INSERT INTO answer_rows (request_id, user, datetime, bundle_version, policy, arm) VALUES (?, ?, ?, ?, ?, ?)"
 )
+_NUMBER_OF_USER = "(SELECT u.number FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ? AND u.id = ?)"
+_RECALL = (
+    f"SELECT item_id, datetime, event, weight, number FROM event_rows WHERE user = {_NUMBER_OF_USER} "  # noqa: S608
+    "ORDER BY datetime DESC, number DESC LIMIT ?"
+)
+_COUNT_ANSWERS = f"SELECT count(*) FROM answer_rows WHERE user = {_NUMBER_OF_USER} AND datetime >= ? AND policy GLOB ?"  # noqa: S608
 
 
 @dataclass(frozen=True)
@@ -160,6 +175,8 @@ class Impressions:
     policy: str  # how the order came about, such as `greedy`: by falling score
     item_ids: Sequence[Id]
     scores: Sequence[float]
+    propensities: Sequence[float]  # of each item at its position, given the request; 1 where nothing was drawn
+    arm: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,9 +201,7 @@ class StateStore:
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
-        self._writer = open_database(
-            path, "application_id", _MARK, _TABLES + _INDEXES, {_EARLIER: f"{_TABLES}{_UPGRADE}{_INDEXES}"}
-        )
+        self._writer = open_database(path, "application_id", _MARK, _TABLES + _INDEXES + _VIEWS, _UPGRADES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
@@ -217,10 +232,12 @@ class StateStore:
             for one in given:
                 if one.user_id is None or str(one.user_id) in numbers:
                     head = (one.request_id, numbers.get(str(one.user_id)), to_plain(one.datetime))
-                    number = connection.execute(_INSERT_ANSWER, (*head, one.bundle_version, one.policy)).lastrowid
-                    pairs = enumerate(zip(map(to_plain, one.item_ids), map(float, one.scores), strict=True), start=1)
-                    rows = [(number, position, *pair) for position, pair in pairs]
-                    connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?)", rows)
+                    values = (*head, one.bundle_version, one.policy, one.arm)
+                    number = connection.execute(_INSERT_ANSWER, values).lastrowid
+                    figures = (map(float, each) for each in (one.scores, one.propensities))
+                    slots = enumerate(zip(map(to_plain, one.item_ids), *figures, strict=True), start=1)
+                    rows = [(number, position, *slot) for position, slot in slots]
+                    connection.executemany("INSERT INTO shown VALUES (?, ?, ?, ?, ?)", rows)
 
     def recall(self, user_id: Id) -> Recalled:
         """Return what there is of a user, of very many events the latest; ids of items as they were stored."""
@@ -232,6 +249,11 @@ class StateStore:
         texts, numbers = np.array(events, dtype=np.object_), np.array(weights, dtype=np.float64)  # None becomes NaN
         history = History(np.array(item_ids, dtype=np.object_), np.array(times, dtype=np.int64), texts, numbers)
         return Recalled(history, _list_dismissed(rows))
+
+    def count_answers(self, user_id: Id, since: int, policy: str) -> int:
+        """Count the lists that a user was shown since a moment, of policies that begin so."""
+        ((count,),) = self._read(_COUNT_ANSWERS, user_key(self._salt, str(user_id)), str(user_id), since, f"{policy}*")
+        return int(count)
 
     def is_recent(self, time: int, now: int) -> bool:
         """Tell whether `expire` would leave what happened then."""
@@ -421,7 +443,13 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     return request if request.user_id is None else fill_in(request, know_user(request.user_id, profiles, state))
 
 
-def know_user(user_id: Id, profiles: Profiles, state: StateStore) -> Request:
+class Recalls(Protocol):
+    """Whatever remembers users."""
+
+    def recall(self, user_id: Id) -> Recalled: ...
+
+
+def know_user(user_id: Id, profiles: Profiles, state: Recalls) -> Request:
     """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
     ids = profiles.history.item_id
     user_id = _fit(user_id, profiles.user_ids)

@@ -440,6 +440,11 @@ class BundleSource:
     def load(self) -> Recommender:
         return Recommender.load(self.folder, self.profiles, self.trusted)
 
+    def load_version(self, version: str) -> Recommender:
+        raise SchemaError(
+            f"an arm has the version '{version}', but one bundle is served; give --registry, or leave it out"
+        )
+
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.folder, self.profiles])
 
@@ -460,14 +465,14 @@ class RegistrySource:
             reason = self.explain(error)
         for version in self.registry.past():
             with suppress(*LOADING_ERRORS):
-                return self._load(version), f"{reason}; {version} answers, which was current before"
+                return self.load_version(version), f"{reason}; {version} answers, which was current before"
         raise BundleError(f"{reason}; nor can an earlier version be loaded")
 
     def load(self) -> Recommender:
         while True:
             version = self.registry.current()
             try:
-                return self._load(version)
+                return self.load_version(version)
             except LOADING_ERRORS:
                 if self.registry.find_current() == version:  # else another one became current meanwhile
                     raise
@@ -475,7 +480,7 @@ class RegistrySource:
     def explain(self, error: BaseException) -> str:
         return _explain(error, [self.registry.path, self.profiles])
 
-    def _load(self, version: str) -> Recommender:
+    def load_version(self, version: str) -> Recommender:
         folder, trusted = self.registry.folder(version), self.registry.trusted
         return _check_loaded(Recommender.load(folder, self.profiles, trusted), version)
 

@@ -71,8 +71,7 @@ def recommend(
     pools = fresh = recommender.recommend(asked, max(k, min(MAX_POOL, max(POOL, POOL_FACTOR * k))), filter_viewed)
     is_new = find_new(recommender) if dials.new_share else np.zeros(len(recommender.catalogue), np.bool_)
     if is_new.any():
-        ids = recommender.catalogue.item_ids.ids[is_new].tolist()
-        fresh = recommender.recommend([_only(one, ids) for one in asked], k, filter_viewed)
+        fresh = recommend_only(recommender, asked, k, filter_viewed, is_new)
     listed, scores = np.full((len(asked), k), -1, np.int64), np.zeros((len(asked), k), np.float32)
     for place, request in enumerate(asked):
         (rows, values), (more, more_values) = (_list(found, place) for found in (pools, fresh))
@@ -99,6 +98,14 @@ def find_new(recommender: Recommender) -> Mask:
     if IS_NEW in table.column_names and pa.types.is_boolean(table.schema.field(IS_NEW).type):
         is_new |= to_numpy(table.column(IS_NEW).fill_null(False).cast(pa.uint8())) > 0
     return is_new
+
+
+def recommend_only(
+    recommender: Recommender, requests: Iterable[Request], k: int, filter_viewed: bool | None, is_listed: Mask
+) -> Recommendations:
+    """Rank some items alone; the lists of requests that bound how many items share a value are empty."""
+    ids = recommender.catalogue.item_ids.ids[is_listed].tolist()
+    return recommender.recommend([_only(one, ids) for one in requests], k, filter_viewed)
 
 
 def _only(request: Request, ids: list[Id]) -> Request:

@@ -20,6 +20,8 @@ from starlette.responses import FileResponse
 
 from serve.discovery import dials
 from serve.discovery.dials import Dials
+from serve.discovery.experiment import Arms
+from serve.discovery.exploration import explore
 from serve.errors import SchemaError
 from serve.http import page, schemas
 from serve.http.access import Access, AccessMiddleware
@@ -126,6 +128,8 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
 async def recommend(request: Request, body: AskedBody) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
+    if state.service.arms is not None:
+        return await state.answers.run_steps(_recommend_in_arms(request, given), request.is_disconnected)
     if given.keys() & _LONG:  # these take long: not in the event loop
         return await state.answers.run_steps(_recommend(request, given), request.is_disconnected)
     return await _recommend_together(request, given)
@@ -269,6 +273,29 @@ def _recommend(request: Request, body: Mapping[str, Any]) -> Generator[None, Non
         yield
     service.log_shown(current, found, request.state.request_id, turned.policy)
     return _write_lists(request, current, shown, lists, k, begun)
+
+
+def _recommend_in_arms(request: Request, body: Mapping[str, Any]) -> Generator[None, None, Response]:
+    """Answer each request of a body as the arm of its user says, and log it as such."""
+    begun, service, k = time.perf_counter(), _state(request).service, int(body.get("k", _DEFAULT_K))
+    raw, current, arms = body.get("requests") or [_only_request(body)], service.current, cast(Arms, service.arms)
+    _check_cost(raw, k, len(current.catalogue))
+    turned = Dials(**{name: body[name] for name in _DIALS if name in body})
+    shown: list[dict[str, Any]] = []
+    for place, asked in enumerate(service.read(raw, current)):
+        seed = f"{request.state.request_id} {place}"
+        arm = arms.experiment.assign(seed if asked.user_id is None else asked.user_id)
+        recommender, policy = arms.recommender(arm, current), str(arm.policy)
+        yield
+        if turned != Dials() or not service.explores(asked.user_id, arm.policy):
+            (answer,), policy = dials.recommend(recommender, [asked], k, body.get("repeats"), turned), turned.policy
+        else:
+            (answer,) = explore(recommender, [asked], k, _filter_viewed(body), arm.policy, [seed])
+        here = show_answer(recommender, asked, answer, body.get("explain", False))
+        shown.append(here | {"arm": arm.name, "version": recommender.version})
+        service.log_shown(recommender, [answer], request.state.request_id, policy, arm.name)
+        yield
+    return _write_lists(request, current, shown, [_ENCODER.encode(shown)[1:-1]], k, begun)
 
 
 def _check_cost(raw: Sequence[Mapping[str, Any]], k: int, n_items: int) -> None:

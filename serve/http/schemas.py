@@ -190,7 +190,8 @@ class ShortSegment(TypedDict):
 class ItemList(TypedDict):
     """`reason` is why there are fewer than k items; `unknown_values` names features with a value new to the bundle.
 
-    `moment` is when it was asked, in UTC seconds; `user_known` is false of a `user_id` about whom there is nothing.
+    `moment` is when it was asked, in UTC seconds; `user_known` is false of a `user_id` about whom there is nothing. In
+    an experiment, `arm` is that of the user, and `version` the one that gave this list.
     """
 
     items: list[ListedItem]
@@ -200,6 +201,8 @@ class ItemList(TypedDict):
     unknown_values: NotRequired[list[str]]
     segment: NotRequired[ShortSegment]
     reason: NotRequired[str]
+    arm: NotRequired[str]
+    version: NotRequired[str]
 
 
 class ListsAnswer(PutAnswer):

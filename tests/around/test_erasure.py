@@ -70,7 +70,7 @@ def template(tmp_path_factory):
         store.observe_many(Observation(user, IDS[3], "buy", UNTIL + n) for n in range(9) for user in (SENTINEL, "u1"))
         store.observe(SENTINEL, IDS[4], "dismiss", UNTIL)
         store.log_impressions(
-            Impressions("r", user, UNTIL, "v", "greedy", IDS[:4], [1.0] * 4) for user in (SENTINEL, "u1")
+            Impressions("r", user, UNTIL, "v", "greedy", IDS[:4], [1.0] * 4, [1.0] * 4) for user in (SENTINEL, "u1")
         )
     words = ["export", "--bundle", run / "bundle", "--side", "user", "--out", folder / "users"]
     with pytest.MonkeyPatch.context() as patch:

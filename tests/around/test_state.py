@@ -43,7 +43,9 @@ def items_of(store, user_id):
 
 
 def answer_of(user_id, request_id="r1", time=NOW, items=("a", "b", "c")):
-    return Impressions(request_id, user_id, time, "v1", "greedy", items, [1.0 / (n + 1) for n in range(len(items))])
+    return Impressions(
+        request_id, user_id, time, "v1", "greedy", items, [1.0 / (n + 1) for n in range(len(items))], [1.0] * len(items)
+    )
 
 
 def events_of(n, user_id="u"):
@@ -292,12 +294,14 @@ def test_a_file_of_the_first_format_is_taken_over_whole_or_not_at_all(path, monk
     tables = ("events", "answers", "shown", "feedback")
     before = [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables]
     with monkeypatch.context() as patch:
-        patch.setattr("serve.state._UPGRADE", state._UPGRADE + "SELECT * FROM lost;")  # as a kill there
+        lost = {mark: f"{upgrade} SELECT * FROM lost;" for mark, upgrade in state._UPGRADES.items()}  # as a kill there
+        patch.setattr("serve.state._UPGRADES", lost)
         with pytest.raises(OSError, match="no such table: lost"):
             StateStore(path)
     assert [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables] == before
     with closing(StateStore(path)) as store:
-        assert [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables] == before
+        after = [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables]
+        assert [[row[: len(rows[0])] for row in more] for rows, more in zip(before, after, strict=True)] == before
         assert len(items_of(store, 7)) == sum(row[1] == 7 for row in before[0])
         assert store.forget(*users)["impressions"] == 320
         assert SENTINEL.encode() not in read_all(path)

@@ -1,0 +1,146 @@
+"""Figures of use: what followed the lists that were shown, with intervals over users.
+
+Three tables of a log: `lists` (list, request_id, user_id, datetime, version, policy, arm), `slots` (list, position,
+item_id, score, propensity) and `events` (user_id, item_id, event, datetime, weight, request_id). A request may ask for
+the lists of many users. Ids are texts, times UTC seconds.
+An event belongs to the slot of the list that it names, else to the latest slot that showed its item to its user within
+a window before it; the others followed no list, and are counted apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+Figures = dict[str, Any]
+
+DAY = 86_400
+WINDOW = DAY  # seconds after a list in which an event that names none counts as its outcome
+RETENTION_DAYS = (1, 7, 28)
+MIN_USERS = 5  # of a group: what fewer people did is not told
+DISMISSALS = ("dismiss", "undismiss")  # no events of interest
+Z = 1.959964  # of a two-sided interval of 95 %
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What was shown, and what followed."""
+
+    lists: pd.DataFrame  # with `user_id` of known and unknown users; those of nobody have None
+    slots: pd.DataFrame  # with `clicks`, `conversions`, `dismissals` and `value` of the events that belong to each
+    events: pd.DataFrame  # with `slot`, the row of the slot that each belongs to, -1 where it followed no list
+
+
+def join(
+    lists: pd.DataFrame, slots: pd.DataFrame, events: pd.DataFrame, targets: Sequence[str], window: int = WINDOW
+) -> Feedback:
+    """Find the slot that each event followed; events named in `targets` are conversions, all if none is named."""
+    slots = slots.merge(lists, on="list", how="left", validate="many_to_one").reset_index(drop=True)
+    events = events.sort_values("datetime", kind="stable").reset_index(drop=True)
+    keys = slots[["request_id", "user_id", "item_id", "datetime"]].assign(slot=slots.index)
+    keys = keys.drop_duplicates(["request_id", "user_id", "item_id"])
+    named = events.merge(keys.drop(columns="datetime"), on=["request_id", "user_id", "item_id"], how="left")["slot"]
+    shown = keys.dropna(subset="user_id").sort_values("datetime", kind="stable")
+    near = pd.merge_asof(
+        events,
+        shown.drop(columns="request_id"),
+        on="datetime",
+        by=["user_id", "item_id"],
+        tolerance=window,
+    )["slot"]
+    slot = named.where(events["request_id"].notna(), near).fillna(-1).astype("int64")
+    events = events.assign(slot=slot.to_numpy())
+    is_dismissal = events["event"].isin(DISMISSALS)
+    is_target = ~is_dismissal & (events["event"].isin(targets) if targets else True)
+    weight = events["weight"].fillna(1.0).where(is_target, 0.0)
+    outcomes = {
+        "clicks": ~is_dismissal,
+        "conversions": is_target,
+        "dismissals": events["event"] == "dismiss",
+        "value": weight,
+    }
+    has_slot = events["slot"].to_numpy() >= 0
+    counts = {
+        name: np.bincount(slot[has_slot], np.asarray(one, np.float64)[has_slot], minlength=len(slots))
+        for name, one in outcomes.items()
+    }
+    return Feedback(lists, slots.assign(**counts), events)
+
+
+def measure(feedback: Feedback, n_items: int, new_items: frozenset[Any] = frozenset()) -> Figures:
+    """Return the figures of use of everything that was shown, of a catalogue of `n_items`."""
+    slots, lists = feedback.slots, feedback.lists
+    shown = slots["item_id"]
+    return {
+        **measure_rates(slots),
+        **_measure_engagement(feedback),
+        "items_shown": int(shown.nunique()),
+        "coverage": shown.nunique() / n_items if n_items else None,
+        "new_item_share": float(shown.isin(new_items).mean()) if len(shown) else None,
+        "lists_of_nobody": int(lists["user_id"].isna().sum()),
+        "events_without_list": int((feedback.events["slot"] < 0).sum()),
+    }
+
+
+def measure_rates(slots: pd.DataFrame) -> Figures:
+    """Return click-through per slot, and per list how many had an event or a conversion, value and dismissals."""
+    owner = slots["user_id"].where(slots["user_id"].notna(), slots["list"].astype("str"))  # nobody's stands for itself
+    by_list = slots.groupby("list", sort=False)
+    per_list = by_list[["clicks", "conversions", "dismissals", "value"]].sum()
+    of_list = owner.groupby(slots["list"], sort=False).first()
+    return {
+        "users": int(slots["user_id"].nunique()),
+        "lists": len(per_list),
+        "click_through": _ratio((slots["clicks"] > 0).to_numpy(), owner),
+        "lists_with_event": _ratio((per_list["clicks"] > 0).to_numpy(), of_list),
+        "conversion": _ratio((per_list["conversions"] > 0).to_numpy(), of_list),
+        "value_per_list": _ratio(per_list["value"].to_numpy(), of_list),
+        "dismissals_per_list": _ratio(per_list["dismissals"].to_numpy(), of_list),
+    }
+
+
+def measure_groups(slots: pd.DataFrame, by: Sequence[str]) -> dict[str, dict[str, Figures]]:
+    """Return column -> value -> rates, of columns such as version, arm, policy, segment and position."""
+    found: dict[str, dict[str, Figures]] = {}
+    for name in by:
+        groups = ((str(value), measure_rates(rows)) for value, rows in slots.groupby(name))
+        found[name] = {value: figures for value, figures in groups if figures["users"] >= MIN_USERS}
+    return found
+
+
+def _measure_engagement(feedback: Feedback) -> Figures:
+    """Return events and active days of a user, and how many came back: active are days with a list or an event."""
+    lists = feedback.lists.dropna(subset="user_id")
+    events = feedback.events
+    days = pd.concat([one[["user_id", "datetime"]] for one in (lists, events)])
+    days = days.assign(day=days["datetime"] // DAY).drop_duplicates(["user_id", "day"])
+    by_user = days.groupby("user_id")["day"]
+    n_events = events.groupby("user_id").size().reindex(by_user.size().index, fill_value=0)
+    users = pd.Series(n_events.index)
+    figures: Figures = {
+        "events_per_user": _ratio(n_events.to_numpy(), users),
+        "active_days_per_user": _ratio(by_user.size().to_numpy(), users),
+    }
+    first, last = by_user.transform("min"), days["day"].max()
+    for n_days in RETENTION_DAYS:
+        is_later = (days["day"] > first) & (days["day"] <= first + n_days)
+        back = is_later.groupby(days["user_id"]).any()
+        is_old = by_user.min() + n_days <= last  # of the others nobody knows yet
+        figures[f"back_within_{n_days}"] = _ratio(back[is_old].to_numpy(), pd.Series(back.index[is_old]))
+    return figures
+
+
+def _ratio(values: NDArray[Any], owner: pd.Series[Any]) -> dict[str, float] | None:
+    """Return the mean of rows and its interval of 95 % by the sums of users (delta method); None without rows."""
+    if not len(values):
+        return None
+    mean, number = float(values.mean()), pd.factorize(owner)[0]
+    sums = np.bincount(number, values.astype(np.float64) - mean)
+    n_users = len(sums)
+    half = Z * float(np.sqrt((sums**2).sum() * n_users / max(n_users - 1, 1))) / len(values)
+    return {"value": mean, "low": mean - half, "high": mean + half}

@@ -1,0 +1,174 @@
+"""What followed the lists: each event counts once, for the list that it followed; figures against plain loops."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from evaluation.feedback import EVENTS, FIGURES, PAGE, SHOWN, main
+from evaluation.online import DAY, WINDOW, join, measure, measure_rates
+from serve.bundle import FEEDBACK, STATE, STATE_FILE
+from serve.erasure import forget_users
+from serve.state import Impressions, Observation, StateStore
+
+N_LISTS, N_ITEMS, K, START = 400, 30, 4, 1_700_000_000
+
+
+def draw_log(rng):
+    """Return lists, slots and events: of named requests, of no list, and of lists that came too early."""
+    user = np.array([f"u{number}" for number in rng.integers(40, size=N_LISTS)], object)
+    user[::19] = None
+    lists = pd.DataFrame(
+        {"list": np.arange(N_LISTS), "user_id": pd.array(user, "str"), "version": "v1", "policy": "greedy"}
+    )
+    lists["request_id"] = [f"r{number // 2}" for number in range(N_LISTS)]  # two lists of a request
+    lists["datetime"] = START + np.sort(rng.integers(30 * DAY, size=N_LISTS))
+    lists["arm"] = rng.choice(["a", "b"], N_LISTS)
+    items = np.stack([rng.permutation(N_ITEMS)[:K] for _ in range(N_LISTS)])
+    slots = pd.DataFrame({"list": np.repeat(np.arange(N_LISTS), K), "position": np.tile(np.arange(1, K + 1), N_LISTS)})
+    slots = slots.assign(item_id=[f"i{item}" for item in items.ravel()], score=0.5, propensity=1.0)
+    events = []
+    for _ in range(500):
+        one = lists.iloc[rng.integers(N_LISTS)]
+        names_list = rng.random() < 0.3
+        events.append(
+            {
+                "user_id": one["user_id"] if isinstance(one["user_id"], str) else "u0",
+                "item_id": f"i{items[one['list'], rng.integers(K)]}" if rng.random() < 0.8 else "i99",
+                "event": str(rng.choice(["view", "buy", "dismiss"])),
+                "datetime": int(one["datetime"] + rng.integers(2 * DAY)),
+                "weight": float(rng.integers(1, 5)) if rng.random() < 0.5 else None,
+                "request_id": one["request_id"] if names_list else None,
+            }
+        )
+    return lists, slots, pd.DataFrame(events)
+
+
+def find_slots(lists, slots, event):
+    """Return the slots that an event may belong to, the latest first."""
+    of_user = lists[lists["user_id"] == event["user_id"]]
+    if isinstance(event["request_id"], str):
+        of_user = of_user[of_user["request_id"] == event["request_id"]]
+    else:
+        of_user = of_user[
+            (of_user["datetime"] <= event["datetime"]) & (of_user["datetime"] >= event["datetime"] - WINDOW)
+        ]
+    found = slots[slots["list"].isin(of_user["list"]) & (slots["item_id"] == event["item_id"])]
+    times = lists.set_index("list")["datetime"][found["list"]].to_numpy()
+    return [found.index[place] for place in np.argsort(-times, kind="stable")], times.max(initial=0)
+
+
+def test_each_event_belongs_to_the_list_that_it_followed():
+    lists, slots, events = draw_log(np.random.default_rng(0))
+    feedback = join(lists, slots, events, ["buy"])
+    n_apart = 0
+    for _, event in feedback.events.iterrows():
+        allowed, latest = find_slots(lists, slots, event)
+        if not allowed:
+            n_apart += 1
+            assert event["slot"] == -1
+        else:
+            assert event["slot"] in allowed
+            if not isinstance(event["request_id"], str):
+                assert feedback.slots.loc[event["slot"], "datetime"] == latest
+    assert 50 < n_apart < 400
+    figures = measure(feedback, N_ITEMS)
+    assert figures["events_without_list"] == n_apart
+    assert (
+        feedback.slots["clicks"].sum()
+        == ((feedback.events["slot"] >= 0) & (feedback.events["event"] != "dismiss")).sum()
+    )
+
+
+def test_rates_and_values_are_those_of_plain_loops():
+    feedback = join(*draw_log(np.random.default_rng(1)), ["buy"])
+    taken = feedback.events[feedback.events["slot"] >= 0]
+    list_of = feedback.slots["list"].to_numpy()[taken["slot"]]
+    bought = taken["event"].to_numpy() == "buy"
+    rates = measure_rates(feedback.slots)
+    assert rates["conversion"]["value"] == pytest.approx(len(set(list_of[bought])) / N_LISTS)
+    assert rates["lists_with_event"]["value"] == pytest.approx(
+        len(set(list_of[taken["event"].to_numpy() != "dismiss"])) / N_LISTS
+    )
+    weights = np.where(taken["weight"].isna(), 1.0, taken["weight"])[bought]
+    assert rates["value_per_list"]["value"] == pytest.approx(weights.sum() / N_LISTS)
+    assert rates["conversion"]["low"] < rates["conversion"]["value"] < rates["conversion"]["high"]
+
+
+def test_users_who_came_back_are_counted_where_enough_time_has_passed():
+    lists, slots, events = draw_log(np.random.default_rng(2))
+    figures = measure(join(lists, slots, events, []), N_ITEMS)
+    for n_days in (1, 7, 28):
+        days = {}
+        for table in (lists, events):
+            for user, time in zip(table["user_id"], table["datetime"], strict=True):
+                if isinstance(user, str):
+                    days.setdefault(user, set()).add(time // DAY)
+        last = max(max(each) for each in days.values())
+        old = [each for each in days.values() if min(each) + n_days <= last]
+        back = [any(min(each) < day <= min(each) + n_days for day in each) for each in old]
+        assert figures[f"back_within_{n_days}"]["value"] == pytest.approx(np.mean(back))
+
+
+def test_an_interval_over_users_holds_the_truth_as_often_as_it_says():
+    """Users differ, and what one does is not independent: an interval over lists would be too narrow."""
+    rng, held = np.random.default_rng(3), 0
+    for _ in range(200):
+        user = np.repeat(np.arange(80), 10)
+        chance = np.repeat(rng.choice([0.1, 0.7], 80), 10)
+        clicks = (rng.random(800) < chance).astype(float)
+        slots = pd.DataFrame({"list": np.arange(800), "user_id": user.astype("str"), "clicks": clicks})
+        rate = measure_rates(slots.assign(conversions=clicks, dismissals=0.0, value=0.0))["click_through"]
+        held += rate["low"] <= 0.4 <= rate["high"]
+    assert 180 <= held <= 199
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with a state: users u0 to u59 in two arms, of which one buys more."""
+    (tmp_path / "state").mkdir()
+    store = StateStore(tmp_path / STATE / STATE_FILE)
+    for number in range(240):
+        user, arm = f"u{number % 120}", "ab"[number % 2]
+        ids = [f"i{(number + place) % N_ITEMS}" for place in range(K)]
+        at = START + number * 60
+        head = Impressions(f"r{number}", user, at, "v1", "greedy", ids, [0.5] * K, [1.0] * K, arm)
+        store.log_impressions([head])
+        if arm == "b" or number % 10 == 0:
+            store.observe_many([Observation(user, ids[1], "buy", at + 5, 2.0, f"r{number}")])
+    store.close()
+    (tmp_path / "experiment.json").write_text(
+        json.dumps({"salt": "s", "arms": {"a": {"share": 0.5}, "b": {"share": 0.5}}})
+    )
+    return tmp_path
+
+
+def test_the_command_writes_tables_figures_and_a_page(run, capsys):
+    assert main(["--run", str(run), "--targets", "buy", "--experiment", str(run / "experiment.json")]) == 0
+    figures = json.loads((run / FEEDBACK / FIGURES).read_text())
+    assert figures["groups"]["arm"]["b"]["conversion"]["value"] == 1
+    assert figures["arms"]["b"]["conversions"]["verdict"] == "better"
+    assert not figures["arms"]["shares"]["is_mismatch"]
+    assert figures["groups"]["position"]["2"]["click_through"]["value"] == pytest.approx(
+        figures["all"]["conversion"]["value"]
+    )
+    assert len(pd.read_parquet(run / FEEDBACK / SHOWN)) == 240 * K
+    assert "better" in (run / FEEDBACK / PAGE).read_text()
+    assert main(["--run", str(run / "nowhere")]) == 2
+    assert main(["--run", str(run), "--window-days", "0"]) == 2
+
+
+def test_whoever_is_forgotten_is_in_none_of_its_files(run):
+    assert main(["--run", str(run)]) == 0
+    assert {name for name, texts in read_all(run).items() if "u17" in texts} == {SHOWN, EVENTS}
+    n_events = len(pd.read_parquet(run / FEEDBACK / EVENTS))
+    forget_users(run, ["u17"])
+    assert not [name for name, texts in read_all(run).items() if "u17" in texts]
+    assert len(pd.read_parquet(run / FEEDBACK / EVENTS)) == n_events - 2
+
+
+def read_all(run):
+    """Return file -> the text of all of it."""
+    tables = {path.name: pd.read_parquet(path).to_csv() for path in (run / FEEDBACK).glob("*.parquet")}
+    return {path.name: tables.get(path.name) or path.read_text() for path in (run / FEEDBACK).iterdir()}

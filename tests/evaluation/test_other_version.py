@@ -1,0 +1,90 @@
+"""What another version would have had: the estimates hold what it has where it is served for real."""
+
+import json
+from contextlib import closing
+
+import numpy as np
+import pytest
+
+from evaluation.other_version import main
+from serve.bundle import STATE, STATE_FILE
+from serve.discovery.experiment import Policy
+from serve.discovery.exploration import explore
+from serve.profiles import write_profiles
+from serve.recommender import Recommender
+from serve.requests import Request
+from serve.state import Impressions, Observation, StateStore, complete
+from tests.http.services import publish_served
+from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
+from tests.linear_profiles import known_users, make_profiles
+
+K, N_LISTS = 4, 500
+POLICY = Policy(kind="explore", temperature=1.5, slots=K)
+SEEN = (1.0, 0.8, 0.6, 0.5)  # how many look at each slot
+
+
+@pytest.fixture(scope="module")
+def versions(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("versions")
+    first, other = publish_served(folder / "a", SHOP), publish_linear(folder / "b", SHOP, seed=8)
+    write_profiles(folder / "b" / "profiles", make_profiles(SHOP, known_users(SHOP)))
+    return first, other
+
+
+def like(recommender):
+    """Return how much everybody likes each item: as the version says of a user without a history."""
+    answer = recommender.recommend([{"datetime": UNTIL}], len(item_ids(SHOP))).of(0)
+    scaled = (answer.score - answer.score.mean()) / answer.score.std()
+    return dict(zip(map(str, answer.item_id), 1 / (1 + np.exp(1 - 1.5 * scaled)), strict=True))
+
+
+def serve(recommender, run, n_lists, policy, seed, liked):
+    """Show lists to users in turn, log them and what followed; return the mean reward of a slot."""
+    rng, users = np.random.default_rng(seed), list(known_users(SHOP))
+    rewards = []
+    with closing(StateStore(run / STATE / STATE_FILE)) as store:
+        for number in range(n_lists):
+            moment, user = UNTIL + 3600 * (number + 1), users[number % len(users)]
+            request = complete(Request(user, datetime=moment), recommender.profiles, store)
+            (answer,) = explore(recommender, [request], K, None, policy, [f"{seed} {number}"])
+            ids, scores = answer.item_id.tolist(), answer.score.tolist()
+            head = (f"r{number}", user, moment, recommender.version, str(policy))
+            store.log_impressions([Impressions(*head, ids, scores, answer.propensity.tolist())])
+            taken = [item for item, seen in zip(ids, SEEN, strict=True) if rng.random() < liked[str(item)] * seen]
+            store.observe_many([Observation(user, item, "like", moment + 1, None, f"r{number}") for item in taken])
+            rewards.append(len(taken) / K)
+    return np.mean(rewards)
+
+
+@pytest.mark.slow
+def test_the_estimates_hold_what_the_version_has_where_it_is_served(versions, tmp_path, capsys):
+    first, other = map(Recommender.load, versions)
+    for name in ("log", "truth"):
+        (tmp_path / name / STATE).mkdir(parents=True)
+    logged = serve(first, tmp_path / "log", N_LISTS, POLICY, 0, like(other))
+    truth = serve(other, tmp_path / "truth", N_LISTS, POLICY, 1, like(other))
+    assert main(["--run", str(tmp_path / "log"), "--bundle", str(versions[1]), "--targets", "like"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["log"]["value"] == pytest.approx(logged, abs=1e-9)
+    error = 0.5 / np.sqrt(N_LISTS * K)  # of the truth itself, at most
+    for name in ("ips", "snips", "dr"):
+        assert found[name]["low"] - 2 * error <= truth <= found[name]["high"] + 2 * error
+    assert truth > logged + 4 * error  # else the log's own value would do
+    assert abs(found["dr"]["value"] - truth) < abs(logged - truth)
+
+
+def test_a_version_is_worth_on_its_own_log_what_the_log_says(versions, tmp_path, capsys):
+    (tmp_path / STATE).mkdir()
+    recommender = Recommender.load(versions[0])
+    logged = serve(recommender, tmp_path, 120, POLICY, 2, like(recommender))
+    assert main(["--run", str(tmp_path), "--bundle", str(versions[0])]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["ips"]["value"] == pytest.approx(logged, rel=1e-6)
+    assert found["effective"] == pytest.approx(120 * K, rel=1e-6)
+
+
+def test_a_log_without_exploration_says_nothing(versions, tmp_path):
+    (tmp_path / STATE).mkdir()
+    recommender = Recommender.load(versions[0])
+    serve(recommender, tmp_path, 110, Policy(kind="greedy"), 3, like(recommender))
+    assert main(["--run", str(tmp_path), "--bundle", str(versions[1])]) == 2
