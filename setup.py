@@ -13,6 +13,8 @@ COMMANDS = {
     "python -m serve http": "bascule serve",
     "python -m serve": "bascule",
     "python -m evaluation.report": "bascule report",
+    "python -m evaluation.feedback": "bascule feedback",
+    "python -m evaluation.other_version": "bascule judge",
     "python -m evaluation": "bascule evaluate",
     "python train.py": "bascule train",
 }  # as the checkout says it, and as it is said where the wheel is installed

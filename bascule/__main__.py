@@ -12,6 +12,8 @@ _OTHERS = {
     "train": ("train", "train, export, evaluate and publish; with --tune.trials, search"),
     "evaluate": ("evaluation.__main__", "evaluate a bundle on a holdout"),
     "report": ("evaluation.report", "write the report of a finished run again"),
+    "feedback": ("evaluation.feedback", "what followed the lists that a service showed: tables, figures, a page"),
+    "judge": ("evaluation.other_version", "what another version would have had on the log of a service"),
 }  # command -> module whose `main` it is, imported when it is asked for, and help in a line
 _HOME = errors.__name__.removesuffix("serve.errors")  # what their names begin with: `bascule.` in the wheel
 
