@@ -133,9 +133,10 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
 
 def render(figures: Mapping[str, Any]) -> str:
     """Render the page."""
-    from jinja2 import Environment, PackageLoader
+    from jinja2 import Environment, FileSystemLoader
 
-    environment = Environment(loader=PackageLoader("evaluation"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    templates = FileSystemLoader(Path(__file__).with_name("templates"))
+    environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     style = environment.get_template("report.css").render()
     return environment.get_template("feedback.html").render(figures=figures, style=style, rate=_write_rate)
 
