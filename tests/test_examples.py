@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import re
+import shutil
 import socket
 import subprocess
 import sys
 
 import pytest
+import yaml
 
+from serve.__main__ import main
 from serve.bundle import Bundle
-from tests.served import ROOT
+from tests.http.services import publish_served
+from tests.linear_bundle import SHOP
+from tests.served import ROOT, read_reply, serving, write_request
+from tests.service.test_access import NAME, proxying
 
 EXAMPLES = ROOT / "examples"
 COMPOSE = EXAMPLES / "compose"
@@ -49,3 +56,55 @@ def test_production_goes_once_around(tmp_path):
 def test_every_example_is_run():
     there = {path.name for path in EXAMPLES.glob("*.py")}
     assert there == {"from_dataframe.py", "from_shop_csvs.py", "from_rectools_implicit.py", "production.py"}
+
+
+def test_the_compose_file_fits_the_image(tmp_path):
+    services = yaml.safe_load((COMPOSE / "compose.yaml").read_text())["services"]
+    bascule, proxy = services["bascule"], services["proxy"]
+    dockerfile = (ROOT / "Dockerfile").read_text()
+    (folder,) = re.findall(r"^VOLUME (\S+)$", dockerfile, re.MULTILINE)
+    assert [volume.rpartition(":")[2] for volume in bascule["volumes"]] == [folder]
+    assert "HEALTHCHECK" in dockerfile  # what the proxy waits for
+    assert proxy["depends_on"]["bascule"]["condition"] == "service_healthy"
+    assert "ports" not in bascule  # nobody reaches it but by the proxy
+    assert (ROOT / "examples" / "compose" / bascule["build"]).resolve() == ROOT
+    (port,) = re.findall(r"^EXPOSE (\d+)$", dockerfile, re.MULTILINE)
+    assert f"http://bascule:{port}/" in (COMPOSE / "nginx.conf").read_text()
+    command = [word.replace(folder, str(tmp_path)) for word in bascule["command"]]
+    assert main(["http", *command]) == 2  # its options are known; there is no bundle
+
+
+@pytest.mark.service
+def test_the_proxy_asks_for_a_password_and_passes_on_nothing_that_operates_the_service(tmp_path):
+    if missing := [tool for tool in ("openssl", "sh") if shutil.which(tool) is None]:
+        pytest.skip(f"needs {missing}")
+    made = subprocess.run(
+        ["sh", COMPOSE / "prepare.sh", "alice"], cwd=tmp_path, check=True, capture_output=True, text=True
+    )
+    (line,) = made.stdout.splitlines()
+    basic = base64.b64encode(":".join(line.split()).encode()).decode()
+    bundle = publish_served(tmp_path / "run", SHOP)
+
+    def place(folder, port, own_port):
+        shutil.copytree(tmp_path / "secrets", folder / "secrets")
+        (folder / "secrets" / "key.pem").chmod(0o644)
+        secrets = {"/etc/nginx/secrets": f"{folder}/secrets", "/secrets/cert.pem": "/cert", "/secrets/key.pem": "/key"}
+        return {"http://bascule:8080": f"http://127.0.0.1:{port}", "listen 443": f"listen {own_port}", **secrets}
+
+    def ask(proxy, *call, **headers):
+        with proxy.connect() as connection:
+            call = write_request(*call, headers={"content-type": "application/json", "connection": "close", **headers})
+            connection.sendall(call.replace(b"host: localhost", f"host: {NAME}".encode()))
+            return read_reply(connection)
+
+    known, asked = {"authorization": f"Basic {basic}"}, ("POST", "/v1/recommend", {"user_id": "u1", "k": 2})
+    with serving("--bundle", bundle) as server, proxying(server.port, COMPOSE / "nginx.conf", place) as proxy:
+        assert ask(proxy, *asked).status == 401
+        assert ask(proxy, *asked, authorization="Basic YWxpY2U6d3Jvbmc=").status == 401
+        assert len(ask(proxy, *asked, **known).json["answers"][0]["items"]) == 2
+        for path in ("/", "/page.js", "/v1/items?search=i1&k=2", "/v1/page"):
+            assert ask(proxy, "GET", path, **known).status == 200, path
+        for method, path in [("POST", "/v1/reload"), ("POST", "/v1/users/forget"), ("PUT", "/v1/items/i1")]:
+            assert ask(proxy, method, path, {}, **known).status == 404, path
+        assert ask(proxy, "GET", "/metrics", **known).status == 404
+        assert server.end() == 0

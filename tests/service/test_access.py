@@ -65,9 +65,20 @@ class Proxy:
             return read_reply(connection)
 
 
+def place_deployed(folder, port, own_port):
+    """Return what to write in place of what in deploy/nginx.conf."""
+    return {
+        "127.0.0.1:8080": f"127.0.0.1:{port}",
+        "listen 443": f"listen 127.0.0.1:{own_port}",
+        f"/etc/ssl/certs/{NAME}.pem": f"{folder}/cert",
+        f"/etc/ssl/private/{NAME}.key": f"{folder}/key",
+        "/var/log/nginx/bascule.log": f"{folder}/log",
+    }
+
+
 @contextmanager
-def proxying(port, **changes):
-    """Run nginx with the configuration of the repository, as nobody where this is root."""
+def proxying(port, path=ROOT / "deploy" / "nginx.conf", place=place_deployed, **changes):
+    """Run nginx with a configuration of the repository, as nobody where this is root."""
     if NGINX is None:
         pytest.skip("nginx is not installed: apt-get install nginx-light")
     user = {"user": 65534, "group": 65534, "extra_groups": []} if os.geteuid() == 0 else {}
@@ -85,15 +96,8 @@ def proxying(port, **changes):
             capture_output=True,
         )
         (folder / "key").chmod(0o644)
-        text = (ROOT / "deploy" / "nginx.conf").read_text(encoding="utf-8")
-        for old, new in {
-            "127.0.0.1:8080": f"127.0.0.1:{port}",
-            "listen 443": f"listen 127.0.0.1:{own_port}",
-            f"/etc/ssl/certs/{NAME}.pem": f"{folder}/cert",
-            f"/etc/ssl/private/{NAME}.key": f"{folder}/key",
-            "/var/log/nginx/bascule.log": f"{folder}/log",
-            **changes,
-        }.items():
+        text = path.read_text(encoding="utf-8")
+        for old, new in {**place(folder, port, own_port), **changes}.items():
             assert old in text
             text = text.replace(old, new)
         (folder / "bascule.conf").write_text(text)
