@@ -39,7 +39,8 @@ from serve.catalogue import name_items
 from serve.command_line import align
 from serve.discovery.dials import Dials
 from serve.discovery.dials import recommend as recommend_by_dials
-from serve.discovery.reasons import explain
+from serve.discovery.reasons import explain, find_segment
+from serve.discovery.segments import Segment
 from serve.durable import FORGOTTEN
 from serve.errors import SchemaError
 from serve.filters import rank_filtered
@@ -55,6 +56,7 @@ One: TypeAlias = Id | Mapping[str, Any] | Request  # a user id, or a request
 Asked: TypeAlias = "One | Sequence[One | Sequence[Id]] | NDArray[Any] | pd.DataFrame | pd.Series[Any]"
 """One or several; in a list, a list of item ids is a history; a DataFrame has user_id, datetime, features."""
 Items: TypeAlias = "Id | Mapping[str, Any] | Sequence[Id | Mapping[str, Any]] | NDArray[Any]"  # by id, or by features
+_SEGMENTS = pa.schema({"request": pa.int64(), "segment": pa.int64(), "size": pa.int64(), "text": pa.string()})
 _SHOWN, _MAX_CELL = 10, 40  # rows of a repr, characters of a cell
 
 
@@ -183,6 +185,17 @@ class Recommender:
         for row, name in zip(rows, names, strict=True):
             row["name"] = name
         return Answers(pa.Table.from_pylist(rows), len(requests))
+
+    def segments(self, users_or_requests: Asked | None = None) -> Answers:
+        """Return the segments of the users, the largest first, or that of each user or request. Few users have none."""
+        known, asked = self.served.bundle.segments, None if users_or_requests is None else self._read(users_or_requests)
+        chosen: list[tuple[int, Segment | None]] = [(0, one) for one in (known.segments if known else ())]
+        if asked is not None:
+            chosen = [(place, find_segment(self.served, one)) for place, one in enumerate(asked)]
+        rows = [
+            {"request": place, "segment": one.id, "size": one.size, "text": one.text} for place, one in chosen if one
+        ]
+        return Answers(pa.Table.from_pylist(rows, _SEGMENTS), 1 if asked is None else len(asked))
 
     def score(self, user: One, items: Id | Sequence[Id]) -> NDArray[np.float64]:
         """Return the score of each item for one user or request, whether it would be listed or not."""

@@ -33,6 +33,7 @@ def main() -> None:
     print(recommender.recommend([["t01", "t04"]], k=3, diversity=0.3))  # somebody new, by what they had
     print(recommender.recommend({"user_id": 7, "filters": {"where": "kind = 'black'"}}, k=3))
     print(recommender.explain(7, k=2))
+    print(recommender.segments())
     print(recommender.similar_users(7, k=3))
     print(recommender.similar_items([{"kind": "herbal", "title": "a new herbal tea"}], k=3))
     print(recommender.score(7, ["t01", "t02"]), recommender.encode_users([7]).shape)

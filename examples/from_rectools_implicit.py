@@ -29,7 +29,7 @@ def make_interactions() -> pd.DataFrame:
     frame = pd.DataFrame({"user_id": np.repeat(np.arange(80), 10), "item_id": rng.permuted([*range(20)] * 40)})
     frame["item_id"] = frame["item_id"] // 2 * 2 + frame["user_id"] % 2  # each user keeps to odd or to even items
     frame["weight"] = 1.0
-    frame["datetime"] = pd.Timestamp("2025-01-01") + pd.to_timedelta(rng.integers(1e6, size=800), unit="s")
+    frame["datetime"] = np.datetime64("2025-01-01", "s") + rng.integers(1_000_000, size=800)
     return frame
 
 

@@ -6,6 +6,7 @@ import csv
 import random
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import bascule
@@ -25,7 +26,7 @@ evaluation: {baselines: [popularity]}
 """
 
 
-def write(name: str, header: list[str], rows: list[list[object]]) -> None:
+def write(name: str, header: list[str], rows: Sequence[Sequence[object]]) -> None:
     """Write a file as the shop exports it."""
     with Path(name).open("w", newline="", encoding="utf-8") as file:
         csv.writer(file, delimiter=";").writerows([header, *rows])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import sqlite3
 import subprocess
@@ -19,6 +20,7 @@ import pandas as pd
 import bascule
 
 PORT = int(os.environ.get("PORT", "8080"))
+TOKEN = secrets.token_hex(16)  # admits a reload from this machine
 CONFIG = """
 data:
   interactions: {path: events.csv}
@@ -36,7 +38,8 @@ def run(*words: str) -> None:
 def ask(path: str, body: dict[str, Any] | None = None) -> Any:
     """Ask the service."""
     data = None if body is None else json.dumps(body).encode()
-    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", data, {"content-type": "application/json"})
+    head = {"content-type": "application/json", "authorization": f"Bearer {TOKEN}"}
+    request = urllib.request.Request(f"http://127.0.0.1:{PORT}{path}", data, head)
     with urllib.request.urlopen(request, timeout=10) as answer:
         return json.loads(answer.read())
 
@@ -80,7 +83,8 @@ def main() -> None:
     publish("first")
     # Step 4: serve the registry; what users do counts in the next answer, and is kept in `state`
     place = ["--registry", "registry", "--profiles", "runs/first/profiles", "--state", "state", "--port", str(PORT)]
-    with subprocess.Popen([sys.executable, "-m", "bascule", "serve", *place]) as service:
+    variables = os.environ | {"BASCULE_RELOAD_TOKEN": TOKEN}
+    with subprocess.Popen([sys.executable, "-m", "bascule", "serve", *place], env=variables) as service:
         try:
             wait()
             shown = ask("/v1/recommend", {"user_id": 7, "k": 3})

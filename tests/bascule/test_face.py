@@ -6,6 +6,7 @@ import doctest
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,7 @@ import pytest
 
 import bascule
 import bascule.recommender
+from serve.discovery.segments import Segment, Segments
 from serve.errors import BundleError, SchemaError
 from serve.requests import Request
 from tests.linear_bundle import N
@@ -142,6 +144,20 @@ def test_dials_change_a_list_and_at_0_leave_it(shop):
     plain = rows_of(shop.recommend("u1", k=8))
     assert rows_of(shop.recommend("u1", 8, 0.0, 0.0, 0.0)) == plain
     assert rows_of(shop.recommend("u1", k=8, diversity=1.0)) != plain
+
+
+def test_segments_are_those_of_the_bundle_and_a_user_is_in_one(shop):
+    assert (len(shop.segments().table), len(shop.segments(["u0", "u1"]))) == (0, 2)  # too few users
+    directions = np.eye(2, 10) - 0.5
+    few = [Segment(place + 1, 20 + place, 0.5, f"people {place}", ()) for place in range(2)]
+    segments = Segments(40, {}, (0.0,) * 10, tuple(map(tuple, directions.tolist())), tuple(few))
+    bundle = replace(shop.served.bundle, segments=segments)
+    grouped = bascule.Recommender(bascule.recommender.Served(bundle, shop.served.profiles), shop.path)
+    assert grouped.segments().to_pandas()["text"].tolist() == ["people 0", "people 1"]
+    of_users = grouped.segments(["u0", "u1"]).to_pandas()
+    assert of_users["request"].tolist() == [0, 1]
+    nearest = [int(row) + 1 for row in segments.of(grouped.encode_users(["u0", "u1"]))]
+    assert of_users["segment"].tolist() == nearest
 
 
 def test_what_is_saved_answers_the_same_and_replaces_nothing(shop, tmp_path):
