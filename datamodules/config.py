@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -77,10 +77,8 @@ def _check_time_format(form: str) -> None:
     except ValueError:
         is_whole = False
     if not is_whole:
-        raise SchemaError(
-            f"time_formats has {form!r}; allowed: signs of strptime that give a whole date, such as "
-            "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
-        )
+        example = "'%d.%m.%Y %H:%M:%S', with %z for an offset such as +02:00"
+        raise SchemaError(f"time_formats has {form!r}; allowed: signs of strptime for a whole date, such as {example}")
 
 
 @dataclass(frozen=True)
@@ -101,26 +99,19 @@ class FeatureConfig:
         _check_choices(self, "feature")
         types: dict[str, tuple[type, ...]] = {"numeric": (int, float), "date": (str,)}
         if not all(isinstance(limit, (*types.get(self.kind, ()), type(None))) for limit in (self.min, self.max)):
-            raise SchemaError(
-                f"a feature of kind {self.kind} has min {self.min!r} and max {self.max!r}; allowed: numbers with kind "
-                'numeric, dates in quotes such as "2024-05-31" with kind date'
-            )
+            allowed = 'numbers with kind numeric, dates such as "2024-05-31" with kind date'
+            raise SchemaError(f"min {self.min!r} or max {self.max!r} of kind {self.kind}; allowed: {allowed}")
         if self.separator is not None and not self.separator.strip():
             raise SchemaError(f"separator is {self.separator!r}; allowed: one character or more, and no blank alone")
 
 
 def _read_feature(key: str, given: Any) -> Any:
     """Return a kind as it is and keys as a `FeatureConfig`; jsonargparse would not name the feature at fault."""
-    if isinstance(given, FeatureConfig):
-        return given
     keys = given if isinstance(given, Mapping) else {"kind": given}
-    for name in {"kind": None, **keys}:
-        if name not in {one.name for one in fields(FeatureConfig)} or "kind" not in keys:
-            raise SchemaError(f"data.features.{key} has {', '.join(keys)}; allowed: kind, column, separator, min, max")
     try:
-        feature = FeatureConfig(**keys)
-    except SchemaError as error:
-        raise SchemaError(f"data.features.{key}: {error}") from error
+        feature = given if isinstance(given, FeatureConfig) else FeatureConfig(**keys)
+    except (SchemaError, TypeError) as error:
+        raise SchemaError(f"data.features.{key}: {error}; keys are kind, column, separator, min, max") from error
     return feature if isinstance(given, Mapping) else given
 
 
@@ -291,11 +282,10 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         reason = f"which is read as data.{table}.columns.{name}" if is_ours else f"read by data.features.{side}"
         role, source = (roles[name], layout.columns.get(name, name)) if is_ours else (_role(features), name)
         may_be_empty = name == "event" or not is_ours
-        lows, highs = [one.min for one in features], [one.max for one in features]
-        if role == "time":
-            lows, highs = [layout.min_datetime], [layout.max_datetime]
-        low = max((_read_limit(one, config.timezone) for one in lows if one is not None), default=None)
-        high = min((_read_limit(one, config.timezone) for one in highs if one is not None), default=None)
+        of_features = [(one.min, one.max) for one in features]
+        limits = [(layout.min_datetime, layout.max_datetime)] if role == "time" else of_features
+        low = max((_read_limit(one, config.timezone) for one, _ in limits if one is not None), default=None)
+        high = min((_read_limit(one, config.timezone) for _, one in limits if one is not None), default=None)
         columns.append(Column(name, source, role, reason * (name in needed), may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
     if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:

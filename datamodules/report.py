@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -34,6 +34,7 @@ def report_data(
     parts = {"train": split.train, "validation": split.validation, "test": split.test}
     targets = {name: len(only_targets(part)) for name, part in parts.items()}
     per_user, per_item = (events[name].value_counts().to_numpy() for name in ("user_id", "item_id"))
+    reasons = {cost: some["reason"].value_counts().to_dict() for cost, some in rejects.frame.groupby("costs")}
     hints = [*rejects.hints, *_find_hints(events, per_user, cold["test_pairs_owned_before"], config)]
     return {
         "counts": {
@@ -54,8 +55,8 @@ def report_data(
         "unlisted": measure_unlisted(tables, rejects.records),
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
-        "rejected": _count_reasons(rejects.tables),
-        "bad_cells": _count_reasons(rejects.cells),
+        "rejected": reasons.get("record", {}),
+        "bad_cells": reasons.get("cell", {}),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},
         "cleaning": asdict(cleaning),
         "cold": cold,
@@ -92,11 +93,6 @@ def _find_hints(
             yield f"{tied:.1%} of events share the time of another of their user: data.ties: simultaneous for baskets"
     if config.repeats == "exclude" and owned_before is not None and owned_before >= MANY_OWNED:
         yield f"{owned_before:.1%} of the tested pairs are owned before and count as misses: see data.repeats"
-
-
-def _count_reasons(rejects: Mapping[str, pd.DataFrame]) -> dict[str, int]:
-    reasons = pd.concat([pd.Series(dtype="str"), *(frame["reason"] for frame in rejects.values())])
-    return {str(reason): int(count) for reason, count in reasons.value_counts().items()}
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:

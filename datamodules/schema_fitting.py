@@ -170,6 +170,9 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
         text = to_text(value)
         if text is not None:  # 7, 7.0 and "7" are one text
             counts[text] += int(count)
+    if len(counts) > MAX_VOCABULARY:
+        allowed = f"{MAX_VOCABULARY:,}; declare it as text, or as numeric or date if it is one"
+        raise SchemaError(f"column '{cells.name}' has {len(counts):,} values; allowed: {allowed}")
     return _order(counts)
 
 
@@ -190,16 +193,6 @@ def _order(counts: Counter[str]) -> tuple[str, ...]:
 
 def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     """Fit a feature by its kind."""
-    fitted = _fit_kind(feature, cells, users)
-    if len(fitted.vocabulary) > MAX_VOCABULARY:
-        raise SchemaError(
-            f"feature '{feature.name}': column '{feature.column}' has {len(fitted.vocabulary):,} values; allowed: "
-            f"{MAX_VOCABULARY:,} of a {feature.kind}; declare it as text, or as numeric or date if it is one"
-        )
-    return fitted
-
-
-def _fit_kind(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     fits = {"numeric": _fit_number, "text": _fit_text, "vector": _fit_vector}
     if feature.kind in fits:
         return fits[feature.kind](feature, cells)

@@ -25,9 +25,9 @@ TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is 
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
 _IDS = {"users": "user_id", "items": "item_id"}
 _OUTLYING = "years from nearly all other times"
-MIN_TIMES, MIN_VOID = 20, 3 * 365 * DAY
-"""Of so many times or more, those of the outer twentieths are outlying that a void parts from the rest: as long as the
-middle nine tenths, and so many seconds or more."""
+MIN_VOID = 3 * 365 * DAY
+"""Of 20 times or more, those of the outer twentieths are outlying that a void parts from the rest: so many seconds or
+more, and as long as the middle nine tenths."""
 MAX_WIDTHS = 0.1  # vectors of other lengths for each of the usual one, up to which they are slips
 MIN_INTEGER_IDS, MAX_ODD_IDS = 10, 0.01  # so many integer ids and so small a share of texts: the texts look like slips
 
@@ -216,17 +216,14 @@ def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_ro
 
 def _find_outlying(seconds: np.ndarray, column: Column) -> np.ndarray:
     """Mark times that a void of years parts from nearly all others, (n,), unless a limit says which are right."""
-    is_outlying, tail = np.zeros(len(seconds), bool), len(seconds) // 20
-    if len(seconds) < MIN_TIMES:
-        return is_outlying
-    ordered = np.sort(seconds)
-    void = np.diff(ordered) >= max(ordered[-1 - tail] - ordered[tail], MIN_VOID)
-    early, late = np.flatnonzero(void[:tail]), np.flatnonzero(void[-tail:])
-    if len(early) and column.low is None:
-        is_outlying |= seconds <= ordered[early[-1]]
-    if len(late) and column.high is None:
-        is_outlying |= seconds > ordered[len(ordered) - 1 - tail + late[0]]
-    return is_outlying
+    ordered, tail = np.sort(seconds), len(seconds) // 20
+    if not tail:
+        return np.zeros(len(seconds), bool)
+    is_void = np.diff(ordered) >= max(ordered[-1 - tail] - ordered[tail], MIN_VOID)
+    first = np.append(-1, np.flatnonzero(is_void[:tail]))[-1] + 1
+    last = len(ordered) - 1 - tail + np.append(np.flatnonzero(is_void[-tail:]), tail)[0]
+    is_early, is_late = seconds < ordered[first], seconds > ordered[last]
+    return np.asarray((is_early & (column.low is None)) | (is_late & (column.high is None)))
 
 
 def _join_frames(frames: Sequence[pd.DataFrame], columns: tuple[Column, ...]) -> pd.DataFrame:

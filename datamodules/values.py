@@ -166,17 +166,16 @@ def _read_moments(column: Column, cells: pd.Series, timezone: str | None) -> tup
 
 def _point_decimals(cells: pd.Series) -> pd.Series:
     """Write texts of numbers with a decimal comma as programs do; what is none becomes no number at all."""
-    if not (isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object):
-        return cells
 
     def rewrite(cell: object) -> object:
-        if not isinstance(cell, str) or not cell.strip():
+        if not isinstance(cell, str) or not (text := cell.strip()):
             return cell
-        text = cell.strip()
         return re.sub(GROUPS, "", text).replace(",", ".") if re.fullmatch(COMMA_NUMBER, text) else "?"
 
-    written = {cell: rewrite(cell) for cell in cells.dropna().unique()}
-    return cells.map(written, na_action="ignore")
+    is_text = isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object
+    return (
+        cells.map({cell: rewrite(cell) for cell in cells.dropna().unique()}, na_action="ignore") if is_text else cells
+    )
 
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:

@@ -161,6 +161,6 @@ def test_a_slip_is_listed_and_costs_no_more_than_it_must(tmp_path, monkeypatch, 
 
 
 def test_a_category_of_as_many_values_as_rows_is_refused():
-    cells = pd.Series(range(MAX_VOCABULARY + 1))
+    cells = pd.Series(range(MAX_VOCABULARY + 1), name="Nr")
     with pytest.raises(SchemaError, match=r"column 'Nr' has 200,001 values.*declare it as text"):
         fit_feature("number", FeatureConfig("categorical", "Nr"), cells, None, None)
