@@ -186,4 +186,4 @@ def test_the_service_does_what_its_document_says(service, tmp_path):
     address = f"http://127.0.0.1:{service.port}/openapi.json"
     done = subprocess.run([*command, *options, address], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "Tested: 11" in done.stdout
+    assert "Tested: 14" in done.stdout
