@@ -4,7 +4,8 @@
 const byId = (id) => document.getElementById(id);
 const NOBODY = { user_id: null, recent: [], features: {} };
 const BUSY = "aria-busy";
-const BARS = "Blue bars: what a reason adds to the score. Green bars: how far the time from one time to the next has run.";
+const BARS = "Blue bars: what a reason adds to the score.";
+const RHYTHM = " Green bars: how much of the usual time between two events has passed.";
 const DIALS = ["diversity", "novelty"];
 
 let key = null; // of the service, in this variable only
@@ -61,7 +62,7 @@ const attempt = (act) => async (...given) => {
 const isShown = (value) => value !== null && value !== "" && typeof value !== "boolean";
 const asText = (value) => (Array.isArray(value) ? value.join(", ") : String(value)).replace(/^(.{80}).+$/s, "$1…");
 const inWords = (name) => name.replaceAll("_", " ");
-const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2 });
+const asNumber = (value) => Number(value).toLocaleString("en", { maximumFractionDigits: 2, useGrouping: false });
 const inShort = (name, value) => Array.isArray(value) || Number.isNaN(Number(value)) ? asText(value) : `${inWords(name)} ${asNumber(value)}`;
 const idOf = (item) => String(item.item_id);
 const nameOf = (item) => form.names.map((name) => item.columns[name]).filter(isShown).map(asText).join(" · ") || `item ${item.item_id}`;
@@ -216,7 +217,7 @@ function draw(answer, popular) {
   byId("others").textContent = nameMissing(popular) ? `Popular, but not for them: ${nameMissing(popular)}.` : "";
   byId("said").textContent = describeChange(list.items, popular.length);
   const moment = list.moment ? dayOf(list.moment) + (answer.clock === "data" ? ", the end of the data" : "") : "now";
-  byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}. ${BARS}`;
+  byId("facts").textContent = `Asked for ${moment}. Answered in ${Math.round(answer.latency_ms)} ms by version ${answer.version}. ${BARS}${form.repeats === "allow" ? RHYTHM : ""}`;
   last = { ...list, request_id: answer.request_id };
   form.moment = list.moment ?? form.moment;
 }
