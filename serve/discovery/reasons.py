@@ -28,11 +28,12 @@ MAX_SAID = 5  # reasons for an item
 MIN_SHARE = 0.02  # of the largest effect of a request: what has less does not carry a score
 MAX_NAME = 80  # characters of a name in a sentence
 _VERBS = (  # what an event is called, then the past and the present; the first that fits
+    ("remove|cancel|return|refund|dislike", "took {}", "take {}"),
     ("purchase|buy|bought|order|transaction|sale|checkout", "bought {}", "buy {}"),
     ("cart|basket", "put {} in the cart", "put {} in the cart"),
+    ("rate|rating|review", "rated {}", "rate {}"),
     ("view|visit|detail|click|open", "viewed {}", "view {}"),
     ("play|listen|watch|stream", "played {}", "play {}"),
-    ("rat(e|ing)|review", "rated {}", "rate {}"),
     ("like|fav|wish|save", "liked {}", "like {}"),
     ("", "took {}", "take {}"),
 )

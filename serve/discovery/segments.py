@@ -28,11 +28,11 @@ Kind = Literal["category", "item", "user"]
 MIN_PEOPLE = 20  # of a segment, and of those in it who have a value that is named
 MAX_USERS = 10_000  # whose vectors are clustered
 MAX_SEGMENTS, PER_SEGMENT = 12, 40  # segments at most, and users for each of them at least
-STABLE = 0.75  # adjusted Rand index of what two halves of the users give; the most segments that reach it are taken
+STABLE = 0.75  # adjusted Rand index of what two halves of the users give; the last peak that reaches it is taken
 N_SPLITS = 5  # into halves, by which it is measured
 N_MARKS, MIN_LIFT, MIN_SHARE = 3, 1.2, 0.005  # values of a trait that are named, and what each has at least
 FORMAT = 1
-_ITERATIONS, _RESTARTS, _MORE_RESTARTS, _DECIMALS = 25, 3, 20, 6  # more for the clusters that are kept
+_ITERATIONS, _RESTARTS, _DECIMALS = 25, 10, 6
 _QUARTERS = (0.25, 0.5, 0.75)  # of numeric features
 
 
@@ -108,8 +108,9 @@ def find_segments(vectors: Floats, traits: Sequence[Trait], seed: int) -> Segmen
     centre = vectors.mean(axis=0).round(_DECIMALS)
     directions, most = _direct(vectors, centre), min(MAX_SEGMENTS, len(vectors) // PER_SEGMENT)
     stability = {k: _measure_stability(directions, k, seed) for k in range(2, most + 1)}
-    for k in sorted((k for k, index in stability.items() if index >= STABLE), reverse=True):
-        centroids = _cluster(directions, k, seed, _MORE_RESTARTS).round(_DECIMALS)
+    peaks = [k for k, index in stability.items() if index >= max(STABLE, *(stability.get(k + by, 0) for by in (-1, 1)))]
+    for k in reversed(peaks):
+        centroids = _cluster(directions, k, seed).round(_DECIMALS)
         labels = _nearest(directions, centroids)
         order = np.argsort(-np.bincount(labels, minlength=k), kind="stable")
         segments = _describe(np.argsort(order)[labels], traits, k)
@@ -127,10 +128,10 @@ def _direct(vectors: Floats, centre: NDArray[Any]) -> Floats:
     return directions
 
 
-def _cluster(directions: Floats, k: int, seed: int, restarts: int) -> Floats:
+def _cluster(directions: Floats, k: int, seed: int) -> Floats:
     """Return the centroids (K, W) of k-means."""
     points = {"min_points_per_centroid": 1, "max_points_per_centroid": MAX_USERS}
-    kmeans = faiss.Kmeans(directions.shape[1], k, niter=_ITERATIONS, nredo=restarts, seed=seed, **points)
+    kmeans = faiss.Kmeans(directions.shape[1], k, niter=_ITERATIONS, nredo=_RESTARTS, seed=seed, **points)
     kmeans.train(directions)
     return np.asarray(kmeans.centroids, np.float32)
 
@@ -145,9 +146,7 @@ def _measure_stability(directions: Floats, k: int, seed: int) -> float:
     for split in range(N_SPLITS):
         order = np.random.default_rng((seed, split)).permutation(len(directions))
         halves = enumerate(np.array_split(order, 2))
-        labels = [
-            _nearest(directions, _cluster(directions[half], k, seed + place, _RESTARTS)) for place, half in halves
-        ]
+        labels = [_nearest(directions, _cluster(directions[half], k, seed + place)) for place, half in halves]
         found.append(adjusted_rand(*labels))
     return float(np.mean(found))
 

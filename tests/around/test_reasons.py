@@ -131,3 +131,20 @@ def test_of_a_long_history_the_listed_items_are_varied_first_then_the_latest(rec
     (more,) = explain(recommender, [{"history": history}], [ids[12:]])
     assert {one.item_id for reasons in lists for one in reasons} <= {ids[2], ids[8], ids[7], None}
     assert {one.item_id for reasons in more for one in reasons} - {None} == {ids[8], ids[7], ids[6]}
+
+
+@pytest.mark.parametrize(
+    ("event", "verb"),
+    [
+        ("purchase", "bought"), ("add_to_cart", "put Title 0 in the cart"), ("page_view", "viewed"),
+        ("Review", "rated"), ("dislike", "took"), ("remove_from_cart", "took"), ("like", "liked"), (None, "took"),
+    ],
+)  # fmt: skip
+def test_the_verb_is_that_of_the_event_where_it_is_known(recommender, schema, event, verb):
+    asked = {
+        "history": [{"item_id": item_ids(schema)[0], "event": event, "datetime": UNTIL - 3 * DAY}],
+        "datetime": UNTIL,
+    }
+    (lists,) = explain(recommender, [asked], [item_ids(schema)[1:]])
+    said = {one.text for reasons in lists for one in reasons if one.kind == "history"}
+    assert said == {f"because you {verb if 'Title' in verb else f'{verb} Title 0'} 3 days ago"}

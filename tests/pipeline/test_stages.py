@@ -14,7 +14,8 @@ from tests.linear_bundle import SHOP, UNTIL, publish_linear
 from tests.linear_profiles import known_users, make_profiles
 
 
-def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp_path):
+def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp_path, monkeypatch):
+    monkeypatch.setattr("serve.discovery.segments.MAX_SEGMENTS", 5)  # of 5 different users
     known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
     plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
     recommender = write_segments(plain, SimpleNamespace(path=tmp_path), 0)
@@ -31,6 +32,7 @@ def test_users_with_the_same_past_are_of_one_segment_whenever_they_are_asked(tmp
 
 def test_of_very_many_users_some_are_drawn(tmp_path, monkeypatch):
     monkeypatch.setattr("pipeline.stages.MAX_USERS", 200)
+    monkeypatch.setattr("serve.discovery.segments.MAX_SEGMENTS", 5)
     known = {f"{name}-{copy}": user for copy in range(60) for name, user in known_users(SHOP).items()}
     plain = Recommender(Recommender.load(publish_linear(tmp_path, SHOP, 3)).bundle, make_profiles(SHOP, known))
     first, again = (write_segments(plain, SimpleNamespace(path=tmp_path), 0).bundle.segments for _ in range(2))
