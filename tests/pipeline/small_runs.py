@@ -17,7 +17,7 @@ START = 1_600_000_000
 N_USERS, N_ITEMS, N_TASTES = 60, 35, 5
 QUIET = {"enable_progress_bar": False}
 SMALL = ModelConfig(dim=8, max_epochs=3, batch_size=16, learning_rate=0.01)
-FEATURES = FeaturesConfig(user={"gender": "categorical"}, item={"category": "categorical"})
+FEATURES = FeaturesConfig(user={"gender": "categorical", "joined": "date"}, item={"category": "categorical"})
 ORDERED = DataConfig(features=replace(FEATURES, context={"hour": "hour_of_day"}))
 BASKETS = DataConfig(
     features=FEATURES, split=SplitConfig("time", at="2021-06-01"), ties="simultaneous", repeats="allow"
@@ -33,6 +33,7 @@ def make_tables(data: DataConfig) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFr
     rng = np.random.default_rng(3)
     users = pd.DataFrame({"user_id": [f"u{i:03d}" for i in range(N_USERS)]})
     users["gender"] = rng.choice(np.array(["f", "m", None], dtype=object), N_USERS)
+    users["joined"] = [None if i % 7 == 0 else f"2019-0{1 + i % 9}-1{i % 10}" for i in range(N_USERS)]
     items = pd.DataFrame({"item_id": np.arange(N_ITEMS) + 100, "title": [f"item {i}" for i in range(N_ITEMS)]})
     items["category"] = [f"c{i % N_TASTES}" for i in range(N_ITEMS)]
     rows = []
