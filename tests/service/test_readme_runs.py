@@ -18,7 +18,7 @@ import pytest
 
 from tests.served import ROOT, Server
 
-pytestmark = [pytest.mark.service, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.service, pytest.mark.timeout(1800)]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|^    (?! )((?:[^\n]*\\\n)*[^\n]+)$", re.DOTALL | re.MULTILINE)
 ELSEWHERE = ("make test", "make lint", "pip install", "docker")  # CI runs them, in steps of their own
