@@ -156,6 +156,9 @@ def _sign(given: argparse.Namespace) -> None:
 
 
 def _http(given: argparse.Namespace) -> None:
+    for place in (given.bundle, given.registry):
+        if place is not None and not place.is_dir():
+            raise SchemaError(f"{place} is no folder, seen from {Path.cwd()}: give that of a bundle or of a registry")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # before numpy is imported: of a request, threads cost more
     from serve.http.logs import set_up_logs
     from serve.http.workers import bind, is_worker, supervise

@@ -5,6 +5,9 @@ import subprocess
 from pathlib import Path
 from zipfile import ZipFile
 
+import pytest
+
+pytestmark = pytest.mark.timeout(900)  # mypy reads numpy, pandas and all of ours
 ROOT = Path(__file__).parents[1]
 ALONE = ROOT / "build" / "alone" / "bin"  # a fresh environment with the wheel, mypy and the stubs of pandas
 EXAMPLE = ROOT / "examples" / "from_dataframe.py"
