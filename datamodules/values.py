@@ -173,9 +173,7 @@ def _point_decimals(cells: pd.Series) -> pd.Series:
         return re.sub(GROUPS, "", text).replace(",", ".") if re.fullmatch(COMMA_NUMBER, text) else "?"
 
     is_text = isinstance(cells.dtype, pd.StringDtype) or cells.dtype == object
-    return (
-        cells.map({cell: rewrite(cell) for cell in cells.dropna().unique()}, na_action="ignore") if is_text else cells
-    )
+    return pd.Series(list(map(rewrite, cells)), cells.index, dtype=object) if is_text else cells
 
 
 def _read_numbers(column: Column, cells: pd.Series) -> Cells:

@@ -33,6 +33,7 @@ def read_items(cells, kind, **layout) -> tuple[list, list]:
         (["12,5", "-1.234,75", "1 000 000", ",5"], [12.5, -1234.75, 1e6, None]),
         (["1,5e3", " 7 ", "12.50", ""], [1500.0, 7.0, None, None]),
         ([1.5, 2, "3,0", None], [1.5, 2.0, 3.0, None]),
+        ([{"a": 1}, "1", "3,0", None], [None, 1.0, 3.0, None]),
     ],
 )
 def test_a_decimal_comma_is_read_and_a_point_is_no_decimal_then(cells, expected):
