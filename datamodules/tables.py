@@ -241,9 +241,9 @@ def _find_problems(name: str, typed: _Typed, config: DataConfig) -> Iterator[str
     """Say which columns hold something else than is declared: more wrong than right cells, or many that are alike."""
     for column in (column for column in columns_of_table(name, config) if column.name in typed.frame):
         n_right, of_column = typed.n_right[column.name], typed.faults[typed.faults["column"] == column.source]
-        other = (
-            f"columns.{column.name}" if column.name in EVENT_ROLES else "features or give another kind, such as text"
-        )
+        other = "another kind, such as text, in data.features"
+        if column.name in EVENT_ROLES:
+            other = f"another column in data.{setting_of(name)}.columns"
         for reason, kind in KINDS.items():
             wrong = of_column[of_column["reason"] == reason]
             advice, most = advise(name, wrong), config.max_reject_rate * (len(wrong) + n_right)
@@ -252,7 +252,7 @@ def _find_problems(name: str, typed: _Typed, config: DataConfig) -> Iterator[str
             if len(wrong) > min(most, n_right):
                 count = f"{len(wrong):,} values are not"
                 first = f"column '{column.source}' does not hold {kind}: {count}, the first: {describe(wrong)}"
-                yield first + (advice or f"; mend it, or name another column in data.{setting_of(name)}.{other}")
+                yield first + (advice or f"; mend it, or declare {other}")
 
 
 def _describe_losses(name: str, typed: _Typed) -> Iterator[str]:
