@@ -132,7 +132,12 @@ def load(directory: str | Path, trusted: str | Path | None = None) -> Recommende
 
 def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     """Run with the content of a configuration file."""
-    from pipeline.config import parse
+    try:
+        from pipeline.config import parse
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"{error}; this install only answers: install bascule with its dependencies"
+        ) from error
 
     config, text = parse(["--config", json.dumps(content, default=str)])  # before torch is imported
     from pipeline.run import run

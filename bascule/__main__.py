@@ -22,8 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     words = sys.argv[1:] if arguments is None else list(arguments)
     if words and words[0] in _OTHERS:
-        module, _ = _OTHERS[words[0]]
-        return int(import_module(f"{_HOME}{module}").main(words[1:], f"bascule {words[0]}"))
+        try:
+            module = import_module(f"{_HOME}{_OTHERS[words[0]][0]}")
+        except ModuleNotFoundError as error:
+            print(f"error: {error}; this install only answers: install bascule with its dependencies", file=sys.stderr)
+            return 2
+        return int(module.main(words[1:], f"bascule {words[0]}"))
     served = import_module(f"{_HOME}serve.__main__")
     commands = {"serve" if name == "http" else name: command for name, command in served.COMMANDS.items()}
     return int(served.main(words, "bascule", commands, {name: text for name, (_, text) in _OTHERS.items()}))

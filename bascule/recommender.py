@@ -57,7 +57,7 @@ Asked: TypeAlias = "One | Sequence[One | Sequence[Id]] | NDArray[Any] | pd.DataF
 """One or several; in a list, a list of item ids is a history; a DataFrame has user_id, datetime, features."""
 Items: TypeAlias = "Id | Mapping[str, Any] | Sequence[Id | Mapping[str, Any]] | NDArray[Any]"  # by id, or by features
 _SEGMENTS = pa.schema({"request": pa.int64(), "segment": pa.int64(), "size": pa.int64(), "text": pa.string()})
-_SHOWN, _MAX_CELL = 10, 40  # rows of a repr, characters of a cell
+_SHOWN, _MAX_CELL = 10, 70  # rows of a repr, characters of a cell
 
 
 @dataclass(frozen=True, eq=False, repr=False)

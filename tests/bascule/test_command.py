@@ -7,6 +7,7 @@ import sys
 
 import pytest
 
+import bascule
 from bascule.__main__ import main
 from serve.__main__ import main as main_of_serve
 from tests.served import ROOT
@@ -60,3 +61,12 @@ def test_a_command_does_what_its_other_form_does(bundle_paths, capsys):
     printed = capsys.readouterr().out.splitlines()
     assert printed[: len(printed) // 2] == printed[len(printed) // 2 :]
     assert len(printed) == 2 * 5
+
+
+def test_an_install_that_only_answers_says_so(monkeypatch, capsys):
+    for name in ("train", "pipeline.config"):
+        monkeypatch.setitem(sys.modules, name, None)
+    assert main(["train"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    with pytest.raises(ModuleNotFoundError, match="install bascule"):
+        bascule.fit("events.csv")

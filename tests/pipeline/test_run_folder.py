@@ -19,6 +19,7 @@ from pipeline.run_folder import (
     read_published,
     refuse_replacing,
 )
+from pipeline.stages import print_previous
 from serve.errors import BundleError, SchemaError
 
 
@@ -104,3 +105,23 @@ def test_a_note_of_what_was_published_is_read_and_a_damaged_one_named(tmp_path):
         (tmp_path / "checkpoints" / "published.json").write_text(content)
         with pytest.raises(BundleError, match=r"published\.json is damaged: .*; delete it and train with --overwrite"):
             read_published(tmp_path)
+
+
+def test_an_interrupted_run_is_continued_or_begun_anew_only_as_it_is_told(tmp_path):
+    checkpoint = tmp_path / "checkpoints" / "select" / "last.ckpt"
+    checkpoint.parent.mkdir(parents=True)
+    checkpoint.write_text("content")
+    with pytest.raises(SchemaError, match=r"--ckpt_path last.*--overwrite"):
+        refuse_replacing(config_of(tmp_path))
+    assert checkpoint.exists()
+    refuse_replacing(config_of(tmp_path, resume=True))
+    refuse_replacing(config_of(tmp_path, overwrite=True))
+    note_published(tmp_path, {}, "of a bundle that was removed")
+    refuse_replacing(config_of(tmp_path))
+
+
+def test_a_run_says_what_it_takes_from_an_earlier_one(capsys):
+    print_previous(None)
+    assert capsys.readouterr().out == ""
+    print_previous(Path("runs/old/bundle"))
+    assert "runs/old/bundle" in capsys.readouterr().out
