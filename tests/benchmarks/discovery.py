@@ -34,6 +34,7 @@ from serve.discovery.reasons import explain
 from serve.recommender import Recommender
 
 K, MAX_USERS = 10, 1000
+MAX_SHOWN = 0.16  # loss of NDCG that the picture shows
 VALUES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.8, 1.0)
 SHARES = (0.1, 0.2, 0.3)
 GAINS = {"diversity": "diversity within the list", "novelty": "distance from the user's own past", "tail": "tail share"}
@@ -111,7 +112,7 @@ def examine(world: World) -> list[dict[str, Any]]:
         base = base or values
         change = summarise({name: values[name] - base[name] for name in values})
         ndcg, bounds = base[f"NDCG@{K}"].mean(), change[f"NDCG@{K}_ci95"]
-        cost = {"cost": -change[f"NDCG@{K}"] / ndcg, "cost_ci95": [-bounds[1] / ndcg, -bounds[0] / ndcg]}
+        cost = {"cost": 0 - change[f"NDCG@{K}"] / ndcg, "cost_ci95": [0 - bounds[1] / ndcg, 0 - bounds[0] / ndcg]}
         row = {"dial": dial, "value": value, **cost, "gain": change, "mean": summarise(values)}
         rows.append(row | cover(lists, len(world.directions)))
         print(world.name, dial, value, write(row | rows[-1]), flush=True)
@@ -190,7 +191,7 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
     for line, (run, rows) in zip(axes, found.items(), strict=True):
         for panel, (name, label) in zip(line, names.items(), strict=True):
             for dial, colour in COLOURS.items():
-                own = [row for row in rows if row["dial"] in ("none", dial)]
+                own = [row for row in rows if row["dial"] in ("none", dial) and row["cost"] < MAX_SHOWN]
                 of_gain = [row if name == "coverage" else row["mean"] for row in own]
                 gains, bounds = [one[name] for one in of_gain], np.array([one[f"{name}_ci95"] for one in of_gain])
                 costs, spread = [100 * row["cost"] for row in own], 100 * np.array([row["cost_ci95"] for row in own])
@@ -210,7 +211,8 @@ def plot(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
             panel.set_xlabel("loss of NDCG@10, %", fontsize=8)
             panel.tick_params(labelsize=8)
             panel.spines[["top", "right"]].set_visible(False)
-    axes[0][0].legend(fontsize=8, frameon=False)
+    handles = axes[0][0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside lower center", ncols=len(COLOURS), fontsize=9, frameon=False)
     figure.savefig(path, dpi=130)
 
 
