@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -60,23 +61,18 @@ def judge(arguments: argparse.Namespace, bundle: Bundle) -> None:
 
     from evaluation.console import print_metrics
     from evaluation.evaluate import Parts, evaluate, headline_metric
-    from evaluation.holdout import profiles_from_frame, read_interactions, read_moment, read_users, split_validation
+    from evaluation.holdout import profiles_from_frame, split_validation
     from serve.durable import write_file
     from serve.recommender import Recommender
 
-    schema, figures = bundle.schema, arguments.json
-    holdout = read_interactions(arguments.holdout, schema)
-    history = read_interactions(arguments.train, schema)
-    users = history[["user_id"]][:0] if arguments.users is None else read_users(arguments.users, schema)
-    at = None if arguments.at is None else read_moment(arguments.at, schema.timezone)
-    check_reachable(holdout, history, pd.Series(bundle.items.column("item_id").to_pylist()), schema)
-    for note in find_doubts(holdout, history, schema, at):
+    schema, figures, given = bundle.schema, arguments.json, arguments
+    parts = Parts.read(given.holdout, given.train, given.users, given.at, schema)
+    check_reachable(parts.test, parts.train, pd.Series(bundle.items.column("item_id").to_pylist()), schema)
+    for note in find_doubts(parts.test, parts.train, schema, parts.at):
         print(f"note: {note}", file=sys.stderr)
-    recommender = Recommender(bundle, profiles_from_frame(history, users, schema))
-    single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
-    groups = [column for column in single if column in users]
-    train, validation = split_validation(history, holdout, at, arguments.seed)
-    parts = Parts(holdout, train, validation, users, groups, at)
+    recommender = Recommender(bundle, profiles_from_frame(parts.train, parts.users, schema))
+    train, validation = split_validation(parts.train, parts.test, parts.at, given.seed)
+    parts = replace(parts, train=train, validation=validation)
     log = Console(stderr=True, log_path=False).log
     metrics = evaluate(recommender, parts, arguments.seed, arguments.baselines, log)
     print_metrics(Console(), metrics, headline_metric(schema.repeats), ("HR@10",))

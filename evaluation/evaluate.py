@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,16 @@ class Parts:
     group_columns: Sequence[str] = ()
     at: int | None = None
     evidence: pd.DataFrame | None = None
+
+    @classmethod
+    def read(cls, test: Path, train: Path, users: Path | None, at: str | None, schema: Schema) -> Parts:
+        """Read the files of an evaluation, with no validation apart; single-valued features of users are groups."""
+        past = holdout.read_interactions(train, schema)
+        known = past[["user_id"]][:0] if users is None else holdout.read_users(users, schema)
+        single = [feature.column for feature in schema.user_features if feature.kind in ("categorical", "numeric")]
+        groups = [column for column in single if column in known]
+        moment = None if at is None else holdout.read_moment(at, schema.timezone)
+        return cls(holdout.read_interactions(test, schema), past, past[:0], known, groups, moment)
 
 
 @dataclass(frozen=True)
@@ -105,13 +116,15 @@ class Examination:
             }
         return described
 
+    def label(self, targets: Targets, groups: dict[str, Labels]) -> dict[str, Labels]:
+        """Label each target of a view; `groups` are name -> a label per user row."""
+        history = np.bincount(self.past.user_row, minlength=self.past.n_users)[self.user]
+        return metrics.label_targets(targets, history, self.past.count_items(), groups)
+
     def slice(self, examined: Examined, groups: dict[str, Labels]) -> dict[str, Any]:
         """Return view -> slice -> value -> metrics; `groups` are name -> a label per user row."""
-        history = np.bincount(self.past.user_row, minlength=self.past.n_users)[self.user]
-        label = partial(
-            metrics.label_targets, history_length=history, event_count=self.past.count_items(), groups=groups
-        )
-        return {view: metrics.measure_slices(examined.lists[view], one, label(one)) for view, one in self.views.items()}
+        views = self.views.items()
+        return {view: metrics.measure_slices(examined.lists[view], one, self.label(one, groups)) for view, one in views}
 
 
 def headline_metric(repeats: Repeats) -> str:
@@ -156,7 +169,7 @@ def evaluate(
     chosen = choose_baselines(schema.repeats, baselines)
     later = pd.concat([parts.validation, *([] if parts.evidence is None else [parts.evidence])])
     ids = Ids.number(recommender.bundle.items.column("item_id").to_pylist(), (parts.train, later, parts.test))
-    groups = _label_users(parts, ids)
+    groups = label_users(parts, ids)
     train, late = ids.events(parts.train), ids.events(later)
     prepare = partial(Examination.prepare, past=train.join(late), repeats=schema.repeats)
     examination = prepare(holdout.group_requests(parts.test, ids))
@@ -194,7 +207,8 @@ def evaluate(
     }
 
 
-def _label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
+def label_users(parts: Parts, ids: Ids) -> dict[str, Labels]:
+    """Return group column -> a label per user row."""
     labels = {}
     for column in parts.group_columns:
         if column not in parts.users:

@@ -184,13 +184,21 @@ def resample_means(values: Floats) -> Floats:
 
 
 def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Summary]]:
-    """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,).
+    """Return slice -> value -> metrics with intervals of lists (B, K), given a label per target (T,)."""
+    return {
+        name: {value: summarise(measure_users(lists, part)) for value, part in values.items()}
+        for name, values in slice_targets(targets, labels).items()
+    }
+
+
+def slice_targets(targets: Targets, labels: Mapping[str, Labels]) -> dict[str, dict[str, Targets]]:
+    """Return slice -> value -> the targets of that value, given a label per target (T,).
 
     None and NaN become the value `missing`, rare values `other`, and labels of these texts `missing (value)`, `other
     (value)`. Of equally frequent values the first in order stay. Those of fewer than `MIN_USERS` users are rare, too.
     """
     user = pd.Series(targets.user[targets.items.request])
-    slices: dict[str, dict[str, Summary]] = {}
+    slices: dict[str, dict[str, Targets]] = {}
     for name, column in labels.items():
         code, distinct = pd.factorize(column)  # missing is -1
         names = [f"{value} (value)" if value in (MISSING, OTHER) else str(to_text(value)) for value in distinct]
@@ -200,7 +208,7 @@ def measure_slices(lists: Ints, targets: Targets, labels: Mapping[str, Labels]) 
         values = values.where(values.isin(frequent) & (n_users >= MIN_USERS), OTHER)
         n_left = user.groupby(values).nunique()  # `other` may have too few
         masks = {value: (values == value).to_numpy() for value in sorted(n_left.index[n_left >= MIN_USERS])}
-        slices[name] = {value: summarise(measure_users(lists, targets.keep(mask))) for value, mask in masks.items()}
+        slices[name] = {value: targets.keep(mask) for value, mask in masks.items()}
     return slices
 
 

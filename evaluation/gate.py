@@ -1,0 +1,236 @@
+"""Judge whether a new version may take over: python -m evaluation.gate --registry DIR --candidate DIR ... --out FILE.
+
+The current version and the candidate answer the same requests of the same last days; nothing is fitted. The candidate
+passes if its files and golden answers are whole, the lower bound of its paired NDCG@10 is near the current figure or
+above, no group of users or items has lost much, and its lists reach as much of the catalogue. Into a registry, whose
+current version it is compared with then, it is published and activated; `audit.jsonl` there has a line for each step.
+
+The exit status is 0 where it passed, 3 where it was stopped, and 2 after a mistake of the call.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import norm
+
+from evaluation.evaluate import Examination, Parts, Requests, as_lists, label_users
+from evaluation.holdout import Ids, group_requests, plain_requests, profiles_from_frame, to_moment
+from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
+from evaluation.metrics import Floats, Ints, Targets, describe_lists, measure_users, slice_targets, summarise
+from serve.bundle import MANIFEST, Bundle, replay
+from serve.command_line import align, make_parser, run_command
+from serve.durable import write_file
+from serve.errors import BundleError, SchemaError
+from serve.recommender import Recommender, golden_answer
+from serve.versions import LOADING_ERRORS, Registry, activate, publish_version, read_version
+
+STOPPED = 3  # exit status where a version is not let through
+AUDIT = "audit.jsonl"
+K = 10
+METRIC = f"NDCG@{K}"
+LEVEL = 0.05  # at which one slice of all is stopped by chance
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the candidate may lose, as shares of the current version's figures, and the least recall of its index."""
+
+    loss: float = 0.05  # by the lower bound of the mean over users
+    slice_loss: float = 0.2
+    coverage_loss: float = 0.2
+    recall: float = 0.99
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share."""
+        for name, value in vars(self).items():
+            if not 0 <= value <= 1:
+                raise SchemaError(f"--{name.replace('_', '-')} is {value:g}; allowed: from 0 to 1")
+
+
+@dataclass(frozen=True)
+class Check:
+    """A figure of the candidate, and the least that it may be."""
+
+    name: str
+    value: float
+    limit: float
+    is_passed: bool
+    users: int | None = None
+    note: str = ""
+
+
+def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.gate") -> int:
+    """Run the command and return its exit status."""
+    parser = make_parser(program, str(__doc__))
+    add = parser.add_argument
+    which = parser.add_mutually_exclusive_group(required=True)
+    which.add_argument("--current", type=Path, metavar="DIR", help="bundle to compare with; nothing is published")
+    which.add_argument("--registry", type=Path, metavar="DIR", help="compare with its current version, and publish")
+    add("--candidate", type=Path, required=True, metavar="DIR", help="the bundle that would take over")
+    add("--holdout", type=Path, required=True, metavar="FILE", help="interactions of the last days")
+    add("--train", type=Path, required=True, metavar="FILE", help="interactions before them: the users' histories")
+    add("--users", type=Path, metavar="FILE", help="user features, by which groups are compared, too")
+    add("--at", metavar="TIME", help="when the holdout begins: the moment that each user is asked at")
+    for one in fields(Limits):
+        name = f"--{one.name.replace('_', '-')}"
+        add(name, type=float, default=one.default, metavar="SHARE", help=f"default: {one.default}")
+    add("--out", type=Path, required=True, metavar="FILE", help="write the verdict here, in JSON")
+    add("--trusted-keys", type=Path, metavar="FILE", help="public keys: a bundle that none of them signed is stopped")
+    return run_command(lambda: run(parser.parse_args(argv)))
+
+
+def run(given: argparse.Namespace) -> None:
+    """Judge, write the verdict and, into a registry, publish; end with status 3 where the candidate is stopped."""
+    for path in (given.holdout, given.train, given.users, given.candidate / MANIFEST):
+        if path is not None and not path.exists():
+            raise SchemaError(f"{path} does not exist; the working directory is {Path.cwd()}")
+    limits = Limits(**{one.name: getattr(given, one.name) for one in fields(Limits)})
+    registry = None if given.registry is None else Registry(given.registry, given.trusted_keys)
+    current = Bundle.load(given.current if registry is None else registry.folder(registry.current()))
+    verdict = judge(given, current, limits)
+    write_file(given.out, (json.dumps(verdict, indent=1, allow_nan=False) + "\n").encode())
+    sys.stdout.write("\n".join(render(verdict)) + "\n")
+    if registry is not None:
+        release(registry, given.candidate, verdict)
+    if verdict["verdict"] != "passed":
+        raise SystemExit(STOPPED)
+
+
+def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> None:
+    """Log the verdict, and publish and activate a candidate that passed, if the other one is still current."""
+    failed = [check["name"] for check in verdict["checks"] if not check["is_passed"]]
+    audit(registry, "judged", **{name: verdict[name] for name in ("candidate", "current", "verdict")}, failed=failed)
+    if verdict["verdict"] != "passed":
+        return
+    if registry.current() != verdict["current"] or read_version(candidate) != verdict["candidate"]:
+        raise BundleError("another version became current, or the candidate was replaced, meanwhile: judge it again")
+    version = publish_version(registry, candidate).version
+    audit(registry, "published", version=version)
+    activate(registry, version)
+    audit(registry, "activated", version=version, left=verdict["current"])
+
+
+def audit(registry: Registry, step: str, **facts: Any) -> None:
+    """Append what was done to the registry's audit log, on disk when this returns."""
+    line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "step": step, **facts}
+    with registry.writing(), (registry.path / AUDIT).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def judge(given: argparse.Namespace, current: Bundle, limits: Limits) -> dict[str, Any]:
+    """Return the verdict on a candidate; one that cannot be loaded is stopped without further checks."""
+    head = {"verdict": "stopped", "current": current.manifest.version, "candidate": read_version(given.candidate)}
+    try:
+        candidate = Bundle.load(given.candidate, trusted=given.trusted_keys)
+        n_golden = replay(candidate.golden, golden_answer(Recommender(candidate)))
+    except LOADING_ERRORS as error:
+        return head | {"checks": [asdict(Check("files and golden answers", 0, 1, False, note=str(error)))]}
+    recommenders, parts = prepare(given, [current, candidate])
+    checks = [Check("files and golden answers", n_golden, 1, True), *compare(*recommenders, parts, limits)]
+    outcome = "passed" if all(check.is_passed for check in checks) else "stopped"
+    return head | {"verdict": outcome, "limits": asdict(limits), "checks": [asdict(check) for check in checks]}
+
+
+def prepare(given: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
+    """Read the tables as each bundle does; return recommenders, and what the first one is asked and should find."""
+    read = [Parts.read(given.holdout, given.train, given.users, given.at, bundle.schema) for bundle in bundles]
+    for bundle, parts in zip(bundles, read, strict=True):
+        if parts.at is not None and bundle.schema.data_until > parts.at:
+            until, begin = to_moment(bundle.schema.data_until), to_moment(parts.at)
+            raise SchemaError(
+                f"{bundle.path} has seen data until {until}; give a holdout of later days, not of {begin}"
+            )
+    pairs = zip(bundles, read, strict=True)
+    return [Recommender(one, profiles_from_frame(its.train, its.users, one.schema)) for one, its in pairs], read[0]
+
+
+def compare(current: Recommender, candidate: Recommender, parts: Parts, limits: Limits) -> list[Check]:
+    """Let both answer the same requests, and check what the candidate loses."""
+    catalogues = [one.bundle.items.column("item_id").to_pylist() for one in (current, candidate)]
+    every = dict.fromkeys(chain(*catalogues, parts.train["item_id"].tolist(), parts.test["item_id"].tolist()))
+    ids, repeats = Ids.number(every, (parts.train, parts.test)), current.bundle.schema.repeats
+    examination = Examination.prepare(group_requests(parts.test, ids), ids.events(parts.train), repeats)
+    requests = plain_requests(examination.held_out.rows, parts.at)
+    targets = next(iter(examination.views.values()))  # all there are
+    lists = [_ask(one, requests, ids) for one in (current, candidate)]
+    groups = slice_targets(targets, examination.label(targets, label_users(parts, ids)))
+    slices = {f"{name} {value}": part for name, values in groups.items() for value, part in values.items()}
+    n_events = examination.past.count_items()
+    covered, covers = (describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists)
+    recall = candidate.bundle.manifest.facts.index_recall  # measured at export, against exact search
+    change = _share(covers - covered, covered)
+    return [
+        check_quality(lists, targets, limits.loss),
+        Check(f"coverage@{K}", change, -limits.coverage_loss, change >= -limits.coverage_loss),
+        Check("recall of the index", recall, limits.recall, recall >= limits.recall),
+        *check_slices(lists, slices, limits.slice_loss),
+    ]
+
+
+def _ask(recommender: Recommender, requests: Requests, ids: Ids) -> Ints:
+    """Return lists of rows among `ids`, (B, K): the rows of two catalogues are not the same."""
+    row = np.append(ids.items.get_indexer(pd.Index(recommender.catalogue.item_ids.ids)), -1)  # the last one answers -1
+    return np.asarray(row[as_lists(recommender.recommend(requests, K), K)], np.int64)
+
+
+def _measure(lists: Sequence[Ints], targets: Targets) -> tuple[Floats, Floats]:
+    """Return the metric of the current lists, and how much more the candidate's have, user by user, (U,) each."""
+    was, is_now = (measure_users(one, targets, (K,))[METRIC] for one in lists)
+    return was, is_now - was
+
+
+def _share(change: float, base: float) -> float:
+    return float(change / base) if base else 0.0  # below 0 nothing falls
+
+
+def check_quality(lists: Sequence[Ints], targets: Targets, loss: float) -> Check:
+    """Check the lower bound of the paired difference: a share of the current figure."""
+    was, change = _measure(lists, targets)
+    low = summarise({METRIC: change})[f"{METRIC}_ci95"][0]  # type: ignore[index]
+    value, tells = _share(low, was.mean()), len(was) >= MIN_USERS and bool(was.any())
+    note = f"{was.mean():.4f} to {(was + change).mean():.4f}" if tells else "too few users, or nothing was found"
+    return Check(f"{METRIC}, lower bound", value, -loss, tells and value >= -loss, len(was), note)
+
+
+def check_slices(lists: Sequence[Ints], slices: dict[str, Targets], loss: float) -> list[Check]:
+    """Check the paired difference of each slice with enough users.
+
+    A slice is stopped where its figure fell by more than the loss and, all slices taken together, not by chance.
+    """
+    measured = {name: _measure(lists, part) for name, part in slices.items()}
+    enough = {name: pair for name, pair in measured.items() if len(pair[0]) >= MIN_USERS}
+    bound = norm.ppf(1 - LEVEL / max(len(enough), 1))
+    checks = []
+    for name, (was, change) in enough.items():
+        value = _share(change.mean(), was.mean())
+        high = change.mean() + bound * change.std(ddof=1) / np.sqrt(len(change))
+        note = f"{was.mean():.4f} to {(was + change).mean():.4f}"
+        checks.append(Check(name, value, -loss, bool(value >= -loss or high >= 0), len(was), note))
+    return checks
+
+
+def render(verdict: dict[str, Any]) -> list[str]:
+    """Return the lines of a verdict."""
+    rows = [("check", "value", "limit", "result", "users", "")]
+    for check in verdict["checks"]:
+        result, users = "ok" if check["is_passed"] else "STOPPED", "" if check["users"] is None else str(check["users"])
+        rows.append((check["name"], f"{check['value']:.4g}", f"{check['limit']:.4g}", result, users, check["note"]))
+    return [*align(rows), f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
