@@ -82,7 +82,8 @@ def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
         database.execute("BEGIN")
         lists, slots, events = (pd.read_sql_query(query, database) for query in (_LISTS, _SLOTS, _EVENTS))
-    return lists, slots, events
+    times = {"datetime": "int64"}  # of an empty table, SQLite does not tell
+    return lists.astype(times), slots, events.astype(times)
 
 
 def describe(feedback: Feedback, n_items: int, shares: Mapping[str, float]) -> dict[str, Any]:
