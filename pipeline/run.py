@@ -15,6 +15,7 @@ from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.report import print_report, report_data
 from datamodules.splits import check_files, check_targets
 from evaluation.console import print_summary
+from evaluation.drift import SNAPSHOT, take_snapshot
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render_card
 from evaluation.report import write_report
@@ -106,7 +107,7 @@ def produce(work: Work, stage: Stage) -> Product:
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
     write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.data.schema, facts).encode())
-    report = {"data": data, "timing": timing, "training": training}
+    report = {"data": data, "timing": timing, "training": training, SNAPSHOT: take_snapshot(recommender)}
     if (segments := recommender.bundle.segments) is not None:
         report["segments"] = {"stability": segments.stability, "found": segments.describe()}
     return Product(facts, recommender, metrics, report, only_targets(split.test))

@@ -1,0 +1,208 @@
+"""Compare what a service sees with what its bundle was trained on: python -m evaluation.drift --run DIR.
+
+Training leaves a snapshot of its last four weeks in `metrics.json`: shares of values, deciles of numbers, popularity of
+items, how many items and users were new, scores and reach of lists. The same is read from the log of the service, and
+compared by the population stability index, the sum of (q - p) ln(q / p) over bins. `DIR/drift.json` has them.
+A value of fewer than `MIN_USERS` people counts with the others, in both files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy.stats import chi2
+
+from evaluation.feedback import read_log
+from evaluation.holdout import plain_requests
+from evaluation.metrics import MAX_VALUES, Floats
+from evaluation.online import DAY
+from serve.bundle import BUNDLE, ITEMS_FILE, METRICS, STATE, STATE_FILE
+from serve.clock import day_of_week, hour_of_day
+from serve.command_line import align, make_parser, run_command
+from serve.durable import write_file
+from serve.encode import split_cell, to_days, to_numbers, to_text
+from serve.errors import SchemaError
+from serve.live_items import LiveItems
+from serve.recommender import Recommender
+from serve.schema import MIN_USERS, SEVERAL, Feature, Schema
+
+Spec = dict[str, Any]  # of a column: `edges` of numbers or `values` of others, `shares` of the bins, and `users`
+Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, and the user of each
+
+DRIFT, SNAPSHOT = "drift.json", "snapshot"
+WATCH, RED = 0.1, 0.25  # of the index
+CHANCE = 0.01  # of reaching `WATCH` without a shift; with fewer users nothing can be told
+LEAST = 1e-3  # of a share, so that the index is finite
+DECILES = np.arange(1, 10) / 10
+WEEK, WEEKS = 7 * DAY, 4
+N_LISTS, K = 1000, 10
+CALENDAR = {"hour_of_day": hour_of_day, "day_of_week": day_of_week}
+SKIPPED = ("text", "vector")  # kinds without bins
+
+
+def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.drift") -> int:
+    """Run the command and return its exit status."""
+    parser = make_parser(program, str(__doc__))
+    parser.add_argument("--run", type=Path, required=True, metavar="DIR", help="folder of the run: bundle and profiles")
+    parser.add_argument("--state", type=Path, metavar="DIR", help="folder of the state; default: in the run")
+    return run_command(lambda: run(parser.parse_args(argv)))
+
+
+def run(given: argparse.Namespace) -> None:
+    """Compare, write the figures and print the table."""
+    state, path = given.state or given.run / STATE, given.run / METRICS
+    if not (path.exists() and (state / STATE_FILE).exists()):
+        raise SchemaError(f"{path} or {state / STATE_FILE} does not exist; give a run that a service has served")
+    metrics = json.loads(path.read_bytes())
+    if not metrics.get(SNAPSHOT):
+        raise SchemaError(f"{path} has no snapshot: its data has no times, or an earlier version wrote it")
+    with closing(LiveItems(state / ITEMS_FILE, Recommender.load(given.run / BUNDLE))) as items:
+        rows = compare(metrics[SNAPSHOT], items.recommender, *read_log(state / STATE_FILE))
+    worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
+    content = {"version": metrics["version"], "status": worst, "rows": rows}
+    write_file(given.run / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    lines = [(row["name"], row["status"], f"{row['index']:.3f}", str(row["users"]), row["moved"]) for row in rows]
+    table = align([("", "status", "index", "users", "moved most"), *lines])
+    sys.stdout.write("\n".join([*table, f"{worst}: {given.run / DRIFT}"]) + "\n")
+
+
+def take_snapshot(recommender: Recommender) -> dict[str, Any]:
+    """Describe the last weeks that a recommender was trained on, and lists for users of then; nothing without times."""
+    profiles, until = recommender.profiles, recommender.bundle.schema.data_until
+    if profiles.history.datetime is None:
+        return {}
+    owner, begin = np.repeat(profiles.user_ids, np.diff(profiles.offsets)), until - WEEKS * WEEK
+    events = pd.DataFrame({"user_id": owner, **profiles.history.columns()})
+    for side in ("user", "item"):
+        events[f"new {side}"] = events.groupby(f"{side}_id")["datetime"].transform("min") >= begin
+    events = events[events["datetime"] >= begin]
+    users = np.random.default_rng(0).permutation(np.unique(events["user_id"].to_numpy()))[:N_LISTS]
+    answers = recommender.recommend(plain_requests(pd.DataFrame({"user_id": users}), until), K)
+    slots = answers.to_table().to_pandas().rename(columns={"rank": "position"})
+    specs = {name: describe(*column) for name, column in collect(recommender, events, slots).items()}
+    reach = {"lists": len(users), "listed": slots["item_id"].nunique()}
+    return {"items": recommender.catalogue.n_listed, **reach, "columns": specs}
+
+
+def compare(
+    snapshot: dict[str, Any], recommender: Recommender, lists: pd.DataFrame, slots: pd.DataFrame, events: pd.DataFrame
+) -> list[dict[str, Any]]:
+    """Compare the last whole weeks of a log, and its last lists, with a snapshot: a row for each thing that both have.
+
+    Without a whole week of events, or with fewer lists than in the snapshot, there is less to compare.
+    """
+    last = events["datetime"].max()
+    n_weeks = min((last + DAY - events["datetime"].min()) // WEEK, WEEKS) if len(events) else 0
+    for side, ids in (("user", recommender.profiles.user_ids), ("item", recommender.catalogue.item_ids.ids)):
+        events[f"new {side}"] = ~events[f"{side}_id"].isin(ids.astype(str))
+    lists = lists[lists["version"] == recommender.version].tail(snapshot["lists"])
+    lists["user_id"] = lists["user_id"].fillna(lists["list"].astype("str"))  # nobody's stands for itself
+    slots = slots[slots["position"] <= K].merge(lists, on="list")
+    columns = collect(recommender, events[events["datetime"] > last - n_weeks * WEEK], slots)
+    rows = [judge(name, spec, *columns[name]) for name, spec in snapshot["columns"].items() if name in columns]
+    was, n_items = snapshot["items"], recommender.catalogue.n_listed
+    rows.append(make_row("catalogue", abs(n_items / was - 1), 0, f"{was} to {n_items} items"))
+    if len(lists) == snapshot["lists"]:
+        change = (slots["item_id"].nunique() - snapshot["listed"]) / was
+        moved = f"{snapshot['listed']} to {slots['item_id'].nunique()} of {was}"
+        rows.append(make_row("items in a list", abs(change), 0, moved))
+    return rows
+
+
+def collect(recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame) -> dict[str, Column]:
+    """Return name -> a column of events, or of the first slots of lists."""
+    schema, profiles, catalogue = recommender.bundle.schema, recommender.profiles, recommender.catalogue
+    times, item_ids = events["datetime"].to_numpy(np.int64), catalogue.item_ids.ids.astype(str)
+    events = events.astype({"user_id": "str", "item_id": "str"})
+    users, items = pd.DataFrame({"user_id": profiles.user_ids.astype(str)}), pd.DataFrame({"item_id": item_ids})
+    now = int(times.max(initial=0))
+    for one in schema.user_features:
+        if one.name in profiles.features and one.kind not in SKIPPED:
+            users[f"user {one.name}"] = read_cells(one, profiles.features[one.name], schema, now)
+    for one in schema.item_features:
+        if one.kind not in SKIPPED:
+            items[f"item {one.name}"] = read_cells(one, catalogue.table.column(one.column).to_pylist(), schema, now)
+    counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
+    items["popularity"] = counts.reindex(item_ids, fill_value=0).to_numpy(float)
+    for one in schema.context_features:  # what else a request says of its moment is not in the log
+        if one.kind in CALENDAR:
+            events[f"context {one.name}"] = CALENDAR[one.kind](times, schema.timezone).astype(str)
+    known = events.merge(users, on="user_id").merge(items, on="item_id")
+    first = slots[slots["position"] == 1].rename(columns={"score": "score of the first item"})
+    given = [name for name in known if name == "event" or str(name).startswith(("user ", "item ", "context ", "popul"))]
+    parts = ((known, given), (first, ["score of the first item"]), (events, ["new user", "new item"]))
+    return {name: (part[name], part["user_id"]) for part, names in parts for name in names}
+
+
+def read_cells(feature: Feature, cells: Any, schema: Schema, now: int) -> list[Any] | Floats:
+    """Read the cells of a feature: numbers, ages in days at a moment, texts, or lists of texts."""
+    if feature.is_numeric:
+        return to_numbers(feature, cells)
+    if feature.kind == "date":
+        return np.asarray(now / DAY - to_days(feature, cells, schema.timezone))
+    return [split_cell(feature, cell) if feature.kind in SEVERAL else to_text(cell) for cell in cells]
+
+
+def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
+    """Describe a column by deciles of numbers, each of some people, or by its frequent values."""
+    spec: Spec = {"users": int(owner.nunique())}
+    if pd.api.types.is_float_dtype(values):
+        is_many = owner[values.notna()].nunique() >= MIN_USERS * (len(DECILES) + 1)
+        deciles = np.nanquantile(values, DECILES).tolist() if is_many else []
+        spec["edges"] = sorted({float(f"{decile:.3g}") for decile in deciles})
+    else:
+        n_users = owner.to_frame("user").assign(value=values).explode("value").groupby("value")["user"].nunique()
+        frequent = n_users[n_users >= MIN_USERS].sort_values(ascending=False, kind="stable")
+        spec["values"] = frequent.index[:MAX_VALUES].tolist()
+    return spec | {"shares": measure_shares(values, spec).tolist()}
+
+
+def measure_shares(values: pd.Series[Any], spec: Spec) -> Floats:
+    """Return the share of each bin: between edges, or values and then all others; the last is of what is missing."""
+    values = values.explode()
+    if "edges" in spec:
+        n_bins, place = len(spec["edges"]) + 1, np.searchsorted(spec["edges"], values, side="right")
+    else:
+        n_bins, found = len(spec["values"]) + 1, pd.Index(spec["values"], dtype=object).get_indexer(values)
+        place = np.where(found < 0, n_bins - 1, found)
+    place = np.where(values.isna(), n_bins, place)
+    return np.bincount(place, minlength=n_bins + 1) / max(len(place), 1)
+
+
+def stability_terms(expected: Floats, actual: Floats) -> Floats:
+    """Return the term of each bin of the population stability index."""
+    p, q = np.maximum(expected, LEAST), np.maximum(actual, LEAST)
+    return np.asarray((q - p) * np.log(q / p))
+
+
+def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) -> dict[str, Any]:
+    """Compare a column with its snapshot; the status is `few` where chance alone could reach the first threshold."""
+    expected, actual, n_users = np.array(spec["shares"]), measure_shares(values, spec), int(owner.nunique())
+    terms = stability_terms(expected, actual)
+    noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
+    bins = (
+        [*spec["values"], "others"] if "values" in spec else ["lowest", *(f"from {edge:g}" for edge in spec["edges"])]
+    )
+    if noise > WATCH:
+        return make_row(name, 0.0, n_users, "", "few")
+    most = int(terms.argmax())
+    moved = f"{[*bins, 'missing'][most]}: {expected[most]:.3f} to {actual[most]:.3f}"
+    return make_row(name, float(terms.sum()), n_users, moved)
+
+
+def make_row(name: str, index: float, n_users: int, moved: str, status: str | None = None) -> dict[str, Any]:
+    """Make a row of the table, with the index in a word."""
+    word = "red" if index >= RED else "watch" if index >= WATCH else "ok"
+    return {"name": name, "status": status or word, "index": index, "users": n_users, "moved": moved}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
