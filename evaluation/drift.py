@@ -20,10 +20,9 @@ import numpy as np
 import pandas as pd
 from scipy.stats import chi2
 
-from evaluation.feedback import read_log
 from evaluation.holdout import plain_requests
 from evaluation.metrics import MAX_VALUES, Floats
-from evaluation.online import DAY
+from evaluation.online import DAY, read_log
 from serve.bundle import BUNDLE, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.clock import day_of_week, hour_of_day
 from serve.command_line import align, make_parser, run_command

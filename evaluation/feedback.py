@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import sqlite3
 import sys
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,15 +27,6 @@ DAY = 86_400
 MAX_WINDOW_DAYS = 90.0
 SHOWN, EVENTS, FIGURES, PAGE = "shown.parquet", "events.parquet", "figures.json", "feedback.html"
 GROUPS = ("version", "arm", "policy", "position")
-_LISTS = (
-    "SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id, datetime, bundle_version AS version, policy, "
-    "arm FROM answers ORDER BY number"
-)
-_SLOTS = "SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score, propensity FROM shown ORDER BY 1, 2"
-_EVENTS = (
-    "SELECT CAST(user_id AS TEXT) AS user_id, CAST(item_id AS TEXT) AS item_id, event, datetime, weight, request_id "
-    "FROM events ORDER BY datetime, number"
-)
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.feedback") -> int:
@@ -60,7 +49,7 @@ def run(arguments: argparse.Namespace) -> None:
         )
     if not 0 < arguments.window_days <= MAX_WINDOW_DAYS:
         raise SchemaError(f"--window-days is {arguments.window_days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}")
-    from evaluation.online import join
+    from evaluation.online import join, read_log
 
     shares = {}
     if arguments.experiment is not None:
@@ -73,17 +62,6 @@ def run(arguments: argparse.Namespace) -> None:
     sys.stdout.write(
         f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: {arguments.run / FEEDBACK / PAGE}\n"
     )
-
-
-def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
-    """Read lists, slots and events of a state, which a service may be writing meanwhile; all of one moment."""
-    import pandas as pd
-
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
-        database.execute("BEGIN")
-        lists, slots, events = (pd.read_sql_query(query, database) for query in (_LISTS, _SLOTS, _EVENTS))
-    times = {"datetime": "int64"}  # of an empty table, SQLite does not tell
-    return lists.astype(times), slots, events.astype(times)
 
 
 def describe(feedback: Feedback, n_items: int, shares: Mapping[str, float]) -> dict[str, Any]:

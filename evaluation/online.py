@@ -9,8 +9,11 @@ a window before it; the others followed no list, and are counted apart.
 
 from __future__ import annotations
 
+import sqlite3
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,6 +28,24 @@ RETENTION_DAYS = (1, 7, 28)
 MIN_USERS = 5  # of a group: what fewer people did is not told
 DISMISSALS = ("dismiss", "undismiss")  # no events of interest
 Z = 1.959964  # of a two-sided interval of 95 %
+_LISTS = (
+    "SELECT number AS list, request_id, CAST(user_id AS TEXT) AS user_id, datetime, bundle_version AS version, policy, "
+    "arm FROM answers ORDER BY number"
+)
+_SLOTS = "SELECT answer AS list, position, CAST(item_id AS TEXT) AS item_id, score, propensity FROM shown ORDER BY 1, 2"
+_EVENTS = (
+    "SELECT CAST(user_id AS TEXT) AS user_id, CAST(item_id AS TEXT) AS item_id, event, datetime, weight, request_id "
+    "FROM events ORDER BY datetime, number"
+)
+
+
+def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
+    """Read lists, slots and events of a state, which a service may be writing meanwhile; all of one moment."""
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
+        database.execute("BEGIN")
+        lists, slots, events = (pd.read_sql_query(query, database) for query in (_LISTS, _SLOTS, _EVENTS))
+    times = {"datetime": "int64"}  # of an empty table, SQLite does not tell
+    return lists.astype(times), slots, events.astype(times)
 
 
 @dataclass(frozen=True)

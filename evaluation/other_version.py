@@ -51,9 +51,8 @@ def run(arguments: argparse.Namespace) -> None:
         raise SchemaError(
             f"{path} does not exist; give the folder of a run, or the registry, that a service has served"
         )
-    from evaluation.feedback import DAY, read_log
     from evaluation.off_policy import estimate
-    from evaluation.online import join
+    from evaluation.online import DAY, join, read_log
     from serve.recommender import Recommender
 
     recommender = Recommender.load(arguments.bundle)

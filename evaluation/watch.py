@@ -18,9 +18,8 @@ from pathlib import Path
 import pandas as pd
 
 from evaluation.experiments import Difference, compare
-from evaluation.feedback import read_log
 from evaluation.gate import STOPPED, audit
-from evaluation.online import DAY, WINDOW, join
+from evaluation.online import DAY, WINDOW, join, read_log
 from serve.bundle import STATE, STATE_FILE
 from serve.command_line import make_parser, run_command
 from serve.errors import SchemaError
