@@ -14,8 +14,7 @@ _OTHERS = {
     "report": ("evaluation.report", "write the report of a finished run again"),
     "feedback": ("evaluation.feedback", "what followed the lists that a service showed: tables, figures, a page"),
     "judge": ("evaluation.other_version", "what another version would have had on the log of a service"),
-    "gate": ("evaluation.gate", "let a new version take over if it is no worse"),
-    "watch": ("evaluation.watch", "roll back a version that does worse than the one before it"),
+    "gate": ("evaluation.gate", "let a new version take over if it is no worse; gate watch: take it back"),
     "drift": ("evaluation.drift", "compare what a service sees with what its bundle was trained on"),
 }  # command -> module whose `main` it is, imported when it is asked for, and help in a line
 _HOME = errors.__name__.removesuffix("serve.errors")  # what their names begin with: `bascule.` in the wheel

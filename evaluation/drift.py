@@ -27,11 +27,11 @@ from serve.bundle import BUNDLE, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.clock import day_of_week, hour_of_day
 from serve.command_line import align, make_parser, run_command
 from serve.durable import write_file
-from serve.encode import split_cell, to_days, to_numbers, to_text
+from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from serve.schema import MIN_USERS, SEVERAL, Feature, Schema
+from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature
 
 Spec = dict[str, Any]  # of a column: `edges` of numbers or `values` of others, `shares` of the bins, and `users`
 Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, and the user of each
@@ -44,7 +44,7 @@ DECILES = np.arange(1, 10) / 10
 WEEK, WEEKS = 7 * DAY, 4
 N_LISTS, K = 1000, 10
 CALENDAR = {"hour_of_day": hour_of_day, "day_of_week": day_of_week}
-SKIPPED = ("text", "vector")  # kinds without bins
+COMPARED = ("numeric", *WORDED)  # kinds with bins; dates age anyway
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.drift") -> int:
@@ -68,8 +68,8 @@ def run(given: argparse.Namespace) -> None:
     worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
     write_file(given.run / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    lines = [(row["name"], row["status"], f"{row['index']:.3f}", str(row["users"]), row["moved"]) for row in rows]
-    table = align([("", "status", "index", "users", "moved most"), *lines])
+    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
+    table = align([list(rows[0]), *cells])
     sys.stdout.write("\n".join([*table, f"{worst}: {given.run / DRIFT}"]) + "\n")
 
 
@@ -94,10 +94,7 @@ def take_snapshot(recommender: Recommender) -> dict[str, Any]:
 def compare(
     snapshot: dict[str, Any], recommender: Recommender, lists: pd.DataFrame, slots: pd.DataFrame, events: pd.DataFrame
 ) -> list[dict[str, Any]]:
-    """Compare the last whole weeks of a log, and its last lists, with a snapshot: a row for each thing that both have.
-
-    Without a whole week of events, or with fewer lists than in the snapshot, there is less to compare.
-    """
+    """Compare the last whole weeks of a log, and as many of its last lists, with a snapshot: a row for each thing."""
     last = events["datetime"].max()
     n_weeks = min((last + DAY - events["datetime"].min()) // WEEK, WEEKS) if len(events) else 0
     for side, ids in (("user", recommender.profiles.user_ids), ("item", recommender.catalogue.item_ids.ids)):
@@ -107,12 +104,10 @@ def compare(
     slots = slots[slots["position"] <= K].merge(lists, on="list")
     columns = collect(recommender, events[events["datetime"] > last - n_weeks * WEEK], slots)
     rows = [judge(name, spec, *columns[name]) for name, spec in snapshot["columns"].items() if name in columns]
-    was, n_items = snapshot["items"], recommender.catalogue.n_listed
+    was, n_items, n_listed = snapshot["items"], recommender.catalogue.n_listed, slots["item_id"].nunique()
+    reach = abs(n_listed - snapshot["listed"]) / was if len(lists) == snapshot["lists"] else None
     rows.append(make_row("catalogue", abs(n_items / was - 1), 0, f"{was} to {n_items} items"))
-    if len(lists) == snapshot["lists"]:
-        change = (slots["item_id"].nunique() - snapshot["listed"]) / was
-        moved = f"{snapshot['listed']} to {slots['item_id'].nunique()} of {was}"
-        rows.append(make_row("items in a list", abs(change), 0, moved))
+    rows.append(make_row("items in a list", reach, 0, f"{snapshot['listed']} to {n_listed} of {was}"))
     return rows
 
 
@@ -122,13 +117,12 @@ def collect(recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame)
     times, item_ids = events["datetime"].to_numpy(np.int64), catalogue.item_ids.ids.astype(str)
     events = events.astype({"user_id": "str", "item_id": "str"})
     users, items = pd.DataFrame({"user_id": profiles.user_ids.astype(str)}), pd.DataFrame({"item_id": item_ids})
-    now = int(times.max(initial=0))
     for one in schema.user_features:
-        if one.name in profiles.features and one.kind not in SKIPPED:
-            users[f"user {one.name}"] = read_cells(one, profiles.features[one.name], schema, now)
+        if one.name in profiles.features and one.kind in COMPARED:
+            users[f"user {one.name}"] = read_cells(one, profiles.features[one.name])
     for one in schema.item_features:
-        if one.kind not in SKIPPED:
-            items[f"item {one.name}"] = read_cells(one, catalogue.table.column(one.column).to_pylist(), schema, now)
+        if one.kind in COMPARED:
+            items[f"item {one.name}"] = read_cells(one, catalogue.table.column(one.column).to_pylist())
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(item_ids, fill_value=0).to_numpy(float)
     for one in schema.context_features:  # what else a request says of its moment is not in the log
@@ -141,12 +135,10 @@ def collect(recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame)
     return {name: (part[name], part["user_id"]) for part, names in parts for name in names}
 
 
-def read_cells(feature: Feature, cells: Any, schema: Schema, now: int) -> list[Any] | Floats:
-    """Read the cells of a feature: numbers, ages in days at a moment, texts, or lists of texts."""
+def read_cells(feature: Feature, cells: Any) -> list[Any] | Floats:
+    """Read the cells of a feature: numbers, texts, or lists of texts."""
     if feature.is_numeric:
         return to_numbers(feature, cells)
-    if feature.kind == "date":
-        return np.asarray(now / DAY - to_days(feature, cells, schema.timezone))
     return [split_cell(feature, cell) if feature.kind in SEVERAL else to_text(cell) for cell in cells]
 
 
@@ -183,24 +175,24 @@ def stability_terms(expected: Floats, actual: Floats) -> Floats:
 
 
 def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) -> dict[str, Any]:
-    """Compare a column with its snapshot; the status is `few` where chance alone could reach the first threshold."""
+    """Compare a column with its snapshot, unless chance alone could reach the first threshold."""
     expected, actual, n_users = np.array(spec["shares"]), measure_shares(values, spec), int(owner.nunique())
     terms = stability_terms(expected, actual)
     noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
     bins = (
         [*spec["values"], "others"] if "values" in spec else ["lowest", *(f"from {edge:g}" for edge in spec["edges"])]
     )
-    if noise > WATCH:
-        return make_row(name, 0.0, n_users, "", "few")
     most = int(terms.argmax())
     moved = f"{[*bins, 'missing'][most]}: {expected[most]:.3f} to {actual[most]:.3f}"
-    return make_row(name, float(terms.sum()), n_users, moved)
+    return make_row(name, float(terms.sum()) if noise <= WATCH else None, n_users, moved)
 
 
-def make_row(name: str, index: float, n_users: int, moved: str, status: str | None = None) -> dict[str, Any]:
-    """Make a row of the table, with the index in a word."""
-    word = "red" if index >= RED else "watch" if index >= WATCH else "ok"
-    return {"name": name, "status": status or word, "index": index, "users": n_users, "moved": moved}
+def make_row(name: str, index: float | None, n_users: int, moved: str) -> dict[str, Any]:
+    """Make a row of the table; there are too `few` users or lists where there is no index."""
+    if index is None:
+        return {"name": name, "status": "few", "index": None, "users": n_users, "moved": ""}
+    status = "red" if index >= RED else "watch" if index >= WATCH else "ok"
+    return {"name": name, "status": status, "index": index, "users": n_users, "moved": moved}
 
 
 if __name__ == "__main__":

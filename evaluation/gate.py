@@ -1,11 +1,12 @@
-"""Judge whether a new version may take over: python -m evaluation.gate --registry DIR --candidate DIR ... --out FILE.
+"""Let a version take over if it is no worse: python -m evaluation.gate --registry DIR --candidate DIR ... --out FILE.
 
-The current version and the candidate answer the same requests of the same last days; nothing is fitted. The candidate
-passes if its files and golden answers are whole, the lower bound of its paired NDCG@10 is near the current figure or
-above, no group of users or items has lost much, and its lists reach as much of the catalogue. Into a registry, whose
-current version it is compared with then, it is published and activated; `audit.jsonl` there has a line for each step.
+Both versions answer the same requests of the same last days; nothing is fitted. A candidate passes if its files and
+golden answers are whole, the lower bound of its paired NDCG@10 is near the current figure or above, no group of users
+or items has lost much, and its lists reach as much of the catalogue. It is then published and activated.
 
-The exit status is 0 where it passed, 3 where it was stopped, and 2 after a mistake of the call.
+Later, python -m evaluation.gate watch --registry DIR rolls it back where users do less with its lists than with those
+of the version before. Each step is a line of `REGISTRY/audit.jsonl`. Exit status: 0 passed, or stays; 3 stopped, or
+rolled back; 2 a mistake of the call.
 """
 
 from __future__ import annotations
@@ -15,48 +16,45 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy.stats import norm
 
 from evaluation.evaluate import Examination, Parts, Requests, as_lists, label_users
+from evaluation.experiments import Difference
+from evaluation.experiments import compare as compare_users
 from evaluation.holdout import Ids, group_requests, plain_requests, profiles_from_frame, to_moment
 from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
 from evaluation.metrics import Floats, Ints, Targets, describe_lists, measure_users, slice_targets, summarise
-from serve.bundle import MANIFEST, Bundle, replay
+from evaluation.online import DAY, WINDOW, join, read_log
+from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle, replay
 from serve.command_line import align, make_parser, run_command
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender, golden_answer
-from serve.versions import LOADING_ERRORS, Registry, activate, publish_version, read_version
+from serve.versions import LOADING_ERRORS, Registry, activate, publish_version, read_version, rollback
 
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
 K = 10
 METRIC = f"NDCG@{K}"
 LEVEL = 0.05  # at which one slice of all is stopped by chance
+DAYS_BEFORE = 28  # of the version before, up to the first list of the current one, that it is watched by
+MIN_RECALL = 0.99  # of the index, as measured at export against exact search
 
 
-@dataclass(frozen=True)
-class Limits:
-    """What the candidate may lose, as shares of the current version's figures, and the least recall of its index."""
+class Limits(NamedTuple):
+    """What may be lost, as shares of the current figures."""
 
-    loss: float = 0.05  # by the lower bound of the mean over users
+    loss: float = 0.05  # of the mean over users, by its lower bound
     slice_loss: float = 0.2
     coverage_loss: float = 0.2
-    recall: float = 0.99
-
-    def __post_init__(self) -> None:
-        """Refuse what is no share."""
-        for name, value in vars(self).items():
-            if not 0 <= value <= 1:
-                raise SchemaError(f"--{name.replace('_', '-')} is {value:g}; allowed: from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -73,6 +71,10 @@ class Check:
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.gate") -> int:
     """Run the command and return its exit status."""
+    words = sys.argv[1:] if argv is None else list(argv)
+    if words[:1] == ["watch"]:
+        watcher = make_watcher(f"{program} watch")
+        return run_command(lambda: watch(watcher.parse_args(words[1:])))
     parser = make_parser(program, str(__doc__))
     add = parser.add_argument
     which = parser.add_mutually_exclusive_group(required=True)
@@ -83,12 +85,11 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
     add("--train", type=Path, required=True, metavar="FILE", help="interactions before them: the users' histories")
     add("--users", type=Path, metavar="FILE", help="user features, by which groups are compared, too")
     add("--at", metavar="TIME", help="when the holdout begins: the moment that each user is asked at")
-    for one in fields(Limits):
-        name = f"--{one.name.replace('_', '-')}"
-        add(name, type=float, default=one.default, metavar="SHARE", help=f"default: {one.default}")
+    for name, share in Limits._field_defaults.items():
+        add(f"--{name.replace('_', '-')}", type=float, default=share, metavar="SHARE", help=f"default: {share}")
     add("--out", type=Path, required=True, metavar="FILE", help="write the verdict here, in JSON")
     add("--trusted-keys", type=Path, metavar="FILE", help="public keys: a bundle that none of them signed is stopped")
-    return run_command(lambda: run(parser.parse_args(argv)))
+    return run_command(lambda: run(parser.parse_args(words)))
 
 
 def run(given: argparse.Namespace) -> None:
@@ -96,7 +97,9 @@ def run(given: argparse.Namespace) -> None:
     for path in (given.holdout, given.train, given.users, given.candidate / MANIFEST):
         if path is not None and not path.exists():
             raise SchemaError(f"{path} does not exist; the working directory is {Path.cwd()}")
-    limits = Limits(**{one.name: getattr(given, one.name) for one in fields(Limits)})
+    limits = Limits(*(getattr(given, name) for name in Limits._fields))
+    if not all(0 <= share <= 1 for share in limits):
+        raise SchemaError(f"{limits}: allowed are shares from 0 to 1")
     registry = None if given.registry is None else Registry(given.registry, given.trusted_keys)
     current = Bundle.load(given.current if registry is None else registry.folder(registry.current()))
     verdict = judge(given, current, limits)
@@ -142,7 +145,7 @@ def judge(given: argparse.Namespace, current: Bundle, limits: Limits) -> dict[st
     recommenders, parts = prepare(given, [current, candidate])
     checks = [Check("files and golden answers", n_golden, 1, True), *compare(*recommenders, parts, limits)]
     outcome = "passed" if all(check.is_passed for check in checks) else "stopped"
-    return head | {"verdict": outcome, "limits": asdict(limits), "checks": [asdict(check) for check in checks]}
+    return head | {"verdict": outcome, "checks": [asdict(check) for check in checks]}
 
 
 def prepare(given: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
@@ -150,10 +153,8 @@ def prepare(given: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[list[
     read = [Parts.read(given.holdout, given.train, given.users, given.at, bundle.schema) for bundle in bundles]
     for bundle, parts in zip(bundles, read, strict=True):
         if parts.at is not None and bundle.schema.data_until > parts.at:
-            until, begin = to_moment(bundle.schema.data_until), to_moment(parts.at)
-            raise SchemaError(
-                f"{bundle.path} has seen data until {until}; give a holdout of later days, not of {begin}"
-            )
+            until = to_moment(bundle.schema.data_until)
+            raise SchemaError(f"--at is {to_moment(parts.at)}; {bundle.path} has seen data until {until}: ask later")
     pairs = zip(bundles, read, strict=True)
     return [Recommender(one, profiles_from_frame(its.train, its.users, one.schema)) for one, its in pairs], read[0]
 
@@ -171,12 +172,11 @@ def compare(current: Recommender, candidate: Recommender, parts: Parts, limits: 
     slices = {f"{name} {value}": part for name, values in groups.items() for value, part in values.items()}
     n_events = examination.past.count_items()
     covered, covers = (describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists)
-    recall = candidate.bundle.manifest.facts.index_recall  # measured at export, against exact search
-    change = _share(covers - covered, covered)
+    recall, change = candidate.bundle.manifest.facts.index_recall, _share(covers - covered, covered)
     return [
         check_quality(lists, targets, limits.loss),
         Check(f"coverage@{K}", change, -limits.coverage_loss, change >= -limits.coverage_loss),
-        Check("recall of the index", recall, limits.recall, recall >= limits.recall),
+        Check("recall of the index", recall, MIN_RECALL, recall >= MIN_RECALL),
         *check_slices(lists, slices, limits.slice_loss),
     ]
 
@@ -230,6 +230,55 @@ def render(verdict: dict[str, Any]) -> list[str]:
         result, users = "ok" if check["is_passed"] else "STOPPED", "" if check["users"] is None else str(check["users"])
         rows.append((check["name"], f"{check['value']:.4g}", f"{check['limit']:.4g}", result, users, check["note"]))
     return [*align(rows), f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"]
+
+
+def make_watcher(program: str) -> argparse.ArgumentParser:
+    """Make the parser of the command that watches a version."""
+    parser = make_parser(program, str(__doc__))
+    add = parser.add_argument
+    add("--registry", type=Path, required=True, metavar="DIR", help="folder of the versions")
+    add("--state", type=Path, metavar="DIR", help="folder of the state; default: in the registry")
+    add("--figure", choices=("conversions", "clicks"), default="conversions", help="default: conversions")
+    add("--targets", nargs="+", default=[], metavar="EVENT", help="events that are conversions; default: all")
+    add("--tolerance", type=float, default=0.05, metavar="SHARE", help="of the figure that may be lost (default: .05)")
+    add("--trusted-keys", type=Path, metavar="FILE", help="public keys: no version without a signature becomes current")
+    return parser
+
+
+def watch(given: argparse.Namespace) -> None:
+    """Compare the current version with the one before it, and roll back where it is worse."""
+    log = (given.state or given.registry / STATE) / STATE_FILE
+    if not log.exists():
+        raise SchemaError(f"{log} does not exist; give the folder of the service's state as --state")
+    if not 0 <= given.tolerance < 1:
+        raise SchemaError(f"--tolerance is {given.tolerance:g}; allowed: from 0 to below 1")
+    registry = Registry(given.registry, given.trusted_keys)
+    current, before = registry.current(), registry.past()[:1]
+    slots = join(*read_log(log), targets=given.targets).slots
+    found, figures = None, "nobody can tell yet, or there is no version before it"
+    if before and (found := compare_versions(slots, before[0], current, given.figure)) is not None:
+        after = f"{given.figure} {found.arm:.4g} after {found.control:.4g}"
+        figures = f"{after}, difference {found.low:.3g} to {found.high:.3g}"
+    if found is None or found.high >= -given.tolerance * found.control:
+        sys.stdout.write(f"{current} stays: {figures}\n")
+        return
+    done = rollback(registry)
+    audit(registry, "rolled back", version=done.version, left=done.left, reason=figures)
+    sys.stdout.write(f"current: {done.version}, in place of {done.left}: {figures}\n")
+    raise SystemExit(STOPPED)
+
+
+def compare_versions(slots: pd.DataFrame, before: str, current: str, figure: str) -> Difference | None:
+    """Compare the share of lists with an outcome, over users; None while a version has had too few.
+
+    Lists of the last day are left out: what follows them is still to come.
+    """
+    ripe = slots[slots["user_id"].notna() & (slots["datetime"] <= slots["datetime"].max() - WINDOW)]
+    begin = ripe["datetime"][ripe["version"] == current].min() - DAYS_BEFORE * DAY
+    lists = ripe[ripe["datetime"] >= begin].groupby(["version", "user_id", "list"])[figure].sum() > 0
+    users = lists.groupby(["version", "user_id"]).mean()
+    version = users.index.get_level_values("version")
+    return compare_users(*(users[version == one].to_numpy(float) for one in (before, current)))
 
 
 if __name__ == "__main__":

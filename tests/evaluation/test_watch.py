@@ -6,9 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from evaluation.gate import AUDIT
+from evaluation.gate import AUDIT, compare_versions, main
 from evaluation.online import DAY
-from evaluation.watch import compare_versions, main
 from serve.bundle import STATE, STATE_FILE
 from serve.state import Impressions, Observation, StateStore
 from serve.versions import Registry, publish_version
@@ -97,7 +96,7 @@ def make_registry(folder, published, versions, chance):
 
 def ask(*words):
     try:
-        return main([str(word) for word in words])
+        return main(["watch", *map(str, words)])
     except SystemExit as end:
         return end.code
 
