@@ -25,7 +25,7 @@ from evaluation.metrics import MAX_VALUES, Floats
 from evaluation.online import DAY, read_log
 from serve.bundle import BUNDLE, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.clock import day_of_week, hour_of_day
-from serve.command_line import align, make_parser, run_command
+from serve.command_line import make_parser, run_command, tabulate
 from serve.durable import write_file
 from serve.encode import split_cell, to_numbers, to_text
 from serve.errors import SchemaError
@@ -33,13 +33,14 @@ from serve.live_items import LiveItems
 from serve.recommender import Recommender
 from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature
 
-Spec = dict[str, Any]  # of a column: `edges` of numbers or `values` of others, `shares` of the bins, and `users`
+Spec = dict[str, Any]  # of a column: `names` of its bins, their `shares`, `edges` if it has numbers, and `users`
 Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, and the user of each
 
 DRIFT, SNAPSHOT = "drift.json", "snapshot"
 WATCH, RED = 0.1, 0.25  # of the index
 CHANCE = 0.01  # of reaching `WATCH` without a shift; with fewer users nothing can be told
 LEAST = 1e-3  # of a share, so that the index is finite
+OTHERS, MISSING = "(others)", "(missing)"
 DECILES = np.arange(1, 10) / 10
 WEEK, WEEKS = 7 * DAY, 4
 N_LISTS, K = 1000, 10
@@ -68,9 +69,7 @@ def run(given: argparse.Namespace) -> None:
     worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
     write_file(given.run / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    cells = [[f"{cell:.3f}" if isinstance(cell, float) else str(cell) for cell in row.values()] for row in rows]
-    table = align([list(rows[0]), *cells])
-    sys.stdout.write("\n".join([*table, f"{worst}: {given.run / DRIFT}"]) + "\n")
+    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {given.run / DRIFT}"]) + "\n")
 
 
 def take_snapshot(recommender: Recommender) -> dict[str, Any]:
@@ -143,29 +142,30 @@ def read_cells(feature: Feature, cells: Any) -> list[Any] | Floats:
 
 
 def describe(values: pd.Series[Any], owner: pd.Series[Any]) -> Spec:
-    """Describe a column by deciles of numbers, each of some people, or by its frequent values."""
-    spec: Spec = {"users": int(owner.nunique())}
+    """Describe a column by the shares of its values, or of numbers between deciles, each of some people."""
+    edges = None
     if pd.api.types.is_float_dtype(values):
         is_many = owner[values.notna()].nunique() >= MIN_USERS * (len(DECILES) + 1)
-        deciles = np.nanquantile(values, DECILES).tolist() if is_many else []
-        spec["edges"] = sorted({float(f"{decile:.3g}") for decile in deciles})
-    else:
-        n_users = owner.to_frame("user").assign(value=values).explode("value").groupby("value")["user"].nunique()
-        frequent = n_users[n_users >= MIN_USERS].sort_values(ascending=False, kind="stable")
-        spec["values"] = frequent.index[:MAX_VALUES].tolist()
-    return spec | {"shares": measure_shares(values, spec).tolist()}
+        edges = sorted({float(f"{one:.3g}") for one in np.nanquantile(values, DECILES)}) if is_many else []
+    bins = to_bins(values, edges)
+    n_users = owner.to_frame("user").join(bins.rename("bin")).groupby("bin")["user"].nunique()
+    names = n_users[n_users >= MIN_USERS].sort_values(ascending=False, kind="stable").index[:MAX_VALUES].tolist()
+    shares = measure_shares(bins, names).tolist()
+    return {"users": int(owner.nunique()), "edges": edges, "names": names, "shares": shares}
 
 
-def measure_shares(values: pd.Series[Any], spec: Spec) -> Floats:
-    """Return the share of each bin: between edges, or values and then all others; the last is of what is missing."""
-    values = values.explode()
-    if "edges" in spec:
-        n_bins, place = len(spec["edges"]) + 1, np.searchsorted(spec["edges"], values, side="right")
-    else:
-        n_bins, found = len(spec["values"]) + 1, pd.Index(spec["values"], dtype=object).get_indexer(values)
-        place = np.where(found < 0, n_bins - 1, found)
-    place = np.where(values.isna(), n_bins, place)
-    return np.bincount(place, minlength=n_bins + 1) / max(len(place), 1)
+def to_bins(values: pd.Series[Any], edges: list[float] | None) -> pd.Series[Any]:
+    """Return the values of each row, one or several, or between which edges its number is."""
+    if edges is None:
+        return values.explode()
+    return pd.cut(values, [-np.inf, *edges, np.inf], right=False).astype("str").where(values.notna())
+
+
+def measure_shares(bins: pd.Series[Any], names: list[str]) -> Floats:
+    """Return the share of each name, of all others, and of what is missing."""
+    known = bins.where(bins.isna() | bins.isin(names), OTHERS).fillna(MISSING)
+    counts = known.value_counts(normalize=True).reindex([*names, OTHERS, MISSING], fill_value=0.0)
+    return counts.to_numpy(np.float64)
 
 
 def stability_terms(expected: Floats, actual: Floats) -> Floats:
@@ -176,14 +176,11 @@ def stability_terms(expected: Floats, actual: Floats) -> Floats:
 
 def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) -> dict[str, Any]:
     """Compare a column with its snapshot, unless chance alone could reach the first threshold."""
-    expected, actual, n_users = np.array(spec["shares"]), measure_shares(values, spec), int(owner.nunique())
-    terms = stability_terms(expected, actual)
+    expected, actual = np.array(spec["shares"]), measure_shares(to_bins(values, spec["edges"]), spec["names"])
+    terms, n_users = stability_terms(expected, actual), int(owner.nunique())
     noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
-    bins = (
-        [*spec["values"], "others"] if "values" in spec else ["lowest", *(f"from {edge:g}" for edge in spec["edges"])]
-    )
     most = int(terms.argmax())
-    moved = f"{[*bins, 'missing'][most]}: {expected[most]:.3f} to {actual[most]:.3f}"
+    moved = f"{[*spec['names'], OTHERS, MISSING][most]}: {expected[most]:.3f} to {actual[most]:.3f}"
     return make_row(name, float(terms.sum()) if noise <= WATCH else None, n_users, moved)
 
 

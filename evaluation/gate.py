@@ -2,11 +2,10 @@
 
 Both versions answer the same requests of the same last days; nothing is fitted. A candidate passes if its files and
 golden answers are whole, the lower bound of its paired NDCG@10 is near the current figure or above, no group of users
-or items has lost much, and its lists reach as much of the catalogue. It is then published and activated.
-
-Later, python -m evaluation.gate watch --registry DIR rolls it back where users do less with its lists than with those
-of the version before. Each step is a line of `REGISTRY/audit.jsonl`. Exit status: 0 passed, or stays; 3 stopped, or
-rolled back; 2 a mistake of the call.
+or items has lost much, and its lists reach as much of the catalogue. It is then published and activated. Later, python
+-m evaluation.gate watch --registry DIR rolls it back where users do less with its lists than with those of the version
+before. `REGISTRY/audit.jsonl` has a line for each step. Exit status: 0 passed, or stays; 3 stopped, or rolled back; 2 a
+mistake of the call.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from evaluation.metrics import MIN_USERS_TO_COMPARE as MIN_USERS
 from evaluation.metrics import Floats, Ints, Targets, describe_lists, measure_users, slice_targets, summarise
 from evaluation.online import DAY, WINDOW, join, read_log
 from serve.bundle import MANIFEST, STATE, STATE_FILE, Bundle, replay
-from serve.command_line import align, make_parser, run_command
+from serve.command_line import make_parser, run_command, tabulate
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender, golden_answer
@@ -104,7 +103,8 @@ def run(given: argparse.Namespace) -> None:
     current = Bundle.load(given.current if registry is None else registry.folder(registry.current()))
     verdict = judge(given, current, limits)
     write_file(given.out, (json.dumps(verdict, indent=1, allow_nan=False) + "\n").encode())
-    sys.stdout.write("\n".join(render(verdict)) + "\n")
+    said = f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"
+    sys.stdout.write("\n".join([*tabulate(verdict["checks"]), said]) + "\n")
     if registry is not None:
         release(registry, given.candidate, verdict)
     if verdict["verdict"] != "passed":
@@ -197,13 +197,16 @@ def _share(change: float, base: float) -> float:
     return float(change / base) if base else 0.0  # below 0 nothing falls
 
 
+def _say(was: Floats, change: Floats) -> str:
+    return f"{was.mean():.4f} to {(was + change).mean():.4f}"
+
+
 def check_quality(lists: Sequence[Ints], targets: Targets, loss: float) -> Check:
     """Check the lower bound of the paired difference: a share of the current figure."""
     was, change = _measure(lists, targets)
     low = summarise({METRIC: change})[f"{METRIC}_ci95"][0]  # type: ignore[index]
-    value, tells = _share(low, was.mean()), len(was) >= MIN_USERS and bool(was.any())
-    note = f"{was.mean():.4f} to {(was + change).mean():.4f}" if tells else "too few users, or nothing was found"
-    return Check(f"{METRIC}, lower bound", value, -loss, tells and value >= -loss, len(was), note)
+    value, tells = _share(low, was.mean()), len(was) >= MIN_USERS and bool(was.any())  # too few users, or no hit
+    return Check(f"{METRIC}, lower bound", value, -loss, tells and value >= -loss, len(was), _say(was, change))
 
 
 def check_slices(lists: Sequence[Ints], slices: dict[str, Targets], loss: float) -> list[Check]:
@@ -218,18 +221,8 @@ def check_slices(lists: Sequence[Ints], slices: dict[str, Targets], loss: float)
     for name, (was, change) in enough.items():
         value = _share(change.mean(), was.mean())
         high = change.mean() + bound * change.std(ddof=1) / np.sqrt(len(change))
-        note = f"{was.mean():.4f} to {(was + change).mean():.4f}"
-        checks.append(Check(name, value, -loss, bool(value >= -loss or high >= 0), len(was), note))
+        checks.append(Check(name, value, -loss, bool(value >= -loss or high >= 0), len(was), _say(was, change)))
     return checks
-
-
-def render(verdict: dict[str, Any]) -> list[str]:
-    """Return the lines of a verdict."""
-    rows = [("check", "value", "limit", "result", "users", "")]
-    for check in verdict["checks"]:
-        result, users = "ok" if check["is_passed"] else "STOPPED", "" if check["users"] is None else str(check["users"])
-        rows.append((check["name"], f"{check['value']:.4g}", f"{check['limit']:.4g}", result, users, check["note"]))
-    return [*align(rows), f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"]
 
 
 def make_watcher(program: str) -> argparse.ArgumentParser:

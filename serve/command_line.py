@@ -6,7 +6,7 @@ import argparse
 import signal
 import sys
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any, NoReturn
@@ -82,3 +82,9 @@ def align(rows: Sequence[Sequence[str]]) -> list[str]:
     """Return the lines of a table."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
+def tabulate(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the lines of a table of records that have the same names."""
+    cells = [[f"{one:.4g}" if isinstance(one, float) else str(one) for one in row.values()] for row in rows]
+    return align([list(rows[0]), *cells])
