@@ -124,12 +124,11 @@ def collect(recommender: Recommender, events: pd.DataFrame, slots: pd.DataFrame)
             items[f"item {one.name}"] = read_cells(one, catalogue.table.column(one.column).to_pylist())
     counts = pd.Series(profiles.history.item_id.astype(str)).value_counts()
     items["popularity"] = counts.reindex(item_ids, fill_value=0).to_numpy(float)
-    for one in schema.context_features:  # what else a request says of its moment is not in the log
-        if one.kind in CALENDAR:
-            events[f"context {one.name}"] = CALENDAR[one.kind](times, schema.timezone).astype(str)
-    known = events.merge(users, on="user_id").merge(items, on="item_id")
+    kinds = {one.name: one.kind for one in schema.context_features if one.kind in CALENDAR}  # others are not in the log
+    moments = {f"context {name}": CALENDAR[kind](times, schema.timezone).astype(str) for name, kind in kinds.items()}
+    known = events.assign(**moments).merge(users, on="user_id").merge(items, on="item_id")
+    given = [*users.columns[1:], *items.columns[1:], *moments, *(["event"] if schema.event_types else [])]
     first = slots[slots["position"] == 1].rename(columns={"score": "score of the first item"})
-    given = [name for name in known if name == "event" or str(name).startswith(("user ", "item ", "context ", "popul"))]
     parts = ((known, given), (first, ["score of the first item"]), (events, ["new user", "new item"]))
     return {name: (part[name], part["user_id"]) for part, names in parts for name in names}
 
@@ -165,7 +164,7 @@ def measure_shares(bins: pd.Series[Any], names: list[str]) -> Floats:
     """Return the share of each name, of all others, and of what is missing."""
     known = bins.where(bins.isna() | bins.isin(names), OTHERS).fillna(MISSING)
     counts = known.value_counts(normalize=True).reindex([*names, OTHERS, MISSING], fill_value=0.0)
-    return counts.to_numpy(np.float64)
+    return np.asarray(counts, np.float64)
 
 
 def stability_terms(expected: Floats, actual: Floats) -> Floats:

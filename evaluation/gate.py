@@ -142,8 +142,8 @@ def judge(given: argparse.Namespace, current: Bundle, limits: Limits) -> dict[st
         n_golden = replay(candidate.golden, golden_answer(Recommender(candidate)))
     except LOADING_ERRORS as error:
         return head | {"checks": [asdict(Check("files and golden answers", 0, 1, False, note=str(error)))]}
-    recommenders, parts = prepare(given, [current, candidate])
-    checks = [Check("files and golden answers", n_golden, 1, True), *compare(*recommenders, parts, limits)]
+    checks = [Check("files and golden answers", n_golden, 1, True)]
+    checks += compare(*prepare(given, [current, candidate]), limits)
     outcome = "passed" if all(check.is_passed for check in checks) else "stopped"
     return head | {"verdict": outcome, "checks": [asdict(check) for check in checks]}
 
@@ -159,20 +159,21 @@ def prepare(given: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[list[
     return [Recommender(one, profiles_from_frame(its.train, its.users, one.schema)) for one, its in pairs], read[0]
 
 
-def compare(current: Recommender, candidate: Recommender, parts: Parts, limits: Limits) -> list[Check]:
-    """Let both answer the same requests, and check what the candidate loses."""
-    catalogues = [one.bundle.items.column("item_id").to_pylist() for one in (current, candidate)]
-    every = dict.fromkeys(chain(*catalogues, parts.train["item_id"].tolist(), parts.test["item_id"].tolist()))
-    ids, repeats = Ids.number(every, (parts.train, parts.test)), current.bundle.schema.repeats
-    examination = Examination.prepare(group_requests(parts.test, ids), ids.events(parts.train), repeats)
+def compare(versions: Sequence[Recommender], parts: Parts, limits: Limits) -> list[Check]:
+    """Let the current version and the candidate answer the same requests, and check what the second one loses."""
+    schema, facts = versions[0].bundle.schema, versions[1].bundle.manifest.facts
+    items = [one.catalogue.item_ids.ids.tolist() for one in versions]
+    items += [part["item_id"].tolist() for part in (parts.train, parts.test)]
+    ids = Ids.number(dict.fromkeys(chain(*items)), (parts.train, parts.test))
+    examination = Examination.prepare(group_requests(parts.test, ids), ids.events(parts.train), schema.repeats)
     requests = plain_requests(examination.held_out.rows, parts.at)
     targets = next(iter(examination.views.values()))  # all there are
-    lists = [_ask(one, requests, ids) for one in (current, candidate)]
+    lists = [_ask(one, requests, ids) for one in versions]
     groups = slice_targets(targets, examination.label(targets, label_users(parts, ids)))
     slices = {f"{name} {value}": part for name, values in groups.items() for value, part in values.items()}
     n_events = examination.past.count_items()
     covered, covers = (describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists)
-    recall, change = candidate.bundle.manifest.facts.index_recall, _share(covers - covered, covered)
+    change, recall = _share(covers - covered, covered), facts.index_recall
     return [
         check_quality(lists, targets, limits.loss),
         Check(f"coverage@{K}", change, -limits.coverage_loss, change >= -limits.coverage_loss),

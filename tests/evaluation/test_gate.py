@@ -52,7 +52,7 @@ def shop():
 def find_stops(shop, chances, items=ITEMS, limits=None, was=0.5):
     targets, parts = shop
     current, candidate = Shop(targets, np.full(U, was), 1), Shop(targets, np.broadcast_to(chances, U), 1, items)
-    return [check.name for check in compare(current, candidate, parts, limits or Limits()) if not check.is_passed]
+    return [check.name for check in compare([current, candidate], parts, limits or Limits()) if not check.is_passed]
 
 
 def test_an_equal_or_better_candidate_passes(shop):
@@ -81,7 +81,7 @@ def test_equal_candidates_that_answer_otherwise_are_seldom_stopped_for_a_slice(s
     n_stopped = 0
     for seed in range(2, 27):
         current, candidate = (Shop(targets, np.full(U, 0.5), one) for one in (seed, seed + 100))
-        checks = compare(current, candidate, parts, Limits())[3:]
+        checks = compare([current, candidate], parts, Limits())[3:]
         assert len(checks) >= 5
         n_stopped += any(not check.is_passed for check in checks)
     assert n_stopped <= 4
@@ -91,9 +91,9 @@ def test_nothing_passes_where_nothing_can_be_told(shop):
     targets, parts = shop
     same = Shop(targets, np.full(U, 0.5), 1)
     few = replace(parts, test=parts.test[:12])
-    assert [check.is_passed for check in compare(same, same, few, Limits())] == [False, True, True]
+    assert [check.is_passed for check in compare([same, same], few, Limits())] == [False, True, True]
     lost = replace(parts, test=parts.test.assign(item_id="of another shop"))
-    assert not compare(same, same, lost, Limits())[0].is_passed
+    assert not compare([same, same], lost, Limits())[0].is_passed
 
 
 # ---- the command, on bundles
