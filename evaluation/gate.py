@@ -14,7 +14,7 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from itertools import chain
@@ -167,25 +167,31 @@ def compare(versions: Sequence[Recommender], parts: Parts, limits: Limits) -> li
     ids = Ids.number(dict.fromkeys(chain(*items)), (parts.train, parts.test))
     examination = Examination.prepare(group_requests(parts.test, ids), ids.events(parts.train), schema.repeats)
     requests = plain_requests(examination.held_out.rows, parts.at)
-    targets = next(iter(examination.views.values()))  # all there are
-    lists = [_ask(one, requests, ids) for one in versions]
+    shown = {
+        view: [_ask(one, requests, ids, view == "novel") for one in versions]
+        for view in examination.views
+        if view != "repeat"
+    }
+    targets, lists = next(iter(examination.views.values())), next(iter(shown.values()))  # of all there are
     groups = slice_targets(targets, examination.label(targets, label_users(parts, ids)))
-    slices = {f"{name} {value}": part for name, values in groups.items() for value, part in values.items()}
+    slices = {f"{name} {value}": _measure(lists, one) for name, of in groups.items() for value, one in of.items()}
+    if len(shown) > 1:  # a memory of owned items alone may do well among all
+        slices["view novel"] = _measure(shown["novel"], examination.views["novel"])
     n_events = examination.past.count_items()
     covered, covers = (describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists)
     change, recall = _share(covers - covered, covered), facts.index_recall
     return [
-        check_quality(lists, targets, limits.loss),
+        check_quality(*_measure(lists, targets), limits.loss),
         Check(f"coverage@{K}", change, -limits.coverage_loss, change >= -limits.coverage_loss),
         Check("recall of the index", recall, MIN_RECALL, recall >= MIN_RECALL),
-        *check_slices(lists, slices, limits.slice_loss),
+        *check_slices(slices, limits.slice_loss),
     ]
 
 
-def _ask(recommender: Recommender, requests: Requests, ids: Ids) -> Ints:
+def _ask(recommender: Recommender, requests: Requests, ids: Ids, filter_viewed: bool) -> Ints:
     """Return lists of rows among `ids`, (B, K): the rows of two catalogues are not the same."""
     row = np.append(ids.items.get_indexer(pd.Index(recommender.catalogue.item_ids.ids)), -1)  # the last one answers -1
-    return np.asarray(row[as_lists(recommender.recommend(requests, K), K)], np.int64)
+    return np.asarray(row[as_lists(recommender.recommend(requests, K, filter_viewed), K)], np.int64)
 
 
 def _measure(lists: Sequence[Ints], targets: Targets) -> tuple[Floats, Floats]:
@@ -202,21 +208,16 @@ def _say(was: Floats, change: Floats) -> str:
     return f"{was.mean():.4f} to {(was + change).mean():.4f}"
 
 
-def check_quality(lists: Sequence[Ints], targets: Targets, loss: float) -> Check:
+def check_quality(was: Floats, change: Floats, loss: float) -> Check:
     """Check the lower bound of the paired difference: a share of the current figure."""
-    was, change = _measure(lists, targets)
     low = summarise({METRIC: change})[f"{METRIC}_ci95"][0]  # type: ignore[index]
     value, tells = _share(low, was.mean()), len(was) >= MIN_USERS and bool(was.any())  # too few users, or no hit
     return Check(f"{METRIC}, lower bound", value, -loss, tells and value >= -loss, len(was), _say(was, change))
 
 
-def check_slices(lists: Sequence[Ints], slices: dict[str, Targets], loss: float) -> list[Check]:
-    """Check the paired difference of each slice with enough users.
-
-    A slice is stopped where its figure fell by more than the loss and, all slices taken together, not by chance.
-    """
-    measured = {name: _measure(lists, part) for name, part in slices.items()}
-    enough = {name: pair for name, pair in measured.items() if len(pair[0]) >= MIN_USERS}
+def check_slices(slices: Mapping[str, tuple[Floats, Floats]], loss: float) -> list[Check]:
+    """Check slices of enough users: none falls by more than the loss and, all taken together, not by chance."""
+    enough = {name: pair for name, pair in slices.items() if len(pair[0]) >= MIN_USERS}
     bound = norm.ppf(1 - LEVEL / max(len(enough), 1))
     checks = []
     for name, (was, change) in enough.items():

@@ -25,17 +25,14 @@ USERS = [f"u{number:03d}" for number in range(U)]
 class Shop(FakeRecommender):
     """Users have targets; a list holds a user's target with a chance of its own."""
 
-    def __init__(self, targets, chances, seed, items=ITEMS):
-        super().__init__(items, USERS, {}, seed, repeats="exclude", user_id_type="string")
+    def __init__(self, targets, chances, seed, items=ITEMS, repeats="exclude"):
+        super().__init__(items, USERS, {}, seed, repeats=repeats, user_id_type="string")
         rng, place = np.random.default_rng(seed + 50), {item: number for number, item in enumerate(items)}
         for user, chance in zip(USERS, chances, strict=True):
             if rng.random() < chance and targets[user] in place:
                 self.scores[user][place[targets[user]]] = 1 - rng.random() / 10
         self.catalogue = SimpleNamespace(item_ids=SimpleNamespace(ids=np.array(items, object)))
         self.bundle.manifest = SimpleNamespace(facts=SimpleNamespace(index_recall=1.0))
-
-    def recommend(self, requests, k):
-        return super().recommend(requests, k, True)
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +71,23 @@ def test_a_candidate_without_half_of_the_items_is_stopped(shop):
 def test_a_candidate_that_is_fine_but_for_one_slice_is_stopped_for_it(shop):
     chances = np.where(np.arange(U) < RARE, 0.0, 0.6)
     assert find_stops(shop, chances) == ["sex m"]
+
+
+def test_a_candidate_that_finds_only_what_users_have_is_stopped(shop):
+    """Half of what users choose again both versions find; of what is new to them the candidate finds nothing."""
+    targets, parts = shop
+    again = parts.train.groupby("user_id", as_index=False).first()
+    is_new = ~pd.MultiIndex.from_frame(parts.test).isin(pd.MultiIndex.from_frame(parts.train))
+    parts = replace(parts, test=pd.concat([again, parts.test[is_new]]))
+    stops = []
+    for chance in (0.5, 0.0):
+        versions = [Shop(targets, np.full(U, one), 1, repeats="allow") for one in (0.5, chance)]
+        for version in versions:
+            version.owned = parts.train.groupby("user_id")["item_id"].agg(set).to_dict()
+            for user, item in again.itertuples(index=False):
+                version.scores[user][ITEMS.index(item)] = 2.0
+        stops.append([check.name for check in compare(versions, parts, Limits(0.5, 0.5)) if not check.is_passed])
+    assert stops == [[], ["view novel"]]
 
 
 def test_equal_candidates_that_answer_otherwise_are_seldom_stopped_for_a_slice(shop):
