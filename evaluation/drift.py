@@ -167,28 +167,21 @@ def measure_shares(bins: pd.Series[Any], names: list[str]) -> Floats:
     return np.asarray(counts, np.float64)
 
 
-def stability_terms(expected: Floats, actual: Floats) -> Floats:
-    """Return the term of each bin of the population stability index."""
-    p, q = np.maximum(expected, LEAST), np.maximum(actual, LEAST)
-    return np.asarray((q - p) * np.log(q / p))
-
-
 def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) -> dict[str, Any]:
     """Compare a column with its snapshot, unless chance alone could reach the first threshold."""
-    expected, actual = np.array(spec["shares"]), measure_shares(to_bins(values, spec["edges"]), spec["names"])
-    terms, n_users = stability_terms(expected, actual), int(owner.nunique())
+    shares, n_users = (spec["shares"], measure_shares(to_bins(values, spec["edges"]), spec["names"])), owner.nunique()
+    was, is_now = (np.maximum(each, LEAST) for each in shares)
+    terms = (is_now - was) * np.log(is_now / was)  # of the population stability index
     noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
     most = int(terms.argmax())
-    moved = f"{[*spec['names'], OTHERS, MISSING][most]}: {expected[most]:.3f} to {actual[most]:.3f}"
+    moved = f"{[*spec['names'], OTHERS, MISSING][most]}: {shares[0][most]:.3f} to {shares[1][most]:.3f}"
     return make_row(name, float(terms.sum()) if noise <= WATCH else None, n_users, moved)
 
 
 def make_row(name: str, index: float | None, n_users: int, moved: str) -> dict[str, Any]:
-    """Make a row of the table; there are too `few` users or lists where there is no index."""
-    if index is None:
-        return {"name": name, "status": "few", "index": None, "users": n_users, "moved": ""}
-    status = "red" if index >= RED else "watch" if index >= WATCH else "ok"
-    return {"name": name, "status": status, "index": index, "users": n_users, "moved": moved}
+    """Make a row of the table; without an index there are too `few` users or lists."""
+    status = "few" if index is None else "red" if index >= RED else "watch" if index >= WATCH else "ok"
+    return {"name": name, "status": status, "index": index, "users": n_users, "moved": "" if index is None else moved}
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from evaluation.drift import (
     K,
     compare,
     describe,
+    judge,
     main,
-    measure_shares,
-    stability_terms,
     take_snapshot,
 )
 from evaluation.holdout import profiles_from_frame
@@ -150,12 +149,13 @@ def test_the_index_is_that_of_a_plain_loop():
     rng = np.random.default_rng(8)
     before, now = rng.choice(["a", "b", "c", "d"], 900).tolist(), rng.choice(["a", "b", "e", None], 700).tolist()
     spec = describe(pd.Series(before, dtype=object), pd.Series(np.arange(900)))
-    found = stability_terms(np.array(spec["shares"]), measure_shares(pd.Series(now, dtype=object), spec["names"])).sum()
+    found = judge("letters", spec, pd.Series(now, dtype=object), pd.Series(np.arange(700)))
     expected, bins = 0.0, [*"abcd", "e", None]  # of which e is all other values
     for name in bins:
         p, q = (max(cells.count(name) / len(cells), LEAST) for cells in (before, now))
         expected += (q - p) * math.log(q / p)
-    assert found == pytest.approx(expected)
+    assert found["index"] == pytest.approx(expected)
+    assert found["status"] == "red"
 
 
 def test_numbers_are_counted_between_deciles_and_several_values_of_a_cell_apart():
