@@ -61,6 +61,7 @@ def test_a_run_leaves_what_it_promises(finished):
     assert {"popularity", "itemknn", "ease"} <= metrics["paired"].keys()
     assert {"training", "total", "targets_per_second"} <= metrics["timing"].keys()
     assert {"epochs", "continued_epochs", "temperature", "chosen", "refinement"} <= metrics["training"].keys()
+    assert bool(metrics["snapshot"]) is Bundle.load(finished.bundle).schema.has_datetime  # what drift compares with
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
     assert "slices" not in published  # groups may be a few people
     assert published["test"] == metrics["test"]
