@@ -167,16 +167,13 @@ def compare(versions: Sequence[Recommender], parts: Parts, limits: Limits) -> li
     ids = Ids.number(dict.fromkeys(chain(*items)), (parts.train, parts.test))
     examination = Examination.prepare(group_requests(parts.test, ids), ids.events(parts.train), schema.repeats)
     requests = plain_requests(examination.held_out.rows, parts.at)
-    shown = {
-        view: [_ask(one, requests, ids, view == "novel") for one in versions]
-        for view in examination.views
-        if view != "repeat"
-    }
-    targets, lists = next(iter(examination.views.values())), next(iter(shown.values()))  # of all there are
+    views = {view: targets for view, targets in examination.views.items() if view != "repeat"}
+    shown = {view: [_ask(one, requests, ids, view == "novel") for one in versions] for view in views}
+    targets, lists = next(iter(views.values())), next(iter(shown.values()))  # of all there are
     groups = slice_targets(targets, examination.label(targets, label_users(parts, ids)))
     slices = {f"{name} {value}": _measure(lists, one) for name, of in groups.items() for value, one in of.items()}
-    if len(shown) > 1:  # a memory of owned items alone may do well among all
-        slices["view novel"] = _measure(shown["novel"], examination.views["novel"])
+    if len(views) > 1:  # a memory of owned items alone may do well among all
+        slices["view novel"] = _measure(shown["novel"], views["novel"])
     n_events = examination.past.count_items()
     covered, covers = (describe_lists(one, targets, n_events, K)[f"coverage@{K}"] for one in lists)
     change, recall = _share(covers - covered, covered), facts.index_recall

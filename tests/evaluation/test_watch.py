@@ -51,7 +51,7 @@ def test_an_equal_version_is_hardly_ever_rolled_back_and_a_worse_one_is():
 @pytest.mark.slow
 def test_false_alarms_over_many_shops_and_days():
     rng = np.random.default_rng(1)
-    n_alarms = sum(find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=1) is not None for _ in range(300))
+    n_alarms = sum(find_rollback(simulate(rng, 1.0, n_days=70), n_days=70, step=2) is not None for _ in range(300))
     assert n_alarms <= 15
 
 
