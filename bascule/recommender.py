@@ -42,6 +42,7 @@ from serve.discovery.dials import recommend as recommend_by_dials
 from serve.discovery.reasons import explain, find_segment
 from serve.discovery.segments import Segment
 from serve.durable import FORGOTTEN
+from serve.encode import to_text
 from serve.errors import SchemaError
 from serve.filters import rank_filtered
 from serve.index import Floats, Ints, ItemIndex, Query
@@ -176,15 +177,14 @@ class Recommender:
         else:
             asked = [ids.ids[ids.require(_list(items))].tolist()] * len(requests)
         rows = [
-            {"request": place, "name": "", "item_id": item_id, "kind": one.kind, "effect": one.effect, "text": one.text}
+            (place, item_id, one.kind, one.effect, one.text)
             for place, reasons in enumerate(explain(self.served, requests, asked))
             for item_id, some in zip(asked[place], reasons, strict=True)
             for one in some
         ]
-        names = self._name(ids.find([row["item_id"] for row in rows]))
-        for row, name in zip(rows, names, strict=True):
-            row["name"] = name
-        return Answers(pa.Table.from_pylist(rows), len(requests))
+        places, item_ids, *others = zip(*rows, strict=True) if rows else [()] * 5
+        columns: dict[str, Any] = {"request": places, "name": self._name(ids.find(item_ids)), "item_id": item_ids}
+        return Answers(pa.table(columns | dict(zip(("kind", "effect", "text"), others, strict=True))), len(requests))
 
     def segments(self, users_or_requests: Asked | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request. Few users have none."""
@@ -239,7 +239,7 @@ class Recommender:
         listed: list[Any] = _list(asked)
         if hasattr(asked, "columns"):
             schema = self.served.bundle.schema
-            listed = [nest_cells({name: _write(cell) for name, cell in row.items()}, schema) for row in listed]
+            listed = [nest_cells({name: to_text(cell) or "" for name, cell in row.items()}, schema) for row in listed]
         given = {} if filters is None else {"filters": filters}
         return self.served.check([one if isinstance(one, Request) else {**given, **_read_one(one)} for one in listed])
 
@@ -287,10 +287,6 @@ def _read_one(one: Any) -> Mapping[str, Any]:
     if not isinstance(history := given.get("history"), (list, tuple, np.ndarray)):
         return given
     return {**given, "history": [event if isinstance(event, Mapping) else {"item_id": event} for event in history]}
-
-
-def _write(cell: Any) -> str:
-    return "" if cell is None or cell != cell else str(cell)
 
 
 def _show(cell: Any) -> str:

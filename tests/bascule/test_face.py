@@ -69,6 +69,8 @@ def test_users_requests_frames_and_histories_are_asked_alike(shop):
         np.array(["u0", "u1"], dtype=object),
         frame["user_id"],
         frame,
+        frame.convert_dtypes(),  # missing cells are pd.NA
+        frame.assign(device=pd.Series([pd.NA, pd.NA], dtype="string")),
     ):
         assert rows_of(shop.recommend(asked, k=4)) == expected
     assert rows_of(shop.recommend("u1", k=4)) == expected[1:]
@@ -83,6 +85,11 @@ def test_cells_of_a_frame_are_features_and_contexts_of_its_request(shop):
     assert rows_of(shop.recommend(frame)) == rows_of(shop.recommend(asked))
     with pytest.raises(SchemaError, match="devise"):
         shop.recommend(frame.rename(columns={"device": "devise"}))
+
+
+def test_nothing_is_said_of_no_item(shop):
+    answers = shop.explain(["u0", "u1"], [])
+    assert ([*answers], len(answers.to_pandas())) == ([[], []], 0)
 
 
 def test_a_table_has_a_row_per_item_with_its_name_and_says_who_is_unknown(shop):
