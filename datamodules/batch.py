@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Sampler
 
 from serve.encode import EncodedFeatures, encode_features
 from serve.schema import Feature
@@ -107,29 +107,6 @@ class EpochSampler(Sampler[Any]):
         return len(self.plans)
 
 
-class _Batches(Dataset[Any]):
-    """Pass on the batch of a plan or a number: whole batches by vectorised indexing, no Python per row."""
-
-    def __init__(self, batches: Examples | list[Any]) -> None:
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)  # type: ignore[arg-type]  # asked of a list alone
-
-    def __getitem__(self, plan: Any) -> Any:
-        return self.batches[plan]
-
-
-def _pass_on(batch: Any) -> Any:
-    """Return a batch as it is: torch would look into each for arrays to convert."""
-    return batch
-
-
-def train_loader(examples: Examples, seed: int) -> DataLoader[Any]:
-    """Make a loader that plans each epoch anew."""
-    return DataLoader(_Batches(examples), sampler=EpochSampler(examples, seed), batch_size=None, collate_fn=_pass_on)
-
-
-def validation_loader(batches: list[Any]) -> DataLoader[Any]:
-    """Make a loader of batches that were made once."""
-    return DataLoader(_Batches(batches), batch_size=None, collate_fn=_pass_on)
+def make_loader(batches: Any, sampler: EpochSampler | None = None) -> DataLoader[Any]:
+    """Make a loader of whole batches, by number or by the plans of a sampler: no Python per row, nothing converted."""
+    return DataLoader(batches, sampler=sampler, batch_size=None, collate_fn=lambda batch: batch)

@@ -10,12 +10,10 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import DataConfig
-from datamodules.tables import TARGET_WEIGHT, Tables, is_set
+from datamodules.tables import IDS, TARGET_WEIGHT, Tables, is_set
 from serve.encode import to_text
 from serve.errors import SchemaError, name_nearest
 from serve.schema import Ties
-
-_IDS = {"users": "user_id", "items": "item_id"}
 
 
 @dataclass(frozen=True)
@@ -48,12 +46,12 @@ def clean(tables: Tables) -> tuple[Tables, CleaningReport]:
 
 def measure_unlisted(tables: Tables, given: Collection[str]) -> dict[str, float]:
     """Return the share of the users, and of the items, of the interactions that have no row in a given table."""
-    return {name: float((~_find_listed(tables, name)).mean()) for name in _IDS if name in given}
+    return {name: float((~_find_listed(tables, name)).mean()) for name in IDS if name in given}
 
 
 def check_joins(tables: Tables, given: Collection[str]) -> None:
     """Refuse a users or items table in which no id of the interactions has a row."""
-    for name, id_name in _IDS.items():
+    for name, id_name in IDS.items():
         rows: pd.DataFrame = getattr(tables, name)
         if name not in given or rows.empty or _find_listed(tables, name).any():
             continue
@@ -68,8 +66,8 @@ def check_joins(tables: Tables, given: Collection[str]) -> None:
 
 def _find_listed(tables: Tables, name: str) -> pd.Series[Any]:
     """Mark the distinct ids of the interactions that have a row in a table."""
-    ids = tables.interactions[_IDS[name]].drop_duplicates()
-    return ids.isin(getattr(tables, name)[_IDS[name]])
+    ids = tables.interactions[IDS[name]].drop_duplicates()
+    return ids.isin(getattr(tables, name)[IDS[name]])
 
 
 def order_tables(tables: Tables, ties: Ties) -> Tables:

@@ -18,23 +18,16 @@ from serve.schema import Schema
 
 
 @dataclass(frozen=True)
-class Cutoffs:
-    """B requests at a moment: all before `stops` is known; positions are into the arrays of all users' events."""
+class CutoffPlan:
+    """One batch to make, of B requests; positions are into the arrays of all users' events."""
 
     users: Ints
     starts: Ints  # first known event of each request
     stops: Ints  # one past the last known event
+    ends: Ints  # one past the last target
     times: Ints  # moment of each request, UTC seconds
     trend: int  # index of the moment whose popularity holds for the batch
-
-
-@dataclass(frozen=True)
-class CutoffPlan:
-    """One batch to make: cutoffs, where the targets of each end, and the seed of what is dropped in it."""
-
-    cutoffs: Cutoffs
-    ends: Ints
-    seed: tuple[int, ...]
+    seed: tuple[int, ...]  # of what is dropped in it
 
 
 class HorizonTimeline:
@@ -67,7 +60,7 @@ class NextGroupTimeline:
         ends = np.append(starts[1:], len(time_groups))
         is_cutoff = has_target(target_weight, starts, ends)
         self.starts, self.ends = starts[is_cutoff], ends[is_cutoff]
-        self.users = events.segments()[self.starts]
+        self.users = events.segments[self.starts]
         self.times = events.time[self.starts]
         self.trend = trends.at(self.times)
 
@@ -90,7 +83,7 @@ def positions_at(events: Events, moments: Ints) -> Ints:
     times = np.concatenate([events.time, moments])
     first = times.min(initial=0)  # below 0 before 1970
     span = times.max(initial=0) - first + 1
-    keys = events.segments() * span + (events.time - first)
+    keys = events.segments * span + (events.time - first)
     wanted = np.arange(len(events))[:, None] * span + (moments - first)[None, :]
     return np.asarray(np.searchsorted(keys, wanted), np.int64)
 
@@ -122,28 +115,27 @@ class CutoffExamples:
         plans = []
         for number in rng.permutation(len(batches)):
             rows = batches[number]
-            cutoffs = Cutoffs(users[rows], starts[rows], stops[rows], times[rows], int(trend[rows[0]]))
-            plans.append(CutoffPlan(cutoffs, ends[rows], (seed, epoch, int(number))))
+            of_rows = users[rows], starts[rows], stops[rows], ends[rows], times[rows]
+            plans.append(CutoffPlan(*of_rows, int(trend[rows[0]]), (seed, epoch, int(number))))
         return plans
 
     def __getitem__(self, plan: CutoffPlan) -> RequestBatch:
         rng = np.random.default_rng(plan.seed)
-        cutoffs, n = plan.cutoffs, len(plan.cutoffs.users)
-        events = self.sequences.events
-        weight = self.sequences.target_weight[spans(cutoffs.stops, plan.ends)]
-        targets = scale_by_user(distinct_targets(events.between(cutoffs.stops, plan.ends), weight), n)
-        starts = np.where(rng.random(n) < self.dropout.history, cutoffs.stops, cutoffs.starts)
-        last = last_moments(events.between(cutoffs.starts, cutoffs.stops))
-        is_timeless = (rng.random(n) < self.dropout.time) & (cutoffs.stops > starts)
-        times = np.where(is_timeless, last, cutoffs.times)
+        events, n = self.sequences.events, len(plan.users)
+        weight = self.sequences.target_weight[spans(plan.stops, plan.ends)]
+        targets = scale_by_user(distinct_targets(events.between(plan.stops, plan.ends), weight), n)
+        starts = np.where(rng.random(n) < self.dropout.history, plan.stops, plan.starts)
+        last = last_moments(events.between(plan.starts, plan.stops))
+        is_timeless = (rng.random(n) < self.dropout.time) & (plan.stops > starts)
+        times = np.where(is_timeless, last, plan.times)
         is_without_features = rng.random(n) < self.dropout.user
-        user = hide_rows(self.sequences.user.take(cutoffs.users), is_without_features, self.missing_user)
-        past = events.between(starts, cutoffs.stops)
-        return self.maker.make(past, times, cutoffs.trend, targets, user, self.context(cutoffs, rng))
+        user = hide_rows(self.sequences.user.take(plan.users), is_without_features, self.missing_user)
+        past = events.between(starts, plan.stops)
+        return self.maker.make(past, times, plan.trend, targets, user, self.context(plan.stops, rng))
 
-    def context(self, cutoffs: Cutoffs, rng: np.random.Generator) -> EncodedFeatures:
+    def context(self, stops: Ints, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each cutoff: that of the first event that follows."""
-        rows = np.minimum(cutoffs.stops, len(self.sequences.events.time) - 1)
+        rows = np.minimum(stops, len(self.sequences.events.time) - 1)
         is_hidden = rng.random(len(rows)) < self.dropout.context
         return hide_rows(self.sequences.context.take(rows), is_hidden, self.missing_context)
 

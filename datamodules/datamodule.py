@@ -13,7 +13,7 @@ import pytorch_lightning as pl
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from datamodules.batch import Examples, FeatureDropout, RequestBatch, train_loader, validation_loader
+from datamodules.batch import EpochSampler, Examples, FeatureDropout, RequestBatch, make_loader
 from datamodules.cutoffs import CutoffExamples, HorizonTimeline, NextGroupTimeline
 from datamodules.requests import ItemTrends, RequestMaker, Targets, distinct_targets, first_targets, measure_trends
 from datamodules.sequences import Catalogue, build_sequences
@@ -66,10 +66,10 @@ class InteractionsDataModule(pl.LightningDataModule):
         return self.schema.ties == "ordered" and self.schema.repeats == "exclude"
 
     def train_dataloader(self) -> DataLoader[Any]:
-        return train_loader(self.examples, self.seed)
+        return make_loader(self.examples, EpochSampler(self.examples, self.seed))
 
     def val_dataloader(self) -> DataLoader[Any]:
-        return validation_loader(self.validation_batches)
+        return make_loader(self.validation_batches)
 
     def _measure_trends(self) -> ItemTrends:
         """Measure item trends at the moments that cutoffs are taken at, and last as of the end of training."""
@@ -119,7 +119,7 @@ class InteractionsDataModule(pl.LightningDataModule):
         is_early = events.time < limit
         if not is_early.any():  # a past shorter than the horizon: late factors are better than none
             is_early = np.ones_like(is_early)
-        return events.segments()[is_early], events.item_row[is_early]
+        return events.segments[is_early], events.item_row[is_early]
 
     def final_requests(self) -> Iterator[RequestBatch]:
         """Yield a request of every user with all their training events, and no target."""
@@ -147,10 +147,8 @@ class InteractionsDataModule(pl.LightningDataModule):
         targets = distinct_targets(held_out.events, held_out.target_weight)
         user_ids, context = held_out.user_ids, encode_features(self.schema.context_features, {}, len(held_out.user_ids))
         if self.schema.context_features and self.schema.repeats == "exclude":
-            user_ids, context = (
-                user_ids[targets.users],
-                held_out.context.take(first_targets(held_out.events, held_out.target_weight)),
-            )
+            user_ids = user_ids[targets.users]
+            context = held_out.context.take(first_targets(held_out.events, held_out.target_weight))
             targets = replace(targets, users=np.arange(len(user_ids)))
         users = np.searchsorted(self.sequences.user_ids, user_ids)
         lengths = np.diff(self.sequences.events.offsets)[users].clip(max=self.schema.history_length)

@@ -198,15 +198,10 @@ def _find_item_leaks(tables: Tables, split: Split, config: DataConfig) -> Iterat
     with_test = before + split.test["item_id"].value_counts().reindex(tested, fill_value=0)
     for column in {str(one.column): 0 for one in config.features.of("item").values() if one.kind == "numeric"}:
         numbers = pd.Series(tables.items[column].to_numpy(np.float64), tables.items["item_id"]).reindex(tested).dropna()
-        if len(numbers) < MIN_ITEMS:
+        if len(numbers) < MIN_ITEMS or numbers.nunique() == 1:
             continue
-        old, new = (_correlate(numbers, counts.reindex(numbers.index)) for counts in (before, with_test))
+        known = (counts.reindex(numbers.index) for counts in (before, with_test))
+        old, new = (abs(numbers.corr(one, method="spearman")) if one.nunique() > 1 else 0.0 for one in known)
         if _gain(new, old) >= GIVES_AWAY:
             message = f"items.{column} counts the test: rank correlation {new:.4f} with its events, {old:.4f} without"
             yield Leak("made from the test", "items", column, _gain(new, old), message)
-
-
-def _correlate(left: pd.Series[Any], right: pd.Series[Any]) -> float:
-    """Return Spearman's correlation without its sign."""
-    ranks = np.stack([left.rank().to_numpy(), right.rank().to_numpy()])
-    return float(abs(np.corrcoef(ranks)[0, 1])) if (np.ptp(ranks, axis=1) > 0).all() else 0.0

@@ -35,7 +35,7 @@ class ItemTrends:
 def measure_trends(events: Events, moments: Ints, days: Sequence[float], n_items: int) -> ItemTrends:
     """Measure popularity in windows of `days`, and repeat rates, as of each moment."""
     # where the first event of each user with each item stands: they are oldest first
-    _, firsts = np.unique(events.segments() * n_items + events.item_row, return_index=True)
+    _, firsts = np.unique(events.segments * n_items + events.item_row, return_index=True)
     popularity = [popularity_at(events, moment, days, n_items) for moment in moments]
     rates = [_repeat_rate_at(events, firsts, moment, n_items) for moment in moments]
     return ItemTrends(moments, np.stack(popularity), np.stack(rates))
@@ -100,7 +100,7 @@ def first_targets(events: Events, weight: Floats) -> Ints:
 
 
 def _pairs(events: Events) -> Ints:
-    return events.segments() * (int(events.item_row.max(initial=0)) + 1) + events.item_row
+    return events.segments * (int(events.item_row.max(initial=0)) + 1) + events.item_row
 
 
 def scale_by_user(targets: Targets, n_users: int) -> Targets:

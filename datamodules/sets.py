@@ -36,7 +36,7 @@ class SetExamples:
         self.missing_context = encode_missing(maker.schema.context_features)
         events = sequences.events
         self.unit = number_units(events)
-        self.unit_user = events.segments()[np.unique(self.unit, return_index=True)[1]]
+        self.unit_user = events.segments[np.unique(self.unit, return_index=True)[1]]
         is_target = np.bincount(self.unit, sequences.target_weight > 0) > 0
         self.target_units = np.flatnonzero(is_target)
         counts = np.bincount(self.unit_user[self.target_units], minlength=len(events))
@@ -100,7 +100,7 @@ class SetExamples:
 
 def number_units(events: Events) -> Ints:
     """Number the (user, item) pairs of events that are ordered by them, (E,)."""
-    segment, row = events.segments(), events.item_row
+    segment, row = events.segments, events.item_row
     is_new = np.ones(len(row), dtype=bool)
     is_new[1:] = (segment[1:] != segment[:-1]) | (row[1:] != row[:-1])
     return np.asarray(np.cumsum(is_new) - 1, np.int64)

@@ -105,7 +105,7 @@ def count_batches(counts: Ints, length: int, batch_size: int) -> int:
 
 def mark_first_times(events: Events) -> np.ndarray:
     """Mark the events on an item that the user did not have before: the others can never be recommended, (E,)."""
-    pairs = events.segments() * (int(events.item_row.max(initial=0)) + 1) + events.item_row
+    pairs = events.segments * (int(events.item_row.max(initial=0)) + 1) + events.item_row
     is_first = np.zeros(len(pairs), dtype=bool)
     is_first[np.unique(pairs, return_index=True)[1]] = True
     return is_first

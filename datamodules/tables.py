@@ -23,7 +23,7 @@ from serve.errors import SchemaError
 PART = "part of the split"  # reserved column of the interactions where files give the split
 TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
 _PARTS = {"interactions": "train", "validation": "validation", "test": "test"}  # table -> its part
-_IDS = {"users": "user_id", "items": "item_id"}
+IDS = {"users": "user_id", "items": "item_id"}
 _OUTLYING = "years from nearly all other times"
 MIN_VOID = 3 * 365 * DAY
 """Of 20 times or more, those of the outer twentieths are outlying that a void parts from the rest: so many seconds or
@@ -72,7 +72,7 @@ def tables_from_frames(
 
 
 def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: ErasureList) -> tuple[Tables, Rejects]:
-    for name in _IDS:
+    for name in IDS:
         columns = columns_of_table(name, config)
         if name not in raw and len(columns) > 1:
             raise SchemaError(f"column '{columns[1].source}' is declared, {columns[1].reason}; set data.{name}")
@@ -86,14 +86,14 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
     problems = [problem for name, one in typed.items() for problem in _find_problems(name, one, config)]
     if problems:
         raise SchemaError("; ".join(problems))
-    for name in _IDS:
+    for name in IDS:
         if name in typed:
-            _check_one_row_each(name, typed[name], _IDS[name])
+            _check_one_row_each(name, typed[name], IDS[name])
     hints = [hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)]
     dropped = {name: dict.fromkeys(column for file in files for column in file.dropped) for name, files in kept.items()}
     rejects = Rejects(
         {name: one.rejects for name, one in typed.items()},
-        {name: one.cells for name, one in typed.items() if name in _IDS},
+        {name: one.cells for name, one in typed.items() if name in IDS},
         n_records,
         {name: tuple(columns) for name, columns in dropped.items()},
         {name: count for name, count in forgotten.items() if count},
@@ -167,7 +167,7 @@ def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typ
     """Return the typed rows of all files, their ids of one type, and all rejects."""
     layout = {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
     paths = pd.CategoricalDtype([file.file for file in files])
-    parts = [_type_file(file, config.timezone, layout, name in _IDS, paths) for file in files]
+    parts = [_type_file(file, config.timezone, layout, name in IDS, paths) for file in files]
     columns = columns_of_table(name, config)
     frame = _join_frames([part.frame for part in parts], columns)
     lists = ([getattr(part, field) for part in parts] for field in ("places", "rejects", "cells", "faults"))
@@ -181,7 +181,7 @@ def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typ
         elif column.role == "vector":
             widths = values.map(lambda one: one.entries().size, na_action="ignore")
             is_fault = (widths.notna() & widths.ne(widths.mode().max())).to_numpy(bool)
-            typed = typed.set_aside(column, is_fault, OTHER_LENGTH, name in _IDS)
+            typed = typed.set_aside(column, is_fault, OTHER_LENGTH, name in IDS)
     return typed
 
 
@@ -301,7 +301,7 @@ def _join_tables(config: DataConfig, frames: dict[str, pd.DataFrame]) -> Tables:
     if config.split.kind == "files":
         parts = [frames[name].assign(**{PART: part}) for name, part in _PARTS.items() if name in frames]
         frames["interactions"] = _join_frames(parts, columns_of_table("interactions", config))
-    for name, id_name in _IDS.items():
+    for name, id_name in IDS.items():
         filled = [table for table in ("interactions", name) if len(frames.get(table, ()))]
         for table, ids in zip(filled, unify_ids([frames[table][id_name] for table in filled]), strict=True):
             frames[table] = frames[table].assign(**{id_name: ids})

@@ -245,9 +245,7 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
 def read_interactions(data: InteractionsDataModule) -> Interactions:
     """Read the events of a training."""
     events, is_target = data.sequences.events, data.sequences.target_weight > 0
-    return Interactions(
-        events.segments(), events.item_row, is_target, len(data.sequences.user_ids), len(data.catalogue)
-    )
+    return Interactions(events.segments, events.item_row, is_target, len(data.sequences.user_ids), len(data.catalogue))
 
 
 def build_weights(

@@ -57,12 +57,9 @@ class Events:
         return self.offsets[1:] - self.offsets[:-1]
 
     @cached_property
-    def _segments(self) -> Ints:
-        return np.repeat(np.arange(len(self)), self.counts)
-
     def segments(self) -> Ints:
-        """Return the segment of each event, (E,)."""
-        return self._segments
+        """Segment of each event, (E,)."""
+        return np.repeat(np.arange(len(self)), self.counts)
 
     @cached_property
     def is_first_of_time(self) -> NDArray[np.bool_]:
@@ -136,7 +133,7 @@ def history_arrays(events: Events, schema: Schema, keys: Ints | None = None) -> 
 
 
 def _match_contexts(events: Events, keys: Ints) -> Floats:
-    of_request = keys[events.segments()]
+    of_request = keys[events.segments]
     is_same = False if events.context is None else (events.context == of_request) & (of_request != 0)
     return np.broadcast_to(is_same, of_request.shape).astype(np.float32)
 
@@ -146,7 +143,7 @@ def as_sets(events: Events) -> Events:
 
     The greatest context of its events goes with it, so that one that matches a request is enough.
     """
-    segment = events.segments()
+    segment = events.segments
     order = np.lexsort((events.event, events.weight, events.item_row * _SCATTER % _SCATTERED, segment))
     segment, row = segment[order], events.item_row[order]
     is_last = np.ones(len(order), dtype=bool)
@@ -161,7 +158,7 @@ def as_sets(events: Events) -> Events:
 
 def number_groups(events: Events, schema: Schema) -> Ints:
     """Number the groups of events that see each other, from 1 in each segment: each alone, or all of one time."""
-    segment = events.segments()
+    segment = events.segments
     if schema.ties == "ordered":
         return np.arange(1, len(segment) + 1) - events.offsets[segment]
     running = events.is_first_of_time.cumsum()
@@ -197,26 +194,16 @@ class Owned:
 
     user: Ints  # segment of each row, (E,)
     item_row: Ints
-    statistics: Floats  # (E, F), columns as in `statistic_names`
+    statistics: Floats  # (E, F): decayed counts, `_rhythm`, just bought, share, rate of repeats, counts by type
     preference: Floats  # (E,): log(1 + 3 x decayed count)
     user_statistics: Floats  # (B, G), columns as in `USER_STATISTICS`
-
-
-def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> list[str]:
-    """Name the columns of `Owned.statistics`; the decayed counts come first."""
-    return [
-        *(f"decayed_{days:g}" for days in decay_days),
-        *("count", "since_last", "since_first", "is_repeated", "due", "mean_gap", "just_bought", "share"),
-        "repeat_rate",
-        *(f"event_{name}" for name in event_types),
-    ]
 
 
 def summarise_owned(
     events: Events, moment: Ints, decay_days: Sequence[float], n_event_types: int, repeat_rate: Floats
 ) -> Owned:
     """Summarise each user's events by item, as of a moment of theirs (B,); events after it count as happening at it."""
-    segment = events.segments()
+    segment = events.segments
     since = np.maximum(moment[segment] - events.time, 0) / DAY  # (events,) days
     key = segment * len(repeat_rate) + events.item_row
     order = key.argsort(kind="stable")  # an item's events stay oldest first
@@ -265,7 +252,7 @@ def _sum_runs(
 
 def _summarise_users(events: Events, since: np.ndarray, n_items: Ints, decay_days: Sequence[float]) -> Floats:
     """Summarise how much and how lately each user came, (B, G)."""
-    segment, n = events.segments(), len(events)
+    segment, n = events.segments, len(events)
     is_recent = since < decay_days[min(1, len(decay_days) - 1)]
     spans = [*pairwise(events.offsets.tolist())]
     counts = [

@@ -240,7 +240,7 @@ class RequestEncoder:
             arrays |= owned_arrays(owned, self._facts.categories, self._facts.n_categories)
             owned_rows = owned.item_row
         tower = TowerInputs(arrays, history_rows, owned_rows)
-        return EncodedRequests(tower, (events.segments(), events.item_row), self._excluded(requests), unknown_items)
+        return EncodedRequests(tower, (events.segments, events.item_row), self._excluded(requests), unknown_items)
 
     def _read_histories(self, histories: Sequence[History]) -> Events:
         """Put histories together; an item that is not known has `UNKNOWN_ROW`, an event without time `NO_TIME`."""
@@ -271,7 +271,7 @@ class RequestEncoder:
     def _keep_known(self, given: Events, moment: Ints, histories: Sequence[History]) -> tuple[Events, Ints]:
         """Return the events of known items, none later than its moment, and how many items are not known, (T,)."""
         time, is_known = np.minimum(given.time, moment.repeat(given.counts)), given.item_row != UNKNOWN_ROW
-        segment, n_unknown = given.segments(), np.zeros(len(given), dtype=np.int64)
+        segment, n_unknown = given.segments, np.zeros(len(given), dtype=np.int64)
         timely = replace(given, time=time)
         if is_known.all():
             return timely, n_unknown

@@ -154,6 +154,6 @@ def make_set_world(features=NO_CONTEXT, repeats="exclude", length=50) -> World:
 def pairs_of(data) -> dict[int, set[int]]:
     events = data.sequences.events
     owned: dict[int, set[int]] = {}
-    for user, row in zip(events.segments().tolist(), events.item_row.tolist(), strict=True):
+    for user, row in zip(events.segments.tolist(), events.item_row.tolist(), strict=True):
         owned.setdefault(user, set()).add(row)
     return owned

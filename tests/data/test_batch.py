@@ -5,7 +5,7 @@ import pytest
 import pytorch_lightning as pl
 import torch
 
-from datamodules.batch import EpochSampler, train_loader, validation_loader
+from datamodules.batch import EpochSampler, make_loader
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers.*"),
@@ -72,7 +72,7 @@ def test_a_sampler_yields_the_plans_of_its_epoch():
 
 
 def test_every_epoch_trains_its_own_plans_and_is_validated():
-    recorder = train(train_loader(Plans(4), seed=5), validation_loader(["a", "b"]))
+    recorder = train(make_loader(Plans(4), EpochSampler(Plans(4), 5)), make_loader(["a", "b"]))
     assert [tuple(batch) for batch in recorder.trained] == [
         (5, epoch, number) for epoch in range(N_EPOCHS) for number in range(4)
     ]
@@ -81,6 +81,6 @@ def test_every_epoch_trains_its_own_plans_and_is_validated():
 
 def test_batches_are_passed_on_as_they_are():
     made = [(1, np.zeros(2)), {"rows": np.ones(3)}]
-    assert all(found is batch for found, batch in zip(validation_loader(made), made, strict=True))
-    loader = train_loader(Plans(3), seed=0)
+    assert all(found is batch for found, batch in zip(make_loader(made), made, strict=True))
+    loader = make_loader(Plans(3), EpochSampler(Plans(3), 0))
     assert all(found is plan for found, plan in zip(loader, loader.sampler.plans, strict=True))

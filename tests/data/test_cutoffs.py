@@ -28,7 +28,7 @@ def case(request):
 def table_of(data) -> pd.DataFrame:
     """Return the events in the order of the flat arrays."""
     events = data.sequences.events
-    return pd.DataFrame({"user": events.segments(), "item": events.item_row, "time": events.time})
+    return pd.DataFrame({"user": events.segments, "item": events.item_row, "time": events.time})
 
 
 def targets_of(batch, request: int) -> list[int]:
@@ -42,10 +42,10 @@ def test_history_ends_where_targets_begin(case):
     for epoch in range(3):
         for plan in data.examples.plan(7, epoch):
             batch = data.examples[plan]
-            for b, (user, time) in enumerate(zip(plan.cutoffs.users, plan.cutoffs.times, strict=True)):
+            for b, (user, time) in enumerate(zip(plan.users, plan.times, strict=True)):
                 mine = table[table["user"] == user]
                 if world.schema.ties == "ordered":
-                    place = plan.cutoffs.stops[b]
+                    place = plan.stops[b]
                     before, after = mine[mine.index < place], mine[mine.index == place]
                     assert after["time"].item() == time
                 else:
@@ -61,7 +61,7 @@ def test_history_ends_where_targets_begin(case):
                 assert batch.arrays["request_times"][b] == time
                 assert batch.arrays["context_codes"][b].tolist() == contexts[after.index[0]].tolist()
                 known = [number for number, at in enumerate(data.trends.moments) if at <= time]
-                assert plan.cutoffs.trend == max(known, default=0)
+                assert plan.trend == max(known, default=0)
             is_owned = [row in batch.owned_rows[batch.owned_users == b].tolist() for b, row in pairs(batch)]
             assert (batch.target_owned >= 0).tolist() == is_owned
 
@@ -86,8 +86,8 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
     world = make_world(BASKETS)
     data = make_data(world, horizon=horizon)
     for plan in data.examples.plan(7, 0)[:6]:
-        first = int(plan.cutoffs.times.min())
-        kept = plan.cutoffs.times == first
+        first = int(plan.times.min())
+        kept = plan.times == first
         batch = data.examples[plan]
         later = make_data(with_changed_future(world, 0, first), horizon=horizon)
         again = later.examples[plan]
@@ -98,7 +98,7 @@ def test_nothing_at_or_after_the_cut_reaches_a_request(horizon):
         mine, mine_again = np.isin(users, rows), np.isin(again.owned_users.numpy(), rows)
         assert torch.equal(batch.history_rows[kept], again.history_rows[kept])
         assert torch.equal(batch.owned_rows[mine], again.owned_rows[mine_again])
-        if data.trends.moments[plan.cutoffs.trend] <= first:
+        if data.trends.moments[plan.trend] <= first:
             assert torch.equal(batch.popularity, again.popularity)
             for name in ("owned_statistics", "owned_preferences"):
                 assert torch.equal(batch.arrays[name][mine], again.arrays[name][mine_again]), name
@@ -111,7 +111,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch(case):
     def key(seed: int, epoch: int) -> str:
         plans = examples.plan(seed, epoch)
         return str(
-            [(p.cutoffs.users.tolist(), p.cutoffs.stops.tolist(), p.cutoffs.trend, p.ends.tolist()) for p in plans]
+            [(p.users.tolist(), p.stops.tolist(), p.trend, p.ends.tolist()) for p in plans]
         )
 
     keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
@@ -124,11 +124,11 @@ def test_every_epoch_asks_each_user_once_in_as_many_batches(case, batch_size):
     world, horizon = case
     data = make_data(world, horizon=horizon, batch_size=batch_size)
     epochs = [data.examples.plan(3, epoch) for epoch in range(9)]
-    asked = [sorted(user for plan in plans for user in plan.cutoffs.users.tolist()) for plans in epochs]
+    asked = [sorted(user for plan in plans for user in plan.users.tolist()) for plans in epochs]
     assert len({len(plans) for plans in epochs}) == 1
     assert all(users == asked[0] for users in asked)
     assert len(set(asked[0])) == len(asked[0]) > 5
-    assert all(len(plan.cutoffs.users) > 0 for plans in epochs for plan in plans)
+    assert all(len(plan.users) > 0 for plans in epochs for plan in plans)
     assert len(epochs[0]) * batch_size >= len(asked[0])
 
 
@@ -140,9 +140,9 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
     events, weight = data.sequences.events, data.sequences.target_weight
     for plan in data.examples.plan(7, 0):
         batch = data.examples[plan]
-        for b in range(len(plan.cutoffs.users)):
+        for b in range(len(plan.users)):
             declared: dict[int, list[float]] = {}
-            for place in range(plan.cutoffs.stops[b], plan.ends[b]):
+            for place in range(plan.stops[b], plan.ends[b]):
                 if weight[place]:
                     declared.setdefault(int(events.item_row[place]), []).append(float(weight[place]))
             weights = {row: sum(each) / len(each) * (1 + math.log(len(each))) for row, each in declared.items()}
@@ -150,5 +150,5 @@ def test_evidence_is_known_and_never_asked_for_and_targets_weigh_what_is_declare
             is_mine = batch.target_users == b
             found = dict(zip(batch.target_rows[is_mine].tolist(), batch.target_weights[is_mine].tolist(), strict=True))
             assert found == pytest.approx({row: one / root for row, one in weights.items()}) != {}
-            known = events.item_row[plan.cutoffs.starts[b] : plan.cutoffs.stops[b]].tolist()
+            known = events.item_row[plan.starts[b] : plan.stops[b]].tolist()
             assert batch.owned_rows[batch.owned_users == b].tolist() == sorted(set(known))

@@ -88,7 +88,7 @@ def test_factors_see_no_target_of_a_cut():
     events = data.sequences.events
     is_early = events.time < data.trends.moments[0]
     assert rows.tolist() == events.item_row[is_early].tolist()
-    assert users.tolist() == events.segments()[is_early].tolist()
+    assert users.tolist() == events.segments[is_early].tolist()
     assert 0 < len(rows) < len(events.time)
     assert len(make_data(world).early_pairs()[0]) == len(events.time)
 

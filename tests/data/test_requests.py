@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.cutoffs import Cutoffs
+from datamodules.cutoffs import CutoffPlan
 from datamodules.requests import RequestMaker, Targets, distinct_targets, find_owned
 from serve.events import Owned, summarise_owned
 from tests.tiny_data import BASKETS, FIRST, draw_events, make_data, make_world
@@ -45,11 +45,11 @@ def test_targets_are_found_among_the_owned_items(owned, wanted):
     assert find_owned(Owned(users, rows, empty, empty, empty), targets).tolist() == expected
 
 
-def all_cutoffs(data) -> Cutoffs:
+def all_cutoffs(data) -> CutoffPlan:
     offsets = data.sequences.events.offsets
     users = np.arange(len(offsets) - 1)
     stops = (offsets[:-1] + offsets[1:] + 1) // 2
-    return Cutoffs(users, offsets[:-1], stops, np.full(len(users), FIRST + 10**7), 3)
+    return CutoffPlan(users, offsets[:-1], stops, stops, np.full(len(users), FIRST + 10**7), 3, ())
 
 
 NO_TARGETS = Targets(np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
