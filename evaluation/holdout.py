@@ -20,11 +20,11 @@ from scipy import sparse
 from evaluation.metrics import Bools, Floats, Ints, ItemSets, Targets
 from evaluation.ranking import Scores
 from serve.clock import to_seconds
-from serve.encode import context_keys, encode_features, split_cell, to_numbers, to_text, write_cell
+from serve.encode import context_keys, encode_features, to_numbers, to_text, write_cell
 from serve.errors import SchemaError, name_nearest, say
 from serve.profiles import Profiles, feature_values
 from serve.requests import History, parse_id
-from serve.schema import DERIVED, Feature, IdType, Schema
+from serve.schema import DERIVED, WORDED, Feature, IdType, Schema
 
 Column: TypeAlias = "pd.Series[Any]"
 Strength = Callable[[Floats], Floats]  # counts of (user, item) pairs -> their strengths
@@ -241,10 +241,8 @@ class Ids:
 
     def events(self, interactions: pd.DataFrame) -> Events:
         """Return the interactions as rows, without those of items outside the catalogue."""
-        user_row, item_row = (
-            _rows_of(self.users, interactions["user_id"]),
-            _rows_of(self.items, interactions["item_id"]),
-        )
+        pairs = zip((self.users, self.items), PAIR, strict=True)
+        user_row, item_row = (_rows_of(ids, interactions[name]) for ids, name in pairs)
         time = interactions["datetime"].to_numpy(np.int64) if "datetime" in interactions else None
         return Events(user_row, item_row, time, len(self.users), len(self.items)).keep(item_row >= 0)
 
@@ -302,11 +300,7 @@ def contextual_requests(rows: pd.DataFrame, schema: Schema) -> list[dict[str, An
     for feature in _stated(schema.context_features, rows):
         column = rows[feature.column]
         values: list[Any] = column.astype(object).where(column.notna(), None).tolist()
-        if feature.kind == "categorical":
-            values = [to_text(value) for value in column]
-        elif feature.kind == "multi_categorical":
-            values = [split_cell(feature, cell) or None for cell in column]
-        elif feature.kind == "hierarchical":
+        if feature.kind in WORDED:
             values = [write_cell(feature, cell) for cell in column]
         for request, value in zip(requests, values, strict=True):
             request.setdefault("context", {})[feature.name] = value

@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # imported when options and paths are right
     from evaluation.online import Feedback
     from serve.discovery.exploration import Candidates
     from serve.recommender import Recommender
-    from serve.requests import Id, Request
+    from serve.requests import Request
     from serve.state import Recalled
 
 DRAWS, FOLDS = 32, 2  # lists drawn for the mean of the reward model; parts of the users for its fit
@@ -128,29 +128,23 @@ def _make_request(recommender: Recommender, user_id: str, moment: int, events: d
 
     schema = recommender.bundle.schema
     request = Request(parse_id(user_id, schema.user_id_type, "user_id"), datetime=moment)
-    return fill_in(request, know_user(user_id, recommender.profiles, _Past(events.get(user_id), moment)))
+    return fill_in(request, know_user(user_id, recommender.profiles, lambda _: _recall(events.get(user_id), moment)))
 
 
-class _Past:
-    """The state as it was at a moment."""
+def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
+    """Return what a user had done before a moment."""
+    from evaluation.online import DISMISSALS
+    from serve.requests import History
+    from serve.state import DISMISS, Recalled
 
-    def __init__(self, events: pd.DataFrame | None, moment: int) -> None:
-        self._events = None if events is None else events[events["datetime"] < moment]
-
-    def recall(self, user_id: Id) -> Recalled:
-        """Return what the user had done."""
-        from evaluation.online import DISMISSALS
-        from serve.requests import History
-        from serve.state import DISMISS, Recalled
-
-        if self._events is None or not len(self._events):
-            return Recalled()
-        events = self._events.astype({"item_id": object, "event": object})
-        is_dismissal = events["event"].isin(DISMISSALS)
-        last = events[is_dismissal].drop_duplicates("item_id", keep="last")
-        done = events[~is_dismissal]
-        columns = (done[name].to_numpy() for name in ("item_id", "datetime", "event", "weight"))
-        return Recalled(History(*columns), tuple(last["item_id"][last["event"] == DISMISS]))
+    if events is None or not (events["datetime"] < moment).any():
+        return Recalled()
+    events = events[events["datetime"] < moment].astype({"item_id": object, "event": object})
+    is_dismissal = events["event"].isin(DISMISSALS)
+    last = events[is_dismissal].drop_duplicates("item_id", keep="last")
+    done = events[~is_dismissal]
+    columns = (done[name].to_numpy() for name in ("item_id", "datetime", "event", "weight"))
+    return Recalled(History(*columns), tuple(last["item_id"][last["event"] == DISMISS]))
 
 
 def _find_places(found: Candidates, item_ids: pd.Series[str]) -> Any:

@@ -316,7 +316,7 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
     width, facts = index.vectors.shape[1], manifest.facts
     if (manifest.dim, facts.data_until) != (width, schema.data_until) or facts.popularity_dims > width:
         raise BundleError(f"{MANIFEST}: its vectors' width or its last day is not that of {INDEX} and {SCHEMA}")
-    weights = contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]
+    weights, segments = (contents[NEIGHBOUR_OFFSETS], contents[NEIGHBOURS]), contents.get(SEGMENTS)
     of_events = facts.neighbour_decay, facts.neighbour_context_gain
     return Bundle(
         path=path,
@@ -328,7 +328,9 @@ def _load(path: Path, required: Iterable[str], n_threads: int, trusted: Path | N
         neighbours=_read(NEIGHBOURS, lambda: Neighbours.from_bytes(*weights, len(index), *of_events)),
         items=read_items(contents[ITEMS], len(index), schema.item_id_type),
         golden=contents[GOLDEN].tobytes() if GOLDEN in contents else b"",
-        segments=_read_segments(contents, width),
+        segments=_read(SEGMENTS, lambda: Segments.from_bytes(segments.tobytes(), width))
+        if segments is not None
+        else None,
     )
 
 
@@ -337,12 +339,6 @@ def _read(name: str, read: Callable[[], T]) -> T:
         return read()
     except (SchemaError, ValueError) as error:
         raise BundleError(f"{name} cannot be read: {error}") from error
-
-
-def _read_segments(contents: Mapping[str, Content], width: int) -> Segments | None:
-    if SEGMENTS not in contents:
-        return None
-    return _read(SEGMENTS, lambda: Segments.from_bytes(contents[SEGMENTS].tobytes(), width))
 
 
 def _read_tower(name: str, contents: Mapping[str, Content], manifest: Manifest, n_threads: int) -> Tower:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -72,6 +73,13 @@ class Catalogue:
     def n_listed(self) -> int:
         """Count the items that are not removed."""
         return len(self) - (0 if self.is_removed is None else int(np.count_nonzero(self.is_removed)))
+
+    @cached_property
+    def texts(self) -> list[str]:
+        """What is searched of each item: its id and all that is text, in small letters."""
+        names = [one.name for one in self.table.schema if one.type in (pa.string(), pa.large_string())]
+        columns = (self.table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
+        return [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
 
     def __len__(self) -> int:
         return len(self.item_ids)

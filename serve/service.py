@@ -102,7 +102,7 @@ class Service:
 
         A request without a datetime is asked now, as `ask_now` says: by the clock of the data, unless it is to be ours.
         """
-        now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, state=self._state))
+        now, know = int(time.time()), cache(partial(know_user, profiles=current.profiles, recall=self._state.recall))
         end = self._end(current)
         for place, one in enumerate(raw):
             try:
@@ -135,8 +135,12 @@ class Service:
         arm: str | None = None,
     ) -> None:
         """Log the answers to one caller as shown."""
-        head = (int(time.time()), current.version, policy)
-        self.impressions.add([_to_impressions(request_id, one, *head, arm) for one in answers])
+        now, shown = int(time.time()), []
+        for one in answers:
+            drawn = np.ones(len(one.item_id)) if one.propensity is None else one.propensity
+            lists = one.item_id.tolist(), one.score.tolist(), drawn.tolist()
+            shown.append(Impressions(request_id, one.user_id, now, current.version, policy, *lists, arm))
+        self.impressions.add(shown)
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
         """Tell whether a list of a user may be drawn: not if they had as many today as the policy allows."""
@@ -170,7 +174,7 @@ class Service:
 
     def knows(self, user_id: Id) -> bool:
         """Tell whether there is anything about a user, who is not forgotten."""
-        return bool(know_user(user_id, self.current.profiles, self._state).user_known)
+        return bool(know_user(user_id, self.current.profiles, self._state.recall).user_known)
 
     def reload(self) -> str | None:
         """Load what the source has now, and let other processes do so; return why not: the version answers on."""
@@ -332,14 +336,6 @@ class MissingState:
     put = put_many = remove = note_load = is_recent = observe_many = log_impressions = expire_slices = refuse
 
 
-def _to_impressions(
-    request_id: str, answer: Answer, time: int, version: str, policy: str, arm: str | None
-) -> Impressions:
-    ids, drawn = answer.item_id.tolist(), answer.propensity
-    propensities = [1.0] * len(ids) if drawn is None else drawn.tolist()
-    return Impressions(request_id, answer.user_id, time, version, policy, ids, answer.score.tolist(), propensities, arm)
-
-
 def _measure(path: Path) -> int:
     try:
         return path.stat().st_size
@@ -349,10 +345,10 @@ def _measure(path: Path) -> int:
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:
     """Name the features of a user or a moment of which a request gives a value that training has not seen."""
-    context, features = request.context or {}, request.features or {}
+    given = {"context": request.context or {}, "features": request.features or {}}
+    known = {"context": schema.context_features, "features": schema.user_features}
     return [
-        *(f"context.{one.name}" for one in schema.context_features if _is_unknown(one, context.get(one.name))),
-        *(f"features.{one.name}" for one in schema.user_features if _is_unknown(one, features.get(one.name))),
+        f"{kind}.{one.name}" for kind in known for one in known[kind] if _is_unknown(one, given[kind].get(one.name))
     ]
 
 
@@ -386,8 +382,10 @@ def show_answer(recommender: Recommender, request: Request, answer: Answer, expl
     columns = zip(answer.item_id.tolist(), answer.score.tolist(), answer.rank.tolist(), strict=True)
     items = [{"item_id": item_id, "score": round(score, DECIMALS), "rank": rank} for item_id, score, rank in columns]
     if explain:
-        more = _explain(recommender, request, answer.item_id.tolist())
-        items = [item | added for item, added in zip(items, more, strict=True)]
+        (reasons,) = explain_items(recommender, [request], [answer.item_id.tolist()])
+        shown = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.find(answer.item_id))
+        for item, values, found in zip(items, shown, reasons, strict=True):
+            item |= {"columns": values, "reasons": [one.to_json() for one in found]}
     content: dict[str, Any] = {"items": items, "unknown_items": answer.unknown_items, "moment": request.datetime}
     if request.user_known is not None:
         content["user_known"] = request.user_known
@@ -396,11 +394,3 @@ def show_answer(recommender: Recommender, request: Request, answer: Answer, expl
     if unknown := find_unknown(recommender.bundle.schema, request):
         content["unknown_values"] = unknown
     return content if answer.reason is None else content | {"reason": answer.reason}
-
-
-def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id]) -> list[dict[str, Any]]:
-    """Return the columns of listed items, and the reasons for them."""
-    (reasons,) = explain_items(recommender, [request], [item_ids])
-    columns = show_items(recommender.catalogue.table, recommender.catalogue.item_ids.require(item_ids))
-    pairs = zip(columns, reasons, strict=True)
-    return [{"columns": values, "reasons": [one.to_json() for one in found]} for values, found in pairs]

@@ -22,11 +22,11 @@ import sqlite3
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -256,15 +256,14 @@ class StateStore:
         return int(count)
 
     def is_recent(self, time: int, now: int) -> bool:
-        """Tell whether `expire` would leave what happened then."""
+        """Tell whether `expire_slices` would leave what happened then."""
         return time >= now - self.retention_days * _DAY
 
-    def expire(self, now: int) -> int:
-        """Remove what is older than the retention window; return how many events and answers that were."""
-        return sum(self.expire_slices(now))
-
     def expire_slices(self, now: int) -> Iterator[int]:
-        """Do as `expire` a slice at a time, so that no event waits for long; yield the rows of each."""
+        """Remove what is older than the retention window, a slice at a time, so that no event waits for long.
+
+        Yield how many events and answers each slice was.
+        """
         check_seconds(int(now), "now")  # by milliseconds everything would be old
         for gone in self._delete_slices("datetime < ?", now - self.retention_days * _DAY):
             yield gone["event_rows"] + gone["answer_rows"]
@@ -440,20 +439,14 @@ def complete(request: Request, profiles: Profiles, state: StateStore) -> Request
     A history of its own stays; else it becomes that of the profile and the live events, by time. Dismissed items are
     excluded anyway. The profile of a forgotten user, which a process may have loaded earlier, is not read.
     """
-    return request if request.user_id is None else fill_in(request, know_user(request.user_id, profiles, state))
+    return request if request.user_id is None else fill_in(request, know_user(request.user_id, profiles, state.recall))
 
 
-class Recalls(Protocol):
-    """Whatever remembers users."""
-
-    def recall(self, user_id: Id) -> Recalled: ...
-
-
-def know_user(user_id: Id, profiles: Profiles, state: Recalls) -> Request:
+def know_user(user_id: Id, profiles: Profiles, recall: Callable[[Id], Recalled]) -> Request:
     """Return a request of a user with all that is to be filled in: nothing where their profile is all there is."""
     ids = profiles.history.item_id
     user_id = _fit(user_id, profiles.user_ids)
-    recalled = state.recall(user_id)
+    recalled = recall(user_id)
     if recalled.is_forgotten:
         return Request(user_id, history=History(ids[:0]), features={}, user_known=False)
     kind = str if ids.dtype == np.object_ else int

@@ -251,9 +251,8 @@ def _number_rows(batches: Iterable[pa.RecordBatch], layout: RowLayout) -> Iterat
 
 def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     """Cast timestamps to what Python holds: of nanoseconds Arrow would make objects of pandas."""
-    kinds = [pa.timestamp("us", one.type.tz) if pa.types.is_timestamp(one.type) else one.type for one in batch.schema]
-    columns = [column.cast(kind, safe=False) for column, kind in zip(batch.columns, kinds, strict=True)]
-    return pa.RecordBatch.from_arrays(columns, names=batch.schema.names)
+    kinds = (pa.timestamp("us", one.type.tz) if pa.types.is_timestamp(one.type) else one.type for one in batch.schema)
+    return batch.cast(pa.schema(list(zip(batch.schema.names, kinds, strict=True))), safe=False)
 
 
 _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {

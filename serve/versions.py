@@ -231,12 +231,6 @@ class Registry:
             write_file(self.path / name, "".join(f"{line}\n" for line in lines).encode())
             sync_folder(self.path)
 
-    def remove(self, folder: Path) -> None:
-        """Remove a version; readers see all of it or nothing."""
-        aside = self.path / f"{_COPIED}{uuid.uuid4().hex}"
-        os.rename(folder, aside)
-        shutil.rmtree(aside, ignore_errors=True)
-
     @contextmanager
     def writing(self, wait: bool = True) -> Iterator[None]:
         """Be the only one who changes the registry, and clear what a killed one left."""
@@ -385,7 +379,9 @@ def _prune(registry: Registry, published: str, keep: int) -> list[str]:
     before = [version for version in registry.past() if version in versions]
     removed = [version for version in versions[keep:] if version not in {published, current, *before[:1]}]
     for version in removed:
-        registry.remove(registry.path / version)
+        aside = registry.path / f"{_COPIED}{uuid.uuid4().hex}"  # readers see all of it or nothing
+        os.rename(registry.path / version, aside)
+        shutil.rmtree(aside, ignore_errors=True)
     return removed
 
 

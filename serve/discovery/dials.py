@@ -21,7 +21,8 @@ from serve.errors import SchemaError
 from serve.index import Floats, Ints, Mask
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
-from serve.requests import Filters, Id, Request, show
+from serve.requests import Filters, Request, show
+from serve.tables import join_filters
 
 Numbers = NDArray[np.float64]
 
@@ -104,14 +105,12 @@ def recommend_only(
     recommender: Recommender, requests: Iterable[Request], k: int, filter_viewed: bool | None, is_listed: Mask
 ) -> Recommendations:
     """Rank some items alone; the lists of requests that bound how many items share a value are empty."""
-    ids = recommender.catalogue.item_ids.ids[is_listed].tolist()
-    return recommender.recommend([_only(one, ids) for one in requests], k, filter_viewed)
-
-
-def _only(request: Request, ids: list[Id]) -> Request:
-    filters = request.filters or Filters()
-    kept = ids if filters.only is None else set(ids).intersection(filters.only)
-    return replace(request, filters=replace(filters, only=() if filters.at_most else tuple(kept)))
+    among = Filters(only=tuple(recommender.catalogue.item_ids.ids[is_listed].tolist()))
+    nothing, given = Filters(only=()), ((one, one.filters or Filters()) for one in requests)
+    only = [
+        replace(one, filters=nothing if filters.at_most else join_filters(filters, among)) for one, filters in given
+    ]
+    return recommender.recommend(only, k, filter_viewed)
 
 
 def _list(found: Recommendations, place: int) -> tuple[Ints, Floats]:

@@ -6,7 +6,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from itertools import islice
@@ -117,7 +117,7 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
     for each in (router, operating, *([] if access.read_only else [changing]), *([reloading] if may_reload else [])):
         app.include_router(each)
     for path, name in _PAGES.items():
-        app.add_route(path, _page(name), methods=["GET"])
+        app.add_route(path, partial(_send_page, name), methods=["GET"])
     write = partial(schemas.describe, app.openapi, lambda: service.current.catalogue.item_ids.ids)
     app.openapi = write  # type: ignore[method-assign]
     document = cache(lambda: _ENCODER.encode(app.openapi()))
@@ -363,5 +363,5 @@ def _state(request: Request) -> AppState:
     return request.app.state.shared  # type: ignore[no-any-return]
 
 
-def _page(name: str) -> Callable[[Request], Response]:
-    return lambda _: FileResponse(FilePath(__file__).with_name(name))
+def _send_page(name: str, _: Request) -> Response:
+    return FileResponse(FilePath(__file__).with_name(name))

@@ -62,9 +62,11 @@ class Worker:
 
     async def run(self, call: Callable[[], T]) -> T:
         """Run a call of one turn in the thread, or raise OverloadError."""
-        return await self.run_steps(_in_one_step(call), _never)
+        return await self.run_steps(_in_one_step(call))
 
-    async def run_steps(self, steps: Generator[None, None, T], is_gone: Callable[[], Awaitable[bool]]) -> T:
+    async def run_steps(
+        self, steps: Generator[None, None, T], is_gone: Callable[[], Awaitable[bool]] | None = None
+    ) -> T:
         """Run a generator in the thread, some of its steps at each turn, and return its result.
 
         Raise OverloadError: too many wait, the deadline is over, which is later for what takes several turns, or the
@@ -80,7 +82,7 @@ class Worker:
                     if n_turns:
                         await self._let_singles_pass()
                     async with self._turn(_SHORT if n_turns < _SHORT_TURNS else _LONG, number):
-                        if await is_gone():
+                        if is_gone is not None and await is_gone():
                             raise OverloadError
                         is_over, result = await asyncio.wrap_future(self._thread.submit(_advance, steps))
                     if is_over:
@@ -156,10 +158,6 @@ class Worker:
 def _in_one_step(call: Callable[[], T]) -> Generator[None, None, T]:
     yield from ()
     return call()
-
-
-async def _never() -> bool:
-    return False
 
 
 def _advance(steps: Generator[None, None, T]) -> tuple[bool, T | None]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from itertools import islice
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import numpy as np
-import pyarrow as pa
 
-from serve.catalogue import Catalogue, name_columns, name_items
+from serve.catalogue import name_columns, name_items
 from serve.columns import to_arrow
 from serve.discovery.dials import RECOMMENDED
 from serve.encode import to_text
@@ -23,7 +23,6 @@ _MAX_MATCHES = 1000  # items that are put in order
 _MAX_USERS, _TRIED, _SAMPLE = 5, 20, 100  # users to try, of so many each; of so many the segments are looked up
 _MAX_RECENT, _MAX_EVENTS = 4, 100  # distinct items that a user took last, and events among which they are looked for
 _USERS: WeakKeyDictionary[Recommender, list[dict[str, Any]]] = WeakKeyDictionary()
-_TEXTS: WeakKeyDictionary[Catalogue, list[str]] = WeakKeyDictionary()
 
 
 def describe_form(current: Recommender) -> dict[str, Any]:
@@ -87,18 +86,8 @@ def _describe_user(current: Recommender, user_id: Id) -> dict[str, Any]:
 def search_items(current: Recommender, text: str, k: int) -> list[Id]:
     """Return the ids of up to k listed items of which the texts hold all words: what is popular first."""
     ids, words = current.catalogue.item_ids, text.casefold().split()
-    texts = _read_texts(current.catalogue)
-    rows = [row for row, one in enumerate(texts) if all(word in one for word in words)][:_MAX_MATCHES]
+    matches = (row for row, one in enumerate(current.catalogue.texts) if all(word in one for word in words))
+    rows = [*islice(matches, _MAX_MATCHES)]
     asked = Request(filters=Filters(only=tuple(ids.ids[rows].tolist())), datetime=current.bundle.schema.data_until)
     (found,) = current.recommend([asked], k, filter_viewed=False)
     return found.item_id.tolist()  # type: ignore[no-any-return]
-
-
-def _read_texts(catalogue: Catalogue) -> list[str]:
-    """Return what is searched of each item: its id and all that is text, in small letters."""
-    if catalogue not in _TEXTS:
-        table = catalogue.table
-        names = [one.name for one in table.schema if pa.types.is_string(one.type) or pa.types.is_large_string(one.type)]
-        columns = (table.column(name).to_pylist() for name in dict.fromkeys(("item_id", *names)))
-        _TEXTS[catalogue] = [" ".join(map(str, filter(None, cells))).casefold() for cells in zip(*columns, strict=True)]
-    return _TEXTS[catalogue]

@@ -94,7 +94,7 @@ def test_answers_forgotten_users_and_limits_are_checked_too(store, path):
         with pytest.raises(SchemaError, match="user_id is"):
             store.forget("7", said)
     with pytest.raises(SchemaError, match="now is 1700000000000"):
-        store.expire(NOW * 1000)
+        sum(store.expire_slices(NOW * 1000))
     assert items_of(store, 7) == ["a"]
     assert store.forget(np.int64(7))["events"] == 1
 
@@ -178,11 +178,11 @@ def test_what_is_older_than_the_window_expires(path):
         for item_id, event, time in (("old", "buy", limit - 1), ("x", "dismiss", limit - 1), ("new", "buy", limit)):
             store.observe("u", item_id, event, time)
         store.log_impressions([answer_of("u", time=limit - 1), answer_of("v", "r2", limit)])
-        assert store.expire(NOW) == 3
+        assert sum(store.expire_slices(NOW)) == 3
         assert (items_of(store, "u"), store.recall("u").dismissed) == (["new"], ())
         assert query(path, "SELECT DISTINCT request_id FROM feedback") == [("r2",)]
         assert query(path, "SELECT count(*) FROM shown") == [(3,)]
-        assert store.expire(NOW) == 0
+        assert sum(store.expire_slices(NOW)) == 0
         assert path.with_name("state.db-wal").stat().st_size == 0
 
 
@@ -225,7 +225,7 @@ def test_users_of_whom_nothing_is_left_expire_too(path):
     with closing(StateStore(path, retention_days=10)) as store:
         store.observe_many(Observation(f"{SENTINEL}-{n}", "a", "view", NOW - 11 * DAY) for n in range(50))
         store.observe_many([Observation(f"{SENTINEL}-7", "b", "view", NOW), *events_of(3, 8)])
-        store.expire(NOW)
+        sum(store.expire_slices(NOW))
         content = read_all(path)
         assert [n for n in range(50) if f"{SENTINEL}-{n}".encode() in content] == [7]
         assert items_of(store, f"{SENTINEL}-7") == ["b"]
@@ -244,7 +244,7 @@ def test_to_forget_nobody_writes_nothing(store, path):
 
 def test_events_do_not_wait_until_all_rows_of_a_user_or_of_a_time_are_erased(store):
     store.log_impressions(answer_of(user, f"r{n}", NOW - n) for user in ("u", "v") for n in range(4000))
-    for erase in (lambda: store.forget("u"), lambda: store.expire(NOW + 500 * DAY)):
+    for erase in (lambda: store.forget("u"), lambda: sum(store.expire_slices(NOW + 500 * DAY))):
         thread, n_events = threading.Thread(target=erase), 0
         thread.start()
         while thread.is_alive():

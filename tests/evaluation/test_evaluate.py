@@ -223,6 +223,6 @@ def test_context_is_stated_as_vocabularies_know_it():
     rows = pd.DataFrame({"user_id": ["a", "b"], "day": days, "tags": ["x|y", None], "load": [1.5, np.nan]})
     schema = make_recommender(has_datetime=False, context_features=features).bundle.schema
     assert contextual_requests(rows, schema) == [
-        {"user_id": "a", "context": {"day": "2020-02-03", "tags": ["x", "y"], "load": 1.5}},
+        {"user_id": "a", "context": {"day": "2020-02-03", "tags": "x|y", "load": 1.5}},
         {"user_id": "b", "context": {"day": None, "tags": None, "load": None}},
     ]

@@ -91,7 +91,7 @@ def test_events_do_not_wait_while_users_are_forgotten_and_old_rows_expire(tmp_pa
         for erase in (
             lambda: store.forget("nobody"),
             lambda: store.forget("u7"),
-            lambda: store.expire(UNTIL + 100_000),
+            lambda: sum(store.expire_slices(UNTIL + 100_000)),
         ):
             waits, thread = [], threading.Thread(target=erase)
             thread.start()
