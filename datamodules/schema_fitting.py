@@ -73,10 +73,9 @@ def fit_schema(tables: Tables, train: pd.DataFrame, config: DataConfig, previous
         data_until=until,
     )
     days = (seconds - until) / DAY
-    aged = _fit_ages(schema, "user", users, train["user_id"], days, previous)
-    return replace(
-        schema, user_features=aged, item_features=_fit_ages(schema, "item", items, items["item_id"], 0.0, previous)
-    )
+    of_users = _fit_ages(schema, "user", users, train["user_id"], days, previous)
+    of_items = _fit_ages(schema, "item", items, items["item_id"], 0.0, previous)
+    return replace(schema, user_features=of_users, item_features=of_items)
 
 
 def _fit_ages(
@@ -208,10 +207,8 @@ def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature
 def _fit_several(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:
     values = cells.map(lambda cell: split_cell(feature, cell))
     width = min(max(map(len, values), default=1), WIDEST_CELL)
-    vocabulary = by_frequency(
-        values.explode(), None if users is None else users.repeat([max(len(cell), 1) for cell in values])
-    )
-    return replace(feature, vocabulary=vocabulary, width=max(width, 1))
+    owners = None if users is None else users.repeat([max(len(cell), 1) for cell in values])
+    return replace(feature, vocabulary=by_frequency(values.explode(), owners), width=max(width, 1))
 
 
 def _fit_number(feature: Feature, cells: pd.Series) -> Feature:

@@ -73,7 +73,11 @@ class SetExamples:
         starts, stops = events.offsets[:-1][plan.users], events.offsets[1:][plan.users]
         places, segment = spans(starts, stops), np.repeat(np.arange(n), stops - starts)
         is_target = plan.fold_of_event[places] == plan.folds[segment]
-        is_seen = ~is_target & (rng.random(len(places)) < self.draw_shares(n, rng)[segment])
+        lot, shares = rng.random(len(places)), np.where(rng.random(n) < THINNED, rng.random(n), 1.0)
+        shares = np.where(
+            rng.random(n) < self.dropout.history, 0.0, shares
+        )  # of the other items that each example sees
+        is_seen = ~is_target & (lot < shares[segment])
         asked = _pick(events, places, segment, is_target, n)
         targets = scale_by_user(distinct_targets(asked, self.sequences.target_weight[places[is_target]]), n)
         share = self.n_folds[plan.users] ** -0.5  # of each of a user's parts: many items count more, not as many times
@@ -83,11 +87,6 @@ class SetExamples:
         context = self.context(places[is_target], segment[is_target], rng)
         past = _pick(events, places, segment, is_seen, n)
         return self.maker.make(past, np.zeros(n, dtype=np.int64), 0, targets, user, context)
-
-    def draw_shares(self, n: int, rng: np.random.Generator) -> np.ndarray:
-        """Draw the share of the other items that each of n examples sees."""
-        shares = np.where(rng.random(n) < THINNED, rng.random(n), 1.0)
-        return np.where(rng.random(n) < self.dropout.history, 0.0, shares)
 
     def context(self, places: Ints, segment: Ints, rng: np.random.Generator) -> EncodedFeatures:
         """Return the request context of each example: that of one of its targets' events."""

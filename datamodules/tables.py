@@ -14,11 +14,12 @@ import pandas as pd
 from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
 from datamodules.rejects import KINDS, OTHER_LENGTH, Rejects, advise, describe, place_of, setting_of
-from datamodules.values import INTEGER, read_cells, unify_ids
+from datamodules.values import read_cells, unify_ids
 from serve.clock import DAY
 from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
+from serve.requests import INTEGER
 
 PART = "part of the split"  # reserved column of the interactions where files give the split
 TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
@@ -158,9 +159,8 @@ class _Typed:
             blank = self.frame.assign(**{column.name: self.frame[column.name].mask(is_fault)})
             return replace(self, frame=blank, cells=pd.concat([self.cells, more], ignore_index=True), faults=faults)
         frame, places = (one[~is_fault].reset_index(drop=True) for one in (self.frame, self.places))
-        return _Typed(
-            frame, places, pd.concat([self.rejects, more], ignore_index=True), self.cells, faults, self.n_right
-        )
+        rejects = pd.concat([self.rejects, more], ignore_index=True)
+        return replace(self, frame=frame, places=places, rejects=rejects, faults=faults)
 
 
 def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typed:
@@ -204,9 +204,8 @@ def _type_file(raw: Records, timezone: str | None, layout: TableConfig, keeps_ro
             (cells if is_cell else records).append(faults[-1][~is_blank[is_fault]])
             is_blank |= is_fault
         typed[column.name] = read.values.mask(is_blank & ~is_bad) if is_cell else read.values
-        n_right[column.name] = int(
-            (read.values.notna() & ~np.logical_or.reduce([is_torn, *read.faults.values()])).sum()
-        )
+        is_wrong = np.logical_or.reduce([is_torn, *read.faults.values()])
+        n_right[column.name] = int((read.values.notna() & ~is_wrong).sum())
         is_bad = is_bad if is_cell else is_blank
     frame = pd.DataFrame(typed)[~is_bad].reset_index(drop=True)
     places = pd.DataFrame({"file": pd.Series(raw.file, frame.index, dtype=paths), "line": raw.lines[~is_bad]})
@@ -289,7 +288,7 @@ def _find_hints(table: str, file: Records) -> Iterator[str]:
     """Say on which line a text, such as a header, keeps ids from being integers; hints are kept, so they name no id."""
     for column in (column for column in file.columns if file.is_text and column.role == "id"):
         ids = file.frame[column.name].dropna().drop_duplicates()
-        odd = ids[~ids.str.fullmatch(INTEGER)]
+        odd = ids[~ids.str.fullmatch(INTEGER.pattern)]
         if 0 < len(odd) <= max(1, MAX_ODD_IDS * len(ids)) and len(ids) - len(odd) >= MIN_INTEGER_IDS:
             line = int(file.lines[odd.index[0]])
             place = f"line {line} of {file.file}" + ", which looks like a header" * (line == 1)

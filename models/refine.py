@@ -230,9 +230,8 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
         Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
     named = {name: estimators[name] for name, alpha in refinement.alphas.items() if alpha}
-    added = build_weights(
-        named, read_interactions(data), towers, list(data.drawn_requests(MAX_DRAWN)), refinement.decay
-    )
+    requests = list(data.drawn_requests(MAX_DRAWN))
+    added = build_weights(named, read_interactions(data), towers, requests, refinement.decay)
     terms = [refinement.alphas[name] * weights for name, weights in added.items()]  # (N, N) each, (1, N) a trend
     of_items = sum((one for one in terms if one.shape[0] > 1), sp.csr_array((towers.n_items,) * 2, dtype=np.float32))
     of_items.sort_indices()

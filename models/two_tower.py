@@ -46,9 +46,8 @@ class TwoTower(pl.LightningModule):
         self.sampler = sampler
         self.seed = seed
         is_cosine = recipe.similarity == "cosine"
-        self.log_temperature = nn.Parameter(
-            torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0), requires_grad=is_cosine
-        )
+        first = torch.tensor(math.log(TEMPERATURE) if is_cosine else 0.0)
+        self.log_temperature = nn.Parameter(first, requires_grad=is_cosine)
         self.validation_values: dict[str, list[np.ndarray]] = {}
         self.validation_items = torch.empty(0)  # (N, W) while a validation runs
 
@@ -91,9 +90,8 @@ class TwoTower(pl.LightningModule):
         local = batch._replace(history_rows=positions[:n_history].view_as(batch.history_rows))
         items = self.towers.some_item_vectors(distinct, self.towers.no_popularity)  # (n, W)
         users = self.towers.window_vectors(local, items)  # (M, W)
-        return sampled_window_loss(
-            users / self.temperature, items, local, replace(negatives, rows=positions[n_history:])
-        )
+        negatives = replace(negatives, rows=positions[n_history:])
+        return sampled_window_loss(users / self.temperature, items, local, negatives)
 
     def request_step(self, batch: RequestBatch) -> Tensor:
         if self.sampler is not None and self.towers.user_tower.memory is None:

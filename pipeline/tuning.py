@@ -110,9 +110,8 @@ def _share(value: float, most: float) -> BaseDistribution:
 
 def _doublings(value: int, n_doublings: int) -> BaseDistribution:
     """Return the half, the value and its doublings; of 0, 0 alone."""
-    return CategoricalDistribution(
-        sorted({max(value // 2, min(value, 1))} | {value << n for n in range(n_doublings + 1)})
-    )
+    half = max(value // 2, min(value, 1))
+    return CategoricalDistribution(sorted({half, *(value << n for n in range(n_doublings + 1))}))
 
 
 def tidy(values: Mapping[str, Any]) -> dict[str, Any]:

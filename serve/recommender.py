@@ -290,9 +290,8 @@ class RequestEncoder:
 def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> np.ndarray:
     """Put one column of all histories in an array, `missing` where a history lacks it."""
     columns = ((getattr(one, name), len(one)) for one in histories)
-    return np.concatenate(
-        [np.full(n, missing, dtype) if column is None else np.asarray(column, dtype) for column, n in columns]
-    )
+    whole = (np.full(n, missing) if column is None else column for column, n in columns)
+    return np.concatenate([np.asarray(column, dtype) for column in whole])
 
 
 def golden_answer(recommender: Recommender) -> GoldenAnswer:

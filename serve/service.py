@@ -144,10 +144,9 @@ class Service:
 
     def explores(self, user_id: Id | None, policy: Policy) -> bool:
         """Tell whether a list of a user may be drawn: not if they had as many today as the policy allows."""
-        since, prefix = int(time.time()) // _DAY * _DAY, "explore"
-        return policy.kind == prefix and (
-            user_id is None or self._state.count_answers(user_id, since, prefix) < policy.lists_per_day
-        )
+        if policy.kind != "explore" or user_id is None:
+            return policy.kind == "explore"
+        return self._state.count_answers(user_id, int(time.time()) // _DAY * _DAY, policy.kind) < policy.lists_per_day
 
     def similar(self, item_id: Id, k: int, explain: bool) -> tuple[str, dict[str, Any]]:
         """Find the items nearest to a known item; return the version that answers, and the answer as JSON values."""
@@ -345,11 +344,9 @@ def _measure(path: Path) -> int:
 
 def find_unknown(schema: Schema, request: Request) -> list[str]:
     """Name the features of a user or a moment of which a request gives a value that training has not seen."""
-    given = {"context": request.context or {}, "features": request.features or {}}
-    known = {"context": schema.context_features, "features": schema.user_features}
-    return [
-        f"{kind}.{one.name}" for kind in known for one in known[kind] if _is_unknown(one, given[kind].get(one.name))
-    ]
+    sides = {"context": schema.context_features, "features": schema.user_features}
+    asked = ((kind, one, (getattr(request, kind) or {}).get(one.name)) for kind in sides for one in sides[kind])
+    return [f"{kind}.{one.name}" for kind, one, value in asked if _is_unknown(one, value)]
 
 
 def _is_unknown(feature: Feature, value: Any) -> bool:

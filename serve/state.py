@@ -279,9 +279,8 @@ class StateStore:
     def list_known(self, user_ids: Iterable[Id]) -> set[str]:
         """Return, as texts, the users of whom there are events or answers."""
         keys = {text: user_key(self._salt, text) for text in map(str, user_ids)}
-        return {
-            text for text, key in keys.items() for _, number in self._read(_FIND_USER, text, key) if number is not None
-        }
+        found = {text: self._read(_FIND_USER, text, key) for text, key in keys.items()}
+        return {text for text, rows in found.items() if any(number is not None for _, number in rows)}
 
     def forget(self, *user_ids: Id) -> dict[str, int]:
         """Erase users, so that nothing in the file or its log leads to them; return how many rows there were.

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -142,11 +142,9 @@ def _choose(
     nearest, is_left = np.full(len(worth), -np.inf), np.ones(len(worth), np.bool_)
     for place in range(1, places[0] + 1):
         is_due = is_left & is_new & (is_new[chosen].sum() < int(place * places[1] + _ROUNDING))
-        value = worth - nearest if chosen else worth
-        is_open = is_left & (np.arange(len(worth)) < n_pool)
-        best = int(
-            np.where(is_due, scores, -np.inf).argmax() if is_due.any() else np.where(is_open, value, -np.inf).argmax()
-        )
+        is_open = is_due if is_due.any() else is_left & (np.arange(len(worth)) < n_pool)
+        value: NDArray[Any] = scores if is_due.any() else worth - nearest if chosen else worth
+        best = int(np.where(is_open, value, -np.inf).argmax())
         chosen.append(best)
         is_left[best] = False
         nearest = np.maximum(nearest, likeness[best])

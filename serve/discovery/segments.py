@@ -235,16 +235,13 @@ def _find_marks(labels: Ints, trait: Trait, k: int) -> list[list[Mark]]:
     lifts = shares / np.where(of_all > 0, of_all, 1)
     is_mark = (people >= MIN_PEOPLE) & (lifts >= MIN_LIFT) & (shares >= MIN_SHARE)
     telling = np.where(is_mark, shares * np.log(np.where(is_mark, lifts, 1)), 0)
-    marks: list[list[Mark]] = []
-    for one, best in enumerate(np.argsort(-telling, axis=1, kind="stable")[:, :N_MARKS].tolist()):
-        figures = [
-            (code, people[one, code], shares[one, code], lifts[one, code]) for code in best if is_mark[one, code]
-        ]
-        rounded = [
-            (str(trait.values[code]), int(n), round(float(a), 4), round(float(b), 2)) for code, n, a, b in figures
-        ]
-        marks.append([Mark(trait.kind, trait.name, *each) for each in rounded])
-    return marks
+    best = np.argsort(-telling, axis=1, kind="stable")[:, :N_MARKS].tolist()
+
+    def mark(one: int, code: int) -> Mark:
+        figures = int(people[one, code]), round(float(shares[one, code]), 4), round(float(lifts[one, code]), 2)
+        return Mark(trait.kind, trait.name, str(trait.values[code]), *figures)
+
+    return [[mark(one, code) for code in codes if is_mark[one, code]] for one, codes in enumerate(best)]
 
 
 def _write(marks: Sequence[Mark]) -> str:

@@ -69,8 +69,7 @@ def test_users_requests_frames_and_histories_are_asked_alike(shop):
         np.array(["u0", "u1"], dtype=object),
         frame["user_id"],
         frame,
-        frame.convert_dtypes(),  # missing cells are pd.NA
-        frame.assign(device=pd.Series([pd.NA, pd.NA], dtype="string")),
+        frame.assign(device=[pd.NA, pd.NA]),
     ):
         assert rows_of(shop.recommend(asked, k=4)) == expected
     assert rows_of(shop.recommend("u1", k=4)) == expected[1:]

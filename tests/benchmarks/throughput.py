@@ -40,7 +40,14 @@ def main() -> None:
     model = make_model(work.recipe, data, work.config.seed)
     batches = [data.examples[plan] for plan in data.examples.plan(0, 0)[:N_BATCHES]]
     steps = median(step_rates(model, batches))
-    loaded = median(timed(lambda: sum(int(batch.is_target.sum()) for batch in make_loader(data.examples, EpochSampler(data.examples, data.seed)))))
+    loaded = median(
+        timed(
+            lambda: sum(
+                int(batch.is_target.sum())
+                for batch in make_loader(data.examples, EpochSampler(data.examples, data.seed))
+            )
+        )
+    )
     print(f"matrix products  {gigaflops():8.1f} GFLOP/s ({torch.get_num_threads()} threads)")
     print(f"training steps   {steps:8,.0f} targets/s")
     print(f"loader alone     {loaded:8,.0f} targets/s, {loaded / steps:.1f} x the steps")

@@ -110,9 +110,7 @@ def test_a_plan_is_a_function_of_seed_and_epoch(case):
 
     def key(seed: int, epoch: int) -> str:
         plans = examples.plan(seed, epoch)
-        return str(
-            [(p.users.tolist(), p.stops.tolist(), p.trend, p.ends.tolist()) for p in plans]
-        )
+        return str([(p.users.tolist(), p.stops.tolist(), p.trend, p.ends.tolist()) for p in plans])
 
     keys = {(seed, epoch): key(seed, epoch) for seed in (1, 2) for epoch in (0, 1, 2)}
     assert keys == {place: key(*place) for place in reversed(keys)}
