@@ -99,9 +99,8 @@ def fit(
     content = _configure({name: table for name, table in given.items() if table is not None}, features or {}, options)
     folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
     try:
-        _train(
-            content | {"out": str(folder)}, None if isinstance(events, (str, Path)) else (events, users, items), quiet
-        )
+        frames = None if isinstance(events, (str, Path)) else (events, users, items)
+        _train(content | {"out": str(folder)}, frames, quiet)
         recommender = load(folder)
     except BaseException:
         if out is None:

@@ -42,26 +42,28 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, write the files and print the figures."""
-    path = arguments.run / STATE / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give the folder of a run, or the registry, that a service has served"
-        )
-    if not 0 < arguments.window_days <= MAX_WINDOW_DAYS:
-        raise SchemaError(f"--window-days is {arguments.window_days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}")
-    from evaluation.online import join, read_log
-
-    shares = {}
+    feedback, shares = read_feedback(arguments), {}
     if arguments.experiment is not None:
         from serve.discovery.experiment import Experiment
 
         shares = {arm.name: arm.share for arm in Experiment.read(arguments.experiment).arms}
-    feedback = join(*read_log(path), targets=arguments.targets, window=int(arguments.window_days * DAY))
     figures = describe(feedback, _count_items(arguments.run), shares)
     write(arguments.run / FEEDBACK, feedback, figures)
     sys.stdout.write(
         f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: {arguments.run / FEEDBACK / PAGE}\n"
     )
+
+
+def read_feedback(arguments: argparse.Namespace) -> Feedback:
+    """Read the log of a run, with what followed each list in a window."""
+    path = arguments.run / STATE / STATE_FILE
+    if not path.exists():
+        raise SchemaError(f"{path} does not exist; give a folder, of a run or a registry, that a service has served")
+    if not 0 < arguments.window_days <= MAX_WINDOW_DAYS:
+        raise SchemaError(f"--window-days is {arguments.window_days:g}; allowed: above 0, up to {MAX_WINDOW_DAYS:g}")
+    from evaluation.online import join, read_log
+
+    return join(*read_log(path), targets=arguments.targets, window=int(arguments.window_days * DAY))
 
 
 def describe(feedback: Feedback, n_items: int, shares: Mapping[str, float]) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.bundle import STATE, STATE_FILE
+from evaluation.feedback import read_feedback
 from serve.command_line import make_parser, run_command
 from serve.errors import SchemaError
 
@@ -46,17 +46,11 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, ask again, and print the estimates as JSON."""
-    path = arguments.run / STATE / STATE_FILE
-    if not path.exists():
-        raise SchemaError(
-            f"{path} does not exist; give the folder of a run, or the registry, that a service has served"
-        )
+    feedback = read_feedback(arguments)
     from evaluation.off_policy import estimate
-    from evaluation.online import DAY, join, read_log
     from serve.recommender import Recommender
 
     recommender = Recommender.load(arguments.bundle)
-    feedback = join(*read_log(path), targets=arguments.targets, window=int(arguments.window_days * DAY))
     logged = ask_again(recommender, feedback)
     found = estimate(logged)
     was = {"value": float(logged.reward.mean()), "slots": len(logged.reward)}

@@ -2,7 +2,7 @@
 
 The views are all items, `repeat`, those that the user has, and `novel`, the others. Where items may not be recommended
 again only `novel` exists; its owned targets then count as misses.
-Letters: B requests, b requests of a tile, N items, K places of a list, C contenders.
+Letters: B requests, b requests of a tile, N items, K places of a list.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ Scores = npt.NDArray[np.float32]
 ScoreRows = Callable[[Ints], Scores]  # rows (b,) of users or requests -> scores of the whole catalogue, (b, N)
 
 TILE_CELLS, CACHED_CELLS = 2**22, 2**17  # of one matrix of scores, 16 MiB, and of those ranked at once in the cache
-BLOCKS = 8  # blocks of a row per place of the list
-LOWEST = np.finfo(np.float32).min
 NOTHING = np.iinfo(np.int64).max  # sorts behind every score
 
 
@@ -37,47 +35,13 @@ def top_k(scores: Scores, k: int) -> Ints:
     Scores that are not finite are never listed; -1 fills the places that are left.
     """
     n_rows, n_items = scores.shape
-    lists = np.full((n_rows, k), -1, np.int64)
-    found = min(k, n_items)
+    lists, found = np.full((n_rows, k), -1, np.int64), min(k, n_items)
     for rows in tiles(n_rows, n_items, CACHED_CELLS):
-        lists[rows, :found] = _rank(scores[rows], found)
+        some = scores[rows]  # (b, N)
+        keys = np.where(np.isfinite(some), _order_keys(some, np.arange(n_items)), NOTHING)  # (b, N)
+        best = np.sort(np.partition(keys, found - 1, axis=1)[:, :found], axis=1)  # (b, found)
+        lists[rows, :found] = np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
     return lists
-
-
-def _rank(scores: Scores, k: int) -> Ints:
-    if not scores.max() < np.inf:  # not true of NaN either
-        scores = np.where(np.isfinite(scores), scores, -np.inf)
-    keys = _order_contenders(scores, scores >= _bound_listed(scores, k)[:, None], k)  # (b, at least k)
-    best = np.sort(np.partition(keys, k - 1, axis=1)[:, :k], axis=1)  # (b, k)
-    return np.where(best == NOTHING, -1, best & 0xFFFFFFFF)
-
-
-def _bound_listed(scores: Scores, k: int) -> Scores:
-    """Return a bound that at least k finite scores of each row reach, and few more, (b,).
-
-    The k-th best of the maxima of disjoint blocks is one. Where rows are short it is the lowest finite number.
-    """
-    n_rows, n_items = scores.shape
-    depth = n_items // (BLOCKS * k)
-    if depth < 2:
-        return np.full(n_rows, LOWEST)
-    n_blocks = n_items // depth
-    maxima = scores[:, : n_blocks * depth].reshape(n_rows, depth, n_blocks).max(axis=1)  # (b, blocks)
-    return np.maximum(np.partition(maxima, n_blocks - k, axis=1)[:, n_blocks - k], LOWEST)
-
-
-def _order_contenders(scores: Scores, is_contender: Bools, k: int) -> Ints:
-    """Return the keys of each row's contenders side by side, (b, at least k); `NOTHING` where there are no more."""
-    n_rows, n_items = scores.shape
-    counts = np.count_nonzero(is_contender, axis=1)  # (b,)
-    if counts.max() > n_items // 8:  # many equal scores: gathering them takes longer than leaving them
-        return np.where(is_contender, _order_keys(scores, np.arange(n_items)), NOTHING)
-    row = np.repeat(np.arange(n_rows), counts)  # (C,)
-    cell = np.flatnonzero(is_contender)  # (C,)
-    place = np.arange(len(cell)) - (np.cumsum(counts) - counts)[row]  # (C,)
-    keys = np.full((n_rows, max(k, counts.max())), NOTHING)
-    keys[row, place] = _order_keys(scores.reshape(-1)[cell], cell - row * n_items)
-    return keys
 
 
 def _order_keys(scores: Scores, items: Ints) -> Ints:

@@ -246,12 +246,11 @@ class _Placement:
         rows[is_new] = len(catalogue) + np.arange(is_new.sum())
         added = [one.item_id for one, new in zip(changes, is_new, strict=True) if new]
         live = np.flatnonzero(rows >= len(self._original))
-        items = [changes[place].columns for place in live]
-        columns = {name: [item.get(name) for item in items] for name in self._content}
+        items = [{name: changes[place].columns.get(name) for name in self._content} for place in live]
         vectors, facts = catalogue.index.vectors, catalogue.facts
         if len(live):  # those that are not new may have other content
-            vectors = _put_rows(vectors, rows[live], self._recommender.encode_item_columns(columns, len(live)))
-            facts = None if facts is None else self._place_facts(facts, rows[live], columns)
+            vectors = _put_rows(vectors, rows[live], self._recommender.encode_items(items))
+            facts = None if facts is None else self._place_facts(facts, rows[live], items)
         is_removed = np.zeros(len(catalogue), np.bool_) if catalogue.is_removed is None else catalogue.is_removed
         is_removed = _put_rows(is_removed, rows, np.array([one.is_removed for one in changes]))
         written = pa.concat_tables([catalogue.table, self._write(changes, rows, facts)])
@@ -271,9 +270,10 @@ class _Placement:
         has_content = any(item.columns.get(name) is not None for name in self._content)
         return self._knows(item.item_id) or (item.is_added and has_content)
 
-    def _place_facts(self, facts: ItemFacts, rows: Ints, columns: Values) -> ItemFacts:
+    def _place_facts(self, facts: ItemFacts, rows: Ints, items: Sequence[Values]) -> ItemFacts:
         """Return the facts of the catalogue with those of n items: the mean rate of repeats of their categories."""
         features, known = self._schema.item_features, self._rates
+        columns = {name: [item[name] for item in items] for name in self._content}
         categories = category_rows(features, encode_features(features, columns, len(rows), self._schema.timezone).codes)
         rates = known[categories].mean(axis=1) if categories.size else np.full(len(rows), known.mean())
         repeat_rate = _put_rows(facts.repeat_rate, rows, rates)

@@ -127,12 +127,6 @@ def _feature_values(feature: Feature, values: Any) -> NDArray[Any]:
     return texts
 
 
-def write_profiles(folder: Path, profiles: Profiles) -> None:
-    """Write or replace the profiles in a folder; if it fails, the old ones stay."""
-    with _writing(folder):
-        _write_manifest(folder, _write_parts(folder, profiles))
-
-
 def stage_profiles(folder: Path, profiles: Profiles, version: str) -> None:
     """Write profiles that only the bundle of this version reads, until `settle_profiles`."""
     with _writing(folder):

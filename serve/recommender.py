@@ -131,18 +131,13 @@ class Recommender:
 
     def encode_items(self, rows: Sequence[Mapping[str, Any]]) -> Floats:
         """Return vectors (n, W) of items that the bundle lacks, as visible as an average one, by column -> value."""
-        columns = {name: [row.get(name) for row in rows] for name in set().union(*rows)}
-        return self.encode_item_columns(columns, len(rows))
-
-    def encode_item_columns(self, columns: Mapping[str, Any], n_items: int) -> Floats:
-        """Do as `encode_items` with a table: feature column -> a list or numpy array of `n_items` raw values."""
-        schema = self.bundle.schema
+        schema, columns = self.bundle.schema, {name: [row.get(name) for row in rows] for name in set().union(*rows)}
         known = {feature.column for feature in schema.item_features}
         for name in columns:
             if name not in known:
                 raise SchemaError(f"items: unknown column '{name}'; {name_nearest(str(name), known)}")
-        encoded = encode_features(schema.item_features, columns, n_items, schema.timezone)
-        tiles = (encoded.take(np.arange(n_items)[tile]) for tile in _tiles(n_items))
+        encoded = encode_features(schema.item_features, columns, len(rows), schema.timezone)
+        tiles = (encoded.take(np.arange(len(rows))[tile]) for tile in _tiles(len(rows)))
         return np.concatenate([self.bundle.vectors[:0], *map(self.towers.items, tiles)])
 
     def _answer(self, requests: Iterable[RawRequest], k: int, view: View) -> Recommendations:

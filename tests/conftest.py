@@ -10,11 +10,10 @@ from pathlib import Path
 import pytest
 
 from serve.bundle import Bundle
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.state import StateStore
 from tests.linear_bundle import SEED, SHOP, WORLDS, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.tiny_bundle import publish_tiny
 
 

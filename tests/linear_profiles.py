@@ -4,9 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 
-from serve.profiles import History, Profiles
+from serve.profiles import History, Profiles, settle_profiles, stage_profiles
 from serve.schema import Schema
 from tests.linear_bundle import DAY, UNTIL, item_ids
+
+
+def write_profiles(folder, profiles):
+    """Write or replace the profiles in a folder, as a training does."""
+    stage_profiles(folder, profiles, "of a bundle")
+    settle_profiles(folder, "of a bundle")
 
 
 def draw_history(schema, length, rng):

@@ -58,11 +58,6 @@ def _by(name: str) -> Discriminator:
 
 Ask = Annotated[Annotated[AskOne, Tag("one")] | Annotated[AskMany, Tag("many")], _by("requests")]
 Tell = Annotated[Annotated[EventBody, Tag("one")] | Annotated[EventsBody, Tag("many")], _by("events")]
-AskedBody = Annotated[Ask, Body()]
-SimilarBody = Annotated[AskSimilar, Body()]
-ToldBody = Annotated[Tell, Body()]
-ErasedBody = Annotated[ForgetBody, Body()]
-PutBody = Annotated[ItemBody, Body()]
 SearchText = Annotated[str, Query(min_length=1, max_length=256, description="Words, or parts of some.")]
 SearchLength = Annotated[int, Query(ge=1, le=100)]
 ItemPath = Annotated[str, Path(min_length=1, max_length=256, pattern=r"^[^\x00\ufffd]+$")]
@@ -126,7 +121,7 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
 
 
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
-async def recommend(request: Request, body: AskedBody) -> Response:
+async def recommend(request: Request, body: Annotated[Ask, Body()]) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
     if state.service.arms is not None:
         return await state.answers.run_steps(_recommend_in_arms(request, given), request.is_disconnected)
@@ -136,7 +131,7 @@ async def recommend(request: Request, body: AskedBody) -> Response:
 
 
 @router.post("/v1/similar", response_model=schemas.SimilarAnswer, summary="The items nearest to an item")
-async def similar(request: Request, body: SimilarBody) -> Response:
+async def similar(request: Request, body: Annotated[AskSimilar, Body()]) -> Response:
     state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
     return await state.answers.run(lambda: _write(request, *state.service.similar(body["item_id"], k, explain)))
 
@@ -179,7 +174,7 @@ async def form(request: Request) -> Response:
 @changing.post(
     "/v1/events", response_model=schemas.EventsAnswer, summary="Keep events of users: they count in the next answer"
 )
-async def add_events(request: Request, body: ToldBody) -> Response:
+async def add_events(request: Request, body: Annotated[Tell, Body()]) -> Response:
     state, given = _state(request), cast(dict[str, Any], body)
     n_kept = await asyncio.to_thread(state.service.observe, given.get("events", [given]))
     state.metrics.events.inc(n_kept)
@@ -187,7 +182,7 @@ async def add_events(request: Request, body: ToldBody) -> Response:
 
 
 @changing.post("/v1/users/forget", response_model=schemas.ForgetAnswer, summary="Erase a user, with a receipt")
-async def forget_user(request: Request, body: ErasedBody) -> Response:
+async def forget_user(request: Request, body: Annotated[ForgetBody, Body()]) -> Response:
     state = _state(request)
     user_known = state.service.knows(body["user_id"])
     receipts = await asyncio.shield(asyncio.wrap_future(state.service.forget(body["user_id"])))
@@ -196,7 +191,7 @@ async def forget_user(request: Request, body: ErasedBody) -> Response:
 
 
 @changing.put("/v1/items/{item_id:path}", response_model=schemas.PutAnswer, summary="Add or change an item")
-async def put_item(request: Request, item_id: ItemPath, body: PutBody) -> Response:
+async def put_item(request: Request, item_id: ItemPath, body: Annotated[ItemBody, Body()]) -> Response:
     state = _state(request)
     await asyncio.to_thread(state.service.items.put, item_id, body["columns"])
     return _write(request, state.service.version, {})

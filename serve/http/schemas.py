@@ -154,11 +154,6 @@ class PutAnswer(ReloadAnswer):
     latency_ms: float
 
 
-class Neighbour(TypedDict):
-    item_id: str | int
-    cosine: float
-
-
 class ReasonOfItem(TypedDict):
     """`effect` is the fall of the score when this alone is left out; `item_id` and days are those of a past event."""
 
@@ -225,7 +220,9 @@ class SegmentsAnswer(PutAnswer):
     segments: list[LongSegment]
 
 
-class SimilarItem(Neighbour):
+class SimilarItem(TypedDict):
+    item_id: str | int
+    cosine: float
     columns: NotRequired[dict[str, Any]]
 
 

@@ -23,13 +23,13 @@ from serve.durable import read_erasure_list
 from serve.erasure import Erasures, add_to_erasure_list, erase_forgotten, forget_known, forget_users
 from serve.errors import BundleError
 from serve.live_items import LiveItems
-from serve.profiles import Profiles, stage_profiles, write_profiles
+from serve.profiles import Profiles, stage_profiles
 from serve.recommender import Recommender
 from serve.requests import History, Request
 from serve.state import Impressions, Observation, StateStore, complete, is_forgotten
 from tests.around.lost_power import Disk
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 
 ROOT = Path(__file__).parents[2]
 SENTINEL = "sentinel-4c7"

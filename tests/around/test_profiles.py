@@ -15,10 +15,10 @@ from serve.profiles import (
     feature_values,
     settle_profiles,
     stage_profiles,
-    write_profiles,
 )
 from serve.schema import Feature
 from tests.around.lost_power import Disk
+from tests.linear_profiles import write_profiles
 
 FEATURES = (
     Feature("age", "numeric", "birth_year", mean=3.0, scale=2.0),

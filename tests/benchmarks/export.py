@@ -60,10 +60,10 @@ def time_export(recommender: Recommender, folder: Path, n_rows: int) -> float:
 def time_tower(recommender: Recommender, path: Path) -> float:
     """Return rows a second of the session on the arrays that the export makes of the first rows."""
     rows = [row for _, row in islice(read_items(path, recommender.bundle.schema), N_TIMED)]
-    columns = {name: [row.get(name) for row in rows] for name in rows[0] if name != ITEM_ID}
+    features = [{name: value for name, value in row.items() if name != ITEM_ID} for row in rows]
     tower = recommender.bundle.item_tower
     with mock.patch.object(tower, "run", wraps=tower.run) as run:
-        recommender.encode_item_columns(columns, len(rows))
+        recommender.encode_items(features)
     feeds = [call.args[0] for call in run.call_args_list]
     start = time.perf_counter()
     for feed in feeds:

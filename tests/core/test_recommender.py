@@ -5,7 +5,6 @@ import pytest
 
 from serve.bundle import Bundle
 from serve.errors import BundleError, SchemaError
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.requests import Request
 from tests.linear_bundle import (
@@ -23,7 +22,7 @@ from tests.linear_bundle import (
     publish_linear,
     vectors_of,
 )
-from tests.linear_profiles import draw_history, known_users, make_profiles, requests_of
+from tests.linear_profiles import draw_history, known_users, make_profiles, requests_of, write_profiles
 from tests.linear_reference import naive_item, naive_list, naive_scores
 
 

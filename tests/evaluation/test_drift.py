@@ -24,10 +24,10 @@ from evaluation.drift import (
 from evaluation.holdout import profiles_from_frame
 from serve.bundle import METRICS, PROFILES, STATE, STATE_FILE, Bundle
 from serve.live_items import LiveItems
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.state import Impressions, Observation, StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
+from tests.linear_profiles import write_profiles
 
 U, RARE = 2000, ["secret one", "secret two"]
 IDS = item_ids(SHOP)

@@ -10,13 +10,12 @@ from evaluation.other_version import main
 from serve.bundle import STATE, STATE_FILE
 from serve.discovery.experiment import Policy
 from serve.discovery.exploration import explore
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.requests import Request
 from serve.state import Impressions, Observation, StateStore, complete
 from tests.http.services import publish_served
 from tests.linear_bundle import SHOP, UNTIL, item_ids, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 
 K, N_LISTS = 4, 500
 POLICY = Policy(kind="explore", temperature=1.5, slots=K)

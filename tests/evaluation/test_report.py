@@ -11,10 +11,10 @@ import pytest
 from evaluation.metrics import sign
 from evaluation.model_card import environment, read_slices, read_views, render_card
 from evaluation.report import find_limits, main, name_all, write_report
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
 from tests.linear_bundle import FILMS, SHOP
+from tests.linear_profiles import write_profiles
 
 VOID = {"meta", "br", "path", "use", "rect"}
 WORDS = environment().get_template("words.jinja").module

@@ -7,12 +7,11 @@ from typing import Any
 
 from serve.http.access import Access
 from serve.http.app import make_app
-from serve.profiles import write_profiles
 from serve.schema import Schema
 from serve.service import Service
 from serve.versions import BundleSource
 from tests.linear_bundle import UNTIL, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 from tests.served import ask
 
 EVER = 36_000.0  # days of retention: what happens in these worlds happened in 2017

@@ -17,11 +17,10 @@ import pytest
 
 from serve import __main__ as cli
 from serve.command_line import ENDED, ending_on_signals
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.state import StateStore
 from tests.linear_bundle import DAY, SHOP, UNTIL, N, item_ids, publish_linear
-from tests.linear_profiles import make_profiles
+from tests.linear_profiles import make_profiles, write_profiles
 from tests.served import ROOT
 
 IDS = item_ids(SHOP)

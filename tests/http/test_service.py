@@ -12,14 +12,13 @@ import pytest
 
 from serve import service as service_module
 from serve.erasure import add_to_erasure_list
-from serve.profiles import write_profiles
 from serve.recommender import Recommender
 from serve.service import Service, show_items
 from serve.state import StateStore
 from serve.versions import BundleSource, Registry, RegistrySource, activate, publish_version
 from tests.http.services import EVER, NOW, a_user, open_bundle, publish_served
 from tests.linear_bundle import DAY, FILMS, SHOP, UNTIL, item_ids, publish_linear
-from tests.linear_profiles import known_users, make_profiles
+from tests.linear_profiles import known_users, make_profiles, write_profiles
 
 IDS = item_ids(FILMS)
 
