@@ -154,6 +154,16 @@ def parse_limit(column: Any, most: Any) -> int:
     return most
 
 
+def join_filters(one: Filters, other: Filters) -> Filters:
+    """Return the filters that admit what both admit."""
+    where = f"({one.where}) and ({other.where})" if one.where and other.where else one.where or other.where
+    only = one.only if other.only is None else other.only
+    if one.only is not None and other.only is not None:
+        only = tuple(item_id for item_id in one.only if item_id in set(other.only))
+    limits = sorted((*one.at_most, *other.at_most), reverse=True)  # of one column, the least comes last
+    return Filters(where, only, tuple(sorted(dict(limits).items())))
+
+
 def _check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
     if not isinstance(raw, Mapping):
         raise SchemaError(f"{where} is {show(raw)}; expected a mapping of names to values")

@@ -40,7 +40,7 @@ from serve.durable import name_file, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.profiles import Profiles
 from serve.recommender import Recommender
-from serve.requests import Filters, Request, parse_filters, parse_ids, parse_request, show
+from serve.requests import Filters, Request, join_filters, parse_filters, parse_ids, parse_request, show
 from serve.schema import DERIVED, IdType, Schema
 
 ITEM_ID = "item_id"
@@ -163,16 +163,6 @@ def read_filters(where: str | None, only: Path | None, at_most: Sequence[str], i
 def add_filters(requests: Iterable[Request], filters: Filters) -> Iterator[Request]:
     """Give each request filters beside its own, as it is needed."""
     return (replace(one, filters=join_filters(filters, one.filters or Filters())) for one in requests)
-
-
-def join_filters(one: Filters, other: Filters) -> Filters:
-    """Return the filters that admit what both admit."""
-    where = f"({one.where}) and ({other.where})" if one.where and other.where else one.where or other.where
-    only = one.only if other.only is None else other.only
-    if one.only is not None and other.only is not None:
-        only = tuple(item_id for item_id in one.only if item_id in set(other.only))
-    limits = sorted((*one.at_most, *other.at_most), reverse=True)  # of one column, the least comes last
-    return Filters(where, only, tuple(sorted(dict(limits).items())))
 
 
 def read_rows(path: Path, layout: RowLayout = AS_OURS) -> Iterator[Row]:

@@ -21,8 +21,7 @@ from serve.errors import SchemaError
 from serve.index import Floats, Ints, Mask
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
-from serve.requests import Filters, Request, show
-from serve.tables import join_filters
+from serve.requests import Filters, Request, join_filters, show
 
 Numbers = NDArray[np.float64]
 
