@@ -14,12 +14,11 @@ import pandas as pd
 from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
 from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
 from datamodules.rejects import KINDS, OTHER_LENGTH, Rejects, advise, describe, place_of, setting_of
-from datamodules.values import read_cells, unify_ids
+from datamodules.values import INTEGER, read_cells, unify_ids
 from serve.clock import DAY
 from serve.durable import NOBODY, ErasureList
 from serve.encode import to_text
 from serve.errors import SchemaError
-from serve.requests import INTEGER
 
 PART = "part of the split"  # reserved column of the interactions where files give the split
 TARGET_WEIGHT = "weight as a target"  # reserved column: 0 for an event that is evidence alone; absent: 1 for all
@@ -288,7 +287,7 @@ def _find_hints(table: str, file: Records) -> Iterator[str]:
     """Say on which line a text, such as a header, keeps ids from being integers; hints are kept, so they name no id."""
     for column in (column for column in file.columns if file.is_text and column.role == "id"):
         ids = file.frame[column.name].dropna().drop_duplicates()
-        odd = ids[~ids.str.fullmatch(INTEGER.pattern)]
+        odd = ids[~ids.str.fullmatch(INTEGER)]
         if 0 < len(odd) <= max(1, MAX_ODD_IDS * len(ids)) and len(ids) - len(odd) >= MIN_INTEGER_IDS:
             line = int(file.lines[odd.index[0]])
             place = f"line {line} of {file.file}" + ", which looks like a header" * (line == 1)

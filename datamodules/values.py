@@ -16,10 +16,10 @@ from serve.clock import DAY, find_zone, to_local, to_seconds
 from serve.columns import Vector, read_vector
 from serve.encode import to_text
 from serve.errors import SchemaError
-from serve.requests import INTEGER
 
 LISTS = (list, tuple, np.ndarray)
 _EXACT_FLOAT = 2**53
+INTEGER = r"0|-?[1-9][0-9]{0,18}"  # how an id that is a whole number is written: "007" is a text
 
 
 class Cells(NamedTuple):
@@ -104,9 +104,7 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
 
 def _to_integers(column: Column, ids: pd.Series, is_text: bool) -> pd.Series | None:
     """Return int64 if the ids are integers, in a text file without leading zeros, and None if they are texts."""
-    if isinstance(ids.dtype, pd.StringDtype) and not (
-        is_text and len(ids) and ids.str.fullmatch(INTEGER.pattern).all()
-    ):
+    if isinstance(ids.dtype, pd.StringDtype) and not (is_text and len(ids) and ids.str.fullmatch(INTEGER).all()):
         return None
     if types.is_float_dtype(ids.dtype) and not (ids.mod(1).eq(0).all() and ids.abs().max() < _EXACT_FLOAT):
         raise SchemaError(f"column '{column.source}' holds fractions; allowed for an id: integers or texts")

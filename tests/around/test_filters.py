@@ -11,9 +11,8 @@ from hypothesis import strategies as st
 
 from serve.errors import SchemaError
 from serve.filters import Columns, parse_where
-from serve.requests import Filters, Request, parse_filters
+from serve.requests import Filters, Request, join_filters, parse_filters
 from serve.schema import Feature
-from serve.tables import join_filters
 from tests.around.filter_worlds import COMPARE, expressions, make_recommender, read_items
 from tests.linear_bundle import FILMS, SHOP, UNTIL, WORLDS, N, item_ids
 from tests.linear_profiles import known_users
