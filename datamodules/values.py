@@ -242,5 +242,5 @@ def _read_vectors(cells: pd.Series, decimal: str) -> Cells:
         except ValueError as error:
             faults.setdefault(str(error), np.zeros(len(cells), bool))[row] = True
         else:
-            vectors[row] = None if entries is None else Vector.pack(entries)
+            vectors[row] = None if entries is None else Vector(entries.tobytes())
     return Cells(pd.Series(vectors, cells.index, dtype=object), faults)

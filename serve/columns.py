@@ -33,10 +33,6 @@ class Vector:
 
     packed: bytes
 
-    @classmethod
-    def pack(cls, entries: Floats) -> Vector:
-        return cls(entries.tobytes())
-
     def entries(self) -> Floats:
         return np.frombuffer(self.packed, dtype=np.float32)
 

@@ -213,6 +213,9 @@ def read_erasure_list(run: Path) -> ErasureList:
         raise BundleError(f"{path} is damaged: {error!r}; restore it, or users would not stay forgotten") from error
 
 
+_read_changed = lru_cache(maxsize=16)(lambda run, *_mark: read_erasure_list(run))
+
+
 def current_erasure_list(run: Path) -> ErasureList:
     """Return the erasure list of a run; it is read again when another process has changed it."""
     try:
@@ -225,8 +228,3 @@ def current_erasure_list(run: Path) -> ErasureList:
 def is_forgotten(run: Path, user_id: str | int) -> bool:
     """Tell whether a user is on the present erasure list of a run."""
     return current_erasure_list(run).holds(user_id)
-
-
-@lru_cache(maxsize=16)
-def _read_changed(run: Path, *_mark: int) -> ErasureList:
-    return read_erasure_list(run)

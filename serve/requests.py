@@ -271,7 +271,7 @@ def parse_value(value: Any, feature: Feature, where: str) -> Any:
         return parse_number(value, where)
     if feature.kind == "vector":
         (vector,) = to_vectors(feature, [value])
-        return None if np.isnan(vector).all() else Vector.pack(vector)
+        return None if np.isnan(vector).all() else Vector(vector.tobytes())
     if feature.kind == "date":  # a number as a text: its unit would be that of its column
         (seconds,) = parse_times([value], None, lambda _: where)
         return value if isinstance(value, str) and "-" in value else f"{np.datetime64(seconds, 's')}Z"

@@ -32,7 +32,7 @@ def test_texts_are_coded_and_blank_ones_unknown():
 
 
 def test_vectors_are_divided_by_one_scale_and_flagged():
-    cells = [[2.0, -4, 0], None, "[1, 2, 3]", Vector.pack(np.float32([0, 0, 0])), NAN, "", [1e30, -1e30, 1]]
+    cells = [[2.0, -4, 0], None, "[1, 2, 3]", Vector(np.float32([0, 0, 0]).tobytes()), NAN, "", [1e30, -1e30, 1]]
     values = encode_features((IMAGE, PRICE), {"pixels": cells}, len(cells)).values
     expected = [[1, -2, 0, 0], [0, 0, 0, 1], [0.5, 1, 1.5, 0], [0] * 4, [0, 0, 0, 1], [0, 0, 0, 1], [10, -10, 0.5, 0]]
     assert values.dtype == np.float32
