@@ -172,7 +172,7 @@ def by_frequency(cells: pd.Series, users: pd.Series | None) -> tuple[str, ...]:
     if len(counts) > MAX_VOCABULARY:
         allowed = f"{MAX_VOCABULARY:,}; declare it as text, or as numeric or date if it is one"
         raise SchemaError(f"column '{cells.name}' has {len(counts):,} values; allowed: {allowed}")
-    return _order(counts)
+    return tuple(sorted(counts, key=lambda text: (-counts[text], text)))  # ties by value
 
 
 def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
@@ -183,11 +183,6 @@ def mean_and_scale(numbers: np.ndarray) -> tuple[float, float]:
     if known.min() == known.max():  # rounding could leave a deviation that is tiny and not 0
         return float(known[0]), 1.0
     return float(known.mean()), float(known.std())
-
-
-def _order(counts: Counter[str]) -> tuple[str, ...]:
-    """Order by falling frequency, then by value."""
-    return tuple(sorted(counts, key=lambda text: (-counts[text], text)))
 
 
 def _fit(feature: Feature, cells: pd.Series, users: pd.Series | None) -> Feature:

@@ -45,6 +45,8 @@ from serve.versions import read_version
 _LOCK = ".forgotten.lock"
 _REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # lists of rejected records, the second of a training that is not over
 _VALUE = "value"
+_LEARNED = "the neighbours of their items and their checkpoints learned from all users, these among them; a training "
+_LEARNED += "from now on leaves these out"
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
@@ -94,13 +96,15 @@ def forget_known(run: Path, user_ids: Sequence[Id], exports: Sequence[Path] = ()
     texts = set(map(str, user_ids))
     erased["outputs"] = erase_from_outputs(run, texts)
     erased["exports"] = {str(folder): erase_from_export(folder, texts) for folder in dict.fromkeys(exports)}
+    version = read_version(run / BUNDLE)
+    towers = "towers trained earlier" if version is None else f"the towers of version {version} and of earlier ones"
     return {
         "forgotten": hashes,
         "unknown": [one for one, user in zip(hashes, user_ids, strict=True) if str(user) not in known],
         "run": str(run),
         "at": datetime.now(UTC).isoformat(timespec="seconds"),
         "erased": erased,
-        "not_reached": {"weights": _describe_weights(run), **_NOT_REACHED},
+        "not_reached": {"weights": f"{towers}, {_LEARNED}", **_NOT_REACHED},
         "tombstones": f"{FORGOTTEN} holds the hashes: trainings into this folder, or with --previous of it, leave out "
         "the rows of these users; keep the file",
     }
@@ -227,10 +231,3 @@ def _erase_from_text(path: Path, user_ids: Collection[str]) -> int:
         write_file(path, b"\n".join((head, *kept)))
         sync_folder(path.parent)
     return len(lines) - len(kept)
-
-
-def _describe_weights(run: Path) -> str:
-    version = read_version(run / BUNDLE)
-    towers = "towers trained earlier" if version is None else f"the towers of version {version} and of earlier ones"
-    learned = "the neighbours of their items and their checkpoints learned from all users, these among them"
-    return f"{towers}, {learned}; a training from now on leaves these out"

@@ -217,7 +217,9 @@ class StateStore:
         with self._writing() as connection:
             numbers = self._number_users(connection, (one.user_id for one in given))
             kept = [(one, numbers[str(one.user_id)]) for one in given if str(one.user_id) in numbers]
-            connection.executemany(_INSERT_EVENT, [_to_row(one) | {"user": number} for one, number in kept])
+            rows = (vars(one) | {"user": number, "undone_by": _UNDONE_BY.get(one.event or "")} for one, number in kept)
+            plain = [{name: to_plain(value) for name, value in row.items()} for row in rows]
+            connection.executemany(_INSERT_EVENT, plain)  # SQLite would keep the bytes of a numpy number
         return len(kept)
 
     def log_impressions(self, answers: Iterable[Impressions]) -> None:
@@ -392,11 +394,6 @@ def _check(one: Observation) -> None:
         parse_weight(one.weight, "weight")
     if not (one.event is None or isinstance(one.event, str)):
         raise SchemaError(f"event is {show(one.event)}; expected a text, or None")
-
-
-def _to_row(one: Observation) -> dict[str, Any]:
-    values = vars(one) | {"undone_by": _UNDONE_BY.get(one.event or "")}
-    return {name: to_plain(value) for name, value in values.items()}  # SQLite would keep the bytes of a numpy number
 
 
 def _list_dismissed(rows: Iterable[tuple[Any, ...]]) -> tuple[Id, ...]:
