@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from pipeline.run import search as search
 
 _NAMES = ("Run", "run", "search")
-LITTLE_MEMORY = (
-    "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
-)
 
 
 def __getattr__(name: str) -> Any:
@@ -39,9 +36,11 @@ def main(argv: Sequence[str], program: str = "train.py") -> int:
     try:
         with ending_on_signals():
             config, text = parse(argv, program)
+            from pipeline.run import run_or_search
+
             if config.tune.trials is not None:
                 again = "the same command"
-            work(config, text)
+            run_or_search(config, text)
     except (SchemaError, BundleError, OSError) as error:
         print(f"{program}: {say(error)}", file=sys.stderr)
         return FAULT
@@ -50,23 +49,6 @@ def main(argv: Sequence[str], program: str = "train.py") -> int:
             print(f"{program}: stopped by a signal: nothing is published; {again} resumes", file=sys.stderr)
         raise
     return 0
-
-
-def work(config: Config, text: str) -> None:
-    """Run or search; what the training itself cannot do is a fault of the configuration."""
-    import torch
-    from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
-
-    from pipeline.run import run, search
-
-    try:
-        run(config, text=text) if config.tune.trials is None else search(config, text)
-    except (FloatingPointError, MisconfigurationException) as error:
-        raise SchemaError(say(error)) from error
-    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
-        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
-            raise
-        raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
 
 
 if __name__ == "__main__":

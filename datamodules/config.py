@@ -22,7 +22,7 @@ COMMA_NUMBER = rf"[+-]?(?:\d+|\d{{1,3}}(?:{GROUPS}\d{{3}})+)(?:,\d*)?(?:[eE][+-]
 _A_DAY = datetime(2003, 11, 22, tzinfo=UTC)
 # key of the split -> the one kind that it belongs to
 _SPLIT_KEYS = {"at": "time", "strict": "leave_one_out", "share": "pairs", "validation": "files", "test": "files"}
-_PATHS = ("interactions", "users", "items", "validation", "test")
+_PATHS = ("interactions", "users", "items", "feedback", "validation", "test")
 
 
 def _check_choices(config: Any, name: str) -> None:
@@ -193,6 +193,9 @@ class DataConfig:
     interactions: TableConfig = field(default_factory=TableConfig)
     users: TableConfig | None = None
     items: TableConfig | None = None
+    feedback: str | None = None
+    """File of events that a service logged, as `python -m evaluation.feedback` writes it; they are appended to the
+    interactions. Default: none."""
     features: FeaturesConfig = field(default_factory=FeaturesConfig)
     audit_only: list[str] = field(default_factory=list)
     """Columns of the users table that results are sliced by and that are never a feature."""

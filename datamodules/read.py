@@ -56,7 +56,7 @@ def read_files(setting: str, table: TableConfig, columns: tuple[Column, ...]) ->
     """Read the files of a table, in the order of their names; `setting` says where the path is declared."""
     if table.query is not None:
         return [_read_query(setting, table.query, table, columns)]
-    files = [_read_file(path, table, columns) for path in _find_files(setting, table.path)]
+    files = [read_file(path, table, columns) for path in _find_files(setting, table.path)]
     if not any(file.n_records for file in files):
         raise SchemaError(f"{table.path} is empty: expected at least one record")
     return files
@@ -138,7 +138,8 @@ def _find_files(setting: str, pattern: str | None) -> list[Path]:
     return files
 
 
-def _read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+def read_file(path: Path, table: TableConfig, columns: tuple[Column, ...]) -> Records:
+    """Read one file by its suffix; it may hold no record."""
     suffix = (Path(path.stem) if path.suffix.lower() == ".gz" else path).suffix.lower()
     is_typed = suffix in (".parquet", ".jsonl", ".ndjson")
     if is_typed and (table.names, table.delimiter, table.encoding) != (None, None, "utf-8"):

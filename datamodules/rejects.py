@@ -53,6 +53,7 @@ class Rejects:
     dropped: dict[str, tuple[str, ...]]  # table -> columns of its files that are not declared and were not read
     forgotten: dict[str, int] = field(default_factory=dict)  # table -> records of erased users, nowhere else counted
     hints: tuple[str, ...] = ()  # lines that look odd, though they were read
+    logged: dict[str, int] = field(default_factory=dict)  # what became of the rows of a log of events
 
     @property
     def frame(self) -> pd.DataFrame:

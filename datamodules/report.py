@@ -55,6 +55,7 @@ def report_data(
         "unlisted": measure_unlisted(tables, rejects.records),
         "records": dict(rejects.records),
         "forgotten": dict(rejects.forgotten),
+        "feedback": dict(rejects.logged),
         "rejected": reasons.get("record", {}),
         "bad_cells": reasons.get("cell", {}),
         "dropped_columns": {name: list(columns) for name, columns in rejects.dropped.items()},

@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
+from datamodules.feedback import append_log, read_log
 from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
 from datamodules.rejects import KINDS, OTHER_LENGTH, Rejects, advise, describe, place_of, setting_of
 from datamodules.values import INTEGER, read_cells, unify_ids
@@ -77,6 +78,8 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
         if name not in raw and len(columns) > 1:
             raise SchemaError(f"column '{columns[1].source}' is declared, {columns[1].reason}; set data.{name}")
     raw |= _read_split_files(config)
+    if config.feedback is not None:
+        raw["feedback"] = [read_log(config.feedback, raw["interactions"][0].columns)]
     kept = {name: [_leave_out(file, erased) for file in files] for name, files in raw.items()}
     for names in (_PARTS, ("users",), ("items",)):
         _check_same_columns([file for name in names for file in kept.get(name, ())])
@@ -91,6 +94,9 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
             _check_one_row_each(name, typed[name], IDS[name])
     hints = [hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)]
     dropped = {name: dict.fromkeys(column for file in files for column in file.dropped) for name, files in kept.items()}
+    frames, logged = {name: one.frame for name, one in typed.items()}, dict[str, int]()
+    if "feedback" in frames:
+        frames["interactions"], logged = append_log(frames["interactions"], frames.pop("feedback"))
     rejects = Rejects(
         {name: one.rejects for name, one in typed.items()},
         {name: one.cells for name, one in typed.items() if name in IDS},
@@ -98,8 +104,9 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
         {name: tuple(columns) for name, columns in dropped.items()},
         {name: count for name, count in forgotten.items() if count},
         (*hints, *(hint for name, one in typed.items() for hint in _describe_losses(name, one))),
+        logged,
     )
-    return _join_tables(config, {name: one.frame for name, one in typed.items()}), rejects
+    return _join_tables(config, frames), rejects
 
 
 def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
@@ -164,7 +171,8 @@ class _Typed:
 
 def _type_table(name: str, files: Sequence[Records], config: DataConfig) -> _Typed:
     """Return the typed rows of all files, their ids of one type, and all rejects."""
-    layout = {"users": config.users, "items": config.items}.get(name, config.interactions) or TableConfig()
+    layouts = {"users": config.users, "items": config.items, "feedback": None}
+    layout = layouts.get(name, config.interactions) or TableConfig()
     paths = pd.CategoricalDtype([file.file for file in files])
     parts = [_type_file(file, config.timezone, layout, name in IDS, paths) for file in files]
     columns = columns_of_table(name, config)

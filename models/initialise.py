@@ -28,22 +28,30 @@ FIRST_SCORE = 0.4  # score of a pooled history: dropout brings it here in traini
 
 def build_towers(data: InteractionsDataModule, recipe: Recipe, seed: int) -> Towers:
     """Build both towers, and start their tables from the training events for sets and where repeats are allowed."""
-    schema, catalogue = data.schema, data.catalogue
-    item_tower = ItemTower(schema, recipe, len(catalogue))
-    if schema.repeats == "allow":
-        arrays = [batch.arrays for batch in data.final_requests()]
-        names = ("owned_statistics", "user_statistics", "category_preferences")
-        sample = MemorySample(*(torch.cat([part[name] for part in arrays]) for name in names))
-        memory = Memory(schema, recipe, item_tower.affinity_dim, sample)
-        towers = Towers(item_tower, UserTower(schema, recipe, memory), catalogue)
+    sample = sample_memory(data) if data.schema.repeats == "allow" else None
+    towers = make_towers(data, recipe, sample)
+    memory = towers.user_tower.memory
+    if memory is not None and sample is not None:
         start_taste(towers, item_factors(read_matrix(data), recipe.dim, seed, REPEATED_USER_POWER))
-        if item_tower.affinity_dim:
+        if memory.affinity_dim:
             start_affinity(towers, memory, sample.category_preferences, seed)
-        return towers
-    towers = Towers(item_tower, UserTower(schema, recipe, None), catalogue)
-    if schema.is_set and not recipe.n_blocks:
+    elif data.schema.is_set and not recipe.n_blocks:
         start_pooling(towers, read_matrix(data), recipe.logit_unit, seed)
     return towers
+
+
+def sample_memory(data: InteractionsDataModule) -> MemorySample:
+    """Return the inputs of the memory for all users."""
+    arrays = [batch.arrays for batch in data.final_requests()]
+    names = ("owned_statistics", "user_statistics", "category_preferences")
+    return MemorySample(*(torch.cat([part[name] for part in arrays]) for name in names))
+
+
+def make_towers(data: InteractionsDataModule, recipe: Recipe, sample: MemorySample | None) -> Towers:
+    """Make both towers of random weights, with a memory where there is a sample of its inputs."""
+    item_tower = ItemTower(data.schema, recipe, len(data.catalogue))
+    memory = None if sample is None else Memory(data.schema, recipe, item_tower.affinity_dim, sample)
+    return Towers(item_tower, UserTower(data.schema, recipe, memory), data.catalogue)
 
 
 def read_matrix(data: InteractionsDataModule) -> sp.csr_array:

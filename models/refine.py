@@ -229,7 +229,7 @@ def apply(refinement: Refinement, towers: Towers, data: InteractionsDataModule, 
     if refinement.content_events:
         Shrinkage(towers, torch.from_numpy(data.count_targets()), seed).apply(refinement.content_events)
     estimators = list_estimators(data, top_k, seed)
-    named = {name: estimators[name] for name, alpha in refinement.alphas.items() if alpha}
+    named = {name: estimators[name] for name, alpha in refinement.alphas.items() if alpha and name in estimators}
     requests = list(data.drawn_requests(MAX_DRAWN))
     added = build_weights(named, read_interactions(data), towers, requests, refinement.decay)
     terms = [refinement.alphas[name] * weights for name, weights in added.items()]  # (N, N) each, (1, N) a trend

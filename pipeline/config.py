@@ -32,7 +32,7 @@ SET_BY_RUN = {"plugins", "strategy", "fast_dev_run", "enable_checkpointing", "ma
 """Arguments of the Trainer that the run sets, or that take away what it needs."""
 PYTHON_ONLY = {"logger", "callbacks", "profiler"}  # arguments of the Trainer that only Python can give
 MAX_SEED = 2**32 - 1
-NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config"}
+NOT_OF_TUNED = {"tune", "overwrite", "ckpt_path", "config", "warm_start"}
 """Keys that the configuration left by a search does not have."""
 
 
@@ -70,10 +70,13 @@ class Config:
     overwrite: bool = False  # replace a finished run in `out`
     previous: Path | None = None
     """Bundle of an earlier run whose codes are kept; new values of features come after them."""
+    warm_start: bool = False  # start from the weights of `previous`
     tune: TuneConfig = field(default_factory=TuneConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def __post_init__(self) -> None:
+        if self.warm_start and (self.previous is None or self.tune.trials is not None):
+            raise SchemaError("warm_start belongs to a run with a `previous` bundle; give that one, or leave it out")
         for name, kind in (("data", DataConfig), ("model", ModelConfig), ("out", Path), ("seed", int)):
             if not isinstance(getattr(self, name), kind):
                 raise SchemaError(f"{name} is {getattr(self, name)!r}; allowed: a {kind.__name__}")
@@ -103,6 +106,7 @@ def make_parser(program: str = "train.py") -> ArgumentParser:
     parser.add_argument("--config", action="config", help="YAML file; what is given after it wins")
     parser.add_argument("--out", type=str | None, default=None, help="default: runs/<name of the config file>")
     parser.add_argument("--previous", type=str | None, default=None, help="earlier bundle whose codes are kept")
+    parser.add_argument("--warm_start", action="store_true", help="train on from the weights of --previous")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--ckpt_path", type=str | None, default=None, help="'last': resume the run in --out")
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
@@ -168,6 +172,7 @@ def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
         resume=given.ckpt_path == "last",
         overwrite=made.overwrite,
         previous=None if given.previous is None else Path(given.previous),
+        warm_start=made.warm_start,
         tune=made.tune,
         evaluation=made.evaluation,
     )
@@ -184,6 +189,7 @@ def check_paths(data: DataConfig, previous: str | None) -> None:
     """Name a path that leads nowhere before anything slow is imported; patterns and addresses are read later."""
     paths = {f"data.{name}.path": getattr(table, "path", None) for name, table in vars(data).items()}
     paths |= {"data.split.validation": data.split.validation, "data.split.test": data.split.test}
+    paths["data.feedback"] = data.feedback
     for setting, path in {**paths, "--previous": previous}.items():
         if path and not os.path.exists(path) and not glob.has_magic(path) and "://" not in path:
             raise SchemaError(say_missing(path, setting))

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+from pytorch_lightning.utilities.exceptions import MisconfigurationException  # type: ignore[attr-defined]
 
 from datamodules.clean import only_evidence, only_targets
 from datamodules.leaks import find_leaks, stop_on_leaks
@@ -26,10 +28,14 @@ from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Facts
 from serve.command_line import undisturbed
 from serve.durable import write_file
 from serve.erasure import erase_forgotten
-from serve.errors import SchemaError
+from serve.errors import SchemaError, say
 from serve.profiles import stage_profiles
 from serve.recommender import Recommender
 from serve.versions import Stage, publish
+
+LITTLE_MEMORY = (
+    "the memory does not suffice: nothing is published; lower --model.batch_size, --model.dim or --model.negatives"
+)
 
 
 @dataclass(frozen=True)
@@ -80,6 +86,18 @@ def search(config: Config, text: str) -> None:
         tune(config, work, text, lambda tried: fit_first(tried).epochs)
 
 
+def run_or_search(config: Config, text: str) -> None:
+    """Run or search; what the training itself cannot do is a fault of the configuration."""
+    try:
+        run(config, text=text) if config.tune.trials is None else search(config, text)
+    except (FloatingPointError, MisconfigurationException) as error:
+        raise SchemaError(say(error)) from error
+    except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
+        if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
+            raise
+        raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
+
+
 def produce(work: Work, stage: Stage) -> Product:
     """Check the split, look for leaks, train, export into the stage and evaluate."""
     started, config, tables, split = time.monotonic(), work.config, work.tables, work.split
@@ -90,7 +108,7 @@ def produce(work: Work, stage: Stage) -> Product:
     data = report_data(tables, rejects, cleaning, split, config.data, leaks)
     print_report(data, console)
     print_choices(work.choices)
-    print_previous(config.previous)
+    print_previous(config.previous, config.warm_start)
     if config.data.leaks == "stop":
         stop_on_leaks(leaks)
     trained, seconds = train(work)
@@ -103,6 +121,7 @@ def produce(work: Work, stage: Stage) -> Product:
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices},
+        "warm_start": None if work.start is None else work.start.version,
         "refinement": None if trained.refinement is None else asdict(trained.refinement),
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace

@@ -13,13 +13,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from datamodules.splits import Split
-from datamodules.tables import Tables
+from datamodules.tables import Tables, is_set
 from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
 from models.defaults import Choice
+from models.warm_start import Start
 from pipeline.config import Config
-from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT
+from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
 from serve.versions import read_version
@@ -41,6 +44,7 @@ class Work:
     report: dict[str, Any]  # rejects and cleaning of the tables
     choices: list[Choice]
     rows: str  # fingerprint of the tables
+    start: Start | None = None  # weights that the training starts from
 
 
 def declare(config: Config) -> dict[str, Any]:
@@ -56,7 +60,8 @@ def declare(config: Config) -> dict[str, Any]:
 
 def declare_finished(config: Config, rows: str) -> dict[str, Any]:
     """Return the same with the fingerprint of the tables, since a finished run reads no checkpoint."""
-    return {**declare(config), "previous": str(config.previous), "rows": rows}
+    warm = {"warm_start": True} if config.warm_start else {}
+    return {**declare(config), "previous": str(config.previous), "rows": rows, **warm}
 
 
 def refuse_replacing(config: Config) -> None:
@@ -119,6 +124,29 @@ def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
         return None, {}
     except (ValueError, KeyError, TypeError) as error:
         raise BundleError(f"{path} is damaged: {error!r}; delete it and train with --overwrite") from error
+
+
+def find_start(config: Config, split: Split) -> Start:
+    """Read what a warm start begins with; refuse it where the weights have seen what is to be tested."""
+    previous = Path(config.previous or "").resolve()
+    run, bundle, remedy = previous.parent, Bundle.load(previous), "or leave --warm_start out"
+    metrics = run / METRICS
+    content = json.loads(metrics.read_bytes()) if metrics.exists() else {}
+    if {bundle.manifest.version} != {content.get("version"), read_published(run)[0]}:
+        raise SchemaError(
+            f"{run} holds other metrics or checkpoints than those of its bundle: give the run's folder, {remedy}"
+        )
+    if run == config.out.resolve():
+        raise SchemaError(f"--out is {config.out}, whose weights are to be started from: give another folder, {remedy}")
+    if config.data.split.strict or split.kind == "pairs" or (split.kind == "leave_one_out" and is_set(split.train)):
+        raise SchemaError(
+            f"a split that is strict or drawn holds out what {run} was trained on: choose another, {remedy}"
+        )
+    until = bundle.schema.data_until
+    if split.test_at is not None and split.test_at < until:
+        end = f"{np.datetime64(until, 's')}Z"
+        raise SchemaError(f"{run} was trained on events up to {end}: set data.split.at to that or later, {remedy}")
+    return Start.read(bundle, run, content["training"]["refinement"])
 
 
 def _is_done(folder: Path, version: str | None) -> bool:

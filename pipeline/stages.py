@@ -30,13 +30,14 @@ from models.config import Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.export import export_bundle
 from models.fit import fit, load_best
-from models.initialise import build_towers
+from models.initialise import build_towers, make_towers, sample_memory
 from models.refine import Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
+from models.warm_start import Start, take_over
 from pipeline.config import Config
-from pipeline.run_folder import Work, declare
+from pipeline.run_folder import Work, declare, find_start
 from serve.bundle import GOLDEN, REJECTS, SEGMENTS, Bundle, Facts, draw_requests, write_golden
 from serve.catalogue import name_items
 from serve.clock import DAY
@@ -54,6 +55,8 @@ CONTINUED_SHARE, CONTINUED_RATE, CONTINUED_WARMUP = 0.15, 0.2, 30
 """A continued training runs for a share of the epochs, at a share of the rate, which rises for so many steps."""
 MAX_ADDED = 0.005
 """Share of rows that the first training did not see, up to which the last one continues it where events are many."""
+WARM_SHARE, WARM_RATE = 0.15, 0.2
+"""The same of a training that starts from the weights of an earlier run: see docs/loop.md for what it costs."""
 LIBRARIES = ("torch", "onnx", "onnxruntime", "faiss-cpu", "numpy")
 N_GOLDEN = 32
 MAX_COLD_USERS = 512  # users to whom cold items are made visible
@@ -79,10 +82,14 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     tables, report = read(config, frames, beside)
     rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
     split = split_interactions(tables.interactions, config.data, config.seed)
+    start = find_start(config, split) if config.warm_start and config.previous else None
+    if start is not None:
+        given = {name: value for name, value in asdict(config.model).items() if value is not None}
+        config = replace(config, model=replace(start.model, **given))
     learned = split.train if config.data.split.strict else split.refit
     recipe, choices = choose_recipe(config.model, count_data(replace(tables, interactions=learned), config.data))
     config = replace(config, model=recipe.to_config())
-    return Work(config, recipe, tables, split, report, choices, rows)
+    return Work(config, recipe, tables, split, report, choices, rows, start)
 
 
 def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
@@ -113,10 +120,11 @@ def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, d
     return tables, {"rejects": rejects, "cleaning": cleaning}
 
 
-def print_previous(previous: Path | None) -> None:
+def print_previous(previous: Path | None, warm_start: bool) -> None:
     """Say what an earlier bundle is used for, and what not."""
     if previous is not None:
-        kept = "known values of features keep its codes, new ones come after them; towers are trained anew"
+        towers = "start from its weights" if warm_start else "are trained anew"
+        kept = f"known values of features keep its codes, new ones come after them; towers {towers}"
         console.print(f"previous: {previous}: {kept}", markup=False, highlight=False, soft_wrap=True)
 
 
@@ -136,6 +144,8 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
 
     The seconds of each training are those on the clock and of the processor.
     """
+    if work.start is not None:
+        return train_on(work, work.start)
     is_only = work.config.data.split.strict or not len(work.split.validation)
     console.rule("training")
     begun = time.monotonic(), time.process_time()
@@ -156,6 +166,24 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
         last = fit_last(work, first.epochs)
     trained = refine(work, replace(last, pace=first.pace), refinement)
     return trained, seconds | _since("training_again", begun)
+
+
+def train_on(work: Work, start: Start) -> tuple[Trained, dict[str, float]]:
+    """Continue from the weights of an earlier run with everything before the test, refined as it was.
+
+    Nothing is held out to stop by: those weights have seen what would be.
+    """
+    begun = time.monotonic(), time.process_time()
+    epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
+    console.rule(f"training on from version {start.version}, {epochs} epochs")
+    work = soften(work, WARM_RATE, epochs)
+    data = make_data(work, work.split.refit, (work.split.refit, work.split.validation.iloc[:0]), work.split.test_at)
+    pl.seed_everything(work.config.seed, workers=True, verbose=False)
+    sample = sample_memory(data) if data.schema.repeats == "allow" else None
+    model = wrap(make_towers(data, work.recipe, sample), work.recipe, data, work.config.seed)
+    take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
+    trained = fit_stage(work, data, "final", epochs, model)
+    return refine(work, trained, start.refinement), _since("training", begun)
 
 
 def _since(name: str, begun: tuple[float, float]) -> dict[str, float]:
@@ -184,25 +212,32 @@ def fit_first(work: Work) -> Trained:
     """Fit on the training rows, and stop by the validation rows if there are any."""
     known = work.split.refit if continues(work) else work.split.train  # a continued training needs the items of both
     data = make_data(work, known, (work.split.train, work.split.validation), work.split.validation_at)
-    return fit_stage(work, data, "select", work.recipe.max_epochs)
+    return fit_stage(work, data, "select", work.recipe.max_epochs, make_model(work.recipe, data, work.config.seed))
 
 
 def fit_last(work: Work, epochs: int, continued: str | None = None) -> Trained:
     """Fit on everything before the test for some epochs of the schedule, from the best weights of a stage if named."""
     data = make_data(work, work.split.refit, (work.split.refit, work.split.validation.iloc[:0]), work.split.test_at)
-    return fit_stage(work, data, "final", epochs, continued)
+    model = make_model(work.recipe, data, work.config.seed)
+    if continued is not None:
+        load_best(model, work.config.out, continued)
+    return fit_stage(work, data, "final", epochs, model)
 
 
 def continue_fit(work: Work, epochs: int) -> Trained:
     """Continue from the best weights of the first training, gently, with everything before the test."""
+    return fit_last(soften(work, CONTINUED_RATE, epochs), epochs, continued="select")
+
+
+def soften(work: Work, rate: float, epochs: int) -> Work:
+    """Return the work with a schedule for trained weights: a share of the rate, a short rise, and so many epochs."""
     gentle = replace(
         work.recipe,
-        learning_rate=CONTINUED_RATE * work.recipe.learning_rate,
+        learning_rate=rate * work.recipe.learning_rate,
         warmup_steps=min(work.recipe.warmup_steps, CONTINUED_WARMUP),
         max_epochs=epochs,
     )
-    work = replace(work, recipe=gentle, config=replace(work.config, model=gentle.to_config()))
-    return fit_last(work, epochs, continued="select")
+    return replace(work, recipe=gentle, config=replace(work.config, model=gentle.to_config()))
 
 
 def make_data(
@@ -217,25 +252,26 @@ def make_data(
     return InteractionsDataModule(*rows, tables.users, catalogue, schema, size, seed, work.split.horizon, at)
 
 
-def fit_stage(
-    work: Work, data: InteractionsDataModule, name: str, epochs: int, continued: str | None = None
-) -> Trained:
-    """Build the towers and train them for some epochs of the schedule, stopping by the validation if there is any."""
-    config, recipe, catalogue = work.config, work.recipe, data.catalogue
-    pl.seed_everything(config.seed, workers=True, verbose=False)
-    model = make_model(recipe, data, config.seed)
-    if continued is not None:
-        load_best(model, config.out, continued)
+def fit_stage(work: Work, data: InteractionsDataModule, name: str, epochs: int, model: TwoTower) -> Trained:
+    """Train a model for some epochs of the schedule, stopping by the validation if there is any."""
+    config, catalogue = work.config, data.catalogue
     parts = (data.schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
     origin = {**declare(config), "training data": fingerprint(*parts)}
+    origin |= {"weights of version": work.start.version} if work.start is not None else {}
     trained_for, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     return Trained(model.towers, data, trained_for, float(model.temperature.detach()), pace)
 
 
 def make_model(recipe: Recipe, data: InteractionsDataModule, seed: int) -> TwoTower:
     """Build the towers and the module that trains them."""
+    pl.seed_everything(seed, workers=True, verbose=False)
+    return wrap(build_towers(data, recipe, seed), recipe, data, seed)
+
+
+def wrap(towers: Towers, recipe: Recipe, data: InteractionsDataModule, seed: int) -> TwoTower:
+    """Make the module that trains towers."""
     sampler = NegativeSampler.make(recipe.negatives, torch.from_numpy(data.count_targets()))
-    return TwoTower(build_towers(data, recipe, seed), recipe, sampler, seed)
+    return TwoTower(towers, recipe, sampler, seed)
 
 
 def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Facts, Recommender]:
