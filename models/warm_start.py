@@ -16,17 +16,20 @@ from torch import Tensor
 
 from models.checkpoints import CHECKPOINTS, read_checkpoint
 from models.config import ModelConfig
+from models.memory import N_STATE_FEATURES
 from models.refine import Refinement
 from models.two_tower import TwoTower
 from serve.bundle import Bundle
 from serve.encode import category_features, value_slices
 from serve.errors import BundleError, SchemaError
+from serve.events import USER_STATISTICS, statistic_names
 from serve.schema import FIRST_CODE, Feature, Schema
 
 WEIGHTS = ("final/last.ckpt", "select/best.ckpt", "select/last.ckpt")  # the first that is there was exported
-IDS = "towers.item_tower.id_table.weight"
+IDS, MEMORY = "towers.item_tower.id_table.weight", "towers.user_tower.memory"
+_BY_COLUMN = (f"{MEMORY}.profile_weight.weight", f"{MEMORY}.item_score.0.weight")  # inputs are their columns
 _SIDES = {"item_tower.content": "item", "user_tower.demographics": "user", "user_tower.context": "context"}
-Rows = dict[str, list[Hashable]]  # table of weights -> what each of its rows stands for
+Rows = dict[str, list[Hashable]]  # weights -> what each of their rows, or of `_BY_COLUMN` columns, stands for
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,7 @@ class Start:
         weights = dict[str, Tensor](read_checkpoint(path)["state_dict"])
         rows = name_rows(bundle.schema, bundle.items.column("item_id").to_pylist())
         for name in rows.keys() & weights.keys():
-            if len(rows[name]) != len(weights[name]):
+            if len(rows[name]) != weights[name].shape[_axis(name)]:
                 raise BundleError(f"{path} is not what {bundle.path} was exported from: leave --warm_start out")
         model = ModelConfig(**bundle.manifest.facts.config["model"])
         version = bundle.manifest.version
@@ -69,13 +72,20 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
         rows[f"towers.{name}.number_table"] = [(one, entry) for one, width in spans for entry in range(width)]
     categories = [row for feature, _ in category_features(schema.item_features) for row in _name_codes(feature)]
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
-    memory = dict.fromkeys(("affinity_table", "category_shares"), categories)
-    return rows | {f"towers.user_tower.memory.{name}": named for name, named in memory.items()}
+    numbered = statistic_names(range(len(schema.decay_days)), schema.event_types)  # decays change with the span of data
+    rows |= dict.fromkeys((f"{MEMORY}.affinity_table", f"{MEMORY}.category_shares"), categories)
+    rows |= dict.fromkeys((f"{MEMORY}.standardise.mean", f"{MEMORY}.standardise.scale", _BY_COLUMN[0]), numbered)
+    return rows | {_BY_COLUMN[1]: [*numbered, *range(len(USER_STATISTICS) + N_STATE_FEATURES + 1)]}
 
 
 def _name_codes(feature: Feature) -> list[Hashable]:
     values = [*range(FIRST_CODE), *feature.vocabulary, *((feature.buckets, one) for one in range(feature.buckets))]
     return [(feature.name, value) for value in values]
+
+
+def _axis(name: str) -> int:
+    """Return the axis of weights that `name_rows` names."""
+    return 1 if name in _BY_COLUMN else 0
 
 
 @torch.no_grad()
@@ -93,14 +103,19 @@ def take_over(model: TwoTower, start: Start, item_ids: Sequence[Hashable], schem
         is_kept = found >= 0
         if name == IDS:
             tensor[~is_kept & model.towers.item_has_content] = 0.0
-        tensor[is_kept] = was[found[is_kept]]
+        axis = _axis(name)
+        tensor.movedim(axis, 0)[is_kept] = was.movedim(axis, 0)[found[is_kept]]
 
 
 def check_shapes(start: Start, state: Mapping[str, Tensor], model: ModelConfig) -> None:
     """Refuse weights of other names or of other shapes but for the rows of tables."""
 
     def describe(weights: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
-        return {name: tuple(one.shape[name in start.rows :]) for name, one in weights.items()}
+        fixed = {
+            name: [size for axis, size in enumerate(one.shape) if name not in start.rows or axis != _axis(name)]
+            for name, one in weights.items()
+        }
+        return {name: tuple(sizes) for name, sizes in fixed.items()}
 
     was, here = describe(start.weights), describe(state)
     names = [name for name in sorted(was.keys() | here.keys()) if was.get(name) != here.get(name)]

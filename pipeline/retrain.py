@@ -103,8 +103,10 @@ def describe(run: Path, out: Path) -> None:
 
 
 def _say_figures(metrics: dict[str, Any]) -> str:
-    views = metrics.get("test", {}).get("bascule", {})
-    return ", ".join(f"NDCG@10 {figures['NDCG@10']:.4f} ({view})" for view, figures in views.items()) or "not tested"
+    from evaluation.evaluate import headline_metric
+
+    views, name = metrics.get("test", {}).get("bascule", {}), headline_metric(metrics["data"]["repeats"])
+    return ", ".join(f"{name} {figures[name]:.4f} ({view})" for view, figures in views.items()) or "not tested"
 
 
 if __name__ == "__main__":
