@@ -3,7 +3,7 @@
 Each attempt is a fork of this program: torch is imported once, and works with one thread. A fork says through a pipe
 when a training step begins and when a call changes the disk; it is killed a random while after a random one of these.
 
-    python -m tests.pipeline.killed_runs FOLDER ordered|baskets|search N_KILLS SEED
+    python -m tests.pipeline.killed_runs FOLDER ordered|baskets|search|retrain N_KILLS SEED
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ import yaml
 import train
 from models.config import ModelConfig
 from models.two_tower import TwoTower
-from pipeline import run, stages
+from pipeline import retrain, run, stages
+from tests.pipeline.shop import open_shop
 from tests.pipeline.small_runs import BASKETS, ORDERED, QUIET, config_of, make_tables
 
 LONGEST_WAIT = 0.01  # seconds after an event
@@ -59,6 +60,17 @@ def run_search(out: Path, _: str) -> int:
     model = {"dim": 8, "max_epochs": 2, "batch_size": 64, "id_dropout": 0.1}
     (folder / "shop.yaml").write_text(yaml.safe_dump({"data": data, "model": model, "trainer": QUIET}))
     return train.main(["--config", str(folder / "shop.yaml"), "--tune.trials", str(N_TRIALS), "--out", str(out)])
+
+
+def run_shop(out: Path, _: str) -> int:
+    open_shop(out.parent / "shop", BASKETS, max_epochs=20, dropout=0.3)
+    return 0
+
+
+def run_retrain(out: Path, _: str) -> int:
+    """Train on what the shop logged, to the end: export and publish."""
+    shop = out.parent / "shop"
+    return retrain.main(["--config", str(shop / "shop.yaml"), "--run", str(shop / "my"), "--out", str(out)])
 
 
 def tell(pipe: int, call: Callable[..., Any]) -> Callable[..., Any]:
@@ -117,6 +129,10 @@ def digests(folder: Path) -> dict[str, str]:
     if (folder / "weights.pt").exists():
         state, *rest = torch.load(folder / "weights.pt", weights_only=True)
         found["weights"] = b"".join(tensor.numpy().tobytes() for tensor in state.values()) + repr(rest).encode()
+    if (folder / "bundle").exists():
+        found |= {f"bundle {path.name}": path.read_bytes() for path in (folder / "bundle").iterdir()}
+        found |= {path.name: path.read_bytes() for path in (folder.parent / "shop" / "my" / "bundle").iterdir()}
+        found["log"] = next(folder.parent.glob(f"shop/my/feedback/trained-{folder.name}.parquet")).read_bytes()
     if (folder / "tuning").exists():
         found["best"] = (folder / "tuning" / "best.yaml").read_bytes().replace(str(folder).encode(), b"")
         found["picture"] = b"there" if (folder / "tuning" / "study.png").exists() else b"missing"
@@ -126,7 +142,10 @@ def digests(folder: Path) -> dict[str, str]:
 def report_chain(folder: Path, protocol: str, n_kills: int, seed: int) -> dict[str, Any]:
     """Compare a run that is killed again and again, and then stopped by SIGTERM, with one that is not."""
     folder.mkdir(parents=True)
-    run, rng = (run_search if protocol == "search" else run_training), np.random.default_rng(seed)
+    runs, rng = {"search": run_search, "retrain": run_retrain}, np.random.default_rng(seed)
+    run = runs.get(protocol, run_training)
+    if protocol == "retrain":
+        finish(*start(run_shop, folder / "whole", protocol))
     code, n_events = finish(*start(run, folder / "whole", protocol))
     most = max(2, int(2.5 * n_events / (n_kills + 2)))  # together about as long as a run, with what is done again
     out = folder / "killed"

@@ -19,6 +19,7 @@ ROOT = Path(__file__).parents[2]
         ("ordered", 2),
         pytest.param("baskets", 2, marks=pytest.mark.slow),
         pytest.param("search", 3, marks=pytest.mark.slow),
+        pytest.param("retrain", 8, marks=pytest.mark.slow),
         pytest.param("ordered", 20, marks=pytest.mark.slow),
     ],
 )
@@ -32,5 +33,6 @@ def test_a_run_killed_in_a_chain_ends_with_the_same_bytes(tmp_path, protocol, n_
     assert report["codes"].count(-9) >= n_kills - 1  # one may have come to its end before
     assert report["stopped"] in (143, 0)
     assert report["whole"].keys() == report["killed"].keys()
-    assert ({"best"} if protocol == "search" else {"weights", "curve select"}) <= report["whole"].keys()
+    expected = {"search": {"best"}, "retrain": {"bundle manifest.json", "curve final", "log"}}
+    assert expected.get(protocol, {"weights", "curve select"}) <= report["whole"].keys()
     assert report["killed"] == report["whole"]
