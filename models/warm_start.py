@@ -72,7 +72,9 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
         rows[f"towers.{name}.number_table"] = [(one, entry) for one, width in spans for entry in range(width)]
     categories = [row for feature, _ in category_features(schema.item_features) for row in _name_codes(feature)]
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
-    numbered = statistic_names(range(len(schema.decay_days)), schema.event_types)  # decays change with the span of data
+    numbered: list[Hashable] = [
+        *statistic_names(range(len(schema.decay_days)), schema.event_types)
+    ]  # decays change with the span of data
     rows |= dict.fromkeys((f"{MEMORY}.affinity_table", f"{MEMORY}.category_shares"), categories)
     rows |= dict.fromkeys((f"{MEMORY}.standardise.mean", f"{MEMORY}.standardise.scale", _BY_COLUMN[0]), numbered)
     return rows | {_BY_COLUMN[1]: [*numbered, *range(len(USER_STATISTICS) + N_STATE_FEATURES + 1)]}

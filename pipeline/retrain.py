@@ -32,7 +32,11 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m pipeline.r
     add("--run", type=Path, required=True, metavar="DIR", help="folder of the run whose weights are trained on")
     add("--state", type=Path, metavar="DIR", help="called 'state', with the log of a service; default: in --run")
     add("--out", type=Path, metavar="DIR", help="folder of the new run; default: that of --run with the next number")
-    return run_command(lambda: retrain(*parser.parse_known_args(argv)))
+
+    def work() -> None:
+        retrain(*parser.parse_known_args(argv))
+
+    return run_command(work)
 
 
 def retrain(given: argparse.Namespace, options: Sequence[str] = ()) -> Path:

@@ -46,7 +46,7 @@ _LOCK = ".forgotten.lock"
 _REJECTS = (REJECTS, f".beside-*/{REJECTS}")  # lists of rejected records, the second of a training that is not over
 _VALUE = "value"
 _LEARNED = "the neighbours of their items and their checkpoints learned from all users, these among them; a training "
-_LEARNED += "from now on leaves these out"
+_LEARNED += "from now on leaves these out, but one that starts from these weights keeps what they learned"
 _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
