@@ -13,6 +13,7 @@ _OTHERS = {
     "evaluate": ("evaluation.__main__", "evaluate a bundle on a holdout"),
     "report": ("evaluation.report", "write the report of a finished run again"),
     "feedback": ("evaluation.feedback", "what followed the lists that a service showed: tables, figures, a page"),
+    "retrain": ("pipeline.retrain", "train the next version on what a service logged, from the weights of a run"),
     "judge": ("evaluation.other_version", "what another version would have had on the log of a service"),
     "gate": ("evaluation.gate", "let a new version take over if it is no worse; gate watch: take it back"),
     "drift": ("evaluation.drift", "compare what a service sees with what its bundle was trained on"),

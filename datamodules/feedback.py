@@ -8,38 +8,29 @@ counts once, and a pair of user and item that was dismissed, and not taken back,
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from datamodules.config import Column, TableConfig
-from datamodules.read import Records, read_file
-from datamodules.values import unify_ids
-from serve.state import DISMISS, UNDISMISS
+from datamodules.config import Column
 
+DISMISS, UNDISMISS = "dismiss", "undismiss"  # as `serve.state` logs them
 _PAIR = ["user_id", "item_id"]
 _TAKEN = (*_PAIR, "datetime", "weight")  # columns of the log that the interactions may have, but for the event
 _EVENT = Column("event", "event", "text", "which a log of events has")
 
 
-def read_log(path: str, found: tuple[Column, ...]) -> Records:
-    """Read the log in the columns found in the interactions, under its own names; a log may be empty."""
-    taken = [replace(one, source=one.name, may_be_empty=one.name == "weight") for one in found if one.name in _TAKEN]
-    records = read_file(Path(path), TableConfig(), (*taken, _EVENT))
-    return replace(records, dropped=(), is_text=True)  # ids are texts whatever they are in the tables
+def list_columns(found: tuple[Column, ...]) -> tuple[Column, ...]:
+    """Return the columns that are read of a log, of those found in the interactions, under its own names."""
+    taken = (one for one in found if one.name in _TAKEN)
+    return (*(replace(one, source=one.name, may_be_empty=one.name == "weight") for one in taken), _EVENT)
 
 
 def append_log(events: pd.DataFrame, log: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
-    """Append the rows of a log, oldest first, to the interactions, both typed; count what became of all rows.
+    """Append the rows of a log, oldest first, to the interactions, both typed alike; count what became of all rows.
 
     A missing weight becomes the mean of log(1 + weight), as in serving; positions go on after those of the tables.
     """
-    if len(log):
-        ids = {name: unify_ids([events[name], log[name]]) for name in _PAIR}
-        events, log = (
-            part.assign(**{name: ids[name][place] for name in _PAIR}) for place, part in enumerate((events, log))
-        )
     is_sign = log["event"].isin((DISMISS, UNDISMISS)).to_numpy()
     logged = _fill(log[~is_sign], events)
     rows = pd.concat([events, logged], ignore_index=True) if len(logged) else events

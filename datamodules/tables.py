@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 
 from datamodules.config import EVENT_ROLES, Column, DataConfig, TableConfig, columns_of_table
-from datamodules.feedback import append_log, read_log
-from datamodules.read import REPLACED, Records, make_rejects, read_files, take_frame
+from datamodules.feedback import append_log, list_columns
+from datamodules.read import REPLACED, Records, make_rejects, read_file, read_files, take_frame
 from datamodules.rejects import KINDS, OTHER_LENGTH, Rejects, advise, describe, place_of, setting_of
 from datamodules.values import INTEGER, read_cells, unify_ids
 from serve.clock import DAY
@@ -79,7 +79,8 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
             raise SchemaError(f"column '{columns[1].source}' is declared, {columns[1].reason}; set data.{name}")
     raw |= _read_split_files(config)
     if config.feedback is not None:
-        raw["feedback"] = [read_log(config.feedback, raw["interactions"][0].columns)]
+        log = read_file(Path(config.feedback), TableConfig(), list_columns(raw["interactions"][0].columns))
+        raw["feedback"] = [replace(log, dropped=(), is_text=True)]  # ids are texts whatever they are in the tables
     kept = {name: [_leave_out(file, erased) for file in files] for name, files in raw.items()}
     for names in (_PARTS, ("users",), ("items",)):
         _check_same_columns([file for name in names for file in kept.get(name, ())])
@@ -94,9 +95,7 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
             _check_one_row_each(name, typed[name], IDS[name])
     hints = [hint for name, files in kept.items() for file in files for hint in _find_hints(name, file)]
     dropped = {name: dict.fromkeys(column for file in files for column in file.dropped) for name, files in kept.items()}
-    frames, logged = {name: one.frame for name, one in typed.items()}, dict[str, int]()
-    if "feedback" in frames:
-        frames["interactions"], logged = append_log(frames["interactions"], frames.pop("feedback"))
+    tables, logged = _join_tables(config, {name: one.frame for name, one in typed.items()})
     rejects = Rejects(
         {name: one.rejects for name, one in typed.items()},
         {name: one.cells for name, one in typed.items() if name in IDS},
@@ -106,7 +105,7 @@ def _type_tables(config: DataConfig, raw: dict[str, list[Records]], erased: Eras
         (*hints, *(hint for name, one in typed.items() for hint in _describe_losses(name, one))),
         logged,
     )
-    return _join_tables(config, frames), rejects
+    return tables, rejects
 
 
 def _read_split_files(config: DataConfig) -> dict[str, list[Records]]:
@@ -302,15 +301,24 @@ def _find_hints(table: str, file: Records) -> Iterator[str]:
             yield f"{len(odd):,} of the ids of {table}.{column.name} are no integers, so all are texts: see {place}"
 
 
-def _join_tables(config: DataConfig, frames: dict[str, pd.DataFrame]) -> Tables:
-    """Name the parts of the split, and give the ids of a side one type in both of its tables."""
+def _join_tables(config: DataConfig, frames: dict[str, pd.DataFrame]) -> tuple[Tables, dict[str, int]]:
+    """Name the parts of the split, give the ids of a side one type in all its tables, and append a log to train on."""
     if config.split.kind == "files":
         parts = [frames[name].assign(**{PART: part}) for name, part in _PARTS.items() if name in frames]
         frames["interactions"] = _join_frames(parts, columns_of_table("interactions", config))
+<<<<<<< HEAD
     for name, id_name in IDS.items():
         filled = [table for table in ("interactions", name) if len(frames.get(table, ()))]
+=======
+    for name, id_name in _IDS.items():
+        filled = [table for table in ("interactions", "feedback", name) if len(frames.get(table, ()))]
+>>>>>>> 36aed66 (Chains of imports stay short; bascule retrain)
         for table, ids in zip(filled, unify_ids([frames[table][id_name] for table in filled]), strict=True):
             frames[table] = frames[table].assign(**{id_name: ids})
-    interactions = frames["interactions"]
+    interactions, logged = frames["interactions"], dict[str, int]()
+    if "feedback" in frames:
+        interactions, logged = append_log(interactions, frames["feedback"])
+    if PART in interactions:
+        interactions[PART] = interactions[PART].fillna(_PARTS["interactions"])
     users = frames.get("users", interactions[["user_id"]].drop_duplicates(ignore_index=True))
-    return Tables(interactions, users, frames.get("items", interactions[["item_id"]].head(0)))
+    return Tables(interactions, users, frames.get("items", interactions[["item_id"]].head(0))), logged

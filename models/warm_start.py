@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +16,6 @@ from torch import Tensor
 from models.checkpoints import CHECKPOINTS, read_checkpoint
 from models.config import ModelConfig
 from models.memory import N_STATE_FEATURES
-from models.refine import Refinement
 from models.two_tower import TwoTower
 from serve.bundle import Bundle
 from serve.encode import category_features, value_slices
@@ -37,16 +35,13 @@ class Start:
     """What a training starts from."""
 
     path: Path  # of the weights
-    version: str  # of the bundle that was exported from them
     model: ModelConfig  # by which they were trained
-    schema: Schema
     weights: dict[str, Tensor]
     rows: Rows
-    refinement: Refinement  # chosen by the validation that was, and kept
 
     @classmethod
-    def read(cls, bundle: Bundle, run: Path, refinement: Mapping[str, Any] | None) -> Start:
-        """Read the weights that a run left beside its bundle, and take over how they were refined."""
+    def read(cls, bundle: Bundle, run: Path) -> Start:
+        """Read the weights that a run left beside its bundle."""
         path = next((path for name in WEIGHTS if (path := run / CHECKPOINTS / name).exists()), None)
         if path is None:
             raise SchemaError(f"{run / CHECKPOINTS} holds no weights to start from: leave --warm_start out")
@@ -55,9 +50,7 @@ class Start:
         for name in rows.keys() & weights.keys():
             if len(rows[name]) != weights[name].shape[_axis(name)]:
                 raise BundleError(f"{path} is not what {bundle.path} was exported from: leave --warm_start out")
-        model = ModelConfig(**bundle.manifest.facts.config["model"])
-        version = bundle.manifest.version
-        return cls(path, version, model, bundle.schema, weights, rows, Refinement(**(refinement or {})))
+        return cls(path, ModelConfig(**bundle.manifest.facts.config["model"]), weights, rows)
 
 
 def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:

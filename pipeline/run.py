@@ -121,7 +121,7 @@ def produce(work: Work, stage: Stage) -> Product:
         "continued_epochs": trained.continued,
         "temperature": trained.temperature,
         "chosen": {choice.name: {"value": choice.value, "reason": choice.reason} for choice in work.choices},
-        "warm_start": None if work.start is None else work.start.version,
+        "warm_start": None if work.previous is None else work.previous.bundle.manifest.version,
         "refinement": None if trained.refinement is None else asdict(trained.refinement),
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace

@@ -20,7 +20,6 @@ from datamodules.tables import Tables, is_set
 from models.checkpoints import CHECKPOINTS, compare
 from models.config import Recipe
 from models.defaults import Choice
-from models.warm_start import Start
 from pipeline.config import Config
 from serve.bundle import BUNDLE, CONFIG, LOGS, METRICS, REPORT, Bundle
 from serve.durable import write_file
@@ -34,6 +33,15 @@ PUBLISHED = f"{CHECKPOINTS}/published.json"
 
 
 @dataclass(frozen=True)
+class Previous:
+    """A run whose weights a training starts from."""
+
+    run: Path
+    bundle: Bundle
+    refinement: dict[str, Any]  # chosen by the validation that was, and kept
+
+
+@dataclass(frozen=True)
 class Work:
     """Clean tables and their split, and a complete configuration."""
 
@@ -44,7 +52,7 @@ class Work:
     report: dict[str, Any]  # rejects and cleaning of the tables
     choices: list[Choice]
     rows: str  # fingerprint of the tables
-    start: Start | None = None  # weights that the training starts from
+    previous: Previous | None = None  # of a warm start
 
 
 def declare(config: Config) -> dict[str, Any]:
@@ -126,8 +134,8 @@ def read_published(folder: Path) -> tuple[str | None, dict[str, Any]]:
         raise BundleError(f"{path} is damaged: {error!r}; delete it and train with --overwrite") from error
 
 
-def find_start(config: Config, split: Split) -> Start:
-    """Read what a warm start begins with; refuse it where the weights have seen what is to be tested."""
+def find_previous(config: Config, split: Split) -> Previous:
+    """Find the run of a warm start; refuse one whose weights have seen what is to be tested."""
     previous = Path(config.previous or "").resolve()
     run, bundle, remedy = previous.parent, Bundle.load(previous), "or leave --warm_start out"
     metrics = run / METRICS
@@ -146,7 +154,7 @@ def find_start(config: Config, split: Split) -> Start:
     if split.test_at is not None and split.test_at < until:
         end = f"{np.datetime64(until, 's')}Z"
         raise SchemaError(f"{run} was trained on events up to {end}: set data.split.at to that or later, {remedy}")
-    return Start.read(bundle, run, content["training"]["refinement"])
+    return Previous(run, bundle, content["training"]["refinement"] or {})
 
 
 def _is_done(folder: Path, version: str | None) -> bool:

@@ -26,7 +26,7 @@ from datamodules.sequences import build_catalogue, make_profiles
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables, is_set, read_tables, tables_from_frames
 from models.cold_items import fit_cold_items
-from models.config import Recipe
+from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.export import export_bundle
 from models.fit import fit, load_best
@@ -37,7 +37,7 @@ from models.towers import Towers
 from models.two_tower import TwoTower
 from models.warm_start import Start, take_over
 from pipeline.config import Config
-from pipeline.run_folder import Work, declare, find_start
+from pipeline.run_folder import Previous, Work, declare, find_previous
 from serve.bundle import GOLDEN, REJECTS, SEGMENTS, Bundle, Facts, draw_requests, write_golden
 from serve.catalogue import name_items
 from serve.clock import DAY
@@ -82,14 +82,14 @@ def prepare(config: Config, frames: Frames | None, beside: Path) -> Work:
     tables, report = read(config, frames, beside)
     rows = fingerprint_rows(tables.interactions, tables.users, tables.items)
     split = split_interactions(tables.interactions, config.data, config.seed)
-    start = find_start(config, split) if config.warm_start and config.previous else None
-    if start is not None:
+    previous = find_previous(config, split) if config.warm_start else None
+    if previous is not None:  # of the data that has grown, other values might be chosen
         given = {name: value for name, value in asdict(config.model).items() if value is not None}
-        config = replace(config, model=replace(start.model, **given))
+        config = replace(config, model=ModelConfig(**(previous.bundle.manifest.facts.config["model"] | given)))
     learned = split.train if config.data.split.strict else split.refit
     recipe, choices = choose_recipe(config.model, count_data(replace(tables, interactions=learned), config.data))
     config = replace(config, model=recipe.to_config())
-    return Work(config, recipe, tables, split, report, choices, rows, start)
+    return Work(config, recipe, tables, split, report, choices, rows, previous)
 
 
 def read(config: Config, frames: Frames | None, beside: Path) -> tuple[Tables, dict[str, Any]]:
@@ -144,8 +144,8 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
 
     The seconds of each training are those on the clock and of the processor.
     """
-    if work.start is not None:
-        return train_on(work, work.start)
+    if work.previous is not None:
+        return train_on(work, work.previous)
     is_only = work.config.data.split.strict or not len(work.split.validation)
     console.rule("training")
     begun = time.monotonic(), time.process_time()
@@ -168,22 +168,22 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
     return trained, seconds | _since("training_again", begun)
 
 
-def train_on(work: Work, start: Start) -> tuple[Trained, dict[str, float]]:
+def train_on(work: Work, previous: Previous) -> tuple[Trained, dict[str, float]]:
     """Continue from the weights of an earlier run with everything before the test, refined as it was.
 
     Nothing is held out to stop by: those weights have seen what would be.
     """
     begun = time.monotonic(), time.process_time()
     epochs = max(1, round(WARM_SHARE * work.recipe.max_epochs))
-    console.rule(f"training on from version {start.version}, {epochs} epochs")
+    console.rule(f"training on from version {previous.bundle.manifest.version}, {epochs} epochs")
     work = soften(work, WARM_RATE, epochs)
     data = make_data(work, work.split.refit, (work.split.refit, work.split.validation.iloc[:0]), work.split.test_at)
     pl.seed_everything(work.config.seed, workers=True, verbose=False)
     sample = sample_memory(data) if data.schema.repeats == "allow" else None
     model = wrap(make_towers(data, work.recipe, sample), work.recipe, data, work.config.seed)
-    take_over(model, start, data.catalogue.item_ids.tolist(), data.schema)
+    take_over(model, Start.read(previous.bundle, previous.run), data.catalogue.item_ids.tolist(), data.schema)
     trained = fit_stage(work, data, "final", epochs, model)
-    return refine(work, trained, start.refinement), _since("training", begun)
+    return refine(work, trained, Refinement(**previous.refinement)), _since("training", begun)
 
 
 def _since(name: str, begun: tuple[float, float]) -> dict[str, float]:
@@ -257,7 +257,8 @@ def fit_stage(work: Work, data: InteractionsDataModule, name: str, epochs: int, 
     config, catalogue = work.config, data.catalogue
     parts = (data.schema, data.sequences, catalogue.item_ids, catalogue.features, data.validation_batches)
     origin = {**declare(config), "training data": fingerprint(*parts)}
-    origin |= {"weights of version": work.start.version} if work.start is not None else {}
+    if work.previous is not None:
+        origin["weights of version"] = work.previous.bundle.manifest.version
     trained_for, pace = fit(model, data, config.out, name, epochs, config.trainer, origin)
     return Trained(model.towers, data, trained_for, float(model.temperature.detach()), pace)
 

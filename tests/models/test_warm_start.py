@@ -12,7 +12,6 @@ import torch
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
-from models.refine import Refinement
 from models.two_tower import TwoTower
 from models.warm_start import IDS, Start, name_rows, take_over
 from serve.errors import SchemaError
@@ -47,7 +46,7 @@ def grow(world, config, schema):
 def start_from(world, model):
     rows = name_rows(world.schema, world.catalogue.item_ids.tolist())
     weights = {name: one.clone() for name, one in model.state_dict().items()}
-    return Start(Path("old.ckpt"), "v1", model.recipe.to_config(), world.schema, weights, rows, Refinement())
+    return Start(Path("old.ckpt"), model.recipe.to_config(), weights, rows)
 
 
 @pytest.fixture(params=CONFIGS)
