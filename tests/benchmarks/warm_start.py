@@ -19,7 +19,18 @@ from typing import Any
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
-SMALL = "--model.dim 48 --model.n_blocks 1 --model.max_epochs 12 --model.patience 4 --data.history_length 50".split()
+SMALL = [
+    "--model.dim",
+    "48",
+    "--model.n_blocks",
+    "1",
+    "--model.max_epochs",
+    "12",
+    "--model.patience",
+    "4",
+    "--data.history_length",
+    "50",
+]
 RATED = ("user_id", "item_id", "weight", "datetime")
 # name -> configuration, view and metric, first moment of the last days, split before and after, options
 BOARDS: dict[str, tuple[str, str, str, str, str, list[str]]] = {
