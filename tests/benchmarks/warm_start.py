@@ -19,22 +19,11 @@ from typing import Any
 import pandas as pd
 
 ROOT = Path(__file__).parents[2]
-SMALL = [
-    "--model.dim",
-    "48",
-    "--model.n_blocks",
-    "1",
-    "--model.max_epochs",
-    "12",
-    "--model.patience",
-    "4",
-    "--data.history_length",
-    "50",
-]
+SMALL = {"model.dim": 48, "model.n_blocks": 1, "model.max_epochs": 12, "model.patience": 4, "data.history_length": 50}
 RATED = ("user_id", "item_id", "weight", "datetime")
 # name -> configuration, view and metric, first moment of the last days, split before and after, options
-BOARDS: dict[str, tuple[str, str, str, str, str, list[str]]] = {
-    "grocery": ("grocery.yaml", "all NDCG@20", "2017-12-01", "2017-11-01", "2017-12-01", []),
+BOARDS: dict[str, tuple[str, str, str, str, str, dict[str, int]]] = {
+    "grocery": ("grocery.yaml", "all NDCG@20", "2017-12-01", "2017-11-01", "2017-12-01", {}),
     "movielens-100k": ("movielens-100k.yaml", "novel NDCG@10", "1998-04-08T23:10:39", "", "", SMALL),
 }
 
@@ -63,11 +52,13 @@ def measure(name: str, data: Path, runs: Path, seed: int, more: Sequence[str]) -
     """Return figures and CPU seconds of training of the three runs."""
     config, figure, since, at, later, options = BOARDS[name]
     past, log = split(name, data, runs, since)
-    words = ["--config", str(ROOT / "configs" / config), "--data.interactions", json.dumps({"path": str(past)})]
+    table = {"path": str(past), "names": None, "columns": {"datetime": "datetime", "weight": "weight"}}
+    words = ["--config", str(ROOT / "configs" / config), "--data.interactions", json.dumps(table)]
     if name == "movielens-100k":
         for side in ("users", "items"):
             words += [f"--data.{side}.path", str(data / name / {"users": "u.user", "items": "u.item"}[side])]
-    words += [*options, *more, "--seed", str(seed), "--evaluation.baselines", "[]"]
+    words += [f"--{key}={value}" for key, value in options.items()]
+    words += [*more, "--seed", str(seed), "--evaluation.baselines", "[]"]
     old, warm, anew = (runs / f"{name}-{seed}-{kind}" for kind in ("old", "warm", "anew"))
     late = ["--data.feedback", str(log), *(["--data.split.at", later] if later else [])]
     train(old, [*words, *(["--data.split.at", at] if at else [])])
