@@ -85,7 +85,7 @@ def export_log(state: Path, out: Path) -> Path:
         return path
     import pyarrow as pa
 
-    from evaluation.feedback import read_log
+    from evaluation.online import read_log
     from serve.durable import make_private
     from serve.tables import write_table
 
