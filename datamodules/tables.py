@@ -306,13 +306,8 @@ def _join_tables(config: DataConfig, frames: dict[str, pd.DataFrame]) -> tuple[T
     if config.split.kind == "files":
         parts = [frames[name].assign(**{PART: part}) for name, part in _PARTS.items() if name in frames]
         frames["interactions"] = _join_frames(parts, columns_of_table("interactions", config))
-<<<<<<< HEAD
     for name, id_name in IDS.items():
-        filled = [table for table in ("interactions", name) if len(frames.get(table, ()))]
-=======
-    for name, id_name in _IDS.items():
         filled = [table for table in ("interactions", "feedback", name) if len(frames.get(table, ()))]
->>>>>>> 36aed66 (Chains of imports stay short; bascule retrain)
         for table, ids in zip(filled, unify_ids([frames[table][id_name] for table in filled]), strict=True):
             frames[table] = frames[table].assign(**{id_name: ids})
     interactions, logged = frames["interactions"], dict[str, int]()

@@ -199,6 +199,16 @@ class Owned:
     user_statistics: Floats  # (B, G), columns as in `USER_STATISTICS`
 
 
+def statistic_names(decay_days: Sequence[float], event_types: Sequence[str]) -> list[str]:
+    """Name the columns of `Owned.statistics`; the decayed counts come first."""
+    return [
+        *(f"decayed_{days:g}" for days in decay_days),
+        *("count", "since_last", "since_first", "is_repeated", "due", "mean_gap", "just_bought", "share"),
+        "repeat_rate",
+        *(f"event_{name}" for name in event_types),
+    ]
+
+
 def summarise_owned(
     events: Events, moment: Ints, decay_days: Sequence[float], n_event_types: int, repeat_rate: Floats
 ) -> Owned:

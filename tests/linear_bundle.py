@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 
 from serve.bundle import Bundle, Facts, compute_space_id, draw_requests, write_golden, write_index, write_items
+from serve.events import statistic_names
 from serve.index import Neighbours
 from serve.recommender import Recommender, golden_answer
 from serve.schema import Feature, Schema
@@ -56,16 +57,6 @@ SHOP = Schema(
     popularity_days=(9.0, 28.0),
     data_until=UNTIL,
 )
-
-
-def statistic_names(decay_days, event_types):
-    """Name the columns of `serve.events.Owned.statistics`."""
-    return [
-        *(f"decayed_{days:g}" for days in decay_days),
-        *("count", "since_last", "since_first", "is_repeated", "due", "mean_gap", "just_bought", "share"),
-        "repeat_rate",
-        *(f"event_{name}" for name in event_types),
-    ]
 
 
 STATISTICS = statistic_names(SHOP.decay_days, SHOP.event_types)

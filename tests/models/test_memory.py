@@ -20,8 +20,7 @@ from models.memory import (
     Standardise,
     memory_inputs,
 )
-from serve.events import USER_STATISTICS, Events, owned_arrays, summarise_owned
-from tests.linear_bundle import statistic_names
+from serve.events import USER_STATISTICS, Events, owned_arrays, statistic_names, summarise_owned
 from tests.models.tiny_towers import RECIPE
 from tests.tiny_data import BASKETS, DAY, FIRST, A, D, N, draw_events, make_world
 
