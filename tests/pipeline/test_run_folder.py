@@ -121,7 +121,8 @@ def test_an_interrupted_run_is_continued_or_begun_anew_only_as_it_is_told(tmp_pa
 
 
 def test_a_run_says_what_it_takes_from_an_earlier_one(capsys):
-    print_previous(None)
+    print_previous(None, False)
     assert capsys.readouterr().out == ""
-    print_previous(Path("runs/old/bundle"))
-    assert "runs/old/bundle" in capsys.readouterr().out
+    said = [print_previous(Path("runs/old/bundle"), is_warm) or capsys.readouterr().out for is_warm in (False, True)]
+    assert all("runs/old/bundle" in one for one in said)
+    assert said[0] != said[1]
