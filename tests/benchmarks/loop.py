@@ -1,0 +1,361 @@
+"""The loop, end to end: a shop with known tastes, fashions, new items and position bias runs for eight weeks.
+
+    python tests/benchmarks/loop.py [--seeds 2] [--weeks 8] [--picture docs/loop.png]
+
+Three services are asked by the same people: one is never retrained, one each week on its log, one the same with
+exploration. In week 4 the trainings of both are broken: the gate must stop what comes of it. Lists come from a real
+service over HTTP, what people do goes to /v1/events, `pipeline.retrain` trains on the log, `evaluation.gate` judges,
+publishes and activates. Exit status 1: the broken version was let through, or the loop is worth nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import multiprocessing
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import yaml
+
+ROOT = Path(__file__).parents[2]
+sys.path.insert(0, str(ROOT))
+
+from evaluation import gate  # noqa: E402
+from pipeline import retrain  # noqa: E402
+from serve.versions import Registry, publish_version  # noqa: E402
+from tests.served import JSON, Server, serving  # noqa: E402
+from train import main as train  # noqa: E402
+
+USERS, GENRES, ITEMS, NEW, K, VISITS = 400, 8, 120, 12, 8, 2  # new items and visits of a user a week
+WEEK, PAST, BROKEN = 7 * 86_400, 4, 4  # seconds; weeks of data before the first; the week of a broken training
+SEEN = 1 / np.log2(np.arange(K) + 2)  # how many look at each slot
+TOKEN = "a token of more than 16 characters"
+FOUND = 5  # people who took a new item from lists: it is found
+POLICY = {"kind": "explore", "temperature": 1.0, "slots": 2, "new_items": 1.5, "lists_per_day": 1000}
+SCENARIOS = ("never retrained", "retrained", "retrained, explored")
+
+
+class Shop:
+    """People, items and what they like; weeks count from the first one of the services."""
+
+    def __init__(self, seed: int, n_weeks: int) -> None:
+        rng = np.random.default_rng(seed)
+        n_items = ITEMS + NEW * n_weeks
+        self.born = np.concatenate([np.full(ITEMS, -PAST), np.repeat(np.arange(n_weeks), NEW)])
+        self.genre, self.quality = rng.integers(GENRES, size=n_items), rng.normal(0, 0.8, n_items)
+        self.taste = rng.normal(0, 1.3, (USERS, GENRES))
+        self.fashion = np.cumsum(rng.normal(0, 0.45, (n_weeks + PAST, GENRES)), axis=0)
+        self.start = int(time.time()) // 86_400 * 86_400 - WEEK * (n_weeks + 1)
+
+    def like(self, week: int) -> np.ndarray:
+        """Return the probability that a user takes an item they look at, (U, N)."""
+        liking = self.taste[:, self.genre] + self.quality + self.fashion[week + PAST][self.genre]
+        chance: np.ndarray = 1 / (1 + np.exp(2.2 - liking))
+        return np.where(self.born <= week, chance, 0.0)
+
+    def browse(self, rng: np.random.Generator, week: int, share: float) -> pd.DataFrame:
+        """Return what people found without lists: of a few items each that they came across."""
+        like, rows = self.like(week), []
+        for user in np.flatnonzero(rng.random(USERS) < share):
+            met = rng.choice(np.flatnonzero(self.born <= week), 12, replace=False)
+            rows += [(user, item, self.at(rng, week)) for item in met[rng.random(12) < like[user, met]]]
+        return pd.DataFrame(rows, columns=["user_id", "item_id", "datetime"])
+
+    def at(self, rng: np.random.Generator, week: int) -> int:
+        return self.start + week * WEEK + int(rng.integers(WEEK))
+
+    def items(self, week: int) -> pd.DataFrame:
+        """Return the table of the items that there are."""
+        there = np.flatnonzero(self.born <= week)
+        return pd.DataFrame({"item_id": there, "genre": [f"genre {one}" for one in self.genre[there]]})
+
+
+@dataclass
+class Scenario:
+    """One service, its registry and what became of it."""
+
+    name: str
+    folder: Path
+    runs: list[Path] = field(default_factory=list)
+    taken: list[float] = field(default_factory=list)  # items taken per list, by week
+    new_share: list[float] = field(default_factory=list)  # of the slots
+    takers: dict[int, int] = field(default_factory=dict)  # new item -> people who took it from lists
+    weeks: dict[int, int] = field(default_factory=dict)  # new item -> weeks until it was found
+    verdicts: list[str] = field(default_factory=list)
+
+    @property
+    def registry(self) -> Registry:
+        return Registry(self.folder / "registry")
+
+    @property
+    def config(self) -> Path:
+        return self.folder / "shop.yaml"
+
+
+def prepare(shop: Shop, scenario: Scenario, rng: np.random.Generator) -> None:
+    """Write the data before the first week, train on it and publish the first version."""
+    scenario.folder.mkdir(parents=True)
+    past = pd.concat([shop.browse(rng, week, 0.9) for week in range(-PAST, 0)])
+    past.sort_values("datetime").to_csv(scenario.folder / "events.csv", index=False)
+    shop.items(-1).to_csv(scenario.folder / "items.csv", index=False)
+    data = {
+        "interactions": {"path": str(scenario.folder / "events.csv")},
+        "items": {"path": str(scenario.folder / "items.csv")},
+        "features": {"item": {"genre": "categorical"}},
+        "split": {"kind": "none"},
+    }
+    scenario.config.write_text(yaml.safe_dump({"data": data, "evaluation": {"baselines": []}}))
+    scenario.runs.append(scenario.folder / "run")
+    quietly(lambda: train(["--config", str(scenario.config), "--out", str(scenario.runs[0])]))
+    publish_version(scenario.registry, scenario.runs[0] / "bundle", is_activated=True)
+
+
+def run_week(shop: Shop, scenario: Scenario, server: Server, week: int, rng: np.random.Generator) -> None:
+    """Put the new items live, let people visit, and send what they take."""
+    for item in np.flatnonzero(shop.born == week).tolist():
+        server.ask("PUT", f"/v1/items/{item}", {"columns": {"genre": f"genre {shop.genre[item]}"}})
+    like, n_taken, n_new, takers = shop.like(week), 0, 0, scenario.takers
+    for visit in range(VISITS):
+        at = shop.start + week * WEEK + visit * WEEK // VISITS
+        for start in range(0, USERS, 50):
+            users = range(start, min(start + 50, USERS))
+            requests = [{"user_id": user, "datetime": at} for user in users]
+            answer = ask(server, "/v1/recommend", {"requests": requests, "k": K})
+            events = []
+            for user, one in zip(users, answer["answers"], strict=True):
+                items = [entry["item_id"] for entry in one["items"]]
+                taken = [
+                    item for item, seen in zip(items, SEEN, strict=False) if rng.random() < like[user, item] * seen
+                ]
+                n_taken, n_new = n_taken + len(taken), n_new + int((shop.born[items] >= 0).sum())
+                named = {"user_id": user, "datetime": at + 60, "request_id": answer["request_id"]}
+                events += [named | {"item_id": item} for item in taken]
+                for item in taken:
+                    if shop.born[item] >= 0:
+                        takers[item] = takers.get(item, 0) + 1
+                        if takers[item] == FOUND:
+                            scenario.weeks[item] = week - int(shop.born[item])
+            for first in range(0, len(events), 250):
+                ask(server, "/v1/events", {"events": events[first : first + 250]})
+    browsed = shop.browse(rng, week, 0.15).to_dict("records")
+    for first in range(0, len(browsed), 250):
+        ask(server, "/v1/events", {"events": browsed[first : first + 250]})
+    scenario.taken.append(n_taken / (USERS * VISITS))
+    scenario.new_share.append(n_new / (USERS * VISITS * K))
+
+
+def ask(server: Server, path: str, body: Any) -> Any:
+    reply = server.ask("POST", path, body)
+    if reply.status != 200:
+        raise RuntimeError(reply.content.decode())
+    return reply.json
+
+
+def learn(shop: Shop, scenario: Scenario, server: Server, week: int) -> None:
+    """Train on the log of all weeks but the last, judge by the last one, and let the service take up what passed."""
+    state, out = scenario.registry.path / "state", scenario.folder / f"run-{week + 2}"
+    shop.items(week).to_csv(scenario.folder / "items.csv", index=False)
+    split = ["--data.split.kind", "time", "--data.split.at", str(shop.start + week * WEEK)]
+    words = [
+        "--config",
+        str(scenario.config),
+        "--run",
+        str(scenario.runs[-1]),
+        "--state",
+        str(state),
+        "--out",
+        str(out),
+    ]
+    if week == BROKEN:
+        break_table(scenario)
+        quietly(lambda: train([*words[:2], "--out", str(out), *split]))
+    else:
+        quietly(lambda: retrain.main([*words, *split]))
+    past, last = (scenario.folder / f"{name}.csv" for name in ("past", "last"))
+    events = read_events(scenario)
+    is_last = events["datetime"] >= shop.start + week * WEEK
+    events[~is_last].to_csv(past, index=False)
+    events[is_last].to_csv(last, index=False)
+    given = {"--registry": scenario.registry.path, "--candidate": out / "bundle", "--holdout": last, "--train": past}
+    given |= {"--at": shop.start + week * WEEK, "--out": scenario.folder / f"verdict-{week}.json"}
+    status = quietly(lambda: gate.main([str(word) for pair in given.items() for word in pair]), (0, gate.STOPPED))
+    scenario.verdicts.append("passed" if status == 0 else "stopped")
+    if status == 0:
+        scenario.runs.append(out)
+        reply = server.ask("POST", "/v1/reload", headers=JSON | {"authorization": f"Bearer {TOKEN}"})
+        if reply.status != 200:
+            raise RuntimeError(reply.content.decode())
+
+
+def break_table(scenario: Scenario) -> None:
+    """Write the events as a wrong join would: each with the item of another."""
+    path = scenario.folder / "events.csv"
+    events = read_events(scenario)
+    wrong = events.assign(item_id=np.random.default_rng(0).permutation(events["item_id"].to_numpy()))
+    path.rename(path.with_suffix(".right"))
+    wrong.to_csv(path, index=False)
+
+
+def read_events(scenario: Scenario) -> pd.DataFrame:
+    """Return the events of the data and of the log."""
+    from evaluation.online import read_log
+
+    right = scenario.folder / "events.right"
+    if right.exists():
+        right.replace(scenario.folder / "events.csv")
+    *_, logged = read_log(scenario.registry.path / "state" / "state.db")
+    columns = ["user_id", "item_id", "datetime"]
+    logged = logged[columns].astype({"user_id": "int64", "item_id": "int64"})
+    return pd.concat([pd.read_csv(scenario.folder / "events.csv"), logged]).sort_values("datetime", kind="stable")
+
+
+def quietly(work: Any, allowed: tuple[int, ...] = (0,)) -> int:
+    """Run a command without what it prints; one that fails shows it."""
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            status = work()
+        except SystemExit as end:
+            status = end.code
+    if status not in allowed:
+        raise RuntimeError(said.getvalue())
+    return int(status or 0)
+
+
+@contextlib.contextmanager
+def served(scenario: Scenario) -> Iterator[Server]:
+    options: list[str | Path] = ["--registry", scenario.registry.path, "--retention-days", "1000", "--clock", "now"]
+    options += ["--profiles", scenario.runs[0] / "profiles"]
+    if scenario.name == SCENARIOS[2]:
+        experiment = scenario.folder / "experiment.json"
+        experiment.write_text(json.dumps({"salt": "loop", "arms": {"all": {"share": 1, "policy": POLICY}}}))
+        options += ["--experiment", experiment]
+    with serving(*options, variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
+        yield server
+
+
+def simulate(seed: int, n_weeks: int, folder: Path) -> list[Scenario]:
+    """Run all scenarios in one shop."""
+    shop, scenarios = (
+        Shop(seed, n_weeks),
+        [Scenario(name, folder / f"{seed}-{name[:9]}{len(name)}") for name in SCENARIOS],
+    )
+    for scenario in scenarios:
+        prepare(shop, scenario, np.random.default_rng(seed + 1))
+        with served(scenario) as server:
+            rng = np.random.default_rng(seed + 2)
+            for week in range(n_weeks):
+                run_week(shop, scenario, server, week, rng)
+                if scenario.name != SCENARIOS[0] and week < n_weeks - 1:
+                    learn(shop, scenario, server, week)
+    return scenarios
+
+
+def simulate_seed(given: tuple[int, int]) -> list[Scenario]:
+    seed, n_weeks = given
+    with tempfile.TemporaryDirectory() as folder:
+        return simulate(seed, n_weeks, Path(folder))
+
+
+def find_share(scenario: Scenario, n_weeks: int) -> float:
+    """Return the share of the new items that were found in the week they came or the next, of those old enough."""
+    born = np.repeat(np.arange(n_weeks), NEW)
+    items = ITEMS + np.flatnonzero(born < n_weeks - 1)
+    return float(np.mean([scenario.weeks.get(item, n_weeks) <= 1 for item in items.tolist()]))
+
+
+def describe(values: Sequence[float]) -> str:
+    """Return the mean over seeds with twice its standard error."""
+    error = 2 * np.std(values, ddof=1) / np.sqrt(len(values)) if len(values) > 1 else np.nan
+    return f"{np.mean(values):.3f} +- {error:.3f}"
+
+
+def report(found: list[list[Scenario]], n_weeks: int) -> bool:
+    """Print the figures; return whether the loop did what it is for."""
+    later = {name: [np.mean(one[place].taken[1:]) for one in found] for place, name in enumerate(SCENARIOS)}
+    shares = {name: [find_share(one[place], n_weeks) for one in found] for place, name in enumerate(SCENARIOS)}
+    frozen, retrained, explored = SCENARIOS
+    print(f"{len(found)} seeds, {n_weeks} weeks, {USERS} people; means over seeds, +- two standard errors")
+    for place, name in enumerate(SCENARIOS):
+        new = [float(np.mean(one[place].new_share[1:])) for one in found]
+        print(
+            f"{name:20s} taken per list {describe(later[name])}; new items: {describe(new)} of the slots, "
+            f"{describe(shares[name])} found within two weeks"
+        )
+    for name in (retrained, explored):
+        gains = [one / other - 1 for one, other in zip(later[name], later[frozen], strict=True)]
+        print(f"{name:20s} over {frozen}: {describe(gains)}, seed by seed")
+    broken = [one[place].verdicts[BROKEN] for one in found for place in (1, 2) if n_weeks > BROKEN + 1]
+    print(f"broken trainings of week {BROKEN}: {', '.join(broken) or 'none'}")
+    passed = [
+        verdict
+        for one in found
+        for place in (1, 2)
+        for week, verdict in enumerate(one[place].verdicts)
+        if week != BROKEN
+    ]
+    print(f"other trainings: {passed.count('passed')} of {len(passed)} passed the gate")
+    return (
+        all(verdict == "stopped" for verdict in broken)
+        and np.mean(later[retrained]) > np.mean(later[frozen])
+        and np.mean(shares[explored]) > np.mean(shares[retrained])
+    )
+
+
+def draw(found: list[list[Scenario]], path: Path) -> None:
+    import matplotlib as mpl
+
+    mpl.use("svg" if path.suffix == ".svg" else "agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained")
+    titles = ("items taken per list", "share of slots with new items")
+    for axis, title, of in zip(axes, titles, ("taken", "new_share"), strict=True):
+        for place, name in enumerate(SCENARIOS):
+            values = np.array([getattr(one[place], of) for one in found])
+            weeks = np.arange(values.shape[1])
+            (line,) = axis.plot(weeks, values.mean(axis=0), marker="o", label=name)
+            axis.fill_between(weeks, values.min(axis=0), values.max(axis=0), alpha=0.15, color=line.get_color())
+        axis.axvline(BROKEN, color="grey", linestyle=":")
+        axis.annotate(
+            "broken training, stopped",
+            (BROKEN, axis.get_ylim()[0]),
+            rotation=90,
+            va="bottom",
+            ha="right",
+            fontsize=8,
+            color="grey",
+        )
+        axis.set(title=title, xlabel="week")
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False)
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--weeks", type=int, default=8)
+    parser.add_argument("--picture", type=Path)
+    given = parser.parse_args()
+    with ProcessPoolExecutor(2, multiprocessing.get_context("spawn")) as pool:  # each keeps one processor busy
+        found = list(pool.map(simulate_seed, [(seed, given.weeks) for seed in range(given.seeds)]))
+    is_worth_it = report(found, given.weeks)
+    if given.picture:
+        draw(found, given.picture)
+    sys.exit(0 if is_worth_it else 1)
+
+
+if __name__ == "__main__":
+    main()
