@@ -76,9 +76,9 @@ def fill_state(store, n_answers):
     numbers = "WITH RECURSIVE n (i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < ?)"
     user = "(SELECT number FROM users WHERE place = 1 + i % 30)"
     with store._writing() as connection:
-        answers = f"INSERT INTO answer_rows {numbers} SELECT i, 'r' || i, {user}, ? + i, 'v', 'greedy' FROM n"
+        answers = f"INSERT INTO answer_rows {numbers} SELECT i, 'r' || i, {user}, ? + i, 'v', 'greedy', NULL FROM n"
         connection.execute(answers, (n_answers, UNTIL))
-        shown = f"INSERT INTO shown {numbers} SELECT 1 + (i - 1) / 10, i % 10, 'item-' || i % 999, 0.5 FROM n"
+        shown = f"INSERT INTO shown {numbers} SELECT 1 + (i - 1) / 10, i % 10, 'item-' || i % 999, 0.5, 1.0 FROM n"
         connection.execute(shown, (10 * n_answers,))
 
 
