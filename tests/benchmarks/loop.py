@@ -328,15 +328,8 @@ def draw(found: list[list[Scenario]], path: Path) -> None:
             (line,) = axis.plot(weeks, values.mean(axis=0), marker="o", label=name)
             axis.fill_between(weeks, values.min(axis=0), values.max(axis=0), alpha=0.15, color=line.get_color())
         axis.axvline(BROKEN, color="grey", linestyle=":")
-        axis.annotate(
-            "broken training, stopped",
-            (BROKEN, axis.get_ylim()[0]),
-            rotation=90,
-            va="bottom",
-            ha="right",
-            fontsize=8,
-            color="grey",
-        )
+        where = {"xycoords": ("data", "axes fraction"), "xytext": (5, 4), "textcoords": "offset points"}
+        axis.annotate("a broken training is stopped", (BROKEN, 0), fontsize=8, color="grey", **where)
         axis.set(title=title, xlabel="week")
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False)
