@@ -14,6 +14,7 @@ import json
 import shutil
 import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from tempfile import mkdtemp
@@ -98,14 +99,13 @@ def fit(
     given = {"interactions": events, "users": users, "items": items}
     content = _configure({name: table for name, table in given.items() if table is not None}, features or {}, options)
     folder = Path(mkdtemp(prefix="bascule-") if out is None else out)
-    try:
+    with ExitStack() as undone:
+        if out is None:
+            undone.callback(shutil.rmtree, folder)
         frames = None if isinstance(events, (str, Path)) else (events, users, items)
         _train(content | {"out": str(folder)}, frames, quiet)
         recommender = load(folder)
-    except BaseException:
-        if out is None:
-            shutil.rmtree(folder)
-        raise
+        undone.pop_all()
     if out is None:
         weakref.finalize(recommender, shutil.rmtree, folder, ignore_errors=True)
     return recommender

@@ -1,4 +1,4 @@
-"""What another version would have had on a log: python -m evaluation.other_version --run DIR --bundle DIR.
+"""Estimate what another version would have had on a log: python -m evaluation.other_version --run DIR --bundle DIR.
 
 Each list that was drawn by exploration and followed the end of the bundle's data is asked again, at its moment and with
 what was known of its user then; the logged items are weighed by how likely the other version would have shown them,

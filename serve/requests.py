@@ -88,7 +88,7 @@ _EVENT_FIELDS = frozenset(field.name for field in fields(History))
 
 def parse_request(raw: Mapping[str, Any], schema: Schema) -> Request:
     """Check a request against the schema of a bundle; a `SchemaError` names the first fault."""
-    given = _check_fields(raw, _REQUEST_FIELDS, "request")
+    given = check_fields(raw, _REQUEST_FIELDS, "request")
     user_id, time, exclude, filters = map(given.get, ("user_id", "datetime", "exclude", "filters"))
     return Request(
         user_id=None if user_id is None else parse_id(user_id, schema.user_id_type, "user_id"),
@@ -134,7 +134,7 @@ def ask_now(request: Request, data_until: int | None, now: int) -> Request:
 
 def parse_filters(raw: Any, item_id_type: IdType) -> Filters | None:
     """Check the shape of filters; None if they filter nothing."""
-    given = _check_fields(raw, [field.name for field in fields(Filters)], "filters")
+    given = check_fields(raw, [field.name for field in fields(Filters)], "filters")
     where, only, limits = given.get("where"), given.get("only"), given.get("at_most") or {}
     if not isinstance(where, str | None):
         raise SchemaError(f"filters.where is {show(where)}; expected a text, as in \"price <= 20 and brand = 'x'\"")
@@ -164,7 +164,8 @@ def join_filters(one: Filters, other: Filters) -> Filters:
     return Filters(where, only, tuple(sorted(dict(limits).items())))
 
 
-def _check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
+def check_fields(raw: Any, allowed: Collection[str], where: str) -> Mapping[Any, Any]:
+    """Refuse what is no mapping, or has another name than those allowed."""
     if not isinstance(raw, Mapping):
         raise SchemaError(f"{where} is {show(raw)}; expected a mapping of names to values")
     for name in raw:
@@ -178,7 +179,7 @@ def _parse_features(raw: Any, where: str, schema: Schema) -> dict[str, Any] | No
         return None
     side = "user" if where == "features" else where
     allowed = {one.name: one for one in schema.features(side) if one.kind not in DERIVED}
-    given = _check_fields(raw, allowed, where)
+    given = check_fields(raw, allowed, where)
     return {name: parse_value(given[name], allowed[name], f"{where}.{name}") for name in given}
 
 
@@ -192,7 +193,7 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
     entries = check_list(raw, "history")
     if not all(type(one) is dict and one.keys() <= _EVENT_FIELDS for one in entries):
         for i, entry in enumerate(entries):
-            _check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
+            check_fields(entry, _EVENT_FIELDS, f"history[{i}]")
     ids = parse_ids([one.get("item_id") for one in entries], schema.item_id_type, lambda i: f"history[{i}].item_id")
     columns = ([entry.get(name) for entry in entries] for name in ("datetime", "event", "weight"))
     times, events, weights = (None if values.count(None) == len(values) else values for values in columns)

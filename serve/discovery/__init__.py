@@ -1,1 +1,1 @@
-"""What people see of a recommender's thinking: reasons, dials between the familiar and the new, segments."""
+"""Show people how a recommender thinks, and let them steer it: reasons, dials, segments, exploration."""

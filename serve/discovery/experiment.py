@@ -14,10 +14,10 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from serve.requests import Id, show
+from serve.requests import Id, check_fields, show
 
 _ROUNDING = 1e-9  # of the sum of shares
 MAX_TEMPERATURE, MAX_EXPLORED = 10.0, 20
@@ -97,7 +97,7 @@ class Experiment:
     @classmethod
     def parse(cls, content: Any) -> Experiment:
         """Check the content of a file."""
-        given = _check_names(content, ("salt", "arms"), "the experiment")
+        given = check_fields(content, ("salt", "arms"), "the experiment")
         salt, arms = given.get("salt"), given.get("arms")
         if not isinstance(salt, str) or not salt:
             raise SchemaError(f"salt is {show(salt)}; expected a text, another one for each experiment")
@@ -149,21 +149,12 @@ class Arms:
 
 
 def _parse_arm(name: str, content: Any) -> Arm:
-    given = _check_names(content, ("share", "policy", "version"), f"arms.{name}")
+    given = check_fields(content, ("share", "policy", "version"), f"arms.{name}")
     share, version = given.get("share"), given.get("version")
     if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
         raise SchemaError(f"arms.{name}.share is {show(share)}; expected a number from 0 to 1")
     if not (version is None or isinstance(version, str)):
         raise SchemaError(f"arms.{name}.version is {show(version)}; expected a version of the registry")
     names = tuple(one.name for one in fields(Policy))
-    policy = _check_names(given.get("policy", {}), names, f"arms.{name}.policy")
+    policy = check_fields(given.get("policy", {}), names, f"arms.{name}.policy")
     return Arm(name, float(share), Policy(**policy), version)
-
-
-def _check_names(content: Any, allowed: tuple[str, ...], where: str) -> Mapping[str, Any]:
-    if not isinstance(content, Mapping):
-        raise SchemaError(f"{where} is {show(content)}; expected an object with {', '.join(allowed)}")
-    for name in content:
-        if name not in allowed:
-            raise SchemaError(f"{where}: unknown '{name}'; {name_nearest(str(name), allowed)}")
-    return content

@@ -1,4 +1,4 @@
-"""What the page at `/` asks for beside lists: its form, users to try, and items by a part of their name."""
+"""Answer what the page at `/` asks for beside lists: its form, users to try, and items by a part of their name."""
 
 from __future__ import annotations
 
