@@ -54,19 +54,20 @@ def ending_on_signals() -> Iterator[None]:
             signal.signal(each, signal.SIG_DFL)
         raise SystemExit(128 + number)
 
-    with _handling(stop):
+    with handling(stop):
         yield
 
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Ignore SIGTERM and Ctrl-C within: for changes that must happen together and take an instant."""
-    with _handling(signal.SIG_IGN):
+    with handling(signal.SIG_IGN):
         yield
 
 
 @contextmanager
-def _handling(handler: Any) -> Iterator[None]:
+def handling(handler: Any) -> Iterator[None]:
+    """Let a handler have SIGTERM and Ctrl-C within."""
     if threading.current_thread() is not threading.main_thread():  # signals are the main thread's alone
         yield
         return

@@ -16,7 +16,7 @@ import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from serve.command_line import undisturbed
+from serve.command_line import handling
 from serve.http.errors import LOGGER
 from serve.http.workers import is_orphan, say_ready
 
@@ -68,7 +68,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Look ten times a second whether to end."""
-        self.should_exit = self.should_exit or is_orphan()
+        if is_orphan():
+            self.should_exit = True
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -114,9 +115,11 @@ def serve(app: FastAPI, listeners: Sequence[socket.socket]) -> None:
         _LOG.warning("%s", state.service.last_reload["reason"])
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.freeze()  # what was loaded stays: looking through it for garbage takes up to a tenth of a second
+    server = Server(config)
     try:
-        say_ready()
-        with undisturbed():  # uvicorn raises the signal again after it has drained
-            Server(config).run([*listeners])
+        # uvicorn has handlers of its own from its loop on, and raises the signal again after it has drained
+        with handling(server.handle_exit):
+            say_ready()
+            server.run([*listeners])
     finally:
         state.close()

@@ -26,6 +26,7 @@ _SHARED = "PROMETHEUS_MULTIPROC_DIR"  # folder in which workers count together
 _MEMORY = "/dev/shm"  # noqa: S108  # only to the parent's user
 _INHERITED = [int(part) for part in os.environ.get(_WORKER, "").split(",") if part]
 _PAUSE = 5.0  # seconds between two attempts to start a worker
+_GRACE = 15.0  # seconds in which a worker ends: more than uvicorn takes to drain
 _LOG = logging.getLogger("serve.http")
 
 
@@ -145,7 +146,11 @@ class _Parent:
             os.close(writer)
         self._living[worker] = asyncio.ensure_future(self._clear(worker))
         with os.fdopen(reader, "rb", 0) as pipe:
-            return worker if await asyncio.to_thread(pipe.read, 1) else None
+            try:
+                return worker if await asyncio.to_thread(pipe.read, 1) else None
+            except asyncio.CancelledError:
+                worker.kill()  # it has taken no request, and while it imports it may miss a SIGTERM
+                raise
 
     async def _clear(self, worker: Process) -> None:
         """Forget a worker at its end, and what it counted of its present."""
@@ -155,7 +160,11 @@ class _Parent:
             path.unlink()
 
     async def _end(self, worker: Process) -> None:
-        """Let a worker answer what it was asked, and end."""
+        """Let a worker answer what it was asked, and end; kill it if it does not."""
         if worker.returncode is None:
             worker.terminate()
-        await worker.wait()
+        try:
+            await asyncio.wait_for(worker.wait(), _GRACE)
+        except TimeoutError:
+            _LOG.error("worker %d did not end: it is killed", worker.pid)
+            worker.kill()

@@ -63,3 +63,34 @@ def test_a_bundle_that_cannot_be_served_renews_nobody(bundle):
         assert before[0] not in workers_of(server)
         assert server.ask("POST", "/v1/recommend", {}).status == 200
         assert server.end() == 0
+
+
+def test_a_signal_in_the_instant_of_the_first_answer_ends_the_service(bundle):
+    code = (
+        "import os, signal, sys; from serve.__main__ import main; from serve.http import server\n"
+        "server.say_ready = lambda: os.kill(os.getpid(), signal.SIGTERM)\n"
+        f"sys.exit(main(['http', '--bundle', {str(bundle)!r}, '--port', '0']))"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=20).returncode == 0
+
+
+def test_a_worker_that_starts_ends_with_the_service_even_if_it_takes_no_signal(bundle, tmp_path):
+    code = (
+        "import os, pathlib, signal, time\n"
+        f"if 'BASCULE_WORKER' in os.environ and pathlib.Path({str(tmp_path / 'deaf')!r}).exists():\n"
+        "    signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        f"    pathlib.Path({str(tmp_path / 'deaf')!r}).write_text('begun')\n"
+        "    time.sleep(60)\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(code)
+    with serving("--bundle", bundle, "--workers", "1", variables={"PYTHONPATH": f"{tmp_path}:{ROOT}"}) as server:
+        assert server.ask("POST", "/v1/recommend", {}).status == 200
+        (tmp_path / "deaf").touch()
+        os.kill(workers_of(server)[0], signal.SIGKILL)
+        until = time.monotonic() + 20
+        while (tmp_path / "deaf").read_text() != "begun":
+            assert time.monotonic() < until
+            time.sleep(0.05)
+        began = time.monotonic()
+        assert server.end() == 0
+        assert time.monotonic() - began < 10  # it was killed at once
