@@ -34,7 +34,7 @@ wheel: .venv/.dev           ## the built distribution, and what it does alone in
 	$(BIN)/python -m pytest -q tests/wheel_contents.py
 
 test-slow: .venv/.dev       ## the suites that need minutes
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m slow -n 2 --dist loadfile
 
 test-service: .venv/.dev    ## what a review of the service asks, against running services
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m service tests/service
