@@ -20,7 +20,7 @@ from starlette.responses import FileResponse
 
 from serve.discovery import dials
 from serve.discovery.dials import Dials
-from serve.discovery.experiment import Arms
+from serve.discovery.experiment import Arm, Arms
 from serve.discovery.exploration import explore
 from serve.errors import SchemaError
 from serve.http import page, schemas
@@ -123,10 +123,9 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
 @router.post("/v1/recommend", response_model=schemas.ListsAnswer, summary="The best items for one request or many")
 async def recommend(request: Request, body: Annotated[Ask, Body()]) -> Response:
     state, given = _state(request), cast(Mapping[str, Any], body)
-    if state.service.arms is not None:
-        return await state.answers.run_steps(_recommend_in_arms(request, given), request.is_disconnected)
     if given.keys() & _LONG:  # these take long: not in the event loop
-        return await state.answers.run_steps(_recommend(request, given), request.is_disconnected)
+        steps = _recommend if state.service.arms is None else _recommend_in_arms
+        return await state.answers.run_steps(steps(request, given), request.is_disconnected)
     return await _recommend_together(request, given)
 
 
@@ -310,12 +309,21 @@ async def _recommend_together(request: Request, body: Mapping[str, Any]) -> Resp
     begun, state, k = time.perf_counter(), _state(request), int(body.get("k", _DEFAULT_K))
     service, current, filter_viewed = state.service, state.service.current, _filter_viewed(body)
     (asked,) = service.read([_only_request(body)], current)
+    arm: Arm | None = None
+    if service.arms is not None:
+        seed = f"{request.state.request_id} 0"
+        arm = service.arms.experiment.assign(seed if asked.user_id is None else asked.user_id)
+        if arm.policy.kind != "greedy":
+            return await state.answers.run_steps(_recommend_in_arms(request, body), request.is_disconnected)
+        current = service.arms.recommender(arm, current)
     rank = partial(current.recommend, k=k, filter_viewed=filter_viewed)
     is_brief = len(current.catalogue) <= _MAX_BRIEF
     answer = await state.gathering.answer((current, k, filter_viewed), asked, rank, is_brief)
     state.answers.adapt(time.perf_counter() - request.state.started)
     shown = [show_answer(current, asked, answer, False)]
-    service.log_shown(current, [answer], request.state.request_id)
+    if arm is not None:
+        shown[0] |= {"arm": arm.name, "version": current.version}
+    service.log_shown(current, [answer], request.state.request_id, arm=None if arm is None else arm.name)
     return _write_lists(request, current, shown, [_ENCODER.encode(shown[0])], k, begun)
 
 

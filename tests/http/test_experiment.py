@@ -79,6 +79,29 @@ def test_users_stay_in_arms_that_have_their_versions_and_policies(registry, bund
     assert len(set(map(tuple, drawn))) > 5
 
 
+def test_a_request_alone_is_answered_and_logged_as_its_arm_says(registry, bundles):
+    registry, versions = registry
+    arms = {"old": {"share": 0.4}, "new": {"share": 0.3, "version": versions[1]}, "drawn": EXPERIMENT["arms"]["new"]}
+    content = {"salt": "s", "arms": arms | {"drawn": arms["drawn"] | {"share": 0.3}}}
+    users, experiment = [f"w{number}" for number in range(30)], Experiment.parse(content)
+    with closing((app := serve(registry, content)).state.shared):
+        bodies = [NOW | {"history": HISTORY, "user_id": user, "k": K} for user in users]
+        replies = [ask(app, "POST", "/v1/recommend", body).json["answers"][0] for body in bodies]
+    plain = [Recommender.load(one).recommend([NOW | {"history": HISTORY}], K).item_id.tolist() for one in bundles]
+    shown = {(user, items["item_id"]) for user, reply in zip(users, replies, strict=True) for items in reply["items"]}
+    for user, reply in zip(users, replies, strict=True):
+        arm = experiment.assign(user).name
+        of_new = arm == "new"
+        assert (reply["arm"], reply["version"]) == (arm, versions[of_new])
+        n_fixed = K - EXPLORE["slots"] if arm == "drawn" else K
+        assert [item["item_id"] for item in reply["items"]][:n_fixed] == plain[of_new][:n_fixed]
+    assert {experiment.assign(user).name for user in users} == set(arms)
+    rows = read_log(registry)
+    assert {(row[0], row[5]) for row in rows} == shown
+    for user, version, arm, *_ in rows:
+        assert (arm, version) == (experiment.assign(user).name, versions[arm == "new"])
+
+
 def test_the_log_has_what_was_shown_with_its_propensities_and_users_are_explored_so_often_a_day(registry):
     registry, versions = registry
     users = [f"w{number}" for number in range(8)]
