@@ -12,12 +12,11 @@ import os
 import secrets
 import sqlite3
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import MappingProxyType
 from typing import BinaryIO
 
 from serve.errors import BundleError
@@ -123,13 +122,10 @@ def exchange(left: Path, right: Path) -> bool:
     raise OSError(code, os.strerror(code), str(left))
 
 
-def open_database(
-    path: Path, pragma: str, mark: int, tables: str = "", upgrades: Mapping[int, str] = MappingProxyType({})
-) -> sqlite3.Connection:
+def open_database(path: Path, mark: int, tables: str = "") -> sqlite3.Connection:
     """Open a SQLite file in write-ahead mode: what is committed is on disk, what is deleted is erased.
 
-    `pragma` has the value `mark`, which tells the file from other databases. `tables` is run in a new file, `upgrades`
-    in one of an earlier mark.
+    `mark` tells the file, by its `application_id`, from other databases and formats. `tables` is run in a new file.
     """
     make_private(path.parent)
     with suppress(FileExistsError):  # before SQLite would: its log and index get the same mode
@@ -137,19 +133,18 @@ def open_database(
     with name_fault(path):
         connection = sqlite3.connect(path, timeout=_PATIENCE, isolation_level=None, check_same_thread=False)
         try:
-            (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()
             (n_tables,) = connection.execute("SELECT count(*) FROM sqlite_schema").fetchone()
-            if found not in (mark, *upgrades) and (found or n_tables):
+            (found,) = connection.execute("PRAGMA application_id").fetchone()  # after it: another process may make both
+            if found != mark and (found or n_tables):
                 raise BundleError(f"{path} is of another kind or format: move it away to begin a new one")
             for setting in ("journal_mode = WAL", "synchronous = FULL", "secure_delete = ON", "temp_store = MEMORY"):
                 connection.execute(f"PRAGMA {setting}")
-            connection.create_function("user_key", 2, user_key, deterministic=True)
             connection.create_function("new_number", 0, lambda: secrets.randbits(62) | 1 << 62)
             if tables and found != mark:
                 connection.execute("BEGIN IMMEDIATE")
-                (found,) = connection.execute(f"PRAGMA {pragma}").fetchone()  # another process may have come first
-                made = {0: tables, **upgrades}.get(found, "").split(";")
-                for each in (*made, f"PRAGMA {pragma} = {mark}", "COMMIT", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                (found,) = connection.execute("PRAGMA application_id").fetchone()  # another process may have come first
+                made = () if found == mark else (*tables.split(";"), f"PRAGMA application_id = {mark}")
+                for each in (*made, "COMMIT"):
                     connection.execute(each)
         except (sqlite3.Error, BundleError) as error:
             connection.close()

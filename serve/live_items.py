@@ -34,19 +34,20 @@ from serve.schema import Feature, IdType
 
 Ints = NDArray[np.int64]
 Values = Mapping[str, Any]  # column -> value of one item, as JSON has it; None is missing
-FORMAT = 1
+_MARK = 0x42490001  # "BI" and the format
 _ITEM_ID = "item_id"
-_CREATE = """CREATE TABLE IF NOT EXISTS items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
-    columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;"""
+# `changed` and `loads` are what other processes follow: items by their place, the last one changed at the end; versions
+_TABLES = """
+CREATE TABLE items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
+    columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;
+CREATE TABLE changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT;
+CREATE TABLE loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT;
+"""
 _READ = "SELECT item_id, columns, is_added, is_removed FROM items"
 _IF_NEW = "WHERE place IN (SELECT place FROM changed WHERE number > ?)"
 _WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
 ON CONFLICT (item_id) DO UPDATE SET
     columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
-# what other processes are to follow: items by their place, the last one changed at the end, and versions
-_CREATE_NEWS = """
-CREATE TABLE IF NOT EXISTS changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT;
-CREATE TABLE IF NOT EXISTS loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT;"""
 _NOTE_CHANGE = "INSERT OR REPLACE INTO changed (place) SELECT place FROM items WHERE item_id = ?"
 _LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM changed"
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
@@ -74,10 +75,8 @@ class LiveItems:
         self.notes: list[str]  # what the bundle cannot read of the changes, a line for each kind
         self._path = path
         self._writing = Lock()
-        self._database = open_database(path, "user_version", FORMAT, _CREATE)
+        self._database = open_database(path, _MARK, _TABLES)
         try:
-            with name_fault(path):
-                self._database.executescript(_CREATE_NEWS)
             self.rebase(recommender)
         except (ValueError, OSError):
             self._database.close()

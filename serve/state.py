@@ -64,7 +64,7 @@ _HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SLICE, _MAX_SLICE = 0.01, 1000  # seconds of deleting in one transaction, and events or answers at most
 _LOG_TIMEOUT, _LOG_PATIENCE = 20, 10.0  # milliseconds, with writers waiting, and seconds in all, to empty the log
-_MARK, _FIRST, _SECOND = 0x42530003, 0x42530001, 0x42530002  # "BS" and the format
+_MARK = 0x42530003  # "BS" and the format
 _TABLES = """
 CREATE TABLE salt (value BLOB NOT NULL);
 INSERT INTO salt VALUES (randomblob(32));
@@ -74,10 +74,8 @@ CREATE TABLE event_rows (number INTEGER PRIMARY KEY, user INTEGER NOT NULL, item
     datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
 CREATE TABLE answer_rows (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user INTEGER,
     datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL, arm TEXT);
-CREATE TABLE IF NOT EXISTS shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
+CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
     propensity REAL, PRIMARY KEY (answer, position)) WITHOUT ROWID;
-"""
-_INDEXES = """
 CREATE INDEX free_places ON users (length(id)) WHERE typeof(id) = 'blob';
 CREATE INDEX event_rows_of_user ON event_rows (user, datetime);
 CREATE INDEX event_rows_in_time ON event_rows (datetime);
@@ -89,8 +87,6 @@ CREATE VIEW unused_users AS SELECT place, id FROM users u WHERE typeof(id) = 'te
 CREATE VIEW named AS SELECT number AS user, iif(is_integer, CAST(id AS INTEGER), id) AS user_id FROM users;
 CREATE VIEW events AS SELECT e.number, u.user_id, e.item_id, e.event, e.datetime, e.weight, e.request_id
     FROM event_rows e JOIN named u ON u.user = e.user;
-"""
-_VIEWS = """
 CREATE VIEW named_answers AS SELECT a.*, u.user_id FROM named u JOIN answer_rows a ON a.user = u.user
     UNION ALL SELECT a.*, NULL FROM answer_rows a WHERE a.user IS NULL;
 CREATE VIEW answers AS SELECT number, request_id, user_id, datetime, bundle_version, policy, arm FROM named_answers;
@@ -100,27 +96,6 @@ CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_ver
     LEFT JOIN event_rows e ON e.user = a.user AND e.item_id = s.item_id
     AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
 """
-_UPGRADE = """
-INSERT INTO users (id, is_integer, number) SELECT CAST(user_id AS TEXT), min(typeof(user_id) = 'integer'), new_number()
-    FROM (SELECT user_id FROM events UNION SELECT user_id FROM answers WHERE user_id IS NOT NULL) GROUP BY 1;
-INSERT INTO user_keys SELECT user_key(value, id), place FROM users, salt ORDER BY 1;
-INSERT INTO event_rows SELECT e.number, u.number, e.item_id, e.event, e.datetime, e.weight, e.request_id
-    FROM events e JOIN users u ON u.id = CAST(e.user_id AS TEXT);
-INSERT INTO answer_rows SELECT a.number, a.request_id, u.number, a.datetime, a.bundle_version, a.policy, NULL
-    FROM answers a LEFT JOIN users u ON u.id = CAST(a.user_id AS TEXT);
-DROP VIEW feedback;
-DROP TABLE events;
-DROP TABLE answers;
-ALTER TABLE shown ADD COLUMN propensity REAL;
-"""
-_WIDEN = """
-ALTER TABLE answer_rows ADD COLUMN arm TEXT;
-ALTER TABLE shown ADD COLUMN propensity REAL;
-DROP VIEW feedback;
-DROP VIEW answers;
-DROP VIEW named_answers;
-"""
-_UPGRADES = {_FIRST: f"{_TABLES}{_UPGRADE}{_INDEXES}{_VIEWS}", _SECOND: f"{_WIDEN}{_VIEWS}"}
 _FIND_USER = (  # without a number: of someone who is forgotten but for what the log may hold
     "SELECT u.place, iif(u.id = ?, u.number, NULL) FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ?"
 )
@@ -201,7 +176,7 @@ class StateStore:
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
-        self._writer = open_database(path, "application_id", _MARK, _TABLES + _INDEXES + _VIEWS, _UPGRADES)
+        self._writer = open_database(path, _MARK, _TABLES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
@@ -340,7 +315,7 @@ class StateStore:
     def _empty_log(self) -> None:
         """Empty the write-ahead log, between the queries of others."""
         is_busy, end = True, time.monotonic() + _LOG_PATIENCE
-        with name_fault(self.path), closing(open_database(self.path, "application_id", _MARK)) as connection:
+        with name_fault(self.path), closing(open_database(self.path, _MARK)) as connection:
             connection.execute(f"PRAGMA busy_timeout = {_LOG_TIMEOUT}")
             while is_busy and time.monotonic() < end:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others write
@@ -365,7 +340,7 @@ class StateStore:
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
-            reader = self._readers.pop() if self._readers else open_database(self.path, "application_id", _MARK)
+            reader = self._readers.pop() if self._readers else open_database(self.path, _MARK)
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows

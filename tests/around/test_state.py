@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from serve import state
 from serve.erasure import add_to_erasure_list
 from serve.errors import BundleError, SchemaError
 from serve.state import ImpressionLog, Impressions, Observation, StateStore, parse_observations
@@ -252,64 +251,6 @@ def test_events_do_not_wait_until_all_rows_of_a_user_or_of_a_time_are_erased(sto
         assert n_events > 2
 
 
-EARLIER = """
-CREATE TABLE events (number INTEGER PRIMARY KEY, user_id NOT NULL, item_id NOT NULL, event TEXT,
-    datetime INTEGER NOT NULL, weight REAL, request_id TEXT);
-CREATE INDEX events_of_user ON events (user_id, datetime);
-CREATE INDEX events_in_time ON events (datetime);
-CREATE TABLE answers (number INTEGER PRIMARY KEY, request_id TEXT NOT NULL, user_id,
-    datetime INTEGER NOT NULL, bundle_version TEXT NOT NULL, policy TEXT NOT NULL);
-CREATE INDEX answers_of_user ON answers (user_id);
-CREATE INDEX answers_in_time ON answers (datetime);
-CREATE TABLE shown (answer INTEGER, position INTEGER, item_id NOT NULL, score REAL NOT NULL,
-    PRIMARY KEY (answer, position)) WITHOUT ROWID;
-CREATE VIEW feedback AS SELECT a.request_id, a.user_id, a.datetime, a.bundle_version, a.policy,
-    s.position, s.item_id, s.score, e.event, e.weight, e.datetime AS event_datetime
-    FROM answers a JOIN shown s ON s.answer = a.number LEFT JOIN events e ON e.user_id = a.user_id
-    AND e.item_id = s.item_id
-    AND (e.request_id = a.request_id OR (e.request_id IS NULL AND e.datetime >= a.datetime));
-PRAGMA application_id = 0x42530001;
-"""
-
-
-def write_earlier(path):
-    """Write a file of the first format."""
-    path.parent.mkdir()
-    events = [(n + 1, f"{SENTINEL}-{n % 90}" if n % 7 else n % 90, f"i{n % 50}", "view", NOW + n) for n in range(3000)]
-    answers = [(n + 1, f"r{n}", None if n % 5 == 0 else f"{SENTINEL}-{n % 99}", NOW + n) for n in range(400)]
-    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
-        for setting in ("journal_mode = WAL", "secure_delete = ON"):
-            connection.execute(f"PRAGMA {setting}")
-        connection.executescript(EARLIER)
-        connection.execute("BEGIN")
-        connection.executemany("INSERT INTO events VALUES (?, ?, ?, ?, ?, NULL, NULL)", events)
-        connection.executemany("INSERT INTO answers VALUES (?, ?, ?, ?, 'v1', 'greedy')", answers)
-        connection.executemany("INSERT INTO shown VALUES (?, 1, 'i1', 0.5)", [answer[:1] for answer in answers])
-        connection.execute("COMMIT")
-    return [f"{SENTINEL}-{n}" for n in range(99)]
-
-
-def test_a_file_of_the_first_format_is_taken_over_whole_or_not_at_all(path, monkeypatch):
-    users = write_earlier(path)
-    tables = ("events", "answers", "shown", "feedback")
-    before = [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables]
-    with monkeypatch.context() as patch:
-        lost = {mark: f"{upgrade} SELECT * FROM lost;" for mark, upgrade in state._UPGRADES.items()}  # as a kill there
-        patch.setattr("serve.state._UPGRADES", lost)
-        with pytest.raises(OSError, match="no such table: lost"):
-            StateStore(path)
-    assert [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables] == before
-    with closing(StateStore(path)) as store:
-        after = [query(path, f"SELECT * FROM {name} ORDER BY 1, 2, 3") for name in tables]
-        assert [[row[: len(rows[0])] for row in more] for rows, more in zip(before, after, strict=True)] == before
-        assert len(items_of(store, 7)) == sum(row[1] == 7 for row in before[0])
-        assert store.forget(*users)["impressions"] == 320
-        assert SENTINEL.encode() not in read_all(path)
-    with closing(StateStore(path)) as store:
-        assert store.observe(7, "z", "view", NOW - 1)
-        assert items_of(store, "7")[0] == "z"
-
-
 def test_no_byte_of_a_forgotten_user_stays(store, path):
     mixed = [Observation(SENTINEL if n % 3 else f"u{n % 11}", f"i{n}", "view", NOW + n) for n in range(3000)]
     store.observe_many(mixed)
@@ -351,10 +292,12 @@ def test_what_still_arrives_of_a_forgotten_user_is_not_kept(store, path, tmp_pat
     assert not store.recall("u").is_forgotten
 
 
-def test_a_database_of_others_is_refused_and_left_as_it_is(path):
+@pytest.mark.parametrize("mark", [0, 0x42530002], ids=["of others", "of an earlier format"])
+def test_a_database_of_another_kind_is_refused_and_left_as_it_is(path, mark):
     path.parent.mkdir()
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE theirs (x)")
+        connection.execute(f"PRAGMA application_id = {mark}")
         connection.commit()
     before = path.read_bytes()
     with pytest.raises(BundleError, match="of another kind or format"):
