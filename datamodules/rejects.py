@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import re
-import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.config import COMMA_NUMBER
+from serve.durable import write_file
 from serve.errors import SchemaError
 
 OTHER_LENGTH = "of another length than most"
@@ -28,17 +29,11 @@ KINDS = {
 _REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "string", "reason": "string"}
 _REJECTS["costs"] = "string"  # "record": it became no row; "cell": its row is kept, in which the cell is missing
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
-_WRITTEN_DATE = re.compile(
-    r"(?:(\d{1,2})([./-])(\d{1,2})\2(\d{4}|\d\d)|(\d{4})([./])\d\d\6\d\d)"
-    r"((?:[T ]+\d{1,2}:\d\d(?::\d\d(?:\.\d+)?)?(?: ?[AaPp][Mm])?(?: ?(?:[+-]\d\d:?\d\d|Z))?)?)"
-)  # groups: two numbers and a year, or a year first; then the time
-_TIME_SIGNS = {
-    r"[+-]\d\d:?\d\d$|Z$": "%z",
-    r"\.\d+": ".%f",
-    "[AaPp][Mm]": "%p",
-    r"\b\d{1,2}:\d\d": "%H:%M",
-    r":\d\d": ":%S",
-}  # parts of a written time, in the order in which they are taken out
+# how people write dates and times of the day, beside ISO
+_DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d")
+_DAYS += ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y")
+_CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H:%M%z", " %H:%M %z")
+_MAX_GUESSED = 500  # texts by which formats are guessed
 
 
 @dataclass(frozen=True)
@@ -77,12 +72,9 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
 def write_rejects(rejects: Rejects, path: Path) -> None:
     """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
     table = pa.Table.from_pandas(rejects.frame, pa.schema(list(_REJECTS.items())), preserve_index=False)
-    staged = path.with_name(f".{path.name}-{uuid.uuid4().hex}")
-    try:
-        pq.write_table(table.replace_schema_metadata(None), staged, compression="zstd")
-        os.replace(staged, path)
-    finally:
-        staged.unlink(missing_ok=True)
+    sink = pa.BufferOutputStream()
+    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
+    write_file(path, memoryview(sink.getvalue()))
 
 
 def describe(rejects: pd.DataFrame) -> str:
@@ -109,7 +101,7 @@ def advise(name: str, rejects: pd.DataFrame) -> str:
     return f"; declare {advice} in data.{setting_of(name)}" if advice else ""
 
 
-def _name_key(reason: str, texts: Collection[str]) -> str:
+def _name_key(reason: str, texts: Sequence[str]) -> str:
     """Say which declaration reads some bad cells, as a key and its value; empty where none is known."""
     texts = [text.strip() for text in texts]
     if reason == "not a time":
@@ -128,22 +120,18 @@ def _name_key(reason: str, texts: Collection[str]) -> str:
     return f'missing: ["{texts[0]}"]' if len(set(texts)) == 1 else ""
 
 
-def _guess_formats(texts: Collection[str]) -> Iterator[list[str]]:
-    """Yield the formats in which all texts of dates seem to be written: one list, or two if it may be either."""
-    found = [match for match in map(_WRITTEN_DATE.fullmatch, texts) if match]
-    if not found:
-        return
-    first, second = (max((int(match[group]) for match in found if match[1]), default=0) for group in (1, 3))
-    orders = [("%m", "%d")] if second > 12 and first <= 12 else [("%d", "%m")]
-    if max(first, second) <= 12 and any(match[2] in ("/", "-") for match in found if match[1]):
-        orders.append(("%m", "%d"))
-    for order in orders:
-        yield sorted({_write_format(match, order) for match in found}, key=len)
+def _guess_formats(texts: Sequence[str]) -> Iterator[list[str]]:
+    """Yield the formats that read most texts: one list, or several if they may be written in either way."""
+    some = texts[:: len(texts) // _MAX_GUESSED + 1]
+    read = {day: [form for text in some if (form := _find_format(text, day)) is not None] for day in _DAYS}
+    most = max(map(len, read.values()))
+    yield from (sorted(set(forms), key=len) for forms in read.values() if forms and len(forms) == most)
 
 
-def _write_format(match: re.Match[str], order: tuple[str, str]) -> str:
-    year, time = "%Y" if match[5] or len(match[4]) == 4 else "%y", match[7]
-    for pattern, sign in _TIME_SIGNS.items():
-        time = re.sub(pattern, sign, time)
-    days = [year, "%m", "%d"] if match[5] else [*order, year]
-    return (match[2] or match[6]).join(days) + (time.replace("%H", "%I") if "%p" in time else time)
+def _find_format(text: str, day: str) -> str | None:
+    """Return the format that reads a text of a date that is written in this way, and of a time of the day, if any."""
+    for clock in _CLOCKS:
+        with suppress(ValueError):
+            datetime.strptime(text, day + clock)
+            return day + clock
+    return None
