@@ -13,21 +13,21 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pandas as pd
 
 from evaluation.feedback import read_feedback
+from evaluation.off_policy import Logged, RewardModel, estimate
+from evaluation.online import DISMISSALS, Feedback
 from serve.command_line import make_parser, run_command
+from serve.discovery.experiment import Policy
+from serve.discovery.exploration import find_candidates
 from serve.errors import SchemaError
-
-if TYPE_CHECKING:  # imported when options and paths are right
-    import pandas as pd
-
-    from evaluation.off_policy import Logged
-    from evaluation.online import Feedback
-    from serve.discovery.exploration import Candidates
-    from serve.recommender import Recommender
-    from serve.requests import Request
-    from serve.state import Recalled
+from serve.recommender import Recommender
+from serve.requests import History, Request, parse_id
+from serve.state import DISMISS, Recalled, fill_in, know_user
 
 DRAWS, FOLDS = 32, 2  # lists drawn for the mean of the reward model; parts of the users for its fit
 MIN_LISTS = 100
@@ -47,9 +47,6 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, ask again, and print the estimates as JSON."""
     feedback = read_feedback(arguments)
-    from evaluation.off_policy import estimate
-    from serve.recommender import Recommender
-
     recommender = Recommender.load(arguments.bundle)
     logged = ask_again(recommender, feedback)
     found = estimate(logged)
@@ -60,10 +57,6 @@ def run(arguments: argparse.Namespace) -> None:
 
 def ask_again(recommender: Recommender, feedback: Feedback) -> Logged:
     """Return the logged slots with the probabilities of the other version and a model of the reward."""
-    import numpy as np
-
-    from evaluation.off_policy import Logged, RewardModel
-
     slots = _choose_slots(recommender, feedback)
     asked = list(_ask_lists(recommender, feedback, slots))
     if len(asked) < MIN_LISTS:
@@ -94,18 +87,14 @@ def _choose_slots(recommender: Recommender, feedback: Feedback) -> pd.DataFrame:
 
 def _ask_lists(recommender: Recommender, feedback: Feedback, slots: pd.DataFrame) -> Iterator[tuple[Any, ...]]:
     """Yield the slots of each list, the probabilities and scores of its items, and scores of what would be drawn."""
-    import numpy as np
-
-    from serve.discovery.experiment import Policy
-    from serve.discovery.exploration import find_candidates
-
     events = {str(user): rows for user, rows in feedback.events.groupby("user_id")}
     for _, rows in slots.groupby("list", sort=False):
         first = rows.iloc[0]
         request = _make_request(recommender, str(first["user_id"]), int(first["datetime"]), events)
         policy = Policy.from_text(first["policy"])
         (found,) = find_candidates(recommender, [request], len(rows), None, policy)
-        places = _find_places(found, rows["item_id"])
+        numbers = {str(item_id): place for place, item_id in enumerate(found.item_id.tolist())}
+        places = np.array([numbers.get(item_id, -1) for item_id in rows["item_id"]])
         is_found = places >= 0
         target, score = np.zeros(len(rows)), np.full(len(rows), np.nan)
         target[is_found] = found.propensities(places[is_found], (rows["position"].to_numpy() - 1)[is_found])
@@ -117,9 +106,6 @@ def _ask_lists(recommender: Recommender, feedback: Feedback, slots: pd.DataFrame
 
 def _make_request(recommender: Recommender, user_id: str, moment: int, events: dict[str, pd.DataFrame]) -> Request:
     """Return the request of a user at a moment, with what they had done before it."""
-    from serve.requests import Request, parse_id
-    from serve.state import fill_in, know_user
-
     schema = recommender.bundle.schema
     request = Request(parse_id(user_id, schema.user_id_type, "user_id"), datetime=moment)
     return fill_in(request, know_user(user_id, recommender.profiles, lambda _: _recall(events.get(user_id), moment)))
@@ -127,10 +113,6 @@ def _make_request(recommender: Recommender, user_id: str, moment: int, events: d
 
 def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
     """Return what a user had done before a moment."""
-    from evaluation.online import DISMISSALS
-    from serve.requests import History
-    from serve.state import DISMISS, Recalled
-
     if events is None or not (events["datetime"] < moment).any():
         return Recalled()
     events = events[events["datetime"] < moment].astype({"item_id": object, "event": object})
@@ -139,13 +121,6 @@ def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
     done = events[~is_dismissal]
     columns = (done[name].to_numpy() for name in ("item_id", "datetime", "event", "weight"))
     return Recalled(History(*columns), tuple(last["item_id"][last["event"] == DISMISS]))
-
-
-def _find_places(found: Candidates, item_ids: pd.Series[str]) -> Any:
-    import numpy as np
-
-    places = {str(item_id): place for place, item_id in enumerate(found.item_id.tolist())}
-    return np.array([places.get(item_id, -1) for item_id in item_ids])
 
 
 if __name__ == "__main__":
