@@ -288,6 +288,13 @@ def parse_number(value: Any, where: str) -> float:
     raise SchemaError(f"{where} is {show(value)}; expected a number, finite or null")
 
 
+def check_number(value: Any, where: str, low: float, high: float, kind: type = float) -> float:
+    """Return a number within its bounds, a whole one if `kind` is int."""
+    if type(value := to_plain(value)) not in (int, kind) or not low <= value <= high:
+        raise SchemaError(f"{where} is {show(value)}; expected a number from {low:g} to {high:g}")
+    return float(value)
+
+
 def parse_weight(value: Any, where: str) -> float | None:
     weight = None if value is None else parse_number(value, where)
     if weight is not None and weight < 0:

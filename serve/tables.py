@@ -26,6 +26,7 @@ import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -253,23 +254,23 @@ _READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
 }
 
 
+_WRITERS: Mapping[str, Callable[[BinaryIO, pa.Schema], Any]] = {
+    ".csv": partial(pa_csv.CSVWriter, write_options=pa_csv.WriteOptions(quoting_header="none")),
+    ".parquet": partial(pq.ParquetWriter, compression="zstd"),
+}
+
+
 def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> None:
     """Write tables of one schema below each other as CSV or Parquet, by suffix; until the end, `path` is as it was."""
-    kind = path.suffix.lower()
-    if kind not in (".csv", ".parquet"):
-        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: .csv, .parquet")
+    if (open_writer := _WRITERS.get(path.suffix.lower())) is None:
+        raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         with name_file(path), staged.open("wb") as sink:
-            if kind == ".csv":
-                sink.write(f"{','.join(schema.names)}\n".encode())  # Arrow would quote every name
+            with open_writer(sink, schema) as writer:
                 for table in tables:
-                    pa_csv.write_csv(table, sink, pa_csv.WriteOptions(include_header=False))
-            else:
-                with pq.ParquetWriter(sink, schema, compression="zstd") as writer:
-                    for table in tables:
-                        writer.write_table(table)
+                    writer.write_table(table)
             sink.flush()
             os.fsync(sink.fileno())
         staged.replace(path)

@@ -52,6 +52,7 @@ from serve.bundle import (
     read_steadily,
     replay,
 )
+from serve.command_line import align
 from serve.durable import place_folder, sync_files, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest, say
 from serve.profiles import settle_profiles
@@ -144,12 +145,10 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         sync_folder(directory)
         bundle = Bundle.load(stage.target)
     except (BundleError, OSError):
-        if old == stage.path:  # the two were exchanged
-            place_folder(old, stage.target)
-        else:
+        if old is None:
             os.rename(stage.target, stage.path)
-            if old is not None:
-                os.rename(old, stage.target)
+        else:
+            place_folder(old, stage.target)
         sync_folder(directory)
         raise
     _settle(directory)
@@ -315,10 +314,11 @@ def describe_registry(registry: Registry) -> list[str]:
     versions = registry.versions()
     if not versions:
         return [f"no versions in {registry.path}: publish a bundle into it first"]
-    lines = [f"   {'version':12}  {'published (UTC)':16}  {'data until (UTC)':16}  headline"]
+    rows = [["", "version", "published (UTC)", "data until (UTC)", "headline"]]
     for version in versions:
-        mark, published = "*" if version == registry.find_current() else " ", _published_at(registry.path / version)
-        lines.append(f"{mark}  {version:12}  {_day(published):16}  {_describe(registry.path / version)}")
+        folder, mark = registry.path / version, "*" if version == registry.find_current() else ""
+        rows.append([mark, version, _day(_published_at(folder)), *_describe(folder)])
+    lines = align(rows)
     try:
         registry.folder(registry.current())
     except BundleError as error:
@@ -326,15 +326,15 @@ def describe_registry(registry: Registry) -> list[str]:
     return lines
 
 
-def _describe(folder: Path) -> str:
+def _describe(folder: Path) -> tuple[str, str]:
     """Return until when a version's data goes, and its headline figure."""
     try:
         manifest = Manifest.from_bytes((folder / MANIFEST).read_bytes())
         views, until = manifest.metrics.get("test", {}).get("bascule", {}), manifest.facts.data_until
         found = [f"{name} {views[view][name]:.4f} ({view})" for view, name in _HEADLINES if name in views.get(view, {})]
     except (ValueError, AttributeError, TypeError, OSError) as error:
-        return f"damaged: {say(error)}"
-    return f"{_day(until) if until else 'no times':16}  {found[0] if found else 'not tested'}"
+        return "", f"damaged: {say(error)}"
+    return _day(until) if until else "no times", found[0] if found else "not tested"
 
 
 def _day(seconds: float) -> str:

@@ -17,11 +17,10 @@ from numpy.typing import NDArray
 
 from serve.columns import to_numpy
 from serve.discovery.reasons import complete_request
-from serve.errors import SchemaError
 from serve.index import Floats, Ints, Mask
 from serve.recommendations import Recommendations
 from serve.recommender import RawRequest, Recommender
-from serve.requests import Filters, Request, join_filters, show
+from serve.requests import Filters, Request, check_number, join_filters
 
 Numbers = NDArray[np.float64]
 
@@ -42,8 +41,7 @@ class Dials:
     def __post_init__(self) -> None:
         """Refuse what is no number from 0 to 1."""
         for name, value in vars(self).items():
-            if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value <= 1:
-                raise SchemaError(f"{name} is {show(value)}; expected a number from 0 to 1")
+            check_number(value, name, 0, 1)
 
     @property
     def policy(self) -> str:

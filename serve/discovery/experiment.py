@@ -17,7 +17,7 @@ from typing import Any, Literal
 from serve.errors import SchemaError
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
-from serve.requests import Id, check_fields, show
+from serve.requests import Id, check_fields, check_number, show
 
 _ROUNDING = 1e-9  # of the sum of shares
 MAX_TEMPERATURE, MAX_EXPLORED = 10.0, 20
@@ -36,19 +36,13 @@ class Policy:
 
     def __post_init__(self) -> None:
         """Refuse what is no policy."""
-        allowed: dict[str, tuple[float, float]] = {
-            "temperature": (0.01, MAX_TEMPERATURE),
-            "new_items": (0, MAX_TEMPERATURE),
-            "slots": (1, MAX_EXPLORED),
-            "share": (0, 1),
-            "lists_per_day": (0, 1_000_000),
-        }
         if self.kind not in ("greedy", "explore"):
             raise SchemaError(f"policy.kind is {show(self.kind)}; allowed: greedy, explore")
-        for name, (low, high) in allowed.items():
-            value, kinds = getattr(self, name), int if isinstance(getattr(Policy, name), int) else (int, float)
-            if isinstance(value, bool) or not isinstance(value, kinds) or not low <= value <= high:
-                raise SchemaError(f"policy.{name} is {show(value)}; expected a number from {low:g} to {high:g}")
+        check_number(self.temperature, "policy.temperature", 0.01, MAX_TEMPERATURE)
+        check_number(self.new_items, "policy.new_items", 0, MAX_TEMPERATURE)
+        check_number(self.slots, "policy.slots", 1, MAX_EXPLORED, int)
+        check_number(self.share, "policy.share", 0, 1)
+        check_number(self.lists_per_day, "policy.lists_per_day", 0, 1_000_000, int)
 
     @classmethod
     def from_text(cls, text: str) -> Policy:
@@ -86,12 +80,8 @@ class Experiment:
     def read(cls, path: Path) -> Experiment:
         """Read and check a file; a SchemaError says what does not fit."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise SchemaError(f"{path} is no JSON: {error}") from error
-        try:
-            return cls.parse(content)
-        except SchemaError as error:
+            return cls.parse(json.loads(path.read_text(encoding="utf-8")))
+        except ValueError as error:  # of JSON, too
             raise SchemaError(f"{path}: {error}") from error
 
     @classmethod
@@ -150,11 +140,9 @@ class Arms:
 
 def _parse_arm(name: str, content: Any) -> Arm:
     given = check_fields(content, ("share", "policy", "version"), f"arms.{name}")
-    share, version = given.get("share"), given.get("version")
-    if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
-        raise SchemaError(f"arms.{name}.share is {show(share)}; expected a number from 0 to 1")
+    version, share = given.get("version"), check_number(given.get("share"), f"arms.{name}.share", 0, 1)
     if not (version is None or isinstance(version, str)):
         raise SchemaError(f"arms.{name}.version is {show(version)}; expected a version of the registry")
     names = tuple(one.name for one in fields(Policy))
     policy = check_fields(given.get("policy", {}), names, f"arms.{name}.policy")
-    return Arm(name, float(share), Policy(**policy), version)
+    return Arm(name, share, Policy(**policy), version)
