@@ -30,8 +30,10 @@ _REJECTS = {"file": "string", "line": "int64", "column": "string", "value": "str
 _REJECTS["costs"] = "string"  # "record": it became no row; "cell": its row is kept, in which the cell is missing
 _THOUSANDS = re.compile(r"[+-]?\d{1,3}(?:,\d{3})+")
 # how people write dates and times of the day, beside ISO
-_DAYS = ("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d")
-_DAYS += ("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y")
+_DAYS = (
+    *("%d.%m.%Y", "%d/%m/%Y", "%m/%d/%Y", "%d-%m-%Y", "%m-%d-%Y", "%Y/%m/%d", "%Y.%m.%d"),
+    *("%d.%m.%y", "%d/%m/%y", "%m/%d/%y", "%d-%m-%y", "%m-%d-%y"),
+)
 _CLOCKS = ("", " %H:%M", " %H:%M:%S", " %H:%M:%S.%f", " %I:%M %p", " %I:%M:%S %p", " %H:%M%z", " %H:%M %z")
 _MAX_GUESSED = 500  # texts by which formats are guessed
 
