@@ -38,6 +38,7 @@ T = TypeVar("T")
 # Files of a run and of its bundle: their names are part of the contract.
 BUNDLE, PROFILES, STATE, LOGS, FEEDBACK = "bundle", "profiles", "state", "logs", "feedback"
 STATE_FILE, ITEMS_FILE = "state.db", "items.db"
+FIGURES, DRIFT = "figures.json", "drift.json"  # what was measured of a service: in `FEEDBACK`, and beside it
 METRICS, REPORT, CONFIG = "metrics.json", "report.html", "config.yaml"
 REJECTS, CURVES = "rejects.parquet", "metrics.csv"
 CURRENT, HISTORY = "CURRENT", "HISTORY"

@@ -51,7 +51,7 @@ _NOT_REACHED = {
     "source tables": "the files that training reads: take the rows out there too; training leaves them out anyway",
     "report": "report.html shows numbered examples, one of which may be of a forgotten user: write it anew with "
     "`python -m evaluation.report --run DIR`",
-    "figures": "metrics.json and the logs of training are figures of all users together, these among them",
+    "figures": "metrics.json, drift.json, feedback/figures.json and logs are figures of all users, these among them",
     "copies": "backups, snapshots of the file system, blocks that the disk has freed, exports and answers elsewhere",
     "memory": "a running server holds the profiles that it loaded until it reloads or ends, but no longer reads those "
     "of forgotten users",

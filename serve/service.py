@@ -72,6 +72,7 @@ class Service:
                 raise ValueError(f"--{name} is {folder}; expected a folder called '{name}', in which forgetting looks")
         runs = [*{folder.absolute().parent: folder.parent for folder in folders.values()}.values()]
         self._folder, self._retention_days, self._clock = folders[STATE], retention_days, clock
+        self.beside = self._folder.absolute().parent  # of the state: where figures are that others measured
         self._source, self._runs, self._erasures = source, runs, Erasures(runs)
         self._reloading = threading.Lock()
         recommender, reason = source.start()

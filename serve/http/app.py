@@ -26,7 +26,7 @@ from serve.errors import SchemaError
 from serve.http import page, schemas
 from serve.http.access import Access, AccessMiddleware
 from serve.http.errors import HANDLERS, LOGGER
-from serve.http.metrics import Metrics
+from serve.http.metrics import Metrics, summarise
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
 from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.recommendations import Answer
@@ -103,7 +103,7 @@ def make_app(service: Service, access: Access = _EVERYBODY, max_waiting: int = _
         generate_unique_id_function=lambda route: route.name,
         exception_handlers=HANDLERS,
     )
-    metrics = Metrics(service.measure, FAULTS)
+    metrics = Metrics(service.measure, service.beside, FAULTS)
     worker = Worker(max_waiting, _DEADLINE)
     app.state.shared = AppState(service, metrics, worker, Gathering(worker), access)
     app.add_middleware(AccessMiddleware, access=access)
@@ -221,7 +221,8 @@ async def ready(request: Request, response: Response) -> dict[str, Any]:
 
 @operating.get("/v1/status", summary="What answers, and what became of the last reload")
 async def status(request: Request) -> dict[str, Any]:
-    return _state(request).service.describe()
+    service = _state(request).service
+    return service.describe() | {"measured": summarise(service.beside)}
 
 
 @operating.get("/metrics", response_class=Response, responses=_TEXT, summary="Counts and times for Prometheus")

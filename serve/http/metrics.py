@@ -1,9 +1,12 @@
-"""Counts and times of a service for Prometheus, of all its workers together: any of them may be asked."""
+"""Counts and times of a service for Prometheus, of all its workers together, and what other commands measured of it."""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,8 @@ from prometheus_client.metrics import disable_created_metrics
 from prometheus_client.metrics_core import GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
+
+from serve.bundle import DRIFT, FEEDBACK, FIGURES
 
 _ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
     **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status", "items", "page")},
@@ -28,13 +33,22 @@ _MEASURED = {
     "state_bytes": "Size of the files of the state.",
     "state_free_bytes": "Bytes that are free on the disk of the state.",
 }
+STATUSES = ("ok", "watch", "red")  # of drift; what cannot be told has no index
+GAUGES = {  # what they are, and their labels; `value` is empty for all
+    "use": ("Figures of use, of all lists and by arm, version and segment.", ("figure", "group", "value")),
+    "drift_index": ("How far something has moved since training.", ("name",)),
+    "drift_status": ("0 ok, 1 watch, 2 red.", ("name",)),
+    "figures_timestamp_seconds": ("When figures of use and drift were written.", ("file",)),
+}
+_GROUPS, _MAX_VALUES = ("arm", "version", "segment"), 20  # that are gauges, and values of each: those of most lists
+Samples = dict[tuple[str, ...], float]  # values of labels -> number
 
 
 class Metrics:
     """Counts and times of one service; the values of labels are few and never a caller's."""
 
-    def __init__(self, measure: Callable[[], Mapping[str, Any]], faults: Collection[str]) -> None:
-        """Count for a service that can be measured, and that may have some faults."""
+    def __init__(self, measure: Callable[[], Mapping[str, Any]], beside: Path, faults: Collection[str]) -> None:
+        """Count for a service that can be measured, with files of figures beside its state; it may have faults."""
         disable_created_metrics()  # type: ignore[no-untyped-call]  # a gauge beside each counter
         shared, self._faults, self._n_lost = os.environ.get(_SHARED), faults, 0
         self.registry = CollectorRegistry()
@@ -61,7 +75,7 @@ class Metrics:
         self.reloaded_at = Gauge("last_reload_timestamp_seconds", "Time of the last reload, or the start.", **highest)
         self.is_loaded = Gauge("last_reload_success", "1 if it was loaded, 0 if it was refused.", **lowest)
         self.is_loaded.set(1)  # of a worker that is about to start, too
-        self.registry.register(_ServiceCollector(measure))
+        self.registry.register(_ServiceCollector(measure, beside))
         if shared:
             MultiProcessCollector(self.registry, shared)  # type: ignore[no-untyped-call]
             self.registry.register(_WorkersCollector(Path(shared)))
@@ -103,13 +117,19 @@ class Metrics:
 class _ServiceCollector(Collector):
     """Read at each scrape what is the same for all workers."""
 
-    def __init__(self, measure: Callable[[], Mapping[str, Any]]) -> None:
-        self._measure = measure
+    def __init__(self, measure: Callable[[], Mapping[str, Any]], beside: Path) -> None:
+        self._measure, self._beside = measure, beside
 
     def collect(self) -> Iterator[Metric]:
         measured = self._measure()
         yield from (GaugeMetricFamily(f"bascule_{name}", about, measured[name]) for name, about in _MEASURED.items())
         yield InfoMetricFamily("bascule_bundle", "The bundle that answers.", {"version": measured["version"]})
+        for name, samples in read_figures(self._beside).items():
+            about, labels = GAUGES[name]
+            family = GaugeMetricFamily(f"bascule_{name}", about, labels=labels)
+            for values, number in samples.items():
+                family.add_metric(values, number)
+            yield family
 
 
 class _WorkersCollector(Collector):
@@ -127,3 +147,51 @@ class _WorkersCollector(Collector):
                 metric.samples = [*(found[metric.name].samples if metric.name in found else ()), *samples]
                 found[metric.name] = metric
         return found.values()
+
+
+def read_figures(folder: Path) -> dict[str, Samples]:
+    """Read the samples of each gauge from small files, once; what is damaged or of another form is left out."""
+    found: dict[str, Samples] = {name: {} for name in GAUGES}
+    for name, path in (("use", folder / FEEDBACK / FIGURES), ("drift", folder / DRIFT)):
+        with suppress(OSError):
+            file = path.stat()
+            if samples := _read(name, path, file.st_mtime_ns):
+                found |= samples
+                found["figures_timestamp_seconds"][(name,)] = file.st_mtime
+    return found
+
+
+def summarise(folder: Path) -> dict[str, dict[str, Any] | None]:
+    """Return when use and drift were measured, the figures of all, and what has moved; None if they were not."""
+    use, _, levels, times = read_figures(folder).values()
+    of_all = {figure: number for (figure, group, _), number in use.items() if group == "all"}
+    moved = {name: STATUSES[int(level)] for (name,), level in levels.items() if level}
+    told: dict[str, dict[str, Any]] = {"use": {"figures": of_all}, "drift": {"moved": moved}}
+    return {name: {"time": times[name,], **one} if (name,) in times else None for name, one in told.items()}
+
+
+@lru_cache(maxsize=16)
+def _read(name: str, path: Path, _changed: int) -> dict[str, Samples] | None:
+    try:
+        content = json.loads(path.read_bytes())
+        json.dumps(content, ensure_ascii=False, allow_nan=False).encode()  # refuses what no answer can hold
+        return _parse_use(content) if name == "use" else _parse_drift(content["rows"])
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError):
+        return None
+
+
+def _parse_use(content: Any) -> dict[str, Samples]:
+    groups, samples = [(("all", ""), content["all"])], Samples()
+    for name in _GROUPS:
+        values = sorted(content["groups"].get(name, {}).items(), key=lambda value: -value[1]["lists"])
+        groups += [((name, value), figures) for value, figures in values[:_MAX_VALUES]]
+    for group, figures in groups:
+        told = {(name, *group): one for name, one in figures.items() if one is not None}
+        samples |= {name: 1.0 * (one["value"] if isinstance(one, dict) else one) for name, one in told.items()}
+    return {"use": samples}
+
+
+def _parse_drift(rows: Any) -> dict[str, Samples]:
+    told: dict[tuple[str, ...], Any] = {(str(row["name"]),): row for row in rows if row["index"] is not None}
+    levels = {name: 1.0 * STATUSES.index(row["status"]) for name, row in told.items()}
+    return {"drift_index": {name: 1.0 * row["index"] for name, row in told.items()}, "drift_status": levels}

@@ -200,6 +200,111 @@ def test_metrics_have_the_process_sizes_items_and_long_times(bundle):
     assert 60 in bounds
 
 
+# ---- figures that others measured
+
+RATES = {"users": 50, "conversion": {"value": 0.25, "low": 0.2, "high": 0.3}, "click_through": None}
+USE = {
+    "all": RATES | {"lists": 90, "coverage": 0.5},
+    "groups": {
+        "arm": {name: RATES | {"lists": 40 + place, "users": place} for place, name in enumerate("ab")},
+        "version": {f"v{number}": RATES | {"lists": number} for number in range(30)},
+        "position": {"1": RATES | {"lists": 90}},
+    },
+    "arms": {"control": "a"},
+}
+DRIFT = {
+    "rows": [
+        {"name": "item price", "status": "red", "index": 0.3, "users": 90, "moved": "cheap: 0.1 to 0.4"},
+        {"name": "latency", "status": "watch", "index": 1.6, "users": 0, "moved": "1 to 1.6 ms"},
+        {"name": "event", "status": "ok", "index": 0, "users": 90, "moved": "buy: 0.1 to 0.1"},
+        {"name": "new user", "status": "few", "index": None, "users": 3, "moved": ""},
+    ]
+}
+
+
+def write_figures(folder, use=USE, drift=DRIFT, at=1_700_000_000.5):
+    """Write what other commands measured, as texts or values, at some time."""
+    (folder / "feedback").mkdir(exist_ok=True)
+    for path, content in ((folder / "feedback" / "figures.json", use), (folder / "drift.json", drift)):
+        path.write_text(content if isinstance(content, str) else json.dumps(content))
+        os.utime(path, (at, at))
+
+
+def read_labels(metrics, name):
+    return {tuple(one.labels.values()): one.value for one in metrics[name].samples}
+
+
+def test_figures_of_use_and_drift_are_gauges_and_in_the_status(bundle):
+    write_figures(bundle.parent)
+    with asking(bundle) as app:
+        metrics, status = read_metrics(lambda *given: ask(app, *given)), ask(app, "GET", "/v1/status").json
+    use = read_labels(metrics, "bascule_use")
+    assert {name: use[name] for name in use if name[1] in ("all", "arm")} == {
+        ("users", "all", ""): 50,
+        ("conversion", "all", ""): 0.25,
+        ("lists", "all", ""): 90,
+        ("coverage", "all", ""): 0.5,
+        **{("conversion", "arm", name): 0.25 for name in "ab"},
+        **{("users", "arm", name): place for place, name in enumerate("ab")},
+        **{("lists", "arm", name): 40 + place for place, name in enumerate("ab")},
+    }
+    assert {value for _, group, value in use if group == "version"} == {f"v{number}" for number in range(10, 30)}
+    assert {group for _, group, _ in use} == {"all", "arm", "version"}
+    assert read_labels(metrics, "bascule_drift_index") == {("item price",): 0.3, ("latency",): 1.6, ("event",): 0}
+    assert read_labels(metrics, "bascule_drift_status") == {("item price",): 2, ("latency",): 1, ("event",): 0}
+    times = read_labels(metrics, "bascule_figures_timestamp_seconds")
+    assert times == {("use",): 1_700_000_000.5, ("drift",): 1_700_000_000.5}
+    assert status["measured"] == {
+        "use": {"time": times["use",], "figures": {"users": 50, "conversion": 0.25, "lists": 90, "coverage": 0.5}},
+        "drift": {"time": times["drift",], "moved": {"item price": "red", "latency": "watch"}},
+    }
+
+
+def test_files_are_read_again_only_when_they_changed(bundle):
+    with asking(bundle) as app:
+
+        def count():
+            return len(read_labels(read_metrics(lambda *given: ask(app, *given)), "bascule_drift_status"))
+
+        assert (count(), ask(app, "GET", "/v1/status").json["measured"]) == (0, {"use": None, "drift": None})
+        write_figures(bundle.parent)
+        assert count() == 3
+        write_figures(bundle.parent, drift={"rows": DRIFT["rows"][:1]})
+        assert count() == 3
+        write_figures(bundle.parent, drift={"rows": DRIFT["rows"][:1]}, at=1_700_000_001)
+        assert count() == 1
+        (bundle.parent / "drift.json").unlink()
+        assert count() == 0
+
+
+def change(row):
+    return {"rows": [DRIFT["rows"][0] | row]}
+
+
+@pytest.mark.parametrize(
+    ("use", "drift"),
+    [
+        ("", "{"),
+        ("[]", "null"),
+        ('{"all": {"\\ud800": 1}, "groups": {}}', "[" * 100_000),
+        ({"all": {"lists": "many"}, "groups": {}}, change({"index": "0.3"})),
+        ({"all": {"lists": [1]}, "groups": []}, change({"status": "purple"})),
+        ({"all": {"a": {"low": 1}}, "groups": {}}, change({"name": "\ud800"})),
+        ('{"all": {"a": NaN}, "groups": {}}', '{"rows": [{"name": "a", "status": "ok", "index": 1e999}]}'),
+        ({"all": {"a": 10**400}, "groups": {}}, {"rows": [1]}),
+        ({"all": {}, "groups": {"arm": {"a": {"lists": None}}}}, {"rows": 3}),
+    ],
+)
+def test_a_file_that_is_damaged_or_of_another_form_is_left_out(bundle, use, drift):
+    write_figures(bundle.parent, use, drift)
+    with asking(bundle) as app:
+        metrics = read_metrics(lambda *given: ask(app, *given))
+        assert ask(app, "GET", "/v1/status").json["measured"] == {"use": None, "drift": None}
+    names = ("use", "drift_index", "drift_status", "figures_timestamp_seconds")
+    assert [sample for name in names for sample in metrics[f"bascule_{name}"].samples] == []
+    assert value_of(metrics, "bascule_items") == 23
+
+
 def test_any_worker_shows_the_counts_of_all_that_live_or_lived(bundle):
     def list_workers():
         samples = read_metrics(server.ask)["process_start_time_seconds"].samples
@@ -208,8 +313,10 @@ def test_any_worker_shows_the_counts_of_all_that_live_or_lived(bundle):
     def count():
         return value_of(read_metrics(server.ask), "bascule_requests", route="recommend")
 
+    write_figures(bundle.parent)
     with serving("--bundle", bundle, "--workers", "2", variables={"BASCULE_RELOAD_TOKEN": TOKEN}) as server:
         wait_for(lambda: len(list_workers()) == 2)
+        assert {value_of(read_metrics(server.ask), "bascule_drift_status") for _ in range(10)} == {3}
         for _ in range(20):
             server.ask("POST", "/v1/recommend", {})
         wait_for(lambda: count() == 20)  # an answer is counted after it was sent
@@ -233,6 +340,7 @@ def read_expressions():
 
 
 def test_alerts_and_the_dashboard_name_metrics_that_there_are(bundle):
+    write_figures(bundle.parent)
     with asking(bundle, token=TOKEN) as app:
         listed(app, **NOW)
         ask(app, "POST", "/v1/reload", headers=AUTHORISED)

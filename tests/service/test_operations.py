@@ -72,6 +72,8 @@ QUIET = {
     'bascule_recommendations_total{instance="a"}': "0+6000x120",
     'bascule_state_bytes{instance="a"}': "1e9x120",
     'bascule_state_free_bytes{instance="a"}': "1e11x120",
+    'bascule_drift_status{instance="a", name="item price"}': "1x120",
+    'bascule_figures_timestamp_seconds{instance="a", file="use"}': "0x120",
     'process_resident_memory_bytes{job="bascule", instance="a", pid="7"}': "5e9x120",
 }
 LOUD = QUIET | {
@@ -87,6 +89,8 @@ LOUD = QUIET | {
     'bascule_events_total{instance="a"}': "5x120",
     'bascule_state_bytes{instance="a"}': "3e10x120",
     'bascule_state_free_bytes{instance="a"}': "1e11-1e9x120",
+    'bascule_drift_status{instance="a", name="item price"}': "2x120",
+    'bascule_figures_timestamp_seconds{instance="a", file="use"}': "-180000x120",
     'process_resident_memory_bytes{job="bascule", instance="a", pid="8"}': "5e9x120",
 }
 
