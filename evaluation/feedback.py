@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.bundle import BUNDLE, FEEDBACK, STATE, STATE_FILE
+from serve.bundle import BUNDLE, CURRENT, DRIFT, FEEDBACK, FIGURES, ITEMS_FILE, STATE, STATE_FILE
 from serve.command_line import make_parser, run_command
 from serve.errors import SchemaError
 
@@ -22,11 +25,12 @@ if TYPE_CHECKING:  # imported when options and paths are right
     import pandas as pd
 
     from evaluation.online import Feedback
+    from serve.recommender import Recommender
 
 DAY = 86_400
 MAX_WINDOW_DAYS = 90.0
-SHOWN, EVENTS, FIGURES, PAGE = "shown.parquet", "events.parquet", "figures.json", "feedback.html"
-GROUPS = ("version", "arm", "policy", "position")
+SHOWN, EVENTS, PAGE = "shown.parquet", "events.parquet", "feedback.html"
+GROUPS = ("version", "arm", "policy", "segment", "position")
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.feedback") -> int:
@@ -42,13 +46,12 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
 
 def run(arguments: argparse.Namespace) -> None:
     """Read the log, write the files and print the figures."""
-    feedback, shares = read_feedback(arguments), {}
+    (feedback, item_ids), shares = read_known(arguments), {}
     if arguments.experiment is not None:
         from serve.discovery.experiment import Experiment
 
         shares = {arm.name: arm.share for arm in Experiment.read(arguments.experiment).arms}
-    figures = describe(feedback, _count_items(arguments.run), shares)
-    write(arguments.run / FEEDBACK, feedback, figures)
+    write(arguments.run / FEEDBACK, feedback, describe(feedback, item_ids, shares))
     sys.stdout.write(
         f"{len(feedback.lists):,} lists, {len(feedback.events):,} events: {arguments.run / FEEDBACK / PAGE}\n"
     )
@@ -66,13 +69,50 @@ def read_feedback(arguments: argparse.Namespace) -> Feedback:
     return join(*read_log(path), targets=arguments.targets, window=int(arguments.window_days * DAY))
 
 
-def describe(feedback: Feedback, n_items: int, shares: Mapping[str, float]) -> dict[str, Any]:
+def read_known(arguments: argparse.Namespace) -> tuple[Feedback, Collection[str]]:
+    """Read the log with what the bundle of the run, or the current one of the registry, knows; and the ids of items."""
+    feedback, run = read_feedback(arguments), arguments.run
+    from serve.live_items import LiveItems
+    from serve.versions import BundleSource, Registry, RegistrySource
+
+    is_registry = (run / CURRENT).exists()
+    if not (is_registry or (run / BUNDLE).exists()):
+        return feedback, ()
+    source = RegistrySource(Registry(run)) if is_registry else BundleSource(run / BUNDLE)
+    with closing(LiveItems(run / STATE / ITEMS_FILE, source.load())) as items:
+        recommender = items.recommender
+    return add_known(feedback, recommender, run / STATE / STATE_FILE), recommender.catalogue.item_ids.ids.astype("str")
+
+
+def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feedback:
+    """Add to slots what a bundle knows: the `segment` of a user, if an item `is_new`, and if a user `is_unknown`.
+
+    A user is known who has a profile, or who has events in the log before the list.
+    """
+    from serve.discovery.dials import find_new
+    from serve.requests import Request
+    from serve.state import StateStore, complete
+
+    slots, profiles, segments = feedback.slots, recommender.profiles, recommender.bundle.segments
+    if segments is not None:
+        users = slots["user_id"].dropna().unique()
+        with closing(StateStore(state)) as store:
+            vectors = recommender.encode_users([complete(Request(user), profiles, store) for user in users])
+        numbers = [segments.segments[place].id for place in segments.of(vectors)]
+        slots = slots.assign(segment=slots["user_id"].map(dict(zip(users, numbers, strict=True))).astype("Int64"))
+    since = slots["user_id"].map(feedback.events.groupby("user_id")["datetime"].min())
+    is_known = slots["user_id"].isin(profiles.user_ids.astype("str")) | (since < slots["datetime"])
+    is_new = slots["item_id"].isin(recommender.catalogue.item_ids.ids[find_new(recommender)].astype("str"))
+    return replace(feedback, slots=slots.assign(is_new=is_new, is_unknown=slots["user_id"].notna() & ~is_known))
+
+
+def describe(feedback: Feedback, item_ids: Collection[str], shares: Mapping[str, float]) -> dict[str, Any]:
     """Return the figures of everything and of groups, and where there are shares of arms, their comparison."""
     from evaluation.online import measure, measure_groups
 
     slots = feedback.slots
-    groups = measure_groups(slots, [name for name in GROUPS if slots[name].notna().any()])
-    content = {"all": measure(feedback, n_items), "groups": groups}
+    groups = measure_groups(slots, [name for name in GROUPS if name in slots and slots[name].notna().any()])
+    content = {"all": measure(feedback, item_ids), "groups": groups}
     return content | ({"arms": compare_arms(slots, shares)} if shares else {})
 
 
@@ -109,30 +149,31 @@ def write(folder: Path, feedback: Feedback, figures: Mapping[str, Any]) -> None:
     write_table(folder / SHOWN, pa.Table.from_pandas(feedback.slots, preserve_index=False))
     write_table(folder / EVENTS, pa.Table.from_pandas(feedback.events, preserve_index=False))
     write_file(folder / FIGURES, (json.dumps(figures, indent=1, allow_nan=False) + "\n").encode())
-    write_file(folder / PAGE, render(figures).encode())
+    write_file(folder / PAGE, render(figures, read_moved(folder.parent)).encode())
 
 
-def render(figures: Mapping[str, Any]) -> str:
+def read_moved(run: Path) -> dict[str, Any] | None:
+    """Read when drift was measured, and its rows; None where it was not, or the file is of another form."""
+    from serve.http.metrics import read_figures
+
+    at = read_figures(run)["figures_timestamp_seconds"].get(("drift",))
+    return None if at is None else {"at": datetime.fromtimestamp(at, UTC), **json.loads((run / DRIFT).read_bytes())}
+
+
+def render(figures: Mapping[str, Any], drift: Mapping[str, Any] | None = None) -> str:
     """Render the page."""
     from jinja2 import Environment, FileSystemLoader
 
     templates = FileSystemLoader(Path(__file__).with_name("templates"))
     environment = Environment(loader=templates, autoescape=True, trim_blocks=True, lstrip_blocks=True)
     style = environment.get_template("report.css").render()
-    return environment.get_template("feedback.html").render(figures=figures, style=style, rate=_write_rate)
+    return environment.get_template("feedback.html").render(figures=figures, drift=drift, style=style, rate=_write_rate)
 
 
 def _write_rate(figure: Mapping[str, float] | None) -> str:
     if figure is None:
         return "none yet"
     return f"{figure['value']:.3g} ({figure['low']:.3g} to {figure['high']:.3g})"
-
-
-def _count_items(run: Path) -> int:
-    from serve.bundle import Bundle
-
-    bundle = run / BUNDLE
-    return len(Bundle.load(bundle).items) if bundle.exists() else 0
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ a window before it; the others followed no list, and are counted apart.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,18 +93,19 @@ def join(
     return Feedback(lists, slots.assign(**counts), events)
 
 
-def measure(feedback: Feedback, n_items: int, new_items: frozenset[Any] = frozenset()) -> Figures:
-    """Return the figures of use of everything that was shown, of a catalogue of `n_items`."""
-    slots, lists = feedback.slots, feedback.lists
-    shown = slots["item_id"]
+def measure(feedback: Feedback, item_ids: Collection[str]) -> Figures:
+    """Return the figures of use of everything that was shown, of a catalogue with these items."""
+    slots, lists, events = feedback.slots, feedback.lists, feedback.events
+    shown, catalogue = slots["item_id"], pd.Series([*item_ids], dtype="str")
+    is_unknown = ~events["item_id"].isin(catalogue).to_numpy()
     return {
         **measure_rates(slots),
         **_measure_engagement(feedback),
         "items_shown": int(shown.nunique()),
-        "coverage": shown.nunique() / n_items if n_items else None,
-        "new_item_share": float(shown.isin(new_items).mean()) if len(shown) else None,
+        "coverage": float(catalogue.isin(shown).mean()) if len(catalogue) else None,
+        "unknown_item_share": _ratio(is_unknown, events["user_id"]) if len(catalogue) else None,
         "lists_of_nobody": int(lists["user_id"].isna().sum()),
-        "events_without_list": int((feedback.events["slot"] < 0).sum()),
+        "events_without_list": int((events["slot"] < 0).sum()),
     }
 
 
@@ -122,6 +123,10 @@ def measure_rates(slots: pd.DataFrame) -> Figures:
         "conversion": _ratio((per_list["conversions"] > 0).to_numpy(), of_list),
         "value_per_list": _ratio(per_list["value"].to_numpy(), of_list),
         "dismissals_per_list": _ratio(per_list["dismissals"].to_numpy(), of_list),
+        "new_item_share": _ratio(slots["is_new"].to_numpy(), owner) if "is_new" in slots else None,
+        "unknown_user_share": _ratio(by_list["is_unknown"].first().to_numpy(), of_list)
+        if "is_unknown" in slots
+        else None,
     }
 
 

@@ -1,18 +1,29 @@
 """What followed the lists: each event counts once, for the list that it followed; figures against plain loops."""
 
 import json
+import shutil
+import time
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from evaluation.feedback import EVENTS, FIGURES, PAGE, SHOWN, main
+from evaluation.feedback import EVENTS, PAGE, SHOWN, main
 from evaluation.online import DAY, WINDOW, join, measure, measure_rates
-from serve.bundle import FEEDBACK, STATE, STATE_FILE
+from serve.bundle import DRIFT, FEEDBACK, FIGURES, ITEMS, SEGMENTS, STATE, STATE_FILE, write_items
+from serve.discovery.segments import Segment, Segments
 from serve.erasure import forget_users
 from serve.state import Impressions, Observation, StateStore
+from serve.versions import Registry, Stage, publish, publish_version
+from tests.http.services import asking
+from tests.linear_bundle import SHOP, N, W, item_ids, write_linear
+from tests.linear_profiles import known_users, make_profiles, write_profiles
+from tests.served import ask
 
 N_LISTS, N_ITEMS, K, START = 400, 30, 4, 1_700_000_000
+ITEM_IDS = [f"i{number}" for number in range(N_ITEMS)]
 
 
 def draw_log(rng):
@@ -73,8 +84,10 @@ def test_each_event_belongs_to_the_list_that_it_followed():
             if not isinstance(event["request_id"], str):
                 assert feedback.slots.loc[event["slot"], "datetime"] == latest
     assert 50 < n_apart < 400
-    figures = measure(feedback, N_ITEMS)
+    figures = measure(feedback, ITEM_IDS)
     assert figures["events_without_list"] == n_apart
+    assert figures["unknown_item_share"]["value"] == pytest.approx(np.mean([one == "i99" for one in events["item_id"]]))
+    assert measure(feedback, ["never shown", *ITEM_IDS[:9]])["coverage"] == pytest.approx(0.9)
     assert (
         feedback.slots["clicks"].sum()
         == ((feedback.events["slot"] >= 0) & (feedback.events["event"] != "dismiss")).sum()
@@ -98,13 +111,13 @@ def test_rates_and_values_are_those_of_plain_loops():
 
 def test_users_who_came_back_are_counted_where_enough_time_has_passed():
     lists, slots, events = draw_log(np.random.default_rng(2))
-    figures = measure(join(lists, slots, events, []), N_ITEMS)
+    figures = measure(join(lists, slots, events, []), ITEM_IDS)
     for n_days in (1, 7, 28):
         days = {}
         for table in (lists, events):
-            for user, time in zip(table["user_id"], table["datetime"], strict=True):
+            for user, moment in zip(table["user_id"], table["datetime"], strict=True):
                 if isinstance(user, str):
-                    days.setdefault(user, set()).add(time // DAY)
+                    days.setdefault(user, set()).add(moment // DAY)
         last = max(max(each) for each in days.values())
         old = [each for each in days.values() if min(each) + n_days <= last]
         back = [any(min(each) < day <= min(each) + n_days for day in each) for each in old]
@@ -172,3 +185,121 @@ def read_all(run):
     """Return file -> the text of all of it."""
     tables = {path.name: pd.read_parquet(path).to_csv() for path in (run / FEEDBACK).glob("*.parquet")}
     return {path.name: tables.get(path.name) or path.read_text() for path in (run / FEEDBACK).iterdir()}
+
+
+# ---- what a bundle knows
+
+NEW_ROWS, LIVE = (4, 9, 20), "live"
+OLD, ACTIVE, QUIET = list(known_users(SHOP)), [f"a{number}" for number in range(12)], [f"q{n}" for n in range(9)]
+
+
+def publish_marked(folder):
+    """Publish a bundle with two segments and three new items, and profiles of some users beside it."""
+    with Stage.open(folder) as stage:
+        facts = write_linear(stage, SHOP, seed=3)
+        flags = pa.array([row in NEW_ROWS for row in range(N)])
+        write_items(pq.read_table(stage.path / ITEMS).append_column("is_new", flags), stage.path / ITEMS)
+        kinds = tuple(Segment(number, 20, 0.5, "much like all others", ()) for number in (1, 2))
+        centroids = tuple(tuple(side * float(place == 0) for place in range(W)) for side in (1, -1))
+        segments = Segments(40, {"2": 0.9}, (0.0,) * W, centroids, kinds)
+        (stage.path / SEGMENTS).write_bytes(segments.to_bytes())
+        path = publish(stage.prepare(facts, {})).path
+    write_profiles(folder / "profiles", make_profiles(SHOP, known_users(SHOP)))
+    return path
+
+
+def serve_lists(app):
+    """Serve users of profiles, of live events and of nothing, and nobody; return the answers by user."""
+    ids, then = item_ids(SHOP), int(time.time()) - 1000
+    ask(app, "PUT", f"/v1/items/{LIVE}", {"columns": {"brand": "x", "price": 0.1}})
+    events = [(user, ids[2 * number % N] if number % 4 else "gone") for number, user in enumerate(ACTIVE)]
+    for user, item in events:
+        ask(app, "POST", "/v1/events", {"user_id": user, "item_id": item, "event": "buy", "datetime": then})
+    asked = [{"user_id": user} for user in (*OLD, *ACTIVE, *QUIET)] + [{}] * 3
+    replies = [ask(app, "POST", "/v1/recommend", one | {"k": 8, "explain": True}) for one in asked]
+    for user in QUIET:  # what is done after a list makes nobody known before it
+        ask(app, "POST", "/v1/events", {"user_id": user, "item_id": ids[3], "datetime": then + 2000})
+    return [(one.get("user_id"), reply.json["answers"][0]) for one, reply in zip(asked, replies, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A run that was served, and what the service said of each list."""
+    folder = tmp_path_factory.mktemp("served")
+    with asking(publish_marked(folder)) as app:
+        answers = serve_lists(app)
+    return folder, answers
+
+
+def read_figures_of(folder):
+    assert main(["--run", str(folder)]) == 0
+    return json.loads((folder / FEEDBACK / FIGURES).read_text())
+
+
+def test_segments_and_unknown_users_are_those_that_the_service_told(served):
+    folder, answers = served
+    figures = read_figures_of(folder)
+    assert figures["all"]["unknown_user_share"]["value"] == pytest.approx(
+        np.mean([answer.get("user_known") is False for _, answer in answers])
+    )
+    assert figures["all"]["unknown_item_share"]["value"] == pytest.approx(3 / 21)
+    by_segment = {}
+    for user, answer in answers:
+        if user in (*OLD, *ACTIVE):  # those of the others moved with what they did later
+            by_segment.setdefault(str(answer["segment"]["id"]), set()).add(user)
+    found = pd.read_parquet(folder / FEEDBACK / SHOWN).dropna(subset="segment")
+    found = found[found["user_id"].isin([*OLD, *ACTIVE])]
+    assert {str(name): set(rows["user_id"]) for name, rows in found.groupby("segment")} == by_segment
+    assert len(by_segment) == 2
+    assert set(figures["groups"]["segment"]) <= {"1", "2"}
+    assert all(one["users"] >= 5 for one in figures["groups"]["segment"].values())
+
+
+def test_new_items_are_those_of_the_last_days_and_those_put_live(served):
+    folder, answers = served
+    figures, new = read_figures_of(folder), {item_ids(SHOP)[row] for row in NEW_ROWS} | {LIVE}
+    listed = [item["item_id"] for _, answer in answers for item in answer["items"]]
+    share = figures["all"]["new_item_share"]
+    assert share["value"] == pytest.approx(np.mean([one in new for one in listed]))
+    assert share["low"] < share["value"] < share["high"]
+    assert figures["all"]["coverage"] == pytest.approx(len(set(listed)) / (N + 1))
+    of_first = [answer["items"][0]["item_id"] in new for _, answer in answers]
+    assert figures["groups"]["position"]["1"]["new_item_share"]["value"] == pytest.approx(np.mean(of_first))
+
+
+def test_a_segment_of_few_users_is_not_told(served, tmp_path):
+    folder, answers = served
+    shutil.copytree(folder, tmp_path / "run")
+    kept = {}
+    for user, answer in answers:
+        if user in OLD + ACTIVE:
+            kept.setdefault(answer["segment"]["id"], []).append(user)
+    few = min(kept, key=lambda name: len(kept[name]))
+    forget_users(tmp_path / "run", [*kept[few][4:], *QUIET])
+    assert str(few) not in read_figures_of(tmp_path / "run")["groups"]["segment"]
+
+
+def test_a_registry_has_the_bundle_of_its_current_version(served, tmp_path):
+    folder, _ = served
+    publish_version(Registry(tmp_path), folder / "bundle", is_activated=True)
+    for name in ("state", "profiles"):
+        shutil.copytree(folder / name, tmp_path / name)
+    assert read_figures_of(tmp_path) == read_figures_of(folder)
+
+
+def test_without_a_bundle_nothing_is_said_of_what_it_would_know(run):
+    figures = read_figures_of(run)
+    assert "segment" not in figures["groups"]
+    names = ("coverage", "new_item_share", "unknown_user_share", "unknown_item_share")
+    assert {figures["all"][name] for name in names} == {None}
+
+
+DRIFTED = {"name": "item <price>", "status": "red", "index": 0.31, "users": 90, "moved": "cheap: 0.1 to 0.4"}
+
+
+@pytest.mark.parametrize(("content", "is_shown"), [({"version": "v", "rows": [DRIFTED]}, True), ([], False)])
+def test_the_page_shows_drift_if_it_was_measured(run, content, is_shown):
+    (run / DRIFT).write_text(json.dumps(content))
+    assert main(["--run", str(run)]) == 0
+    page = (run / FEEDBACK / PAGE).read_text()
+    assert ("item &lt;price&gt;" in page, ">red<" in page) == (is_shown, is_shown)
