@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
@@ -23,7 +24,7 @@ from scipy.stats import chi2
 from evaluation.holdout import plain_requests
 from evaluation.metrics import MAX_VALUES, Floats
 from evaluation.online import DAY, read_log
-from serve.bundle import BUNDLE, ITEMS_FILE, METRICS, STATE, STATE_FILE
+from serve.bundle import BUNDLE, DRIFT, ITEMS_FILE, METRICS, STATE, STATE_FILE
 from serve.clock import day_of_week, hour_of_day
 from serve.command_line import make_parser, run_command, tabulate
 from serve.durable import write_file
@@ -34,16 +35,17 @@ from serve.recommender import Recommender
 from serve.schema import MIN_USERS, SEVERAL, WORDED, Feature
 
 Spec = dict[str, Any]  # of a column: `names` of its bins, their `shares`, `edges` if it has numbers, and `users`
+Limits = tuple[float, float]
 Column = tuple["pd.Series[Any]", "pd.Series[Any]"]  # a value per row, and the user of each
 
-DRIFT, SNAPSHOT = "drift.json", "snapshot"
-WATCH, RED = 0.1, 0.25  # of the index
-CHANCE = 0.01  # of reaching `WATCH` without a shift; with fewer users nothing can be told
+SNAPSHOT, LATENCY = "snapshot", "answer_ms"  # in `metrics.json`, the second under `timing`
+SHIFT, SLOWER = (0.1, 0.25), (1.5, 3.0)  # `watch` and `red`: of the index, and of times of answers, as a ratio
+CHANCE = 0.01  # of reaching `watch` without a shift; with fewer users nothing can be told
 LEAST = 1e-3  # of a share, so that the index is finite
 OTHERS, MISSING = "(others)", "(missing)"
 DECILES = np.arange(1, 10) / 10
 WEEK, WEEKS = 7 * DAY, 4
-N_LISTS, K = 1000, 10
+N_LISTS, N_TIMED, K = 1000, 300, 10
 CALENDAR = {"hour_of_day": hour_of_day, "day_of_week": day_of_week}
 COMPARED = ("numeric", *WORDED)  # kinds with bins; dates age anyway
 
@@ -66,10 +68,14 @@ def run(given: argparse.Namespace) -> None:
         raise SchemaError(f"{path} has no snapshot: its data has no times, or an earlier version wrote it")
     with closing(LiveItems(state / ITEMS_FILE, Recommender.load(given.run / BUNDLE))) as items:
         rows = compare(metrics[SNAPSHOT], items.recommender, *read_log(state / STATE_FILE))
+        if was := metrics.get("timing", {}).get(LATENCY):  # an earlier version did not measure it
+            took = time_answers(items.recommender)
+            rows.append(make_row("latency", took / was, 0, f"{was:g} to {took:g} ms", SLOWER))
     worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
-    write_file(given.run / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {given.run / DRIFT}"]) + "\n")
+    path = state.absolute().parent / DRIFT  # where a service of the state looks for it
+    write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {path}"]) + "\n")
 
 
 def take_snapshot(recommender: Recommender) -> dict[str, Any]:
@@ -88,6 +94,16 @@ def take_snapshot(recommender: Recommender) -> dict[str, Any]:
     specs = {name: describe(*column) for name, column in collect(recommender, events, slots).items()}
     reach = {"lists": len(users), "listed": slots["item_id"].nunique()}
     return {"items": recommender.catalogue.n_listed, **reach, "columns": specs}
+
+
+def time_answers(recommender: Recommender) -> float:
+    """Return the median of the milliseconds that a single request of a user takes in this process."""
+    users, seconds = np.random.default_rng(0).permutation(recommender.profiles.user_ids)[:N_TIMED].tolist(), []
+    for request in [{"user_id": user} for user in users] or [{}]:
+        begun = time.perf_counter()
+        recommender.recommend([request], K)
+        seconds.append(time.perf_counter() - begun)
+    return round(float(np.median(seconds)) * 1000, 4)
 
 
 def compare(
@@ -175,12 +191,12 @@ def judge(name: str, spec: Spec, values: pd.Series[Any], owner: pd.Series[Any]) 
     noise = chi2.isf(CHANCE, len(terms) - 1) * (1 / max(n_users, 1) + 1 / max(spec["users"], 1))
     most = int(terms.argmax())
     moved = f"{[*spec['names'], OTHERS, MISSING][most]}: {shares[0][most]:.3f} to {shares[1][most]:.3f}"
-    return make_row(name, float(terms.sum()) if noise <= WATCH else None, n_users, moved)
+    return make_row(name, float(terms.sum()) if noise <= SHIFT[0] else None, n_users, moved)
 
 
-def make_row(name: str, index: float | None, n_users: int, moved: str) -> dict[str, Any]:
+def make_row(name: str, index: float | None, n_users: int, moved: str, limits: Limits = SHIFT) -> dict[str, Any]:
     """Make a row of the table; without an index there are too `few` users or lists."""
-    status = "few" if index is None else "red" if index >= RED else "watch" if index >= WATCH else "ok"
+    status = "few" if index is None else "red" if index >= limits[1] else "watch" if index >= limits[0] else "ok"
     return {"name": name, "status": status, "index": index, "users": n_users, "moved": "" if index is None else moved}
 
 

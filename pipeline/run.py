@@ -17,14 +17,14 @@ from datamodules.leaks import find_leaks, stop_on_leaks
 from datamodules.report import print_report, report_data
 from datamodules.splits import check_files, check_targets
 from evaluation.console import print_summary
-from evaluation.drift import SNAPSHOT, take_snapshot
+from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
 from evaluation.model_card import render_card
 from evaluation.report import write_report
 from pipeline.config import Config, complete_text
 from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
 from pipeline.stages import Frames, console, fit_first, prepare, print_choices, print_previous, stage_bundle, train
-from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Facts
+from serve.bundle import CONFIG, METRICS, MODEL_CARD, PROFILES, Bundle, Facts
 from serve.command_line import undisturbed
 from serve.durable import write_file
 from serve.erasure import erase_forgotten
@@ -159,6 +159,7 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
     config, metrics, profiles = work.config, product.metrics, product.recommender.profiles
     published = {name: value for name, value in metrics.items() if name != "slices"}  # groups may be a few people
     ready = stage.prepare(product.facts, published)
+    product.report["timing"][LATENCY] = time_answers(Recommender(Bundle.load(stage.path), profiles))  # in one thread
     content = {"version": ready.version, **metrics, **product.report}
     write_file(stage.beside / METRICS, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
     write_report(stage.beside, config.out, content, product.recommender, product.test)

@@ -4,13 +4,14 @@ import json
 import math
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import pytest
 
 from evaluation.drift import (
-    DRIFT,
+    LATENCY,
     LEAST,
     N_LISTS,
     SNAPSHOT,
@@ -20,9 +21,10 @@ from evaluation.drift import (
     judge,
     main,
     take_snapshot,
+    time_answers,
 )
 from evaluation.holdout import profiles_from_frame
-from serve.bundle import METRICS, PROFILES, STATE, STATE_FILE, Bundle
+from serve.bundle import DRIFT, METRICS, PROFILES, STATE, STATE_FILE, Bundle
 from serve.live_items import LiveItems
 from serve.recommender import Recommender
 from serve.state import Impressions, Observation, StateStore
@@ -208,6 +210,37 @@ def test_a_catalogue_that_grows_is_seen(run, recommender):
     assert main(["--run", str(run)]) == 0
     (row,) = [row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "catalogue"]
     assert (row["status"], row["index"]) == ("watch", pytest.approx(4 / N))
+
+
+@pytest.mark.parametrize(("was", "status"), [(1e9, "ok"), (1e-9, "red"), (None, None)])
+def test_answers_that_are_slower_than_after_training_are_a_row(run, was, status):
+    metrics = json.loads((run / METRICS).read_text())
+    (run / METRICS).write_text(json.dumps(metrics | {"timing": {} if was is None else {LATENCY: was}}))
+    assert main(["--run", str(run)]) == 0
+    rows = [row for row in json.loads((run / DRIFT).read_text())["rows"] if row["name"] == "latency"]
+    assert [row["status"] for row in rows] == ([] if status is None else [status])
+
+
+@pytest.mark.parametrize("n_users", [0, 7, 900])
+def test_the_time_of_an_answer_is_the_median_over_users(monkeypatch, n_users):
+    users, clock, asked = np.array([f"u{number}" for number in range(n_users)], object), [0.0], []
+
+    def recommend(requests, k):
+        asked.append(requests)
+        clock[0] += 0.004 if len(asked) % 3 else 2.0  # every third is late
+
+    monkeypatch.setattr("evaluation.drift.time.perf_counter", lambda: clock[0])
+    assert time_answers(SimpleNamespace(profiles=SimpleNamespace(user_ids=users), recommend=recommend)) == 4
+    assert len(asked) == {0: 1, 7: 7, 900: 300}[n_users]
+    assert all(len(requests) == 1 for requests in asked)
+    assert len({one["user_id"] for (one,) in asked if one}) == (len(asked) if n_users else 0)
+
+
+def test_figures_lie_beside_the_state_where_its_service_looks(run, tmp_path_factory):
+    other = tmp_path_factory.mktemp("other")
+    shutil.copytree(run / STATE, other / STATE)
+    assert main(["--run", str(run), "--state", str(other / STATE)]) == 0
+    assert ((other / DRIFT).exists(), (run / DRIFT).exists()) == (True, False)
 
 
 def test_nobody_can_be_told_from_the_files(run, people):

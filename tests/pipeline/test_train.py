@@ -59,7 +59,7 @@ def test_a_run_leaves_what_it_promises(finished):
         low, high = figures["NDCG@10_ci95"]
         assert low <= figures["NDCG@10"] <= high, view
     assert {"popularity", "itemknn", "ease"} <= metrics["paired"].keys()
-    assert {"training", "total", "targets_per_second"} <= metrics["timing"].keys()
+    assert {"training", "total", "targets_per_second", "answer_ms"} <= metrics["timing"].keys()
     assert {"epochs", "continued_epochs", "temperature", "chosen", "refinement"} <= metrics["training"].keys()
     assert bool(metrics["snapshot"]) is Bundle.load(finished.bundle).schema.has_datetime  # what drift compares with
     published = json.loads((finished.bundle / "manifest.json").read_text())["metrics"]
