@@ -120,7 +120,7 @@ def make_parser(program: str = "train.py") -> ArgumentParser:
 
 
 def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuse what is no argument of Lightning's Trainer; only where there is any, this imports torch: it takes seconds."""
+    """Refuse what is no argument of Lightning's Trainer; where one is given this imports torch, which takes seconds."""
     if not trainer:
         return
     from pytorch_lightning import Trainer
