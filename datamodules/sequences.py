@@ -1,4 +1,4 @@
-"""Tables as arrays: the catalogue by item row, every user's events, oldest first, and the profiles of users."""
+"""Tables as arrays: the catalogue by item row, and every user's events, oldest first."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from datamodules.tables import TARGET_WEIGHT, is_set
 from serve.columns import vectors_to_arrow
@@ -23,9 +22,7 @@ from serve.encode import (
     write_cell,
 )
 from serve.events import Events, Floats, Ints
-from serve.profiles import Profiles, feature_values
-from serve.requests import History
-from serve.schema import FIRST_CODE, UNKNOWN, Feature, IdType, Schema
+from serve.schema import FIRST_CODE, UNKNOWN, Feature, Schema
 
 
 @dataclass(frozen=True)
@@ -136,43 +133,10 @@ def _column(frame: pd.DataFrame, name: str, default: float | None) -> np.ndarray
     return frame[name].to_numpy() if name in frame else np.full(len(frame), default)
 
 
-def make_profiles(interactions: pd.DataFrame, users: pd.DataFrame, schema: Schema) -> Profiles:
-    """Make the profiles of all users of both tables by ascending id; their events keep items outside the catalogue."""
-    ordered = sort_interactions(interactions)
-    user_ids = np.unique(np.concatenate([users["user_id"].to_numpy(), ordered["user_id"].to_numpy()]))
-    counts = ordered["user_id"].value_counts().reindex(user_ids, fill_value=0).to_numpy()
-    known = find_rows(users, "user_id", user_ids)
-    columns = {feature.column: _column(known, feature.column, None) for feature in schema.user_features}
-    return Profiles(
-        user_ids=_to_ids(user_ids, schema.user_id_type),
-        features=feature_values(schema.user_features, columns),
-        history=_make_history(ordered, schema),
-        offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
-    )
-
-
-def _make_history(interactions: pd.DataFrame, schema: Schema) -> History:
-    columns: dict[str, NDArray[Any]] = {"item_id": _to_ids(interactions["item_id"], schema.item_id_type)}
-    if schema.has_datetime:
-        columns["datetime"] = interactions["datetime"].to_numpy(np.int64)
-    if schema.event_types and "event" in interactions:
-        events = interactions["event"]
-        columns["event"] = events.astype(object).where(events.notna(), None).to_numpy(np.object_)
-    if schema.has_weight:
-        columns["weight"] = interactions["weight"].to_numpy(np.float64)
-    if schema.context_features:
-        columns["context"] = context_keys(schema.context_features, encode_contexts(interactions, schema).codes)
-    return History(**columns)
-
-
 def encode_contexts(interactions: pd.DataFrame, schema: Schema) -> EncodedFeatures:
     """Encode the context of each event, (E, C) codes and (E, V) values."""
     columns = columns_of(interactions, schema.context_features)
     return encode_features(schema.context_features, columns, len(interactions), schema.timezone)
-
-
-def _to_ids(ids: Any, id_type: IdType) -> NDArray[np.generic]:
-    return np.asarray(ids, dtype=np.object_ if id_type == "string" else np.int64)
 
 
 def find_rows(table: pd.DataFrame, id_name: str, ids: np.ndarray) -> pd.DataFrame:

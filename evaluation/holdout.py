@@ -31,6 +31,7 @@ Strength = Callable[[Floats], Floats]  # counts of (user, item) pairs -> their s
 
 PAIR = ["user_id", "item_id"]
 MAX_VALIDATION_USERS = 1024
+_ID_KINDS: dict[IdType, Any] = {"integer": np.int64, "string": object}
 
 
 def read_interactions(path: Path, schema: Schema) -> pd.DataFrame:
@@ -96,8 +97,7 @@ def _read_ids(column: Column, id_type: IdType, where: str) -> np.ndarray:
         codes, values = pd.factorize(column)
     except TypeError as error:  # of values that cannot be hashed
         raise SchemaError(f"{where} holds lists; allowed: whole numbers or texts") from error
-    kind = np.int64 if id_type == "integer" else object
-    return np.array([parse_id(value, id_type, where) for value in values], kind)[codes]
+    return np.array([parse_id(value, id_type, where) for value in values], _ID_KINDS[id_type])[codes]
 
 
 def _refuse(is_bad: Bools, column: Column, where: str) -> None:
@@ -128,18 +128,21 @@ def profiles_from_frame(interactions: pd.DataFrame, users: pd.DataFrame, schema:
     events = interactions.sort_values(keys, kind="stable")
     user_ids = np.unique(pd.concat([interactions["user_id"], users["user_id"]]).to_numpy())
     counts = np.bincount(np.searchsorted(user_ids, events["user_id"].to_numpy()), minlength=len(user_ids))
-    known = users.set_index("user_id").reindex(user_ids)
-    features = [feature for feature in schema.user_features if feature.column in known]
-    kinds: dict[str, Any] = {"datetime": np.int64, "event": object, "weight": np.float64}
-    kinds["item_id"] = np.int64 if pd.api.types.is_integer_dtype(events["item_id"]) else object
+    rows = users.set_index("user_id")
+    known = rows.astype(dict.fromkeys(rows.select_dtypes("integer"), object)).reindex(user_ids)  # above 2**53 exact
+    names = {feature.column for feature in schema.user_features}
+    stated = {name: known[name] if name in known else [None] * len(known) for name in names}
+    kinds: dict[str, Any] = {"item_id": _ID_KINDS[schema.item_id_type], "datetime": np.int64, "weight": np.float64}
     columns = {name: events[name].to_numpy(kind) for name, kind in kinds.items() if name in events}
+    if "event" in events:
+        columns["event"] = events["event"].astype(object).where(events["event"].notna(), None).to_numpy(object)
     if schema.context_features:
         given = {one.column: events[one.column] for one in schema.context_features if one.column in events}
         context = encode_features(schema.context_features, given, len(events), schema.timezone)
         columns["context"] = context_keys(schema.context_features, context.codes)
     return Profiles(
-        user_ids=user_ids,
-        features=feature_values(features, {feature.column: known[feature.column] for feature in features}),
+        user_ids=np.asarray(user_ids, _ID_KINDS[schema.user_id_type]),
+        features=feature_values(schema.user_features, stated),
         history=History(**columns),
         offsets=np.concatenate([[0], np.cumsum(counts)]).astype(np.int64),
     )

@@ -22,9 +22,10 @@ from datamodules.clean import check_joins, clean, order_tables, weigh_targets
 from datamodules.datamodule import InteractionsDataModule, fingerprint, fingerprint_rows
 from datamodules.rejects import check_reject_rates, write_rejects
 from datamodules.schema_fitting import fit_schema
-from datamodules.sequences import build_catalogue, make_profiles
+from datamodules.sequences import build_catalogue
 from datamodules.splits import split_interactions
 from datamodules.tables import Tables, is_set, read_tables, tables_from_frames
+from evaluation.holdout import profiles_from_frame
 from models.cold_items import fit_cold_items
 from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
@@ -302,7 +303,7 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
     )
     stage.seal(facts, {})
     bundle = Bundle.load_staged(stage.path, n_threads=count_cores())
-    profiles = make_profiles(work.split.refit, work.tables.users, schema)
+    profiles = profiles_from_frame(work.split.refit, work.tables.users, schema)
     recommender = Recommender(bundle, profiles)
     golden = draw_requests(schema, bundle.items.column("item_id").to_pylist(), N_GOLDEN, np.random.default_rng(0))
     write_golden(stage.path / GOLDEN, golden, golden_answer(recommender), k=10)

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datamodules.sequences import build_sequences, make_profiles
+from datamodules.sequences import build_sequences
+from evaluation.holdout import profiles_from_frame
 from serve.encode import context_keys
 from serve.events import history_arrays
 from serve.index import ItemIds
@@ -33,7 +34,7 @@ EVENTS = pd.DataFrame(
 
 
 def test_users_of_both_tables_with_events_in_order():
-    profiles = make_profiles(EVENTS, USERS, SHOP)
+    profiles = profiles_from_frame(EVENTS, USERS, SHOP)
     assert profiles.user_ids.tolist() == ["a", "b", "c", "d"]
     assert profiles.offsets.tolist() == [0, 2, 2, 5, 5]
     assert profiles.history.item_id.tolist() == ["i1", "i2", "i2", "i3", "i1"]
@@ -46,7 +47,7 @@ def test_users_of_both_tables_with_events_in_order():
 
 
 def test_a_feature_without_a_column_is_missing():
-    profiles = make_profiles(EVENTS, USERS[["user_id"]], SHOP)
+    profiles = profiles_from_frame(EVENTS, USERS[["user_id"]], SHOP)
     assert profiles.features["gender"].tolist() == [None] * 4
     assert np.isnan(profiles.features["income"]).all()
 
@@ -79,7 +80,7 @@ def test_serving_reads_profiles_as_training_reads_tables(schema, data):
     schema = replace(schema, user_features=features, context_features=(device,))
     known_ids = np.array(sorted(ids)[3:], dtype=object if is_text else np.int64)
     trained = build_sequences(events, users, known_ids, schema)
-    encoder = RequestEncoder(schema, ItemIds(known_ids), None, make_profiles(events, users, schema))
+    encoder = RequestEncoder(schema, ItemIds(known_ids), None, profiles_from_frame(events, users, schema))
     asked = [Request(user_id, context={"device": "phone"}) for user_id in trained.user_ids.tolist()]
     served = encoder.encode(asked).tower
     key = context_keys((device,), np.array([[device.codes["phone"]]]))
