@@ -3,6 +3,11 @@
 Each list that was drawn by exploration and followed the end of the bundle's data is asked again, at its moment and with
 what was known of its user then; the logged items are weighed by how likely the other version would have shown them,
 under the policy of the log. What a request brought along is not logged: requests count that give a user_id and no more.
+
+A row is a slot that was shown: its reward, the probability with which the log's policy put that item into that slot,
+and that of the version to judge. IPS and SNIPS weigh rewards by the ratio of the two (Swaminathan and Joachims, NeurIPS
+2015); DR adds a model of the reward and weighs what it misses (Dudik et al., ICML 2011). Slots count as independent
+given the request. Intervals are of users: of their sums, since what one user does is not independent.
 """
 
 from __future__ import annotations
@@ -11,16 +16,18 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.optimize import minimize
+from scipy.special import expit
 
 from evaluation.feedback import read_feedback
-from evaluation.off_policy import Logged, RewardModel, estimate
-from evaluation.online import DISMISSALS, Feedback
+from evaluation.metrics import Floats, Ints
+from evaluation.online import DISMISSALS, Feedback, Z
 from serve.command_line import make_parser, run_command
 from serve.discovery.experiment import Policy
 from serve.discovery.exploration import find_candidates
@@ -31,6 +38,9 @@ from serve.state import DISMISS, Recalled, fill_in, know_user
 
 DRAWS, FOLDS = 32, 2  # lists drawn for the mean of the reward model; parts of the users for its fit
 MIN_LISTS = 100
+MAX_WEIGHT = 100.0  # of a row: what is above is cut, which biases the estimate towards the log
+MIN_EFFECTIVE = 100.0  # effective rows below which there is no estimate
+_RIDGE = 1e-3  # of the reward model's coefficients, in rows
 
 
 def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation.other_version") -> int:
@@ -121,6 +131,93 @@ def _recall(events: pd.DataFrame | None, moment: int) -> Recalled:
     done = events[~is_dismissal]
     columns = (done[name].to_numpy() for name in ("item_id", "datetime", "event", "weight"))
     return Recalled(History(*columns), tuple(last["item_id"][last["event"] == DISMISS]))
+
+
+# ---- the estimates
+
+
+@dataclass(frozen=True)
+class Logged:
+    """Slots that were shown, R rows."""
+
+    user: Ints  # (R,), any numbering
+    reward: Floats  # (R,)
+    propensity: Floats  # (R,), of the logging policy, above 0
+    target: Floats  # (R,), of the policy to judge for the same item in the same slot
+    predicted: Floats  # (R,), reward of the item that was shown, by a model that has not seen this user
+    expected: Floats  # (R,), mean of that model's reward over what the policy to judge would show in this slot
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Mean reward of a slot, with an interval of 95 %."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """The estimates of one policy; all of them None where too few rows count."""
+
+    ips: Estimate | None
+    snips: Estimate | None
+    dr: Estimate | None
+    effective: float  # rows
+    clipped: int  # rows whose weight was cut
+
+
+def estimate(log: Logged) -> Estimates:
+    """Estimate the mean reward of a slot under the policy to judge."""
+    raw = log.target / log.propensity
+    weight = np.minimum(raw, MAX_WEIGHT)
+    clipped, total = int((raw > MAX_WEIGHT).sum()), weight.sum()
+    effective = float(total**2 / max((weight**2).sum(), 1e-300))
+    if effective < MIN_EFFECTIVE:
+        return Estimates(None, None, None, effective, clipped)
+    ips = weight * log.reward
+    value = float(ips.sum() / total)
+    snips = value + weight * (log.reward - value) * (len(weight) / total)
+    dr = log.expected + weight * (log.reward - log.predicted)
+    described = [_describe(rows, log.user) for rows in (ips, snips, dr)]
+    return Estimates(described[0], described[1], described[2], effective, clipped)
+
+
+def _describe(rows: Floats, user: Ints) -> Estimate:
+    """Return the mean of rows, and its interval by the spread of the sums of users (of the influence function)."""
+    _, number = np.unique(user, return_inverse=True)
+    mean = float(rows.mean())
+    sums = np.bincount(number, rows - mean)
+    n_users = len(sums)
+    half = Z * np.sqrt((sums**2).sum() * n_users / max(n_users - 1, 1)) / len(rows)
+    return Estimate(mean, float(mean - half), float(mean + half))
+
+
+class RewardModel:
+    """Logistic regression of a reward on the score of an item and the slot, the direct method of DR."""
+
+    def __init__(self, score: Floats, position: Ints, reward: Floats) -> None:
+        """Fit by maximum likelihood; rewards lie in 0 to 1, positions count from 1."""
+        self._centre, self._scale = float(score.mean()), float(score.std()) or 1.0
+        inputs = self._inputs(score, position)
+
+        def loss(coefficients: Floats) -> tuple[float, Floats]:
+            logits = inputs @ coefficients
+            value = np.logaddexp(0, logits).sum() - reward @ logits + _RIDGE * coefficients @ coefficients
+            return float(value), inputs.T @ (expit(logits) - reward) + 2 * _RIDGE * coefficients
+
+        self._coefficients: Floats = minimize(loss, np.zeros(inputs.shape[1]), jac=True, method="L-BFGS-B").x
+
+    def predict(self, score: Floats, position: Ints) -> Floats:
+        """Return the expected reward, of the shape of the scores."""
+        rewards: Floats = expit(self._inputs(score, position) @ self._coefficients)
+        return rewards
+
+    def _inputs(self, score: Floats, position: Ints) -> Floats:
+        scaled = (score - self._centre) / self._scale
+        columns = np.broadcast_arrays(np.ones_like(scaled), scaled, scaled**2, np.log(position), 1 / position)
+        return np.stack(columns, axis=-1)
 
 
 if __name__ == "__main__":

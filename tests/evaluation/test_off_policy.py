@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from evaluation.off_policy import MAX_WEIGHT, Logged, RewardModel, estimate
+from evaluation.other_version import MAX_WEIGHT, Logged, RewardModel, estimate
 from serve.discovery.exploration import probabilities
 
 N_CONTEXTS, N_ITEMS, N_SLOTS, N_LISTS, N_USERS = 10, 12, 3, 3000, 1000
