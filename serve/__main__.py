@@ -132,14 +132,14 @@ def _similar(given: argparse.Namespace) -> None:
 
 def _export(given: argparse.Namespace) -> None:
     from serve.recommender import Recommender
-    from serve.tables import AS_OURS, export_items, export_users, read_layout
+    from serve.tables import export_items, export_users, read_columns
 
-    layout = read_layout(given.delimiter, given.columns)
-    if given.rows is None and layout != AS_OURS:
-        raise SchemaError("a delimiter and columns describe a file of rows: give the file with --rows")
+    columns = read_columns(given.columns)
+    if given.rows is None and columns:
+        raise SchemaError("columns describe a file of rows: give the file with --rows")
     recommender = Recommender.load(given.bundle, given.profiles, given.trusted_keys)
     export = export_users if given.side == "user" else export_items
-    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, layout)))
+    print("\n".join(export(recommender, given.rows, given.out, given.overwrite, columns)))
 
 
 def _verify(given: argparse.Namespace) -> None:
@@ -268,7 +268,6 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--item": {"metavar": "ID", "help": "the item's id, as in the data"},
     "--side": {"choices": ("user", "item"), "help": "whose vectors"},
     "--rows": _FILE | {"help": "requests, or items with item_id and features (default: all users, or the catalogue)"},
-    "--delimiter": {"metavar": "CHARACTER", "help": "between the cells of --rows (default: guessed)"},
     "--columns": {"metavar": "NAME=COLUMN,...", "help": "columns of --rows that are called otherwise: item_id=sku"},
     "--overwrite": {"action": "store_true", "help": "replace an export in --out"},
     "--registry": _FOLDER | {"help": f"folder of the versions (default, but of http: {_REGISTRY})"},
@@ -295,7 +294,7 @@ _OPTIONS: dict[str, dict[str, Any]] = {
     "--version": {"metavar": "V", "help": "its 12 digits, as `list` shows them"},
 }
 _ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles --trusted-keys"
-_ROWS = "--rows --delimiter --columns --profiles --overwrite --trusted-keys"
+_ROWS = "--rows --columns --profiles --overwrite --trusted-keys"
 _PLACE = (
     "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
 )

@@ -25,10 +25,11 @@ import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, BinaryIO, Literal
 
 import numpy as np
@@ -58,49 +59,29 @@ _DELIMITERS = ",;\t|"
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|nan|[+-]?inf", re.IGNORECASE)
 _QUOTED = re.compile(r'"[^"]*"')
 
+_AS_OURS: Mapping[str, str] = MappingProxyType({})  # names of columns that are called otherwise
+
 Row = tuple[str, Any]  # where a row stands in its file, and what it holds, by our names
 Side = Literal["user", "item"]
 Encoded = tuple[Sequence[Any] | np.ndarray, np.ndarray]  # ids of rows, None for an anonymous request, and vectors
 
 
-@dataclass(frozen=True)
-class RowLayout:
-    """The layout of a file whose columns or delimiter are not as ours."""
-
-    delimiter: str | None = None  # of a text file; None: the one that splits the first line most often
-    columns: Mapping[str, str] = field(default_factory=dict)  # our name -> the file's, which hides one called as ours
-
-    def rename(self, fields: Any) -> Any:
-        """Put fields of the file under our names."""
-        if not self.columns or not isinstance(fields, dict):
-            return fields
-        hidden = {*self.columns, *self.columns.values()}
-        taken = {ours: fields[theirs] for ours, theirs in self.columns.items() if theirs in fields}
-        return taken | {name: value for name, value in fields.items() if name not in hidden}
-
-
-AS_OURS = RowLayout()
-
-
-def read_layout(delimiter: str | None, columns: str | None) -> RowLayout:
-    r"""Read the two options of a command line: a tab may be written as \t, columns as "item_id=sku,price=cost"."""
-    delimiter = "\t" if delimiter == r"\t" else delimiter
-    if delimiter is not None and (len(delimiter) != 1 or delimiter in '"\r\n'):
-        raise SchemaError(f"delimiter is {delimiter!r}; allowed: one character that is no quote and no line end")
+def read_columns(option: str | None) -> Mapping[str, str]:
+    """Read an option such as "item_id=sku,price=cost": our name -> that of the file."""
     pairs: dict[str, str] = {}
-    for part in columns.split(",") if columns else ():
+    for part in option.split(",") if option else ():
         ours, _, theirs = map(str.strip, part.partition("="))
         if not ours or not theirs or ours in pairs:
             raise SchemaError(f"columns: got '{part}'; expected NAME=COLUMN, each name once, with commas between")
         pairs[ours] = theirs
-    return RowLayout(delimiter, pairs)
+    return pairs
 
 
 def read_requests(
-    path: Path, schema: Schema, layout: RowLayout = AS_OURS, check: Callable[[Request], None] | None = None
+    path: Path, schema: Schema, columns: Mapping[str, str] = _AS_OURS, check: Callable[[Request], None] | None = None
 ) -> Iterator[Request]:
     """Read and check the requests of a file one by one; `check` may refuse one that cannot be answered."""
-    rows, is_flat = read_rows(path, layout), _kind_of(path) in _TEXTS  # a file that cannot be read is refused at once
+    rows, is_flat = read_rows(path, columns), _kind_of(path) in _TEXTS  # a file that cannot be read is refused at once
 
     def parse() -> Iterator[Request]:
         for place, raw in rows:
@@ -131,14 +112,14 @@ def nest_cells(cells: Mapping[str, str], schema: Schema) -> dict[str, Any]:
     return raw
 
 
-def read_items(path: Path, schema: Schema, layout: RowLayout = AS_OURS) -> Iterator[Row]:
+def read_items(path: Path, schema: Schema, columns: Mapping[str, str] = _AS_OURS) -> Iterator[Row]:
     """Read the items of a file, each with `item_id` and the columns that features read."""
     wanted = {feature.column for feature in schema.item_features} | {ITEM_ID}
-    for name in layout.columns:
+    for name in columns:
         if name not in wanted:
             raise SchemaError(f"columns: no feature of items reads '{name}'; {name_nearest(name, wanted)}")
     is_first = True
-    for place, raw in read_rows(path, layout):
+    for place, raw in read_rows(path, columns):
         if not isinstance(raw, dict) or ITEM_ID not in raw:
             raise SchemaError(f"{path.name}, {place}: no '{ITEM_ID}'; name it with --columns {ITEM_ID}=COLUMN")
         if is_first and len(wanted) > 1 and len(wanted & raw.keys()) < 2:
@@ -166,17 +147,25 @@ def add_filters(requests: Iterable[Request], filters: Filters) -> Iterator[Reque
     return (replace(one, filters=join_filters(filters, one.filters or Filters())) for one in requests)
 
 
-def read_rows(path: Path, layout: RowLayout = AS_OURS) -> Iterator[Row]:
-    """Read the rows of a file, each with its place; empty lines of text files are passed over."""
+def read_rows(path: Path, columns: Mapping[str, str] = _AS_OURS) -> Iterator[Row]:
+    """Read the rows of a file, each with its place and our names in place of some; empty lines are passed over."""
     kind = _kind_of(path)
     if kind not in _READERS or (kind == ".parquet" and path.suffix.lower() == _GZIP):
         allowed = f"{', '.join(_READERS)} ({_GZIP} may follow all but .parquet)"
         raise SchemaError(f"{path.name}: cannot read '{kind}'; allowed: {allowed}")
     if not path.is_file():
         raise SchemaError(f"{path}: no such file")
-    if layout.delimiter is not None and kind not in _TEXTS:
-        raise SchemaError(f"{path.name}: a delimiter is given; allowed for {' and '.join(_TEXTS)} alone: leave it out")
-    return _READERS[kind](path, layout)
+    rows = _READERS[kind](path, columns)
+    return ((place, _rename(fields, columns)) for place, fields in rows) if columns else rows
+
+
+def _rename(fields: Any, columns: Mapping[str, str]) -> Any:
+    """Put fields of a file under our names; a column of one's own that is called as ours is hidden."""
+    if not isinstance(fields, dict):
+        return fields
+    hidden = {*columns, *columns.values()}
+    taken = {ours: fields[theirs] for ours, theirs in columns.items() if theirs in fields}
+    return taken | {name: value for name, value in fields.items() if name not in hidden}
 
 
 def _kind_of(path: Path) -> str:
@@ -194,7 +183,7 @@ def _opened(path: Path) -> Iterator[Any]:
         raise SchemaError(f"{path.name}: cannot be read: {error}") from error
 
 
-def _read_json_lines(path: Path, layout: RowLayout) -> Iterator[Row]:
+def _read_json_lines(path: Path, _: Mapping[str, str]) -> Iterator[Row]:
     with _opened(path) as lines:
         for number, line in enumerate(lines, start=1):
             if line.strip():
@@ -202,42 +191,39 @@ def _read_json_lines(path: Path, layout: RowLayout) -> Iterator[Row]:
                     raw = json.loads(line.decode("utf-8-sig"))
                 except (ValueError, RecursionError) as error:
                     raise SchemaError(f"{path.name}, line {number}: not one JSON object in UTF-8: {error}") from error
-                yield f"line {number}", layout.rename(raw)
+                yield f"line {number}", raw
 
 
-def _read_text(path: Path, layout: RowLayout) -> Iterator[Row]:
+def _read_text(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     with _opened(path) as lines:
         header = lines.readline().decode("utf-8-sig").rstrip("\r\n")
     bare, is_tsv = _QUOTED.sub("", header), _kind_of(path) == ".tsv"
-    delimiter = layout.delimiter or ("\t" if is_tsv else max(_DELIMITERS, key=bare.count))
+    delimiter = "\t" if is_tsv else max(_DELIMITERS, key=bare.count)
     names = next(csv.reader([header], delimiter=delimiter), [])
-    _check_columns(path, names, layout)
+    _check_columns(path, names, columns)
     parse = pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True)
     convert = pa_csv.ConvertOptions(column_types=dict.fromkeys(names, pa.string()), strings_can_be_null=False)
     with _opened(path) as file, pa_csv.open_csv(file, parse_options=parse, convert_options=convert) as batches:
-        yield from _number_rows(batches, layout)
+        yield from _number_rows(batches)
 
 
-def _read_parquet(path: Path, layout: RowLayout) -> Iterator[Row]:
+def _read_parquet(path: Path, columns: Mapping[str, str]) -> Iterator[Row]:
     with _opened(path) as file, pq.ParquetFile(file) as table:
-        _check_columns(path, table.schema_arrow.names, layout)
-        yield from _number_rows(table.iter_batches(_ROWS_AT_ONCE), layout)
+        _check_columns(path, table.schema_arrow.names, columns)
+        yield from _number_rows(table.iter_batches(_ROWS_AT_ONCE))
 
 
-def _check_columns(path: Path, names: Sequence[str], layout: RowLayout) -> None:
+def _check_columns(path: Path, names: Sequence[str], columns: Mapping[str, str]) -> None:
     if not names or len(set(names)) < len(names):
         raise SchemaError(f"{path.name}: the columns are {show(names)}; expected distinct names")
-    for theirs in layout.columns.values():
+    for theirs in columns.values():
         if theirs not in names:
             raise SchemaError(f"{path.name}: no column '{theirs}'; {name_nearest(theirs, names)}")
 
 
-def _number_rows(batches: Iterable[pa.RecordBatch], layout: RowLayout) -> Iterator[Row]:
-    number = 0
-    for batch in batches:
-        for raw in _in_microseconds(batch).to_pylist():
-            number += 1
-            yield f"row {number}", layout.rename(raw)
+def _number_rows(batches: Iterable[pa.RecordBatch]) -> Iterator[Row]:
+    rows = chain.from_iterable(_in_microseconds(batch).to_pylist() for batch in batches)
+    return ((f"row {number}", raw) for number, raw in enumerate(rows, start=1))
 
 
 def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
@@ -246,7 +232,7 @@ def _in_microseconds(batch: pa.RecordBatch) -> pa.RecordBatch:
     return batch.cast(pa.schema(list(zip(batch.schema.names, kinds, strict=True))), safe=False)
 
 
-_READERS: Mapping[str, Callable[[Path, RowLayout], Iterator[Row]]] = {
+_READERS: Mapping[str, Callable[[Path, Mapping[str, str]], Iterator[Row]]] = {
     ".jsonl": _read_json_lines,
     ".parquet": _read_parquet,
     ".csv": _read_text,
@@ -279,7 +265,7 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
 
 
 def export_items(
-    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, layout: RowLayout = AS_OURS
+    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, columns: Mapping[str, str] = _AS_OURS
 ) -> list[str]:
     """Export the vectors of a file of items, None: of the catalogue, as shards in a folder; return lines to say."""
     schema, vectors = recommender.bundle.schema, recommender.bundle.vectors
@@ -299,8 +285,8 @@ def export_items(
             raise
 
     if rows is not None:
-        source = _identify(rows, layout)
-        return _export(recommender, "item", source, read_items(rows, schema, layout), encode, folder, overwrite)
+        source = _identify(rows, columns)
+        return _export(recommender, "item", source, read_items(rows, schema, columns), encode, folder, overwrite)
 
     def take(some: list[int]) -> Encoded:
         return ids.slice(some[0], len(some)).to_pylist(), vectors[some]
@@ -309,14 +295,14 @@ def export_items(
 
 
 def export_users(
-    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, layout: RowLayout = AS_OURS
+    recommender: Recommender, rows: Path | None, folder: Path, overwrite: bool, columns: Mapping[str, str] = _AS_OURS
 ) -> list[str]:
     """Export user vectors, as `export_items` does; `rows` is a file of requests, None: all users with a profile."""
     profiles = recommender.profiles
     source: dict[str, Any] = {"kind": "profiles", "profiles": _fingerprint(profiles)}
     requests: Iterator[Request] = (Request(user_id=one) for one in profiles.user_ids.tolist())
     if rows is not None:
-        source, requests = source | _identify(rows, layout), read_requests(rows, recommender.bundle.schema, layout)
+        source, requests = source | _identify(rows, columns), read_requests(rows, recommender.bundle.schema, columns)
     elif not len(profiles):
         raise SchemaError("there are no profiles: give their folder with --profiles, or requests with --rows")
 
@@ -326,11 +312,11 @@ def export_users(
     return _export(recommender, "user", source, requests, encode, folder, overwrite)
 
 
-def _identify(path: Path, layout: RowLayout) -> dict[str, Any]:
+def _identify(path: Path, columns: Mapping[str, str]) -> dict[str, Any]:
     with path.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     suffix = "".join(path.suffixes[-2:]).lower()
-    return {"kind": "file", "suffix": suffix, "sha256": digest, **vars(layout)}
+    return {"kind": "file", "suffix": suffix, "sha256": digest, "columns": dict(columns)}
 
 
 def _fingerprint(profiles: Profiles) -> str:

@@ -14,7 +14,7 @@ import pytest
 from serve.errors import SchemaError
 from serve.requests import Request
 from serve.schema import Feature
-from serve.tables import RowLayout, read_filters, read_items, read_layout, read_requests, read_rows, write_tables
+from serve.tables import read_columns, read_filters, read_items, read_requests, read_rows, write_tables
 from tests.linear_bundle import SHOP
 
 SCHEMA = replace(
@@ -156,9 +156,6 @@ def test_other_files_are_refused_at_once(tmp_path):
     for name in ("r.txt", "r.json", "r.parquet.gz", "missing.csv", "folder.csv"):
         with pytest.raises(SchemaError, match=r"cannot read|no such file"):
             read_requests(tmp_path / name, SCHEMA)
-    (tmp_path / "r.jsonl").touch()
-    with pytest.raises(SchemaError, match="a delimiter is given"):
-        read_requests(tmp_path / "r.jsonl", SCHEMA, RowLayout(";"))
 
 
 @pytest.mark.parametrize("suffix", ["parquet", "jsonl", "csv"])
@@ -194,7 +191,7 @@ def test_a_file_that_is_none_of_items_is_refused(tmp_path):
         with pytest.raises(SchemaError, match=rf"i\.jsonl, line 1: {message}"):
             list(read_items(path, SHOP))
     with pytest.raises(SchemaError, match="no feature of items reads 'prise'; did you mean 'price'"):
-        list(read_items(path, SHOP, RowLayout(columns={"prise": "cost"})))
+        list(read_items(path, SHOP, {"prise": "cost"}))
 
 
 def test_ids_and_filters_of_a_command(tmp_path):
@@ -216,9 +213,8 @@ def test_the_delimiter_shows_in_the_header(tmp_path, name, header, delimiter):
     names = next(csv.reader([header], delimiter=delimiter))
     (tmp_path / name).write_text(f"{header}\n{delimiter.join('x' * len(names))}\n")
     assert [list(row) for _, row in read_rows(tmp_path / name)] == [names]
-    layout = read_layout("~", "sku=a")
-    (tmp_path / name).write_text("a~sku~c\n1~2~3\n")
-    assert [row for _, row in read_rows(tmp_path / name, layout)] == [{"sku": "1", "c": "3"}]
+    (tmp_path / name).write_text("a;sku;c\n1;2;3\n".replace(";", "\t" if name == "a.TSV" else ";"))
+    assert [row for _, row in read_rows(tmp_path / name, read_columns("sku=a"))] == [{"sku": "1", "c": "3"}]
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".parquet"])
