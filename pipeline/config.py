@@ -6,8 +6,8 @@ import argparse
 import glob
 import os
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
-from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from jsonargparse import ArgumentError, ArgumentParser, DefaultHelpFormatter, se
 
 from datamodules.config import DataConfig, say_missing
 from models.config import ModelConfig
-from serve.errors import SchemaError, name_nearest
+from serve.errors import SchemaError
 
 HOME = Path(__file__).parents[1]
 DEFAULT_CONFIG, TEMPLATE = HOME / "configs" / "grocery.yaml", HOME / "configs" / "template.yaml"
@@ -26,7 +26,7 @@ DESCRIPTION = f"""Train, export, evaluate and publish a two-tower recommender.
 python train.py                                    the bundled grocery sample, into runs/grocery
 python train.py --config my.yaml                   your own tables; copy {TEMPLATE}
 python train.py --config F --tune.trials 30        search for better values of `model`, by validation alone
-python train.py --help                             every option
+python train.py --help                             every option; with --trainer behind it, Lightning's too
 """
 SET_BY_RUN = {"plugins", "strategy", "fast_dev_run", "enable_checkpointing", "max_epochs"}
 """Arguments of the Trainer that the run sets, or that take away what it needs."""
@@ -94,7 +94,7 @@ class Config:
 
 
 def make_parser(program: str = "train.py") -> ArgumentParser:
-    """Make the parser of a run."""
+    """Make the parser of a run, but for `trainer`, which `add_trainer` or `mention_trainer` adds."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)  # `--help` explains each key
     parser = ArgumentParser(
         prog=program,
@@ -112,23 +112,37 @@ def make_parser(program: str = "train.py") -> ArgumentParser:
     parser.add_argument("--overwrite", action="store_true", help="replace a finished run in --out")
     parser.add_argument("--data", type=DataConfig, default=DataConfig())
     parser.add_argument("--model", type=ModelConfig, default=ModelConfig())
-    about = "--trainer.NAME VALUE: any argument of Lightning's Trainer"
-    parser.add_argument("--trainer", type=dict[str, Any] | None, default={}, metavar="CONFIG", help=about)
     parser.add_argument("--evaluation", type=EvaluationConfig, default=EvaluationConfig())
     parser.add_argument("--tune", type=TuneConfig, default=TuneConfig())
     return parser
 
 
-def check_trainer(trainer: Mapping[str, Any]) -> None:
-    """Refuse what is no argument of Lightning's Trainer; where one is given this imports torch, which takes seconds."""
-    if not trainer:
-        return
+def add_trainer(parser: ArgumentParser) -> None:
+    """Let every argument of Lightning's Trainer be given; this imports torch, which takes seconds."""
     from pytorch_lightning import Trainer
 
-    allowed = signature(Trainer).parameters.keys() - SET_BY_RUN - PYTHON_ONLY
-    for name in trainer:
-        if name not in allowed and name not in SET_BY_RUN:  # of which `Config` says why
-            raise SchemaError(f"trainer has no argument '{name}'; {name_nearest(name, allowed)}")
+    parser.add_class_arguments(Trainer, "trainer", skip=SET_BY_RUN | PYTHON_ONLY, instantiate=False)
+
+
+def mention_trainer(parser: ArgumentParser) -> None:
+    """Stand in for `add_trainer` where no argument of the Trainer is given."""
+    about = "--trainer.NAME VALUE: any argument of Lightning's Trainer; `--help --trainer` lists them"
+    parser.add_argument("--trainer", type=dict | None, default={}, metavar="CONFIG", help=about)
+
+
+def gives_trainer(words: Sequence[str]) -> bool:
+    """Return whether a command line, or YAML that it names, has arguments of the Trainer."""
+    for word, after in zip(words, [*words[1:], ""], strict=True):
+        name, _, value = word.partition("=")
+        if name.split(".")[0] == "--trainer":
+            return True
+        if name == "--config":
+            value = value or after
+            with suppress(OSError, ValueError, yaml.YAMLError):  # the parser says what is wrong with it
+                content = yaml.safe_load(Path(value).read_text(encoding="utf-8") if os.path.exists(value) else value)
+                if isinstance(content, dict) and content.get("trainer"):
+                    return True
+    return False
 
 
 def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
@@ -136,6 +150,7 @@ def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
     parser = make_parser(program)
     is_sample = not any(word.split("=")[0] == "--config" for word in argv)
     words = [*(sample_words() if is_sample else ()), *argv]
+    (add_trainer if gives_trainer(words) else mention_trainer)(parser)
     try:
         given = parser.parse_args(words)
         made = parser.instantiate(given)
@@ -145,13 +160,13 @@ def parse(argv: Sequence[str], program: str = "train.py") -> tuple[Config, str]:
         raise SchemaError(f"--ckpt_path is '{given.ckpt_path}'; allowed: last")
     if given.ckpt_path is not None and made.tune.trials is not None:
         raise SchemaError("--ckpt_path belongs to a run; a search resumes by itself: leave it out")
+    defaults = parser.get_defaults().trainer or {}
     named = [str(path) for path in given.config if path is not None]  # None: YAML in place of a file
     check_paths(made.data, given.previous)
-    check_trainer(given.trainer or {})
     config = Config(
         data=made.data,
         model=made.model,
-        trainer=dict(given.trainer or {}),
+        trainer={name: value for name, value in (given.trainer or {}).items() if value != defaults[name]},
         out=Path(given.out or f"runs/{Path(named[-1]).stem if named else 'run'}"),
         seed=made.seed,
         resume=given.ckpt_path == "last",
@@ -190,6 +205,7 @@ def complete_text(text: str, config: Config) -> str:
 def tuned_text(text: str, out: Path, model: Mapping[str, Any]) -> str:
     """Return the YAML of a configuration with other values of `model`, without what is left at its default."""
     parser = make_parser()
+    add_trainer(parser)
     content = yaml.safe_load(parser.dump(parser.parse_string(text), skip_default=True)) or {}
     kept = {name: value for name, value in content.items() if name not in NOT_OF_TUNED}
     return str(yaml.safe_dump({**kept, "out": str(out), "model": {**kept.get("model", {}), **model}}, sort_keys=False))

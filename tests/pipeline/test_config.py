@@ -43,6 +43,7 @@ def test_the_help_explains_each_key_of_the_model(capsys):
         ["--model.dim", "0"],
         ["--data.split.kind", "foo"],
         ["--trainer.foo", "3"],
+        ["--trainer.log_every_n_steps", "often"],
         ["--trainer.max_epochs", "3"],
         ["--seed", "-1"],
         ["--evaluation.baselines", "[popularity, eas]"],
