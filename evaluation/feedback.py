@@ -134,7 +134,10 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, 
         pairs = {str(name): (users.loc[is_first, name], users.loc[is_arm, name]) for name in users.columns}
         values = {name: [one.to_numpy(np.float64) for one in pair] for name, pair in pairs.items()}
         found = {name: compare(control, other) for name, (control, other) in values.items()}
-        compared[arm] = {name: one and asdict(one) | {"verdict": one.verdict} for name, one in found.items()}
+        compared[arm] = {
+            name: asdict(one) | {"verdict": one.verdict} if one and np.isfinite(one.high) else None
+            for name, one in found.items()
+        }
     return compared
 
 

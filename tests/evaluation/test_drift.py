@@ -229,7 +229,7 @@ def test_the_time_of_an_answer_is_the_median_over_users(monkeypatch, n_users):
         asked.append(requests)
         clock[0] += 0.004 if len(asked) % 3 else 2.0  # every third is late
 
-    monkeypatch.setattr("evaluation.drift.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr("evaluation.drift.time.thread_time", lambda: clock[0])
     assert time_answers(SimpleNamespace(profiles=SimpleNamespace(user_ids=users), recommend=recommend)) == 4
     assert len(asked) == {0: 1, 7: 7, 900: 300}[n_users]
     assert all(len(requests) == 1 for requests in asked)

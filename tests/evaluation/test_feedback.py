@@ -172,6 +172,12 @@ def test_the_command_writes_tables_figures_and_a_page(run, capsys):
     assert main(["--run", str(run), "--window-days", "0"]) == 2
 
 
+def test_where_nobody_did_something_arms_are_not_compared_by_it(run):
+    assert main(["--run", str(run), "--targets", "sell", "--experiment", str(run / "experiment.json")]) == 0
+    compared = json.loads((run / FEEDBACK / FIGURES).read_text())["arms"]["b"]
+    assert (compared["conversions"], compared["clicks"]["verdict"]) == (None, "better")
+
+
 def test_whoever_is_forgotten_is_in_none_of_its_files(run):
     assert main(["--run", str(run)]) == 0
     assert {name for name, texts in read_all(run).items() if "u17" in texts} == {SHOWN, EVENTS}
