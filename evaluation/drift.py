@@ -74,9 +74,8 @@ def run(given: argparse.Namespace) -> None:
             rows.append(make_row("latency", took / was, 0, f"{was:g} to {took:g} ms", SLOWER))
     worst = min((row["status"] for row in rows), key=("red", "watch", "ok", "few").index)
     content = {"version": metrics["version"], "status": worst, "rows": rows}
-    path = state.absolute().parent / DRIFT  # where a service of the state looks for it
-    write_file(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
-    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {path}"]) + "\n")
+    write_file(state.absolute().parent / DRIFT, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+    sys.stdout.write("\n".join([*tabulate(rows), f"{worst}: {state.parent / DRIFT}"]) + "\n")
 
 
 def take_snapshot(recommender: Recommender) -> dict[str, Any]:

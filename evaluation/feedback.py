@@ -12,7 +12,7 @@ import json
 import sys
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,10 +85,7 @@ def read_known(arguments: argparse.Namespace) -> tuple[Feedback, Collection[str]
 
 
 def add_known(feedback: Feedback, recommender: Recommender, state: Path) -> Feedback:
-    """Add to slots what a bundle knows: the `segment` of a user, if an item `is_new`, and if a user `is_unknown`.
-
-    A user is known who has a profile, or who has events in the log before the list.
-    """
+    """Add to slots the `segment` of a user, if an item `is_new`, and if nothing was known of a user: `is_unknown`."""
     from serve.discovery.dials import find_new
     from serve.requests import Request
     from serve.state import StateStore, complete
@@ -118,8 +115,6 @@ def describe(feedback: Feedback, item_ids: Collection[str], shares: Mapping[str,
 
 def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, Any]:
     """Compare each arm with the first one by what a user did, and check that users are in arms as declared."""
-    from dataclasses import asdict
-
     import numpy as np
 
     from evaluation.experiments import check_shares, compare
@@ -133,11 +128,9 @@ def compare_arms(slots: pd.DataFrame, shares: Mapping[str, float]) -> dict[str, 
         is_arm, is_first = (users.index.get_level_values("arm") == name for name in (arm, first))
         pairs = {str(name): (users.loc[is_first, name], users.loc[is_arm, name]) for name in users.columns}
         values = {name: [one.to_numpy(np.float64) for one in pair] for name, pair in pairs.items()}
-        found = {name: compare(control, other) for name, (control, other) in values.items()}
-        compared[arm] = {
-            name: asdict(one) | {"verdict": one.verdict} if one and np.isfinite(one.high) else None
-            for name, one in found.items()
-        }
+        found = {name: one for name, (a, b) in values.items() if (one := compare(a, b)) and np.isfinite(one.high)}
+        told = {name: asdict(one) | {"verdict": one.verdict} for name, one in found.items()}
+        compared[arm] = dict.fromkeys(values) | told
     return compared
 
 

@@ -221,8 +221,7 @@ async def ready(request: Request, response: Response) -> dict[str, Any]:
 
 @operating.get("/v1/status", summary="What answers, and what became of the last reload")
 async def status(request: Request) -> dict[str, Any]:
-    service = _state(request).service
-    return service.describe() | {"measured": summarise(service.beside)}
+    return _state(request).service.describe() | {"measured": summarise(_state(request).service.beside)}
 
 
 @operating.get("/metrics", response_class=Response, responses=_TEXT, summary="Counts and times for Prometheus")
