@@ -12,6 +12,8 @@
 ['request', 'rank', 'user_id', 'cosine']
 >>> recommender.explain("u1", "i107").to_pandas().columns.tolist()
 ['request', 'name', 'item_id', 'kind', 'effect', 'text']
+>>> recommender.due("u1").to_pandas().columns.tolist()[4:]
+['item_id', 'due', 'is_overdue', 'last', 'n_days', 'every_days', 'regularity', 'score', 'text']
 >>> recommender.score("u1", basket).shape, recommender.encode_users(["u0", "u1"]).shape
 ((2,), (2, 10))
 >>> recommender.encode_items(["i107", {"department": "dairy"}]).shape
@@ -40,6 +42,7 @@ from serve.command_line import align
 from serve.discovery.dials import Dials
 from serve.discovery.dials import recommend as recommend_by_dials
 from serve.discovery.reasons import explain, find_segment
+from serve.discovery.replenishment import find_due
 from serve.discovery.segments import Segment
 from serve.durable import FORGOTTEN
 from serve.encode import to_text
@@ -58,6 +61,9 @@ Asked: TypeAlias = "One | Sequence[One | Sequence[Id]] | NDArray[Any] | pd.DataF
 """One or several; in a list, a list of item ids is a history; a DataFrame has user_id, datetime, features."""
 Items: TypeAlias = "Id | Mapping[str, Any] | Sequence[Id | Mapping[str, Any]] | NDArray[Any]"  # by id, or by features
 _SEGMENTS = pa.schema({"request": pa.int64(), "segment": pa.int64(), "size": pa.int64(), "text": pa.string()})
+_IDS, _TIME = {"integer": pa.int64(), "string": pa.string()}, pa.timestamp("s", "UTC")
+_RHYTHM = {"due": _TIME, "is_overdue": pa.bool_(), "last": _TIME, "n_days": pa.int64(), "every_days": pa.float64()}
+_RHYTHM |= {"regularity": pa.float64(), "score": pa.float64(), "text": pa.string()}
 _SHOWN, _MAX_CELL = 10, 70  # rows of a repr, characters of a cell
 
 
@@ -185,6 +191,23 @@ class Recommender:
         places, item_ids, *others = zip(*rows, strict=True) if rows else [()] * 5
         columns: dict[str, Any] = {"request": places, "name": self._name(ids.find(item_ids)), "item_id": item_ids}
         return Answers(pa.table(columns | dict(zip(("kind", "effect", "text"), others, strict=True))), len(requests))
+
+    def due(self, users_or_requests: Asked, k: int = 10) -> Answers:
+        """List what each user takes again, the likeliest next first, and when each is expected.
+
+        It is asked as of each request's `datetime`, by default the user's last event. A list may have no items.
+        """
+        lists, schema = find_due(self.served, self._read(users_or_requests), k), self.served.bundle.schema
+        types = {"request": pa.int64(), "user_id": _IDS[schema.user_id_type], "rank": pa.int64(), "name": pa.string()}
+        types |= {"item_id": _IDS[schema.item_id_type], **_RHYTHM}
+        rows = [
+            {"request": request, "user_id": one.user_id, "rank": place, **vars(item)}
+            for request, one in enumerate(lists)
+            for place, item in enumerate(one.items, start=1)
+        ]
+        empty = [str(one.reason) for one in lists if not one.items]
+        notes = (f"lists without items: {len(empty)}; the first since {empty[0]}",) if empty else ()
+        return Answers(pa.Table.from_pylist(rows, pa.schema(types)), len(lists), notes)
 
     def segments(self, users_or_requests: Asked | None = None) -> Answers:
         """Return the segments of the users, the largest first, or that of each user or request. Few users have none."""

@@ -28,6 +28,31 @@ class Answer:
 
 
 @dataclass(frozen=True)
+class DueItem:
+    """An item that a user takes again; times are UTC seconds."""
+
+    item_id: Id
+    name: str
+    due: int  # when it is expected next; never before the moment
+    is_overdue: bool  # the typical gap after the last event has passed
+    last: int
+    n_days: int  # on which it was taken
+    every_days: float  # the typical gap
+    regularity: float  # 0: gaps vary as if by chance; .29: a single gap; towards 1: many of one length
+    score: float
+    text: str
+
+
+@dataclass(frozen=True)
+class DueList:
+    """The items of one request, the likeliest first; `reason` says why there are fewer than k."""
+
+    user_id: Id | None
+    items: tuple[DueItem, ...]
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class Recommendations:
     """The answers of B requests, R items in all; request b has the entries `offsets[b]:offsets[b + 1]`."""
 

@@ -24,6 +24,7 @@ from serve.columns import to_arrow
 from serve.discovery.experiment import Arms, Experiment, Policy
 from serve.discovery.reasons import explain as explain_items
 from serve.discovery.reasons import find_segment
+from serve.discovery.replenishment import find_due
 from serve.durable import is_forgotten
 from serve.encode import split_cell, to_text
 from serve.erasure import Erasures
@@ -161,6 +162,16 @@ class Service:
             items = [item | {"columns": one} for item, one in zip(items, columns, strict=True)]
         reason = {} if len(ids) == k else {"reason": f"the catalogue has {len(ids)} other items"}
         return recommender.version, {"items": items, **reason}
+
+    def due(self, raw: Mapping[str, Any], k: int) -> tuple[str, dict[str, Any]]:
+        """List what a user takes again; return the version that answers, and the answer as JSON values."""
+        recommender = self.current
+        (asked,) = self.read([raw], recommender)
+        (found,) = find_due(recommender, [asked], k)
+        items = [vars(one) | {"score": round(one.score, DECIMALS)} for one in found.items]
+        known = {"user_known": asked.user_known, "reason": found.reason}
+        given = {name: value for name, value in known.items() if value is not None}
+        return recommender.version, {"items": items, "moment": asked.datetime, **given}
 
     def observe(self, events: Sequence[Mapping[str, Any]]) -> int:
         """Keep events, all or none; return how many: not those of forgotten users, nor those that are too old."""

@@ -107,7 +107,7 @@ def _explain(recommender: Recommender, request: Request, item_ids: Sequence[Id])
     for item_id, falls in zip(item_ids, effects.T.tolist(), strict=True):
         carrying = [replace(said, effect=fall) for (_, said), fall in zip(parts, falls, strict=True) if fall > least]
         strongest = sorted(carrying, key=lambda reason: -reason.effect)[:MAX_SAID]
-        said = [_say_habit(one) if has_memory and one.item_id == item_id else one for one in strongest]
+        said = [say_habit(one) if has_memory and one.item_id == item_id else one for one in strongest]
         explained.append(said or [Reason("popular", 0.0, "popular now")])
     return explained
 
@@ -141,7 +141,7 @@ def _describe(events: History, item_id: Id, name: str, moment: int | None) -> Re
     return Reason("history", 0.0, text, item_id, event, days_ago, every, name)
 
 
-def _say_habit(said: Reason) -> Reason:
+def say_habit(said: Reason) -> Reason:
     """Say of an item of the history that it is listed itself."""
     past, present = (verb.format("this") for verb in _verb(said.event))
     text = f"you {past}{_ago(said.days_ago)}"

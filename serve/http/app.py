@@ -28,7 +28,7 @@ from serve.http.access import Access, AccessMiddleware
 from serve.http.errors import HANDLERS, LOGGER
 from serve.http.metrics import Metrics, summarise
 from serve.http.middleware import Gathering, RequestMiddleware, Worker
-from serve.http.schemas import AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
+from serve.http.schemas import AskDue, AskMany, AskOne, AskSimilar, EventBody, EventsBody, ForgetBody, ItemBody
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.service import FAULTS, OUT_OF_SERVICE, Service, show_answer, show_items
@@ -133,6 +133,12 @@ async def recommend(request: Request, body: Annotated[Ask, Body()]) -> Response:
 async def similar(request: Request, body: Annotated[AskSimilar, Body()]) -> Response:
     state, k, explain = _state(request), body.get("k", _DEFAULT_K), body.get("explain", False)
     return await state.answers.run(lambda: _write(request, *state.service.similar(body["item_id"], k, explain)))
+
+
+@router.post("/v1/due", response_model=schemas.DueAnswer, summary="What a user takes again, and when it is due")
+async def due(request: Request, body: Annotated[AskDue, Body()]) -> Response:
+    state, k, asked = _state(request), body.get("k", _DEFAULT_K), _only_request(cast(Mapping[str, Any], body))
+    return await state.answers.run(lambda: _write(request, *state.service.due(asked, k)))
 
 
 @router.get("/v1/items", response_model=schemas.FoundAnswer, summary="Items by a part of their name")

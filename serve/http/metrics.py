@@ -19,7 +19,7 @@ from prometheus_client.registry import Collector
 from serve.bundle import DRIFT, FEEDBACK, FIGURES
 
 _ROUTE_LABELS = {  # in the metrics; a path that is not here counts as other
-    **{f"/v1/{name}": name for name in ("recommend", "similar", "events", "reload", "status", "items", "page")},
+    **{f"/v1/{name}": name for name in ("recommend", "similar", "due", "events", "reload", "status", "items", "page")},
     **{f"/{name}": name for name in ("health", "ready", "metrics")},
     "/v1/users/forget": "forget",
     "/openapi.json": "openapi",

@@ -32,7 +32,9 @@ _TURN_SECONDS, _SHORT_TURNS = 0.002, 4  # of computing in one go; a call that ta
 _LONGEST = 5  # deadlines that a long call may take
 _COURTESY = 10  # milliseconds that a turn waits at most while single requests are answered
 _TOO_LONG, _MIN_SINGLE = 0.1, 48  # seconds of a single request, and how many may wait even then
-_ASKING = frozenset({"/v1/recommend", "/v1/similar", "/openapi.json", "/metrics"})  # refused when too many wait
+_ASKING = frozenset(
+    {"/v1/recommend", "/v1/similar", "/v1/due", "/openapi.json", "/metrics"}
+)  # refused when too many wait
 MAX_GATHERED = 16  # requests that are answered in one call: more would only wait for each other
 _JSON = b"application/json"
 _POLICY = (

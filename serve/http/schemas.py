@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
+from serve.recommendations import DueItem
+
 MAX_REQUESTS, MAX_EVENTS, MAX_IDS = 256, 500, 10_000  # of a body (events too), of a history, of excluded items
 MAX_ITEMS, MAX_LISTED = 1000, 32_000  # of a list (k), of all lists of an answer
 MAX_TEXT, MAX_NAMES = 4096, 64  # characters of a text, features or columns
@@ -109,6 +111,11 @@ class AskSimilar(TypedDict):
     item_id: ItemId
     k: NotRequired[Length]
     explain: NotRequired[Explain]
+
+
+@_strict
+class AskDue(RequestBody, total=False):
+    k: Length
 
 
 @_strict
@@ -233,6 +240,15 @@ class SimilarAnswer(PutAnswer):
     reason: NotRequired[str]
 
 
+class DueAnswer(PutAnswer):
+    """The likeliest first: items taken on two days or more; `reason` says why there are fewer than k."""
+
+    items: list[DueItem]
+    moment: int
+    user_known: NotRequired[bool]
+    reason: NotRequired[str]
+
+
 class FoundAnswer(PutAnswer):
     """Listed items with their ids and columns, what is popular first."""
 
@@ -300,7 +316,7 @@ class Role(IntEnum):
 ROLES = {  # every other path is for admins
     **dict.fromkeys(("/", "/docs", "/page.css", "/page.js", "/health", "/ready"), Role.OPEN),
     **dict.fromkeys(
-        ("/v1/recommend", "/v1/similar", "/v1/segments", "/v1/page", "/v1/items", "/openapi.json"), Role.ASK
+        ("/v1/recommend", "/v1/similar", "/v1/due", "/v1/segments", "/v1/page", "/v1/items", "/openapi.json"), Role.ASK
     ),
     "/v1/events": Role.WRITE,
 }
@@ -338,6 +354,7 @@ def _write_examples(first: str | int, last: str | int) -> dict[tuple[str, str], 
             "Many at once": {"requests": [{"user_id": "7"}, {"user_id": "8"}], "k": 5},
         },
         ("post", "/v1/similar"): {"The nearest five": {"item_id": first, "k": 5}},
+        ("post", "/v1/due"): {"What a known user takes again": {"user_id": "7", "k": 5}},
         ("post", "/v1/events"): {
             "A user took an item": event,
             "Never again": event | {"item_id": last, "event": "dismiss"},

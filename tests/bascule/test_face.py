@@ -14,6 +14,7 @@ import pytest
 
 import bascule
 import bascule.recommender
+from serve.discovery.replenishment import find_due
 from serve.discovery.segments import Segment, Segments
 from serve.errors import BundleError, SchemaError
 from serve.requests import Request
@@ -122,6 +123,20 @@ def test_similar_items_have_the_cosines_of_the_tower_and_obey_filters(shop):
     (vector,) = shop.served.encode_items([described])
     assert np.array_equal(shop.encode_items([ids[0], described])[1], vector)
     assert len(shop.similar_items(described, k=2)[0]) == 2
+
+
+def test_what_is_due_is_a_table_of_rhythms_with_times_and_says_who_has_none(shop):
+    asked = ["u0", "u1", "nobody"]
+    answers, lists = shop.due(asked, k=4), find_due(shop.served, [{"user_id": user} for user in asked], 4)
+    assert [[row["item_id"] for row in one] for one in answers] == [[it.item_id for it in one.items] for one in lists]
+    frame, items = answers.to_pandas(), [item for one in lists for item in one.items]
+    assert len(items) > 0
+    assert [time.timestamp() for time in frame["due"]] == [one.due for one in items]
+    assert frame["name"].tolist() == [one.name for one in items]
+    assert len(answers.notes) == 1
+    nobody = shop.due("nobody")
+    assert (len(nobody), nobody[0]) == (1, [])
+    assert nobody.table.schema == answers.table.schema
 
 
 def test_similar_users_are_those_with_the_nearest_vectors_but_not_oneself(shop):

@@ -30,7 +30,7 @@ OPERATING = [("GET", "/v1/status", None), ("GET", "/metrics", None), ("POST", "/
 SEEN = [("GET", path, None) for path in ("/v1/page", "/v1/segments", "/openapi.json")]
 CALLS = {  # the lowest role that may make a call -> calls
     "": [("GET", path, None) for path in ("/health", "/ready", "/", "/docs", "/page.js", "/page.css")],
-    "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), *SEEN],
+    "ask": [("POST", "/v1/recommend", {}), ("POST", "/v1/similar", {"item_id": ITEM}), ("POST", "/v1/due", {}), *SEEN],
     "write": CHANGES[:1],
     "admin": [*CHANGES[1:], *OPERATING, ("GET", "/none", None)],
 }

@@ -10,6 +10,7 @@ import pytest
 
 from serve.discovery.dials import Dials, recommend
 from serve.discovery.reasons import explain
+from serve.discovery.replenishment import find_due
 from serve.discovery.segments import Mark, Segment, Segments
 from serve.recommender import Recommender
 from serve.versions import Stage, publish
@@ -114,6 +115,33 @@ def test_similar_items_are_those_of_the_recommender(app, recommender):
     assert [item["item_id"] for item in items] == ids.tolist()
     np.testing.assert_allclose([item["cosine"] for item in items], cosines, atol=1e-6)
     assert all(item["columns"]["title"].startswith("Title ") for item in items)
+
+
+def test_what_is_due_is_that_of_the_history_and_live_events_count(changing, schema, recommender):
+    user, item_id = a_user(schema), item_ids(schema)[5]
+    asked = {"user_id": user, **NOW}
+    (expected,) = find_due(recommender, [asked], 20)
+    before = ask(changing, "POST", "/v1/due", asked | {"k": 20})
+    fields = {"request_id", "version", "latency_ms", "items", "moment", "user_known", "reason"}
+    assert (before.status, set(before.json), before.json["reason"]) == (200, fields, expected.reason)
+    assert (before.json["moment"], before.json["user_known"]) == (NOW["datetime"], True)
+    for given, one in zip(before.json["items"], expected.items, strict=True):
+        assert given == vars(one) | {"score": pytest.approx(one.score, abs=1e-5)}
+    assert len(expected.items) > 0 if schema is SHOP else not expected.items
+    for day in (3, 1):
+        event = {"user_id": user, "item_id": item_id, "datetime": UNTIL - day * 86_400}
+        assert ask(changing, "POST", "/v1/events", event).status == 200
+    after = ask(changing, "POST", "/v1/due", asked | {"k": 20}).json["items"]
+    assert (item_id in [one["item_id"] for one in after]) == (schema is SHOP)
+    assert ask(changing, "POST", "/v1/due", {"user_id": 12345, "k": 3}).json["user_known"] is False
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [({"k": 0}, 422), ({"requests": [{}]}, 422), ({"filters": 3}, 422), ({}, 200)]
+)
+def test_a_body_about_what_is_due_is_one_request_and_a_length(app, body, status):
+    assert ask(app, "POST", "/v1/due", body).status == status
+    assert ask(app, "GET", "/v1/due").status == 405
 
 
 def test_an_explained_item_has_its_columns_and_the_reasons_for_it(app, schema, recommender):

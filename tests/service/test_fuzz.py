@@ -44,6 +44,7 @@ BODIES = [
     ("POST", "/v1/recommend", ASKED | {"k": 7, "explain": True, "repeats": "allow", "exclude": ["i100", 7]}),
     ("POST", "/v1/recommend", {"requests": [{"user_id": "u1"}, {"filters": {"at_most": {"brand": 2}}}], "k": 3}),
     ("POST", "/v1/similar", {"item_id": "i107", "k": 5, "explain": True}),
+    ("POST", "/v1/due", ASKED | {"k": 5, "datetime": 1_500_000_000, "exclude": ["i100"], "filters": FILTERS}),
     ("POST", "/v1/events", EVENT | {"user_id": "u3", "request_id": "abc"}),
     ("POST", "/v1/events", {"events": [EVENT | {"user_id": "u4"}, {"user_id": 4, "item_id": 5, "event": "dismiss"}]}),
     ("PUT", "/v1/items/new", {"columns": {"department": "meat", "price": 2.5, "title": "red bread", "in_stock": True}}),
@@ -186,4 +187,4 @@ def test_the_service_does_what_its_document_says(service, tmp_path):
     address = f"http://127.0.0.1:{service.port}/openapi.json"
     done = subprocess.run([*command, *options, address], capture_output=True, text=True, cwd=tmp_path, check=False)
     assert done.returncode == 0, done.stdout[-6000:]
-    assert "Tested: 14" in done.stdout
+    assert "Tested: 15" in done.stdout
