@@ -36,7 +36,7 @@ from serve.recommender import Recommender
 from serve.requests import MAX_PAUSE, Id, Request, ask_now, parse_id, parse_request
 from serve.schema import SEVERAL, WORDED, Feature, Schema
 from serve.state import ImpressionLog, Impressions, Recalled, StateStore, fill_in, know_user, parse_observations
-from serve.versions import LOADING_ERRORS, Source
+from serve.versions import LOADING_ERRORS, Source, explain_fault
 
 POLICY = "greedy"  # lists are ordered by falling score
 DECIMALS = 6  # of scores and cosines
@@ -211,7 +211,7 @@ class Service:
         try:
             self.items.rebase(self._source.load())
         except LOADING_ERRORS as error:
-            reason = self._source.explain(error)
+            reason = explain_fault(error)
         self.last_reload = self._note_reload(reason)
         if reason is None and self.version not in (before, told):
             self._note_load()
@@ -236,7 +236,7 @@ class Service:
                         if (reason := self._take_up(version)) is not None:
                             _LOG.error("version %s is loaded elsewhere, but not here: %s", version, reason)
             except LOADING_ERRORS as error:
-                _LOG.error("other processes cannot be followed: %s", self._source.explain(error))
+                _LOG.error("other processes cannot be followed: %s", explain_fault(error))
 
     def _note_load(self) -> None:
         try:

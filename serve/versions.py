@@ -66,6 +66,7 @@ _ASIDE = f".{BUNDLE}-old-"
 _BESIDE = ".beside-"
 _COPIED = ".version-"
 _VERSION = re.compile(r"[0-9a-f]{12}")
+_FOLDERS = re.compile(r"[^\s'\"]*/(?=[^\s'\"])")
 _MAX_PAST = 100  # lines of the history, not versions on disk
 _MAX_BYTES = 1 << 14
 _HEADLINES = (("all", "NDCG@20"), ("novel", "NDCG@10"))  # view and metric, with repeats and without them
@@ -441,9 +442,6 @@ class BundleSource:
             f"an arm has the version '{version}', but one bundle is served; give --registry, or leave it out"
         )
 
-    def explain(self, error: BaseException) -> str:
-        return _explain(error, [self.folder, self.profiles])
-
 
 @dataclass(frozen=True)
 class RegistrySource:
@@ -458,7 +456,7 @@ class RegistrySource:
         try:
             return self.load(), None
         except LOADING_ERRORS as error:
-            reason = self.explain(error)
+            reason = explain_fault(error)
         for version in self.registry.past():
             with suppress(*LOADING_ERRORS):
                 return self.load_version(version), f"{reason}; {version} answers, which was current before"
@@ -473,9 +471,6 @@ class RegistrySource:
                 if self.registry.find_current() == version:  # else another one became current meanwhile
                     raise
 
-    def explain(self, error: BaseException) -> str:
-        return _explain(error, [self.registry.path, self.profiles])
-
     def load_version(self, version: str) -> Recommender:
         folder, trusted = self.registry.folder(version), self.registry.trusted
         return _check_loaded(Recommender.load(folder, self.profiles, trusted), version)
@@ -484,16 +479,10 @@ class RegistrySource:
 Source = BundleSource | RegistrySource
 
 
-def _explain(error: BaseException, paths: Sequence[Path | None]) -> str:
+def explain_fault(error: Exception) -> str:
+    """Say why something cannot be loaded, without folders of this machine or values of anybody."""
     if isinstance(error, MemoryError):
         return "the memory does not suffice for a second version beside the one that answers"
-    if isinstance(error, OSError):
-        reason = error.strerror or "a file cannot be read"
-        return reason if error.filename is None else f"{Path(str(error.filename)).name}: {reason}"
     if isinstance(error, SchemaError):  # its message shows the value
         return "a value of the profiles, the live items or the golden requests does not fit the bundle"
-    message = " ".join(str(error).split())
-    parents = {f"{known.parent}/" for path in paths if path is not None for known in (path.absolute(), path)}
-    for parent in sorted(parents, key=len, reverse=True):  # of two within each other, the outer one is a part
-        message = message.replace(parent, "")
-    return message
+    return _FOLDERS.sub("", say(error))
