@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from scipy.stats import chi2
 
-Floats = NDArray[np.float64]
+from evaluation.metrics import Floats
 
 MIN_USERS = 50  # of an arm: below, a mean of users is not yet normal
 MISMATCH_LEVEL = 0.001  # of the check of shares: it is looked at every day, and a fault shows soon

@@ -18,12 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.clock import DAY, day_of_week, hour_of_day, to_seconds
+from serve.clock import DAY, Ints, day_of_week, hour_of_day, to_seconds
 from serve.columns import Floats, Vector, hash_texts, is_missing_row, read_vector
 from serve.errors import SchemaError
 from serve.schema import DERIVED, FIRST_CODE, PADDING, SEVERAL, UNKNOWN, Feature
-
-Ints = NDArray[np.int64]
 
 LIMIT = 10.0  # standardised values are clipped to +- this many times the scale of their feature
 TIME = "the time of the request"  # key of the seconds that hours and weekdays are taken from; no feature's name

@@ -25,12 +25,10 @@ from serve.catalogue import REPEAT_RATE
 from serve.columns import to_numpy
 from serve.encode import split_cell, to_text
 from serve.errors import SchemaError, name_nearest
-from serve.index import Floats, ItemIds, ItemIndex, Pairs, Query
+from serve.index import Floats, Ints, ItemIds, ItemIndex, Mask, Pairs, Query
 from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import SEVERAL, Feature
 
-Ints = NDArray[np.int64]
-Mask = NDArray[np.bool_]
 Value = str | bool | int | float
 Where = Callable[["Columns"], Mask]  # tells of columns of N items which of them meet an expression, (N,)
 

@@ -27,12 +27,11 @@ from serve.columns import Vector, ids_to_arrow, to_arrow
 from serve.durable import name_fault, open_database
 from serve.encode import category_rows, encode_features, write_cell
 from serve.errors import SchemaError, name_nearest
-from serve.index import UNKNOWN_ROW, ItemIndex
+from serve.index import UNKNOWN_ROW, Ints, ItemIndex
 from serve.recommender import Recommender
 from serve.requests import Id, is_writable, parse_id, parse_label, parse_number, parse_value, show, to_plain
 from serve.schema import Feature, IdType
 
-Ints = NDArray[np.int64]
 Values = Mapping[str, Any]  # column -> value of one item, as JSON has it; None is missing
 _MARK = 0x42490001  # "BI" and the format
 _ITEM_ID = "item_id"

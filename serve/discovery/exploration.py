@@ -15,15 +15,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from serve.discovery.dials import POOL, find_new, recommend_only
+from serve.discovery.dials import POOL, Numbers, find_new, recommend_only
 from serve.discovery.experiment import Policy
-from serve.index import Floats
+from serve.index import Floats, Ints
 from serve.recommendations import Answer
 from serve.recommender import Recommender
 from serve.requests import Request
-
-Numbers = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 _EARLIEST, _LATEST = 1e-11, 30.0  # of clocks, in shares of their mean time: outside lies less than 1e-10
 _STEP = 0.1  # of log time: the sum is exact to 1e-9

@@ -17,11 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from serve.encode import encode_features
+from serve.events import Floats, Ints
 from serve.profiles import Profiles
 from serve.schema import FIRST_CODE, Schema, check_record
 
-Ints = NDArray[np.int64]
-Floats = NDArray[np.float32]
 Numbers = NDArray[np.float64]
 Kind = Literal["category", "item", "user"]
 
