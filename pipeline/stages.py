@@ -31,12 +31,11 @@ from models.config import ModelConfig, Recipe
 from models.defaults import MANY_EVENTS, Choice, choose_recipe, count_data
 from models.export import export_bundle
 from models.fit import fit, load_best
-from models.initialise import build_towers, make_towers, sample_memory
+from models.initialise import Start, build_towers, make_towers, sample_memory, take_over
 from models.refine import Refinement, apply, choose
 from models.sampled_softmax import NegativeSampler
 from models.towers import Towers
 from models.two_tower import TwoTower
-from models.warm_start import Start, take_over
 from pipeline.config import Config
 from pipeline.run_folder import Previous, Work, declare, find_previous
 from serve.bundle import GOLDEN, REJECTS, SEGMENTS, Bundle, Facts, draw_requests, write_golden
@@ -161,7 +160,8 @@ def train(work: Work) -> tuple[Trained, dict[str, float]]:
     if continues(work):
         n_more = max(1, min(first.epochs, round(CONTINUED_SHARE * work.recipe.max_epochs)))
         console.rule(f"continuing with {everything}, {n_more} more epochs")
-        last = replace(continue_fit(work, n_more), epochs=first.epochs, continued=n_more)
+        more = fit_last(soften(work, CONTINUED_RATE, n_more), n_more, continued="select")
+        last = replace(more, epochs=first.epochs, continued=n_more)
     else:
         console.rule(f"training again on {everything}, {first.epochs} epochs")
         last = fit_last(work, first.epochs)
@@ -223,11 +223,6 @@ def fit_last(work: Work, epochs: int, continued: str | None = None) -> Trained:
     if continued is not None:
         load_best(model, work.config.out, continued)
     return fit_stage(work, data, "final", epochs, model)
-
-
-def continue_fit(work: Work, epochs: int) -> Trained:
-    """Continue from the best weights of the first training, gently, with everything before the test."""
-    return fit_last(soften(work, CONTINUED_RATE, epochs), epochs, continued="select")
 
 
 def soften(work: Work, rate: float, epochs: int) -> Work:

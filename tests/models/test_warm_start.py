@@ -12,8 +12,8 @@ import torch
 from datamodules.schema_fitting import fit_schema
 from datamodules.sequences import build_catalogue
 from datamodules.tables import Tables
+from models.initialise import IDS, Start, name_rows, take_over
 from models.two_tower import TwoTower
-from models.warm_start import IDS, Start, name_rows, take_over
 from serve.errors import SchemaError
 from serve.events import statistic_names
 from tests.models.tiny_towers import RECIPE, make_towers
