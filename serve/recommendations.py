@@ -1,9 +1,10 @@
-"""Answers: the ranked items of many requests as flat arrays."""
+"""Answers: the ranked items of many requests as flat arrays, and the reasons for them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -122,3 +123,22 @@ class Recommendations:
             "rank": to_arrow(self.rank),
         }
         return pa.Table.from_arrays(list(columns.values()), names=list(columns))
+
+
+@dataclass(frozen=True)
+class Reason:
+    """A reason for a listed item; what does not apply is None. `memory`: the user has had the item itself before."""
+
+    kind: Literal["history", "memory", "features", "context", "popular"]
+    effect: float  # fall of the score when this alone is left out of the request
+    text: str
+    item_id: Id | None = None  # of the history
+    event: str | None = None
+    days_ago: int | None = None  # of the last event
+    every_days: float | None = None  # mean of the days between events
+    name: str | None = None  # of the item, the feature or the field
+    value: str | None = None
+
+    def to_json(self) -> dict[str, Any]:
+        """Return what applies as JSON values."""
+        return {name: value for name, value in vars(self).items() if value is not None}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +19,7 @@ from serve.columns import Vector, to_arrow
 from serve.discovery.segments import Segment
 from serve.encode import to_text
 from serve.index import UNKNOWN_ROW
+from serve.recommendations import Reason
 from serve.recommender import RawRequest, Recommender
 from serve.requests import History, Id, Request
 from serve.schema import Feature
@@ -37,27 +38,6 @@ _VERBS = (  # what an event is called, then the past and the present; the first 
     ("like|fav|wish|save", "liked {}", "like {}"),
     ("", "took {}", "take {}"),
 )
-
-Kind = Literal["history", "memory", "features", "context", "popular"]
-
-
-@dataclass(frozen=True)
-class Reason:
-    """A reason for an item of a list; what does not apply is None."""
-
-    kind: Kind  # `memory`: the user has had the item itself before
-    effect: float  # fall of the score when this alone is left out of the request
-    text: str
-    item_id: Id | None = None  # of the history
-    event: str | None = None
-    days_ago: int | None = None  # of the last event
-    every_days: float | None = None  # mean of the days between events
-    name: str | None = None  # of the item, the feature or the field
-    value: str | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        """Return what applies as JSON values."""
-        return {name: value for name, value in vars(self).items() if value is not None}
 
 
 def explain(

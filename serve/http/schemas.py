@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from pydantic import Field, StringConstraints, with_config
 from typing_extensions import TypedDict
 
-from serve.recommendations import DueItem
+from serve.discovery.segments import Segment
+from serve.recommendations import DueItem, Reason
 
 MAX_REQUESTS, MAX_EVENTS, MAX_IDS = 256, 500, 10_000  # of a body (events too), of a history, of excluded items
 MAX_ITEMS, MAX_LISTED = 1000, 32_000  # of a list (k), of all lists of an answer
@@ -161,26 +162,12 @@ class PutAnswer(ReloadAnswer):
     latency_ms: float
 
 
-class ReasonOfItem(TypedDict):
-    """`effect` is the fall of the score when this alone is left out; `item_id` and days are those of a past event."""
-
-    kind: Literal["history", "memory", "features", "context", "popular"]
-    effect: float
-    text: str
-    item_id: NotRequired[str | int]
-    event: NotRequired[str]
-    days_ago: NotRequired[int]
-    every_days: NotRequired[float]
-    name: NotRequired[str]
-    value: NotRequired[str]
-
-
 class ListedItem(TypedDict):
     item_id: str | int
     score: float
     rank: int
     columns: NotRequired[dict[str, Any]]
-    reasons: NotRequired[list[ReasonOfItem]]
+    reasons: NotRequired[list[Reason]]
 
 
 class ShortSegment(TypedDict):
@@ -214,17 +201,10 @@ class ListsAnswer(PutAnswer):
     answers: list[ItemList]
 
 
-class LongSegment(ShortSegment):
-    """`marks` are values that its people have more than all: `lift` is their share of it over that of all."""
-
-    share: float
-    marks: list[dict[str, Any]]
-
-
 class SegmentsAnswer(PutAnswer):
     """The largest first; none where there were too few users, or no stable ones."""
 
-    segments: list[LongSegment]
+    segments: list[Segment]
 
 
 class SimilarItem(TypedDict):
