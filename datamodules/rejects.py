@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datamodules.config import COMMA_NUMBER
-from serve.durable import write_file
+from serve.durable import replacing
 from serve.errors import SchemaError
 
 OTHER_LENGTH = "of another length than most"
@@ -74,9 +74,8 @@ def check_reject_rates(rejects: Rejects, max_rate: float) -> None:
 def write_rejects(rejects: Rejects, path: Path) -> None:
     """Write the list as Parquet; an earlier one stays whole until the new one is complete."""
     table = pa.Table.from_pandas(rejects.frame, pa.schema(list(_REJECTS.items())), preserve_index=False)
-    sink = pa.BufferOutputStream()
-    pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
-    write_file(path, memoryview(sink.getvalue()))
+    with replacing(path) as sink:
+        pq.write_table(table.replace_schema_metadata(None), sink, compression="zstd")
 
 
 def describe(rejects: pd.DataFrame) -> str:

@@ -38,10 +38,17 @@ def make_private(folder: Path) -> None:
 
 def write_file(path: Path, content: bytes | memoryview, mode: int = _PUBLIC) -> None:
     """Write a file and wait until it is on disk; an existing one is replaced in one step."""
+    with replacing(path, mode) as file:
+        file.write(content)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = _PUBLIC) -> Iterator[BinaryIO]:
+    """Yield a file to write that is named by the path when it is on disk, and not after an error."""
     partial = path.with_name(f"{path.name}.part")
     try:
         with name_file(path), open(partial, "wb", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

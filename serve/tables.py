@@ -21,7 +21,6 @@ import hashlib
 import json
 import os
 import re
-import uuid
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -38,7 +37,7 @@ import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
 from serve.columns import ids_to_arrow, to_arrow
-from serve.durable import name_file, sync_folder, take_lock, write_file
+from serve.durable import replacing, sync_folder, take_lock, write_file
 from serve.errors import BundleError, SchemaError, name_nearest
 from serve.profiles import Profiles
 from serve.recommender import Recommender
@@ -251,17 +250,9 @@ def write_tables(tables: Iterable[pa.Table], schema: pa.Schema, path: Path) -> N
     if (open_writer := _WRITERS.get(path.suffix.lower())) is None:
         raise SchemaError(f"{path.name}: cannot write '{path.suffix}'; allowed: {', '.join(_WRITERS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    staged = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with name_file(path), staged.open("wb") as sink:
-            with open_writer(sink, schema) as writer:
-                for table in tables:
-                    writer.write_table(table)
-            sink.flush()
-            os.fsync(sink.fileno())
-        staged.replace(path)
-    finally:
-        staged.unlink(missing_ok=True)
+    with replacing(path) as sink, open_writer(sink, schema) as writer:
+        for table in tables:
+            writer.write_table(table)
 
 
 def export_items(
@@ -361,9 +352,8 @@ def write_table(path: Path, table: pa.Table) -> None:
     """Write a Parquet file; vectors do not compress."""
     others = [name for name in table.column_names if name != "vector"]
     compression = {name: "zstd" if name in others else "none" for name in table.column_names}
-    sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, use_dictionary=others, write_statistics=others, compression=compression)
-    write_file(path, memoryview(sink.getvalue()))
+    with replacing(path) as sink:
+        pq.write_table(table, sink, use_dictionary=others, write_statistics=others, compression=compression)
 
 
 def _finish(folder: Path, n_shards: int, n_rows: int) -> None:

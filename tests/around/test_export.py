@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from serve import durable
 from serve import tables as export
 from serve.__main__ import main
 from serve.bundle import Bundle
-from serve.durable import take_lock, write_file
+from serve.durable import replacing, take_lock
 from serve.errors import SchemaError
 from serve.recommender import Recommender
 from tests.linear_bundle import WORLDS, N, W, item_ids, item_values
@@ -107,13 +109,16 @@ def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundle_path
     for failing in range(5):  # the plan, three shards, success
         names = []
 
-        def write(path, content, failing=failing, names=names):
+        @contextmanager
+        def write(path, *mode, failing=failing, names=names):
             names.append(path.name)
             if len(names) == failing + 1:
                 raise OSError("disk full")
-            write_file(path, content)
+            with replacing(path, *mode) as file:
+                yield file
 
-        monkeypatch.setattr(export, "write_file", write)
+        for module in (export, durable):
+            monkeypatch.setattr(module, "replacing", write)
         with pytest.raises(OSError, match="disk full"):
             export.export_items(recommender, path, out, True)
         assert "_SUCCESS" not in contents(out)
@@ -126,6 +131,7 @@ def test_a_write_that_fails_at_any_step_is_made_good_by_the_next_run(bundle_path
 
 SLOW = """
 import sys, time
+from serve import durable
 from serve import tables as export
 from serve.__main__ import main
 export.ROWS_PER_SHARD, export._ROWS_AT_ONCE = 6, 3
