@@ -134,9 +134,7 @@ def _train(content: Mapping[str, Any], frames: Any, quiet: bool) -> None:
     try:
         from pipeline.config import parse
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError(
-            f"{error}; this install only answers: install bascule with its dependencies"
-        ) from error
+        raise ModuleNotFoundError(f"{error}; this install only answers: install bascule with dependencies") from error
 
     config, text = parse(["--config", json.dumps(content, default=str)])  # before torch is imported
     from pipeline.run import run

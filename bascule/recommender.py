@@ -215,9 +215,7 @@ class Recommender:
         chosen: list[tuple[int, Segment | None]] = [(0, one) for one in (known.segments if known else ())]
         if asked is not None:
             chosen = [(place, find_segment(self.served, one)) for place, one in enumerate(asked)]
-        rows = [
-            {"request": place, "segment": one.id, "size": one.size, "text": one.text} for place, one in chosen if one
-        ]
+        rows = [{"request": at, "segment": one.id, "size": one.size, "text": one.text} for at, one in chosen if one]
         return Answers(pa.Table.from_pylist(rows, _SEGMENTS), 1 if asked is None else len(asked))
 
     def score(self, user: One, items: Id | Sequence[Id]) -> NDArray[np.float64]:

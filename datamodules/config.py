@@ -292,9 +292,7 @@ def columns_of_table(table: str, config: DataConfig) -> tuple[Column, ...]:
         columns.append(Column(name, source, role, reason * (name in needed), may_be_empty, low, high))
     audited = config.audit_only if side == "user" else []
     if {column.name for column in columns} & {*audited, *([REPEAT_RATE] if config.repeats == "allow" else [])}:
-        raise SchemaError(
-            f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or a column of data.audit_only"
-        )
+        raise SchemaError(f"data.features.{side} has '{REPEAT_RATE}', which is reserved, or one of data.audit_only")
     return (*columns, *(Column(name, name, "value", "named in data.audit_only") for name in audited))
 
 

@@ -80,10 +80,8 @@ def print_report(report: dict[str, Any], console: Console | None = None) -> None
     (console or Console()).print(table, markup=False)  # columns and values may hold brackets
 
 
-def _find_hints(
-    events: pd.DataFrame, per_user: np.ndarray, owned_before: float | None, config: DataConfig
-) -> Iterator[str]:
-    """Say what looks odd; `per_user` are the events of each user, `owned_before` is the share of owned tested pairs."""
+def _find_hints(events: pd.DataFrame, per_user: np.ndarray, owned: float | None, config: DataConfig) -> Iterator[str]:
+    """Say what looks odd; `per_user` are the events of each user, `owned` is the share of tested pairs owned before."""
     if len(per_user) >= MIN_USERS_OF_CROWD and per_user[0] >= CROWD * per_user.sum():
         share = f"{per_user[0] / per_user.sum():.1%} of the events"
         yield f"one user of {len(per_user):,} has {share}: take the rows out if that is all guests together, or a robot"
@@ -92,8 +90,8 @@ def _find_hints(
         tied = float(moments.duplicated(["user_id", "datetime"], keep=False).mean())
         if tied >= MANY_TIES:
             yield f"{tied:.1%} of events share the time of another of their user: data.ties: simultaneous for baskets"
-    if config.repeats == "exclude" and owned_before is not None and owned_before >= MANY_OWNED:
-        yield f"{owned_before:.1%} of the tested pairs are owned before and count as misses: see data.repeats"
+    if config.repeats == "exclude" and owned is not None and owned >= MANY_OWNED:
+        yield f"{owned:.1%} of the tested pairs are owned before and count as misses: see data.repeats"
 
 
 def _time_range(events: pd.DataFrame) -> dict[str, Any] | None:

@@ -74,9 +74,7 @@ class SetExamples:
         places, segment = spans(starts, stops), np.repeat(np.arange(n), stops - starts)
         is_target = plan.fold_of_event[places] == plan.folds[segment]
         lot, shares = rng.random(len(places)), np.where(rng.random(n) < THINNED, rng.random(n), 1.0)
-        shares = np.where(
-            rng.random(n) < self.dropout.history, 0.0, shares
-        )  # of the other items that each example sees
+        shares = np.where(rng.random(n) < self.dropout.history, 0.0, shares)  # of the other items that are seen
         is_seen = ~is_target & (lot < shares[segment])
         asked = _pick(events, places, segment, is_target, n)
         targets = scale_by_user(distinct_targets(asked, self.sequences.target_weight[places[is_target]]), n)

@@ -92,9 +92,7 @@ def _read_ids(column: Column, cells: pd.Series, is_text: bool) -> Cells:
     missing = _is_missing(cells)
     wrong = np.zeros(len(cells), bool)
     if cells.dtype == object:
-        wrong = np.array(
-            [not isinstance(cell, (str, int, np.integer)) or isinstance(cell, bool) for cell in cells], bool
-        )
+        wrong = np.array([not isinstance(one, (str, int, np.integer)) or isinstance(one, bool) for one in cells], bool)
         wrong &= ~missing
     elif not (types.is_numeric_dtype(cells.dtype) or isinstance(cells.dtype, pd.StringDtype)) or cells.dtype == bool:
         raise SchemaError(f"column '{column.source}' is {cells.dtype}; allowed for an id: integers or texts")

@@ -129,9 +129,7 @@ def draw_intervals(summaries: Mapping[str, Content], metric: str, label: str, li
             axes.plot(summary[metric], row, "o", color=colour, markersize=5)
         axes.set_yticks(list(rows), [name if len(name) <= 24 else f"{name[:23]}…" for name in names])
         axes.set(xlabel=metric, ylim=(0.4, len(summaries) + 0.6), xlim=limits or None)
-        cast(Figure, axes.figure).set_layout_engine(
-            "none"
-        )  # whatever the length of the names, the axis is at one place
+        cast(Figure, axes.figure).set_layout_engine("none")  # the axis is at one place, however long the names
         axes.set_position((0.36, 0.5 / height, 0.61, 1 - 0.6 / height))
 
     return draw(plot, label, height)

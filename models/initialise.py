@@ -187,9 +187,8 @@ def name_rows(schema: Schema, item_ids: Sequence[Hashable]) -> Rows:
         rows[f"towers.{name}.number_table"] = [(one, entry) for one, width in spans for entry in range(width)]
     categories = [row for feature, _ in category_features(schema.item_features) for row in _name_codes(feature)]
     rows["towers.item_tower.affinity_table.weight"] = categories or [None]
-    numbered: list[Hashable] = [
-        *statistic_names(range(len(schema.decay_days)), schema.event_types)
-    ]  # decays change with the span of data
+    decays = range(len(schema.decay_days))  # the days themselves change with the span of the data
+    numbered: list[Hashable] = [*statistic_names(decays, schema.event_types)]
     rows |= dict.fromkeys((f"{MEMORY}.affinity_table", f"{MEMORY}.category_shares"), categories)
     rows |= dict.fromkeys((f"{MEMORY}.standardise.mean", f"{MEMORY}.standardise.scale", _BY_COLUMN[0]), numbered)
     return rows | {_BY_COLUMN[1]: [*numbered, *range(len(USER_STATISTICS) + N_STATE_FEATURES + 1)]}
@@ -238,6 +237,4 @@ def check_shapes(start: Start, state: Mapping[str, Tensor], model: ModelConfig) 
     different = [f"{name} is {there!r} there and {here!r} here" for name, (there, here) in both if there != here]
     if different:
         what = "; ".join(different[: len(keys)])
-        raise SchemaError(
-            f"{start.path} holds weights of another shape: {what}; give what it has, or leave --warm_start out"
-        )
+        raise SchemaError(f"{start.path} holds weights of another shape: {what}; give those, or leave --warm_start out")

@@ -86,10 +86,8 @@ class Refinement:
         parts = [f"{name} {alpha:g}" for name, alpha in self.alphas.items() if alpha]
         parts += [f"events in the same context {1 + self.context_gain:g} times"] if self.context_gain else []
         parts += [f"content worth {self.content_events:g} events"] if self.content_events else []
-        figures = (
-            f"validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after" if self.ndcg else "the usual"
-        )
-        return f"refined by {', '.join(parts) or 'nothing'}: {figures}"
+        gain = f"validation NDCG@10 {self.ndcg_before:.4f} before, {self.ndcg:.4f} after" if self.ndcg else "the usual"
+        return f"refined by {', '.join(parts) or 'nothing'}: {gain}"
 
 
 def list_plans(data: InteractionsDataModule) -> list[Plan]:
@@ -256,9 +254,8 @@ def build_weights(
 ) -> dict[str, sp.csr_array]:
     """Estimate item-item weights, scaled so that what they add to requests varies as much as the towers' scores."""
     items = [towers.item_vectors(batch.popularity) for batch in requests]  # (N, W) each
-    scores = [
-        towers.request_vectors(batch, vectors)[0] @ vectors.T for batch, vectors in zip(requests, items, strict=True)
-    ]  # (B, N) each
+    pairs = zip(requests, items, strict=True)
+    scores = [towers.request_vectors(batch, vectors)[0] @ vectors.T for batch, vectors in pairs]  # (B, N) each
     has_memory = towers.user_tower.memory is not None
     is_compared = [~batch.mark_owned(towers.n_items) if has_memory else ... for batch in requests]
     weights = {}

@@ -141,15 +141,11 @@ def find_previous(config: Config, split: Split) -> Previous:
     metrics = run / METRICS
     content = json.loads(metrics.read_bytes()) if metrics.exists() else {}
     if {bundle.manifest.version} != {content.get("version"), read_published(run)[0]}:
-        raise SchemaError(
-            f"{run} holds other metrics or checkpoints than those of its bundle: give the run's folder, {remedy}"
-        )
+        raise SchemaError(f"{run} holds other metrics or checkpoints than its bundle's: give a run's folder, {remedy}")
     if run == config.out.resolve():
         raise SchemaError(f"--out is {config.out}, whose weights are to be started from: give another folder, {remedy}")
     if config.data.split.strict or split.kind == "pairs" or (split.kind == "leave_one_out" and is_set(split.train)):
-        raise SchemaError(
-            f"a split that is strict or drawn holds out what {run} was trained on: choose another, {remedy}"
-        )
+        raise SchemaError(f"a strict or drawn split holds out what {run} was trained on: choose another, {remedy}")
     until = bundle.schema.data_until
     if split.test_at is not None and split.test_at < until:
         end = f"{np.datetime64(until, 's')}Z"

@@ -279,9 +279,8 @@ def stage_bundle(work: Work, trained: Trained, stage: BundleStage) -> tuple[Fact
     if schema.repeats == "allow":
         items = items.append_column("repeat_rate", pa.array(data.trends.repeat_rate[-1]))
     if schema.has_datetime and IS_NEW not in items.column_names:
-        items = items.append_column(
-            IS_NEW, pa.array(find_new_items(data.sequences.events, len(items), schema.data_until))
-        )
+        is_new = find_new_items(data.sequences.events, len(items), schema.data_until)
+        items = items.append_column(IS_NEW, pa.array(is_new))
     is_taken, requests = torch.from_numpy(data.count_targets() > 0), data.drawn_requests(MAX_COLD_USERS)
     cold_items = fit_cold_items(towers, torch.from_numpy(popularity), is_taken, requests, config.seed)
     export_bundle(towers, cold_items, schema, items, popularity, stage, config.seed)

@@ -295,10 +295,8 @@ _OPTIONS: dict[str, dict[str, Any]] = {
 }
 _ASK = "--requests --all-users --k --repeats --where --only --at-most --profiles --trusted-keys"
 _ROWS = "--rows --columns --profiles --overwrite --trusted-keys"
-_PLACE = (
-    "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys --allowed-host"
-)
-_PLACE += " --clock --experiment --workers --trusted-keys --admin-port --read-only --log-format"
+_PLACE = "--bundle --registry --profiles --state --host --port --retention-days --reload-token-file --keys"
+_PLACE += " --allowed-host --clock --experiment --workers --trusted-keys --admin-port --read-only --log-format"
 _AMONG = "--registry --trusted-keys"
 # name -> what it runs, its help in a line, options that it needs, options that it takes, and more help
 COMMANDS: dict[str, tuple[Callable[[argparse.Namespace], None], str, str, str, str]] = {

@@ -291,9 +291,7 @@ def _join(histories: Sequence[History], name: str, missing: Any, dtype: Any) -> 
 
 def golden_answer(recommender: Recommender) -> GoldenAnswer:
     """Return a function that answers golden requests as `serve.bundle` compares them."""
-    return lambda requests, k: [
-        (one.item_id.tolist(), one.score.tolist()) for one in recommender.recommend(requests, k)
-    ]
+    return lambda asked, k: [(one.item_id.tolist(), one.score.tolist()) for one in recommender.recommend(asked, k)]
 
 
 def _no_profiles(schema: Schema) -> Profiles:

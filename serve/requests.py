@@ -211,11 +211,9 @@ def _parse_history(raw: Any, schema: Schema) -> History | None:
     )
 
 
-def _key_contexts(
-    entries: Sequence[Any], seconds: NDArray[np.int64] | None, schema: Schema
-) -> NDArray[np.int64] | None:
-    times = [None] * len(entries) if seconds is None else seconds.tolist()
-    given = [_parse_features(one.get("context"), "context", schema) or {} for one in entries]
+def _key_contexts(events: Sequence[Any], seconds: NDArray[np.int64] | None, schema: Schema) -> NDArray[np.int64] | None:
+    times = [None] * len(events) if seconds is None else seconds.tolist()
+    given = [_parse_features(one.get("context"), "context", schema) or {} for one in events]
     rows = [{**one, TIME: time} for one, time in zip(given, times, strict=True)]
     features = keyed_by_name(schema.context_features)
     keys = context_keys(features, encode_rows(features, rows, schema.timezone).codes)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import logging
 import math
-import shutil
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -13,6 +12,7 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from shutil import disk_usage
 from typing import Any, Literal, NoReturn
 
 import numpy as np
@@ -296,9 +296,7 @@ class Service:
             "items": self.current.catalogue.n_listed,
             "live_items": self.items.n_changed,
             "state_bytes": sum(map(_measure, self._folder.rglob("*"))),
-            "state_free_bytes": shutil.disk_usage(
-                next(filter(Path.is_dir, (self._folder, *self._folder.parents)))
-            ).free,
+            "state_free_bytes": disk_usage(next(filter(Path.is_dir, (self._folder, *self._folder.parents)))).free,
         }
 
     def close(self) -> None:

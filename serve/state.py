@@ -116,9 +116,7 @@ _INSERT_EVENT = (  # an event that is sent again, since its acknowledgement was 
     "AND datetime = :datetime AND item_id = :item_id AND event = :undone_by))"
 )
 _UNDONE_BY = {DISMISS: UNDISMISS, UNDISMISS: DISMISS}
-_INSERT_ANSWER = (
-    "INSERT INTO answer_rows (request_id, user, datetime, bundle_version, policy, arm) VALUES (?, ?, ?, ?, ?, ?)"
-)
+_INSERT_ANSWER = "INSERT INTO answer_rows VALUES (NULL, ?, ?, ?, ?, ?, ?)"
 _NUMBER_OF_USER = "(SELECT u.number FROM user_keys k JOIN users u ON u.place = k.place WHERE k.key = ? AND u.id = ?)"
 _RECALL = (
     f"SELECT item_id, datetime, event, weight, number FROM event_rows WHERE user = {_NUMBER_OF_USER} "  # noqa: S608

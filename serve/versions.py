@@ -438,9 +438,7 @@ class BundleSource:
         return Recommender.load(self.folder, self.profiles, self.trusted)
 
     def load_version(self, version: str) -> Recommender:
-        raise SchemaError(
-            f"an arm has the version '{version}', but one bundle is served; give --registry, or leave it out"
-        )
+        raise SchemaError(f"an arm has the version '{version}', but one bundle is served: give --registry instead")
 
 
 @dataclass(frozen=True)

@@ -104,9 +104,7 @@ def recommend_only(
     """Rank some items alone; the lists of requests that bound how many items share a value are empty."""
     among = Filters(only=tuple(recommender.catalogue.item_ids.ids[is_listed].tolist()))
     nothing, given = Filters(only=()), ((one, one.filters or Filters()) for one in requests)
-    only = [
-        replace(one, filters=nothing if filters.at_most else join_filters(filters, among)) for one, filters in given
-    ]
+    only = [replace(one, filters=nothing if its.at_most else join_filters(its, among)) for one, its in given]
     return recommender.recommend(only, k, filter_viewed)
 
 

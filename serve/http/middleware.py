@@ -143,9 +143,7 @@ class Worker:
             await place
             yield
         finally:
-            if (
-                not place.cancel() and not place.cancelled()
-            ):  # it had come; whoever had it may ask for the next one first
+            if not place.cancel() and not place.cancelled():  # it had come; whoever had it may ask again first
                 asyncio.get_running_loop().call_soon(self._pass_on)
 
     def _pass_on(self) -> None:

@@ -32,7 +32,7 @@ Cells = Annotated[list[Value], Field(max_length=MAX_TEXT, fail_fast=True)]
 Values = Annotated[dict[Name, Value | Cells], Field(max_length=MAX_NAMES)]
 Ids = Annotated[list[ItemId], Field(max_length=MAX_IDS, fail_fast=True)]
 Length = Annotated[
-    int, Field(ge=1, le=MAX_ITEMS, description=f"Items of a list at most; of all lists of a body {MAX_LISTED}.")
+    int, Field(ge=1, le=MAX_ITEMS, description=f"Items of a list; of all in a body {MAX_LISTED:,} at most.")
 ]
 Repeats = Literal["allow", "exclude"] | None
 Explain = Annotated[bool, Field(description="Give each item's columns and the reasons for it, and the user's segment.")]
