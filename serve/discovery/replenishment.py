@@ -17,9 +17,9 @@ from numpy.typing import NDArray
 from serve.catalogue import name_items
 from serve.clock import DAY
 from serve.columns import to_arrow
-from serve.discovery.reasons import Reason, complete_request, say_habit
+from serve.discovery.reasons import complete_request, say_habit
 from serve.index import UNKNOWN_ROW, Ints
-from serve.recommendations import Answer, DueItem, DueList
+from serve.recommendations import Answer, DueItem, DueList, Reason
 from serve.recommender import RawRequest, Recommender
 from serve.requests import History, Request
 
