@@ -18,7 +18,6 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoes
 
 from evaluation.evaluate import MODEL, headline_metric
 from evaluation.metrics import MISSING, OTHER, SLICES, sign
-from serve.bundle import Facts
 from serve.clock import find_zone
 from serve.schema import Schema
 
@@ -28,11 +27,6 @@ MIN_USERS_SHOWN = 20  # groups of fewer users are not shown: their figures are n
 SHARES = ("missing", "unlisted", "cold", "long_tail", "repeat_share")
 _MARKS = re.compile(r"([\\`*_{}\[\]<>#|~&])")
 _NUMBER = re.compile(r"(^-)?\d+(\.\d+)?(e[+-]\d+)?")
-
-
-def render_card(metrics: Content, data: Content, schema: Schema, facts: Facts) -> str:
-    """Write the card of a bundle that is about to be published, in Markdown, from its metrics and the data report."""
-    return render("MODEL_CARD.md", content=metrics, data=data, schema=schema, facts=facts)
 
 
 def render(template: str, content: Content, data: Content, schema: Schema, **more: Any) -> str:

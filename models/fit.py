@@ -181,11 +181,7 @@ def _make_checkpoints(folder: Path, patience: int | None) -> list[Callback]:
 
 
 def _make_trainer(
-    callbacks: list[Callback],
-    checkpoints: RunCheckpoints,
-    max_epochs: int,
-    is_unvalidated: bool,
-    options: dict[str, Any],
+    callbacks: list[Callback], plugin: RunCheckpoints, max_epochs: int, is_unvalidated: bool, options: dict[str, Any]
 ) -> pl.Trainer:
     callbacks = [*callbacks, *list_callbacks(options.pop("callbacks", None))]
     if options.get("precision") not in PRECISIONS:
@@ -197,7 +193,7 @@ def _make_trainer(
         "devices": 1,
         "deterministic": "warn",  # threads would sum the gradients of gathered rows in any order
         "logger": False,
-        "plugins": [checkpoints],
+        "plugins": [plugin],
         "enable_model_summary": False,
         "num_sanity_val_steps": 0,
         "limit_val_batches": 0 if is_unvalidated else None,

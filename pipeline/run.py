@@ -19,7 +19,7 @@ from datamodules.splits import check_files, check_targets
 from evaluation.console import print_summary
 from evaluation.drift import LATENCY, SNAPSHOT, take_snapshot, time_answers
 from evaluation.evaluate import Parts, evaluate, headline_metric
-from evaluation.model_card import render_card
+from evaluation.model_card import render
 from evaluation.report import write_report
 from pipeline.config import Config, complete_text
 from pipeline.run_folder import Work, declare_finished, is_finished, note_published, refuse_replacing
@@ -125,7 +125,8 @@ def produce(work: Work, stage: Stage) -> Product:
         "refinement": None if trained.refinement is None else asdict(trained.refinement),
     }
     timing = {name: round(value, 2) for name, value in seconds.items()} | trained.pace
-    write_file(stage.path / MODEL_CARD, render_card(metrics, data, trained.data.schema, facts).encode())
+    card = render(MODEL_CARD, metrics, data, trained.data.schema, facts=facts)
+    write_file(stage.path / MODEL_CARD, card.encode())
     report = {"data": data, "timing": timing, "training": training, SNAPSHOT: take_snapshot(recommender)}
     if (segments := recommender.bundle.segments) is not None:
         report["segments"] = {"stability": segments.stability, "found": segments.describe()}

@@ -30,6 +30,7 @@ from serve.requests import MAX_SHOWN, Filters, parse_limit, show
 from serve.schema import SEVERAL, Feature
 
 Value = str | bool | int | float
+Lists = tuple[Floats, Ints]  # scores and item rows
 Where = Callable[["Columns"], Mask]  # tells of columns of N items which of them meet an expression, (N,)
 
 WORDS = frozenset({"and", "or", "not", "in", "true", "false", "(", ")", "[", "]", ","})  # messages may repeat them
@@ -297,7 +298,7 @@ class Admission:
 
 def rank_filtered(
     index: ItemIndex, admission: Admission, filters: Sequence[Filters | None], query: Query, k: int
-) -> tuple[Floats, Ints]:
+) -> Lists:
     """Rank T requests, those that share filters together; return scores and rows, (T, k) each."""
     scores, rows = np.full((len(query), k), -np.inf, np.float32), np.full((len(query), k), -1, np.int64)
     for one in dict.fromkeys(filters):
@@ -317,12 +318,7 @@ def rank_filtered(
 
 
 def _walk(
-    index: ItemIndex,
-    query: Query,
-    limits: Sequence[tuple[Column, int]],
-    barred: Mask,
-    k: int,
-    found: tuple[Floats, Ints],
+    index: ItemIndex, query: Query, limits: Sequence[tuple[Column, int]], barred: Mask, k: int, found: Lists
 ) -> list[tuple[float, int]]:
     """Walk down the complete ranking of one request and take k items, but none of which a value is full.
 

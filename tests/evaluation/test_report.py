@@ -8,8 +8,9 @@ from html.parser import HTMLParser
 
 import pytest
 
+from evaluation import model_card
 from evaluation.metrics import sign
-from evaluation.model_card import environment, read_slices, read_views, render_card
+from evaluation.model_card import environment, read_slices, read_views
 from evaluation.report import find_limits, main, name_all, write_report
 from serve.recommender import Recommender
 from tests.evaluation.tiny_run import DATA, HOSTILE, make_tiny_run, user_ids
@@ -79,7 +80,9 @@ def pages(shop, films, tmp_path_factory):
 
 def card(run, content=None, data=DATA, schema=None):
     facts = replace(run.recommender.bundle.manifest.facts, config={"seed": 11, "model": {"dim": 48}})
-    return render_card(content or run.content, data, schema or run.recommender.bundle.schema, facts)
+    return model_card.render(
+        "MODEL_CARD.md", content or run.content, data, schema or run.recommender.bundle.schema, facts=facts
+    )
 
 
 def test_the_page_is_whole_and_needs_nothing_beside_it(run, pages):
