@@ -14,9 +14,10 @@ import argparse
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,8 +38,10 @@ from serve.command_line import make_parser, run_command, tabulate
 from serve.durable import write_file
 from serve.errors import BundleError, SchemaError
 from serve.recommender import Recommender, golden_answer
+from serve.schema import Schema
 from serve.versions import LOADING_ERRORS, Registry, activate, publish_version, read_version, rollback
 
+Read = Callable[[Schema], Parts]  # what a version of a schema is asked, should find and knows before
 STOPPED = 3  # exit status where a version is not let through
 AUDIT = "audit.jsonl"
 K = 10
@@ -84,24 +87,40 @@ def main(argv: Sequence[str] | None = None, program: str = "python -m evaluation
     add("--train", type=Path, required=True, metavar="FILE", help="interactions before them: the users' histories")
     add("--users", type=Path, metavar="FILE", help="user features, by which groups are compared, too")
     add("--at", metavar="TIME", help="when the holdout begins: the moment that each user is asked at")
-    for name, share in Limits._field_defaults.items():
-        add(f"--{name.replace('_', '-')}", type=float, default=share, metavar="SHARE", help=f"default: {share}")
     add("--out", type=Path, required=True, metavar="FILE", help="write the verdict here, in JSON")
-    add("--trusted-keys", type=Path, metavar="FILE", help="public keys: a bundle that none of them signed is stopped")
+    add_limits(parser)
     return run_command(lambda: run(parser.parse_args(words)))
 
 
+def add_limits(parser: argparse.ArgumentParser) -> None:
+    """Add the options that decide what passes."""
+    add = parser.add_argument
+    for name, share in Limits._field_defaults.items():
+        add(f"--{name.replace('_', '-')}", type=_read_share, default=share, metavar="SHARE", help=f"default: {share}")
+    add("--trusted-keys", type=Path, metavar="FILE", help="public keys: a bundle that none of them signed is stopped")
+
+
+def _read_share(text: str) -> float:
+    if not 0 <= float(text) <= 1:
+        raise argparse.ArgumentTypeError(f"got {text}; allowed: a share from 0 to 1")
+    return float(text)
+
+
 def run(given: argparse.Namespace) -> None:
-    """Judge, write the verdict and, into a registry, publish; end with status 3 where the candidate is stopped."""
+    """Let tables on disk decide."""
     for path in (given.holdout, given.train, given.users, given.candidate / MANIFEST):
         if path is not None and not path.exists():
             raise SchemaError(f"{path} does not exist; the working directory is {Path.cwd()}")
-    limits = Limits(*(getattr(given, name) for name in Limits._fields))
-    if not all(0 <= share <= 1 for share in limits):
-        raise SchemaError(f"{limits}: allowed are shares from 0 to 1")
+    decide(given, partial(Parts.read, given.holdout, given.train, given.users, given.at))
+
+
+def decide(given: argparse.Namespace, read: Read) -> None:
+    """Judge, write the verdict and, into a registry, publish; end with status 3 where the candidate is stopped."""
     registry = None if given.registry is None else Registry(given.registry, given.trusted_keys)
+    if registry is not None and has_taken_over(registry, given.candidate):
+        return
     current = Bundle.load(given.current if registry is None else registry.folder(registry.current()))
-    verdict = judge(given, current, limits)
+    verdict = judge(given, current, Limits(*(getattr(given, name) for name in Limits._fields)), read)
     write_file(given.out, (json.dumps(verdict, indent=1, allow_nan=False) + "\n").encode())
     said = f"{verdict['verdict']}: {verdict['candidate']} in place of {verdict['current']}"
     sys.stdout.write("\n".join([*tabulate(verdict["checks"]), said]) + "\n")
@@ -109,6 +128,21 @@ def run(given: argparse.Namespace) -> None:
         release(registry, given.candidate, verdict)
     if verdict["verdict"] != "passed":
         raise SystemExit(STOPPED)
+
+
+def has_taken_over(registry: Registry, candidate: Path) -> bool:
+    """Tell whether a candidate has been let in before, which happens once; log what a kill left out of the log."""
+    version, log = read_version(candidate), registry.path / AUDIT
+    said = log.read_text(encoding="utf-8") if log.exists() else ""
+    steps = {step for step in ("published", "activated") if f'"step": "{step}", "version": "{version}"' in said}
+    is_current = version is not None and version == registry.find_current()
+    if not is_current and "activated" not in steps:
+        return False
+    if steps == {"published"}:
+        audit(registry, "activated", version=version, left=next(iter(registry.past()), None))
+    end = "is current" if is_current else "was current before: to let it be served again, activate it by hand"
+    sys.stdout.write(f"nothing is left to do: {version} {end}\n")
+    return True
 
 
 def release(registry: Registry, candidate: Path, verdict: dict[str, Any]) -> None:
@@ -134,7 +168,7 @@ def audit(registry: Registry, step: str, **facts: Any) -> None:
         os.fsync(file.fileno())
 
 
-def judge(given: argparse.Namespace, current: Bundle, limits: Limits) -> dict[str, Any]:
+def judge(given: argparse.Namespace, current: Bundle, limits: Limits, read: Read) -> dict[str, Any]:
     """Return the verdict on a candidate; one that cannot be loaded is stopped without further checks."""
     head = {"verdict": "stopped", "current": current.manifest.version, "candidate": read_version(given.candidate)}
     try:
@@ -143,20 +177,25 @@ def judge(given: argparse.Namespace, current: Bundle, limits: Limits) -> dict[st
     except LOADING_ERRORS as error:
         return head | {"checks": [asdict(Check("files and golden answers", 0, 1, False, note=str(error)))]}
     checks = [Check("files and golden answers", n_golden, 1, True)]
-    checks += compare(*prepare(given, [current, candidate]), limits)
+    checks += compare(*prepare(read, [current, candidate]), limits)
     outcome = "passed" if all(check.is_passed for check in checks) else "stopped"
     return head | {"verdict": outcome, "checks": [asdict(check) for check in checks]}
 
 
-def prepare(given: argparse.Namespace, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
+def prepare(read: Read, bundles: Sequence[Bundle]) -> tuple[list[Recommender], Parts]:
     """Read the tables as each bundle does; return recommenders, and what the first one is asked and should find."""
-    read = [Parts.read(given.holdout, given.train, given.users, given.at, bundle.schema) for bundle in bundles]
-    for bundle, parts in zip(bundles, read, strict=True):
-        if parts.at is not None and bundle.schema.data_until > parts.at:
-            until = to_moment(bundle.schema.data_until)
-            raise SchemaError(f"--at is {to_moment(parts.at)}; {bundle.path} has seen data until {until}: ask later")
-    pairs = zip(bundles, read, strict=True)
-    return [Recommender(one, profiles_from_frame(its.train, its.users, one.schema)) for one, its in pairs], read[0]
+    asked = [read(bundle.schema) for bundle in bundles]
+    for bundle, parts in zip(bundles, asked, strict=True):
+        check_unseen(bundle, parts.at)
+    pairs = zip(bundles, asked, strict=True)
+    return [Recommender(one, profiles_from_frame(its.train, its.users, one.schema)) for one, its in pairs], asked[0]
+
+
+def check_unseen(bundle: Bundle, at: int | None) -> None:
+    """Refuse to ask a version at a moment after which it was trained."""
+    if at is not None and bundle.schema.data_until > at:
+        until = to_moment(bundle.schema.data_until)
+        raise SchemaError(f"--at is {to_moment(at)}; {bundle.path} has seen data until {until}: ask later")
 
 
 def compare(versions: Sequence[Recommender], parts: Parts, limits: Limits) -> list[Check]:

@@ -44,6 +44,7 @@ class Run:
 
     bundle: Path
     metrics: dict[str, Any]
+    work: Work  # its tables and their split
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ def run(config: Config, tables: Frames | None = None, text: str | None = None) -
         work = prepare(config, tables, stage.beside)
         if is_finished(work.config, work.rows):
             console.print(f"{config.out} holds this run, finished: nothing is left to do", markup=False)
-            return Run(stage.target, json.loads((config.out / METRICS).read_bytes()))
+            return Run(stage.target, json.loads((config.out / METRICS).read_bytes()), work)
         if text is not None:
             write_file(stage.beside / CONFIG, complete_text(text, work.config).encode())
         return release(work, stage, produce(work, stage))
@@ -86,16 +87,19 @@ def search(config: Config, text: str) -> None:
         tune(config, work, text, lambda tried: fit_first(tried).epochs)
 
 
-def run_or_search(config: Config, text: str) -> None:
+def run_or_search(config: Config, text: str) -> Run | None:
     """Run or search; what the training itself cannot do is a fault of the configuration."""
     try:
-        run(config, text=text) if config.tune.trials is None else search(config, text)
+        if config.tune.trials is None:
+            return run(config, text=text)
+        search(config, text)
     except (FloatingPointError, MisconfigurationException) as error:
         raise SchemaError(say(error)) from error
     except (MemoryError, RuntimeError) as error:  # on a CPU torch raises a plain RuntimeError
         if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in str(error):
             raise
         raise SchemaError(f"{LITTLE_MEMORY}: {say(error)}") from error
+    return None
 
 
 def produce(work: Work, stage: Stage) -> Product:
@@ -135,24 +139,29 @@ def produce(work: Work, stage: Stage) -> Product:
 
 def measure(recommender: Recommender, work: Work) -> tuple[dict[str, Any], dict[str, float]]:
     """Evaluate the staged bundle; durations come apart, since metrics are the same for the same seed."""
-    config, split, test = work.config, work.split, only_targets(work.split.test)
-    if not len(test):
-        return {"protocol": {"split": split.kind, "note": "everything trains: nothing is left to test on"}}, {}
+    config, parts = work.config, set_apart(work)
+    if not len(parts.test):
+        return {"protocol": {"split": work.split.kind, "note": "everything trains: nothing is left to test on"}}, {}
     console.rule("evaluation of the bundle")
-    user_features = config.data.features.of("user").values()
-    groups = [str(feature.column) for feature in user_features if feature.kind in ("categorical", "numeric")]
-    parts = Parts(
-        test=test,
-        train=split.train,
-        validation=only_targets(split.validation),
-        users=work.tables.users,
-        group_columns=[*groups, *config.data.audit_only],
-        at=split.test_at,
-        evidence=only_evidence(split.validation),
-    )
     metrics = evaluate(recommender, parts, config.seed, config.evaluation.baselines, console.log)
     durations = {name: record.pop("seconds") for name, record in metrics["baselines"].items() if "seconds" in record}
     return metrics, {f"baseline_{name}": duration for name, duration in durations.items()}
+
+
+def set_apart(work: Work) -> Parts:
+    """Return what a run is tested on; groups are single-valued features of users and what is declared for audits."""
+    split, data = work.split, work.config.data
+    features = data.features.of("user").values()
+    groups = [str(feature.column) for feature in features if feature.kind in ("categorical", "numeric")]
+    return Parts(
+        test=only_targets(split.test),
+        train=split.train,
+        validation=only_targets(split.validation),
+        users=work.tables.users,
+        group_columns=[*groups, *data.audit_only],
+        at=split.test_at,
+        evidence=only_evidence(split.validation),
+    )
 
 
 def release(work: Work, stage: Stage, product: Product) -> Run:
@@ -171,4 +180,4 @@ def release(work: Work, stage: Stage, product: Product) -> Run:
         bundle = publish(ready, config.overwrite)
         item_id = bundle.items.column("item_id")[0].as_py()
         print_summary(console, config.out, metrics, headline_metric(config.data.repeats), item_id)
-    return Run(bundle.path, metrics)
+    return Run(bundle.path, metrics, work)

@@ -11,15 +11,18 @@ import pandas as pd
 import pytest
 
 import train
+from evaluation import gate
 from pipeline import retrain
-from pipeline.retrain import name_next
+from pipeline.retrain import VERDICT, name_next
 from serve import Recommender
 from serve.bundle import CONFIG, FEEDBACK, METRICS
 from serve.erasure import forget_users
-from serve.versions import read_version
+from serve.versions import Registry, publish_version, read_version, rollback
 from tests.models.tiny_towers import one_thread
 from tests.pipeline.shop import DISMISSED, NEW_ITEM, NEW_USER, log_events, open_shop
 from tests.pipeline.small_runs import BASKETS
+
+ANY_LOSS = ("--loss", "1", "--slice-loss", "1", "--coverage-loss", "1")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -39,6 +42,80 @@ def shop(tmp_path_factory) -> Path:
 
 def ask(shop: Path, *options: str) -> int:
     return retrain.main(["--config", str(shop / "shop.yaml"), "--run", str(shop / "my"), *options])
+
+
+def ask_gate(shop: Path, *options: str) -> int:
+    """Retrain with the registry; return the status."""
+    words = ["--registry", str(shop / "registry"), "--state", str(shop / "my" / "state")]
+    try:
+        return ask(shop, *words, *options)
+    except SystemExit as end:
+        return int(end.code or 0)
+
+
+@pytest.fixture
+def registry(shop) -> Registry:
+    """The registry beside the shop, whose first run is current."""
+    shutil.rmtree(shop / "registry", ignore_errors=True)
+    registry = Registry(shop / "registry")
+    publish_version(registry, shop / "my" / "bundle", is_activated=True)
+    return registry
+
+
+def write_tables(shop: Path, folder: Path) -> list[str]:
+    """Write what the gate reads, from the tables and the log; return its options."""
+    log = pd.read_parquet(shop / "my" / FEEDBACK / "trained-my-2.parquet")
+    events = pd.read_parquet(shop / "interactions.parquet")
+    log = log[log["event"] == "buy"].astype({"item_id": "int64"})
+    log["weight"] = log["weight"].fillna(events["weight"].mean())
+    events = pd.concat([events, log[events.columns]]).drop_duplicates(["user_id", "item_id", "datetime"])
+    user, item = DISMISSED
+    events = events[~((events["user_id"] == user) & (events["item_id"] == item))].sort_values("datetime", kind="stable")
+    is_test = events["datetime"] >= pd.Timestamp("2021-06-01").timestamp()
+    for name, part in (("holdout", events[is_test]), ("train", events[~is_test])):
+        part.to_parquet(folder / f"{name}.parquet")
+    files = {f"--{name}": str(folder / f"{name}.parquet") for name in ("holdout", "train")}
+    return [word for pair in (files | {"--users": str(shop / "users.parquet")}).items() for word in pair]
+
+
+def test_the_gate_lets_the_next_version_take_over_once(shop, registry, tmp_path):
+    first = registry.current()
+    assert ask_gate(shop, "--loss", "0") == gate.STOPPED
+    assert (registry.current(), registry.versions()) == (first, [first])
+    assert json.loads((shop / "my-2" / VERDICT).read_text())["verdict"] == "stopped"
+    assert ask_gate(shop, *ANY_LOSS) == 0
+    new = read_version(shop / "my-2" / "bundle")
+    assert (registry.current(), registry.past()) == (new, [first])
+    verdict, log = (shop / "my-2" / VERDICT).read_text(), (registry.path / gate.AUDIT).read_text()
+    for back in (False, True):  # somebody takes it back
+        if back:
+            rollback(registry)
+        assert ask_gate(shop, *ANY_LOSS) == 0
+        assert registry.current() == (first if back else new)
+        assert (shop / "my-2" / VERDICT).read_text() == verdict
+        assert (registry.path / gate.AUDIT).read_text() == log
+    words = ["--current", str(shop / "my" / "bundle"), "--candidate", str(shop / "my-2" / "bundle"), *ANY_LOSS]
+    words += ["--at", "2021-06-01", "--out", str(tmp_path / VERDICT), *write_tables(shop, tmp_path)]
+    assert gate.main(words) == 0
+    assert json.loads(verdict) == json.loads((tmp_path / VERDICT).read_text())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--at", "2021-05-01"),  # the current version has seen what would be tested
+        ("--data.split.kind", "leave_one_out", "--data.split.at", "null"),
+        ("--data.split.kind", "none", "--data.split.at", "null"),
+        ("--loss", "7"),
+        ("--registry", "{shop}/nowhere"),
+    ],
+)
+def test_what_the_gate_cannot_judge_is_not_trained(shop, registry, tmp_path, capsys, options):
+    first = registry.current()
+    assert ask_gate(shop, "--out", str(tmp_path / "new"), *(word.format(shop=shop) for word in options)) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+    assert registry.versions() == [first]
 
 
 def read_metrics(run: Path):

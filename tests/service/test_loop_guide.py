@@ -1,0 +1,52 @@
+"""The page on the loop is followed once around: its commands run as printed, in their order, on a small run."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+
+from datamodules.config import SplitConfig
+from evaluation.gate import AUDIT
+from serve.versions import Registry, read_version
+from tests.models.tiny_towers import one_thread
+from tests.pipeline import small_runs
+from tests.pipeline.shop import open_shop
+from tests.served import ROOT
+from tests.service.test_operations import find_ports
+
+pytestmark = pytest.mark.service
+PAGE = (ROOT / "docs" / "loop.md").read_text(encoding="utf-8")
+TOOLS = ("bash", "curl", "jq", "openssl")
+
+
+def test_the_loop_can_be_followed_once_around(tmp_path, monkeypatch):
+    if missing := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        pytest.skip(f"needs {missing}")
+    monkeypatch.setattr(small_runs, "START", int(time.time()) - 302 * small_runs.DAY)
+    with one_thread():
+        config = open_shop(tmp_path / "runs", replace(small_runs.BASKETS, split=SplitConfig("none")))
+    shutil.copy(config, tmp_path / "my.yaml")
+    first = read_version(tmp_path / "runs" / "my" / "bundle")
+    script = "set -euo pipefail\ntrap 'kill $(cat pid) 2> /dev/null || true' EXIT\n"
+    script += "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.DOTALL)).replace("8080", str(find_ports(1)[0]))
+    path = f"{os.path.dirname(sys.executable)}:{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = ["timeout", "120", "bash", "-xc", script]  # ends what the script began, too
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-4000:]
+    registry = Registry(tmp_path / "runs" / "registry")
+    assert [registry.current(), *registry.past()] == [read_version(tmp_path / "runs" / "my-2" / "bundle"), first]
+    steps = [json.loads(line)["step"] for line in (registry.path / AUDIT).read_text().splitlines()]
+    assert steps == ["judged", "published", "activated"]
+    slots = pd.read_parquet(registry.path / "feedback" / "shown.parquet")
+    assert len(slots) == 5 * 60
+    assert slots.groupby("list")["conversions"].sum().eq(1).all()
+    assert set(slots["arm"]) == {"as_is", "explored"}
+    assert (registry.path / "drift.json").exists()
