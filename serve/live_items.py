@@ -33,22 +33,19 @@ from serve.requests import Id, is_writable, parse_id, parse_label, parse_number,
 from serve.schema import Feature, IdType
 
 Values = Mapping[str, Any]  # column -> value of one item, as JSON has it; None is missing
-_MARK = 0x42490001  # "BI" and the format
+_MARK = 0x42490002  # "BI" and the format
 _ITEM_ID = "item_id"
-# `changed` and `loads` are what other processes follow: items by their place, the last one changed at the end; versions
+# what other processes follow: the number of an item's last change, and versions that were loaded
 _TABLES = """
-CREATE TABLE items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE,
-    columns TEXT NOT NULL, is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL) STRICT;
-CREATE TABLE changed (number INTEGER PRIMARY KEY, place INTEGER NOT NULL UNIQUE) STRICT;
+CREATE TABLE items (place INTEGER PRIMARY KEY, item_id TEXT NOT NULL UNIQUE, columns TEXT NOT NULL,
+    is_added INTEGER NOT NULL, is_removed INTEGER NOT NULL, number INTEGER NOT NULL UNIQUE) STRICT;
 CREATE TABLE loads (number INTEGER PRIMARY KEY, version TEXT NOT NULL) STRICT;
 """
-_READ = "SELECT item_id, columns, is_added, is_removed FROM items"
-_IF_NEW = "WHERE place IN (SELECT place FROM changed WHERE number > ?)"
-_WRITE = """INSERT INTO items (item_id, columns, is_added, is_removed) VALUES (?, ?, ?, ?)
-ON CONFLICT (item_id) DO UPDATE SET
-    columns = excluded.columns, is_added = excluded.is_added, is_removed = excluded.is_removed"""
-_NOTE_CHANGE = "INSERT OR REPLACE INTO changed (place) SELECT place FROM items WHERE item_id = ?"
-_LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM changed"
+_READ = "SELECT item_id, columns, is_added, is_removed FROM items WHERE number > ? ORDER BY place"
+_LAST_CHANGE = "SELECT ifnull(max(number), 0) FROM items"
+_WRITE = f"""INSERT INTO items (item_id, columns, is_added, is_removed, number)
+VALUES (?, ?, ?, ?, ({_LAST_CHANGE}) + 1) ON CONFLICT (item_id) DO UPDATE SET columns = excluded.columns,
+    is_added = excluded.is_added, is_removed = excluded.is_removed, number = excluded.number"""  # noqa: S608
 _LAST_LOAD = "SELECT number, version FROM loads ORDER BY number DESC LIMIT 1"
 
 
@@ -153,14 +150,13 @@ class LiveItems:
                 written = [(one, json.dumps(one.columns, allow_nan=False)) for one in changes.values()]
                 rows = [(str(one.item_id), columns, one.is_added, one.is_removed) for one, columns in written]
                 self._database.executemany(_WRITE, rows)
-                self._database.executemany(_NOTE_CHANGE, [row[:1] for row in rows])
                 seen = self._last_change()
             self._show(changes, catalogue, seen)
 
     def _catch_up(self) -> None:
         seen = self._last_change()
         if seen > self._seen:
-            read, _ = self._read(self.recommender.bundle.schema.item_id_type, _IF_NEW, self._seen)
+            read, _ = self._read(self.recommender.bundle.schema.item_id_type, self._seen)
             changes = {one.item_id: one for one in read}
             self._show(changes, self._apply(changes), seen)
 
@@ -177,11 +173,10 @@ class LiveItems:
     def _last_change(self) -> int:
         return int(self._database.execute(_LAST_CHANGE).fetchone()[0])
 
-    def _read(self, id_type: IdType, condition: str = "", *values: int) -> tuple[list[Change], list[str]]:
-        """Return the changes of items with ids of this type, and the other ids of items that are not removed."""
-        rows = self._database.execute(f"{_READ} {condition} ORDER BY place", values).fetchall()
+    def _read(self, id_type: IdType, seen: int = 0) -> tuple[list[Change], list[str]]:
+        """Return later changes of items with ids of this type, and the other ids of items that are not removed."""
         changes, others = [], []
-        for text, columns, is_added, is_removed in rows:
+        for text, columns, is_added, is_removed in self._database.execute(_READ, (seen,)).fetchall():
             try:
                 item_id = parse_id(text, id_type, _ITEM_ID)
             except SchemaError:
