@@ -146,10 +146,12 @@ def publish(ready: Ready, overwrite: bool = False) -> Bundle:
         sync_folder(directory)
         bundle = Bundle.load(stage.target)
     except (BundleError, OSError):
-        if old is None:
-            os.rename(stage.target, stage.path)
-        else:
+        if old == stage.path:  # the two were exchanged
             place_folder(old, stage.target)
+        else:  # after a kill in between, the old one is the only one to be put back
+            os.rename(stage.target, stage.path)
+            if old is not None:
+                os.rename(old, stage.target)
         sync_folder(directory)
         raise
     _settle(directory)
