@@ -144,7 +144,8 @@ def _right_vectors(matrix: sp.csr_array | np.ndarray, dim: int, seed: int) -> np
         return vectors
     _, values, right = svds(matrix, k=rank, random_state=seed)
     right[values <= MIN_SINGULAR * values.max()] = 0  # directions of rounding errors, which no seed decides
-    signs = np.sign(right[np.arange(rank), np.abs(right).argmax(axis=1)])
+    largest = np.abs(right).round(5).argmax(axis=1)  # of two that differ by rounding errors the first
+    signs = np.sign(right[np.arange(rank), largest])
     vectors[:, :rank] = (right * signs[:, None])[::-1].T.round(5) + 0.0  # without last digits and -0.0
     return vectors
 

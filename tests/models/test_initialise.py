@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import scipy.sparse as sp
 import torch
 
 from datamodules.config import FeaturesConfig
@@ -127,3 +128,13 @@ def test_content_explains_what_it_can_and_ids_the_rest():
         said = tower.content(codes, values)  # (N, D)
     assert torch.allclose(said + tower.id_table.weight, factors, atol=1e-6)
     assert (said - of_content).square().mean() < 0.05 * of_content.square().mean()
+
+
+def test_no_rounding_error_decides_the_sign_of_a_factor():
+    """Two items that are alike but for who has them: one factor says (1, -1) of them, and which is larger is chance."""
+    alike = np.kron([[1.0, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0.5]], np.ones((3, 1)))  # (U, N)
+    expected = item_factors(sp.csr_array(alike), 2, 0)
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        found = item_factors(sp.csr_array(alike * (1 + 1e-15 * rng.standard_normal(alike.shape))), 2, 0)
+        assert torch.equal(found, expected)
