@@ -21,7 +21,7 @@ MAY_IMPORT = {
 }
 HEAVY = ("torch", "pytorch_lightning", "pandas")
 HTTP = {"fastapi", "httptools", "prometheus_client", "pydantic", "starlette", "uvicorn"}
-MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 114, 21_600, 25, 14, 60
+MAX_FILES, MAX_LINES, MAX_PACKAGE, MAX_CHAIN, SMALL = 110, 21_410, 25, 14, 60
 
 
 def name_module(path):
