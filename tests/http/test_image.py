@@ -23,7 +23,8 @@ mkdir /run/bascule
 mount --bind "$RUN" /run/bascule
 mount -o remount,ro /run
 mount -o remount,bind,ro /
-mount -t tmpfs -o ro tmpfs /tmp
+mount --bind /tmp /tmp
+mount -o remount,bind,ro /tmp
 exec setpriv --reuid={USER} --regid={USER} --clear-groups --no-new-privs \
     --inh-caps={MAY_REACH} --ambient-caps={MAY_REACH} --bounding-set={MAY_REACH} "$@"
 """
