@@ -20,6 +20,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from serve.durable import name_fault
+from serve.errors import SchemaError
+from serve.state import MARK
+
 Figures = dict[str, Any]
 
 DAY = 86_400
@@ -41,8 +45,11 @@ _EVENTS = (
 
 def read_log(path: Path) -> tuple[pd.DataFrame, pd.DataFrame, pd.DataFrame]:
     """Read lists, slots and events of a state, which a service may be writing meanwhile; all of one moment."""
-    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as database:
+    uri = f"{path.absolute().as_uri()}?mode=ro"
+    with name_fault(path), closing(sqlite3.connect(uri, uri=True, isolation_level=None)) as database:
         database.execute("BEGIN")
+        if database.execute("PRAGMA application_id").fetchone() != (MARK,):
+            raise SchemaError(f"{path} is of another kind or format: give the state of a service of this version")
         lists, slots, events = (pd.read_sql_query(query, database) for query in (_LISTS, _SLOTS, _EVENTS))
     times = {"datetime": "int64"}  # of an empty table, SQLite does not tell
     return lists.astype(times), slots, events.astype(times)

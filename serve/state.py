@@ -64,7 +64,7 @@ _HOUR = 3600.0
 _REQUEST_ID = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _SLICE, _MAX_SLICE = 0.01, 1000  # seconds of deleting in one transaction, and events or answers at most
 _LOG_TIMEOUT, _LOG_PATIENCE = 20, 10.0  # milliseconds, with writers waiting, and seconds in all, to empty the log
-_MARK = 0x42530003  # "BS" and the format
+MARK = 0x42530003  # "BS" and the format
 _TABLES = """
 CREATE TABLE salt (value BLOB NOT NULL);
 INSERT INTO salt VALUES (randomblob(32));
@@ -174,7 +174,7 @@ class StateStore:
         self._lock = threading.Lock()
         self._runs = runs or [path.absolute().parent.parent]
         self._readers: deque[sqlite3.Connection] = deque()
-        self._writer = open_database(path, _MARK, _TABLES)
+        self._writer = open_database(path, MARK, _TABLES)
         (self._salt,) = self._writer.execute("SELECT value FROM salt").fetchone()
         sync_folder(path.absolute().parent.parent)
 
@@ -313,7 +313,7 @@ class StateStore:
     def _empty_log(self) -> None:
         """Empty the write-ahead log, between the queries of others."""
         is_busy, end = True, time.monotonic() + _LOG_PATIENCE
-        with name_fault(self.path), closing(open_database(self.path, _MARK)) as connection:
+        with name_fault(self.path), closing(open_database(self.path, MARK)) as connection:
             connection.execute(f"PRAGMA busy_timeout = {_LOG_TIMEOUT}")
             while is_busy and time.monotonic() < end:
                 connection.execute("PRAGMA wal_checkpoint(PASSIVE)")  # most of the work, while others write
@@ -338,7 +338,7 @@ class StateStore:
 
     def _read(self, query: str, *values: Any) -> list[tuple[Any, ...]]:
         with name_fault(self.path):
-            reader = self._readers.pop() if self._readers else open_database(self.path, _MARK)
+            reader = self._readers.pop() if self._readers else open_database(self.path, MARK)
             rows = reader.execute(query, values).fetchall()
         self._readers.append(reader)
         return rows

@@ -2,7 +2,9 @@
 
 import json
 import shutil
+import sqlite3
 import time
+from contextlib import closing
 
 import numpy as np
 import pandas as pd
@@ -309,3 +311,17 @@ def test_the_page_shows_drift_if_it_was_measured(run, content, is_shown):
     assert main(["--run", str(run)]) == 0
     page = (run / FEEDBACK / PAGE).read_text()
     assert ("item &lt;price&gt;" in page, ">red<" in page) == (is_shown, is_shown)
+
+
+@pytest.mark.parametrize("kind", ["another mark", "no database"])
+def test_a_state_of_another_kind_is_refused_with_one_line(tmp_path, kind, capsys):
+    path = tmp_path / STATE / STATE_FILE
+    StateStore(path, retention_days=36_000.0).close()
+    if kind == "another mark":
+        with closing(sqlite3.connect(path)) as database:
+            database.execute("PRAGMA application_id = 1112735746")
+    else:
+        path.write_bytes(b"user_id,item_id\n" * 300)
+    assert main(["--run", str(tmp_path)]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert not (tmp_path / FEEDBACK).exists()
