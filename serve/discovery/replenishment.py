@@ -1,4 +1,4 @@
-"""What is due: the items that a user takes again, and when each is expected next.
+"""List what is due: the items that a user takes again, and when each is expected next.
 
 An item has a rhythm if it was taken on two days or more (UTC). Its gaps are those between the last events of these
 days. The typical one is their median, drawn towards the median of all gaps of the user: less if there are many or if
